@@ -1,0 +1,53 @@
+# make run | test | interop | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
+
+PYTHON ?= python3
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV = .venv/$(VERSION)
+PYTEST = -m pytest --rootdir=.
+
+# pip 20.3 runs on Python 3.9 to 3.11 only: the oldest at hand.
+OLD_PYTHON ?= $(shell $(MAKE) -s --no-print-directory pythons | sed -n 's/^3\.\(09\|10\|11\) //p' | head -n 1)
+CLIENTS = .interop/clients
+PIP20 = .interop/pip20
+
+.PHONY: run test interop pythons clean
+
+# Serves from the directory .data: make run ARGS='--port 4040'
+run:
+	$(PYTHON) devpi_lite.py --serverdir .data $(ARGS)
+
+test: $(VENV)/complete
+	$(VENV)/bin/python $(PYTEST) --ignore=tests/interop tests
+
+# The last step marks the environment complete: one that was interrupted is made anew.
+$(VENV)/complete:
+	@test -n '$(VERSION)' || { echo '$(PYTHON) does not run: make test PYTHON=...' >&2; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet pytest
+	touch $@
+
+# Real clients against a real server and the real PyPI, in environments made anew each time.
+interop:
+	@test -n '$(OLD_PYTHON)' || { echo 'pip 20.3 needs a Python 3.9, 3.10 or 3.11: make interop OLD_PYTHON=...' >&2; exit 1; }
+	rm -rf .interop
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
+	$(CLIENTS)/bin/python -m pip install --quiet pytest uv twine devpi-client tox
+	$(OLD_PYTHON) -m venv $(PIP20)
+	$(PIP20)/bin/python -m pip install --quiet 'pip==20.3.*'
+	$(CLIENTS)/bin/python $(PYTEST) tests/interop
+
+# Prints every CPython 3.9 to 3.14 at hand that can run the server and make environments, oldest
+# first, a line each: 3.09 /path/to/python3. A name that pyenv knows but does not run prints nothing.
+pythons:
+	@for python in python3 python3.9 python3.10 python3.11 python3.12 python3.13 python3.14 \
+	        "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.*/bin/python; do \
+	    "$$python" -c 'import os, sys, ssl, sqlite3, venv, ensurepip; \
+	good = sys.implementation.name == "cpython" and (3, 9) <= sys.version_info[:2] <= (3, 14); \
+	good and print("%d.%02d" % sys.version_info[:2], os.path.realpath(sys.executable))' </dev/null 2>/dev/null || true; \
+	done | sort -u
+
+clean:
+	rm -rf .venv .interop .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5947 @@
+#!/usr/bin/env python3
+"""devpi_lite: a private Python package index in one file.
+
+    python devpi_lite.py --serverdir x
+
+serves private indexes, a caching mirror of pypi.org (`root/pypi`), and indexes that inherit from both, to pip, uv, twine,
+Poetry, the devpi client and curl.  It needs Python 3.9 or newer and nothing else: no packages, no internet.
+
+The chapters, each of which uses only those above it:
+
+     1  Names and versions       pure functions over the packaging standards' words
+     2  Errors, settings, limits  exceptions that carry a status; what the operator chose; every bound
+     3  Store                    SQLite: schema, readers, the writer, serials, changelog, what caches hold
+     4  Blobs and archives       files on disk, named by their SHA-256; what they hold
+     5  Users and permissions    passwords, session tokens, who may do what
+     6  Indexes                  configuration, resolution order
+     7  Upstream                 the HTTP client and the parsing of other indexes' pages
+     8  Projects                 stages, mirrors, and an index with its bases: what a project has to offer
+     9  Releases                 uploads and removal
+    10  Simple API               a project as HTML or JSON for installers
+    11  HTTP                     the front, the workers, requests, answers, routes
+    12  Endpoints                devpi's JSON contract, uploads, files, status
+    13  Commands                 the argument parser and `main`
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import binascii
+import bisect
+import collections
+import contextlib
+import dataclasses
+import datetime
+import email.parser
+import email.policy
+import email.utils
+import errno
+import functools
+import getpass
+import gzip
+import hashlib
+import hmac
+import html
+import http.client
+import http.server
+import io
+import ipaddress
+import json
+import logging
+import mmap
+import os
+import queue
+import re
+import secrets
+import selectors
+import shutil
+import signal
+import socket
+import socketserver
+import sqlite3
+import ssl
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import typing
+import urllib.parse
+import urllib.request
+import zipfile
+import zlib
+
+__version__ = "0.1.0"
+PROTOCOL_VERSION = "6.20.3"                 # the devpi-server release whose wire protocol we speak
+log = logging.getLogger("devpi_lite")
+
+# ======================================================================================================================
+# 1  Names and versions
+#
+# Pure functions: normal names, versions and their order, file names, core metadata, hashes, times.  Nothing here
+# touches a disk, a socket or a clock that was not handed in.
+# ======================================================================================================================
+
+
+def normalize(name):
+    """The normal form of a project name: `Foo._Bar` -> `foo-bar` (PEP 503, for any run of non-alphanumerics)."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).lower()
+
+
+_VERSION = re.compile(r"""
+    \s* v?
+    (?:(?P<epoch>[0-9]+)!)?
+    (?P<release>[0-9]+(?:\.[0-9]+)*)
+    (?:[-_.]?(?P<pre>alpha|beta|preview|pre|rc|a|b|c)[-_.]?(?P<pre_n>[0-9]*))?
+    (?P<post>-(?P<post_implicit>[0-9]+) | [-_.]?(?:post|rev|r)[-_.]?(?P<post_n>[0-9]*))?
+    (?P<dev>[-_.]?dev[-_.]?(?P<dev_n>[0-9]*))?
+    (?:\+(?P<local>[a-z0-9]+(?:[-_.][a-z0-9]+)*))?
+    \s*""", re.VERBOSE | re.IGNORECASE | re.ASCII)
+_PRE_RELEASE = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "rc"}
+
+
+@functools.lru_cache(maxsize=20000)
+def parse_version(text):
+    """A PEP 440 version as a tuple of its parts: (epoch, release, pre, post, dev, local), None for what is absent.
+
+    Returns None if `text` is no PEP 440 version.  Numbers of absurd length are refused: int() of them is quadratic."""
+    match = _VERSION.fullmatch(text) if len(text) <= 200 else None
+    if not match:
+        return None
+    part = match.groupdict()
+    pre = post = dev = local = None
+    if part["pre"]:
+        letter = part["pre"].lower()
+        pre = (_PRE_RELEASE.get(letter, letter), int(part["pre_n"] or 0))
+    if part["post"]:
+        post = int(part["post_implicit"] or part["post_n"] or 0)
+    if part["dev"]:
+        dev = int(part["dev_n"] or 0)
+    if part["local"]:
+        local = tuple(int(p) if p.isdigit() else p for p in re.split(r"[-_.]", part["local"].lower()))
+    release = tuple(int(p) for p in part["release"].split("."))
+    return int(part["epoch"] or 0), release, pre, post, dev, local
+
+
+def canonical_version(text):
+    """PEP 440's normal spelling of a version (`1.0-RC1` -> `1.0rc1`); the text itself if it is no such version."""
+    parsed = parse_version(text)
+    if parsed is None:
+        return text
+    epoch, release, pre, post, dev, local = parsed
+    return "".join((
+        f"{epoch}!" if epoch else "", ".".join(map(str, release)), "%s%d" % pre if pre else "",
+        f".post{post}" if post is not None else "", f".dev{dev}" if dev is not None else "",
+        "+" + ".".join(map(str, local)) if local else ""))
+
+
+@functools.lru_cache(maxsize=20000)
+def version_key(text):
+    """Sorts versions as PEP 440 orders them; texts that are no versions sort below all of them, by their text."""
+    parsed = parse_version(text)
+    if parsed is None:
+        return (0, text)
+    epoch, release, pre, post, dev, local = parsed
+    while len(release) > 1 and release[-1] == 0:
+        release = release[:-1]
+    if pre is None:     # 1.0.dev1 < 1.0a1 < 1.0
+        pre = ("", 0) if post is None and dev is not None else ("z", 0)
+    return (1, epoch, release, pre, -1 if post is None else post, float("inf") if dev is None else dev,
+            () if local is None else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
+
+
+def is_prerelease(text):
+    """Whether PEP 440 calls this version a pre-release (a, b, rc or dev)."""
+    parsed = parse_version(text)
+    return parsed is not None and (parsed[2] is not None or parsed[4] is not None)
+
+
+UPLOAD_EXTENSIONS = ("exe", "tar.gz", "bz2", "rpm", "deb", "zip", "tgz", "egg", "dmg", "msi", "whl")
+MIRROR_EXTENSIONS = (".doc.zip", ".tar.bz2", ".tar.gz", ".tar.xz", ".tar.Z", ".tar", ".deb", ".dmg", ".egg", ".exe",
+                     ".msi", ".rpm", ".tgz", ".whl", ".zip")
+
+
+def strip_archive_extension(filename):
+    """(stem, extension) of an archive's name; the extension is "" if it is none that indexes hold."""
+    for extension in MIRROR_EXTENSIONS:
+        if filename.lower().endswith(extension.lower()) and len(filename) > len(extension):
+            return filename[:-len(extension)], filename[-len(extension):]
+    return filename, ""
+
+
+_PLATFORM_TAIL = re.compile(r"[-.](py[23](\.\d+)?.*|win32|win-amd64.*|linux-.*|macosx-.*)$", re.IGNORECASE)
+
+
+@functools.lru_cache(maxsize=20000)
+def version_of_file(filename, project=""):
+    """The version that a file name states (PEP 427, PEP 625, and the looser names of old); "" if it states none.
+
+    Where a source archive's name can be cut in several places, the cut that leaves the project's own name wins."""
+    stem, extension = strip_archive_extension(filename)
+    parts = stem.split("-")
+    if extension == ".whl":
+        return parts[1].replace("_", "-") if len(parts) >= 5 else ""
+    stem = _PLATFORM_TAIL.sub("", stem)
+    cuts = [i for i, c in enumerate(stem) if c == "-" and i]
+    for cut in cuts:
+        if project and normalize(stem[:cut]) == project and stem[cut + 1:cut + 2].isdigit():
+            return stem[cut + 1:]
+    for cut in cuts:
+        if parse_version(stem[cut + 1:]):
+            return stem[cut + 1:]
+    return stem[cuts[-1] + 1:] if cuts else ""
+
+
+# The fields of a release's metadata in devpi's JSON, in devpi's spelling (http-api 8).
+TEXT_FIELDS = ("name", "version", "metadata_version", "summary", "home_page", "author", "author_email", "maintainer",
+               "maintainer_email", "license", "description", "keywords", "download_url", "comment", "requires_python",
+               "description_content_type", "license_expression")
+LIST_FIELDS = ("platform", "classifiers", "supported_platform", "provides", "requires", "obsoletes", "project_urls",
+               "provides_dist", "obsoletes_dist", "requires_dist", "requires_external", "provides_extras", "dynamic",
+               "license_file")
+# Fields of newer metadata: kept, and shown only where they are set.
+NEWER_LIST_FIELDS = ("import_name", "import_namespace")
+FIELD_SPELLINGS = {"classifier": "classifiers", "provides_extra": "provides_extras", "project_url": "project_urls",
+                   "platforms": "platform", "supported_platforms": "supported_platform", "license_files": "license_file",
+                   "import_names": "import_name", "import_namespaces": "import_namespace"}
+
+
+def parse_core_metadata(data):
+    """The fields of a METADATA or PKG-INFO file (bytes), in the spelling of `TEXT_FIELDS` and `LIST_FIELDS`.
+
+    A body becomes the description where no Description field stands (core metadata 2.1)."""
+    message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(data)
+    fields = {}
+    for key in {k.lower() for k in message.keys()}:
+        field = key.replace("-", "_")
+        field = FIELD_SPELLINGS.get(field, field)
+        values = [_header_text(v) for v in message.get_all(key)]
+        if field in LIST_FIELDS or field in NEWER_LIST_FIELDS:
+            fields[field] = values
+        else:
+            fields[field] = "" if values[0] == "UNKNOWN" else values[0]
+    body = message.get_payload(decode=True) if not message.is_multipart() else b""
+    if body and body.strip() and not fields.get("description"):
+        fields["description"] = body.decode("utf-8", "replace")
+    return fields
+
+
+def _header_text(value):
+    """A header of `email`'s: raw UTF-8 comes out of it as surrogates or as a Header object."""
+    return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def best_hash(hashes):
+    """The hash spec `algorithm=hex` to keep of a page's {algorithm: hex}: sha256 if there, else the first sound one; or ""."""
+    sound = {a.lower(): h.lower() for a, h in hashes.items() if isinstance(h, str) and is_digest(a.lower(), h)}
+    for algorithm in sorted(sound, key=lambda a: a != "sha256"):
+        return f"{algorithm}={sound[algorithm]}"
+    return ""
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_length(algorithm):
+    if algorithm not in hashlib.algorithms_available or not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
+        return 0
+    return hashlib.new(algorithm).digest_size * 2
+
+
+def is_digest(algorithm, text):
+    """Whether `text` can be a hex digest of that algorithm, and the algorithm is one that can be checked here."""
+    return bool(_digest_length(algorithm)) and len(text) == _digest_length(algorithm) and \
+        re.fullmatch(r"[0-9a-fA-F]+", text) is not None
+
+
+def file_path(hash_spec, filename):
+    """Where a file with this hash lies below its index: `+f/{hex[:3]}/{hex[3:16]}/{filename}` (devpi's form)."""
+    digest = hash_spec.partition("=")[2]
+    return f"+f/{digest[:3]}/{digest[3:16]}/{filename}"
+
+
+def hashless_path(url, filename):
+    """Where a mirror's file without any known hash lies: `+e/{scheme_host_port_path}/{filename}` (devpi's form)."""
+    parts = urllib.parse.urlsplit(url)
+    folder = f"{parts.scheme}/{parts.netloc.rpartition('@')[2]}{parts.path.rpartition('/')[0]}"
+    return f"+e/{re.sub(r'[^A-Za-z0-9_.-]', '_', folder.replace('/', '_'))}/{filename}"
+
+
+def is_safe_filename(filename):
+    """Whether a name from a client or from upstream can be the last part of a URL path and of a header."""
+    return bool(filename) and len(filename.encode("utf-8", "replace")) <= 255 and filename not in (".", "..") and \
+        re.search(r"[/\\\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]", filename) is None
+
+
+def iso_time(seconds):
+    """A POSIX time as PEP 700 writes it: `2026-11-22T06:58:17.000000Z`."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def seconds_of(iso):
+    """The POSIX time of a text like `iso_time` makes, with or without fractions."""
+    form = "%Y-%m-%dT%H:%M:%S.%fZ" if "." in iso else "%Y-%m-%dT%H:%M:%SZ"
+    return datetime.datetime.strptime(iso, form).replace(tzinfo=datetime.timezone.utc).timestamp()
+
+
+def http_date(seconds):
+    """A POSIX time as an HTTP-date (RFC 9110)."""
+    return email.utils.formatdate(seconds, usegmt=True)
+
+
+def plain_time(seconds):
+    """A POSIX time as devpi's JSON shows it: `2026-11-22T06:59:13Z`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def one_line(text, limit=300):
+    """Text as one printable ASCII line, for a reason phrase or a log line."""
+    text = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "backslashreplace").decode("ascii")).strip()
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+def reason_of(error):
+    """A failure as a few words."""
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "timed out"
+    return one_line(str(error) or type(error).__name__, 200)
+
+
+# ======================================================================================================================
+# 2  Errors, settings, limits
+#
+# An error is raised where it is known, with the HTTP status it deserves and a sentence for its reader; chapter 11 turns
+# it into the answer in one place.  Nothing grows without a bound: every bound stands in `Limits`.
+# ======================================================================================================================
+
+
+class Problem(Exception):
+    """What went wrong, as a sentence for the person who reads it.  Becomes an answer with `status`."""
+    status = 500
+
+    def __init__(self, message, status=None, headers=()):
+        super().__init__(message)
+        self.message = message
+        self.status = status or self.status
+        self.headers = list(headers)
+
+
+class BadRequest(Problem):
+    status = 400
+
+
+class Unauthorized(Problem):
+    """No credentials, or wrong ones, where some are asked for (RFC 9110); `challenge` makes clients send theirs."""
+    status = 401
+
+    def __init__(self, message, challenge=True):
+        super().__init__(message, headers=[("WWW-Authenticate", 'Basic realm="pypi"')] if challenge else [])
+
+
+class Forbidden(Problem):
+    status = 403
+
+
+class NotFound(Problem):
+    status = 404
+
+
+class Conflict(Problem):
+    status = 409
+
+
+class Gone(Problem):
+    status = 410
+
+
+class TooLarge(Problem):
+    status = 413
+
+
+class UnsupportedType(Problem):
+    status = 415
+
+
+class UpstreamTrouble(Problem):
+    """Upstream did not give what was asked for: unreachable, too slow, an error, garbage."""
+    status = 502
+
+
+class Busy(Problem):
+    """Not now; the same request may well succeed after `Retry-After` seconds."""
+    status = 503
+
+    def __init__(self, message, retry_after=1, status=None):
+        super().__init__(message, status, headers=[("Retry-After", str(retry_after))])
+
+
+class NoSpace(Problem):
+    status = 507
+
+
+class FatalError(Exception):
+    """The program cannot start or go on; printed as `fatal: ...`, exit status 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the operator chose: command line first, then DEVPISERVER_* variables, then these defaults."""
+    serverdir: str
+    listen: tuple = (("127.0.0.1", 3141),)      # (host, port) pairs
+    outside_url: str = ""                       # without final slash
+    absolute_urls: bool = False
+    trusted_proxies: tuple = ()                 # ipaddress networks, besides loopback
+    restrict_modify: tuple | None = None        # names and :groups; None = no restriction
+    mirror_cache_expiry: int = 1800             # seconds
+    request_timeout: float = 5                  # seconds a request waits for upstream
+    offline_mode: bool = False
+    max_request_body_size: int = 1 << 30        # bytes
+    connections: int = 4096
+    threads: int = 64
+    secretfile: str = ""
+    access_log: bool = True
+    debug: bool = False
+
+
+class Limits:
+    """Every bound that is not a setting.  Times in seconds, sizes in bytes."""
+    head = 64 << 10                 # a request's head
+    headers = 200                   # lines in it
+    keep_alive = 75                 # between two requests on a connection
+    head_time = 30                  # from the first byte of a head to its last
+    stall = 60                      # without one byte sent or received inside a request
+    slowest_body = 1024             # bytes a second that a body must average after the first minute
+    json_body = 20 << 20
+    form_field = 10 << 20
+    form_fields = 20 << 20          # all fields of an upload together, the file apart
+    form_parts = 20000
+    drained_body = 64 << 20         # of a refused request, read so that its sender sees the answer
+    drain_time = 10
+    waiting_requests = 512          # handed to workers and not begun
+    answer_cache = 64 << 20
+    page_cache = 64 << 20
+    ready_answer = 1 << 20          # the largest answer that the front keeps ready
+    small_file = 256 << 10          # a file up to this size leaves in one send, from memory
+    upstream_page = 100 << 20
+    upstream_page_time = 60
+    upstream_list_time = 300
+    upstream_redirects = 5
+    upstream_idle = 20              # seconds that an unused connection to upstream is kept
+    upstream_pause = 10             # seconds for which a host that failed is not waited for again
+    fetches = 32                    # page fetches at a time
+    downloads = 32                  # file downloads at a time
+    missing_projects = 10000        # remembered "not found" answers
+    metadata_file = 10 << 20
+    archive_members = 200000
+    archive_bytes = 8 << 30         # unpacked, while an archive is looked through
+    remembered_passwords = 1000
+    password_memory = 300           # seconds for which a checked password need not be hashed again
+    session = 36000                 # life of a session token
+    failed_logins = 5               # of one account from one address, before waiting begins
+    longest_login_wait = 60
+    busy = 10                       # seconds a writer waits for another process
+    shutdown = 30                   # seconds that running requests may take to end
+
+
+class Workers:
+    """A bounded crew of daemon threads for one kind of work; grows on demand, `limit` at most."""
+
+    def __init__(self, name, limit, work):
+        self.name, self.limit, self.work = name, limit, work
+        self.waiting = queue.SimpleQueue()
+        self.idle = threading.Semaphore(0)
+        self.count = 0
+        self.lock = threading.Lock()
+
+    def submit(self, item):
+        self.waiting.put(item)
+        if not self.idle.acquire(blocking=False):
+            with self.lock:
+                if self.count < self.limit:
+                    self.count += 1
+                    threading.Thread(target=self._run, name=f"{self.name}-{self.count}", daemon=True).start()
+
+    def _run(self):
+        while True:
+            item = self.waiting.get()
+            try:
+                self.work(item)
+            except Exception:
+                log.exception("%s failed", self.name)
+            self.idle.release()
+
+
+class Flight:
+    """Work under way that any number may wait for; `error` is what ended it, if something did."""
+
+    def __init__(self, function):
+        self.function = function
+        self.ended = threading.Event()
+        self.error = None
+
+    def run(self):
+        try:
+            self.function()
+        except Problem as error:
+            self.error = error
+        except Exception as error:
+            log.exception("background work failed")
+            self.error = UpstreamTrouble(reason_of(error))
+
+
+class SingleFlight:
+    """Runs one thing at a time for one key: who asks while it is under way waits for the same flight."""
+
+    def __init__(self, name, limit):
+        self.workers = Workers(name, limit, self._run)
+        self.flights = {}
+        self.lock = threading.Lock()
+
+    def start(self, key, flight):
+        """The flight under way for `key`, which is `flight` itself if there was none."""
+        with self.lock:
+            current = self.flights.get(key)
+            if current is None:
+                current = self.flights[key] = flight
+                flight.key = key
+                self.workers.submit(flight)
+        return current
+
+    def _run(self, flight):
+        try:
+            flight.run()
+        finally:
+            with self.lock:
+                del self.flights[flight.key]
+            flight.ended.set()
+
+
+# ======================================================================================================================
+# 3  Store
+#
+# The one door to the database.  Readers see one committed state each and never wait; changes are functions that one
+# thread runs, each in a savepoint with a serial and a changelog entry of its own, and commits in groups.  A change's
+# caller is woken after the commit is on disk and after every cache has dropped what the change touched.
+# ======================================================================================================================
+
+SCHEMA = """
+-- one row: one fact about this server (uuid, epoch)
+CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+
+-- one row: an account; `generation` changes with the password, and old session tokens die with it
+CREATE TABLE users (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, pwhash TEXT, generation TEXT NOT NULL,
+    created TEXT NOT NULL, modified TEXT, attributes TEXT NOT NULL);
+
+-- one row: an index, a stage or a mirror; `config` is JSON, its values coerced
+CREATE TABLE indexes (
+    id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    name TEXT NOT NULL, config TEXT NOT NULL, UNIQUE (user_id, name));
+
+-- one row: a project of an index; on a mirror, also what upstream said last and when
+CREATE TABLE projects (
+    id INTEGER PRIMARY KEY, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE, name TEXT NOT NULL,
+    fetched REAL, etag TEXT, upstream TEXT, upstream_serial INTEGER, status TEXT,
+    UNIQUE (index_id, name));
+
+-- one row: a version of a project on a stage; `metadata` is JSON
+CREATE TABLE releases (
+    id INTEGER PRIMARY KEY, project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    version TEXT NOT NULL, metadata TEXT NOT NULL, UNIQUE (project_id, version));
+
+-- one row: a file of a release (stage), or a file that upstream offers (mirror: no release, sha256 once it is here);
+-- position: its place on the page, NULL once upstream stopped listing it
+CREATE TABLE files (
+    id INTEGER PRIMARY KEY, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
+    project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    release_id INTEGER REFERENCES releases ON DELETE CASCADE,
+    position INTEGER, version TEXT NOT NULL, filename TEXT NOT NULL, path TEXT NOT NULL, hash_spec TEXT NOT NULL,
+    sha256 TEXT, size INTEGER, uploaded TEXT NOT NULL, first_seen INTEGER NOT NULL DEFAULT 0,
+    requires_python TEXT, yanked TEXT, core_metadata TEXT, metadata_sha256 TEXT, provenance TEXT,
+    url TEXT, last_modified TEXT, history TEXT, UNIQUE (index_id, path));
+CREATE INDEX files_of_project ON files (project_id, position, id);
+CREATE INDEX files_of_release ON files (release_id);
+CREATE INDEX files_of_blob ON files (sha256);
+CREATE INDEX files_of_metadata ON files (metadata_sha256);
+
+-- one row: a path user/index/+f/... that once was a file
+CREATE TABLE gone (path TEXT PRIMARY KEY) WITHOUT ROWID;
+
+-- one row: one committed change; ops = zlib(JSON list of {t, k, v}), hash = SHA-256(prev, serial as 8 bytes, ops)
+CREATE TABLE changelog (
+    serial INTEGER PRIMARY KEY, ts REAL NOT NULL, who TEXT, ops BLOB NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL);
+"""
+
+# From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
+MIGRATIONS = ()
+SCHEMA_VERSION = 1 + len(MIGRATIONS)
+EVERYTHING = "everything"       # the tag of changes to users and index configurations: all caches start anew
+
+
+class Cache:
+    """Values made from the database, kept in memory until a commit touches one of their tags or they expire.
+
+    Bounded in bytes; the oldest goes first.  `get` costs one dictionary look-up and, for what expires, one clock."""
+
+    def __init__(self, limit):
+        self.limit, self.size = limit, 0
+        self.entries = {}       # key -> (value, expires or 0, size, tags)
+        self.keys_of = {}       # tag -> set of keys
+
+    def get(self, key):
+        entry = self.entries.get(key)
+        if entry is None or entry[1] and entry[1] < time.monotonic():
+            return None
+        return entry[0]
+
+    def _put(self, key, value, size, tags, expires):
+        self._remove(key)
+        if size > self.limit // 4:
+            return
+        self.entries[key] = (value, expires, size, tags)
+        self.size += size
+        for tag in tags:
+            self.keys_of.setdefault(tag, set()).add(key)
+        while self.size > self.limit:
+            self._remove(next(iter(self.entries)))
+
+    def _remove(self, key):
+        entry = self.entries.pop(key, None)
+        if entry:
+            self.size -= entry[2]
+            for tag in entry[3]:
+                keys = self.keys_of[tag]
+                keys.discard(key)
+                if not keys:
+                    del self.keys_of[tag]
+
+    def _drop(self, tags):
+        if EVERYTHING in tags:
+            # in place: the front and its hot path hold this very dictionary
+            self.entries.clear()
+            self.keys_of.clear()
+            self.size = 0
+        for tag in tags:
+            for key in tuple(self.keys_of.get(tag, ())):
+                self._remove(key)
+
+
+class Freshness:
+    """Keeps the caches true: drops what a commit touched, and refuses values whose making began before that commit.
+
+    A maker notes `moment()` before it reads and hands it back to `keep`; a value that a later commit may have
+    overtaken is simply not kept."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.caches = []
+        self.now = 0
+        self.recent = collections.deque(maxlen=512)     # (moment, tags)
+
+    def cache(self, limit):
+        cache = Cache(limit)
+        self.caches.append(cache)
+        return cache
+
+    def moment(self):
+        return self.now
+
+    def touch(self, tags):
+        with self.lock:
+            self.now += 1
+            self.recent.append((self.now, tags))
+            for cache in self.caches:
+                cache._drop(tags)
+
+    def keep(self, cache, key, value, size, tags, since, expires=0):
+        with self.lock:
+            if since < self.now:
+                if not self.recent or self.recent[0][0] > since + 1:
+                    return
+                for moment, touched in self.recent:
+                    if moment > since and (EVERYTHING in touched or not touched.isdisjoint(tags)):
+                        return
+            cache._put(key, value, size, tags, expires)
+
+
+class Change:
+    """What a change function works with: SQL, and a record of what it did."""
+
+    def __init__(self, db, who):
+        self.db, self.who = db, who
+        self.execute, self.executemany = db.execute, db.executemany
+        self.ops, self.tags = [], set()
+        self.committed = []         # functions to call after the commit
+
+    def record(self, kind, key, value):
+        """Enter a final row value (None: deleted) into the changelog, under the row's natural key."""
+        self.ops.append({"t": kind, "k": list(key), "v": value})
+
+    def touch(self, *tags):
+        """Name what caches must drop; see `EVERYTHING`, `project_tag`, `names_tag`."""
+        self.tags.update(tags)
+
+    def after_commit(self, function):
+        self.committed.append(function)
+
+
+def project_tag(index_id, project):
+    """Touched by whatever changes the page of one project of one index."""
+    return (index_id, project)
+
+
+def names_tag(index_id):
+    """Touched when an index gains or loses a project."""
+    return ("names", index_id)
+
+
+class Store:
+    """The database of one server directory.  `read()` gives a connection for reading, `write()` runs a change."""
+
+    def __init__(self, serverdir, create=False):
+        self.path = os.path.join(serverdir, "devpi_lite.db")
+        if not create and not os.path.exists(self.path):
+            raise FatalError(f"no devpi_lite database in {serverdir}")
+        self.freshness = Freshness()
+        self.tasks = queue.SimpleQueue()
+        self.idle_readers = []
+        self.closed = False
+        self.writer = self._connect()
+        self._upgrade()
+        self.commits = CommitCounter(os.path.join(serverdir, ".commits"))
+        self.serial = self._last_serial(self.writer)
+        self.thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
+        self.thread.start()
+        self.node = dict(self.writer_facts())
+
+    def writer_facts(self):
+        with self.read() as db:
+            return db.execute("SELECT key, value FROM node").fetchall()
+
+    def _connect(self, read_only=False):
+        db = sqlite3.connect(self.path, timeout=Limits.busy, isolation_level=None, check_same_thread=False,
+                             cached_statements=200)
+        db.row_factory = sqlite3.Row
+        db.execute("PRAGMA foreign_keys = ON")
+        if read_only:
+            db.execute("PRAGMA query_only = ON")
+        else:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+        return db
+
+    def _upgrade(self):
+        """Make the schema, or bring an older one up, one transaction a step, after a copy has been put aside."""
+        db = self.writer
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise FatalError(f"{self.path} has schema version {version}; this program knows versions up to "
+                             f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
+        if version == 0:
+            db.execute("BEGIN IMMEDIATE")
+            for statement in SCHEMA.split(";\n"):
+                if statement.strip():
+                    db.execute(statement)
+            for key in ("uuid", "epoch"):
+                db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute("COMMIT")
+        elif version < SCHEMA_VERSION:
+            with contextlib.closing(sqlite3.connect(f"{self.path}.bak-{version}")) as aside:
+                db.backup(aside)
+            for step in range(version, SCHEMA_VERSION):
+                db.execute("BEGIN IMMEDIATE")
+                MIGRATIONS[step - 1](db)
+                db.execute(f"PRAGMA user_version = {step + 1}")
+                db.execute("COMMIT")
+
+    @staticmethod
+    def _last_serial(db):
+        return db.execute("SELECT coalesce(max(serial), -1) FROM changelog").fetchone()[0]
+
+    @contextlib.contextmanager
+    def read(self):
+        """A connection that sees one committed state until the `with` ends."""
+        try:
+            db = self.idle_readers.pop()
+        except IndexError:
+            db = self._connect(read_only=True)
+        try:
+            db.execute("BEGIN")
+            yield db
+        finally:
+            db.execute("COMMIT")
+            if self.closed or len(self.idle_readers) >= 64:
+                db.close()
+            else:
+                self.idle_readers.append(db)
+
+    def write(self, function, *args, who=None):
+        """Run `function(change, *args)` as one change and return its value once it is durable.
+
+        Whatever it raises is raised here, with the change undone.  `Busy` if another process holds the database."""
+        if self.closed:
+            raise Busy("the server is shutting down, try again", 5)
+        task = WriteTask(function, args, who)
+        self.tasks.put(task)
+        task.done.acquire()
+        if task.error is not None:
+            raise task.error
+        return task.value
+
+    def _write_loop(self):
+        while True:
+            group = [self.tasks.get()]
+            while len(group) < 64:
+                try:
+                    group.append(self.tasks.get_nowait())
+                except queue.Empty:
+                    break
+            stop = None in group
+            group = [task for task in group if task is not None]
+            try:
+                self._commit(group)
+            except Exception as error:
+                self._give_up(group, error)
+            for task in group:
+                task.done.release()
+            if stop:
+                return
+
+    def _commit(self, group):
+        """Run each change of the group in a savepoint of its own, commit once, then tell the caches."""
+        db = self.writer
+        db.execute("BEGIN IMMEDIATE")
+        self.serial = serial = self._last_serial(db)
+        tags, committed = set(), []
+        for task in group:
+            change = Change(db, task.who)
+            db.execute("SAVEPOINT change")
+            try:
+                task.value = task.function(change, *task.args)
+                if change.ops:
+                    serial = self._log(change)
+            except sqlite3.OperationalError:
+                raise       # the disk, not the change: the whole group fails
+            except Exception as error:
+                task.error = error
+                db.execute("ROLLBACK TO change")
+            else:
+                tags |= change.tags
+                committed += change.committed
+            db.execute("RELEASE change")
+        db.execute("COMMIT")
+        self.serial = serial
+        if tags:
+            self.freshness.touch(frozenset(tags))
+        if not self.commits.is_server:
+            self.commits.raise_counter()
+        for function in committed:
+            function()
+
+    @staticmethod
+    def _log(change):
+        """Append the change to the hash-chained changelog; returns its serial."""
+        row = change.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
+        serial, prev = (row["serial"] + 1, row["hash"]) if row else (0, b"")
+        ops = zlib.compress(json.dumps(change.ops, separators=(",", ":")).encode(), 1)
+        digest = hashlib.sha256(prev + struct.pack(">Q", serial) + ops).digest()
+        change.execute("INSERT INTO changelog VALUES (?, ?, ?, ?, ?, ?)",
+                       (serial, time.time(), change.who, ops, prev, digest))
+        return serial
+
+    def _give_up(self, group, error):
+        """The commit itself failed: nothing of the group happened, and each caller hears why."""
+        if self.writer.in_transaction:
+            try:
+                self.writer.execute("ROLLBACK")
+            except sqlite3.Error as second:
+                log.error("rollback failed: %s", second)
+        text = str(error)
+        if "locked" in text or "busy" in text:
+            told = Busy("the database is held by another process, try again", 5)
+        elif "full" in text or "disk I/O" in text:
+            told = NoSpace(f"nothing was stored: {text}")
+        else:
+            told = error
+        log.error("commit failed: %s", text)
+        for task in group:
+            task.error = told
+
+    def refresh_serial(self):
+        """Another process committed: nothing that is in memory can be trusted."""
+        with self.read() as db:
+            self.serial = self._last_serial(db)
+        self.freshness.touch(frozenset((EVERYTHING,)))
+
+    def close(self):
+        """Let waiting changes finish, fold the write-ahead log into the database, close."""
+        if self.closed:
+            return
+        self.closed = True
+        self.tasks.put(None)
+        self.thread.join(Limits.shutdown)
+        while self.idle_readers:
+            self.idle_readers.pop().close()
+        self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.writer.close()
+        self.commits.close()
+
+
+class WriteTask:
+    """One change on its way to the writer thread."""
+    __slots__ = ("function", "args", "who", "done", "value", "error")
+
+    def __init__(self, function, args, who):
+        self.function, self.args, self.who = function, args, who
+        self.done = threading.Lock()    # a bare lock wakes its waiter three times faster than an Event
+        self.done.acquire()
+        self.value = self.error = None
+
+
+class CommitCounter:
+    """A number in a small mapped file, raised after each commit by a process that is not the server.
+
+    The server compares it with what it saw last (a memory read; SQLite's `data_version` would cost 7 us a request)."""
+
+    def __init__(self, path):
+        self.file = open(path, "a+b")
+        if os.fstat(self.file.fileno()).st_size < 8:
+            self.file.write(bytes(8))
+            self.file.flush()
+        self.map = mmap.mmap(self.file.fileno(), 8)
+        self.numbers = memoryview(self.map).cast("Q")
+        self.is_server = False
+        self.seen = self.numbers[0]
+
+    def changed(self):
+        """Whether another process committed since the last call that said so."""
+        if self.numbers[0] == self.seen:
+            return False
+        self.seen = self.numbers[0]
+        return True
+
+    def raise_counter(self):
+        with locked(self.file):
+            self.numbers[0] += 1
+
+    def close(self):
+        self.numbers.release()
+        self.map.close()
+        self.file.close()
+
+
+@contextlib.contextmanager
+def locked(file):
+    """Hold the operating system's exclusive lock on an open file; waits for it."""
+    lock_file(file, wait=True)
+    try:
+        yield
+    finally:
+        unlock_file(file)
+
+
+try:
+    import fcntl
+
+    def lock_file(file, wait=False):
+        """Take an exclusive lock; OSError if it is taken and `wait` is false.  It ends with the process."""
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+    def unlock_file(file):
+        fcntl.flock(file.fileno(), fcntl.LOCK_UN)
+except ImportError:     # Windows
+    import msvcrt
+
+    def lock_file(file, wait=False):
+        """Take an exclusive lock; OSError if it is taken and `wait` is false.  It ends with the process."""
+        file.seek(1 << 30)      # a byte far past the content, which stays readable
+        msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+
+    def unlock_file(file):
+        file.seek(1 << 30)
+        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
+
+
+# ======================================================================================================================
+# 4  Blobs and archives
+#
+# The bytes of files, named by their SHA-256, once each.  The one place that puts a file on disk: staged in `tmp/`,
+# synced, renamed into `files/`, directory synced; only then may a commit name it.  And what is read out of archives:
+# their metadata file, after a look for members that no honest tool writes.
+# ======================================================================================================================
+
+
+class Blobs:
+    """The content-addressed files of one server directory."""
+
+    def __init__(self, serverdir):
+        self.files = os.path.join(serverdir, "files")
+        self.tmp = os.path.join(serverdir, "tmp")
+        self.lock = threading.Lock()        # between claiming a blob that is there and collecting it
+        os.makedirs(self.files, mode=0o700, exist_ok=True)
+        os.makedirs(self.tmp, mode=0o700, exist_ok=True)
+
+    def clear_tmp(self):
+        """Remove what a crash left half-done.  Only the server does this, at its start."""
+        for name in os.listdir(self.tmp):
+            path = os.path.join(self.tmp, name)
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+    def path(self, sha256):
+        return os.path.join(self.files, sha256[:2], sha256)
+
+    def has(self, sha256):
+        return os.path.exists(self.path(sha256))
+
+    def claim(self, sha256):
+        """Whether the blob is there; if so it will not be collected before the caller had time to refer to it."""
+        with self.lock:
+            try:
+                os.utime(self.path(sha256))
+            except FileNotFoundError:
+                return False
+            return True
+
+    def collect(self, is_referred_to, older_than=3600):
+        """Remove blobs that nothing has referred to for so many seconds; returns how many."""
+        count, limit = 0, time.time() - older_than
+        for folder in os.scandir(self.files):
+            for entry in os.scandir(folder.path):
+                if entry.stat().st_mtime < limit and not is_referred_to(entry.name):
+                    with self.lock:
+                        if os.path.getmtime(entry.path) < limit:
+                            os.unlink(entry.path)
+                            count += 1
+        return count
+
+    def open(self, sha256):
+        """The blob as an open binary file; FileNotFoundError if it is lost."""
+        return open(self.path(sha256), "rb")
+
+    def stage(self):
+        """A new blob, to be written piece by piece."""
+        return StagedBlob(self)
+
+    def add(self, data):
+        """Keep these bytes; returns their SHA-256."""
+        with self.stage() as staged:
+            staged.write(data)
+            return staged.keep()
+
+
+class StagedBlob:
+    """A blob in the making: write to it, then `keep()` it under its SHA-256, or leave the `with` and it is gone."""
+
+    def __init__(self, blobs):
+        self.blobs = blobs
+        try:
+            self.file = tempfile.NamedTemporaryFile(dir=blobs.tmp, delete=False, buffering=0)
+        except OSError as error:
+            raise _disk_problem(error) from error
+        self.path = self.file.name
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data):
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self.file.write(left):]
+        except OSError as error:
+            raise _disk_problem(error) from error
+        self.sha256.update(data)
+        self.size += len(data)
+
+    def keep(self):
+        """Sync and rename into place; returns the SHA-256.  Safe if another thread keeps the same bytes."""
+        digest = self.sha256.hexdigest()
+        target = self.blobs.path(digest)
+        try:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
+                if not os.path.isdir(os.path.dirname(target)):
+                    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+                    sync_directory(self.blobs.files)
+                os.replace(self.path, target)
+                sync_directory(os.path.dirname(target))
+        except OSError as error:
+            raise _disk_problem(error) from error
+        return digest
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.discard()
+
+    def discard(self):
+        """Remove what was not kept."""
+        self.file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+
+def _disk_problem(error):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return NoSpace(f"nothing was stored: {os.strerror(error.errno)}")
+    return error
+
+
+def sync_directory(path):
+    """Make a rename in this directory survive a power cut (there is no such call on Windows)."""
+    if os.name != "nt":
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+# What reading a broken archive may raise; such an archive is kept, without metadata.
+_UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
+               RuntimeError, struct.error, LookupError)
+
+
+def archive_metadata(file, filename):
+    """The METADATA of a wheel or the PKG-INFO of an sdist (bytes), from an open binary file.
+
+    None if the archive can't be read as what its name says, or has no such member.  BadRequest if it can, but holds what
+    no honest tool writes: members that leave it, duplicates, a second archive before or behind it."""
+    lower = filename.lower()
+    try:
+        if lower.endswith((".whl", ".zip", ".egg")):
+            return _zip_metadata(file, filename)
+        if lower.endswith((".tar.gz", ".tgz", ".tar.bz2")):
+            return _tar_metadata(file, filename)
+    except Problem:
+        raise
+    except _UNREADABLE as error:
+        log.info("%s can't be read: %s", one_line(filename), reason_of(error))
+    return None
+
+
+def _zip_metadata(file, filename):
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        check = MemberCheck(filename)
+        for member in members:
+            check(member.filename, member.file_size)
+            if check.names[member.filename] > 1:
+                raise BadRequest(f"'{filename}' holds '{one_line(member.filename)}' twice")
+        _check_zip_ends(file, filename, members)
+        if filename.lower().endswith(".whl"):
+            wanted = [m for m in members if re.fullmatch(r"[^/]+\.dist-info/METADATA", m.filename)]
+            if len(wanted) > 1:
+                raise BadRequest(f"'{filename}' holds more than one .dist-info")
+        else:
+            wanted = [m for m in members if re.fullmatch(r"[^/]+/PKG-INFO", m.filename)]
+        if not wanted:
+            return None
+        with archive.open(wanted[0]) as member:
+            return _bounded_metadata(member, filename)
+
+
+def _check_zip_ends(file, filename, members):
+    """One archive from the first byte to the last: readers differ on which one they see where there are two."""
+    size = file.seek(0, io.SEEK_END)
+    start = max(0, size - 22 - 65535 - 20)
+    file.seek(start)
+    tail = file.read()
+    at = tail.rfind(b"PK\5\6")
+    _, _, _, _, _, directory_size, directory_at, comment = struct.unpack("<4s4H2LH", tail[at:at + 22])
+    end = start + at
+    if tail[max(0, at - 20):at][:4] == b"PK\6\7":       # zip64
+        end = struct.unpack("<Q", tail[at - 12:at - 4])[0]
+        file.seek(end)
+        directory_size, directory_at = struct.unpack("<2Q", file.read(56)[40:56])
+    if start + at + 22 + comment != size or directory_at + directory_size != end \
+            or members and min(m.header_offset for m in members) != 0:
+        raise BadRequest(f"'{filename}' holds data outside its zip archive, or more than one")
+
+
+def _tar_metadata(file, filename):
+    found = None
+    with tarfile.open(fileobj=file, mode="r:bz2" if filename.lower().endswith("bz2") else "r:gz") as archive:
+        check = MemberCheck(filename)
+        for member in archive:
+            check(member.name, member.size)
+            if found is None and member.isfile() and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
+                found = _bounded_metadata(archive.extractfile(member), filename)
+            archive.members = []        # tarfile would keep them all
+    return found
+
+
+class MemberCheck:
+    """Refuses an archive, member by member, that unpacks to too much or to outside of it."""
+
+    def __init__(self, filename):
+        self.filename, self.unpacked, self.names = filename, 0, collections.Counter()
+
+    def __call__(self, name, size):
+        self.unpacked += size
+        self.names[name] += 1
+        if len(self.names) > Limits.archive_members or self.unpacked > Limits.archive_bytes:
+            raise BadRequest(f"'{self.filename}' holds too much: over {Limits.archive_members} members "
+                             f"or {Limits.archive_bytes} bytes")
+        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name \
+                or ".." in re.split(r"[/\\]", name):
+            raise BadRequest(f"'{self.filename}' holds the member '{one_line(name)}', which leaves the archive")
+
+
+def _bounded_metadata(member, filename):
+    data = member.read(Limits.metadata_file + 1)
+    if len(data) > Limits.metadata_file:
+        raise BadRequest(f"the metadata in '{filename}' is larger than {Limits.metadata_file} bytes")
+    return data
+
+
+# ======================================================================================================================
+# 5  Users and permissions
+#
+# Accounts, password hashes, session tokens, and the one table of who may do what.  Secrets are compared in constant
+# time; a password change ends every session of its user.
+# ======================================================================================================================
+
+ANONYMOUS, AUTHENTICATED = ":ANONYMOUS:", ":AUTHENTICATED:"
+_SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20}
+_PBKDF2_ROUNDS = 600000
+_hashing = threading.BoundedSemaphore(4)        # scrypt takes 32 MiB a piece
+
+
+def hash_password(password):
+    """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914), or `pbkdf2_sha256:rounds:salt:hash` where scrypt is missing."""
+    salt = secrets.token_bytes(16)
+    if hasattr(hashlib, "scrypt"):
+        prefix = f"scrypt:n={_SCRYPT['n']},r={_SCRYPT['r']},p={_SCRYPT['p']}"
+    else:
+        prefix = f"pbkdf2_sha256:{_PBKDF2_ROUNDS}"
+    return f"{prefix}:{salt.hex()}:{_derive(prefix, password, salt).hex()}"
+
+
+def check_password(stored, password):
+    """Whether a password fits a hash that `hash_password` made."""
+    prefix, salt, digest = stored.rsplit(":", 2)
+    return hmac.compare_digest(_derive(prefix, password, bytes.fromhex(salt)).hex(), digest)
+
+
+def _derive(prefix, password, salt):
+    method, _, parameters = prefix.partition(":")
+    data = password.encode("utf-8", "surrogatepass")
+    with _hashing:
+        if method == "scrypt":
+            cost = dict(part.split("=") for part in parameters.split(","))
+            return hashlib.scrypt(data, salt=salt, maxmem=_SCRYPT["maxmem"], dklen=32,
+                                  **{k: int(v) for k, v in cost.items()})
+        return hashlib.pbkdf2_hmac("sha256", data, salt, int(parameters))
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Who is asking.  `user` is None for anybody; `wait`: seconds until credentials are looked at again."""
+    user: str | None = None
+    groups: tuple = ()
+    wait: int = 0
+    expires: float = 0          # time.monotonic() at which these credentials stop counting
+
+    @property
+    def principals(self):
+        """The names that stand in ACLs for this identity."""
+        if self.user is None:
+            return {ANONYMOUS}
+        return {ANONYMOUS, AUTHENTICATED, self.user, *(":" + group for group in self.groups)}
+
+
+NOBODY = Identity()
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """A user's row."""
+    id: int
+    name: str
+    pwhash: str | None
+    generation: str
+    created: str
+    modified: str | None
+    attributes: dict
+
+
+USER_ATTRIBUTES = ("email", "title", "description", "custom_data")
+
+
+def check_name(kind, name):
+    """Refuse a user or index name that devpi refuses (http-api 4.1)."""
+    if not name or re.search(r"""[\x00-\x20\x7f-\x9f!"#$%&'()*+,/:;<=>?\[\\\]^`{|}~\ud800-\udfff]""", name):
+        raise BadRequest(f"{kind} '{name}' contains characters that aren't allowed. "
+                         "Any ascii symbol besides -.@_ is blocked.")
+
+
+class Users:
+    """The accounts of a store."""
+
+    def __init__(self, store):
+        self.store = store
+        self.cache = store.freshness.cache(4 << 20)
+
+    def find(self, name):
+        """The account of that name, or None."""
+        account = self.cache.get(name)
+        if account is None:
+            since = self.store.freshness.moment()
+            with self.store.read() as db:
+                row = db.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                return None
+            account = _account(row)
+            self.store.freshness.keep(self.cache, name, account, 1000, frozenset((EVERYTHING,)), since)
+        return account
+
+    def get(self, name):
+        account = self.find(name)
+        if account is None:
+            raise NotFound(f"no user '{name}'")
+        return account
+
+    def create(self, name, body, who=None):
+        """devpi: PUT /user.  `body` as its JSON object."""
+        if self.find(name):
+            raise Conflict("user already exists")
+        check_name("username", name)
+        unknown = set(body) - {"password", "created", "modified", "indexes", "username", *USER_ATTRIBUTES}
+        if unknown:
+            raise BadRequest(f"Unknown keys in user config: {', '.join(sorted(map(str, unknown)))}")
+        if "password" not in body:
+            raise BadRequest("password needs to be set")
+        pwhash = _new_hash(body["password"])
+        attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
+        return self.store.write(_insert_user, name, pwhash, attributes, who=who)
+
+    def modify(self, name, body, who=None):
+        """devpi: PATCH /user.  Keys that are no attributes are ignored; an empty value removes one."""
+        self.get(name)
+        changes = {k: body[k] for k in USER_ATTRIBUTES if k in body}
+        if body.get("password") is not None:
+            changes["pwhash"] = _new_hash(body["password"])
+        return self.store.write(_update_user, name, changes, who=who)
+
+
+def _new_hash(password):
+    if password is None:
+        return None
+    if not isinstance(password, str):
+        raise BadRequest("the password must be a string")
+    return hash_password(password)
+
+
+def _account(row):
+    return Account(row["id"], row["name"], row["pwhash"], row["generation"], row["created"], row["modified"],
+                   json.loads(row["attributes"]))
+
+
+def _insert_user(change, name, pwhash, attributes):
+    if change.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
+        raise Conflict("user already exists")
+    change.execute("INSERT INTO users (name, pwhash, generation, created, attributes) VALUES (?, ?, ?, ?, ?)",
+                   (name, pwhash, secrets.token_hex(8), plain_time(time.time()), json.dumps(attributes)))
+    return _record_user(change, name)
+
+
+def _update_user(change, name, changes):
+    row = change.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFound(f"no user '{name}'")
+    old = _account(row)
+    attributes = dict(old.attributes)
+    for key, value in changes.items():
+        if key != "pwhash":
+            attributes[key] = value
+            if value in (None, "", {}, []):
+                del attributes[key]
+    if attributes == old.attributes and "pwhash" not in changes:
+        return old
+    change.execute("UPDATE users SET attributes = ?, modified = ? WHERE id = ?",
+                   (json.dumps(attributes), plain_time(time.time()), old.id))
+    if "pwhash" in changes:
+        change.execute("UPDATE users SET pwhash = ?, generation = ? WHERE id = ?",
+                       (changes["pwhash"], secrets.token_hex(8), old.id))
+    return _record_user(change, name)
+
+
+def _record_user(change, name):
+    row = change.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+    change.record("user", [name], {k: row[k] for k in row.keys() if k != "id"})
+    change.touch(EVERYTHING)
+    return _account(row)
+
+
+class Logins:
+    """Turns credentials into an `Identity`: session tokens, passwords, and the patience with wrong ones."""
+
+    def __init__(self, users, secret):
+        self.users = users
+        self.key = hmac.new(secret, b"devpi_lite session", "sha256").digest()
+        self.memory_key = secrets.token_bytes(32)
+        self.remembered = collections.OrderedDict()     # keyed digest -> (fits, until)
+        self.failures = collections.OrderedDict()       # (account, address) -> (count, wait until, last failure)
+        self.lock = threading.Lock()
+
+    # -- session tokens
+
+    def issue(self, account):
+        """A session token: base64url of [user, generation, end], a dot, base64url of an HMAC-SHA256 over it."""
+        payload = json.dumps([account.name, account.generation, int(time.time()) + Limits.session]).encode()
+        return f"{_base64url(payload)}.{_base64url(self._mac(payload))}"
+
+    def _mac(self, payload):
+        return hmac.new(self.key, payload, "sha256").digest()
+
+    def check_token(self, user, token):
+        """The identity behind a session token of that user, or None."""
+        payload, dot, mac = token.partition(".")
+        if not dot:
+            return None
+        try:
+            payload, mac = _from_base64url(payload), _from_base64url(mac)
+        except ValueError:
+            return None
+        if not hmac.compare_digest(mac, self._mac(payload)):
+            return None
+        name, generation, end = json.loads(payload)
+        account = self.users.find(name)
+        left = end - time.time()
+        if name != user or account is None or account.generation != generation or not 0 < left <= Limits.session:
+            return None
+        return Identity(user, expires=time.monotonic() + left)
+
+    # -- passwords
+
+    def check(self, user, secret, address):
+        """The identity for a user name with a session token or a password; anonymous if neither fits."""
+        identity = self.check_token(user, secret)
+        if identity:
+            return identity
+        account = self.users.find(user)
+        wait = self.wait_for(user, address)
+        if wait:
+            return Identity(wait=wait)
+        if account is not None and account.pwhash is not None and self._fits(account, secret):
+            self._succeeded(user, address)
+            return Identity(user, expires=time.monotonic() + Limits.password_memory)
+        self._failed(user, address, secret)
+        return NOBODY
+
+    def _fits(self, account, password):
+        """Check a password; the answer is remembered for some minutes under a keyed digest of hash and password."""
+        data = f"{account.pwhash}\n{password}".encode("utf-8", "surrogatepass")
+        digest = hmac.new(self.memory_key, data, "sha256").digest()
+        fits, until = self.remembered.get(digest, (False, 0))
+        if until < time.monotonic():
+            fits = check_password(account.pwhash, password)
+            with self.lock:
+                self.remembered[digest] = (fits, time.monotonic() + Limits.password_memory)
+                while len(self.remembered) > Limits.remembered_passwords:
+                    self.remembered.popitem(last=False)
+        return fits
+
+    def wait_for(self, user, address):
+        """Seconds for which this account is not looked at from this address, after too many wrong passwords."""
+        until = self.failures.get((user, address), (0, 0, 0))[1]
+        return max(0, int(until - time.monotonic() + 0.999))
+
+    def _failed(self, user, address, secret):
+        now = time.monotonic()
+        with self.lock:
+            count, _, last = self.failures.pop((user, address), (0, 0, 0))
+            count = 1 if now - last > 15 * 60 else count + 1
+            extra = count - Limits.failed_logins
+            wait = min(2 ** extra, Limits.longest_login_wait) if extra > 0 else 0
+            self.failures[user, address] = (count, now + wait, now)
+            while len(self.failures) > 10000:
+                self.failures.popitem(last=False)
+        if wait:
+            log.warning("%d failed logins as %s from %s: the next is looked at in %d s",
+                        count, one_line(user, 60), address, wait)
+
+    def _succeeded(self, user, address):
+        if (user, address) in self.failures:
+            with self.lock:
+                self.failures.pop((user, address), None)
+
+
+def _base64url(data):
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _from_base64url(text):
+    if not re.fullmatch(r"[A-Za-z0-9_-]*", text):
+        raise ValueError("not base64url")
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def decode_credentials(text):
+    """(user, secret) out of the base64 of `user:secret`, or None if it is no such thing."""
+    try:
+        data = base64.b64decode(text.strip(), validate=True)
+    except (ValueError, binascii.Error):
+        return None
+    try:
+        decoded = data.decode("utf-8")
+    except UnicodeDecodeError:
+        decoded = data.decode("latin-1")
+    user, colon, secret = decoded.partition(":")
+    return (user, secret) if colon else None
+
+
+class Permissions:
+    """The one table of who may do what (http-api 3.5), with and without `--restrict-modify`."""
+
+    def __init__(self, settings):
+        self.listed = None if settings.restrict_modify is None else set(settings.restrict_modify)
+
+    def _modifier(self, identity, owner):
+        """Root and the owner; or, under --restrict-modify, exactly those who are listed."""
+        if self.listed is None:
+            return identity.user is not None and identity.user in ("root", owner)
+        return not self.listed.isdisjoint(identity.principals)
+
+    def user_create(self, identity):
+        return self.listed is None or self._modifier(identity, None)
+
+    def user_modify(self, identity, name):
+        return self._modifier(identity, name)
+
+    def user_modify_password(self, identity, name):
+        return identity.user == name or self._modifier(identity, name)
+
+    def user_delete(self, identity, name):
+        if name == "root" or self.listed is not None and identity.user == name:
+            return False
+        return self._modifier(identity, name)
+
+    def index_modify(self, identity, owner):
+        """Create, change or delete an index of that owner."""
+        return self._modifier(identity, owner)
+
+    def upload(self, identity, index):
+        return not identity.principals.isdisjoint(index.config.get("acl_upload", ()))
+
+    def delete_files(self, identity, index):
+        return self.upload(identity, index) or self._modifier(identity, index.user)
+
+    def read(self, identity, index):
+        acl = index.config.get("acl_pkg_read")
+        return acl is None or identity.user is not None and identity.user in ("root", index.user) \
+            or not identity.principals.isdisjoint(acl)
+
+
+# ======================================================================================================================
+# 6  Indexes
+#
+# What an index is configured to be, and the order in which an index and its bases are asked.  Values are coerced and
+# checked on the way in, so that everything after this chapter can trust them.
+# ======================================================================================================================
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """A stage or a mirror; `config` holds the coerced values, absent keys are absent."""
+    id: int
+    user: str
+    name: str
+    config: dict
+
+    @property
+    def path(self):
+        return f"{self.user}/{self.name}"
+
+    @property
+    def type(self):
+        return self.config["type"]
+
+    @property
+    def is_mirror(self):
+        return self.config["type"] == "mirror"
+
+    @property
+    def volatile(self):
+        return self.config["volatile"]
+
+    @property
+    def restricted(self):
+        """Whether not everybody may read it."""
+        return ANONYMOUS not in self.config.get("acl_pkg_read", (ANONYMOUS,))
+
+
+def _to_bool(key, value):
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in ("true", "yes", "false", "no"):
+        return value.lower() in ("true", "yes")
+    raise BadRequest(f"Unknown boolean value {value!r}.")
+
+
+def _to_list(key, value):
+    if isinstance(value, str):
+        value = [item.strip() for item in value.split(",")]
+        return [item for item in value if item]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return value
+    raise BadRequest(f"Unknown list value {value!r}.")
+
+
+def _to_acl(key, value):
+    return [item.upper() if item.upper() in (ANONYMOUS, AUTHENTICATED) else item for item in _to_list(key, value)]
+
+
+def _to_whitelist(key, value):
+    return [item if item == "*" else normalize(item) for item in _to_list(key, value)]
+
+
+def _to_inheritance(key, value):
+    if isinstance(value, str) and value.lower() in ("intersection", "union"):
+        return value.lower()
+    raise BadRequest(f"Unknown value {value!r} for mirror_whitelist_inheritance, must be 'intersection' or 'union'.")
+
+
+def _to_integer(key, value):
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10 ** 9:
+        return value
+    raise BadRequest(f"'{key}' option must be an integer")
+
+
+def _to_url(key, value):
+    if isinstance(value, str) and re.fullmatch(r"https?://[^\s/?#\x00-\x1f\x7f]+[^\s\x00-\x1f\x7f]*", value):
+        with contextlib.suppress(ValueError):
+            parts = urllib.parse.urlsplit(value)
+            if parts.hostname and (parts.port is None or parts.port):
+                return value
+    raise BadRequest(f"'{key}' option must be a URL.")
+
+
+def _to_anything(key, value):
+    return value
+
+
+# key -> (coercion, value at creation); None: absent until set
+STAGE_KEYS = {
+    "volatile": (_to_bool, True), "bases": (_to_list, []), "acl_upload": (_to_acl, None),
+    "acl_toxresult_upload": (_to_acl, [ANONYMOUS]), "mirror_whitelist": (_to_whitelist, []),
+    "mirror_whitelist_inheritance": (_to_inheritance, "intersection"), "acl_pkg_read": (_to_acl, None),
+    "title": (_to_anything, None), "description": (_to_anything, None), "custom_data": (_to_anything, None)}
+MIRROR_KEYS = {
+    "volatile": (_to_bool, True), "mirror_url": (_to_url, None), "mirror_web_url_fmt": (_to_anything, None),
+    "mirror_cache_expiry": (_to_integer, None), "mirror_ignore_serial_header": (_to_bool, None),
+    "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
+    "mirror_use_external_urls": (_to_bool, None), "acl_pkg_read": (_to_acl, None),
+    "title": (_to_anything, None), "description": (_to_anything, None), "custom_data": (_to_anything, None)}
+_IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")      # old clients and dumps send them
+
+
+class ConfigEdit:
+    """An index configuration in the making: what a PUT or PATCH body says, applied to what is stored."""
+
+    def __init__(self, type_, config, defaults):
+        self.keys = MIRROR_KEYS if type_ == "mirror" else STAGE_KEYS
+        self.config = dict(config)
+        self.defaults = defaults        # the values at creation: these keys can't be removed
+        self.set_keys = set()
+
+    def apply_object(self, body):
+        """Set what a JSON object names; null removes."""
+        unknown = {}
+        for key, value in body.items():
+            if key in ("projects", "type") or self.config["type"] == "mirror" and key in _IGNORED_ON_MIRRORS:
+                continue
+            if key not in self.keys:
+                unknown[key] = value
+            elif value is None:
+                self.remove(key)
+            else:
+                self.set(key, value)
+        if unknown:
+            raise BadRequest("indexconfig got unexpected keyword arguments: "
+                             + ", ".join(f"{key}={value!r}" for key, value in unknown.items()))
+
+    def apply_operators(self, items):
+        """Apply `key=value`, `key+=value`, `key-=value` and `key-=` one after the other (devpi's list form)."""
+        for item in items:
+            if not isinstance(item, str) or "=" not in item:
+                raise BadRequest(f"expected 'key=value', 'key+=value' or 'key-=value', got {item!r}")
+            key, _, value = item.partition("=")
+            if key.endswith("+"):
+                self.add(key[:-1].strip(), value)
+            elif key.endswith("-") and value:
+                self.take(key[:-1].strip(), value)
+            elif key.endswith("-"):
+                self.remove(key[:-1].strip())
+            elif key.strip() == "type" and value != self.config["type"]:
+                raise BadRequest("the 'type' of an index can't be changed")
+            else:
+                self.apply_object({key.strip(): value})
+
+    def set(self, key, value):
+        self.config[key] = self.keys[key][0](key, value)
+        self.set_keys.add(key)
+
+    def add(self, key, value):
+        old = self._list_at(key)
+        if value not in old:
+            self.set(key, old + [value])
+
+    def take(self, key, value):
+        old = self._list_at(key)
+        if value not in old:
+            raise BadRequest(f"The '{key}' setting doesn't have value '{value}'")
+        self.config[key] = [item for item in old if item != value]
+
+    def _list_at(self, key):
+        if key not in self.keys:
+            raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}")
+        if self.keys[key][0] not in (_to_list, _to_acl, _to_whitelist):
+            raise BadRequest(f"The '{key}' setting is no list")
+        return self.config.get(key, [])
+
+    def remove(self, key):
+        if key == "type" or key in self.defaults or key == "mirror_url":
+            raise BadRequest("Default values can't be removed.")
+        self.config.pop(key, None)
+
+
+def index_defaults(type_, user):
+    """The configuration of a new index of this type."""
+    keys = {"stage": STAGE_KEYS, "mirror": MIRROR_KEYS}.get(type_) if isinstance(type_, str) else None
+    if keys is None:
+        raise BadRequest(f"unknown index type {type_!r}")
+    config = {"type": type_}
+    config.update((key, default) for key, (_, default) in keys.items() if default is not None)
+    if type_ == "stage":
+        config["acl_upload"] = [user]
+    return config
+
+
+class Indexes:
+    """The indexes of a store, as values."""
+
+    def __init__(self, store, users):
+        self.store, self.users = store, users
+        self.cache = store.freshness.cache(8 << 20)
+
+    def find(self, path):
+        """The index `user/name`, or None."""
+        index = self.cache.get(path)
+        if index is None:
+            since = self.store.freshness.moment()
+            user, _, name = path.partition("/")
+            with self.store.read() as db:
+                row = db.execute("SELECT indexes.*, users.name AS user FROM indexes JOIN users ON users.id = user_id "
+                                 "WHERE users.name = ? AND indexes.name = ?", (user, name)).fetchone()
+            if row is None:
+                return None
+            index = _index(row)
+            self.store.freshness.keep(self.cache, path, index, len(row["config"]) + 500, frozenset((EVERYTHING,)), since)
+        return index
+
+    def get(self, path):
+        index = self.find(path)
+        if index is None:
+            raise NotFound(f"The stage {path} could not be found.")
+        return index
+
+    def all(self, user=None):
+        """All indexes, or those of one user, by user and name."""
+        with self.store.read() as db:
+            rows = db.execute("SELECT indexes.*, users.name AS user FROM indexes JOIN users ON users.id = user_id "
+                              "WHERE ?1 IS NULL OR users.name = ?1 ORDER BY users.name, indexes.name", (user,)).fetchall()
+        return [_index(row) for row in rows]
+
+    def order(self, index):
+        """The resolution order: breadth-first over bases, each once, mirrors last (http-api 6.1)."""
+        key = ("order", index.path)
+        order = self.cache.get(key)
+        if order is None:
+            since = self.store.freshness.moment()
+            first, mirrors, seen, queue_ = [], [], {index.path}, collections.deque([index])
+            while queue_:
+                current = queue_.popleft()
+                (mirrors if current.is_mirror else first).append(current)
+                for base in current.config.get("bases", ()):
+                    if base not in seen:
+                        seen.add(base)
+                        found = self.find(base)
+                        if found:
+                            queue_.append(found)
+            order = tuple(first + mirrors)
+            self.store.freshness.keep(self.cache, key, order, 500 * len(order), frozenset((EVERYTHING,)), since)
+        return order
+
+    def create(self, user, name, body, who=None):
+        """devpi: PUT /user/index.  Returns the new `Index`."""
+        self.users.get(user)
+        if self.find(f"{user}/{name}"):
+            raise Conflict(f"index '{user}/{name}' exists")
+        check_name("indexname", name)
+        body = _unwrapped(body)
+        type_ = body.get("type")
+        defaults = index_defaults("stage" if type_ is None else type_, user)
+        edit = ConfigEdit(defaults["type"], defaults, ())
+        edit.apply_object({key: value for key, value in body.items() if value is not None})
+        self._check_config(edit.config, "bases")
+        return self.store.write(_insert_index, user, name, edit.config, who=who)
+
+    def modify(self, index, body, error_on_noop=False, who=None):
+        """devpi: PATCH /user/index with an object or a list of operators.  Returns the `Index` as it is then."""
+        edit = ConfigEdit(index.type, index.config, index_defaults(index.type, index.user))
+        if isinstance(body, list):
+            edit.apply_operators(body)
+            self._check_config(edit.config, "bases")
+        else:
+            body = _unwrapped(body)
+            if body.get("type", index.type) != index.type:
+                raise BadRequest("the 'type' of an index can't be changed")
+            edit.apply_object(body)
+            self._check_config(edit.config, *edit.set_keys)
+        if edit.config == index.config:
+            if error_on_noop:
+                raise BadRequest("The requested modifications resulted in no changes")
+            return index
+        return self.store.write(_update_index, index, edit.config, who=who)
+
+    def _check_config(self, config, *keys):
+        if config["type"] == "mirror" and "mirror_url" not in config:
+            raise BadRequest("'mirror_url' option must be a URL.")
+        if "bases" in keys:
+            wrong = []
+            for base in config.get("bases", ()):
+                if not re.fullmatch(r"[^/]+/[^/]+", base):
+                    wrong.append(f"invalid base index spec: '{base}'")
+                elif not self.find(base):
+                    wrong.append(f"base index '{base}' does not exist")
+            if wrong:
+                raise BadRequest(", ".join(wrong))
+
+    def delete(self, index, who=None):
+        """devpi: DELETE /user/index."""
+        if not index.volatile:
+            raise Forbidden(f"index {index.path} non-volatile, cannot delete")
+        self.store.write(_delete_index, index, who=who)
+
+    def delete_user(self, name, who=None):
+        """devpi: DELETE /user, with all that the user has."""
+        self.users.get(name)
+        indexes = self.all(name)
+        for index in indexes:
+            if not index.volatile:
+                raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
+        self.store.write(_delete_user, name, who=who)
+
+
+def _index(row):
+    return Index(row["id"], row["user"], row["name"], json.loads(row["config"]))
+
+
+def _unwrapped(body):
+    """The configuration in a body, which may be wrapped as devpi's answers are."""
+    if isinstance(body, dict) and body.get("type") == "indexconfig" and isinstance(body.get("result"), dict):
+        body = body["result"]
+    if not isinstance(body, dict):
+        raise BadRequest("expected a JSON object with the index configuration")
+    return body
+
+
+def _insert_index(change, user, name, config):
+    row = change.execute("SELECT id FROM users WHERE name = ?", (user,)).fetchone()
+    if row is None:
+        raise NotFound(f"no user '{user}'")
+    try:
+        cursor = change.execute("INSERT INTO indexes (user_id, name, config) VALUES (?, ?, ?)",
+                                (row["id"], name, json.dumps(config)))
+    except sqlite3.IntegrityError:
+        raise Conflict(f"index '{user}/{name}' exists") from None
+    return _record_index(change, Index(cursor.lastrowid, user, name, config))
+
+
+def _update_index(change, index, config):
+    row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
+    if row is None:
+        raise NotFound(f"The stage {index.path} could not be found.")
+    if json.loads(row["config"]) != index.config:
+        raise Conflict(f"index {index.path} was changed by someone else meanwhile, try again")
+    if index.is_mirror and config["mirror_url"] != index.config["mirror_url"]:
+        # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
+        change.execute("UPDATE files SET position = NULL WHERE index_id = ?", (index.id,))
+        change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, upstream_serial = NULL, "
+                       "status = NULL WHERE index_id = ?", (index.id,))
+    change.execute("UPDATE indexes SET config = ? WHERE id = ?", (json.dumps(config), index.id))
+    return _record_index(change, dataclasses.replace(index, config=config))
+
+
+def _record_index(change, index):
+    change.record("index", [index.user, index.name], index.config)
+    change.touch(EVERYTHING)
+    return index
+
+
+def _delete_index(change, index):
+    _bury_files(change, index)
+    change.execute("DELETE FROM indexes WHERE id = ?", (index.id,))
+    change.record("index", [index.user, index.name], None)
+    change.touch(EVERYTHING)
+
+
+def _delete_user(change, name):
+    row = change.execute("SELECT id FROM users WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise NotFound(f"no user '{name}'")
+    rows = change.execute("SELECT indexes.*, ? AS user FROM indexes WHERE user_id = ?", (name, row["id"])).fetchall()
+    for index in map(_index, rows):
+        if not index.volatile:
+            raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
+        _bury_files(change, index)
+    change.execute("DELETE FROM users WHERE id = ?", (row["id"],))
+    change.record("user", [name], None)
+    change.touch(EVERYTHING)
+
+
+def _bury_files(change, index, condition="1", *values):
+    """Remember the paths of files about to be deleted: they answer 410 from now on.
+
+    A mirror's links that were never followed are not remembered."""
+    change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files WHERE index_id = ? "
+                   f"AND sha256 IS NOT NULL AND {condition}", (index.path, index.id, *values))
+
+
+# ======================================================================================================================
+# 7  Upstream
+#
+# The one place that talks to other servers: pooled keep-alive connections, redirects, credentials that never follow one
+# to another host, time limits; and the parsing of simple pages, JSON and HTML, into values.
+# ======================================================================================================================
+
+SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
+SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
+
+
+class StaleConnection(Exception):
+    """A kept connection that upstream had closed meanwhile; the request may be sent again on a new one."""
+
+
+class UpstreamResponse:
+    """An answer of upstream's: `status`, `headers`, `url` (after redirects); `read` its body, then `close`."""
+
+    def __init__(self, client, key, connection, response, url):
+        self.client, self.key, self.connection, self.response, self.url = client, key, connection, response, url
+        self.status, self.headers = response.status, response.headers
+
+    def header(self, name):
+        return self.headers.get(name, "")
+
+    def read(self, size):
+        try:
+            return self.response.read(size)
+        except (OSError, http.client.HTTPException) as error:
+            raise UpstreamTrouble(f"{public_url(self.url)}: {reason_of(error)}") from error
+
+    def length(self):
+        """The announced Content-Length, or None."""
+        text = self.header("Content-Length")
+        return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+    def close(self):
+        """Give the connection back if the body was read to its end, else close it."""
+        if self.response.isclosed() and not self.response.will_close:
+            self.client.give_back(self.key, self.connection)
+        else:
+            self.connection.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class UpstreamClient:
+    """Keep-alive connections to other servers, with proxies as `urllib.request` reads them from the environment."""
+
+    def __init__(self, settings):
+        self.timeout = settings.request_timeout
+        self.offline = settings.offline_mode
+        self.lock = threading.Lock()
+        self.idle = {}              # (scheme, host, port) -> [(connection, since)]
+        self.paused = {}            # (scheme, host, port) -> time.monotonic() until which it counts as down
+        self.proxies = urllib.request.getproxies()
+
+    @functools.cached_property
+    def tls(self):
+        return ssl.create_default_context()     # 47 ms of CPU, so only once and only if needed
+
+    def get(self, url, headers, read_timeout=None, method="GET"):
+        """Ask for a URL and follow redirects.  `UserInfo` in the URL becomes Basic credentials for that origin alone.
+
+        Raises UpstreamTrouble if there is no answer.  The caller closes the response."""
+        if self.offline:
+            raise UpstreamTrouble("offline mode: upstream is not asked")
+        authority = origin_of(url)
+        credentials = credentials_of(url)
+        for _ in range(Limits.upstream_redirects + 1):
+            sent = dict(headers)
+            if credentials and origin_of(url) == authority:
+                sent["Authorization"] = credentials
+            response = self._ask(method, url, sent, read_timeout or self.timeout)
+            if response.status not in (301, 302, 303, 307, 308) or not response.header("Location"):
+                return response
+            response.close()
+            url = joined_url(response.url, response.header("Location"))
+            if url is None:
+                raise UpstreamTrouble(f"{public_url(response.url)} redirects to something that is no http URL")
+        raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
+
+    def _ask(self, method, url, headers, read_timeout):
+        key = origin_of(url)
+        try:
+            while True:
+                connection, kept = self._connection(key, url)
+                try:
+                    return self._send(key, connection, kept, method, url, headers, read_timeout)
+                except StaleConnection:
+                    log.debug("a kept connection to %s was closed, using a new one", key[1])
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            with self.lock:
+                self.paused[key] = time.monotonic() + Limits.upstream_pause
+            raise UpstreamTrouble(f"{public_url(url)}: {reason_of(error)}") from error
+
+    def _send(self, key, connection, kept, method, url, headers, read_timeout):
+        parts = urllib.parse.urlsplit(url)
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        if self._proxy(parts) and parts.scheme == "http":
+            target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
+        try:
+            connection.request(method, target, headers=headers)
+            response = connection.getresponse()
+        except (ConnectionError, http.client.BadStatusLine) as error:
+            connection.close()
+            if kept:
+                raise StaleConnection from error
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        connection.sock and connection.sock.settimeout(read_timeout)
+        with self.lock:
+            self.paused.pop(key, None)
+        return UpstreamResponse(self, key, connection, response, url)
+
+    def _connection(self, key, url):
+        """(connection, whether it was used before)."""
+        now = time.monotonic()
+        with self.lock:
+            idle = self.idle.get(key, [])
+            while idle:
+                connection, since = idle.pop()
+                if now - since < Limits.upstream_idle:
+                    connection.sock.settimeout(self.timeout)
+                    return connection, True
+                connection.close()
+        scheme, host, port = key
+        proxy = self._proxy(urllib.parse.urlsplit(url))
+        kind = http.client.HTTPConnection
+        arguments = {"timeout": self.timeout}
+        if scheme == "https":
+            kind = http.client.HTTPSConnection
+            arguments["context"] = self.tls
+        if not proxy:
+            return kind(host, port, **arguments), False
+        through = urllib.parse.urlsplit(proxy if "//" in proxy else "//" + proxy)
+        connection = kind(through.hostname, through.port or 3128, **arguments)
+        if scheme == "https":
+            credentials = credentials_of(proxy)
+            connection.set_tunnel(host, port, {"Proxy-Authorization": credentials} if credentials else {})
+        return connection, False
+
+    def _proxy(self, parts):
+        proxy = self.proxies.get(parts.scheme)
+        return None if not proxy or urllib.request.proxy_bypass(parts.hostname) else proxy
+
+    def give_back(self, key, connection):
+        with self.lock:
+            idle = self.idle.setdefault(key, [])
+            if connection.sock is not None and len(idle) < Limits.fetches:
+                idle.append((connection, time.monotonic()))
+                return
+        connection.close()
+
+    def is_paused(self, url):
+        """Whether this host failed within the last seconds, so that it is not worth waiting for it."""
+        return self.paused.get(origin_of(url), 0) > time.monotonic()
+
+
+def origin_of(url):
+    """(scheme, host, port) of an http or https URL."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def credentials_of(url):
+    """The Authorization value for the user and password in a URL, or None."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.username is None:
+        return None
+    pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def public_url(url):
+    """The URL without credentials, for eyes and logs."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def joined_url(base, link):
+    """`link` as found on the page `base`, made absolute, without fragment and credentials; None unless http(s)."""
+    try:
+        url = urllib.parse.urljoin(public_url(base), link.strip())
+        parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+            return None
+    except ValueError:
+        return None
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+
+
+@dataclasses.dataclass(frozen=True)
+class UpstreamFile:
+    """One file of an upstream page.  `yanked`: None, or the reason ("" without one); `core_metadata`: None (not offered),
+    "true" (offered without a hash) or the SHA-256 of the metadata file (PEP 714); `uploaded`: ISO time or ""."""
+    filename: str
+    url: str
+    hash_spec: str = ""
+    size: int | None = None
+    uploaded: str = ""
+    requires_python: str | None = None
+    yanked: str | None = None
+    core_metadata: str | None = None
+    provenance: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class UpstreamPage:
+    """A project's page: files in page order, and the project's status (PEP 792) as (status, reason) or None."""
+    files: tuple
+    status: tuple | None = None
+
+
+PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
+
+
+def parse_simple_page(project, url, body, is_json):
+    """An upstream page (bytes) as an `UpstreamPage`; UpstreamTrouble if it is no simple page (PEP 503, 691, 700)."""
+    try:
+        return _parse_json_page(project, url, body) if is_json else _parse_html_page(project, url, body)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UpstreamTrouble(f"{public_url(url)}: not a simple page: {reason_of(error)}") from error
+
+
+def _parse_json_page(project, url, body):
+    page = json.loads(body)
+    check_api_version(page["meta"]["api-version"])
+    files, seen = [], set()
+    for entry in page["files"]:
+        file_url = joined_url(url, entry["url"])
+        filename = entry["filename"]
+        if file_url is None or not is_safe_filename(filename) or filename in seen:
+            continue
+        seen.add(filename)
+        size, yanked = entry.get("size"), entry.get("yanked", False)
+        metadata = entry.get("core-metadata")
+        if metadata is None:
+            metadata = entry.get("dist-info-metadata")
+        files.append(UpstreamFile(
+            filename, file_url, best_hash(entry.get("hashes") or {}),
+            size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 60 else None,
+            uploaded=_sound_time(entry.get("upload-time")),
+            requires_python=_sound_text(entry.get("requires-python")) or None,
+            yanked=None if yanked is False or yanked is None else _sound_text(yanked),
+            core_metadata=_offered_metadata(metadata), provenance=_sound_link(entry.get("provenance"))))
+    status = page.get("project-status") or page["meta"].get("project-status") or {}
+    if isinstance(status, str):
+        status = {"status": status, "reason": page["meta"].get("project-status-reason")}
+    return UpstreamPage(tuple(files), _sound_status(status.get("status"), status.get("reason")))
+
+
+_TAG = re.compile(r"<(a|base|meta)(?=[\s>/])", re.IGNORECASE)
+_ATTRIBUTE = re.compile(r"""[\s/]*(?:(?P<end>>)|([^\s=<>"'/]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'<>]+)))?)""")
+
+
+def _tags(text):
+    """The anchors, bases and metas of a page as (name, {attribute: value}).
+
+    By regular expression, tens of times faster than `html.parser`, and linear: a tag that is damaged ends the reading."""
+    position = 0
+    while True:
+        tag = _TAG.search(text, position)
+        if tag is None:
+            return
+        attributes, position = {}, tag.end()
+        while True:
+            match = _ATTRIBUTE.match(text, position)
+            if match is None:
+                raise ValueError(f"damaged tag {text[tag.start():tag.start() + 60]!r}")
+            position = match.end()
+            if match["end"]:
+                break
+            name, *values = match.group(2, 3, 4, 5)
+            attributes.setdefault(name.lower(), html.unescape(next(filter(None, values), "")))
+        yield tag[1].lower(), attributes
+
+
+def _parse_html_page(project, url, body):
+    """A page in the HTML form (PEP 503, 592, 658, 714, 740, 792)."""
+    text = body.decode("utf-8", "replace")
+    if text.strip() and not re.search(r"<(!doctype html|html|head|body|a)\b", text[:10000], re.IGNORECASE):
+        raise ValueError("no HTML")
+    files, base, meta = {}, url, {}
+    for tag, attributes in _tags(text):
+        if tag == "base" and attributes.get("href"):
+            base = joined_url(url, attributes["href"]) or url
+        elif tag == "meta":
+            meta[attributes.get("name", "").lower()] = attributes.get("content", "")
+        elif tag == "a" and attributes.get("href"):
+            file = _html_file(project, base, attributes)
+            if file and (file.filename not in files or file.hash_spec and not files[file.filename].hash_spec):
+                files[file.filename] = file
+    check_api_version(meta.get("pypi:repository-version", "1.0"))
+    return UpstreamPage(tuple(files.values()), _sound_status(meta.get("pypi:project-status"),
+                                                             meta.get("pypi:project-status-reason")))
+
+
+def _html_file(project, base, attributes):
+    """The file that an anchor links to, or None if it links to something else (http-api 14.6)."""
+    link, _, fragment = attributes["href"].partition("#")
+    url = joined_url(base, link)
+    if url is None:
+        return None
+    filename = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    stem, extension = strip_archive_extension(filename)
+    if not extension or not normalize(stem).startswith(project) or not is_safe_filename(filename):
+        return None
+    algorithm, _, digest = fragment.partition("=")
+    metadata = attributes.get("data-core-metadata", attributes.get("data-dist-info-metadata"))
+    if metadata is not None:
+        name, _, value = metadata.partition("=")
+        metadata = {name: value} if value else True
+    return UpstreamFile(
+        filename, url, best_hash({algorithm: digest}),
+        requires_python=_sound_text(attributes.get("data-requires-python")) or None,
+        yanked=_sound_text(attributes["data-yanked"]) if "data-yanked" in attributes else None,
+        core_metadata=_offered_metadata(metadata), provenance=_sound_link(attributes.get("data-provenance")))
+
+
+def check_api_version(text):
+    """Refuse a page of another major version than 1 (PEP 629)."""
+    if not re.fullmatch(r"1\.[0-9]{1,5}", text):
+        raise ValueError(f"API version {text[:20]!r}, expected 1.x")
+
+
+def _sound_text(value):
+    """Upstream's text without control characters; "" for what is no text (`true` means: without a reason)."""
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value).strip()[:2000] if isinstance(value, str) else ""
+
+
+def _sound_time(value):
+    """An ISO time if `value` is one, normalised to microseconds; else ""."""
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value):
+        with contextlib.suppress(ValueError, OverflowError):
+            return iso_time(seconds_of(value))
+    return ""
+
+
+def _sound_link(value):
+    return value if isinstance(value, str) and re.fullmatch(r"https://[!-;=?-~]{1,2000}", value) else None
+
+
+def _sound_status(status, reason):
+    return (status, _sound_text(reason)) if status in PROJECT_STATUSES and status != "active" else None
+
+
+def _offered_metadata(value):
+    if isinstance(value, dict):
+        digest = value.get("sha256")
+        return digest.lower() if isinstance(digest, str) and is_digest("sha256", digest) else "true" if value else None
+    return "true" if value is True else None
+
+
+def is_json_page(content_type, body):
+    """Whether a page is JSON: by its type, but a list or page that starts with `{` is JSON whatever was said."""
+    return body[:100].lstrip()[:1] == b"{" or "json" in content_type.partition(";")[0]
+
+
+def read_page(response, limit, deadline):
+    """The body of a page, unzipped; UpstreamTrouble if it is too large or takes past `deadline` (time.monotonic())."""
+    pieces, size = [], 0
+    unzip = zlib.decompressobj(31) if response.header("Content-Encoding").strip().lower() == "gzip" else None
+    while True:
+        piece = response.read(64 << 10)
+        if not piece:
+            break
+        try:
+            data = unzip.decompress(piece, limit - size + 1) if unzip else piece
+        except zlib.error as error:
+            raise UpstreamTrouble(f"{public_url(response.url)}: damaged gzip: {error}") from error
+        pieces.append(data)
+        size += len(data)
+        if size > limit:
+            raise UpstreamTrouble(f"{public_url(response.url)}: the page is larger than {limit} bytes")
+        if time.monotonic() > deadline:
+            raise UpstreamTrouble(f"{public_url(response.url)}: the page takes too long")
+    expected = response.length()
+    if expected is not None and not unzip and size != expected or unzip and not unzip.eof:
+        raise UpstreamTrouble(f"{public_url(response.url)}: the page ended early")
+    return b"".join(pieces)
+
+
+# ======================================================================================================================
+# 8  Projects
+#
+# What an index has to offer of a project.  A stage answers from the database; a mirror from its last good copy of
+# upstream's page, refreshed when it is old; an index with bases merges what they answer.  A private name shuts out
+# the same name on mirrors, and trouble upstream never turns into "no such project".
+# ======================================================================================================================
+
+
+class File(typing.NamedTuple):
+    """A distribution file of a project: a row of the table `files`, in the order of its columns."""
+    id: int
+    index_id: int
+    project_id: int
+    release_id: int | None
+    position: int | None
+    version: str
+    filename: str
+    path: str                       # +f/... or +e/..., below its index
+    hash_spec: str                  # algorithm=hex, or ""
+    sha256: str | None              # of the blob, once it is here
+    size: int | None
+    uploaded: str                   # ISO time (PEP 700)
+    first_seen: int                 # 1: `uploaded` is only when we saw it first
+    requires_python: str | None
+    yanked: str | None              # None: not yanked; "": without a reason
+    core_metadata: str | None       # None: not offered; "true"; or the SHA-256 of the metadata file
+    metadata_sha256: str | None     # the blob of the metadata file, once it is here
+    provenance: str | None
+    url: str | None                 # upstream's, without credentials
+    last_modified: str | None       # upstream's HTTP-date
+    history: str | None             # JSON list of devpi's log entries
+
+    @property
+    def hashes(self):
+        """{algorithm: hex} of all that is known, the announced one first."""
+        algorithm, _, digest = self.hash_spec.partition("=")
+        hashes = {algorithm: digest} if digest else {}
+        if self.sha256:
+            hashes.setdefault("sha256", self.sha256)
+        return hashes
+
+
+_FILE_COLUMNS = ", ".join("files." + field for field in File._fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectPage:
+    """What an index has to offer of a project: the files of each index that knows it, first index first.
+
+    `expires`: time.monotonic() after which upstream must be asked again; `stale`: upstream failed and this is its last
+    good answer; `blocked`: the mirror that a private name shuts out."""
+    name: str
+    parts: tuple = ()               # ((Index, (File, ...)), ...): the indexes that know the project
+    versions: tuple = ()            # of releases, with or without files
+    stale: bool = False
+    expires: float = 0
+    upstream_serial: int | None = None
+    status: tuple | None = None     # (status, reason), PEP 792
+    blocked: Index | None = None
+
+    @property
+    def known(self):
+        return bool(self.parts)
+
+    @property
+    def files(self):
+        return [file for _, files in self.parts for file in files]
+
+
+class Contributions(typing.NamedTuple):
+    """What the indexes of a resolution order say of a project, before it is merged."""
+    pages: list
+    blocked: Index | None
+    trouble: UpstreamTrouble | None
+    expires: float              # of the answer as a whole, "not found" included; 0: never
+
+
+class MirrorBlocking:
+    """The rule that a private name is private (http-api 6.2): fed with the stages of the order, it says whether mirrors
+    may still be asked for the project."""
+
+    def __init__(self, project, requested):
+        self.project = project
+        self.union = requested.config.get("mirror_whitelist_inheritance", "union") == "union"
+        self.whitelist = None
+        self.hit = self.allowed = False
+
+    def stage(self, index, has_project):
+        own = set(index.config.get("mirror_whitelist", ()))
+        if self.whitelist is None:
+            self.whitelist = own
+        elif self.union:
+            self.whitelist = self.whitelist | own
+        else:
+            self.whitelist = self.whitelist & own
+        if "*" in self.whitelist or self.project in self.whitelist:
+            self.allowed = True
+        elif has_project:
+            self.hit = True
+
+    @property
+    def blocks(self):
+        return self.hit and not self.allowed
+
+
+class Projects:
+    """The projects of all indexes; composes stages and mirrors into an index with its bases."""
+
+    def __init__(self, store, indexes, mirrors):
+        self.store, self.indexes, self.mirrors = store, indexes, mirrors
+
+    def own(self, index, name):
+        """The page of this index alone.  UpstreamTrouble if a mirror has nothing to show and upstream fails."""
+        return self.mirrors.project(index, name) if index.is_mirror else self.stage_project(index, name)
+
+    def stage_project(self, index, name):
+        """A stage's page: two indexed queries, however many releases there are."""
+        with self.store.read() as db:
+            row = db.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+            if row is None:
+                return ProjectPage(name)
+            files = tuple(map(File._make, db.execute(
+                f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? ORDER BY id", (row["id"],))))
+            versions = tuple(r["version"] for r in db.execute(
+                "SELECT version FROM releases WHERE project_id = ? ORDER BY id", (row["id"],)))
+        return ProjectPage(name, ((index, files),), versions)
+
+    def contributions(self, index, name):
+        """What each index of the resolution order has to offer, as `Contributions`.
+
+        A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble, which is
+        raised if nobody else knows the project."""
+        blocking = MirrorBlocking(name, index)
+        pages, blocked, trouble, expires = [], None, None, []
+        for member in self.indexes.order(index):
+            if member.is_mirror and blocking.blocks:
+                blocked = blocked or member
+                continue
+            try:
+                page = self.own(member, name)
+            except UpstreamTrouble as error:
+                trouble = error
+                continue
+            if not member.is_mirror:
+                blocking.stage(member, page.known)
+            if page.expires:
+                expires.append(page.expires)
+            if page.known:
+                pages.append(page)
+        if trouble and not pages:
+            raise trouble
+        return Contributions(pages, blocked, trouble, min(expires, default=0))
+
+    def page(self, index, name):
+        """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).
+
+        A mirror that fails is passed over if the project is known elsewhere, else its UpstreamTrouble is raised."""
+        found = self.contributions(index, name)
+        if len(found.pages) == 1:
+            only = found.pages[0]
+            return dataclasses.replace(only, blocked=found.blocked, stale=only.stale or bool(found.trouble),
+                                       expires=found.expires)
+        parts, seen = [], set()
+        for page in found.pages:
+            for origin, files in page.parts:
+                parts.append((origin, tuple(f for f in files if f.filename not in seen)))
+                seen.update(f.filename for f in files)
+        return ProjectPage(
+            name, tuple(parts), tuple(dict.fromkeys(v for page in found.pages for v in page.versions)),
+            blocked=found.blocked, stale=bool(found.trouble) or any(page.stale for page in found.pages),
+            expires=found.expires)
+
+    def tags(self, index, name):
+        """What an answer about this project depends on (see `Freshness`)."""
+        return frozenset(project_tag(member.id, name) for member in self.indexes.order(index))
+
+    def names(self, index):
+        """The names that this index alone knows: a sorted list, or a `MirrorNames`."""
+        if index.is_mirror:
+            return self.mirrors.names(index)
+        with self.store.read() as db:
+            return [row["name"] for row in
+                    db.execute("SELECT name FROM projects WHERE index_id = ? ORDER BY name", (index.id,))]
+
+    def file(self, index, path):
+        """(File, project name, project status) of the file at `path` below an index; Gone or NotFound."""
+        with self.store.read() as db:
+            row = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
+                             "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ?",
+                             (index.id, path)).fetchone()
+        if row is None:
+            self.refuse_gone(f"{index.path}/{path}")
+            raise NotFound("no such file")
+        status = tuple(json.loads(row["status"])) if row["status"] else None
+        return File._make(tuple(row)[:-2]), row["project"], status
+
+    def refuse_gone(self, path):
+        """Gone if user/index/+f/... once was a file."""
+        with self.store.read() as db:
+            if db.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone():
+                raise Gone("file existed, deleted in later serial")
+
+
+class Mirrors:
+    """Caching mirrors: pages, metadata files, files and project lists of upstream indexes, one fetch at a time for one
+    thing, and the last good answer where upstream fails."""
+
+    def __init__(self, store, blobs, client, settings):
+        self.store, self.blobs, self.client, self.settings = store, blobs, client, settings
+        self.fetches = SingleFlight("fetch", Limits.fetches)
+        self.downloads = SingleFlight("download", Limits.downloads)
+        self.not_found = collections.OrderedDict()      # (index id, mirror_url, project) -> until
+        self.lock = threading.Lock()
+        self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
+        os.makedirs(self.cache, mode=0o700, exist_ok=True)
+
+    # -- pages
+
+    def expiry(self, index):
+        """Seconds for which what upstream said is not asked again."""
+        return index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
+
+    def project(self, index, name):
+        """The page of a project (http-api 14.2).  A request waits for `request_timeout`, the fetch goes on behind it."""
+        page = self.cached(index, name)
+        if self.settings.offline_mode:
+            return self._local_only(index, page)
+        if page and page.expires > time.monotonic():
+            return page
+        missing_until = self.not_found.get((index.id, index.config["mirror_url"], name), 0)
+        if page is None and missing_until > time.monotonic():
+            return ProjectPage(name, expires=missing_until)
+        if page and self.client.is_paused(index.config["mirror_url"]):
+            return dataclasses.replace(page, stale=True)
+        flight = self.fetches.start(("page", index.id, index.config["mirror_url"], name),
+                                    Flight(functools.partial(self._fetch_page, index, name)))
+        trouble = UpstreamTrouble(f"{public_url(index.config['mirror_url'])} did not answer for {name} "
+                                  f"within {self.settings.request_timeout:g} seconds")
+        if flight.ended.wait(self.settings.request_timeout):
+            trouble = flight.error
+        page = self.cached(index, name)
+        if trouble is None:
+            return page or ProjectPage(name, expires=time.monotonic() + self.expiry(index))
+        log.warning("mirror %s: %s", index.path, trouble.message)
+        if page is None:
+            raise trouble
+        return dataclasses.replace(page, stale=True)
+
+    def cached(self, index, name):
+        """What upstream said last, or None if it was never asked or never knew the project."""
+        with self.store.read() as db:
+            row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+            if row is None or row["fetched"] is None:
+                return None
+            files = tuple(map(File._make, db.execute(
+                f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? AND position IS NOT NULL ORDER BY position",
+                (row["id"],))))
+        status = tuple(json.loads(row["status"])) if row["status"] else None
+        if status and status[0] == "quarantined":
+            files = ()
+        age = time.time() - row["fetched"]
+        fresh_for = self.expiry(index) - age if age > -60 else 0       # a clock that was set back
+        return ProjectPage(
+            name, ((index, files),), tuple(dict.fromkeys(f.version for f in files if f.version)),
+            expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=status)
+
+    def _local_only(self, index, page):
+        """In offline mode: the files that are here, their metadata offered where it is here too."""
+        if page is None:
+            raise UpstreamTrouble("offline mode: upstream is not asked, and nothing of this project is here")
+        files = tuple(f if f.metadata_sha256 else f._replace(core_metadata=None)
+                      for f in page.files if self.is_local(f))
+        return dataclasses.replace(page, parts=((index, files),), expires=0)
+
+    def _fetch_page(self, index, name):
+        mirror_url = index.config["mirror_url"]
+        with self.store.read() as db:
+            row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+        headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01", "Accept-Encoding": "gzip",
+                   "User-Agent": user_agent()}
+        if row and row["etag"]:
+            headers["If-None-Match"] = row["etag"]
+        deadline = time.monotonic() + Limits.upstream_page_time
+        with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
+            if response.status not in (200, 304, 404) or response.status == 304 and "If-None-Match" not in headers:
+                raise UpstreamTrouble(f"{public_url(response.url)} answered {response.status}")
+            body = read_page(response, Limits.upstream_page, deadline)
+        if response.status == 404:
+            return self._remember_missing(index, name, row)
+        serial = response.header("X-PyPI-Last-Serial")
+        serial = int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None
+        origin = "%s://%s:%d" % origin_of(response.url)
+        if row and serial is not None and row["upstream"] == origin and serial < (row["upstream_serial"] or 0) \
+                and not index.config.get("mirror_ignore_serial_header"):
+            raise UpstreamTrouble(f"{public_url(response.url)} answered with serial {serial}, "
+                                  f"older than {row['upstream_serial']} that it gave before")
+        if response.status == 304:
+            return self.store.write(_page_checked, index, name)
+        page = parse_simple_page(name, response.url, body, is_json_page(response.header("Content-Type"), body))
+        self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial)
+
+    def _remember_missing(self, index, name, row):
+        """Upstream has no such project; links that it once gave are kept (http-api 14.2)."""
+        if row and row["fetched"] is not None:
+            return self.store.write(_page_checked, index, name)
+        with self.lock:
+            self.not_found[index.id, index.config["mirror_url"], name] = time.monotonic() + self.expiry(index)
+            while len(self.not_found) > Limits.missing_projects:
+                self.not_found.popitem(last=False)
+
+    # -- files
+
+    def is_local(self, file):
+        return bool(file.sha256) and self.blobs.has(file.sha256)
+
+    def local(self, index, file):
+        """The file with its blob at hand, or None.  Bytes that another index holds already count."""
+        if self.is_local(file):
+            return file
+        algorithm, _, digest = file.hash_spec.partition("=")
+        if algorithm == "sha256" and self.blobs.claim(digest):
+            size = os.path.getsize(self.blobs.path(digest))
+            metadata = self._metadata_of_blob(file, digest)
+            self.store.write(_file_arrived, index, file, digest, size, None, metadata)
+            return file._replace(sha256=digest, size=size)
+        return None
+
+    def download(self, index, file):
+        """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
+        if self.settings.offline_mode:
+            raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
+        key = file.hash_spec if file.hash_spec.startswith("sha256=") else (index.id, file.path)
+        download = self.downloads.start(key, Download(self, index, file))
+        if not download.begun.wait(self.settings.request_timeout * 2) and not download.ended.is_set():
+            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
+                                  f"{self.settings.request_timeout * 2:g} seconds")
+        if download.error:
+            raise download.error
+        return download
+
+    def upstream_url(self, index, file):
+        """The file's URL, with the mirror's credentials where it lies on the mirror's own host."""
+        mirror = urllib.parse.urlsplit(index.config["mirror_url"])
+        if mirror.username is None or origin_of(file.url) != origin_of(index.config["mirror_url"]):
+            return file.url
+        parts = urllib.parse.urlsplit(file.url)
+        return urllib.parse.urlunsplit(parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
+
+    def metadata_blob(self, index, file):
+        """The SHA-256 of the blob with the metadata file of a mirrored wheel (PEP 658); NotFound if there is none.
+
+        Fetched from upstream and checked against the announced hash, or read out of the wheel if that is here."""
+        if file.metadata_sha256 and self.blobs.has(file.metadata_sha256):
+            return file.metadata_sha256
+        if self.is_local(file):
+            found = self._metadata_of_blob(file, file.sha256)
+            if found:
+                self.store.write(_metadata_arrived, index, file, found)
+                return found
+        if not file.core_metadata:
+            raise NotFound(f"no metadata found in {index.path}/{file.path}")
+        found = []
+        flight = self.fetches.start(("metadata", index.id, file.path),
+                                    Flight(lambda: found.append(self._fetch_metadata(index, file))))
+        if not flight.ended.wait(self.settings.request_timeout * 2):
+            raise UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
+        if flight.error:
+            raise flight.error
+        if found:
+            return found[0]
+        with self.store.read() as db:       # somebody else's flight
+            row = db.execute("SELECT metadata_sha256 FROM files WHERE id = ?", (file.id,)).fetchone()
+        if row is None or not row["metadata_sha256"]:
+            raise NotFound(f"no metadata found in {index.path}/{file.path}")
+        return row["metadata_sha256"]
+
+    def _fetch_metadata(self, index, file):
+        url = f"{self.upstream_url(index, file)}.metadata"
+        with self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}) as response:
+            if response.status != 200:
+                problem = NotFound if response.status == 404 else UpstreamTrouble
+                raise problem(f"error {response.status} getting {public_url(url)}")
+            data = read_page(response, Limits.metadata_file, time.monotonic() + Limits.upstream_page_time)
+        digest = hashlib.sha256(data).hexdigest()
+        if file.core_metadata not in ("true", digest):
+            raise UpstreamTrouble(f"{public_url(url)} has SHA-256 {digest}, announced was {file.core_metadata}")
+        self.blobs.add(data)
+        self.store.write(_metadata_arrived, index, file, digest)
+        return digest
+
+    def _metadata_of_blob(self, file, sha256):
+        """Keep the METADATA of a wheel that is here, unless upstream announced another; its SHA-256 or None."""
+        if not file.filename.endswith(".whl"):
+            return None
+        try:
+            with self.blobs.open(sha256) as blob:
+                data = archive_metadata(blob, file.filename)
+        except Problem as error:
+            log.warning("mirrored file: %s", error.message)
+            return None
+        if data is None or file.core_metadata not in (None, "true", hashlib.sha256(data).hexdigest()):
+            return None
+        return self.blobs.add(data)
+
+    # -- project lists
+
+    def names(self, index):
+        """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none (http-api 14.3)."""
+        names = MirrorNames.load(self.cache, index)
+        if self.settings.offline_mode or index.config.get("mirror_no_project_list"):
+            return self.cached_names(index)
+        if names and 0 <= time.time() - names.fetched < self.expiry(index):
+            return names
+        if names and self.client.is_paused(index.config["mirror_url"]):
+            return names
+        flight = self.fetches.start(("names", index.id, index.config["mirror_url"]),
+                                    Flight(functools.partial(self._fetch_names, index, names)))
+        patience = self.settings.request_timeout if names else max(30, self.settings.request_timeout)
+        if flight.ended.wait(patience) and flight.error is None:
+            names = MirrorNames.load(self.cache, index)
+        elif flight.error:
+            log.warning("mirror %s: %s", index.path, flight.error.message)
+        return names or self.cached_names(index)
+
+    def cached_names(self, index):
+        """The projects whose pages are kept here."""
+        with self.store.read() as db:
+            return [row["name"] for row in db.execute(
+                "SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL ORDER BY name", (index.id,))]
+
+    def _fetch_names(self, index, old):
+        """Have a child process fetch, parse and write the list: one busy thread here would slow every answer."""
+        job = {"url": index.config["mirror_url"].rstrip("/") + "/", "folder": tempfile.mkdtemp(dir=self.blobs.tmp),
+               "etag": old.etag if old else "", "timeout": max(30, self.settings.request_timeout)}
+        try:
+            child = subprocess.run([sys.executable, os.path.abspath(__file__), "_fetch-names"], text=True,
+                                   input=json.dumps(job), capture_output=True, timeout=Limits.upstream_list_time)
+            if child.returncode != 0:
+                raise UpstreamTrouble(f"{public_url(job['url'])}: {one_line(child.stderr.strip()[-300:])}")
+            MirrorNames.install(self.cache, index, job["folder"], json.loads(child.stdout))
+        except subprocess.TimeoutExpired:
+            raise UpstreamTrouble(f"{public_url(job['url'])}: the list took over "
+                                  f"{Limits.upstream_list_time} seconds") from None
+        finally:
+            shutil.rmtree(job["folder"], ignore_errors=True)
+        self.store.freshness.touch(frozenset((names_tag(index.id),)))
+
+
+def user_agent():
+    return f"devpi-server/{PROTOCOL_VERSION} (devpi_lite {__version__})"
+
+
+def _current_mirror(change, index):
+    """Whether the index still mirrors what it did when the fetch began."""
+    row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
+    return row is not None and json.loads(row["config"]).get("mirror_url") == index.config["mirror_url"]
+
+
+def _page_checked(change, index, name):
+    """Upstream says that nothing changed."""
+    if _current_mirror(change, index):
+        change.execute("UPDATE projects SET fetched = ? WHERE index_id = ? AND name = ?", (time.time(), index.id, name))
+
+
+def _store_page(change, index, name, page, etag, origin, serial):
+    """Keep what upstream lists now.  Files that it no longer lists lose their place on the page, not their path."""
+    if not _current_mirror(change, index):
+        return
+    status = json.dumps(page.status) if page.status else None
+    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+    if row is None:
+        project_id = change.execute("INSERT INTO projects (index_id, name) VALUES (?, ?)", (index.id, name)).lastrowid
+        change.touch(names_tag(index.id))
+    else:
+        project_id = row["id"]
+    change.execute("UPDATE projects SET fetched = ?, etag = ?, upstream = ?, upstream_serial = coalesce(?, "
+                   "CASE WHEN upstream = ? THEN upstream_serial END), status = ? WHERE id = ?",
+                   (time.time(), etag or None, origin, serial, origin, status, project_id))
+    old = {file.path: file for file in map(File._make, change.execute(
+        f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
+    now = iso_time(time.time())
+    for position, new in enumerate(page.files):
+        path = file_path(new.hash_spec, new.filename) if new.hash_spec else hashless_path(new.url, new.filename)
+        before = old.pop(path, None)
+        if before is None:
+            _insert_mirror_file(change, index, project_id, name, position, path, new, now)
+        else:
+            _update_mirror_file(change, before, position, new)
+    for file in old.values():
+        if file.position is not None:
+            change.execute("UPDATE files SET position = NULL WHERE id = ?", (file.id,))
+            if any(new.filename == file.filename for new in page.files):
+                log.warning("mirror %s: upstream changed the bytes of %s", index.path, one_line(file.filename))
+    change.touch(project_tag(index.id, name))
+
+
+def _insert_mirror_file(change, index, project_id, name, position, path, new, now):
+    change.execute(
+        "INSERT INTO files (index_id, project_id, position, version, filename, path, hash_spec, size, uploaded, first_seen, "
+        "requires_python, yanked, core_metadata, provenance, url) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO NOTHING",       # a path that upstream lists under two projects stays with the first
+        (index.id, project_id, position, version_of_file(new.filename, name), new.filename, path, new.hash_spec, new.size,
+         new.uploaded or now, not new.uploaded, new.requires_python, new.yanked, new.core_metadata, new.provenance, new.url))
+    change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{path}",))
+
+
+def _update_mirror_file(change, before, position, new):
+    after = before._replace(position=position, requires_python=new.requires_python, yanked=new.yanked, url=new.url,
+                            provenance=new.provenance, size=new.size if new.size is not None else before.size,
+                            core_metadata=new.core_metadata or before.metadata_sha256)
+    if new.uploaded:
+        after = after._replace(uploaded=new.uploaded, first_seen=0)
+    if new.hash_spec != before.hash_spec:
+        after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None)
+    if after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
+        after = after._replace(metadata_sha256=None)
+    if after != before:
+        change.execute(f"UPDATE files SET ({', '.join(File._fields)}) = ({', '.join('?' * len(File._fields))}) "
+                       "WHERE id = ?", (*after, before.id))
+
+
+def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
+    """The bytes of a mirrored file are here: enter what is known now and was not before."""
+    uploaded, first_seen = file.uploaded, file.first_seen
+    if first_seen and last_modified:
+        with contextlib.suppress(ValueError, TypeError, OverflowError):     # upstream's header may be anything
+            moment = email.utils.parsedate_to_datetime(last_modified).timestamp()
+            if moment < seconds_of(uploaded):
+                uploaded, first_seen = iso_time(moment), 0
+    change.execute(
+        "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, first_seen = ?, "
+        "core_metadata = coalesce(core_metadata, ?), metadata_sha256 = coalesce(?, metadata_sha256) "
+        "WHERE index_id = ? AND path = ?",
+        (sha256, size, last_modified or http_date(time.time()), uploaded, first_seen, metadata, metadata,
+         index.id, file.path))
+    _touch_project_of(change, file)
+
+
+def _metadata_arrived(change, index, file, sha256):
+    change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) WHERE index_id = ? "
+                   "AND path = ?", (sha256, sha256, index.id, file.path))
+    _touch_project_of(change, file)
+
+
+def _touch_project_of(change, file):
+    row = change.execute("SELECT name FROM projects WHERE id = ?", (file.project_id,)).fetchone()
+    if row:
+        change.touch(project_tag(file.index_id, row["name"]))
+
+
+class Download(Flight):
+    """A file on its way from upstream to disk, which any number of askers may read as it grows.
+
+    The newest piece is held back until length and hash have been checked, so nobody ever gets a wrong file whole."""
+
+    def __init__(self, mirrors, index, file):
+        super().__init__(self._fetch)
+        self.mirrors, self.index, self.file = mirrors, index, file
+        self.begun = threading.Event()      # upstream's head is here, or the end
+        self.grown = threading.Condition()
+        self.available = 0                  # bytes that may be sent
+        self.finished = False               # checked, kept, and all of it available
+        self.length = None                  # if upstream said it
+        self.last_modified = ""
+        self.opened = None                  # path of the growing file
+        self.sha256 = None                  # set when all is checked and kept
+
+    def run(self):
+        super().run()
+        with self.grown:
+            self.begun.set()
+            self.grown.notify_all()
+
+    def _fetch(self):
+        file, mirrors = self.file, self.mirrors
+        url = mirrors.upstream_url(self.index, file)
+        headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
+        with mirrors.client.get(url, headers, read_timeout=max(30, mirrors.settings.request_timeout)) as response:
+            if response.status != 200:
+                problem = NotFound if response.status == 404 else UpstreamTrouble
+                raise problem(f"error {response.status} getting {public_url(url)}")
+            self.length = response.length()
+            self.last_modified = response.header("Last-Modified")[:100]
+            with mirrors.blobs.stage() as staged:
+                self.opened = staged.path
+                check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec else hashlib.sha256()
+                self.begun.set()
+                while True:
+                    piece = response.read(256 << 10)
+                    if not piece:
+                        break
+                    ready = staged.size
+                    staged.write(piece)
+                    check.update(piece)
+                    self._grow(ready)
+                self._check(url, staged.size, check)
+                self.sha256 = staged.keep()
+        metadata = mirrors._metadata_of_blob(file, self.sha256)
+        self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, staged.size, self.last_modified, metadata)
+        self._grow(staged.size, finished=True)
+
+    def _check(self, url, size, check):
+        expected = self.length if self.length is not None else self.file.size
+        if expected is not None and size != expected:
+            raise UpstreamTrouble(f"{public_url(url)} gave {size} bytes, announced were {expected}")
+        digest = self.file.hash_spec.partition("=")[2]
+        if digest and not hmac.compare_digest(check.hexdigest(), digest):
+            raise UpstreamTrouble(f"{public_url(url)} has another hash than announced: "
+                                  f"{check.name}={check.hexdigest()}, not {self.file.hash_spec}")
+
+    def _grow(self, available, finished=False):
+        with self.grown:
+            self.available, self.finished = available, finished
+            self.grown.notify_all()
+
+    def pieces(self):
+        """The file's bytes as they arrive; raises what ended the download early."""
+        sent = 0
+        self._wait_for(0 if os.name != "nt" else float("inf"))     # Windows can't rename a file that is being read
+        with self._open() as file:
+            while True:
+                ended = self._wait_for(sent)
+                while sent < self.available:
+                    piece = file.read(min(self.available - sent, 256 << 10))
+                    sent += len(piece)
+                    yield piece
+                if ended and sent >= self.available:
+                    if self.error:
+                        raise self.error
+                    return
+
+    def _open(self):
+        try:
+            return open(self.opened, "rb")
+        except FileNotFoundError:       # it was renamed since
+            if self.sha256 is None:
+                raise self.error or UpstreamTrouble("the download broke off") from None
+            return self.mirrors.blobs.open(self.sha256)
+
+    def _wait_for(self, sent):
+        """Wait until there is more than `sent`, or the end; returns whether it ended."""
+        with self.grown:
+            while self.available <= sent and not self.finished and not self.error:
+                if not self.grown.wait(Limits.stall):
+                    raise UpstreamTrouble("upstream stopped sending")
+            return self.finished or bool(self.error)
+
+
+class MirrorNames:
+    """The project list of a mirror, on disk in the forms in which it is asked for; made by a child process.
+
+    Files: `names` (sorted, one a line), and without brackets around them `names.json`, `projects.json`,
+    `projects.html`; the last two also as whole pages, gzipped."""
+
+    def __init__(self, folder, facts):
+        self.folder = folder
+        self.etag, self.fetched, self.count, self.serial = facts["etag"], facts["fetched"], facts["count"], facts["serial"]
+
+    @staticmethod
+    def _pointer(cache, index):
+        return os.path.join(cache, f"names-{index.id}.json")
+
+    @classmethod
+    def load(cls, cache, index):
+        """The list kept for this index, or None.  The cache may be deleted at any time."""
+        try:
+            with open(cls._pointer(cache, index), encoding="utf-8") as file:
+                facts = json.load(file)
+            folder = os.path.join(cache, facts["folder"])
+            if facts["url"] == index.config["mirror_url"] and os.path.exists(os.path.join(folder, "names")):
+                return cls(folder, facts)
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("the cached project list of %s is unusable: %s", index.path, error)
+        return None
+
+    @classmethod
+    def install(cls, cache, index, folder, facts):
+        """Put a list that the child wrote in place of the old one; `facts` without a count mean "not modified"."""
+        old = cls.load(cache, index)
+        facts.update(url=index.config["mirror_url"], fetched=time.time())
+        if facts["count"] is None:
+            if old is None:
+                raise UpstreamTrouble("upstream said 304 for a list that is not here")
+            facts.update(folder=os.path.basename(old.folder), count=old.count, serial=old.serial, etag=old.etag)
+        else:
+            facts["folder"] = f"names-{index.id}-{secrets.token_hex(4)}"
+            os.replace(folder, os.path.join(cache, facts["folder"]))
+        temporary = cls._pointer(cache, index) + ".tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(facts, file)
+        os.replace(temporary, cls._pointer(cache, index))
+        if old is not None and os.path.basename(old.folder) != facts["folder"]:
+            shutil.rmtree(old.folder, ignore_errors=True)      # who is reading it has it open
+
+    @staticmethod
+    def clear_leftovers(cache):
+        """Remove lists that no pointer names (a crash, or a file that was still open)."""
+        named = set()
+        for name in os.listdir(cache):
+            if name.endswith(".json"):
+                with contextlib.suppress(ValueError, KeyError, TypeError), open(os.path.join(cache, name)) as file:
+                    named.add(json.load(file)["folder"])
+        for name in os.listdir(cache):
+            path = os.path.join(cache, name)
+            if os.path.isdir(path) and name not in named:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def part(self, name):
+        """One of the files."""
+        return os.path.join(self.folder, name)
+
+    def without(self, names):
+        """Those of `names` that the list does not hold."""
+        with open(self.part("names"), "rb") as file:
+            if self.count == 0:
+                return list(names)
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+                return [name for name in names if not self._holds(lines, name.encode())]
+
+    @staticmethod
+    def _holds(lines, name):
+        """Binary search over sorted lines."""
+        low, high = 0, len(lines)
+        while low < high:
+            middle = lines.rfind(b"\n", 0, (low + high) // 2) + 1
+            middle = max(middle, low)
+            end = lines.find(b"\n", middle)
+            line = lines[middle:end]
+            if line == name:
+                return True
+            if line < name:
+                low = end + 1
+            else:
+                high = middle
+        return False
+
+    def __iter__(self):
+        with open(self.part("names"), encoding="ascii") as file:
+            for line in file:
+                yield line[:-1]
+
+
+_LIST_ANCHOR = re.compile(rb"<a(?:\s[^>]{0,2000})?>([^<]{1,300})</a", re.IGNORECASE)
+_NORMAL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+LIST_PAGE = {"projects.json": ('{"meta":{"api-version":"1.4"},"projects":[', ",", "]}"),
+             "projects.html": ('<!DOCTYPE html><html lang="en"><head><meta name="pypi:repository-version" content="1.4">'
+                               "<title>Simple index</title></head><body>\n", "", "</body></html>\n")}
+
+
+def list_entries(form, names):
+    """The entries of a project list in one of its two forms, without what stands around them."""
+    if form == "projects.json":
+        return ",".join([f'{{"name":"{name}"}}' for name in names])
+    return "".join([f'<a href="{name}/">{name}</a>\n' for name in names])
+
+
+def fetch_names(job):
+    """What the child process does: fetch a project list, write its forms into `job["folder"]`, return the facts."""
+    client = UpstreamClient(Settings("", request_timeout=job["timeout"]))
+    headers = {"Accept": f"{SIMPLE_JSON}, {SIMPLE_HTML};q=0.2, text/html;q=0.01", "Accept-Encoding": "gzip",
+               "User-Agent": user_agent()}
+    if job["etag"]:
+        headers["If-None-Match"] = job["etag"]
+    with client.get(job["url"], headers) as response:
+        if response.status == 304 and job["etag"]:
+            return {"count": None}
+        if response.status != 200:
+            raise UpstreamTrouble(f"{public_url(job['url'])} answered {response.status}")
+        body = read_page(response, 10 * Limits.upstream_page, time.monotonic() + Limits.upstream_list_time)
+    serial = response.header("X-PyPI-Last-Serial")
+    names = parse_names(job["url"], body, is_json_page(response.header("Content-Type"), body))
+    with open(os.path.join(job["folder"], "names"), "w", encoding="ascii") as file:
+        file.writelines([name + "\n" for name in names])
+    with open(os.path.join(job["folder"], "names.json"), "w", encoding="ascii") as file:
+        file.write(",".join([f'"{name}"' for name in names]))
+    for form, (head, _, tail) in LIST_PAGE.items():
+        entries = list_entries(form, names)
+        with open(os.path.join(job["folder"], form), "w", encoding="ascii") as file:
+            file.write(entries)
+        with gzip.GzipFile(os.path.join(job["folder"], form + ".gz"), "wb", 4, mtime=0) as file:
+            file.write((head + entries + tail).encode())
+    return {"count": len(names), "etag": response.header("ETag")[:1000],
+            "serial": int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None}
+
+
+def parse_names(url, body, is_json):
+    """The normalised names of a project list (bytes), sorted, each once; UpstreamTrouble if it is none."""
+    try:
+        if is_json:
+            page = json.loads(body)
+            check_api_version(page["meta"]["api-version"])
+            raw = [entry["name"] for entry in page["projects"]]
+        else:
+            if not re.search(rb"<(!doctype html|html|head|body|a)\b", body[:10000], re.IGNORECASE):
+                raise ValueError("no HTML")
+            raw = html.unescape("\n".join(map(bytes.decode, _LIST_ANCHOR.findall(body)))).split("\n")
+        return sorted({name for name in (n if _NORMAL_NAME.fullmatch(n) else normalize(n.strip()).strip("-") for n in raw)
+                       if name and len(name) <= 200})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UpstreamTrouble(f"{public_url(url)}: not a project list: {reason_of(error)}") from error
+
+
+# ======================================================================================================================
+# 9  Releases
+#
+# What people put into stages and take out of indexes.  An upload is checked from its form to the members of its archive
+# before anything is stored; then its blob is kept and one change enters project, release and file.
+# ======================================================================================================================
+
+# Fields of an upload form that describe the upload, not the release.
+_FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest", "sha256_digest", "blake2_256_digest",
+              "gpg_signature", "content"}
+
+
+def check_form_names(form):
+    """The (name, version) of an upload form; BadRequest in devpi's words if they are missing or unfit (http-api 9.2)."""
+    for field in ("name", "version"):
+        if not form.get(field, [""])[0].strip():
+            raise BadRequest(f'invalid metadata: Missing required field "{field}"')
+    name, version = form["name"][0], form["version"][0]
+    if re.search(r"""[<>%#"/\\\x00-\x20\x7f-\x9f]""", version) or re.search(r'[<>%#"]', name):
+        raise BadRequest("invalid metadata: Invalid package name or version (URL safety)")
+    for pattern, rule in ((r"[A-Za-z0-9._-]+", "contain only ASCII letters, digits, underscores, hyphens, and periods"),
+                          (r"[A-Za-z0-9].*", "start with an ASCII letter or digit"),
+                          (r".*[A-Za-z0-9]", "end with an ASCII letter or digit")):
+        if not re.fullmatch(pattern, name):
+            raise BadRequest(f"invalid metadata: Invalid package name. Names must {rule}")
+    if len(name) > 200 or len(version) > 200:
+        raise BadRequest("invalid metadata: name and version may have 200 characters at most")
+    return name, version
+
+
+def check_form_filename(filename, name, version):
+    """Refuse a file name that is unsafe or does not fit the form's name and version."""
+    if not is_safe_filename(filename):
+        raise BadRequest(f"{one_line(filename)!r} is not a valid archive name")
+    spelled = re.sub(r"[^A-Za-z0-9_.]+", "_", version)
+    if version not in filename and spelled not in filename and \
+            canonical_version(version_of_file(filename, normalize(name))) != canonical_version(version):
+        raise BadRequest(f"filename '{filename}' does not contain version '{version}'")
+    if not re.fullmatch(r".+\.(%s)" % "|".join(map(re.escape, UPLOAD_EXTENSIONS)), filename, re.IGNORECASE):
+        raise BadRequest(f"'{filename}' is not a valid archive name")
+    if not normalize(filename).startswith(normalize(name)):
+        raise BadRequest(f"filename '{filename}' does not match project name '{name}'")
+
+
+def form_metadata(form):
+    """The metadata that an upload form states, in devpi's spelling; other fields are kept under "other"."""
+    metadata, other = {}, {}
+    for field, values in form.items():
+        field = FIELD_SPELLINGS.get(field, field)
+        if field in _FORM_ONLY:
+            continue
+        values = ["" if value == "UNKNOWN" else value for value in values]
+        if field in TEXT_FIELDS:
+            metadata[field] = values[0]
+        elif field in LIST_FIELDS or field in NEWER_LIST_FIELDS:
+            metadata[field] = metadata.get(field, []) + [value for value in values if value]
+        else:
+            other[field] = values
+    if other:
+        metadata["other"] = other
+    return metadata
+
+
+def with_defaults(metadata):
+    """All keys that devpi's JSON shows, absent ones as "" or []."""
+    return {**{field: "" for field in TEXT_FIELDS}, **{field: [] for field in LIST_FIELDS}, **metadata}
+
+
+@dataclasses.dataclass(frozen=True)
+class Upload:
+    """A checked release file on its way in."""
+    name: str
+    version: str
+    filename: str
+    sha256: str
+    size: int
+    metadata: dict              # what the form states
+    archive: dict               # what the archive's own metadata file states; {} if there is none
+    metadata_sha256: str | None
+
+
+class Releases:
+    """Puts releases into stages, and takes files, releases and projects out of indexes."""
+
+    def __init__(self, store, blobs):
+        self.store, self.blobs = store, blobs
+
+    def register(self, index, form, who):
+        """devpi: `:action=submit`.  The release's metadata becomes what the form states."""
+        name, version = check_form_names(form)
+        self.store.write(_register, index, name, version, form_metadata(form), who=who)
+
+    def upload(self, index, form, filename, staged, who):
+        """devpi: `:action=file_upload`.  Keep a staged file as a file of a release.
+
+        Returns False if the very same file was there already on a non-volatile index."""
+        name, version = check_form_names(form)
+        check_form_filename(filename, name, version)
+        self._check_digests(form, staged)
+        with open(staged.path, "rb") as file:
+            data = archive_metadata(file, filename)
+        archive = parse_core_metadata(data) if data is not None else {}
+        self._check_archive(filename, name, version, archive)
+        wheel = filename.lower().endswith(".whl")
+        upload = Upload(name, version, filename, staged.sha256.hexdigest(), staged.size, form_metadata(form), archive,
+                        hashlib.sha256(data).hexdigest() if data is not None and wheel else None)
+        self._refuse_early(index, upload)
+        staged.keep()
+        if upload.metadata_sha256:
+            self.blobs.add(data)
+        return self.store.write(_store_upload, index, upload, who=who)
+
+    @staticmethod
+    def _check_digests(form, staged):
+        for field, make in (("sha256_digest", None), ("md5_digest", hashlib.md5),
+                            ("blake2_256_digest", functools.partial(hashlib.blake2b, digest_size=32))):
+            stated = form.get(field, [""])[0].strip().lower()
+            if not stated:
+                continue
+            if make is None:
+                found = staged.sha256.hexdigest()
+            else:
+                digest = make()
+                with open(staged.path, "rb") as file:
+                    for piece in iter(lambda: file.read(1 << 20), b""):
+                        digest.update(piece)
+                found = digest.hexdigest()
+            if found != stated:
+                raise BadRequest(f"{field} {one_line(stated, 140)} does not match the uploaded content, which has {found}")
+
+    @staticmethod
+    def _check_archive(filename, name, version, archive):
+        if not archive:
+            return
+        if re.match(r"\s*[3-9]\.", archive.get("metadata_version", "")):
+            raise BadRequest(f"'{filename}' has metadata version {one_line(archive['metadata_version'], 20)}; "
+                             "versions up to 2.x are known")
+        found = archive.get("name", ""), archive.get("version", "")
+        if normalize(found[0]) != normalize(name):
+            raise BadRequest(f"'{filename}' holds metadata of the project '{one_line(found[0], 80)}', not '{name}'")
+        if canonical_version(found[1].strip()) != canonical_version(version):
+            raise BadRequest(f"'{filename}' holds metadata of version '{one_line(found[1], 80)}', not '{version}'")
+
+    def _refuse_early(self, index, upload):
+        """What the change will refuse is refused before bytes are kept for it."""
+        if index.volatile:
+            return
+        with self.store.read() as db:
+            row = db.execute("SELECT sha256 FROM files JOIN projects ON projects.id = project_id WHERE projects.index_id = ? "
+                             "AND name = ? AND filename = ?", (index.id, normalize(upload.name), upload.filename)).fetchone()
+        if row and row["sha256"] != upload.sha256:
+            raise _already_exists(upload.filename)
+
+    # -- removal
+
+    def remove_project(self, index, name, force, who):
+        """devpi: DELETE /user/index/project."""
+        if not (index.volatile or force):
+            raise Forbidden(f"project '{name}' is on non-volatile index {index.path}")
+        self.store.write(_remove_project, index, name, who=who)
+
+    def remove_version(self, index, name, version, force, who):
+        """devpi: DELETE /user/index/project/version."""
+        if not (index.volatile or force):
+            raise Forbidden("cannot delete version on non-volatile index")
+        self.store.write(_forget_version if index.is_mirror else _remove_version, index, name, version, who=who)
+
+    def remove_file(self, index, path, force, who):
+        """devpi: DELETE of a file's path."""
+        if not (index.volatile or force):
+            raise Forbidden("cannot delete version on non-volatile index")
+        self.store.write(_remove_file, index, path, who=who)
+
+
+def _already_exists(filename):
+    return Conflict(f"{filename} already exists in non-volatile index")
+
+
+def _register(change, index, name, version, metadata):
+    project_id = _project_for(change, index, name)
+    row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
+                         (project_id, version)).fetchone()
+    if row and json.loads(row["metadata"]) == with_defaults(metadata):
+        return
+    _put_release(change, index, name, version, project_id, with_defaults(metadata))
+
+
+def _project_for(change, index, name):
+    """The id of the stage's project, which is made if it is new."""
+    if change.execute("SELECT 1 FROM indexes WHERE id = ?", (index.id,)).fetchone() is None:
+        raise NotFound(f"The stage {index.path} could not be found.")
+    project = normalize(name)
+    change.touch(project_tag(index.id, project))
+    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, project)).fetchone()
+    if row:
+        return row["id"]
+    change.touch(names_tag(index.id))
+    change.record("project", [index.user, index.name, project], {})
+    return change.execute("INSERT INTO projects (index_id, name) VALUES (?, ?)", (index.id, project)).lastrowid
+
+
+def _put_release(change, index, name, version, project_id, metadata):
+    """Insert or replace a release; returns its id."""
+    change.execute("INSERT INTO releases (project_id, version, metadata) VALUES (?, ?, ?) "
+                   "ON CONFLICT (project_id, version) DO UPDATE SET metadata = excluded.metadata",
+                   (project_id, version, json.dumps(metadata)))
+    change.record("release", [index.user, index.name, normalize(name), version], metadata)
+    return change.execute("SELECT id FROM releases WHERE project_id = ? AND version = ?",
+                          (project_id, version)).fetchone()["id"]
+
+
+def _store_upload(change, index, upload):
+    """Enter an uploaded file; False if the same bytes are there already on a non-volatile index."""
+    project_id = _project_for(change, index, upload.name)
+    old = change.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? AND filename = ?",
+                         (project_id, upload.filename)).fetchone()
+    history = []
+    if old:
+        old = File._make(old)
+        if not index.volatile:
+            if old.sha256 != upload.sha256:
+                raise _already_exists(upload.filename)
+            return False
+        history = [{"what": "overwrite", "who": None, "when": list(time.gmtime()[:6]), "count": _overwrites(old) + 1}]
+        _bury_files(change, index, "id = ?", old.id)
+        change.execute("DELETE FROM files WHERE id = ?", (old.id,))
+        change.record("file", [index.user, index.name, old.path], None)
+    history.append({"what": "upload", "who": change.who, "when": list(time.gmtime()[:6]), "dst": index.path})
+    release_id = _merge_release(change, index, project_id, upload)
+    if old and old.release_id != release_id:
+        _remove_if_empty(change, index, normalize(upload.name), old)
+    _insert_file(change, index, project_id, release_id, upload, history)
+    return True
+
+
+def _overwrites(file):
+    """How often a file was overwritten, by its history."""
+    return next((entry["count"] for entry in json.loads(file.history or "[]") if entry["what"] == "overwrite"), 0)
+
+
+def _merge_release(change, index, project_id, upload):
+    """Bring a release's metadata up to what form and archive say: the form first, gaps filled from the archive."""
+    row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
+                         (project_id, upload.version)).fetchone()
+    before = json.loads(row["metadata"]) if row else with_defaults({})
+    metadata = {**before, **upload.metadata}
+    for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
+        if not metadata.get(field) and upload.archive.get(field):
+            metadata[field] = upload.archive[field]
+    if row and metadata == before:
+        return row["id"]
+    return _put_release(change, index, upload.name, upload.version, project_id, metadata)
+
+
+def _insert_file(change, index, project_id, release_id, upload, history):
+    hash_spec = f"sha256={upload.sha256}"
+    path = file_path(hash_spec, upload.filename)
+    stated = upload.archive if upload.archive else upload.metadata      # installers get the archive's own word
+    values = {
+        "index_id": index.id, "project_id": project_id, "release_id": release_id, "version": upload.version,
+        "filename": upload.filename, "path": path, "hash_spec": hash_spec, "sha256": upload.sha256, "size": upload.size,
+        "uploaded": iso_time(time.time()), "requires_python": stated.get("requires_python") or None,
+        "core_metadata": upload.metadata_sha256, "metadata_sha256": upload.metadata_sha256,
+        "history": json.dumps(history)}
+    try:
+        change.execute(f"INSERT INTO files ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
+                       tuple(values.values()))
+    except sqlite3.IntegrityError:
+        raise Conflict(f"{upload.filename} is there already as a file of another project") from None
+    change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{path}",))
+    change.record("file", [index.user, index.name, path], {
+        **{k: v for k, v in values.items() if not k.endswith("_id")}, "project": normalize(upload.name)})
+
+
+def _remove_project(change, index, name):
+    row = change.execute("SELECT id, fetched FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+    if row is None or index.is_mirror and row["fetched"] is None:
+        raise NotFound("project not found")
+    _bury_files(change, index, "project_id = ?", row["id"])
+    change.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
+    change.record("project", [index.user, index.name, name], None)
+    change.touch(project_tag(index.id, name), names_tag(index.id))
+
+
+def _remove_version(change, index, name, version):
+    row = change.execute(
+        "SELECT releases.id, project_id FROM releases JOIN projects ON projects.id = project_id "
+        "WHERE index_id = ? AND name = ? AND version = ?", (index.id, name, version)).fetchone()
+    if row is None:
+        raise _no_version(index, name, version)
+    _bury_files(change, index, "release_id = ?", row["id"])
+    change.execute("DELETE FROM releases WHERE id = ?", (row["id"],))
+    change.record("release", [index.user, index.name, name, version], None)
+    change.touch(project_tag(index.id, name))
+    if change.execute("SELECT 1 FROM releases WHERE project_id = ?", (row["project_id"],)).fetchone() is None:
+        _remove_project(change, index, name)
+
+
+def _forget_version(change, index, name, version):
+    """On a mirror: let go of the bytes; the links stay."""
+    found = change.execute("SELECT files.id FROM files JOIN projects ON projects.id = project_id WHERE files.index_id = ? "
+                           "AND name = ? AND version = ?", (index.id, name, version)).fetchall()
+    if not found:
+        raise _no_version(index, name, version)
+    change.executemany("UPDATE files SET sha256 = NULL WHERE id = ?", [(row["id"],) for row in found])
+    change.record("mirrored release", [index.user, index.name, name, version], None)
+    change.touch(project_tag(index.id, name))
+
+
+def _no_version(index, name, version):
+    return NotFound(f"version '{version}' of project '{name}' not found on stage '{index.path}'")
+
+
+def _remove_file(change, index, path):
+    row = change.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchone()
+    full = f"{index.path}/{path}"
+    if row is None:
+        if change.execute("SELECT 1 FROM gone WHERE path = ?", (full,)).fetchone():
+            raise Gone(f"package '{full}' was deleted already")
+        raise NotFound(f"package '{full}' doesn't exist")
+    file = File._make(row)
+    name = change.execute("SELECT name FROM projects WHERE id = ?", (file.project_id,)).fetchone()["name"]
+    change.execute("INSERT OR IGNORE INTO gone VALUES (?)", (full,))
+    change.execute("DELETE FROM files WHERE id = ?", (file.id,))
+    change.record("file", [index.user, index.name, path], None)
+    change.touch(project_tag(index.id, name))
+    if index.is_mirror:     # so that the link comes back when upstream is asked again
+        change.execute("UPDATE projects SET etag = NULL WHERE id = ?", (file.project_id,))
+    else:
+        _remove_if_empty(change, index, name, file)
+
+
+def _remove_if_empty(change, index, name, file):
+    """The release of a file that went goes with its last file, the project with its last release."""
+    if change.execute("SELECT 1 FROM files WHERE release_id = ?", (file.release_id,)).fetchone() is None:
+        _remove_version(change, index, name, file.version)
+
+
+# ======================================================================================================================
+# 10  Simple API
+#
+# A project's page as HTML (PEP 503, frozen at 1.4 by PEP 833) and JSON (PEP 691, 700), made from the same value, once
+# per change.  Links are relative to the request, so they hold behind any prefix and on any host name.
+# ======================================================================================================================
+
+API_VERSION = "1.4"
+HTML = "text/html; charset=UTF-8"
+
+
+class Rendered:
+    """A page ready to be sent: its bytes, their ETag, and the same gzipped once somebody asks for that."""
+
+    def __init__(self, body, label, page):
+        self.body = body
+        self.origins = tuple(origin for origin, _ in page.parts)
+        self.stale, self.expires, self.upstream_serial = page.stale, page.expires, page.upstream_serial
+        self.etag = f"{hashlib.sha256(body).hexdigest()[:32]}-{label}"
+        self.zipped = None
+
+    def gzip(self):
+        if self.zipped is None:
+            self.zipped = gzip.compress(self.body, 6, mtime=0)
+        return self.zipped
+
+
+def link_prefix(requested, origin, depth, absolute):
+    """What stands before `+f/...` in links to files of `origin` on a page `depth` folders below the requested index."""
+    if absolute:
+        return f"{absolute}/{quoted(origin.path)}/"
+    if origin.path == requested.path:
+        return "../" * depth
+    if origin.user == requested.user:
+        return "../" * (depth + 1) + quoted(origin.name) + "/"
+    return "../" * (depth + 2) + quoted(origin.path) + "/"
+
+
+def quoted(path):
+    """A path as it stands in URLs; a plus stays a plus."""
+    return urllib.parse.quote(path, safe="/+@")
+
+
+def page_versions(page):
+    """All versions of a page, normalised, each once (PEP 700)."""
+    files = (file.version for _, files in page.parts for file in files if file.version)
+    return list(dict.fromkeys(canonical_version(version) for version in (*page.versions, *files)))
+
+
+def json_page(page, prefix):
+    """PEP 691, 700, 714, 740, 792; `prefix(index)` is what stands before an index's file paths."""
+    entries = []
+    for origin, files in page.parts:
+        before = prefix(origin)
+        for file in files:
+            entry = {"filename": file.filename, "url": before + quoted(file.path), "hashes": _page_hash(file)}
+            if file.requires_python:
+                entry["requires-python"] = file.requires_python
+            if file.core_metadata:
+                entry["core-metadata"] = True if file.core_metadata == "true" else {"sha256": file.core_metadata}
+            if file.yanked is not None:
+                entry["yanked"] = file.yanked or True
+            if file.size is not None:
+                entry["size"] = file.size
+            entry["upload-time"] = file.uploaded
+            if file.first_seen:
+                entry["_upload-time-source"] = "first-seen"
+            if file.provenance:
+                entry["provenance"] = file.provenance
+            entries.append(entry)
+    content = {"meta": {"api-version": API_VERSION}, "name": page.name, "versions": page_versions(page), "files": entries}
+    if page.status:
+        status, reason = page.status
+        content["project-status"] = {"status": status, "reason": reason} if reason else {"status": status}
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _page_hash(file):
+    """The one hash that a page states: the announced one, else the one that was computed when the file arrived."""
+    algorithm, _, digest = file.hash_spec.partition("=")
+    return {algorithm: digest} if digest else {"sha256": file.sha256} if file.sha256 else {}
+
+
+def html_page(index, page, prefix, for_people):
+    """PEP 503, 592, 658, 714, 740, 792.  People see the newest version first, and what is hidden from them."""
+    rows = [(origin, file) for origin, files in page.parts for file in files]
+    if for_people:
+        rows.sort(key=lambda row: (version_key(row[1].version), row[1].filename), reverse=True)
+    prefixes = {origin.path: prefix(origin) for origin, _ in page.parts}
+    title = html.escape(f"{index.path}: links for {page.name}")
+    lines = ['<!DOCTYPE html><html lang="en"><head>'
+             f'<meta name="pypi:repository-version" content="{API_VERSION}">']
+    if page.status:
+        lines.append(f'<meta name="pypi:project-status" content="{page.status[0]}">')
+        if page.status[1]:
+            lines.append(f'<meta name="pypi:project-status-reason" content="{html.escape(page.status[1])}">')
+    lines.append(f"<title>{title}</title></head><body><h1>{title}</h1>\n")
+    if for_people and page.blocked:
+        lines.append(f"<p>The project exists on a private index, so files of the mirror {html.escape(page.blocked.path)} "
+                     "are not shown (<code>mirror_whitelist</code> would allow them).</p>\n")
+    for origin, file in rows:
+        lines.append(f"{html.escape(origin.path)} {_anchor(prefixes[origin.path], file)}<br>\n")
+    lines.append("</body></html>\n")
+    return "".join(lines).encode()
+
+
+def _anchor(prefix, file):
+    fragment = "".join(f"#{algorithm}={digest}" for algorithm, digest in _page_hash(file).items())
+    attributes = [f'href="{html.escape(prefix + quoted(file.path) + fragment)}"']
+    if file.requires_python:
+        attributes.append(f'data-requires-python="{html.escape(file.requires_python)}"')
+    if file.yanked is not None:
+        attributes.append(f'data-yanked="{html.escape(file.yanked)}"')
+    if file.core_metadata:
+        value = "true" if file.core_metadata == "true" else f"sha256={file.core_metadata}"
+        attributes.append(f'data-core-metadata="{value}" data-dist-info-metadata="{value}"')
+    if file.provenance:
+        attributes.append(f'data-provenance="{html.escape(file.provenance)}"')
+    return f"<a {' '.join(attributes)}>{html.escape(file.filename)}</a>"
+
+
+_INSTALLER = re.compile(r"([^ ]* )*(distribute|setuptools|pip|pex|uv)/.*")
+
+
+def is_installer(user_agent_text):
+    """Whether a User-Agent is an installer's: such get the simple page on an index's or project's own URL."""
+    return _INSTALLER.match(user_agent_text[:500]) is not None
+
+
+# What is offered, in the order that decides ties; aliases are answered as what they stand for.
+_SIMPLE_OFFERS = (("text/html", "text/html"), (SIMPLE_HTML, SIMPLE_HTML), (SIMPLE_JSON, SIMPLE_JSON),
+                  ("application/vnd.pypi.simple.latest+html", SIMPLE_HTML),
+                  ("application/vnd.pypi.simple.latest+json", SIMPLE_JSON))
+
+
+@functools.lru_cache(maxsize=1000)
+def simple_format(accept, query_format=""):
+    """Which of text/html, SIMPLE_HTML and SIMPLE_JSON to answer with (PEP 691); HTML where nothing fits or all is equal."""
+    for offer, answer in _SIMPLE_OFFERS:
+        if query_format == offer:
+            return answer
+    ranges = accept_ranges(accept)
+    best = max(_SIMPLE_OFFERS, key=lambda offer: _quality(offer[0], ranges))       # the first of equals
+    return best[1] if _quality(best[0], ranges) > 0 else "text/html"
+
+
+def accept_ranges(accept):
+    """An Accept header as {media range: quality}; malformed items are left out (RFC 9110)."""
+    ranges = {}
+    for item in accept.split(",")[:100]:
+        media, *parameters = [part.strip().lower() for part in item.split(";")]
+        quality = 1.0
+        for parameter in parameters:
+            if parameter.startswith("q="):
+                quality = float(parameter[2:]) if re.fullmatch(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", parameter[2:]) else None
+        if re.fullmatch(r"[a-z0-9!#$&^_.+*-]+/[a-z0-9!#$&^_.+*-]+", media) and quality is not None:
+            ranges.setdefault(media, quality)
+    return ranges
+
+
+def _quality(offer, ranges):
+    for candidate in (offer, offer.partition("/")[0] + "/*", "*/*"):
+        if candidate in ranges:
+            return ranges[candidate]
+    return 0
+
+
+# ======================================================================================================================
+# 11  HTTP
+#
+# The front owns connections between requests: one `selectors` loop gathers heads and answers at once what is ready.
+# Everything else goes to a bounded crew of worker threads, which read the body, run the endpoint, send the answer in one
+# piece and give the connection back.  An idle or slow client so costs a file descriptor, not a thread.
+# ======================================================================================================================
+
+_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+_REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
+_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth", "content-type", "range"}
+
+
+class BadHead(Problem):
+    """A request that can't be trusted to be framed as it says; the connection is closed after the answer."""
+    status = 400
+
+
+def parse_head(data):
+    """A request's head (bytes up to the blank line) as (method, target, (major, minor), {lower-case name: value}).
+
+    Strict (RFC 9112): whatever two readers might frame differently is refused."""
+    first, *lines = data.split(b"\r\n")
+    match = _REQUEST_LINE.fullmatch(first)
+    if not match:
+        raise BadHead(f"malformed request line {one_line(first[:80].decode('latin-1'))!r}")
+    method, target, major, minor = match.groups()
+    if major != b"1":
+        raise BadHead("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
+    if len(lines) > Limits.headers:
+        raise BadHead(f"more than {Limits.headers} header lines", 431)
+    headers = {}
+    for line in lines:
+        match = _HEADER.fullmatch(line)
+        if not match:
+            raise BadHead(f"malformed header line {one_line(line[:80].decode('latin-1'))!r}")
+        name = match[1].decode("ascii").lower()
+        value = match[2].decode("latin-1")
+        if name in headers:
+            if name in _ONCE:
+                raise BadHead(f"more than one {name} header")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    version = (1, int(minor))
+    if "transfer-encoding" in headers:
+        if "content-length" in headers:
+            raise BadHead("both Content-Length and Transfer-Encoding")
+        if headers["transfer-encoding"].lower() != "chunked" or version == (1, 0):
+            raise BadHead(f"unknown Transfer-Encoding {one_line(headers['transfer-encoding'], 60)!r}", 501)
+    if not re.fullmatch(r"[0-9]{1,18}", headers.get("content-length", "0")):
+        raise BadHead(f"malformed Content-Length {one_line(headers['content-length'], 60)!r}")
+    if not re.fullmatch(r"[A-Za-z0-9._~:%\[\]-]*", headers.get("host", "")) or version >= (1, 1) and "host" not in headers:
+        raise BadHead("missing or malformed Host header")
+    return method.decode("ascii"), target.decode("latin-1"), version, headers
+
+
+class Connection:
+    """A client's connection, owned by the front or by one worker.  `buffer`: bytes received and not used yet."""
+    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "pending", "since", "deadline")
+
+    def __init__(self, sock, address, trusted, answers):
+        self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
+        self.buffer = b""
+        self.pending = None         # a memoryview of what the front could not send yet
+        self.since = time.monotonic()
+        self.deadline = self.since + Limits.keep_alive
+
+    def receive(self):
+        """More bytes, in a worker; b"" at the end.  BadHead if none come in time."""
+        try:
+            return self.sock.recv(256 << 10)
+        except (TimeoutError, socket.timeout):
+            raise BadHead(f"no byte of the request came within {Limits.stall} seconds", 408) from None
+
+    def send(self, *pieces):
+        """Send all of these byte strings, in one system call if the socket takes them."""
+        pieces = [memoryview(piece) for piece in pieces if piece]
+        while pieces:
+            sent = self.sock.sendmsg(pieces) if hasattr(self.sock, "sendmsg") else self.sock.send(pieces[0])
+            while pieces and sent >= len(pieces[0]):
+                sent -= len(pieces.pop(0))
+            if sent:
+                pieces[0] = pieces[0][sent:]
+
+
+class Body:
+    """A request's body, read piece by piece: by Content-Length or chunked, within `limit` bytes and in bearable time."""
+
+    def __init__(self, connection, headers, limit):
+        self.connection, self.limit = connection, limit
+        self.chunked = "transfer-encoding" in headers
+        self.left = None if self.chunked else int(headers.get("content-length", "0"))
+        self.announced = self.left
+        self.received = 0
+        self.began = time.monotonic()
+        self.ended = self.left == 0
+        self.expects = headers.get("expect", "").lower() == "100-continue" and not self.ended
+        self.chunk_left = 0
+
+    def check_limit(self):
+        if (self.announced or self.received) > self.limit:
+            raise TooLarge(f"the body is larger than {self.limit} bytes (--max-request-body-size)")
+
+    def read(self, size=256 << 10):
+        """Up to `size` bytes, b"" at the end of the body."""
+        if self.ended:
+            return b""
+        self.check_limit()
+        if self.expects:
+            self.expects = False
+            self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data = self._read_chunk(size) if self.chunked else self._take(min(size, self.left))
+        self.received += len(data)
+        if not self.chunked:
+            self.left -= len(data)
+            self.ended = self.left == 0
+        self.check_limit()
+        return data
+
+    def _take(self, size):
+        """Some of the next `size` bytes, at least one."""
+        connection = self.connection
+        if not connection.buffer:
+            spent = time.monotonic() - self.began
+            if spent > Limits.stall and self.received < (spent - Limits.stall) * Limits.slowest_body:
+                raise BadHead("the request's body comes too slowly", 408)
+            connection.buffer = connection.receive()
+            if not connection.buffer:
+                raise BadHead("the connection was closed inside the request's body")
+        data, connection.buffer = connection.buffer[:size], connection.buffer[size:]
+        return data
+
+    def _line(self):
+        """The next line of the chunked framing, without its CRLF."""
+        connection = self.connection
+        while True:
+            line, found, rest = connection.buffer.partition(b"\n")
+            if found:
+                if not line.endswith(b"\r"):
+                    raise BadHead("malformed chunk")
+                connection.buffer = rest
+                return line[:-1]
+            if len(line) > 4096:
+                raise BadHead("malformed chunk")
+            more = connection.receive()
+            if not more:
+                raise BadHead("the connection was closed inside the request's body")
+            connection.buffer += more
+
+    def _read_chunk(self, size):
+        if not self.chunk_left:
+            match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?", self._line())
+            if not match:
+                raise BadHead("malformed chunk")
+            self.chunk_left = int(match[1], 16)
+            if not self.chunk_left:
+                for _ in range(Limits.headers):
+                    trailer = self._line()
+                    if not trailer:
+                        self.ended = True
+                        return b""
+                    if not _HEADER.fullmatch(trailer):
+                        break
+                raise BadHead("malformed trailer")
+        data = self._take(min(size, self.chunk_left))
+        self.chunk_left -= len(data)
+        if not self.chunk_left and self._line():
+            raise BadHead("malformed chunk")
+        return data
+
+    def read_all(self, limit):
+        """The whole body, `limit` bytes at most."""
+        pieces, size = [], 0
+        while True:
+            piece = self.read()
+            if not piece and self.ended:
+                return b"".join(pieces)
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise TooLarge(f"the body is larger than {limit} bytes")
+
+    def drain(self):
+        """Read what nobody asked for, so that the next request begins where it begins; False if that is not worth it."""
+        if self.expects:
+            return self.ended
+        self.limit = max(self.limit, Limits.drained_body)
+        began = time.monotonic()
+        left = Limits.drained_body
+        if (self.left or 0) > left:
+            return False
+        while not self.ended and left > 0 and time.monotonic() - began < Limits.drain_time:
+            left -= len(self.read())
+        return self.ended
+
+
+@dataclasses.dataclass
+class FilePart:
+    """A stretch of an open file, as part of an answer."""
+    file: io.IOBase
+    offset: int
+    length: int
+
+
+@dataclasses.dataclass
+class Response:
+    """An answer.  Its body is `body`, or `parts` (byte strings and FileParts, one after the other) of `length` bytes;
+    without a length it is sent in chunks.  `tags` names what it depends on, if it may be kept and sent again."""
+    status: int = 200
+    headers: list = dataclasses.field(default_factory=list)
+    body: bytes = b""
+    reason: str = ""
+    parts: typing.Iterable = None
+    length: int | None = None
+    tags: frozenset | None = None
+    expires: float = 0
+
+    def header(self, name):
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+
+def json_response(content, status=200, headers=()):
+    """Any JSON; the type without a charset, which the devpi client compares as a whole."""
+    return Response(status, [("Content-Type", "application/json"), *headers],
+                    json.dumps(content, separators=(", ", ": ")).encode() + b"\n")
+
+
+def result_response(type_, result, status=200, message=None):
+    """devpi's envelope (http-api 1.3)."""
+    content = {"type": type_, "result": result}
+    if message:
+        content["message"] = message
+    return json_response(content, status)
+
+
+def message_response(message, status=200):
+    return json_response({"message": message}, status)
+
+
+def redirect(location):
+    return Response(302, [("Location", location), ("Content-Type", "text/plain; charset=utf-8")], b"")
+
+
+def reason_phrase(status):
+    try:
+        return http.HTTPStatus(status).phrase
+    except ValueError:
+        return "Unknown"
+
+
+def problem_response(problem, accept, kind):
+    """A Problem as an answer; the form depends on the kind of route and on what the client says it reads (http-api 1.4).
+
+    json: always the envelope.  page: HTML unless JSON is named.  upload: plain text unless one of the two is named, and
+    the message as the reason phrase, which is where twine and devpi look for it."""
+    status, message = problem.status, problem.message
+    reason = one_line(message) if kind == "upload" and message else reason_phrase(status)
+    if kind == "json" or "application/json" in accept:
+        content = {"message": message, "code": f"{status} {reason}", "title": reason}
+        response = Response(status, [("Content-Type", "application/json")], json.dumps(content).encode() + b"\n")
+    elif kind == "page" or "text/html" in accept:
+        title = html.escape(f"{status} {reason_phrase(status)}")
+        response = Response(status, [("Content-Type", HTML)], (
+            f"<!DOCTYPE html><html><head><title>{title}</title></head><body><h1>{title}</h1>"
+            f"<p>{html.escape(message)}</p></body></html>\n").encode("utf-8", "replace"))
+    else:
+        response = Response(status, [("Content-Type", "text/plain; charset=utf-8")],
+                            (message + "\n").encode("utf-8", "replace"))
+    response.reason = reason
+    response.headers += problem.headers
+    return response
+
+
+class Request:
+    """A request as endpoints see it."""
+
+    def __init__(self, app, connection, method, target, version, headers, raw_head):
+        self.app, self.connection, self.method, self.headers = app, connection, method, headers
+        self.version, self.raw_head, self.target = version, raw_head, target
+        self.body = Body(connection, headers, app.settings.max_request_body_size)
+        self.began = time.monotonic()
+        self.moment = app.store.freshness.moment()      # before anything is read: see Freshness
+        self.serial = app.store.serial
+        self.errors = "json"
+        self.path, self.query = "/", {}
+
+    def resolve_target(self):
+        """Decode path and query; the path prefix of the outside URL is taken off."""
+        target = self.target
+        if not target.startswith("/"):
+            match = re.match(r"https?://[^/?#]*", target, re.IGNORECASE)
+            if not match:
+                raise BadHead(f"unknown request target {one_line(target, 80)!r}")
+            target = target[match.end():] or "/"
+        path, _, query = target.partition("?")
+        if path.startswith("//"):
+            path = "/" + path.lstrip("/")
+        try:
+            self.path = urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode("utf-8")
+        except UnicodeDecodeError:
+            raise BadRequest("the path is not UTF-8") from None
+        if re.search(r"[\x00-\x1f\x7f]", self.path):
+            raise BadRequest("the path holds control characters")
+        prefix = urllib.parse.urlsplit(self.base_url).path
+        if prefix and (self.path == prefix or self.path.startswith(prefix + "/")):
+            self.path = self.path[len(prefix):] or "/"
+        if query:
+            try:
+                pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=100)
+            except ValueError as error:
+                raise BadRequest(f"malformed query: {reason_of(error)}") from None
+            self.query = {key: value for key, value in reversed(pairs)}
+
+    def header(self, name):
+        return self.headers.get(name, "")
+
+    @property
+    def accept(self):
+        return self.headers.get("accept", "")
+
+    @functools.cached_property
+    def address(self):
+        """The client's address; a trusted proxy's word for it counts."""
+        if self.connection.trusted:
+            for value in (self.header("x-real-ip"), self.header("x-forwarded-for").rpartition(",")[2]):
+                with contextlib.suppress(ValueError):
+                    return str(ipaddress.ip_address(value.strip()))
+        return self.connection.address
+
+    @functools.cached_property
+    def base_url(self):
+        """The start of absolute links, without final slash: X-Outside-URL of a trusted peer, --outside-url, or Host."""
+        outside = self.header("x-outside-url")
+        if outside:
+            if not self.connection.trusted:
+                self.app.ignored_header(self.connection.address)
+            elif re.fullmatch(r"https?://[A-Za-z0-9._~:%\[\]-]+(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?", outside):
+                return outside.rstrip("/")
+            else:
+                raise BadRequest(f"malformed X-Outside-URL {one_line(outside, 100)!r}")
+        if self.app.settings.outside_url:
+            return self.app.settings.outside_url
+        host = self.header("host") or self.app.address_text
+        return "http://" + re.sub(r":80$", "", host)
+
+    @functools.cached_property
+    def identity(self):
+        """Who is asking (http-api 3.1): X-Devpi-Auth if it is there and readable, else Basic credentials."""
+        credentials = decode_credentials(self.header("x-devpi-auth")) if "x-devpi-auth" in self.headers else None
+        if credentials is None:
+            scheme, _, text = self.header("authorization").partition(" ")
+            credentials = decode_credentials(text) if scheme.lower() == "basic" else None
+        if credentials is None:
+            return NOBODY
+        return self.app.logins.check(*credentials, self.address)
+
+    @property
+    def has_credentials(self):
+        return "authorization" in self.headers or "x-devpi-auth" in self.headers
+
+    def refuse(self, problem):
+        """Raise `problem`, or rather 429 if the credentials were not even looked at."""
+        if self.identity.wait:
+            raise too_many_logins(self.identity.wait)
+        raise problem
+
+    def json(self, *shapes):
+        """The body as JSON; BadRequest unless it is one of these types."""
+        data = self.body.read_all(Limits.json_body)
+        try:
+            content = json.loads(data.decode("utf-8"))
+        except (ValueError, RecursionError):
+            raise BadRequest("Bad request: could not decode json") from None
+        if not isinstance(content, shapes):
+            expected = " or ".join({dict: "an object", list: "a list"}[shape] for shape in shapes)
+            raise BadRequest(f"Bad request: expected {expected} as JSON body, got {type(content).__name__}")
+        _check_json_text(content)
+        return content
+
+    @property
+    def is_installer(self):
+        return is_installer(self.header("user-agent"))
+
+    @property
+    def is_browser(self):
+        return "text/html" in self.accept
+
+    def url(self, path):
+        """The absolute URL of a path below our root, which is given without leading slash."""
+        return f"{self.base_url}/{quoted(path)}"
+
+
+def _check_json_text(content):
+    """Refuse text that is no Unicode (lone surrogates), which neither the database nor an answer could hold."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadRequest("Bad request: could not decode json") from None
+
+
+def too_many_logins(wait):
+    return Busy(f"too many failed logins for this account from this address, try again in {wait} seconds", wait, 429)
+
+
+class Route(typing.NamedTuple):
+    """One endpoint: its methods, its path as a regular expression, and the form of its errors."""
+    methods: tuple
+    pattern: re.Pattern
+    endpoint: typing.Callable
+    errors: str
+
+
+ROUTES = []
+_PLACES = {"user": "[^/+]+", "index": "[^/+]+", "project": "[^/+]+", "version": "[^/]+", "rest": ".+"}
+
+
+def route(methods, path, errors="json"):
+    """Register an endpoint.  `{user}`, `{index}` and `{project}` match one segment without a plus, `{version}` any segment,
+    `{rest}` the rest of the path; `[/]` an optional final slash.  Routes are tried in the order of their definition."""
+    def register(endpoint):
+        pattern = re.escape(path).replace(r"\[/\]", "/?").replace(r"\{", "{").replace(r"\}", "}")
+        for place, expression in _PLACES.items():
+            pattern = pattern.replace("{%s}" % place, f"(?P<{place}>{expression})")
+        ROUTES.append(Route(tuple(methods.split()), re.compile(pattern), endpoint, errors))
+        return endpoint
+    return register
+
+
+class AccessLog:
+    """One line a request on standard output: time, level, [req<n>], method and path, status, ms, bytes, user, address.
+
+    Lines are gathered and written by a thread, so that the hot path pays for a tuple and nothing else."""
+
+    def __init__(self, enabled):
+        self.enabled = enabled
+        self.lines = collections.deque(maxlen=200000)
+        self.number = 0
+        self.lock = threading.Lock()
+
+    def add(self, what, status, began, size, user, address):
+        if self.enabled:
+            self.lines.append((time.time(), what, status, time.monotonic() - began, size, user, address))
+
+    def flush(self):
+        with self.lock:
+            count, text = len(self.lines), []
+            for _ in range(count):
+                moment, what, status, seconds, size, user, address = self.lines.popleft()
+                self.number += 1
+                stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+                text.append(f"{stamp} INFO  [req{self.number}] {what} {status} {seconds * 1000:.1f}ms {size} "
+                            f"{user or '-'} {address}\n")
+            if text:
+                try:
+                    sys.stdout.write("".join(text))
+                    sys.stdout.flush()
+                except OSError as error:
+                    self.enabled = False
+                    log.error("standard output is gone, no more access log: %s", error)
+
+    def run(self):
+        while True:
+            time.sleep(0.5)
+            self.flush()
+
+
+def visible(target):
+    """A request target for a log line: no control characters, no credentials, bounded."""
+    return one_line(re.sub(r"//[^/@?]*@", "//", target), 500)
+
+
+class ReadyAnswer(typing.NamedTuple):
+    """An answer in the answer cache: all bytes but the Date and serial headers between head and body."""
+    head: bytes
+    body: bytes
+    what: str
+    status: int
+    user: str | None
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the requests that wait in a connection's buffer, in a worker thread; the front gets the connection back."""
+
+    protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        self.connection = self.request
+        self.keep = False
+
+    def finish(self):
+        if self.keep and not self.server.stopping:
+            self.server.give_back(self.connection)
+        else:
+            self.server.end(self.connection)
+
+    def handle_one_request(self):
+        """Answer the request whose head is in the buffer; goes on while a further one is there (pipelining)."""
+        connection, app = self.connection, self.server.app
+        self.close_connection = True
+        raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
+        request = None
+        try:
+            connection.sock.settimeout(Limits.stall)
+            if not blank or len(raw) > Limits.head:
+                if len(raw) > Limits.head:
+                    raise BadHead(f"the request's head is larger than {Limits.head} bytes", 431)
+                raise BadHead("malformed request head")
+            connection.buffer = rest
+            request = Request(app, connection, *parse_head(raw), raw + blank)
+            response = app.respond(request)
+            complete = request.body.ended or request.body.drain()
+            persistent = complete and self._wants_keep_alive(request) and not self.server.stopping
+            self.keep = self._send(request, response, persistent) and persistent
+            if not complete:
+                self.server.linger(connection)
+        except BadHead as problem:
+            self._refuse(request, problem)
+        except OSError as error:
+            log.debug("connection to %s broke: %s", connection.address, error)
+            self.keep = False
+        if self.keep and b"\r\n\r\n" in connection.buffer:
+            self.close_connection = self.keep = False
+
+    def _refuse(self, request, problem):
+        """Answer what can't be read as a request, and close: nobody knows where the next one would begin."""
+        try:
+            self._send(request, problem_response(problem, "", "upload"), False)
+            self.server.linger(self.connection)
+        except OSError as error:
+            log.debug("connection to %s broke: %s", self.connection.address, error)
+
+    @staticmethod
+    def _wants_keep_alive(request):
+        wish = request.header("connection").lower()
+        return "close" not in wish if request.version >= (1, 1) else "keep-alive" in wish
+
+    def _send(self, request, response, persistent):
+        """Send an answer in as few system calls as it takes; returns whether all of it left."""
+        app, connection = self.server.app, self.connection
+        head_only = request is not None and request.method == "HEAD"
+        bodyless = response.status in (204, 304)
+        length = response.length if response.parts is not None else len(response.body)
+        chunked = length is None and request is not None and request.version >= (1, 1)
+        lines = [f"HTTP/1.1 {response.status} {response.reason or reason_phrase(response.status)}"]
+        lines += [f"{name}: {value}" for name, value in response.headers]
+        if response.status != 304:
+            lines.append(f"Server: devpi_lite/{__version__}")
+        if not bodyless:
+            if length is not None:
+                lines.append(f"Content-Length: {length}")
+            elif chunked:
+                lines.append("Transfer-Encoding: chunked")
+        if length is None and not chunked:
+            persistent = False
+        if not persistent:
+            lines.append("Connection: close")
+        elif request.version < (1, 1):
+            lines.append("Connection: keep-alive")
+        head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n" + app.constant_headers
+        variable = app.variable_headers(request.serial if request else app.store.serial)
+        if head_only or bodyless:
+            connection.send(head, variable)
+        elif response.parts is None:
+            connection.send(head, variable, response.body)
+        elif not self._send_parts(request, response, head + variable, chunked):
+            return False
+        if request is not None:
+            what = f"{request.method} {visible(request.target)}"
+            user = request.identity.user if request.has_credentials else None
+            app.access_log.add(what, response.status, request.began, length or 0, user, request.address)
+            if response.tags is not None and persistent and not response.parts:
+                self._keep_ready(request, response, ReadyAnswer(
+                    head, b"" if head_only or bodyless else response.body, what, response.status, user))
+        return True
+
+    def _send_parts(self, request, response, head, chunked):
+        """Send head and parts; False, after a line in the log, if a part failed or the length would be wrong."""
+        connection = self.connection
+        sent = 0
+        try:
+            for part in response.parts:
+                if isinstance(part, FilePart):
+                    if head:
+                        connection.send(head)
+                        head = b""
+                    sent += connection.sock.sendfile(part.file, part.offset, part.length)
+                elif chunked:
+                    connection.send(head, b"%x\r\n" % len(part), part, b"\r\n")
+                else:
+                    connection.send(head, part)
+                    sent += len(part)
+                head = b""
+            connection.send(head, b"0\r\n\r\n" if chunked else b"")
+        except Problem as problem:
+            log.warning("%s %s broke off: %s", request.method, visible(request.target), problem.message)
+            return False
+        finally:
+            close = getattr(response.parts, "close", None)
+            if close:
+                close()
+        return chunked or response.length is None or sent == response.length
+
+    def _keep_ready(self, request, response, ready):
+        """Enter the answer into the answer cache, under the very bytes of the request's head."""
+        size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
+        if request.method not in ("GET", "HEAD") or request.body.received or len(request.raw_head) > 4096 \
+                or "content-length" in request.headers or size > Limits.ready_answer:
+            return
+        expires = response.expires
+        if request.has_credentials:
+            if request.identity.user is None:
+                return
+            if request.identity.expires:
+                expires = min(expires or request.identity.expires, request.identity.expires)
+        self.server.app.keep_answer(request, ready, size, response.tags, expires)
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """The front: one loop over all connections that are between requests, and a bounded crew of workers behind it."""
+
+    def __init__(self, app, listeners):
+        self.app, self.listeners = app, listeners
+        socketserver.BaseServer.__init__(self, listeners[0].getsockname(), Handler)
+        self.socket = listeners[0]
+        self.selector = selectors.DefaultSelector()
+        self.workers = Workers("worker", app.settings.threads, lambda item: self.process_request_thread(*item))
+        self.returned = collections.deque()
+        self.waker, self.wake_end = socket.socketpair()
+        self.waker.setblocking(False)
+        self.wake_end.setblocking(False)
+        self.connections = set()
+        self.working = 0            # connections that workers have
+        self.stopping = False
+        self.limit = connection_limit(app.settings.connections)
+        self.variable = (None, None, b"")
+
+    # -- steps of socketserver
+
+    def process_request(self, request, client_address):
+        """Hand a connection whose next request can't be answered here to a worker."""
+        self.working += 1
+        self.workers.submit((request, client_address))
+
+    def shutdown_request(self, request):
+        """A worker is done with the connection; `Handler.finish` has said what becomes of it."""
+
+    def handle_error(self, request, client_address):
+        """`Handler.finish` ran all the same, so that the connection is back already."""
+        log.exception("a request from %s failed", client_address)
+
+    # -- for workers
+
+    def give_back(self, connection):
+        self.returned.append((connection, True))
+        self.wake()
+
+    def end(self, connection):
+        self.returned.append((connection, False))
+        self.wake()
+
+    def wake(self):
+        with contextlib.suppress(BlockingIOError):      # it is awake already
+            self.wake_end.send(b".")
+
+    @staticmethod
+    def linger(connection):
+        """Close our side and read on a little, or a client that is still sending never sees the answer."""
+        sock = connection.sock
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            sock.settimeout(1)
+            left, until = Limits.drained_body, time.monotonic() + Limits.drain_time
+            while left > 0 and time.monotonic() < until:
+                data = sock.recv(256 << 10)
+                if not data:
+                    return
+                left -= len(data)
+
+    # -- the loop
+
+    def serve_forever(self, poll_interval=1.0):
+        """Until `stop` is called: wait for bytes, answer what is ready, hand over the rest."""
+        for listener in self.listeners:
+            self.selector.register(listener, selectors.EVENT_READ, listener)
+        self.selector.register(self.waker, selectors.EVENT_READ, self.waker)
+        swept = time.monotonic()
+        while not self.stopping:
+            events = self.selector.select(poll_interval)
+            if self.app.store.commits.changed():
+                self.app.store.refresh_serial()
+            now = time.monotonic()
+            for key, mask in events:
+                target = key.data
+                if type(target) is Connection:
+                    if target.pending is not None:
+                        self._send_pending(target)
+                    else:
+                        self._readable(target, now)
+                elif target is self.waker:
+                    self._take_back(now)
+                else:
+                    self._accept(target)
+            if now - swept > 1:
+                swept = now
+                self._sweep(now)
+        self._wind_down()
+
+    def stop(self):
+        """End `serve_forever`; may be called from a signal handler."""
+        self.stopping = True
+        self.wake()
+
+    def _accept(self, listener):
+        for _ in range(64):
+            try:
+                sock, address = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                log.error("can't accept connections: %s", error)
+                time.sleep(0.01)
+                return
+            sock.setblocking(False)
+            if sock.family != getattr(socket, "AF_UNIX", None):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if len(self.connections) >= self.limit and not self._evict():
+                self._turn_away(sock)
+                continue
+            host = address[0] if isinstance(address, tuple) else "local"
+            connection = Connection(sock, host, self.app.trusts(host), self.app.answers(host).entries)
+            self.connections.add(connection)
+            self.selector.register(sock, selectors.EVENT_READ, connection)
+
+    def _evict(self):
+        """Close the connection that has been idle for longest, to make room; False if none is idle."""
+        idle = [key.data for key in self.selector.get_map().values() if type(key.data) is Connection]
+        if not idle:
+            return False
+        self._close(min(idle, key=lambda connection: connection.since))
+        return True
+
+    def _turn_away(self, sock):
+        body = b"too many connections, try again\n"
+        with contextlib.suppress(OSError):
+            sock.send(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+                      b"Content-Type: text/plain\r\nContent-Length: %d\r\n" % len(body)
+                      + self.app.constant_headers + self.app.variable_headers(self.app.store.serial) + body)
+        sock.close()
+
+    def _readable(self, connection, now):
+        """Bytes have come.  The hot path: one recv, one look-up, one send."""
+        try:
+            data = connection.sock.recv(65536)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+            return
+        if connection.buffer:
+            connection.buffer += data
+        else:
+            entry = connection.answers.get(data)
+            if entry is not None and (not entry[1] or entry[1] > now):
+                self._answer(connection, entry[0], now)
+                return
+            connection.buffer = data
+            connection.deadline = now + Limits.head_time
+        self._dispatch(connection)
+
+    def _answer(self, connection, ready, now):
+        """Send a ready answer; what the socket does not take is sent when it takes more."""
+        app = self.app
+        head, body, what, status, user = ready
+        data = head + app.variable_headers(app.store.serial) + body
+        try:
+            sent = connection.sock.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return
+        connection.since = now
+        connection.deadline = now + Limits.keep_alive
+        if sent < len(data):
+            connection.pending = memoryview(data)[sent:]
+            connection.deadline = now + Limits.stall
+            self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
+        app.access_log.add(what, status, now, len(body), user, connection.address)
+
+    def _send_pending(self, connection):
+        try:
+            sent = connection.sock.send(connection.pending)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            self._close(connection)
+            return
+        connection.since = time.monotonic()
+        connection.pending = connection.pending[sent:]
+        connection.deadline = connection.since + Limits.stall
+        if not connection.pending:
+            connection.pending = None
+            connection.deadline = connection.since + Limits.keep_alive
+            self.selector.modify(connection.sock, selectors.EVENT_READ, connection)
+
+    def _dispatch(self, connection):
+        """Hand the connection over if its buffer holds a head, or something that will never be one."""
+        buffer = connection.buffer
+        while buffer.startswith(b"\r\n"):       # RFC 9112 2.2: blank lines before a request are passed over
+            buffer = connection.buffer = buffer[2:]
+        if b"\r\n\r\n" not in buffer and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer) \
+                and b"\0" not in buffer:
+            return
+        self._unregister(connection)
+        if self.workers.waiting.qsize() >= Limits.waiting_requests:
+            self.connections.discard(connection)
+            self._turn_away(connection.sock)
+            return
+        self.process_request(connection, connection.address)
+
+    def _unregister(self, connection):
+        try:
+            self.selector.unregister(connection.sock)
+        except KeyError:        # it comes from a worker and was not registered again yet
+            pass
+
+    def _take_back(self, now):
+        with contextlib.suppress(BlockingIOError):
+            self.waker.recv(4096)
+        while self.returned:
+            connection, keep = self.returned.popleft()
+            self.working -= 1
+            if not keep or self.stopping:
+                self.connections.discard(connection)
+                connection.sock.close()
+                continue
+            connection.since = now
+            connection.deadline = now + Limits.keep_alive
+            connection.sock.setblocking(False)
+            self.selector.register(connection.sock, selectors.EVENT_READ, connection)
+            if connection.buffer:
+                connection.deadline = now + Limits.head_time
+                self._dispatch(connection)
+
+    def _sweep(self, now):
+        """Close what has been silent for too long."""
+        for connection in [c for c in self.connections if c.deadline < now]:
+            if connection.sock.fileno() in self.selector.get_map():
+                self._close(connection)
+
+    def _close(self, connection):
+        self._unregister(connection)
+        self.connections.discard(connection)
+        connection.sock.close()
+
+    def _wind_down(self):
+        """Stop accepting, close idle connections, let running requests end, for a bounded time."""
+        for listener in self.listeners:
+            self.selector.unregister(listener)
+            listener.close()
+        for connection in [key.data for key in list(self.selector.get_map().values()) if type(key.data) is Connection]:
+            if connection.pending is None:
+                self._close(connection)
+        until = time.monotonic() + Limits.shutdown
+        while (self.working > 0 or len(self.connections) > 0) and time.monotonic() < until:
+            for key, _ in self.selector.select(0.1):
+                if key.data is self.waker:
+                    self._take_back(time.monotonic())
+                elif key.data.pending is not None:
+                    self._send_pending(key.data)
+                else:
+                    self._close(key.data)
+        if self.working:
+            log.warning("%d requests did not end within %d seconds", self.working, Limits.shutdown)
+
+
+def connection_limit(wanted):
+    """How many connections can be had: as many as are wanted, or as file descriptors allow."""
+    try:
+        import resource
+    except ImportError:     # Windows
+        return wanted
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + 400
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        goal = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
+            soft = goal
+    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - 400))
+
+
+# ======================================================================================================================
+# 12  Endpoints
+#
+# devpi's JSON contract, uploads, simple pages, files, status.  Each endpoint checks its permission, calls the chapters
+# above, and says what came of it; where the wire has another word than we do, it is translated here.
+# ======================================================================================================================
+
+
+class App:
+    """All parts of a running server, and what is shared by the requests."""
+
+    def __init__(self, settings, store, secret):
+        self.settings, self.store = settings, store
+        self.blobs = Blobs(settings.serverdir)
+        self.users = Users(store)
+        self.indexes = Indexes(store, self.users)
+        self.logins = Logins(self.users, secret)
+        self.permissions = Permissions(settings)
+        self.client = UpstreamClient(settings)
+        self.mirrors = Mirrors(store, self.blobs, self.client, settings)
+        self.projects = Projects(store, self.indexes, self.mirrors)
+        self.releases = Releases(store, self.blobs)
+        self.pages = store.freshness.cache(Limits.page_cache)
+        self.ready = {trusted: store.freshness.cache(Limits.answer_cache // 2) for trusted in (False, True)}
+        self.access_log = AccessLog(settings.access_log)
+        self.warned_addresses = set()
+        self.started = time.time()
+        uuid = store.node["uuid"]
+        self.address_text = "%s:%d" % settings.listen[0]
+        self.constant_headers = (
+            f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {uuid}\r\n"
+            f"X-DEVPI-PRIMARY-UUID: {uuid}\r\nX-DEVPI-MASTER-UUID: {uuid}\r\n").encode()
+        self._variable = (0, -2, b"")
+
+    def variable_headers(self, serial):
+        """The end of every head: Date and serial; made anew when either changes."""
+        second = int(time.time())
+        if self._variable[:2] != (second, serial):
+            self._variable = (second, serial,
+                              f"Date: {http_date(second)}\r\nX-DEVPI-SERIAL: {serial}\r\n\r\n".encode())
+        return self._variable[2]
+
+    @functools.lru_cache(maxsize=10000)
+    def trusts(self, address):
+        """Whether this peer may speak for others: loopback, a Unix socket, --trusted-proxy (operations 5.5)."""
+        try:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return True         # a Unix socket
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        return ip.is_loopback or any(ip in network for network in self.settings.trusted_proxies)
+
+    def answers(self, address):
+        """The answer cache for this kind of peer: a trusted one's X-Outside-URL counts, another's does not."""
+        return self.ready[self.trusts(address)]
+
+    def keep_answer(self, request, ready, size, tags, expires):
+        self.store.freshness.keep(self.answers(request.connection.address), request.raw_head, ready, size, tags,
+                                  request.moment, expires)
+
+    def ignored_header(self, address):
+        if address not in self.warned_addresses and len(self.warned_addresses) < 1000:
+            self.warned_addresses.add(address)
+            log.warning("X-Outside-URL from %s is ignored; --trusted-proxy %s would make it count", address, address)
+
+    def respond(self, request):
+        """Find the endpoint, run it; whatever it raises becomes the answer."""
+        try:
+            request.resolve_target()
+            request.body.check_limit()
+            response = self._endpoint(request)
+        except BadHead:
+            raise
+        except Problem as problem:
+            response = problem_response(problem, request.accept, request.errors)
+        except Exception:
+            name = secrets.token_hex(4)
+            log.exception("request %s failed: %s %s", name, request.method, visible(request.target))
+            response = problem_response(Problem(f"internal error, request id {name}"), request.accept, request.errors)
+        if request.method not in ("GET", "HEAD"):
+            request.serial = self.store.serial
+        return response
+
+    @staticmethod
+    def _endpoint(request):
+        method = "GET" if request.method == "HEAD" else request.method
+        for methods, pattern, endpoint, errors in ROUTES:
+            match = pattern.fullmatch(request.path)
+            if match and (method in methods or methods == ("ANY",)):
+                request.errors = errors
+                return endpoint(request, **match.groupdict())
+        raise NotFound(f"there is nothing at {one_line(request.path, 100)} for {one_line(request.method, 20)}")
+
+    def clean(self):
+        """Remove blobs that nothing refers to any more."""
+        def is_referred_to(sha256):
+            with self.store.read() as db:
+                return db.execute("SELECT 1 FROM files WHERE sha256 = ?1 UNION ALL SELECT 1 FROM files "
+                                  "WHERE metadata_sha256 = ?1 LIMIT 1", (sha256,)).fetchone() is not None
+        count = self.blobs.collect(is_referred_to)
+        if count:
+            log.info("removed %d files that nothing refers to any more", count)
+
+    def clean_regularly(self):
+        while True:
+            time.sleep(3600)
+            try:
+                self.clean()
+            except OSError as error:
+                log.error("cleaning: %s", error)
+
+
+# -- permissions of requests
+
+
+def require_read(request, index):
+    """Refuse who may not read an index: 401 without good credentials, 403 with them, never 404 (standards 13).
+
+    The devpi client goes on after 403 and not after 401, so it gets the former."""
+    if request.app.permissions.read(request.identity, index):
+        return
+    if request.identity.user is None and "devpi-client" not in request.header("user-agent"):
+        request.refuse(Unauthorized(f"reading {index.path} takes a login"))
+    request.refuse(Forbidden(f"no permission to read index {index.path}"))
+
+
+def require(request, allowed, message):
+    """Refuse with 403 what is not allowed (devpi's answer to anonymous requests too)."""
+    if not allowed:
+        request.refuse(Forbidden(message))
+
+
+def require_modify_index(request, user, index):
+    """For PATCH and DELETE: permission comes first, and nobody has any on a missing index."""
+    found = request.app.indexes.find(f"{user}/{index}")
+    require(request, found and request.app.permissions.index_modify(request.identity, user),
+            f"no permission to modify index {user}/{index}")
+    return found
+
+
+def require_delete_files(request, user, index):
+    found = request.app.indexes.find(f"{user}/{index}")
+    require(request, found and request.app.permissions.delete_files(request.identity, found),
+            f"no permission to delete from index {user}/{index}")
+    return found
+
+
+def wants_json(request):
+    """Whether a JSON route may answer: for application/json, anything, or nothing named; 415 else.
+
+    Browsers get JSON too, as there are no pages for them here."""
+    ranges = accept_ranges(request.accept)
+    if ranges and not {"application/json", "application/*", "*/*", "text/html"} & set(ranges):
+        raise UnsupportedType("this is served as application/json only: say so in Accept")
+
+
+def without_final_slash(request):
+    """A redirect to the path without its final slash, for browsers; None for everybody else."""
+    if request.is_browser and request.path.endswith("/") and not request.is_installer:
+        query = request.target.partition("?")[2]
+        return redirect(request.url(request.path.strip("/")) + (f"?{query}" if query else ""))
+    return None
+
+
+# -- discovery, status, login
+
+
+@route("GET", "/+status")
+def status(request):
+    """devpi: GET /+status.  Paths are shown to root only."""
+    app = request.app
+    is_root = request.identity.user == "root"
+    with app.store.read() as db:
+        row = db.execute("SELECT serial, ts FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
+    serial, timestamp = tuple(row) if row else (-1, app.started)
+    host, port = app.settings.listen[0]
+    uuid = app.store.node["uuid"]
+    return result_response("status", {
+        "serverdir": app.settings.serverdir if is_root else None, "uuid": uuid,
+        "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
+                        "python": "%d.%d.%d" % sys.version_info[:3]},
+        "server-code": os.path.abspath(__file__) if is_root else None, "host": host, "port": port,
+        "outside-url": app.settings.outside_url or None, "serial": serial, "last-commit-timestamp": timestamp,
+        "event-serial": serial, "event-serial-timestamp": timestamp, "event-serial-in-sync-at": timestamp,
+        "metrics": [["devpi_lite_page_cache_bytes", "gauge", app.pages.size],
+                    ["devpi_lite_answer_cache_bytes", "gauge", sum(cache.size for cache in app.ready.values())]],
+        "role": "MASTER", "polling_replicas": {}, "status": "ok", "messages": []})
+
+
+@route("ANY", "/+api")
+@route("ANY", "/{user}/+api")
+@route("ANY", "/{user}/{index}/+api")
+def api(request, user=None, index=None):
+    """devpi: where things are, for the devpi client (http-api 2.2)."""
+    identity = request.identity
+    known = identity.user is not None
+    result = {"login": request.url("+login"),
+              "authstatus": ["ok", identity.user, list(identity.groups)] if known else ["noauth", "", []],
+              "features": ["server-keyvalue-parsing"]}
+    if index is not None:
+        found = request.app.indexes.get(f"{user}/{index}")
+        result["index"] = request.url(found.path)
+        result["simpleindex"] = request.url(f"{found.path}/+simple/")
+        if not found.is_mirror:
+            result["pypisubmit"] = request.url(found.path + "/")
+    return result_response("apiconfig", result)
+
+
+@route("POST", "/+login")
+def login(request):
+    """devpi: a session token for a name and a password."""
+    body = request.json(dict)
+    user, password = body.get("user"), body.get("password")
+    if user is None or password is None:
+        raise BadRequest("Bad request: no user/password specified")
+    if not isinstance(user, str) or not isinstance(password, str):
+        raise BadRequest("Bad request: user and password must be strings")
+    logins = request.app.logins
+    identity = logins.check(user, password, request.address)
+    if identity.wait:
+        raise too_many_logins(identity.wait)
+    if identity.user is None or logins.check_token(user, password):
+        raise Unauthorized(f"user '{user}' could not be authenticated", challenge=False)
+    return result_response("proxyauth", _fresh_token(request, user), message="login successful")
+
+
+def _fresh_token(request, user):
+    return {"password": request.app.logins.issue(request.app.users.get(user)), "expiration": Limits.session}
+
+
+# -- files
+
+
+_CONTENT_TYPES = ((".tar.gz", "application/x-tar"), (".tgz", "application/x-tar"), (".tar.bz2", "application/x-tar"),
+                  (".zip", "application/zip"))
+
+
+def content_type(filename):
+    return next((type_ for ending, type_ in _CONTENT_TYPES if filename.endswith(ending)), "application/octet-stream")
+
+
+@route("GET PUT PATCH PUSH", "/{user}/{index}/+f/{rest}", "page")
+def hashed_file(request, user, index, rest):
+    return serve_file(request, f"{user}/{index}", "+f/" + rest.rstrip("/"))
+
+
+@route("GET PUT PATCH PUSH", "/{user}/{index}/+e/{rest}", "page")
+def hashless_file(request, user, index, rest):
+    return serve_file(request, f"{user}/{index}", "+e/" + rest.rstrip("/"))
+
+
+@route("DELETE", "/{user}/{index}/+f/{rest}")
+def delete_hashed_file(request, user, index, rest):
+    return delete_file(request, user, index, "+f/" + rest.rstrip("/"))
+
+
+@route("DELETE", "/{user}/{index}/+e/{rest}")
+def delete_hashless_file(request, user, index, rest):
+    return delete_file(request, user, index, "+e/" + rest.rstrip("/"))
+
+
+def delete_file(request, user, index, path):
+    found = require_delete_files(request, user, index)
+    request.app.releases.remove_file(found, path, "force" in request.query, request.identity.user)
+    return message_response(f"package '{found.path}/{path}' deleted")
+
+
+def serve_file(request, index_path, path):
+    """A distribution file, its facts as JSON, or its metadata file (http-api 10)."""
+    app = request.app
+    index = app.indexes.find(index_path)
+    if index is None:
+        app.projects.refuse_gone(f"{index_path}/{path}")
+        raise NotFound(f"The stage {index_path} could not be found.")
+    require_read(request, index)
+    if path.endswith(".metadata"):
+        return serve_metadata_file(request, index, path[:-len(".metadata")])
+    file, project, status = app.projects.file(index, path)
+    if "application/json" in request.accept:
+        return file_facts(file, project)
+    if status and status[0] == "quarantined":
+        raise Forbidden(f"{file.filename} is quarantined upstream: {status[1] or 'no reason given'}")
+    tags = frozenset((project_tag(index.id, project),))
+    if not index.is_mirror:
+        moment = http_date(seconds_of(file.uploaded))
+        return blob_response(request, index, file.sha256, content_type(file.filename), moment, tags)
+    request.errors = "json"
+    here = app.mirrors.local(index, file)
+    if here:
+        return blob_response(request, index, here.sha256, content_type(file.filename), here.last_modified, tags)
+    if index.config.get("mirror_use_external_urls"):
+        return redirect(file.url)
+    return stream_from_upstream(request, index, file)
+
+
+def file_facts(file, project):
+    facts = {"hash_spec": file.hash_spec, "hashes": file.hashes, "project": project, "version": file.version}
+    if file.url:
+        facts["url"] = file.url
+    if file.url is None:
+        facts["last_modified"] = http_date(seconds_of(file.uploaded))
+    elif file.last_modified:
+        facts["last_modified"] = file.last_modified
+    return result_response("releasefilemeta", facts)
+
+
+def serve_metadata_file(request, index, path):
+    """The metadata file of a wheel (PEP 658), byte for byte as in the wheel."""
+    app = request.app
+    file, project, status = app.projects.file(index, path)
+    if status and status[0] == "quarantined":
+        raise Forbidden(f"{file.filename} is quarantined upstream: {status[1] or 'no reason given'}")
+    sha256 = app.mirrors.metadata_blob(index, file) if index.is_mirror else file.metadata_sha256
+    if not sha256:
+        raise NotFound(f"no metadata found in {index.path}/{path}")
+    return blob_response(request, index, sha256, "application/octet-stream", http_date(seconds_of(file.uploaded)),
+                         frozenset((project_tag(index.id, project),)))
+
+
+def blob_response(request, index, sha256, type_, last_modified, tags):
+    """A blob as an answer: immutable, with validators, in whole or one range of it (RFC 9110)."""
+    etag = f'"{sha256}"'
+    cache = f"max-age=365000000, immutable, {'private' if index.restricted else 'public'}"
+    validators = [("ETag", etag), ("Cache-Control", cache)]
+    if none_match(request.header("if-none-match"), etag):
+        return Response(304, validators, tags=tags)
+    try:
+        file = request.app.blobs.open(sha256)
+    except FileNotFoundError:
+        log.error("the bytes of %s are lost", sha256)
+        raise NotFound("no such file") from None
+    size = os.fstat(file.fileno()).st_size
+    headers = [("Content-Type", type_), ("Last-Modified", last_modified), *validators, ("Accept-Ranges", "bytes")]
+    start, end, status = 0, size, 200
+    wanted = None
+    if request.method in ("GET", "HEAD") and request.header("if-range") in ("", etag, last_modified):
+        wanted = parse_range(request.header("range"), size)
+    if wanted == "unsatisfiable":
+        file.close()
+        return Response(416, [("Content-Range", f"bytes */{size}"), ("Accept-Ranges", "bytes"),
+                              ("Content-Type", "text/plain; charset=utf-8")], b"the range lies outside the file\n")
+    if wanted:
+        start, end = wanted
+        status = 206
+        headers.append(("Content-Range", f"bytes {start}-{end - 1}/{size}"))
+    if end - start <= Limits.small_file and request.method != "HEAD":
+        with file:
+            file.seek(start)
+            return Response(status, headers, file.read(end - start), tags=tags)
+    return Response(status, headers, parts=_closing([FilePart(file, start, end - start)], file), length=end - start)
+
+
+def _closing(parts, *files):
+    """These parts; the files are closed after them."""
+    try:
+        yield from parts
+    finally:
+        for file in files:
+            file.close()
+
+
+def none_match(header, etag):
+    """Whether If-None-Match names this ETag (weak comparison)."""
+    return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
+
+
+def parse_range(header, size):
+    """(start, end) of a Range header with one range; "unsatisfiable"; None where the whole is to be sent."""
+    match = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", header)
+    if not match or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if first and last and int(last) < int(first):
+        return None
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1) if first and last else size
+    return (start, end) if start < end else "unsatisfiable"
+
+
+def stream_from_upstream(request, index, file):
+    """A mirrored file that is not here: sent on as it arrives, and kept."""
+    app = request.app
+    if request.method == "HEAD":
+        return _upstream_head(request, index, file)
+    download = app.mirrors.download(index, file)
+    headers = [("Content-Type", content_type(file.filename)), ("X-Accel-Buffering", "no")]
+    if download.last_modified:
+        headers.append(("Last-Modified", one_line(download.last_modified)))
+    return Response(200, headers, parts=download.pieces(), length=download.length)
+
+
+def _upstream_head(request, index, file):
+    """HEAD of a file that is not here: what is known, else what upstream says; nothing is kept."""
+    headers = [("Content-Type", content_type(file.filename))]
+    length = file.size
+    if length is None:
+        url = request.app.mirrors.upstream_url(index, file)
+        with request.app.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method="HEAD") as head:
+            if head.status != 200:
+                problem = NotFound if head.status == 404 else UpstreamTrouble
+                raise problem(f"error {head.status} getting {public_url(url)}")
+            length = head.length()
+    return Response(200, headers, parts=(), length=length)
+
+
+# -- simple pages
+
+
+@route("GET", "/{user}/{index}/+simple", "page")
+def simple_list_without_slash(request, user, index):
+    found = request.app.indexes.get(f"{user}/{index}")
+    if request.is_installer or _simple_format(request) == SIMPLE_JSON:
+        return simple_list(request, found)
+    response = redirect(request.url(f"{found.path}/+simple/"))
+    response.headers.append(("Vary", "User-Agent"))
+    return response
+
+
+@route("GET", "/{user}/{index}/+simple/", "page")
+def simple_list_with_slash(request, user, index):
+    return simple_list(request, request.app.indexes.get(f"{user}/{index}"))
+
+
+@route("GET", "/{user}/{index}/+simple/{project}", "page")
+def simple_project_without_slash(request, user, index, project):
+    found = request.app.indexes.get(f"{user}/{index}")
+    _check_ascii(project)
+    if project != normalize(project):
+        return redirect(request.url(f"{found.path}/+simple/{normalize(project)}"))
+    if request.is_installer or _simple_format(request) == SIMPLE_JSON:
+        return simple_project(request, found, project, 1)
+    response = redirect(request.url(f"{found.path}/+simple/{project}/"))
+    response.headers.append(("Vary", "Accept, User-Agent"))
+    return response
+
+
+@route("GET", "/{user}/{index}/+simple/{project}/", "page")
+def simple_project_with_slash(request, user, index, project):
+    found = request.app.indexes.get(f"{user}/{index}")
+    _check_ascii(project)
+    if project != normalize(project):
+        return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
+    return simple_project(request, found, project, 2)
+
+
+def _check_ascii(project):
+    if not project.isascii():
+        raise BadRequest("unicode project names not allowed")
+
+
+def _simple_format(request):
+    return simple_format(request.accept, request.query.get("format", "").replace(" ", "+"))
+
+
+def simple_project(request, index, project, depth):
+    """A project's files for installers, `depth` folders below the index's URL (PEP 503, 691, 700)."""
+    app = request.app
+    require_read(request, index)
+    form = _simple_format(request)
+    for_people = form == "text/html" and not request.is_installer
+    absolute = ""
+    if app.settings.absolute_urls or "x-devpi-absolute-urls" in request.headers:
+        absolute = request.base_url
+    key = (index.id, project, form, for_people, depth, absolute)
+    rendered = app.pages.get(key)
+    tags = app.projects.tags(index, project)
+    if rendered is None:
+        page = app.projects.page(index, project)
+        if not page.known:
+            raise NotFound(f"The project {project} does not exist.")
+        prefix = functools.partial(link_prefix, index, depth=depth, absolute=absolute)
+        if form == SIMPLE_JSON:
+            rendered = Rendered(json_page(page, prefix), "json", page)
+        else:
+            rendered = Rendered(html_page(index, page, prefix, for_people), "html", page)
+        if not page.stale:
+            app.store.freshness.keep(app.pages, key, rendered, 2 * len(rendered.body) + 1000, tags, request.moment,
+                                     page.expires)
+    for origin in rendered.origins:
+        if origin.restricted:
+            require_read(request, origin)
+    return _page_response(request, index, rendered, form, tags)
+
+
+def _page_response(request, index, rendered, form, tags):
+    """A rendered page with its validators; gzipped, or 304, where the client asks for that."""
+    headers = _simple_headers(form)
+    etag, body = f'"{rendered.etag}"', rendered.body
+    zipped = len(body) > 1024 and _quality_of_gzip(request.header("accept-encoding")) > 0
+    if zipped:
+        etag = f'"{rendered.etag}-gzip"'
+    private = index.restricted or any(origin.restricted for origin in rendered.origins)
+    if rendered.stale:
+        now = http_date(time.time())
+        headers += [("Cache-Control", "max-age=0, must-revalidate, no-cache, no-store"), ("Pragma", "no-cache"),
+                    ("Expires", now), ("Last-Modified", now)]
+        tags = None
+    else:
+        age = f"max-age={min(60, request.app.mirrors.expiry(index))}" if index.is_mirror else "no-cache"
+        headers.append(("Cache-Control", f"private, {age}" if private else age))
+    headers.append(("ETag", etag))
+    if index.is_mirror and rendered.upstream_serial:
+        headers.append(("X-PYPI-LAST-SERIAL", str(rendered.upstream_serial)))
+    if none_match(request.header("if-none-match"), etag):
+        kept = [(name, value) for name, value in headers if name in ("ETag", "Cache-Control", "Vary")]
+        return Response(304, kept, tags=tags, expires=rendered.expires)
+    if zipped:
+        headers.append(("Content-Encoding", "gzip"))
+        body = rendered.gzip()
+    return Response(200, headers, body, tags=tags, expires=rendered.expires)
+
+
+def _simple_headers(form):
+    return [("Content-Type", HTML if form == "text/html" else form), ("Vary", "Accept, Accept-Encoding, User-Agent")]
+
+
+def _quality_of_gzip(header):
+    ranges = accept_ranges(",".join("x/" + coding.strip() for coding in header.split(",")))
+    return ranges.get("x/gzip", ranges.get("x/*", 0))
+
+
+def simple_list(request, index):
+    """All project names of an index and its bases, each once; a mirror's list is sent straight from disk."""
+    app = request.app
+    require_read(request, index)
+    form = _simple_format(request)
+    members = [member for member in app.indexes.order(index)
+               if member is index or app.permissions.read(request.identity, member)]
+    lists = [(member, app.projects.names(member)) for member in members]
+    whole = max((names for _, names in lists if isinstance(names, MirrorNames)), key=lambda names: names.count, default=None)
+    lists = _each_name_once(lists, whole)
+    if form == "text/html" and not request.is_installer:
+        return _list_for_people(request, index, lists)
+    entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
+    head, separator, tail = LIST_PAGE[entries]
+    headers = _simple_headers(form)
+    headers.append(("Cache-Control", "private, no-cache" if index.restricted else "no-cache"))
+    own = [name for _, names in lists if names is not whole for name in names]
+    if whole is None:
+        body = (head + list_entries(entries, own) + tail).encode()
+        tags = frozenset(names_tag(member.id) for member in members if not member.is_mirror)
+        rendered = Rendered(body, entries[-4:], ProjectPage(""))
+        keep = not any(member.is_mirror for member in members) and len(members) == len(app.indexes.order(index))
+        return _page_response(request, index, rendered, form, tags if keep else None)
+    if whole.serial and index.is_mirror:
+        headers.append(("X-PYPI-LAST-SERIAL", str(whole.serial)))
+    etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-{os.path.basename(whole.folder)}-{entries[-4:]}'
+    if not own and _quality_of_gzip(request.header("accept-encoding")) > 0:
+        headers.append(("Content-Encoding", "gzip"))
+        return _parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
+    before = head + list_entries(entries, own) + (separator if own and whole.count else "")
+    return _parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
+
+
+def _each_name_once(lists, whole):
+    """The lists without names that stand in an earlier one, or in `whole`, which is sent as it is."""
+    result, seen = [], set()
+    for member, names in lists:
+        if names is not whole:
+            names = [name for name in names if name not in seen]
+            seen.update(names)
+            if whole is not None:
+                names = whole.without(names)
+        result.append((member, names))
+    return result
+
+
+def _parts_response(request, headers, etag, parts):
+    """Byte strings and whole files (given by path), one after the other, as one answer."""
+    headers.append(("ETag", etag))
+    if none_match(request.header("if-none-match"), etag):
+        return Response(304, [(n, v) for n, v in headers if n in ("ETag", "Cache-Control", "Vary")])
+    files = []
+    for position, part in enumerate(parts):
+        if isinstance(part, str):
+            files.append(open(part, "rb"))
+            parts[position] = FilePart(files[-1], 0, os.fstat(files[-1].fileno()).st_size)
+    length = sum(part.length if isinstance(part, FilePart) else len(part) for part in parts)
+    return Response(200, headers, parts=_closing(parts, *files), length=length)
+
+
+def _list_for_people(request, index, lists):
+    """The project list as people see it: by index, streamed."""
+    def lines():
+        title = html.escape(f"{index.path}: simple list (including inherited indices)")
+        yield (f'<!DOCTYPE html><html lang="en"><head><meta name="pypi:repository-version" content="{API_VERSION}">'
+               f"<title>{title}</title></head><body><h1>{title}</h1>\n")
+        for member, names in lists:
+            bases = ",".join(member.config.get("bases", ()))
+            yield f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n"
+            for name in names:
+                yield f'<a href="{name}/">{name}</a><br>\n'
+        yield "</body></html>\n"
+
+    def pieces():
+        gathered, size = [], 0
+        for line in lines():
+            gathered.append(line)
+            size += len(line)
+            if size > 64 << 10:
+                yield "".join(gathered).encode()
+                gathered, size = [], 0
+        if gathered:
+            yield "".join(gathered).encode()
+    headers = _simple_headers("text/html")
+    headers.append(("Cache-Control", "private, no-cache" if index.restricted else "no-cache"))
+    return Response(200, headers, parts=pieces())
+
+
+# -- projects and versions
+
+
+@route("GET", "/{user}/{index}/{project}[/]")
+def get_project(request, user, index, project):
+    """devpi: all versions of a project with their metadata and files; installers get its simple page instead."""
+    found = request.app.indexes.get(f"{user}/{index}")
+    slash = "/" if request.path.endswith("/") else ""
+    if request.is_installer:
+        request.errors = "page"
+        _check_ascii(project)
+    if project != normalize(project):
+        return redirect(request.url(f"{found.path}/{quoted(normalize(project))}{slash}"))
+    if request.is_installer:
+        return simple_project(request, found, project, 1 if slash else 0)
+    wants_json(request)
+    require_read(request, found)
+    moved = without_final_slash(request)
+    if moved:
+        return moved
+    known, versions = version_objects(request, found, project, "ignore_bases" in request.query)
+    if not known:
+        raise NotFound(f"no project '{project}'")
+    return result_response("projectconfig", versions)
+
+
+@route("GET", "/{user}/{index}/{project}/{version}[/]")
+def get_version(request, user, index, project, version):
+    """devpi: one version of a project."""
+    found = request.app.indexes.get(f"{user}/{index}")
+    version = version.rstrip("/")
+    if project != normalize(project):
+        slash = "/" if request.path.endswith("/") else ""
+        return redirect(request.url(f"{found.path}/{quoted(normalize(project))}/{version}{slash}"))
+    wants_json(request)
+    require_read(request, found)
+    moved = without_final_slash(request)
+    if moved:
+        return moved
+    known, versions = version_objects(request, found, project, "ignore_bases" in request.query)
+    if not known:
+        raise NotFound(f"no project '{project}'")
+    if version not in versions:
+        raise NotFound(f"The version {version} of project {project} does not exist.")
+    return result_response("versiondata", versions[version])
+
+
+def version_objects(request, index, project, ignore_bases):
+    """(whether the project is known, {version: devpi's version object}) over an index and its bases (http-api 8)."""
+    app = request.app
+    contributions = app.projects.contributions(index, project)
+    versions = {}
+    for page in contributions.pages:
+        origin, files = page.parts[0]
+        require_read(request, origin)
+        if ignore_bases and origin.path != index.path:
+            continue
+        metadata = _mirror_metadata(project, files) if origin.is_mirror else _stage_metadata(app.store, origin, project)
+        for version, content in metadata.items():
+            links = [_link(request, origin, file) for file in files if file.version == version]
+            if links:
+                content["+links"] = links
+            if version in versions:
+                versions[version].setdefault("+shadowing", []).append(content)
+            else:
+                versions[version] = content
+    return bool(contributions.pages), versions
+
+
+def _stage_metadata(store, index, project):
+    with store.read() as db:
+        rows = db.execute("SELECT version, metadata FROM releases JOIN projects ON projects.id = project_id "
+                          "WHERE index_id = ? AND name = ? ORDER BY releases.id", (index.id, project)).fetchall()
+    shown = {}
+    for row in rows:
+        metadata = json.loads(row["metadata"])
+        shown[row["version"]] = {key: value for key, value in metadata.items() if key != "other"}
+    return shown
+
+
+def _mirror_metadata(project, files):
+    """What a mirror knows of versions: their numbers, and what their files say."""
+    metadata = {}
+    for file in files:
+        content = metadata.setdefault(file.version, {"name": project, "version": file.version})
+        if file.requires_python:
+            content.setdefault("requires_python", file.requires_python)
+        if file.yanked is not None:
+            content.setdefault("yanked", file.yanked or True)
+    return metadata
+
+
+def _link(request, index, file):
+    link = {"rel": "releasefile", "hash_spec": file.hash_spec, "hashes": file.hashes,
+            "href": request.url(f"{index.path}/{file.path}")}
+    if file.history:
+        link["log"] = json.loads(file.history)
+    return link
+
+
+@route("DELETE", "/{user}/{index}/{project}/{version}[/]")
+def delete_version(request, user, index, project, version):
+    found = require_delete_files(request, user, index)
+    version, project = version.rstrip("/"), normalize(project)
+    request.app.releases.remove_version(found, project, version, "force" in request.query, request.identity.user)
+    return message_response(f"project '{project}' version '{version}' deleted")
+
+
+@route("DELETE", "/{user}/{index}/{project}[/]")
+def delete_project(request, user, index, project):
+    found = require_delete_files(request, user, index)
+    project = normalize(project)
+    request.app.releases.remove_project(found, project, "force" in request.query, request.identity.user)
+    return message_response(f"project '{project}' deleted from stage {found.path}")
+
+
+# -- indexes
+
+
+@route("GET", "/{user}/{index}[/]")
+def get_index(request, user, index):
+    """devpi: an index's configuration and projects; installers get the project list instead."""
+    app = request.app
+    found = app.indexes.get(f"{user}/{index}")
+    if request.is_installer or _simple_format(request) == SIMPLE_JSON and "application/json" not in request.accept:
+        request.errors = "page"
+        return simple_list(request, found)
+    wants_json(request)
+    require_read(request, found)
+    moved = without_final_slash(request)
+    if moved:
+        return moved
+    config = shown_config(request, found)
+    if "no_projects" in request.query:
+        return result_response("indexconfig", config)
+    names = app.projects.names(found)
+    if not isinstance(names, MirrorNames):
+        return result_response("indexconfig", {**config, "projects": sorted(names)})
+    before = json.dumps({"type": "indexconfig", "result": {**config, "projects": []}})[:-len("]}}")]
+    return _parts_response(request, [("Content-Type", "application/json")], f'"{secrets.token_hex(8)}"',
+                           [before.encode(), names.part("names.json"), b"]}}\n"])
+
+
+def shown_config(request, index):
+    """An index's configuration as this caller may see it: credentials in a mirror_url are for who may change it."""
+    if index.is_mirror and not request.app.permissions.index_modify(request.identity, index.user):
+        return {**index.config, "mirror_url": public_url(index.config["mirror_url"])}
+    return index.config
+
+
+@route("PUT", "/{user}/{index}[/]")
+def create_index(request, user, index):
+    app = request.app
+    app.users.get(user)
+    if app.indexes.find(f"{user}/{index}"):
+        raise Conflict(f"index '{user}/{index}' exists")
+    require(request, app.permissions.index_modify(request.identity, user),
+            f"no permission to create index {user}/{index}")
+    created = app.indexes.create(user, index, request.json(dict), who=request.identity.user)
+    return result_response("indexconfig", created.config)
+
+
+@route("PATCH", "/{user}/{index}[/]")
+def modify_index(request, user, index):
+    found = require_modify_index(request, user, index)
+    body = request.json(dict, list)
+    modified = request.app.indexes.modify(found, body, "error_on_noop" in request.query, who=request.identity.user)
+    return result_response("indexconfig", modified.config)
+
+
+@route("DELETE", "/{user}/{index}[/]")
+def delete_index(request, user, index):
+    found = require_modify_index(request, user, index)
+    request.app.indexes.delete(found, who=request.identity.user)
+    return message_response(f"index {found.path} deleted", 201)
+
+
+# -- uploads
+
+
+@route("POST", "/{user}/{index}[/]", "upload")
+def upload(request, user, index):
+    """devpi and PyPI: a form that registers a release or brings a file (http-api 9)."""
+    app = request.app
+    found = app.indexes.get(f"{user}/{index}")
+    type_, _, parameters = request.header("content-type").partition(";")
+    type_ = type_.strip().lower()
+    if type_ not in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        raise NotFound(f"there is nothing at {one_line(request.path, 100)} for a POST of type {one_line(type_, 60)!r}")
+    if found.is_mirror:
+        raise NotFound("cannot submit to mirror index")
+    if not app.permissions.upload(request.identity, found):
+        request.refuse(Unauthorized(f"uploading to {found.path} takes a login") if request.identity.user is None
+                       else Forbidden("no permission to submit"))
+    if type_ == "application/x-www-form-urlencoded":
+        return _take_upload(request, found, UploadForm(None), _urlencoded_form(request.body))
+    with app.blobs.stage() as staged:
+        form = UploadForm(staged)
+        fields = form.read(request.body, _boundary(parameters))
+        return _take_upload(request, found, form, fields)
+
+
+def _take_upload(request, index, form, fields):
+    action = fields.get(":action", [None])[0]
+    if action is None:
+        raise BadRequest("the form has no field ':action'")
+    who = request.identity.user
+    if action == "submit":
+        request.app.releases.register(index, fields, who)
+        stored = True
+    elif action == "file_upload":
+        if form.filename is None:
+            raise BadRequest("content file field not found")
+        stored = request.app.releases.upload(index, fields, form.filename, form.staged, who)
+    else:
+        raise BadRequest(f"action '{one_line(action, 60)}' not supported")
+    return Response(200, [("Content-Type", HTML)], b"",
+                    reason="" if stored else "Upload of identical file to non volatile index.")
+
+
+def _urlencoded_form(body):
+    """An urlencoded form as {field: [value, ...]}."""
+    data = body.read_all(Limits.form_fields)
+    try:
+        return urllib.parse.parse_qs(data.decode("utf-8"), keep_blank_values=True, errors="strict",
+                                     max_num_fields=Limits.form_parts)
+    except ValueError as error:
+        raise BadRequest(f"malformed form: {reason_of(error)}") from None
+
+
+def _boundary(parameters):
+    match = re.search(r"""(?:^|;)\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))""", parameters, re.IGNORECASE)
+    if not match:
+        raise BadRequest("the multipart form names no boundary")
+    return (match[1] or match[2]).encode("latin-1")
+
+
+class UploadForm:
+    """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to a staged blob, fields to memory."""
+
+    def __init__(self, staged):
+        self.staged = staged
+        self.filename = None
+        self.fields = {}
+        self.size = self.parts = 0
+
+    def read(self, body, boundary):
+        """All fields as {name: [value, ...]}.  BadRequest if the form is malformed, TooLarge over its limits."""
+        delimiter = b"\r\n--" + boundary
+        buffer = b"\r\n" + body.read()      # the first boundary has no line before it
+        while True:
+            start = buffer.find(delimiter)
+            if start >= 0:
+                buffer = buffer[start + len(delimiter):]
+                break
+            buffer = self._more(body, buffer[-len(delimiter):])     # a preamble is passed over
+        while True:
+            while len(buffer) < 2:
+                buffer = self._more(body, buffer)
+            if buffer.startswith(b"--"):
+                break
+            while b"\r\n\r\n" not in buffer:
+                if len(buffer) > 16384:
+                    raise BadRequest("a part of the form has too long a head")
+                buffer = self._more(body, buffer)
+            head, _, buffer = buffer.partition(b"\r\n\r\n")
+            buffer = self._part(head, buffer, body, delimiter)
+        while body.read():
+            pass        # an epilogue is passed over
+        return self.fields
+
+    @staticmethod
+    def _more(body, buffer):
+        piece = body.read()
+        if not piece:
+            raise BadRequest("the multipart form ends before its last boundary")
+        return buffer + piece
+
+    def _part(self, head, buffer, body, delimiter):
+        """Take one part; returns what follows its delimiter."""
+        name, filename = _disposition(head)
+        self.parts += 1
+        if self.parts > Limits.form_parts:
+            raise BadRequest(f"the form has more than {Limits.form_parts} parts")
+        if name == "content":
+            if filename is None:
+                raise BadRequest("content file field not found")
+            if self.filename is not None:
+                raise BadRequest("the form has two parts named 'content'")
+            self.filename = filename
+            take, value = self.staged.write, None
+        elif filename is not None:      # gpg_signature
+            take, value = len, None
+        else:
+            value = bytearray()
+            take = functools.partial(self._take_field, name, value)
+        while True:
+            start = buffer.find(delimiter)
+            if start >= 0:
+                take(buffer[:start])
+                if value is not None:
+                    self._keep_field(name, value)
+                return buffer[start + len(delimiter):]
+            if len(buffer) > len(delimiter):        # its beginning may stand at the end
+                take(buffer[:-len(delimiter)])
+                buffer = buffer[-len(delimiter):]
+            buffer = self._more(body, buffer)
+
+    def _take_field(self, name, value, data):
+        value += data
+        self.size += len(data)
+        if len(value) > Limits.form_field:
+            raise TooLarge(f"the field {one_line(name, 60)!r} is larger than {Limits.form_field} bytes")
+        if self.size > Limits.form_fields:
+            raise TooLarge(f"the form's fields are larger than {Limits.form_fields} bytes")
+
+    def _keep_field(self, name, value):
+        try:
+            self.fields.setdefault(name, []).append(value.decode("utf-8"))
+        except UnicodeDecodeError:
+            raise BadRequest(f"the field {one_line(name, 60)!r} is not UTF-8") from None
+
+
+def _disposition(head):
+    """(name, filename or None) of a part's Content-Disposition."""
+    lines = head.lstrip(b" \t").split(b"\r\n")
+    if lines[0]:
+        raise BadRequest("malformed boundary in the multipart form")
+    for line in lines[1:]:
+        field, _, value = line.partition(b":")
+        if field.strip().lower() == b"content-disposition":
+            try:
+                text = value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise BadRequest("a part's Content-Disposition is not UTF-8") from None
+            found = {key.lower(): re.sub(r'\\(["\\])', r"\1", quoted_) or plain for key, quoted_, plain in
+                     re.findall(r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', text)}
+            if "filename*" in found:
+                charset, _, encoded = found["filename*"].partition("''")
+                if charset.lower() == "utf-8":
+                    found["filename"] = urllib.parse.unquote(encoded)
+            if found.get("name"):
+                return found["name"], found.get("filename")
+    raise BadRequest("a part of the multipart form has no name")
+
+
+# -- users
+
+
+@route("GET", "/{user}[/]")
+def get_user(request, user):
+    moved = without_final_slash(request)
+    if moved:
+        return moved
+    wants_json(request)
+    account = request.app.users.get(user)
+    return result_response("userconfig", shown_user(request, account, request.app.indexes.all(user)))
+
+
+def shown_user(request, account, indexes):
+    """devpi's user object, with the indexes that the caller may read."""
+    shown = {"username": account.name, "created": account.created, **account.attributes}
+    if account.modified:
+        shown["modified"] = account.modified
+    shown["indexes"] = {index.name: shown_config(request, index) for index in indexes
+                        if request.app.permissions.read(request.identity, index)}
+    return shown
+
+
+@route("PUT", "/{user}[/]")
+def create_user(request, user):
+    app = request.app
+    require(request, app.permissions.user_create(request.identity), f"no permission to create user {user}")
+    if app.users.find(user):
+        raise Conflict("user already exists")
+    account = app.users.create(user, request.json(dict), who=request.identity.user)
+    return result_response("userconfig", shown_user(request, account, ()), 201)
+
+
+@route("PATCH", "/{user}[/]")
+def modify_user(request, user):
+    app, identity = request.app, request.identity
+    app.users.get(user)
+    body = request.json(dict)
+    if set(body) == {"password"}:
+        require(request, app.permissions.user_modify_password(identity, user),
+                f"no permission to change password for user {user}")
+    else:
+        require(request, app.permissions.user_modify(identity, user), f"no permission to modify user {user}")
+    account = app.users.modify(user, body, who=identity.user)
+    if body.get("password") is None:
+        return message_response("user updated")
+    if user == "root":
+        forget_root_password(app.settings.serverdir)
+    token = {"password": app.logins.issue(account), "expiration": Limits.session}
+    return result_response("userpassword", token, message="user updated, new proxy auth")
+
+
+@route("DELETE", "/{user}[/]")
+def delete_user(request, user):
+    app = request.app
+    app.users.get(user)
+    require(request, app.permissions.user_delete(request.identity, user), f"no permission to delete user {user}")
+    app.indexes.delete_user(user, who=request.identity.user)
+    return message_response(f"user '{user}' deleted")
+
+
+@route("GET", "/")
+def get_root(request):
+    """devpi: all users with all indexes."""
+    wants_json(request)
+    app = request.app
+    with app.store.read() as db:
+        accounts = [_account(row) for row in db.execute("SELECT * FROM users ORDER BY name")]
+    indexes = collections.defaultdict(list)
+    for index in app.indexes.all():
+        indexes[index.user].append(index)
+    return result_response("list:userconfig", {
+        account.name: shown_user(request, account, indexes[account.name]) for account in accounts})
+
+
+def forget_root_password(serverdir):
+    """The file with root's first password is wrong from now on."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(serverdir, "root-password"))
+
+
+# ======================================================================================================================
+# 13  Commands
+#
+# The argument parser, one function a command, and `main`.  An option's value comes from the command line, else from the
+# environment variable DEVPISERVER_<NAME>, else from its default.
+# ======================================================================================================================
+
+PYPI = {"type": "mirror", "volatile": False, "title": "PyPI", "mirror_url": "https://pypi.org/simple/",
+        "mirror_web_url_fmt": "https://pypi.org/project/{name}/"}
+OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm", "files", "tmp", "cache", ".secret", ".lock",
+             ".commits", "root-password", "lost+found"}
+
+
+def _boolean(text):
+    if text.lower() in ("y", "yes", "t", "true", "on", "1"):
+        return True
+    if text.lower() in ("n", "no", "f", "false", "off", "0"):
+        return False
+    raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError("must be at least 1")
+    return number
+
+
+def _seconds(text):
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise ValueError("must be a number of seconds above 0")
+    return number
+
+
+def _listen_address(text):
+    """`HOST:PORT`, `*:PORT`, `[::1]:PORT` as (host, port)."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return ("0.0.0.0" if host == "*" else host.strip("[]")), int(port)
+
+
+def _outside_url(text):
+    if not re.fullmatch(r"https?://[A-Za-z0-9._~:%\[\]-]+(/[^\s\"'<>?#]*)?", text):
+        raise ValueError(f"{text!r} is not an http or https URL")
+    return text.rstrip("/")
+
+
+def _names(text):
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _networks(text):
+    return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+# name -> (type or None for a flag, default, help)
+COMMON_OPTIONS = {
+    "serverdir": (str, os.path.join("~", ".devpi", "server"), "directory of all data; made if missing or empty"),
+    "debug": (None, False, "log more")}
+INIT_OPTIONS = {
+    "root-passwd": (str, None, "root's password, at the first start only; random if not given"),
+    "no-root-pypi": (None, False, "don't make the mirror root/pypi at the first start")}
+SERVE_OPTIONS = {
+    "host": (str, "127.0.0.1", "address to listen on"),
+    "port": (int, 3141, "port to listen on; 0: any free one"),
+    "listen": (_listen_address, (), "HOST:PORT to listen on, in place of --host and --port; may be repeated"),
+    "outside-url": (_outside_url, "", "start of absolute links, where a proxy stands in front"),
+    "absolute-urls": (None, False, "absolute file links on simple pages"),
+    "trusted-proxy": (_networks, (), "addresses or networks whose X-Outside-URL and X-Real-IP count, besides loopback"),
+    "restrict-modify": (_names, None, "the only users and :groups who may create and change users and indexes"),
+    "mirror-cache-expiry": (int, 1800, "seconds for which a mirrored page is not asked for again"),
+    "request-timeout": (_seconds, 5.0, "seconds for which a request waits for upstream"),
+    "offline-mode": (None, False, "never open a connection to upstream; serve what is here"),
+    "max-request-body-size": (_positive, 1 << 30, "bytes; larger bodies get 413"),
+    "connections": (_positive, 4096, "connections at a time"),
+    "threads": (_positive, 64, "worker threads at most"),
+    "secretfile": (str, "", "file with the secret behind logins; default: .secret in the server directory"),
+    "no-access-log": (None, False, "no line per request on standard output"),
+    "enable-core-metadata": (None, False, "accepted for compatibility; always on")}
+_ALIASES = {"connections": ["--connection-limit"]}
+
+
+def make_parser(command):
+    """The argument parser of one command; `serve` has no word of its own."""
+    name = os.path.basename(sys.argv[0] or "devpi_lite.py")
+    about = {"serve": "Serve Python package indexes: python devpi_lite.py --serverdir x",
+             "init": "Initialise a server directory without serving it.",
+             "passwd": "Set a user's password; works while the server runs."}[command]
+    commands = "commands (as first word): init, passwd" if command == "serve" else None
+    parser = argparse.ArgumentParser(prog=name if command == "serve" else f"{name} {command}", description=about,
+                                     epilog=commands, allow_abbrev=False)
+    options = dict(COMMON_OPTIONS)
+    if command in ("serve", "init"):
+        options.update(INIT_OPTIONS)
+    if command == "serve":
+        options.update(SERVE_OPTIONS)
+        parser.add_argument("--version", action="version", version=__version__)
+    if command == "passwd":
+        parser.add_argument("user", nargs="?", help="the user's name; asked for if not given")
+        parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
+    for option, (type_, default, text) in options.items():
+        shown = f" (default: {default})" if default not in (None, False, (), "") else ""
+        arguments = {"help": text + shown, "default": argparse.SUPPRESS, "dest": option}
+        if type_ is None:
+            arguments["action"] = "store_true"
+        else:
+            arguments.update(type=_for_argparse(type_), metavar=option.rpartition("-")[2].upper())
+        if option == "listen":
+            arguments["action"] = "append"
+        parser.add_argument(f"--{option}", *_ALIASES.get(option, ()), **arguments)
+    parser.set_defaults(options=options)
+    return parser
+
+
+def _for_argparse(type_):
+    def convert(text):
+        try:
+            return type_(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return convert
+
+
+def parse_options(command, arguments):
+    """The command's options as a dict by option name: command line, environment, default."""
+    parser = make_parser(command)
+    values = vars(parser.parse_args(arguments))
+    options = values.pop("options")
+    for option, (type_, default, _) in options.items():
+        variable = "DEVPISERVER_" + option.upper().replace("-", "_")
+        text = os.environ.get(variable, "")
+        if option not in values and text:
+            try:
+                value = (type_ or _boolean)(text)
+            except ValueError as error:
+                parser.error(f"{variable}: {error}")
+            values[option] = [value] if option == "listen" else value
+        elif option == "listen" and option in values and ("host" in values or "port" in values):
+            parser.error("--listen can't be combined with --host and --port")
+        values.setdefault(option, default)
+    values["serverdir"] = os.path.abspath(os.path.expanduser(values["serverdir"]))
+    if not 0 <= values.get("port", 0) <= 65535:
+        parser.error("--port must be between 0 and 65535")
+    return values
+
+
+def make_settings(options):
+    return Settings(
+        serverdir=options["serverdir"], listen=tuple(options["listen"]) or ((options["host"], options["port"]),),
+        outside_url=options["outside-url"], absolute_urls=options["absolute-urls"],
+        trusted_proxies=options["trusted-proxy"], restrict_modify=options["restrict-modify"],
+        mirror_cache_expiry=options["mirror-cache-expiry"], request_timeout=options["request-timeout"],
+        offline_mode=options["offline-mode"], max_request_body_size=options["max-request-body-size"],
+        connections=options["connections"], threads=options["threads"], secretfile=options["secretfile"],
+        access_log=not options["no-access-log"], debug=options["debug"])
+
+
+# -- the server directory
+
+
+def prepare_directory(path):
+    """Make the server directory, or refuse one that holds something else."""
+    try:
+        names = set(os.listdir(path))
+    except FileNotFoundError:
+        os.makedirs(path, mode=0o700)
+        names = set()
+    except NotADirectoryError:
+        raise FatalError(f"{path} is a file, not a directory") from None
+    if ".nodeinfo" in names and "devpi_lite.db" not in names:
+        raise FatalError(f"{path} belongs to a devpi-server: make a copy of its data with devpi-export, "
+                         "then start here with another, empty directory")
+    foreign = sorted(names - OWN_NAMES)
+    if foreign and "devpi_lite.db" not in names:
+        raise FatalError(f"{path} is neither empty nor a devpi_lite directory: it holds {', '.join(foreign[:3])}"
+                         f"{' and more' if len(foreign) > 3 else ''}; choose another with --serverdir")
+    if os.name != "nt" and names and os.stat(path).st_mode & 0o077:
+        log.warning("%s can be read by others: chmod 700 would stop that", path)
+
+
+def take_lock(serverdir):
+    """Hold the directory's lock for the life of this process; FatalError naming the process that has it."""
+    file = open(os.path.join(serverdir, ".lock"), "a+")
+    try:
+        lock_file(file)
+    except OSError:
+        file.seek(0)
+        pid = file.read().strip() or "unknown"
+        raise FatalError(f"another server runs on {serverdir}, its process id is {pid}") from None
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def read_secret(serverdir, secretfile):
+    """The secret behind session tokens, at least 32 bytes; made at the first start unless the operator names a file."""
+    path = secretfile or os.path.join(serverdir, ".secret")
+    if not secretfile and not os.path.exists(path):
+        write_private(path, base64.b64encode(secrets.token_bytes(32)) + b"\n")
+    try:
+        with open(path, "rb") as file:
+            secret = file.read().strip()
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise FatalError(f"can't read the secret file {path}: {error.strerror}") from None
+    if os.name != "nt" and mode & 0o077:
+        raise FatalError(f"the secret file {path} can be read or changed by others: chmod 600 would stop that")
+    if len(secret) < 32:
+        raise FatalError(f"the secret in {path} must have at least 32 bytes, it has {len(secret)}")
+    if len(set(secret)) < 6:
+        raise FatalError(f"the secret in {path} is too simple: it has fewer than 6 different bytes")
+    return secret
+
+
+def write_private(path, data):
+    """Write a file that only its owner can read, whole or not at all."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    os.replace(temporary, path)
+
+
+def is_initialised(store):
+    with store.read() as db:
+        return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
+
+
+def initialise(store, options):
+    """Make root, and root/pypi unless unwanted, as the first change (serial 0); tells root's password."""
+    password = options["root-passwd"]
+    if password is None:
+        password = secrets.token_urlsafe(12)
+        path = os.path.join(options["serverdir"], "root-password")
+        write_private(path, password.encode() + b"\n")
+        print(f"root's password: {password}   (kept in {path} until it is changed)")
+    elif password == "":
+        print("warning: root's password is empty: anybody who reaches this server can do everything", file=sys.stderr)
+    store.write(_initialise, hash_password(password), not options["no-root-pypi"])
+
+
+def _initialise(change, pwhash, with_pypi):
+    _insert_user(change, "root", pwhash, {})
+    if with_pypi:
+        _insert_index(change, "root", "pypi", PYPI)
+
+
+# -- commands
+
+
+def command_init(arguments):
+    """Initialise a server directory without serving it."""
+    options = parse_options("init", arguments)
+    prepare_directory(options["serverdir"])
+    with take_lock(options["serverdir"]):
+        with contextlib.closing(Store(options["serverdir"], create=True)) as store:
+            if is_initialised(store):
+                raise FatalError(f"{options['serverdir']} is initialised already")
+            read_secret(options["serverdir"], "")
+            initialise(store, options)
+    print(f"initialised {options['serverdir']}")
+
+
+def command_passwd(arguments):
+    """Set a user's password; the user's sessions end."""
+    options = parse_options("passwd", arguments)
+    with contextlib.closing(Store(options["serverdir"])) as store:
+        users = Users(store)
+        name = options["user"] or input("user: ").strip()
+        if users.find(name) is None:
+            raise FatalError(f"user not found: {name}")
+        password = sys.stdin.readline().rstrip("\r\n") if options["stdin"] else _ask_twice(name)
+        users.modify(name, {"password": password})
+        if name == "root":
+            forget_root_password(options["serverdir"])
+    print(f"password of {name} changed")
+
+
+def _ask_twice(name):
+    for _ in range(3):
+        password = getpass.getpass(f"new password for {name}: ")
+        if password == getpass.getpass("once more: "):
+            return password
+        print("the two differ", file=sys.stderr)
+    raise FatalError("the passwords did not agree")
+
+
+def command_fetch_names(arguments):
+    """Internal: fetch and parse a project list for the server, which reads the facts from standard output."""
+    try:
+        facts = fetch_names(json.load(sys.stdin))
+    except Problem as problem:
+        print(problem.message, file=sys.stderr)
+        return 1
+    json.dump(facts, sys.stdout)
+    return 0
+
+
+def command_serve(arguments):
+    """Serve until SIGTERM or SIGINT."""
+    options = parse_options("serve", arguments)
+    settings = make_settings(options)
+    logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
+    prepare_directory(settings.serverdir)
+    lock = take_lock(settings.serverdir)
+    store = Store(settings.serverdir, create=True)
+    store.commits.is_server = True
+    secret = read_secret(settings.serverdir, settings.secretfile)
+    listeners = [listen(host, port) for host, port in settings.listen]
+    settings = dataclasses.replace(settings, listen=tuple(listener.getsockname()[:2] for listener in listeners))
+    if not is_initialised(store):
+        initialise(store, options)
+    elif options["root-passwd"] is not None:
+        log.info("--root-passwd counts at the first start only; `passwd root` changes the password")
+    app = App(settings, store, secret)
+    app.blobs.clear_tmp()
+    MirrorNames.clear_leftovers(app.mirrors.cache)
+    server = Server(app, listeners)
+    stop_on_signals(server)
+    sys.setswitchinterval(0.0005)
+    threading.Thread(target=app.access_log.run, name="access log", daemon=True).start()
+    threading.Thread(target=app.clean_regularly, name="cleaner", daemon=True).start()
+    announce(settings, app)
+    server.serve_forever()
+    app.access_log.flush()
+    store.close()
+    lock.close()
+    return 0
+
+
+def listen(host, port):
+    """A listening TCP socket; FatalError with the reason if it can't be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM,
+                                                      flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        if os.name != "nt":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        raise FatalError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+    listener.setblocking(False)
+    return listener
+
+
+def announce(settings, app):
+    """Say where we listen and what to type next."""
+    def authority(host, port):
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    host, port = settings.listen[0]
+    base = settings.outside_url or f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
+    for pair in settings.listen:
+        print(f"devpi_lite {__version__} listens on http://{authority(*pair)}/ and keeps its data in {settings.serverdir}")
+    if app.indexes.find("root/pypi"):
+        print(f"try: pip install --index-url {base}/root/pypi/+simple/ PACKAGE")
+    else:
+        print(f"indexes are served at {base}/USER/INDEX/+simple/")
+    if settings.restrict_modify is None and not all(
+            ipaddress.ip_address(host.partition("%")[0]).is_loopback for host, _ in settings.listen):
+        print("warning: anybody who reaches this address may create users; --restrict-modify root would stop that")
+    sys.stdout.flush()
+
+
+def stop_on_signals(server):
+    def stop(number, frame):
+        if server.stopping:
+            os._exit(1)
+        server.stop()
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+
+
+COMMANDS = {"init": command_init, "passwd": command_passwd, "_fetch-names": command_fetch_names}
+
+
+def main(arguments):
+    """Run the command that the arguments name; returns the exit status."""
+    os.umask(0o077)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    command = command_serve
+    if arguments and arguments[0] in COMMANDS:
+        command, arguments = COMMANDS[arguments[0]], arguments[1:]
+    try:
+        return command(arguments) or 0
+    except (FatalError, Problem) as error:
+        print(f"fatal: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,424 @@
+"""What every test uses: the server under test as a process, requests to it, real archives and a fake upstream.
+
+Standard library only; everything listens on 127.0.0.1, on ports that the system chooses.
+"""
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.parse
+
+from archives import Archive, multipart, normal_name, sdist, wheel  # noqa: F401  (for the tests)
+from upstream import SIMPLE_JSON, Upstream  # noqa: F401
+
+SCRIPT = pathlib.Path(__file__).resolve().parent.parent / "devpi_lite.py"
+OWNER = "(the owner of the index)"
+START_SECONDS = 20
+STOP_SECONDS = 15
+
+
+class Reply:
+    """An answer, read to its end. `headers` match in any letter case (`.get`, `.get_all`)."""
+
+    def __init__(self, response):
+        self.status, self.reason, self.headers = response.status, response.reason, response.headers
+        self.body = response.read()
+
+    @property
+    def text(self):
+        return self.body.decode()
+
+    def json(self):
+        return json.loads(self.body)
+
+    @property
+    def result(self):
+        return self.json()["result"]
+
+    def __repr__(self):
+        return "<%d %s %r>" % (self.status, self.reason, self.body[:300])
+
+
+class Server:
+    """A server process on its directory; not started by making it.
+
+    The first start passes --root-passwd (unless `root_password` is None) and --no-root-pypi (unless `root_pypi`).
+    `env` adds to the environment; `script` runs another copy of the file.
+    """
+
+    def __init__(
+        self,
+        directory,
+        *options,
+        root_password="secret",
+        env=None,
+        python=sys.executable,
+        root_pypi=False,
+        script=SCRIPT
+    ):
+        self.directory, self.options = pathlib.Path(directory), options
+        self.python, self.script, self.environment = python, script, clean_environment(env)
+        self.passwords = {} if root_password is None else {"root": root_password}
+        self.root_pypi = root_pypi
+        self.tokens, self.lines, self.process, self.url, self.port = {}, [], None, None, None
+
+    # -- life
+
+    def start(self, *more_options):
+        """Returns when the server listens; AssertionError with its output if it doesn't within 20 s."""
+        options = ["--serverdir", str(self.directory)]
+        if not self.directory.exists() or not any(self.directory.iterdir()):
+            if "root" in self.passwords:
+                options += ["--root-passwd", self.passwords["root"]]
+            if not self.root_pypi:
+                options.append("--no-root-pypi")
+        if not {"--port", "--listen"} & set(self.options + more_options) and "DEVPISERVER_PORT" not in self.environment:
+            options += ["--port", "0"]
+        options += self.options + more_options
+        self.lines = []
+        self.process = subprocess.Popen(
+            [str(self.python), str(self.script)] + [str(option) for option in options],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        _watchdog.add(self.pid)
+        listening = threading.Event()
+        self._reader = threading.Thread(
+            target=self._read_output, args=(listening,), name="output of server", daemon=True
+        )
+        self._reader.start()
+        if not listening.wait(START_SECONDS) or self.url is None:
+            if self.process.poll() is None:
+                self.kill()
+            raise AssertionError("the server did not start (exit code %s):\n%s" % (self.process.wait(), self.output()))
+        return self
+
+    def _read_output(self, listening):
+        self.url = None
+        for line in self.process.stdout:
+            self.lines.append(line.decode(errors="replace"))
+            address = re.search(r"http://(127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\]):([1-9]\d*)/", self.lines[-1])
+            if address and not listening.is_set():
+                self.port = int(address.group(2))
+                self.url = "http://127.0.0.1:%d" % self.port
+                listening.set()
+        listening.set()  # it ended
+
+    def stop(self):
+        """SIGTERM; returns the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError("the server did not stop within %d s:\n%s" % (STOP_SECONDS, self.output()))
+
+    def kill(self):
+        """SIGKILL, as a power cut for the process."""
+        self.process.kill()
+        return self.wait(STOP_SECONDS)
+
+    def wait(self, seconds=STOP_SECONDS):
+        """Waits for the process to end by itself; returns the exit code."""
+        code = self.process.wait(seconds)
+        self._reader.join(5)
+        self.process.stdout.close()
+        _watchdog.remove(self.pid)
+        return code
+
+    def restart(self, *options):
+        """Stops it if it runs and starts it again; `options` are added, for this start only."""
+        if self.running:
+            self.stop()
+        return self.start(*options)
+
+    @property
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def output(self):
+        """What it has printed since the last start, stdout and stderr together."""
+        return "".join(self.lines)
+
+    # -- requests
+
+    def request(self, method, path, body=None, headers=None, user=None, password=None, follow=False):
+        """One request on a connection of its own; the path goes out as it stands.
+
+        A dict or list as body is sent as JSON. `user` with `password` sends Basic credentials; `user` alone the session
+        token of the last login (it logs in first if there was none and the password is known).
+        """
+        sent = {"Accept": "application/json"}
+        if isinstance(body, (dict, list)):
+            body = json.dumps(body)
+            sent["Content-Type"] = "application/json"
+        if isinstance(body, str):
+            body = body.encode()
+        if user and password is not None:
+            sent["Authorization"] = "Basic " + _base64("%s:%s" % (user, password))
+        elif user:
+            if user not in self.tokens:
+                self.login(user)
+            sent["X-Devpi-Auth"] = _base64("%s:%s" % (user, self.tokens[user]))
+        for name, value in (headers or {}).items():
+            for known in [known for known in sent if known.lower() == name.lower()]:
+                del sent[known]
+            if value is not None:
+                sent[name] = value
+        reply = self._exchange(method, path, body, sent)
+        for _ in range(10):
+            if not follow or reply.status not in (301, 302, 303, 307, 308):
+                break
+            path = self._path_of(urllib.parse.urljoin(self.url + path, reply.headers["Location"]))
+            if reply.status in (301, 302, 303):
+                method, body = ("HEAD" if method == "HEAD" else "GET"), None
+            reply = self._exchange(method, path, body, sent)
+        return reply
+
+    def _exchange(self, method, path, body, headers):
+        connection = _Connection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.putrequest(
+                method, path, skip_host="host" in {name.lower() for name in headers}, skip_accept_encoding=True
+            )
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            if body is not None and "content-length" not in {name.lower() for name in headers}:
+                connection.putheader("Content-Length", str(len(body)))
+            connection.endheaders(body)
+            return Reply(connection.getresponse())
+        finally:
+            connection.close()
+
+    def _path_of(self, url):
+        parts = urllib.parse.urlsplit(url)
+        return parts.path + ("?" + parts.query if parts.query else "")
+
+    def get(self, path, **options):
+        return self.request("GET", path, **options)
+
+    def put(self, path, body=None, **options):
+        return self.request("PUT", path, body, **options)
+
+    def post(self, path, body=None, **options):
+        return self.request("POST", path, body, **options)
+
+    def patch(self, path, body=None, **options):
+        return self.request("PATCH", path, body, **options)
+
+    def delete(self, path, **options):
+        return self.request("DELETE", path, **options)
+
+    def connect(self, timeout=10):
+        return socket.create_connection(("127.0.0.1", self.port), timeout)
+
+    def raw(self, data, timeout=5):
+        """Sends the bytes; returns what comes back until the server closes, or for `timeout` seconds sends nothing."""
+        received = []
+        with self.connect(timeout) as connection:
+            try:
+                connection.sendall(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # refused before it had read everything; an answer may be there all the same
+            try:
+                while True:
+                    piece = connection.recv(65536)
+                    if not piece:
+                        break
+                    received.append(piece)
+            except (socket.timeout, ConnectionResetError):
+                pass
+        return b"".join(received)
+
+    # -- users and indexes
+
+    def login(self, user, password=None):
+        """Returns the session token and remembers it for `request(user=...)`."""
+        password = self.passwords[user] if password is None else password
+        reply = self.post("/+login", {"user": user, "password": password})
+        assert reply.status == 200, reply
+        self.passwords[user], self.tokens[user] = password, reply.result["password"]
+        return self.tokens[user]
+
+    def add_user(self, name, password="pw", by=None):
+        """Made by the user `by`; else by root if the server was given --restrict-modify, or by nobody in particular."""
+        if by is None and any(str(option).startswith("--restrict-modify") for option in self.options):
+            by = "root"
+        reply = self.put("/" + name, {"password": password}, user=by)
+        assert reply.status == 201, reply
+        self.passwords[name] = password
+        return reply.result
+
+    def add_index(self, name, **config):
+        """Makes the index as its user; returns its configuration."""
+        reply = self.put("/" + name, config, user=name.partition("/")[0])
+        assert reply.status == 200, reply
+        return reply.result
+
+    def add_mirror(self, name, upstream_url, **config):
+        """A mirror of the URL, or of an Upstream."""
+        return self.add_index(name, type="mirror", mirror_url=getattr(upstream_url, "url", upstream_url), **config)
+
+    # -- releases
+
+    def upload(self, index, archive, user=OWNER, password=None, fields=None, headers=None, raw=False):
+        """Uploads as twine does, with user name and password: as the index's owner, or as `user` (None: as nobody).
+
+        `fields` add to the form (None as a value leaves one out); with `raw` they are the whole form. Archive None:
+        no file.
+        """
+        form = {}
+        if not raw:
+            form[":action"], form["protocol_version"] = "file_upload", "1"
+            if archive is not None:
+                form.update(
+                    archive.fields,
+                    md5_digest=archive.md5,
+                    sha256_digest=archive.sha256,
+                    blake2_256_digest=hashlib.blake2b(archive.content, digest_size=32).hexdigest(),
+                )
+        form.update(fields or {})
+        body, content_type = multipart(
+            {field: value for field, value in form.items() if value is not None},
+            {"content": (archive.filename, archive.content)} if archive is not None else {},
+        )
+        user = index.partition("/")[0] if user is OWNER else user
+        if user and password is None:
+            password = self.passwords[user]
+        return self.post(
+            "/%s/" % index,
+            body,
+            user=user or None,
+            password=password,
+            headers=dict({"Content-Type": content_type}, **headers or {}),
+        )
+
+    def simple(self, index, project, **options):
+        """The project's page as JSON."""
+        reply = self.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}, **options)
+        assert reply.status == 200, reply
+        assert reply.headers["Content-Type"] == SIMPLE_JSON, reply.headers
+        return reply.json()
+
+    def filenames(self, index, project, **options):
+        return [file["filename"] for file in self.simple(index, project, **options)["files"]]
+
+    def versions(self, index, project, **options):
+        return self.simple(index, project, **options)["versions"]
+
+    def fetch(self, index, filename, project, **options):
+        """The file that the project's page links to, its hash checked."""
+        (file,) = [file for file in self.simple(index, project, **options)["files"] if file["filename"] == filename]
+        reply = self.get(
+            self._path_of(urllib.parse.urljoin("%s/%s/+simple/%s/" % (self.url, index, project), file["url"])),
+            headers={"Accept": "*/*"},
+            **options
+        )
+        assert reply.status == 200, reply
+        if "sha256" in file["hashes"]:
+            assert hashlib.sha256(reply.body).hexdigest() == file["hashes"]["sha256"]
+        return reply.body
+
+
+def run_command(*arguments, input=None, env=None, python=sys.executable, script=SCRIPT, timeout=30):
+    """Runs `devpi_lite.py ARGUMENTS` to its end: .returncode, .stdout, .stderr (text)."""
+    return subprocess.run(
+        [str(python), str(script)] + [str(argument) for argument in arguments],
+        input=input or "",
+        env=clean_environment(env),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        timeout=timeout,
+    )
+
+
+def clean_environment(more=None):
+    """The environment without what configures a server or a proxy, plus `more`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("DEVPI") and not name.lower().endswith("_proxy")
+    }
+    return dict(kept, **more or {})
+
+
+def eventually(condition, seconds=10, pause=0.02):
+    """Polls until condition() is true and returns its value; AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, "not within %s s" % seconds
+        time.sleep(pause)
+
+
+class _Connection(http.client.HTTPConnection):
+    """Sends any path and method as they stand."""
+
+    def _validate_path(self, url):
+        pass
+
+    def _validate_method(self, method):
+        pass
+
+    def _encode_request(self, request):
+        return request.encode("utf-8", "surrogateescape")
+
+
+class _Watchdog:
+    """A process that kills the servers which are left when the test process is gone, however it went."""
+
+    _PROGRAM = """if True:
+        import os, signal, sys
+        running = set()
+        for line in sys.stdin:
+            (running.add if line[0] == "+" else running.discard)(int(line[1:]))
+        for pid in running:
+            try: os.kill(pid, signal.SIGKILL)
+            except OSError: pass"""
+
+    def __init__(self):
+        self._process = None
+
+    def add(self, pid):
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-IS", "-c", self._PROGRAM],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        self._tell("+%d\n" % pid)
+
+    def remove(self, pid):
+        self._tell("-%d\n" % pid)
+
+    def _tell(self, line):
+        self._process.stdin.write(line.encode())
+        self._process.stdin.flush()
+
+
+_watchdog = _Watchdog()
+
+
+def _base64(text):
+    return base64.b64encode(text.encode()).decode()

@@ -1,0 +1,651 @@
+"""Starting, stopping, and the commands: what an operator meets before the first request."""
+
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness import SCRIPT, Server, clean_environment, eventually, multipart, run_command, wheel
+
+
+def modes(directory):
+    """The modes that are not what they must be: 0700 for directories, 0600 for files."""
+    wrong = {}
+    for path in [directory] + sorted(directory.rglob("*")):
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        if mode != (0o700 if path.is_dir() else 0o600):
+            wrong[str(path.relative_to(directory))] = oct(mode)
+    return wrong
+
+
+def content(directory):
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None for path in directory.rglob("*")
+    }
+
+
+def assert_fatal(result, *words, code=1):
+    """It ended with the code, and one `fatal:` line for a person that has the words in it."""
+    assert result.returncode == code, result
+    assert "Traceback" not in result.stderr + result.stdout
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("fatal: ")]
+    for word in words:
+        assert str(word) in line, line
+
+
+def serve(directory, *options, **keywords):
+    """Runs a server that is expected to refuse to start."""
+    return run_command("--serverdir", directory, "--port", "0", *options, **keywords)
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return tmp_path / "server"
+
+
+# -- the first start ------------------------------------------------------------------------------
+
+
+def test_a_missing_directory_becomes_a_working_server(make_server, directory):
+    server = make_server(directory=directory)
+    assert list(server.get("/").result) == ["root"]
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[])
+    assert server.upload("alice/dev", wheel("first", "1.0")).status == 200
+    assert server.versions("alice/dev", "first") == ["1.0"]
+
+
+def test_an_empty_directory_is_as_good_as_a_missing_one(make_server, directory):
+    directory.mkdir()
+    assert make_server(directory=directory).get("/root").status == 200
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_only_the_owner_can_read_what_the_server_writes(make_server, directory, umask):
+    before = os.umask(umask)
+    try:
+        server = make_server(directory=directory, root_password=None)
+    finally:
+        os.umask(before)
+    password = (directory / "root-password").read_text().strip()
+    server.passwords["root"] = password
+    server.add_index("root/dev", bases=[])
+    assert server.upload("root/dev", wheel("private", "1.0")).status == 200
+    assert (directory / ".secret").exists()
+    assert modes(directory) == {}
+    server.stop()
+    assert modes(directory) == {}
+
+
+def test_root_gets_a_random_password_printed_once_and_kept_in_a_file(make_server, directory):
+    server = make_server(directory=directory, root_password=None)
+    password = (directory / "root-password").read_text().rstrip("\n")
+    assert len(password) >= 12
+    assert server.output().count(password) == 1
+    assert server.post("/+login", {"user": "root", "password": password}).status == 200
+    assert server.post("/+login", {"user": "root", "password": ""}).status == 401
+    server.restart()
+    assert password not in server.output()
+    assert server.post("/+login", {"user": "root", "password": password}).status == 200
+
+
+def test_two_directories_get_different_passwords_and_secrets(tmp_path):
+    for name in ("one", "two"):
+        assert run_command("init", "--serverdir", tmp_path / name).returncode == 0
+    for file in ("root-password", ".secret"):
+        assert (tmp_path / "one" / file).read_bytes() != (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_file_with_roots_password_goes_when_the_password_changes(make_server, directory):
+    server = make_server(directory=directory, root_password=None)
+    password = (directory / "root-password").read_text().strip()
+    assert server.patch("/root", {"password": "chosen"}, user="root", password=password).status == 200
+    assert not (directory / "root-password").exists()
+    assert server.post("/+login", {"user": "root", "password": "chosen"}).status == 200
+
+
+def test_root_passwd_sets_the_password_and_leaves_no_file(make_server, directory):
+    server = make_server(directory=directory, root_password="gi ven:pä")
+    assert not (directory / "root-password").exists()
+    assert server.login("root", "gi ven:pä")
+    assert "gi ven:pä" not in server.output()
+
+
+def test_an_empty_root_password_is_allowed_with_a_warning(make_server, directory):
+    server = make_server(directory=directory, root_password="")
+    assert server.login("root", "")
+    assert re.search(
+        r"(?i)warning.*root.*(empty|no) password|warning.*empty password", server.output()
+    ), server.output()
+
+
+def test_root_passwd_does_not_change_the_password_later(make_server, directory):
+    server = make_server(directory=directory, root_password="first")
+    server.restart("--root-passwd", "second")
+    assert server.post("/+login", {"user": "root", "password": "first"}).status == 200
+    assert server.post("/+login", {"user": "root", "password": "second"}).status == 401
+
+
+def test_the_first_start_makes_the_mirror_of_pypi(make_server, directory):
+    server = make_server("--offline-mode", directory=directory, root_pypi=True)
+    assert (
+        server.get("/root/pypi").result.items()
+        >= {
+            "type": "mirror",
+            "volatile": False,
+            "title": "PyPI",
+            "mirror_url": "https://pypi.org/simple/",
+            "mirror_web_url_fmt": "https://pypi.org/project/{name}/",
+        }.items()
+    )
+    assert server.get("/+api").headers["X-DEVPI-SERIAL"] == "0"
+
+
+def test_no_root_pypi_leaves_it_out_for_good(make_server, directory):
+    server = make_server(directory=directory)
+    assert server.get("/root/pypi").status == 404
+    server.root_pypi = True
+    server.restart()
+    assert server.get("/root/pypi").status == 404
+
+
+def test_the_start_prints_address_index_and_pip_line(make_server):
+    server = make_server("--offline-mode", root_pypi=True)
+    index = server.url + "/root/pypi/+simple/"
+    eventually(lambda: re.search(r"pip install .*" + re.escape(index), server.output()))
+    assert server.url + "/" in server.output()
+
+
+# -- directories that are not ours ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command", [serve, lambda directory: run_command("init", "--serverdir", directory)], ids=["serve", "init"]
+)
+@pytest.mark.parametrize("files", [["notes.txt"], ["a", "b", "c"], [".hidden"], ["files/x"]])
+def test_a_directory_with_other_things_in_it_is_refused_and_left_alone(directory, command, files):
+    for file in files:
+        (directory / file).parent.mkdir(parents=True, exist_ok=True)
+        (directory / file).write_text("mine")
+    before, mode = content(directory), directory.stat().st_mode
+    assert_fatal(command(directory), directory)
+    assert (content(directory), directory.stat().st_mode) == (before, mode)
+
+
+@pytest.mark.parametrize(
+    "command", [serve, lambda directory: run_command("init", "--serverdir", directory)], ids=["serve", "init"]
+)
+def test_the_directory_of_a_devpi_server_is_refused_with_the_way_to_move(directory, command):
+    directory.mkdir()
+    (directory / ".nodeinfo").write_text('{"uuid": "0123456789abcdef0123456789abcdef", "role": "standalone"}')
+    (directory / ".sqlite").write_bytes(b"SQLite format 3\0")
+    before = content(directory)
+    assert_fatal(command(directory), directory, "devpi-export", "import")
+    assert content(directory) == before
+
+
+def test_a_file_as_serverdir_is_refused(directory):
+    directory.write_text("not a directory")
+    assert_fatal(serve(directory), directory)
+    assert directory.read_text() == "not a directory"
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert_fatal(serve(tmp_path / "file" / "below"), tmp_path / "file")
+
+
+def test_a_second_server_on_the_directory_is_refused_and_told_the_pid_of_the_first(server):
+    assert_fatal(serve(server.directory), server.directory, server.pid)
+    assert server.get("/+api").status == 200
+
+
+def test_after_a_kill_the_directory_is_free_again(server):
+    server.add_user("kept")
+    server.kill()
+    server.start()
+    assert server.get("/kept").status == 200
+
+
+def test_a_port_in_use_is_refused_with_its_number(tmp_path, server):
+    assert_fatal(run_command("--serverdir", tmp_path / "other", "--port", server.port), server.port)
+
+
+# -- where options come from ----------------------------------------------------------------------
+
+
+def test_the_environment_sets_options(make_server):
+    server = make_server(
+        env={"DEVPISERVER_OUTSIDE_URL": "https://env.example", "DEVPISERVER_MAX_REQUEST_BODY_SIZE": "1000"}
+    )
+    assert server.get("/+api").result["login"] == "https://env.example/+login"
+    assert server.post("/+login", "x" * 1001).status == 413
+
+
+def test_the_environment_sets_address_and_directory(tmp_path):
+    server = Server(
+        tmp_path / "by-env",
+        env={"DEVPISERVER_PORT": "0", "DEVPISERVER_HOST": "127.0.0.1", "DEVPISERVER_NO_ROOT_PYPI": "yes"},
+        root_pypi=True,
+    )
+    try:
+        assert server.start().get("/root/pypi").status == 404
+    finally:
+        server.kill()
+    result = run_command("init", env={"DEVPISERVER_SERVERDIR": str(tmp_path / "other")})
+    assert result.returncode == 0
+    assert (tmp_path / "other" / "devpi_lite.db").exists()
+
+
+def test_the_command_line_wins_over_the_environment(make_server):
+    server = make_server(
+        "--outside-url", "https://line.example", env={"DEVPISERVER_OUTSIDE_URL": "https://env.example"}
+    )
+    assert server.get("/+api").result["login"] == "https://line.example/+login"
+
+
+def test_an_empty_variable_counts_as_unset(make_server):
+    server = make_server(
+        env={"DEVPISERVER_OUTSIDE_URL": "", "DEVPISERVER_MAX_REQUEST_BODY_SIZE": "", "DEVPISERVER_OFFLINE_MODE": ""}
+    )
+    assert server.get("/+api").result["login"] == server.url + "/+login"
+
+
+@pytest.mark.parametrize(
+    "word, makes_pypi",
+    [
+        ("y", False),
+        ("True", False),
+        ("ON", False),
+        ("1", False),
+        ("n", True),
+        ("False", True),
+        ("off", True),
+        ("0", True),
+    ],
+)
+def test_yes_and_no_in_a_variable(tmp_path, word, makes_pypi):
+    result = run_command("init", "--serverdir", tmp_path / "server", env={"DEVPISERVER_NO_ROOT_PYPI": word})
+    assert result.returncode == 0, result
+    database = b"".join(
+        path.read_bytes() for path in (tmp_path / "server").glob("devpi_lite.db*")
+    )  # cheaper than asking a server
+    assert (b"https://pypi.org/simple/" in database) == makes_pypi
+
+
+@pytest.mark.parametrize(
+    "variable, value",
+    [("OFFLINE_MODE", "maybe"), ("PORT", "many"), ("MIRROR_CACHE_EXPIRY", "soon"), ("MAX_REQUEST_BODY_SIZE", "1GB")],
+)
+def test_a_variable_that_makes_no_sense_is_named_in_the_refusal(directory, variable, value):
+    result = run_command("--serverdir", directory, env={"DEVPISERVER_" + variable: value})
+    assert result.returncode == 2
+    assert variable.lower().replace("_", "-") in result.stderr.lower().replace("_", "-") and value in result.stderr
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--no-such-option"],
+        ["--port", "many"],
+        ["--port", "70000"],
+        ["--port", "-1"],
+        ["--mirror-cache-expiry", "soon"],
+        ["--max-request-body-size", "1GB"],
+        ["--outside-url", "javascript:alert(1)"],
+        ["--outside-url", "example.com"],
+        ["--trusted-proxy", "nonsense/99"],
+        ["--listen", "nonsense"],
+        ["--listen", "127.0.0.1:0", "--port", "0"],
+        ["no-such-command"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_options_that_make_no_sense_end_with_2_and_touch_nothing(directory, options):
+    result = run_command("--serverdir", directory, *options)
+    assert result.returncode == 2, result
+    assert "usage:" in result.stderr and "Traceback" not in result.stderr
+    assert not directory.exists()
+
+
+def test_version_prints_the_bare_number():
+    result = run_command("--version")
+    assert result.returncode == 0
+    assert re.fullmatch(r"\d+\.\d+\S*\n", result.stdout)
+
+
+def test_help_names_options_and_commands():
+    result = run_command("--help")
+    assert result.returncode == 0
+    for word in (
+        "--serverdir --host --port --listen --outside-url --absolute-urls --trusted-proxy --root-passwd --no-root-pypi "
+        "--restrict-modify --mirror-cache-expiry --request-timeout --offline-mode --max-request-body-size "
+        "--connections --threads --secretfile --debug --version "
+        "init passwd"
+    ).split():
+        assert word in result.stdout
+
+
+def test_options_of_devpi_server_are_accepted(make_server):
+    server = make_server(
+        "--threads",
+        "8",
+        "--connections",
+        "100",
+        "--connection-limit",
+        "100",
+        "--debug",
+        "--request-timeout",
+        "3",
+        "--mirror-cache-expiry",
+        "60",
+        "--absolute-urls",
+        "--trusted-proxy",
+        "10.0.0.0/8",
+        "--enable-core-metadata",
+        "--requests-only",
+        "--keyfs-cache-size",
+        "100",
+        "--storage",
+        "sqlite",
+    )
+    assert server.get("/+api").status == 200
+
+
+def test_the_default_directory_is_devpis(tmp_path):
+    result = run_command("init", env={"HOME": str(tmp_path)})
+    assert result.returncode == 0, result
+    assert (tmp_path / ".devpi" / "server" / "devpi_lite.db").exists()
+
+
+def test_listen_may_be_given_twice(make_server):
+    server = make_server("--listen", "127.0.0.1:0", "--listen", "localhost:0")
+    ports = eventually(
+        lambda: (lambda found: found if len(found) == 2 else None)(
+            {
+                int(port)
+                for port in re.findall(r"http://(?:127\.0\.0\.1|localhost|\[::1\]):(\d+)/(?!\w)", server.output())
+            }
+        )
+    )
+    for port in ports:
+        server.port = port
+        assert server.get("/+api").status == 200
+
+
+def test_offline_mode_opens_no_connection(make_server, upstream):
+    upstream.publish("there", "1.0")
+    server = make_server()
+    server.add_mirror("root/mirror", upstream)
+    server.restart("--offline-mode")
+    upstream.reset()
+    assert server.get("/root/mirror/+simple/there/").status == 502
+    assert (upstream.requests, upstream.connections) == ([], 0)
+
+
+@pytest.mark.parametrize(
+    "options, warned",
+    [
+        (["--host", "0.0.0.0"], True),
+        (["--listen", "0.0.0.0:0"], True),
+        (["--host", "0.0.0.0", "--restrict-modify", "root"], False),
+        (["--host", "127.0.0.1"], False),
+        (["--host", "localhost"], False),
+    ],
+    ids=str,
+)
+def test_an_open_address_is_told_that_anybody_may_create_users(make_server, options, warned):
+    server = make_server(*options)
+    assert server.get("/+api").status == 200
+    lines = [line for line in server.output().splitlines() if "--restrict-modify" in line]
+    assert len(lines) == (1 if warned else 0), server.output()
+    assert not warned or "create users" in lines[0]
+
+
+# -- the secret -----------------------------------------------------------------------------------
+
+
+def test_session_tokens_uuid_and_serial_survive_a_restart(server):
+    server.add_user("alice")
+    token, before = server.login("alice"), server.get("/+api").headers
+    server.restart()
+    after = server.get("/+api", user="alice")
+    assert after.result["authstatus"] == ["ok", "alice", []]
+    assert server.tokens["alice"] == token
+    for name in ("X-DEVPI-UUID", "X-DEVPI-SERIAL"):
+        assert after.headers[name] == before[name]
+
+
+def test_a_secret_file_of_ones_own_keeps_tokens_and_another_ends_them(make_server, tmp_path):
+    for name, text in (
+        ("one", b"0123456789abcdefghijklmnopqrstuvwxyz"),
+        ("two", b"zyxwvutsrqponmlkjihgfedcba9876543210"),
+    ):
+        (tmp_path / name).write_bytes(text)
+        (tmp_path / name).chmod(0o600)
+    server = make_server("--secretfile", tmp_path / "one")
+    server.login("root")
+    server.restart()
+    assert server.get("/+api", user="root").result["authstatus"][0] == "ok"
+    server.restart("--secretfile", tmp_path / "two")
+    assert server.get("/+api", user="root").result["authstatus"] == ["noauth", "", []]
+
+
+@pytest.mark.parametrize(
+    "text, mode",
+    [
+        (b"0123456789abcdefghijklmnopqrstu", 0o600),
+        (b"abc" * 20, 0o600),
+        (b"", 0o600),
+        (b"0123456789abcdefghijklmnopqrstuvwxyz", 0o640),
+        (b"0123456789abcdefghijklmnopqrstuvwxyz", 0o604),
+    ],
+    ids=["31 bytes", "3 different bytes", "empty", "readable by the group", "readable by others"],
+)
+def test_a_weak_or_open_secret_file_is_refused(tmp_path, text, mode):
+    secret = tmp_path / "secret"
+    secret.write_bytes(text)
+    secret.chmod(mode)
+    assert_fatal(serve(tmp_path / "server", "--secretfile", secret), secret)
+
+
+def test_a_secret_file_where_others_may_replace_it_is_refused(tmp_path):
+    open_directory = tmp_path / "open"
+    open_directory.mkdir()
+    (open_directory / "secret").write_bytes(b"0123456789abcdefghijklmnopqrstuvwxyz")
+    (open_directory / "secret").chmod(0o600)
+    open_directory.chmod(0o777)
+    assert_fatal(serve(tmp_path / "server", "--secretfile", open_directory / "secret"), open_directory)
+
+
+# -- init -----------------------------------------------------------------------------------------
+
+
+def test_init_prepares_a_directory_and_ends(make_server, directory):
+    result = run_command("init", "--serverdir", directory, "--root-passwd", "by-init", "--no-root-pypi")
+    assert result.returncode == 0, result
+    assert modes(directory) == {}
+    server = make_server(directory=directory, root_password=None)
+    assert server.login("root", "by-init")
+    assert server.get("/root/pypi").status == 404
+
+
+def test_init_prints_the_random_password(directory):
+    result = run_command("init", "--serverdir", directory)
+    assert result.returncode == 0
+    assert (result.stdout + result.stderr).count((directory / "root-password").read_text().strip()) == 1
+
+
+def test_init_refuses_a_directory_that_is_initialised(server):
+    assert_fatal(run_command("init", "--serverdir", server.directory, "--root-passwd", "other"), server.directory)
+    assert server.login("root", "secret")
+    server.stop()
+    assert_fatal(run_command("init", "--serverdir", server.directory), server.directory)
+
+
+# -- passwd ---------------------------------------------------------------------------------------
+
+
+def passwd(server, user, password):
+    return run_command("passwd", user, "--stdin", "--serverdir", server.directory, input=password + "\n")
+
+
+def test_passwd_while_the_server_runs_ends_old_tokens_and_old_passwords_at_once(server):
+    server.add_user("alice")
+    server.add_user("bob")
+    server.add_index("alice/dev", bases=[])
+    server.login("alice"), server.login("bob")
+    assert (
+        server.upload("alice/dev", wheel("before", "1.0")).status == 200
+    )  # the server now knows this password without hashing
+    result = passwd(server, "alice", "nëw pass")
+    assert result.returncode == 0, result
+    assert "nëw" not in result.stdout + result.stderr
+    assert server.get("/+api", user="alice").result["authstatus"] == ["noauth", "", []]
+    assert server.upload("alice/dev", wheel("after", "1.0")).status == 401
+    assert server.post("/+login", {"user": "alice", "password": "pw"}).status == 401
+    assert server.login("alice", "nëw pass")
+    assert server.upload("alice/dev", wheel("after", "1.0")).status == 200
+    assert server.get("/+api", user="bob").result["authstatus"] == ["ok", "bob", []]
+
+
+def test_passwd_works_without_a_server(server):
+    server.stop()
+    assert passwd(server, "root", "offline").returncode == 0
+    server.start()
+    assert server.login("root", "offline")
+
+
+def test_passwd_of_root_removes_the_file_with_the_first_password(directory):
+    assert run_command("init", "--serverdir", directory).returncode == 0
+    assert run_command("passwd", "root", "--stdin", "--serverdir", directory, input="chosen\n").returncode == 0
+    assert not (directory / "root-password").exists()
+
+
+def test_passwd_of_an_unknown_user_is_refused(server):
+    assert_fatal(passwd(server, "nobody", "pw"), "nobody")
+    assert server.get("/nobody").status == 404
+
+
+@pytest.mark.parametrize(
+    "prepare", [lambda directory: None, lambda directory: directory.mkdir()], ids=["missing", "empty"]
+)
+def test_passwd_does_not_make_a_server(directory, prepare):
+    prepare(directory)
+    assert_fatal(run_command("passwd", "root", "--stdin", "--serverdir", directory, input="pw\n"), directory)
+    assert not directory.exists() or not any(directory.iterdir())
+
+
+# -- stopping -------------------------------------------------------------------------------------
+
+
+def upload_request(archive):
+    form = dict(archive.fields, **{":action": "file_upload"})
+    body, content_type = multipart(form, {"content": (archive.filename, archive.content)})
+    return (
+        "POST /root/dev/ HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic cm9vdDpzZWNyZXQ=\r\n"
+        "Content-Type: %s\r\nContent-Length: %d\r\n\r\n"
+        % (content_type, len(body))
+    ).encode() + body
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_lets_running_requests_end_and_refuses_new_ones(server, number):
+    server.add_index("root/dev", bases=[])
+    package = wheel("lasting", "1.0", size=100000)
+    data = upload_request(package)
+    with server.connect() as running:
+        running.sendall(data[:-50000])
+        time.sleep(0.3)  # until a worker has it in hand
+        server.process.send_signal(number)
+        eventually(lambda: not listens(server.port), seconds=5)
+        running.sendall(data[-50000:])
+        answer = running.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+    assert server.wait(10) == 0
+    assert "Traceback" not in server.output()
+    server.start()
+    assert server.fetch("root/dev", package.filename, "lasting") == package.content
+
+
+def listens(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_an_idle_server_at_once_with_0(server, number):
+    with server.connect() as fresh, server.connect() as used, server.connect() as half:
+        used.sendall(b"GET /+api HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert used.recv(10) == b"HTTP/1.1 2"
+        half.sendall(b"GET /+api HTT")
+        started = time.monotonic()
+        server.process.send_signal(number)
+        assert server.wait(10) == 0
+        assert time.monotonic() - started < 5
+        assert fresh.recv(10) == b""
+
+
+def test_a_stopped_server_leaves_everything_in_the_database_file(server):
+    server.add_user("kept")
+    assert server.stop() == 0
+    wal = server.directory / "devpi_lite.db-wal"
+    assert not wal.exists() or wal.stat().st_size == 0
+
+
+# -- one file -------------------------------------------------------------------------------------
+
+
+def test_the_file_runs_alone_with_nothing_but_the_standard_library(tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(str(SCRIPT), str(alone / "devpi_lite.py"))
+    server = Server(tmp_path / "server", script=alone / "devpi_lite.py", env={"PYTHONNOUSERSITE": "1"})
+    try:
+        server.start()
+        server.add_user("alice")
+        server.add_index("alice/dev", bases=[])
+        assert server.upload("alice/dev", wheel("solo", "1.0")).status == 200
+        assert server.stop() == 0
+    finally:
+        if server.running:
+            server.kill()
+    assert [path.name for path in alone.iterdir()] == ["devpi_lite.py"]
+
+
+def test_the_file_can_be_imported_without_doing_anything(tmp_path):
+    shutil.copy(str(SCRIPT), str(tmp_path / "devpi_lite.py"))
+    result = subprocess.run(
+        [sys.executable, "-S", "-W", "error", "-c", "import threading, devpi_lite; print(threading.active_count())"],
+        cwd=str(tmp_path),
+        env=clean_environment({"PYTHONDONTWRITEBYTECODE": "1"}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
+    assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["devpi_lite.py"]
+
+
+def test_the_first_answer_comes_within_a_second_of_the_start(server):
+    server.stop()
+    fastest = 10
+    for _ in range(3):
+        started = time.monotonic()
+        server.start()
+        assert server.get("/+api").status == 200
+        fastest = min(fastest, time.monotonic() - started)
+        server.stop()
+    assert fastest < 1

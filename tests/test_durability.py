@@ -1,0 +1,303 @@
+"""Acknowledged means durable: SIGKILL in the middle of everything, lost and damaged blobs, a full disk."""
+import base64
+import hashlib
+import shutil
+import threading
+import time
+
+import pytest
+
+from harness import eventually, sdist, wheel
+
+INDEX = "dur/stable"
+WORKERS = 6
+
+
+def path_of(archive, index=INDEX):
+    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+
+
+def prepare(server, volatile=False):
+    server.add_user("dur")
+    server.add_index(INDEX, volatile=volatile)
+    server.login("dur", "pw")
+    return server
+
+
+def blobs(server):
+    """SHA-256 in the name -> bytes, of every file under files/."""
+    return {path.name: path for path in (server.directory / "files").rglob("*") if path.is_file()}
+
+
+def assert_no_temporary_files(server):
+    folder = server.directory / "tmp"
+    left = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
+    assert left == []
+
+
+def assert_blobs_are_what_their_names_say(server):
+    for name, path in blobs(server).items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == name
+
+
+class Stream:
+    """Workers that upload one archive after another until the server dies; `acknowledged` holds what was answered 200."""
+
+    def __init__(self, server, round_number):
+        self.server, self.round = server, round_number
+        self.acknowledged, self.attempted, self.refused = [], [], []
+        self.threads = [threading.Thread(target=self.run, args=(number,)) for number in range(WORKERS)]
+        for thread in self.threads:
+            thread.start()
+
+    def run(self, worker):
+        for count in range(10000):
+            make = sdist if count % 3 == 0 else wheel
+            archive = make("p%d" % (worker % 3), "%d.%d.%d" % (self.round, worker, count), size=(0, 3000, 300000)[count % 3])
+            self.attempted.append(archive)
+            try:
+                reply = self.server.upload(INDEX, archive)
+            except Exception:  # the server died under the request, in any of the ways a connection can end
+                return
+            if reply.status != 200:
+                self.refused.append((archive.filename, reply.status, reply.reason))
+                return
+            self.acknowledged.append(archive)
+
+    def join(self):
+        for thread in self.threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self.threads)
+        assert self.refused == []
+
+
+def check_consistency(server, acknowledged, attempted):
+    """All that was acknowledged is there byte for byte; what else is visible was attempted and is whole."""
+    by_name = {archive.filename: archive for archive in attempted}
+    visible = {}
+    for project in server.get("/%s" % INDEX).result["projects"]:
+        page = server.simple(INDEX, project)
+        data = server.get("/%s/%s" % (INDEX, project)).result
+        linked = [link["href"].rsplit("/", 1)[1] for version in data.values() for link in version.get("+links", ())]
+        names = [entry["filename"] for entry in page["files"]]
+        assert sorted(linked) == sorted(names) and len(set(names)) == len(names)
+        assert set(page["versions"]) == set(data) == {by_name[name].version for name in names}
+        visible.update((entry["filename"], entry) for entry in page["files"])
+    assert {archive.filename for archive in acknowledged} <= set(visible) <= set(by_name)
+    for filename, entry in visible.items():
+        archive = by_name[filename]
+        assert entry["hashes"] == {"sha256": archive.sha256} and entry["size"] == len(archive.content)
+        reply = server.get(path_of(archive), headers={"Accept": "*/*"})
+        assert (reply.status, reply.body == archive.content) == (200, True)
+        if filename.endswith(".whl"):
+            assert server.get(path_of(archive) + ".metadata", headers={"Accept": "*/*"}).body == archive.metadata
+    return visible
+
+
+def test_every_acknowledged_upload_survives_kill_9(make_server):
+    server = prepare(make_server())
+    acknowledged, attempted = [], []
+    for number in range(3):
+        stream = Stream(server, number)
+        eventually(lambda: len(stream.acknowledged) >= 15 or stream.refused, seconds=20)
+        time.sleep(0.013 * (number + 1))  # somewhere else in a commit each time
+        server.kill()
+        stream.join()
+        assert len(stream.acknowledged) >= 15
+        acknowledged += stream.acknowledged
+        attempted += stream.attempted
+        server.start()
+        visible = check_consistency(server, acknowledged, attempted)
+        assert_no_temporary_files(server)
+        assert_blobs_are_what_their_names_say(server)
+        assert len(visible) - len(acknowledged) <= WORKERS * (number + 1)
+    serial = int(server.get("/+api").headers.get("X-DEVPI-SERIAL"))
+    assert server.upload(INDEX, wheel("after", "1.0")).status == 200
+    assert int(server.get("/+api").headers.get("X-DEVPI-SERIAL")) == serial + 1
+    assert server.stop() == 0
+    server.start()
+    check_consistency(server, acknowledged, attempted + [wheel("after", "1.0")])
+
+
+def test_an_upload_that_was_cut_off_can_simply_be_repeated(make_server):
+    server = prepare(make_server())
+    stream = Stream(server, 0)
+    eventually(lambda: len(stream.acknowledged) >= 5 or stream.refused)
+    server.kill()
+    stream.join()
+    server.start()
+    cut_off = [archive for archive in stream.attempted if archive not in stream.acknowledged]
+    assert cut_off
+    for archive in cut_off:
+        assert server.upload(INDEX, archive).status == 200
+        assert server.get(path_of(archive), headers={"Accept": "*/*"}).body == archive.content
+
+
+def test_a_half_sent_upload_leaves_nothing_after_kill_9(make_server):
+    server = prepare(make_server())
+    archive = wheel("half", "1.0", size=2000000)
+    before = (set(blobs(server)), server.get("/+api").headers.get("X-DEVPI-SERIAL"))
+    with server.connect() as connection:
+        head = (
+            "POST /%s/ HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %s\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            "Content-Length: 3000000\r\n\r\n" % (INDEX, base64.b64encode(b"dur:pw").decode())).encode()
+        body = b'--b\r\nContent-Disposition: form-data; name="content"; filename="%s"\r\n\r\n' % archive.filename.encode()
+        connection.sendall(head + body + archive.content[:1500000])
+        eventually(lambda: any(path.stat().st_size for path in (server.directory / "tmp").rglob("*") if path.is_file()), seconds=5)
+        server.kill()
+    server.start()
+    assert_no_temporary_files(server)
+    assert (set(blobs(server)), server.get("/+api").headers.get("X-DEVPI-SERIAL")) == before
+    assert server.get("/%s" % INDEX).result["projects"] == []
+
+
+def test_every_acknowledged_user_and_index_survives_kill_9(make_server):
+    server = prepare(make_server())
+    acknowledged, lock = [], threading.Lock()
+
+    def run(worker):
+        for count in range(1000):
+            name = "u%d-%d" % (worker, count)
+            try:
+                if server.put("/" + name, {"password": "", "title": name}).status != 201:
+                    return
+                token = server.post("/+login", {"user": name, "password": ""}).result["password"]
+                auth = base64.b64encode(("%s:%s" % (name, token)).encode()).decode()
+                reply = server.put("/%s/dev" % name, {"bases": [INDEX]}, headers={"X-Devpi-Auth": auth})
+            except Exception:  # the server died under the request
+                return
+            if reply.status == 200:
+                with lock:
+                    acknowledged.append(name)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: len(acknowledged) >= 12, seconds=20)
+    server.kill()
+    for thread in threads:
+        thread.join(30)
+    server.start()
+    users = server.get("/").result
+    for name in acknowledged:
+        assert users[name]["title"] == name
+        assert users[name]["indexes"]["dev"]["bases"] == [INDEX]
+    for name, user in users.items():
+        if name.startswith("u"):
+            assert user["title"] == name and set(user["indexes"]) <= {"dev"}
+    assert server.post("/+login", {"user": acknowledged[-1], "password": ""}).status == 200
+
+
+def test_deletions_and_replacements_survive_kill_9(make_server):
+    server = prepare(make_server(), volatile=True)
+    gone, first, second = wheel("gone", "1.0"), wheel("kept", "1.0"), wheel("kept", "1.0", size=10)
+    for archive in (gone, first, second):
+        assert server.upload(INDEX, archive).status == 200
+    assert server.delete("/%s/gone" % INDEX, user="dur").status == 200
+    serial = server.get("/+api").headers.get("X-DEVPI-SERIAL")
+    server.kill()
+    server.start()
+    assert server.get("/+api").headers.get("X-DEVPI-SERIAL") == serial
+    assert server.get(path_of(gone)).status == 410
+    assert server.get(path_of(first)).status == 410
+    assert server.fetch(INDEX, second.filename, "kept") == second.content
+
+
+def test_what_a_crash_left_in_the_directory_is_cleared_at_the_start(make_server):
+    server = prepare(make_server())
+    archive = wheel("kept", "1.0")
+    server.upload(INDEX, archive)
+    server.kill()
+    (server.directory / "tmp").mkdir(exist_ok=True)
+    (server.directory / "tmp" / "left-over").write_bytes(b"half a file")
+    server.start()
+    assert_no_temporary_files(server)
+    assert server.fetch(INDEX, archive.filename, "kept") == archive.content
+
+
+def test_caches_and_temporary_files_can_be_deleted_and_nothing_is_missing(make_server):
+    server = prepare(make_server())
+    archive = wheel("kept", "1.0")
+    server.upload(INDEX, archive)
+    before = server.get("/%s/kept" % INDEX).body
+    url = server.url
+    server.stop()
+    for path in list(server.directory.iterdir()):
+        if path.name in ("cache", "tmp"):
+            shutil.rmtree(path)
+        elif path.name in (".commits", "search.db"):
+            path.unlink()
+    server.start()
+    assert server.get("/%s/kept" % INDEX).body == before.replace(url.encode(), server.url.encode())
+    assert server.fetch(INDEX, archive.filename, "kept") == archive.content
+    assert server.upload(INDEX, wheel("kept", "2.0")).status == 200
+
+
+def test_a_missing_blob_is_never_answered_with_something_else(make_server):
+    server = prepare(make_server())
+    lost, kept = wheel("lost", "1.0"), wheel("kept", "1.0")
+    for archive in (lost, kept):
+        server.upload(INDEX, archive)
+    server.stop()
+    blobs(server)[lost.sha256].unlink()
+    server.start()
+    reply = server.get(path_of(lost), headers={"Accept": "*/*"})
+    assert reply.status == 404
+    assert server.fetch(INDEX, kept.filename, "kept") == kept.content
+    assert server.upload(INDEX, lost).status == 200
+    assert server.get(path_of(kept), headers={"Accept": "*/*"}).status == 200
+
+
+@pytest.mark.parametrize("size", [1000, 600000])
+def test_a_shortened_blob_is_never_taken_for_the_whole_file(make_server, size):
+    server = prepare(make_server())
+    archive, kept = wheel("short", "1.0", size=size), wheel("kept", "1.0")
+    for upload in (archive, kept):
+        server.upload(INDEX, upload)
+    server.stop()
+    path = blobs(server)[archive.sha256]
+    path.chmod(0o600)
+    path.write_bytes(archive.content[:len(archive.content) // 2])
+    server.start()
+    try:
+        reply = server.get(path_of(archive), headers={"Accept": "*/*"})
+    except Exception:  # a connection that breaks before Content-Length is reached is an honest answer
+        reply = None
+    assert reply is None or reply.status in (404, 500, 502, 503)
+    assert server.fetch(INDEX, kept.filename, "kept") == kept.content
+
+
+# Runs the server with a limit on the size of any file it writes: past it a write fails, as on a full disk.
+LIMITED = """
+import resource, runpy, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.argv[0] = %r
+resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_an_upload_that_does_not_fit_on_the_disk_is_refused_and_changes_nothing(make_server, tmp_path):
+    limit = 3 << 20
+    server = prepare(make_server())
+    real = server.script
+    small, big = wheel("fits", "1.0"), wheel("big", "1.0", size=2 * limit)
+    assert server.upload(INDEX, small).status == 200
+    server.stop()
+    wrapper = tmp_path / "wrapped.py"
+    wrapper.write_text(LIMITED % (str(real), limit, limit))
+    server.script = wrapper
+    server.start()
+    before = (server.get("/+api").headers.get("X-DEVPI-SERIAL"), server.get("/%s" % INDEX).body, set(blobs(server)))
+    reply = server.upload(INDEX, big)
+    assert reply.status in (500, 503, 507)
+    assert reply.reason and b"Traceback" not in reply.body
+    assert (server.get("/+api").headers.get("X-DEVPI-SERIAL"), server.get("/%s" % INDEX).body, set(blobs(server))) == before
+    assert_no_temporary_files(server)
+    assert server.fetch(INDEX, small.filename, "fits") == small.content
+    assert server.upload(INDEX, wheel("fits", "2.0")).status == 200
+    server.stop()
+    server.script = real
+    server.start()
+    assert server.upload(INDEX, big).status == 200
+    assert server.fetch(INDEX, big.filename, "big") == big.content

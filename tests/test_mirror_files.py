@@ -1,0 +1,640 @@
+"""Files of mirror indexes: fetched once, streamed through, checked, kept (http-api.md 14.4, 10.1; design.md 3, invariant 3)."""
+import hashlib
+import http.client
+import os
+import re
+import threading
+from urllib.parse import quote, urljoin
+
+import pytest
+
+from harness import Server, eventually, sdist, wheel
+from test_mirror import Scripted, asked, header, mirror, page
+
+BYTES = {"Accept": "*/*"}
+BIG = 400000
+
+
+# ---------------------------------------------------------------------------------------------- tools
+
+class Gate:
+    """A file that stops halfway until the test opens it: what has reached a client by then arrived before the end."""
+
+    def __init__(self, upstream, path, content):
+        self.content, self.opened, self.halves = content, threading.Event(), 0
+        upstream.answers[path] = self
+
+    def __call__(self, handler):
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/octet-stream")
+        handler.send_header("Content-Length", str(len(self.content)))
+        handler.end_headers()
+        if handler.command == "HEAD":
+            return
+        half = len(self.content) // 2
+        handler.wfile.write(self.content[:half])
+        self.halves += 1
+        self.opened.wait(10)
+        handler.wfile.write(self.content[half:])
+
+
+def link_to(server, index, filename, project="demo"):
+    """The path of a file on its project's page."""
+    file, = [file for file in server.simple(index, project)["files"] if file["filename"] == filename]
+    return urljoin("/%s/+simple/%s/" % (index, project), file["url"])
+
+
+def get(server, path, **headers):
+    return server.get(path, headers=dict(BYTES, **{name.replace("_", "-"): value for name, value in headers.items()}))
+
+
+def begin(server, path):
+    """A download under way: (connection, response), to be read by the test."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("GET", path, headers=BYTES)
+    return connection, connection.getresponse()
+
+
+def file_requests(upstream, archive):
+    return [(method, path) for method, path, _ in list(upstream.requests) if path.endswith("/" + quote(archive.filename))]
+
+
+def is_refused(server, path, length, statuses=(502,)):
+    """Never a whole answer: 502 (or what else is said), or a connection that broke before the last piece."""
+    connection, response = begin(server, path)
+    try:
+        if response.status in statuses:
+            return True
+        assert response.status == 200
+        try:
+            body = response.read()
+        except (http.client.IncompleteRead, ConnectionError):
+            return True
+        raise AssertionError("%d bytes of %d were passed off as a whole answer" % (len(body), length))
+    finally:
+        connection.close()
+
+
+def litter(server):
+    """What lies in tmp/."""
+    folder = os.path.join(str(server.directory), "tmp")
+    return os.listdir(folder) if os.path.isdir(folder) else []
+
+
+def blobs(server):
+    """The names of all files that are kept."""
+    return {name for _, _, names in os.walk(os.path.join(str(server.directory), "files")) for name in names}
+
+
+def publish_at(upstream, archive, **keys):
+    """Puts an archive on the scripted upstream, page and all."""
+    upstream.page(archive.name, dict({"filename": archive.filename, "url": "../../files/" + archive.filename,
+                                      "hashes": {"sha256": archive.sha256}}, **keys))
+    upstream.answers["/files/" + archive.filename] = archive.content
+    return "/files/" + archive.filename
+
+
+def big(version="1.0"):
+    """A wheel whose bytes no other test has: blobs are shared between indexes."""
+    return wheel("demo", version, size=BIG, summary=os.urandom(8).hex())
+
+
+def small(version="1.0", **attributes):
+    return wheel("demo", version, summary=os.urandom(8).hex(), **attributes)
+
+
+@pytest.fixture(scope="module")
+def mirrors(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("files") / "data", "--request-timeout", "1").start()
+    server.add_user("mia")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own(make_server):
+    """A server of the test's own, to stop and to kill."""
+    server = make_server("--request-timeout", "1")
+    server.add_user("mia")
+    return server
+
+
+@pytest.fixture
+def scripted():
+    upstream = Scripted()
+    yield upstream
+    for answer in upstream.answers.values():
+        if isinstance(answer, Gate):
+            answer.opened.set()
+    upstream.stop()
+
+
+# ---------------------------------------------------------------------------------------------- the first and the second time
+
+@pytest.mark.parametrize("archive", [small("1.0"), big("2.0"), sdist("demo", "3.0", summary=os.urandom(8).hex())], ids=["small", "big", "sdist"])
+def test_file_streams_through_and_is_kept(mirrors, upstream, archive):
+    upstream.publish(archive)
+    index = mirror(mirrors, upstream.url)
+    path = link_to(mirrors, index, archive.filename)
+    assert path == "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    first = get(mirrors, path)
+    eventually(lambda: archive.sha256 in blobs(mirrors) and litter(mirrors) == [], 3)
+    second = get(mirrors, path)
+    assert (first.status, first.body) == (200, archive.content)
+    assert first.headers.get("Content-Length") == str(len(archive.content))
+    assert first.headers.get("Last-Modified") == "Tue, 02 Jan 2024 03:04:05 GMT"
+    assert first.headers.get("X-Accel-Buffering") == "no"
+    assert first.headers.get("Cache-Control") is None
+    assert (second.status, second.body) == (200, archive.content)
+    assert second.headers.get("Content-Length") == str(len(archive.content))
+    assert second.headers.get("Last-Modified") == "Tue, 02 Jan 2024 03:04:05 GMT"
+    assert second.headers.get("Cache-Control") == "max-age=365000000, immutable, public"
+    assert second.headers.get("ETag") == '"%s"' % archive.sha256
+    assert second.headers.get("Content-Type") == ("application/x-tar" if path.endswith(".tar.gz") else "application/octet-stream")
+    assert file_requests(upstream, archive) == [("GET", "/files/demo/" + archive.filename)]
+
+
+def test_escaped_plus_in_the_path_is_the_same_file(mirrors, upstream):
+    archive = upstream.publish(small())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    assert get(mirrors, path.replace("+f", "%2Bf")).body == archive.content
+
+
+def test_cached_file_is_served_when_upstream_is_gone(mirrors, upstream):
+    archive = upstream.publish(small())
+    index = mirror(mirrors, upstream.url, mirror_cache_expiry=0)
+    mirrors.fetch(index, archive.filename, "demo")
+    upstream.stop()
+    assert mirrors.fetch(index, archive.filename, "demo") == archive.content
+
+
+def test_restart_keeps_files(own, upstream):
+    archive = upstream.publish(small())
+    index = mirror(own, upstream.url)
+    own.fetch(index, archive.filename, "demo")
+    upstream.stop()
+    own.restart()
+    assert own.fetch(index, archive.filename, "demo") == archive.content
+
+
+def test_file_of_a_page_never_fetched_is_not_found(mirrors, upstream):
+    archive = upstream.publish(small())
+    reply = mirrors.get("/%s/+f/%s/%s/%s" % (mirror(mirrors, upstream.url), archive.sha256[:3], archive.sha256[3:16], archive.filename),
+                        headers={"Accept": "application/json"})
+    assert (reply.status, reply.json()["message"]) == (404, "no such file")
+    assert upstream.requests == []
+
+
+def test_file_of_a_base_is_fetched_through_the_stage(mirrors, upstream):
+    archive = upstream.publish(small())
+    index = mirror(mirrors, upstream.url)
+    mirrors.add_index("mia/dev", bases=[index])
+    assert mirrors.fetch("mia/dev", archive.filename, "demo") == archive.content
+    assert link_to(mirrors, "mia/dev", archive.filename).startswith("/%s/+f/" % index)
+
+
+def test_same_content_in_two_indexes_is_downloaded_once(mirrors, upstream):
+    archive = upstream.publish(small())
+    first, second = mirror(mirrors, upstream.url), mirror(mirrors, upstream.url)
+    assert mirrors.fetch(first, archive.filename, "demo") == mirrors.fetch(second, archive.filename, "demo") == archive.content
+    assert len(file_requests(upstream, archive)) == 1
+
+
+def test_size_becomes_known_with_the_first_download(mirrors, upstream):
+    upstream.mode = "html"
+    archive = upstream.publish(small())
+    index = mirror(mirrors, upstream.url)
+    assert "size" not in mirrors.simple(index, "demo")["files"][0]
+    mirrors.fetch(index, archive.filename, "demo")
+    eventually(lambda: mirrors.simple(index, "demo")["files"][0].get("size") == len(archive.content), 3)
+
+
+def test_file_metadata_names_its_upstream_url(mirrors, upstream):
+    archive = upstream.publish(small())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    before = mirrors.get(path, headers={"Accept": "application/json"})
+    assert before.json()["type"] == "releasefilemeta"
+    assert before.result["url"] == "%s/files/demo/%s" % (upstream.host_url, archive.filename)
+    assert (before.result["project"], before.result["version"]) == ("demo", "1.0")
+    assert before.result["hash_spec"] == "sha256=" + archive.sha256
+    assert "last_modified" not in before.result
+    assert file_requests(upstream, archive) == []
+    get(mirrors, path)
+    assert "last_modified" in mirrors.get(path, headers={"Accept": "application/json"}).result
+
+
+# ---------------------------------------------------------------------------------------------- while it is on its way
+
+def test_twenty_askers_cost_one_download_and_each_gets_bytes_at_once(mirrors, scripted):
+    archive = big()
+    gate = Gate(scripted, publish_at(scripted, archive), archive.content)
+    path = link_to(mirrors, mirror(mirrors, scripted.url), archive.filename)
+    arrived, bodies = threading.Semaphore(0), []
+
+    def ask():
+        connection, response = begin(mirrors, path)
+        first = response.read(1)
+        arrived.release()
+        bodies.append(first + response.read())
+        connection.close()
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for _ in threads:
+        assert arrived.acquire(timeout=5), "a first piece came only with the end"
+    gate.opened.set()
+    for thread in threads:
+        thread.join(10)
+    assert bodies == [archive.content] * 20
+    assert len(file_requests(scripted, archive)) == 1
+
+
+def test_one_who_comes_late_gets_the_whole_file(mirrors, scripted):
+    archive = big()
+    gate = Gate(scripted, publish_at(scripted, archive), archive.content)
+    path = link_to(mirrors, mirror(mirrors, scripted.url), archive.filename)
+    first, first_response = begin(mirrors, path)
+    start = first_response.read(BIG // 4)
+    late, late_response = begin(mirrors, path)
+    late_start = late_response.read(1)
+    gate.opened.set()
+    assert start + first_response.read() == late_start + late_response.read() == archive.content
+    assert len(file_requests(scripted, archive)) == 1
+    first.close(), late.close()
+
+
+def test_last_piece_waits_for_the_end(mirrors, scripted):
+    archive = big()
+    path, content = publish_at(scripted, archive), archive.content
+    checked = threading.Event()
+
+    def all_but_one_byte(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content[:-1])
+        checked.wait(5)
+        handler.wfile.write(bytes([content[-1] ^ 1]))
+    scripted.answers[path] = all_but_one_byte
+    connection, response = begin(mirrors, link_to(mirrors, mirror(mirrors, scripted.url), archive.filename))
+    assert response.read(1) == content[:1]
+    checked.set()
+    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+        response.read()
+    connection.close()
+    assert archive.sha256 not in blobs(mirrors)
+
+
+def test_download_may_take_longer_than_the_request_timeout(mirrors, upstream):
+    archive = upstream.publish(small())
+    index = mirror(mirrors, upstream.url)
+    upstream.fault("drip", "*.whl", delay=0.15, piece=len(archive.content) // 9)
+    assert mirrors.fetch(index, archive.filename, "demo") == archive.content
+
+
+def test_one_who_leaves_does_not_take_the_download_along(mirrors, scripted):
+    archive = big()
+    gate = Gate(scripted, publish_at(scripted, archive), archive.content)
+    path = link_to(mirrors, mirror(mirrors, scripted.url), archive.filename)
+    leaving, response = begin(mirrors, path)
+    assert response.read(1)
+    staying, response_of_other = begin(mirrors, path)
+    start = response_of_other.read(1)
+    response.close(), leaving.close()
+    gate.opened.set()
+    assert start + response_of_other.read() == archive.content
+    staying.close()
+    assert get(mirrors, path).body == archive.content
+    assert len(file_requests(scripted, archive)) == 1
+
+
+def test_aborted_client_leaves_no_partial_file(mirrors, scripted):
+    archive = big()
+    gate = Gate(scripted, publish_at(scripted, archive), archive.content)
+    path = link_to(mirrors, mirror(mirrors, scripted.url), archive.filename)
+    connection, response = begin(mirrors, path)
+    assert response.read(1)
+    response.close(), connection.close()
+    gate.opened.set()
+    eventually(lambda: litter(mirrors) == [], 5)
+    assert get(mirrors, path).body == archive.content
+
+
+def test_killed_server_leaves_no_litter_and_fetches_again(own, scripted):
+    archive = big()
+    gate = Gate(scripted, publish_at(scripted, archive), archive.content)
+    index = mirror(own, scripted.url)
+    path = link_to(own, index, archive.filename)
+    connection, response = begin(own, path)
+    assert response.read(1)
+    assert litter(own) != [] and archive.sha256 not in blobs(own)
+    own.kill()
+    gate.opened.set()
+    connection.close()
+    own.start()
+    assert litter(own) == []
+    assert get(own, path).body == archive.content
+    assert len(file_requests(scripted, archive)) == 2
+
+
+# ---------------------------------------------------------------------------------------------- wrong bytes and failures
+
+@pytest.mark.parametrize("fault", ["wrong-hash", "truncate"])
+@pytest.mark.parametrize("hash_kind", ["sha256", "md5"])
+@pytest.mark.parametrize("size", [0, BIG], ids=["small", "big"])
+def test_wrong_bytes_break_the_answer_and_are_not_kept(mirrors, upstream, fault, hash_kind, size):
+    archive = wheel("demo", "1.0", size=size, summary=os.urandom(8).hex())
+    upstream.publish(archive, hash=hash_kind)
+    path, kept = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename), blobs(mirrors)
+    upstream.fault(fault, "*.whl")
+    for tries in (1, 2):
+        assert is_refused(mirrors, path, len(archive.content))
+        assert len(file_requests(upstream, archive)) == tries
+    eventually(lambda: litter(mirrors) == [], 3)
+    assert blobs(mirrors) == kept
+    upstream.clear_faults()
+    assert get(mirrors, path).body == archive.content
+
+
+def test_everybody_who_waits_for_wrong_bytes_is_cut_off(mirrors, scripted):
+    archive = big()
+    wrong = archive.content[:-1] + bytes([archive.content[-1] ^ 1])
+    gate = Gate(scripted, publish_at(scripted, archive), wrong)
+    path, cut = link_to(mirrors, mirror(mirrors, scripted.url), archive.filename), []
+    threads = [threading.Thread(target=lambda: cut.append(is_refused(mirrors, path, len(wrong))), daemon=True) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    eventually(lambda: gate.halves)
+    gate.opened.set()
+    for thread in threads:
+        thread.join(10)
+    assert cut == [True] * 5
+
+
+def test_length_that_differs_from_the_page_is_refused(mirrors, scripted):
+    archive = small()
+    path = publish_at(scripted, archive)
+    scripted.answers[path] = archive.content + b"more"
+    assert is_refused(mirrors, link_to(mirrors, mirror(mirrors, scripted.url), archive.filename), len(archive.content) + 4)
+
+
+@pytest.mark.parametrize("fault, status", [("404", 404), ("500", 502)])
+def test_upstream_error_for_a_file_is_told_and_not_remembered(mirrors, upstream, fault, status):
+    archive = upstream.publish(small())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    upstream.fault(fault, "*.whl")
+    for accept in ("*/*", "text/html"):
+        reply = mirrors.get(path, headers={"Accept": accept})
+        assert reply.status == status
+        assert reply.headers.get("Content-Type") == "application/json"
+        assert reply.json()["message"] == "error %s getting %s/files/demo/%s" % (fault, upstream.host_url, archive.filename)
+    upstream.clear_faults()
+    assert get(mirrors, path).body == archive.content
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang", "redirect-loop"])
+def test_upstream_that_gives_no_answer_is_502(mirrors, upstream, fault):
+    archive = upstream.publish(small())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    upstream.fault(fault, "/files/*")
+    reply = get(mirrors, path)
+    assert reply.status == 502
+    assert upstream.host_url in reply.json()["message"]
+
+
+def test_stopped_upstream_is_502(mirrors, upstream):
+    archive = upstream.publish(small())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    upstream.stop()
+    assert get(mirrors, path).status == 502
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["until-close", "chunked"])
+@pytest.mark.parametrize("size", [0, BIG], ids=["small", "big"])
+def test_upstream_body_without_length_is_served(mirrors, upstream, chunked, size):
+    archive = upstream.publish(wheel("demo", "1.0", size=size, summary=os.urandom(8).hex()))
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    upstream.fault("no-length", "*.whl", chunked=chunked)
+    assert get(mirrors, path).body == archive.content
+    assert get(mirrors, path).headers.get("Content-Length") == str(len(archive.content))
+    assert len(file_requests(upstream, archive)) == 1
+
+
+def test_redirected_file_is_followed(mirrors, upstream, scripted):
+    archive = upstream.publish(small())
+    scripted.answers["/elsewhere/x"] = archive.content
+    upstream.fault("redirect", "*.whl", to=scripted.host_url + "/elsewhere/x")
+    assert mirrors.fetch(mirror(mirrors, upstream.url), archive.filename, "demo") == archive.content
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://[bad/"])
+def test_file_redirected_to_no_http_url_is_502(mirrors, upstream, target):
+    archive = upstream.publish(small())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    upstream.fault("redirect", "*.whl", to=target)
+    assert get(mirrors, path).status == 502
+
+
+# ---------------------------------------------------------------------------------------------- HEAD, ranges, conditions
+
+def test_head_on_an_uncached_file_stores_nothing(mirrors, upstream):
+    archive = upstream.publish(big())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    reply = mirrors.request("HEAD", path, headers=BYTES)
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers.get("Content-Length") == str(len(archive.content))
+    assert archive.sha256 not in blobs(mirrors)
+    assert litter(mirrors) == []
+    assert get(mirrors, path).body == archive.content
+    eventually(lambda: archive.sha256 in blobs(mirrors), 3)
+    upstream.stop()
+    reply = mirrors.request("HEAD", path, headers=BYTES)
+    assert (reply.status, reply.headers.get("Content-Length"), reply.headers.get("Accept-Ranges")) == (200, str(len(archive.content)), "bytes")
+
+
+@pytest.fixture(scope="module")
+def cached(mirrors):
+    """A file that is here: (path, its bytes, its ETag)."""
+    upstream = Scripted()
+    archive = small()
+    publish_at(upstream, archive)
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    assert get(mirrors, path).body == archive.content
+    eventually(lambda: archive.sha256 in blobs(mirrors), 3)
+    upstream.stop()
+    return path, archive.content, '"%s"' % archive.sha256
+
+
+@pytest.mark.parametrize("wanted, begins, ends", [("bytes=0-9", 0, 10), ("bytes=100-", 100, None), ("bytes=-16", -16, None), ("bytes=5-999999999", 5, None)])
+def test_local_copy_answers_ranges(mirrors, cached, wanted, begins, ends):
+    path, content, etag = cached
+    begins, ends = (begins if begins >= 0 else len(content) + begins), ends or len(content)
+    reply = get(mirrors, path, Range=wanted, If_Range=etag)
+    assert (reply.status, reply.body) == (206, content[begins:ends])
+    assert reply.headers.get("Content-Range") == "bytes %d-%d/%d" % (begins, ends - 1, len(content))
+
+
+def test_local_copy_refuses_a_range_past_its_end(mirrors, cached):
+    path, content, _ = cached
+    reply = get(mirrors, path, Range="bytes=%d-" % len(content))
+    assert (reply.status, reply.headers.get("Content-Range")) == (416, "bytes */%d" % len(content))
+
+
+def test_local_copy_answers_conditions(mirrors, cached):
+    path, content, etag = cached
+    reply = get(mirrors, path, If_None_Match=etag)
+    assert (reply.status, reply.body) == (304, b"")
+    assert get(mirrors, path, Range="bytes=0-9", If_Range='"another"').body == content
+
+
+def test_range_of_an_uncached_file_is_right(mirrors, upstream):
+    archive = upstream.publish(big())
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    reply = get(mirrors, path, Range="bytes=-1000")
+    assert (reply.status, reply.body) in [(200, archive.content), (206, archive.content[-1000:])]
+    assert get(mirrors, path).body == archive.content
+
+
+# ---------------------------------------------------------------------------------------------- other hashes, none, external
+
+def test_file_with_md5_only(mirrors, upstream):
+    archive = upstream.publish(small(), hash="md5")
+    index = mirror(mirrors, upstream.url)
+    path = link_to(mirrors, index, archive.filename)
+    assert path == "/%s/+f/%s/%s/%s" % (index, archive.md5[:3], archive.md5[3:16], archive.filename)
+    assert mirrors.simple(index, "demo")["files"][0]["hashes"] == {"md5": archive.md5}
+    assert get(mirrors, path).body == archive.content
+    upstream.stop()
+    assert get(mirrors, path).body == archive.content
+    meta = mirrors.get(path, headers={"Accept": "application/json"}).result
+    assert meta["hash_spec"] == "md5=" + archive.md5
+    assert meta["hashes"] == {"md5": archive.md5, "sha256": archive.sha256}
+
+
+def test_file_without_hash(mirrors, upstream):
+    archive = upstream.publish(small(), hash=None)
+    index = mirror(mirrors, upstream.url)
+    path = link_to(mirrors, index, archive.filename)
+    folder = re.sub("[^A-Za-z0-9_.-]", "_", "http/" + upstream.host_url[len("http://"):] + "/files/demo")
+    assert path == "/%s/+e/%s/%s" % (index, folder, archive.filename)
+    assert mirrors.simple(index, "demo")["files"][0]["hashes"] == {}
+    assert get(mirrors, path).body == archive.content
+    upstream.stop()
+    assert get(mirrors, path).body == archive.content
+    meta = mirrors.get(path, headers={"Accept": "application/json"}).result
+    assert meta["hashes"] == {"sha256": archive.sha256}
+
+
+def test_truncated_file_without_hash_is_refused(mirrors, upstream):
+    archive = upstream.publish(small(), hash=None, size=False)
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
+    upstream.fault("truncate", "*.whl")
+    assert is_refused(mirrors, path, len(archive.content))
+    upstream.clear_faults()
+    assert get(mirrors, path).body == archive.content
+
+
+def test_external_urls_are_redirected_to_without_credentials(mirrors, upstream):
+    upstream.credentials = ("bob", "s3cret")
+    archive = upstream.publish(small())
+    index = mirror(mirrors, upstream.url.replace("http://", "http://bob:s3cret@"), mirror_use_external_urls=True)
+    reply = get(mirrors, link_to(mirrors, index, archive.filename))
+    assert (reply.status, reply.headers.get("Location")) == (302, "%s/files/demo/%s" % (upstream.host_url, archive.filename))
+    assert file_requests(upstream, archive) == []
+    assert archive.sha256 not in blobs(mirrors)
+
+
+# ---------------------------------------------------------------------------------------------- when upstream changes its mind
+
+def test_file_removed_upstream_stays_at_its_path(mirrors, upstream):
+    gone, other = upstream.publish(small("1.0")), upstream.publish(small("2.0"))
+    index = mirror(mirrors, upstream.url, mirror_cache_expiry=0)
+    path = link_to(mirrors, index, gone.filename)
+    assert get(mirrors, path).body == gone.content
+    upstream.remove("demo", gone.filename)
+    assert mirrors.filenames(index, "demo") == [other.filename]
+    assert get(mirrors, path).body == gone.content
+
+
+@pytest.mark.parametrize("downloaded", [True, False], ids=["downloaded", "only-listed"])
+def test_changed_content_is_never_served_at_the_old_path(mirrors, upstream, downloaded):
+    old, new = small(), small()
+    assert old.filename == new.filename and old.sha256 != new.sha256
+    upstream.publish(old)
+    index = mirror(mirrors, upstream.url, mirror_cache_expiry=0)
+    path = link_to(mirrors, index, old.filename)
+    if downloaded:
+        assert get(mirrors, path).body == old.content
+    upstream.publish(new)
+    for file in mirrors.simple(index, "demo")["files"]:         # the new one under its own path, or none at all
+        if downloaded and file["hashes"]["sha256"] == new.sha256:
+            assert urljoin("/%s/+simple/demo/" % index, file["url"]) != path
+            assert mirrors.fetch(index, new.filename, "demo") == new.content
+    if downloaded:
+        assert get(mirrors, path).body == old.content
+    else:
+        assert is_refused(mirrors, path, len(new.content), statuses=(404, 410, 502))
+
+
+# ---------------------------------------------------------------------------------------------- metadata files
+
+def test_metadata_file_is_proxied_checked_and_kept(mirrors, upstream):
+    archive = upstream.publish(small(), core_metadata=True)
+    index = mirror(mirrors, upstream.url)
+    path = link_to(mirrors, index, archive.filename) + ".metadata"
+    assert mirrors.simple(index, "demo")["files"][0]["core-metadata"] == {"sha256": hashlib.sha256(archive.metadata).hexdigest()}
+    reply = get(mirrors, path)
+    assert (reply.status, reply.body) == (200, archive.metadata)
+    assert reply.headers.get("Content-Type") in ("application/octet-stream", "text/plain")
+    assert file_requests(upstream, archive) == []       # the wheel was not needed
+    upstream.stop()
+    assert get(mirrors, path).body == archive.metadata
+
+
+@pytest.mark.parametrize("fault", ["wrong-hash", "truncate", "500"])
+def test_wrong_metadata_file_is_refused(mirrors, upstream, fault):
+    archive = upstream.publish(small(), core_metadata=True)
+    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename) + ".metadata"
+    upstream.fault(fault, "*.metadata")
+    assert is_refused(mirrors, path, len(archive.metadata))
+    upstream.clear_faults()
+    assert get(mirrors, path).body == archive.metadata
+
+
+def test_metadata_is_read_out_of_a_wheel_that_is_here(mirrors, upstream):
+    archive = upstream.publish(small(), core_metadata=False)
+    index = mirror(mirrors, upstream.url)
+    assert "core-metadata" not in mirrors.simple(index, "demo")["files"][0]
+    mirrors.fetch(index, archive.filename, "demo")
+    wanted = {"sha256": hashlib.sha256(archive.metadata).hexdigest()}
+    eventually(lambda: mirrors.simple(index, "demo")["files"][0].get("core-metadata") == wanted, 3)
+    upstream.stop()
+    assert get(mirrors, link_to(mirrors, index, archive.filename) + ".metadata").body == archive.metadata
+
+
+def test_advertised_metadata_of_a_local_wheel_needs_no_upstream(mirrors, upstream):
+    archive = upstream.publish(small(), core_metadata=True)
+    index = mirror(mirrors, upstream.url)
+    mirrors.fetch(index, archive.filename, "demo")
+    path = link_to(mirrors, index, archive.filename) + ".metadata"
+    upstream.stop()
+    assert get(mirrors, path).body == archive.metadata
+
+
+def test_metadata_of_an_unknown_file_is_not_found(mirrors, upstream):
+    upstream.publish(small())
+    index = mirror(mirrors, upstream.url)
+    page(mirrors, index)
+    assert get(mirrors, "/%s/+f/abc/0123456789abc/demo-9.9-py3-none-any.whl.metadata" % index).status == 404
+
+
+def test_credentials_are_sent_for_files_and_their_metadata(mirrors, upstream):
+    upstream.credentials = ("bob", "s3cret")
+    archive = upstream.publish(small(), core_metadata=True)
+    index = mirror(mirrors, upstream.url.replace("http://", "http://bob:s3cret@"))
+    path = link_to(mirrors, index, archive.filename)
+    assert get(mirrors, path + ".metadata").body == archive.metadata
+    assert get(mirrors, path).body == archive.content
+    assert all(header(headers, "Authorization") for headers in asked(upstream))
+    assert "s3cret" not in mirrors.output()
