@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
-import bisect
 import collections
 import contextlib
 import dataclasses
@@ -46,6 +45,7 @@ import http.client
 import http.server
 import io
 import ipaddress
+import itertools
 import json
 import logging
 import mmap
@@ -60,7 +60,6 @@ import socket
 import socketserver
 import sqlite3
 import ssl
-import stat
 import struct
 import subprocess
 import sys
@@ -151,6 +150,11 @@ def version_key(text):
         pre = ("", 0) if post is None and dev is not None else ("z", 0)
     return (1, epoch, release, pre, -1 if post is None else post, float("inf") if dev is None else dev,
             () if local is None else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
+
+
+def same_version(one, other):
+    """Whether two texts name the same version (PEP 440): `1.0` and `1.0.0` do."""
+    return version_key(one.strip()) == version_key(other.strip())
 
 
 def is_prerelease(text):
@@ -425,6 +429,7 @@ class Limits:
     small_file = 256 << 10          # a file up to this size leaves in one send, from memory
     upstream_page = 100 << 20
     upstream_page_time = 60
+    upstream_stall = 30             # seconds without a byte from upstream
     upstream_list_time = 300
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
@@ -542,7 +547,7 @@ CREATE TABLE indexes (
 -- one row: a project of an index; on a mirror, also what upstream said last and when
 CREATE TABLE projects (
     id INTEGER PRIMARY KEY, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE, name TEXT NOT NULL,
-    fetched REAL, etag TEXT, upstream TEXT, upstream_serial INTEGER, status TEXT,
+    fetched REAL, etag TEXT, upstream TEXT, upstream_serial INTEGER, status TEXT, versions TEXT,
     UNIQUE (index_id, name));
 
 -- one row: a version of a project on a stage; `metadata` is JSON
@@ -992,8 +997,12 @@ class Blobs:
     def path(self, sha256):
         return os.path.join(self.files, sha256[:2], sha256)
 
-    def has(self, sha256):
-        return os.path.exists(self.path(sha256))
+    def has(self, sha256, size=None):
+        """Whether the blob is there, and has that size."""
+        try:
+            return os.stat(self.path(sha256)).st_size == size or size is None
+        except FileNotFoundError:
+            return False
 
     def claim(self, sha256):
         """Whether the blob is there; if so it will not be collected before the caller had time to refer to it."""
@@ -1016,9 +1025,18 @@ class Blobs:
                             count += 1
         return count
 
-    def open(self, sha256):
-        """The blob as an open binary file; FileNotFoundError if it is lost."""
-        return open(self.path(sha256), "rb")
+    def open(self, sha256, size=None):
+        """The blob as an open binary file; NotFound if it is lost, or has another size than it should."""
+        try:
+            file = open(self.path(sha256), "rb")
+            found = os.fstat(file.fileno()).st_size
+            if size is None or found == size:
+                return file
+            file.close()
+            log.error("the file %s is damaged: it has %d bytes, should have %d", self.path(sha256), found, size)
+        except FileNotFoundError:
+            log.error("the file %s is lost", self.path(sha256))
+        raise NotFound("no such file")
 
     def stage(self):
         """A new blob, to be written piece by piece."""
@@ -1665,12 +1683,12 @@ class ConfigEdit:
                 self.set(key, value)
         if unknown:
             raise BadRequest("indexconfig got unexpected keyword arguments: "
-                             + ", ".join(f"{key}={value!r}" for key, value in unknown.items()))
+                             + ", ".join(f"{key}={value}" for key, value in unknown.items()))
 
     def apply_operators(self, items):
         """Apply `key=value`, `key+=value`, `key-=value` and `key-=` one after the other (devpi's list form)."""
         for item in items:
-            if not isinstance(item, str) or "=" not in item:
+            if not isinstance(item, str):
                 raise BadRequest(f"expected 'key=value', 'key+=value' or 'key-=value', got {item!r}")
             key, _, value = item.partition("=")
             if key.endswith("+"):
@@ -1941,8 +1959,9 @@ class UpstreamResponse:
         return self.headers.get(name, "")
 
     def read(self, size):
+        """Up to `size` bytes as soon as there are some; b"" at the end."""
         try:
-            return self.response.read(size)
+            return self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
             raise UpstreamTrouble(f"{public_url(self.url)}: {reason_of(error)}") from error
 
@@ -1980,7 +1999,7 @@ class UpstreamClient:
     def tls(self):
         return ssl.create_default_context()     # 47 ms of CPU, so only once and only if needed
 
-    def get(self, url, headers, read_timeout=None, method="GET"):
+    def get(self, url, headers, method="GET"):
         """Ask for a URL and follow redirects.  `UserInfo` in the URL becomes Basic credentials for that origin alone.
 
         Raises UpstreamTrouble if there is no answer.  The caller closes the response."""
@@ -1992,7 +2011,7 @@ class UpstreamClient:
             sent = dict(headers)
             if credentials and origin_of(url) == authority:
                 sent["Authorization"] = credentials
-            response = self._ask(method, url, sent, read_timeout or self.timeout)
+            response = self._ask(method, url, sent)
             if response.status not in (301, 302, 303, 307, 308) or not response.header("Location"):
                 return response
             response.close()
@@ -2001,13 +2020,13 @@ class UpstreamClient:
                 raise UpstreamTrouble(f"{public_url(response.url)} redirects to something that is no http URL")
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
-    def _ask(self, method, url, headers, read_timeout):
+    def _ask(self, method, url, headers):
         key = origin_of(url)
         try:
             while True:
                 connection, kept = self._connection(key, url)
                 try:
-                    return self._send(key, connection, kept, method, url, headers, read_timeout)
+                    return self._send(key, connection, kept, method, url, headers)
                 except StaleConnection:
                     log.debug("a kept connection to %s was closed, using a new one", key[1])
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -2015,12 +2034,15 @@ class UpstreamClient:
                 self.paused[key] = time.monotonic() + Limits.upstream_pause
             raise UpstreamTrouble(f"{public_url(url)}: {reason_of(error)}") from error
 
-    def _send(self, key, connection, kept, method, url, headers, read_timeout):
+    def _send(self, key, connection, kept, method, url, headers):
         parts = urllib.parse.urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         if self._proxy(parts) and parts.scheme == "http":
             target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
         try:
+            if connection.sock is None:
+                connection.connect()
+            connection.sock.settimeout(Limits.upstream_stall)
             connection.request(method, target, headers=headers)
             response = connection.getresponse()
         except (ConnectionError, http.client.BadStatusLine) as error:
@@ -2031,7 +2053,6 @@ class UpstreamClient:
         except BaseException:
             connection.close()
             raise
-        connection.sock and connection.sock.settimeout(read_timeout)
         with self.lock:
             self.paused.pop(key, None)
         return UpstreamResponse(self, key, connection, response, url)
@@ -2044,7 +2065,6 @@ class UpstreamClient:
             while idle:
                 connection, since = idle.pop()
                 if now - since < Limits.upstream_idle:
-                    connection.sock.settimeout(self.timeout)
                     return connection, True
                 connection.close()
         scheme, host, port = key
@@ -2130,9 +2150,11 @@ class UpstreamFile:
 
 @dataclasses.dataclass(frozen=True)
 class UpstreamPage:
-    """A project's page: files in page order, and the project's status (PEP 792) as (status, reason) or None."""
+    """A project's page: files in page order, the project's status (PEP 792) as (status, reason) or None, and versions
+    that have no files (PEP 700)."""
     files: tuple
     status: tuple | None = None
+    versions: tuple = ()
 
 
 PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
@@ -2149,28 +2171,42 @@ def parse_simple_page(project, url, body, is_json):
 def _parse_json_page(project, url, body):
     page = json.loads(body)
     check_api_version(page["meta"]["api-version"])
-    files, seen = [], set()
+    files = {}
     for entry in page["files"]:
-        file_url = joined_url(url, entry["url"])
-        filename = entry["filename"]
-        if file_url is None or not is_safe_filename(filename) or filename in seen:
-            continue
-        seen.add(filename)
-        size, yanked = entry.get("size"), entry.get("yanked", False)
-        metadata = entry.get("core-metadata")
-        if metadata is None:
-            metadata = entry.get("dist-info-metadata")
-        files.append(UpstreamFile(
-            filename, file_url, best_hash(entry.get("hashes") or {}),
-            size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 60 else None,
-            uploaded=_sound_time(entry.get("upload-time")),
-            requires_python=_sound_text(entry.get("requires-python")) or None,
-            yanked=None if yanked is False or yanked is None else _sound_text(yanked),
-            core_metadata=_offered_metadata(metadata), provenance=_sound_link(entry.get("provenance"))))
+        try:
+            file = _json_file(url, entry)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            file = None
+        if file is None:
+            log.info("%s lists an unusable file: %s", public_url(url), one_line(repr(entry), 200))
+        else:
+            files.setdefault(file.filename, file)
+    known = {version_of_file(filename, project) for filename in files}
+    versions = tuple(v for v in page.get("versions") or () if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable())
     status = page.get("project-status") or page["meta"].get("project-status") or {}
     if isinstance(status, str):
         status = {"status": status, "reason": page["meta"].get("project-status-reason")}
-    return UpstreamPage(tuple(files), _sound_status(status.get("status"), status.get("reason")))
+    return UpstreamPage(tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
+                        tuple(v for v in versions if v not in known))
+
+
+def _json_file(url, entry):
+    """The file that a page's entry describes, None if it is unusable (PEP 691, 700)."""
+    file_url = joined_url(url, entry["url"])
+    filename = entry["filename"]
+    if file_url is None or not isinstance(filename, str) or not is_safe_filename(filename):
+        return None
+    size, yanked = entry.get("size"), entry.get("yanked", False)
+    metadata = entry.get("core-metadata")
+    if metadata is None:
+        metadata = entry.get("dist-info-metadata")
+    return UpstreamFile(
+        filename, file_url, best_hash(entry.get("hashes") or {}),
+        size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 60 else None,
+        uploaded=_sound_time(entry.get("upload-time")),
+        requires_python=_sound_text(entry.get("requires-python")) or None,
+        yanked=None if yanked is False or yanked is None else _sound_text(yanked),
+        core_metadata=_offered_metadata(metadata), provenance=_sound_link(entry.get("provenance")))
 
 
 _TAG = re.compile(r"<(a|base|meta)(?=[\s>/])", re.IGNORECASE)
@@ -2553,6 +2589,17 @@ class Mirrors:
             raise trouble
         return dataclasses.replace(page, stale=True)
 
+    def refresh(self, index, name):
+        """Ask upstream for a project's page now; if that fails, the old one stays (devpi: POST .../refresh)."""
+        if self.settings.offline_mode:
+            return
+        with self.lock:
+            self.not_found.pop((index.id, index.config["mirror_url"], name), None)
+        flight = self.fetches.start(("page", index.id, index.config["mirror_url"], name),
+                                    Flight(functools.partial(self._fetch_page, index, name, True)))
+        if flight.ended.wait(self.settings.request_timeout) and flight.error:
+            log.warning("mirror %s: %s", index.path, flight.error.message)
+
     def cached(self, index, name):
         """What upstream said last, or None if it was never asked or never knew the project."""
         with self.store.read() as db:
@@ -2568,7 +2615,7 @@ class Mirrors:
         age = time.time() - row["fetched"]
         fresh_for = self.expiry(index) - age if age > -60 else 0       # a clock that was set back
         return ProjectPage(
-            name, ((index, files),), tuple(dict.fromkeys(f.version for f in files if f.version)),
+            name, ((index, files),), tuple(json.loads(row["versions"] or "[]")),
             expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=status)
 
     def _local_only(self, index, page):
@@ -2579,13 +2626,13 @@ class Mirrors:
                       for f in page.files if self.is_local(f))
         return dataclasses.replace(page, parts=((index, files),), expires=0)
 
-    def _fetch_page(self, index, name):
+    def _fetch_page(self, index, name, unconditionally=False):
         mirror_url = index.config["mirror_url"]
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
         headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01", "Accept-Encoding": "gzip",
                    "User-Agent": user_agent()}
-        if row and row["etag"]:
+        if row and row["etag"] and not unconditionally:
             headers["If-None-Match"] = row["etag"]
         deadline = time.monotonic() + Limits.upstream_page_time
         with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
@@ -2618,19 +2665,22 @@ class Mirrors:
     # -- files
 
     def is_local(self, file):
-        return bool(file.sha256) and self.blobs.has(file.sha256)
+        return bool(file.sha256) and self.blobs.has(file.sha256, file.size)
 
     def local(self, index, file):
         """The file with its blob at hand, or None.  Bytes that another index holds already count."""
         if self.is_local(file):
             return file
         algorithm, _, digest = file.hash_spec.partition("=")
-        if algorithm == "sha256" and self.blobs.claim(digest):
-            size = os.path.getsize(self.blobs.path(digest))
-            metadata = self._metadata_of_blob(file, digest)
-            self.store.write(_file_arrived, index, file, digest, size, None, metadata)
-            return file._replace(sha256=digest, size=size)
-        return None
+        if algorithm != "sha256":
+            return None
+        with self.store.read() as db:
+            row = db.execute("SELECT sha256, size FROM files WHERE sha256 = ? LIMIT 1", (digest,)).fetchone()
+        if row is None or not self.blobs.has(digest, row["size"]) or not self.blobs.claim(digest):
+            return None
+        metadata = self._metadata_of_blob(file, digest)
+        self.store.write(_file_arrived, index, file, digest, row["size"], None, metadata)
+        return file._replace(sha256=digest, size=row["size"], last_modified=http_date(time.time()))
 
     def download(self, index, file):
         """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
@@ -2781,8 +2831,8 @@ def _store_page(change, index, name, page, etag, origin, serial):
     else:
         project_id = row["id"]
     change.execute("UPDATE projects SET fetched = ?, etag = ?, upstream = ?, upstream_serial = coalesce(?, "
-                   "CASE WHEN upstream = ? THEN upstream_serial END), status = ? WHERE id = ?",
-                   (time.time(), etag or None, origin, serial, origin, status, project_id))
+                   "CASE WHEN upstream = ? THEN upstream_serial END), status = ?, versions = ? WHERE id = ?",
+                   (time.time(), etag or None, origin, serial, origin, status, json.dumps(page.versions), project_id))
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
     now = iso_time(time.time())
@@ -2882,7 +2932,7 @@ class Download(Flight):
         file, mirrors = self.file, self.mirrors
         url = mirrors.upstream_url(self.index, file)
         headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
-        with mirrors.client.get(url, headers, read_timeout=max(30, mirrors.settings.request_timeout)) as response:
+        with mirrors.client.get(url, headers) as response:
             if response.status != 200:
                 problem = NotFound if response.status == 404 else UpstreamTrouble
                 raise problem(f"error {response.status} getting {public_url(url)}")
@@ -3098,7 +3148,8 @@ def parse_names(url, body, is_json):
         if is_json:
             page = json.loads(body)
             check_api_version(page["meta"]["api-version"])
-            raw = [entry["name"] for entry in page["projects"]]
+            raw = [entry["name"] for entry in page["projects"]
+                   if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
         else:
             if not re.search(rb"<(!doctype html|html|head|body|a)\b", body[:10000], re.IGNORECASE):
                 raise ValueError("no HTML")
@@ -3145,7 +3196,7 @@ def check_form_filename(filename, name, version):
         raise BadRequest(f"{one_line(filename)!r} is not a valid archive name")
     spelled = re.sub(r"[^A-Za-z0-9_.]+", "_", version)
     if version not in filename and spelled not in filename and \
-            canonical_version(version_of_file(filename, normalize(name))) != canonical_version(version):
+            not same_version(version_of_file(filename, normalize(name)), version):
         raise BadRequest(f"filename '{filename}' does not contain version '{version}'")
     if not re.fullmatch(r".+\.(%s)" % "|".join(map(re.escape, UPLOAD_EXTENSIONS)), filename, re.IGNORECASE):
         raise BadRequest(f"'{filename}' is not a valid archive name")
@@ -3249,7 +3300,7 @@ class Releases:
         found = archive.get("name", ""), archive.get("version", "")
         if normalize(found[0]) != normalize(name):
             raise BadRequest(f"'{filename}' holds metadata of the project '{one_line(found[0], 80)}', not '{name}'")
-        if canonical_version(found[1].strip()) != canonical_version(version):
+        if not same_version(found[1], version):
             raise BadRequest(f"'{filename}' holds metadata of version '{one_line(found[1], 80)}', not '{version}'")
 
     def _refuse_early(self, index, upload):
@@ -3496,8 +3547,8 @@ def page_versions(page):
     return list(dict.fromkeys(canonical_version(version) for version in (*page.versions, *files)))
 
 
-def json_page(page, prefix):
-    """PEP 691, 700, 714, 740, 792; `prefix(index)` is what stands before an index's file paths."""
+def json_page(page, prefix, serial):
+    """PEP 691, 700, 714, 740, 792; `prefix(index)` is what stands before an index's file paths, `serial` upstream's."""
     entries = []
     for origin, files in page.parts:
         before = prefix(origin)
@@ -3517,7 +3568,8 @@ def json_page(page, prefix):
             if file.provenance:
                 entry["provenance"] = file.provenance
             entries.append(entry)
-    content = {"meta": {"api-version": API_VERSION}, "name": page.name, "versions": page_versions(page), "files": entries}
+    meta = {"api-version": API_VERSION, **({"_last-serial": serial} if serial else {})}
+    content = {"meta": meta, "name": page.name, "versions": page_versions(page), "files": entries}
     if page.status:
         status, reason = page.status
         content["project-status"] = {"status": status, "reason": reason} if reason else {"status": status}
@@ -3623,7 +3675,9 @@ def _quality(offer, ranges):
 # ======================================================================================================================
 
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
-_REQUEST_LINE = re.compile(rb"([A-Z]{1,20}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
+_HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth", "content-type", "range"}
 
@@ -3662,11 +3716,13 @@ def parse_head(data):
     if "transfer-encoding" in headers:
         if "content-length" in headers:
             raise BadHead("both Content-Length and Transfer-Encoding")
-        if headers["transfer-encoding"].lower() != "chunked" or version == (1, 0):
-            raise BadHead(f"unknown Transfer-Encoding {one_line(headers['transfer-encoding'], 60)!r}", 501)
+        coding = headers["transfer-encoding"].lower()
+        if coding != "chunked" or version == (1, 0):
+            raise BadHead(f"can't read Transfer-Encoding {one_line(coding, 60)!r} here",
+                          501 if re.fullmatch(r"[a-z]+", coding) and coding != "chunked" else 400)
     if not re.fullmatch(r"[0-9]{1,18}", headers.get("content-length", "0")):
         raise BadHead(f"malformed Content-Length {one_line(headers['content-length'], 60)!r}")
-    if not re.fullmatch(r"[A-Za-z0-9._~:%\[\]-]*", headers.get("host", "")) or version >= (1, 1) and "host" not in headers:
+    if not re.fullmatch(_HOST + "|", headers.get("host", "")) or version >= (1, 1) and "host" not in headers:
         raise BadHead("missing or malformed Host header")
     return method.decode("ascii"), target.decode("latin-1"), version, headers
 
@@ -3916,8 +3972,6 @@ class Request:
             self.path = urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode("utf-8")
         except UnicodeDecodeError:
             raise BadRequest("the path is not UTF-8") from None
-        if re.search(r"[\x00-\x1f\x7f]", self.path):
-            raise BadRequest("the path holds control characters")
         prefix = urllib.parse.urlsplit(self.base_url).path
         if prefix and (self.path == prefix or self.path.startswith(prefix + "/")):
             self.path = self.path[len(prefix):] or "/"
@@ -3949,12 +4003,9 @@ class Request:
         """The start of absolute links, without final slash: X-Outside-URL of a trusted peer, --outside-url, or Host."""
         outside = self.header("x-outside-url")
         if outside:
-            if not self.connection.trusted:
-                self.app.ignored_header(self.connection.address)
-            elif re.fullmatch(r"https?://[A-Za-z0-9._~:%\[\]-]+(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?", outside):
+            if self.connection.trusted and _BASE_URL.fullmatch(outside):
                 return outside.rstrip("/")
-            else:
-                raise BadRequest(f"malformed X-Outside-URL {one_line(outside, 100)!r}")
+            self.app.ignored_header(self.connection.address, outside, self.connection.trusted)
         if self.app.settings.outside_url:
             return self.app.settings.outside_url
         host = self.header("host") or self.app.address_text
@@ -4129,7 +4180,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             persistent = complete and self._wants_keep_alive(request) and not self.server.stopping
             self.keep = self._send(request, response, persistent) and persistent
             if not complete:
-                self.server.linger(connection)
+                self.server.linger(connection, Limits.drained_body)
         except BadHead as problem:
             self._refuse(request, problem)
         except OSError as error:
@@ -4142,7 +4193,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Answer what can't be read as a request, and close: nobody knows where the next one would begin."""
         try:
             self._send(request, problem_response(problem, "", "upload"), False)
-            self.server.linger(self.connection)
+            self.server.linger(self.connection, Limits.head)
         except OSError as error:
             log.debug("connection to %s broke: %s", self.connection.address, error)
 
@@ -4179,8 +4230,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             connection.send(head, variable)
         elif response.parts is None:
             connection.send(head, variable, response.body)
-        elif not self._send_parts(request, response, head + variable, chunked):
-            return False
+        else:
+            outcome = self._send_parts(request, response, head + variable, chunked)
+            if isinstance(outcome, Problem):        # nothing was sent yet: say what happened
+                return self._send(request, problem_response(outcome, request.accept, request.errors), persistent)
+            if not outcome:
+                return False
         if request is not None:
             what = f"{request.method} {visible(request.target)}"
             user = request.identity.user if request.has_credentials else None
@@ -4191,7 +4246,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return True
 
     def _send_parts(self, request, response, head, chunked):
-        """Send head and parts; False, after a line in the log, if a part failed or the length would be wrong."""
+        """Send head and parts.  If a part fails, after a line in the log: the Problem if nothing was sent, else False."""
         connection = self.connection
         sent = 0
         try:
@@ -4210,7 +4265,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             connection.send(head, b"0\r\n\r\n" if chunked else b"")
         except Problem as problem:
             log.warning("%s %s broke off: %s", request.method, visible(request.target), problem.message)
-            return False
+            return problem if head else False
         finally:
             close = getattr(response.parts, "close", None)
             if close:
@@ -4280,13 +4335,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.wake_end.send(b".")
 
     @staticmethod
-    def linger(connection):
-        """Close our side and read on a little, or a client that is still sending never sees the answer."""
+    def linger(connection, left):
+        """Close our side and read on for up to `left` bytes, or a client that is still sending never sees the answer."""
         sock = connection.sock
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
             sock.settimeout(1)
-            left, until = Limits.drained_body, time.monotonic() + Limits.drain_time
+            until = time.monotonic() + Limits.drain_time
             while left > 0 and time.monotonic() < until:
                 data = sock.recv(256 << 10)
                 if not data:
@@ -4569,10 +4624,12 @@ class App:
         self.store.freshness.keep(self.answers(request.connection.address), request.raw_head, ready, size, tags,
                                   request.moment, expires)
 
-    def ignored_header(self, address):
+    def ignored_header(self, address, value, trusted):
+        """Say once an address why its X-Outside-URL does not count."""
         if address not in self.warned_addresses and len(self.warned_addresses) < 1000:
             self.warned_addresses.add(address)
-            log.warning("X-Outside-URL from %s is ignored; --trusted-proxy %s would make it count", address, address)
+            why = "it is no http URL" if trusted else f"--trusted-proxy {address} would make it count"
+            log.warning("X-Outside-URL %r from %s is ignored: %s", one_line(value, 100), address, why)
 
     def respond(self, request):
         """Find the endpoint, run it; whatever it raises becomes the answer."""
@@ -4794,11 +4851,11 @@ def serve_file(request, index_path, path):
     tags = frozenset((project_tag(index.id, project),))
     if not index.is_mirror:
         moment = http_date(seconds_of(file.uploaded))
-        return blob_response(request, index, file.sha256, content_type(file.filename), moment, tags)
+        return blob_response(request, index, file.sha256, file.size, content_type(file.filename), moment, tags)
     request.errors = "json"
     here = app.mirrors.local(index, file)
     if here:
-        return blob_response(request, index, here.sha256, content_type(file.filename), here.last_modified, tags)
+        return blob_response(request, index, here.sha256, here.size, content_type(file.filename), here.last_modified, tags)
     if index.config.get("mirror_use_external_urls"):
         return redirect(file.url)
     return stream_from_upstream(request, index, file)
@@ -4824,22 +4881,18 @@ def serve_metadata_file(request, index, path):
     sha256 = app.mirrors.metadata_blob(index, file) if index.is_mirror else file.metadata_sha256
     if not sha256:
         raise NotFound(f"no metadata found in {index.path}/{path}")
-    return blob_response(request, index, sha256, "application/octet-stream", http_date(seconds_of(file.uploaded)),
+    return blob_response(request, index, sha256, None, "application/octet-stream", http_date(seconds_of(file.uploaded)),
                          frozenset((project_tag(index.id, project),)))
 
 
-def blob_response(request, index, sha256, type_, last_modified, tags):
+def blob_response(request, index, sha256, size, type_, last_modified, tags):
     """A blob as an answer: immutable, with validators, in whole or one range of it (RFC 9110)."""
     etag = f'"{sha256}"'
     cache = f"max-age=365000000, immutable, {'private' if index.restricted else 'public'}"
     validators = [("ETag", etag), ("Cache-Control", cache)]
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
-    try:
-        file = request.app.blobs.open(sha256)
-    except FileNotFoundError:
-        log.error("the bytes of %s are lost", sha256)
-        raise NotFound("no such file") from None
+    file = request.app.blobs.open(sha256, size)
     size = os.fstat(file.fileno()).st_size
     headers = [("Content-Type", type_), ("Last-Modified", last_modified), *validators, ("Accept-Ranges", "bytes")]
     start, end, status = 0, size, 200
@@ -4877,7 +4930,7 @@ def none_match(header, etag):
 
 def parse_range(header, size):
     """(start, end) of a Range header with one range; "unsatisfiable"; None where the whole is to be sent."""
-    match = re.fullmatch(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", header)
+    match = re.fullmatch(r"(?i:bytes)=\s*(\d{0,100})-(\d{0,100})\s*", header)
     if not match or match.groups() == ("", ""):
         return None
     first, last = match.groups()
@@ -4954,6 +5007,18 @@ def simple_project_with_slash(request, user, index, project):
     return simple_project(request, found, project, 2)
 
 
+@route("POST", "/{user}/{index}/+simple/{project}/refresh")
+def refresh_project(request, user, index, project):
+    """devpi: have every mirror of the order fetch the project's page anew."""
+    app = request.app
+    found = app.indexes.get(f"{user}/{index}")
+    require_read(request, found)
+    for member in app.indexes.order(found):
+        if member.is_mirror:
+            app.mirrors.refresh(member, normalize(project))
+    return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
+
+
 def _check_ascii(project):
     if not project.isascii():
         raise BadRequest("unicode project names not allowed")
@@ -4981,9 +5046,10 @@ def simple_project(request, index, project, depth):
             raise NotFound(f"The project {project} does not exist.")
         prefix = functools.partial(link_prefix, index, depth=depth, absolute=absolute)
         if form == SIMPLE_JSON:
-            rendered = Rendered(json_page(page, prefix), "json", page)
+            rendered = Rendered(json_page(page, prefix, page.upstream_serial if index.is_mirror else None), "json", page)
         else:
-            rendered = Rendered(html_page(index, page, prefix, for_people), "html", page)
+            label = "html" if form == "text/html" else "v1html"
+            rendered = Rendered(html_page(index, page, prefix, for_people), label, page)
         if not page.stale:
             app.store.freshness.keep(app.pages, key, rendered, 2 * len(rendered.body) + 1000, tags, request.moment,
                                      page.expires)
@@ -5040,17 +5106,20 @@ def simple_list(request, index):
     lists = [(member, app.projects.names(member)) for member in members]
     whole = max((names for _, names in lists if isinstance(names, MirrorNames)), key=lambda names: names.count, default=None)
     lists = _each_name_once(lists, whole)
-    if form == "text/html" and not request.is_installer:
-        return _list_for_people(request, index, lists)
+    for_people = form == "text/html" and not request.is_installer
+    if for_people and whole is not None:
+        return Response(200, [*_simple_headers(form), ("Cache-Control", _list_caching(index))],
+                        parts=_list_for_people(index, lists))
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
     head, separator, tail = LIST_PAGE[entries]
     headers = _simple_headers(form)
-    headers.append(("Cache-Control", "private, no-cache" if index.restricted else "no-cache"))
+    headers.append(("Cache-Control", _list_caching(index)))
     own = [name for _, names in lists if names is not whole for name in names]
     if whole is None:
-        body = (head + list_entries(entries, own) + tail).encode()
+        body = b"".join(_list_for_people(index, lists)) if for_people else \
+            (head + list_entries(entries, own) + tail).encode()
         tags = frozenset(names_tag(member.id) for member in members if not member.is_mirror)
-        rendered = Rendered(body, entries[-4:], ProjectPage(""))
+        rendered = Rendered(body, {SIMPLE_JSON: "json", SIMPLE_HTML: "v1html"}.get(form, "html"), ProjectPage(""))
         keep = not any(member.is_mirror for member in members) and len(members) == len(app.indexes.order(index))
         return _page_response(request, index, rendered, form, tags if keep else None)
     if whole.serial and index.is_mirror:
@@ -5090,32 +5159,26 @@ def _parts_response(request, headers, etag, parts):
     return Response(200, headers, parts=_closing(parts, *files), length=length)
 
 
-def _list_for_people(request, index, lists):
-    """The project list as people see it: by index, streamed."""
-    def lines():
-        title = html.escape(f"{index.path}: simple list (including inherited indices)")
-        yield (f'<!DOCTYPE html><html lang="en"><head><meta name="pypi:repository-version" content="{API_VERSION}">'
-               f"<title>{title}</title></head><body><h1>{title}</h1>\n")
-        for member, names in lists:
-            bases = ",".join(member.config.get("bases", ()))
-            yield f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n"
-            for name in names:
-                yield f'<a href="{name}/">{name}</a><br>\n'
-        yield "</body></html>\n"
+def _list_caching(index):
+    return "private, no-cache" if index.restricted else "no-cache"
 
-    def pieces():
-        gathered, size = [], 0
-        for line in lines():
-            gathered.append(line)
-            size += len(line)
-            if size > 64 << 10:
-                yield "".join(gathered).encode()
-                gathered, size = [], 0
-        if gathered:
-            yield "".join(gathered).encode()
-    headers = _simple_headers("text/html")
-    headers.append(("Cache-Control", "private, no-cache" if index.restricted else "no-cache"))
-    return Response(200, headers, parts=pieces())
+
+def _list_for_people(index, lists):
+    """The project list as people see it, by index, in pieces."""
+    title = html.escape(f"{index.path}: simple list (including inherited indices)")
+    piece = (f'<!DOCTYPE html><html lang="en"><head><meta name="pypi:repository-version" content="{API_VERSION}">'
+             f"<title>{title}</title></head><body><h1>{title}</h1>\n")
+    for member, names in lists:
+        bases = ",".join(member.config.get("bases", ()))
+        piece += f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n"
+        names = iter(names)
+        while True:
+            some = "".join([f'<a href="{name}/">{name}</a><br>\n' for name in itertools.islice(names, 2000)])
+            if not some:
+                break
+            yield (piece + some).encode()
+            piece = ""
+    yield (piece + "</body></html>\n").encode()
 
 
 # -- projects and versions
@@ -5231,7 +5294,7 @@ def delete_project(request, user, index, project):
     found = require_delete_files(request, user, index)
     project = normalize(project)
     request.app.releases.remove_project(found, project, "force" in request.query, request.identity.user)
-    return message_response(f"project '{project}' deleted from stage {found.path}")
+    return message_response(f"project {project} deleted from stage {found.path}")
 
 
 # -- indexes
@@ -5306,7 +5369,7 @@ def upload(request, user, index):
     type_, _, parameters = request.header("content-type").partition(";")
     type_ = type_.strip().lower()
     if type_ not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise NotFound(f"there is nothing at {one_line(request.path, 100)} for a POST of type {one_line(type_, 60)!r}")
+        raise BadRequest(f"expected a form (multipart/form-data) with a field ':action', got {one_line(type_, 60)!r}")
     if found.is_mirror:
         raise NotFound("cannot submit to mirror index")
     if not app.permissions.upload(request.identity, found):
@@ -5453,6 +5516,8 @@ def _disposition(head):
                 text = value.decode("utf-8")
             except UnicodeDecodeError:
                 raise BadRequest("a part's Content-Disposition is not UTF-8") from None
+            if text.partition(";")[0].strip().lower() != "form-data":
+                break
             found = {key.lower(): re.sub(r'\\(["\\])', r"\1", quoted_) or plain for key, quoted_, plain in
                      re.findall(r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', text)}
             if "filename*" in found:
@@ -5625,7 +5690,10 @@ SERVE_OPTIONS = {
     "threads": (_positive, 64, "worker threads at most"),
     "secretfile": (str, "", "file with the secret behind logins; default: .secret in the server directory"),
     "no-access-log": (None, False, "no line per request on standard output"),
-    "enable-core-metadata": (None, False, "accepted for compatibility; always on")}
+    "enable-core-metadata": (None, False, "accepted for devpi's sake: always on"),
+    "requests-only": (None, False, "accepted for devpi's sake"),
+    "keyfs-cache-size": (int, 10000, "accepted for devpi's sake"),
+    "storage": (str, "sqlite", "accepted for devpi's sake: there is one kind")}
 _ALIASES = {"connections": ["--connection-limit"]}
 
 
@@ -5675,6 +5743,8 @@ def parse_options(command, arguments):
     parser = make_parser(command)
     values = vars(parser.parse_args(arguments))
     options = values.pop("options")
+    if "listen" in values and ("host" in values or "port" in values):
+        parser.error("--listen can't be combined with --host and --port")
     for option, (type_, default, _) in options.items():
         variable = "DEVPISERVER_" + option.upper().replace("-", "_")
         text = os.environ.get(variable, "")
@@ -5684,8 +5754,6 @@ def parse_options(command, arguments):
             except ValueError as error:
                 parser.error(f"{variable}: {error}")
             values[option] = [value] if option == "listen" else value
-        elif option == "listen" and option in values and ("host" in values or "port" in values):
-            parser.error("--listen can't be combined with --host and --port")
         values.setdefault(option, default)
     values["serverdir"] = os.path.abspath(os.path.expanduser(values["serverdir"]))
     if not 0 <= values.get("port", 0) <= 65535:
@@ -5717,10 +5785,11 @@ def prepare_directory(path):
     except NotADirectoryError:
         raise FatalError(f"{path} is a file, not a directory") from None
     if ".nodeinfo" in names and "devpi_lite.db" not in names:
-        raise FatalError(f"{path} belongs to a devpi-server: make a copy of its data with devpi-export, "
-                         "then start here with another, empty directory")
-    foreign = sorted(names - OWN_NAMES)
-    if foreign and "devpi_lite.db" not in names:
+        raise FatalError(f"{path} belongs to a devpi-server: copy its data out with devpi-export and "
+                         "import that into another, empty directory")
+    ours = "devpi_lite.db" in names or ".lock" in names and names <= OWN_NAMES     # the latter: a first start was cut off
+    foreign = sorted(names - {"lost+found"})
+    if foreign and not ours:
         raise FatalError(f"{path} is neither empty nor a devpi_lite directory: it holds {', '.join(foreign[:3])}"
                          f"{' and more' if len(foreign) > 3 else ''}; choose another with --serverdir")
     if os.name != "nt" and names and os.stat(path).st_mode & 0o077:
@@ -5754,6 +5823,9 @@ def read_secret(serverdir, secretfile):
             mode = os.fstat(file.fileno()).st_mode
     except OSError as error:
         raise FatalError(f"can't read the secret file {path}: {error.strerror}") from None
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.name != "nt" and os.stat(folder).st_mode & 0o022:
+        raise FatalError(f"the directory of the secret file, {folder}, can be written by others: chmod 700 would stop that")
     if os.name != "nt" and mode & 0o077:
         raise FatalError(f"the secret file {path} can be read or changed by others: chmod 600 would stop that")
     if len(secret) < 32:
@@ -5788,7 +5860,7 @@ def initialise(store, options):
         write_private(path, password.encode() + b"\n")
         print(f"root's password: {password}   (kept in {path} until it is changed)")
     elif password == "":
-        print("warning: root's password is empty: anybody who reaches this server can do everything", file=sys.stderr)
+        print("warning: root has an empty password: anybody who reaches this server can do everything", file=sys.stderr)
     store.write(_initialise, hash_password(password), not options["no-root-pypi"])
 
 
