@@ -54,7 +54,7 @@ def getjson(devpi, path):
 def test_use_shows_the_server_the_index_and_the_login(devpi, world, person):
     printed = devpi("use")
     assert "current devpi index: %s/%s/dev (logged in as %s)" % (world.server.url, person, person) in printed
-    assert "supported features: push-no-docs, push-only-docs, push-register-project, server-keyvalue-parsing" in printed
+    assert "supported features: server-keyvalue-parsing" in printed
 
 
 def test_use_lists_all_indexes(devpi, person):
