@@ -36,6 +36,7 @@ import email.policy
 import email.utils
 import errno
 import functools
+import gc
 import getpass
 import gzip
 import hashlib
@@ -280,13 +281,13 @@ def is_safe_filename(filename):
 
 def iso_time(seconds):
     """A POSIX time as PEP 700 writes it: `2026-11-22T06:58:17.000000Z`."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def seconds_of(iso):
     """The POSIX time of a text like `iso_time` makes, with or without fractions."""
-    form = "%Y-%m-%dT%H:%M:%S.%fZ" if "." in iso else "%Y-%m-%dT%H:%M:%SZ"
-    return datetime.datetime.strptime(iso, form).replace(tzinfo=datetime.timezone.utc).timestamp()
+    whole, _, fraction = iso[:-1].partition(".")
+    return datetime.datetime.fromisoformat(f"{whole}.{fraction:0<6}+00:00").timestamp()
 
 
 def http_date(seconds):
@@ -512,6 +513,12 @@ class SingleFlight:
                 flight.key = key
                 self.workers.submit(flight)
         return current
+
+    def settle(self, seconds):
+        """Wait, for a bounded time, until nothing is under way."""
+        until = time.monotonic() + seconds
+        for flight in list(self.flights.values()):
+            flight.ended.wait(max(0, until - time.monotonic()))
 
     def _run(self, flight):
         try:
@@ -985,8 +992,11 @@ class Blobs:
         self.files = os.path.join(serverdir, "files")
         self.tmp = os.path.join(serverdir, "tmp")
         self.lock = threading.Lock()        # between claiming a blob that is there and collecting it
-        os.makedirs(self.files, mode=0o700, exist_ok=True)
         os.makedirs(self.tmp, mode=0o700, exist_ok=True)
+        if not os.path.isdir(os.path.join(self.files, "ff")):
+            for number in range(256):       # all at once, so that keeping a blob syncs one directory, not two
+                os.makedirs(os.path.join(self.files, "%02x" % number), mode=0o700, exist_ok=True)
+            sync_directory(self.files)
 
     def clear_tmp(self):
         """Remove what a crash left half-done.  Only the server does this, at its start."""
@@ -1080,9 +1090,6 @@ class StagedBlob:
             os.fsync(self.file.fileno())
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
-                if not os.path.isdir(os.path.dirname(target)):
-                    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-                    sync_directory(self.blobs.files)
                 os.replace(self.path, target)
                 sync_directory(os.path.dirname(target))
         except OSError as error:
@@ -1972,6 +1979,8 @@ class UpstreamResponse:
 
     def close(self):
         """Give the connection back if the body was read to its end, else close it."""
+        if self.response.length == 0:
+            self.response.close()       # read1() leaves it open after the last byte
         if self.response.isclosed() and not self.response.will_close:
             self.client.give_back(self.key, self.connection)
         else:
@@ -2678,7 +2687,7 @@ class Mirrors:
             row = db.execute("SELECT sha256, size FROM files WHERE sha256 = ? LIMIT 1", (digest,)).fetchone()
         if row is None or not self.blobs.has(digest, row["size"]) or not self.blobs.claim(digest):
             return None
-        metadata = self._metadata_of_blob(file, digest)
+        metadata = None if file.core_metadata else self._metadata_of_blob(file, digest)
         self.store.write(_file_arrived, index, file, digest, row["size"], None, metadata)
         return file._replace(sha256=digest, size=row["size"], last_modified=http_date(time.time()))
 
@@ -2691,7 +2700,7 @@ class Mirrors:
         if not download.begun.wait(self.settings.request_timeout * 2) and not download.ended.is_set():
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
                                   f"{self.settings.request_timeout * 2:g} seconds")
-        if download.error:
+        if download.error and not download.finished:
             raise download.error
         return download
 
@@ -2916,11 +2925,11 @@ class Download(Flight):
         self.begun = threading.Event()      # upstream's head is here, or the end
         self.grown = threading.Condition()
         self.available = 0                  # bytes that may be sent
-        self.finished = False               # checked, kept, and all of it available
+        self.finished = False               # checked, and all of it available
         self.length = None                  # if upstream said it
         self.last_modified = ""
         self.opened = None                  # path of the growing file
-        self.sha256 = None                  # set when all is checked and kept
+        self.sha256 = None                  # set once all is checked
 
     def run(self):
         super().run()
@@ -2951,10 +2960,11 @@ class Download(Flight):
                     check.update(piece)
                     self._grow(ready)
                 self._check(url, staged.size, check)
-                self.sha256 = staged.keep()
-        metadata = mirrors._metadata_of_blob(file, self.sha256)
+                self.sha256 = staged.sha256.hexdigest()
+                self._grow(staged.size, finished=True)
+                staged.keep()
+        metadata = None if file.core_metadata else mirrors._metadata_of_blob(file, self.sha256)
         self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, staged.size, self.last_modified, metadata)
-        self._grow(staged.size, finished=True)
 
     def _check(self, url, size, check):
         expected = self.length if self.length is not None else self.file.size
@@ -2982,7 +2992,7 @@ class Download(Flight):
                     sent += len(piece)
                     yield piece
                 if ended and sent >= self.available:
-                    if self.error:
+                    if not self.finished:
                         raise self.error
                     return
 
@@ -5943,10 +5953,13 @@ def command_serve(arguments):
     server = Server(app, listeners)
     stop_on_signals(server)
     sys.setswitchinterval(0.0005)
+    gc.freeze()                             # what start-up made stays, so the collector need not look at it again
+    gc.set_threshold(20000, 20, 100)
     threading.Thread(target=app.access_log.run, name="access log", daemon=True).start()
     threading.Thread(target=app.clean_regularly, name="cleaner", daemon=True).start()
     announce(settings, app)
     server.serve_forever()
+    app.mirrors.downloads.settle(2)
     app.access_log.flush()
     store.close()
     lock.close()
