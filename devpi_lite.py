@@ -2925,7 +2925,7 @@ class Download(Flight):
         self.begun = threading.Event()      # upstream's head is here, or the end
         self.grown = threading.Condition()
         self.available = 0                  # bytes that may be sent
-        self.finished = False               # checked, and all of it available
+        self.finished = False               # checked, kept, entered, and all of it available
         self.length = None                  # if upstream said it
         self.last_modified = ""
         self.opened = None                  # path of the growing file
@@ -2961,10 +2961,10 @@ class Download(Flight):
                     self._grow(ready)
                 self._check(url, staged.size, check)
                 self.sha256 = staged.sha256.hexdigest()
-                self._grow(staged.size, finished=True)
                 staged.keep()
         metadata = None if file.core_metadata else mirrors._metadata_of_blob(file, self.sha256)
         self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, staged.size, self.last_modified, metadata)
+        self._grow(staged.size, finished=True)
 
     def _check(self, url, size, check):
         expected = self.length if self.length is not None else self.file.size
