@@ -416,6 +416,8 @@ class Limits:
     keep_alive = 75                 # between two requests on a connection
     head_time = 30                  # from the first byte of a head to its last
     stall = 60                      # without one byte sent or received inside a request
+    slow_client = 0.2               # seconds that a worker waits for a client to take more; the front goes on then
+    gathered_body = 64 << 10        # a body up to this size is gathered by the front
     slowest_body = 1024             # bytes a second that a body must average after the first minute
     json_body = 20 << 20
     form_field = 10 << 20
@@ -1057,6 +1059,14 @@ class Blobs:
         with self.stage() as staged:
             staged.write(data)
             return staged.keep()
+
+
+@dataclasses.dataclass
+class FilePart:
+    """A stretch of an open file, to be sent as part of an answer; who sends it closes the file."""
+    file: io.IOBase
+    offset: int
+    length: int
 
 
 class StagedBlob:
@@ -2981,20 +2991,29 @@ class Download(Flight):
             self.grown.notify_all()
 
     def pieces(self):
-        """The file's bytes as they arrive; raises what ended the download early."""
+        """The file's bytes as they arrive, and once all of it is here the rest as a FilePart.
+
+        Raises what ended the download early."""
         sent = 0
         self._wait_for(0 if os.name != "nt" else float("inf"))     # Windows can't rename a file that is being read
-        with self._open() as file:
+        file = self._open()
+        try:
             while True:
                 ended = self._wait_for(sent)
-                while sent < self.available:
-                    piece = file.read(min(self.available - sent, 256 << 10))
+                if self.finished:
+                    if sent < self.available:
+                        rest, file = FilePart(file, sent, self.available - sent), None
+                        yield rest
+                    return
+                while sent < self.available and not self.finished:
+                    piece = file.read(min(self.available - sent, 64 << 10))
                     sent += len(piece)
                     yield piece
-                if ended and sent >= self.available:
-                    if not self.finished:
-                        raise self.error
-                    return
+                if ended and sent >= self.available and not self.finished:
+                    raise self.error
+        finally:
+            if file:
+                file.close()
 
     def _open(self):
         try:
@@ -3688,6 +3707,7 @@ _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
 _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
+_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth", "content-type", "range"}
 
@@ -3737,33 +3757,99 @@ def parse_head(data):
     return method.decode("ascii"), target.decode("latin-1"), version, headers
 
 
+_Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+def wait_for(sock, event, seconds):
+    """Whether a socket becomes readable or writable within so many seconds."""
+    with _Selector() as selector:
+        selector.register(sock, event)
+        return bool(selector.select(seconds))
+
+
+class Outgoing:
+    """What is still to be sent on a non-blocking socket: byte strings and FileParts, in order.
+
+    A worker sends for as long as the client takes it; what a slow client leaves goes on from the front."""
+
+    def __init__(self, pieces):
+        self.pieces = collections.deque(p if isinstance(p, FilePart) else memoryview(p) for p in pieces
+                                        if isinstance(p, FilePart) or p)
+
+    def send_some(self, sock):
+        """One system call's worth; returns whether something is left.  BlockingIOError if the socket takes nothing now."""
+        if isinstance(self.pieces[0], FilePart):
+            self._send_file(sock, self.pieces[0])
+        else:
+            self._send_bytes(sock)
+        return bool(self.pieces)
+
+    def _send_bytes(self, sock):
+        pieces = list(itertools.takewhile(lambda piece: not isinstance(piece, FilePart), self.pieces))
+        sent = sock.sendmsg(pieces) if hasattr(sock, "sendmsg") else sock.send(pieces[0])
+        for piece in pieces:
+            if sent < len(piece):
+                self.pieces[0] = piece[sent:]
+                return
+            sent -= len(piece)
+            self.pieces.popleft()
+
+    def _send_file(self, sock, part):
+        if hasattr(os, "sendfile"):
+            sent = os.sendfile(sock.fileno(), part.file.fileno(), part.offset, min(part.length, 1 << 20))
+        else:
+            part.file.seek(part.offset)
+            sent = sock.send(part.file.read(min(part.length, 256 << 10)))
+        if not sent and part.length:
+            raise OSError("a file became shorter while it was sent")
+        part.offset += sent
+        part.length -= sent
+        if not part.length:
+            part.file.close()
+            self.pieces.popleft()
+
+    def send(self, sock, patience):
+        """Send until all is gone (True), or the client has taken nothing for `patience` seconds (False)."""
+        while self.pieces:
+            try:
+                self.send_some(sock)
+            except (BlockingIOError, InterruptedError):
+                if not wait_for(sock, selectors.EVENT_WRITE, patience):
+                    return False
+        return True
+
+    def close(self):
+        for piece in self.pieces:
+            if isinstance(piece, FilePart):
+                piece.file.close()
+        self.pieces.clear()
+
+
 class Connection:
-    """A client's connection, owned by the front or by one worker.  `buffer`: bytes received and not used yet."""
-    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "pending", "since", "deadline")
+    """A client's connection, owned by the front or by one worker; its socket never blocks."""
+    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "pending", "closing", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
         self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
-        self.buffer = b""
-        self.pending = None         # a memoryview of what the front could not send yet
+        self.buffer = b""           # bytes received and not used yet
+        self.pending = None         # an Outgoing: what the front has still to send
+        self.closing = False        # close once that is sent
         self.since = time.monotonic()
         self.deadline = self.since + Limits.keep_alive
 
     def receive(self):
         """More bytes, in a worker; b"" at the end.  BadHead if none come in time."""
-        try:
-            return self.sock.recv(256 << 10)
-        except (TimeoutError, socket.timeout):
-            raise BadHead(f"no byte of the request came within {Limits.stall} seconds", 408) from None
+        while True:
+            try:
+                return self.sock.recv(256 << 10)
+            except (BlockingIOError, InterruptedError):
+                if not wait_for(self.sock, selectors.EVENT_READ, Limits.stall):
+                    raise BadHead(f"no byte of the request came within {Limits.stall} seconds", 408) from None
 
     def send(self, *pieces):
-        """Send all of these byte strings, in one system call if the socket takes them."""
-        pieces = [memoryview(piece) for piece in pieces if piece]
-        while pieces:
-            sent = self.sock.sendmsg(pieces) if hasattr(self.sock, "sendmsg") else self.sock.send(pieces[0])
-            while pieces and sent >= len(pieces[0]):
-                sent -= len(pieces.pop(0))
-            if sent:
-                pieces[0] = pieces[0][sent:]
+        """Send all of these byte strings; OSError if the client does not take them."""
+        if not Outgoing(pieces).send(self.sock, Limits.stall):
+            raise TimeoutError("the client takes nothing")
 
 
 class Body:
@@ -3862,6 +3948,8 @@ class Body:
             size += len(piece)
             if size > limit:
                 raise TooLarge(f"the body is larger than {limit} bytes")
+            if time.monotonic() - self.began > Limits.stall:
+                raise BadHead("the request's body comes too slowly", 408)
 
     def drain(self):
         """Read what nobody asked for, so that the next request begins where it begins; False if that is not worth it."""
@@ -3878,22 +3966,17 @@ class Body:
 
 
 @dataclasses.dataclass
-class FilePart:
-    """A stretch of an open file, as part of an answer."""
-    file: io.IOBase
-    offset: int
-    length: int
-
-
-@dataclasses.dataclass
 class Response:
-    """An answer.  Its body is `body`, or `parts` (byte strings and FileParts, one after the other) of `length` bytes;
-    without a length it is sent in chunks.  `tags` names what it depends on, if it may be kept and sent again."""
+    """An answer.  Its body is `body`; or `parts`, a list of byte strings and FileParts; or `stream`, byte strings as they
+    come (and perhaps a FilePart as the last), of `length` bytes in all, sent in chunks if that is None.
+
+    `tags` names what it depends on, if it may be kept and sent again until `expires`."""
     status: int = 200
     headers: list = dataclasses.field(default_factory=list)
     body: bytes = b""
     reason: str = ""
-    parts: typing.Iterable = None
+    parts: list | None = None
+    stream: typing.Iterable | None = None
     length: int | None = None
     tags: frozenset | None = None
     expires: float = 0
@@ -4147,6 +4230,16 @@ def visible(target):
     return one_line(re.sub(r"//[^/@?]*@", "//", target), 500)
 
 
+def _small_body(head):
+    """The size of a body that is small enough for the front to gather, by a look at the head; else 0.
+
+    Only a guess: what is wrong with the head is found by who parses it."""
+    match = _CONTENT_LENGTH.search(head)
+    if not match or int(match[1]) > Limits.gathered_body or b"100-continue" in head.lower():
+        return 0
+    return int(match[1])
+
+
 class ReadyAnswer(typing.NamedTuple):
     """An answer in the answer cache: all bytes but the Date and serial headers between head and body."""
     head: bytes
@@ -4166,10 +4259,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.keep = False
 
     def finish(self):
-        if self.keep and not self.server.stopping:
-            self.server.give_back(self.connection)
-        else:
-            self.server.end(self.connection)
+        self.server.give_back(self.connection, self.keep)
 
     def handle_one_request(self):
         """Answer the request whose head is in the buffer; goes on while a further one is there (pipelining)."""
@@ -4178,7 +4268,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
         request = None
         try:
-            connection.sock.settimeout(Limits.stall)
             if not blank or len(raw) > Limits.head:
                 if len(raw) > Limits.head:
                     raise BadHead(f"the request's head is larger than {Limits.head} bytes", 431)
@@ -4188,7 +4277,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             response = app.respond(request)
             complete = request.body.ended or request.body.drain()
             persistent = complete and self._wants_keep_alive(request) and not self.server.stopping
-            self.keep = self._send(request, response, persistent) and persistent
+            self.keep = self._send(request, response, persistent)
             if not complete:
                 self.server.linger(connection, Limits.drained_body)
         except BadHead as problem:
@@ -4196,7 +4285,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             log.debug("connection to %s broke: %s", connection.address, error)
             self.keep = False
-        if self.keep and b"\r\n\r\n" in connection.buffer:
+        if self.keep and connection.pending is None and b"\r\n\r\n" in connection.buffer:
             self.close_connection = self.keep = False
 
     def _refuse(self, request, problem):
@@ -4213,74 +4302,89 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return "close" not in wish if request.version >= (1, 1) else "keep-alive" in wish
 
     def _send(self, request, response, persistent):
-        """Send an answer in as few system calls as it takes; returns whether all of it left."""
-        app, connection = self.server.app, self.connection
-        head_only = request is not None and request.method == "HEAD"
-        bodyless = response.status in (204, 304)
-        length = response.length if response.parts is not None else len(response.body)
-        chunked = length is None and request is not None and request.version >= (1, 1)
-        lines = [f"HTTP/1.1 {response.status} {response.reason or reason_phrase(response.status)}"]
-        lines += [f"{name}: {value}" for name, value in response.headers]
-        if response.status != 304:
-            lines.append(f"Server: devpi_lite/{__version__}")
-        if not bodyless:
-            if length is not None:
-                lines.append(f"Content-Length: {length}")
-            elif chunked:
-                lines.append("Transfer-Encoding: chunked")
-        if length is None and not chunked:
-            persistent = False
-        if not persistent:
-            lines.append("Connection: close")
-        elif request.version < (1, 1):
-            lines.append("Connection: keep-alive")
-        head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n" + app.constant_headers
-        variable = app.variable_headers(request.serial if request else app.store.serial)
-        if head_only or bodyless:
-            connection.send(head, variable)
-        elif response.parts is None:
-            connection.send(head, variable, response.body)
+        """Send an answer; returns whether the connection may serve another request after it.
+
+        What a slow client does not take at once is left in `connection.pending`, for the front to go on with."""
+        app = self.server.app
+        silent = response.status in (204, 304) or request is not None and request.method == "HEAD"
+        if response.parts is not None:
+            length = sum(part.length if isinstance(part, FilePart) else len(part) for part in response.parts)
         else:
-            outcome = self._send_parts(request, response, head + variable, chunked)
-            if isinstance(outcome, Problem):        # nothing was sent yet: say what happened
-                return self._send(request, problem_response(outcome, request.accept, request.errors), persistent)
-            if not outcome:
-                return False
+            length = len(response.body) if response.stream is None else response.length
+        chunked = length is None and request is not None and request.version >= (1, 1)
+        persistent = persistent and (length is not None or chunked)
+        head = self._head(request, response, persistent, length, chunked) + app.constant_headers
+        variable = app.variable_headers(request.serial if request else app.store.serial)
+        if response.stream is not None and not silent:
+            try:
+                whole = self._send_stream(response.stream, head + variable, length, chunked)
+            except Problem as problem:      # before a single byte left: say what happened
+                return self._send(request, problem_response(problem, request.accept, request.errors), persistent)
+        else:
+            outgoing = Outgoing([head, variable, *(response.parts or [response.body])])
+            if silent:
+                outgoing.close()
+                outgoing = Outgoing([head, variable])
+            whole = True
+            self._send_or_leave(outgoing)
         if request is not None:
             what = f"{request.method} {visible(request.target)}"
             user = request.identity.user if request.has_credentials else None
             app.access_log.add(what, response.status, request.began, length or 0, user, request.address)
-            if response.tags is not None and persistent and not response.parts:
+            if response.tags is not None and persistent and response.parts is None and response.stream is None:
                 self._keep_ready(request, response, ReadyAnswer(
-                    head, b"" if head_only or bodyless else response.body, what, response.status, user))
-        return True
+                    head, b"" if silent else response.body, what, response.status, user))
+        return persistent and whole
 
-    def _send_parts(self, request, response, head, chunked):
-        """Send head and parts.  If a part fails, after a line in the log: the Problem if nothing was sent, else False."""
-        connection = self.connection
-        sent = 0
-        try:
-            for part in response.parts:
-                if isinstance(part, FilePart):
-                    if head:
-                        connection.send(head)
-                        head = b""
-                    sent += connection.sock.sendfile(part.file, part.offset, part.length)
-                elif chunked:
-                    connection.send(head, b"%x\r\n" % len(part), part, b"\r\n")
-                else:
-                    connection.send(head, part)
-                    sent += len(part)
-                head = b""
-            connection.send(head, b"0\r\n\r\n" if chunked else b"")
-        except Problem as problem:
-            log.warning("%s %s broke off: %s", request.method, visible(request.target), problem.message)
-            return problem if head else False
-        finally:
-            close = getattr(response.parts, "close", None)
-            if close:
-                close()
-        return chunked or response.length is None or sent == response.length
+    @staticmethod
+    def _head(request, response, persistent, length, chunked):
+        """Status line and headers, but for those that change from answer to answer."""
+        lines = [f"HTTP/1.1 {response.status} {response.reason or reason_phrase(response.status)}"]
+        lines += [f"{name}: {value}" for name, value in response.headers]
+        if response.status != 304:
+            lines.append(f"Server: devpi_lite/{__version__}")
+        if response.status not in (204, 304):
+            if length is not None:
+                lines.append(f"Content-Length: {length}")
+            elif chunked:
+                lines.append("Transfer-Encoding: chunked")
+        if not persistent:
+            lines.append("Connection: close")
+        elif request.version < (1, 1):
+            lines.append("Connection: keep-alive")
+        return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n"
+
+    def _send_or_leave(self, outgoing):
+        if not outgoing.send(self.connection.sock, Limits.slow_client):
+            self.connection.pending = outgoing
+
+    def _send_stream(self, stream, head, length, chunked):
+        """Send head and pieces as they come, a FilePart last; returns whether it was all.
+
+        A Problem before the first piece is raised; after that it is logged, and the connection has to break."""
+        connection, sent = self.connection, 0
+        with contextlib.closing(stream):
+            try:
+                for piece in stream:
+                    if isinstance(piece, FilePart):
+                        sent += piece.length
+                        self._send_or_leave(Outgoing([head, b"%x\r\n" % piece.length, piece, b"\r\n0\r\n\r\n"]
+                                                     if chunked else [head, piece]))
+                        return chunked or sent == length
+                    if chunked:
+                        connection.send(head, b"%x\r\n" % len(piece), piece, b"\r\n")
+                    else:
+                        connection.send(head, piece)
+                        sent += len(piece)
+                    head = b""
+            except Problem as problem:
+                if head:
+                    raise
+                log.warning("an answer to %s broke off: %s", connection.address, problem.message)
+                return False
+            if head or chunked:
+                connection.send(head, b"0\r\n\r\n" if chunked else b"")
+        return chunked or sent == length
 
     def _keep_ready(self, request, response, ready):
         """Enter the answer into the answer cache, under the very bytes of the request's head."""
@@ -4332,12 +4436,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     # -- for workers
 
-    def give_back(self, connection):
-        self.returned.append((connection, True))
-        self.wake()
-
-    def end(self, connection):
-        self.returned.append((connection, False))
+    def give_back(self, connection, keep):
+        """A worker has answered; `keep`: the connection may serve another request."""
+        self.returned.append((connection, keep))
         self.wake()
 
     def wake(self):
@@ -4350,9 +4451,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         sock = connection.sock
         with contextlib.suppress(OSError):
             sock.shutdown(socket.SHUT_WR)
-            sock.settimeout(1)
             until = time.monotonic() + Limits.drain_time
-            while left > 0 and time.monotonic() < until:
+            while left > 0 and time.monotonic() < until and wait_for(sock, selectors.EVENT_READ, 1):
                 data = sock.recv(256 << 10)
                 if not data:
                     return
@@ -4466,34 +4566,50 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.since = now
         connection.deadline = now + Limits.keep_alive
         if sent < len(data):
-            connection.pending = memoryview(data)[sent:]
+            connection.pending = Outgoing([memoryview(data)[sent:]])
             connection.deadline = now + Limits.stall
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
         app.access_log.add(what, status, now, len(body), user, connection.address)
 
     def _send_pending(self, connection):
+        """A slow client takes more of its answer."""
         try:
-            sent = connection.sock.send(connection.pending)
+            more = connection.pending.send_some(connection.sock)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             self._close(connection)
             return
-        connection.since = time.monotonic()
-        connection.pending = connection.pending[sent:]
-        connection.deadline = connection.since + Limits.stall
-        if not connection.pending:
+        now = time.monotonic()
+        connection.since = now
+        connection.deadline = now + Limits.stall
+        if not more:
             connection.pending = None
-            connection.deadline = connection.since + Limits.keep_alive
-            self.selector.modify(connection.sock, selectors.EVENT_READ, connection)
+            self.selector.unregister(connection.sock)
+            self._resume(connection, now)
+
+    def _resume(self, connection, now):
+        """The connection waits for its next request, part of which may be here already."""
+        if connection.closing or self.stopping:
+            self.connections.discard(connection)
+            connection.sock.close()
+            return
+        connection.since = now
+        connection.deadline = now + Limits.keep_alive
+        self.selector.register(connection.sock, selectors.EVENT_READ, connection)
+        if connection.buffer:
+            connection.deadline = now + Limits.head_time
+            self._dispatch(connection)
 
     def _dispatch(self, connection):
         """Hand the connection over if its buffer holds a head, or something that will never be one."""
         buffer = connection.buffer
         while buffer.startswith(b"\r\n"):       # RFC 9112 2.2: blank lines before a request are passed over
             buffer = connection.buffer = buffer[2:]
-        if b"\r\n\r\n" not in buffer and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer) \
-                and b"\0" not in buffer:
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0 and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer) and b"\0" not in buffer:
+            return
+        if end >= 0 and len(buffer) < end + 4 + _small_body(buffer[:end + 2]):
             return
         self._unregister(connection)
         if self.workers.waiting.qsize() >= Limits.waiting_requests:
@@ -4514,17 +4630,12 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         while self.returned:
             connection, keep = self.returned.popleft()
             self.working -= 1
-            if not keep or self.stopping:
-                self.connections.discard(connection)
-                connection.sock.close()
-                continue
-            connection.since = now
-            connection.deadline = now + Limits.keep_alive
-            connection.sock.setblocking(False)
-            self.selector.register(connection.sock, selectors.EVENT_READ, connection)
-            if connection.buffer:
-                connection.deadline = now + Limits.head_time
-                self._dispatch(connection)
+            connection.closing = not keep
+            if connection.pending is None:
+                self._resume(connection, now)
+            else:
+                connection.deadline = now + Limits.stall
+                self.selector.register(connection.sock, selectors.EVENT_WRITE, connection)
 
     def _sweep(self, now):
         """Close what has been silent for too long."""
@@ -4535,6 +4646,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _close(self, connection):
         self._unregister(connection)
         self.connections.discard(connection)
+        if connection.pending is not None:
+            connection.pending.close()
         connection.sock.close()
 
     def _wind_down(self):
@@ -4921,16 +5034,7 @@ def blob_response(request, index, sha256, size, type_, last_modified, tags):
         with file:
             file.seek(start)
             return Response(status, headers, file.read(end - start), tags=tags)
-    return Response(status, headers, parts=_closing([FilePart(file, start, end - start)], file), length=end - start)
-
-
-def _closing(parts, *files):
-    """These parts; the files are closed after them."""
-    try:
-        yield from parts
-    finally:
-        for file in files:
-            file.close()
+    return Response(status, headers, parts=[FilePart(file, start, end - start)])
 
 
 def none_match(header, etag):
@@ -4960,7 +5064,7 @@ def stream_from_upstream(request, index, file):
     headers = [("Content-Type", content_type(file.filename)), ("X-Accel-Buffering", "no")]
     if download.last_modified:
         headers.append(("Last-Modified", one_line(download.last_modified)))
-    return Response(200, headers, parts=download.pieces(), length=download.length)
+    return Response(200, headers, stream=download.pieces(), length=download.length)
 
 
 def _upstream_head(request, index, file):
@@ -4974,7 +5078,7 @@ def _upstream_head(request, index, file):
                 problem = NotFound if head.status == 404 else UpstreamTrouble
                 raise problem(f"error {head.status} getting {public_url(url)}")
             length = head.length()
-    return Response(200, headers, parts=(), length=length)
+    return Response(200, headers, stream=iter(()), length=length)
 
 
 # -- simple pages
@@ -5119,7 +5223,7 @@ def simple_list(request, index):
     for_people = form == "text/html" and not request.is_installer
     if for_people and whole is not None:
         return Response(200, [*_simple_headers(form), ("Cache-Control", _list_caching(index))],
-                        parts=_list_for_people(index, lists))
+                        stream=_list_for_people(index, lists))
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
     head, separator, tail = LIST_PAGE[entries]
     headers = _simple_headers(form)
@@ -5160,13 +5264,11 @@ def _parts_response(request, headers, etag, parts):
     headers.append(("ETag", etag))
     if none_match(request.header("if-none-match"), etag):
         return Response(304, [(n, v) for n, v in headers if n in ("ETag", "Cache-Control", "Vary")])
-    files = []
     for position, part in enumerate(parts):
         if isinstance(part, str):
-            files.append(open(part, "rb"))
-            parts[position] = FilePart(files[-1], 0, os.fstat(files[-1].fileno()).st_size)
-    length = sum(part.length if isinstance(part, FilePart) else len(part) for part in parts)
-    return Response(200, headers, parts=_closing(parts, *files), length=length)
+            file = open(part, "rb")
+            parts[position] = FilePart(file, 0, os.fstat(file.fileno()).st_size)
+    return Response(200, headers, parts=parts)
 
 
 def _list_caching(index):
