@@ -9,7 +9,7 @@ Poetry, the devpi client and curl.  It needs Python 3.9 or newer and nothing els
 The chapters, each of which uses only those above it:
 
      1  Names and versions       pure functions over the packaging standards' words
-     2  Errors, settings, limits  exceptions that carry a status; what the operator chose; every bound
+     2  Errors, settings, limits, threads   exceptions that carry a status; what the operator chose; bounds; crews
      3  Store                    SQLite: schema, readers, the writer, serials, changelog, what caches hold
      4  Blobs and archives       files on disk, named by their SHA-256; what they hold
      5  Users and permissions    passwords, session tokens, who may do what
@@ -31,6 +31,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import email.header
 import email.parser
 import email.policy
 import email.utils
@@ -76,6 +77,7 @@ import zlib
 
 __version__ = "0.1.0"
 PROTOCOL_VERSION = "6.20.3"                 # the devpi-server release whose wire protocol we speak
+API_VERSION = "1.4"                         # of the simple API that we speak (PEP 629)
 log = logging.getLogger("devpi_lite")
 
 # ======================================================================================================================
@@ -155,13 +157,8 @@ def version_key(text):
 
 def same_version(one, other):
     """Whether two texts name the same version (PEP 440): `1.0` and `1.0.0` do."""
-    return version_key(one.strip()) == version_key(other.strip())
-
-
-def is_prerelease(text):
-    """Whether PEP 440 calls this version a pre-release (a, b, rc or dev)."""
-    parsed = parse_version(text)
-    return parsed is not None and (parsed[2] is not None or parsed[4] is not None)
+    one, other = one.strip(), other.strip()
+    return one == other or max(len(one), len(other)) <= 200 and version_key(one) == version_key(other)
 
 
 UPLOAD_EXTENSIONS = ("exe", "tar.gz", "bz2", "rpm", "deb", "zip", "tgz", "egg", "dmg", "msi", "whl")
@@ -235,7 +232,9 @@ def parse_core_metadata(data):
 
 
 def _header_text(value):
-    """A header of `email`'s: raw UTF-8 comes out of it as surrogates or as a Header object."""
+    """A header of `email`'s as text: raw UTF-8 comes out of it as surrogates, or as a Header object that holds such."""
+    if isinstance(value, email.header.Header):
+        value = "".join(part if isinstance(part, str) else part.decode("latin-1") for part, _ in value._chunks)
     return str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -314,10 +313,11 @@ def reason_of(error):
 
 
 # ======================================================================================================================
-# 2  Errors, settings, limits
+# 2  Errors, settings, limits, threads
 #
 # An error is raised where it is known, with the HTTP status it deserves and a sentence for its reader; chapter 11 turns
-# it into the answer in one place.  Nothing grows without a bound: every bound stands in `Limits`.
+# it into the answer in one place.  Nothing grows without a bound: those that matter stand in `Limits`.  Work in the
+# background is done by crews of threads that are bounded too.
 # ======================================================================================================================
 
 
@@ -377,8 +377,17 @@ class Busy(Problem):
     """Not now; the same request may well succeed after `Retry-After` seconds."""
     status = 503
 
-    def __init__(self, message, retry_after=1, status=None):
-        super().__init__(message, status, headers=[("Retry-After", str(retry_after))])
+    def __init__(self, message, retry_after=1):
+        super().__init__(message, headers=[("Retry-After", str(retry_after))])
+
+
+class TooManyLogins(Problem):
+    """Too many wrong passwords: for `wait` seconds not even the right one is looked at."""
+    status = 429
+
+    def __init__(self, wait):
+        super().__init__(f"too many failed logins for this account from this address, try again in {wait} seconds",
+                         headers=[("Retry-After", str(wait))])
 
 
 class NoSpace(Problem):
@@ -419,13 +428,16 @@ class Limits:
     slow_client = 0.2               # seconds that a worker waits for a client to take more; the front goes on then
     gathered_body = 64 << 10        # a body up to this size is gathered by the front
     slowest_body = 1024             # bytes a second that a body must average after the first minute
-    json_body = 20 << 20
+    json_body = 4 << 20
+    json_depth = 50
     form_field = 10 << 20
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
+    part_head = 8192
     drained_body = 64 << 20         # of a refused request, read so that its sender sees the answer
     drain_time = 10
     waiting_requests = 512          # handed to workers and not begun
+    longest_queue = 20              # seconds that they may wait for a worker
     answer_cache = 64 << 20
     page_cache = 64 << 20
     ready_answer = 1 << 20          # the largest answer that the front keeps ready
@@ -437,8 +449,11 @@ class Limits:
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
     upstream_pause = 10             # seconds for which a host that failed is not waited for again
-    fetches = 32                    # page fetches at a time
-    downloads = 32                  # file downloads at a time
+    fetches = 64                    # pages and metadata files at a time
+    fetches_of_one = 16             # of them, from one host
+    downloads = 128                 # files at a time
+    downloads_of_one = 64           # of them, from one host
+    waiting_flights = 1000          # for one host
     missing_projects = 10000        # remembered "not found" answers
     metadata_file = 10 << 20
     archive_members = 200000
@@ -485,11 +500,14 @@ class Flight:
 
     def __init__(self, function):
         self.function = function
+        self.created = time.monotonic()
         self.ended = threading.Event()
         self.error = None
 
     def run(self):
         try:
+            if time.monotonic() - self.created > Limits.longest_queue:
+                raise UpstreamTrouble("upstream is too busy: nothing was asked of it in time")
             self.function()
         except Problem as error:
             self.error = error
@@ -499,22 +517,34 @@ class Flight:
 
 
 class SingleFlight:
-    """Runs one thing at a time for one key: who asks while it is under way waits for the same flight."""
+    """Runs one thing at a time for one key: who asks while it is under way waits for the same flight.
 
-    def __init__(self, name, limit):
+    Each lane (an upstream host) has `lane_limit` flights at a time, so that one that hangs can't hold up the others."""
+
+    def __init__(self, name, limit, lane_limit):
         self.workers = Workers(name, limit, self._run)
+        self.lane_limit = lane_limit
         self.flights = {}
+        self.lanes = {}             # lane -> [flights under way, those that wait]
         self.lock = threading.Lock()
 
-    def start(self, key, flight):
-        """The flight under way for `key`, which is `flight` itself if there was none."""
+    def start(self, key, lane, flight):
+        """The flight under way for `key`, which is `flight` itself if there was none; Busy if the lane is full."""
         with self.lock:
             current = self.flights.get(key)
-            if current is None:
-                current = self.flights[key] = flight
-                flight.key = key
+            if current is not None:
+                return current
+            running = self.lanes.setdefault(lane, [0, collections.deque()])
+            if len(running[1]) >= Limits.waiting_flights:
+                raise Busy("too much is being asked of one upstream server just now, try again")
+            flight.key, flight.lane = key, lane
+            self.flights[key] = flight
+            if running[0] < self.lane_limit:
+                running[0] += 1
                 self.workers.submit(flight)
-        return current
+            else:
+                running[1].append(flight)
+        return flight
 
     def settle(self, seconds):
         """Wait, for a bounded time, until nothing is under way."""
@@ -528,6 +558,13 @@ class SingleFlight:
         finally:
             with self.lock:
                 del self.flights[flight.key]
+                running = self.lanes[flight.lane]
+                if running[1]:
+                    self.workers.submit(running[1].popleft())
+                else:
+                    running[0] -= 1
+                    if not running[0]:
+                        del self.lanes[flight.lane]
             flight.ended.set()
 
 
@@ -543,31 +580,33 @@ SCHEMA = """
 -- one row: one fact about this server (uuid, epoch)
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
+-- ids are never used again (AUTOINCREMENT): a value read before a change can't name another row after it
+
 -- one row: an account; `generation` changes with the password, and old session tokens die with it
 CREATE TABLE users (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, pwhash TEXT, generation TEXT NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, pwhash TEXT, generation TEXT NOT NULL,
     created TEXT NOT NULL, modified TEXT, attributes TEXT NOT NULL);
 
 -- one row: an index, a stage or a mirror; `config` is JSON, its values coerced
 CREATE TABLE indexes (
-    id INTEGER PRIMARY KEY, user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
     name TEXT NOT NULL, config TEXT NOT NULL, UNIQUE (user_id, name));
 
 -- one row: a project of an index; on a mirror, also what upstream said last and when
 CREATE TABLE projects (
-    id INTEGER PRIMARY KEY, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE, name TEXT NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE, name TEXT NOT NULL,
     fetched REAL, etag TEXT, upstream TEXT, upstream_serial INTEGER, status TEXT, versions TEXT,
     UNIQUE (index_id, name));
 
 -- one row: a version of a project on a stage; `metadata` is JSON
 CREATE TABLE releases (
-    id INTEGER PRIMARY KEY, project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     version TEXT NOT NULL, metadata TEXT NOT NULL, UNIQUE (project_id, version));
 
 -- one row: a file of a release (stage), or a file that upstream offers (mirror: no release, sha256 once it is here);
 -- position: its place on the page, NULL once upstream stopped listing it
 CREATE TABLE files (
-    id INTEGER PRIMARY KEY, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
     project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     release_id INTEGER REFERENCES releases ON DELETE CASCADE,
     position INTEGER, version TEXT NOT NULL, filename TEXT NOT NULL, path TEXT NOT NULL, hash_spec TEXT NOT NULL,
@@ -686,7 +725,6 @@ class Change:
         self.db, self.who = db, who
         self.execute, self.executemany = db.execute, db.executemany
         self.ops, self.tags = [], set()
-        self.committed = []         # functions to call after the commit
 
     def record(self, kind, key, value):
         """Enter a final row value (None: deleted) into the changelog, under the row's natural key."""
@@ -695,9 +733,6 @@ class Change:
     def touch(self, *tags):
         """Name what caches must drop; see `EVERYTHING`, `project_tag`, `names_tag`."""
         self.tags.update(tags)
-
-    def after_commit(self, function):
-        self.committed.append(function)
 
 
 def project_tag(index_id, project):
@@ -722,16 +757,16 @@ class Store:
         self.idle_readers = []
         self.closed = False
         self.writer = self._connect()
-        self._upgrade()
+        self._upgrade(create)
         self.commits = CommitCounter(os.path.join(serverdir, ".commits"))
         self.serial = self._last_serial(self.writer)
         self.thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
         self.thread.start()
-        self.node = dict(self.writer_facts())
+        self.node = self._node_facts()
 
-    def writer_facts(self):
+    def _node_facts(self):
         with self.read() as db:
-            return db.execute("SELECT key, value FROM node").fetchall()
+            return dict(map(tuple, db.execute("SELECT key, value FROM node")))
 
     def _connect(self, read_only=False):
         db = sqlite3.connect(self.path, timeout=Limits.busy, isolation_level=None, check_same_thread=False,
@@ -745,7 +780,7 @@ class Store:
             db.execute("PRAGMA synchronous = FULL")
         return db
 
-    def _upgrade(self):
+    def _upgrade(self, create):
         """Make the schema, or bring an older one up, one transaction a step, after a copy has been put aside."""
         db = self.writer
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -761,6 +796,8 @@ class Store:
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
+        elif version < SCHEMA_VERSION and not create:
+            raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once, it brings it up")
         elif version < SCHEMA_VERSION:
             with contextlib.closing(sqlite3.connect(f"{self.path}.bak-{version}")) as aside:
                 db.backup(aside)
@@ -828,7 +865,7 @@ class Store:
         db = self.writer
         db.execute("BEGIN IMMEDIATE")
         self.serial = serial = self._last_serial(db)
-        tags, committed = set(), []
+        tags = set()
         for task in group:
             change = Change(db, task.who)
             db.execute("SAVEPOINT change")
@@ -843,7 +880,6 @@ class Store:
                 db.execute("ROLLBACK TO change")
             else:
                 tags |= change.tags
-                committed += change.committed
             db.execute("RELEASE change")
         db.execute("COMMIT")
         self.serial = serial
@@ -851,8 +887,6 @@ class Store:
             self.freshness.touch(frozenset(tags))
         if not self.commits.is_server:
             self.commits.raise_counter()
-        for function in committed:
-            function()
 
     @staticmethod
     def _log(change):
@@ -886,7 +920,7 @@ class Store:
     def refresh_serial(self):
         """Another process committed: nothing that is in memory can be trusted."""
         with self.read() as db:
-            self.serial = self._last_serial(db)
+            self.serial = max(self.serial, self._last_serial(db))
         self.freshness.touch(frozenset((EVERYTHING,)))
 
     def close(self):
@@ -981,7 +1015,7 @@ except ImportError:     # Windows
 # ======================================================================================================================
 # 4  Blobs and archives
 #
-# The bytes of files, named by their SHA-256, once each.  The one place that puts a file on disk: staged in `tmp/`,
+# The bytes of files, named by their SHA-256, once each.  The one place that puts a file on disk: written in `tmp/`,
 # synced, renamed into `files/`, directory synced; only then may a commit name it.  And what is read out of archives:
 # their metadata file, after a look for members that no honest tool writes.
 # ======================================================================================================================
@@ -1050,15 +1084,15 @@ class Blobs:
             log.error("the file %s is lost", self.path(sha256))
         raise NotFound("no such file")
 
-    def stage(self):
+    def incoming(self):
         """A new blob, to be written piece by piece."""
-        return StagedBlob(self)
+        return IncomingBlob(self)
 
     def add(self, data):
         """Keep these bytes; returns their SHA-256."""
-        with self.stage() as staged:
-            staged.write(data)
-            return staged.keep()
+        with self.incoming() as incoming:
+            incoming.write(data)
+            return incoming.keep()
 
 
 @dataclasses.dataclass
@@ -1069,7 +1103,7 @@ class FilePart:
     length: int
 
 
-class StagedBlob:
+class IncomingBlob:
     """A blob in the making: write to it, then `keep()` it under its SHA-256, or leave the `with` and it is gone."""
 
     def __init__(self, blobs):
@@ -1455,6 +1489,8 @@ class Logins:
 
     def check(self, user, secret, address):
         """The identity for a user name with a session token or a password; anonymous if neither fits."""
+        if len(user) > 200:
+            return NOBODY       # nobody has such a name, and it need not be remembered
         identity = self.check_token(user, secret)
         if identity:
             return identity
@@ -1465,7 +1501,7 @@ class Logins:
         if account is not None and account.pwhash is not None and self._fits(account, secret):
             self._succeeded(user, address)
             return Identity(user, expires=time.monotonic() + Limits.password_memory)
-        self._failed(user, address, secret)
+        self._failed(user, address)
         return NOBODY
 
     def _fits(self, account, password):
@@ -1486,7 +1522,7 @@ class Logins:
         until = self.failures.get((user, address), (0, 0, 0))[1]
         return max(0, int(until - time.monotonic() + 0.999))
 
-    def _failed(self, user, address, secret):
+    def _failed(self, user, address):
         now = time.monotonic()
         with self.lock:
             count, _, last = self.failures.pop((user, address), (0, 0, 0))
@@ -1725,6 +1761,7 @@ class ConfigEdit:
 
     def add(self, key, value):
         old = self._list_at(key)
+        value, = self.keys[key][0](key, [value])
         if value not in old:
             self.set(key, old + [value])
 
@@ -1814,11 +1851,15 @@ class Indexes:
             self.store.freshness.keep(self.cache, key, order, 500 * len(order), frozenset((EVERYTHING,)), since)
         return order
 
-    def create(self, user, name, body, who=None):
-        """devpi: PUT /user/index.  Returns the new `Index`."""
+    def refuse_existing(self, user, name):
+        """NotFound if there is no such user, Conflict if the index is there."""
         self.users.get(user)
         if self.find(f"{user}/{name}"):
             raise Conflict(f"index '{user}/{name}' exists")
+
+    def create(self, user, name, body, who=None):
+        """devpi: PUT /user/index.  Returns the new `Index`."""
+        self.refuse_existing(user, name)
         check_name("indexname", name)
         body = _unwrapped(body)
         type_ = body.get("type")
@@ -1861,17 +1902,11 @@ class Indexes:
 
     def delete(self, index, who=None):
         """devpi: DELETE /user/index."""
-        if not index.volatile:
-            raise Forbidden(f"index {index.path} non-volatile, cannot delete")
+        _refuse_non_volatile(index)
         self.store.write(_delete_index, index, who=who)
 
     def delete_user(self, name, who=None):
         """devpi: DELETE /user, with all that the user has."""
-        self.users.get(name)
-        indexes = self.all(name)
-        for index in indexes:
-            if not index.volatile:
-                raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
         self.store.write(_delete_user, name, who=who)
 
 
@@ -1900,11 +1935,16 @@ def _insert_index(change, user, name, config):
     return _record_index(change, Index(cursor.lastrowid, user, name, config))
 
 
-def _update_index(change, index, config):
+def _current(change, index):
+    """The index as it is now: what a request read before its body came may be out of date."""
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
     if row is None:
         raise NotFound(f"The stage {index.path} could not be found.")
-    if json.loads(row["config"]) != index.config:
+    return dataclasses.replace(index, config=json.loads(row["config"]))
+
+
+def _update_index(change, index, config):
+    if _current(change, index).config != index.config:
         raise Conflict(f"index {index.path} was changed by someone else meanwhile, try again")
     if index.is_mirror and config["mirror_url"] != index.config["mirror_url"]:
         # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
@@ -1922,10 +1962,16 @@ def _record_index(change, index):
 
 
 def _delete_index(change, index):
+    _refuse_non_volatile(_current(change, index))
     _bury_files(change, index)
     change.execute("DELETE FROM indexes WHERE id = ?", (index.id,))
     change.record("index", [index.user, index.name], None)
     change.touch(EVERYTHING)
+
+
+def _refuse_non_volatile(index):
+    if not index.volatile:
+        raise Forbidden(f"index {index.path} non-volatile, cannot delete")
 
 
 def _delete_user(change, name):
@@ -2050,14 +2096,19 @@ class UpstreamClient:
                     log.debug("a kept connection to %s was closed, using a new one", key[1])
         except (OSError, http.client.HTTPException, ValueError) as error:
             with self.lock:
-                self.paused[key] = time.monotonic() + Limits.upstream_pause
+                now = time.monotonic()
+                self.paused = {origin: until for origin, until in self.paused.items() if until > now}
+                self.paused[key] = now + Limits.upstream_pause
             raise UpstreamTrouble(f"{public_url(url)}: {reason_of(error)}") from error
 
     def _send(self, key, connection, kept, method, url, headers):
         parts = urllib.parse.urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        if self._proxy(parts) and parts.scheme == "http":
+        proxy = self._proxy(parts)
+        if proxy and parts.scheme == "http":
             target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
+            if credentials_of(proxy):
+                headers = {**headers, "Proxy-Authorization": credentials_of(proxy)}
         try:
             if connection.sock is None:
                 connection.connect()
@@ -2095,24 +2146,32 @@ class UpstreamClient:
             arguments["context"] = self.tls
         if not proxy:
             return kind(host, port, **arguments), False
-        through = urllib.parse.urlsplit(proxy if "//" in proxy else "//" + proxy)
-        connection = kind(through.hostname, through.port or 3128, **arguments)
+        through = urllib.parse.urlsplit(proxy)
+        connection = kind(through.hostname, through.port or 80, **arguments)
         if scheme == "https":
             credentials = credentials_of(proxy)
             connection.set_tunnel(host, port, {"Proxy-Authorization": credentials} if credentials else {})
         return connection, False
 
     def _proxy(self, parts):
+        """The URL of the proxy for a URL, or None."""
         proxy = self.proxies.get(parts.scheme)
-        return None if not proxy or urllib.request.proxy_bypass(parts.hostname) else proxy
+        if not proxy or urllib.request.proxy_bypass(parts.hostname):
+            return None
+        return proxy if "//" in proxy else "http://" + proxy
 
     def give_back(self, key, connection):
+        """Keep a connection for the next request; those that nobody used for long are closed."""
+        now = time.monotonic()
         with self.lock:
-            idle = self.idle.setdefault(key, [])
-            if connection.sock is not None and len(idle) < Limits.fetches:
-                idle.append((connection, time.monotonic()))
-                return
-        connection.close()
+            self.idle.setdefault(key, []).append((connection, now))
+            for origin in list(self.idle):
+                for old, since in self.idle[origin]:
+                    if now - since >= Limits.upstream_idle:
+                        old.close()
+                self.idle[origin] = [pair for pair in self.idle[origin] if now - pair[1] < Limits.upstream_idle]
+                if not self.idle[origin]:
+                    del self.idle[origin]
 
     def is_paused(self, url):
         """Whether this host failed within the last seconds, so that it is not worth waiting for it."""
@@ -2310,7 +2369,7 @@ def _sound_text(value):
 def _sound_time(value):
     """An ISO time if `value` is one, normalised to microseconds; else ""."""
     if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value):
-        with contextlib.suppress(ValueError, OverflowError):
+        with contextlib.suppress(ValueError, OverflowError, OSError):
             return iso_time(seconds_of(value))
     return ""
 
@@ -2447,7 +2506,7 @@ class MirrorBlocking:
         self.whitelist = None
         self.hit = self.allowed = False
 
-    def stage(self, index, has_project):
+    def saw_stage(self, index, has_project):
         own = set(index.config.get("mirror_whitelist", ()))
         if self.whitelist is None:
             self.whitelist = own
@@ -2476,7 +2535,7 @@ class Projects:
         return self.mirrors.project(index, name) if index.is_mirror else self.stage_project(index, name)
 
     def stage_project(self, index, name):
-        """A stage's page: two indexed queries, however many releases there are."""
+        """A stage's page: three indexed queries, however many releases there are."""
         with self.store.read() as db:
             row = db.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
             if row is None:
@@ -2504,7 +2563,7 @@ class Projects:
                 trouble = error
                 continue
             if not member.is_mirror:
-                blocking.stage(member, page.known)
+                blocking.saw_stage(member, page.known)
             if page.expires:
                 expires.append(page.expires)
             if page.known:
@@ -2569,8 +2628,8 @@ class Mirrors:
 
     def __init__(self, store, blobs, client, settings):
         self.store, self.blobs, self.client, self.settings = store, blobs, client, settings
-        self.fetches = SingleFlight("fetch", Limits.fetches)
-        self.downloads = SingleFlight("download", Limits.downloads)
+        self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
+        self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
         self.not_found = collections.OrderedDict()      # (index id, mirror_url, project) -> until
         self.lock = threading.Lock()
         self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
@@ -2584,6 +2643,8 @@ class Mirrors:
 
     def project(self, index, name):
         """The page of a project (http-api 14.2).  A request waits for `request_timeout`, the fetch goes on behind it."""
+        if len(name) > 200:
+            return ProjectPage(name)        # no index has such a name, and "not found" need not be remembered
         page = self.cached(index, name)
         if self.settings.offline_mode:
             return self._local_only(index, page)
@@ -2594,8 +2655,7 @@ class Mirrors:
             return ProjectPage(name, expires=missing_until)
         if page and self.client.is_paused(index.config["mirror_url"]):
             return dataclasses.replace(page, stale=True)
-        flight = self.fetches.start(("page", index.id, index.config["mirror_url"], name),
-                                    Flight(functools.partial(self._fetch_page, index, name)))
+        flight = self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
         trouble = UpstreamTrouble(f"{public_url(index.config['mirror_url'])} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
         if flight.ended.wait(self.settings.request_timeout):
@@ -2608,14 +2668,18 @@ class Mirrors:
             raise trouble
         return dataclasses.replace(page, stale=True)
 
+    def _start(self, index, what, name, function):
+        """The flight that fetches this from the mirror's upstream, which may be under way already."""
+        url = index.config["mirror_url"]
+        return self.fetches.start((what, index.id, url, name), origin_of(url), Flight(function))
+
     def refresh(self, index, name):
         """Ask upstream for a project's page now; if that fails, the old one stays (devpi: POST .../refresh)."""
         if self.settings.offline_mode:
             return
         with self.lock:
             self.not_found.pop((index.id, index.config["mirror_url"], name), None)
-        flight = self.fetches.start(("page", index.id, index.config["mirror_url"], name),
-                                    Flight(functools.partial(self._fetch_page, index, name, True)))
+        flight = self._start(index, "page", name, functools.partial(self._fetch_page, index, name, True))
         if flight.ended.wait(self.settings.request_timeout) and flight.error:
             log.warning("mirror %s: %s", index.path, flight.error.message)
 
@@ -2706,10 +2770,11 @@ class Mirrors:
         if self.settings.offline_mode:
             raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
         key = file.hash_spec if file.hash_spec.startswith("sha256=") else (index.id, file.path)
-        download = self.downloads.start(key, Download(self, index, file))
-        if not download.begun.wait(self.settings.request_timeout * 2) and not download.ended.is_set():
+        download = self.downloads.start(key, origin_of(file.url), Download(self, index, file))
+        download.started.wait(Limits.longest_queue)
+        if not download.begun.wait(self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
-                                  f"{self.settings.request_timeout * 2:g} seconds")
+                                  f"{self.settings.request_timeout:g} seconds")
         if download.error and not download.finished:
             raise download.error
         return download
@@ -2721,6 +2786,30 @@ class Mirrors:
             return file.url
         parts = urllib.parse.urlsplit(file.url)
         return urllib.parse.urlunsplit(parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
+
+    def upstream_size(self, index, file):
+        """The size that upstream states for a file that is not here, or None."""
+        sizes = []
+
+        def ask():
+            with self._get_file(index, file, "", "HEAD") as head:
+                sizes.append(head.length())
+        flight = self._start(index, "size", file.path, ask)
+        if not flight.ended.wait(self.settings.request_timeout):
+            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within {self.settings.request_timeout:g} seconds")
+        if flight.error:
+            raise flight.error
+        return sizes[0] if sizes else None      # None: it was somebody else's flight
+
+    def _get_file(self, index, file, ending="", method="GET"):
+        """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
+        url = self.upstream_url(index, file) + ending
+        response = self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method)
+        if response.status == 200:
+            return response
+        response.close()
+        raise (NotFound if response.status == 404 else UpstreamTrouble)(
+            f"error {response.status} getting {public_url(url)}")
 
     def metadata_blob(self, index, file):
         """The SHA-256 of the blob with the metadata file of a mirrored wheel (PEP 658); NotFound if there is none.
@@ -2736,9 +2825,8 @@ class Mirrors:
         if not file.core_metadata:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
         found = []
-        flight = self.fetches.start(("metadata", index.id, file.path),
-                                    Flight(lambda: found.append(self._fetch_metadata(index, file))))
-        if not flight.ended.wait(self.settings.request_timeout * 2):
+        flight = self._start(index, "metadata", file.path, lambda: found.append(self._fetch_metadata(index, file)))
+        if not flight.ended.wait(self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
         if flight.error:
             raise flight.error
@@ -2751,15 +2839,11 @@ class Mirrors:
         return row["metadata_sha256"]
 
     def _fetch_metadata(self, index, file):
-        url = f"{self.upstream_url(index, file)}.metadata"
-        with self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}) as response:
-            if response.status != 200:
-                problem = NotFound if response.status == 404 else UpstreamTrouble
-                raise problem(f"error {response.status} getting {public_url(url)}")
+        with self._get_file(index, file, ".metadata") as response:
             data = read_page(response, Limits.metadata_file, time.monotonic() + Limits.upstream_page_time)
         digest = hashlib.sha256(data).hexdigest()
         if file.core_metadata not in ("true", digest):
-            raise UpstreamTrouble(f"{public_url(url)} has SHA-256 {digest}, announced was {file.core_metadata}")
+            raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {digest}, announced was {file.core_metadata}")
         self.blobs.add(data)
         self.store.write(_metadata_arrived, index, file, digest)
         return digest
@@ -2782,15 +2866,14 @@ class Mirrors:
 
     def names(self, index):
         """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none (http-api 14.3)."""
-        names = MirrorNames.load(self.cache, index)
         if self.settings.offline_mode or index.config.get("mirror_no_project_list"):
             return self.cached_names(index)
+        names = MirrorNames.load(self.cache, index)
         if names and 0 <= time.time() - names.fetched < self.expiry(index):
             return names
         if names and self.client.is_paused(index.config["mirror_url"]):
             return names
-        flight = self.fetches.start(("names", index.id, index.config["mirror_url"]),
-                                    Flight(functools.partial(self._fetch_names, index, names)))
+        flight = self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
         patience = self.settings.request_timeout if names else max(30, self.settings.request_timeout)
         if flight.ended.wait(patience) and flight.error is None:
             names = MirrorNames.load(self.cache, index)
@@ -2932,7 +3015,8 @@ class Download(Flight):
     def __init__(self, mirrors, index, file):
         super().__init__(self._fetch)
         self.mirrors, self.index, self.file = mirrors, index, file
-        self.begun = threading.Event()      # upstream's head is here, or the end
+        self.started = threading.Event()    # upstream is being asked
+        self.begun = threading.Event()      # its head is here, or the end
         self.grown = threading.Condition()
         self.available = 0                  # bytes that may be sent
         self.finished = False               # checked, kept, entered, and all of it available
@@ -2942,6 +3026,7 @@ class Download(Flight):
         self.sha256 = None                  # set once all is checked
 
     def run(self):
+        self.started.set()
         super().run()
         with self.grown:
             self.begun.set()
@@ -2949,34 +3034,30 @@ class Download(Flight):
 
     def _fetch(self):
         file, mirrors = self.file, self.mirrors
-        url = mirrors.upstream_url(self.index, file)
-        headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
-        with mirrors.client.get(url, headers) as response:
-            if response.status != 200:
-                problem = NotFound if response.status == 404 else UpstreamTrouble
-                raise problem(f"error {response.status} getting {public_url(url)}")
+        with mirrors._get_file(self.index, file) as response:
             self.length = response.length()
-            self.last_modified = response.header("Last-Modified")[:100]
-            with mirrors.blobs.stage() as staged:
-                self.opened = staged.path
+            self.last_modified = one_line(response.header("Last-Modified"), 100)
+            with mirrors.blobs.incoming() as incoming:
+                self.opened = incoming.path
                 check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec else hashlib.sha256()
                 self.begun.set()
                 while True:
                     piece = response.read(256 << 10)
                     if not piece:
                         break
-                    ready = staged.size
-                    staged.write(piece)
+                    ready = incoming.size
+                    incoming.write(piece)
                     check.update(piece)
                     self._grow(ready)
-                self._check(url, staged.size, check)
-                self.sha256 = staged.sha256.hexdigest()
-                staged.keep()
+                self._check(incoming.size, check)
+                self.sha256 = incoming.sha256.hexdigest()
+                incoming.keep()
         metadata = None if file.core_metadata else mirrors._metadata_of_blob(file, self.sha256)
-        self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, staged.size, self.last_modified, metadata)
-        self._grow(staged.size, finished=True)
+        self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, incoming.size, self.last_modified, metadata)
+        self._grow(incoming.size, finished=True)
 
-    def _check(self, url, size, check):
+    def _check(self, size, check):
+        url = self.file.url
         expected = self.length if self.length is not None else self.file.size
         if expected is not None and size != expected:
             raise UpstreamTrouble(f"{public_url(url)} gave {size} bytes, announced were {expected}")
@@ -3041,6 +3122,7 @@ class MirrorNames:
     def __init__(self, folder, facts):
         self.folder = folder
         self.etag, self.fetched, self.count, self.serial = facts["etag"], facts["fetched"], facts["count"], facts["serial"]
+        self.before = facts["before"]       # the folder of the list before this one
 
     @staticmethod
     def _pointer(cache, index):
@@ -3069,25 +3151,32 @@ class MirrorNames:
         if facts["count"] is None:
             if old is None:
                 raise UpstreamTrouble("upstream said 304 for a list that is not here")
-            facts.update(folder=os.path.basename(old.folder), count=old.count, serial=old.serial, etag=old.etag)
+            facts.update(folder=os.path.basename(old.folder), count=old.count, serial=old.serial, etag=old.etag,
+                         before=old.before)
         else:
             facts["folder"] = f"names-{index.id}-{secrets.token_hex(4)}"
+            facts["before"] = os.path.basename(old.folder) if old else ""
             os.replace(folder, os.path.join(cache, facts["folder"]))
         temporary = cls._pointer(cache, index) + ".tmp"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(facts, file)
         os.replace(temporary, cls._pointer(cache, index))
-        if old is not None and os.path.basename(old.folder) != facts["folder"]:
-            shutil.rmtree(old.folder, ignore_errors=True)      # who is reading it has it open
+        if old is not None and old.before and facts["before"] != old.before:
+            # the one before is kept: a request may have loaded it and not opened its files yet
+            shutil.rmtree(os.path.join(cache, old.before), ignore_errors=True)
 
     @staticmethod
-    def clear_leftovers(cache):
-        """Remove lists that no pointer names (a crash, or a file that was still open)."""
+    def clear_leftovers(cache, index_ids):
+        """Remove lists of indexes that are gone, and folders that no list names (a crash, or a file that was open)."""
         named = set()
         for name in os.listdir(cache):
-            if name.endswith(".json"):
+            match = re.fullmatch(r"names-([0-9]+)\.json", name)
+            if match and int(match[1]) not in index_ids:
+                os.unlink(os.path.join(cache, name))
+            elif match:
                 with contextlib.suppress(ValueError, KeyError, TypeError), open(os.path.join(cache, name)) as file:
-                    named.add(json.load(file)["folder"])
+                    facts = json.load(file)
+                    named.update((facts["folder"], facts["before"]))
         for name in os.listdir(cache):
             path = os.path.join(cache, name)
             if os.path.isdir(path) and name not in named:
@@ -3130,8 +3219,9 @@ class MirrorNames:
 
 _LIST_ANCHOR = re.compile(rb"<a(?:\s[^>]{0,2000})?>([^<]{1,300})</a", re.IGNORECASE)
 _NORMAL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-LIST_PAGE = {"projects.json": ('{"meta":{"api-version":"1.4"},"projects":[', ",", "]}"),
-             "projects.html": ('<!DOCTYPE html><html lang="en"><head><meta name="pypi:repository-version" content="1.4">'
+LIST_PAGE = {"projects.json": (f'{{"meta":{{"api-version":"{API_VERSION}"}},"projects":[', ",", "]}"),
+             "projects.html": ('<!DOCTYPE html><html lang="en"><head>'
+                               f'<meta name="pypi:repository-version" content="{API_VERSION}">'
                                "<title>Simple index</title></head><body>\n", "", "</body></html>\n")}
 
 
@@ -3281,38 +3371,38 @@ class Releases:
         name, version = check_form_names(form)
         self.store.write(_register, index, name, version, form_metadata(form), who=who)
 
-    def upload(self, index, form, filename, staged, who):
-        """devpi: `:action=file_upload`.  Keep a staged file as a file of a release.
+    def upload(self, index, form, filename, incoming, who):
+        """devpi: `:action=file_upload`.  Keep an incoming file as a file of a release.
 
         Returns False if the very same file was there already on a non-volatile index."""
         name, version = check_form_names(form)
         check_form_filename(filename, name, version)
-        self._check_digests(form, staged)
-        with open(staged.path, "rb") as file:
+        self._check_digests(form, incoming)
+        with open(incoming.path, "rb") as file:
             data = archive_metadata(file, filename)
         archive = parse_core_metadata(data) if data is not None else {}
         self._check_archive(filename, name, version, archive)
         wheel = filename.lower().endswith(".whl")
-        upload = Upload(name, version, filename, staged.sha256.hexdigest(), staged.size, form_metadata(form), archive,
+        upload = Upload(name, version, filename, incoming.sha256.hexdigest(), incoming.size, form_metadata(form), archive,
                         hashlib.sha256(data).hexdigest() if data is not None and wheel else None)
         self._refuse_early(index, upload)
-        staged.keep()
+        incoming.keep()
         if upload.metadata_sha256:
             self.blobs.add(data)
         return self.store.write(_store_upload, index, upload, who=who)
 
     @staticmethod
-    def _check_digests(form, staged):
-        for field, make in (("sha256_digest", None), ("md5_digest", hashlib.md5),
+    def _check_digests(form, incoming):
+        for field, make in (("sha256_digest", None), ("md5_digest", functools.partial(hashlib.md5, usedforsecurity=False)),
                             ("blake2_256_digest", functools.partial(hashlib.blake2b, digest_size=32))):
             stated = form.get(field, [""])[0].strip().lower()
             if not stated:
                 continue
             if make is None:
-                found = staged.sha256.hexdigest()
+                found = incoming.sha256.hexdigest()
             else:
                 digest = make()
-                with open(staged.path, "rb") as file:
+                with open(incoming.path, "rb") as file:
                     for piece in iter(lambda: file.read(1 << 20), b""):
                         digest.update(piece)
                 found = digest.hexdigest()
@@ -3344,22 +3434,24 @@ class Releases:
 
     # -- removal
 
+    @staticmethod
+    def _check_volatile(index, force, message):
+        if not (index.volatile or force):
+            raise Forbidden(message)
+
     def remove_project(self, index, name, force, who):
         """devpi: DELETE /user/index/project."""
-        if not (index.volatile or force):
-            raise Forbidden(f"project '{name}' is on non-volatile index {index.path}")
+        self._check_volatile(index, force, f"project '{name}' is on non-volatile index {index.path}")
         self.store.write(_remove_project, index, name, who=who)
 
     def remove_version(self, index, name, version, force, who):
         """devpi: DELETE /user/index/project/version."""
-        if not (index.volatile or force):
-            raise Forbidden("cannot delete version on non-volatile index")
+        self._check_volatile(index, force, "cannot delete version on non-volatile index")
         self.store.write(_forget_version if index.is_mirror else _remove_version, index, name, version, who=who)
 
     def remove_file(self, index, path, force, who):
         """devpi: DELETE of a file's path."""
-        if not (index.volatile or force):
-            raise Forbidden("cannot delete version on non-volatile index")
+        self._check_volatile(index, force, "cannot delete version on non-volatile index")
         self.store.write(_remove_file, index, path, who=who)
 
 
@@ -3368,6 +3460,7 @@ def _already_exists(filename):
 
 
 def _register(change, index, name, version, metadata):
+    index = _current(change, index)
     project_id = _project_for(change, index, name)
     row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
                          (project_id, version)).fetchone()
@@ -3378,8 +3471,6 @@ def _register(change, index, name, version, metadata):
 
 def _project_for(change, index, name):
     """The id of the stage's project, which is made if it is new."""
-    if change.execute("SELECT 1 FROM indexes WHERE id = ?", (index.id,)).fetchone() is None:
-        raise NotFound(f"The stage {index.path} could not be found.")
     project = normalize(name)
     change.touch(project_tag(index.id, project))
     row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, project)).fetchone()
@@ -3402,6 +3493,7 @@ def _put_release(change, index, name, version, project_id, metadata):
 
 def _store_upload(change, index, upload):
     """Enter an uploaded file; False if the same bytes are there already on a non-volatile index."""
+    index = _current(change, index)
     project_id = _project_for(change, index, upload.name)
     old = change.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? AND filename = ?",
                          (project_id, upload.filename)).fetchone()
@@ -3534,7 +3626,6 @@ def _remove_if_empty(change, index, name, file):
 # per change.  Links are relative to the request, so they hold behind any prefix and on any host name.
 # ======================================================================================================================
 
-API_VERSION = "1.4"
 HTML = "text/html; charset=UTF-8"
 
 
@@ -3703,7 +3794,8 @@ def _quality(offer, ranges):
 # piece and give the connection back.  An idle or slow client so costs a file descriptor, not a thread.
 # ======================================================================================================================
 
-_HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
 _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
@@ -3715,6 +3807,14 @@ _ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devp
 class BadHead(Problem):
     """A request that can't be trusted to be framed as it says; the connection is closed after the answer."""
     status = 400
+
+
+def parse_header(line):
+    """A header or trailer line as (lower-case name, value), both bytes; BadHead if it is none."""
+    name, colon, value = line.partition(b":")
+    if not colon or not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
+        raise BadHead(f"malformed header line {one_line(line[:80].decode('latin-1'))!r}")
+    return name.lower(), value.strip(b" \t")
 
 
 def parse_head(data):
@@ -3732,17 +3832,20 @@ def parse_head(data):
         raise BadHead(f"more than {Limits.headers} header lines", 431)
     headers = {}
     for line in lines:
-        match = _HEADER.fullmatch(line)
-        if not match:
-            raise BadHead(f"malformed header line {one_line(line[:80].decode('latin-1'))!r}")
-        name = match[1].decode("ascii").lower()
-        value = match[2].decode("latin-1")
+        name, value = parse_header(line)
+        name, value = name.decode("ascii"), value.decode("latin-1")
         if name in headers:
             if name in _ONCE:
                 raise BadHead(f"more than one {name} header")
             value = f"{headers[name]}, {value}"
         headers[name] = value
     version = (1, int(minor))
+    _check_framing(version, headers)
+    return method.decode("ascii"), target.decode("latin-1"), version, headers
+
+
+def _check_framing(version, headers):
+    """Refuse a head from which two readers might read two different bodies, or two hosts."""
     if "transfer-encoding" in headers:
         if "content-length" in headers:
             raise BadHead("both Content-Length and Transfer-Encoding")
@@ -3754,7 +3857,6 @@ def parse_head(data):
         raise BadHead(f"malformed Content-Length {one_line(headers['content-length'], 60)!r}")
     if not re.fullmatch(_HOST + "|", headers.get("host", "")) or version >= (1, 1) and "host" not in headers:
         raise BadHead("missing or malformed Host header")
-    return method.decode("ascii"), target.decode("latin-1"), version, headers
 
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
@@ -3773,8 +3875,15 @@ class Outgoing:
     A worker sends for as long as the client takes it; what a slow client leaves goes on from the front."""
 
     def __init__(self, pieces):
-        self.pieces = collections.deque(p if isinstance(p, FilePart) else memoryview(p) for p in pieces
-                                        if isinstance(p, FilePart) or p)
+        self.pieces = collections.deque()
+        for piece in pieces:
+            if isinstance(piece, FilePart):
+                if piece.length:
+                    self.pieces.append(piece)
+                else:
+                    piece.file.close()
+            elif piece:
+                self.pieces.append(memoryview(piece))
 
     def send_some(self, sock):
         """One system call's worth; returns whether something is left.  BlockingIOError if the socket takes nothing now."""
@@ -3808,9 +3917,13 @@ class Outgoing:
             part.file.close()
             self.pieces.popleft()
 
-    def send(self, sock, patience):
-        """Send until all is gone (True), or the client has taken nothing for `patience` seconds (False)."""
+    def send(self, sock, patience, time_limit=None):
+        """Send until all is gone (True), or the client has taken nothing for `patience` seconds, or not all within
+        `time_limit` seconds (False)."""
+        until = time.monotonic() + time_limit if time_limit else float("inf")
         while self.pieces:
+            if time.monotonic() > until:
+                return False
             try:
                 self.send_some(sock)
             except (BlockingIOError, InterruptedError):
@@ -3827,11 +3940,12 @@ class Outgoing:
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "pending", "closing", "since", "deadline")
+    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "scanned", "pending", "closing", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
         self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
         self.buffer = b""           # bytes received and not used yet
+        self.scanned = 0            # how many of them the front looked through for the end of a head, in vain
         self.pending = None         # an Outgoing: what the front has still to send
         self.closing = False        # close once that is sent
         self.since = time.monotonic()
@@ -3848,7 +3962,7 @@ class Connection:
 
     def send(self, *pieces):
         """Send all of these byte strings; OSError if the client does not take them."""
-        if not Outgoing(pieces).send(self.sock, Limits.stall):
+        if not Outgoing(pieces).send(self.sock, Limits.stall, Limits.stall):
             raise TimeoutError("the client takes nothing")
 
 
@@ -3928,8 +4042,7 @@ class Body:
                     if not trailer:
                         self.ended = True
                         return b""
-                    if not _HEADER.fullmatch(trailer):
-                        break
+                    parse_header(trailer)
                 raise BadHead("malformed trailer")
         data = self._take(min(size, self.chunk_left))
         self.chunk_left -= len(data)
@@ -3960,8 +4073,12 @@ class Body:
         left = Limits.drained_body
         if (self.left or 0) > left:
             return False
-        while not self.ended and left > 0 and time.monotonic() - began < Limits.drain_time:
-            left -= len(self.read())
+        try:
+            while not self.ended and left > 0 and time.monotonic() - began < Limits.drain_time:
+                left -= len(self.read())
+        except Problem as problem:      # the answer that is about to be sent says more
+            log.debug("drained no further: %s", problem.message)
+            return False
         return self.ended
 
 
@@ -3980,9 +4097,6 @@ class Response:
     length: int | None = None
     tags: frozenset | None = None
     expires: float = 0
-
-    def header(self, name):
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
 def json_response(content, status=200, headers=()):
@@ -4122,7 +4236,7 @@ class Request:
     def refuse(self, problem):
         """Raise `problem`, or rather 429 if the credentials were not even looked at."""
         if self.identity.wait:
-            raise too_many_logins(self.identity.wait)
+            raise TooManyLogins(self.identity.wait)
         raise problem
 
     def json(self, *shapes):
@@ -4130,12 +4244,12 @@ class Request:
         data = self.body.read_all(Limits.json_body)
         try:
             content = json.loads(data.decode("utf-8"))
+            _check_json(content)
         except (ValueError, RecursionError):
             raise BadRequest("Bad request: could not decode json") from None
         if not isinstance(content, shapes):
             expected = " or ".join({dict: "an object", list: "a list"}[shape] for shape in shapes)
             raise BadRequest(f"Bad request: expected {expected} as JSON body, got {type(content).__name__}")
-        _check_json_text(content)
         return content
 
     @property
@@ -4151,16 +4265,19 @@ class Request:
         return f"{self.base_url}/{quoted(path)}"
 
 
-def _check_json_text(content):
-    """Refuse text that is no Unicode (lone surrogates), which neither the database nor an answer could hold."""
-    try:
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRequest("Bad request: could not decode json") from None
+def _check_json(content):
+    """ValueError for what could not be stored and sent back: deep nesting, NaN and infinity, lone surrogates."""
+    level = [content]
+    for _ in range(Limits.json_depth):
+        level = [inner for value in level if isinstance(value, (dict, list))
+                 for inner in (value.values() if isinstance(value, dict) else value)]
+        if not level:
+            break
+    else:
+        raise ValueError("nested too deeply")
+    json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
-def too_many_logins(wait):
-    return Busy(f"too many failed logins for this account from this address, try again in {wait} seconds", wait, 429)
 
 
 class Route(typing.NamedTuple):
@@ -4247,6 +4364,7 @@ class ReadyAnswer(typing.NamedTuple):
     what: str
     status: int
     user: str | None
+    address: str
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -4333,7 +4451,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             app.access_log.add(what, response.status, request.began, length or 0, user, request.address)
             if response.tags is not None and persistent and response.parts is None and response.stream is None:
                 self._keep_ready(request, response, ReadyAnswer(
-                    head, b"" if silent else response.body, what, response.status, user))
+                    head, b"" if silent else response.body, what, response.status, user, request.address))
         return persistent and whole
 
     @staticmethod
@@ -4389,8 +4507,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _keep_ready(self, request, response, ready):
         """Enter the answer into the answer cache, under the very bytes of the request's head."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
-        if request.method not in ("GET", "HEAD") or request.body.received or len(request.raw_head) > 4096 \
-                or "content-length" in request.headers or size > Limits.ready_answer:
+        if request.method not in ("GET", "HEAD") or len(request.raw_head) > 4096 or size > Limits.ready_answer \
+                or "content-length" in request.headers or "transfer-encoding" in request.headers:
             return
         expires = response.expires
         if request.has_credentials:
@@ -4409,7 +4527,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         socketserver.BaseServer.__init__(self, listeners[0].getsockname(), Handler)
         self.socket = listeners[0]
         self.selector = selectors.DefaultSelector()
-        self.workers = Workers("worker", app.settings.threads, lambda item: self.process_request_thread(*item))
+        self.workers = Workers("worker", app.settings.threads, self._work)
         self.returned = collections.deque()
         self.waker, self.wake_end = socket.socketpair()
         self.waker.setblocking(False)
@@ -4418,14 +4536,21 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.working = 0            # connections that workers have
         self.stopping = False
         self.limit = connection_limit(app.settings.connections)
-        self.variable = (None, None, b"")
 
     # -- steps of socketserver
 
     def process_request(self, request, client_address):
         """Hand a connection whose next request can't be answered here to a worker."""
         self.working += 1
-        self.workers.submit((request, client_address))
+        self.workers.submit((request, client_address, time.monotonic()))
+
+    def _work(self, item):
+        request, client_address, since = item
+        if time.monotonic() - since > Limits.longest_queue:
+            request.send(self._busy_answer())
+            self.give_back(request, False)
+        else:
+            self.process_request_thread(request, client_address)
 
     def shutdown_request(self, request):
         """A worker is done with the connection; `Handler.finish` has said what becomes of it."""
@@ -4498,18 +4623,17 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 sock, address = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:
+            except OSError as error:        # out of file descriptors: an idle connection has to go
                 log.error("can't accept connections: %s", error)
-                time.sleep(0.01)
+                if not self._evict():
+                    time.sleep(0.1)
                 return
             sock.setblocking(False)
-            if sock.family != getattr(socket, "AF_UNIX", None):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self.connections) >= self.limit and not self._evict():
                 self._turn_away(sock)
                 continue
-            host = address[0] if isinstance(address, tuple) else "local"
-            connection = Connection(sock, host, self.app.trusts(host), self.app.answers(host).entries)
+            connection = Connection(sock, address[0], self.app.trusts(address[0]), self.app.answers(address[0]).entries)
             self.connections.add(connection)
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
@@ -4521,12 +4645,15 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._close(min(idle, key=lambda connection: connection.since))
         return True
 
+    def _busy_answer(self):
+        body = b"too much to do just now, try again\n"
+        return (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+                b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n" % len(body)
+                + self.app.constant_headers + self.app.variable_headers(self.app.store.serial) + body)
+
     def _turn_away(self, sock):
-        body = b"too many connections, try again\n"
         with contextlib.suppress(OSError):
-            sock.send(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-                      b"Content-Type: text/plain\r\nContent-Length: %d\r\n" % len(body)
-                      + self.app.constant_headers + self.app.variable_headers(self.app.store.serial) + body)
+            sock.send(self._busy_answer())
         sock.close()
 
     def _readable(self, connection, now):
@@ -4554,7 +4681,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _answer(self, connection, ready, now):
         """Send a ready answer; what the socket does not take is sent when it takes more."""
         app = self.app
-        head, body, what, status, user = ready
+        head, body, what, status, user, address = ready
+        if address == connection.address or not connection.trusted:
+            address = connection.address
         data = head + app.variable_headers(app.store.serial) + body
         try:
             sent = connection.sock.send(data)
@@ -4569,7 +4698,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             connection.pending = Outgoing([memoryview(data)[sent:]])
             connection.deadline = now + Limits.stall
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
-        app.access_log.add(what, status, now, len(body), user, connection.address)
+        app.access_log.add(what, status, now, len(body), user, address)
 
     def _send_pending(self, connection):
         """A slow client takes more of its answer."""
@@ -4606,9 +4735,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         buffer = connection.buffer
         while buffer.startswith(b"\r\n"):       # RFC 9112 2.2: blank lines before a request are passed over
             buffer = connection.buffer = buffer[2:]
-        end = buffer.find(b"\r\n\r\n")
-        if end < 0 and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer) and b"\0" not in buffer:
+        start = max(0, connection.scanned - 3)
+        end = buffer.find(b"\r\n\r\n", start)
+        if end < 0 and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer, start) \
+                and buffer.find(b"\0", start) < 0:
+            connection.scanned = len(buffer)
             return
+        connection.scanned = 0
         if end >= 0 and len(buffer) < end + 4 + _small_body(buffer[:end + 2]):
             return
         self._unregister(connection)
@@ -4644,10 +4777,14 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 self._close(connection)
 
     def _close(self, connection):
+        """Close a connection that the front owns; one that was closed already in this round of events is left alone."""
+        if connection not in self.connections:
+            return
         self._unregister(connection)
         self.connections.discard(connection)
         if connection.pending is not None:
             connection.pending.close()
+            connection.pending = None
         connection.sock.close()
 
     def _wind_down(self):
@@ -4675,8 +4812,8 @@ def connection_limit(wanted):
     """How many connections can be had: as many as are wanted, or as file descriptors allow."""
     try:
         import resource
-    except ImportError:     # Windows
-        return wanted
+    except ImportError:     # Windows, where select() takes 512 sockets
+        return min(wanted, 480)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = wanted + 400
     if soft != resource.RLIM_INFINITY and soft < needed:
@@ -4693,6 +4830,11 @@ def connection_limit(wanted):
 # devpi's JSON contract, uploads, simple pages, files, status.  Each endpoint checks its permission, calls the chapters
 # above, and says what came of it; where the wire has another word than we do, it is translated here.
 # ======================================================================================================================
+
+
+def authority(host, port):
+    """`host:port` as it stands in URLs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class App:
@@ -4715,7 +4857,7 @@ class App:
         self.warned_addresses = set()
         self.started = time.time()
         uuid = store.node["uuid"]
-        self.address_text = "%s:%d" % settings.listen[0]
+        self.address_text = authority(*settings.listen[0])
         self.constant_headers = (
             f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {uuid}\r\n"
             f"X-DEVPI-PRIMARY-UUID: {uuid}\r\nX-DEVPI-MASTER-UUID: {uuid}\r\n").encode()
@@ -4731,11 +4873,8 @@ class App:
 
     @functools.lru_cache(maxsize=10000)
     def trusts(self, address):
-        """Whether this peer may speak for others: loopback, a Unix socket, --trusted-proxy (operations 5.5)."""
-        try:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-        except ValueError:
-            return True         # a Unix socket
+        """Whether this peer may speak for others: loopback, --trusted-proxy (operations 5.5)."""
+        ip = ipaddress.ip_address(address.partition("%")[0])
         ip = getattr(ip, "ipv4_mapped", None) or ip
         return ip.is_loopback or any(ip in network for network in self.settings.trusted_proxies)
 
@@ -4788,6 +4927,7 @@ class App:
             with self.store.read() as db:
                 return db.execute("SELECT 1 FROM files WHERE sha256 = ?1 UNION ALL SELECT 1 FROM files "
                                   "WHERE metadata_sha256 = ?1 LIMIT 1", (sha256,)).fetchone() is not None
+        MirrorNames.clear_leftovers(self.mirrors.cache, {index.id for index in self.indexes.all()})
         count = self.blobs.collect(is_referred_to)
         if count:
             log.info("removed %d files that nothing refers to any more", count)
@@ -4797,8 +4937,8 @@ class App:
             time.sleep(3600)
             try:
                 self.clean()
-            except OSError as error:
-                log.error("cleaning: %s", error)
+            except Exception:       # this thread has to live on
+                log.exception("cleaning failed")
 
 
 # -- permissions of requests
@@ -4909,7 +5049,7 @@ def login(request):
     logins = request.app.logins
     identity = logins.check(user, password, request.address)
     if identity.wait:
-        raise too_many_logins(identity.wait)
+        raise TooManyLogins(identity.wait)
     if identity.user is None or logins.check_token(user, password):
         raise Unauthorized(f"user '{user}' could not be authenticated", challenge=False)
     return result_response("proxyauth", _fresh_token(request, user), message="login successful")
@@ -4969,8 +5109,7 @@ def serve_file(request, index_path, path):
     file, project, status = app.projects.file(index, path)
     if "application/json" in request.accept:
         return file_facts(file, project)
-    if status and status[0] == "quarantined":
-        raise Forbidden(f"{file.filename} is quarantined upstream: {status[1] or 'no reason given'}")
+    refuse_quarantined(file, status)
     tags = frozenset((project_tag(index.id, project),))
     if not index.is_mirror:
         moment = http_date(seconds_of(file.uploaded))
@@ -4982,6 +5121,12 @@ def serve_file(request, index_path, path):
     if index.config.get("mirror_use_external_urls"):
         return redirect(file.url)
     return stream_from_upstream(request, index, file)
+
+
+def refuse_quarantined(file, status):
+    """A quarantined project's files are not handed out (PEP 792)."""
+    if status and status[0] == "quarantined":
+        raise Forbidden(f"{file.filename} is quarantined upstream: {status[1] or 'no reason given'}")
 
 
 def file_facts(file, project):
@@ -4999,8 +5144,7 @@ def serve_metadata_file(request, index, path):
     """The metadata file of a wheel (PEP 658), byte for byte as in the wheel."""
     app = request.app
     file, project, status = app.projects.file(index, path)
-    if status and status[0] == "quarantined":
-        raise Forbidden(f"{file.filename} is quarantined upstream: {status[1] or 'no reason given'}")
+    refuse_quarantined(file, status)
     sha256 = app.mirrors.metadata_blob(index, file) if index.is_mirror else file.metadata_sha256
     if not sha256:
         raise NotFound(f"no metadata found in {index.path}/{path}")
@@ -5063,21 +5207,18 @@ def stream_from_upstream(request, index, file):
     download = app.mirrors.download(index, file)
     headers = [("Content-Type", content_type(file.filename)), ("X-Accel-Buffering", "no")]
     if download.last_modified:
-        headers.append(("Last-Modified", one_line(download.last_modified)))
+        headers.append(("Last-Modified", download.last_modified))
     return Response(200, headers, stream=download.pieces(), length=download.length)
 
 
 def _upstream_head(request, index, file):
     """HEAD of a file that is not here: what is known, else what upstream says; nothing is kept."""
+    if request.app.settings.offline_mode:
+        raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
     headers = [("Content-Type", content_type(file.filename))]
     length = file.size
     if length is None:
-        url = request.app.mirrors.upstream_url(index, file)
-        with request.app.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method="HEAD") as head:
-            if head.status != 200:
-                problem = NotFound if head.status == 404 else UpstreamTrouble
-                raise problem(f"error {head.status} getting {public_url(url)}")
-            length = head.length()
+        length = request.app.mirrors.upstream_size(index, file)
     return Response(200, headers, stream=iter(()), length=length)
 
 
@@ -5139,7 +5280,7 @@ def _check_ascii(project):
 
 
 def _simple_format(request):
-    return simple_format(request.accept, request.query.get("format", "").replace(" ", "+"))
+    return simple_format(request.accept[:1000], request.query.get("format", "").replace(" ", "+"))
 
 
 def simple_project(request, index, project, depth):
@@ -5222,12 +5363,12 @@ def simple_list(request, index):
     lists = _each_name_once(lists, whole)
     for_people = form == "text/html" and not request.is_installer
     if for_people and whole is not None:
-        return Response(200, [*_simple_headers(form), ("Cache-Control", _list_caching(index))],
+        return Response(200, [*_simple_headers(form), ("Cache-Control", _list_caching(members))],
                         stream=_list_for_people(index, lists))
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
     head, separator, tail = LIST_PAGE[entries]
     headers = _simple_headers(form)
-    headers.append(("Cache-Control", _list_caching(index)))
+    headers.append(("Cache-Control", _list_caching(members)))
     own = [name for _, names in lists if names is not whole for name in names]
     if whole is None:
         body = b"".join(_list_for_people(index, lists)) if for_people else \
@@ -5271,8 +5412,8 @@ def _parts_response(request, headers, etag, parts):
     return Response(200, headers, parts=parts)
 
 
-def _list_caching(index):
-    return "private, no-cache" if index.restricted else "no-cache"
+def _list_caching(members):
+    return "private, no-cache" if any(member.restricted for member in members) else "no-cache"
 
 
 def _list_for_people(index, lists):
@@ -5323,7 +5464,6 @@ def get_project(request, user, index, project):
 def get_version(request, user, index, project, version):
     """devpi: one version of a project."""
     found = request.app.indexes.get(f"{user}/{index}")
-    version = version.rstrip("/")
     if project != normalize(project):
         slash = "/" if request.path.endswith("/") else ""
         return redirect(request.url(f"{found.path}/{quoted(normalize(project))}/{version}{slash}"))
@@ -5347,9 +5487,9 @@ def version_objects(request, index, project, ignore_bases):
     versions = {}
     for page in contributions.pages:
         origin, files = page.parts[0]
-        require_read(request, origin)
         if ignore_bases and origin.path != index.path:
             continue
+        require_read(request, origin)
         metadata = _mirror_metadata(project, files) if origin.is_mirror else _stage_metadata(app.store, origin, project)
         for version, content in metadata.items():
             links = [_link(request, origin, file) for file in files if file.version == version]
@@ -5396,7 +5536,7 @@ def _link(request, index, file):
 @route("DELETE", "/{user}/{index}/{project}/{version}[/]")
 def delete_version(request, user, index, project, version):
     found = require_delete_files(request, user, index)
-    version, project = version.rstrip("/"), normalize(project)
+    project = normalize(project)
     request.app.releases.remove_version(found, project, version, "force" in request.query, request.identity.user)
     return message_response(f"project '{project}' version '{version}' deleted")
 
@@ -5446,9 +5586,7 @@ def shown_config(request, index):
 @route("PUT", "/{user}/{index}[/]")
 def create_index(request, user, index):
     app = request.app
-    app.users.get(user)
-    if app.indexes.find(f"{user}/{index}"):
-        raise Conflict(f"index '{user}/{index}' exists")
+    app.indexes.refuse_existing(user, index)
     require(request, app.permissions.index_modify(request.identity, user),
             f"no permission to create index {user}/{index}")
     created = app.indexes.create(user, index, request.json(dict), who=request.identity.user)
@@ -5484,18 +5622,25 @@ def upload(request, user, index):
         raise BadRequest(f"expected a form (multipart/form-data) with a field ':action', got {one_line(type_, 60)!r}")
     if found.is_mirror:
         raise NotFound("cannot submit to mirror index")
-    if not app.permissions.upload(request.identity, found):
-        request.refuse(Unauthorized(f"uploading to {found.path} takes a login") if request.identity.user is None
-                       else Forbidden("no permission to submit"))
+    require_upload(request, found)
     if type_ == "application/x-www-form-urlencoded":
         return _take_upload(request, found, UploadForm(None), _urlencoded_form(request.body))
-    with app.blobs.stage() as staged:
-        form = UploadForm(staged)
+    with app.blobs.incoming() as incoming:
+        form = UploadForm(incoming)
         fields = form.read(request.body, _boundary(parameters))
         return _take_upload(request, found, form, fields)
 
 
+def require_upload(request, index):
+    if not request.app.permissions.upload(request.identity, index):
+        request.refuse(Unauthorized(f"uploading to {index.path} takes a login") if request.identity.user is None
+                       else Forbidden("no permission to submit"))
+
+
 def _take_upload(request, index, form, fields):
+    """Do what the form asks for.  Its body may have taken long: the index and the permission are looked at again."""
+    index = request.app.indexes.get(index.path)
+    require_upload(request, index)
     action = fields.get(":action", [None])[0]
     if action is None:
         raise BadRequest("the form has no field ':action'")
@@ -5506,7 +5651,7 @@ def _take_upload(request, index, form, fields):
     elif action == "file_upload":
         if form.filename is None:
             raise BadRequest("content file field not found")
-        stored = request.app.releases.upload(index, fields, form.filename, form.staged, who)
+        stored = request.app.releases.upload(index, fields, form.filename, form.incoming, who)
     else:
         raise BadRequest(f"action '{one_line(action, 60)}' not supported")
     return Response(200, [("Content-Type", HTML)], b"",
@@ -5531,10 +5676,10 @@ def _boundary(parameters):
 
 
 class UploadForm:
-    """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to a staged blob, fields to memory."""
+    """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to an incoming blob, fields to memory."""
 
-    def __init__(self, staged):
-        self.staged = staged
+    def __init__(self, incoming):
+        self.incoming = incoming
         self.filename = None
         self.fields = {}
         self.size = self.parts = 0
@@ -5555,7 +5700,7 @@ class UploadForm:
             if buffer.startswith(b"--"):
                 break
             while b"\r\n\r\n" not in buffer:
-                if len(buffer) > 16384:
+                if len(buffer) > Limits.part_head:
                     raise BadRequest("a part of the form has too long a head")
                 buffer = self._more(body, buffer)
             head, _, buffer = buffer.partition(b"\r\n\r\n")
@@ -5583,7 +5728,7 @@ class UploadForm:
             if self.filename is not None:
                 raise BadRequest("the form has two parts named 'content'")
             self.filename = filename
-            take, value = self.staged.write, None
+            take, value = self.incoming.write, None
         elif filename is not None:      # gpg_signature
             take, value = len, None
         else:
@@ -5750,6 +5895,13 @@ def _positive(text):
     return number
 
 
+def _not_negative(text):
+    number = int(text)
+    if number < 0:
+        raise ValueError("must not be negative")
+    return number
+
+
 def _seconds(text):
     number = float(text)
     if not 0 < number < 1e6:
@@ -5794,7 +5946,7 @@ SERVE_OPTIONS = {
     "absolute-urls": (None, False, "absolute file links on simple pages"),
     "trusted-proxy": (_networks, (), "addresses or networks whose X-Outside-URL and X-Real-IP count, besides loopback"),
     "restrict-modify": (_names, None, "the only users and :groups who may create and change users and indexes"),
-    "mirror-cache-expiry": (int, 1800, "seconds for which a mirrored page is not asked for again"),
+    "mirror-cache-expiry": (_not_negative, 1800, "seconds for which a mirrored page is not asked for again"),
     "request-timeout": (_seconds, 5.0, "seconds for which a request waits for upstream"),
     "offline-mode": (None, False, "never open a connection to upstream; serve what is here"),
     "max-request-body-size": (_positive, 1 << 30, "bytes; larger bodies get 413"),
@@ -5860,6 +6012,8 @@ def parse_options(command, arguments):
     for option, (type_, default, _) in options.items():
         variable = "DEVPISERVER_" + option.upper().replace("-", "_")
         text = os.environ.get(variable, "")
+        if option == "listen" and ("host" in values or "port" in values):
+            text = ""       # the command line has said where
         if option not in values and text:
             try:
                 value = (type_ or _boolean)(text)
@@ -5904,7 +6058,10 @@ def prepare_directory(path):
     if foreign and not ours:
         raise FatalError(f"{path} is neither empty nor a devpi_lite directory: it holds {', '.join(foreign[:3])}"
                          f"{' and more' if len(foreign) > 3 else ''}; choose another with --serverdir")
-    if os.name != "nt" and names and os.stat(path).st_mode & 0o077:
+    if not names:
+        with contextlib.suppress(PermissionError):      # somebody else's directory: the warning below says it
+            os.chmod(path, 0o700)
+    if os.name != "nt" and os.stat(path).st_mode & 0o077:
         log.warning("%s can be read by others: chmod 700 would stop that", path)
 
 
@@ -6051,7 +6208,7 @@ def command_serve(arguments):
         log.info("--root-passwd counts at the first start only; `passwd root` changes the password")
     app = App(settings, store, secret)
     app.blobs.clear_tmp()
-    MirrorNames.clear_leftovers(app.mirrors.cache)
+    MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})
     server = Server(app, listeners)
     stop_on_signals(server)
     sys.setswitchinterval(0.0005)
@@ -6086,8 +6243,6 @@ def listen(host, port):
 
 def announce(settings, app):
     """Say where we listen and what to type next."""
-    def authority(host, port):
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     host, port = settings.listen[0]
     base = settings.outside_url or f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
     for pair in settings.listen:
@@ -6124,6 +6279,10 @@ def main(arguments):
     try:
         return command(arguments) or 0
     except (FatalError, Problem) as error:
+        print(f"fatal: {error}", file=sys.stderr)
+        return 1
+    except (OSError, sqlite3.Error) as error:
+        logging.debug("where it happened", exc_info=True)
         print(f"fatal: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
