@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import bz2
 import collections
 import contextlib
 import dataclasses
@@ -217,14 +218,14 @@ def parse_core_metadata(data):
     A body becomes the description where no Description field stands (core metadata 2.1)."""
     message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(data)
     fields = {}
-    for key in {k.lower() for k in message.keys()}:
-        field = key.replace("-", "_")
+    for key, value in message.items():
+        field = key.lower().replace("-", "_")
         field = FIELD_SPELLINGS.get(field, field)
-        values = [_header_text(v) for v in message.get_all(key)]
+        value = _header_text(value)
         if field in LIST_FIELDS or field in NEWER_LIST_FIELDS:
-            fields[field] = values
+            fields.setdefault(field, []).append(value)
         else:
-            fields[field] = "" if values[0] == "UNKNOWN" else values[0]
+            fields.setdefault(field, "" if value == "UNKNOWN" else value)
     body = message.get_payload(decode=True) if not message.is_multipart() else b""
     if body and body.strip() and not fields.get("description"):
         fields["description"] = body.decode("utf-8", "replace")
@@ -430,6 +431,7 @@ class Limits:
     slowest_body = 1024             # bytes a second that a body must average after the first minute
     json_body = 4 << 20
     json_depth = 50
+    attributes = 256 << 10          # of a user or of an index
     form_field = 10 << 20
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
@@ -443,7 +445,9 @@ class Limits:
     ready_answer = 1 << 20          # the largest answer that the front keeps ready
     small_file = 256 << 10          # a file up to this size leaves in one send, from memory
     upstream_page = 100 << 20
-    upstream_page_time = 60
+    upstream_list = 200 << 20
+    upstream_file = 20 << 30        # where upstream does not say how large it is
+    upstream_page_time = 60         # also for the head of a file's answer
     upstream_stall = 30             # seconds without a byte from upstream
     upstream_list_time = 300
     upstream_redirects = 5
@@ -456,8 +460,10 @@ class Limits:
     waiting_flights = 1000          # for one host
     missing_projects = 10000        # remembered "not found" answers
     metadata_file = 10 << 20
-    archive_members = 200000
-    archive_bytes = 8 << 30         # unpacked, while an archive is looked through
+    metadata_lines = 20000          # before its body
+    archive_members = 100000
+    archive_bytes = 2 << 30         # unpacked, while an archive is looked through
+    archive_read = 16 << 20         # at once, while a tar is looked through
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password need not be hashed again
     session = 36000                 # life of a session token
@@ -468,24 +474,31 @@ class Limits:
 
 
 class Workers:
-    """A bounded crew of daemon threads for one kind of work; grows on demand, `limit` at most."""
+    """A bounded crew of daemon threads for one kind of work; grows on demand, to `limit` threads that are busy.
+
+    Threads that wait for a slow client or for upstream (see `outside_wait`) are not counted as busy, so that a few dozen
+    of those can't keep everybody else waiting; with them the crew has four times `limit` threads at most."""
 
     def __init__(self, name, limit, work):
         self.name, self.limit, self.work = name, limit, work
         self.waiting = queue.SimpleQueue()
         self.idle = threading.Semaphore(0)
-        self.count = 0
+        self.count = self.outside = 0
         self.lock = threading.Lock()
 
     def submit(self, item):
         self.waiting.put(item)
         if not self.idle.acquire(blocking=False):
-            with self.lock:
-                if self.count < self.limit:
-                    self.count += 1
-                    threading.Thread(target=self._run, name=f"{self.name}-{self.count}", daemon=True).start()
+            self._grow()
+
+    def _grow(self):
+        with self.lock:
+            if self.count < self.limit + min(self.outside, 3 * self.limit):
+                self.count += 1
+                threading.Thread(target=self._run, name=f"{self.name}-{self.count}", daemon=True).start()
 
     def _run(self):
+        threading.current_thread().crew = self
         while True:
             item = self.waiting.get()
             try:
@@ -493,6 +506,25 @@ class Workers:
             except Exception:
                 log.exception("%s failed", self.name)
             self.idle.release()
+
+    @contextlib.contextmanager
+    def away(self):
+        """While one of the crew waits for the outside."""
+        with self.lock:
+            self.outside += 1
+        if self.waiting.qsize():
+            self._grow()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.outside -= 1
+
+
+def outside_wait():
+    """A context for waiting on what may take long: a slow client, upstream."""
+    crew = getattr(threading.current_thread(), "crew", None)
+    return crew.away() if crew else contextlib.nullcontext()
 
 
 class Flight:
@@ -503,6 +535,13 @@ class Flight:
         self.created = time.monotonic()
         self.ended = threading.Event()
         self.error = None
+
+    def wait(self, seconds):
+        """Whether it ended within so many seconds."""
+        if self.ended.is_set():
+            return True
+        with outside_wait():
+            return self.ended.wait(seconds)
 
     def run(self):
         try:
@@ -1233,7 +1272,8 @@ def _check_zip_ends(file, filename, members):
 
 def _tar_metadata(file, filename):
     found = None
-    with tarfile.open(fileobj=file, mode="r:bz2" if filename.lower().endswith("bz2") else "r:gz") as archive:
+    unpacked = bz2.BZ2File(file) if filename.lower().endswith("bz2") else gzip.GzipFile(fileobj=file)
+    with tarfile.open(fileobj=BoundedReads(unpacked, filename), mode="r:") as archive:
         check = MemberCheck(filename)
         for member in archive:
             check(member.name, member.size)
@@ -1243,18 +1283,41 @@ def _tar_metadata(file, filename):
     return found
 
 
+class BoundedReads:
+    """An unpacked tar as `tarfile` reads it, refusing what a bomb needs: extension headers of a gigabyte, read at once, and
+    endless data."""
+
+    def __init__(self, file, filename):
+        self.file, self.filename, self.tell = file, filename, file.tell
+
+    def read(self, size):
+        if size > Limits.archive_read or self.tell() > Limits.archive_bytes:
+            raise too_much_in(self.filename)
+        return self.file.read(size)
+
+    def seek(self, position, whence=io.SEEK_SET):
+        if position > Limits.archive_bytes:
+            raise too_much_in(self.filename)
+        return self.file.seek(position, whence)
+
+
+def too_much_in(filename):
+    return BadRequest(f"'{filename}' holds too much: over {Limits.archive_members} members "
+                      f"or {Limits.archive_bytes} bytes")
+
+
 class MemberCheck:
     """Refuses an archive, member by member, that unpacks to too much or to outside of it."""
 
     def __init__(self, filename):
-        self.filename, self.unpacked, self.names = filename, 0, collections.Counter()
+        self.filename, self.unpacked, self.count, self.names = filename, 0, 0, collections.Counter()
 
     def __call__(self, name, size):
         self.unpacked += size
+        self.count += 1
         self.names[name] += 1
-        if len(self.names) > Limits.archive_members or self.unpacked > Limits.archive_bytes:
-            raise BadRequest(f"'{self.filename}' holds too much: over {Limits.archive_members} members "
-                             f"or {Limits.archive_bytes} bytes")
+        if self.count > Limits.archive_members or self.unpacked > Limits.archive_bytes:
+            raise too_much_in(self.filename)
         if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name \
                 or ".." in re.split(r"[/\\]", name):
             raise BadRequest(f"'{self.filename}' holds the member '{one_line(name)}', which leaves the archive")
@@ -1264,6 +1327,8 @@ def _bounded_metadata(member, filename):
     data = member.read(Limits.metadata_file + 1)
     if len(data) > Limits.metadata_file:
         raise BadRequest(f"the metadata in '{filename}' is larger than {Limits.metadata_file} bytes")
+    if data.partition(b"\n\n")[0].replace(b"\r\n", b"\n").count(b"\n") > Limits.metadata_lines:
+        raise BadRequest(f"the metadata in '{filename}' has more than {Limits.metadata_lines} header lines")
     return data
 
 
@@ -1386,15 +1451,23 @@ class Users:
             raise BadRequest("password needs to be set")
         pwhash = _new_hash(body["password"])
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
+        check_size("user", attributes)
         return self.store.write(_insert_user, name, pwhash, attributes, who=who)
 
     def modify(self, name, body, who=None):
         """devpi: PATCH /user.  Keys that are no attributes are ignored; an empty value removes one."""
         self.get(name)
         changes = {k: body[k] for k in USER_ATTRIBUTES if k in body}
+        check_size("user", changes)
         if body.get("password") is not None:
             changes["pwhash"] = _new_hash(body["password"])
         return self.store.write(_update_user, name, changes, who=who)
+
+
+def check_size(kind, attributes):
+    """Refuse attributes that would make every listing huge."""
+    if len(json.dumps(attributes)) > Limits.attributes:
+        raise TooLarge(f"the attributes of a {kind} may take {Limits.attributes} bytes at most")
 
 
 def _new_hash(password):
@@ -1453,7 +1526,8 @@ class Logins:
         self.users = users
         self.key = hmac.new(secret, b"devpi_lite session", "sha256").digest()
         self.memory_key = secrets.token_bytes(32)
-        self.remembered = collections.OrderedDict()     # keyed digest -> (fits, until)
+        self.remembered = collections.OrderedDict()     # keyed digest of user, hash and password -> (fits, until)
+        self.checking = {}                              # such a digest -> [lock, how many hold or want it]
         self.failures = collections.OrderedDict()       # (account, address) -> (count, wait until, last failure)
         self.lock = threading.Lock()
 
@@ -1487,54 +1561,82 @@ class Logins:
 
     # -- passwords
 
-    def check(self, user, secret, address):
-        """The identity for a user name with a session token or a password; anonymous if neither fits."""
+    def check(self, user, secret, address, is_login=False):
+        """The identity for a user name with a session token or a password; anonymous if neither fits.
+
+        The answer for a password is remembered for some minutes under a keyed digest, for the slow hash costs 50 ms.
+        The same wrong password once more counts as an attempt only where somebody logs in: an installer with an old
+        password in its URL sends it with every request."""
         if len(user) > 200:
             return NOBODY       # nobody has such a name, and it need not be remembered
         identity = self.check_token(user, secret)
         if identity:
             return identity
         account = self.users.find(user)
-        wait = self.wait_for(user, address)
-        if wait:
-            return Identity(wait=wait)
-        if account is not None and account.pwhash is not None and self._fits(account, secret):
-            self._succeeded(user, address)
-            return Identity(user, expires=time.monotonic() + Limits.password_memory)
-        self._failed(user, address)
-        return NOBODY
+        pwhash = account.pwhash if account and account.pwhash is not None else ""
+        digest = hmac.new(self.memory_key, f"{user}\n{pwhash}\n{secret}".encode("utf-8", "surrogatepass"), "sha256").digest()
+        with self._alone(digest):
+            fits, until = self.remembered.get(digest, (False, 0))
+            known = until >= time.monotonic()
+            if not known or is_login and not fits:
+                wait = self._count_attempt(user, address)
+                if wait:
+                    return Identity(wait=wait)
+                if not known:
+                    fits = bool(pwhash) and check_password(pwhash, secret)
+                    self._remember(digest, fits)
+            if not fits:
+                wait = self.wait_for(user, address)
+                return Identity(wait=wait) if wait else NOBODY
+        self._succeeded(user, address)
+        return Identity(user, expires=time.monotonic() + Limits.password_memory)
 
-    def _fits(self, account, password):
-        """Check a password; the answer is remembered for some minutes under a keyed digest of hash and password."""
-        data = f"{account.pwhash}\n{password}".encode("utf-8", "surrogatepass")
-        digest = hmac.new(self.memory_key, data, "sha256").digest()
-        fits, until = self.remembered.get(digest, (False, 0))
-        if until < time.monotonic():
-            fits = check_password(account.pwhash, password)
+    @contextlib.contextmanager
+    def _alone(self, digest):
+        """One thread at a time for the same credentials: fifty parallel requests cost one slow hash."""
+        with self.lock:
+            entry = self.checking.setdefault(digest, [threading.Lock(), 0])
+            entry[1] += 1
+        try:
+            with entry[0]:
+                yield
+        finally:
             with self.lock:
-                self.remembered[digest] = (fits, time.monotonic() + Limits.password_memory)
-                while len(self.remembered) > Limits.remembered_passwords:
-                    self.remembered.popitem(last=False)
-        return fits
+                entry[1] -= 1
+                if not entry[1]:
+                    del self.checking[digest]
+
+    def _remember(self, digest, fits):
+        with self.lock:
+            self.remembered[digest] = (fits, time.monotonic() + Limits.password_memory)
+            while len(self.remembered) > Limits.remembered_passwords:
+                self.remembered.popitem(last=False)
 
     def wait_for(self, user, address):
         """Seconds for which this account is not looked at from this address, after too many wrong passwords."""
         until = self.failures.get((user, address), (0, 0, 0))[1]
         return max(0, int(until - time.monotonic() + 0.999))
 
-    def _failed(self, user, address):
+    def _count_attempt(self, user, address):
+        """Count an attempt as failed until it succeeds; returns the seconds to wait if there were too many."""
         now = time.monotonic()
         with self.lock:
-            count, _, last = self.failures.pop((user, address), (0, 0, 0))
-            count = 1 if now - last > 15 * 60 else count + 1
-            extra = count - Limits.failed_logins
-            wait = min(2 ** extra, Limits.longest_login_wait) if extra > 0 else 0
-            self.failures[user, address] = (count, now + wait, now)
+            count, until, last = self.failures.pop((user, address), (0, 0, 0))
+            if now - last > 15 * 60:
+                count = 0
+            wait = max(0, int(until - now + 0.999))
+            if not wait:
+                count += 1
+                extra = count - Limits.failed_logins
+                until = now + min(2 ** extra, Limits.longest_login_wait) if extra >= 0 else 0
+                last = now
+            self.failures[user, address] = (count, until, last)
             while len(self.failures) > 10000:
                 self.failures.popitem(last=False)
         if wait:
             log.warning("%d failed logins as %s from %s: the next is looked at in %d s",
                         count, one_line(user, 60), address, wait)
+        return wait
 
     def _succeeded(self, user, address):
         if (user, address) in self.failures:
@@ -1888,6 +1990,7 @@ class Indexes:
         return self.store.write(_update_index, index, edit.config, who=who)
 
     def _check_config(self, config, *keys):
+        check_size("index", config)
         if config["type"] == "mirror" and "mirror_url" not in config:
             raise BadRequest("'mirror_url' option must be a URL.")
         if "bases" in keys:
@@ -2056,6 +2159,7 @@ class UpstreamClient:
         self.timeout = settings.request_timeout
         self.offline = settings.offline_mode
         self.lock = threading.Lock()
+        self.asking = {}            # connection that waits for an answer's head -> time.monotonic() to give up
         self.idle = {}              # (scheme, host, port) -> [(connection, since)]
         self.paused = {}            # (scheme, host, port) -> time.monotonic() until which it counts as down
         self.proxies = urllib.request.getproxies()
@@ -2113,6 +2217,8 @@ class UpstreamClient:
             if connection.sock is None:
                 connection.connect()
             connection.sock.settimeout(Limits.upstream_stall)
+            with self.lock:
+                self.asking[connection] = time.monotonic() + Limits.upstream_page_time
             connection.request(method, target, headers=headers)
             response = connection.getresponse()
         except (ConnectionError, http.client.BadStatusLine) as error:
@@ -2123,6 +2229,9 @@ class UpstreamClient:
         except BaseException:
             connection.close()
             raise
+        finally:
+            with self.lock:
+                self.asking.pop(connection, None)
         with self.lock:
             self.paused.pop(key, None)
         return UpstreamResponse(self, key, connection, response, url)
@@ -2172,6 +2281,17 @@ class UpstreamClient:
                 self.idle[origin] = [pair for pair in self.idle[origin] if now - pair[1] < Limits.upstream_idle]
                 if not self.idle[origin]:
                     del self.idle[origin]
+
+    def watch(self):
+        """A loop for a thread: break off answers whose head does not come to an end (slow lines, 100 Continue for ever)."""
+        while True:
+            time.sleep(1)
+            now = time.monotonic()
+            with self.lock:
+                late = [connection for connection, until in self.asking.items() if until < now]
+            for connection in late:
+                with contextlib.suppress(OSError, AttributeError):      # it may be over by now
+                    connection.sock.shutdown(socket.SHUT_RDWR)
 
     def is_paused(self, url):
         """Whether this host failed within the last seconds, so that it is not worth waiting for it."""
@@ -2412,6 +2532,8 @@ def read_page(response, limit, deadline):
             raise UpstreamTrouble(f"{public_url(response.url)}: the page is larger than {limit} bytes")
         if time.monotonic() > deadline:
             raise UpstreamTrouble(f"{public_url(response.url)}: the page takes too long")
+        if unzip and unzip.eof:
+            break
     expected = response.length()
     if expected is not None and not unzip and size != expected or unzip and not unzip.eof:
         raise UpstreamTrouble(f"{public_url(response.url)}: the page ended early")
@@ -2658,7 +2780,7 @@ class Mirrors:
         flight = self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
         trouble = UpstreamTrouble(f"{public_url(index.config['mirror_url'])} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
-        if flight.ended.wait(self.settings.request_timeout):
+        if flight.wait(self.settings.request_timeout):
             trouble = flight.error
         page = self.cached(index, name)
         if trouble is None:
@@ -2680,7 +2802,7 @@ class Mirrors:
         with self.lock:
             self.not_found.pop((index.id, index.config["mirror_url"], name), None)
         flight = self._start(index, "page", name, functools.partial(self._fetch_page, index, name, True))
-        if flight.ended.wait(self.settings.request_timeout) and flight.error:
+        if flight.wait(self.settings.request_timeout) and flight.error:
             log.warning("mirror %s: %s", index.path, flight.error.message)
 
     def cached(self, index, name):
@@ -2771,8 +2893,10 @@ class Mirrors:
             raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
         key = file.hash_spec if file.hash_spec.startswith("sha256=") else (index.id, file.path)
         download = self.downloads.start(key, origin_of(file.url), Download(self, index, file))
-        download.started.wait(Limits.longest_queue)
-        if not download.begun.wait(self.settings.request_timeout):
+        with outside_wait():
+            download.started.wait(Limits.longest_queue)
+            begun = download.begun.wait(self.settings.request_timeout)
+        if not begun:
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
                                   f"{self.settings.request_timeout:g} seconds")
         if download.error and not download.finished:
@@ -2795,7 +2919,7 @@ class Mirrors:
             with self._get_file(index, file, "", "HEAD") as head:
                 sizes.append(head.length())
         flight = self._start(index, "size", file.path, ask)
-        if not flight.ended.wait(self.settings.request_timeout):
+        if not flight.wait(self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within {self.settings.request_timeout:g} seconds")
         if flight.error:
             raise flight.error
@@ -2826,7 +2950,7 @@ class Mirrors:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
         found = []
         flight = self._start(index, "metadata", file.path, lambda: found.append(self._fetch_metadata(index, file)))
-        if not flight.ended.wait(self.settings.request_timeout):
+        if not flight.wait(self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
         if flight.error:
             raise flight.error
@@ -2875,11 +2999,17 @@ class Mirrors:
             return names
         flight = self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
         patience = self.settings.request_timeout if names else max(30, self.settings.request_timeout)
-        if flight.ended.wait(patience) and flight.error is None:
+        if flight.wait(patience) and flight.error is None:
             names = MirrorNames.load(self.cache, index)
         elif flight.error:
             log.warning("mirror %s: %s", index.path, flight.error.message)
-        return names or self.cached_names(index)
+        if names:
+            return names
+        cached = self.cached_names(index)
+        if not cached:
+            raise flight.error or UpstreamTrouble(f"the project list of {public_url(index.config['mirror_url'])} is on its "
+                                                  "way, try again in a minute")
+        return cached
 
     def cached_names(self, index):
         """The projects whose pages are kept here."""
@@ -2945,10 +3075,11 @@ def _store_page(change, index, name, page, etag, origin, serial):
             _insert_mirror_file(change, index, project_id, name, position, path, new, now)
         else:
             _update_mirror_file(change, before, position, new)
+    listed = {new.filename for new in page.files}
     for file in old.values():
         if file.position is not None:
             change.execute("UPDATE files SET position = NULL WHERE id = ?", (file.id,))
-            if any(new.filename == file.filename for new in page.files):
+            if file.filename in listed:
                 log.warning("mirror %s: upstream changed the bytes of %s", index.path, one_line(file.filename))
     change.touch(project_tag(index.id, name))
 
@@ -3036,6 +3167,7 @@ class Download(Flight):
         file, mirrors = self.file, self.mirrors
         with mirrors._get_file(self.index, file) as response:
             self.length = response.length()
+            self._check_announced()
             self.last_modified = one_line(response.header("Last-Modified"), 100)
             with mirrors.blobs.incoming() as incoming:
                 self.opened = incoming.path
@@ -3047,6 +3179,7 @@ class Download(Flight):
                         break
                     ready = incoming.size
                     incoming.write(piece)
+                    self._check_pace(incoming.size)
                     check.update(piece)
                     self._grow(ready)
                 self._check(incoming.size, check)
@@ -3056,11 +3189,30 @@ class Download(Flight):
         self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, incoming.size, self.last_modified, metadata)
         self._grow(incoming.size, finished=True)
 
+    @property
+    def _expected(self):
+        """The size that was announced, or None."""
+        return self.length if self.length is not None else self.file.size
+
+    def _check_announced(self):
+        """Refuse what can't turn out right, before anything is sent on."""
+        if None not in (self.length, self.file.size) and self.length != self.file.size:
+            raise UpstreamTrouble(f"{public_url(self.file.url)} has {self.length} bytes, announced were {self.file.size}")
+        if (self._expected or 0) > shutil.disk_usage(self.mirrors.blobs.tmp).free:
+            raise NoSpace(f"{self.file.filename} has {self._expected} bytes, more than this server's disk has free")
+
+    def _check_pace(self, size):
+        """Stop what is longer than announced, endless, or hardly moving."""
+        if size > (Limits.upstream_file if self._expected is None else self._expected):
+            raise UpstreamTrouble(f"{public_url(self.file.url)} gives more than {self._expected or size} bytes")
+        spent = time.monotonic() - self.created
+        if spent > Limits.stall and size < (spent - Limits.stall) * Limits.slowest_body:
+            raise UpstreamTrouble(f"{public_url(self.file.url)} comes too slowly")
+
     def _check(self, size, check):
         url = self.file.url
-        expected = self.length if self.length is not None else self.file.size
-        if expected is not None and size != expected:
-            raise UpstreamTrouble(f"{public_url(url)} gave {size} bytes, announced were {expected}")
+        if self._expected not in (None, size):
+            raise UpstreamTrouble(f"{public_url(url)} gave {size} bytes, announced were {self._expected}")
         digest = self.file.hash_spec.partition("=")[2]
         if digest and not hmac.compare_digest(check.hexdigest(), digest):
             raise UpstreamTrouble(f"{public_url(url)} has another hash than announced: "
@@ -3106,7 +3258,7 @@ class Download(Flight):
 
     def _wait_for(self, sent):
         """Wait until there is more than `sent`, or the end; returns whether it ended."""
-        with self.grown:
+        with outside_wait(), self.grown:
             while self.available <= sent and not self.finished and not self.error:
                 if not self.grown.wait(Limits.stall):
                     raise UpstreamTrouble("upstream stopped sending")
@@ -3221,8 +3373,8 @@ _LIST_ANCHOR = re.compile(rb"<a(?:\s[^>]{0,2000})?>([^<]{1,300})</a", re.IGNOREC
 _NORMAL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LIST_PAGE = {"projects.json": (f'{{"meta":{{"api-version":"{API_VERSION}"}},"projects":[', ",", "]}"),
              "projects.html": ('<!DOCTYPE html><html lang="en"><head>'
-                               f'<meta name="pypi:repository-version" content="{API_VERSION}">'
-                               "<title>Simple index</title></head><body>\n", "", "</body></html>\n")}
+                               f'<meta name="pypi:repository-version" content="{API_VERSION}"><style>a {{ display: block }}'
+                               "</style><title>Simple index</title></head><body>\n", "", "</body></html>\n")}
 
 
 def list_entries(form, names):
@@ -3244,7 +3396,7 @@ def fetch_names(job):
             return {"count": None}
         if response.status != 200:
             raise UpstreamTrouble(f"{public_url(job['url'])} answered {response.status}")
-        body = read_page(response, 10 * Limits.upstream_page, time.monotonic() + Limits.upstream_list_time)
+        body = read_page(response, Limits.upstream_list, time.monotonic() + Limits.upstream_list_time)
     serial = response.header("X-PyPI-Last-Serial")
     names = parse_names(job["url"], body, is_json_page(response.header("Content-Type"), body))
     with open(os.path.join(job["folder"], "names"), "w", encoding="ascii") as file:
@@ -3800,6 +3952,7 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]
 _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
+_BLANK_LINES = re.compile(rb"(?:\r\n)+")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth", "content-type", "range"}
 
@@ -3864,7 +4017,7 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 def wait_for(sock, event, seconds):
     """Whether a socket becomes readable or writable within so many seconds."""
-    with _Selector() as selector:
+    with _Selector() as selector, outside_wait():
         selector.register(sock, event)
         return bool(selector.select(seconds))
 
@@ -3951,14 +4104,14 @@ class Connection:
         self.since = time.monotonic()
         self.deadline = self.since + Limits.keep_alive
 
-    def receive(self):
-        """More bytes, in a worker; b"" at the end.  BadHead if none come in time."""
+    def receive(self, patience):
+        """More bytes, in a worker; b"" at the end.  BadHead if none come within `patience` seconds."""
         while True:
             try:
                 return self.sock.recv(256 << 10)
             except (BlockingIOError, InterruptedError):
-                if not wait_for(self.sock, selectors.EVENT_READ, Limits.stall):
-                    raise BadHead(f"no byte of the request came within {Limits.stall} seconds", 408) from None
+                if not wait_for(self.sock, selectors.EVENT_READ, patience):
+                    raise BadHead(f"no byte of the request came within {patience} seconds", 408) from None
 
     def send(self, *pieces):
         """Send all of these byte strings; OSError if the client does not take them."""
@@ -3979,6 +4132,7 @@ class Body:
         self.ended = self.left == 0
         self.expects = headers.get("expect", "").lower() == "100-continue" and not self.ended
         self.chunk_left = 0
+        self.patience = Limits.stall
 
     def check_limit(self):
         if (self.announced or self.received) > self.limit:
@@ -4004,14 +4158,19 @@ class Body:
         """Some of the next `size` bytes, at least one."""
         connection = self.connection
         if not connection.buffer:
-            spent = time.monotonic() - self.began
-            if spent > Limits.stall and self.received < (spent - Limits.stall) * Limits.slowest_body:
-                raise BadHead("the request's body comes too slowly", 408)
-            connection.buffer = connection.receive()
-            if not connection.buffer:
-                raise BadHead("the connection was closed inside the request's body")
+            self._receive()
         data, connection.buffer = connection.buffer[:size], connection.buffer[size:]
         return data
+
+    def _receive(self):
+        """Have more bytes in the connection's buffer."""
+        spent = time.monotonic() - self.began
+        if spent > Limits.stall and self.received < (spent - Limits.stall) * Limits.slowest_body:
+            raise BadHead("the request's body comes too slowly", 408)
+        data = self.connection.receive(self.patience)
+        if not data:
+            raise BadHead("the connection was closed inside the request's body")
+        self.connection.buffer += data
 
     def _line(self):
         """The next line of the chunked framing, without its CRLF."""
@@ -4025,10 +4184,7 @@ class Body:
                 return line[:-1]
             if len(line) > 4096:
                 raise BadHead("malformed chunk")
-            more = connection.receive()
-            if not more:
-                raise BadHead("the connection was closed inside the request's body")
-            connection.buffer += more
+            self._receive()
 
     def _read_chunk(self, size):
         if not self.chunk_left:
@@ -4070,6 +4226,7 @@ class Body:
             return self.ended
         self.limit = max(self.limit, Limits.drained_body)
         began = time.monotonic()
+        self.patience = 2
         left = Limits.drained_body
         if (self.left or 0) > left:
             return False
@@ -4237,6 +4394,11 @@ class Request:
         """Raise `problem`, or rather 429 if the credentials were not even looked at."""
         if self.identity.wait:
             raise TooManyLogins(self.identity.wait)
+        if self.has_credentials and self.identity.user is None:
+            problem.message += " (the user name or password that came along is wrong, or the login has ended)"
+            if "devpi-client" in self.header("user-agent"):     # this makes it forget its dead login and say so
+                problem.status = 401
+                problem.headers.append(("Location", self.url("+login")))
         raise problem
 
     def json(self, *shapes):
@@ -4599,10 +4761,14 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             for key, mask in events:
                 target = key.data
                 if type(target) is Connection:
-                    if target.pending is not None:
-                        self._send_pending(target)
-                    else:
-                        self._readable(target, now)
+                    try:
+                        if target.pending is not None:
+                            self._send_pending(target)
+                        else:
+                            self._readable(target, now)
+                    except Exception:       # one connection must not end the service for all
+                        log.exception("a connection from %s failed", target.address)
+                        self._close(target)
                 elif target is self.waker:
                     self._take_back(now)
                 else:
@@ -4733,8 +4899,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _dispatch(self, connection):
         """Hand the connection over if its buffer holds a head, or something that will never be one."""
         buffer = connection.buffer
-        while buffer.startswith(b"\r\n"):       # RFC 9112 2.2: blank lines before a request are passed over
-            buffer = connection.buffer = buffer[2:]
+        if buffer.startswith(b"\r\n"):          # RFC 9112 2.2: blank lines before a request are passed over
+            buffer = connection.buffer = buffer[_BLANK_LINES.match(buffer).end():]
         start = max(0, connection.scanned - 3)
         end = buffer.find(b"\r\n\r\n", start)
         if end < 0 and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer, start) \
@@ -5047,7 +5213,7 @@ def login(request):
     if not isinstance(user, str) or not isinstance(password, str):
         raise BadRequest("Bad request: user and password must be strings")
     logins = request.app.logins
-    identity = logins.check(user, password, request.address)
+    identity = logins.check(user, password, request.address, is_login=True)
     if identity.wait:
         raise TooManyLogins(identity.wait)
     if identity.user is None or logins.check_token(user, password):
@@ -5352,37 +5518,67 @@ def _quality_of_gzip(header):
 
 
 def simple_list(request, index):
-    """All project names of an index and its bases, each once; a mirror's list is sent straight from disk."""
+    """All project names of an index and its bases, each once (PEP 503, 691)."""
     app = request.app
     require_read(request, index)
-    form = _simple_format(request)
     members = [member for member in app.indexes.order(index)
                if member is index or app.permissions.read(request.identity, member)]
-    lists = [(member, app.projects.names(member)) for member in members]
+    lists, stale = [], False
+    for member in members:
+        try:
+            lists.append((member, app.projects.names(member)))
+        except UpstreamTrouble as problem:
+            if index.is_mirror:
+                raise
+            log.warning("the project list of %s is left out: %s", member.path, problem.message)
+            stale = True
     whole = max((names for _, names in lists if isinstance(names, MirrorNames)), key=lambda names: names.count, default=None)
     lists = _each_name_once(lists, whole)
-    for_people = form == "text/html" and not request.is_installer
-    if for_people and whole is not None:
-        return Response(200, [*_simple_headers(form), ("Cache-Control", _list_caching(members))],
-                        stream=_list_for_people(index, lists))
-    entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
-    head, separator, tail = LIST_PAGE[entries]
-    headers = _simple_headers(form)
-    headers.append(("Cache-Control", _list_caching(members)))
-    own = [name for _, names in lists if names is not whole for name in names]
     if whole is None:
-        body = b"".join(_list_for_people(index, lists)) if for_people else \
-            (head + list_entries(entries, own) + tail).encode()
-        tags = frozenset(names_tag(member.id) for member in members if not member.is_mirror)
-        rendered = Rendered(body, {SIMPLE_JSON: "json", SIMPLE_HTML: "v1html"}.get(form, "html"), ProjectPage(""))
-        keep = not any(member.is_mirror for member in members) and len(members) == len(app.indexes.order(index))
-        return _page_response(request, index, rendered, form, tags if keep else None)
+        return _small_list(request, index, lists, stale)
+    private = any(member.restricted for member in members)
+    return _large_list(request, index, lists, whole, "private, no-cache" if private else "no-cache")
+
+
+def _small_list(request, index, lists, stale):
+    """A project list that is made here, and kept if no mirror has a part in it."""
+    form = _simple_format(request)
+    names = [name for _, names in lists for name in names]
+    if form == SIMPLE_JSON:
+        label, body = "json", _list_in_one("projects.json", names)
+    elif form == SIMPLE_HTML or request.is_installer:
+        label, body = "v1html" if form == SIMPLE_HTML else "html", _list_in_one("projects.html", names)
+    else:
+        label, body = "people", b"".join(_list_for_people(index, lists, None))
+    page = ProjectPage("", tuple((member, ()) for member, _ in lists), stale=stale)
+    order = request.app.indexes.order(index)
+    tags = frozenset(names_tag(member.id) for member in order)
+    keep = len(lists) == len(order) and not any(member.is_mirror for member in order)
+    return _page_response(request, index, Rendered(body, label, page), form, tags if keep else None)
+
+
+def _list_in_one(form, names):
+    head, _, tail = LIST_PAGE[form]
+    return (head + list_entries(form, names) + tail).encode()
+
+
+def _large_list(request, index, lists, whole, caching):
+    """A project list of which the most comes from disk, as a mirror's child process wrote it."""
+    form = _simple_format(request)
+    entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
+    headers = [*_simple_headers(form), ("Cache-Control", caching)]
+    own = [name for _, names in lists if names is not whole for name in names]
     if whole.serial and index.is_mirror:
         headers.append(("X-PYPI-LAST-SERIAL", str(whole.serial)))
-    etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-{os.path.basename(whole.folder)}-{entries[-4:]}'
-    if not own and _quality_of_gzip(request.header("accept-encoding")) > 0:
+    for_people = form == "text/html" and not request.is_installer and not index.is_mirror
+    etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-{os.path.basename(whole.folder)}-' \
+           f'{"people" if for_people else form[-4:]}'
+    if not own and not for_people and _quality_of_gzip(request.header("accept-encoding")) > 0:
         headers.append(("Content-Encoding", "gzip"))
         return _parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
+    if for_people:
+        return _parts_response(request, headers, etag + '"', list(_list_for_people(index, lists, whole)))
+    head, separator, tail = LIST_PAGE[entries]
     before = head + list_entries(entries, own) + (separator if own and whole.count else "")
     return _parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
 
@@ -5412,26 +5608,19 @@ def _parts_response(request, headers, etag, parts):
     return Response(200, headers, parts=parts)
 
 
-def _list_caching(members):
-    return "private, no-cache" if any(member.restricted for member in members) else "no-cache"
-
-
-def _list_for_people(index, lists):
-    """The project list as people see it, by index, in pieces."""
+def _list_for_people(index, lists, whole):
+    """The project list as people see it, by index: byte strings, and the path of what `whole` has on disk."""
     title = html.escape(f"{index.path}: simple list (including inherited indices)")
-    piece = (f'<!DOCTYPE html><html lang="en"><head><meta name="pypi:repository-version" content="{API_VERSION}">'
-             f"<title>{title}</title></head><body><h1>{title}</h1>\n")
+    head = LIST_PAGE["projects.html"][0].replace("Simple index", title)
+    yield f"{head}<h1>{title}</h1>\n".encode()
     for member, names in lists:
         bases = ",".join(member.config.get("bases", ()))
-        piece += f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n"
-        names = iter(names)
-        while True:
-            some = "".join([f'<a href="{name}/">{name}</a><br>\n' for name in itertools.islice(names, 2000)])
-            if not some:
-                break
-            yield (piece + some).encode()
-            piece = ""
-    yield (piece + "</body></html>\n").encode()
+        yield f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n".encode()
+        if names is whole:
+            yield whole.part("projects.html")
+        else:
+            yield "".join([f'<a href="{name}/">{name}</a><br>\n' for name in names]).encode()
+    yield b"</body></html>\n"
 
 
 # -- projects and versions
@@ -5568,7 +5757,11 @@ def get_index(request, user, index):
     config = shown_config(request, found)
     if "no_projects" in request.query:
         return result_response("indexconfig", config)
-    names = app.projects.names(found)
+    try:
+        names = app.projects.names(found)
+    except UpstreamTrouble as problem:      # the configuration is worth having all the same
+        log.warning("mirror %s: %s", found.path, problem.message)
+        names = ()
     if not isinstance(names, MirrorNames):
         return result_response("indexconfig", {**config, "projects": sorted(names)})
     before = json.dumps({"type": "indexconfig", "result": {**config, "projects": []}})[:-len("]}}")]
@@ -5909,12 +6102,18 @@ def _seconds(text):
     return number
 
 
+def _port(text):
+    if not text.isdigit() or int(text) > 65535:
+        raise ValueError(f"{text!r} is no port: a number from 0 to 65535")
+    return int(text)
+
+
 def _listen_address(text):
     """`HOST:PORT`, `*:PORT`, `[::1]:PORT` as (host, port)."""
     host, colon, port = text.rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon:
         raise ValueError(f"{text!r} is not HOST:PORT")
-    return ("0.0.0.0" if host == "*" else host.strip("[]")), int(port)
+    return ("0.0.0.0" if host == "*" else host.strip("[]")), _port(port)
 
 
 def _outside_url(text):
@@ -5940,7 +6139,7 @@ INIT_OPTIONS = {
     "no-root-pypi": (None, False, "don't make the mirror root/pypi at the first start")}
 SERVE_OPTIONS = {
     "host": (str, "127.0.0.1", "address to listen on"),
-    "port": (int, 3141, "port to listen on; 0: any free one"),
+    "port": (_port, 3141, "port to listen on; 0: any free one"),
     "listen": (_listen_address, (), "HOST:PORT to listen on, in place of --host and --port; may be repeated"),
     "outside-url": (_outside_url, "", "start of absolute links, where a proxy stands in front"),
     "absolute-urls": (None, False, "absolute file links on simple pages"),
@@ -6005,6 +6204,9 @@ def _for_argparse(type_):
 def parse_options(command, arguments):
     """The command's options as a dict by option name: command line, environment, default."""
     parser = make_parser(command)
+    for word in COMMANDS:
+        if command == "serve" and word in arguments:
+            parser.error(f"the command comes first: {parser.prog} {word} ...")
     values = vars(parser.parse_args(arguments))
     options = values.pop("options")
     if "listen" in values and ("host" in values or "port" in values):
@@ -6022,8 +6224,6 @@ def parse_options(command, arguments):
             values[option] = [value] if option == "listen" else value
         values.setdefault(option, default)
     values["serverdir"] = os.path.abspath(os.path.expanduser(values["serverdir"]))
-    if not 0 <= values.get("port", 0) <= 65535:
-        parser.error("--port must be between 0 and 65535")
     return values
 
 
@@ -6044,12 +6244,14 @@ def make_settings(options):
 def prepare_directory(path):
     """Make the server directory, or refuse one that holds something else."""
     try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
         names = set(os.listdir(path))
-    except FileNotFoundError:
-        os.makedirs(path, mode=0o700)
-        names = set()
-    except NotADirectoryError:
+    except FileExistsError:
         raise FatalError(f"{path} is a file, not a directory") from None
+    except OSError as error:
+        raise FatalError(f"can't use {path}: {error.strerror}; choose another directory with --serverdir") from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise FatalError(f"can't write to {path}; choose another directory with --serverdir")
     if ".nodeinfo" in names and "devpi_lite.db" not in names:
         raise FatalError(f"{path} belongs to a devpi-server: copy its data out with devpi-export and "
                          "import that into another, empty directory")
@@ -6160,7 +6362,7 @@ def command_passwd(arguments):
     options = parse_options("passwd", arguments)
     with contextlib.closing(Store(options["serverdir"])) as store:
         users = Users(store)
-        name = options["user"] or input("user: ").strip()
+        name = options["user"] or _ask(input, "user: ").strip()
         if users.find(name) is None:
             raise FatalError(f"user not found: {name}")
         password = sys.stdin.readline().rstrip("\r\n") if options["stdin"] else _ask_twice(name)
@@ -6170,10 +6372,17 @@ def command_passwd(arguments):
     print(f"password of {name} changed")
 
 
+def _ask(how, question):
+    try:
+        return how(question)
+    except EOFError:
+        raise FatalError("nobody is there to answer: name the user, and give the password with --stdin") from None
+
+
 def _ask_twice(name):
     for _ in range(3):
-        password = getpass.getpass(f"new password for {name}: ")
-        if password == getpass.getpass("once more: "):
+        password = _ask(getpass.getpass, f"new password for {name}: ")
+        if password == _ask(getpass.getpass, "once more: "):
             return password
         print("the two differ", file=sys.stderr)
     raise FatalError("the passwords did not agree")
@@ -6197,10 +6406,10 @@ def command_serve(arguments):
     logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
     prepare_directory(settings.serverdir)
     lock = take_lock(settings.serverdir)
+    listeners = [listen(host, port) for host, port in settings.listen]
+    secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings.serverdir, create=True)
     store.commits.is_server = True
-    secret = read_secret(settings.serverdir, settings.secretfile)
-    listeners = [listen(host, port) for host, port in settings.listen]
     settings = dataclasses.replace(settings, listen=tuple(listener.getsockname()[:2] for listener in listeners))
     if not is_initialised(store):
         initialise(store, options)
@@ -6216,6 +6425,7 @@ def command_serve(arguments):
     gc.set_threshold(20000, 20, 100)
     threading.Thread(target=app.access_log.run, name="access log", daemon=True).start()
     threading.Thread(target=app.clean_regularly, name="cleaner", daemon=True).start()
+    threading.Thread(target=app.client.watch, name="upstream watch", daemon=True).start()
     announce(settings, app)
     server.serve_forever()
     app.mirrors.downloads.settle(2)
@@ -6236,7 +6446,8 @@ def listen(host, port):
         listener.bind(address)
         listener.listen(1024)
     except OSError as error:
-        raise FatalError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
+        raise FatalError(f"can't listen on {host}:{port}: {error.strerror or error}; --host and --port choose another "
+                         "address") from None
     listener.setblocking(False)
     return listener
 
@@ -6282,8 +6493,8 @@ def main(arguments):
         print(f"fatal: {error}", file=sys.stderr)
         return 1
     except (OSError, sqlite3.Error) as error:
-        logging.debug("where it happened", exc_info=True)
-        print(f"fatal: {error}", file=sys.stderr)
+        log.debug("where it happened", exc_info=True)
+        print(f"fatal: {'the database: ' if isinstance(error, sqlite3.Error) else ''}{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 1
