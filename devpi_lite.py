@@ -1572,6 +1572,9 @@ class Logins:
         identity = self.check_token(user, secret)
         if identity:
             return identity
+        wait = self.wait_for(user, address)
+        if wait:        # not even for a remembered password: guessing must not get faster by its being in use
+            return Identity(wait=wait)
         account = self.users.find(user)
         pwhash = account.pwhash if account and account.pwhash is not None else ""
         digest = hmac.new(self.memory_key, f"{user}\n{pwhash}\n{secret}".encode("utf-8", "surrogatepass"), "sha256").digest()
