@@ -469,6 +469,8 @@ class Limits:
     session = 36000                 # life of a session token
     failed_logins = 5               # of one account from one address, before waiting begins
     longest_login_wait = 60
+    failure_memory = 900            # seconds after which failed logins are forgotten
+    remembered_failures = 10000
     busy = 10                       # seconds a writer waits for another process
     shutdown = 30                   # seconds that running requests may take to end
 
@@ -1625,7 +1627,7 @@ class Logins:
         now = time.monotonic()
         with self.lock:
             count, until, last = self.failures.pop((user, address), (0, 0, 0))
-            if now - last > 15 * 60:
+            if now - last > Limits.failure_memory:
                 count = 0
             wait = max(0, int(until - now + 0.999))
             if not wait:
@@ -1634,7 +1636,7 @@ class Logins:
                 until = now + min(2 ** extra, Limits.longest_login_wait) if extra >= 0 else 0
                 last = now
             self.failures[user, address] = (count, until, last)
-            while len(self.failures) > 10000:
+            while len(self.failures) > Limits.remembered_failures:
                 self.failures.popitem(last=False)
         if wait:
             log.warning("%d failed logins as %s from %s: the next is looked at in %d s",
