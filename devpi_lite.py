@@ -443,6 +443,7 @@ class Limits:
     answer_cache = 64 << 20
     page_cache = 64 << 20
     ready_answer = 1 << 20          # the largest answer that the front keeps ready
+    ready_head = 4 << 10            # the largest head of a request that it is kept under
     small_file = 256 << 10          # a file up to this size leaves in one send, from memory
     upstream_page = 100 << 20
     upstream_list = 200 << 20
@@ -4260,6 +4261,14 @@ class Response:
     tags: frozenset | None = None
     expires: float = 0
 
+    def content_length(self):
+        """The size of the body in bytes; None if that shows only at its end."""
+        if self.stream is not None:
+            return self.length
+        if self.parts is not None:
+            return sum(part.length if isinstance(part, FilePart) else len(part) for part in self.parts)
+        return len(self.body)
+
 
 def json_response(content, status=200, headers=()):
     """Any JSON; the type without a charset, which the devpi client compares as a whole."""
@@ -4540,14 +4549,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def setup(self):
-        self.connection = self.request
+        self.connection = self.request      # what socketserver calls the request is a Connection here, not a socket
         self.keep = False
 
     def finish(self):
         self.server.give_back(self.connection, self.keep)
 
     def handle_one_request(self):
-        """Answer the request whose head is in the buffer; goes on while a further one is there (pipelining)."""
+        """Answer the request whose head is in the buffer.
+
+        `handle` calls this again while `close_connection` is false, that is if the next request is here already
+        (pipelining); otherwise `keep` says whether the front gets the connection back open."""
         connection, app = self.connection, self.server.app
         self.close_connection = True
         raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
@@ -4563,7 +4575,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             complete = request.body.ended or request.body.drain()
             persistent = complete and self._wants_keep_alive(request) and not self.server.stopping
             self.keep = self._send(request, response, persistent)
-            if not complete:
+            if not complete and connection.pending is None:
                 self.server.linger(connection, Limits.drained_body)
         except BadHead as problem:
             self._refuse(request, problem)
@@ -4592,34 +4604,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
         What a slow client does not take at once is left in `connection.pending`, for the front to go on with."""
         app = self.server.app
         silent = response.status in (204, 304) or request is not None and request.method == "HEAD"
-        if response.parts is not None:
-            length = sum(part.length if isinstance(part, FilePart) else len(part) for part in response.parts)
-        else:
-            length = len(response.body) if response.stream is None else response.length
+        length = response.content_length()
         chunked = length is None and request is not None and request.version >= (1, 1)
         persistent = persistent and (length is not None or chunked)
         head = self._head(request, response, persistent, length, chunked) + app.constant_headers
         variable = app.variable_headers(request.serial if request else app.store.serial)
-        if response.stream is not None and not silent:
+        if silent:
+            Outgoing(response.parts or ()).close()
+            self._send_or_leave(Outgoing([head, variable]))
+        elif response.stream is None:
+            self._send_or_leave(Outgoing([head, variable, *(response.parts or [response.body])]))
+        else:
             try:
-                whole = self._send_stream(response.stream, head + variable, length, chunked)
+                persistent = self._send_stream(response.stream, head + variable, length, chunked) and persistent
             except Problem as problem:      # before a single byte left: say what happened
                 return self._send(request, problem_response(problem, request.accept, request.errors), persistent)
-        else:
-            outgoing = Outgoing([head, variable, *(response.parts or [response.body])])
-            if silent:
-                outgoing.close()
-                outgoing = Outgoing([head, variable])
-            whole = True
-            self._send_or_leave(outgoing)
         if request is not None:
-            what = f"{request.method} {visible(request.target)}"
-            user = request.identity.user if request.has_credentials else None
-            app.access_log.add(what, response.status, request.began, length or 0, user, request.address)
+            ready = ReadyAnswer(head, b"" if silent else response.body, f"{request.method} {visible(request.target)}",
+                                response.status, request.identity.user if request.has_credentials else None, request.address)
+            app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user, ready.address)
             if response.tags is not None and persistent and response.parts is None and response.stream is None:
-                self._keep_ready(request, response, ReadyAnswer(
-                    head, b"" if silent else response.body, what, response.status, user, request.address))
-        return persistent and whole
+                self._keep_ready(request, response, ready)
+        return persistent
 
     @staticmethod
     def _head(request, response, persistent, length, chunked):
@@ -4674,7 +4680,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _keep_ready(self, request, response, ready):
         """Enter the answer into the answer cache, under the very bytes of the request's head."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
-        if request.method not in ("GET", "HEAD") or len(request.raw_head) > 4096 or size > Limits.ready_answer \
+        if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head or size > Limits.ready_answer \
                 or "content-length" in request.headers or "transfer-encoding" in request.headers:
             return
         expires = response.expires
@@ -4712,12 +4718,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.workers.submit((request, client_address, time.monotonic()))
 
     def _work(self, item):
-        request, client_address, since = item
-        if time.monotonic() - since > Limits.longest_queue:
-            request.send(self._busy_answer())
-            self.give_back(request, False)
-        else:
-            self.process_request_thread(request, client_address)
+        connection, client_address, since = item
+        if time.monotonic() - since <= Limits.longest_queue:
+            self.process_request_thread(connection, client_address)
+            return
+        with contextlib.suppress(OSError):      # nobody may be there any more
+            connection.send(self._busy_answer())
+        self.give_back(connection, False)
 
     def shutdown_request(self, request):
         """A worker is done with the connection; `Handler.finish` has said what becomes of it."""
@@ -4763,21 +4770,19 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if self.app.store.commits.changed():
                 self.app.store.refresh_serial()
             now = time.monotonic()
-            for key, mask in events:
+            for key, _ in events:
                 target = key.data
-                if type(target) is Connection:
-                    try:
-                        if target.pending is not None:
-                            self._send_pending(target)
-                        else:
-                            self._readable(target, now)
-                    except Exception:       # one connection must not end the service for all
-                        log.exception("a connection from %s failed", target.address)
+                try:
+                    if type(target) is not Connection:
+                        self._take_back(now) if target is self.waker else self._accept(target)
+                    elif target.pending is None:
+                        self._readable(target, now)
+                    else:
+                        self._send_pending(target)
+                except Exception:       # one connection must not end the service for all
+                    log.exception("the front failed with %r", target)
+                    if type(target) is Connection:
                         self._close(target)
-                elif target is self.waker:
-                    self._take_back(now)
-                else:
-                    self._accept(target)
             if now - swept > 1:
                 swept = now
                 self._sweep(now)
@@ -4800,7 +4805,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                     time.sleep(0.1)
                 return
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            with contextlib.suppress(OSError):      # macOS: the peer is gone already
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if len(self.connections) >= self.limit and not self._evict():
                 self._turn_away(sock)
                 continue
