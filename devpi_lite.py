@@ -870,13 +870,14 @@ class Store:
             else:
                 self.idle_readers.append(db)
 
-    def write(self, function, *args, who=None):
-        """Run `function(change, *args)` as one change and return its value once it is durable.
+    def write(self, function, *args, who=None, durable=True):
+        """Run `function(change, *args)` as one change and return its value once it is on disk.
 
+        Not `durable`: once it is committed; a power cut may take it back (what a mirror caches can be fetched again).
         Whatever it raises is raised here, with the change undone.  `Busy` if another process holds the database."""
         if self.closed:
             raise Busy("the server is shutting down, try again", 5)
-        task = WriteTask(function, args, who)
+        task = WriteTask(function, args, who, durable)
         self.tasks.put(task)
         task.done.acquire()
         if task.error is not None:
@@ -905,6 +906,7 @@ class Store:
     def _commit(self, group):
         """Run each change of the group in a savepoint of its own, commit once, then tell the caches."""
         db = self.writer
+        db.execute(f"PRAGMA synchronous = {'FULL' if any(task.durable for task in group) else 'NORMAL'}")
         db.execute("BEGIN IMMEDIATE")
         self.serial = serial = self._last_serial(db)
         tags = set()
@@ -981,10 +983,10 @@ class Store:
 
 class WriteTask:
     """One change on its way to the writer thread."""
-    __slots__ = ("function", "args", "who", "done", "value", "error")
+    __slots__ = ("function", "args", "who", "durable", "done", "value", "error")
 
-    def __init__(self, function, args, who):
-        self.function, self.args, self.who = function, args, who
+    def __init__(self, function, args, who, durable=True):
+        self.function, self.args, self.who, self.durable = function, args, who, durable
         self.done = threading.Lock()    # a bare lock wakes its waiter three times faster than an Event
         self.done.acquire()
         self.value = self.error = None
@@ -1168,8 +1170,10 @@ class IncomingBlob:
         self.sha256.update(data)
         self.size += len(data)
 
-    def keep(self):
-        """Sync and rename into place; returns the SHA-256.  Safe if another thread keeps the same bytes."""
+    def keep(self, durable=True):
+        """Sync and rename into place; returns the SHA-256.  Safe if another thread keeps the same bytes.
+
+        Not `durable`: a power cut may take the name back, but never leave other bytes under it."""
         digest = self.sha256.hexdigest()
         target = self.blobs.path(digest)
         try:
@@ -1177,7 +1181,8 @@ class IncomingBlob:
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
                 os.replace(self.path, target)
-                sync_directory(os.path.dirname(target))
+                if durable:
+                    sync_directory(os.path.dirname(target))
         except OSError as error:
             raise _disk_problem(error) from error
         return digest
@@ -2860,14 +2865,14 @@ class Mirrors:
             raise UpstreamTrouble(f"{public_url(response.url)} answered with serial {serial}, "
                                   f"older than {row['upstream_serial']} that it gave before")
         if response.status == 304:
-            return self.store.write(_page_checked, index, name)
+            return self.store.write(_page_checked, index, name, durable=False)
         page = parse_simple_page(name, response.url, body, is_json_page(response.header("Content-Type"), body))
-        self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial)
+        self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial, durable=False)
 
     def _remember_missing(self, index, name, row):
         """Upstream has no such project; links that it once gave are kept (http-api 14.2)."""
         if row and row["fetched"] is not None:
-            return self.store.write(_page_checked, index, name)
+            return self.store.write(_page_checked, index, name, durable=False)
         with self.lock:
             self.not_found[index.id, index.config["mirror_url"], name] = time.monotonic() + self.expiry(index)
             while len(self.not_found) > Limits.missing_projects:
@@ -2890,7 +2895,7 @@ class Mirrors:
         if row is None or not self.blobs.has(digest, row["size"]) or not self.blobs.claim(digest):
             return None
         metadata = None if file.core_metadata else self._metadata_of_blob(file, digest)
-        self.store.write(_file_arrived, index, file, digest, row["size"], None, metadata)
+        self.store.write(_file_arrived, index, file, digest, row["size"], None, metadata, durable=False)
         return file._replace(sha256=digest, size=row["size"], last_modified=http_date(time.time()))
 
     def download(self, index, file):
@@ -2950,7 +2955,7 @@ class Mirrors:
         if self.is_local(file):
             found = self._metadata_of_blob(file, file.sha256)
             if found:
-                self.store.write(_metadata_arrived, index, file, found)
+                self.store.write(_metadata_arrived, index, file, found, durable=False)
                 return found
         if not file.core_metadata:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
@@ -2975,7 +2980,7 @@ class Mirrors:
         if file.core_metadata not in ("true", digest):
             raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {digest}, announced was {file.core_metadata}")
         self.blobs.add(data)
-        self.store.write(_metadata_arrived, index, file, digest)
+        self.store.write(_metadata_arrived, index, file, digest, durable=False)
         return digest
 
     def _metadata_of_blob(self, file, sha256):
@@ -3190,9 +3195,10 @@ class Download(Flight):
                     self._grow(ready)
                 self._check(incoming.size, check)
                 self.sha256 = incoming.sha256.hexdigest()
-                incoming.keep()
+                incoming.keep(durable=False)
         metadata = None if file.core_metadata else mirrors._metadata_of_blob(file, self.sha256)
-        self.mirrors.store.write(_file_arrived, self.index, file, self.sha256, incoming.size, self.last_modified, metadata)
+        mirrors.store.write(_file_arrived, self.index, file, self.sha256, incoming.size, self.last_modified, metadata,
+                            durable=False)
         self._grow(incoming.size, finished=True)
 
     @property
