@@ -440,6 +440,7 @@ class Limits:
     drain_time = 10
     waiting_requests = 512          # handed to workers and not begun
     longest_queue = 20              # seconds that they may wait for a worker
+    idle_thread = 30                # seconds after which a thread without work ends
     answer_cache = 64 << 20
     page_cache = 64 << 20
     ready_answer = 1 << 20          # the largest answer that the front keeps ready
@@ -484,50 +485,59 @@ class Workers:
 
     def __init__(self, name, limit, work):
         self.name, self.limit, self.work = name, limit, work
-        self.waiting = queue.SimpleQueue()
-        self.idle = threading.Semaphore(0)
-        self.count = self.outside = 0
-        self.lock = threading.Lock()
+        self.waiting = collections.deque()
+        self.ready = threading.Condition()
+        self.count = self.idle = self.outside = 0       # threads: all, waiting for work, waiting for the outside
 
     def submit(self, item):
-        self.waiting.put(item)
-        if not self.idle.acquire(blocking=False):
-            self._grow()
+        with self.ready:
+            self.waiting.append(item)
+            if self.idle >= len(self.waiting):
+                self.ready.notify()
+            else:
+                self._grow()
 
     def _grow(self):
-        with self.lock:
-            if self.count < self.limit + min(self.outside, 3 * self.limit):
-                self.count += 1
-                threading.Thread(target=self._run, name=f"{self.name}-{self.count}", daemon=True).start()
+        if self.count < self.limit + self.outside:
+            self.count += 1
+            threading.Thread(target=self._run, name=self.name, daemon=True).start()
 
     def _run(self):
         threading.current_thread().crew = self
         while True:
-            item = self.waiting.get()
+            with self.ready:
+                self.idle += 1
+                while not self.waiting:
+                    if not self.ready.wait(Limits.idle_thread) and not self.waiting:
+                        self.idle -= 1
+                        self.count -= 1
+                        return
+                self.idle -= 1
+                item = self.waiting.popleft()
             try:
                 self.work(item)
             except Exception:
                 log.exception("%s failed", self.name)
-            self.idle.release()
 
     @contextlib.contextmanager
     def away(self):
-        """While one of the crew waits for the outside."""
-        with self.lock:
-            self.outside += 1
-        if self.waiting.qsize():
-            self._grow()
+        """While one of the crew waits for the outside; gives whether there was room for one more such."""
+        with self.ready:
+            room = self.outside < 3 * self.limit
+            self.outside += room
+            if self.waiting:
+                self._grow()
         try:
-            yield
+            yield room
         finally:
-            with self.lock:
-                self.outside -= 1
+            with self.ready:
+                self.outside -= room
 
 
 def outside_wait():
-    """A context for waiting on what may take long: a slow client, upstream."""
+    """A context for waiting on what may take long: a slow client, upstream.  False where too many do that already."""
     crew = getattr(threading.current_thread(), "crew", None)
-    return crew.away() if crew else contextlib.nullcontext()
+    return crew.away() if crew else contextlib.nullcontext(True)
 
 
 class Flight:
@@ -2138,7 +2148,8 @@ class UpstreamResponse:
     def read(self, size):
         """Up to `size` bytes as soon as there are some; b"" at the end."""
         try:
-            return self.response.read1(size)
+            with outside_wait():
+                return self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
             raise UpstreamTrouble(f"{public_url(self.url)}: {reason_of(error)}") from error
 
@@ -2226,12 +2237,14 @@ class UpstreamClient:
                 headers = {**headers, "Proxy-Authorization": credentials_of(proxy)}
         try:
             if connection.sock is None:
-                connection.connect()
+                with outside_wait():
+                    connection.connect()
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
                 self.asking[connection] = time.monotonic() + Limits.upstream_page_time
-            connection.request(method, target, headers=headers)
-            response = connection.getresponse()
+            with outside_wait():
+                connection.request(method, target, headers=headers)
+                response = connection.getresponse()
         except (ConnectionError, http.client.BadStatusLine) as error:
             connection.close()
             if kept:
@@ -2663,9 +2676,9 @@ class Projects:
     def __init__(self, store, indexes, mirrors):
         self.store, self.indexes, self.mirrors = store, indexes, mirrors
 
-    def own(self, index, name):
+    def own(self, index, name, deadline=None):
         """The page of this index alone.  UpstreamTrouble if a mirror has nothing to show and upstream fails."""
-        return self.mirrors.project(index, name) if index.is_mirror else self.stage_project(index, name)
+        return self.mirrors.project(index, name, deadline) if index.is_mirror else self.stage_project(index, name)
 
     def stage_project(self, index, name):
         """A stage's page: three indexed queries, however many releases there are."""
@@ -2686,12 +2699,20 @@ class Projects:
         raised if nobody else knows the project."""
         blocking = MirrorBlocking(name, index)
         pages, blocked, trouble, expires = [], None, None, []
-        for member in self.indexes.order(index):
+        order = self.indexes.order(index)
+        mirrors = [member for member in order if member.is_mirror]
+        deadline = None
+        for member in order:
             if member.is_mirror and blocking.blocks:
                 blocked = blocked or member
                 continue
+            if member.is_mirror and deadline is None and len(mirrors) > 1:      # all at once, and one bound for all
+                deadline = time.monotonic() + self.mirrors.settings.request_timeout
+                for mirror in mirrors:
+                    with contextlib.suppress(UpstreamTrouble, Busy):            # told when its turn comes
+                        self.mirrors.ask(mirror, name)
             try:
-                page = self.own(member, name)
+                page = self.own(member, name, deadline)
             except UpstreamTrouble as error:
                 trouble = error
                 continue
@@ -2774,24 +2795,32 @@ class Mirrors:
         """Seconds for which what upstream said is not asked again."""
         return index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
 
-    def project(self, index, name):
-        """The page of a project (http-api 14.2).  A request waits for `request_timeout`, the fetch goes on behind it."""
+    def ask(self, index, name):
+        """(what is known of a project without asking upstream, or None; the flight that asks, if that is due)."""
         if len(name) > 200:
-            return ProjectPage(name)        # no index has such a name, and "not found" need not be remembered
+            return ProjectPage(name), None      # no index has such a name, and "not found" need not be remembered
         page = self.cached(index, name)
         if self.settings.offline_mode:
-            return self._local_only(index, page)
+            return self._local_only(index, page), None
         if page and page.expires > time.monotonic():
-            return page
+            return page, None
         missing_until = self.not_found.get((index.id, index.config["mirror_url"], name), 0)
         if page is None and missing_until > time.monotonic():
-            return ProjectPage(name, expires=missing_until)
+            return ProjectPage(name, expires=missing_until), None
         if page and self.client.is_paused(index.config["mirror_url"]):
-            return dataclasses.replace(page, stale=True)
-        flight = self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
+            return dataclasses.replace(page, stale=True), None
+        return page, self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
+
+    def project(self, index, name, deadline=None):
+        """The page of a project (http-api 14.2).
+
+        A request waits for `request_timeout`, or until `deadline` (time.monotonic()); the fetch goes on behind it."""
+        page, flight = self.ask(index, name)
+        if flight is None:
+            return page
         trouble = UpstreamTrouble(f"{public_url(index.config['mirror_url'])} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
-        if flight.wait(self.settings.request_timeout):
+        if flight.wait(self.settings.request_timeout if deadline is None else max(0, deadline - time.monotonic())):
             trouble = flight.error
         page = self.cached(index, name)
         if trouble is None:
@@ -3964,7 +3993,7 @@ _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]
 _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
-_BLANK_LINES = re.compile(rb"(?:\r\n)+")
+_BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth", "content-type", "range"}
 
@@ -4028,10 +4057,10 @@ _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
 def wait_for(sock, event, seconds):
-    """Whether a socket becomes readable or writable within so many seconds."""
-    with _Selector() as selector, outside_wait():
+    """Whether a socket becomes readable or writable within so many seconds; fewer where too many workers wait already."""
+    with _Selector() as selector, outside_wait() as room:
         selector.register(sock, event)
-        return bool(selector.select(seconds))
+        return bool(selector.select(seconds if room else min(seconds, Limits.slow_client)))
 
 
 class Outgoing:
@@ -4105,7 +4134,8 @@ class Outgoing:
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "scanned", "pending", "closing", "since", "deadline")
+    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "scanned", "pending", "closing", "broken", "draining",
+                 "allowance", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
         self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
@@ -4113,6 +4143,9 @@ class Connection:
         self.scanned = 0            # how many of them the front looked through for the end of a head, in vain
         self.pending = None         # an Outgoing: what the front has still to send
         self.closing = False        # close once that is sent
+        self.broken = False         # an answer broke off: reset, so that nobody takes it for whole
+        self.draining = None        # our side is closed; so many bytes may still come
+        self.allowance = Limits.drained_body    # what `draining` will begin with
         self.since = time.monotonic()
         self.deadline = self.since + Limits.keep_alive
 
@@ -4123,7 +4156,7 @@ class Connection:
                 return self.sock.recv(256 << 10)
             except (BlockingIOError, InterruptedError):
                 if not wait_for(self.sock, selectors.EVENT_READ, patience):
-                    raise BadHead(f"no byte of the request came within {patience} seconds", 408) from None
+                    raise BadHead("the request comes too slowly", 408) from None
 
     def send(self, *pieces):
         """Send all of these byte strings; OSError if the client does not take them."""
@@ -4134,7 +4167,7 @@ class Connection:
 class Body:
     """A request's body, read piece by piece: by Content-Length or chunked, within `limit` bytes and in bearable time."""
 
-    def __init__(self, connection, headers, limit):
+    def __init__(self, connection, version, headers, limit):
         self.connection, self.limit = connection, limit
         self.chunked = "transfer-encoding" in headers
         self.left = None if self.chunked else int(headers.get("content-length", "0"))
@@ -4142,7 +4175,7 @@ class Body:
         self.received = 0
         self.began = time.monotonic()
         self.ended = self.left == 0
-        self.expects = headers.get("expect", "").lower() == "100-continue" and not self.ended
+        self.expects = headers.get("expect", "").lower() == "100-continue" and not self.ended and version >= (1, 1)
         self.chunk_left = 0
         self.patience = Limits.stall
 
@@ -4334,7 +4367,7 @@ class Request:
     def __init__(self, app, connection, method, target, version, headers, raw_head):
         self.app, self.connection, self.method, self.headers = app, connection, method, headers
         self.version, self.raw_head, self.target = version, raw_head, target
-        self.body = Body(connection, headers, app.settings.max_request_body_size)
+        self.body = Body(connection, version, headers, app.settings.max_request_body_size)
         self.began = time.monotonic()
         self.moment = app.store.freshness.moment()      # before anything is read: see Freshness
         self.serial = app.store.serial
@@ -4529,14 +4562,20 @@ def visible(target):
     return one_line(re.sub(r"//[^/@?]*@", "//", target), 500)
 
 
+def without_blank_lines(buffer):
+    """What is received, without the blank lines before a request, which are passed over (RFC 9112 2.2)."""
+    return buffer[_BLANK_LINES.match(buffer).end():]
+
+
 def _small_body(head):
     """The size of a body that is small enough for the front to gather, by a look at the head; else 0.
 
     Only a guess: what is wrong with the head is found by who parses it."""
-    match = _CONTENT_LENGTH.search(head)
-    if not match or int(match[1]) > Limits.gathered_body or b"100-continue" in head.lower():
+    lengths = _CONTENT_LENGTH.findall(head)
+    if len(lengths) != 1 or int(lengths[0]) > Limits.gathered_body:
         return 0
-    return int(match[1])
+    head = head.lower()
+    return 0 if b"100-continue" in head or b"transfer-encoding" in head else int(lengths[0])
 
 
 class ReadyAnswer(typing.NamedTuple):
@@ -4581,21 +4620,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
             complete = request.body.ended or request.body.drain()
             persistent = complete and self._wants_keep_alive(request) and not self.server.stopping
             self.keep = self._send(request, response, persistent)
-            if not complete and connection.pending is None:
-                self.server.linger(connection, Limits.drained_body)
         except BadHead as problem:
             self._refuse(request, problem)
         except OSError as error:
             log.debug("connection to %s broke: %s", connection.address, error)
             self.keep = False
-        if self.keep and connection.pending is None and b"\r\n\r\n" in connection.buffer:
-            self.close_connection = self.keep = False
+        if self.keep and connection.pending is None:
+            connection.buffer = without_blank_lines(connection.buffer)
+            if b"\r\n\r\n" in connection.buffer:
+                self.close_connection = self.keep = False
 
     def _refuse(self, request, problem):
         """Answer what can't be read as a request, and close: nobody knows where the next one would begin."""
+        self.connection.allowance = Limits.head
         try:
             self._send(request, problem_response(problem, "", "upload"), False)
-            self.server.linger(self.connection, Limits.head)
         except OSError as error:
             log.debug("connection to %s broke: %s", self.connection.address, error)
 
@@ -4678,6 +4717,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if head:
                     raise
                 log.warning("an answer to %s broke off: %s", connection.address, problem.message)
+                connection.broken = True
                 return False
             if head or chunked:
                 connection.send(head, b"0\r\n\r\n" if chunked else b"")
@@ -4750,19 +4790,6 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         with contextlib.suppress(BlockingIOError):      # it is awake already
             self.wake_end.send(b".")
 
-    @staticmethod
-    def linger(connection, left):
-        """Close our side and read on for up to `left` bytes, or a client that is still sending never sees the answer."""
-        sock = connection.sock
-        with contextlib.suppress(OSError):
-            sock.shutdown(socket.SHUT_WR)
-            until = time.monotonic() + Limits.drain_time
-            while left > 0 and time.monotonic() < until and wait_for(sock, selectors.EVENT_READ, 1):
-                data = sock.recv(256 << 10)
-                if not data:
-                    return
-                left -= len(data)
-
     # -- the loop
 
     def serve_forever(self, poll_interval=1.0):
@@ -4821,18 +4848,21 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
     def _evict(self):
-        """Close the connection that has been idle for longest, to make room; False if none is idle."""
-        idle = [key.data for key in self.selector.get_map().values() if type(key.data) is Connection]
+        """Close a connection to make room: one that is closing, else the one that was idle for longest; False if none is."""
+        idle = [key.data for key in self.selector.get_map().values()
+                if type(key.data) is Connection and key.data.pending is None and not key.data.buffer]
         if not idle:
             return False
-        self._close(min(idle, key=lambda connection: connection.since))
+        self._close(min(idle, key=lambda connection: (connection.draining is None, connection.since)))
         return True
 
     def _busy_answer(self):
-        body = b"too much to do just now, try again\n"
-        return (b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
-                b"Content-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n" % len(body)
-                + self.app.constant_headers + self.app.variable_headers(self.app.store.serial) + body)
+        return self._plain_answer("503 Service Unavailable\r\nRetry-After: 1", b"too much to do just now, try again\n")
+
+    def _plain_answer(self, status, body):
+        head = (f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+                f"Content-Length: {len(body)}\r\n")
+        return head.encode() + self.app.constant_headers + self.app.variable_headers(self.app.store.serial) + body
 
     def _turn_away(self, sock):
         with contextlib.suppress(OSError):
@@ -4847,8 +4877,17 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             return
         except OSError:
             data = b""
+        if connection.draining is not None:
+            connection.draining -= len(data)
+            if not data or connection.draining < 0:
+                self._close(connection)
+            return
+        connection.since = now
         if not data:
-            self._close(connection)
+            if connection.buffer:       # half a request, and the client may still be listening
+                self._hand_over(connection)
+            else:
+                self._close(connection)
             return
         if connection.buffer:
             connection.buffer += data
@@ -4901,10 +4940,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._resume(connection, now)
 
     def _resume(self, connection, now):
-        """The connection waits for its next request, part of which may be here already."""
+        """The connection waits for its next request, part of which may be here already; or it is closed."""
         if connection.closing or self.stopping:
-            self.connections.discard(connection)
-            connection.sock.close()
+            self._say_goodbye(connection, now)
             return
         connection.since = now
         connection.deadline = now + Limits.keep_alive
@@ -4913,22 +4951,44 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             connection.deadline = now + Limits.head_time
             self._dispatch(connection)
 
+    def _say_goodbye(self, connection, now):
+        """Close our side, and pass over what still comes for a while: a full stop would make the client lose the answer."""
+        sock = connection.sock
+        if connection.broken:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        else:
+            with contextlib.suppress(OSError):      # the client has closed its side, too
+                sock.shutdown(socket.SHUT_WR)
+                connection.buffer = b""
+                connection.draining = connection.allowance
+                connection.deadline = now + (1 if self.stopping else Limits.drain_time)
+                self.selector.register(sock, selectors.EVENT_READ, connection)
+                return
+        self.connections.discard(connection)
+        sock.close()
+
     def _dispatch(self, connection):
         """Hand the connection over if its buffer holds a head, or something that will never be one."""
         buffer = connection.buffer
-        if buffer.startswith(b"\r\n"):          # RFC 9112 2.2: blank lines before a request are passed over
-            buffer = connection.buffer = buffer[_BLANK_LINES.match(buffer).end():]
+        if buffer.startswith(b"\r\n"):
+            buffer = connection.buffer = without_blank_lines(buffer)
         start = max(0, connection.scanned - 3)
         end = buffer.find(b"\r\n\r\n", start)
         if end < 0 and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer, start) \
                 and buffer.find(b"\0", start) < 0:
             connection.scanned = len(buffer)
             return
-        connection.scanned = 0
         if end >= 0 and len(buffer) < end + 4 + _small_body(buffer[:end + 2]):
+            connection.deadline = time.monotonic() + Limits.stall
             return
+        self._hand_over(connection)
+
+    def _hand_over(self, connection):
+        """To a worker, unless too many wait for one already."""
         self._unregister(connection)
-        if self.workers.waiting.qsize() >= Limits.waiting_requests:
+        connection.scanned = 0
+        if len(self.workers.waiting) >= Limits.waiting_requests:
             self.connections.discard(connection)
             self._turn_away(connection.sock)
             return
@@ -4955,8 +5015,12 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def _sweep(self, now):
         """Close what has been silent for too long."""
+        waiting = self.selector.get_map()
         for connection in [c for c in self.connections if c.deadline < now]:
-            if connection.sock.fileno() in self.selector.get_map():
+            if connection.sock.fileno() in waiting:
+                if connection.buffer and connection.pending is None:
+                    with contextlib.suppress(OSError):
+                        connection.sock.send(self._plain_answer("408 Request Timeout", b"the request comes too slowly\n"))
                 self._close(connection)
 
     def _close(self, connection):
@@ -4976,7 +5040,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.selector.unregister(listener)
             listener.close()
         for connection in [key.data for key in list(self.selector.get_map().values()) if type(key.data) is Connection]:
-            if connection.pending is None:
+            if connection.pending is None and connection.draining is None:
                 self._close(connection)
         until = time.monotonic() + Limits.shutdown
         while (self.working > 0 or len(self.connections) > 0) and time.monotonic() < until:
@@ -4986,7 +5050,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 elif key.data.pending is not None:
                     self._send_pending(key.data)
                 else:
-                    self._close(key.data)
+                    self._readable(key.data, time.monotonic())
+            self._sweep(time.monotonic())
         if self.working:
             log.warning("%d requests did not end within %d seconds", self.working, Limits.shutdown)
 
@@ -4998,13 +5063,13 @@ def connection_limit(wanted):
     except ImportError:     # Windows, where select() takes 512 sockets
         return min(wanted, 480)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + 400
+    needed = 2 * wanted + 400       # a slow reader's file takes a second one
     if soft != resource.RLIM_INFINITY and soft < needed:
         goal = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (goal, hard))
             soft = goal
-    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, soft - 400))
+    return wanted if soft == resource.RLIM_INFINITY else max(16, min(wanted, (soft - 400) // 2))
 
 
 # ======================================================================================================================

@@ -1,0 +1,645 @@
+"""Hostile or unlucky peers: crowds, slow clients, late uploads, bombs, endless upstreams. Others go on being served."""
+
+import base64
+import contextlib
+import dataclasses
+import gzip
+import http.client
+import io
+import json
+import os
+import re
+import socket
+import tarfile
+import threading
+import time
+import urllib.parse
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from harness import SIMPLE_JSON, Reply, Server, eventually, multipart, sdist, wheel
+
+HTML, ANY = {"Accept": "text/html"}, {"Accept": "*/*"}
+GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
+
+
+@pytest.fixture(scope="module")
+def site(shared_server):
+    """The shared server with the index rock/dev, which holds pkg 1.0."""
+    shared_server.add_user("rock")
+    shared_server.add_index("rock/dev", bases=[])
+    assert shared_server.upload("rock/dev", wheel("pkg", "1.0")).status == 200
+    return shared_server
+
+
+class Wire:
+    """A connection on which bytes are sent as they are, and answers read one after the other."""
+
+    def __init__(self, server, data=b"", timeout=10, receive_buffer=None):
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(timeout)
+        self.socket.connect(("127.0.0.1", server.port))
+        self.input = self._Input(socket.SocketIO(self.socket, "r"))
+        self.send(data)
+
+    class _Input(io.BufferedReader):
+        def close(self):
+            """Stays open: HTTPResponse closes what it has read, but more answers may follow."""
+
+    def makefile(self, mode):
+        return self.input
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def reply(self, method="GET"):
+        response = http.client.HTTPResponse(self, method=method)
+        response.begin()
+        return Reply(response)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.socket.close()
+
+
+class RawUpstream:
+    """An upstream that speaks bytes: `answer(path, send)` is called for each request, then the connection is closed."""
+
+    def __init__(self, answer):
+        self.answer, self.listener = answer, socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(100)
+        self.stopped = threading.Event()
+        self.url = "http://127.0.0.1:%d/simple/" % self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=self._serve, args=(self.listener.accept()[0],), daemon=True).start()
+
+    def _serve(self, connection):
+        with contextlib.suppress(OSError, IndexError), connection:
+            data = b""
+            while b"\r\n\r\n" not in data:
+                piece = connection.recv(65536)
+                if not piece:
+                    return
+                data += piece
+            self.answer(data.split()[1].decode(), connection.sendall)
+            connection.shutdown(socket.SHUT_WR)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stopped.set()
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+def head(first, *lines):
+    return "".join(line + "\r\n" for line in (first, "Host: localhost") + lines + ("",)).encode()
+
+
+def answer(body, *lines):
+    return ("".join(line + "\r\n" for line in ("HTTP/1.1 200 OK",) + lines + ("",))).encode() + body
+
+
+def json_page(project, *files):
+    return json.dumps({"meta": {"api-version": "1.0"}, "name": project, "files": list(files)}).encode()
+
+
+def timed(function, *arguments, **options):
+    """(what the function returned, the seconds that it took)."""
+    began = time.monotonic()
+    return function(*arguments, **options), time.monotonic() - began
+
+
+def together(count, function):
+    """The results of function(0) … function(count - 1), run at the same time."""
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(function, range(count)))
+
+
+def memory(server):
+    """The server's resident bytes; None where they can't be seen."""
+    with contextlib.suppress(FileNotFoundError), open("/proc/%d/status" % server.pid) as status:
+        return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) << 10
+    return None
+
+
+def file_path(server, index, project):
+    (file,) = server.simple(index, project)["files"]
+    url = urllib.parse.urljoin("/%s/+simple/%s/" % (index, project), file["url"])
+    return urllib.parse.urlsplit(url).path
+
+
+# -- crowds and slow clients ----------------------------------------------------------------------
+
+
+def test_a_crowd_beyond_the_connection_limit_does_not_end_the_server(make_server):
+    server = make_server("--connections", 30)
+    until, answered = time.monotonic() + 2, []
+
+    def client(number):
+        turn = 0
+        while time.monotonic() < until:
+            turn += 1
+            with contextlib.suppress(*GONE):
+                answered.append(server.get("/nobody-%d-%d" % (number, turn)).status)
+
+    together(80, client)
+    assert server.running
+    assert set(answered) <= {404, 503} and 404 in answered
+    assert server.get("/+api").status == 200
+    assert server.get("/nobody-else").status == 404
+    assert "Traceback" not in server.output()
+
+
+def test_a_header_of_many_spaces_is_read_at_once_and_delays_nobody(site):
+    with Wire(site) as wire:
+        began = time.monotonic()
+        wire.send(head("GET /+api HTTP/1.1", "X: a" + " " * 60000 + "b"))
+        other, seconds = timed(site.get, "/nobody-here")
+        assert (other.status, wire.reply().status) == (404, 200)
+        assert seconds < 1 and time.monotonic() - began < 1
+
+
+@pytest.fixture(scope="module")
+def four_workers(tmp_path_factory):
+    """A server of four worker threads with the index slow/dev, which holds a file of 5 MB: `path`, `content`."""
+    server = Server(tmp_path_factory.mktemp("four") / "server", "--threads", 4).start()
+    server.add_user("slow")
+    server.add_index("slow/dev", bases=[])
+    archive = wheel("large", "1.0", size=5 << 20)
+    assert server.upload("slow/dev", archive).status == 200
+    server.path, server.content = file_path(server, "slow/dev", "large"), archive.content
+    yield server
+    if server.running:
+        server.kill()
+
+
+def assert_prompt(server):
+    time.sleep(0.3)
+    for number in range(3):
+        reply, seconds = timed(server.get, "/nobody-%d" % number)
+        assert reply.status == 404 and seconds < 3
+
+
+def test_readers_of_nothing_keep_no_worker_and_get_their_file_later(four_workers):
+    ask = head("GET %s HTTP/1.1" % four_workers.path)
+    with contextlib.ExitStack() as stack:
+        readers = [stack.enter_context(Wire(four_workers, ask, receive_buffer=8192)) for _ in range(40)]
+        assert_prompt(four_workers)
+        for reader in readers[::13]:
+            assert reader.reply().body == four_workers.content
+            reader.send(head("GET /+api HTTP/1.1"))
+            assert reader.reply().json()["type"] == "apiconfig"
+
+
+def test_senders_of_a_head_without_its_body_keep_no_worker(four_workers):
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(Wire(four_workers, head("POST /+login HTTP/1.1", "Content-Length: 10")))
+        assert_prompt(four_workers)
+
+
+def test_thrice_as_many_senders_of_a_byte_a_second_as_workers_hold_up_nobody(four_workers):
+    begin = head("POST /+login HTTP/1.1", "Transfer-Encoding: chunked") + b"1\r\n{\r\n"
+    stop = threading.Event()
+    with contextlib.ExitStack() as stack:
+        senders = [stack.enter_context(Wire(four_workers, begin)) for _ in range(40)]
+
+        def drip():
+            while not stop.wait(1):
+                for sender in senders:
+                    with contextlib.suppress(OSError):
+                        sender.send(b"1\r\n \r\n")
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            assert_prompt(four_workers)
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_a_get_with_a_chunked_body_is_not_remembered_by_its_head(site):
+    ask = head("GET /rock/dev/+simple/pkg/ HTTP/1.1", "Accept: text/html", "Transfer-Encoding: chunked")
+    for _ in range(2):
+        with Wire(site) as wire:
+            for _ in range(2):
+                wire.send(ask)
+                time.sleep(0.1)
+                wire.send(b"0\r\n\r\n")
+                reply = wire.reply()
+                assert reply.status == 200 and b"pkg-1.0" in reply.body
+            wire.send(head("GET /+api HTTP/1.1"))
+            assert wire.reply().json()["type"] == "apiconfig"
+
+
+def test_senders_of_nothing_but_line_ends_slow_nobody(site):
+    stop = threading.Event()
+
+    def noise():
+        while not stop.is_set():
+            with contextlib.suppress(OSError), site.connect() as connection:
+                while not stop.is_set():
+                    connection.sendall(b"\r\n" * 2000)
+
+    threads = [threading.Thread(target=noise) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        time.sleep(0.3)
+        times = []
+        for _ in range(15):
+            reply, seconds = timed(site.get, "/rock/dev/+simple/pkg/", headers=HTML)
+            assert reply.status == 200
+            times.append(seconds)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert sorted(times)[7] < 0.1, times
+
+
+# -- uploads whose body comes late ----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def held_upload(server, index, archive, user):
+    """An upload of which the server waits for the body; yields a function that sends it and returns the answer."""
+    form = dict(archive.fields, **{":action": "file_upload"})
+    body, content_type = multipart(form, {"content": (archive.filename, archive.content)})
+    lines = ["Content-Type: " + content_type, "Content-Length: %d" % len(body), "Expect: 100-continue"]
+    server.login(user)
+    token = base64.b64encode(("%s:%s" % (user, server.tokens[user])).encode()).decode()
+    with Wire(server, head("POST /%s/ HTTP/1.1" % index, "X-Devpi-Auth: " + token, *lines)) as wire:
+        assert wire.input.readline().startswith(b"HTTP/1.1 100 ")
+        assert wire.input.readline() == b"\r\n"
+
+        def finish():
+            wire.send(body)
+            return wire.reply("POST")
+
+        yield finish
+
+
+def test_an_upload_to_a_deleted_index_does_not_end_up_in_a_new_one(site):
+    site.add_user("bob")
+    site.add_user("alice")
+    site.add_index("bob/dev", bases=[])
+    with held_upload(site, "bob/dev", wheel("late", "1.0"), "bob") as finish:
+        assert site.delete("/bob/dev", user="bob").status == 201
+        site.add_index("alice/prod", bases=[], volatile=False)
+        assert finish().status == 404
+    assert site.get("/alice/prod").result["projects"] == []
+    assert site.get("/alice/prod/+simple/late/", headers=HTML).status == 404
+
+
+def test_an_upload_is_refused_if_the_file_became_fixed_meanwhile(site):
+    site.add_user("fixed")
+    site.add_index("fixed/dev", bases=[])
+    first, second = wheel("late", "1.0", summary="first"), wheel("late", "1.0", summary="second")
+    with held_upload(site, "fixed/dev", second, "fixed") as finish:
+        assert site.upload("fixed/dev", first).status == 200
+        assert site.patch("/fixed/dev", ["volatile=False"], user="fixed").status == 200
+        assert finish().status == 409
+    assert site.fetch("fixed/dev", first.filename, "late") == first.content
+
+
+def test_an_upload_is_refused_if_the_uploader_lost_the_right_meanwhile(site):
+    site.add_user("owner")
+    site.add_user("guest")
+    site.add_index("owner/dev", bases=[], acl_upload=["owner", "guest"])
+    with held_upload(site, "owner/dev", wheel("late", "1.0"), "guest") as finish:
+        assert site.patch("/owner/dev", ["acl_upload-=guest"], user="owner").status == 200
+        assert finish().status == 403
+    assert site.get("/owner/dev").result["projects"] == []
+
+
+# -- JSON -----------------------------------------------------------------------------------------
+
+BAD_VALUES = {
+    "60 levels of lists": "[" * 60 + "]" * 60,
+    "60 levels of objects": '{"a":' * 60 + "1" + "}" * 60,
+    "100,000 levels": "[" * 100000 + "]" * 100000,
+    "100,000 levels without end": "[" * 100000,
+    "NaN": "NaN",
+    "Infinity": "Infinity",
+    "minus Infinity": "[-Infinity]",
+    "1e999": "1e999",
+    "lone surrogate": '"\\ud800"',
+    "lone surrogate as a key": '{"a\\udfff": 1}',
+}
+
+
+@pytest.mark.parametrize("value", BAD_VALUES.values(), ids=BAD_VALUES)
+def test_json_that_could_not_be_given_back_is_refused(site, value):
+    reply = site.put("/json", '{"password": "pw", "custom_data": %s}' % value)
+    assert reply.status == 400, reply
+    for key in ("custom_data", "title", "description", "bases", "volatile"):
+        reply = site.patch("/rock/dev", '{"%s": %s}' % (key, value), user="rock")
+        assert reply.status == 400, (key, reply)
+    assert site.patch("/rock", '{"custom_data": %s}' % value, user="rock").status == 400
+    reply = site.get("/")
+    assert reply.status == 200
+    assert "json" not in reply.result
+
+
+def test_attributes_over_256_kib_are_413(site):
+    large = "x" * (256 << 10)
+    assert site.put("/big", {"password": "pw", "description": large}).status == 413
+    assert site.patch("/rock", {"custom_data": [large]}, user="rock").status == 413
+    assert site.put("/rock/big", {"bases": [], "title": large}, user="rock").status == 413
+    assert site.patch("/rock/dev", {"title": large}, user="rock").status == 413
+    users = site.get("/").result
+    assert "big" not in users and list(users["rock"]["indexes"]) == ["dev"]
+
+
+# -- archives -------------------------------------------------------------------------------------
+
+
+def metadata_with(count):
+    lines = ["Metadata-Version: 2.1", "Name: many", "Version: 1.0"]
+    return "\n".join(lines + ["X-%d: y" % number for number in range(count - len(lines))] + ["", ""]).encode()
+
+
+@pytest.mark.parametrize("count, status", [(12000, 200), (30000, 400)])
+def test_a_wheel_of_many_metadata_headers_is_judged_at_once(site, count, status):
+    archive = wheel("many", "1.0", metadata=metadata_with(count))
+    reply, seconds = timed(site.upload, "rock/dev", archive)
+    assert reply.status == status, reply
+    assert seconds < 2
+    if status == 400:
+        assert reply.reason == "the metadata in 'many-1.0-py3-none-any.whl' has more than 20000 header lines"
+
+
+def pax_bomb():
+    """A PAX header of 1 GiB of zeros, in 1 MB."""
+    header = tarfile.TarInfo("bomb-1.0/PaxHeaders/a")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 30
+    return gzip.compress(header.tobuf(tarfile.USTAR_FORMAT)) + gzip.compress(bytes(1 << 20)) * 1025
+
+
+def crowded():
+    """150,000 empty members."""
+    return gzip.compress(tarfile.TarInfo("bomb-1.0/empty").tobuf(tarfile.USTAR_FORMAT) * 1500) * 100 + gzip.compress(
+        bytes(1024)
+    )
+
+
+@pytest.mark.parametrize("make", [pax_bomb, crowded])
+def test_a_bomb_of_an_sdist_is_refused(site, make):
+    archive = dataclasses.replace(sdist("bomb", "1.0"), content=make())
+    before = memory(site)
+    reply, seconds = timed(site.upload, "rock/dev", archive)
+    assert reply.status == 400, reply
+    assert reply.reason.startswith("'bomb-1.0.tar.gz' holds too much: ")
+    assert seconds < 5
+    assert before is None or memory(site) - before < 200 << 20
+    assert site.get("/rock/dev/+simple/bomb/", headers=HTML).status == 404
+
+
+# -- upstream -------------------------------------------------------------------------------------
+
+
+def continue_for_ever(raw, send):
+    while not raw.stopped.wait(0.001):
+        send(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+
+def hang(raw, send):
+    raw.stopped.wait()
+
+
+@pytest.mark.parametrize("fault", [continue_for_ever, hang])
+def test_an_upstream_that_never_answers_does_not_hold_up_other_mirrors(make_server, upstream, fault):
+    server = make_server()
+    server.add_user("m")
+    upstream.publish("good", "1.0")
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(RawUpstream(lambda path, send: fault(raw, send)))
+        server.add_mirror("m/bad", raw)
+        server.add_mirror("m/good", upstream)
+        server.add_index("m/dev", bases=[])
+        assert server.upload("m/dev", wheel("mine", "1.0")).status == 200
+        for number in range(40):
+            stack.enter_context(Wire(server, head("GET /m/bad/+simple/p%d/ HTTP/1.1" % number, "Accept: text/html")))
+        time.sleep(0.5)
+        versions, seconds = timed(server.versions, "m/good", "good")
+        assert versions == ["1.0"] and seconds < 2
+        versions, seconds = timed(server.versions, "m/dev", "mine")
+        assert versions == ["1.0"] and seconds < 2
+        server.kill()
+
+
+@pytest.fixture(scope="module")
+def mirrors(shared_server):
+    """The shared server with the user m, who makes mirrors."""
+    shared_server.add_user("m")
+    return shared_server
+
+
+def test_forty_cold_downloads_from_a_slow_upstream_all_arrive(mirrors, upstream):
+    archives = [upstream.publish(wheel("p%d" % number, "1.0", size=100000)) for number in range(40)]
+    upstream.fault("delay", "/files/*", seconds=0.7)
+    mirrors.add_mirror("m/forty", upstream)
+    found = together(40, lambda number: mirrors.fetch("m/forty", archives[number].filename, "p%d" % number))
+    assert found == [archive.content for archive in archives]
+
+
+def taken(server, path):
+    """(status, bytes of the body that came) of a download that may break off."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    with contextlib.closing(connection):
+        connection.request("GET", path)
+        response = connection.getresponse()
+        try:
+            return response.status, len(response.read()), True
+        except http.client.IncompleteRead as broken:
+            return response.status, len(broken.partial), False
+
+
+def assert_not_kept(server, upstream, index, archive):
+    assert not any(archive.sha256 in name for _, _, names in os.walk(server.directory / "files") for name in names)
+    asked = upstream.count("/files/*")
+    upstream.clear_faults()
+    server.get(file_path(server, index, archive.name), headers=ANY)
+    assert upstream.count("/files/*") == asked + 1
+
+
+def test_a_file_larger_than_its_page_says_is_502(mirrors, upstream):
+    archive = upstream.publish(wheel("liar", "1.0", size=1 << 20), size=10)
+    mirrors.add_mirror("m/liar", upstream)
+    path = file_path(mirrors, "m/liar", "liar")
+    for _ in range(2):
+        reply = mirrors.get(path, headers=ANY)
+        assert reply.status == 502, reply
+        assert archive.content[:10] not in reply.body
+    assert_not_kept(mirrors, upstream, "m/liar", archive)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_file_of_unknown_length_is_cut_where_its_page_says_it_ends(mirrors, upstream, chunked):
+    archive = upstream.publish(wheel("liar", "1.0", size=1 << 20), size=10)
+    index = "m/cut-%d" % chunked
+    mirrors.add_mirror(index, upstream)
+    upstream.fault("no-length", "/files/*", chunked=chunked)
+    status, size, complete = taken(mirrors, file_path(mirrors, index, "liar"))
+    assert status == 502 or size <= 10 and not complete
+    assert_not_kept(mirrors, upstream, index, archive)
+
+
+def test_an_endless_file_is_cut(mirrors, upstream):
+    archive = upstream.publish(wheel("endless", "1.0", size=100000))
+    mirrors.add_mirror("m/endless", upstream)
+    path = file_path(mirrors, "m/endless", "endless")
+    upstream.fault("huge", "/files/*")
+    (status, size, complete), seconds = timed(taken, mirrors, path)
+    assert status == 502 or size <= len(archive.content) and not complete
+    assert seconds < 5
+    assert_not_kept(mirrors, upstream, "m/endless", archive)
+
+
+def test_an_upstream_without_projects_gives_an_empty_list(mirrors, upstream):
+    mirrors.add_mirror("m/empty", upstream)
+    reply = mirrors.get("/m/empty/+simple/", headers={"Accept": SIMPLE_JSON})
+    assert (reply.status, reply.json()["projects"]) == (200, [])
+    reply = mirrors.get("/m/empty/+simple/", headers=HTML)
+    assert reply.status == 200 and b"<a " not in reply.body and b"</html>" in reply.body
+    assert mirrors.get("/m/empty").result["projects"] == []
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_garbage_behind_a_gzipped_page_harms_nobody(mirrors, endless):
+    def serve(path, send):
+        project = path.split("/")[2]
+        file = {"filename": project + "-1.0.tar.gz", "url": "/files/" + project + "-1.0.tar.gz", "hashes": {}}
+        body = gzip.compress(json_page(project, file))
+        lines = ["Content-Type: " + SIMPLE_JSON, "Content-Encoding: gzip"]
+        if project != "bad":
+            send(answer(body, "Content-Length: %d" % len(body), *lines))
+        elif not endless:
+            send(answer(body + b"garbage" * 1000, "Content-Length: %d" % (len(body) + 7000), *lines))
+        else:
+            send(answer(body, "Connection: close", *lines))
+            for _ in range(10000):  # of 100 kB: more than any server keeps
+                if raw.stopped.is_set():
+                    break
+                send(b"garbage" * 15000)
+
+    with RawUpstream(serve) as raw:
+        index = "m/trailing-%d" % endless
+        mirrors.add_mirror(index, raw)
+        before = memory(mirrors)
+        reply, seconds = timed(mirrors.get, "/%s/+simple/bad/" % index, headers=HTML)
+        assert reply.status in (200, 502) and seconds < 5
+        assert before is None or memory(mirrors) - before < 50 << 20
+        for project in ("good", "fine"):
+            assert mirrors.filenames(index, project) == [project + "-1.0.tar.gz"]
+
+
+def test_a_folded_header_of_upstream_does_not_reach_our_head(mirrors):
+    content = b"content"
+
+    def serve(path, send):
+        if path.startswith("/files/"):
+            send(answer(content, "Content-Length: 7", "Last-Modified: x\r\n Set-Cookie: a=b"))
+        else:
+            file = {"filename": "fold-1.0.tar.gz", "url": "/files/fold-1.0.tar.gz", "hashes": {}}
+            body = json_page("fold", file)
+            send(answer(body, "Content-Type: " + SIMPLE_JSON, "Content-Length: %d" % len(body)))
+
+    with RawUpstream(serve) as raw:
+        mirrors.add_mirror("m/fold", raw)
+        path = file_path(mirrors, "m/fold", "fold")
+        for _ in range(2):  # as it arrives, and from the disk
+            received = mirrors.raw(head("GET %s HTTP/1.1" % path, "Connection: close"))
+            our_head, _, body = received.partition(b"\r\n\r\n")
+            assert our_head.startswith(b"HTTP/1.1 200 ") and body.endswith(content)
+            for line in our_head.split(b"\r\n")[1:]:
+                assert re.match(rb"[A-Za-z-]+: [ -~]*$", line), our_head
+                assert not line.lower().startswith(b"set-cookie")
+
+
+def test_an_unreachable_mirror_has_no_list_but_shows_its_configuration(mirrors, upstream):
+    upstream.stop()
+    mirrors.add_mirror("m/down", upstream)
+    assert mirrors.get("/m/down/+simple/", headers={"Accept": SIMPLE_JSON}).status == 502
+    assert mirrors.get("/m/down/+simple/", headers=HTML).status == 502
+    reply = mirrors.get("/m/down")
+    assert (reply.status, reply.result["type"], reply.result["projects"]) == (200, "mirror", [])
+
+
+def test_the_list_of_a_mirror_is_gzipped_and_has_an_etag(mirrors, upstream):
+    for number in range(20):
+        upstream.publish("project-%d" % number)
+    mirrors.add_mirror("m/listed", upstream)
+    asked = {"Accept": "text/html", "Accept-Encoding": "gzip"}
+    reply = mirrors.get("/m/listed/+simple/", headers=asked)
+    assert (reply.status, reply.headers["Content-Encoding"]) == (200, "gzip")
+    assert gzip.decompress(reply.body).count(b"<a ") == 20
+    again = mirrors.get("/m/listed/+simple/", headers=dict(asked, **{"If-None-Match": reply.headers["ETag"]}))
+    assert (again.status, again.body, again.headers["ETag"]) == (304, b"", reply.headers["ETag"])
+
+
+# -- passwords and the access log -----------------------------------------------------------------
+
+
+def test_a_right_password_is_right_thirty_times_at_once(make_server):
+    server = make_server()
+    server.add_user("team")
+    server.add_index("team/dev", bases=[], acl_pkg_read=["team"])
+    server.restart()  # nothing remembered
+    replies = together(30, lambda _: server.get("/team/dev/+simple/", user="team", password="pw"))
+    assert {reply.status for reply in replies} == {200}
+    assert server.get("/team/dev/+simple/").status == 401
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_thirty_wrong_logins_at_once_some_have_to_wait(site, same):
+    user = "guessed-%d" % same
+    site.add_user(user)
+    replies = together(
+        30, lambda number: site.post("/+login", {"user": user, "password": "wrong-%d" % (0 if same else number)})
+    )
+    statuses = [reply.status for reply in replies]
+    assert set(statuses) <= {401, 429} and 429 in statuses
+    assert statuses.count(401) <= 5
+
+
+def test_a_wrong_password_is_called_so(site):
+    site.add_user("typo")
+    site.add_index("typo/dev", bases=[], acl_pkg_read=["typo"])
+
+    def messages(**credentials):
+        for reply in (
+            site.get("/typo/dev/+simple/", **credentials),
+            site.upload("typo/dev", wheel("pkg", "1.0"), **dict({"user": None}, **credentials)),
+            site.patch("/typo/dev", ["volatile=False"], **credentials),
+            site.delete("/typo", **credentials),
+        ):
+            assert reply.status in (401, 403), reply
+            yield reply.json()["message"]
+
+    for message in messages(user="typo", password="wrong"):
+        assert "password" in message
+    for message in messages():
+        assert "password" not in message
+
+
+def test_the_access_log_has_the_real_address_of_a_ready_answer_too(site):
+    for _ in range(4):
+        with Wire(site, head("GET /rock/dev/+simple/pkg/?logged HTTP/1.1", "X-Real-IP: 203.0.113.7")) as wire:
+            assert wire.reply().status == 200
+    lines = eventually(lambda: (lambda found: len(found) == 4 and found)(re.findall(r".*\?logged .*", site.output())))
+    assert [line.split()[-1] for line in lines] == ["203.0.113.7"] * 4
