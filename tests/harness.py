@@ -6,6 +6,7 @@ Standard library only; everything listens on 127.0.0.1, on ports that the system
 import base64
 import hashlib
 import http.client
+import io
 import json
 import os
 import pathlib
@@ -422,3 +423,47 @@ _watchdog = _Watchdog()
 
 def _base64(text):
     return base64.b64encode(text.encode()).decode()
+
+
+class Wire:
+    """A connection on which bytes are sent as they are, and answers read one after the other."""
+
+    def __init__(self, server, data=b"", timeout=10, receive_buffer=None):
+        self.socket = socket.socket()
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.settimeout(timeout)
+        self.socket.connect(("127.0.0.1", server.port))
+        self.input = self._Input(socket.SocketIO(self.socket, "r"))
+        self.send(data)
+
+    class _Input(io.BufferedReader):
+        def close(self):
+            """Stays open: HTTPResponse closes what it has read, but more answers may follow."""
+
+    def makefile(self, mode):
+        return self.input
+
+    def send(self, data):
+        self.socket.sendall(data)
+
+    def reply(self, method="GET"):
+        """The next answer (to a request with that method); interim answers are skipped."""
+        response = http.client.HTTPResponse(self, method=method)
+        response.begin()
+        return Reply(response)
+
+    def closed(self):
+        """Whether the server closes the connection now, without another byte."""
+        try:
+            return self.input.read(1) == b""
+        except ConnectionResetError:
+            return True
+        except socket.timeout:
+            return False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.socket.close()

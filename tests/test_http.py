@@ -2,8 +2,6 @@
 
 import base64
 import contextlib
-import http.client
-import io
 import json
 import os
 import random
@@ -14,7 +12,7 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, Reply, Server, eventually, multipart, wheel
+from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, wheel
 
 LOGIN = b'{"user": "root", "password": "secret"}'
 BAD_JSON = "Bad request: could not decode json"
@@ -53,46 +51,6 @@ def proxied(tmp_path_factory):
     yield server
     if server.running:
         server.kill()
-
-
-class Wire:
-    """A connection on which bytes are sent as they are, and answers read one after the other."""
-
-    def __init__(self, server, data=b"", timeout=10):
-        self.socket = server.connect(timeout)
-        self.input = self._Input(socket.SocketIO(self.socket, "r"))
-        self.send(data)
-
-    class _Input(io.BufferedReader):
-        def close(self):
-            """Stays open: HTTPResponse closes what it has read, but more answers may follow."""
-
-    def makefile(self, mode):
-        return self.input
-
-    def send(self, data):
-        self.socket.sendall(data)
-
-    def reply(self, method="GET"):
-        """The next answer (to a request with that method); interim answers are skipped."""
-        response = http.client.HTTPResponse(self, method=method)
-        response.begin()
-        return Reply(response)
-
-    def closed(self):
-        """Whether the server closes the connection now, without another byte."""
-        try:
-            return self.input.read(1) == b""
-        except ConnectionResetError:
-            return True
-        except socket.timeout:
-            return False
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.socket.close()
 
 
 def head(first="GET /+api HTTP/1.1", *lines, host=True):

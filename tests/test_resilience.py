@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import gzip
 import http.client
-import io
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import SIMPLE_JSON, Reply, Server, eventually, multipart, sdist, wheel
+from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, sdist, wheel
 
 HTML, ANY = {"Accept": "text/html"}, {"Accept": "*/*"}
 GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
@@ -31,40 +30,6 @@ def site(shared_server):
     shared_server.add_index("rock/dev", bases=[])
     assert shared_server.upload("rock/dev", wheel("pkg", "1.0")).status == 200
     return shared_server
-
-
-class Wire:
-    """A connection on which bytes are sent as they are, and answers read one after the other."""
-
-    def __init__(self, server, data=b"", timeout=10, receive_buffer=None):
-        self.socket = socket.socket()
-        if receive_buffer:
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.socket.settimeout(timeout)
-        self.socket.connect(("127.0.0.1", server.port))
-        self.input = self._Input(socket.SocketIO(self.socket, "r"))
-        self.send(data)
-
-    class _Input(io.BufferedReader):
-        def close(self):
-            """Stays open: HTTPResponse closes what it has read, but more answers may follow."""
-
-    def makefile(self, mode):
-        return self.input
-
-    def send(self, data):
-        self.socket.sendall(data)
-
-    def reply(self, method="GET"):
-        response = http.client.HTTPResponse(self, method=method)
-        response.begin()
-        return Reply(response)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.socket.close()
 
 
 class RawUpstream:
@@ -229,6 +194,78 @@ def test_thrice_as_many_senders_of_a_byte_a_second_as_workers_hold_up_nobody(fou
         finally:
             stop.set()
             thread.join()
+
+
+@pytest.mark.parametrize(
+    "lines, later",
+    [
+        (["Expect: 100-continue", "Content-Length: 5"], b""),
+        (["Content-Length: 70000000"], b""),
+        (["Connection: close"], b"GET /+api HTTP/1.1\r\nHost: localhost\r\n\r\n"),
+    ],
+    ids=["a body that never comes", "a huge body that never comes", "another request behind the last"],
+)
+def test_a_slow_reader_gets_all_of_an_answer_after_which_the_connection_is_closed(four_workers, lines, later):
+    with Wire(four_workers, head("GET %s HTTP/1.1" % four_workers.path, *lines), receive_buffer=8192) as wire:
+        time.sleep(0.5)
+        wire.send(later)
+        assert wire.reply().body == four_workers.content
+        assert wire.closed()
+
+
+def test_a_stop_lets_a_slow_reader_have_the_whole_answer(make_server):
+    server = make_server("--threads", "4")
+    server.add_user("rock")
+    server.add_index("rock/dev")
+    archive = wheel("big", "1.0", size=5_000_000)
+    assert server.upload("rock/dev", archive).status == 200
+    (file,) = server.simple("rock/dev", "big")["files"]
+    path = urllib.parse.urljoin("/rock/dev/+simple/big/", file["url"])
+    with Wire(server, head("GET %s HTTP/1.1" % path), receive_buffer=8192) as wire:
+        time.sleep(0.5)
+        wire.send(head("GET /+api HTTP/1.1"))
+        server.process.terminate()
+        assert wire.reply().body == archive.content
+    assert server.process.wait(15) == 0
+
+
+def test_a_crowd_that_had_to_queue_leaves_as_many_workers_as_before(make_server):
+    server = make_server("--threads", "4")
+    with ThreadPoolExecutor(40) as crowd:       # each takes a slow hash, so that most of them queue
+        list(crowd.map(lambda number: server.post("/+login", {"user": "root", "password": str(number)},
+                                                  headers={"X-Real-IP": "10.0.0.%d" % number}), range(40)))
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(Wire(server, head("POST /+login HTTP/1.1", "Transfer-Encoding: chunked")))
+            time.sleep(0.02)
+        began = time.monotonic()
+        assert server.get("/+status?x").status == 200
+        assert time.monotonic() - began < 3
+
+
+def test_the_connection_limit_closes_idle_connections_before_busy_ones(make_server):
+    server = make_server("--connections", "20", "--threads", "4")
+    server.add_user("rock")
+    body = b'{"user": "rock", "password": "pw"}'
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(Wire(server, head("POST /+login HTTP/1.1", "Content-Length: %d" % len(body)) + body[:10]))
+        for _ in range(25):
+            stack.enter_context(Wire(server))
+        time.sleep(0.2)
+        busy.send(body[10:])
+        assert busy.reply("POST").status == 200
+
+
+def test_blank_lines_between_requests_are_passed_over(site):
+    ask = head("GET /+api HTTP/1.1")
+    with Wire(site, ask + b"\r\n" + ask + b"\r\n\r\n" + ask) as wire:
+        assert [wire.reply().status for _ in range(3)] == [200, 200, 200]
+
+
+def test_half_a_request_of_a_client_that_closed_its_side_is_answered_400(site):
+    with Wire(site, head("POST /+login HTTP/1.1", "Content-Length: 100") + b"{}") as wire:
+        wire.socket.shutdown(socket.SHUT_WR)
+        assert wire.reply("POST").status == 400
 
 
 def test_a_get_with_a_chunked_body_is_not_remembered_by_its_head(site):
