@@ -424,6 +424,7 @@ class Limits:
     head = 64 << 10                 # a request's head
     headers = 200                   # lines in it
     keep_alive = 75                 # between two requests on a connection
+    evictable = 1                   # idle for so long, it has to make room if there are too many
     head_time = 30                  # from the first byte of a head to its last
     stall = 60                      # without one byte sent or received inside a request
     slow_client = 0.2               # seconds that a worker waits for a client to take more; the front goes on then
@@ -4849,8 +4850,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def _evict(self):
         """Close a connection to make room: one that is closing, else the one that was idle for longest; False if none is."""
-        idle = [key.data for key in self.selector.get_map().values()
-                if type(key.data) is Connection and key.data.pending is None and not key.data.buffer]
+        before = time.monotonic() - Limits.evictable        # a young one's request may just not have been read yet
+        idle = [key.data for key in self.selector.get_map().values() if type(key.data) is Connection
+                and key.data.since < before and key.data.pending is None and not key.data.buffer]
         if not idle:
             return False
         self._close(min(idle, key=lambda connection: (connection.draining is None, connection.since)))
