@@ -2700,18 +2700,13 @@ class Projects:
         raised if nobody else knows the project."""
         blocking = MirrorBlocking(name, index)
         pages, blocked, trouble, expires = [], None, None, []
-        order = self.indexes.order(index)
-        mirrors = [member for member in order if member.is_mirror]
-        deadline = None
+        order, deadline = self.indexes.order(index), None
         for member in order:
             if member.is_mirror and blocking.blocks:
                 blocked = blocked or member
                 continue
-            if member.is_mirror and deadline is None and len(mirrors) > 1:      # all at once, and one bound for all
-                deadline = time.monotonic() + self.mirrors.settings.request_timeout
-                for mirror in mirrors:
-                    with contextlib.suppress(UpstreamTrouble, Busy):            # told when its turn comes
-                        self.mirrors.ask(mirror, name)
+            if member.is_mirror and deadline is None:
+                deadline = self._ask_mirrors(order, name)
             try:
                 page = self.own(member, name, deadline)
             except UpstreamTrouble as error:
@@ -2726,6 +2721,14 @@ class Projects:
         if trouble and not pages:
             raise trouble
         return Contributions(pages, blocked, trouble, min(expires, default=0))
+
+    def _ask_mirrors(self, order, name):
+        """Have all mirrors of an order asked at once; returns the time.monotonic() until which the request waits for them."""
+        mirrors = [member for member in order if member.is_mirror]
+        for mirror in mirrors if len(mirrors) > 1 else ():
+            with contextlib.suppress(UpstreamTrouble, Busy):        # told when its turn comes
+                self.mirrors.ask(mirror, name)
+        return time.monotonic() + self.mirrors.settings.request_timeout
 
     def page(self, index, name):
         """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).

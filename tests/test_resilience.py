@@ -680,3 +680,18 @@ def test_the_access_log_has_the_real_address_of_a_ready_answer_too(site):
             assert wire.reply().status == 200
     lines = eventually(lambda: (lambda found: len(found) == 4 and found)(re.findall(r".*\?logged .*", site.output())))
     assert [line.split()[-1] for line in lines] == ["203.0.113.7"] * 4
+
+
+def test_three_hanging_mirrors_cost_one_request_timeout(make_server):
+    server = make_server("--request-timeout", "1")
+    server.add_user("rock")
+    with contextlib.ExitStack() as stack:
+        for number in range(3):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(10)
+            server.add_mirror("rock/mirror%d" % number, "http://127.0.0.1:%d/simple/" % listener.getsockname()[1])
+        server.add_index("rock/dev", bases=["rock/mirror0", "rock/mirror1", "rock/mirror2"])
+        began = time.monotonic()
+        assert server.get("/rock/dev/+simple/pkg/").status == 502
+        assert time.monotonic() - began < 2
