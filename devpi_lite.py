@@ -1192,8 +1192,8 @@ class IncomingBlob:
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
                 os.replace(self.path, target)
-                if durable:
-                    sync_directory(os.path.dirname(target))
+            if durable:     # also where the blob was there: a mirror may have left its name unsynced
+                sync_directory(os.path.dirname(target))
         except OSError as error:
             raise _disk_problem(error) from error
         return digest

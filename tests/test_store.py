@@ -175,3 +175,13 @@ def test_only_old_blobs_that_nothing_refers_to_are_collected(tmp_path):
         os.utime(blobs.path(digest), (1, 1))
     assert blobs.collect(lambda digest: digest == used) == 1
     assert (blobs.has(used), blobs.has(unused), blobs.has(fresh)) == (True, False, True)
+
+
+def test_an_upload_of_bytes_that_a_mirror_cached_makes_their_name_durable(tmp_path, monkeypatch):
+    blobs, synced, sync = d.Blobs(str(tmp_path)), [], d.sync_directory
+    monkeypatch.setattr(d, "sync_directory", lambda path: synced.append(path) or sync(path))
+    for durable in (False, True):
+        with blobs.incoming() as incoming:
+            incoming.write(b"content")
+            digest = incoming.keep(durable=durable)
+        assert synced == [os.path.dirname(blobs.path(digest))] * durable
