@@ -1,0 +1,5172 @@
+#!/usr/bin/env python3
+"""devpi_lite_client: the command line of private Python package indexes, in one file.
+
+    python devpi_lite_client.py use http://127.0.0.1:3141/alice/dev
+    python devpi_lite_client.py login alice
+    python devpi_lite_client.py upload
+
+builds, uploads, lists, tests, stages, releases and installs packages, with a devpi_lite or a devpi-server (6 or newer).  It
+needs Python 3.9 or newer and nothing else.  Its files in ~/.devpi/client are those of devpi-client: both can be used in turn.
+
+In CI the environment is enough, without `use` and `login`: DEVPI_INDEX (a full URL), DEVPI_USER, and DEVPI_PASSWORD or
+DEVPI_TOKEN.  Nothing is asked where there is no terminal; exit status 0 is success, 1 a failure, 2 a wrong command line, 130
+an interruption; `install` ends with that of pip or uv.
+
+The chapters, each of which uses only those above it:
+
+     1  Names and versions       pure functions over the packaging standards' words
+     2  Errors and the console   exceptions that carry a sentence; lines, colours, questions, progress, JSON
+     3  Files and processes      state files written whole or not at all; child processes that keep secrets
+     4  HTTP                     requests, proxies, certificates, redirects, retries, streams
+     5  Credentials              session tokens, passwords, and where they may come from
+     6  The server               where the client points, typed answers, one command's run
+     7  Installers' settings     what pip and uv are told: their configuration files and variables
+     8  Connection               use, login, logoff, env
+     9  Users and indexes        user, passwd, index
+    10  Reading                  list, getjson, patchjson
+    11  Releases                 remove, yank, refresh, push
+    12  Archives                 what wheels and sdists hold; unpacking that stays inside
+    13  Building                 version control export, PEP 517, Sphinx
+    14  Upload                   upload
+    15  Test                     test
+    16  Install                  install
+    17  API tokens               token create, list, delete, derive, inspect, login
+    18  Command line             completion, the argument parser and `main`
+"""
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import dataclasses
+import functools
+import http.client
+import inspect
+import json
+import os
+import re
+import socket
+import sys
+import threading
+import time
+import typing
+import urllib.parse
+
+__version__ = "0.1.0"
+
+# ======================================================================================================================
+# 1  Names and versions
+#
+# Pure functions: normal names, versions and their order, requirements, core metadata, URLs.  Nothing here touches a disk or
+# a socket.  What is also in devpi_lite.py is the same there.
+# ======================================================================================================================
+
+
+def normalize(name):
+    """The normal form of a project name: `Foo._Bar` -> `foo-bar` (PEP 503, for any run of non-alphanumerics)."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).lower()
+
+
+_VERSION = re.compile(r"""
+    \s* v?
+    (?:(?P<epoch>[0-9]+)!)?
+    (?P<release>[0-9]+(?:\.[0-9]+)*)
+    (?:[-_.]?(?P<pre>alpha|beta|preview|pre|rc|a|b|c)[-_.]?(?P<pre_n>[0-9]*))?
+    (?P<post>-(?P<post_implicit>[0-9]+) | [-_.]?(?:post|rev|r)[-_.]?(?P<post_n>[0-9]*))?
+    (?P<dev>[-_.]?dev[-_.]?(?P<dev_n>[0-9]*))?
+    (?:\+(?P<local>[a-z0-9]+(?:[-_.][a-z0-9]+)*))?
+    \s*""", re.VERBOSE | re.IGNORECASE | re.ASCII)
+_PRE_RELEASE = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "rc"}
+
+
+@functools.lru_cache(maxsize=20000)
+def parse_version(text):
+    """A PEP 440 version as a tuple of its parts: (epoch, release, pre, post, dev, local), None for what is absent.
+
+    Returns None if `text` is no PEP 440 version.  Numbers of absurd length are refused: int() of them is quadratic."""
+    match = _VERSION.fullmatch(text) if len(text) <= 200 else None
+    if not match:
+        return None
+    part = match.groupdict()
+    pre = post = dev = local = None
+    if part["pre"]:
+        letter = part["pre"].lower()
+        pre = (_PRE_RELEASE.get(letter, letter), int(part["pre_n"] or 0))
+    if part["post"]:
+        post = int(part["post_implicit"] or part["post_n"] or 0)
+    if part["dev"]:
+        dev = int(part["dev_n"] or 0)
+    if part["local"]:
+        local = tuple(int(p) if p.isdigit() else p for p in re.split(r"[-_.]", part["local"].lower()))
+    release = tuple(int(p) for p in part["release"].split("."))
+    return int(part["epoch"] or 0), release, pre, post, dev, local
+
+
+@functools.lru_cache(maxsize=20000)
+def canonical_version(text):
+    """PEP 440's normal spelling of a version (`1.0-RC1` -> `1.0rc1`); the text itself if it is no such version."""
+    parsed = parse_version(text)
+    if parsed is None:
+        return text
+    epoch, release, pre, post, dev, local = parsed
+    return "".join((
+        f"{epoch}!" if epoch else "", ".".join(map(str, release)), "%s%d" % pre if pre else "",
+        f".post{post}" if post is not None else "", f".dev{dev}" if dev is not None else "",
+        "+" + ".".join(map(str, local)) if local else ""))
+
+
+@functools.lru_cache(maxsize=20000)
+def version_key(text):
+    """Sorts versions as PEP 440 orders them; texts that are no versions sort below all of them, by their text."""
+    parsed = parse_version(text)
+    if parsed is None:
+        return (0, text)
+    epoch, release, pre, post, dev, local = parsed
+    while len(release) > 1 and release[-1] == 0:
+        release = release[:-1]
+    if pre is None:     # 1.0.dev1 < 1.0a1 < 1.0
+        pre = ("", 0) if post is None and dev is not None else ("z", 0)
+    return (1, epoch, release, pre, -1 if post is None else post, float("inf") if dev is None else dev,
+            () if local is None else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
+
+
+def same_version(one, other):
+    """Whether two texts name the same version (PEP 440): `1.0` and `1.0.0` do."""
+    one, other = one.strip(), other.strip()
+    return one == other or max(len(one), len(other)) <= 200 and version_key(one) == version_key(other)
+
+
+def is_final(text):
+    """Whether a text is a version (PEP 440), and neither a pre-release nor a development release."""
+    parsed = parse_version(text)
+    return parsed is not None and parsed[2] is None and parsed[4] is None
+
+
+_SPECIFIER = re.compile(r"(~=|===|==|!=|<=|>=|<|>)\s*(\S+)")
+
+
+def is_specifier(text):
+    """Whether a text is a list of version specifiers (PEP 440)."""
+    return all(_specifier_parts(clause.strip()) for clause in text.split(","))
+
+
+def _specifier_parts(clause):
+    """(operator, version, whether `.*` stood behind it) of one version specifier (PEP 440); None if it is none."""
+    match = _SPECIFIER.fullmatch(clause)
+    if not match or match[1] == "===":
+        return match and (match[1], match[2], False)
+    operator, wanted = match.groups()
+    is_prefix = wanted.endswith(".*")
+    wanted = wanted[:-2] if is_prefix else wanted
+    parsed = parse_version(wanted)
+    if parsed is None or operator == "~=" and len(parsed[1]) < 2:
+        return None
+    if operator not in ("==", "!=") and (is_prefix or parsed[5] is not None):       # 5: the local version
+        return None
+    if is_prefix and parsed[2:] != (None, None, None, None):
+        return None
+    return operator, wanted, is_prefix
+
+
+def admits(specifiers, version):
+    """Whether a version fits a comma-separated list of version specifiers (PEP 440); an empty list admits all.
+
+    A specifier that can't be read admits nothing: what is asked for with it is not known."""
+    return all(_fits(clause.strip(), version) for clause in (specifiers or "").split(",") if clause.strip())
+
+
+def _fits(clause, version):
+    parts, found = _specifier_parts(clause), parse_version(version)
+    if parts and parts[0] == "===":
+        return parts[1] == version
+    if parts is None or found is None:
+        return False
+    operator, wanted, is_prefix = parts
+    parsed, public = parse_version(wanted), version_key(version.partition("+")[0])
+    if is_prefix or operator == "~=":
+        release = parsed[1][:-1] if operator == "~=" else parsed[1]
+        series = found[0] == parsed[0] and (found[1] + (0,) * len(release))[:len(release)] == release
+        return not series if operator == "!=" else series and (operator == "==" or public >= version_key(wanted))
+    one, other = version_key(version), version_key(wanted)
+    if parsed[5] is None and operator not in ("<", ">"):        # a local version counts as the public one
+        one = public
+    same = 3 if parsed[3] is None else 5        # epoch and release, or also pre and post
+    if operator == "<" and one[1:same] == other[1:same] and is_final(wanted) and not is_final(version):
+        return False        # 1.0rc1 is no version below 1.0, nor 1.0.post1.dev1 below 1.0.post1
+    if operator == ">" and (public == other or found[3] is not None and parsed[3:5] == (None, None) and one[1:4] == other[1:4]):
+        return False        # nor are 1.0+local and 1.0.post1 above 1.0
+    return {"==": one == other, "!=": one != other, "<=": one <= other, ">=": one >= other, "<": one < other,
+            ">": one > other}[operator]
+
+
+_REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(.*)", re.DOTALL)
+
+
+class Requirement(typing.NamedTuple):
+    """A project and which of its versions are meant (PEP 508 without URLs and markers)."""
+    text: str
+    name: str
+    specifiers: str
+
+    def admits(self, version):
+        """Whether a version is meant.  Pre-releases always may be; what is no PEP 440 version has to be named literally."""
+        if parse_version(version) is not None:
+            return admits(self.specifiers, version)
+        clauses = [_SPECIFIER.fullmatch(clause.strip()) for clause in self.specifiers.split(",") if clause.strip()]
+        return all(match and match[1] in ("==", "===") and match[2] == version for match in clauses)
+
+
+def parse_requirement(text):
+    """`name`, `name[extra]>=1,!=1.2`, `name==1.*` as a `Requirement`; None if it is none."""
+    match = _REQUIREMENT.fullmatch(text.strip())
+    if not match:
+        return None
+    specifiers = match[2].strip()
+    if specifiers.startswith("(") and specifiers.endswith(")"):
+        specifiers = specifiers[1:-1].strip()
+    loose = [_SPECIFIER.fullmatch(clause.strip()) for clause in specifiers.split(",")]
+    literal = all(clause and clause[1] in ("==", "===") and not re.search(r"[;*]", clause[2]) for clause in loose)
+    if specifiers and not is_specifier(specifiers) and not literal:
+        return None
+    return Requirement(text, match[1], specifiers)
+
+
+# The fields of a release's metadata in devpi's spelling.
+TEXT_FIELDS = ("name", "version", "metadata_version", "summary", "home_page", "author", "author_email", "maintainer",
+               "maintainer_email", "license", "description", "keywords", "download_url", "comment", "requires_python",
+               "description_content_type", "license_expression")
+LIST_FIELDS = ("platform", "classifiers", "supported_platform", "provides", "requires", "obsoletes", "project_urls",
+               "provides_dist", "obsoletes_dist", "requires_dist", "requires_external", "provides_extras", "dynamic",
+               "license_file")
+NEWER_LIST_FIELDS = ("import_name", "import_namespace")
+FIELD_SPELLINGS = {"classifier": "classifiers", "provides_extra": "provides_extras", "project_url": "project_urls",
+                   "platforms": "platform", "supported_platforms": "supported_platform", "license_files": "license_file",
+                   "import_names": "import_name", "import_namespaces": "import_namespace"}
+
+
+_METADATA_FIELD = re.compile(r"([!-9;-~]+):[ \t]*")
+METADATA_FIELDS = 20000     # that are read
+
+
+def parse_core_metadata(data):
+    """The fields of a METADATA or PKG-INFO file (bytes), in the spelling of `TEXT_FIELDS` and `LIST_FIELDS`.
+
+    The format is that of e-mail (RFC 822), always in UTF-8: header lines, of which those that begin with a blank go on with
+    the one before.  A body becomes the description where no Description field stands (core metadata 2.1)."""
+    text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    fields, end = {}, 0
+    for _ in range(METADATA_FIELDS):
+        match = _METADATA_FIELD.match(text, end)
+        if not match:
+            break
+        start, end = match.end(), _line_end(text, match.end())
+        while text.startswith((" ", "\t"), end):
+            end = _line_end(text, end)
+        field = match[1].lower().replace("-", "_")
+        field = FIELD_SPELLINGS.get(field, field)
+        value = text[start:end].removesuffix("\n")
+        if field in LIST_FIELDS or field in NEWER_LIST_FIELDS:
+            fields.setdefault(field, []).append(value)
+        else:
+            fields.setdefault(field, "" if value == "UNKNOWN" else value)
+    body = text[end:].removeprefix("\n")
+    if body.strip() and not fields.get("description"):
+        fields["description"] = body
+    return fields
+
+
+def _line_end(text, position):
+    """Where the line after this one begins."""
+    newline = text.find("\n", position)
+    return len(text) if newline < 0 else newline + 1
+
+
+def upload_kind(filename):
+    """(pyversion, filetype) that an upload form states for a file of that name (http-api 13.4)."""
+    lower = filename.lower()
+    if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
+        return "source", "sdist"
+    if lower.endswith(".whl"):
+        tag = filename[:-4].split("-")[-3:][0]
+        if tag == "py2.py3":
+            return "2.7", "bdist_wheel"
+        found = re.match(r"[a-z]+([0-9])_?([0-9]*)", tag)
+        return (found[1] + (f".{found[2]}" if found[2] else "") if found else "any"), "bdist_wheel"
+    found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", lower)
+    kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(lower.rpartition(".")[2])
+    if kind and found:
+        return found[1] + (f".{found[2]}" if found[2] else ""), kind
+    return "any", "bdist_dumb"
+
+
+@functools.lru_cache(maxsize=64)
+def _digest_length(algorithm):
+    import hashlib
+    if algorithm not in hashlib.algorithms_available or not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
+        return 0
+    return hashlib.new(algorithm).digest_size * 2
+
+
+def is_digest(algorithm, text):
+    """Whether `text` can be a hex digest of that algorithm, and the algorithm is one that can be checked here."""
+    return bool(_digest_length(algorithm)) and len(text) == _digest_length(algorithm) and \
+        re.fullmatch(r"[0-9a-fA-F]+", text) is not None
+
+
+def public_url(url):
+    """The URL without credentials, for eyes and logs."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def masked(url):
+    """The URL for eyes and logs: its password, or what stands for one, as `****`."""
+    if "://" not in url:
+        return re.sub(r"^[^/]*:.*@", "****@", url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+        parts.port      # a slash in a password makes a part of it the port
+    except ValueError:
+        return re.sub(r"//.*@", "//****@", url)
+    userinfo, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url
+    return urllib.parse.urlunsplit(parts._replace(netloc=f"{userinfo.partition(':')[0]}:****@{host}"))
+
+
+def with_credentials(url, user, password):
+    """The URL with Basic credentials in it."""
+    parts = urllib.parse.urlsplit(public_url(url))
+    pair = f"{urllib.parse.quote(user, safe='')}:{urllib.parse.quote(password, safe='')}"
+    return urllib.parse.urlunsplit(parts._replace(netloc=f"{pair}@{parts.netloc}"))
+
+
+def origin_of(url):
+    """(scheme, host, port) of an http or https URL."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def is_below(url, root):
+    """Whether a URL lies on the same server as `root`, at its path or below."""
+    one, other = urllib.parse.urlsplit(url), urllib.parse.urlsplit(root)
+    path = other.path.rstrip("/") + "/"
+    return origin_of(url) == origin_of(root) and (one.path.rstrip("/") + "/").startswith(path)
+
+
+def is_loopback(host):
+    """Whether a host name means this machine."""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host or "") is not None
+
+
+def url_part(text):
+    """A project's name or a version as one segment of a URL's path; a plus stays a plus."""
+    return urllib.parse.quote(text, safe="+@!")
+
+
+def basename(url):
+    """The file name at the end of a URL."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+
+
+def credentials_of(url):
+    """The Authorization value for the user and password in a URL, or None."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.username is None:
+        return None
+    pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+    return "Basic " + base64.b64encode(pair.encode()).decode()
+
+
+def _in_quotes(name):
+    """The name of a field or file inside the quotes of a Content-Disposition (WHATWG's escapes)."""
+    return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def one_line(text, limit=300):
+    """Text as one printable ASCII line, for a reason phrase or a log line."""
+    text = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "backslashreplace").decode("ascii")).strip()
+    return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+def reason_of(error):
+    """A failure as a few words."""
+    if isinstance(error, (TimeoutError, socket.timeout)):
+        return "timed out"
+    return one_line(str(error) or type(error).__name__, 200)
+
+
+def byte_size(count):
+    """A number of bytes for people: `512 bytes`, `1.5 MB`."""
+    if count < 1000:
+        return f"{count} bytes"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.5 or unit == "TB":
+            return f"{count:.0f} {unit}" if count >= 9.95 else f"{count:.1f} {unit}"
+
+
+def printable(text):
+    """Text without what would move a terminal's cursor, change its colours or turn its direction; line breaks and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "?", text.replace("\r\n", "\n"))
+
+
+# ======================================================================================================================
+# 2  Errors and the console
+#
+# An error is an exception with a sentence for the person who reads it and the exit status of the program; `main` prints it.
+# The console is the one place that writes to the terminal or asks something: results, messages, questions, progress, JSON.
+# ======================================================================================================================
+
+
+class Failure(Exception):
+    """What ends a command: what was wrong, with which value, what to do next.  `hint`: a further line, not in red."""
+    def __init__(self, message, hint="", code=1):
+        super().__init__(message)
+        self.message, self.hint, self.code = message, hint, code
+
+
+class UsageError(Failure):
+    """A command line that can't be meant."""
+    def __init__(self, message):
+        super().__init__(message, code=2)
+
+
+class Unreachable(Failure):
+    """A server that gave no answer; `sent`: whether it may have got the request."""
+    def __init__(self, url, reason, sent=False, hint=""):
+        super().__init__(f"could not connect to '{public_url(url)}':\n{reason}", hint)
+        self.sent = sent
+
+
+class Refused(Failure):
+    """An answer of the server's that says no."""
+    def __init__(self, reply, message, hint="", body=""):
+        text = f"{reply.method} {public_url(reply.url)}\n{reply.status} {reply.reason}"
+        super().__init__(text + (f": {message}" if message else "") + (f"\n{body}" if body else ""), hint)
+        self.status, self.reason, self.text = reply.status, reply.reason, message
+
+
+class OutputClosed(Exception):
+    """Nobody reads the results any more (`devpi list | head -1`)."""
+
+
+FOR_SHELLS = ("env", "completion")      # eval "$(devpi env)"
+STYLES = {"bold": "\x1b[1m", "warning": "\x1b[1m\x1b[33m", "error": "\x1b[31m"}
+
+
+class Console:
+    """Standard output and error.  With `as_json` the former is kept for one JSON document and all else goes to the latter.
+
+    A message that can't be delivered is dropped: an upload does not stop because its log's reader went away."""
+
+    def __init__(self, options=None):
+        self.as_json = getattr(options, "json", False)
+        self.quiet = getattr(options, "quiet", False)
+        self.verbose = getattr(options, "verbose", 0)
+        self.is_debug = getattr(options, "debug", False)
+        self.assume_yes = getattr(options, "yes", False)
+        self.color = getattr(options, "color", "auto")
+        self.results = sys.stdout
+        self.messages = sys.stderr if self.as_json else sys.stdout
+        self.errors = sys.stderr if self.as_json or os.environ.get("DEVPI_LITE_STDERR") == "1" else sys.stdout
+        if getattr(options, "command", None) in FOR_SHELLS:     # a shell runs what stands on standard output
+            self.messages = self.errors = sys.stderr
+        self.shows_progress = not (self.quiet or getattr(options, "no_progress", False))
+        self.lock = threading.RLock()
+        self.progress_line = None       # the Progress that has the last line of the terminal
+        self.document_written = False
+
+    # -- lines
+
+    def result(self, text, style=None):
+        """A line of what was asked for."""
+        if not self.as_json:
+            self._write(self.results, text, style, drop=False)
+
+    def say(self, text, style=None):
+        """A message about what happens, not shown with -q."""
+        if not self.quiet:
+            self._write(self.messages, text, style)
+
+    def info(self, text):
+        self.say(text, "bold")
+
+    def warn(self, text):
+        self._write(self.messages, text, "warning")
+
+    def error(self, text):
+        self._write(self.errors, text, "error")
+
+    def hint(self, text):
+        """What to do next, below an error."""
+        self._write(self.errors, text, None)
+
+    def debug(self, text):
+        if self.is_debug:
+            self._write(self.messages, f"[debug] {text}", None)
+
+    def document(self, value):
+        """The JSON document of a command that was called with --json."""
+        if self.as_json:
+            self.document_written = True
+            self._write(self.results, json.dumps(value, indent=2), None, drop=False)
+
+    def listing(self, names):
+        """Names, sorted, a line each; or all of them as the JSON document."""
+        names = sorted(names)
+        for name in names:
+            self.result(name)
+        self.document(names)
+
+    def raw(self, data):
+        """Bytes of a child process, as they are."""
+        with self.lock:
+            self._clear_progress()
+            try:
+                self.messages.flush()
+                getattr(self.messages, "buffer", self.messages).write(data)
+                self.messages.flush()
+            except (OSError, ValueError):
+                silence(self.messages)      # as for any message
+
+    def _write(self, stream, text, style, drop=True):
+        text = printable(str(text))
+        if style and self._is_colored(stream):
+            text = "\n".join(f"{STYLES[style]}{line}\x1b[0m" for line in text.split("\n"))
+        with self.lock:
+            self._clear_progress()
+            try:
+                stream.write(text + "\n")
+                stream.flush()
+            except (OSError, ValueError) as error:
+                silence(stream)
+                if not drop and isinstance(error, (BrokenPipeError, ValueError)):
+                    raise OutputClosed from None
+                if not drop:
+                    self.errors = sys.stderr
+                    raise Failure(f"the output can't be written: {error.strerror}") from None
+            if self.progress_line:
+                self.progress_line.draw()
+
+    def _is_colored(self, stream):
+        if self.color != "auto":
+            return self.color == "yes"
+        wanted = os.environ.get("PY_COLORS")
+        if wanted in ("0", "1"):
+            return wanted == "1"
+        if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
+            return False
+        return is_terminal(stream)
+
+    def _clear_progress(self):
+        if self.progress_line:
+            self.progress_line.clear()
+
+    def table(self, rows):
+        """Rows of texts in columns, cut to the terminal's width where there is one."""
+        import shutil
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        limit = shutil.get_terminal_size().columns if is_terminal(self.results) else None
+        for row in rows:
+            line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+            self.result(line if limit is None or len(line) <= limit else line[:limit - 3] + "...")
+
+    # -- questions
+
+    def confirm(self, question):
+        """Whether the person says yes.  -y says it for them; the end of input is a Failure."""
+        prompt = f"{question} (yes/no)? "
+        if self.assume_yes:
+            self._write(self.messages, f"{prompt}yes (autoset from -y option)", None)
+            return True
+        if is_terminal(sys.stdin) and "CI" in os.environ:
+            raise Failure("no input available, use -y to confirm")
+        while True:
+            answer = self._ask(prompt).strip()
+            if answer in ("yes", "no"):
+                return answer == "yes"
+            self.error(f"not a valid choice '{answer}'")
+
+    def is_sure(self, document):
+        """Whether the person is sure; if not, the command's JSON document is this."""
+        if self.confirm("Are you sure"):
+            return True
+        self.error("not deleting anything")
+        self.document(document)
+        return False
+
+    def _ask(self, prompt):
+        self.messages.write(prompt)
+        self.messages.flush()
+        line = sys.stdin.readline() if sys.stdin else ""
+        if not line.endswith("\n"):
+            self.messages.write("\n")
+        if not line:
+            raise Failure("no input available, use -y to confirm")
+        return line
+
+    def can_ask(self):
+        """Whether a person may be there to type a password."""
+        return is_terminal(sys.stdin) and "CI" not in os.environ
+
+    def ask_password(self, prompt):
+        """A password typed without echo; only if `can_ask()`."""
+        import getpass
+        try:
+            return getpass.getpass(prompt)
+        except EOFError:
+            raise Failure("no input available") from None
+
+
+def is_terminal(stream):
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:      # closed
+        return False
+
+
+def silence(stream):
+    """Let a standard stream whose reader is gone lead to nowhere, so that Python's end does not complain either."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+class Progress:
+    """How far transfers of `total` bytes (None: not known) are: a bar on a terminal, elsewhere a line each half minute."""
+
+    WIDTH, REDRAW_SECONDS, LINE_SECONDS = 24, 0.1, 30
+
+    def __init__(self, console, label, total):
+        self.console, self.label, self.total, self.done = console, printable(label), total, 0
+        self.started = self.drawn = time.monotonic()
+        self.bar = console.shows_progress and is_terminal(sys.stderr)
+        self.is_drawn = False
+
+    def __enter__(self):
+        if self.bar:
+            self.console.progress_line = self
+        return self
+
+    def __exit__(self, *_):
+        with self.console.lock:
+            self.clear()
+            if self.console.progress_line is self:
+                self.console.progress_line = None
+
+    def advance(self, count):
+        """`count` more bytes went over the line; a negative count takes some back, for a new try."""
+        with self.console.lock:
+            self.done += count
+            now = time.monotonic()
+            if now - self.drawn < (self.REDRAW_SECONDS if self.bar else self.LINE_SECONDS):
+                return
+            self.drawn = now
+            if self.bar:
+                self.draw()
+            elif self.console.shows_progress:
+                self.console.say(f"  {self.text()}")
+
+    def text(self):
+        seconds = max(time.monotonic() - self.started, 0.001)
+        rate = f"{byte_size(int(max(self.done, 0) / seconds))}/s"
+        if not self.total:
+            return f"{self.label} {byte_size(self.done)} {rate}"
+        return f"{self.label} {100 * min(self.done, self.total) // self.total:3d}% of {byte_size(self.total)} {rate}"
+
+    def draw(self):
+        import shutil
+        filled = min(self.WIDTH, self.WIDTH * self.done // self.total) if self.total else 0
+        line = f"[{'#' * filled}{'.' * (self.WIDTH - filled)}] {self.text()}"
+        self._put("\r" + line[:shutil.get_terminal_size().columns - 1] + "\x1b[K")
+        self.is_drawn = True
+
+    def clear(self):
+        if self.is_drawn:
+            self._put("\r\x1b[K")
+            self.is_drawn = False
+
+    def _put(self, text):
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+# ======================================================================================================================
+# 3  Files and processes
+#
+# State is written whole or not at all, readable by its owner alone.  Child processes are started here and nowhere else: a
+# secret reaches them in the environment or in a private file, never on their command line, and is printed as asterisks.
+# ======================================================================================================================
+
+
+def parse_json(data):
+    """The value of a JSON text (str or bytes); ValueError if it is none, or nested too deeply to be read."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+class StateFile:
+    """A JSON object on disk, shared with devpi-client: two-space indent, sorted keys, keys that we don't know kept."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def read(self):
+        """The object; {} if there is no file, or nothing or something else than an object in it."""
+        try:
+            with open(self.path, "rb") as file:
+                text = file.read().decode("utf-8")
+            value = parse_json(text) if text.strip() else {}
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:     # what was in it is not ours to throw away
+            raise Failure(f"{self.path} is broken: {error}",
+                          "mend it or delete it; then 'devpi use URL' and 'devpi login USER'") from None
+        return value if isinstance(value, dict) else {}
+
+    def change(self, edit):
+        """Let `edit` change the object, and write it if it did.  `edit` may be called twice, each time on a fresh copy."""
+        if self._edited(edit) is None:
+            return
+        with locked(self.path):         # another process may have changed it since
+            value = self._edited(edit)
+            if value is not None:
+                write_private(self.path, json.dumps(value, indent=2, sort_keys=True))
+
+    def _edited(self, edit):
+        """The changed object, None if the change changes nothing."""
+        before, after = self.read(), self.read()
+        edit(after)
+        return after if after != before else None
+
+
+LOCK_SECONDS = 20
+OLD_TEMPORARY_SECONDS = 3600
+
+
+@contextlib.contextmanager
+def locked(path):
+    """Be the only process that changes a file, by an advisory lock on its directory (Windows: on `NAME.lock` beside it).
+
+    What processes that were killed have left beside it goes.  A Failure if the lock is not to be had for 20 seconds."""
+    path = os.path.realpath(path)
+    folder, name = os.path.split(path)
+    with contextlib.ExitStack() as stack:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600) if os.name == "nt" else os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)        # which ends the lock
+            until = time.monotonic() + LOCK_SECONDS
+            while not _try_lock(handle):
+                if time.monotonic() > until:
+                    raise Failure(f"{path} can't be changed: another process has been at it for {LOCK_SECONDS} seconds")
+                time.sleep(0.05)
+        except OSError as error:
+            raise Failure(f"{path} could not be written: {error.strerror or error}") from None
+        for old in os.listdir(folder):
+            if old.startswith(f".{name}-"):
+                with contextlib.suppress(OSError):      # gone meanwhile
+                    if time.time() - os.stat(os.path.join(folder, old)).st_mtime > OLD_TEMPORARY_SECONDS:
+                        os.unlink(os.path.join(folder, old))
+        yield
+
+
+def _try_lock(handle):
+    """Lock an open file or directory; returns whether it was free.  Where a file system knows no locks, it counts as free."""
+    import errno
+    try:
+        if os.name == "nt":
+            import msvcrt
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
+            return False
+        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            raise
+    return True
+
+
+def write_private(path, text):
+    """Write a file that only its owner can read; whoever reads it meets the old content or the new, nothing between."""
+    write_whole(path, text, 0o600)
+
+
+def write_whole(path, text, mode=None):
+    """Write a text file at once; `mode`: its permissions, else those it has, else those that new files get."""
+    import tempfile
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):       # replacing /dev/null would be a catastrophe
+        raise Failure(f"{path} could not be written: it is no regular file")
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if mode is None:
+        mode = os.stat(path).st_mode & 0o7777 if os.path.exists(path) else 0o666 & ~current_umask()
+    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}-", dir=os.path.dirname(path))
+    try:
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(handle)
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise Failure(f"{path} could not be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)        # it has its name by now, or is of no use
+
+
+def current_umask():
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def temporary_directory():
+    """A directory that only its owner can enter, removed with all that is in it."""
+    import shutil
+    import tempfile
+    path = os.path.realpath(tempfile.mkdtemp(prefix="devpi-"))
+    try:
+        yield path
+    finally:
+        def make_writable(function, name, _):
+            with contextlib.suppress(OSError):
+                os.chmod(os.path.dirname(name), 0o700)
+                os.chmod(name, 0o700)
+                function(name)
+        handler = {"onexc": make_writable} if sys.version_info >= (3, 12) else {"onerror": make_writable}
+        shutil.rmtree(path, **handler)
+
+
+def for_people(path):
+    """A path as people write it: `~` for their home."""
+    home = os.path.expanduser("~")
+    return "~" + path[len(home):] if len(home) > 1 and path.startswith(home + os.sep) else path
+
+
+def scripts_directory(venv):
+    return os.path.join(venv, "Scripts" if os.name == "nt" else "bin")
+
+
+def python_of(venv):
+    """The Python of a virtual environment."""
+    return os.path.join(scripts_directory(venv), "python.exe" if os.name == "nt" else "python")
+
+
+def find_program(name, venv=None):
+    """The path of a program: of the virtual environment if given, else from PATH; None if there is none."""
+    import shutil
+    return shutil.which(name, path=scripts_directory(venv) if venv else None)
+
+
+class Finished(typing.NamedTuple):
+    """A child process that has ended; `output` is "" where it was passed through."""
+    code: int
+    output: str
+
+
+def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capture=False, errors="replace"):
+    """Run a program to its end.  `env` adds to our environment, `unset` takes away; our own secrets are never handed on.
+
+    `show`: print the command as `--> DIRECTORY$ COMMAND  [NAME='value',...]`, where `show` names the variables to tell of;
+    credentials in URLs are masked.  `capture`: give the output back in place of passing it on, decoded with `errors`."""
+    import shlex
+    import subprocess
+    private = {"DEVPI_PASSWORD", "DEVPI_TOKEN", *unset}
+    environment = {name: value for name, value in os.environ.items() if name not in private}
+    environment.update(env or {})
+    words = " ".join(map(shlex.quote, command))
+    if show is not None:
+        pairs = ",".join(f"{name}='{_masked_pair(environment[name])}'" for name in show if name in environment)
+        console.say(f"--> {for_people(cwd or '.')}$ {words}" + (f"  [{pairs}]" if pairs else ""))
+    else:
+        console.debug(f"--> {cwd or '.'}$ {words}")
+    sys.stdout.flush()
+    passed = None if not console.as_json and not capture else subprocess.PIPE
+    try:
+        child = subprocess.Popen(
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL if capture else None, stdout=passed,
+            stderr=subprocess.STDOUT if passed is not None else None)
+    except OSError as error:
+        raise Failure(f"could not run {command[0]}: {error.strerror or error}") from None
+    try:
+        if capture:
+            output = child.communicate()[0]
+            return Finished(child.returncode, output.decode("utf-8", errors))
+        if passed is not None:
+            for line in child.stdout:
+                console.raw(line)
+        return Finished(child.wait(), "")
+    except BaseException:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        raise
+
+
+def _masked_pair(url):
+    """A URL with its user and password as asterisks; other text as it is.  (`masked` leaves the user, whom people look for.)"""
+    return re.sub(r"(://)[^/@]*@", r"\1****:****@", url)
+
+
+# ======================================================================================================================
+# 4  HTTP
+#
+# The one door to the network.  Certificates are always verified; proxies and CA bundles come from the usual variables;
+# credentials are made for each request's own URL, so that a redirect never carries them elsewhere; bodies are streams.
+# ======================================================================================================================
+
+USER_AGENT = (f"devpi-lite-client/{__version__} devpi-client-compatible "
+              f"(py{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})")
+CONNECT_SECONDS = 30
+ANSWER_SECONDS = 120            # of silence, unless --timeout says otherwise or the call may take as long as it likes
+RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third try
+ANSWER_LIMIT = 256 << 20        # bytes of an answer that is read into memory
+PIECE = 256 << 10               # bytes read from a disk or a socket at once
+MAX_REDIRECTS = 10
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+
+def checked_url(text):
+    """The URL, if it is one that can be asked, and holds no character that has no place in a URL (RFC 3986); else a Failure."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 \
+                and not re.search(r"""[^!-~]|["'<>\\^`{|}]""", text):
+            return text
+    except ValueError:
+        pass
+    raise Failure(f"'{masked(text)}' is no http or https URL")
+
+
+def linked_url(base, link):
+    """The URL that a server's link means, given where it stood; a Failure if it is none that can be asked."""
+    try:
+        return checked_url(urllib.parse.urljoin(base, link))
+    except ValueError:
+        raise Failure(f"'{masked(link)}' is no http or https URL") from None
+
+
+class Reply(typing.NamedTuple):
+    """An answer; `url` is the one that was asked last, after redirects."""
+    method: str
+    url: str
+    status: int
+    reason: str
+    headers: typing.Any
+    body: bytes
+
+    def json(self):
+        """What the body says as JSON (`Content-Type: application/json`), or None."""
+        if self.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
+            return None
+        try:
+            return parse_json(self.body)
+        except ValueError:
+            return None
+
+    def message(self):
+        """The `message` of a JSON object, without blank lines, or ""."""
+        value = self.json()
+        text = str(value.get("message") or "") if isinstance(value, dict) else ""
+        return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
+
+
+class Stream:
+    """A body whose pieces are made anew for each try; `length` in bytes."""
+    length = 0
+
+    def pieces(self):
+        raise NotImplementedError
+
+
+class Http:
+    """Requests over keep-alive connections, one for each thread and server."""
+
+    def __init__(self, console, timeout=None, client_cert=lambda url: None):
+        self.console, self.timeout, self.client_cert = console, timeout, client_cert
+        self.local = threading.local()
+        self.answered = None            # the URL of the last answer
+
+    def request(self, method, url, headers=None, body=None, *, credentials=lambda url: {}, patient=False, repeatable=None,
+                follows=True, sink=None):
+        """Send a request and follow redirects (`follows`); returns its `Reply`, whatever its status.  Unreachable if none came.
+
+        `credentials(url)`: the headers that say who asks, for that URL.  `patient`: wait for the answer without end.
+        `repeatable`: may be sent again after a broken connection (GET may).  `sink`: a file for the body of a 200."""
+        repeatable = method in ("GET", "HEAD") if repeatable is None else repeatable
+        for _ in range(MAX_REDIRECTS):
+            sent = {"User-Agent": USER_AGENT, **(headers or {}), **credentials(url)}
+            reply = self._with_retries(method, url, sent, body, patient, repeatable, sink)
+            self.answered = public_url(url)
+            self.console.debug(f"{method} {self.answered} -> {reply.status} {reply.reason}")
+            location = reply.headers.get("Location")
+            if reply.status not in (301, 302, 303, 307, 308) or not location or not follows:
+                return reply
+            location = urllib.parse.quote(location, safe="%/:=&?~#+!$,;@()*[]", encoding="latin-1")
+            try:
+                target = linked_url(public_url(url), location)
+            except Failure:
+                raise Failure(f"{public_url(url)} redirects to '{masked(location)}', which is no http URL") from None
+            if method not in ("GET", "HEAD") and (reply.status not in (307, 308) or origin_of(target) != origin_of(url)):
+                # A body, which may hold a password, is for the server that it was meant for.
+                raise Failure(f"{method} {public_url(url)}\nis redirected to {public_url(target)}",
+                              f"type 'devpi use' with the address that the server goes by: {'/'.join(target.split('/')[:3])}/")
+            url = target
+        raise Failure(f"{public_url(url)}: more than {MAX_REDIRECTS} redirects")
+
+    def _with_retries(self, method, url, headers, body, patient, repeatable, sink):
+        for pause in (*RETRY_PAUSES, None):
+            start = sink.tell() if sink else 0
+            try:
+                reply = self._exchange(method, url, headers, body, patient, sink)
+                if reply.status not in (502, 503, 504) or method not in ("GET", "HEAD") or pause is None:
+                    return reply
+                reason = f"{reply.status} {reply.reason}"
+            except Unreachable as failure:
+                if pause is None or not repeatable and failure.sent:
+                    raise
+                reason = failure.message.rpartition("\n")[2]
+            if sink:
+                sink.seek(start)
+                sink.truncate()
+            self.console.debug(f"{method} {public_url(url)}: {reason}; trying again")
+            time.sleep(pause)
+
+    def _exchange(self, method, url, headers, body, patient, sink):
+        """One try."""
+        key, kept = self._key(url), self._kept_connections()
+        connection = kept.pop(key, None)
+        if connection is not None and self._has_input(connection):
+            connection.close()      # closed by the server meanwhile
+            connection = None
+        sent = False
+        try:
+            if connection is None:
+                connection = self._connect(url)
+            connection.sock.settimeout(self.timeout or ANSWER_SECONDS)
+            sent = True
+            self._send(connection, method, url, headers, body)
+            if patient:
+                connection.sock.settimeout(self.timeout)
+            response = connection.getresponse()
+            content = self._receive(response, sink if response.status == 200 else None)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if connection is not None:
+                connection.close()
+            raise self._unreachable(url, error, sent) from error
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        if response.will_close or getattr(connection, "cut_short", False):
+            connection.close()
+        else:
+            kept[key] = connection
+        return Reply(method, url, response.status, response.reason, response.headers, content)
+
+    def _send(self, connection, method, url, headers, body):
+        parts = urllib.parse.urlsplit(public_url(url))
+        target = urllib.parse.quote(parts.path or "/", safe="/%+@!:=,;~$&'()*") + (f"?{parts.query}" if parts.query else "")
+        proxy = proxy_for(url)
+        if proxy and parts.scheme == "http":
+            target = f"http://{parts.netloc}{target}"
+            if credentials_of(proxy):
+                headers = {**headers, "Proxy-Authorization": credentials_of(proxy)}
+        connection.putrequest(method, target)       # with "Accept-Encoding: identity"
+        for name, value in headers.items():
+            connection.putheader(name, value)
+        if body is not None or method not in ("GET", "HEAD", "DELETE"):
+            connection.putheader("Content-Length", str(body.length if isinstance(body, Stream) else len(body or b"")))
+        try:
+            connection.endheaders()
+            for piece in body.pieces() if isinstance(body, Stream) else [body] if body else []:
+                if parts.scheme == "http" and self._has_input(connection):      # over TLS input may be a session ticket
+                    connection.cut_short = True     # an answer to half a body says no
+                    break
+                connection.send(piece)
+        except (BrokenPipeError, ConnectionResetError):
+            connection.cut_short = True     # the answer may be there all the same; if not, getresponse() says so
+
+    def _receive(self, response, sink):
+        """The body, or b"" if it went into the sink."""
+        length, count, kept = response.headers.get("Content-Length"), 0, []
+        while True:
+            piece = response.read(PIECE)
+            if not piece:
+                break
+            count += len(piece)
+            if sink is None:
+                kept.append(piece)
+                if count > ANSWER_LIMIT:
+                    raise Failure(f"the server's answer is larger than {byte_size(ANSWER_LIMIT)}")
+                continue
+            try:
+                sink.write(piece)
+            except OSError as error:
+                raise Failure(f"{sink.name} could not be written: {error.strerror or error}") from None
+        if length is not None and count != int(length):
+            raise http.client.IncompleteRead(b"", int(length) - count)
+        return b"".join(kept)
+
+    def _kept_connections(self):
+        if not hasattr(self.local, "connections"):
+            self.local.connections = {}
+        return self.local.connections
+
+    @staticmethod
+    def _has_input(connection):
+        import select
+        if hasattr(select, "poll"):     # select() can't look at file descriptors above 1023
+            poll = select.poll()
+            poll.register(connection.sock, select.POLLIN)
+            return bool(poll.poll(0))
+        return bool(select.select([connection.sock], [], [], 0)[0])
+
+    def _key(self, url):
+        return origin_of(url) + (self.client_cert(url),)
+
+    def _connect(self, url):
+        """A new, open connection to the URL's server, through a proxy if one is set."""
+        scheme, host, port = origin_of(url)
+        proxy, arguments, kind = proxy_for(url), {"timeout": self.timeout or CONNECT_SECONDS}, http.client.HTTPConnection
+        if scheme == "https":
+            kind, arguments["context"] = http.client.HTTPSConnection, tls_context(self.client_cert(url))
+        if proxy:
+            through = urllib.parse.urlsplit(proxy)
+            if through.scheme != "http":
+                raise Failure(f"the proxy {masked(proxy)} is no http:// proxy; only such are supported")
+            connection = kind(through.hostname, through.port or 80, **arguments)
+            if scheme == "https":
+                credentials = credentials_of(proxy)
+                connection.set_tunnel(host, port, {"Proxy-Authorization": credentials} if credentials else {})
+        else:
+            connection = kind(host, port, **arguments)
+        connection.connect()
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection
+
+    def _unreachable(self, url, error, sent):
+        import ssl
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return Failure(f"SSL verification failed '{public_url(url)}':\n{one_line(error.verify_message or str(error))}",
+                           "if the server's certificate comes from an authority of your own, "
+                           "name that authority's file in the variable SSL_CERT_FILE or REQUESTS_CA_BUNDLE")
+        if isinstance(error, ssl.SSLError) and re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST", str(error)):
+            return Unreachable(url, "the server does not speak TLS there", sent, "try http:// in place of https://")
+        if isinstance(error, ssl.SSLError):
+            return Failure(f"SSL verification failed '{public_url(url)}':\n{reason_of(error)}")
+        if isinstance(error, http.client.InvalidURL):
+            return Failure(f"'{public_url(url)}' is no usable URL: {error}")
+        reason = getattr(error, "strerror", None) or reason_of(error)
+        if isinstance(error, http.client.RemoteDisconnected):
+            reason = "the server closed the connection without an answer"
+        proxy = proxy_for(url)
+        return Unreachable(url, reason, sent, f"the proxy {masked(proxy)} was asked, as the environment says" if proxy else "")
+
+
+@functools.lru_cache(maxsize=None)
+def proxy_for(url):
+    """The URL of the proxy for a URL as the environment, macOS or Windows say (HTTP_PROXY, ALL_PROXY, NO_PROXY), or None."""
+    import urllib.request
+    parts, proxies = urllib.parse.urlsplit(url), urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    return proxy if "://" in proxy else "http://" + proxy
+
+
+@functools.lru_cache(maxsize=None)
+def tls_context(client_cert):
+    """The TLS settings: certificates are verified against the bundles that the variables name, else the system's."""
+    import ssl
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)       # verifies certificates and host names
+    named = [name for name in CA_VARIABLES if os.environ.get(name)]
+    for name in named:
+        bundle = os.environ[name]
+        try:
+            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+        except OSError as error:
+            raise Failure(f"the certificates in {bundle} ({name}) can't be read: {error.strerror or error}") from None
+    if not named:
+        context.load_default_certs()
+    if client_cert:
+        try:
+            context.load_cert_chain(client_cert)
+        except OSError as error:
+            raise Failure(f"the client certificate {client_cert} can't be used: {error.strerror or error}") from None
+    return context
+
+
+# ======================================================================================================================
+# 5  Credentials
+#
+# Who we are for a server, and where a password may come from: the command line, a file, the environment, keyring, .netrc, a
+# person.  Passwords are never stored; session tokens are, in auth.json.
+# ======================================================================================================================
+
+
+class Identity(typing.NamedTuple):
+    """A user with a token or a password, and where it came from: `login`, `DEVPI_TOKEN`, `DEVPI_PASSWORD`, `netrc`."""
+    user: str
+    secret: str
+    source: str
+
+    def headers(self):
+        if self.source == "netrc":
+            return {"Authorization": basic(self.user, self.secret)}
+        return {"X-Devpi-Auth": base64.b64encode(f"{self.user}:{self.secret}".encode("utf-8", "replace")).decode()}
+
+
+def checked_secret(*texts):
+    """A Failure for a user name or password that can't be sent: one with bytes that are no UTF-8."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise Failure("the user name or the password can't be written in UTF-8",
+                      "is the locale's encoding UTF-8? (LC_ALL, PYTHONUTF8=1)") from None
+
+
+def basic(user, password):
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode("utf-8", "replace")).decode()
+
+
+class AuthStore:
+    """auth.json: session tokens, Basic credentials of front proxies, client certificates, each by server URL."""
+
+    def __init__(self, file):
+        self.file = file
+        self.data = file.read()
+
+    def _change(self, edit):
+        self.file.change(edit)
+        self.data = self.file.read()
+
+    def tokens(self, url):
+        """[(user, token), ...] of the server that the URL belongs to, the last login first."""
+        pairs = _by_url(self.data.get("auth"), url)
+        return _logins(pairs)
+
+    def token(self, url, user):
+        return dict(reversed(self.tokens(url))).get(user)
+
+    def add_token(self, root, user, token, seconds=None):
+        """Keep a login, as the latest; `seconds`: how long it is good for, if the server said so."""
+        def edit(data):
+            servers = _object(data, "auth")
+            others = sorted([name, other] for name, other in _logins(servers.get(root)) if name != user)
+            servers[root] = [[user, token], *others]
+            ends = _object(_object(data, "devpi_lite_ends"), root)
+            ends.pop(user, None)
+            if isinstance(seconds, (int, float)):
+                ends[user] = [token[-8:], int(time.time() + seconds)]
+        self._change(edit)
+
+    def seconds_left(self, root, user):
+        """How long a login is still good for; None if that is not known, as for one that devpi-client made."""
+        entry = _object(_object(self.data, "devpi_lite_ends"), root).get(user)
+        if not (isinstance(entry, list) and [type(value) for value in entry] == [str, int]):
+            return None
+        tail, end = entry[0], min(entry[1], 1 << 40)
+        return end - time.time() if tail and (self.token(root, user) or "").endswith(tail) else None
+
+    def drop_token(self, root, user):
+        """Forget a login; returns whether there was one."""
+        known = self.token(root, user) is not None
+
+        def edit(data):
+            servers = _object(data, "auth")
+            servers[root] = [[name, token] for name, token in _logins(servers.get(root)) if name != user]
+            _object(_object(data, "devpi_lite_ends"), root).pop(user, None)
+        if known:
+            self._change(edit)
+        return known
+
+    def basic_auth(self, url):
+        """(user, password) for the proxy in front of a server, or None."""
+        pair = _by_url(self.data.get("basic_auth"), with_port(url))
+        return _logins([pair])[0] if _logins([pair]) else None
+
+    def client_cert(self, url):
+        path = _by_url(self.data.get("client_cert"), with_port(url))
+        return path if isinstance(path, str) else None
+
+    def set_basic_auth(self, root, user, password):
+        self._change(lambda data: _object(data, "basic_auth").update({with_port(root): [user, password]}))
+
+    def set_client_cert(self, root, path):
+        """Remember the PEM file for a server; None forgets it."""
+        def edit(data):
+            known = _object(data, "client_cert")
+            if path is None:
+                known.pop(with_port(root), None)
+            else:
+                known[with_port(root)] = path
+        self._change(edit)
+
+
+def _logins(pairs):
+    """[(user, token), ...] of what stands in auth.json for a server."""
+    return [tuple(pair) for pair in pairs if isinstance(pair, list) and [type(part) for part in pair] == [str, str]] \
+        if isinstance(pairs, list) else []
+
+
+def _object(data, key):
+    """data[key] as an object, made if it is none."""
+    if not isinstance(data.get(key), dict):
+        data[key] = {}
+    return data[key]
+
+
+def _by_url(entries, url):
+    """The entry for a URL: of the longest stored URL at whose path or below it lies.  None if there is none."""
+    if not isinstance(entries, dict):
+        return None
+    parts = urllib.parse.urlsplit(url)
+    path = parts.path.rstrip("/")
+    while True:
+        for ending in (path + "/", path):
+            found = entries.get(f"{parts.scheme}://{parts.netloc}{ending}")
+            if found is not None:
+                return found
+        if not path:
+            return None
+        path = path.rpartition("/")[0]
+
+
+def with_port(url):
+    """The URL without credentials and query, and with its port stated."""
+    parts = urllib.parse.urlsplit(public_url(url))
+    netloc = parts.netloc if parts.port else f"{parts.netloc}:{origin_of(url)[2]}"
+    return urllib.parse.urlunsplit(parts._replace(netloc=netloc, query="", fragment=""))
+
+
+@functools.lru_cache(maxsize=None)
+def netrc_entry(url):
+    """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.  `default` entries don't count."""
+    path = os.environ.get("NETRC") or os.path.join(os.path.expanduser("~"), ".netrc")
+    if not os.environ.get("NETRC") and os.name == "nt" and not os.path.exists(path):
+        path = os.path.join(os.path.expanduser("~"), "_netrc")
+    if not os.path.isfile(path):        # a pipe would wait for who writes into it
+        return None
+    import netrc
+    try:
+        hosts = netrc.netrc(path).hosts
+    except netrc.NetrcParseError as error:      # whose text may hold a password
+        raise Failure(f"{path} can't be read: line {error.lineno} is not understood") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path} can't be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from None
+    parts = urllib.parse.urlsplit(url)
+    entry = hosts.get(parts.netloc.rpartition("@")[2]) or hosts.get(parts.hostname)
+    return (entry[0] or "", entry[2] or "") if entry else None
+
+
+def keyring_password(console, service, user):
+    """What keyring has, by its module or its program; None if it has nothing, or there is no keyring."""
+    try:
+        import keyring
+    except ImportError:
+        program = find_program("keyring")
+        if not program:
+            return None
+        found = run_child(console, [program, "get", service, user], capture=True)
+        return found.output.rstrip("\r\n") if found.code == 0 and found.output.strip() else None
+    try:
+        return keyring.get_password(service, user)
+    except Exception as error:      # a back-end may raise anything, and there are other sources
+        console.debug(f"keyring failed: {reason_of(error)}")
+        return None
+
+
+def read_text(name, kind, only_line=False):
+    """The text, or only the first line, of a file, or of standard input for `-`.  `kind`: what the Failure calls it."""
+    try:
+        with contextlib.ExitStack() as stack:
+            file = sys.stdin if name == "-" else stack.enter_context(open(name, encoding="utf-8"))
+            return "" if file is None else file.readline() if only_line else file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"the {kind} {name} can't be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from None
+
+
+def read_password_file(name):
+    """The first line of a file, or of standard input for `-`."""
+    line = read_text(name, "password file", only_line=True)
+    if not line:
+        raise Failure("there is no password on standard input" if name == "-" else f"the password file {name} is empty")
+    return line.rstrip("\r\n")
+
+
+def silent_password(console, root, user):
+    """A password that needs no person: (password, where it is from), or None."""
+    if os.environ.get("DEVPI_PASSWORD") and os.environ.get("DEVPI_USER", user) == user:
+        return os.environ["DEVPI_PASSWORD"], "DEVPI_PASSWORD"
+    return stored_password(console, root, user)
+
+
+def stored_password(console, url, user):
+    """(password, "keyring" or "netrc") that this machine keeps for a user at a URL, or None."""
+    stored = keyring_password(console, url, user)
+    if stored is not None:
+        return stored, "keyring"
+    entry = netrc_entry(url)
+    return (entry[1], "netrc") if entry and entry[0] == user else None
+
+
+def new_password(console, user, otherwise=""):
+    """A new password, typed twice.  `otherwise`: how else it may be given, for the Failure where nobody is there to type."""
+    if not console.can_ask():
+        raise Failure(f"no new password for user '{user}', and nobody to ask",
+                      f"give it {otherwise}with --password-file FILE (- for standard input)")
+    for _ in range(3):
+        password = console.ask_password(f"new password for user {user}: ")
+        if password != console.ask_password(f"repeat new password for user {user}: "):
+            console.error("passwords did not match")
+        elif len(password) >= 8 or console.confirm("the password is empty, use it" if not password else
+                                                   f"the password has only {len(password)} characters, use it"):
+            return password
+    raise Failure("password not changed")
+
+
+# -- API tokens (macaroons, version 2, binary, behind "devpi-")
+
+
+class Token(typing.NamedTuple):
+    """An API token: who it names, what restricts it, and its signature."""
+    location: str
+    identifier: str
+    caveats: tuple
+    signature: bytes
+
+
+def parse_token(text):
+    """An API token of devpi-tokens as `Token`; a Failure if the text is none."""
+    prefix, dash, payload = text.strip().partition("-")
+    try:
+        data = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
+        if prefix not in ("devpi", "pypi") or not dash or data[:1] != b"\2":
+            raise ValueError("no macaroon")
+        fields = list(_macaroon_fields(data[1:]))
+        location = fields.pop(0)[1].decode() if fields[0][0] == 1 else ""
+        identifier = fields.pop(0)[1].decode()
+        caveats = tuple(value.decode() for kind, value in fields[1:] if kind == 2)
+        return Token(location, identifier, caveats, next(value for kind, value in fields if kind == 6))
+    except (ValueError, IndexError, StopIteration):
+        raise Failure("that is no API token of a devpi server (they start with devpi-)") from None
+
+
+def _macaroon_fields(data):
+    """(type, bytes) of each field; sections end with type 0."""
+    position = 0
+
+    def number():
+        nonlocal position
+        value = shift = 0
+        while True:
+            byte = data[position]
+            position += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+    while position < len(data):
+        kind = number()
+        size = number() if kind else 0
+        if position + size > len(data):
+            raise ValueError("cut off")
+        yield kind, data[position:position + size]
+        position += size
+
+
+def token_text(token):
+    """The text form of a `Token`."""
+    def field(kind, value):
+        size, number = len(value), b""
+        while size > 127:
+            number += bytes([size & 127 | 128])
+            size >>= 7
+        return bytes([kind]) + number + bytes([size]) + value
+    data = b"\2" + (field(1, token.location.encode()) if token.location else b"") + field(2, token.identifier.encode()) + b"\0"
+    data += b"".join(field(2, caveat.encode()) + b"\0" for caveat in token.caveats) + b"\0" + field(6, token.signature)
+    return "devpi-" + base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+def token_user(token):
+    """The user that an API token belongs to, which devpi-tokens writes into it."""
+    try:
+        return parse_token(token).identifier.rpartition("-")[0]
+    except Failure:
+        raise Failure("DEVPI_TOKEN does not say whose it is", "set DEVPI_USER too") from None
+
+
+# ======================================================================================================================
+# 6  The server
+#
+# Where the client points (`Place`), what a server answers (`Answer`), and `Run`: all that one command needs.  A command works
+# on the index named by --index, else by DEVPI_INDEX, else by the last `use`; only `use`, `login` and their like store anything.
+# ======================================================================================================================
+
+API_VERSION = "2"
+# The types of answers whose result is a JSON object.
+OBJECTS = ("apiconfig", "indexconfig", "list:userconfig", "projectconfig", "proxyauth", "status", "token-info", "tokens-info",
+           "userconfig")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A server, and perhaps one of its indexes, as `+api` described them.  `root` ends with a slash, `index` does not."""
+    login: str = ""
+    index: str | None = None
+    simpleindex: str | None = None
+    pypisubmit: str | None = None
+    features: tuple = ()
+
+    @property
+    def root(self):
+        return self.login.rpartition("/")[0] + "/" if self.login else ""
+
+    @property
+    def index_name(self):
+        """USER/NAME."""
+        return "/".join(self.index.split("/")[-2:]) if self.index else ""
+
+    @classmethod
+    def of_state(cls, state):
+        """What a state file has; devpi-client, or a hand, may have written it, so all of it is looked at."""
+        def url(key):
+            try:
+                return checked_url(state[key]) if isinstance(state.get(key), str) else None
+            except Failure:
+                return None
+        features = state.get("features")
+        return cls(url("login") or "", url("index"), url("simpleindex"), url("pypisubmit"),
+                   tuple(map(str, features)) if isinstance(features, list) else ())
+
+    def write_to(self, state):
+        state["login"] = self.login
+        state["features"] = list(self.features)
+        for key in ("index", "simpleindex", "pypisubmit"):
+            state.pop(key, None)
+            if getattr(self, key):
+                state[key] = getattr(self, key)
+        state.pop("auth", None)         # of very old clients
+
+
+class Answer(typing.NamedTuple):
+    """The JSON that a server answered to a call."""
+    type: str
+    result: typing.Any
+    message: str
+    reply: Reply
+
+
+class Run:
+    """One command's run: its options, the console, the stored state, and calls to the server."""
+
+    def __init__(self, options, console):
+        self.options, self.console = options, console
+        self.directory = os.path.abspath(os.path.expanduser(
+            getattr(options, "clientdir", None) or os.environ.get("DEVPI_CLIENTDIR") or os.path.join("~", ".devpi", "client")))
+        self.venv_state = os.path.join(os.environ["VIRTUAL_ENV"], "devpi.json") if os.environ.get("VIRTUAL_ENV") else None
+        is_local = self.venv_state is not None and os.path.exists(self.venv_state)
+        self.state_file = StateFile(self.venv_state if is_local else os.path.join(self.directory, "current.json"))
+        self.state = self.state_file.read()
+        self.auth = AuthStore(StateFile(os.path.join(self.directory, "auth.json")))
+        self.http = Http(console, getattr(options, "timeout", None), self.auth.client_cert)
+        self.logins = {}                # (user, root) -> session token of a login that is not stored
+        self._place = None              # see `place`
+        self.asked = None               # the URL that --index, DEVPI_INDEX or an argument names, if one does
+        self.is_version_checked = False
+        self.lock = threading.RLock()
+
+    @property
+    def stored_user(self):
+        """The user of the last login, as the state has it, or None."""
+        user = self.state.get("username")
+        return user if isinstance(user, str) and user else None
+
+    def change_state(self, **changes):
+        """Store changes of the state; None stores null."""
+        self.edit_state(lambda state: state.update(changes))
+
+    def edit_state(self, edit):
+        def and_drop_old(state):
+            edit(state)
+            state.pop("auth", None)
+        self.state_file.change(and_drop_old)
+        self.state = self.state_file.read()
+
+    # -- where
+
+    @property
+    def place(self):
+        """Where this run works; asks the server only if --index or DEVPI_INDEX say something else than the state, and once."""
+        if self._place is None:
+            self._place = self._find_place()
+        return self._place
+
+    def settle(self, place):
+        """Work there from now on."""
+        self._place = place
+
+    def _find_place(self):
+        stored, wanted = Place.of_state(self.state), getattr(self.options, "index", None)
+        from_environment = os.environ.get("DEVPI_INDEX")
+        if from_environment and not wanted:
+            self.console.say(f"Using DEVPI_INDEX from environment: {masked(from_environment)}")
+            return self.place_at(from_environment, stored)
+        if not wanted:
+            return stored
+        if from_environment and "://" in from_environment and "://" not in wanted:
+            stored = self.place_at("/".join(from_environment.rstrip("/").split("/")[:-2]) + "/", stored)
+        return self.place_at(wanted, stored)
+
+    def place_at(self, text, base):
+        """The place that a text names, as the server describes it."""
+        self.ask_for(text)
+        if "://" not in text and not base.root:
+            if text == os.environ.get("DEVPI_INDEX"):
+                raise Failure(f"No server set and DEVPI_INDEX from environment is not a full valid URL: {text}")
+            raise Failure("not connected to a server, see 'devpi use'", "type 'devpi use URL', or give the index as a full URL")
+        place = self.api(self.index_url(text, base.root))[0]
+        if "://" in text and not self.is_asked_for(place.root):
+            self.console.warn(f"The server has rewritten the url to: {place.index or place.root}")
+        return place
+
+    def ask_for(self, text):
+        """Remember the URL that a person typed: the environment's token and password are for its server alone."""
+        if "://" in text:
+            self.asked = checked_url(text)
+
+    def is_asked_for(self, url):
+        """Whether a URL is on the server that the person named, or on the same host's standard TLS port in place of 80.
+
+        True if no URL was named: then `use` has stored the server, and told what it is."""
+        if self.asked is None:
+            return True
+        one, other = origin_of(url), origin_of(self.asked)
+        return one == other or (one, other) == (("https", other[1], 443), ("http", one[1], 80))
+
+    def index_url(self, text, root):
+        """The URL that an index name stands for on a server: NAME, USER/NAME, /USER/NAME, or a URL."""
+        if "://" in text:       # installers are told of .../+simple/, which people copy
+            return re.sub(r"/\+simple$", "", checked_url(text).rstrip("/"))
+        parts = text.strip("/").split("/")
+        if text == "/":
+            return root.rstrip("/")
+        if len(parts) > 2 or not all(parts) or ":" in text:
+            raise Failure(f"index '{masked(text)}' not of form USER/NAME or NAME",
+                          f"a URL starts with http:// or https://, as in http://{masked(text)}" if ":" in text else "")
+        if len(parts) == 1:
+            user = self.user_at(root)
+            if user is None:
+                raise Failure(f"you need to be logged in to use the short index name '{parts[0]}' "
+                              f"(use USER/{parts[0]} or 'devpi login USER')")
+            parts = [user, *parts]
+        return root + "/".join(map(url_part, parts))
+
+    @property
+    def root(self):
+        """The URL of the server, with a slash at its end; a Failure if there is none."""
+        if not self.place.root:
+            raise Failure("not connected to a server, see 'devpi use'", "type 'devpi use URL' first, or set DEVPI_INDEX")
+        return self.place.root
+
+    @property
+    def index(self):
+        """The URL of the index; a Failure if there is none."""
+        if not self.place.index:
+            raise Failure("not connected to an index, see 'devpi use'", "type 'devpi use USER/NAME', or give --index USER/NAME")
+        return self.place.index
+
+    @property
+    def known_place(self):
+        """Where this run works as far as that is known without asking a server."""
+        return self._place or Place.of_state(self.state)
+
+    def require_server(self):
+        """A Failure if there is no server."""
+        return self.root
+
+    def require_index(self):
+        """A Failure if there is no index."""
+        return self.index
+
+    def project_url(self, *parts):
+        """The URL of a project of the index, or of one of its versions."""
+        return "/".join([self.index, url_part(normalize(parts[0])), *map(url_part, parts[1:])])
+
+    # -- who
+
+    def identity(self, url, may_login=True):
+        """Who we are for a server (any URL on it), or None: the environment first, then stored logins, then .netrc.
+
+        With DEVPI_PASSWORD this logs in, once a run, unless `may_login` is false."""
+        user, token, password = (os.environ.get(f"DEVPI_{name}") for name in ("USER", "TOKEN", "PASSWORD"))
+        token = token and token.strip()
+        here = self.known_place
+        if self.is_asked_for(url) and (is_below(url, here.root) if here.root else self.asked is not None):
+            if token:
+                checked_secret(user or "", token)
+                return Identity(user or token_user(token), token, "DEVPI_TOKEN")
+            if user and password and (user, here.root) in self.logins:
+                return Identity(user, self.logins[user, here.root], "DEVPI_PASSWORD")
+            if user and password and may_login and here.root:
+                with self.lock:
+                    if (user, here.root) not in self.logins:
+                        self.logins[user, here.root] = self._login_from_environment(here, user, password)
+                return Identity(user, self.logins[user, here.root], "DEVPI_PASSWORD")
+        stored = self.auth.tokens(url)
+        user = user or self.stored_user or (stored[0][0] if stored else None)
+        if user in dict(stored):
+            return Identity(user, self.auth.token(url, user), "login")
+        entry = netrc_entry(url)
+        if entry and os.environ.get("DEVPI_USER", entry[0]) == entry[0] != "" and self.auth.basic_auth(url) is None:
+            return Identity(*entry, "netrc")
+        return None
+
+    def _login_from_environment(self, place, user, password):
+        try:
+            return self.login(place, user, password)["password"]
+        except Refused as refusal:
+            refusal.hint = refusal.hint or "user and password are those of the variables DEVPI_USER and DEVPI_PASSWORD"
+            raise
+
+    def user_at(self, url):
+        """The name of the user that we are for a server, or None."""
+        identity = self.identity(url, may_login=False)
+        if identity is None and os.environ.get("DEVPI_PASSWORD"):
+            return os.environ.get("DEVPI_USER")
+        return identity.user if identity else None
+
+    @property
+    def user(self):
+        return self.user_at(self.root)
+
+    def require_login(self):
+        """The user that we are; a Failure if we are nobody."""
+        user = self.user
+        if user is None:
+            raise Failure("you need to be logged in (use 'devpi login USER')")
+        return user
+
+    def credentials(self, url, may_login=True):
+        """The headers that tell a server, and a proxy in front of it, who asks."""
+        headers, identity = {}, self.identity(url, may_login)
+        if identity:
+            headers.update(identity.headers())
+        pair = self.auth.basic_auth(url)
+        entry = netrc_entry(url)
+        if pair or entry:
+            headers["Authorization"] = basic(*(pair or entry))
+        return headers
+
+    def credential_pair(self, url):
+        """(user, secret) for tools that take Basic credentials in a URL, or None."""
+        identity = self.identity(url)
+        return (identity.user, identity.secret) if identity else self.auth.basic_auth(url)
+
+    def login(self, place, user, password):
+        """A fresh session token: {"password": token, "expiration": seconds}."""
+        checked_secret(user, password)
+        if not self.is_asked_for(place.login):
+            raise Failure(f"the server at {masked(self.asked)} wants the password to be sent to {place.root}",
+                          f"if that is right, type 'devpi use {place.index or place.root}' first, or name that URL")
+        reply = self.http.request("POST", place.login, json_headers(), json_body({"user": user, "password": password}),
+                                  credentials=self._proxy_credentials)
+        answer = self.answer(reply, "proxyauth")
+        if not isinstance(answer.result.get("password"), str):
+            raise Failure(f"{place.login}: the answer holds no token")
+        return answer.result
+
+    def _proxy_credentials(self, url):
+        pair = self.auth.basic_auth(url)
+        return {"Authorization": basic(*pair)} if pair else {}
+
+    def _login_again(self, url):
+        """After a refusal: if the stored login has expired, forget it, and log in if a password is at hand.
+
+        Returns whether the request is worth another try."""
+        identity = self.identity(url, may_login=False)
+        if identity is None or identity.source != "login" or self._place is None or not is_below(url, self.place.root):
+            return False
+        with self.lock:
+            if self.auth.token(url, identity.user) != identity.secret:
+                return self.auth.token(url, identity.user) is not None      # another thread was faster
+            if self.api(self.place.root.rstrip("/"))[1] == "ok":
+                return False
+            password = silent_password(self.console, self.place.root, identity.user)
+            if password is None:
+                return False
+            fresh = self.login(self.place, identity.user, password[0])
+            self.auth.add_token(self.place.root, identity.user, fresh["password"], fresh.get("expiration"))
+            self.console.say(f"logged in '{identity.user}' again, with the password from {password[1]}")
+            return True
+
+    # -- calls
+
+    def api(self, url):
+        """(Place, status of our login: "ok" or "noauth", user) as the server of a URL describes them.
+
+        A stored login that the server does not take is forgotten."""
+        target = url.rstrip("/") + "/+api"
+        reply = self.http.request("GET", target, json_headers(),
+                                  credentials=lambda url: self.credentials(url, may_login=False))
+        if reply.status == 403:
+            reply = self.http.request("GET", target, json_headers(), credentials=self._proxy_credentials)
+        if reply.json() is None and reply.status != 401:
+            hint = "is that the URL of a devpi server, or of one of its indexes?"
+            if reply.status in (200, 201):
+                raise Failure(f"{public_url(reply.url)}: the answer is no JSON", hint)
+            raise Refused(reply, "", self.refusal_hint(reply) or hint)
+        result = self.answer(reply, "apiconfig").result
+        if not isinstance(result.get("login"), str):
+            raise Failure(f"{public_url(reply.url)}: the answer does not describe a devpi server")
+        links = {key: linked_url(reply.url, str(result[key]))
+                 for key in ("login", "index", "simpleindex", "pypisubmit") if result.get(key)}
+        if "index" in links:
+            links["index"] = links["index"].rstrip("/")
+        place = Place(features=tuple(map(str, result.get("features") or ())), **links)
+        if url.startswith("https:") and not place.root.startswith("https:"):
+            raise Failure(f"the server at {masked(url)} says that its address is {place.root}, which is not encrypted",
+                          "its administrator should tell it its address (--outside-url, or its proxy's header X-Outside-URL)")
+        status, user, *_ = [*(result.get("authstatus") or ()), "noauth", ""]
+        identity = self.identity(place.root, may_login=False)
+        if status == "noauth" and identity and identity.source == "login" and is_below(reply.url, place.root):
+            self.auth.drop_token(place.root, identity.user)
+        return place, status, user
+
+    def call(self, method, url, body=None, expect=None, *, patient=False, accept="application/json"):
+        """Call a server that is asked for JSON; returns its `Answer`.  Refused if it says no.
+
+        `expect`: the type that the answer must have.  `patient`: it may take as long as it likes."""
+        reply = self.send(method, url, json_headers(accept), None if body is None else json_body(body), patient=patient)
+        return self.answer(reply, expect)
+
+    def send(self, method, url, headers=None, body=None, **options):
+        """A request with our credentials, sent again after a new login if the old one had expired; returns the `Reply`."""
+        reply = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
+        if reply.status in (401, 403) and self._login_again(url):
+            reply = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
+        self._check_api_version(reply)
+        self._forget_refused_login(reply)
+        return reply
+
+    def answer(self, reply, expect):
+        """The `Answer` in a reply; Refused if it says no, a Failure if it is not of the expected type."""
+        self._check_api_version(reply)
+        value = reply.json()
+        if reply.status not in (200, 201):
+            raise self.refusal(reply)
+        if not isinstance(value, dict):
+            raise Failure(f"{public_url(reply.url)}: the answer is no JSON object", "is that a devpi server?")
+        if expect is not None and value.get("type") != expect:
+            raise Failure(f"{public_url(reply.url)}: got result type '{value.get('type')}', expected '{expect}'")
+        if expect in OBJECTS and not isinstance(value.get("result"), dict):
+            raise Failure(f"{public_url(reply.url)}: the result of type '{expect}' is no JSON object")
+        return Answer(value.get("type"), value.get("result"), str(value.get("message") or ""), reply)
+
+    def refusal(self, reply):
+        """The `Refused` for an answer that says no, with what to do about it."""
+        message = reply.message()
+        body = reply.body.decode("utf-8", "replace").strip() if self.console.is_debug and not message else ""
+        return Refused(reply, message, self.refusal_hint(reply), body)
+
+    def refusal_hint(self, reply):
+        if reply.status in (401, 403) and not reply.url.endswith("/+login"):
+            if self.user_at(reply.url) is None:
+                if not self.is_asked_for(reply.url) and (os.environ.get("DEVPI_TOKEN") or os.environ.get("DEVPI_PASSWORD")):
+                    return (f"the variables' login is for {masked(self.asked)}, not for what that server calls itself: "
+                            f"set DEVPI_INDEX to an index of {'/'.join(public_url(reply.url).split('/')[:3])}/")
+                if os.environ.get("DEVPI_PASSWORD") and not os.environ.get("DEVPI_USER"):
+                    return "the variable DEVPI_PASSWORD is set, but not DEVPI_USER, which says whose password it is"
+                user = os.environ.get("DEVPI_USER") or self.stored_user or "USER"
+                return f"not logged in, or the login has expired (one lasts 10 hours): devpi login {user}"
+        if reply.status == 413:
+            return ("the server, or a proxy in front of it, limits the size of requests: devpi-server and devpi_lite by "
+                    "--max-request-body-size, nginx by client_max_body_size")
+        if reply.status in (502, 503, 504):
+            return "the server, or what it needs behind it, can't be reached at the moment; try again later"
+        return ""
+
+    def _check_api_version(self, reply):
+        if self.is_version_checked:
+            return
+        version = reply.headers.get("X-DEVPI-API-VERSION")
+        if version is None:
+            if reply.status in (200, 201):
+                self.is_version_checked = True
+                self.console.error(f"WARN: devpi-lite-client-{__version__} got an unversioned reply, "
+                                   "assuming API-VERSION 2 (as implemented by devpi-server-2.0)")
+        elif version != API_VERSION:
+            raise Failure(f"devpi-lite-client-{__version__} got a reply with API-VERSION {version}, "
+                          f"acceptable are: {API_VERSION}")
+
+    def _forget_refused_login(self, reply):
+        """devpi: a 401 that names a place to log in at means that the token is no longer one."""
+        if reply.status != 401 or not reply.headers.get("Location"):
+            return
+        identity, root = self.identity(reply.url, may_login=False), self.known_place.root
+        if identity and identity.source == "login" and root and is_below(reply.url, root):
+            if self.auth.drop_token(root, identity.user):
+                self.console.error("removed expired authentication information")
+
+
+def json_headers(accept="application/json"):
+    return {"Accept": accept, "Content-Type": "application/json"}
+
+
+def json_body(value):
+    return json.dumps(value).encode()
+
+
+class Command(typing.NamedTuple):
+    """A command as the command line knows it; `run(run)` returns the exit status or None.
+
+    The name of a sub-command is in two words, and it can be typed with a dash as well: `token create`, `token-create`."""
+    name: str
+    help: str
+    arguments: tuple
+    run: typing.Callable
+    aliases: tuple
+    description: str
+
+
+COMMANDS = {}
+
+
+def command(name, help, *arguments, aliases=(), description=""):
+    """Make a function the command of that name; its docstring is the description.  None: there are sub-commands."""
+    def register(function):
+        COMMANDS[name] = Command(name, help, arguments, function, aliases, description or function.__doc__)
+        return function
+    return register
+
+
+def argument(*names, **settings):
+    """An argument of a command, as add_argument takes it.  Only one of those with the same `one_of` may be given."""
+    return names, settings
+
+
+def action(*names, help):
+    """An option that says what the command shall do, of which only one may be given: `options.action` is its long name."""
+    return argument(*names, help=help, dest="action", action="store_const", const=names[-1].lstrip("-"), one_of="action")
+
+
+JSON = argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
+INDEX = argument("--index", metavar="INDEX", help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
+
+
+# ======================================================================================================================
+# 7  Installers' settings
+#
+# The index as pip and uv are told of it: their configuration files, changed line by line so that all else in them stays, with
+# a backup from which the change is undone; and the variables for shells and child processes.
+# ======================================================================================================================
+
+
+class SettingsFile(typing.NamedTuple):
+    """A configuration file, and where in it the index stands: `settings` are (section or None, key, which URL)."""
+    path: str
+    settings: tuple
+    quote: str = ""
+    is_ours: bool = True            # written even if it does not exist yet
+
+
+def settings_files(venv=None):
+    """The files that `use` shows and --set-cfg changes: those of a virtual environment, or the user's."""
+    pip = (("global", "index_url", "simpleindex"), ("search", "index", "index"))
+    uv = ((None, "index-url", "simpleindex"),)
+    if venv:
+        name = "pip.ini" if os.name == "nt" else "pip.conf"
+        return [SettingsFile(os.path.join(venv, name), pip), SettingsFile(os.path.join(venv, "uv.toml"), uv, '"')]
+    home, roaming = os.path.expanduser("~"), os.environ.get("APPDATA") if os.name == "nt" else None
+    config = roaming or os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    files = [
+        SettingsFile(_pip_file(home, config), pip),
+        SettingsFile(os.environ.get("UV_CONFIG_FILE") or os.path.join(config, "uv", "uv.toml"), uv, '"'),
+        SettingsFile(os.path.join(home, ".pydistutils.cfg"), (("easy_install", "index_url", "simpleindex"),), is_ours=False),
+        SettingsFile(os.path.join(home, ".buildout", "default.cfg"), (("buildout", "index", "simpleindex"),), is_ours=False)]
+    return [file for file in files if file.path != os.devnull]      # which tells pip to read no file
+
+
+def _pip_file(home, config):
+    if os.environ.get("PIP_CONFIG_FILE"):
+        return os.environ["PIP_CONFIG_FILE"]
+    name, library = "pip.ini" if os.name == "nt" else "pip.conf", os.path.join(home, "Library", "Application Support", "pip")
+    old = os.path.join(home, "pip" if os.name == "nt" else ".pip", name)
+    if os.path.exists(old):
+        return old
+    return os.path.join(library if sys.platform == "darwin" and os.path.isdir(library) else os.path.join(config, "pip"), name)
+
+
+def configured_index(file):
+    """The index's URL in a configuration file, its password masked; None if there is none."""
+    text, (section, key, _) = _text_of(file.path) or "", file.settings[0]
+    url = (winning_index(text) if section is None else None) or setting_of(text, section, key)
+    return masked(url) if url else None
+
+
+def settings_status(file):
+    """What a configuration file says about the index, for people."""
+    return configured_index(file) or ("no index server configured" if os.path.isfile(file.path) else "no config file exists")
+
+
+def _text_of(path):
+    """The text of a file, None if there is none; bytes that are no UTF-8 survive being written again."""
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return file.read()
+
+
+def _lines_of(text):
+    """The lines, without their end: \n, or \r\n, of which the \r stays with the line."""
+    lines = text.split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _span(lines, section, key):
+    """(start, end, first, last): the section's lines, and the key's line with those that continue it, as half-open ranges.
+
+    start is None where there is no such section, first where there is no such key."""
+    start = 0 if section is None else next(
+        (number + 1 for number, line in enumerate(lines) if re.match(rf"\s*\[{re.escape(section)}\]", line)), None)
+    if start is None:
+        return None, None, None, None
+    end = next((number for number in range(start, len(lines)) if re.match(r"\s*\[", lines[number])), len(lines))
+    spelling = "[-_]".join(map(re.escape, re.split("[-_]", key)))
+    indent = "[ \t]*" if section is None else ""        # in an INI file, an indented line goes on with the one before
+    first = next((number for number in range(start, end) if re.match(rf"{indent}{spelling}\s*[=:]", lines[number])), None)
+    if first is None:
+        return start, end, None, None
+    last = first + 1
+    while section is not None and last < end and re.match(r"[ \t]+\S", lines[last]):
+        last += 1
+    return start, end, first, last
+
+
+def setting_of(text, section, key):
+    """The value of a key in INI or TOML text, without quotes and comment; None if it is not there."""
+    lines = _lines_of(text)
+    _, _, first, last = _span(lines, section, key)
+    if first is None:
+        return None
+    value = re.split("[=:]", lines[first], maxsplit=1)[1]
+    quoted = re.match(r"""\s*("[^"]*"|'[^']*')""", value)
+    if quoted:
+        return quoted[1][1:-1]
+    return " ".join([value, *lines[first + 1:last]]).strip().strip("\"'")
+
+
+def with_setting(text, section, key, value, quote=""):
+    """The text with a key set (None: taken out): in place if it is there, else below the header of its section."""
+    lines = _lines_of(text)
+    ending = "\r" if lines and lines[0].endswith("\r") else ""
+    start, end, first, last = _span(lines, section, key)
+    if value is None:
+        if first is None:
+            return text
+        del lines[first:last]
+        if section is not None and not any(line.strip() for line in lines[start:end - (last - first)]):
+            del lines[start - 1:end - (last - first)]
+            while lines and not lines[-1].strip():
+                lines.pop()
+    elif first is not None:
+        spelling = re.match(r"\s*[^\s=:]+", lines[first])[0]
+        comment = re.search(r"""["'](\s*#.*?)\r?$""", lines[first]) if quote else None
+        lines[first:last] = [f"{spelling} = {quote}{value}{quote}{comment[1] if comment else ''}{ending}"]
+    else:
+        if start is None:
+            lines += ([ending] if lines and lines[-1].strip() else []) + [f"[{section}]{ending}"]
+            start = len(lines)
+        lines.insert(start, f"{key} = {quote}{value}{quote}{ending}")
+    return "".join(line + "\n" for line in lines)
+
+
+def winning_index(text):
+    """The URL of the `[[index]]` in uv's settings that is the default and so goes before index-url, or None."""
+    for table in re.split(r"^[ \t]*(?=\[)", text, flags=re.MULTILINE):
+        if re.match(r"\[\[[ \t]*index[ \t]*\]\]", table) and re.search(r"^[ \t]*default[ \t]*=[ \t]*true", table, re.MULTILINE):
+            return setting_of(table.partition("\n")[2], None, "url") or ""
+    return None
+
+
+def write_settings(file, urls, host, trusted):
+    """Tell one tool about the index.  Before the first change a copy `NAME-bak` is made, an empty one of no file.
+
+    `urls`: {"simpleindex": URL, "index": URL}.  `trusted`: whether pip may use the host without TLS."""
+    before = _text_of(file.path)
+    text = before or ""
+    for section, key, which in file.settings[::-1]:
+        text = with_setting(text, section, key, urls[which], file.quote)
+    if file.settings[0][0] == "global":
+        hosts = (setting_of(text, "global", "trusted-host") or "").split()
+        old = urllib.parse.urlsplit(setting_of(before or "", "global", "index_url") or "").hostname
+        hosts = [one for one in hosts if one not in (host, old)] + ([host] if trusted else [])
+        text = _trusted_below_index(with_setting(text, "global", "trusted-host", None), hosts)
+    if text == before:
+        return
+    backup = file.path + "-bak"
+    if not os.path.exists(backup):
+        write_whole(backup, before or "", os.stat(file.path).st_mode & 0o777 if before is not None else None)
+    write_whole(file.path, text, 0o600 if "@" in urls["simpleindex"] else None)
+
+
+def _trusted_below_index(text, hosts):
+    """pip's settings with the line trusted-host below that of the index."""
+    if not hosts:
+        return text
+    lines = _lines_of(text)
+    _, _, _, last = _span(lines, "global", "index_url")
+    lines.insert(last, f"trusted-host = {' '.join(hosts)}" + ("\r" if lines[0].endswith("\r") else ""))
+    return "".join(line + "\n" for line in lines)
+
+
+def undo_settings(file):
+    """Take back what `write_settings` did: each key gets the value of the backup, or goes.  Returns whether it changed."""
+    text, backup = _text_of(file.path), _text_of(file.path + "-bak")
+    if text is None or setting_of(text, *file.settings[0][:2]) is None:
+        return False
+    keys = [(section, key) for section, key, _ in file.settings]
+    if file.settings[0][0] == "global":
+        keys.append(("global", "trusted-host"))
+    changed = text
+    for section, key in keys:
+        changed = with_setting(changed, section, key, setting_of(backup or "", section, key), file.quote)
+    if not (backup or "").strip() and not changed.strip():
+        os.unlink(file.path)
+    else:
+        write_whole(file.path, changed)
+    if backup is not None:
+        os.unlink(file.path + "-bak")
+    return changed != text
+
+
+def installer_variables(place, url=None):
+    """The variables that make pip and uv use an index; `url`: its simple index with credentials, if they are needed."""
+    url = url or place.simpleindex
+    variables = {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url, "UV_INDEX_URL": url}
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme == "http" and not is_loopback(parts.hostname):
+        variables["PIP_TRUSTED_HOST"] = parts.hostname
+    return variables
+
+
+INSTALLER_EXTRAS = ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX", "PIP_NO_INDEX")
+
+
+def index_with_credentials(run, place):
+    """The simple index's URL as tools need it that know nothing of devpi's header."""
+    pair = run.credential_pair(place.root)
+    return with_credentials(place.simpleindex, *pair) if pair else place.simpleindex
+
+
+# ======================================================================================================================
+# 8  Connection
+#
+# use, login, logoff, env: which server, which index, who we are.
+# ======================================================================================================================
+
+
+@command(
+    "use", "show or change the server and index to work with",
+    argument("--set-cfg", action="store_true", one_of="cfg", help="write the index into the configuration files of pip and uv"),
+    argument("--unset-cfg", action="store_true", one_of="cfg", help="take that back"),
+    argument("-t", "--pip-set-trusted", choices=("yes", "no", "auto"), default="auto",
+             help="write trusted-host for pip (auto: for http URLs that are not on this machine)"),
+    argument("--always-set-cfg", choices=("yes", "no"), help="from now on, let every 'use' do --set-cfg"),
+    argument("--venv", metavar="DIR", help="virtual environment for install and --set-cfg; - forgets it"),
+    argument("--urls", action="store_true", help="show the URLs"),
+    argument("-l", "--list", action="store_true", help="list the indexes of the server"),
+    argument("-u", "--user", metavar="USER", help="with -l: only this user's indexes; else: be this user, who has logged in"),
+    argument("--local", action="store_true", help="keep the state in the active virtual environment"),
+    argument("--delete", action="store_true", help="forget the server and the index"),
+    argument("--client-cert", metavar="PEM", help="file with a client certificate and its key; empty: forget it"),
+    argument("url", metavar="URL", nargs="?", help="URL of a server or an index; or USER/INDEX or INDEX on the current server"),
+    JSON)
+def use_command(run):
+    """Show and change the server and index to work with.
+
+    Without a URL it shows the current connection."""
+    options, console = run.options, run.console
+    if options.delete:
+        if not os.path.exists(run.state_file.path):
+            raise Failure("no configuration found")
+        os.unlink(run.state_file.path)
+        console.info(f"REMOVED configuration at {run.state_file.path}")
+        console.document({"removed": run.state_file.path})
+        return 0
+    if options.local:
+        _make_local(run)
+    if options.venv is not None:
+        _remember_venv(run)
+    if options.always_set_cfg is not None:
+        _remember_always(run)
+    target, pair = _target(run)
+    if target:
+        place, status, user = _connect(run, target, pair)
+    elif options.list:
+        raise Failure("not connected to any server", "type 'devpi use URL' first")
+    else:
+        place, status, user = Place(), "noauth", ""
+    if options.list:
+        return _list_indexes(run, place)
+    if options.user:
+        run.change_state(username=options.user)
+        if place.root:
+            place, status, user = run.api(place.index or place.root.rstrip("/"))
+    _configure_installers(run, place)
+    _show_connection(run, place, user if status == "ok" else None)
+    return 0
+
+
+def _make_local(run):
+    if not run.venv_state:
+        raise Failure("Using --local is only valid in an active virtualenv.")
+    if not os.path.exists(run.venv_state):
+        run.console.info(f"Creating local configuration at {run.venv_state}")
+        write_private(run.venv_state, json.dumps(run.state, indent=2, sort_keys=True))
+    run.state_file = StateFile(run.venv_state)
+
+
+def _target(run):
+    """What this `use` is about: (URL, credentials that were in it as (user, password), or None).
+
+    The argument goes before DEVPI_INDEX, that before the stored state; "" if there is nothing."""
+    url, environment, stored = run.options.url, os.environ.get("DEVPI_INDEX"), Place.of_state(run.state)
+    if not url:
+        place = run.place if environment else stored
+        return place.index or place.root, None
+    if environment:
+        run.console.say(f"Using index URL from command line instead of DEVPI_INDEX ({masked(environment)}) from environment.")
+    url, pair = _split_basic_auth(url)
+    run.ask_for(url)
+    return run.index_url(url, _root_for(run, url, stored, environment)), pair
+
+
+def _connect(run, target, pair):
+    """Work at that URL from now on, and store it unless it was for this once; (Place, status, user) as the server says."""
+    options, stored = run.options, Place.of_state(run.state)
+    certificate = _client_certificate(run, target)
+    if pair:
+        run.auth.set_basic_auth("/".join(target.split("/")[:3]) + "/", *pair)
+    try:
+        place, status, user = run.api(target)
+    except Refused as refusal:
+        if refusal.status == 404 and not refusal.hint:
+            refusal.hint = "'devpi use -l' lists the indexes of the server" if stored.root else ""
+        if refusal.status != 404 or options.url or not stored.index or not options.list:
+            raise
+        place, status, user = run.api(stored.root.rstrip("/"))      # the index is gone; the server's list may help
+    if origin_of(place.root) != origin_of(target):
+        run.console.warn(f"The server has rewritten the url to: {place.index or place.root}")
+    run.settle(place)
+    if certificate is not None:
+        run.auth.set_client_cert(place.root, certificate or None)
+    is_for_once = options.urls or options.list if options.url else os.environ.get("DEVPI_INDEX")
+    if not is_for_once:
+        run.edit_state(place.write_to)
+        logins = run.auth.tokens(place.root)
+        if place.root != stored.root and logins and run.stored_user not in dict(logins):
+            run.change_state(username=logins[0][0])
+    if status != "ok" and run.identity(place.root):     # DEVPI_PASSWORD logs in only now that the server is known
+        place, status, user = run.api(place.index or place.root.rstrip("/"))
+    return place, status, user
+
+
+def _root_for(run, url, stored, environment):
+    """The server that a relative index name belongs to."""
+    if "://" in url:
+        return ""
+    if environment and "://" in environment:
+        return run.place.root
+    if not stored.root:
+        raise Failure("not connected to a server, see 'devpi use'", f"'{url}' is relative to one; type 'devpi use URL' first")
+    return stored.root
+
+
+def _split_basic_auth(url):
+    """(URL without credentials, (user, password) or None)."""
+    parts = urllib.parse.urlsplit(url)
+    if "@" not in parts.netloc:
+        return url, None
+    if not parts.username or not parts.password:
+        raise Failure("When using basic auth, you have to provide username and password.")
+    return public_url(url), (urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password))
+
+
+def _client_certificate(run, target):
+    """The client certificate to store for a server once it has answered: a path, "" to forget it, None for no change."""
+    given, stored = run.options.client_cert, run.auth.client_cert(target)
+    if given is None:
+        if stored:
+            run.console.info(f"Using existing client cert for '{target}'.")
+        return None
+    if not given:
+        run.console.info(f"Removing stored client cert for '{target}'.")
+        path = ""
+    else:
+        path = os.path.abspath(os.path.expanduser(given))
+        if not os.path.exists(path):
+            raise Failure(f"The client certificate at '{given}' doesn't exist.")
+    run.http.client_cert = lambda url: (path or None) if origin_of(url) == origin_of(target) else run.auth.client_cert(url)
+    return path
+
+
+def _list_indexes(run, place):
+    user = run.options.user
+    if user:
+        users = {user: run.call("GET", place.root + url_part(user), expect="userconfig").result}
+    else:
+        users = run.call("GET", place.root, expect="list:userconfig").result
+    indexes = [{"index": f"{name}/{index}", "type": config.get("type"), "bases": list(config.get("bases") or ()),
+                "volatile": config.get("volatile")}
+               for name, config_of_user in users.items() for index, config in (config_of_user.get("indexes") or {}).items()]
+    indexes.sort(key=lambda index: index["index"])
+    names = max([15, *(len(index["index"]) for index in indexes)])
+    bases = max([15, *(len(",".join(index["bases"])) for index in indexes)])
+    for index in indexes:
+        run.console.result(f"{index['index']:{names}} bases={','.join(index['bases']):{bases}} volatile={index['volatile']}")
+    run.console.document({"server": place.root, "indexes": indexes})
+    return 0
+
+
+def _remember_venv(run):
+    if run.options.venv == "-":
+        run.edit_state(lambda state: state.pop("venvdir", None))
+    else:
+        run.change_state(venvdir=find_venv(run.options.venv))
+
+
+def _remember_always(run):
+    run.change_state(always_setcfg=run.options.always_set_cfg == "yes", settrusted=run.options.pip_set_trusted == "yes")
+
+
+def find_venv(name, is_stored=False):
+    """The absolute path of a virtual environment, given by its path or its name below $WORKON_HOME."""
+    home = os.environ.get("WORKON_HOME")
+    for path in [os.path.abspath(os.path.expanduser(name))] + ([os.path.join(home, name)] if home else []):
+        if os.path.isdir(scripts_directory(path)):
+            return path
+    raise Failure(f"No virtualenv found at: '{name}'", "You can unset it with 'devpi use --venv -'." if is_stored else "")
+
+
+def effective_venv(run):
+    """The virtual environment to install into: --venv, else the stored one, else the active one, else None."""
+    given = getattr(run.options, "venv", None)
+    if given and given != "-":
+        return find_venv(given)
+    if run.state.get("venvdir"):
+        return find_venv(run.state["venvdir"], is_stored=True)
+    return os.environ.get("VIRTUAL_ENV") or None
+
+
+def _show_connection(run, place, user):
+    """`user`: whom the server knows us as, or None."""
+    console, options = run.console, run.options
+    identity = run.identity(place.root) if place.root else None
+    login = f"(logged in as {user}{f' via {identity.source}' if identity and identity.source != 'login' else ''})" if user \
+        else "(not logged in)"
+    accessible = _index_is_accessible(run, place, user)
+    if place.index:
+        console.info(f"current devpi index: {place.index} {login}")
+    elif place.root:
+        console.info(f"using server: {place.root} {login}")
+        console.error("no current index: type 'devpi use -l' to discover indices")
+    else:
+        console.error("no server: type 'devpi use URL' with a URL pointing to a server or directly to an index.")
+    if place.features and place.index:
+        console.say(f"supported features: {', '.join(sorted(place.features))}")
+    if options.urls or console.is_debug:
+        for key in ("login", "pypisubmit", "simpleindex"):
+            console.say(f"{key:>19}: {getattr(place, key) or None}")
+    if user and identity and identity.source == "login":
+        _warn_of_end(run, place, user)
+    venv = effective_venv(run)
+    if venv:
+        console.say(f"venv for install/set commands: {venv}")
+        console.say("only setting venv pip/uv config, no global configuration changed")
+    files = _present_settings(venv)
+    for file in files:
+        console.say(f"{for_people(file.path)}: {settings_status(file)}")
+    console.say(f"always-set-cfg: {'yes' if run.state.get('always_setcfg') else 'no'}")
+    console.document({
+        "server": place.root or None, "index": place.index, "user": user, "logged_in": user is not None,
+        "login_source": identity.source if identity and user else None, "accessible": accessible,
+        "simpleindex": place.simpleindex, "pypisubmit": place.pypisubmit, "features": list(place.features), "venv": venv,
+        "settings": {file.path: configured_index(file) for file in files}})
+
+
+def _index_is_accessible(run, place, user):
+    """Whether the index can be read; None without an index.  What is in the way is told, but ends nothing."""
+    if not place.index:
+        return None
+    try:
+        run.call("GET", place.index + "?no_projects=", expect="indexconfig")
+        return True
+    except Refused as refusal:
+        if refusal.status == 404:
+            run.console.error("Connected index does not exist.")
+        elif refusal.status == 403:
+            run.console.error(refusal.message)
+            run.console.error("You don't have permission to access this index." if user else
+                              "You might have to login first to access this index.")
+        else:
+            raise
+        return False
+
+
+def _trusts(run, place):
+    """Whether pip is to be told to use the index's host without TLS."""
+    if run.options.pip_set_trusted != "auto":
+        return run.options.pip_set_trusted == "yes"
+    parts = urllib.parse.urlsplit(place.root)
+    return bool(run.state.get("settrusted")) or parts.scheme == "http" and not is_loopback(parts.hostname)
+
+
+def _present_settings(venv):
+    """The configuration files of pip and uv that are there, or are ours to make."""
+    return [file for file in settings_files(venv) if file.is_ours or os.path.exists(file.path)]
+
+
+def _configure_installers(run, place):
+    """Do what --set-cfg, --unset-cfg or --always-set-cfg ask for with the configuration files of pip and uv."""
+    console, trusted = run.console, _trusts(run, place)
+    files = _present_settings(effective_venv(run))
+    if place.index and trusted and run.options.pip_set_trusted == "auto" and not run.state.get("settrusted"):
+        console.warn("Warning: insecure http host, trusted-host will be set for pip")
+    if run.options.unset_cfg:
+        for file in files:
+            if undo_settings(file):
+                console.say(f"{for_people(file.path)}: settings of the index taken out")
+    elif run.options.set_cfg or run.state.get("always_setcfg"):
+        if not place.index:
+            console.error("no index configured: cannot set pip/easy_install index")
+        for file in files if place.index else ():
+            _set_configuration(run, place, file, trusted)
+
+
+def _set_configuration(run, place, file, trusted):
+    """Write the index into a configuration file."""
+    pair = run.auth.basic_auth(place.root)
+    urls = {"simpleindex": place.simpleindex, "index": place.index + "/"}
+    if pair:
+        urls = {key: with_credentials(url, *pair) for key, url in urls.items()}
+    if file.settings[0][0] is None and winning_index(_text_of(file.path) or "") is not None:
+        run.console.error(f"{for_people(file.path)} has a default [[index]], which goes before index-url: left alone")
+    else:
+        write_settings(file, urls, urllib.parse.urlsplit(place.root).hostname, trusted)
+    if os.path.dirname(file.path) == os.path.join(os.path.expanduser("~"), ".pip"):
+        run.console.warn(f"{for_people(file.path)} is an old place: better move it to ~/.config/pip/pip.conf")
+
+
+def _warn_of_end(run, place, user):
+    """A login that ends soon is better known before a long upload than after it."""
+    seconds = run.auth.seconds_left(place.root, user)
+    if seconds is not None and 0 < seconds < 3600:
+        run.console.warn(f"this login ends in {int(seconds // 60) + 1} minutes: devpi login {user}")
+
+
+# -- login, logoff
+
+
+@command(
+    "login", "log in to the server as a user",
+    argument("--password", metavar="PW", help="the password; other users of this machine may see it there"),
+    argument("--password-file", metavar="FILE", help="file whose first line is the password; - for standard input"),
+    argument("--token", metavar="TOKEN", help="log in with an API token (devpi-...); better in DEVPI_TOKEN"),
+    argument("--check", action="store_true", help="only tell whether we are logged in: exit status 0 or 1"),
+    argument("user", metavar="USER", nargs="?", help="user name (default: DEVPI_USER)"))
+def login_command(run):
+    """Log in to the server.  The login's token is kept in auth.json; the password is not.
+
+    The password comes from --password, --password-file, DEVPI_PASSWORD, keyring, .netrc, or is asked for on a terminal."""
+    options, console = run.options, run.console
+    if options.check:
+        return _check_login(run)
+    token = options.token or os.environ.get("DEVPI_TOKEN")
+    user = options.user or os.environ.get("DEVPI_USER") or (token_user(token) if token else None)
+    if not user:
+        raise UsageError("the name of the user is missing: devpi login USER, or set DEVPI_USER")
+    run.require_server()        # before anything is asked
+    given = options.password
+    if given is None and options.password_file:
+        given = read_password_file(options.password_file)
+    if given is None and token and (options.token or not os.environ.get("DEVPI_PASSWORD")):
+        return _login_with_token(run, user, token)
+    password = given if given is not None else password_for(run, user)
+    reply = run.login(run.place, user, password)
+    _keep_login(run, user, reply["password"], reply.get("expiration"))
+    where = f" at '{run.place.index}'" if run.place.index else ""
+    hours = reply.get("expiration")
+    valid = f", credentials valid for {hours / 3600:.2f} hours" if isinstance(hours, (int, float)) else ""
+    console.info(f"logged in '{user}'{where}{valid}")
+    if os.environ.get("DEVPI_USER", user) == user:
+        _index_is_accessible(run, run.place, user)
+    return 0
+
+
+def password_for(run, user):
+    """A user's password from where it needs no person, else from the person."""
+    found = silent_password(run.console, run.root, user)
+    if found is not None:
+        run.console.debug(f"the password is from {found[1]}")
+        return found[0]
+    if not run.console.can_ask():
+        raise Failure(f"no password available for user '{user}' (use --password, DEVPI_PASSWORD or keyring)")
+    return run.console.ask_password(f"password for user {user} at {run.root}: ")
+
+
+def _keep_login(run, user, token, seconds):
+    run.auth.add_token(run.place.root, user, token, seconds)
+    run.change_state(username=user)
+
+
+def _login_with_token(run, user, token):
+    checked_secret(user, token)
+    if not run.is_asked_for(run.root):
+        raise Failure(f"the server at {masked(run.asked)} calls itself {run.root}", f"type 'devpi use {run.root}' first")
+    headers = Identity(user, token, "login").headers()
+    reply = run.http.request("GET", run.root + "+api", json_headers(),
+                             credentials=lambda url: headers if is_below(url, run.root) else {})
+    answer = run.answer(reply, "apiconfig")
+    if (answer.result.get("authstatus") or [""])[0] != "ok":
+        raise Failure(f"the server does not take this token for user '{user}'")
+    _keep_login(run, user, token, None)
+    run.console.info(f"logged in '{user}' with a token")
+    return 0
+
+
+def _check_login(run):
+    wanted = run.options.user
+    _, status, user = run.api(run.root.rstrip("/"))
+    if status != "ok" and run.identity(run.root):
+        _, status, user = run.api(run.root.rstrip("/"))
+    if status == "ok" and wanted in (None, user):
+        run.console.result(f"logged in as {user}")
+        return 0
+    run.console.error("not logged in" if status != "ok" else f"logged in as {user}, not as {wanted}")
+    return 1
+
+
+@command("logoff", "forget the login of the current user", aliases=("logout",))
+def logoff_command(run):
+    """Forget the login of the current user for this server."""
+    stored = Place.of_state(run.state)
+    root = run.place.root if os.environ.get("DEVPI_INDEX") else stored.root
+    user = os.environ.get("DEVPI_USER") or run.stored_user
+    logins = run.auth.tokens(root) if root else []
+    if not user and logins:
+        user = logins[0][0]
+    if root and run.auth.drop_token(root, user):
+        run.console.info("login information deleted")
+    else:
+        run.console.error("not logged in")
+    return 0
+
+
+# -- env
+
+
+@command(
+    "env", "print the variables that make pip and uv use the index",
+    argument("--shell", choices=("sh", "fish", "powershell", "cmd"), default="powershell" if os.name == "nt" else "sh",
+             help="for which shell (default: %(default)s)"),
+    argument("--with-credentials", action="store_true", help="with our login in the URL, for indexes with restricted reading"),
+    argument("--unset", action="store_true", help="print what takes them back"),
+    INDEX, JSON)
+def env_command(run):
+    """Print the variables that make pip and uv use the index: eval "$(devpi env)"."""
+    options = run.options
+    if not run.place.simpleindex:
+        run.require_index()
+        raise Failure(f"{run.index} has no simple index")
+    url = index_with_credentials(run, run.place) if options.with_credentials else run.place.simpleindex
+    variables = installer_variables(run.place, url)
+    run.console.document(variables)
+    for name, value in variables.items():
+        run.console.result(_shell_line(options.shell, name, None if options.unset else value))
+    return 0
+
+
+def _shell_line(shell, name, value):
+    """A line that sets a variable, or for None unsets it."""
+    import shlex
+    if shell == "cmd":
+        # In quotes, in which & and its like are no commands; a URL holds none itself.
+        return f'set "{name}=' + (value or "").replace("%", "%%").replace('"', "") + '"'
+    if shell == "powershell":
+        escaped = re.sub("['\u2018-\u201b]", r"\g<0>\g<0>", value or "")       # all of these are quotes to it
+        return f"Remove-Item Env:{name} -ErrorAction SilentlyContinue" if value is None else f"$env:{name} = '{escaped}'"
+    if shell == "fish":
+        escaped = (value or "").replace("\\", "\\\\").replace("'", "\\'")
+        return f"set -e {name}" if value is None else f"set -gx {name} '{escaped}'"
+    return f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
+
+
+# ======================================================================================================================
+# 9  Users and indexes
+#
+# user, passwd, index: what is on a server, and its settings.
+# ======================================================================================================================
+
+HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
+
+
+def key_values(words):
+    """`KEY=VALUE` arguments as pairs; a Failure that names those which are none."""
+    wrong = [word for word in words if not re.match(r"[^=]+=", word)]
+    if wrong:
+        raise Failure(f"arguments must be format NAME=VALUE: {wrong}")
+    return [tuple(word.split("=", 1)) for word in words]
+
+
+def shown_value(value):
+    """A setting as `index` and `user` print it."""
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
+
+
+def user_url(run, name):
+    if "/" in name or not name:
+        raise Failure(f"'{name}' is no user name: a slash can't be in one")
+    return run.root + url_part(name)
+
+
+@command(
+    "user", "show, make, change or delete users",
+    action("-c", "--create", help="make the user"),
+    action("--delete", help="delete the user with all indexes"),
+    action("-m", "--modify", help="change the user (also without this option, if settings are given)"),
+    action("-l", "--list", help="list the names of all users"),
+    argument("--password-file", metavar="FILE", help="with -c or -m: file with the new password; - for standard input"),
+    argument("words", metavar="USER KEY=VALUE", nargs="*",
+             help="user (default: the current one) and settings: password, email, title, description, custom_data"),
+    JSON)
+def user_command(run):
+    """Show, make, change or delete users."""
+    action, words = run.options.action, list(run.options.words)
+    name = words.pop(0) if words and "=" not in words[0] else None
+    settings = dict(key_values(words))
+    if run.options.password_file:
+        settings["password"] = read_password_file(run.options.password_file)
+    if action == "list":
+        run.console.listing(run.call("GET", run.root, expect="list:userconfig").result)
+    elif action == "create":
+        _create_user(run, _named(name), settings)
+    elif action == "delete":
+        _delete_user(run, _named(name))
+    elif settings or action == "modify":
+        _modify_user(run, _current(run, name), settings)
+    else:
+        _show_user(run, _current(run, name))
+
+
+def _named(name):
+    if name is None:
+        raise Failure("need to specify a username")
+    return name
+
+
+def _current(run, name):
+    name = name or run.user
+    if name is None:
+        raise Failure("no user specified and no user currently active")
+    return name
+
+
+def _show_user(run, name):
+    url = user_url(run, name)
+    config = run.call("GET", url, expect="userconfig").result
+    run.console.result(f"{url}:")
+    for key in sorted(set(config) - {"indexes", "username", "pwhash", "pwsalt"}):
+        run.console.result(f"  {key}={shown_value(config[key])}")
+    run.console.document(config)
+
+
+def _create_user(run, name, settings):
+    url = user_url(run, name)
+    if not {"password", "pwhash"} & set(settings):
+        settings["password"] = new_password(run.console, name, "as password=..., or ")
+    answer = run.call("PUT", url, settings, expect="userconfig")
+    run.console.info(f"user created: {name}")
+    run.console.document(answer.result)
+
+
+def _modify_user(run, name, settings):
+    url = user_url(run, name)
+    run.call("GET", url, expect="userconfig")       # is there such a user?
+    for key, value in settings.items():
+        run.console.say(f"/{name} changing {key}: {'********' if key in HIDDEN_KEYS else value}")
+    answer = run.call("PATCH", url, settings)
+    fresh = answer.result if answer.type == "userpassword" and isinstance(answer.result, dict) else {}
+    identity = run.identity(url, may_login=False)
+    if fresh.get("password") and identity and (identity.user, identity.source) == (name, "login"):
+        _keep_login(run, name, fresh["password"], fresh.get("expiration"))
+    run.console.info(f"user modified: {name}")
+    run.console.document({"user": name, "changed": sorted(settings)})
+
+
+def _delete_user(run, name):
+    url = user_url(run, name)
+    run.console.say(f"About to remove: {url}")
+    if not run.console.is_sure({"deleted": None}):
+        return
+    run.call("DELETE", url)
+    run.auth.drop_token(run.root, name)
+    run.console.info(f"user deleted: {name}")
+    run.console.document({"deleted": name})
+
+
+@command(
+    "passwd", "change a password",
+    argument("--password-file", metavar="FILE", help="file with the new password; - for standard input"),
+    argument("user", metavar="USER", nargs="?", help="user name (default: the current user)"))
+def passwd_command(run):
+    """Change the password of the current user, or as root that of another one.  It is asked for twice."""
+    name = _current(run, run.options.user)
+    if "=" in name:
+        raise UsageError("passwd takes the name of a user; the password is asked for, or comes from --password-file")
+    user_url(run, name)
+    given = run.options.password_file
+    _modify_user(run, name, {"password": read_password_file(given) if given else new_password(run.console, name)})
+
+
+# -- indexes
+
+
+@command(
+    "index", "show, make, change or delete indexes",
+    action("-c", "--create", help="make the index"),
+    action("--delete", help="delete the index with all that is in it"),
+    action("-l", "--list", help="list the indexes of the current or the given user"),
+    argument("--no-projects", action="store_true", help="ask the server to leave out the names of projects"),
+    argument("words", metavar="INDEX KEY=VALUE", nargs="*",
+             help="index (default: the current one) and settings: KEY=VALUE, KEY+=VALUE, KEY-=VALUE, KEY-= (take out)"),
+    JSON)
+def index_command(run):
+    """Show, make, change or delete indexes.
+
+    Settings: type, bases, volatile, acl_upload, mirror_url, title and more; lists are written with commas."""
+    action, words = run.options.action, list(run.options.words)
+    name = words.pop(0) if words and "=" not in words[0] else None
+    if action == "list":
+        return _list_user_indexes(run, name)
+    if action in ("create", "delete") and name is None:
+        raise Failure("need to explicitly specify index for deletion/creation")
+    if action == "delete" and words:
+        raise Failure("cannot delete if you specify key=values")
+    pairs = key_values(words)
+    url = run.index_url(name, run.root) if name else run.index
+    if action == "delete":
+        return _delete_index(run, url)
+    if action == "create":
+        operations = [key for key, _ in pairs if key.endswith(("+", "-"))]
+        if operations:
+            raise Failure(f"a new index has nothing to add to or take from: {operations[0]}={dict(pairs)[operations[0]]}")
+        run.call("PUT", url, dict(pairs), expect="indexconfig")
+    elif words:
+        run.require_login()
+        _modify_index(run, url, words, pairs)
+    _show_index(run, url, run.options.no_projects or action == "create" or bool(words))
+
+
+def _modify_index(run, url, words, pairs):
+    path, known = "/" + "/".join(url.split("/")[-2:]), run.call("GET", url + "?no_projects=", expect="indexconfig").result
+    if "server-keyvalue-parsing" in run.place.features:
+        for word in words:
+            key = word.partition("=")[0].rstrip("+-")
+            run.console.say(f"{path} {word.partition('=')[0]}=********" if key in HIDDEN_KEYS else f"{path} {word}")
+        run.call("PATCH", url, words, expect="indexconfig")
+        return
+    for key, value in pairs:
+        if key.endswith(("+", "-")):
+            raise Failure(f"this server only takes KEY=VALUE, not {key}={value}")
+        run.console.say(f"{path} changing {key}: {'********' if key in HIDDEN_KEYS else value}")
+    run.call("PATCH", url, {**known, **dict(pairs)}, expect="indexconfig")
+
+
+def _show_index(run, url, without_projects):
+    try:
+        config = run.call("GET", url + ("?no_projects=" if without_projects else ""), expect="indexconfig").result
+    except Refused as refusal:
+        if refusal.status == 403 and run.user is None:
+            raise Failure(refusal.message, "you need to be logged in (use 'devpi login USER')") from None
+        raise
+    run.console.result(f"{url}:")
+    first = [key for key in ("type", "bases", "volatile", "acl_upload") if key in config]
+    for key in first + sorted(set(config) - set(first) - {"projects"}):
+        run.console.result(f"  {key}={shown_value(config[key])}")
+    run.console.document({"url": url, **config})
+
+
+def _list_user_indexes(run, name):
+    name = name or run.require_login()
+    config = run.call("GET", user_url(run, name), expect="userconfig").result
+    run.console.listing(f"{name}/{index}" for index in config.get("indexes") or ())
+
+
+def _delete_index(run, url):
+    run.console.say(f"About to remove: {url}")
+    if not run.console.is_sure({"deleted": None}):
+        return
+    run.call("DELETE", url)
+    run.console.info(f"index deleted: {url}")
+    run.console.document({"deleted": url})
+
+
+# ======================================================================================================================
+# 10  Reading
+#
+# list, getjson, patchjson: what an index has.  Reading changes nothing (but patchjson, the odd one).
+# ======================================================================================================================
+
+SHOWN_VERSIONS = 3              # without --all
+PARALLEL_READS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Link:
+    """A file of a release: an archive (`releasefile`), documentation (`doczip`) or a test result (`toxresult`)."""
+    rel: str
+    url: str
+    hashes: tuple                   # ((algorithm, hex), ...)
+    for_url: str = ""               # test results: the archive that was tested
+    yanked: typing.Any = None
+
+    @property
+    def filename(self):
+        return basename(self.url)
+
+    @property
+    def best_hash(self):
+        """(algorithm, hex) of the best hash that can be checked here, or None."""
+        sound = [pair for pair in self.hashes if is_digest(*pair)]
+        order = ("sha512", "sha384", "sha256", "blake2b", "sha3_256")
+        return min(sound, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order), default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One version of a project as one index has it."""
+    version: str
+    links: tuple = ()
+    is_shadowed: bool = False       # an index before this one has the same version
+    yanked: typing.Any = None
+
+    @property
+    def files(self):
+        """The archives, by name."""
+        return sorted((link for link in self.links if link.rel == "releasefile"), key=lambda link: link.filename)
+
+    def results_of(self, file):
+        """The test results of an archive, the newest first."""
+        plain = urllib.parse.unquote(public_url(file.url).partition("#")[0])
+        return [link for link in reversed(self.links)
+                if link.rel == "toxresult" and urllib.parse.unquote(link.for_url) == plain]
+
+
+def releases_of(run, project, ignore_bases=False):
+    """The releases of a project, ascending, each followed by those that it shadows."""
+    answer = run.call("GET", run.project_url(project) + ("?ignore_bases=" if ignore_bases else ""), expect="projectconfig")
+    base = answer.reply.url.partition("?")[0]
+    found = []
+    for version in sorted(answer.result or {}, key=version_key):
+        data = answer.result[version]
+        found.append(_release(version, data, base, False))
+        found.extend(_release(version, other, base, True) for other in data.get("+shadowing") or ())
+    return found
+
+
+def _release(version, data, base, is_shadowed):
+    links = []
+    for link in data.get("+links") or ():
+        href, _, fragment = urllib.parse.urljoin(base, str(link.get("href", ""))).partition("#")
+        hashes = dict(link.get("hashes") or {})
+        for spec in (fragment, link.get("hash_spec") or ""):
+            algorithm, _, digest = spec.partition("=")
+            if digest:
+                hashes.setdefault(algorithm, digest)
+        tested = urllib.parse.urljoin(base, link["for_href"]).partition("#")[0] if link.get("for_href") else ""
+        links.append(Link(str(link.get("rel")), href, tuple(hashes.items()), tested, link.get("yanked")))
+    return Release(version, tuple(links), is_shadowed, data.get("yanked"))
+
+
+def required(text):
+    """The `Requirement` that an argument is; a Failure if it is none."""
+    found = parse_requirement(text)
+    if found is None:
+        raise Failure(f"invalid requirement '{text}'")
+    return found
+
+
+def in_parallel(function, items, jobs):
+    """function(item) of each, in the items' order, `jobs` at a time.  The first failure ends it."""
+    items = list(items)
+    if jobs <= 1 or len(items) <= 1:
+        yield from map(function, items)
+        return
+    import concurrent.futures
+    pool = concurrent.futures.ThreadPoolExecutor(min(jobs, len(items)))
+    try:
+        for future in [pool.submit(function, item) for item in items]:
+            yield future.result()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):      # `main` ends the process, whatever is under way
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@command(
+    "list", "list the projects of the index, or the files of a project",
+    argument("--all", action="store_true", help="all versions, not only the newest"),
+    argument("-t", "--toxresults", action="store_true", help="show test results"),
+    argument("-f", "--failures", action="store_true", help="show test results, and the output of those that failed"),
+    argument("--ignore-bases", action="store_true", help="only what is on the index itself"),
+    INDEX,
+    argument("spec", metavar="SPEC", nargs="?", help="a project, perhaps with versions: 'hello>=1.2,!=1.4'"),
+    JSON)
+def list_command(run):
+    """List the projects of the index; with -v also their newest version.
+
+    With a project: its files, newest version first.  Bold: of this index; plain: of a base; red: shadowed."""
+    if run.options.spec:
+        return _list_files(run, required(run.options.spec))
+    config = run.call("GET", run.index, expect="indexconfig").result
+    projects = sorted(config.get("projects") or ())
+    if not run.console.verbose:
+        for project in projects:
+            run.console.result(project)
+        return run.console.document({"index": run.index, "projects": projects})
+    shown = {}
+
+    def versions_of(project):
+        return [release.version for release in releases_of(run, project, run.options.ignore_bases) if not release.is_shadowed]
+    for project, versions in zip(projects, in_parallel(versions_of, projects, PARALLEL_READS)):
+        shown[project] = versions if run.options.all else versions[-1:]
+        for version in shown[project]:
+            run.console.result(f"{project}=={version}")
+    run.console.document({"index": run.index, "projects": [{"name": project, "versions": shown[project]} for project in shown]})
+
+
+def _list_files(run, wanted):
+    releases = [release for release in releases_of(run, wanted.name, run.options.ignore_bases)
+                if wanted.admits(release.version)]
+    # Newest first; what a release shadows stays behind it.
+    order = sorted(enumerate(releases), key=lambda pair: (version_key(pair[1].version), not pair[1].is_shadowed, -pair[0]),
+                   reverse=True)
+    releases = [release for _, release in order if release.files]
+    shown = releases if run.options.all else releases[:SHOWN_VERSIONS]
+    document = []
+    for release in shown:
+        files = []
+        for file in release.files:
+            here = is_below(file.url, run.index)
+            entry = {"filename": file.filename, "url": file.url, "hashes": dict(file.hashes), "inherited": not here}
+            yanked = file.yanked if file.yanked is not None else release.yanked
+            if yanked is not None:
+                entry["yanked"] = yanked
+            mark = "" if yanked in (None, False) else f" (yanked: {one_line(yanked)})" if isinstance(yanked, str) and yanked \
+                else " (yanked)"
+            run.console.result(file.url + mark, "error" if release.is_shadowed else "bold" if here else None)
+            if run.options.toxresults or run.options.failures:
+                entry["test_results"] = _show_results(run, release, file)
+            files.append(entry)
+        document.append({"version": release.version, "shadowed": release.is_shadowed, "files": files})
+    if len(shown) < len(releases):
+        run.console.result(f"{len(releases) - len(shown)} older versions not shown, use --all to see")
+    run.console.document({"index": run.index, "project": normalize(wanted.name), "releases": document,
+                          "not_shown": len(releases) - len(shown)})
+
+
+# -- test results
+
+
+def _show_results(run, release, file):
+    """Print the newest result of an archive for each host, platform and environment; returns them for JSON."""
+    seen, found = set(), []
+    for link in release.results_of(file):
+        try:        # anybody may have posted it
+            report = parse_json(run.http.request("GET", link.url, credentials=run.credentials).body)
+            host, platform, environments = str(report["host"]), str(report["platform"]), dict(report["testenvs"])
+        except (ValueError, KeyError, TypeError, Failure):
+            run.console.result(f"corrupt toxresult, skipping: {link.url}", "error")
+            continue
+        for name in sorted(environments):
+            if name.startswith(".pkg") or (host, platform, name) in seen:       # tox 4 builds packages in .pkg
+                continue
+            seen.add((host, platform, name))
+            environment = environments[name] if isinstance(environments[name], dict) else {}
+            result = _result_of(name, host, platform, environment)
+            found.append({**result, "url": link.url})
+            _show_result(run.console, result, environment, run.options.failures)
+    return found
+
+
+def _steps(environment, kind):
+    """The commands of a test environment's `setup` or `test`."""
+    return environment[kind] if isinstance(environment.get(kind), list) else []
+
+
+def _result_of(name, host, platform, environment):
+    """One environment's outcome; `problem` is None if all is well, else what to say of it."""
+    setup, test, python = _steps(environment, "setup"), _steps(environment, "test"), environment.get("python")
+    version = str(python.get("version") or "").split(" ")[0] if isinstance(python, dict) else ""
+    problem = "no setup was performed" if not setup else "setup failed" if any(map(_failed, setup)) else None
+    if problem is None:
+        problem = "no tests were run" if not test else "tests failed" if any(map(_failed, test)) else None
+    return {"host": host, "platform": platform, "environment": name, "python": version, "passed": problem is None,
+            "problem": problem}
+
+
+def _failed(command):
+    """Whether a command of a test result ended badly; exit codes come as numbers and as texts."""
+    code = command.get("retcode") if isinstance(command, dict) else 1
+    return str(code) not in ("0", "None", "null", "")
+
+
+def _show_result(console, result, environment, with_output):
+    line = f"{result['host']:<10} {result['platform']:<7} {result['environment']:<10} "
+    in_tests = result["problem"] in (None, "tests failed", "no tests were run")
+    if result["python"] and in_tests:
+        line += result["python"] + " "
+    console.result(line + (result["problem"] or "tests passed"), None if result["passed"] else "error")
+    failed_step = {"setup failed": "setup", "tests failed": "test"}.get(result["problem"])
+    for command in _steps(environment, failed_step) if with_output and failed_step else ():
+        command = command if isinstance(command, dict) else {}
+        words = command.get("command") or []
+        text = " ".join(map(str, words)) if isinstance(words, list) else str(words)
+        if not _failed(command):
+            console.result(f"    OK: {text}")
+            continue
+        console.result(f"    FAIL: {text}", "error")
+        for output in str(command.get("output") or "").splitlines():
+            console.result(f"    {output}")
+        break
+
+
+# -- JSON
+
+
+def _json_url(run, path):
+    """The URL that an argument means: `/x` below the server's root, `x` below the index, a URL as it is."""
+    if "://" in path:
+        run.ask_for(path)
+        return path
+    if path.startswith("/"):
+        if not run.place.root:
+            raise Failure("no server currently selected", "type 'devpi use URL' first")
+        return run.root.rstrip("/") + path
+    if not run.place.index:
+        raise Failure("cannot use relative path without an active index" if run.place.root else "no server currently selected",
+                      "type 'devpi use USER/NAME' first, or begin the path with a slash")
+    return f"{run.index}/{path}"
+
+
+@command(
+    "getjson", "print the JSON of a path on the server",
+    argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"))
+def getjson_command(run):
+    """Print the JSON that the server gives for a path; with -v also the headers of the answer."""
+    run.console.quiet = run.is_version_checked = True      # the URL may be of any server
+    reply = run.send("GET", _json_url(run, run.options.path), json_headers())
+    if run.console.verbose:
+        run.console.result(f"GET REQUEST sent to {public_url(reply.url)}")
+        for name, value in sorted((name.upper(), value) for name, value in reply.headers.items()):
+            run.console.result(f"{name}: {value}")
+        run.console.result("")
+    _print_json(run, reply)
+
+
+@command(
+    "patchjson", "send a JSON file as PATCH to a path on the server",
+    argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"),
+    argument("file", metavar="FILE", help="the JSON file; - for standard input"))
+def patchjson_command(run):
+    """Send a JSON file as PATCH to a path on the server, and print the answer."""
+    run.console.quiet = run.is_version_checked = True
+    url, name = _json_url(run, run.options.path), run.options.file
+    try:
+        value = parse_json(read_text(name, "file"))
+    except ValueError as error:
+        raise Failure(f"{'standard input' if name == '-' else name} is no JSON: {error}") from None
+    reply = run.send("PATCH", url, json_headers(), json_body(value))
+    run.console.result(f"PATCH REQUEST sent to {public_url(reply.url)}")
+    _print_json(run, reply)
+
+
+def _print_json(run, reply):
+    if reply.status not in (200, 201):
+        raise run.refusal(reply)
+    value = reply.json()
+    if value is None:
+        raise Failure(f"{public_url(reply.url)}: the answer is no JSON")
+    run.console.result(json.dumps(value, indent=4, sort_keys=True))
+
+
+# ======================================================================================================================
+# 11  Releases
+#
+# remove, yank, refresh, push: what becomes of releases that are on an index.
+# ======================================================================================================================
+
+
+@command(
+    "remove", "remove a project, releases or a file from the index",
+    argument("-f", "--force", action="store_true", help="also from a non-volatile index"),
+    INDEX,
+    argument("spec", metavar="SPEC_OR_URL", help="a project, perhaps with versions ('hello==1.0'), or the URL of a file"),
+    JSON)
+def remove_command(run):
+    """Remove a project, releases or a file from the index (never from its bases)."""
+    if "://" in run.options.spec:
+        run.settle(run.place)       # before: DEVPI_PASSWORD is for the server of DEVPI_INDEX
+        run.ask_for(run.options.spec)
+        return _remove_file(run, run.options.spec.partition("#")[0])
+    run.require_index()
+    wanted = required(run.options.spec)
+    run.require_login()
+    found = _removable(run, wanted)
+    if not found:
+        raise Failure(f"No releases or distributions found matching '{wanted.text}'.")
+    run.console.say("About to remove the following releases and distributions")
+    for release, links in found:
+        run.console.say(f"version: {release.version}")
+        for link in links:
+            run.console.say(f"  - {link.url}")
+    if not run.console.is_sure({"removed": []}):
+        return
+    if wanted.specifiers:
+        for release, _ in found:
+            run.console.say(f"deleting release {release.version} of {wanted.name}")
+            _delete(run, run.project_url(wanted.name, release.version))
+    else:
+        run.console.say(f"deleting project {wanted.name}")
+        _delete(run, run.project_url(wanted.name))
+    run.console.document({"index": run.index, "project": normalize(wanted.name), "removed": [
+        {"version": release.version, "files": [link.url for link in links]} for release, links in found]})
+
+
+def _delete(run, url):
+    """Delete a project, a release or a file, with --force also from a non-volatile index."""
+    try:
+        run.call("DELETE", url + ("?force=" if run.options.force else ""))
+    except Refused as refusal:
+        if "non-volatile" in refusal.text and not run.options.force:
+            refusal.hint = "-f does it"
+        raise
+
+
+def _removable(run, wanted):
+    """[(release, its links on this index by name), ...] of the versions that are meant, ascending."""
+    found = []
+    for release in releases_of(run, wanted.name, ignore_bases=True):
+        links = sorted((link for link in release.links if is_below(link.url, run.index)), key=lambda link: link.filename)
+        if links and not release.is_shadowed and wanted.admits(release.version):
+            found.append((release, links))
+    return found
+
+
+def _remove_file(run, url):
+    run.console.say(f"About to remove the following file:\n{masked(url)}")
+    if run.console.is_sure({"removed": []}):
+        _delete(run, url)
+        run.console.document({"removed": [{"files": [masked(url)]}]})
+
+
+@command(
+    "yank", "yank releases or a file, or take that back",
+    argument("-r", "--reason", metavar="TEXT", default="", help="what installers and people are told"),
+    argument("--undo", action="store_true", help="no longer yanked"),
+    INDEX,
+    argument("spec", metavar="SPEC_OR_URL", help="a project with versions ('hello==1.0'), or the URL of a file"),
+    JSON)
+def yank_command(run):
+    """Yank releases or a file (PEP 592): installers pass them over unless they are asked for by number."""
+    options = run.options
+    if "://" in options.spec:
+        run.settle(run.place)
+        run.ask_for(options.spec)
+        query = "unyank" if options.undo else f"yank={urllib.parse.quote(options.reason, safe='')}"
+        _patch_yanked(run, f"{options.spec.partition('#')[0]}?{query}", None)
+        return run.console.document({"yanked": not options.undo, "url": options.spec})
+    wanted = required(options.spec)
+    if not wanted.specifiers:
+        raise Failure(f"which versions of {wanted.name}? yank works on releases: {wanted.name}==VERSION")
+    run.require_index()
+    run.require_login()
+    versions = [release.version for release, _ in _removable(run, wanted)]
+    if not versions:
+        raise Failure(f"No releases or distributions found matching '{wanted.text}'.")
+    for version in versions:
+        _patch_yanked(run, run.project_url(wanted.name, version),
+                      {"yanked": False if options.undo else options.reason or True})
+        run.console.info(f"{'no longer yanked' if options.undo else 'yanked'}: {wanted.name} {version}")
+    run.console.document({"index": run.index, "project": normalize(wanted.name), "yanked": not options.undo,
+                          "versions": versions})
+
+
+def _patch_yanked(run, url, body):
+    """devpi-server knows no yanks: it answers 404, or, for a file, as to a GET."""
+    unknown = Failure("this server does not support yanking (devpi_lite does)",
+                      "'devpi remove' takes a release away for good; that it can do")
+    try:
+        answer = run.call("PATCH", url, body)
+    except Refused as refusal:
+        if refusal.status in (404, 405, 415) and "does not exist" not in refusal.text:
+            raise unknown from None
+        raise
+    if answer.type == "releasefilemeta":
+        raise unknown
+
+
+@command(
+    "refresh", "let mirrors forget what they know of projects, and ask upstream again",
+    INDEX,
+    argument("projects", metavar="PKG", nargs="+", help="a project"))
+def refresh_command(run):
+    """Let the mirrors behind the index forget what they know of projects, and ask upstream again."""
+    code = 0
+    for project in run.options.projects:
+        name = required(project).name
+        url = f"{run.index}/+simple/{url_part(normalize(name))}/refresh"
+        reply = run.send("POST", url, {"Accept": "*/*"}, patient=True, follows=False)
+        target = urllib.parse.urlsplit(reply.headers.get("Location") or "").path
+        if reply.status in (200, 201) or reply.status in (302, 303) and "/+simple/" in target:
+            run.console.info(f"Refreshed {project}")
+        else:
+            run.console.error(f"Couldn't refresh {project} via {url}: {reply.status} {reply.reason}")
+            code = 1
+    return code
+
+
+# -- push
+
+# Where .pypirc's sections of these names push to if they name no repository.
+DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": "https://test.pypi.org/legacy/"}
+
+
+@command(
+    "push", "push a release to another index, or to an outside server such as PyPI",
+    INDEX,
+    argument("--no-docs", action="store_true", help="without the documentation"),
+    argument("--only-docs", action="store_true", help="only the documentation"),
+    argument("--pypirc", metavar="FILE", help="where outside servers are described (default: ~/.pypirc)"),
+    argument("--register-project", action="store_true", help="register the project on the outside server first"),
+    argument("spec", metavar="NAME==VERSION", help="the release"),
+    argument("target", metavar="TARGET", help="USER/INDEX or INDEX, or pypi:REPO for the section REPO of .pypirc"),
+    JSON)
+def push_command(run):
+    """Push a release with all its files, documentation and test results to another index of the server.
+
+    Or its files to an outside server, with the account that .pypirc has.  The server does it; nothing is sent from here."""
+    options = run.options
+    name, version = _released(run, options.spec)
+    if options.no_docs and options.only_docs:
+        raise Failure("Can't use '--no-docs' and '--only-docs' together.")
+    body = {"name": name, "version": version}
+    if options.target.startswith("pypi:"):
+        body.update(_outside_target(run, options.target[len("pypi:"):], options.pypirc))
+    elif re.fullmatch(r"[^/:]+/[^/:]+", options.target):
+        body["targetindex"] = options.target
+    elif re.fullmatch(r"[^/:]+", options.target):
+        body["targetindex"] = f"{run.require_login()}/{options.target}"
+    else:
+        raise Failure(f"target '{options.target}' not of form USER/NAME, NAME or pypi:REPONAME")
+    for option, feature, key in (("no_docs", "push-no-docs", "no_docs"), ("only_docs", "push-only-docs", "only_docs"),
+                                 ("register_project", "push-register-project", "register_project")):
+        if getattr(options, option):
+            run.require_index()
+            if feature not in run.place.features:
+                raise Failure(f"The server doesn't support the '--{option.replace('_', '-')}' option, "
+                              "6.14.0 or newer required.")
+            body[key] = True
+    reply = run.send("PUSH", run.index, json_headers(), json_body(body), patient=True)
+    value = reply.json()
+    if reply.status == 500 and "posturl" in body:
+        raise Refused(reply, reply.message(), f"so a devpi-server says that it can't reach {public_url(body['posturl'])}")
+    if not isinstance(value, dict) or value.get("type") != "actionlog":
+        run.answer(reply, "actionlog")
+    return _show_actions(run, reply, value["result"])
+
+
+def _released(run, text):
+    """(name, version) of `name==version`, or of the `name-version` of old."""
+    match = re.fullmatch(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s=,*]+)\s*", text)
+    if match:
+        return match[1], match[2]
+    match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*?)-([0-9][^\s=-]*)", text)
+    if not match:
+        raise Failure("The release specification needs to be of this form: name==version")
+    run.console.warn(f"the form {text} is deprecated, write {match[1]}=={match[2]}")
+    return match[1], match[2]
+
+
+def _outside_target(run, section, path):
+    """The part of a push's body that names an outside server and the account there."""
+    import configparser
+    path = os.path.expanduser(path or "~/.pypirc")
+    if not os.path.exists(path):
+        raise Failure(f"no pypirc file found at: {path}")
+    run.console.say(f"using pypirc {for_people(path)}")
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:       # whose text may hold a password
+        lines = [str(line) for line, _ in getattr(error, "errors", ())] or [str(getattr(error, "lineno", "?"))]
+        raise Failure(f"Error while trying to read section '{section}': {type(error).__name__} in line "
+                      f"{', '.join(lines)} of {for_people(path)}") from None
+    if not parser.has_section(section):
+        known = ", ".join(name for name in parser.sections() if name != "distutils")
+        raise Failure(f"Error while trying to read section '{section}': {for_people(path)} has no section [{section}]",
+                      f"it has: {known}" if known else "")
+    settings = dict(parser.items(section))
+    user = settings.get("username")
+    if not user:
+        raise Failure(f"Error while trying to read section '{section}': it has no username")
+    url = settings.get("repository")
+    if not url and section not in DEFAULT_REPOSITORIES:     # PyPI keeps for ever what it got: it is asked for by its name
+        raise Failure(f"Error while trying to read section '{section}': it has no repository",
+                      f"write 'repository = URL' into the section [{section}] of {for_people(path)}")
+    if not url:
+        url = DEFAULT_REPOSITORIES[section]
+        run.console.say(f"using default pypi url {url}")
+    password = settings.get("password")
+    if password is None:
+        password = (stored_password(run.console, url, user) or (None,))[0]
+    if password is None and run.console.can_ask():
+        password = run.console.ask_password(f"password for user {user} at {url}: ")
+    if password is None:
+        raise Failure(f"no password available for user '{user}' at {url}",
+                      f"write it into {for_people(path)}, .netrc or keyring")
+    return {"posturl": url, "username": user, "password": password}
+
+
+def _show_actions(run, reply, actions):
+    """Print what a push did; exit status 1 if any of it failed."""
+    if reply.status not in (200, 201):
+        run.console.error(f"{reply.method} {public_url(reply.url)}\n{reply.status} {reply.reason}")
+    document, failed = [], False
+    for action in actions:
+        status, words = action[0], [str(word) for word in action[1:]]
+        is_fine = status in (200, 201, 410)
+        failed = failed or not is_fine
+        lines = "\n".join(f"   {line}" for line in " ".join([str(status), *words]).splitlines())
+        if is_fine:
+            run.console.say(lines)
+        else:
+            run.console.error(lines)
+        document.append({"status": status, "action": words[0] if words else "", "details": words[1:]})
+    failed = failed or reply.status not in (200, 201)
+    if failed:
+        run.console.error("Failure during upload")
+    run.console.document({"ok": not failed, "status": reply.status, "actions": document})
+    return 1 if failed else 0
+
+
+# ======================================================================================================================
+# 12  Archives
+#
+# What wheels, sdists, eggs and documentation say about themselves; and unpacking that never leaves its directory.
+# ======================================================================================================================
+
+ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip")
+METADATA_LIMIT = 20 << 20       # bytes of a metadata file
+UNPACKED_LIMIT = 8 << 30        # bytes that an archive may unpack to
+MEMBERS_LIMIT = 200_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A file to upload: `fields` are its metadata, empty for documentation."""
+    path: str
+    name: str
+    version: str                # "" for documentation whose file name states none
+    fields: dict = dataclasses.field(default_factory=dict, repr=False)
+    is_docs: bool = False
+
+    @property
+    def filename(self):
+        return os.path.basename(self.path)
+
+    @property
+    def upload_name(self):
+        """The file name under which it is sent."""
+        if not self.is_docs:
+            return self.filename
+        return f"{self.name}-{self.version}.doc.zip" if self.version else f"{self.name}.doc.zip"
+
+
+def read_archive(path):
+    """The `Archive` at a path; a Failure if it is not readable as one."""
+    filename = os.path.basename(path)
+    docs = re.fullmatch(r"(.+)\.docs?\.(?:zip|tar\.gz|tgz)", filename)
+    if docs:
+        stem = docs[1]
+        cut = next((dash.start() for dash in re.finditer("-", stem) if parse_version(stem[dash.end():])), len(stem))
+        return Archive(path, stem[:cut], stem[cut + 1:], is_docs=True)
+    if not filename.endswith(ARCHIVE_ENDINGS):
+        raise Failure(f"{filename}: does not contain PKGINFO, skipping")
+    try:
+        data = (_zip_metadata if filename.endswith((".whl", ".zip", ".egg")) else _tar_metadata)(path)
+    except archive_errors() as error:
+        raise Failure(f"{filename}: broken archive: {reason_of(error)}") from None
+    fields = parse_core_metadata(data) if data is not None else {}
+    if not fields.get("name") or not fields.get("version"):
+        raise Failure(f"{filename}: does not contain PKGINFO, skipping")
+    return Archive(path, fields["name"], fields["version"], fields)
+
+
+def archive_errors():
+    """What reading a broken archive raises."""
+    import lzma
+    import tarfile
+    import zipfile
+    import zlib
+    return (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
+            NotImplementedError, RuntimeError)
+
+
+def _zip_metadata(path):
+    """The metadata file of a wheel, an egg or a zipped sdist; None if there is none."""
+    import zipfile
+    pattern = {"whl": r"[^/]+\.dist-info/METADATA", "egg": r"EGG-INFO/PKG-INFO"}.get(path.rpartition(".")[2], r"[^/]+/PKG-INFO")
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if re.fullmatch(pattern, info.filename):
+                with archive.open(info) as member:
+                    return _bounded(member)
+    return None
+
+
+def _tar_metadata(path):
+    """The PKG-INFO of an sdist; the archive is only read as far as needed."""
+    import tarfile
+    with tarfile.open(path, mode="r|*") as archive:
+        for member in archive:
+            archive.members = []        # tarfile would keep them all
+            if member.isfile() and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
+                return _bounded(archive.extractfile(member))
+    return None
+
+
+def _bounded(member):
+    data = member.read(METADATA_LIMIT + 1)
+    if len(data) > METADATA_LIMIT:
+        raise ValueError(f"its metadata is larger than {byte_size(METADATA_LIMIT)}")
+    return data
+
+
+def archive_problems(archive):
+    """([reasons not to send it], [remarks]) about an archive, from its name, its size and its metadata."""
+    wrong, remarks, filename = [], [], archive.filename
+    if os.path.getsize(archive.path) == 0:
+        wrong.append("the file is empty")
+    if os.path.getsize(archive.path) > 1 << 30:
+        remarks.append("it is larger than 1 GiB, which servers refuse unless they were told otherwise")
+    if archive.is_docs:
+        return wrong, remarks
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", archive.name):
+        wrong.append(f"'{archive.name}' is no valid project name")
+    if parse_version(archive.version) is None:
+        remarks.append(f"'{archive.version}' is no version by PEP 440")
+    stem = re.sub(r"(\.tar\.gz|\.tar\.bz2|\.tgz|\.tar|\.zip|\.whl|\.egg)$", "", filename)
+    parts = stem.split("-")
+    if filename.endswith(".whl"):
+        if len(parts) not in (5, 6):
+            wrong.append("the name of a wheel is NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl")
+        elif normalize(parts[0]) != normalize(archive.name) or not same_version(parts[1].replace("_", "-"), archive.version):
+            wrong.append(f"its name says {parts[0]} {parts[1]}, its metadata {archive.name} {archive.version}")
+    elif not normalize(stem).startswith(normalize(archive.name) + "-"):
+        wrong.append(f"its name does not begin with that of the project, {archive.name}")
+    elif not any(normalize(version) in normalize(stem) for version in (archive.version, canonical_version(archive.version))):
+        wrong.append(f"its name does not hold the version of its metadata, {archive.version}")
+    if not archive.fields.get("metadata_version"):
+        remarks.append("its metadata states no Metadata-Version")
+    kind = (archive.fields.get("description_content_type") or "").partition(";")[0].strip().lower()
+    if kind not in ("", "text/plain", "text/x-rst", "text/markdown"):
+        remarks.append(f"the description is of the unknown type '{kind}'")
+    if not (archive.fields.get("description") or "").strip():
+        remarks.append("it has no long description")
+    return wrong, remarks
+
+
+def digest_of(path, algorithm="sha256"):
+    """The hash of a file, in hex."""
+    import hashlib
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        for piece in iter(lambda: file.read(PIECE), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def zip_directory(source, target):
+    """Write all files below a directory into a zip, by their paths relative to it.  Returns how many.
+
+    Links that lead out of the directory, or nowhere, are left out: what they name was not meant to be published."""
+    import zipfile
+    count, source = 0, os.path.realpath(source)
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for folder, folders, names in os.walk(source):
+            folders.sort()
+            for name in sorted(names):
+                path = os.path.join(folder, name)
+                if not os.path.isfile(path) or not _is_inside(path, source):
+                    continue
+                archive.write(path, os.path.relpath(path, source).replace(os.sep, "/"))
+                count += 1
+    return count
+
+
+def unpack(path, target):
+    """Unpack a zip or tar below the directory `target`.  A Failure for members that would lie, or point, outside of it.
+
+    Nothing is put below a link, and a link goes up only before it goes down (`_link_stays_inside`).  So each link leads from
+    a real directory to one inside, whatever the links that it passes through become later."""
+    import shutil
+    import zipfile
+    filename, target = os.path.basename(path), os.path.realpath(target)
+    budget = [UNPACKED_LIMIT, MEMBERS_LIMIT]
+
+    def place(name, size):
+        """Where a member goes; its folder is made."""
+        budget[0] -= size
+        budget[1] -= 1
+        if min(budget) < 0:
+            raise Failure(f"{filename} unpacks to too much: over {byte_size(UNPACKED_LIMIT)} or {MEMBERS_LIMIT} members")
+        found = os.path.join(target, *[part for part in re.split(r"[/\\]" if os.name == "nt" else "/", name) if part != "."])
+        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name or ".." in re.split(r"[/\\]", name) \
+                or _passes_a_link(os.path.dirname(found), target):
+            raise Failure(f"{filename} holds the member '{name}', which leaves the archive; nothing of it is used")
+        os.makedirs(found if name.endswith("/") or found == target else os.path.dirname(found), exist_ok=True)
+        return found
+    try:
+        if zipfile.is_zipfile(path) and not filename.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar")):
+            with zipfile.ZipFile(path) as archive:
+                for info in archive.infolist():
+                    found = place(info.filename, info.file_size)
+                    if not info.is_dir():
+                        with archive.open(info) as member, open(found, "wb") as file:
+                            shutil.copyfileobj(member, file)
+        else:
+            _unpack_tar(path, target, place, filename)
+    except archive_errors() as error:
+        raise Failure(f"{filename}: broken archive: {reason_of(error)}") from None
+    for folder, folders, names in os.walk(target):
+        for name in folders + names:
+            if os.path.islink(os.path.join(folder, name)) and not _is_inside(os.path.join(folder, name), target):
+                raise Failure(f"{filename} holds the link '{name}', which leaves the archive; nothing of it is used")
+
+
+def _is_inside(path, target):
+    """Whether a path, links followed, lies below the real path `target`."""
+    return is_same_or_below(os.path.realpath(path), target)
+
+
+def is_same_or_below(path, folder):
+    """Whether a path is a folder or below it, by their texts."""
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def _passes_a_link(folder, target):
+    """Whether there is a link on the way from `target` down to a folder below it."""
+    while is_same_or_below(folder, target) and folder != target:
+        if os.path.islink(folder):
+            return True
+        folder = os.path.dirname(folder)
+    return False
+
+
+def _link_stays_inside(member):
+    """Whether a link of a tar stays inside by its text alone: `..` only at its start, and not too many of them."""
+    parts = [part for part in re.split(r"[/\\]", member.linkname) if part not in ("", ".")]
+    upwards = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
+    depth = len([part for part in re.split(r"[/\\]", member.name) if part not in ("", ".")]) - 1 if member.issym() else 0
+    is_absolute = member.linkname.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.linkname)
+    return not is_absolute and upwards <= depth and ".." not in parts[upwards:]
+
+
+def _unpack_tar(path, target, place, filename):
+    import shutil
+    import tarfile
+    with tarfile.open(path) as archive:
+        for member in archive:
+            found = place(member.name, member.size)
+            if member.isdir():
+                os.makedirs(found, exist_ok=True)
+            elif member.issym() or member.islnk():
+                pointed = os.path.join(os.path.dirname(found) if member.issym() else target, member.linkname)
+                if not _link_stays_inside(member):
+                    raise Failure(f"{filename} holds the link '{member.name}' to '{member.linkname}', which leaves the archive")
+                if os.path.islink(found):       # what comes later replaces it, and is not written to where it leads
+                    os.unlink(found)
+                if member.issym() and os.name != "nt":
+                    os.symlink(member.linkname, found)
+                elif os.path.isfile(pointed) and os.path.realpath(pointed) != found:
+                    shutil.copyfile(pointed, found)
+            elif member.isfile():
+                if os.path.islink(found):
+                    os.unlink(found)
+                with archive.extractfile(member) as content, open(found, "wb") as file:
+                    shutil.copyfileobj(content, file)
+                os.chmod(found, 0o755 if member.mode & 0o100 else 0o644)
+            else:
+                raise Failure(f"{filename} holds '{member.name}', which is neither a file nor a directory")
+
+
+# ======================================================================================================================
+# 13  Building
+#
+# From a checkout to archives: a copy of the versioned files, a PEP 517 build of sdist and wheel, documentation by Sphinx.  The
+# project's own directory is left alone but for `dist`, which is replaced once the build has succeeded.
+# ======================================================================================================================
+
+
+class VersionControl(typing.NamedTuple):
+    """A version control system: the directory that marks a checkout, how to list its files, and what is between two names.
+
+    `unknown`: how to list those that were neither added nor are ignored, where it says that in the same form."""
+    marker: str
+    command: tuple
+    separator: str
+    unknown: tuple = ()
+
+
+VERSION_CONTROLS = (
+    VersionControl(".git", ("git", "ls-files", "-z", "--recurse-submodules"), "\0",
+                   ("git", "ls-files", "-z", "--others", "--exclude-standard")),
+    VersionControl(".hg", ("hg", "files", "--print0"), "\0", ("hg", "status", "--unknown", "--no-status", "--print0")),
+    VersionControl(".svn", ("svn", "list", "--recursive"), "\n"),
+    VersionControl(".bzr", ("bzr", "ls", "--recursive", "--versioned", "--null"), "\0"))
+
+
+UNKNOWN_SHOWN = 5               # of the files that version control does not know
+
+
+@dataclasses.dataclass(frozen=True)
+class BuildWishes:
+    """What to build and how; neither sdist nor wheel means both."""
+    sdist: bool = False
+    wheel: bool = False
+    no_vcs: bool = False
+    setupdir_only: bool = False
+    no_isolation: bool = False
+    formats: tuple = ()             # of setup.py
+    docs: bool = False
+    only_docs: bool = False
+    python: str = ""
+
+
+def build_wishes(run, directory):
+    """What the options say, together with pyproject.toml's [tool.devpi.upload] or setup.cfg's [devpi:upload]."""
+    options, settings = run.options, _upload_settings(run, directory)
+    wishes = {name: bool(getattr(options, name) or settings.get(name))
+              for name in ("sdist", "wheel", "no_vcs", "setupdir_only")}
+    formats = []
+    for name in (options.formats or settings.get("formats") or "").split(","):
+        if name.strip() in ("sdist", "sdist.tgz"):
+            wishes["sdist"] = True
+        elif name.strip() == "bdist_wheel":
+            wishes["wheel"] = True
+        elif name.strip():
+            formats.append(name.strip())
+    if options.formats or settings.get("formats"):
+        run.console.warn("--formats is deprecated, use --sdist and --wheel")
+    python = options.python or (find_program("python") if os.environ.get("VIRTUAL_ENV") else None) or sys.executable
+    return BuildWishes(**wishes, no_isolation=options.no_isolation, formats=tuple(formats),
+                       docs=options.with_docs or options.only_docs, only_docs=options.only_docs,
+                       python=find_program(python) or python)
+
+
+def _upload_settings(run, directory):
+    import configparser
+    toml = read_toml(os.path.join(directory, "pyproject.toml")).get("tool", {}).get("devpi", {}).get("upload")
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read(os.path.join(directory, "setup.cfg"), encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        raise Failure(f"setup.cfg can't be read: {one_line(str(error))}") from None
+    ini = dict(parser.items("devpi:upload")) if parser.has_section("devpi:upload") else None
+    if toml is not None and ini is not None:
+        raise Failure("Got configuration in pyproject.toml and setup.cfg, choose one.")
+    source, section = ("pyproject.toml", "tool.devpi.upload") if toml is not None else ("setup.cfg", "devpi:upload")
+    found = {}
+    if toml is not None or ini is not None:
+        run.console.say(f"detected {section} section in {source}")
+    for key, value in (toml or ini or {}).items():
+        name = key.replace("-", "_")
+        if name in ("sdist", "wheel", "no_vcs", "setupdir_only"):
+            value = _setting(run, key, name, value, toml is not None)
+        elif name != "formats" or toml is not None:
+            run.console.warn(f"unknown setting '{key}' in {source} [{section}]")
+            continue
+        found[name] = value
+        run.console.say(f"Got {key}={value} from {source} [{section}].")
+    return found
+
+
+def _setting(run, key, name, value, is_toml):
+    if is_toml:
+        if not isinstance(value, bool):
+            raise Failure(f"Got non-boolean '{value}' for '{key}', use true or false.")
+        return value
+    if name in ("no_vcs", "setupdir_only"):
+        if value and value.lower() in ("n", "no", "f", "false", "off", "0"):
+            run.console.warn(f"{key}={value} in setup.cfg counts as true: any text does; leave the line out")
+        return bool(value)
+    if value.lower() in ("y", "yes", "t", "true", "on", "1"):
+        return True
+    if value.lower() in ("n", "no", "f", "false", "off", "0"):
+        return False
+    raise Failure(f"Got non-boolean '{value}' for '{key}' in setup.cfg, use yes or no.")
+
+
+def read_toml(path):
+    """A TOML file as a dict; {} if there is none.  Before Python 3.11, without tomli, only what projects' tables of texts,
+    booleans and lists of texts need is understood."""
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{path} can't be read: {reason_of(error)}") from None
+    for name in ("tomllib", "tomli", "pip._vendor.tomli"):
+        with contextlib.suppress(ImportError):
+            import importlib
+            try:
+                return importlib.import_module(name).loads(text)
+            except ValueError as error:
+                raise Failure(f"{path} is no TOML: {error}") from None
+    return _simple_toml(text)
+
+
+def _simple_toml(text):
+    import ast
+    result = table = {}
+    lines = iter(text.splitlines())
+    for line in lines:
+        header = re.match(r"\s*\[([^\[\]]+)\]\s*(#.*)?$", line)
+        pair = re.match(r"\s*([\w-]+|\"[^\"]*\")\s*=\s*(.*)$", line)
+        if header:
+            table = result
+            for part in header[1].split("."):
+                table = table.setdefault(part.strip().strip("\"'"), {})
+        elif line.lstrip().startswith("[["):
+            table = {}      # an array of tables: nothing that is asked for here
+        elif pair:
+            value = pair[2].strip()
+            while value.startswith("[") and not re.search(r"\]\s*(#.*)?$", value):
+                value += "\n" + next(lines, "]")
+            with contextlib.suppress(ValueError, SyntaxError):
+                literal = {"true": "True", "false": "False"}.get(value.partition("#")[0].strip(), value)
+                table[pair[1].strip('"')] = ast.literal_eval(literal)
+    return result
+
+
+# -- version control
+
+
+def _checkout_of(directory):
+    """(VersionControl, root of the checkout) that a directory lies in, or None."""
+    folder = os.path.abspath(directory)
+    while True:
+        for system in VERSION_CONTROLS:
+            if os.path.exists(os.path.join(folder, system.marker)):
+                return system, folder
+        if os.path.dirname(folder) == folder:
+            return None
+        folder = os.path.dirname(folder)
+
+
+def export(run, directory, temporary, wishes):
+    """The directory to build in: a copy of the versioned files, or `directory` itself without version control."""
+    found = None if wishes.no_vcs else _checkout_of(directory)
+    if found is None:
+        return directory
+    system, root = found
+    if not find_program(system.command[0]):
+        raise Failure(f"command not found: {system.command[0]}", "it lists the versioned files; --no-vcs builds in place")
+    names = _versioned_files(run, system, root)
+    if not any(is_same_or_below(os.path.join(root, *name.split("/")), directory) for name in names):
+        run.console.warn(f"nothing in {for_people(directory)} is under the version control of {for_people(root)}: "
+                         "building in place")
+        return directory
+    top = directory if wishes.setupdir_only else root
+    target = os.path.join(temporary, os.path.basename(top) or "project")
+    os.makedirs(target)
+    for name in names:
+        source = os.path.join(root, *name.split("/"))
+        if is_same_or_below(source, top):
+            _copy(source, os.path.join(target, os.path.relpath(source, top)))
+    run.console.say(f"using workdir {target}")
+    _tell_unknown(run, system, root, directory)
+    if system.marker in (".git", ".hg"):
+        if wishes.setupdir_only:
+            run.console.say(f"not copying vcs repository metadata for {system.marker}")
+        else:
+            _copy_repository(os.path.join(root, system.marker), os.path.join(target, system.marker))
+            run.console.say(f"copied repo {system.marker} to {os.path.join(target, system.marker)}")
+    return os.path.join(target, os.path.relpath(directory, top)) if directory != top else target
+
+
+def _versioned_files(run, system, root):
+    commands = [system.command] + ([system.command[:-1]] if system.marker == ".git" else [])     # broken submodules
+    for command in commands:
+        listed = run_child(run.console, list(command), cwd=root, capture=True, errors="surrogateescape")
+        if listed.code == 0:
+            return [name for name in listed.output.split(system.separator) if name and not name.endswith("/")]
+    raise Failure(f"{' '.join(system.command)} failed in {root}:\n{listed.output.strip()}")
+
+
+def _tell_unknown(run, system, root, directory):
+    """Say which files are left out because nobody added them; a forgotten module is better found before the upload."""
+    if not system.unknown:
+        return
+    listed = run_child(run.console, list(system.unknown), cwd=root, capture=True, errors="backslashreplace")
+    names = [os.path.relpath(os.path.join(root, name), directory) for name in listed.output.split(system.separator) if name]
+    names = [name for name in names if not name.startswith((os.pardir, "dist" + os.sep, "build" + os.sep))]
+    if listed.code == 0 and names:
+        more = len(names) - UNKNOWN_SHOWN
+        run.console.warn("not under version control, so left out: " + ", ".join(names[:UNKNOWN_SHOWN]) +
+                         (f" and {more} more" if more > 0 else ""))
+
+
+def _copy(source, target):
+    """Copy a file, a link or a directory with modes; what version control knows but the disk has lost is left out."""
+    import shutil
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if os.path.isdir(source) and not os.path.islink(source):
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    elif os.path.lexists(source):
+        shutil.copy2(source, target, follow_symlinks=False)
+
+
+def _copy_repository(source, target):
+    """Copy .git or .hg.  Of a git submodule or worktree .git is a file that says where the repository is: there it stays."""
+    if os.path.isfile(source):
+        with open(source, encoding="utf-8", errors="surrogateescape") as file:
+            pointer = re.match(r"gitdir:\s*(.*\S)", file.read())
+        if pointer:
+            return write_whole(target, f"gitdir: {os.path.abspath(os.path.join(os.path.dirname(source), pointer[1]))}\n")
+    _copy(source, target)
+
+
+# -- PEP 517
+
+
+def build_archives(run, source, temporary, wishes):
+    """Build what is wished from the directory `source`; returns the paths of the archives, by name."""
+    out = os.path.join(temporary, "dist")
+    os.makedirs(out, exist_ok=True)
+    if not any(os.path.exists(os.path.join(source, name)) for name in ("pyproject.toml", "setup.py", "setup.cfg")):
+        raise Failure(f"no pyproject.toml or setup.py in {for_people(os.getcwd())}",
+                      "type this in a project's directory, or name archives to upload: devpi upload dist/*")
+    for name in wishes.formats:
+        kind, _, archive = name.partition(".")
+        more = ["--formats", {"tgz": "gztar", "tbz": "bztar"}.get(archive, archive)] if archive else []
+        _build_step(run, [wishes.python, "setup.py", kind, *more, "--dist-dir", out], source)
+    if wishes.sdist or wishes.wheel or not wishes.formats:
+        _pep517_build(run, source, out, temporary, wishes)
+    return [os.path.join(out, name) for name in sorted(os.listdir(out)) if name.endswith(ARCHIVE_ENDINGS)]
+
+
+def _pep517_build(run, source, out, temporary, wishes):
+    system = read_toml(os.path.join(source, "pyproject.toml")).get("build-system") or {}
+    requires = [str(one) for one in system.get("requires") or ["setuptools"]]
+    kinds = [f"--{kind}" for kind in ("sdist", "wheel") if getattr(wishes, kind)]
+    environment = {} if wishes.no_isolation else _build_index(run, requires)
+    probe = [wishes.python, "-c", "import build.__main__"]
+    if run_child(run.console, probe, cwd=temporary, capture=True).code == 0:
+        isolation = ["--no-isolation"] if wishes.no_isolation else []
+        _build_step(run, [wishes.python, "-m", "build", *kinds, *isolation, "--outdir", out], source, environment)
+    elif find_program("uv"):
+        isolation = ["--no-build-isolation"] if wishes.no_isolation else []
+        _build_step(run, [find_program("uv"), "build", *kinds, *isolation, "--python", wishes.python, "--out-dir", out], source,
+                    environment)
+    else:
+        python = wishes.python if wishes.no_isolation else _throw_away_environment(run, temporary, wishes)
+        builder = _Builder(run, python, system, requires, temporary, environment, not wishes.no_isolation)
+        builder.build(source, out, wishes)
+
+
+def _build_index(run, requires):
+    """The variables that make pip and uv fetch what a build requires from the current index.
+
+    From it alone as soon as it has one of the requirements: another index may have a stranger's project of the same name.
+    Only if it has none of them, the installer's own index is left.  So are the person's own variables for pip or uv."""
+    if {"PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_NO_INDEX", "UV_OFFLINE"} & set(os.environ):
+        return {}
+    if not run.place.simpleindex:
+        return {}
+    names = [normalize(re.match(r"[A-Za-z0-9._-]*", text)[0]) for text in requires]
+    missing = [name for name in names if name and not _may_have(run, name)]
+    if len(missing) == len(names):
+        run.console.debug(f"{run.index} has nothing of what the build requires: using the installer's own index")
+        return {}
+    if missing:
+        run.console.warn(f"{run.index} does not have {', '.join(missing)}, which the build requires: "
+                         "add a mirror to its bases, or build with --no-isolation, or set PIP_INDEX_URL")
+    return installer_variables(run.place, index_with_credentials(run, run.place))
+
+
+def _may_have(run, name):
+    """Whether the index has a project; an index that can't tell may."""
+    try:
+        return run.send("GET", f"{run.place.simpleindex}{name}/", {"Accept": "text/html"}).status != 404
+    except Unreachable as failure:
+        run.console.debug(failure.message)
+        return True
+
+
+def _build_step(run, command, source, environment=None):
+    """Run a step of a build; its output is shown with -v, and if it fails."""
+    shown = ["PIP_INDEX_URL"] if environment and run.console.verbose else []
+    if run.console.verbose:
+        code, output = run_child(run.console, command, cwd=source, env=environment, show=shown)
+    else:
+        code, output = run_child(run.console, command, cwd=source, env=environment, show=shown, capture=True)
+    if code:
+        if output:
+            run.console.error(output.rstrip())
+        raise Failure(f"command failed with exit status {code}: {os.path.basename(command[0])} {' '.join(command[1:3])}")
+
+
+def _throw_away_environment(run, temporary, wishes):
+    """A new virtual environment with pip; returns its Python."""
+    folder = os.path.join(temporary, "environment")
+    made = run_child(run.console, [wishes.python, "-m", "venv", folder], cwd=temporary, capture=True)
+    if made.code:
+        run.console.debug(made.output)
+        raise Failure(f"the 'build' module is missing in {wishes.python}: pip install build")
+    return python_of(folder)
+
+
+# Runs in the build environment: calls a hook of the build backend and writes down what it returns (PEP 517).
+_HOOK = """
+import importlib, json, sys
+hook, backend, paths, argument, answer = sys.argv[1:]
+sys.path[:0] = json.loads(paths)
+module, _, attributes = backend.partition(":")
+found = importlib.import_module(module)
+for name in filter(None, attributes.split(".")):
+    found = getattr(found, name)
+function = getattr(found, hook, None)
+value = [] if function is None else function(*json.loads(argument))
+with open(answer, "w") as file:
+    json.dump(value, file)
+"""
+
+
+class _Builder:
+    """Calls a project's build backend, for Pythons without `build`."""
+
+    def __init__(self, run, python, system, requires, temporary, environment, installs):
+        self.run, self.python, self.temporary, self.environment, self.installs = run, python, temporary, environment, installs
+        self.requires = requires
+        self.backend = str(system.get("build-backend") or "setuptools.build_meta:__legacy__")
+        self.paths = [str(path) for path in system.get("backend-path") or ()]
+
+    def build(self, source, out, wishes):
+        both = not (wishes.sdist or wishes.wheel)
+        self._install(self.requires)
+        self.run.console.say(f"--> {for_people(source)}$ {self.backend} (PEP 517)")
+        if wishes.sdist or both:
+            sdist = self._make("sdist", source, out)
+        if wishes.wheel or both:
+            if both:        # from the sdist, as those who install it will
+                folder = os.path.join(self.temporary, "from-sdist")
+                unpack(os.path.join(out, sdist), folder)
+                source = os.path.join(folder, os.listdir(folder)[0])
+            self._make("wheel", source, out)
+
+    def _make(self, kind, source, out):
+        self._install(self._call(f"get_requires_for_build_{kind}", source, [None]))
+        return self._call(f"build_{kind}", source, [out])
+
+    def _install(self, requirements):
+        if requirements and self.installs:
+            pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+            _build_step(self.run, [*pip, *requirements], self.temporary, self.environment)
+
+    def _call(self, hook, source, arguments):
+        answer = os.path.join(self.temporary, "answer.json")
+        paths = [os.path.join(source, path) for path in self.paths]
+        command = [self.python, "-I", "-B", "-c", _HOOK, hook, self.backend, json.dumps(paths), json.dumps(arguments), answer]
+        done = run_child(self.run.console, command, cwd=source, capture=not self.run.console.verbose)
+        if done.code:
+            self.run.console.error(done.output.rstrip())
+            raise Failure(f"the build backend {self.backend} failed in {hook}")
+        with open(answer, encoding="utf-8") as file:
+            return json.load(file)
+
+
+# -- documentation
+
+
+def build_docs(run, source, temporary, name, version):
+    """Build the documentation with Sphinx; returns the path of its zip."""
+    folder = next((os.path.join(source, *path.split("/")) for path in ("doc", "docs", "source", "doc/source")
+                   if os.path.exists(os.path.join(source, *path.split("/"), "conf.py"))), None)
+    if folder is None:
+        raise Failure("no documentation found: no conf.py in doc, docs, source or doc/source")
+    program = find_program("sphinx-build")
+    if not program:
+        raise Failure("command not found: sphinx-build", "pip install sphinx")
+    html = os.path.join(temporary, "html")
+    _build_step(run, [program, "-E", folder, html], source)
+    target = os.path.join(temporary, "docs", f"{name}-{version}.doc.zip")
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if not zip_directory(html, target):
+        raise Failure(f"sphinx-build wrote nothing to {html}")
+    return target
+
+
+# ======================================================================================================================
+# 14  Upload
+#
+# Archives are found or built, looked at, compared with what the index has, and sent as streams: a file of any size takes
+# the same memory.
+# ======================================================================================================================
+
+
+class UploadForm(Stream):
+    """The multipart form of an upload (PyPI's legacy API), with the file read from disk while it is sent."""
+
+    def __init__(self, fields, path, filename, advance=lambda count: None):
+        import secrets
+        boundary = secrets.token_hex(16)
+        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{_in_quotes(name)}"\r\n\r\n{value}\r\n'
+                 for name, value in fields]
+        parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="content"; filename="{_in_quotes(filename)}"\r\n'
+                     "Content-Type: application/octet-stream\r\n\r\n")
+        self.head, self.tail = "".join(parts).encode("utf-8", "replace"), f"\r\n--{boundary}--\r\n".encode()
+        self.type = f"multipart/form-data; boundary={boundary}"
+        self.path, self.size, self.advance = path, os.path.getsize(path), advance
+        self.length = len(self.head) + self.size + len(self.tail)
+
+    def pieces(self):
+        yield self.head
+        sent = 0
+        try:
+            with open(self.path, "rb") as file:
+                while sent < self.size:
+                    piece = file.read(min(PIECE, self.size - sent))
+                    if not piece:
+                        raise Failure(f"{self.path} became shorter while it was sent")
+                    yield piece
+                    sent += len(piece)
+                    self.advance(len(piece))
+            yield self.tail
+        except BaseException as error:
+            self.advance(-sent)
+            if isinstance(error, OSError):
+                raise Failure(f"{self.path} can't be read: {error.strerror or error}") from None
+            raise
+
+
+def _count(text):
+    """A number of things, at least one, on the command line."""
+    if re.fullmatch("0*[1-9][0-9]{0,3}", text, re.ASCII):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 9999")
+
+
+def form_fields(archive, sha256):
+    """The (name, value) pairs of an archive's upload form."""
+    if archive.is_docs:
+        pairs = [("name", archive.name), ("version", archive.version), (":action", "doc_upload"), ("protocol_version", "1")]
+        return [pair for pair in pairs if pair[0] != "version" or archive.version]
+    pairs = [(name, archive.fields[name]) for name in TEXT_FIELDS if archive.fields.get(name)]
+    for name in (*LIST_FIELDS, *NEWER_LIST_FIELDS):
+        pairs += [(name, value) for value in archive.fields.get(name) or () if value and value != "UNKNOWN"]
+    python, kind = upload_kind(archive.filename)
+    return pairs + [("pyversion", python), ("filetype", kind), (":action", "file_upload"), ("protocol_version", "1"),
+                    ("sha256_digest", sha256)]
+
+
+@command(
+    "upload", "build and upload releases, or upload given archives",
+    argument("-p", "--python", metavar="PYTHON", help="the Python to build with"),
+    argument("--no-vcs", action="store_true", help="build in place, not in a copy of the versioned files"),
+    argument("--setupdir-only", action="store_true", help="copy only this directory, and not .git or .hg"),
+    argument("--sdist", action="store_true", help="build an sdist (default: an sdist, and a wheel from it)"),
+    argument("--wheel", action="store_true", help="build a wheel"),
+    argument("--no-isolation", action="store_true", help="build without a throw-away environment"),
+    argument("--formats", metavar="FORMATS", help="build formats of setup.py, with commas (deprecated)"),
+    argument("--with-docs", action="store_true", help="also build and upload the documentation, with Sphinx"),
+    argument("--only-docs", action="store_true", help="build and upload only the documentation"),
+    INDEX,
+    argument("--from-dir", action="store_true", help="look for archives in given directories"),
+    argument("--only-latest", action="store_true", help="of each project only the newest version"),
+    argument("--skip-existing", action="store_true", help="pass over files that the index has, and go on after failures"),
+    argument("--jobs", metavar="N", type=_count, default=1, help="how many files to send at once (default: 1)"),
+    argument("--dry-run", action="store_true", help="build and check, but send nothing"),
+    argument("paths", metavar="PATH", nargs="*", help="archives, or with --from-dir directories"),
+    JSON)
+def upload_command(run):
+    """Upload archives, or build them from the project in this directory first.
+
+    The build takes a copy of the versioned files (git, hg).  What it has made replaces all that is in dist."""
+    if not run.place.pypisubmit:
+        run.require_index()
+        raise Failure("The current index URL does not support upload.\nMost likely, it is a mirror.")
+    if not run.options.dry_run:
+        run.identity(run.index)     # a wrong DEVPI_PASSWORD is known before anything is built, and tried once
+    with temporary_directory() as temporary:
+        if run.options.paths:
+            archives, problems = _given_archives(run, temporary)
+        else:
+            archives, problems = _built_archives(run, temporary), []
+        return _upload(run, archives, problems)
+
+
+def _given_archives(run, temporary):
+    """([Archive, ...], [entry of the JSON document, ...]): what the arguments name, and what of it can't be used."""
+    paths = []
+    for path in run.options.paths:
+        if os.path.isdir(path):
+            if not run.options.from_dir:
+                raise Failure(f"{path}: is a directory but --from-dir not specified")
+            paths += [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
+                      if name.endswith(ARCHIVE_ENDINGS)]
+        elif not os.path.exists(path):
+            raise Failure(f"path does not exist: {path}")
+        else:
+            paths.append(path)
+    archives, problems = [], []
+    for path in sorted(dict.fromkeys(paths)):
+        try:
+            archive = read_archive(path)
+            if path.endswith(".tar"):
+                raise Failure(f"{archive.filename}: servers take no .tar, skipping")
+            archives.append(_repacked(run, archive, temporary) if archive.is_docs else archive)
+        except Failure as failure:
+            run.console.error(failure.message)
+            problems.append({"file": os.path.basename(path), "status": "invalid", "message": failure.message})
+    return (_only_latest(archives) if run.options.only_latest else archives), problems
+
+
+def _repacked(run, archive, temporary):
+    """Documentation as a zip: servers take no tar."""
+    if archive.path.endswith(".zip"):
+        return archive
+    folder, target = os.path.join(temporary, archive.filename + "-unpacked"), os.path.join(temporary, archive.upload_name)
+    os.makedirs(folder)
+    unpack(archive.path, folder)
+    zip_directory(folder, target)
+    run.console.say(f"repackaged {archive.filename} to {archive.upload_name}")
+    return dataclasses.replace(archive, path=target)
+
+
+def _only_latest(archives):
+    newest = {}
+    for archive in archives:
+        key = normalize(archive.name), archive.is_docs
+        newest[key] = max(newest.get(key, archive.version), archive.version, key=version_key)
+    return [archive for archive in archives if archive.version == newest[normalize(archive.name), archive.is_docs]]
+
+
+def _built_archives(run, temporary):
+    """Build the project in this directory, and put what came out into its `dist`."""
+    directory = os.path.abspath(os.getcwd())
+    wishes = build_wishes(run, directory)
+    source = export(run, directory, temporary, wishes)
+    if wishes.only_docs:
+        paths = build_archives(run, source, temporary, dataclasses.replace(wishes, wheel=True, sdist=False, formats=()))
+    else:
+        paths = build_archives(run, source, temporary, wishes)
+    if not paths:
+        raise Failure("nothing built!")
+    archives = [read_archive(path) for path in paths]
+    docs = []
+    if wishes.docs:
+        docs = [read_archive(build_docs(run, source, temporary, archives[0].name, archives[0].version))]
+    kept = docs if wishes.only_docs else archives + docs
+    if run.options.dry_run:
+        return kept
+    return _move_to_dist(run, os.path.join(directory, "dist"), kept, wishes.only_docs)
+
+
+def _move_to_dist(run, dist, archives, keeps_old):
+    import shutil
+    if os.path.isdir(dist) and not keeps_old:
+        run.console.say("pre-build: cleaning dist")
+        for name in os.listdir(dist):
+            path = os.path.join(dist, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+    os.makedirs(dist, exist_ok=True)
+    moved = []
+    for archive in archives:
+        target = os.path.join(dist, archive.filename)
+        shutil.move(archive.path, target)
+        kind = " [sphinx docs]" if archive.is_docs else ""
+        run.console.say(f"built: {os.path.relpath(target)}{kind} {max(1, round(os.path.getsize(target) / 1024))}kb")
+        moved.append(dataclasses.replace(archive, path=target))
+    return moved
+
+
+def _upload(run, archives, problems):
+    """Check and send the archives; returns the exit status."""
+    archives, found = _checked(run, archives)
+    problems = problems + found
+    releases, docs = ([archive for archive in archives if archive.is_docs is kind] for kind in (False, True))
+    done, go_on = [], True
+    sizes = sum(os.path.getsize(archive.path) for archive in archives)
+    with Progress(run.console, "uploading", sizes) as progress:
+        known = _KnownFiles(run)
+
+        def send(archive):
+            if not go_on:
+                return None
+            return _send_archive(run, archive, known, progress)
+        for batch in (releases, docs):      # documentation needs its release to be there
+            for entry in in_parallel(send, batch, run.options.jobs):
+                if entry is None:
+                    continue
+                done.append(entry)
+                if entry["status"] == "failed" and not run.options.skip_existing:
+                    go_on = False           # files that are under way go to their end
+    counts = {status: sum(entry["status"] == status for entry in done) for status in ("uploaded", "skipped", "failed")}
+    left = len(archives) - len(done)
+    if run.options.skip_existing or left or problems:
+        text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        text += f"{', ' if text else ''}{left} not tried" if left else ""
+        run.console.say((text or "nothing uploaded") + (f", {len(problems)} not usable" if problems else ""))
+    if not archives and not problems:
+        raise Failure("there is nothing to upload")
+    is_ok = not counts["failed"] and not problems and not left
+    run.console.document({"ok": is_ok, "index": run.index, "files": done + problems})
+    return 0 if is_ok else 1
+
+
+def _checked(run, archives):
+    """([those that can be sent], [entry of the JSON document for each of the others])."""
+    fine, problems, names = [], [], {}
+    for archive in archives:
+        wrong, remarks = archive_problems(archive)
+        if archive.upload_name in names:
+            wrong.append(f"it was given twice, as {names[archive.upload_name]} too")
+        names[archive.upload_name] = archive.path
+        for remark in remarks:
+            tell = run.console.debug if "long description" in remark else run.console.warn
+            tell(f"{archive.filename}: {remark}")
+        for reason in wrong:
+            run.console.error(f"{archive.filename}: {reason}, skipping")
+        if wrong:
+            problems.append({"file": archive.filename, "status": "invalid", "message": "; ".join(wrong)})
+        else:
+            fine.append(archive)
+    return fine, problems
+
+
+class _KnownFiles:
+    """What the index has, asked for once a project: for --skip-existing."""
+
+    def __init__(self, run):
+        self.run, self.projects, self.lock = run, {}, threading.Lock()
+
+    def find(self, archive):
+        """The `Link` of the file that has the archive's name, or None."""
+        with self.lock:
+            name = normalize(archive.name)
+            if name not in self.projects:
+                try:
+                    releases = releases_of(self.run, name, ignore_bases=True)
+                except Refused as refusal:
+                    if refusal.status != 404:
+                        raise
+                    releases = []
+                self.projects[name] = {link.filename: link for release in releases for link in release.links}
+            wanted = archive.filename if not archive.is_docs else f"{name}-{archive.version}.doc.zip"
+            return self.projects[name].get(wanted)
+
+
+def _send_archive(run, archive, known, progress):
+    """Upload one archive; returns its entry of the JSON document."""
+    action = "doc_upload" if archive.is_docs else "file_upload"
+    target, size = run.place.pypisubmit, os.path.getsize(archive.path)
+    entry = {"file": archive.upload_name, "name": archive.name, "version": archive.version, "action": action, "size": size}
+    if run.options.dry_run:
+        run.console.say(f"skipped: {action} of {archive.upload_name} to {target}")
+        return {**entry, "status": "skipped", "message": "dry run"}
+    sha256 = entry["sha256"] = digest_of(archive.path)
+    found = known.find(archive) if run.options.skip_existing else None
+    if found is not None:
+        progress.advance(size)
+        return _skip(run, entry, dict(found.hashes).get("sha256", sha256) == sha256)
+    form = UploadForm(form_fields(archive, sha256), archive.path, archive.upload_name, progress.advance)
+    try:
+        reply = run.send("POST", target, {"Accept": "*/*", "Content-Type": form.type}, form, patient=True, repeatable=True)
+    except Failure as failure:
+        run.console.error(f"FAIL {action} of {archive.upload_name} to {target}\n{failure.message}\nPOST to {target} FAILED")
+        if failure.hint:
+            run.console.hint(failure.hint)
+        return {**entry, "status": "failed", "message": failure.message}
+    if reply.status == 200 and "identical" in reply.reason:
+        return _skip(run, entry, True)
+    if reply.status == 200:
+        run.console.say(f"{action} of {archive.upload_name} to {target}")
+        return {**entry, "status": "uploaded", "message": ""}
+    if reply.status == 409 and run.options.skip_existing:
+        return _skip(run, entry, False)
+    return {**entry, **_refused_upload(run, reply, action, archive, target)}
+
+
+def _skip(run, entry, is_same):
+    run.console.say(f"skipped, exists: {entry['file']}" + ("" if is_same else " (with other content)"))
+    return {**entry, "status": "skipped", "message": "exists" if is_same else "exists with other content"}
+
+
+def _refused_upload(run, reply, action, archive, target):
+    """Tell why an upload was refused: the server says it in the reason phrase, or as JSON."""
+    value = reply.json()
+    lines = [f"{reply.status} FAIL {action} of {archive.upload_name} to {target}", reply.reason or "(no reason given)"]
+    if isinstance(value, dict) and value.get("type") == "actionlog":
+        lines += ["  " + " ".join(map(str, row)) for row in value.get("result") or ()]
+    elif reply.message() and reply.message() != reply.reason:
+        lines.append(reply.message())
+    lines.append(f"POST to {target} FAILED")
+    run.console.error("\n".join(lines))
+    hint = run.refusal_hint(reply)
+    if not hint and reply.status in (401, 403) and "permission to submit" in f"{reply.reason} {reply.message()}":
+        hint = f"user '{run.user}' may not upload there; its acl_upload says who may: devpi index {run.place.index_name}"
+    if reply.status == 409:
+        hint = "--skip-existing passes over files that are there; a changed file needs a new version"
+    if hint:
+        run.console.hint(hint)
+    return {"status": "failed", "code": reply.status, "message": reply.message() or reply.reason}
+
+
+# ======================================================================================================================
+# 15  Test
+#
+# Archives of a release are downloaded, verified, unpacked and tested with tox; what tox reports is posted to the index.
+# ======================================================================================================================
+
+
+class Tested(typing.NamedTuple):
+    """One archive's test: `code` is tox's exit status, None if it never ran."""
+    spec: str
+    url: str
+    code: int | None
+    posted: str | None
+    message: str = ""
+
+
+@command(
+    "test", "download releases, test them with tox and post the results",
+    argument("-e", "--env", metavar="ENV", help="the tox environment to run"),
+    argument("-c", "--config", metavar="INI", help="the tox configuration to use with the unpacked sdist"),
+    argument("--fallback-ini", metavar="INI", help="the configuration for projects that bring none"),
+    argument("--tox-args", metavar="ARGS", default="", help="further arguments for tox, as one text"),
+    argument("--detox", action="store_true", help=argparse.SUPPRESS),
+    argument("--no-upload", action="store_true", help="don't post the results"),
+    INDEX,
+    argument("-s", "--select", metavar="REGEX", help="test the archives whose names match, and no others"),
+    argument("-l", "--list", action="store_true", help="only list what would be tested"),
+    argument("specs", metavar="SPEC", nargs="+", help="a project, perhaps with versions: of those the newest is tested"),
+    JSON)
+def test_command(run):
+    """Download releases, test them with tox and post the results, which `devpi list -t` shows.
+
+    Tested are the sdist and wheels that are for every platform; tests and tox's configuration come from the sdist."""
+    console, options = run.console, run.options
+    if options.detox:
+        console.warn("--detox is ignored; tox has its own option -p (--tox-args='-p all')")
+    try:
+        select = re.compile(options.select) if options.select else None
+    except re.error as error:
+        raise UsageError(f"--select: '{options.select}' is no regular expression: {error}") from None
+    requirements = [required(spec) for spec in options.specs]
+    tested = []
+    for wanted in requirements:
+        try:
+            release, files = _files_to_test(run, wanted, select)
+            if options.list:
+                console.result("would test:")
+                for file in files:
+                    console.result(f"   {file.url}")
+                tested += [Tested(wanted.text, file.url, None, None) for file in files]
+            else:
+                with temporary_directory() as temporary:
+                    tested += _test_release(run, wanted, release, files, temporary)
+        except Failure as failure:
+            console.error(failure.message)
+            if failure.hint:
+                console.hint(failure.hint)
+            tested.append(Tested(wanted.text, "", 1, None, failure.message))
+    is_ok = all(one.code in (0, None) and not one.message for one in tested)
+    console.document({"ok": is_ok, "index": run.index, "results": [
+        {"spec": one.spec, "url": one.url, "exit_code": one.code, "posted": one.posted, "message": one.message}
+        for one in tested]})
+    return 0 if is_ok else 1
+
+
+def _files_to_test(run, wanted, select):
+    """(Release, [Link to test, ...]): of the newest release that is meant."""
+    run.require_index()
+    try:
+        releases = [release for release in releases_of(run, wanted.name)
+                    if release.files and not release.is_shadowed and wanted.admits(release.version)]
+    except Refused as refusal:
+        raise Failure(f"could not find/receive links for {wanted.text}", refusal.message) from None
+    if not releases:
+        raise Failure(f"could not find/receive links for {wanted.text}")
+    release = releases[-1]
+    sdists = _sdists(release)
+    if select:
+        chosen = [file for file in release.files if select.search(file.filename)]
+    else:
+        wheels = [file for file in release.files if file.filename.endswith(".whl")]
+        universal = [file for file in wheels if file.filename.endswith(("-py3-none-any.whl", "py2.py3-none-any.whl"))]
+        for file in wheels:
+            if file not in universal:
+                run.console.warn(f"only universal wheels supported, found {file.filename}")
+        chosen = sdists[:1] + universal
+    if not sdists:
+        raise Failure(f"need at least one sdist distribution, {wanted.name} {release.version} has none")
+    if not chosen:
+        raise Failure(f"no file of {wanted.name} {release.version} matches --select {run.options.select}")
+    return release, chosen
+
+
+def _sdists(release):
+    """The sdists of a release, tars first."""
+    return [file for ending in ((".tar.gz", ".tgz"), (".zip",)) for file in release.files
+            if file.filename.endswith(ending) and ".doc." not in file.filename]
+
+
+def _test_release(run, wanted, release, files, temporary):
+    """Test the chosen archives of a release; returns a list of `Tested`."""
+    command = _tox_command(run)     # before anything is downloaded for nothing
+    sdist = next((file for file in _sdists(release) if file in files), _sdists(release)[0])
+    paths = {}
+    for file in dict.fromkeys([sdist, *files]):
+        paths[file] = download(run, file, os.path.join(temporary, "archives"))
+    unpacked = os.path.join(temporary, "unpacked")
+    run.console.say(f"unpacking {paths[sdist]} to {unpacked}")
+    os.makedirs(unpacked)
+    unpack(paths[sdist], unpacked)
+    source = _source_directory(unpacked, sdist.filename)
+    config = _tox_configuration(run, source)
+    tested = []
+    for number, file in enumerate(files):
+        report = os.path.join(temporary, f"toxreport-{number}.json")
+        code = _run_tox(run, command, source, config, paths[file], report)
+        posted, message = None, ""
+        if code:
+            run.console.error(f"tox command failed {code}")
+        if code != 2 and not run.options.no_upload:
+            try:
+                posted, message = _post_report(run, file, report)
+            except Failure as failure:      # the other files are tested all the same
+                run.console.error(failure.message)
+                if failure.hint:
+                    run.console.hint(failure.hint)
+                message = failure.message
+        tested.append(Tested(wanted.text, file.url, code, posted, message))
+    return tested
+
+
+def download(run, file, directory):
+    """Download a `Link` with our credentials and check its hash; returns the path."""
+    os.makedirs(directory, exist_ok=True)
+    name = file.filename
+    if not re.fullmatch(r"[^/\\:\x00-\x1f\x7f]+", name) or name in (".", ".."):
+        raise Failure(f"'{name}' is no usable file name")
+    path, best = os.path.join(directory, name), file.best_hash
+    with open(path, "wb") as sink, Progress(run.console, f"downloading {name}", None) as progress:
+        counted = _CountedSink(sink, progress)
+        reply = run.send("GET", file.url, {"Accept": "*/*"}, sink=counted)
+    if reply.status != 200:
+        raise run.refusal(reply)
+    if best is None:
+        run.console.warn(f"{name}: the index states no hash, so it is not verified")
+    else:
+        found = digest_of(path, best[0])
+        if found != best[1].lower():
+            raise Failure(f"{name}: the {best[0]} of what was received is not the one that the index states:\n"
+                          f"got {found}, expected {best[1].lower()}")
+    pair = run.credential_pair(file.url)
+    run.console.say(f"received {masked(with_credentials(file.url, *pair)) if pair else file.url}")
+    return path
+
+
+class _CountedSink:
+    """A file that tells a `Progress` what is written."""
+
+    def __init__(self, file, progress):
+        self.file, self.progress, self.name, self.tell, self.truncate = file, progress, file.name, file.tell, file.truncate
+
+    def write(self, data):
+        self.file.write(data)
+        self.progress.advance(len(data))
+
+    def seek(self, position):
+        self.progress.advance(position - self.file.tell())
+        self.file.seek(position)
+
+
+def _source_directory(unpacked, filename):
+    """The directory NAME-VERSION of an unpacked sdist, however its dashes, dots and letter case are."""
+    stem = normalize(re.sub(r"\.(tar\.gz|tgz|zip)$", "", filename))
+    names = [name for name in os.listdir(unpacked) if os.path.isdir(os.path.join(unpacked, name))]
+    found = [name for name in names if normalize(name) == stem] or (names if len(names) == 1 else [])
+    if not found:
+        raise Failure(f"{filename} does not hold the directory NAME-VERSION")
+    return os.path.join(unpacked, found[0])
+
+
+def _tox_configuration(run, source):
+    options = run.options
+    if options.config:
+        path = os.path.abspath(options.config)
+        if not os.path.exists(path):
+            raise Failure(f"file does not exist: {options.config}")
+        return path
+    ini = os.path.join(source, "tox.ini")
+    if os.path.exists(ini):
+        return ini
+    if isinstance(read_toml(os.path.join(source, "pyproject.toml")).get("tool", {}).get("tox"), dict):
+        return os.path.join(source, "pyproject.toml")
+    setup = os.path.join(source, "setup.cfg")
+    if os.path.exists(setup):
+        with open(setup, encoding="utf-8", errors="replace") as file:
+            if re.search(r"^\[tox:tox\]", file.read(), re.MULTILINE):
+                return setup
+    if options.fallback_ini:
+        for path in (os.path.abspath(options.fallback_ini), os.path.join(source, options.fallback_ini)):
+            if os.path.exists(path):
+                return path
+        raise Failure(f"file does not exist: {options.fallback_ini}")
+    raise Failure(f"no tox.ini/pyproject.toml/setup.cfg file found in {source} that configures tox",
+                  "the sdist must bring it (MANIFEST.in: include tox.ini); or --fallback-ini names one to use")
+
+
+def _tox_command(run):
+    venv = effective_venv(run)
+    tox = (find_program("tox", venv) if venv else None) or find_program("tox")
+    if tox:
+        return [tox]
+    python = (find_program("python", venv) if venv else None) or sys.executable
+    if run_child(run.console, [python, "-c", "import tox.__main__"], capture=True).code == 0:
+        return [python, "-m", "tox"]
+    if find_program("uvx"):
+        return [find_program("uvx"), "tox"]
+    raise Failure("no tox binary found", "pip install tox")
+
+
+def _run_tox(run, command, source, config, archive, report):
+    import shlex
+    options = run.options
+    words = [*command, "--installpkg", archive, "--recreate", "--result-json", report, "-c", config]
+    words += [f"-e{options.env}"] if options.env else []
+    try:
+        words += shlex.split(options.tox_args)
+    except ValueError as error:
+        raise UsageError(f"--tox-args: {error}") from None
+    variables = installer_variables(run.place, index_with_credentials(run, run.place))
+    return run_child(run.console, words, cwd=source, env=variables, unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"]).code
+
+
+def _post_report(run, file, report):
+    """Post tox's report to its archive: (path of the result or None, what went wrong or "")."""
+    try:
+        with open(report, encoding="utf-8") as content:
+            value = parse_json(content.read())
+    except (OSError, ValueError):
+        run.console.error("tox wrote no result file, nothing posted")
+        return None, "tox wrote no result file"
+    run.console.say(f"posting tox result data to {file.url}")
+    reply = run.send("POST", file.url, json_headers(), json_body(value), patient=True)
+    if reply.status == 403:
+        raise Failure("No permission to upload tox results. You can use the devpi test --no-upload option to skip the upload.",
+                      run.refusal_hint(reply))
+    answer = run.answer(reply, "toxresultpath")
+    if answer.message:
+        run.console.warn(answer.message)
+    run.console.info("success")
+    return str(answer.result), ""
+
+
+# ======================================================================================================================
+# 16  Install
+#
+# pip or uv with the index; our login goes to them in their environment, and is masked where the command is shown.
+# ======================================================================================================================
+
+
+@command(
+    "install", "install packages from the index, with pip or uv",
+    INDEX,
+    argument("--venv", metavar="DIR", help="the virtual environment to install into; it is remembered"),
+    argument("-e", "--editable", metavar="ARG", help="install a project in editable mode"),
+    argument("-r", "--requirement", action="store_true", help="the argument is a requirements file"),
+    argument("-l", "--list", action="store_true", help="list what is installed"),
+    argument("--uv", action="store_true", help="install with uv (also done for environments without pip)"),
+    argument("--no-pre", action="store_true", help="no pre-releases"),
+    argument("packages", metavar="PKG", nargs="*", help="what to install, as pip takes it"))
+def install_command(run):
+    """Install packages from the index, with the pip of the virtual environment, or with uv."""
+    options = run.options
+    if options.editable and options.packages:
+        raise Failure("cannot specify packagespecs and --editable")
+    if options.venv:
+        _remember_venv(run)
+        options.venv = None if options.venv == "-" else options.venv
+    venv = effective_venv(run)
+    pip, uv = None if options.uv else find_program("pip", venv), find_program("uv")
+    if not pip and (options.uv or venv) and uv:
+        command = [uv, "pip"]
+        inside = ["--python", python_of(venv)] if venv else []
+    elif pip:
+        command, inside, uv = [pip], [], None
+    else:
+        raise Failure("no uv binary found" if options.uv else "no pip binary found",
+                      "pip install uv" if options.uv else "use --venv DIR for an environment that has pip, or install uv")
+    if options.list:
+        return _run_installer(run, [*command, "list", *inside], {}, [])
+    run.require_index()
+    if not (options.packages or options.editable):
+        return 0
+    variables = installer_variables(run.place, index_with_credentials(run, run.place))
+    words = [*command, "install", *inside, "-U"]
+    if uv:
+        words += [] if options.no_pre else ["--prerelease", "allow"]
+        shown = ["UV_DEFAULT_INDEX"]
+    else:
+        variables.update({} if options.no_pre else {"PIP_PRE": "1"}, PIP_USE_WHEEL="1")
+        shown = ["PIP_INDEX_URL", "PIP_PRE", "PIP_USE_WHEEL"]
+        _refuse_old_pip(run, pip)
+    if options.requirement:
+        words.append("--requirement")
+    words += ["--editable", options.editable] if options.editable else options.packages
+    return _run_installer(run, words, variables, shown)
+
+
+def _refuse_old_pip(run, pip):
+    """pip before 19.3 shows the credentials of an index in its output."""
+    told = run_child(run.console, [pip, "--version"], capture=True)
+    version = re.match(r"pip (\d+)\.(\d+)", told.output)
+    if told.code or version and (int(version[1]), int(version[2])) < (19, 3):
+        raise Failure(f"{pip} can't be used: {told.output.strip() or 'it does not run'}", "pip 19.3 or newer is needed")
+
+
+def _run_installer(run, words, variables, shown):
+    code = run_child(run.console, words, env=variables, show=shown,
+                     unset=(*INSTALLER_EXTRAS, "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__")).code
+    if code:
+        run.console.error("command failed")
+    return code
+
+
+# ======================================================================================================================
+# 17  API tokens
+#
+# What servers with the plugin devpi-tokens offer: tokens that last long and are restricted to permissions, indexes or projects.
+# ======================================================================================================================
+
+_UNITS = {"y": 365 * 86400, "m": 30 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
+_RESTRICTIONS = (
+    argument("-a", "--allowed", metavar="PERMISSIONS", action="append",
+             help="only these permissions, with commas: upload, pkg_read, toxresult_upload, del_entry, del_verdata, "
+                  "del_project, index_create, index_modify, index_delete"),
+    argument("-e", "--expires", metavar="WHEN", help="when it ends: a time in seconds since 1970, in 8d or 2h30min, or never"),
+    argument("-i", "--indexes", metavar="INDEXES", action="append", help="only for these indexes, with commas"),
+    argument("-p", "--projects", metavar="PROJECTS", action="append", help="only for these projects, with commas"))
+_OUTPUT = argument("-o", "--output", metavar="FILE", help="write the token into a file that only you can read")
+_TOKEN_FILE = argument("-f", "--file", metavar="FILE", help="file that holds the token; - for standard input")
+_TOKEN = argument("--token", metavar="TOKEN", help="the token; other users of this machine may see it there")
+_OWNER = argument("-u", "--user", metavar="USER", help="whose token (default: the current user)")
+
+command("token", "make, list, delete and use API tokens (of servers that offer them)",
+        description="API tokens last long and can be restricted; DEVPI_TOKEN is where CI keeps one.")(None)
+
+
+def _expiry(text):
+    """A time as POSIX seconds, from such, or from a span (`8d`, `2h30min`) from now; "never" stays."""
+    if text is None or text == "never":
+        return text
+    if text.isdigit():
+        return int(text)
+    spans = re.findall(r"(\d+)\s*(min|[ymwdhs])[a-z]*\s*", text)
+    if not spans or re.sub(r"(\d+)\s*(min|[ymwdhs])[a-z]*\s*", "", text):
+        raise UsageError(f"--expires: '{text}' is neither a time nor a span such as 8d or 2h30min")
+    return int(time.time()) + sum(int(count) * _UNITS[unit] for count, unit in spans)
+
+
+def _restrictions(options):
+    """What the options restrict a token to: {name: value}, lists sorted."""
+    found = {}
+    for name in ("allowed", "indexes", "projects"):
+        values = sorted({value.strip() for text in getattr(options, name) or () for value in text.split(",") if value.strip()})
+        if values:
+            found[name] = [normalize(value) for value in values] if name == "projects" else values
+    expires = _expiry(options.expires)
+    return {**found, "expires": expires} if expires is not None else found
+
+
+def _token_owner(run):
+    return run.options.user or run.require_login()
+
+
+def _token_call(run, method, path, body=None, expect=None):
+    try:
+        return run.call(method, f"{run.root}{path}", body, expect=expect)
+    except Refused as refusal:
+        if refusal.status in (404, 405, 415) and ("+token" in refusal.text or "oken" not in refusal.text):
+            raise Failure("this server offers no API tokens", "devpi-server does with the plugin devpi-tokens; "
+                          "a login's token lasts some hours, and DEVPI_USER with DEVPI_PASSWORD does without one") from None
+        raise
+
+
+def _hand_over(run, text):
+    """Give a new token to who asked for it."""
+    if run.options.output:
+        write_private(os.path.abspath(run.options.output), text + "\n")
+        run.console.info(f"token written to {run.options.output}")
+    else:
+        run.console.result(text)
+        run.console.document({"token": text})
+
+
+def _given_token(run):
+    if run.options.token and run.options.file:
+        raise UsageError("either --token or --file")
+    text = run.options.token or (read_password_file(run.options.file) if run.options.file else os.environ.get("DEVPI_TOKEN"))
+    if not text:
+        raise Failure("no token given (use --file FILE, or DEVPI_TOKEN)")
+    return text.strip()
+
+
+@command("token create", "make a token for the current user", *_RESTRICTIONS, _OWNER, _OUTPUT, JSON)
+def token_create(run):
+    """Make an API token for the current user."""
+    body = _restrictions(run.options)
+    answer = _token_call(run, "POST", f"{url_part(_token_owner(run))}/+token-create", body, "token-info")
+    _hand_over(run, answer.result["token"])
+
+
+@command("token list", "list the tokens of the current user", _OWNER, JSON)
+def token_list(run):
+    """List the API tokens of the current user."""
+    owner = _token_owner(run)
+    tokens = _token_call(run, "GET", f"{url_part(owner)}/+tokens", None, "tokens-info").result.get("tokens") or {}
+    if not tokens:
+        run.console.say(f"No tokens for '{owner}'")
+    else:
+        run.console.table([("ID", "RESTRICTIONS")] + [
+            (name, ", ".join(map(_readable, tokens[name].get("restrictions") or ())) or "none") for name in sorted(tokens)])
+    run.console.document({"user": owner, "tokens": tokens})
+
+
+def _readable(restriction):
+    """`expires=1795412798` with the date in words."""
+    name, _, value = restriction.partition("=")
+    if name in ("expires", "not_before") and value.isdigit():
+        return f"{name}={time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(int(value)))} UTC"
+    return restriction
+
+
+@command("token delete", "delete a token",
+         _OWNER, argument("token_id", metavar="ID", help="the token's id, as list shows it"), JSON)
+def token_delete(run):
+    """Delete an API token.  Those derived from it end too."""
+    owner = _token_owner(run)
+    run.console.say(f"About to delete the token {run.options.token_id} of {owner}")
+    if not run.console.is_sure({"deleted": None}):
+        return
+    _token_call(run, "DELETE", f"{url_part(owner)}/+tokens/{url_part(run.options.token_id)}")
+    run.console.info(f"token deleted: {run.options.token_id}")
+    run.console.document({"deleted": run.options.token_id})
+
+
+@command("token derive", "make a more restricted token from another one", *_RESTRICTIONS, _TOKEN_FILE, _TOKEN, _OUTPUT, JSON)
+def token_derive(run):
+    """Make a more restricted API token from another one, without asking the server."""
+    import hashlib
+    import hmac
+    token, wanted = parse_token(_given_token(run)), _restrictions(run.options)
+    if not wanted:
+        raise Failure("what should the new token be restricted to? (-a, -e, -i, -p)")
+    signature, caveats = token.signature, []
+    for name, value in sorted(wanted.items()):
+        caveats.append(f"{name}={','.join(value) if isinstance(value, list) else value}")
+        signature = hmac.new(signature, caveats[-1].encode(), hashlib.sha256).digest()
+    _hand_over(run, token_text(token._replace(caveats=(*token.caveats, *caveats), signature=signature)))
+
+
+@command("token inspect", "show what a token says about itself", _TOKEN_FILE, _TOKEN, JSON)
+def token_inspect(run):
+    """Show what an API token says about itself."""
+    token = parse_token(_given_token(run))
+    user, _, name = token.identifier.rpartition("-")
+    run.console.result(f"user: {user}\nid: {name}")
+    for caveat in token.caveats:
+        run.console.result(_readable(caveat))
+    run.console.document({"user": user, "id": name, "restrictions": list(token.caveats)})
+
+
+@command("token login", "log in with a token", _TOKEN_FILE, _TOKEN)
+def token_login(run):
+    """Log in with an API token."""
+    text = _given_token(run)
+    return _login_with_token(run, token_user(text), text)
+
+
+# ======================================================================================================================
+# 18  Command line
+#
+# The argument parser, shell completion, and `main`, which prints every failure and chooses the exit status.
+# ======================================================================================================================
+
+
+def _seconds(text):
+    """A number of seconds on the command line."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds above 0")
+
+
+GENERIC = (
+    argument("--debug", action="store_true", help="debug lines, full bodies of errors, tracebacks"),
+    argument("-y", dest="yes", action="store_true", help="answer yes to every question"),
+    argument("-v", "--verbose", action="count", help="say more; may be given twice"),
+    argument("-q", "--quiet", action="store_true", help="results and errors only"),
+    argument("--no-progress", action="store_true", help="no progress bar"),
+    argument("--color", choices=("auto", "yes", "no"), help="colours (default: on a terminal)"),
+    argument("--timeout", metavar="SECONDS", type=_seconds, help="how long to wait for a silent server"),
+    argument("--clientdir", metavar="DIR", help="directory of the state files (default: $DEVPI_CLIENTDIR or ~/.devpi/client)"))
+GENERIC_DEFAULTS = {"debug": False, "yes": False, "verbose": 0, "quiet": False, "no_progress": False, "color": "auto",
+                    "timeout": None, "clientdir": None, "json": False}
+
+
+class Parser(argparse.ArgumentParser):
+    """Shows the usage on standard output and the error on standard error, as devpi-client does.
+
+    With --json, and where a shell reads the former, both go to the latter."""
+    for_people = True
+
+    def error(self, message):
+        self.print_usage(sys.stdout if self.for_people else sys.stderr)
+        sys.stdout.flush()
+        self.exit(2, f"devpi: error: {message}\n")
+
+
+def _add_arguments(parser, arguments, prefix=""):
+    exclusive = {}
+    for names, settings in arguments:
+        one_of = settings.get("one_of")
+        if one_of and one_of not in exclusive:
+            exclusive[one_of] = parser.add_mutually_exclusive_group()
+        place = exclusive.get(one_of, parser)
+        place.add_argument(*names, **{key: value for key, value in settings.items() if key != "one_of"})
+    group = parser.add_argument_group("generic options")
+    for names, settings in GENERIC:
+        name = settings.get("dest") or names[-1].lstrip("-").replace("-", "_")
+        group.add_argument(*names, **{**settings, "dest": prefix + name, "default": argparse.SUPPRESS})
+
+
+def make_parser(chosen):
+    """The parser; only the commands whose names are in `chosen` get their arguments, which saves a third of the start."""
+    Parser.for_people = not chosen.intersection(("--json", *FOR_SHELLS))
+    parser = Parser(prog="devpi", allow_abbrev=False, description="Work with private Python package indexes.",
+                    epilog="Type 'devpi COMMAND --help' to see what a command takes.")
+    parser.add_argument("--version", action="store_true", help="show the versions of this client and of the server")
+    _add_arguments(parser, (), "before_")
+    groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")}
+
+    def add(group, name, command, **settings):
+        sub = groups[group].add_parser(name, allow_abbrev=False, **settings)
+        if chosen.intersection((name, *command.aliases)):
+            sub.description, sub.formatter_class = inspect.cleandoc(command.description), argparse.RawDescriptionHelpFormatter
+            _add_arguments(sub, command.arguments)
+        sub.set_defaults(chosen=command, parser=sub)
+        return sub
+
+    for command in COMMANDS.values():
+        group, _, name = command.name.rpartition(" ")
+        sub = add(group, name, command, help=command.help, aliases=command.aliases)
+        if command.run is None:
+            groups[name] = sub.add_subparsers(title="actions", metavar="ACTION", dest="sub_command", required=True)
+        if group:
+            add("", f"{group}-{name}", command)     # without help: not listed
+    return parser
+
+
+def commands_by_word():
+    """What the first word of a command line may be: {word: Command}.  `token-create` stands for `token create`."""
+    return {word: command for command in COMMANDS.values() for word in (command.name.replace(" ", "-"), *command.aliases)}
+
+
+def next_word(words, start=0):
+    """The position of the first word from `start` on that is neither a generic option nor the value of one, or None.
+
+    From 0 on that is the command."""
+    valued = {name for names, settings in GENERIC for name in names if "action" not in settings}
+    while start < len(words) and words[start].startswith("-"):
+        start += 2 if words[start] in valued else 1
+    return start if start < len(words) else None
+
+
+def parse_arguments(words):
+    """The options of a command line: generic ones count wherever they stand."""
+    if "--tox-args" in words[:-1]:      # its value begins with a dash, which argparse takes for an option
+        number = words.index("--tox-args")
+        words = [*words[:number], f"--tox-args={words[number + 1]}", *words[number + 2:]]
+    parser, position, known = make_parser(set(words)), next_word(words), commands_by_word()
+    if position is not None and words[position] not in known:
+        import difflib
+        known = [word for word, command in known.items() if " " not in command.name]
+        close = difflib.get_close_matches(words[position], known, 1)
+        parser.error(f"there is no command '{words[position]}'" + (f"; is '{close[0]}' meant?" if close else
+                                                                   f"; there are {', '.join(known)}"))
+    options, rest = parser.parse_known_args(words)
+    if rest:
+        getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
+    for name, default in GENERIC_DEFAULTS.items():
+        before = getattr(options, "before_" + name, None)
+        value = getattr(options, name, None)
+        if name == "verbose":
+            value = (value or 0) + (before or 0)
+        setattr(options, name, value if value is not None else before if before is not None else default)
+    return parser, options
+
+
+# -- completion
+
+_COMPLETION = {
+    "bash": """\
+_devpi_complete() {{
+    local IFS=$'\\n'
+    COMPREPLY=($({program} __complete "${{COMP_WORDS[@]:1:COMP_CWORD}}" 2>/dev/null))
+}}
+complete -o default -F _devpi_complete devpi devpi_lite_client.py
+""",
+    "zsh": """\
+_devpi_complete() {{
+    local -a found
+    found=("${{(@f)$({program} __complete "${{(@)words[2,CURRENT]}}" 2>/dev/null)}}")
+    if [[ -n "$found" ]]; then compadd -a found; else _files; fi
+}}
+compdef _devpi_complete devpi devpi_lite_client.py
+""",
+    "fish": """\
+function __devpi_complete
+    set -l words (commandline -opc) (commandline -ct)
+    {program} __complete $words[2..-1] 2>/dev/null
+end
+complete -c devpi -a '(__devpi_complete)'
+complete -c devpi_lite_client.py -a '(__devpi_complete)'
+""",
+}
+# What the positional arguments of a command name, the last kind for all that follow.
+_COMPLETED = {"use": ("index",), "index": ("index",), "list": ("project",), "test": ("project",), "remove": ("project",),
+              "yank": ("project",), "refresh": ("project",), "install": ("project",), "push": ("project", "index"),
+              "login": ("user",), "user": ("user",), "passwd": ("user",), "completion": ("shell",), "token": ("token",)}
+_COMPLETION_SECONDS = 2
+
+
+@command(
+    "completion", "print the completion script of a shell",
+    argument("shell", choices=tuple(_COMPLETION), help="for which shell"))
+def completion_command(run):
+    """Print the completion script of a shell: eval "$(devpi completion bash)", or devpi completion fish | source."""
+    import shlex
+    program = " ".join(map(shlex.quote, [sys.executable, os.path.abspath(__file__)]))
+    run.console.result(_COMPLETION[run.options.shell].format(program=program).rstrip("\n"))
+
+
+def complete(words):
+    """Print what the last of the words may become.  Whatever goes wrong, a person who types is not disturbed."""
+    with contextlib.suppress(Exception):
+        for word in sorted(set(_completions(words[:-1], words[-1] if words else ""))):
+            Console().result(word)
+    return 0
+
+
+def _completions(before, word):
+    commands, position = commands_by_word(), next_word(before)
+    if position is None or before[position] not in commands:
+        found = [word for word, command in commands.items() if " " not in command.name]
+        return [name for name in found + ["--version", "--help"] if name.startswith(word)]
+    command, after = commands[before[position]], next_word(before, position + 1)
+    if after is not None and f"{before[position]}-{before[after]}" in commands:
+        command, position = commands[f"{before[position]}-{before[after]}"], after
+    settings = {name: how for names, how in (*command.arguments, *GENERIC) for name in names if name.startswith("-")}
+    valued = {name for name, how in settings.items() if "action" not in how}
+    last = settings.get(before[-1], {})
+    if before[-1] in valued:
+        found = _named_things("index") if before[-1] == "--index" else last.get("choices", ())
+    elif word.startswith("-"):
+        found = [*settings, "--help"]
+    else:
+        kinds = _COMPLETED.get(command.name, ())
+        given = sum(not name.startswith("-") and previous not in valued
+                    for previous, name in zip(before[position:], before[position + 1:]))
+        found = _named_things(kinds[min(given, len(kinds) - 1)]) if kinds else ()
+    return [name for name in found if name.startswith(word)]
+
+
+def _named_things(kind):
+    """The names of all indexes, projects or users that the current server and index have."""
+    if kind == "shell":
+        return list(_COMPLETION)
+    if kind == "token":
+        return [name.partition(" ")[2] for name in COMMANDS if name.startswith("token ")]
+    console = Console()
+    console.messages = console.errors = open(os.devnull, "w", encoding="utf-8")
+    run = Run(argparse.Namespace(timeout=_COMPLETION_SECONDS), console)
+    if kind == "user":
+        return [user for user, _ in run.auth.tokens(run.root)]
+    if kind == "project":
+        return run.call("GET", run.index).result.get("projects") or ()
+    users = run.call("GET", run.root).result
+    return [f"{user}/{index}" for user, config in users.items() for index in config.get("indexes") or ()]
+
+
+# -- main
+
+
+def show_versions(run):
+    """`--version`: of the client, and of the server's parts if it answers."""
+    run.console.result(f"devpi-lite-client {__version__}")
+    root = Place.of_state(run.state).root
+    if not root:
+        return
+    try:
+        run.console.messages = sys.stderr
+        root = run.root if os.environ.get("DEVPI_INDEX") else root
+        versions = run.call("GET", root + "+status", expect="status").result.get("versioninfo")
+    except Failure as error:
+        run.console.debug(f"{error}")
+        return
+    run.console.result(f"\ncurrent devpi server: {root}")
+    for name, version in sorted(versions.items()) if isinstance(versions, dict) else ():
+        run.console.result(f"    {name} {version}")
+
+
+def main(words=None):
+    """Run the command that the arguments name; returns the exit status."""
+    words = sys.argv[1:] if words is None else words
+    sys.stdout = sys.stdout or open(os.devnull, "w")        # closed at the start, by some services
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    console, run = Console(), None
+    try:
+        if words[:1] == ["__complete"]:
+            return complete(words[1:])
+        parser, options = parse_arguments(words)
+        console = Console(options)
+        if os.name == "nt":
+            _let_windows_understand_colours()
+        if options.command is None and not options.version:
+            parser.print_help()
+            return 0
+        run = Run(options, console)
+        if options.version:
+            return show_versions(run)
+        code = options.chosen.run(run) or 0
+        if console.as_json and not console.document_written:
+            console.document({"ok": code == 0})
+        return code
+    except OutputClosed:
+        return 0
+    except BrokenPipeError:
+        silence(sys.stdout)
+        return 0
+    except KeyboardInterrupt:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write("\n")
+        return _end_with_threads(130)
+    except SystemExit as end:       # of a signal, or of the parser
+        return _end_with_threads(end.code if isinstance(end.code, int) else 0)
+    except Exception as error:
+        return report(console, error, run.http.answered if run else None)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                silence(stream)
+
+
+def _end_with_threads(code):
+    """The exit status of a command that was interrupted; the process ends here if threads of it still wait for a server."""
+    if threading.active_count() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)          # what is theirs was never whole
+    return code
+
+
+def _let_windows_understand_colours():
+    import ctypes
+    for handle in (-11, -12):       # standard output, standard error; 7: with escape sequences
+        ctypes.windll.kernel32.SetConsoleMode(ctypes.windll.kernel32.GetStdHandle(handle), 7)
+
+
+def report(console, error, answered=None):
+    """Say what went wrong and return the exit status.  --debug shows where.  `answered`: the URL of the last answer, if any."""
+    if console.is_debug:
+        import traceback
+        console.error(traceback.format_exc())
+    if isinstance(error, Failure):
+        failure = error
+    elif isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        failure = Failure(f"{error.strerror or reason_of(error)}{where}")
+    elif isinstance(error, ValueError) and "URL" in str(error):
+        failure = Failure(str(error))
+    elif answered and isinstance(error, (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)):
+        failure = Failure(f"{answered}: the answer makes no sense ({type(error).__name__}: {error})", "--debug shows where")
+    else:
+        failure = Failure(f"this should not happen: {type(error).__name__}: {error}", "--debug shows where it did")
+    if isinstance(failure, UsageError):
+        sys.stderr.write(f"devpi: error: {failure.message}\n")
+    else:
+        console.error(failure.message)
+    if failure.hint:
+        console.hint(failure.hint)
+    if console.as_json and not console.document_written:
+        with contextlib.suppress(OutputClosed):
+            console.document({"error": {"message": failure.message, "status": getattr(failure, "status", None)}})
+    return failure.code
+
+
+def end_cleanly(number, frame):
+    """SIGTERM, or SIGHUP of a terminal that is closed: temporary directories go before we do."""
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    import signal
+    signal.signal(signal.SIGTERM, end_cleanly)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:      # nohup ignores it
+        signal.signal(signal.SIGHUP, end_cleanly)
+    sys.exit(main())

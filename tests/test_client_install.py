@@ -1,0 +1,111 @@
+"""The client's `devpi install`: pip (or uv) on the current index, with the credentials out of sight.
+
+A program of ours stands in the place of pip and uv: it notes how it was called.
+"""
+
+import json
+
+import pytest
+
+from client import POSIX, Client, new_index
+
+pytestmark = pytest.mark.skipif(not POSIX, reason="its pip is an executable script")
+
+PIP = """if True:
+    import json, os, sys
+    here = os.path.dirname(os.path.abspath(__file__))
+    if sys.argv[1:] == ["--version"]:
+        print("pip 24.0 from %s (python 3.11)" % here)
+        sys.exit()
+    with open(os.path.join(here, "calls"), "a") as calls:
+        calls.write(json.dumps({
+            "program": os.path.abspath(__file__), "arguments": sys.argv[1:], "environment": dict(os.environ)}) + "\\n")
+    sys.exit(int(os.environ.get("CODE", 0)))"""
+
+
+@pytest.fixture
+def devpi(tmp_path, site, index):
+    """The client with alice logged in on an index, and the stand-in for pip on its PATH."""
+    devpi = Client(tmp_path / "home").sign_in(site, "alice", index)
+    devpi.environment["PATH"] = devpi.add_command("pip", PIP)
+    return devpi
+
+
+@pytest.fixture
+def venv(devpi):
+    """A virtual environment, as far as anybody asks, with the stand-in for pip."""
+    devpi.add_command("pip", PIP, "venv/bin")
+    devpi.write("venv/pyvenv.cfg", "home = /usr/bin\n")
+    return devpi.home / "venv"
+
+
+def calls(directory):
+    """How the stand-in in that directory was called since the last time that this was asked."""
+    path = directory / "calls"
+    lines = path.read_text().splitlines() if path.exists() else []
+    path.write_text("")
+    return [json.loads(line) for line in lines]
+
+
+def test_pip_gets_the_index_by_its_environment_and_nobody_sees_the_session(devpi, site, index):
+    printed = devpi("install", "six", "flask>2", PYTHONDONTWRITEBYTECODE="1", PIP_EXTRA_INDEX_URL="https://example.org/simple/")
+    (call,) = calls(devpi.home / "bin")
+    assert call["arguments"] == ["install", "-U", "six", "flask>2"]
+    environment, token = call["environment"], site.tokens["alice"]
+    assert environment["PIP_INDEX_URL"].startswith("http://alice:")
+    assert environment["PIP_INDEX_URL"].endswith("@127.0.0.1:%d/%s/+simple/" % (site.port, index))
+    assert environment["PIP_PRE"] == "1" and not {"PYTHONDONTWRITEBYTECODE", "PIP_EXTRA_INDEX_URL"} & set(environment)
+    (echo,) = [line for line in printed.lines if line.startswith("--> ")]
+    assert "bin/pip install -U six 'flask>2'" in echo or "bin/pip install -U six flask>2" in echo
+    assert "PIP_INDEX_URL='http://****:****@127.0.0.1:%d/%s/+simple/'" % (site.port, index) in echo
+    assert token not in printed + printed.errors and not any(token in argument for argument in call["arguments"])
+    devpi("install", "--no-pre", "six")
+    assert "PIP_PRE" not in calls(devpi.home / "bin")[0]["environment"]
+
+
+def test_the_options_of_install(devpi, site, index):
+    other = new_index(site, "alice")
+    devpi("install", "--index", other, "-r", "requirements.txt")
+    devpi("install", "-e", ".")
+    devpi("install", "-l")
+    requirements, editable, listing = calls(devpi.home / "bin")
+    assert requirements["arguments"] == ["install", "-U", "--requirement", "requirements.txt"]
+    assert "/%s/+simple/" % other in requirements["environment"]["PIP_INDEX_URL"]
+    assert editable["arguments"][-2:] in (["-e", "."], ["--editable", "."]) and listing["arguments"][0] == "list"
+    assert "cannot specify packagespecs and --editable" in devpi("install", "-e", ".", "six", expect=1)
+    devpi("install")
+    assert calls(devpi.home / "bin") == []
+
+
+def test_pips_exit_code_is_ours(devpi):
+    assert "command failed" in devpi("install", "six", expect=23, CODE="23")
+
+
+def test_a_virtual_environment_is_remembered(devpi, venv):
+    devpi("install", "--venv", venv, "six")
+    devpi("install", "flask")
+    assert [call["arguments"][-1] for call in calls(venv / "bin")] == ["six", "flask"]
+    assert devpi.state()["venvdir"] == str(venv)
+    assert "No virtualenv found at: '" in devpi("install", "--venv", devpi.home / "nope", "six", expect=1)
+    devpi("use", "--venv", "-")
+    devpi("install", "six", VIRTUAL_ENV=venv)
+    assert len(calls(venv / "bin")) == 1 and not calls(devpi.home / "bin")
+    devpi("install", "--venv", "venv", "six", WORKON_HOME=devpi.home, cwd="/")
+    assert len(calls(venv / "bin")) == 1
+
+
+def test_a_virtual_environment_without_pip_is_served_by_uv(devpi, venv, site, index):
+    (venv / "bin" / "pip").unlink()
+    devpi.add_command("python", PIP, "venv/bin")
+    devpi.add_command("uv", PIP)
+    printed = devpi("install", "--venv", venv, "six")
+    (call,) = calls(devpi.home / "bin")
+    assert call["program"].endswith("/uv") and call["arguments"][:2] == ["pip", "install"] and "six" in call["arguments"]
+    assert call["environment"]["UV_DEFAULT_INDEX"].endswith("/%s/+simple/" % index)
+    assert site.tokens["alice"] not in " ".join(call["arguments"]) + printed + printed.errors
+    devpi("install", "--venv", "-", "--uv", "six", expect=None, PATH="/nonexistent")
+
+
+def test_without_pip_it_says_so(devpi):
+    printed = devpi("install", "six", expect=1, PATH="/nonexistent")
+    assert "no pip binary found" in printed
