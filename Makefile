@@ -1,4 +1,4 @@
-# make run | test | interop | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
+# make run | test | interop | bench | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -9,15 +9,16 @@ PYTEST = -m pytest --rootdir=.
 OLD_PYTHON ?= $(shell $(MAKE) -s --no-print-directory pythons | sed -n 's/^3\.\(09\|10\|11\) //p' | head -n 1)
 CLIENTS = .interop/clients
 PIP20 = .interop/pip20
+DEVPI_SERVER = .interop/devpi-server
 
-.PHONY: run test interop pythons clean
+.PHONY: run test interop bench pythons clean
 
 # Serves from the directory .data: make run ARGS='--port 4040'
 run:
 	$(PYTHON) devpi_lite.py --serverdir .data $(ARGS)
 
 test: $(VENV)/complete
-	$(VENV)/bin/python $(PYTEST) --ignore=tests/interop tests
+	$(VENV)/bin/python tests/in_parallel.py
 
 # The last step marks the environment complete: one that was interrupted is made anew.
 $(VENV)/complete:
@@ -27,16 +28,22 @@ $(VENV)/complete:
 	$(VENV)/bin/python -m pip install --quiet pytest
 	touch $@
 
-# Real clients against a real server and the real PyPI, in environments made anew each time.
+# Real clients against a real server and the real PyPI, and our client against a real devpi-server, in environments made anew each time.
 interop:
 	@test -n '$(OLD_PYTHON)' || { echo 'pip 20.3 needs a Python 3.9, 3.10 or 3.11: make interop OLD_PYTHON=...' >&2; exit 1; }
 	rm -rf .interop
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
-	$(CLIENTS)/bin/python -m pip install --quiet pytest uv twine devpi-client tox
+	$(CLIENTS)/bin/python -m pip install --quiet pytest uv twine devpi-client tox sphinx
+	$(PYTHON) -m venv $(DEVPI_SERVER)
+	$(DEVPI_SERVER)/bin/python -m pip install --quiet devpi-server devpi-tokens
 	$(OLD_PYTHON) -m venv $(PIP20)
 	$(PIP20)/bin/python -m pip install --quiet 'pip==20.3.*'
 	$(CLIENTS)/bin/python $(PYTEST) tests/interop
+
+# How fast it is, on this machine: make bench ARGS='--quick --workloads w1,w6'; --help says more.
+bench:
+	$(PYTHON) tests/bench/bench.py $(ARGS)
 
 # Prints every CPython 3.9 to 3.14 at hand that can run the server and make environments, oldest
 # first, a line each: 3.09 /path/to/python3. A name that pyenv knows but does not run prints nothing.

@@ -49,3 +49,43 @@ def upstream():
     upstream = Upstream().start()
     yield upstream
     upstream.stop()
+
+
+# -- of the command line client's tests: importing `client` compiles it, so only they do
+
+
+@pytest.fixture(scope="module")
+def site():
+    """One server for all of them, with alice and bob, and root/pypi, a mirror of nothing: client.shared_site()."""
+    from client import shared_site
+    return shared_site()
+
+
+@pytest.fixture
+def index(site):
+    """An index of alice's, for one test alone."""
+    from client import new_index
+    return new_index(site, "alice")
+
+
+@pytest.fixture
+def devpi(tmp_path, site, index):
+    """The client with alice logged in on the index."""
+    from client import Client
+    return Client(tmp_path / "home").sign_in(site, "alice", index)
+
+
+@pytest.fixture
+def nobody(tmp_path):
+    """The client in an empty home."""
+    from client import Client
+    return Client(tmp_path / "nobody")
+
+
+@pytest.fixture
+def gate(site):
+    """A port that leads to the server, at which requests may meet a fault."""
+    from client import Gate
+    gate = Gate(site)
+    yield gate
+    gate.close()

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from harness import SCRIPT, Server, clean_environment, eventually, multipart, run_command, wheel
+from harness import SOURCE, Server, clean_environment, eventually, multipart, run_command, wheel
 
 
 def modes(directory):
@@ -89,11 +89,11 @@ def test_root_gets_a_random_password_printed_once_and_kept_in_a_file(make_server
     server = make_server(directory=directory, root_password=None)
     password = (directory / "root-password").read_text().rstrip("\n")
     assert len(password) >= 12
-    assert server.output().count(password) == 1
+    assert server.whole_output().count(password) == 1
     assert server.post("/+login", {"user": "root", "password": password}).status == 200
     assert server.post("/+login", {"user": "root", "password": ""}).status == 401
     server.restart()
-    assert password not in server.output()
+    assert password not in server.whole_output()
     assert server.post("/+login", {"user": "root", "password": password}).status == 200
 
 
@@ -116,7 +116,7 @@ def test_root_passwd_sets_the_password_and_leaves_no_file(make_server, directory
     server = make_server(directory=directory, root_password="gi ven:pä")
     assert not (directory / "root-password").exists()
     assert server.login("root", "gi ven:pä")
-    assert "gi ven:pä" not in server.output()
+    assert "gi ven:pä" not in server.whole_output()
 
 
 def test_an_empty_root_password_is_allowed_with_a_warning(make_server, directory):
@@ -405,8 +405,7 @@ def test_offline_mode_opens_no_connection(make_server, upstream):
 )
 def test_an_open_address_is_told_that_anybody_may_create_users(make_server, options, warned):
     server = make_server(*options)
-    assert server.get("/+api").status == 200
-    lines = [line for line in server.output().splitlines() if "--restrict-modify" in line]
+    lines = [line for line in server.whole_output().splitlines() if "--restrict-modify" in line]
     assert len(lines) == (1 if warned else 0), server.output()
     assert not warned or "create users" in lines[0]
 
@@ -549,29 +548,31 @@ def test_passwd_does_not_make_a_server(directory, prepare):
 
 
 def upload_request(archive):
+    """The head, which asks to be told when the body may come, and the body."""
     form = dict(archive.fields, **{":action": "file_upload"})
     body, content_type = multipart(form, {"content": (archive.filename, archive.content)})
     return (
         "POST /root/dev/ HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic cm9vdDpzZWNyZXQ=\r\n"
-        "Content-Type: %s\r\nContent-Length: %d\r\n\r\n"
+        "Content-Type: %s\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n"
         % (content_type, len(body))
-    ).encode() + body
+    ).encode(), body
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_lets_running_requests_end_and_refuses_new_ones(server, number):
     server.add_index("root/dev", bases=[])
     package = wheel("lasting", "1.0", size=100000)
-    data = upload_request(package)
+    head, body = upload_request(package)
     with server.connect() as running:
-        running.sendall(data[:-50000])
-        time.sleep(0.3)  # until a worker has it in hand
+        running.sendall(head)
+        assert running.recv(65536).startswith(b"HTTP/1.1 100 ")     # a worker has it in hand
+        running.sendall(body[:-50000])
         server.process.send_signal(number)
-        eventually(lambda: not listens(server.port), seconds=5)
-        running.sendall(data[-50000:])
+        eventually(lambda: not listens(server.port))
+        running.sendall(body[-50000:])
         answer = running.recv(65536)
         assert answer.startswith(b"HTTP/1.1 200 "), answer
-    assert server.wait(10) == 0
+    assert server.wait() == 0
     assert "Traceback" not in server.output()
     server.start()
     assert server.fetch("root/dev", package.filename, "lasting") == package.content
@@ -593,9 +594,31 @@ def test_a_signal_ends_an_idle_server_at_once_with_0(server, number):
         half.sendall(b"GET /+api HTT")
         started = time.monotonic()
         server.process.send_signal(number)
-        assert server.wait(10) == 0
-        assert time.monotonic() - started < 5
+        assert server.wait() == 0
+        assert time.monotonic() - started < 10      # running requests may take 30
         assert fresh.recv(10) == b""
+
+
+DEAF_MAIN_THREAD = """\
+import signal, sys
+sys.path.insert(0, %r)
+import devpi_lite
+code = devpi_lite.main(sys.argv[1:])
+signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))      # others have them from now on
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs masks of signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_that_the_main_thread_sleeps_through_ends_the_server(tmp_path, number):
+    """As when it comes just before that thread begins to wait for the end, and nothing wakes it to run the handler."""
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF_MAIN_THREAD % str(SOURCE.parent))
+    server = Server(tmp_path / "data", script=script).start()
+    assert server.get("/+api").status == 200        # which comes when the main thread has done
+    server.process.send_signal(number)
+    assert server.wait() == 0
 
 
 def test_a_stopped_server_leaves_everything_in_the_database_file(server):
@@ -611,7 +634,7 @@ def test_a_stopped_server_leaves_everything_in_the_database_file(server):
 def test_the_file_runs_alone_with_nothing_but_the_standard_library(tmp_path):
     alone = tmp_path / "alone"
     alone.mkdir()
-    shutil.copy(str(SCRIPT), str(alone / "devpi_lite.py"))
+    shutil.copy(str(SOURCE), str(alone / "devpi_lite.py"))
     server = Server(tmp_path / "server", script=alone / "devpi_lite.py", env={"PYTHONNOUSERSITE": "1"})
     try:
         server.start()
@@ -626,7 +649,7 @@ def test_the_file_runs_alone_with_nothing_but_the_standard_library(tmp_path):
 
 
 def test_the_file_can_be_imported_without_doing_anything(tmp_path):
-    shutil.copy(str(SCRIPT), str(tmp_path / "devpi_lite.py"))
+    shutil.copy(str(SOURCE), str(tmp_path / "devpi_lite.py"))
     result = subprocess.run(
         [sys.executable, "-S", "-W", "error", "-c", "import threading, devpi_lite; print(threading.active_count())"],
         cwd=str(tmp_path),
@@ -640,12 +663,17 @@ def test_the_file_can_be_imported_without_doing_anything(tmp_path):
 
 
 def test_the_first_answer_comes_within_a_second_of_the_start(server):
+    """Or, on a slow or busy machine, in about thrice the time that the standard library takes to be imported."""
     server.stop()
-    fastest = 10
-    for _ in range(3):
-        started = time.monotonic()
+    modules = "argparse, email, http.server, logging, sqlite3, ssl, tarfile, urllib.request, xmlrpc.client, zipfile"
+    starts, imports = [], []
+    while not starts or len(starts) < 8 and min(starts) >= max(1, 3 * min(imports)):
+        began = time.monotonic()
         server.start()
         assert server.get("/+api").status == 200
-        fastest = min(fastest, time.monotonic() - started)
+        starts.append(time.monotonic() - began)
         server.stop()
-    assert fastest < 1
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import " + modules], check=True)
+        imports.append(time.monotonic() - began)
+    assert min(starts) < max(1, 3 * min(imports))

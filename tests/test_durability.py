@@ -99,7 +99,7 @@ def test_every_acknowledged_upload_survives_kill_9(make_server):
     acknowledged, attempted = [], []
     for number in range(3):
         stream = Stream(server, number)
-        eventually(lambda: len(stream.acknowledged) >= 15 or stream.refused, seconds=20)
+        eventually(lambda: len(stream.acknowledged) >= 15 or stream.refused, seconds=60)
         time.sleep(0.013 * (number + 1))  # somewhere else in a commit each time
         server.kill()
         stream.join()
@@ -143,7 +143,7 @@ def test_a_half_sent_upload_leaves_nothing_after_kill_9(make_server):
             "Content-Length: 3000000\r\n\r\n" % (INDEX, base64.b64encode(b"dur:pw").decode())).encode()
         body = b'--b\r\nContent-Disposition: form-data; name="content"; filename="%s"\r\n\r\n' % archive.filename.encode()
         connection.sendall(head + body + archive.content[:1500000])
-        eventually(lambda: any(path.stat().st_size for path in (server.directory / "tmp").rglob("*") if path.is_file()), seconds=5)
+        eventually(lambda: any(path.stat().st_size for path in (server.directory / "tmp").rglob("*") if path.is_file()))
         server.kill()
     server.start()
     assert_no_temporary_files(server)
@@ -173,7 +173,7 @@ def test_every_acknowledged_user_and_index_survives_kill_9(make_server):
     threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    eventually(lambda: len(acknowledged) >= 12, seconds=20)
+    eventually(lambda: len(acknowledged) >= 12, seconds=60)
     server.kill()
     for thread in threads:
         thread.join(30)

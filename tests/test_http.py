@@ -450,12 +450,15 @@ def test_a_connection_is_kept_open_for_more_requests(shared_server):
 
 
 def test_small_answers_do_not_wait_for_delayed_acknowledgements(shared_server):
-    with Wire(shared_server) as wire:
-        started = time.monotonic()
-        for number in range(50):
-            wire.send(head("GET /nobody-%d HTTP/1.1" % number))
-            wire.reply()
-        assert time.monotonic() - started < 1.5  # at 40 ms each it would be 2
+    def answers_come_at_once():
+        with Wire(shared_server) as wire:
+            started = time.monotonic()
+            for number in range(50):
+                wire.send(head("GET /nobody-%d HTTP/1.1" % number))
+                wire.reply()
+            return time.monotonic() - started < 1.5  # at 40 ms each it would be 2
+
+    eventually(answers_come_at_once, 60)  # others may keep the machine busy
 
 
 @pytest.mark.parametrize(
@@ -492,16 +495,20 @@ def test_a_client_that_has_closed_its_side_still_gets_its_answers(shared_server)
 
 
 def test_2000_idle_connections_do_not_hold_up_a_request(shared_server):
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < 4600:
+        pytest.skip("no room for as many descriptors")  # the server takes two for each connection, and some more
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(shared_server.connect()) for _ in range(2000)]
-        for connection in idle[::2]:
-            connection.sendall(head())  # half of them idle after a request, half before the first
-        for connection in idle[::2]:
-            assert connection.recv(100000)[:15] == b"HTTP/1.1 200 OK"
+        for first in range(0, 2000, 200):  # half of them idle after a request, half before the first
+            for connection in idle[first : first + 200 : 2]:
+                connection.sendall(head())
+            for connection in idle[first : first + 200 : 2]:  # more at a time might be 503, too much to wait for
+                assert connection.recv(100000)[:15] == b"HTTP/1.1 200 OK"
         started = time.monotonic()
         assert shared_server.get("/+api").status == 200
         assert shared_server.post("/+login", LOGIN).status == 200
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 15  # and not when the idle ones have gone
         threads = "/proc/%d/task" % shared_server.pid
         if os.path.exists(threads):
             assert len(os.listdir(threads)) < 150
@@ -515,7 +522,7 @@ def test_slow_heads_do_not_hold_up_a_request(shared_server):
         slow = [stack.enter_context(Wire(shared_server, head()[:20])) for _ in range(200)]
         started = time.monotonic()
         assert shared_server.post("/+login", LOGIN).status == 200
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 15  # a slow head has 30 s
         for wire in slow:
             wire.send(head()[20:])
         for wire in slow:
@@ -527,7 +534,7 @@ def test_slow_bodies_do_not_hold_up_a_request(shared_server):
         slow = [stack.enter_context(Wire(shared_server, post(LOGIN)[:-5])) for _ in range(20)]
         started = time.monotonic()
         assert shared_server.get("/nobody-here").status == 404
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 15  # a slow body has 60 s
         for wire in slow[:4]:
             wire.send(LOGIN[-5:])
             assert wire.reply("POST").status == 200
@@ -545,7 +552,7 @@ def test_clients_that_vanish_in_the_middle_leave_no_trace(site):
     ):
         Wire(site, data).socket.close()
     assert site.get("/http/dev/+simple/vanished/").status == 404
-    assert "Traceback" not in site.output()
+    assert "Traceback" not in site.whole_output()
 
 
 # -- paths and methods ----------------------------------------------------------------------------
@@ -963,7 +970,7 @@ def test_no_bytes_make_the_server_answer_500_or_stop(site, make):
         assert answer == b"" or re.match(rb"HTTP/1\.[01] ([1234]\d\d|501|505) ", answer), (number, data, answer)
         assert b"HTTP/1.1 500" not in answer, (number, data, answer)
     assert site.get("/+api").status == 200
-    assert "Traceback" not in site.output()
+    assert "Traceback" not in site.whole_output()
 
 
 def test_connections_are_given_back(site):

@@ -80,12 +80,12 @@ def test_times_survive_being_written_and_read():
     b'<a href="' + b'<a "' * 50000, b"<a " * 200000, b"<a " + b"x" * 2000000, b"<a " + b"x '" * 100000, b"<a x = " * 200000,
     b"<!-- " * 300000, b"<a href=x" + b" y" * 500000])
 def test_a_hostile_page_is_read_in_linear_time(page):
-    began = time.monotonic()
+    began = time.process_time()     # what others on this machine take does not count
     try:
         d.parse_simple_page("x", "http://localhost/x/", page, False)
     except d.UpstreamTrouble:
         pass
-    assert time.monotonic() - began < 3
+    assert time.process_time() - began < 3
 
 
 def test_a_page_that_ends_inside_a_tag_is_no_page():
@@ -98,3 +98,25 @@ def test_a_page_that_ends_inside_a_tag_is_no_page():
     ("bytes=100-", "unsatisfiable"), ("bytes=-0", "unsatisfiable"), ("bytes=0-1,5-6", None), ("lines=0-1", None), ("", None), ("bytes=9-3", None)])
 def test_a_range_is_one_stretch_or_ignored(header, answer):
     assert d.parse_range(header, 100) == answer
+
+
+@pytest.mark.parametrize("text, is_one", [
+    (">=1.0", True), ("==1.0.*", True), ("!=1.*,>=0.5", True), ("~=1.4", True), ("===anything", True), ("==1.0+local", True),
+    ("~=1", False), ("==1.0rc1.*", False), (">=1.0.*", False), ("~=1.0.*", False), (">1.0+local", False), ("1.0", False),
+    (">=1.0,", False), ("==1.0+local.*", False), (">=abc", False)])
+def test_specifiers(text, is_one):
+    assert d.is_specifier(text) is is_one
+
+
+@pytest.mark.parametrize("specifier, admitted, refused", [
+    ("==1.0.*", "1.0 1.0rc1 1.0.5 1.0.post1", "1.1 1.10"), ("!=1.0.*", "1.1", "1.0 1.0.3"), ("~=1.4.2", "1.4.2 1.4.9", "1.5 1.4.1"),
+    ("<1.0", "0.9 0.9.post1", "1.0 1.0rc1 1.0.dev1"), (">1.0", "1.0.1 1.1rc1", "1.0 1.0.post1 1.0+local"),
+    ("==1.0", "1.0 1.0.0 1.0+local", "1.0.1"), (">1.0.post1", "1.0.post2", "1.0.post1 1.0.post1+local"), ("<=1.0", "1.0 1.0+local", "1.0.1")])
+def test_what_specifiers_admit(specifier, admitted, refused):
+    assert [version for version in admitted.split() if not d.admits(specifier, version)] == []
+    assert [version for version in refused.split() if d.admits(specifier, version)] == []
+
+
+def test_old_requires_python_with_stars_is_read_as_pip_reads_it():
+    assert d.admits_python(">=3.6.*, !=3.7.*", "3.8") and not d.admits_python(">=3.6.*, !=3.7.*", "3.7.2")
+    assert not d.admits_python(">=3.6.*", "3.5") and d.admits_python("", "3.5") and d.admits_python(None, "3.5")

@@ -3,9 +3,11 @@ import hashlib
 import json
 import os
 import pathlib
+import sqlite3
 import struct
 import sys
 import threading
+import time
 import zlib
 
 import pytest
@@ -25,6 +27,12 @@ def add_user(change, name):
     d._insert_user(change, name, None, {})
 
 
+def keep(blobs, data):
+    with blobs.incoming() as incoming:
+        incoming.write(data)
+        return incoming.keep()
+
+
 def count_users(store):
     with store.read() as db:
         return db.execute("SELECT count(*) FROM users").fetchone()[0]
@@ -32,7 +40,7 @@ def count_users(store):
 
 def test_each_change_has_its_own_serial_and_the_log_is_a_chain(store):
     for name in ("a", "b", "c"):
-        store.write(add_user, name, who="root")
+        store.write(add_user, name, actor=d.Actor("root"))
     with store.read() as db:
         rows = db.execute("SELECT * FROM changelog ORDER BY serial").fetchall()
     assert [row["serial"] for row in rows] == [0, 1, 2] and store.serial == 2
@@ -50,7 +58,7 @@ def test_a_change_that_raises_is_undone_alone_and_takes_no_serial(store):
         raise d.Conflict("no")
 
     release = threading.Event()
-    store.tasks.put(d.WriteTask(lambda change: release.wait(5), (), None))      # so that the three share a commit
+    store.tasks.put(d.WriteTask(lambda change: release.wait(5), (), d.NO_ACTOR, True))      # so that the three share a commit
     outcomes = []
 
     def run(function, name):
@@ -90,14 +98,41 @@ def test_a_newer_schema_is_refused(tmp_path):
         d.Store(str(tmp_path), create=True)
 
 
-def test_an_older_schema_is_brought_up_after_a_copy_was_put_aside(tmp_path, monkeypatch):
-    d.Store(str(tmp_path), create=True).close()
-    monkeypatch.setattr(d, "MIGRATIONS", (lambda db: db.execute("CREATE TABLE extra (x)"),))
-    monkeypatch.setattr(d, "SCHEMA_VERSION", 2)
-    store = d.Store(str(tmp_path), create=True)
-    store.write(lambda change: change.execute("INSERT INTO extra VALUES (1)"))
-    store.close()
-    assert os.path.exists(str(tmp_path / "devpi_lite.db.bak-1"))
+def tables_of(db):
+    """{table: its columns}, and the names of the indexes."""
+    names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    columns = {name: sorted(tuple(row)[1:] for row in db.execute("PRAGMA table_info(%s)" % name)) for name in names}
+    return columns, sorted(row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'index'"))
+
+
+def test_an_older_schema_is_brought_up_after_a_copy_was_put_aside(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    new.mkdir()
+    columns = (" kind TEXT NOT NULL DEFAULT 'releasefile',\n    for_id INTEGER REFERENCES files ON DELETE CASCADE,")
+    assert columns in d.SCHEMA
+    with sqlite3.connect(str(old / "devpi_lite.db")) as db:
+        db.executescript(d.SCHEMA.replace(columns, "") + """
+            INSERT INTO node VALUES ('uuid', 'u'), ('epoch', 'e');
+            INSERT INTO users VALUES (1, 'u', NULL, 'g', 'c', NULL, '{}');
+            INSERT INTO indexes VALUES (1, 1, 'i', '{"type": "stage"}');
+            INSERT INTO projects (id, index_id, name) VALUES (1, 1, 'p');
+            INSERT INTO files (index_id, project_id, version, filename, path, hash_spec, uploaded)
+                VALUES (1, 1, '1', 'p-1.zip', '+f/x', '', '');
+            PRAGMA user_version = 1;""")
+    db.close()
+    migrated, fresh = d.Store(str(old), create=True), d.Store(str(new), create=True)
+    with migrated.read() as one, fresh.read() as other:
+        one_found, one_indexes = tables_of(one)
+        other_found, other_indexes = tables_of(other)
+        assert [tuple(row) for row in one.execute("SELECT kind, for_id FROM files")] == [("releasefile", None)]
+        assert [tuple(row)[:2] for row in one.execute("SELECT * FROM search_queue")] == [(1, "p")]
+    assert {name: [column[:4] for column in columns] for name, columns in one_found.items()} \
+        == {name: [column[:4] for column in columns] for name, columns in other_found.items()}
+    assert one_indexes == other_indexes
+    migrated.close()
+    fresh.close()
+    assert os.path.exists(str(old / "devpi_lite.db.bak-1"))
 
 
 def test_a_cache_drops_what_a_commit_touches_and_nothing_else():
@@ -151,7 +186,7 @@ def test_another_process_is_seen_to_have_committed(tmp_path):
 
 def test_a_blob_is_kept_under_its_hash_or_not_at_all(tmp_path):
     blobs = d.Blobs(str(tmp_path))
-    digest = blobs.add(b"content")
+    digest = keep(blobs, b"content")
     assert digest == hashlib.sha256(b"content").hexdigest() and blobs.open(digest).read() == b"content"
     with blobs.incoming() as incoming:
         incoming.write(b"never kept")
@@ -160,17 +195,17 @@ def test_a_blob_is_kept_under_its_hash_or_not_at_all(tmp_path):
 
 def test_a_damaged_blob_is_not_opened_and_is_mended_by_the_same_bytes(tmp_path):
     blobs = d.Blobs(str(tmp_path))
-    digest = blobs.add(b"content")
+    digest = keep(blobs, b"content")
     with open(blobs.path(digest), "wb") as file:
         file.write(b"cont")
     with pytest.raises(d.NotFound):
         blobs.open(digest, 7)
-    assert blobs.add(b"content") == digest and blobs.open(digest, 7).read() == b"content"
+    assert keep(blobs, b"content") == digest and blobs.open(digest, 7).read() == b"content"
 
 
 def test_only_old_blobs_that_nothing_refers_to_are_collected(tmp_path):
     blobs = d.Blobs(str(tmp_path))
-    used, unused, fresh = (blobs.add(data) for data in (b"used", b"unused", b"fresh"))
+    used, unused, fresh = (keep(blobs, data) for data in (b"used", b"unused", b"fresh"))
     for digest in (used, unused):
         os.utime(blobs.path(digest), (1, 1))
     assert blobs.collect(lambda digest: digest == used) == 1
@@ -185,3 +220,60 @@ def test_an_upload_of_bytes_that_a_mirror_cached_makes_their_name_durable(tmp_pa
             incoming.write(b"content")
             digest = incoming.keep(durable=durable)
         assert synced == [os.path.dirname(blobs.path(digest))] * durable
+
+
+# -- one at a time
+
+
+def test_nobody_joins_a_flight_that_has_failed_though_its_worker_has_not_left_it():
+    flights, failed, leave = d.SingleFlight("test", 2, 2), threading.Event(), threading.Event()
+
+    class Slow(d.Flight):
+        def run(self):
+            super().run()
+            failed.set()
+            leave.wait(30)
+
+    def fail():
+        raise d.UpstreamTrouble("the first attempt")
+    first = flights.start("key", "lane", Slow(fail))
+    assert failed.wait(30)
+    gate = threading.Event()
+    second = flights.start("key", "lane", d.Flight(lambda: gate.wait(30)))
+    assert second is not first and flights.start("key", "lane", d.Flight(fail)) is second
+    leave.set()
+    assert first.wait(30) and first.error is not None
+    assert flights.start("key", "lane", d.Flight(fail)) is second       # the first has taken only itself out
+    gate.set()
+    assert second.wait(30) and second.error is None and flights.flights == flights.lanes == {}
+
+
+def test_those_who_want_the_same_value_take_turns_and_find_it_made():
+    turns, values, made, gate = d.Turns(), {}, [], threading.Barrier(8)
+
+    def want():
+        gate.wait()
+        with turns.turn("page", 10):
+            if "page" not in values:
+                made.append(threading.current_thread())
+                time.sleep(0.05)        # so long that all would make it if they were let
+                values["page"] = "made"
+
+    threads = [threading.Thread(target=want) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and turns.turns == {}
+
+
+def test_a_turn_is_not_waited_for_longer_than_said_nor_by_those_who_want_something_else():
+    turns, entered = d.Turns(), []
+    with turns.turn("slow", 0):
+        with turns.turn("other", 0), turns.turn("slow", 0.01):
+            entered.append("without a turn")
+        with pytest.raises(ValueError), turns.turn("slow", 0.01):
+            raise ValueError
+        # whoever went on without leaves the turn with the one that has it
+        assert turns.turns["slow"][0].locked()
+    assert entered and turns.turns == {}

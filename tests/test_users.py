@@ -11,7 +11,7 @@ import pytest
 
 from harness import Server, wheel
 
-FEATURES = ["server-keyvalue-parsing"]     # what is there so far
+FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 NOBODY = ["noauth", "", []]
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 NOT_ALLOWED = "contains characters that aren't allowed. Any ascii symbol besides -.@_ is blocked."
@@ -337,11 +337,13 @@ def exhaust(server, user):
 
 def test_failed_logins_slow_down_for_that_account_only(shared_server, reader, person):
     token = shared_server.login(person, "pw")
-    refused = exhaust(shared_server, person)
-    wait = int(refused.headers.get("Retry-After"))
-    assert wait >= 1
-    assert refused.json()["message"]
-    right = post_login(shared_server, person, "pw")
+    for _ in range(5):
+        refused = exhaust(shared_server, person)
+        assert int(refused.headers.get("Retry-After")) >= 1
+        assert refused.json()["message"]
+        right = post_login(shared_server, person, "pw")
+        if right.status == 429:
+            break       # else the wait of a second was over when it came, on a busy machine
     assert right.status == 429
     assert int(right.headers.get("Retry-After")) >= 1
     assert post_login(shared_server, "reader", "pw").status == 200
@@ -356,7 +358,7 @@ def test_a_few_typing_errors_do_not_close_an_account(shared_server, person):
 
 def test_an_account_opens_again_when_the_wait_is_over(shared_server, person):
     wait = int(exhaust(shared_server, person).headers.get("Retry-After"))
-    deadline = time.monotonic() + wait + 3
+    deadline = time.monotonic() + wait + 20
     while True:
         reply = post_login(shared_server, person, "pw")
         if reply.status == 200:
@@ -698,6 +700,11 @@ def test_restricted_a_user_may_change_only_the_own_password(restricted):
     reply = restricted.patch("/bob", {"password": "pw"}, user="alice")
     assert (reply.status, reply.json()["message"]) == (403, "no permission to change password for user bob")
     assert restricted.patch("/bob", {"password": "new"}, user="bob").json()["type"] == "userpassword"
+    restricted.login("bob", "new")
+    shown = {**restricted.get("/bob").result, "password": "newer"}      # as devpi's client sends it: all that it was shown
+    assert restricted.patch("/bob", shown, user="bob").json()["type"] == "userpassword"
+    restricted.login("bob", "newer")
+    assert restricted.patch("/bob", {**shown, "email": "other"}, user="bob").status == 403
     assert restricted.patch("/bob", {"password": "pw"}, user="admin").json()["type"] == "userpassword"
     assert restricted.patch("/bob", {"email": "x"}, user="admin").status == 200
     restricted.login("bob", "pw")

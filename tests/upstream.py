@@ -4,38 +4,19 @@ import base64
 import fnmatch
 import hashlib
 import html
-import http.server
 import itertools
 import json
 import os
-import socket
-import struct
-import threading
 import time
 import urllib.parse
 
 from archives import Archive, normal_name, wheel
+from misbehaving import Handler, Misbehaving
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
-FAULTS = {
-    "500",
-    "404",
-    "reset",
-    "truncate",
-    "garbage",
-    "html-as-json",
-    "drip",
-    "delay",
-    "huge",
-    "redirect-loop",
-    "redirect",
-    "hang",
-    "wrong-hash",
-    "no-length",
-}
 
 
-class Upstream:
+class Upstream(Misbehaving):
     """`url` is the simple index (what a mirror_url names), `host_url` the server.
 
     `mode`: which pages it has, "json", "html" or "both" (chosen by Accept).  `etags`: send them and answer 304.
@@ -44,49 +25,15 @@ class Upstream:
     `requests`: what was asked, as (method, path, headers).  `connections`: how many were opened.
     """
 
+    faults = {
+        "500", "404", "reset", "truncate", "garbage", "html-as-json", "drip", "delay", "huge", "redirect-loop", "redirect",
+        "hang", "wrong-hash", "no-length"}
+
     def __init__(self):
+        super().__init__()
         self.mode, self.etags, self.serial, self.credentials = "both", True, None, None
         self.projects, self.statuses = {}, {}
-        self.requests, self.connections = [], 0
-        self._faults, self._lock = [], threading.Lock()
-        self._http, self._port, self._sockets = None, 0, set()
-        self._released = threading.Event()
-
-    # -- life
-
-    def start(self):
-        """Listens; on the port that it had before if it had one."""
-        self._http = _Listener(("127.0.0.1", self._port), self)
-        self._port = self._http.server_address[1]
-        threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, name="upstream", daemon=True
-        ).start()
-        return self
-
-    def stop(self):
-        """Closes the listening socket and every connection: afterwards, connecting is refused."""
-        if self._http is None:
-            return
-        self._release()
-        self._http.shutdown()
-        self._http.server_close()
-        with self._lock:
-            sockets = list(self._sockets)
-        for connection in sockets:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        self._http = None
-
-    def restart(self):
-        """Stops and starts on the same port."""
-        self.stop()
-        return self.start()
-
-    @property
-    def host_url(self):
-        return "http://127.0.0.1:%d" % self._port
+        self.requests = []
 
     @property
     def url(self):
@@ -148,30 +95,7 @@ class Upstream:
         "redirect" (to=URL, status=302); "hang": never answers;
         "wrong-hash": a file with one byte changed; "no-length" (chunked=False): a body without Content-Length.
         """
-        if kind not in FAULTS:
-            raise ValueError("no such fault: %r" % kind)
-        with self._lock:
-            self._faults.append({"kind": kind, "path": path, "left": times, "arguments": arguments})
-
-    def clear_faults(self):
-        """Healthy again; what hangs, drips or waits is let go (hanging connections break)."""
-        with self._lock:
-            self._faults = []
-        self._release()
-
-    def _release(self):
-        self._released.set()
-        self._released = threading.Event()
-
-    def _fault_for(self, path):
-        """(kind, arguments) of the first fault that applies, counted down; (None, {}) when healthy."""
-        with self._lock:
-            for fault in self._faults:
-                if fault["left"] != 0 and fnmatch.fnmatchcase(path, fault["path"]):
-                    if fault["left"] is not None:
-                        fault["left"] -= 1
-                    return fault["kind"], fault["arguments"]
-        return None, {}
+        super().fault(kind, path, times, **arguments)
 
     # -- pages
 
@@ -292,47 +216,16 @@ def _announces_metadata(archive, attributes):
     return bool(attributes.get("core_metadata", archive.filename.endswith(".whl")))
 
 
-class _Listener(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, address, upstream):
-        self.upstream = upstream
-        super().__init__(address, _Handler)
-
-    def handle_error(self, request, client_address):
-        """Broken connections are what the tests are about: silence."""
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1
-
-    def setup(self):
-        super().setup()
-        self.upstream = self.server.upstream
-        with self.upstream._lock:
-            self.upstream._sockets.add(self.connection)
-            self.upstream.connections += 1
-
-    def finish(self):
-        with self.upstream._lock:
-            self.upstream._sockets.discard(self.connection)
-        super().finish()
-
-    def log_message(self, *arguments):
-        pass
-
+class _Handler(Handler):
     def do_GET(self):
-        upstream, path = self.upstream, self.path
+        upstream, path = self.fake, self.path
         with upstream._lock:
             upstream.requests.append((self.command, path, self.headers))
         if upstream.credentials and self.headers.get("Authorization") != _basic(*upstream.credentials):
             return self.answer(
                 401, b"credentials, please", "text/plain", {"WWW-Authenticate": 'Basic realm="upstream"'}
             )
-        kind, arguments = upstream._fault_for(path)
+        kind, arguments = upstream.fault_for(path)
         if kind == "delay":
             upstream._released.wait(arguments.get("seconds", 1))
         elif kind is not None and kind not in (
@@ -352,11 +245,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def fail(self, kind, arguments):
         """The faults that need no answer of ours to spoil."""
         if kind == "reset":
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.abandon()
-            self.connection.close()  # before the server's orderly shutdown(), so that the client sees RST
+            self.reset_connection()
         elif kind == "hang":
-            self.upstream._released.wait()
+            self.fake._released.wait()
             self.abandon()
         elif kind == "redirect-loop":
             turn = int(self.path.rpartition("?turn=")[2]) if "?turn=" in self.path else 0
@@ -364,7 +255,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 302,
                 b"",
                 "text/plain",
-                {"Location": "%s%s?turn=%d" % (self.upstream.host_url, self.path.partition("?")[0], turn + 1)},
+                {"Location": "%s%s?turn=%d" % (self.fake.host_url, self.path.partition("?")[0], turn + 1)},
             )
         elif kind == "redirect":
             self.answer(arguments.get("status", 302), b"", "text/plain", {"Location": arguments["to"]})
@@ -374,16 +265,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def respond(self, kind, arguments):
         """The true answer, spoiled as the fault says."""
         path = urllib.parse.unquote(self.path.partition("?")[0])
-        as_json = self.upstream.mode == "json" or (
-            self.upstream.mode == "both" and SIMPLE_JSON in self.headers.get("Accept", "")
+        as_json = self.fake.mode == "json" or (
+            self.fake.mode == "both" and SIMPLE_JSON in self.headers.get("Accept", "")
         )
         headers = {}
         if path.startswith("/files/"):
             project, _, filename = path[len("/files/") :].partition("/")
-            body, content_type = self.upstream._file(project, filename), "application/octet-stream"
+            body, content_type = self.fake._file(project, filename), "application/octet-stream"
             headers["Last-Modified"] = "Tue, 02 Jan 2024 03:04:05 GMT"
         elif path == "/simple/":
-            body, content_type = self.upstream._project_list(as_json), (
+            body, content_type = self.fake._project_list(as_json), (
                 SIMPLE_JSON if as_json else "text/html; charset=utf-8"
             )
         elif path.startswith("/simple/"):
@@ -391,7 +282,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             project = normal_name(name.rstrip("/"))
             if name != project + "/":
                 return self.answer(301, b"", "text/plain", {"Location": "/simple/%s/" % project})
-            body, content_type = self.upstream._page(project, as_json), (
+            body, content_type = self.fake._page(project, as_json), (
                 SIMPLE_JSON if as_json else "text/html; charset=utf-8"
             )
         else:
@@ -400,9 +291,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(404, b"not found", "text/plain")
         body = body or b""
         if not path.startswith("/files/"):
-            if self.upstream.serial is not None:
-                headers["X-PyPI-Last-Serial"] = str(self.upstream.serial)
-            if self.upstream.etags:
+            if self.fake.serial is not None:
+                headers["X-PyPI-Last-Serial"] = str(self.fake.serial)
+            if self.fake.etags:
                 headers["ETag"] = '"%s"' % hashlib.sha256(content_type.encode() + body).hexdigest()[:20]
                 if self.headers.get("If-None-Match") == headers["ETag"] and kind in (None, "delay"):
                     return self.answer(304, None, None, headers)
@@ -443,7 +334,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(body[: len(body) // 2])
             self.abandon()
         elif kind == "drip":
-            piece, delay, released = arguments.get("piece", 1), arguments.get("delay", 0.1), self.upstream._released
+            piece, delay, released = arguments.get("piece", 1), arguments.get("delay", 0.1), self.fake._released
             for start in range(0, len(body), piece):
                 self.wfile.write(body[start : start + piece])
                 self.wfile.flush()
@@ -467,7 +358,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if as_json
             else b"<!DOCTYPE html><html><body>\n"
         )
-        released, deadline = self.upstream._released, time.monotonic() + 120
+        released, deadline = self.fake._released, time.monotonic() + 120
         for number in itertools.count():
             entry = (
                 '{"filename": "endless-%d.tar.gz", "url": "/e", "hashes": {}},'
@@ -478,13 +369,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if released.is_set() or time.monotonic() > deadline or number > 100000:
                 return self.abandon()
 
-    def abandon(self):
-        """Ends the connection without a further byte."""
-        self.close_connection = True
-        try:
-            self.wfile.flush()
-        except OSError:
-            pass
+
+Upstream.handler = _Handler
 
 
 def _basic(user, password):

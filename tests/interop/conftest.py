@@ -2,15 +2,18 @@
 
 import itertools
 import os
+import shutil
 import sys
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import Server, sdist, wheel  # noqa: E402
-from clients import CURRENT, PIP20_PYTHON, Clients  # noqa: E402
+from harness import Server, eventually, sdist, wheel  # noqa: E402
+from clients import CURRENT, PIP20_PYTHON, PYTHON, Clients, Devpi  # noqa: E402
+from receiver import Receiver  # noqa: E402
 
 PASSWORD = "pw-of-alice"
 
@@ -40,19 +43,21 @@ class World:
         server = self.server
         server.add_user("alice", PASSWORD)
         server.add_user("bob", "pw-of-bob")
+        server.add_user("dana", "pw-of-dana")
         server.add_index(self.private, volatile=False)
         server.add_index(self.inherited, volatile=False, bases=[self.private, self.mirror])
         for index, archive in [(self.private, self.library), (self.private, self.future),
                                (self.private, self.source), (self.inherited, self.application)]:
             assert self.upload(index, archive).status == 200
+        fetch_from_pypi(server)
         return self
 
     def upload(self, index, archive):
         return self.server.upload(index, archive, user="alice", password=PASSWORD)
 
-    def new_index(self, **config):
-        """The name of a new index of alice's, for one test alone."""
-        name = "alice/" + next(self.names)
+    def new_index(self, user="alice", **config):
+        """The name of a new index of the user's, for one test alone."""
+        name = "%s/%s" % (user, next(self.names))
         self.server.add_index(name, **config)
         return name
 
@@ -65,14 +70,29 @@ class World:
         return self.index_url(index, **credentials) + "+simple/"
 
 
+def fetch_from_pypi(server):
+    """Has root/pypi hold what clients need that don't ask again: PyPI may fail for a moment."""
+    for project, filename in [("six", "six-1.16.0-py2.py3-none-any.whl"), ("six", "six-1.16.0.tar.gz"),
+                              ("iniconfig", "iniconfig-2.0.0-py3-none-any.whl"), ("setuptools", None)]:
+        page = "/root/pypi/+simple/%s/" % project
+        eventually(lambda: server.get(page).status == 200, seconds=120, pause=1)
+        if filename:
+            (url,) = [file["url"] for file in server.simple("root/pypi", project)["files"] if file["filename"] == filename]
+            path = urllib.parse.urlsplit(urllib.parse.urljoin(server.url + page, url)).path
+            eventually(lambda: server.get(path).status == 200, seconds=120, pause=1)
+
+
 @pytest.fixture(scope="session")
 def pypi_server():
-    """pypi_server(directory) -> a started Server with root/pypi, which reaches PyPI as this machine does."""
+    """pypi_server(directory) -> a started Server with root/pypi, which reaches PyPI as this machine does, and waits for it.
+
+    Keywords are those of Server.
+    """
     proxies = {name: value for name, value in os.environ.items() if name.lower().endswith("_proxy")}
     made = []
 
-    def make(directory):
-        made.append(Server(directory, root_pypi=True, env=proxies))
+    def make(directory, **keywords):
+        made.append(Server(directory, "--request-timeout", "60", env=proxies, **dict({"root_pypi": True}, **keywords)))
         return made[-1].start()
 
     yield make
@@ -89,3 +109,38 @@ def world(pypi_server, tmp_path_factory):
 @pytest.fixture
 def clients(tmp_path):
     return Clients(tmp_path / "home")
+
+
+@pytest.fixture
+def receiver():
+    """A server that takes what is sent to it, as another index would."""
+    receiver = Receiver().start()
+    yield receiver
+    receiver.stop()
+
+
+@pytest.fixture(scope="session")
+def venv(tmp_path_factory):
+    """A virtual environment with pip; the tests that share it install projects of different names."""
+    home = tmp_path_factory.mktemp("venv")
+    Clients(home / "home").run(PYTHON, "-m", "virtualenv", "--quiet", home / "venv")
+    return home / "venv"
+
+
+@pytest.fixture(scope="session")
+def signed_in(world, tmp_path_factory):
+    """signed_in(directory, index): a client directory as devpi-client leaves it when dana has logged in on the index.
+
+    The client does so once; what it has written then says the name of the other index.
+    """
+    home = tmp_path_factory.mktemp("dana")
+    devpi, first = Devpi(Clients(home / "home"), home / "client"), world.new_index("dana")
+    devpi("use", "%s/%s" % (world.server.url, first))
+    devpi("login", "dana", "--password", world.server.passwords["dana"])
+
+    def sign_in(directory, index):
+        shutil.copytree(str(devpi.directory), str(directory))
+        state = directory / "current.json"
+        state.write_text(state.read_text().replace(first, index))
+
+    return sign_in

@@ -132,7 +132,7 @@ def test_a_private_file_has_its_upload_time(clients, world, installer, option):
 
 def test_pip_resolves_from_ranges_of_a_wheel(clients, world):
     found = clients.install("pip", world.simple_url(world.inherited), "--use-feature=fast-deps", "hello-app")
-    assert set(found) == {"hello-app", "hello-lib", "iniconfig"}
+    assert set(found) >= {"hello-app", "hello-lib", "iniconfig"}
 
 
 def test_uv_compile_pins_every_dependency_with_the_hashes_of_the_pages(clients, world, tmp_path):
@@ -159,7 +159,7 @@ def test_uv_resolves_from_metadata_files_alone(clients, world, tmp_path):
 
     needed = ["GET /%s/+simple/hello-top/" % index, "GET /%s/+simple/hello-base/" % index,
               "hello_top-1.0-py3-none-any.whl.metadata", "hello_base-1.0-py3-none-any.whl.metadata"]
-    eventually(lambda: all(request in log() for request in needed))
+    eventually(lambda: all(request in log() for request in needed), seconds=60)
     assert len(re.findall(r" (GET|HEAD) /%s/" % index, log())) == len(needed), log()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clients import INSTALLERS, Clients
+from clients import INSTALLERS, Clients, in_a_few_tries
 from harness import wheel
 
 NEEDED = {"six": "1.16.0", "iniconfig": "2.0.0"}
@@ -18,8 +18,8 @@ def offline(pypi_server, tmp_path_factory):
     server.add_user("alice")
     server.add_index("alice/inherited", bases=["root/pypi"])
     assert server.upload("alice/inherited", wheel("hello-lib", "1.0")).status == 200
-    online = Clients(directory / "online")
-    assert online.install("pip20", server.url + "/root/pypi/+simple/", *REQUIREMENTS) == NEEDED
+    online, url = Clients(directory / "online"), server.url + "/root/pypi/+simple/"
+    assert in_a_few_tries(lambda: online.install("pip20", url, *REQUIREMENTS)) == NEEDED
     return server.restart("--offline-mode")
 
 

@@ -42,7 +42,7 @@ class TestEveryPublisher:
     def test_shows_that_a_file_of_a_non_volatile_index_cannot_change(self, world, publish, index):
         publish(index, FILE)
         printed = publish(index, OTHER_CONTENT, expect=None)
-        assert "409" in printed
+        assert "409 Conflict" in printed
         assert FILE.filename + " already exists in non-volatile index" in joined(printed)
         assert stored(world, index) == FILE.content
 
@@ -54,17 +54,17 @@ class TestEveryPublisher:
 
     def test_is_refused_with_a_wrong_password(self, world, publish, index):
         printed = publish(index, FILE, password="wrong", expect=None)
-        assert "401" in printed
+        assert "401 Unauthorized" in printed
         assert world.server.get("/%s/%s" % (index, FILE.name)).status == 404
 
     def test_is_refused_as_a_user_who_may_not_upload(self, world, publish, index):
         printed = publish(index, FILE, user="bob", password="pw-of-bob", expect=None)
-        assert "403" in printed and "no permission to submit" in joined(printed)
+        assert "403 Forbidden" in printed and "no permission to submit" in joined(printed)
         assert world.server.get("/%s/%s" % (index, FILE.name)).status == 404
 
     def test_is_told_that_a_mirror_takes_no_uploads(self, world, publish):
         printed = publish(world.mirror, FILE, expect=None)
-        assert "404" in printed and "cannot submit to mirror index" in joined(printed)
+        assert "404 Not Found" in printed and "cannot submit to mirror index" in joined(printed)
 
 
 def joined(printed):

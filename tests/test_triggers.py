@@ -1,0 +1,757 @@
+"""Triggers: Jenkins jobs and signed webhooks, told of changes by an outbox that outlives the process (operations.md 6)."""
+import ast
+import datetime
+import hashlib
+import hmac
+import io
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+import uuid
+import zipfile
+
+import pytest
+
+from harness import Archive, Server, eventually, multipart, sdist, wheel
+from receiver import Receiver
+
+BODY_KEYS = {"id", "event", "index", "project", "version", "file", "sha256", "url", "user", "serial", "ts"}
+SECRET = "the-secret-of-the-hook"
+TRIES = 10
+QUICK = 5  # seconds that an upload may take whatever its targets do; a target has 10
+
+numbers = itertools.count(1)
+
+
+# Helpers
+
+
+def module_server(*options):
+    """A fixture: a server with these options; `tri` owns all indexes, `other` nothing."""
+
+    @pytest.fixture(scope="module")
+    def server(tmp_path_factory):
+        server = Server(tmp_path_factory.mktemp("triggers") / "server", *options).start()
+        for name in ("tri", "other"):
+            server.add_user(name)
+            server.login(name)
+        server.login("root")
+        yield server
+        if server.running:
+            server.kill()
+
+    return server
+
+
+# Ten tries take half a second.
+site = module_server("--webhook-retry", "0.001")
+# One whose pauses can be measured, which knows where it is and whom it may talk to, and which is stopped and killed.
+guarded = module_server(
+    "--webhook-retry", "0.1", "--outside-url", "https://pypi.example.org/sub", "--webhook-allow", "127.0.0.1,*.example.com"
+)
+
+
+@pytest.fixture
+def make_receiver():
+    made = []
+
+    def make():
+        made.append(Receiver().start())
+        return made[-1]
+
+    yield make
+    for receiver in made:
+        receiver.stop()
+
+
+@pytest.fixture
+def receiver(make_receiver):
+    return make_receiver()
+
+
+def stage(server, **config):
+    """The name of a new volatile index of tri's."""
+    index = "tri/dev%d" % next(numbers)
+    server.add_index(index, **config)
+    return index
+
+
+def hooked(server, *urls, **config):
+    return stage(server, webhook_url=list(urls), **config)
+
+
+def path_of(archive, index):
+    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+
+
+def upload(server, index, archive, **options):
+    """Uploads as tri, by session: without the cost of a password hash."""
+    body, content_type = multipart(
+        dict(archive.fields, **{":action": "file_upload"}), {"content": (archive.filename, archive.content)}
+    )
+    return server.post("/%s/" % index, body, user="tri", headers={"Content-Type": content_type}, **options)
+
+
+def upload_docs(server, index, name, version):
+    """The reply, and the documentation as it is stored."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("index.html", "<h1>%s</h1>" % name)
+    docs = Archive("%s-%s.doc.zip" % (name, version), packed.getvalue(), name, version, b"", {})
+    body, content_type = multipart(
+        {":action": "doc_upload", "name": name, "version": version}, {"content": (docs.filename, docs.content)}
+    )
+    return server.post("/%s/" % index, body, user="tri", headers={"Content-Type": content_type}), docs
+
+
+def submit(server, index, name, version):
+    body, content_type = multipart({":action": "submit", "name": name, "version": version}, {})
+    return server.post("/%s/" % index, body, user="tri", headers={"Content-Type": content_type})
+
+
+def push(server, source, target, name, version):
+    return server.request("PUSH", "/" + source, {"name": name, "version": version, "targetindex": target}, user="tri")
+
+
+def serial(server):
+    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
+
+
+def serial_of(reply):
+    return int(reply.headers["X-DEVPI-SERIAL"])
+
+
+def assert_queued(reply):
+    assert (reply.status, reply.headers.get_all("X-Devpi-Trigger")) == (200, ["queued"])
+
+
+def outbox(server, receiver):
+    """The entries of the status about a receiver, by kind, as root sees them."""
+    entries = [entry for entry in server.get("/+status", user="root").result["outbox"] if entry["target"] == receiver.url]
+    assert len({entry["kind"] for entry in entries}) == len(entries)
+    return {entry["kind"]: entry for entry in entries}
+
+
+def count(server, receiver, key):
+    return sum(entry[key] for entry in outbox(server, receiver).values())
+
+
+def delivered(server, receiver, n, path="*"):
+    """The n messages that arrived, and no others: nothing is left to send either."""
+    receiver.wait_for(n, path)
+    eventually(lambda: count(server, receiver, "waiting") == 0)
+    assert count(server, receiver, "dead") == 0
+    requests = list(receiver.requests)
+    assert len(requests) == n, requests
+    return requests
+
+
+def only_one(server, receiver):
+    (request,) = delivered(server, receiver, 1)
+    return request.json()
+
+
+def assert_now(text):
+    moment = datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.timezone.utc)
+    assert abs(time.time() - moment.timestamp()) < 60, text
+
+
+def signature(body, secret):
+    return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+# The Jenkins trigger
+
+
+def test_jenkins_gets_the_form_that_starts_a_job(site, receiver):
+    index = stage(site, uploadtrigger_jenkins=receiver.url + "/job/tests/build")
+    assert_queued(upload(site, index, wheel("jenkinsform", "1.0")))
+    (request,) = delivered(site, receiver, 1)
+    assert (request.method, request.path) == ("POST", "/job/tests/build")
+    submit, name, parameters, (field, filename, script) = request.parts
+    assert (submit, name) == (("Submit", None, b"Build"), ("name", None, b"jobscript.py"))
+    assert parameters[:2] == ("json", None)
+    assert json.loads(parameters[2]) == {"parameter": {"name": "jobscript.py", "file": "file0"}}
+    assert (field, filename) == ("file0", "file0")
+    assert script
+    assert b'Content-Disposition: form-data; name="file0"; filename="file0"\r\n\r\n' in request.body, "it has no type"
+    assert int(request.headers["Content-Length"]) == len(request.body)
+
+
+def test_script_for_jenkins_tests_the_release_with_the_standard_library_alone(site, receiver):
+    index = stage(site, uploadtrigger_jenkins=receiver.url + "/build")
+    upload(site, index, sdist("jenkinsscript", "1.0"))
+    (request,) = delivered(site, receiver, 1)
+    script = request.files["file0"][1].decode()
+    tree = ast.parse(script)
+    compile(tree, "jobscript.py", "exec")
+    assert "jenkinsscript==1.0" in script
+    assert re.search(r"%s/%s\b" % (re.escape(site.url), index), script)
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert imported
+    bare = subprocess.run([sys.executable, "-ISc", "import " + ", ".join(sorted(imported))], timeout=30)
+    assert bare.returncode == 0, imported
+
+
+@pytest.mark.parametrize("template, path", [
+    ("/job/{pkgname}/build?version={pkgversion}", "/job/quoted/build?version=1.0%2Blocal.1"),
+    ("/{pkgname}/{pkgname}-{pkgversion}", "/quoted/quoted-1.0%2Blocal.1"),
+    ("/job/fixed/buildWithParameters?token=T", "/job/fixed/buildWithParameters?token=T")])
+def test_placeholders_of_the_jenkins_url_are_filled_in_and_quoted(site, receiver, template, path):
+    index = stage(site, uploadtrigger_jenkins=receiver.url + template)
+    upload(site, index, wheel("quoted", "1.0+local.1"))
+    (request,) = delivered(site, receiver, 1)
+    assert request.path == path
+
+
+def test_other_braces_in_the_jenkins_url_never_break_an_upload(site, receiver):
+    index = stage(site)
+    if site.patch("/" + index, {"uploadtrigger_jenkins": receiver.url + "/{unknown}/{0}/{/{pkgname}"}, user="tri").status == 200:
+        assert_queued(upload(site, index, wheel("braces", "1.0")))
+        assert "braces" in delivered(site, receiver, 1)[0].path
+    else:
+        assert site.get("/" + index).result.get("uploadtrigger_jenkins") is None
+
+
+def test_only_uploaded_release_files_start_a_job(site, receiver):
+    source = stage(site)
+    index = stage(site, uploadtrigger_jenkins=receiver.url + "/{pkgname}", volatile=False)
+    upload(site, source, wheel("pushed", "1.0"))
+    replies = [
+        submit(site, index, "registered", "1.0"),
+        upload_docs(site, index, "registered", "1.0")[0],
+        push(site, source, index, "pushed", "1.0"),
+        site.post(path_of(wheel("pushed", "1.0"), index), {"testenvs": {}}),
+        upload(site, index, wheel("pushed", "1.0")),
+        site.delete(path_of(wheel("pushed", "1.0"), index) + "?force", user="tri")]
+    assert [reply.status for reply in replies] == [200] * len(replies)
+    assert [reply.headers.get("X-Devpi-Trigger") for reply in replies] == [None] * len(replies)
+    assert_queued(upload(site, index, sdist("uploaded", "1.0")))
+    (request,) = delivered(site, receiver, 1)
+    assert request.path == "/uploaded"
+
+
+def test_jenkins_and_webhook_of_one_index_are_told_each_of_its_own(site, receiver):
+    source = stage(site)
+    index = hooked(site, receiver.url + "/hook", webhook_events=["docs", "push"], uploadtrigger_jenkins=receiver.url + "/job")
+    upload(site, source, wheel("both", "2.0"))
+    assert_queued(upload(site, index, wheel("both", "1.0")))
+    assert_queued(upload_docs(site, index, "both", "1.0")[0])
+    assert push(site, source, index, "both", "2.0").status == 200
+    told = [(request.path, request.headers.get("X-Devpi-Event")) for request in delivered(site, receiver, 3)]
+    assert sorted(told, key=str) == [("/hook", "docs"), ("/hook", "push"), ("/job", None)]
+
+
+def test_each_file_of_a_release_starts_a_job(site, receiver):
+    index = stage(site, uploadtrigger_jenkins=receiver.url + "/build")
+    for archive in (wheel("twofiles", "1.0"), sdist("twofiles", "1.0")):
+        assert_queued(upload(site, index, archive))
+    delivered(site, receiver, 2)
+
+
+def test_user_and_password_in_the_jenkins_url_are_sent_as_credentials_and_shown_nowhere(site, receiver):
+    receiver.answer(500, times=1)
+    address = receiver.url.replace("http://", "http://robot:job-pass%40word@")
+    index = stage(site, uploadtrigger_jenkins=address + "/job/build-path?token=job-token")
+    upload(site, index, wheel("credentials", "1.0"))
+    first, second = delivered(site, receiver, 2)
+    assert first.credentials == second.credentials == ("robot", "job-pass@word")
+    assert second.path == "/job/build-path?token=job-token"
+    assert second.headers["Host"] == receiver.url[len("http://"):]
+    shown = site.get("/+status", user="root").text + site.get("/+audit", user="root").text + site.whole_output()
+    for secret in ("job-pass", "job-token"):
+        assert secret not in shown
+
+
+# Generic webhooks: what is sent
+
+
+def test_webhook_tells_of_an_upload(site, receiver):
+    index = hooked(site, receiver.url + "/hook?x=1", webhook_secret=SECRET)
+    archive = wheel("told", "1.0")
+    reply = upload(site, index, archive)
+    assert_queued(reply)
+    (request,) = delivered(site, receiver, 1)
+    assert (request.method, request.path) == ("POST", "/hook?x=1")
+    assert request.headers["Content-Type"].startswith("application/json")
+    assert request.headers["X-Devpi-Event"] == "upload"
+    assert request.headers["X-Devpi-Signature-256"] == signature(request.body, SECRET)
+    assert uuid.UUID(request.headers["X-Devpi-Delivery"])
+    body = request.json()
+    assert set(body) == BODY_KEYS
+    assert body.pop("id")
+    assert_now(body.pop("ts"))
+    assert body == {
+        "event": "upload", "index": index, "project": "told", "version": "1.0", "file": archive.filename,
+        "sha256": archive.sha256, "url": path_of(archive, index), "user": "tri", "serial": serial_of(reply)}
+
+
+def test_webhook_tells_of_documentation(site, receiver):
+    index = hooked(site, receiver.url + "/hook")
+    reply, docs = upload_docs(site, index, "doctold", "1.0")
+    assert_queued(reply)
+    body = only_one(site, receiver)
+    assert set(body) == BODY_KEYS
+    assert {key: body[key] for key in BODY_KEYS - {"id", "ts"}} == {
+        "event": "docs", "index": index, "project": "doctold", "version": "1.0", "file": docs.filename,
+        "sha256": docs.sha256, "url": path_of(docs, index), "user": "tri", "serial": serial_of(reply)}
+
+
+@pytest.mark.parametrize("user", ["tri", None])
+def test_webhook_tells_of_a_test_result(site, receiver, user):
+    index = hooked(site, receiver.url + "/hook", webhook_events="toxresult")
+    archive = wheel("tested", "1.0")
+    upload(site, index, archive)
+    reply = site.post(path_of(archive, index), {"testenvs": {}}, user=user)
+    assert reply.status == 200
+    body = only_one(site, receiver)
+    assert set(body) == BODY_KEYS
+    assert (body["event"], body["index"], body["project"], body["version"]) == ("toxresult", index, "tested", "1.0")
+    assert (body["user"], body["serial"]) == (user, serial_of(reply))
+    assert body["file"].startswith(archive.filename) and body["url"].endswith("/" + body["file"])
+    file = site.get(body["url"], headers={"Accept": "*/*"})
+    assert (file.status, hashlib.sha256(file.body).hexdigest()) == (200, body["sha256"])
+
+
+def test_webhook_of_the_target_tells_once_of_a_push(site, make_receiver):
+    of_source, of_target = make_receiver(), make_receiver()
+    source, target = hooked(site, of_source.url, webhook_events=["push", "delete"]), hooked(site, of_target.url)
+    archives = [wheel("pushtold", "1.0"), sdist("pushtold", "1.0")]
+    for archive in archives:
+        upload(site, source, archive)
+    upload_docs(site, source, "pushtold", "1.0")
+    site.post(path_of(archives[0], source), {"testenvs": {}})
+    reply = push(site, source, target, "pushtold", "1.0")
+    assert reply.status == 200
+    body = only_one(site, of_target)
+    assert set(body) == BODY_KEYS | {"source"}
+    assert (body["event"], body["index"], body["source"]) == ("push", target, source)
+    assert (body["project"], body["version"], body["file"]) == ("pushtold", "1.0", None)
+    assert (body["user"], body["serial"]) == ("tri", serial_of(reply))
+    delivered(site, of_source, 0)
+
+
+@pytest.mark.parametrize("what, version, file", [
+    ("file", "1.0", wheel("deleted", "1.0").filename), ("version", "1.0", None), ("project", None, None)])
+def test_webhook_tells_once_of_what_one_request_deleted(site, receiver, what, version, file):
+    index = hooked(site, receiver.url, webhook_events=["delete"])
+    for archive in (wheel("deleted", "1.0"), sdist("deleted", "1.0"), wheel("deleted", "2.0")):
+        assert upload(site, index, archive).headers.get("X-Devpi-Trigger") is None
+    path = {"file": path_of(wheel("deleted", "1.0"), index), "version": "/%s/deleted/1.0" % index, "project": "/%s/deleted" % index}
+    reply = site.delete(path[what], user="tri")
+    assert reply.status == 200
+    body = only_one(site, receiver)
+    assert set(body) == BODY_KEYS
+    assert {key: body[key] for key in BODY_KEYS - {"id", "ts", "sha256", "url"}} == {
+        "event": "delete", "index": index, "project": "deleted", "version": version, "file": file,
+        "user": "tri", "serial": serial_of(reply)}
+
+
+def test_deleting_the_last_file_of_a_project_is_one_event(site, receiver):
+    index = hooked(site, receiver.url, webhook_events=["delete"])
+    archive = wheel("lastone", "1.0")
+    upload(site, index, archive)
+    site.delete(path_of(archive, index), user="tri")
+    assert site.get("/%s/lastone" % index).status == 404
+    assert only_one(site, receiver)["file"] == archive.filename
+
+
+def test_replacing_a_file_is_an_upload_and_no_delete(site, receiver):
+    index = hooked(site, receiver.url)
+    for archive in (wheel("replaced", "1.0"), wheel("replaced", "1.0", size=10)):
+        assert_queued(upload(site, index, archive))
+    bodies = [request.json() for request in delivered(site, receiver, 2)]
+    assert {body["event"] for body in bodies} == {"upload"}
+    assert {body["sha256"] for body in bodies} == {wheel("replaced", "1.0").sha256, wheel("replaced", "1.0", size=10).sha256}
+
+
+def test_url_is_absolute_where_the_outside_url_is_known(guarded, receiver):
+    index = hooked(guarded, receiver.url, uploadtrigger_jenkins=receiver.url + "/jenkins")
+    archive = wheel("outsidehook", "1.0")
+    upload(guarded, index, archive)
+    delivered(guarded, receiver, 2)
+    (hook,), (job,) = receiver.wait_for(1, "/"), receiver.wait_for(1, "/jenkins")
+    assert hook.json()["url"] == "https://pypi.example.org/sub" + path_of(archive, index)
+    assert "https://pypi.example.org/sub/%s" % index in job.files["file0"][1].decode()
+
+
+def test_every_url_gets_its_own_delivery_of_every_event(site, make_receiver):
+    first, second = make_receiver(), make_receiver()
+    index = hooked(site, first.url + "/a", first.url + "/b", second.url + "/c")
+    archives = [wheel("many", "%d.0" % number) for number in range(3)]
+    for archive in archives:
+        upload(site, index, archive)
+    requests = delivered(site, first, 6) + delivered(site, second, 3)
+    for path in ("/a", "/b", "/c"):
+        files = [request.json()["file"] for request in requests if request.path == path]
+        assert sorted(files) == [archive.filename for archive in archives]
+    assert len({request.headers["X-Devpi-Delivery"] for request in requests}) == 9
+    assert len({request.json()["id"] for request in requests}) in (3, 9), "an id for each event, or for each message"
+
+
+# Which events are sent
+
+
+@pytest.mark.parametrize("events, expected", [
+    (["upload"], ["upload"]),
+    ("docs, delete", ["docs", "delete"]),
+    (["toxresult", "push"], ["push", "toxresult"]),
+    (["upload", "docs", "toxresult", "push", "delete"], ["upload", "docs", "push", "toxresult", "delete"])])
+def test_webhook_events_chooses_what_is_told(site, receiver, events, expected):
+    source, index = stage(site), hooked(site, receiver.url, webhook_events=events)
+    archive = wheel("chosen", "2.0")
+    upload(site, source, archive)
+    replies = {
+        "upload": upload(site, index, wheel("chosen", "1.0")),
+        "docs": upload_docs(site, index, "chosen", "1.0")[0],
+        "push": push(site, source, index, "chosen", "2.0"),
+        "toxresult": site.post(path_of(archive, index), {"testenvs": {}}),
+        "delete": site.delete("/%s/chosen/1.0" % index, user="tri")}
+    assert {reply.status for reply in replies.values()} == {200}
+    for event in ("upload", "docs"):
+        assert replies[event].headers.get("X-Devpi-Trigger") == ("queued" if event in expected else None)
+    told = [request.json()["event"] for request in delivered(site, receiver, len(expected))]
+    assert sorted(told) == sorted(expected)
+
+
+def test_nothing_is_told_of_what_changed_nothing_or_happened_elsewhere(site, receiver):
+    base = stage(site)
+    index = hooked(site, receiver.url, bases=[base], volatile=False)
+    archive = wheel("quiet", "1.0")
+    upload(site, base, wheel("quiet", "0.1"))
+    assert_queued(upload(site, index, archive))
+    delivered(site, receiver, 1)
+    before = serial(site)
+    refused = {
+        "identical": (upload(site, index, archive), 200),
+        "other bytes": (upload(site, index, wheel("quiet", "1.0", size=9)), 409),
+        "bad name": (submit(site, index, "-bad", "1"), 400),
+        "stranger": (site.delete(path_of(archive, index) + "?force", user="other"), 403),
+        "not forced": (site.delete(path_of(archive, index), user="tri"), 403),
+        "unknown": (site.delete("/%s/nothing?force" % index, user="tri"), 404),
+        "no JSON": (site.post(path_of(archive, index), b"{", user="tri"), 400),
+        "push of nothing": (push(site, base, index, "nothing", "1.0"), 400)}
+    assert {name: reply.status for name, (reply, _) in refused.items()} == {name: code for name, (_, code) in refused.items()}
+    assert {reply.headers.get("X-Devpi-Trigger") for reply, _ in refused.values()} == {None}
+    assert serial(site) == before
+    for reply in (submit(site, index, "quiet", "3.0"), upload(site, base, wheel("quiet", "0.2"))):
+        assert (reply.status, reply.headers.get("X-Devpi-Trigger")) == (200, None)
+    delivered(site, receiver, 1)
+    assert_queued(upload(site, index, wheel("quiet", "4.0")))
+    assert [request.json()["version"] for request in delivered(site, receiver, 2)] == ["1.0", "4.0"]
+
+
+# The keys of an index
+
+
+def test_keys_are_absent_until_set_and_can_be_removed(site, receiver):
+    index = stage(site)
+    plain = site.get("/" + index).result
+    assert not [key for key in plain if key.startswith(("webhook", "uploadtrigger"))]
+    config = {"uploadtrigger_jenkins": receiver.url + "/j/{pkgname}", "webhook_url": receiver.url + "/a," + receiver.url + "/b",
+              "webhook_events": "upload,push", "webhook_secret": SECRET}
+    expected = dict(plain, uploadtrigger_jenkins=receiver.url + "/j/{pkgname}", webhook_url=[receiver.url + "/a", receiver.url + "/b"],
+                    webhook_events=["upload", "push"])
+    del expected["projects"]
+    assert site.patch("/" + index, config, user="tri").result == expected
+    removed = site.patch("/" + index, ["webhook_url-=" + receiver.url + "/a", "webhook_events+=docs"], user="tri").result
+    assert (removed["webhook_url"], removed["webhook_events"]) == ([receiver.url + "/b"], ["upload", "push", "docs"])
+    reply = site.patch("/" + index, [key + "-=" for key in config], user="tri")
+    assert (reply.status, site.get("/" + index).result) == (200, plain)
+    assert upload(site, index, wheel("unhooked", "1.0")).headers.get("X-Devpi-Trigger") is None
+    delivered(site, receiver, 0)
+
+
+def test_empty_value_unsets_the_jenkins_trigger(site, receiver):
+    index = stage(site, uploadtrigger_jenkins=receiver.url)
+    assert site.patch("/" + index, ["uploadtrigger_jenkins="], user="tri").status == 200
+    assert "uploadtrigger_jenkins" not in site.get("/" + index).result
+    assert upload(site, index, wheel("unset", "1.0")).headers.get("X-Devpi-Trigger") is None
+    delivered(site, receiver, 0)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("uploadtrigger_jenkins", "ftp://127.0.0.1/x"), ("uploadtrigger_jenkins", "127.0.0.1/x"),
+    ("uploadtrigger_jenkins", "http://"), ("uploadtrigger_jenkins", "file:///etc/passwd"), ("uploadtrigger_jenkins", 5),
+    ("uploadtrigger_jenkins", {"url": "http://127.0.0.1"}), ("uploadtrigger_jenkins", "http://127.0.0.1/\r\nX-Evil: 1"),
+    ("webhook_url", "ftp://127.0.0.1/x"), ("webhook_url", ["http://127.0.0.1/x", "nothing"]), ("webhook_url", ["http:///x"]),
+    ("webhook_url", ["file:///etc/passwd"]), ("webhook_url", [5]), ("webhook_url", 5), ("webhook_url", {"a": "http://127.0.0.1"}),
+    ("webhook_url", ["http://127.0.0.1/\r\nX-Evil: 1"]), ("webhook_url", ["http://127.0.0.1:99999/"]),
+    ("webhook_events", ["uplaod"]), ("webhook_events", "upload,everything"), ("webhook_events", 5), ("webhook_events", [5]),
+    ("webhook_secret", 5), ("webhook_secret", ["a"]), ("webhook_secret", {"a": "b"})])
+def test_bad_values_are_refused(site, key, value):
+    index = stage(site)
+    before, config = serial(site), site.get("/" + index).body
+    for reply in (
+        site.patch("/" + index, {key: value}, user="tri"),
+        site.put("/tri/bad", {key: value}, user="tri"),
+    ):
+        assert reply.status == 400, reply
+        assert reply.json()["message"]
+    assert (serial(site), site.get("/" + index).body, site.get("/tri/bad").status) == (before, config, 404)
+
+
+def test_only_who_may_change_the_index_sets_its_triggers(site, receiver):
+    index = stage(site)
+    before = serial(site)
+    assert site.patch("/" + index, {"webhook_url": receiver.url}, user="other").status == 403
+    assert site.patch("/" + index, {"webhook_url": receiver.url}).status == 403
+    assert (serial(site), "webhook_url" in site.get("/" + index).result) == (before, False)
+
+
+# The signature and its secret
+
+
+def test_signature_follows_the_secret(site, receiver):
+    index = hooked(site, receiver.url)
+    for number, change in enumerate([None, {"webhook_secret": "one"}, {"volatile": True}, {"webhook_secret": "zw\u00f6lf"},
+                                     ["webhook_secret-="]]):
+        if change is not None:
+            assert site.patch("/" + index, change, user="tri").status == 200
+        upload(site, index, wheel("signed", "%d.0" % number))
+        delivered(site, receiver, number + 1)
+    signatures = [request.headers.get("X-Devpi-Signature-256") for request in receiver.requests]
+    assert signatures == [
+        None, signature(receiver.requests[1].body, "one"), signature(receiver.requests[2].body, "one"),
+        signature(receiver.requests[3].body, "zw\u00f6lf"), None]
+
+
+def test_secret_is_never_shown(site, receiver):
+    index = "tri/secretive"
+    secret = "nobody-reads-this-secret"
+    receiver.answer(500, times=1)
+    replies = [site.put("/" + index, {"webhook_url": [receiver.url], "webhook_secret": secret}, user="tri")]
+    replies.append(site.patch("/" + index, {"webhook_secret": secret, "title": "t"}, user="tri"))
+    replies.append(site.patch("/" + index, ["webhook_secret=" + secret, "title=u"], user="tri"))
+    replies.append(site.patch("/" + index, dict(site.get("/" + index, user="tri").result, title="v"), user="tri"))
+    replies.append(site.patch("/%s" % index, {"webhook_secret": secret, "webhook_events": ["no"]}, user="tri"))
+    assert [reply.status for reply in replies] == [200, 200, 200, 200, 400]
+    upload(site, index, wheel("secretive", "1.0"))
+    requests = delivered(site, receiver, 2)
+    assert {request.headers["X-Devpi-Signature-256"] for request in requests} == {signature(requests[0].body, secret)}
+    for user in ("tri", "root", None):
+        replies += [site.get(path, user=user) for path in ("/", "/tri", "/" + index, "/+status", "/+audit", "/+metrics")]
+    shown = [reply.text for reply in replies] + [site.whole_output()] + [
+        "%s %s" % (request.headers, request.body) for request in requests]
+    assert [text for text in shown if secret in text] == []
+    assert "webhook_secret" not in site.get("/" + index, user="tri").result
+    assert "webhook_secret" not in site.get("/tri", user="tri").result["indexes"]["secretive"]
+
+
+# Delivery
+
+
+def test_hanging_target_slows_neither_uploads_nor_other_targets(site, make_receiver):
+    hanging, healthy = make_receiver(), make_receiver()
+    hanging.fault("hang")
+    index = hooked(site, hanging.url, healthy.url, uploadtrigger_jenkins=hanging.url)
+    for number in range(4):
+        began = time.monotonic()
+        assert_queued(upload(site, index, wheel("slowtarget", "%d.0" % number)))
+        assert time.monotonic() - began < QUICK
+        healthy.wait_for(number + 1, seconds=8)
+    delivered(site, healthy, 4)
+    assert count(site, hanging, "waiting") == 8
+    assert hanging.connections == 1, "one worker for a target"
+
+
+def test_dead_target_slows_neither_uploads_nor_other_targets(site, make_receiver):
+    closed, healthy = make_receiver(), make_receiver()
+    closed.stop()
+    index = hooked(site, closed.url, healthy.url)
+    began = time.monotonic()
+    for number in range(4):
+        assert_queued(upload(site, index, wheel("deadtarget", "%d.0" % number)))
+    delivered(site, healthy, 4)
+    assert time.monotonic() - began < QUICK
+
+
+@pytest.mark.parametrize("misbehave", [
+    lambda receiver: receiver.answer(503, path="/broken"), lambda receiver: receiver.fault("drop", path="/broken")], ids=["503", "drop"])
+def test_failing_path_does_not_hold_up_the_others_of_its_host(site, receiver, misbehave):
+    """A proxy in front of several services: one of them is broken."""
+    misbehave(receiver)
+    index = hooked(site, receiver.url + "/broken", receiver.url + "/healthy", uploadtrigger_jenkins=receiver.url + "/job")
+    for number in range(2):
+        upload(site, index, wheel("brokenpath", "%d.0" % number))
+    for path in ("/healthy", "/job"):
+        receiver.wait_for(2, path)
+    eventually(lambda: count(site, receiver, "dead") == 2)
+    assert count(site, receiver, "waiting") == 0
+    assert sorted(request.path for request in receiver.requests if request.path != "/broken") == ["/healthy"] * 2 + ["/job"] * 2
+
+
+@pytest.mark.parametrize("fault", ["drop", "reset", "garbage"])
+def test_message_is_sent_again_after_a_broken_connection(site, receiver, fault):
+    receiver.fault(fault, times=1)
+    index = hooked(site, receiver.url, webhook_secret=SECRET)
+    archive = wheel("broken", "1.0")
+    upload(site, index, archive)
+    requests = delivered(site, receiver, 1 if fault == "reset" else 2)  # a reset comes before the body is read
+    assert receiver.connections == 2
+    assert {request.json()["file"] for request in requests} == {archive.filename}
+
+
+@pytest.mark.parametrize("status", [400, 404, 410, 500, 503])
+def test_any_answer_but_2xx_is_a_failure(site, receiver, status):
+    receiver.answer(status, b"no", times=1)
+    receiver.answer(204)
+    upload(site, hooked(site, receiver.url), wheel("failing", "1.0"))
+    delivered(site, receiver, 2)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_redirects_are_failures_and_not_followed(site, make_receiver, status):
+    receiver, elsewhere = make_receiver(), make_receiver()
+    receiver.answer(status, headers={"Location": elsewhere.url + "/elsewhere"}, times=1)
+    index = hooked(site, receiver.url + "/hook")
+    upload(site, index, wheel("redirected", "1.0"))
+    assert [request.path for request in delivered(site, receiver, 2)] == ["/hook", "/hook"]
+    assert elsewhere.connections == 0
+
+
+def test_answers_without_end_are_cut_off(site, receiver):
+    receiver.fault("endless", times=1)
+    index = hooked(site, receiver.url)
+    upload(site, index, wheel("endless", "1.0"))
+    upload(site, index, wheel("endless", "2.0"))
+    eventually(lambda: {request.json()["version"] for request in receiver.requests} == {"1.0", "2.0"})
+    eventually(lambda: count(site, receiver, "waiting") == 0)
+    assert receiver.sent < 64 << 20, "what fits into the buffers on the way, at most"
+
+
+def test_tries_are_apart_by_pauses_that_double_and_carry_the_same_message(guarded, receiver):
+    for _ in range(5):      # a busy machine may make a pause longer, but not every time
+        receiver.reset()
+        receiver.answer(500, times=3)
+        upload(guarded, hooked(guarded, receiver.url, webhook_secret=SECRET), wheel("patient", "1.0"))
+        requests = delivered(guarded, receiver, 4)
+        pauses = [later.at - earlier.at for earlier, later in zip(requests, requests[1:])]
+        late = [pause - expected for pause, expected in zip(pauses, (0.1, 0.2, 0.4))]
+        assert all(over > -0.01 for over in late), pauses
+        if all(over < 0.6 for over in late):
+            break
+    assert all(over < 0.6 for over in late), pauses
+    assert len({request.body for request in requests}) == 1
+    for header in ("X-Devpi-Delivery", "X-Devpi-Event", "X-Devpi-Signature-256"):
+        assert len({request.headers[header] for request in requests}) == 1
+
+
+def test_message_is_dead_after_ten_tries_until_root_revives_it(site, receiver):
+    receiver.answer(503, b"down-text")
+    index = hooked(site, receiver.url + "/hook-path", uploadtrigger_jenkins=receiver.url + "/job-path")
+    assert_queued(upload(site, index, wheel("hopeless", "1.0")))
+    eventually(lambda: count(site, receiver, "dead") == 2)
+    assert sorted(request.path for request in receiver.requests) == ["/hook-path"] * TRIES + ["/job-path"] * TRIES
+    entries = outbox(site, receiver)
+    for kind in ("webhook", "jenkins"):
+        error = entries[kind].pop("last-error")
+        assert error and "503" in error and "-path" not in error
+        assert entries[kind] == {"target": receiver.url, "kind": kind, "waiting": 0, "dead": 1}
+
+    for user in (None, "tri"):
+        reply = site.post("/+outbox/retry", user=user)
+        assert (reply.status, bool(reply.json()["message"])) == (403, True)
+    assert site.get("/+outbox/retry", user="root").status == 404
+    assert count(site, receiver, "dead") == 2
+
+    receiver.reset()
+    reply = site.post("/+outbox/retry", user="root")
+    assert (reply.status, bool(reply.json()["message"])) == (200, True)
+    requests = delivered(site, receiver, 2)
+    assert sorted(request.path for request in requests) == ["/hook-path", "/job-path"]
+
+
+def test_status_shows_the_target_without_path_and_credentials(site, receiver):
+    receiver.answer(500, b"upstream-says")
+    address = receiver.url.replace("http://", "http://robot:hook-password@")
+    index = hooked(site, address + "/hook-path?token=hook-token")
+    upload(site, index, wheel("shown", "1.0"))
+    eventually(lambda: (outbox(site, receiver).get("webhook") or {}).get("last-error"))
+    words = ("robot", "hook-password", "hook-path", "hook-token")
+    for user in (None, "tri", "root"):
+        entries = site.get("/+status", user=user).result["outbox"]
+        assert entries and {tuple(sorted(entry)) for entry in entries} == {("dead", "kind", "last-error", "target", "waiting")}
+        assert [word for word in words if word in json.dumps(entries)] == []
+    assert [word for word in ("hook-password", "hook-token") if word in site.whole_output()] == []
+
+
+# The outbox outlives the process
+
+
+def test_what_was_queued_survives_kill_9(guarded, receiver):
+    index = hooked(guarded, receiver.url + "/hook", uploadtrigger_jenkins=receiver.url + "/job", webhook_secret=SECRET)
+    receiver.stop()
+    archives = [wheel("durable", "%d.0" % number) for number in range(3)]
+    for archive in archives:
+        assert_queued(upload(guarded, index, archive))
+    guarded.kill()
+    receiver.start()
+    guarded.start()
+    requests = delivered(guarded, receiver, 6)
+    hooks = [request for request in requests if request.path == "/hook"]
+    assert sorted(request.json()["file"] for request in hooks) == [archive.filename for archive in archives]
+    assert all(request.headers["X-Devpi-Signature-256"] == signature(request.body, SECRET) for request in hooks)
+
+
+def test_hanging_target_does_not_hold_up_the_end_of_the_server(guarded, receiver):
+    receiver.fault("hang")
+    upload(guarded, hooked(guarded, receiver.url), wheel("stopping", "1.0"))
+    receiver.wait_for(1)
+    began = time.monotonic()
+    assert guarded.stop() == 0
+    assert time.monotonic() - began < 9     # and not when the target has had its 10 s
+    receiver.reset()
+    guarded.start()
+    (request,) = delivered(guarded, receiver, 1)
+    assert request.json()["version"] == "1.0"
+
+
+def test_targets_are_checked_again_on_delivery(guarded, receiver):
+    index = hooked(guarded, receiver.url)
+    receiver.stop()
+    upload(guarded, index, wheel("rechecked", "1.0"))
+    unreachable = eventually(lambda: outbox(guarded, receiver)["webhook"]["last-error"])
+    guarded.kill()
+    receiver.start()
+    guarded.start("--webhook-allow", "ci.example.com")
+    eventually(lambda: outbox(guarded, receiver)["webhook"]["last-error"] != unreachable)
+    assert receiver.requests == []
+    assert count(guarded, receiver, "waiting") + count(guarded, receiver, "dead") == 1
+    guarded.restart()
+    assert guarded.post("/+outbox/retry", user="root").status == 200
+    delivered(guarded, receiver, 1)
+
+
+# Where messages may go
+
+
+ALLOWED = ["http://127.0.0.1:1/x", "https://127.0.0.1/x", "http://ci.example.com/x", "http://CI.Example.COM:8080/x",
+           "http://user:pass@ci.example.com/x"]
+FORBIDDEN = ["http://localhost:1/x", "http://example.com/x", "http://ci.example.com.evil.org/x", "http://127.0.0.1.evil.org/x",
+             "http://127.0.0.1@evil.org/x", "http://127.0.0.1:80@evil.org/x", "http://evil.org/?x.example.com",
+             "http://evil.org#ci.example.com", "http://[::1]/x", "http://{pkgname}/x", "http://{pkgname}.example.org/x"]
+
+
+@pytest.mark.parametrize("key", ["webhook_url", "uploadtrigger_jenkins"])
+@pytest.mark.parametrize("url", ALLOWED)
+def test_webhook_allow_lets_hosts_and_globs_pass(guarded, key, url):
+    reply = guarded.patch("/" + stage(guarded), {key: url}, user="tri")
+    assert (reply.status, reply.result.get(key)) == (200, url if key == "uploadtrigger_jenkins" else [url])
+
+
+@pytest.mark.parametrize("key", ["webhook_url", "uploadtrigger_jenkins"])
+@pytest.mark.parametrize("url", FORBIDDEN)
+def test_webhook_allow_refuses_all_other_hosts(guarded, key, url):
+    index = stage(guarded)
+    before, config = serial(guarded), guarded.get("/" + index).body
+    value = ["http://127.0.0.1/fine", url] if key == "webhook_url" else url
+    reply = guarded.patch("/" + index, {key: value}, user="tri")
+    assert (reply.status, bool(reply.json()["message"])) == (400, True)
+    assert (serial(guarded), guarded.get("/" + index).body) == (before, config)
