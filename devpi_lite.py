@@ -4022,9 +4022,10 @@ class Download(Flight):
     def _open(self):
         try:
             return open(self.opened, "rb")
-        except FileNotFoundError:       # it was renamed since
-            if self.sha256 is None:
-                raise self.error or UpstreamTrouble("the download broke off") from None
+        except FileNotFoundError:       # it was kept or dropped since: the end is near, and says which
+            self._wait_for(float("inf"))
+            if not self.finished:
+                raise self.error from None
             return self.mirrors.blobs.open(self.sha256)
 
     def _wait_for(self, sent):

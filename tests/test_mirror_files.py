@@ -9,7 +9,7 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import Server, eventually, sdist, wheel
+from harness import SOURCE, Server, eventually, sdist, wheel
 from test_mirror import WAIT, Scripted, asked, header, mirror, page
 
 BYTES = {"Accept": "*/*"}
@@ -359,6 +359,41 @@ def test_wrong_bytes_break_the_answer_and_are_not_kept(mirrors, upstream, fault,
     assert blobs(mirrors) == kept
     upstream.clear_faults()
     assert get(mirrors, path).body == archive.content
+
+
+LATE_READER = """\
+import os, sys, time
+sys.path.insert(0, %r)
+import devpi_lite
+discard, open_growing = devpi_lite.IncomingBlob.discard, devpi_lite.Download._open
+
+def slow_discard(self):
+    discard(self)
+    time.sleep(0.5)
+
+def late_open(self):
+    while os.path.exists(self.opened):
+        time.sleep(0.01)
+    return open_growing(self)
+
+devpi_lite.IncomingBlob.discard, devpi_lite.Download._open = slow_discard, late_open
+sys.exit(devpi_lite.main(sys.argv[1:]))
+"""
+
+
+def test_a_failed_download_is_over_for_all_when_its_first_reader_hears_of_it(tmp_path, upstream):
+    script = tmp_path / "late_reader.py"
+    script.write_text(LATE_READER % str(SOURCE.parent))
+    server = Server(tmp_path / "data", script=script).start()
+    try:
+        server.add_user("mia")
+        archive = upstream.publish(big())
+        path = link_to(server, mirror(server, upstream.url), archive.filename)
+        upstream.fault("wrong-hash", "*.whl", times=1)
+        assert is_refused(server, path, len(archive.content))
+        assert get(server, path).body == archive.content        # asked anew, and not the first one's error
+    finally:
+        server.kill()
 
 
 def test_everybody_who_waits_for_wrong_bytes_is_cut_off(mirrors, scripted):
