@@ -1,9 +1,9 @@
 # make run | test | interop | bench | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
+# ARGS go to the command behind it: make test ARGS='-k push'.
 
 PYTHON ?= python3
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 VENV = .venv/$(VERSION)
-PYTEST = -m pytest --rootdir=.
 
 # pip 20.3 runs on Python 3.9 to 3.11 only: the oldest at hand.
 OLD_PYTHON ?= $(shell $(MAKE) -s --no-print-directory pythons | sed -n 's/^3\.\(09\|10\|11\) //p' | head -n 1)
@@ -18,7 +18,7 @@ run:
 	$(PYTHON) devpi_lite.py --serverdir .data $(ARGS)
 
 test: $(VENV)/complete
-	$(VENV)/bin/python tests/in_parallel.py
+	$(VENV)/bin/python tests/in_parallel.py $(ARGS)
 
 # The last step marks the environment complete: one that was interrupted is made anew.
 $(VENV)/complete:
@@ -39,7 +39,7 @@ interop:
 	$(DEVPI_SERVER)/bin/python -m pip install --quiet devpi-server devpi-tokens
 	$(OLD_PYTHON) -m venv $(PIP20)
 	$(PIP20)/bin/python -m pip install --quiet 'pip==20.3.*'
-	$(CLIENTS)/bin/python $(PYTEST) tests/interop
+	$(CLIENTS)/bin/python tests/in_parallel.py --folder tests/interop --workers 2 $(ARGS)
 
 # How fast it is, on this machine: make bench ARGS='--quick --workloads w1,w6'; --help says more.
 bench:
