@@ -4622,7 +4622,7 @@ class Releases:
                 raise Forbidden(f"the documentation of {name} is quarantined: {_status_of(row)[1] or 'no reason given'}")
             return {file.version: file for file in select_files(
                 db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? AND name = ? "
-                "AND kind = 'doczip' AND kind != 'releasefile'", index.id, name)}
+                "AND kind = 'doczip' AND kind != 'releasefile'", index.id, name)}      # by its partial index
 
     def can_be_shown(self, sha256):
         """Whether a documentation zip is one whose members can be served."""
@@ -9772,39 +9772,50 @@ def command_serve(arguments):
     sys.setswitchinterval(0.0005)
     gc.freeze()                             # what start-up made stays, so the collector need not look at it again
     gc.set_threshold(20000, 20, 100)
-    threading.Thread(target=app.access_log.run, name="access log", daemon=True).start()
-    threading.Thread(target=app.clean_regularly, name="cleaner", daemon=True).start()
-    threading.Thread(target=app.client.watch, name="upstream watch", daemon=True).start()
-    threading.Thread(target=app.outbox.run, name="outbox", daemon=True).start()
-    threading.Thread(target=app.search.run, name="search index", daemon=True).start()
+    start_loops(app)
     announce(settings, app)
-
-    def serve():
-        try:
-            server.serve_forever()
-            app.mirrors.downloads.settle(2)
-            store.close()
-            lock.close()
-        except Exception:
-            log.exception("the server ends")
-            os._exit(1)
-        last_lines = threading.Thread(target=app.access_log.flush, daemon=True)
-        last_lines.start()
-        last_lines.join(2)
-        if last_lines.is_alive():       # nobody reads standard output any more
-            os._exit(0)
-    if sys.version_info[:2] in ((3, 9), (3, 10), (3, 11), (3, 13)):
-        # Not in the main thread: while that runs this file, the interpreter keeps the file's syntax tree, 20 MB.  It goes on
-        # to the end of the script, where it waits for this thread, and runs the signal handlers.  (Python 3.12 starts no
-        # threads from there on; what newer ones do is not known.)
-        def serve_without_tree():
-            threading.main_thread().join(1)      # no longer: whoever calls main() may go on
-            give_back_memory()
-            serve()
-        threading.Thread(target=serve_without_tree, name="front").start()
-    else:
-        serve()
+    without_syntax_tree(lambda: serve_to_the_end(server, app, lock))
     return 0
+
+
+def start_loops(app):
+    """What goes on beside the requests, each in a daemon thread of its own."""
+    for name, loop in (("access log", app.access_log.run), ("cleaner", app.clean_regularly),
+                       ("upstream watch", app.client.watch), ("outbox", app.outbox.run), ("search index", app.search.run)):
+        threading.Thread(target=loop, name=name, daemon=True).start()
+
+
+def serve_to_the_end(server, app, lock):
+    """Answer requests until the server is stopped, then let go of the directory."""
+    try:
+        server.serve_forever()
+        app.mirrors.downloads.settle(2)
+        app.store.close()
+        lock.close()
+    except Exception:
+        log.exception("the server ends")
+        os._exit(1)
+    last_lines = threading.Thread(target=app.access_log.flush, daemon=True)
+    last_lines.start()
+    last_lines.join(2)
+    if last_lines.is_alive():       # nobody reads standard output any more
+        os._exit(0)
+
+
+def without_syntax_tree(serve):
+    """Call `serve`, in another thread where that saves memory: the caller has to return then, and so has the whole script.
+
+    While the main thread runs this file, the interpreter keeps the file's syntax tree, 20 MB.  It goes on to the end of the
+    script, where it waits for the other thread, and runs the signal handlers.  (Python 3.12 starts no threads from there on;
+    what newer ones do is not known.)"""
+    if sys.version_info[:2] not in ((3, 9), (3, 10), (3, 11), (3, 13)):
+        return serve()
+
+    def after_main():
+        threading.main_thread().join(1)      # no longer: whoever calls main() may go on
+        give_back_memory()
+        serve()
+    threading.Thread(target=after_main, name="front").start()
 
 
 def listen(host, port):
