@@ -5181,7 +5181,9 @@ class Staging:
                 except BadRequest as problem:
                     raise UpstreamTrouble(f"upstream's file is refused: {problem.message}") from None
             if data is not None:
-                metadata = with_defaults({**parse_core_metadata(data), **metadata})
+                known = {*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS}        # upstream may write any header
+                stated = {key: value for key, value in parse_core_metadata(data).items() if key in known}
+                metadata = with_defaults({**stated, **metadata})
                 break
         return dataclasses.replace(pushed, metadata=metadata, files=tuple((file, ()) for file in files))
 
@@ -8793,7 +8795,9 @@ def version_objects(request, index, project, ignore_bases, only=None):
             continue
         require_read(request, origin)
         if not origin.is_mirror:
-            files = sorted(files + app.projects.attachments(origin, project))       # by id: as they came
+            ids = {file.id for file in files}       # a test result may have come since, of a file that did so too
+            files = sorted([*files, *(attached for attached in app.projects.attachments(origin, project)
+                                      if attached.for_id is None or attached.for_id in ids)])        # by id: as they came
         files_of = collections.defaultdict(list)
         for file in files:
             if only in (None, file.version):
@@ -9229,6 +9233,11 @@ class UploadForm:
                     raise BadRequest("a part of the form has too long a head")
                 buffer = self._more(body, buffer)
             head, _, buffer = buffer.partition(b"\r\n\r\n")
+            if len(head) > Limits.part_head:
+                raise BadRequest("a part of the form has too long a head")
+            self.size += len(head)
+            if self.size > Limits.form_fields:
+                raise TooLarge(f"the form's fields are larger than {Limits.form_fields} bytes")
             buffer = self._part(head, buffer, body, delimiter)
         while body.read():
             pass        # an epilogue is passed over
