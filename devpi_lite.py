@@ -565,6 +565,7 @@ class Limits:
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
     part_head = 8192
+    project_name = 200              # characters; no index has a longer one
     drained_body = 64 << 20         # of a refused request, read so that its sender sees the answer
     drain_time = 10
     waiting_requests = 512          # handed to workers and not begun
@@ -582,6 +583,7 @@ class Limits:
     upstream_page_time = 60         # also for the head of a file's answer
     upstream_stall = 30             # seconds without a byte from upstream
     upstream_list_time = 300
+    first_list = 30                 # that a request waits for the project list of a mirror of which none is here
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
     upstream_pause = 10             # seconds for which a host that failed is not waited for again
@@ -604,6 +606,7 @@ class Limits:
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # a minute
+    history = 100                   # log entries of one file
     doc_members = 20000             # of a documentation zip
     doc_bytes = 1 << 30             # unpacked
     doc_member = 200 << 20          # one of them, unpacked
@@ -3396,8 +3399,8 @@ class Projects:
     def contributions(self, index, name, kind=File):
         """What each index of the resolution order has to offer, as `Contributions`; `kind`: see `own`.
 
-        A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble, which is
-        raised if nobody else knows the project."""
+        A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
+        is raised if nobody else knows the project."""
         blocking = MirrorBlocking(name, index)
         pages, blocked, trouble, expires = [], None, None, []
         order, deadline = self.indexes.order(index), None
@@ -3406,10 +3409,11 @@ class Projects:
                 blocked = blocked or member
                 continue
             if member.is_mirror and deadline is None:
-                deadline = self._ask_mirrors(order, name)
+                self._ask_at_once(order, lambda mirror: self.mirrors.ask(mirror, name))
+                deadline = time.monotonic() + self.mirrors.settings.request_timeout
             try:
                 page = self.own(member, name, deadline, kind)
-            except UpstreamTrouble as error:
+            except (UpstreamTrouble, Busy) as error:
                 trouble = error
                 continue
             if not member.is_mirror:
@@ -3422,13 +3426,13 @@ class Projects:
             raise trouble
         return Contributions(pages, blocked, trouble, min(expires, default=0))
 
-    def _ask_mirrors(self, order, name):
-        """Have all mirrors of an order asked at once; returns the time.monotonic() until which the request waits for them."""
+    @staticmethod
+    def _ask_at_once(order, ask):
+        """Have all mirrors of an order asked at once, for whatever is wanted of them."""
         mirrors = [member for member in order if member.is_mirror]
         for mirror in mirrors if len(mirrors) > 1 else ():
             with contextlib.suppress(UpstreamTrouble, Busy):        # told when its turn comes
-                self.mirrors.ask(mirror, name)
-        return time.monotonic() + self.mirrors.settings.request_timeout
+                ask(mirror)
 
     def page(self, index, name):
         """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).
@@ -3455,10 +3459,20 @@ class Projects:
         """What an answer about this project depends on (see `Freshness`)."""
         return frozenset(project_tag(member.id, name) for member in self.indexes.order(index))
 
-    def names(self, index):
-        """The names that this index alone knows: a sorted list, or a `MirrorNames`."""
+    def lists(self, indexes):
+        """Yield for each index (index, its `names`, or the UpstreamTrouble or Busy in their place)."""
+        began = time.monotonic()
+        self._ask_at_once(indexes, self.mirrors.ask_names)
+        for index in indexes:
+            try:
+                yield index, self.names(index, began)
+            except (UpstreamTrouble, Busy) as problem:
+                yield index, problem
+
+    def names(self, index, began=None):
+        """The names that this index alone knows: a sorted list, or a `MirrorNames`; `began`: see `Mirrors.names`."""
         if index.is_mirror:
-            return self.mirrors.names(index)
+            return self.mirrors.names(index, began)
         with self.store.read() as db:
             return [row["name"] for row in
                     db.execute("SELECT name FROM projects WHERE index_id = ? ORDER BY name", (index.id,))]
@@ -3503,9 +3517,11 @@ class Mirrors:
         return index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
 
     def ask(self, index, name):
-        """(what is known of a project without asking upstream, or None; the flight that asks, if that is due)."""
-        if len(name) > 200:
-            return ProjectPage(name), None      # no index has such a name, and "not found" need not be remembered
+        """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
+
+        Busy if too much is being asked of that upstream and nothing is known."""
+        if len(name) > Limits.project_name:
+            return ProjectPage(name), None      # "not found" need not be remembered
         page = self.cached(index, name)
         if self.settings.offline_mode:
             return self._local_only(index, page), None
@@ -3516,7 +3532,12 @@ class Mirrors:
             return ProjectPage(name, expires=missing_until), None
         if page and self.client.is_paused(index.config["mirror_url"]):
             return dataclasses.replace(page, stale=True), None
-        return page, self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
+        try:
+            return page, self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
+        except Busy:
+            if page is None:
+                raise
+            return dataclasses.replace(page, stale=True), None
 
     def project(self, index, name, deadline=None):
         """The page of a project (http-api 14.2).
@@ -3549,15 +3570,25 @@ class Mirrors:
                 raise
         return self.fetches.start((what, index.id, url, name), origin_of(url), Flight(counted))
 
-    def refresh(self, index, name):
-        """Ask upstream for a project's page now; if that fails, the old one stays (devpi: POST .../refresh)."""
-        if self.settings.offline_mode:
+    def refresh(self, indexes, name):
+        """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
+
+        A request waits for `request_timeout`, for all of them together."""
+        if self.settings.offline_mode or len(name) > Limits.project_name:
             return
-        with self.lock:
-            self.not_found.pop((index.id, index.config["mirror_url"], name), None)
-        flight = self._start(index, "page", name, functools.partial(self._fetch_page, index, name, True))
-        if flight.wait(self.settings.request_timeout) and flight.error:
-            log.warning("mirror %s: %s", index.path, flight.error.message)
+        flights = []
+        for index in indexes:
+            with self.lock:
+                self.not_found.pop((index.id, index.config["mirror_url"], name), None)
+            try:
+                flights.append((index, self._start(
+                    index, "page", name, functools.partial(self._fetch_page, index, name, True))))
+            except Busy as problem:
+                log.warning("mirror %s is not refreshed: %s", index.path, problem.message)
+        deadline = time.monotonic() + self.settings.request_timeout
+        for index, flight in flights:
+            if flight.wait(max(0, deadline - time.monotonic())) and flight.error:
+                log.warning("mirror %s: %s", index.path, flight.error.message)
 
     def cached(self, index, name):
         """What upstream said last, or None if it was never asked or never knew the project."""
@@ -3737,17 +3768,34 @@ class Mirrors:
 
     # -- project lists
 
-    def names(self, index):
-        """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none (http-api 14.3)."""
+    def ask_names(self, index):
+        """(the names that are known without asking upstream, or None; the flight that asks for the list, if that is due).
+
+        Busy if too much is being asked of that upstream and no list is here."""
         if self.settings.offline_mode or index.config.get("mirror_no_project_list"):
-            return self.cached_names(index)
+            return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
-        if names and 0 <= time.time() - names.fetched < self.expiry(index):
+        if names and (0 <= time.time() - names.fetched < self.expiry(index)
+                      or self.client.is_paused(index.config["mirror_url"])):
+            return names, None
+        try:
+            return names, self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
+        except Busy:
+            if names is None:
+                raise
+            return names, None
+
+    def names(self, index, began=None):
+        """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none (http-api 14.3).
+
+        A request waits for `request_timeout`, or `Limits.first_list` where no list is here, counted from `began`
+        (time.monotonic())."""
+        names, flight = self.ask_names(index)
+        if flight is None:
             return names
-        if names and self.client.is_paused(index.config["mirror_url"]):
-            return names
-        flight = self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
-        patience = self.settings.request_timeout if names else max(30, self.settings.request_timeout)
+        patience = self.settings.request_timeout if names else max(Limits.first_list, self.settings.request_timeout)
+        if began is not None:
+            patience = max(0, began + patience - time.monotonic())
         if flight.wait(patience) and flight.error is None:
             names = MirrorNames.load(self.cache, index)
         elif flight.error:
@@ -4118,6 +4166,16 @@ class MirrorNames:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
                 return [name for name in names if not self._holds(lines, name.encode())]
 
+    def only_in(self, other):
+        """Yield the names that another list does not hold."""
+        theirs = iter(other)
+        lowest = next(theirs, None)
+        for name in self:
+            while lowest is not None and lowest < name:
+                lowest = next(theirs, None)
+            if name != lowest:
+                yield name
+
     @staticmethod
     def _holds(lines, name):
         """Whether one of the sorted lines is this name."""
@@ -4380,7 +4438,9 @@ class Outbox:
             targets = db.execute("SELECT target, min(due) AS due FROM outbox WHERE dead = 0 "
                                  "GROUP BY target ORDER BY due").fetchall()
         pause, now = 60, time.time()
-        self.resting = {target: until for target, until in self.resting.items() if until > now}
+        for target, until in tuple(self.resting.items()):
+            if until <= now:
+                self.resting.pop(target, None)
         for row in targets:
             if row["target"] in self.busy:
                 continue
@@ -4434,16 +4494,19 @@ class Outbox:
         return (None if 200 <= answer.status < 300 else f"answered {answer.status}"), False
 
     def summary(self, by_target):
-        """What waits and what was given up, by kind and perhaps target: rows (target, kind, waiting, dead, error)."""
-        target, error = ("target", "max(error)") if by_target else ("NULL", "NULL")
+        """What waits and what was given up, by kind and perhaps target: rows (target, kind, waiting, dead, error).
+
+        `error` is that of the newest message that has one: SQLite takes a bare column from the row that max() found."""
+        target, error = ("target", "error") if by_target else ("NULL", "NULL")
         with self.store.read() as db:
             return db.execute(
-                f"SELECT {target} AS target, kind, sum(dead = 0) AS waiting, sum(dead) AS dead, {error} AS error FROM outbox "
-                "GROUP BY 1, kind ORDER BY 1, kind LIMIT 1000").fetchall()
+                f"SELECT {target} AS target, kind, sum(dead = 0) AS waiting, sum(dead) AS dead, {error} AS error, "
+                "max(CASE WHEN error IS NOT NULL THEN id END) FROM outbox GROUP BY 1, kind ORDER BY 1, kind LIMIT 1000"
+            ).fetchall()
 
     def retry(self, actor):
         """Try now what waits and what was given up; returns how much that is."""
-        self.resting = {}
+        self.resting.clear()
         return self.store.write(_revive, actor=actor)
 
 
@@ -4801,6 +4864,11 @@ def _log_entry(what, **facts):
     return {"what": what, **facts, "when": list(time.gmtime()[:6])}
 
 
+def _as_history(entries):
+    """A file's history as it is stored: how the file came, and the newest of what happened to it since."""
+    return entries[:2] + entries[2:][2 - Limits.history:]
+
+
 def _overwrite(change, index, old):
     """Delete the file that a new one replaces, with its test results; returns the beginning of the new one's history."""
     if old is None:
@@ -4836,7 +4904,7 @@ def _merge_release(change, index, project_id, upload):
 def _insert_file(change, index, project, *, history, path=None, **values):
     """Enter a file of a stage's project, whose bytes are here; returns its `File`.  `values`: columns of `files`."""
     values = {"index_id": index.id, "hash_spec": f"sha256={values['sha256']}", "kind": "releasefile",
-              "uploaded": iso_time(time.time()), **values, "history": json.dumps(history)}
+              "uploaded": iso_time(time.time()), **values, "history": json.dumps(_as_history(history))}
     values["path"] = path or file_path(values["hash_spec"], values["filename"])
     try:
         row_id = change.execute(f"INSERT INTO files ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
@@ -4967,7 +5035,7 @@ def _yank(change, index, name, version, path, reason):
             continue
         count += 1
         entry = _log_entry("unyank", who=change.who) if reason is None else _log_entry("yank", who=change.who, reason=reason)
-        history = json.loads(file.history or "[]") + [entry]
+        history = _as_history(json.loads(file.history or "[]") + [entry])
         change.execute("UPDATE files SET yanked = ?, history = ? WHERE id = ?", (reason, json.dumps(history), file.id))
         change.record("yank", [index.user, index.name, file.path], {"yanked": reason, "history": history})
         change.audit(entry["what"], index.path, file.filename, reason or "")
@@ -5166,13 +5234,15 @@ class Staging:
         """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out of them.
 
         UpstreamTrouble if upstream fails."""
+        files = [file for file, _ in pushed.files]
+        if index.is_mirror:
+            with self.turn("upstream", user):
+                files = [self._fetched(index, file) for file in files]
+        for file in files:      # so that they can't be collected before the change refers to them
+            if not self.blobs.claim(file.sha256):
+                raise NotFound(f"{file.filename} is lost")
         if not index.is_mirror:
-            for file, _ in pushed.files:
-                if not self.blobs.claim(file.sha256):       # so that it can't be collected before the change refers to it
-                    raise NotFound(f"{file.filename} is lost")
             return pushed
-        with self.turn("upstream", user):
-            files = [self._fetched(index, file) for file, _ in pushed.files]
         metadata = pushed.metadata
         for file in files:
             with self.blobs.open(file.sha256) as blob:
@@ -5337,7 +5407,8 @@ def _in_quotes(name):
 
 def _form_fields(metadata):
     """Metadata as the fields of an upload form: lists repeated."""
-    for field, value in {**metadata, **metadata.get("other", {})}.items():
+    other = metadata.get("other")
+    for field, value in {**metadata, **(other if isinstance(other, dict) else {})}.items():
         if field != "other":
             for item in value if isinstance(value, list) else [value]:
                 yield field, item
@@ -5770,27 +5841,34 @@ class SearchIndex:
     def read(self):
         """A connection for reading.  QueryTimeout for a query that takes longer than `Limits.search_time`; Busy if the
         database was taken away, in which case it is made anew."""
+        db = None
         try:
-            db = self.idle_readers.pop()
-        except IndexError:
-            db = self._connect()
-        until = time.monotonic() + Limits.search_time
-        db.set_progress_handler(lambda: time.monotonic() > until, 10000)
-        try:
+            try:
+                db = self.idle_readers.pop()
+            except IndexError:
+                db = self._connect()
+            until = time.monotonic() + Limits.search_time
+            db.set_progress_handler(lambda: time.monotonic() > until, 10000)
             yield db
         except sqlite3.DatabaseError as error:
             if "interrupted" in str(error):
                 raise QueryTimeout from error
-            if "no such table" in str(error) or not isinstance(error, sqlite3.OperationalError):
+            if self._is_lost(error):
                 self._lose(error)
                 raise Busy("the search index is being made anew", 5) from error
             raise
         finally:
-            db.set_progress_handler(None, 0)
-            if self.lost:
-                db.close()
-            else:
-                self.idle_readers.append(db)
+            if db is not None:
+                db.set_progress_handler(None, 0)
+                if self.lost:
+                    db.close()
+                else:
+                    self.idle_readers.append(db)
+
+    @staticmethod
+    def _is_lost(error):
+        """Whether this says that the database was deleted or damaged: the class itself stands for that, not one below it."""
+        return type(error) is sqlite3.DatabaseError or "no such table" in str(error)
 
     def _lose(self, error):
         log.error("the search database is unusable: %s", error)
@@ -5854,6 +5932,9 @@ class SearchIndex:
         except Exception as error:
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
+            if self._is_lost(error):
+                self._lose(error)
+                return False
             log.exception("project %s of index %d can't be indexed", one_line(project, 200), index_id)
             self.error = reason_of(error)
             return not isinstance(error, sqlite3.OperationalError)
@@ -7859,7 +7940,7 @@ def health_live(request):
 
 @route("GET", "/+health/ready")
 def health_ready(request):
-    """For a load balancer: whether database and disk take reads and writes; 503 with the reason if not."""
+    """For a load balancer: whether the database answers and the disk takes writes; 503 with the reason if not."""
     app = request.app
     try:
         with app.store.read() as db:
@@ -8115,6 +8196,8 @@ def _xmlrpc_call(client, body):
         raise client.Fault(-32602, "a field of a search is a text or a list of texts")
     if sum(map(len, fields.values())) > Limits.query_terms:
         raise client.Fault(-32602, f"a search has {Limits.query_terms} texts at most")
+    if any(len(value) > Limits.query for values in fields.values() for value in values):
+        raise client.Fault(-32602, f"a text of a search has {Limits.query} characters at most")
     return fields, operator
 
 
@@ -8551,9 +8634,7 @@ def refresh_project(request, user, index, project):
     app = request.app
     found = app.indexes.get(f"{user}/{index}")
     require_read(request, found)
-    for member in app.indexes.order(found):
-        if member.is_mirror:
-            app.mirrors.refresh(member, normalize(project))
+    app.mirrors.refresh([member for member in app.indexes.order(found) if member.is_mirror], normalize(project))
     return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
 
 
@@ -8637,16 +8718,16 @@ def simple_list(request, index):
     members = [member for member in app.indexes.order(index)
                if member is index or app.permissions.read(request.identity, member)]
     lists, stale = [], False
-    for member in members:
-        try:
-            lists.append((member, app.projects.names(member)))
-        except UpstreamTrouble as problem:
-            if index.is_mirror:
-                raise
-            log.warning("the project list of %s is left out: %s", member.path, problem.message)
+    for member, names in app.projects.lists(members):
+        if not isinstance(names, Problem):
+            lists.append((member, names))
+        elif index.is_mirror:
+            raise names
+        else:
+            log.warning("the project list of %s is left out: %s", member.path, names.message)
             stale = True
     whole = max((names for _, names in lists if isinstance(names, MirrorNames)), key=lambda names: names.count, default=None)
-    lists = _each_name_once(lists, whole)
+    lists = _each_name_once(app, lists, whole)
     if whole is None:
         return _small_list(request, index, lists, stale)
     private = any(member.restricted for member in members)
@@ -8696,17 +8777,30 @@ def _large_list(request, index, lists, whole, caching):
     return _parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
 
 
-def _each_name_once(lists, whole):
+def _each_name_once(app, lists, whole):
     """The lists without names that stand in an earlier one, or in `whole`, which is sent as it is."""
     result, seen = [], set()
     for member, names in lists:
         if names is not whole:
+            if isinstance(names, MirrorNames):
+                names = _only_in(app, names, whole)
+            elif whole is not None:
+                names = whole.without(names)
             names = [name for name in names if name not in seen]
             seen.update(names)
-            if whole is not None:
-                names = whole.without(names)
         result.append((member, names))
     return result
+
+
+def _only_in(app, names, whole):
+    """`MirrorNames.only_in`, kept, for lists of a million names are compared there."""
+    key = ("only in", names.folder, whole.folder)
+    kept = app.pages.get(key)
+    if kept is None:
+        kept = "\n".join(names.only_in(whole))        # much smaller than a list of strings
+        freshness = app.store.freshness
+        freshness.keep(app.pages, key, kept, len(kept), frozenset(), freshness.moment())
+    return kept.split("\n") if kept else []
 
 
 def _parts_response(request, headers, etag, parts):
@@ -8787,9 +8881,10 @@ def version_objects(request, index, project, ignore_bases, only=None):
 
     `only`: the one version that is wanted."""
     app = request.app
-    contributions = app.projects.contributions(index, project)
+    own = app.projects.own(index, project) if ignore_bases else None
+    pages = [own] if own and own.known else app.projects.contributions(index, project).pages
     versions = {}
-    for page in contributions.pages:
+    for page in pages:
         origin, files = page.parts[0]
         if ignore_bases and origin.path != index.path:
             continue
@@ -8812,7 +8907,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
                 versions[version].setdefault("+shadowing", []).append(content)
             else:
                 versions[version] = content
-    return bool(contributions.pages), versions
+    return bool(pages), versions
 
 
 def _stage_metadata(store, index, project, files_of, only=None):
@@ -8824,7 +8919,7 @@ def _stage_metadata(store, index, project, files_of, only=None):
     shown = {}
     for row in rows:
         metadata = json.loads(row["metadata"])
-        shown[row["version"]] = {key: value for key, value in metadata.items() if key != "other"}
+        shown[row["version"]] = {key: value for key, value in metadata.items() if key != "other" and key[:1] != "+"}
         reasons = [file.yanked for file in files_of.get(row["version"], ()) if file.kind == "releasefile"]
         if reasons and None not in reasons:
             shown[row["version"]]["yanked"] = reasons[0] or True
@@ -9000,7 +9095,7 @@ def get_index(request, user, index):
         return result_response("indexconfig", config)
     try:
         names = app.projects.names(found)
-    except UpstreamTrouble as problem:      # the configuration is worth having all the same
+    except (UpstreamTrouble, Busy) as problem:      # the configuration is worth having all the same
         log.warning("mirror %s: %s", found.path, problem.message)
         names = ()
     if not isinstance(names, MirrorNames):

@@ -43,6 +43,22 @@ def _compiled():
 SCRIPT = _compiled()
 
 
+PATCHED = """\
+import sys
+sys.path.insert(0, %r)
+import devpi_lite
+%s
+sys.exit(devpi_lite.main(sys.argv[1:]))
+"""
+
+
+def patched(folder, code):
+    """A script for `Server`, the program after some Python has changed `devpi_lite`: so that a rare moment comes for sure."""
+    script = pathlib.Path(folder) / "patched.py"
+    script.write_text(PATCHED % (str(SOURCE.parent), code))
+    return script
+
+
 class Reply:
     """An answer, read to its end. `headers` match in any letter case (`.get`, `.get_all`)."""
 

@@ -414,23 +414,28 @@ def test_json_of_one_of_many_releases_comes_soon(migrated):
 # 6: a search index that is taken away, and queries that go deep
 
 
-def test_search_comes_back_after_its_database_was_deleted(guarded):
-    index = stage(guarded)
-    put(guarded, index, wheel("lostindex-one", "1.0"))
-    eventually(lambda: "\ndevpi_lite_search_queue 0\n" in guarded.get("/+metrics").text)
-    for path in guarded.directory.glob("search.db*"):
+@pytest.mark.parametrize("damage", ["deleted", "overwritten"])
+def test_search_comes_back_after_its_database_was_deleted_or_damaged(make_server, damage):
+    server = make_server()
+    server.add_user("res")
+    index = stage(server)
+    put(server, index, wheel("lostindex-one", "1.0"))
+    eventually(lambda: "\ndevpi_lite_search_queue 0\n" in server.get("/+metrics").text)
+    for path in server.directory.glob("search.db*"):
         path.unlink()  # before the first search: none goes on with what it has open
-    put(guarded, index, wheel("lostindex-two", "1.0"))
+    if damage == "overwritten":
+        (server.directory / "search.db").write_bytes(b"no database " * 5000)
+    put(server, index, wheel("lostindex-two", "1.0"))
 
     def right(_):
-        reply = search_reply(guarded, "name:lostindex*")
+        reply = search_reply(server, "name:lostindex*")
         assert reply.status in (200, 503), reply
         return reply.status == 200 and {hit["name"] for hit in reply.result["hits"]} == {"lostindex-one", "lostindex-two"}
 
     eventually(lambda: right(0))
     with ThreadPoolExecutor(8) as pool:  # some on further connections to the database
         assert all(pool.map(right, range(24)))
-    assert (guarded.directory / "search.db").exists()
+    assert (server.directory / "search.db").exists()
 
 
 @pytest.mark.parametrize("query", [

@@ -390,6 +390,16 @@ def test_ignore_bases_shows_this_index_alone(alice, make):
     assert sorted(alice.get("/%s/alone?ignore_bases=" % top).result) == ["2.0"]
 
 
+def test_with_ignore_bases_no_mirror_is_asked(alice, make, upstream):
+    top = make(mirror_whitelist=["*"])
+    rebase(alice, top, make.mirror(upstream))
+    publish(alice, top, "alone", "1.0")
+    assert sorted(alice.get("/%s/alone?ignore_bases" % top).result) == ["1.0"]
+    assert upstream.count("/simple/alone/") == 0
+    assert sorted(alice.get("/%s/alone" % top).result) == ["1.0"]
+    assert upstream.count("/simple/alone/") == 1
+
+
 def test_deleting_touches_this_index_alone(alice, make):
     top, base = make(2)
     rebase(alice, top, base)

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from harness import Server, eventually, wheel
+from harness import Server, eventually, patched, wheel
 from misbehaving import keep_port
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
@@ -588,6 +588,61 @@ def test_only_cached_projects_are_listed_when_no_list_ever_came(mirrors, upstrea
     page(mirrors, index)
     page(mirrors, index, "nothing")
     assert names(mirrors, index) == ["demo"]
+
+
+def test_while_too_much_is_asked_of_upstream_what_is_here_is_served(make_server, tmp_path, upstream):
+    upstream.publish("demo", "1.0")
+    server = make_server()
+    server.add_user("mia")
+    index = mirror(server, upstream.url, mirror_cache_expiry=0)
+    server.add_index("mia/dev", bases=[index], mirror_whitelist=["*"])
+    assert server.upload("mia/dev", wheel("mine", "1.0")).status == 200
+    assert (page(server, index).status, names(server, index)) == (200, ["demo"])
+    server.stop()
+    server.script = patched(tmp_path, "devpi_lite.Limits.waiting_flights = 0")
+    server.start()
+    for where, project, status in ((index, "demo", 200), ("mia/dev", "mine", 200), (index, "new", 503), ("mia/dev", "new", 503)):
+        reply = page(server, where, project)
+        assert reply.status == status, reply
+        if status == 200:
+            assert STALE <= set(reply.headers["Cache-Control"].split(", "))
+    assert (names(server, index), sorted(names(server, "mia/dev"))) == (["demo"], ["demo", "mine"])
+    assert server.post("/%s/+simple/demo/refresh" % index, b"").status == 302
+    unlisted = mirror(server, upstream.url)
+    assert server.get("/%s/+simple/" % unlisted).status == 503
+    assert server.get("/%s/" % unlisted).result["projects"] == []
+    assert sorted(names(server, "mia/dev")) == ["demo", "mine"]
+
+
+def test_a_name_that_is_too_long_is_not_asked_for(mirrors, upstream):
+    index, name = mirror(mirrors, upstream.url), "x" * 201
+    assert mirrors.post("/%s/+simple/%s/refresh" % (index, name), b"").status == 302
+    assert page(mirrors, index, name).status == 404
+    assert asked(upstream) == []
+
+
+# The program, in which two lists may be compared once.
+COMPARE_ONCE = """
+compare = devpi_lite.MirrorNames.only_in
+def once(self, other):
+    del devpi_lite.MirrorNames.only_in
+    return compare(self, other)
+devpi_lite.MirrorNames.only_in = once
+"""
+
+
+def test_two_full_lists_are_compared_once(make_server, tmp_path, scripted):
+    lists = [["both-%d" % number for number in range(200)] + more for more in (["only-a", "z"], ["aa", "only-b", "own"])]
+    server = make_server(script=patched(tmp_path, COMPARE_ONCE))
+    server.add_user("mia")
+    for place, found in zip("ab", lists):
+        scripted.answers["/%s/" % place] = {"meta": {"api-version": "1.0"}, "projects": [{"name": name} for name in found]}
+        server.add_mirror("mia/" + place, "%s/%s/" % (scripted.host_url, place))
+    server.add_index("mia/dev", bases=["mia/a", "mia/b"])
+    for name in ("own", "z"):
+        assert server.upload("mia/dev", wheel(name, "1.0")).status == 200
+    for _ in range(2):
+        assert sorted(names(server, "mia/dev")) == sorted({*lists[0], *lists[1]})
 
 
 def test_no_project_list_never_asks_for_it(mirrors, upstream):

@@ -9,7 +9,7 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import SOURCE, Server, eventually, sdist, wheel
+from harness import Server, eventually, patched, sdist, wheel
 from test_mirror import WAIT, Scripted, asked, header, mirror, page
 
 BYTES = {"Accept": "*/*"}
@@ -362,9 +362,7 @@ def test_wrong_bytes_break_the_answer_and_are_not_kept(mirrors, upstream, fault,
 
 
 LATE_READER = """\
-import os, sys, time
-sys.path.insert(0, %r)
-import devpi_lite
+import os, time
 discard, open_growing = devpi_lite.IncomingBlob.discard, devpi_lite.Download._open
 
 def slow_discard(self):
@@ -377,14 +375,11 @@ def late_open(self):
     return open_growing(self)
 
 devpi_lite.IncomingBlob.discard, devpi_lite.Download._open = slow_discard, late_open
-sys.exit(devpi_lite.main(sys.argv[1:]))
 """
 
 
 def test_a_failed_download_is_over_for_all_when_its_first_reader_hears_of_it(tmp_path, upstream):
-    script = tmp_path / "late_reader.py"
-    script.write_text(LATE_READER % str(SOURCE.parent))
-    server = Server(tmp_path / "data", script=script).start()
+    server = Server(tmp_path / "data", script=patched(tmp_path, LATE_READER)).start()
     try:
         server.add_user("mia")
         archive = upstream.publish(big())

@@ -620,6 +620,26 @@ def test_what_the_mirror_has_already_is_not_fetched_again(site, upstream, mirror
     assert site.fetch("pu/prod", archive.filename, "cachedbefore") == archive.content
 
 
+def test_what_the_mirror_has_already_is_safe_from_collection_as_soon_as_it_is_pushed(site, upstream, mirror):
+    archive = upstream.publish("oldblob", "1.0")
+    site.fetch(mirror, archive.filename, "oldblob")
+    blob = site.directory / "files" / archive.sha256[:2] / archive.sha256
+    os.utime(str(blob), (0, 0))
+    assert push(site, mirror, "oldblob", "1.0", "pu/prod").status == 200
+    assert blob.stat().st_mtime > time.time() - 600      # collected is what nothing refers to for an hour
+
+
+def test_headers_that_no_standard_knows_do_not_come_along_from_a_mirror(site, upstream, mirror, receiver):
+    odd = (b"Metadata-Version: 2.1\nName: oddheaders\nVersion: 1.0\nOther: one\nOther: two\n"
+           b"+shadowing: 7\n+links: 8\nSummary: said\n")
+    upstream.publish(wheel("oddheaders", "1.0", metadata=odd))
+    assert push(site, mirror, "oddheaders", "1.0", "pu/dev").status == 200
+    shown = metadata(site, "pu/dev", "oddheaders", "1.0")
+    assert shown["summary"] == "said" and not {"other", "+shadowing"} & set(shown)
+    assert sorted(site.get("/pu/dev/oddheaders").result) == ["1.0"]
+    assert send(site, "pu/dev", "oddheaders", "1.0", receiver.url).status == 200
+
+
 def test_a_file_without_a_hash_upstream_has_one_in_the_target(site, upstream, mirror):
     archive = upstream.publish("hashless", "1.0", hash=None)
     assert answer_of(push(site, mirror, "hashless", "1.0", "pu/prod"))[1][1:] == [entry_of(archive, "pu/prod")]

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import SIMPLE_JSON, SOURCE, Server, Wire, eventually, multipart, sdist, wheel
+from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, patched, sdist, wheel
 
 HTML, ANY = {"Accept": "text/html"}, {"Accept": "*/*"}
 GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
@@ -507,18 +507,9 @@ def test_an_upstream_that_never_answers_does_not_hold_up_other_mirrors(make_serv
         server.kill()
 
 
-PATIENT = """\
-import sys
-sys.path.insert(0, %r)
-import devpi_lite
-devpi_lite.Limits.turn = 60     # else a busy machine takes as long as those who wait for the same page
-sys.exit(devpi_lite.main(sys.argv[1:]))
-"""
-
-
 def test_many_who_wait_for_one_page_of_a_slow_upstream_hold_up_nobody(tmp_path):
-    script = tmp_path / "patient.py"
-    script.write_text(PATIENT % str(SOURCE.parent))
+    # else a busy machine takes as long as those who wait for the same page
+    script = patched(tmp_path, "devpi_lite.Limits.turn = 60")
     server = Server(tmp_path / "data", "--threads", "4", "--request-timeout", "60", script=script).start()
     with contextlib.ExitStack() as stack:
         stack.callback(server.kill)
@@ -744,8 +735,10 @@ def test_the_access_log_has_the_real_address_of_a_ready_answer_too(site):
     assert [line.split()[-1] for line in lines] == ["203.0.113.7"] * 4
 
 
-def test_three_hanging_mirrors_cost_one_request_timeout(make_server):
-    server = make_server("--request-timeout", "4")
+@pytest.mark.parametrize("method, path, status", [
+    ("GET", "/+simple/pkg/", 502), ("POST", "/+simple/pkg/refresh", 302), ("GET", "/+simple/", 200)])
+def test_three_hanging_mirrors_cost_one_request_timeout(make_server, tmp_path, method, path, status):
+    server = make_server("--request-timeout", "4", script=patched(tmp_path, "devpi_lite.Limits.first_list = 0"))
     server.add_user("rock")
     with contextlib.ExitStack() as stack:
         for number in range(3):
@@ -755,5 +748,5 @@ def test_three_hanging_mirrors_cost_one_request_timeout(make_server):
             server.add_mirror("rock/mirror%d" % number, "http://127.0.0.1:%d/simple/" % listener.getsockname()[1])
         server.add_index("rock/dev", bases=["rock/mirror0", "rock/mirror1", "rock/mirror2"])
         began = time.monotonic()
-        assert server.get("/rock/dev/+simple/pkg/").status == 502
+        assert server.request(method, "/rock/dev" + path, user="root").status == status
         assert time.monotonic() - began < 8

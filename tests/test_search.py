@@ -621,6 +621,7 @@ BAD_CALLS = {
     "no parameters": xmlrpc.client.dumps((), "search"),
     "fields as text": xmlrpc.client.dumps(("rich",), "search"),
     "fields as number": xmlrpc.client.dumps((7, "and"), "search"),
+    "a long text": xmlrpc.client.dumps(({"name": ["x" * 60000]}, "and"), "search"),
     "a value as struct": xmlrpc.client.dumps(({"name": {"x": 1}}, "and"), "search"),
     "unknown operator": xmlrpc.client.dumps(({"name": ["rich"]}, "xor"), "search"),
     "operator as list": xmlrpc.client.dumps(({"name": ["rich"]}, ["and"]), "search"),

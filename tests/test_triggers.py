@@ -682,6 +682,17 @@ def test_status_shows_the_target_without_path_and_credentials(site, receiver):
     assert [word for word in ("hook-password", "hook-token") if word in site.whole_output()] == []
 
 
+def test_the_last_error_is_that_of_the_newest_message(guarded, receiver):
+    receiver.answer(500, path="/older")
+    receiver.answer(404, path="/newer")
+    upload(guarded, hooked(guarded, receiver.url + "/older", receiver.url + "/newer"), wheel("lasterror", "1.0"))
+    receiver.wait_for(2)
+    eventually(lambda: outbox(guarded, receiver)["webhook"]["last-error"] == "answered 404")    # not the greatest text
+    receiver.reset()
+    assert guarded.post("/+outbox/retry", user="root").status == 200
+    delivered(guarded, receiver, 2)
+
+
 # The outbox outlives the process
 
 

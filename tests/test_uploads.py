@@ -972,6 +972,8 @@ def test_a_long_description_is_kept_whole(site):
 @pytest.mark.parametrize("fields", [
     {"description": "x" * (10 * 1024 * 1024 + 1)},
     {"classifiers": ["x" * (9 << 20)] * 3},
+    {"f%d" % number + "x" * 7000: "" for number in range(3200)},        # the names count
+    {"x" * 9000: ""},
 ])
 def test_a_field_over_the_limit_is_refused(site, fields):
     before = serial(site)

@@ -221,6 +221,16 @@ def test_the_history_tells_who_yanked_why_and_who_took_it_back(site):
         assert all(start <= entry["when"] <= list(time.gmtime()[:6]) for entry in link["log"][1:])
 
 
+def test_the_history_keeps_its_beginning_and_the_newest_of_many_entries(site):
+    release(site, "ya/dev", "toggled")
+    for number in range(60):
+        for reason in ("turn %d" % number, False):
+            yank(site, "/ya/dev/toggled/1.0", reason)
+    for link in site.get("/ya/dev/toggled/1.0").result["+links"]:
+        assert [entry["what"] for entry in link["log"][:1] + link["log"][-2:]] == ["upload", "yank", "unyank"]
+        assert (len(link["log"]), link["log"][-2]["reason"]) == (100, "turn 59")
+
+
 @pytest.mark.parametrize("value", [True, "same", False])
 def test_asking_for_what_is_so_already_changes_nothing(site, value):
     release(site, "ya/dev", "already")
