@@ -561,6 +561,7 @@ class Limits:
     json_depth = 50
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
+    edits = 100                     # of one index, each tried on what another has just left
     form_field = 10 << 20
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
@@ -2573,7 +2574,23 @@ class Indexes:
         return self.store.write(_insert_index, user, name, edit.config, actor=actor)
 
     def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR):
-        """devpi: PATCH /user/index with an object or a list of operators.  Returns the `Index` as it is then."""
+        """devpi: PATCH /user/index with an object or a list of operators.  Returns the `Index` as it is then.
+
+        Of two who do so at once, each one's edit is made on what the other left."""
+        for _ in range(Limits.edits):
+            config = self._edited(index, body)
+            if config == index.config:
+                if error_on_noop:
+                    raise BadRequest("The requested modifications resulted in no changes")
+                return index
+            modified = self.store.write(_update_index, index, config, actor=actor)
+            if modified:
+                return modified
+            index = self.get(index.path)
+        raise Busy(f"index {index.path} is being changed by many others just now, try again")
+
+    def _edited(self, index, body):
+        """The configuration of an index after the edit that a body asks for."""
         edit = ConfigEdit(index.type, index.config, index_defaults(index.type, index.user))
         if isinstance(body, list):
             edit.apply_operators(body)
@@ -2584,11 +2601,7 @@ class Indexes:
                 raise BadRequest("the 'type' of an index can't be changed")
             edit.apply_object(body)
             self._check_config(edit.config, *edit.set_keys)
-        if edit.config == index.config:
-            if error_on_noop:
-                raise BadRequest("The requested modifications resulted in no changes")
-            return index
-        return self.store.write(_update_index, index, edit.config, actor=actor)
+        return edit.config
 
     def _check_config(self, config, *keys):
         check_size("index", config)
@@ -2652,8 +2665,9 @@ def _current(change, index):
 
 
 def _update_index(change, index, config):
+    """Returns the index as it is then, or None if another change came first."""
     if _current(change, index).config != index.config:
-        raise Conflict(f"index {index.path} was changed by someone else meanwhile, try again")
+        return None
     if index.is_mirror and config["mirror_url"] != index.config["mirror_url"]:
         # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
         change.execute("UPDATE files SET position = NULL WHERE index_id = ?", (index.id,))

@@ -3,6 +3,7 @@
 import base64
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -630,6 +631,14 @@ def test_a_hidden_index_is_in_no_list_of_who_may_not_read_it(alice, carl):
     for who in ("bob", "alice", "root"):
         assert name in alice.get("/alice", user=who).result["indexes"]
         assert name in alice.get("/", user=who).result["alice"]["indexes"]
+
+
+def test_of_many_who_change_an_index_at_once_each_is_heard(alice, index):
+    names = ["name%d" % number for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda name: alice.patch("/" + index, ["mirror_whitelist+=" + name], user="alice"), names))
+    assert [reply.status for reply in replies] == [200] * len(names)
+    assert sorted(alice.get("/" + index).result["mirror_whitelist"]) == sorted(names)
 
 
 def test_a_change_of_the_readers_counts_at_once(alice, carl):
