@@ -320,7 +320,7 @@ def public_url(url):
 
 
 def masked(url):
-    """The URL for eyes and logs: its password, or what stands for one, as `****`."""
+    """The URL for eyes and logs: its password as `****`, and a user without one too, which may be a token."""
     if "://" not in url:
         return re.sub(r"^[^/]*:.*@", "****@", url)
     try:
@@ -331,7 +331,8 @@ def masked(url):
     userinfo, at, host = parts.netloc.rpartition("@")
     if not at:
         return url
-    return urllib.parse.urlunsplit(parts._replace(netloc=f"{userinfo.partition(':')[0]}:****@{host}"))
+    user, colon, _ = userinfo.partition(":")
+    return urllib.parse.urlunsplit(parts._replace(netloc=f"{user}:****@{host}" if colon else f"****@{host}"))
 
 
 def with_credentials(url, user, password):
@@ -1353,24 +1354,30 @@ def with_port(url):
     return urllib.parse.urlunsplit(parts._replace(netloc=netloc, query="", fragment=""))
 
 
-@functools.lru_cache(maxsize=None)
-def netrc_entry(url):
+def netrc_entry(console, url):
     """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.  `default` entries don't count."""
+    hosts, parts = _netrc_hosts(console), urllib.parse.urlsplit(url)
+    entry = hosts.get(parts.netloc.rpartition("@")[2]) or hosts.get(parts.hostname)
+    return (entry[0] or "", entry[2] or "") if entry else None
+
+
+@functools.lru_cache(maxsize=None)
+def _netrc_hosts(console):
+    """The entries of ~/.netrc by host.  One that can't be read is told of and holds nothing: it may serve other programs."""
     path = os.environ.get("NETRC") or os.path.join(os.path.expanduser("~"), ".netrc")
     if not os.environ.get("NETRC") and os.name == "nt" and not os.path.exists(path):
         path = os.path.join(os.path.expanduser("~"), "_netrc")
     if not os.path.isfile(path):        # a pipe would wait for who writes into it
-        return None
+        return {}
     import netrc
     try:
-        hosts = netrc.netrc(path).hosts
+        return netrc.netrc(path).hosts
     except netrc.NetrcParseError as error:      # whose text may hold a password
-        raise Failure(f"{path} can't be read: line {error.lineno} is not understood") from None
+        reason = f"line {error.lineno} is not understood"
     except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"{path} can't be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from None
-    parts = urllib.parse.urlsplit(url)
-    entry = hosts.get(parts.netloc.rpartition("@")[2]) or hosts.get(parts.hostname)
-    return (entry[0] or "", entry[2] or "") if entry else None
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+    console.warn(f"{for_people(path)} is not used: {reason}")
+    return {}
 
 
 def keyring_password(console, service, user):
@@ -1420,7 +1427,7 @@ def stored_password(console, url, user):
     stored = keyring_password(console, url, user)
     if stored is not None:
         return stored, "keyring"
-    entry = netrc_entry(url)
+    entry = netrc_entry(console, url)
     return (entry[1], "netrc") if entry and entry[0] == user else None
 
 
@@ -1731,7 +1738,7 @@ class Run:
         user = user or self.stored_user or (stored[0][0] if stored else None)
         if user in dict(stored):
             return Identity(user, self.auth.token(url, user), "login")
-        entry = netrc_entry(url)
+        entry = netrc_entry(self.console, url)
         if entry and os.environ.get("DEVPI_USER", entry[0]) == entry[0] != "" and self.auth.basic_auth(url) is None:
             return Identity(*entry, "netrc")
         return None
@@ -1767,7 +1774,7 @@ class Run:
         if identity:
             headers.update(identity.headers())
         pair = self.auth.basic_auth(url)
-        entry = netrc_entry(url)
+        entry = netrc_entry(self.console, url)
         if pair or entry:
             headers["Authorization"] = basic(*(pair or entry))
         return headers
@@ -3205,7 +3212,7 @@ def yank_command(run):
         run.ask_for(options.spec)
         query = "unyank" if options.undo else f"yank={urllib.parse.quote(options.reason, safe='')}"
         _patch_yanked(run, f"{options.spec.partition('#')[0]}?{query}", None)
-        return run.console.document({"yanked": not options.undo, "url": options.spec})
+        return run.console.document({"yanked": not options.undo, "url": masked(options.spec)})
     wanted = required(options.spec)
     if not wanted.specifiers:
         raise Failure(f"which versions of {wanted.name}? yank works on releases: {wanted.name}==VERSION")

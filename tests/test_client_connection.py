@@ -368,6 +368,9 @@ def test_the_index_comes_from_the_option_then_the_variable_then_the_state(alice,
     assert alice("list", "--index", other, DEVPI_INDEX=named).lines == []
     printed = alice("use", other, DEVPI_INDEX=named)
     assert "Using index URL from command line instead of DEVPI_INDEX (%s) from environment." % named in printed.lines
+    for secret in ("SECRET", "alice:SECRET", "alice:SECRET@part"):      # the first may be a token
+        printed = alice("list", DEVPI_INDEX="%s/%s" % (site.url.replace("://", "://%s@" % secret), named))
+        assert "SECRET" not in printed and "in-named" in printed
     alice("use", current)
     assert "404 Not Found: The stage alice/nope could not be found." in alice("list", "--index", "alice/nope", expect=1)
     assert alice("list").lines == ["in-current"]
