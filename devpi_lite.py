@@ -1025,10 +1025,10 @@ class Freshness:
 
     def touch(self, tags):
         with self.lock:
-            self.now += 1
-            self.recent.append((self.now, tags))
+            self.recent.append((self.now + 1, tags))
             for cache in self.caches:
                 cache._drop(tags)
+            self.now += 1       # last, as it is read without the lock: at the new moment nothing old is to be had
 
     def keep(self, cache, key, value, size, tags, since, expires=0):
         with self.lock:
@@ -9039,7 +9039,8 @@ def serve_pypi_json(request, index_path, project, version):
         shown = latest_version(releases) if releases and version is None else version
         if shown not in releases:
             raise NotFound(f"no project '{project}'" if not page.known else
-                           f"The version {version} of project {project} does not exist.")
+                           f"The project {project} has no releases." if shown is None else
+                           f"The version {shown} of project {project} does not exist.")
         metadata, complete = _metadata_of(app, page, shown)
         body = pypi_json(page, releases, shown, metadata, lambda origin: request.url(origin.path), version is None)
         rendered = Rendered(body, "pypi", page)

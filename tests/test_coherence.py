@@ -1,0 +1,159 @@
+"""Many who change the same few things at once: nothing fails, and what is kept in memory is what a fresh start gives."""
+import collections
+import io
+import itertools
+import random
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+from harness import Upstream, multipart, patched, sdist, wheel
+
+USERS, STAGES, VERSIONS = ("ada", "bob"), ("ada/a", "ada/b", "bob/a", "bob/b"), ("1.0", "2.0")
+CROWD = 6
+UNSETTLED = 500         # moves in which indexes are changed, which empties all that is kept in memory
+MOVES_OF_PROJECT = 100  # then the crowd turns to the next one, and what was kept of this one stays as it was last
+PROJECTS = ["project-%d" % number for number in range(25)]
+ACCEPTED = ("application/json", "application/vnd.pypi.simple.v1+json", "text/html")
+
+
+def documentation():
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("index.html"), "<h1>docs</h1>")
+    return packed.getvalue()
+
+
+class Player:
+    """One of the crowd, which asks a server for one random thing after the other; `moves` counts for all."""
+
+    def __init__(self, server, moves, seed):
+        self.server, self.moves, self.random = server, moves, random.Random(seed)
+        self.on_projects = [self.upload, self.upload, self.push, self.mirrored, self.docs, self.remove, self.yank, self.status]
+        self.on_indexes = [self.remake, self.rebase, self.close]
+
+    def pick(self, *names):
+        return self.random.choice(names)
+
+    def play(self, counts):
+        """Plays until the last project has had its moves."""
+        for move in self.moves:
+            if move >= MOVES_OF_PROJECT * len(PROJECTS):
+                return
+            self.project, self.version = PROJECTS[move // MOVES_OF_PROJECT], self.pick(*VERSIONS)
+            self.user, self.index = self.pick(*USERS), self.pick(*STAGES)
+            changes = self.on_projects + (self.on_indexes if move < UNSETTLED else [])
+            counts[self.pick(self.read, self.read, self.pick(*changes))().status] += 1
+
+    def ask(self, method, path, body=None, **options):
+        return self.server.request(method, "/" + path, body, user=self.user, **options)
+
+    def upload(self):
+        archive = self.pick(wheel, sdist)(self.project, self.version, summary=str(self.random.random()))
+        return self.server.upload(self.index, archive, user=self.user)
+
+    def push(self):
+        body = {"name": self.project, "version": self.version, "targetindex": self.pick(*STAGES)}
+        return self.ask("PUSH", self.index, body)
+
+    def mirrored(self):
+        return self.ask("PUSH", "root/mirror", {"name": self.project, "version": self.version, "targetindex": self.index})
+
+    def docs(self):
+        fields = {":action": "doc_upload", "name": self.project, "version": self.version}
+        body, content_type = multipart(fields, {"content": ("docs.zip", documentation())})
+        return self.ask("POST", self.index + "/", body, headers={"Content-Type": content_type})
+
+    def remove(self):
+        return self.ask("DELETE", "/".join((self.index, self.project, self.version)[:self.pick(2, 3)]) + "?force")
+
+    def yank(self):
+        return self.ask("PATCH", "%s/%s/%s" % (self.index, self.project, self.version), {"yanked": self.pick(False, "broken")})
+
+    def status(self):
+        word = self.pick("active", "active", "archived", "quarantined")
+        return self.ask("PATCH", "%s/%s" % (self.index, self.project), {"project-status": {"status": word}})
+
+    def remake(self):
+        if self.random.random() < 0.7:
+            return self.ask("PUT", self.index, {"bases": [], "acl_upload": list(USERS)})
+        return self.ask("DELETE", self.index)
+
+    def rebase(self):
+        bases = self.random.sample(["ada/a", "bob/a", "bob/b", "root/mirror"], 2)
+        return self.ask("PATCH", self.index, {"bases": bases, "mirror_whitelist": self.pick([], ["*"])})
+
+    def close(self):
+        return self.ask("PATCH", self.index, {"acl_pkg_read": self.pick([":ANONYMOUS:"], ["ada"], ["bob"])})
+
+    def read(self):
+        return self.ask("GET", self.pick(*paths(self.index, self.project)), headers={"Accept": self.pick(*ACCEPTED)})
+
+
+def paths(index, project):
+    return [form % (index, project) for form in ("%s/%s", "%s/+simple/%s/", "%s/+pypi/%s/json", "%s/%s/latest/+doc/index.html")]
+
+
+def everything(server):
+    """{(user, path, Accept): (status, body)} of all that there is to see."""
+    seen = {}
+    for user, index, project, accept in itertools.product((None, "ada"), STAGES, PROJECTS, ACCEPTED):
+        for path in paths(index, project):
+            reply = server.get("/" + path, user=user, headers={"Accept": accept})
+            seen[user, path, accept] = reply.status, reply.text.replace(server.url, "")
+    return seen
+
+
+def test_after_a_crowd_of_changes_memory_says_what_the_disk_says(make_server):
+    upstream = Upstream().start()
+    for project in PROJECTS:
+        upstream.publish(project, "1.0")
+    server = make_server()
+    server.add_mirror("root/mirror", upstream.url)
+    for user in USERS:
+        server.add_user(user)
+        server.login(user)
+    for index in STAGES:
+        server.add_index(index, bases=[], acl_upload=list(USERS))
+    counts, moves = collections.Counter(), itertools.count()
+    with ThreadPoolExecutor(CROWD) as pool:
+        for done in [pool.submit(Player(server, moves, seed).play, counts) for seed in range(CROWD)]:
+            done.result()
+    assert not [status for status in counts if status >= 500], server.whole_output()
+    assert counts[200] > 500
+    before = everything(server)
+    server.restart()
+    server.login("ada")
+    after = everything(server)
+    assert {key: (before[key], after[key]) for key in before if before[key] != after[key]} == {}
+    assert "Traceback" not in server.whole_output()
+    upstream.stop()
+
+
+# The program, in which it takes long until all that a commit touched is dropped.
+SLOW_DROP = """
+import time
+drop = devpi_lite.Cache._drop
+def slow(self, tags):
+    time.sleep(0.1)
+    drop(self, tags)
+devpi_lite.Cache._drop = slow
+"""
+
+
+def test_what_is_asked_for_while_a_commit_is_told_is_not_kept_as_new(make_server, tmp_path):
+    server = make_server(script=patched(tmp_path, SLOW_DROP))
+    server.add_user("ada")
+    server.add_index("ada/a")
+    assert server.upload("ada/a", wheel("shared", "1.0")).status == 200
+
+    def versions(number):       # each under a head of its own, so that each is an answer of its own
+        reply = server.get("/ada/a/+simple/shared/", headers={"Accept": ACCEPTED[1], "X-Number": str(number)})
+        return reply.json()["versions"]
+    assert versions(0) == ["1.0"]
+    with ThreadPoolExecutor(1) as pool:
+        upload = pool.submit(server.upload, "ada/a", wheel("shared", "2.0"))
+        numbers = itertools.count(1)
+        last = next(number for number in numbers if versions(number) and upload.done())
+        assert upload.result().status == 200
+    assert last > 5
+    assert [number for number in range(last + 1) if sorted(versions(number)) != ["1.0", "2.0"]] == []
