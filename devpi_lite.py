@@ -2541,7 +2541,8 @@ class Indexes:
         order = self.cache.get(key)
         if order is None:
             since = self.store.freshness.moment()
-            first, mirrors, seen, queue_ = [], [], {index.path}, collections.deque([index])
+            first, mirrors, seen = [], [], {index.path}
+            queue_ = collections.deque([self.find(index.path) or index])    # as it is now: the caller's may be older
             while queue_:
                 current = queue_.popleft()
                 (mirrors if current.is_mirror else first).append(current)

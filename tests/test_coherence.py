@@ -6,7 +6,7 @@ import random
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-from harness import Upstream, multipart, patched, sdist, wheel
+from harness import Upstream, eventually, multipart, patched, sdist, wheel
 
 USERS, STAGES, VERSIONS = ("ada", "bob"), ("ada/a", "ada/b", "bob/a", "bob/b"), ("1.0", "2.0")
 CROWD = 6
@@ -157,3 +157,32 @@ def test_what_is_asked_for_while_a_commit_is_told_is_not_kept_as_new(make_server
         assert upload.result().status == 200
     assert last > 5
     assert [number for number in range(last + 1) if sorted(versions(number)) != ["1.0", "2.0"]] == []
+
+
+# The program, in which who asks for the resolution order of an index waits for a file.
+LATE_ORDER = """
+import os, time
+order = devpi_lite.Indexes.order
+def late(self, index):
+    open(%r, "w").close()
+    while not os.path.exists(%r):
+        time.sleep(0.01)
+    return order(self, index)
+devpi_lite.Indexes.order = late
+"""
+
+
+def test_an_index_that_changes_while_one_reads_is_kept_as_it_is_then(make_server, tmp_path):
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    server = make_server(script=patched(tmp_path, LATE_ORDER % (str(begun), str(go))))
+    server.add_user("ada")
+    server.add_index("ada/a", acl_pkg_read=["ada"])
+    assert server.upload("ada/a", wheel("shared", "1.0")).status == 200
+    page = "/ada/a/+pypi/shared/json"
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(server.get, page, user="ada")
+        eventually(begun.exists)
+        assert server.patch("/ada/a", {"acl_pkg_read": [":ANONYMOUS:"]}, user="ada").status == 200
+        go.touch()
+        assert reading.result().status == 200
+    assert server.get(page).status == 200
