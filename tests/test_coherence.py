@@ -13,7 +13,9 @@ CROWD = 6
 UNSETTLED = 500         # moves in which indexes are changed, which empties all that is kept in memory
 MOVES_OF_PROJECT = 100  # then the crowd turns to the next one, and what was kept of this one stays as it was last
 PROJECTS = ["project-%d" % number for number in range(25)]
-ACCEPTED = ("application/json", "application/vnd.pypi.simple.v1+json", "text/html")
+JSON, JSON_PAGE, HTML = "application/json", "application/vnd.pypi.simple.v1+json", "text/html"
+PAGES = (("/%s/%s", JSON), ("/%s/+simple/%s/", JSON_PAGE), ("/%s/+simple/%s/", HTML), ("/%s/+pypi/%s/json", JSON),
+         ("/%s/%s/latest/+doc/index.html", HTML))
 
 
 def documentation():
@@ -86,20 +88,20 @@ class Player:
         return self.ask("PATCH", self.index, {"acl_pkg_read": self.pick([":ANONYMOUS:"], ["ada"], ["bob"])})
 
     def read(self):
-        return self.ask("GET", self.pick(*paths(self.index, self.project)), headers={"Accept": self.pick(*ACCEPTED)})
+        return see(self.server, self.user, self.index, self.project, self.pick(*PAGES))
 
 
-def paths(index, project):
-    return [form % (index, project) for form in ("%s/%s", "%s/+simple/%s/", "%s/+pypi/%s/json", "%s/%s/latest/+doc/index.html")]
+def see(server, user, index, project, page):
+    path, accepted = page
+    return server.get(path % (index, project), user=user, headers={"Accept": accepted})
 
 
 def everything(server):
-    """{(user, path, Accept): (status, body)} of all that there is to see."""
+    """{(user, index, project, page): (status, body)} of all that there is to see."""
     seen = {}
-    for user, index, project, accept in itertools.product((None, "ada"), STAGES, PROJECTS, ACCEPTED):
-        for path in paths(index, project):
-            reply = server.get("/" + path, user=user, headers={"Accept": accept})
-            seen[user, path, accept] = reply.status, reply.text.replace(server.url, "")
+    for view in itertools.product((None, "ada"), STAGES, PROJECTS, PAGES):
+        reply = see(server, *view)
+        seen[view] = reply.status, reply.text.replace(server.url, "")
     return seen
 
 
@@ -147,7 +149,7 @@ def test_what_is_asked_for_while_a_commit_is_told_is_not_kept_as_new(make_server
     assert server.upload("ada/a", wheel("shared", "1.0")).status == 200
 
     def versions(number):       # each under a head of its own, so that each is an answer of its own
-        reply = server.get("/ada/a/+simple/shared/", headers={"Accept": ACCEPTED[1], "X-Number": str(number)})
+        reply = server.get("/ada/a/+simple/shared/", headers={"Accept": JSON_PAGE, "X-Number": str(number)})
         return reply.json()["versions"]
     assert versions(0) == ["1.0"]
     with ThreadPoolExecutor(1) as pool:
