@@ -5931,6 +5931,8 @@ class SearchIndex:
             began = time.thread_time()
             if self._bring_in(row["index_id"], row["project"]):
                 done.append(tuple(row))
+            if self.lost:
+                break
             time.sleep(min(1, time.thread_time() - began))      # half a core at most: answers come first
         self.store.write(_dequeue, done, durable=False)
         return bool(done)
