@@ -362,7 +362,7 @@ def is_loopback(host):
 
 def url_part(text):
     """A project's name or a version as one segment of a URL's path; a plus stays a plus."""
-    return urllib.parse.quote(text, safe="+@!")
+    return urllib.parse.quote(text, safe="+@!", errors="surrogateescape")
 
 
 def basename(url):

@@ -381,6 +381,7 @@ def test_names_that_are_no_utf8(nobody, villain):
     nobody("use", villain.index)
     refused = nobody("login", "u\udcff", "--password", "x", expect=1)
     assert "can't be written in UTF-8" in refused and not nobody.state("auth.json")
+    assert "this should not happen" not in nobody("passwd", expect=1, DEVPI_USER="u\udcff", DEVPI_PASSWORD="x")
 
 
 # -- signals
