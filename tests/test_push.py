@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import sqlite3
 import time
 import urllib.parse
 import zipfile
@@ -638,6 +639,20 @@ def test_headers_that_no_standard_knows_do_not_come_along_from_a_mirror(site, up
     assert shown["summary"] == "said" and not {"other", "+shadowing"} & set(shown)
     assert sorted(site.get("/pu/dev/oddheaders").result) == ["1.0"]
     assert send(site, "pu/dev", "oddheaders", "1.0", receiver.url).status == 200
+
+
+def test_odd_keys_that_were_stored_once_do_no_harm(make_server, receiver):
+    server = make_server()
+    server.add_user("pu")
+    server.add_index("pu/dev", bases=[])
+    upload(server, "pu/dev", wheel("oddkeys", "1.0"))
+    server.stop()
+    with contextlib.closing(sqlite3.connect(str(server.directory / "devpi_lite.db"))) as db, db:
+        db.execute("UPDATE releases SET metadata = json_set(metadata, '$.other', json('[\"x\"]'), '$.+shadowing', 7)")
+    server.start()
+    assert "+shadowing" not in metadata(server, "pu/dev", "oddkeys", "1.0")
+    assert sorted(server.get("/pu/dev/oddkeys").result) == ["1.0"]
+    assert send(server, "pu/dev", "oddkeys", "1.0", receiver.url).status == 200
 
 
 def test_a_file_without_a_hash_upstream_has_one_in_the_target(site, upstream, mirror):
