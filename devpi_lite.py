@@ -615,6 +615,8 @@ class Limits:
     doc_ratio = 200                 # how much smaller than unpacked a member over 1 MiB may be
     test_result = 16 << 20
     test_results = 1000             # of one file
+    cleaning = 3600                 # between two looks for files that nothing names
+    trash = 7 * 86400               # that a file stays which nothing in the database names
     outbox = 10000                  # messages of one index; the oldest go
     outbox_rest = 30                # for a target whose last message could not be written down as sent
     webhooks = 20                   # URLs of one index
@@ -1405,6 +1407,9 @@ class Blobs:
     def __init__(self, serverdir):
         self.files = os.path.join(serverdir, "files")
         self.tmp = os.path.join(serverdir, "tmp")
+        self.trash = os.path.join(serverdir, "trash")
+        self.trashed = (0, 0)               # files in the trash and their bytes, at the last sweep
+        self.swept_much = 0                 # files of the last sweep that took many: see `sweep`
         self.numbers = itertools.count()    # for names in tmp, which is one process's own
         self.lock = threading.Lock()        # between claiming a blob that is there and collecting it
         os.makedirs(self.tmp, mode=0o700, exist_ok=True)
@@ -1427,7 +1432,7 @@ class Blobs:
         try:
             return os.stat(self.path(sha256)).st_size == size or size is None
         except FileNotFoundError:
-            return False
+            return self._take_back(sha256) and self.has(sha256, size)
 
     def claim(self, sha256):
         """Whether the blob is there; if so it will not be collected before the caller had time to refer to it."""
@@ -1435,25 +1440,75 @@ class Blobs:
             try:
                 os.utime(self.path(sha256))
             except FileNotFoundError:
-                return False
+                return self._take_back(sha256)
             return True
 
-    def collect(self, is_referred_to, older_than=3600):
-        """Remove blobs that nothing has referred to for so many seconds; returns how many."""
-        count, limit = 0, time.time() - older_than
+    def _take_back(self, sha256):
+        """Whether a blob that is not in place lay in the trash; it is in place then."""
+        place = os.path.join(self.trash, sha256)
+        try:
+            os.utime(place)             # it is young again, or the next sweep would take it at once
+            os.replace(place, self.path(sha256))
+        except FileNotFoundError:
+            return False
+        sync_directory(os.path.dirname(self.path(sha256)))
+        log.info("the file %s was taken back from the trash", sha256)
+        return True
+
+    def sweep(self, is_referred_to, older_than=3600):
+        """Move the blobs to the trash that nothing has referred to for so many seconds; returns how many.
+
+        They stay there for `Limits.trash`, and come back by themselves when they are asked for: an
+        older database that is put back does not name the files that came after it, and whoever then
+        puts the newer one back has lost nothing."""
+        kept, moved, limit = 0, 0, time.time() - older_than
+        os.makedirs(self.trash, mode=0o700, exist_ok=True)
         for folder in os.scandir(self.files):
             for entry in os.scandir(folder.path):
-                if entry.stat().st_mtime < limit and not is_referred_to(entry.name):
-                    with self.lock:
-                        if os.path.getmtime(entry.path) < limit:
-                            os.unlink(entry.path)
-                            count += 1
-        return count
+                is_swept = entry.stat().st_mtime < limit and not is_referred_to(entry.name) \
+                    and self._discard(entry, limit)
+                kept, moved = kept + (not is_swept), moved + is_swept
+        if moved > max(10, kept // 9):
+            self.swept_much = moved
+            log.warning("%d of %d files are named by nothing in the database, and lie in %s now: was an "
+                        "older database put back?", moved, kept + moved, self.trash)
+        self.empty_trash()
+        return moved
+
+    def _discard(self, entry, limit):
+        """Move a blob to the trash; False if it was claimed meanwhile, or can't be moved now."""
+        target = os.path.join(self.trash, entry.name)
+        try:
+            with self.lock:
+                if os.path.getmtime(entry.path) >= limit:
+                    return False
+                os.replace(entry.path, target)
+            os.utime(target)            # from now on the trash counts
+        except OSError as error:        # Windows: somebody reads it
+            log.warning("%s was not moved to the trash: %s", entry.path, reason_of(error))
+            return False
+        return True
+
+    def empty_trash(self):
+        """Delete what has been in the trash for `Limits.trash` seconds, and count the rest."""
+        count = size = 0
+        for entry in os.scandir(self.trash):
+            with self.lock:             # not while somebody takes it back
+                try:
+                    facts = entry.stat()
+                    if facts.st_mtime < time.time() - Limits.trash:
+                        os.unlink(entry.path)
+                        continue
+                except FileNotFoundError:
+                    continue
+            count, size = count + 1, size + facts.st_size
+        self.trashed = (count, size)
+        self.swept_much = self.swept_much if count else 0
 
     def open(self, sha256, size=None):
         """The blob as an open binary file; NotFound if it is lost, or has another size than it should."""
         try:
-            file = open(self.path(sha256), "rb")
+            file = self._open(sha256)
             found = os.fstat(file.fileno()).st_size
             if size is None or found == size:
                 return file
@@ -1463,9 +1518,26 @@ class Blobs:
             log.error("the file %s is lost", self.path(sha256))
         raise NotFound("no such file")
 
+    def _open(self, sha256):
+        try:
+            return open(self.path(sha256), "rb")
+        except FileNotFoundError:
+            self._take_back(sha256)
+            return open(self.path(sha256), "rb")
+
     def incoming(self):
         """A new blob, to be written piece by piece."""
         return IncomingBlob(self)
+
+
+def holds_blobs(serverdir):
+    """Whether a server directory has a single blob, in place or in the trash."""
+    files = os.path.join(serverdir, "files")
+    folders = [entry.path for entry in os.scandir(files)] if os.path.isdir(files) else []
+    for folder in (*folders, os.path.join(serverdir, "trash")):
+        if os.path.isdir(folder) and os.listdir(folder):
+            return True
+    return False
 
 
 @dataclasses.dataclass
@@ -7806,6 +7878,8 @@ class App:
             ("devpi_lite_disk_free_bytes", "gauge", "Of the disk with the server directory.",
              shutil.disk_usage(self.blobs.tmp).free),
             ("devpi_lite_database_bytes", "gauge", "Size of the database.", os.path.getsize(self.store.path)),
+            ("devpi_lite_trash_files", "gauge", "Files that nothing names, kept for a week.", self.blobs.trashed[0]),
+            ("devpi_lite_trash_bytes", "gauge", "Their size.", self.blobs.trashed[1]),
             ("devpi_lite_page_cache_bytes", "gauge", "Rendered pages kept.", self.pages.size),
             ("devpi_lite_answer_cache_bytes", "gauge", "Ready answers kept.",
              sum(cache.size for cache in self.ready.values())),
@@ -7840,6 +7914,9 @@ class App:
                           f"the search index is {waiting / 60:.0f} minutes behind"))
         if free < Limits.disk_warn:
             found.append(("fatal" if free < Limits.disk_fatal else "warn", f"the disk has {free >> 20} MiB free"))
+        if self.blobs.swept_much:
+            found.append(("warn", f"{self.blobs.swept_much} files were named by nothing in the database, and lie in "
+                                  "trash/ for a week: was an older database put back?"))
         if self.search.error:
             found.append(("warn", "the search index failed, see the log"))
         if now["devpi_lite_outbox_dead"]:
@@ -7848,20 +7925,20 @@ class App:
         return level, [text for _, text in found]
 
     def clean(self):
-        """Remove blobs that nothing refers to any more."""
+        """Put blobs aside that nothing refers to any more, and forget what they had in the database."""
         def is_referred_to(sha256):
             with self.store.read() as db:
                 return db.execute("SELECT 1 FROM files WHERE sha256 = ? UNION ALL SELECT 1 FROM files "
                                   "WHERE metadata_sha256 = ? LIMIT 1", (sha256, sha256)).fetchone() is not None
         MirrorNames.clear_leftovers(self.mirrors.cache, {index.id for index in self.indexes.all()})
         self.store.write(_forget_leftovers, durable=False)
-        count = self.blobs.collect(is_referred_to)
+        count = self.blobs.sweep(is_referred_to)
         if count:
-            log.info("removed %d files that nothing refers to any more", count)
+            log.info("moved %d files that nothing refers to any more to %s", count, self.blobs.trash)
 
     def clean_regularly(self):
         while True:
-            time.sleep(3600)
+            time.sleep(Limits.cleaning)
             give_back_memory()
             try:
                 self.clean()
@@ -7945,6 +8022,7 @@ def status(request):
         "event-serial": serial, "event-serial-timestamp": timestamp, "event-serial-in-sync-at": timestamp,
         "metrics": [[name, kind, value] for name, kind, _, value in gauges],
         "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
+        "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1], "days": Limits.trash // 86400},
         "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"], "dead": row["dead"],
                     "last-error": row["error"]} for row in app.outbox.summary(by_target=is_root)]})
 
@@ -9526,8 +9604,8 @@ def forget_root_password(serverdir):
 
 PYPI = {"type": "mirror", "volatile": False, "title": "PyPI", "mirror_url": "https://pypi.org/simple/",
         "mirror_web_url_fmt": "https://pypi.org/project/{name}/"}
-OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm", "files", "tmp", "cache", ".secret", ".lock",
-             ".commits", "root-password", "search.db", "search.db-wal", "search.db-shm", "lost+found"}
+OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm", "files", "tmp", "cache", "trash", ".secret",
+             ".lock", ".commits", "root-password", "search.db", "search.db-wal", "search.db-shm", "lost+found"}
 
 
 def _boolean(text):
@@ -9722,6 +9800,7 @@ def prepare_directory(path):
     if ".nodeinfo" in names and "devpi_lite.db" not in names:
         raise FatalError(f"{path} belongs to a devpi-server: copy its data out with devpi-export and "
                          "import that into another, empty directory")
+    refuse_lost_database(path)
     ours = "devpi_lite.db" in names or ".lock" in names and names <= OWN_NAMES     # the latter: a first start was cut off
     foreign = sorted(names - {"lost+found"})
     if foreign and not ours:
@@ -9732,6 +9811,38 @@ def prepare_directory(path):
             os.chmod(path, 0o700)
     if os.name != "nt" and os.stat(path).st_mode & 0o077:
         log.warning("%s can be read by others: chmod 700 would stop that", path)
+
+
+def refuse_lost_database(serverdir):
+    """FatalError if files are here and the database that names them is not.
+
+    Making a new one would have the cleaner take all of them for garbage, and SQLite deletes a
+    write-ahead log (the newest changes) whose database is empty.  Nothing is written here."""
+    database = os.path.join(serverdir, "devpi_lite.db")
+    if not os.path.exists(database):
+        state = "missing"
+    elif not os.path.getsize(database):
+        state = "empty"
+    elif holds_blobs(serverdir) and not _has_accounts(database):
+        state = "without a single account"
+    else:
+        return
+    write_ahead_log = database + "-wal"
+    if os.path.exists(write_ahead_log) and os.path.getsize(write_ahead_log) or holds_blobs(serverdir):
+        raise FatalError(f"the database {database} is {state}, but the files that it named are here: restore "
+                         f"it from a backup, or move {os.path.join(serverdir, 'files')} away to begin anew")
+
+
+def _has_accounts(database):
+    """Whether a database, which is only read, has a user root."""
+    uri = "file:" + urllib.request.pathname2url(database) + "?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        try:
+            return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return False
+            raise
 
 
 def take_lock(serverdir):

@@ -1,13 +1,16 @@
 """Acknowledged means durable: SIGKILL in the middle of everything, lost and damaged blobs, a full disk."""
 import base64
+import contextlib
 import hashlib
+import os
 import shutil
+import sqlite3
 import threading
 import time
 
 import pytest
 
-from harness import eventually, sdist, wheel
+from harness import eventually, patched, sdist, wheel
 
 INDEX = "dur/stable"
 WORKERS = 6
@@ -301,3 +304,83 @@ def test_an_upload_that_does_not_fit_on_the_disk_is_refused_and_changes_nothing(
     server.start()
     assert server.upload(INDEX, big).status == 200
     assert server.fetch(INDEX, big.filename, "big") == big.content
+
+
+# -- a database that does not belong to the files
+
+
+CLEANS_OFTEN = "devpi_lite.Limits.cleaning = 0.05"
+
+
+def released(server):
+    """Archives uploaded to `server`, each older than the hour that a cleaning leaves alone."""
+    archives = [wheel("kept", "1.%d" % number) for number in range(12)]
+    for archive in archives:
+        assert server.upload(INDEX, archive).status == 200
+    for path in blobs(server).values():
+        os.utime(path, (1e9, 1e9))
+    return archives
+
+
+def assert_all_are_here(server, archives):
+    for archive in archives:
+        assert server.get(path_of(archive), headers={"Accept": "*/*"}).body == archive.content
+
+
+@pytest.mark.parametrize("state", ("missing", "empty", "somebody else's"))
+def test_a_server_does_not_start_as_a_new_one_over_files_whose_database_is_gone(make_server, tmp_path, state):
+    server = prepare(make_server())
+    archives = released(server)
+    server.stop()
+    database, aside = server.directory / "devpi_lite.db", tmp_path / "aside"
+    os.replace(database, aside)
+    if state == "empty":
+        database.touch()
+    elif state != "missing":
+        with contextlib.closing(sqlite3.connect(str(database))) as db:
+            db.execute("CREATE TABLE t (c)")
+    with pytest.raises(AssertionError, match="fatal: .*restore"):
+        server.start()
+    with pytest.raises(AssertionError, match="fatal: .*restore"):
+        server.start("--root-passwd", "secret")
+    os.replace(aside, database)
+    server.start()
+    assert_all_are_here(server, archives)
+
+
+def test_a_write_ahead_log_without_its_database_is_not_lost(make_server, tmp_path):
+    server = prepare(make_server())
+    archives = released(server)
+    server.kill()
+    database, aside = server.directory / "devpi_lite.db", tmp_path / "aside"
+    shutil.rmtree(server.directory / "files")
+    (server.directory / "files").mkdir()
+    os.replace(database, aside)
+    database.touch()
+    with pytest.raises(AssertionError, match="fatal: .*is empty"):
+        server.start()
+    os.replace(aside, database)
+    server.start()
+    assert server.versions(INDEX, "kept") == [archive.version for archive in archives]
+
+
+def test_an_older_database_and_then_the_newer_one_again_cost_no_file(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, CLEANS_OFTEN)))
+    server.stop()
+    database = server.directory / "devpi_lite.db"
+    shutil.copy(str(database), str(tmp_path / "older"))
+    server.start()
+    archives = released(server)
+    server.stop()
+    shutil.copy(str(database), str(tmp_path / "newer"))
+    shutil.copy(str(tmp_path / "older"), str(database))
+    server.start()
+    eventually(lambda: not blobs(server))
+    status = eventually(lambda: server.get("/+status").result["trash"]["files"] and server.get("/+status").result)
+    assert status["trash"] == {"files": 12, "bytes": sum(len(archive.content) for archive in archives), "days": 7}
+    assert status["status"] == "warn" and "older database" in status["messages"][0]
+    server.stop()
+    shutil.copy(str(tmp_path / "newer"), str(database))
+    server.start()
+    assert_all_are_here(server, archives)
+    assert len(blobs(server)) == 12

@@ -203,13 +203,41 @@ def test_a_damaged_blob_is_not_opened_and_is_mended_by_the_same_bytes(tmp_path):
     assert keep(blobs, b"content") == digest and blobs.open(digest, 7).read() == b"content"
 
 
-def test_only_old_blobs_that_nothing_refers_to_are_collected(tmp_path):
+def test_only_old_blobs_that_nothing_refers_to_go_to_the_trash(tmp_path):
     blobs = d.Blobs(str(tmp_path))
     used, unused, fresh = (keep(blobs, data) for data in (b"used", b"unused", b"fresh"))
     for digest in (used, unused):
         os.utime(blobs.path(digest), (1, 1))
-    assert blobs.collect(lambda digest: digest == used) == 1
-    assert (blobs.has(used), blobs.has(unused), blobs.has(fresh)) == (True, False, True)
+    assert blobs.sweep(lambda digest: digest == used) == 1
+    in_place = [os.path.exists(blobs.path(digest)) for digest in (used, unused, fresh)]
+    assert (in_place, blobs.trashed) == ([True, False, True], (1, len(b"unused")))
+
+
+@pytest.mark.parametrize("ask", ("open", "has", "claim", "keep"))
+def test_what_lies_in_the_trash_comes_back_when_it_is_asked_for(tmp_path, ask):
+    blobs = d.Blobs(str(tmp_path))
+    digest = keep(blobs, b"content")
+    os.utime(blobs.path(digest), (1, 1))
+    blobs.sweep(lambda digest: False)
+    if ask == "keep":
+        keep(blobs, b"content")
+    else:
+        assert getattr(blobs, ask)(digest)
+    assert blobs.open(digest).read() == b"content"
+    assert blobs.sweep(lambda digest: False) == 0       # it is young again
+    assert ask == "keep" or os.listdir(blobs.trash) == []
+
+
+def test_the_trash_is_emptied_after_its_time_and_not_before(tmp_path, monkeypatch):
+    blobs = d.Blobs(str(tmp_path))
+    digest = keep(blobs, b"content")
+    os.utime(blobs.path(digest), (1, 1))
+    blobs.sweep(lambda digest: False)
+    blobs.empty_trash()
+    assert blobs.trashed == (1, len(b"content"))
+    monkeypatch.setattr(d.Limits, "trash", -1)
+    blobs.empty_trash()
+    assert (blobs.trashed, blobs.has(digest)) == ((0, 0), False)
 
 
 def test_an_upload_of_bytes_that_a_mirror_cached_makes_their_name_durable(tmp_path, monkeypatch):
