@@ -342,6 +342,18 @@ def with_credentials(url, user, password):
     return urllib.parse.urlunsplit(parts._replace(netloc=f"{pair}@{parts.netloc}"))
 
 
+def server_of(url):
+    """The URL of the server that a URL is on, without credentials, with a slash at its end."""
+    parts = urllib.parse.urlsplit(public_url(url))
+    return f"{parts.scheme}://{parts.netloc}/"
+
+
+def is_same_server(url, other):
+    """Whether a URL is on the same server as another one, or on the same host's standard TLS port in place of 80."""
+    one, other = origin_of(url), origin_of(other)
+    return one == other or (one, other) == (("https", other[1], 443), ("http", one[1], 80))
+
+
 def origin_of(url):
     """(scheme, host, port) of an http or https URL."""
     parts = urllib.parse.urlsplit(url)
@@ -410,6 +422,12 @@ def byte_size(count):
 def printable(text):
     """Text without what would move a terminal's cursor, change its colours or turn its direction; line breaks and tabs stay."""
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "?", text.replace("\r\n", "\n"))
+
+
+def shell_word(text):
+    """A server's text as one word for a command line that people copy: in quotes where a shell would see more in it."""
+    import shlex
+    return shlex.quote(text)
 
 
 # ======================================================================================================================
@@ -1024,7 +1042,8 @@ class Http:
             if method not in ("GET", "HEAD") and (reply.status not in (307, 308) or origin_of(target) != origin_of(url)):
                 # A body, which may hold a password, is for the server that it was meant for.
                 raise Failure(f"{method} {public_url(url)}\nis redirected to {public_url(target)}",
-                              f"type 'devpi use' with the address that the server goes by: {'/'.join(target.split('/')[:3])}/")
+                              "type 'devpi use' with the address that the server goes by: "
+                              + shell_word(server_of(target)))
             url = target
         raise Failure(f"{public_url(url)}: more than {MAX_REDIRECTS} redirects")
 
@@ -1355,7 +1374,9 @@ def with_port(url):
 
 
 def netrc_entry(console, url):
-    """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.  `default` entries don't count."""
+    """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.  `default` entries don't count.
+
+    Only for a URL that the person has named: see `Run.netrc_entry` for those that a server has."""
     hosts, parts = _netrc_hosts(console), urllib.parse.urlsplit(url)
     entry = hosts.get(parts.netloc.rpartition("@")[2]) or hosts.get(parts.hostname)
     return (entry[0] or "", entry[2] or "") if entry else None
@@ -1660,10 +1681,20 @@ class Run:
         """Whether a URL is on the server that the person named, or on the same host's standard TLS port in place of 80.
 
         True if no URL was named: then `use` has stored the server, and told what it is."""
-        if self.asked is None:
-            return True
-        one, other = origin_of(url), origin_of(self.asked)
-        return one == other or (one, other) == (("https", other[1], 443), ("http", one[1], 80))
+        return self.asked is None or is_same_server(url, self.asked)
+
+    @property
+    def named(self):
+        """The URL by which the person has named the server: now, or in the `use` that stored it; "" if there is no server.
+
+        What a server says of itself does not count.  State files of devpi-client don't tell; their server counts as named."""
+        if self.asked is not None:
+            return self.asked
+        known, root = self.state.get("devpi_lite_named"), Place.of_state(self.state).root
+        if isinstance(known, dict) and known.get("root") == root and isinstance(known.get("url"), str):
+            with contextlib.suppress(Failure):
+                return checked_url(known["url"])
+        return root
 
     def index_url(self, text, root):
         """The URL that an index name stands for on a server: NAME, USER/NAME, /USER/NAME, or a URL."""
@@ -1738,10 +1769,16 @@ class Run:
         user = user or self.stored_user or (stored[0][0] if stored else None)
         if user in dict(stored):
             return Identity(user, self.auth.token(url, user), "login")
-        entry = netrc_entry(self.console, url)
+        entry = self.netrc_entry(url)
         if entry and os.environ.get("DEVPI_USER", entry[0]) == entry[0] != "" and self.auth.basic_auth(url) is None:
             return Identity(*entry, "netrc")
         return None
+
+    def netrc_entry(self, url):
+        """(user, password) of .netrc for a URL on the server that the person has named, or None.
+
+        A server may link and redirect to any host, one that .netrc has for other programs too."""
+        return netrc_entry(self.console, url) if self.named and is_same_server(url, self.named) else None
 
     def _login_from_environment(self, place, user, password):
         try:
@@ -1774,7 +1811,7 @@ class Run:
         if identity:
             headers.update(identity.headers())
         pair = self.auth.basic_auth(url)
-        entry = netrc_entry(self.console, url)
+        entry = self.netrc_entry(url)
         if pair or entry:
             headers["Authorization"] = basic(*(pair or entry))
         return headers
@@ -1789,7 +1826,7 @@ class Run:
         checked_secret(user, password)
         if not self.is_asked_for(place.login):
             raise Failure(f"the server at {masked(self.asked)} wants the password to be sent to {place.root}",
-                          f"if that is right, type 'devpi use {place.index or place.root}' first, or name that URL")
+                          f"if that is right, type 'devpi use {shell_word(place.index or place.root)}' first, or name that URL")
         reply = self.http.request("POST", place.login, json_headers(), json_body({"user": user, "password": password}),
                                   credentials=self._proxy_credentials)
         answer = self.answer(reply, "proxyauth")
@@ -1895,9 +1932,12 @@ class Run:
             if self.user_at(reply.url) is None:
                 if not self.is_asked_for(reply.url) and (os.environ.get("DEVPI_TOKEN") or os.environ.get("DEVPI_PASSWORD")):
                     return (f"the variables' login is for {masked(self.asked)}, not for what that server calls itself: "
-                            f"set DEVPI_INDEX to an index of {'/'.join(public_url(reply.url).split('/')[:3])}/")
+                            f"set DEVPI_INDEX to an index of {shell_word(server_of(reply.url))}")
                 if os.environ.get("DEVPI_PASSWORD") and not os.environ.get("DEVPI_USER"):
                     return "the variable DEVPI_PASSWORD is set, but not DEVPI_USER, which says whose password it is"
+                if netrc_entry(self.console, reply.url) and not self.netrc_entry(reply.url):
+                    return (f"what .netrc has for {origin_of(reply.url)[1]} is not sent where a server leads to by itself; "
+                            f"if that is where you want to be: devpi use {shell_word(server_of(reply.url))}")
                 user = os.environ.get("DEVPI_USER") or self.stored_user or "USER"
                 return f"not logged in, or the login has expired (one lasts 10 hours): devpi login {user}"
         if reply.status == 413:
@@ -2161,23 +2201,69 @@ def undo_settings(file):
     return changed != text
 
 
-def installer_variables(place, url=None):
-    """The variables that make pip and uv use an index; `url`: its simple index with credentials, if they are needed."""
-    url = url or place.simpleindex
+def installer_variables(run, url=None):
+    """The variables that make pip and uv use the index; `url`: its simple index with credentials, if they are needed."""
+    url = url or run.place.simpleindex
     variables = {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url, "UV_INDEX_URL": url}
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "http" and not is_loopback(parts.hostname):
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and may_be_trusted(run, url):
         variables["PIP_TRUSTED_HOST"] = parts.hostname
     return variables
 
 
+def may_be_trusted(run, url):
+    """Whether pip may be told to trust a URL's host without TLS: the person has named it.  If not, that is said.
+
+    pip then takes anything from that host, from any port and with any certificate, so that no server may choose which."""
+    host, named = origin_of(url)[1], origin_of(run.named)[1] if run.named else None
+    if host == named:
+        return True
+    run.console.warn(f"the server says that its index is at {host}, which you have not named: pip is not told to trust that host"
+                     f" (if it is right: devpi use {shell_word(server_of(url))})")
+    return False
+
+
 INSTALLER_EXTRAS = ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX", "PIP_NO_INDEX")
+MEMBERS_ASKED = 50              # of an index and its bases
 
 
 def index_with_credentials(run, place):
-    """The simple index's URL as tools need it that know nothing of devpi's header."""
-    pair = run.credential_pair(place.root)
+    """The simple index's URL as tools need it that know nothing of devpi's header: with the login for where that URL is."""
+    pair = run.credential_pair(place.simpleindex)
     return with_credentials(place.simpleindex, *pair) if pair else place.simpleindex
+
+
+def index_for_tools(run):
+    """The simple index's URL for what this client starts: with our login only if the index can't be read without.
+
+    What is built, tested or installed sees that URL too, and all that a login may do is more than it should get."""
+    place = run.place
+    pair = run.credential_pair(place.simpleindex)
+    return with_credentials(place.simpleindex, *pair) if pair and not _everybody_reads(run, place) else place.simpleindex
+
+
+def _everybody_reads(run, place):
+    """Whether the index and all its bases answer to who is not logged in."""
+    if not place.index:
+        return False
+    waiting, seen = [place.index], set()
+    while waiting:
+        url = waiting.pop()
+        if url in seen:
+            continue
+        seen.add(url)
+        try:
+            reply = run.http.request("GET", url + "?no_projects=", json_headers())
+        except Failure as failure:
+            run.console.debug(failure.message)
+            return False
+        value = reply.json()
+        config = value.get("result") if isinstance(value, dict) else None
+        if reply.status != 200 or not isinstance(config, dict) or len(seen) > MEMBERS_ASKED:
+            return False
+        bases = config.get("bases") or ()
+        waiting += [place.root + "/".join(map(url_part, str(base).split("/"))) for base in bases]
+    return True
 
 
 # ======================================================================================================================
@@ -2285,6 +2371,8 @@ def _connect(run, target, pair):
     is_for_once = options.urls or options.list if options.url else os.environ.get("DEVPI_INDEX")
     if not is_for_once:
         run.edit_state(place.write_to)
+        if run.asked:
+            run.change_state(devpi_lite_named={"url": server_of(run.asked), "root": place.root})
         logins = run.auth.tokens(place.root)
         if place.root != stored.root and logins and run.stored_user not in dict(logins):
             run.change_state(username=logins[0][0])
@@ -2436,11 +2524,13 @@ def _index_is_accessible(run, place, user):
 
 
 def _trusts(run, place):
-    """Whether pip is to be told to use the index's host without TLS."""
-    if run.options.pip_set_trusted != "auto":
-        return run.options.pip_set_trusted == "yes"
-    parts = urllib.parse.urlsplit(place.root)
-    return bool(run.state.get("settrusted")) or parts.scheme == "http" and not is_loopback(parts.hostname)
+    """Whether pip is to be told to use the index's host without TLS: never one that only the server has named."""
+    if not place.simpleindex or run.options.pip_set_trusted == "no":
+        return False
+    parts = urllib.parse.urlsplit(place.simpleindex)
+    is_wanted = run.options.pip_set_trusted == "yes" or bool(run.state.get("settrusted")) \
+        or parts.scheme == "http" and not is_loopback(parts.hostname)
+    return is_wanted and may_be_trusted(run, place.simpleindex)
 
 
 def _present_settings(venv):
@@ -2467,14 +2557,14 @@ def _configure_installers(run, place):
 
 def _set_configuration(run, place, file, trusted):
     """Write the index into a configuration file."""
-    pair = run.auth.basic_auth(place.root)
     urls = {"simpleindex": place.simpleindex, "index": place.index + "/"}
-    if pair:
-        urls = {key: with_credentials(url, *pair) for key, url in urls.items()}
+    for key, url in urls.items():
+        pair = run.auth.basic_auth(url)     # each URL for itself: a server may state one of another server
+        urls[key] = with_credentials(url, *pair) if pair else url
     if file.settings[0][0] is None and winning_index(_text_of(file.path) or "") is not None:
         run.console.error(f"{for_people(file.path)} has a default [[index]], which goes before index-url: left alone")
     else:
-        write_settings(file, urls, urllib.parse.urlsplit(place.root).hostname, trusted)
+        write_settings(file, urls, origin_of(place.simpleindex)[1], trusted)
     if os.path.dirname(file.path) == os.path.join(os.path.expanduser("~"), ".pip"):
         run.console.warn(f"{for_people(file.path)} is an old place: better move it to ~/.config/pip/pip.conf")
 
@@ -2544,7 +2634,7 @@ def _keep_login(run, user, token, seconds):
 def _login_with_token(run, user, token):
     checked_secret(user, token)
     if not run.is_asked_for(run.root):
-        raise Failure(f"the server at {masked(run.asked)} calls itself {run.root}", f"type 'devpi use {run.root}' first")
+        raise Failure(f"the server at {masked(run.asked)} calls itself {run.root}", f"type 'devpi use {shell_word(run.root)}' first")
     headers = Identity(user, token, "login").headers()
     reply = run.http.request("GET", run.root + "+api", json_headers(),
                              credentials=lambda url: headers if is_below(url, run.root) else {})
@@ -2601,7 +2691,7 @@ def env_command(run):
         run.require_index()
         raise Failure(f"{run.index} has no simple index")
     url = index_with_credentials(run, run.place) if options.with_credentials else run.place.simpleindex
-    variables = installer_variables(run.place, url)
+    variables = installer_variables(run, url)
     run.console.document(variables)
     for name, value in variables.items():
         run.console.result(_shell_line(options.shell, name, None if options.unset else value))
@@ -3931,7 +4021,7 @@ def _build_index(run, requires):
     if missing:
         run.console.warn(f"{run.index} does not have {', '.join(missing)}, which the build requires: "
                          "add a mirror to its bases, or build with --no-isolation, or set PIP_INDEX_URL")
-    return installer_variables(run.place, index_with_credentials(run, run.place))
+    return installer_variables(run, index_for_tools(run))
 
 
 def _may_have(run, name):
@@ -4593,7 +4683,7 @@ def _run_tox(run, command, source, config, archive, report):
         words += shlex.split(options.tox_args)
     except ValueError as error:
         raise UsageError(f"--tox-args: {error}") from None
-    variables = installer_variables(run.place, index_with_credentials(run, run.place))
+    variables = installer_variables(run, index_for_tools(run))
     return run_child(run.console, words, cwd=source, env=variables, unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"]).code
 
 
@@ -4657,7 +4747,7 @@ def install_command(run):
     run.require_index()
     if not (options.packages or options.editable):
         return 0
-    variables = installer_variables(run.place, index_with_credentials(run, run.place))
+    variables = installer_variables(run, index_for_tools(run))
     words = [*command, "install", *inside, "-U"]
     if uv:
         words += [] if options.no_pre else ["--prerelease", "allow"]
@@ -4967,8 +5057,10 @@ def parse_arguments(words):
 _COMPLETION = {
     "bash": """\
 _devpi_complete() {{
-    local IFS=$'\\n'
-    COMPREPLY=($({program} __complete "${{COMP_WORDS[@]:1:COMP_CWORD}}" 2>/dev/null))
+    local word
+    COMPREPLY=()
+    while IFS= read -r word; do COMPREPLY+=("$word"); done \\
+        < <({program} __complete "${{COMP_WORDS[@]:1:COMP_CWORD}}" 2>/dev/null)
 }}
 complete -o default -F _devpi_complete devpi devpi_lite_client.py
 """,
@@ -5037,8 +5129,16 @@ def _completions(before, word):
     return [name for name in found if name.startswith(word)]
 
 
+# What a shell takes for nothing but a word, and the client for no option and no setting: a server may have any names.
+_HARMLESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+-]*")
+
+
 def _named_things(kind):
-    """The names of all indexes, projects or users that the current server and index have."""
+    """The names of all indexes, projects or users that the current server and index have, but for odd ones."""
+    return [name for name in map(str, _all_named_things(kind)) if _HARMLESS_NAME.fullmatch(name)]
+
+
+def _all_named_things(kind):
     if kind == "shell":
         return list(_COMPLETION)
     if kind == "token":

@@ -614,6 +614,45 @@ def test_bash_completes_commands_options_and_indexes(alice, site):
     assert found == [True] * len(asked), done
 
 
+ODD_NAMES = ["foo;touch${IFS}PWNED;", "/etc/host*", "$(id)", "`id`", "a b", "-f", "--force", "x=y", "~root", "na\u00efve", "<x", ""]
+
+
+@posix_only
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize("odd", [ODD_NAMES, ["good"] + ODD_NAMES], ids=["alone", "among others"])
+def test_odd_names_of_a_server_get_into_no_command_line(alice, gate, odd):
+    """A shell inserts a word as it is, and people press Enter."""
+    alice.sign_in(gate.server, "alice", "alice/dev", url=gate.url)
+    gate.fault("GET /alice/dev", "answer", body=json.dumps(
+        {"type": "indexconfig", "result": {"projects": odd}}).encode(), headers={"Content-Type": "application/json"})
+    gate.fault("GET / ", "answer")
+    gate.fault("GET /", "answer", body=json.dumps({"type": "list:userconfig", "result": {
+        "good": {"indexes": {"index": {}}}, "x;id;": {"indexes": {"y": {}}}, "z": {"indexes": {"$(id)": {}}}}}).encode(),
+        headers={"Content-Type": "application/json"})
+    good = ["good"] if "good" in odd else []
+    assert alice("__complete", "list", "").lines == good
+    assert alice("__complete", "use", "").lines == ["good/index"]
+    script = alice.write("completion.bash", alice("completion", "bash"))
+    shown = subprocess.run(["bash", "--norc", "-c", "cd /; source %s; COMP_WORDS=(devpi list '') COMP_CWORD=2; _devpi_complete; "
+                            'printf "<%%s>" "${COMPREPLY[@]}"' % shlex.quote(str(script))],
+                           stdout=subprocess.PIPE, env=alice.environment, check=True).stdout.decode()
+    assert shown == "<%s>" % "".join(good)
+
+
+@posix_only
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_a_word_that_a_shell_would_expand_stays_as_it_is(alice):
+    """Whatever may come out of the program one day: bash takes each line for a word."""
+    script = alice("completion", "bash")
+    program = re.search(r"\(([^(]*) __complete", script)[1]
+    script = alice.write("script", script.replace(program, alice.write("fake", "#!/bin/sh\nprintf '/etc/host*\\na b\\n'", True)
+                                                  .as_posix()))
+    shown = subprocess.run(["bash", "--norc", "-c", "source %s; COMP_WORDS=(devpi x) COMP_CWORD=1; _devpi_complete; "
+                            'printf "<%%s>" "${COMPREPLY[@]}"' % shlex.quote(str(script))],
+                           stdout=subprocess.PIPE, env=alice.environment, check=True).stdout.decode()
+    assert shown == "</etc/host*><a b>"
+
+
 def test_it_runs_alone_from_one_file(tmp_path, site):
     """Copied away from everything else, in the interpreter's isolated mode."""
     shutil.copy(str(SOURCE), str(tmp_path / "devpi.py"))

@@ -47,7 +47,9 @@ def calls(directory):
     return [json.loads(line) for line in lines]
 
 
-def test_pip_gets_the_index_by_its_environment_and_nobody_sees_the_session(devpi, site, index):
+def test_pip_gets_the_index_by_its_environment_and_nobody_sees_the_session(devpi, site):
+    index = new_index(site, "alice", acl_pkg_read=["alice"])
+    devpi.sign_in(site, "alice", index)
     printed = devpi("install", "six", "flask>2", PYTHONDONTWRITEBYTECODE="1", PIP_EXTRA_INDEX_URL="https://example.org/simple/")
     (call,) = calls(devpi.home / "bin")
     assert call["arguments"] == ["install", "-U", "six", "flask>2"]
@@ -61,6 +63,19 @@ def test_pip_gets_the_index_by_its_environment_and_nobody_sees_the_session(devpi
     assert token not in printed + printed.errors and not any(token in argument for argument in call["arguments"])
     devpi("install", "--no-pre", "six")
     assert "PIP_PRE" not in calls(devpi.home / "bin")[0]["environment"]
+
+
+@pytest.mark.parametrize("protected, base, needs_login", [(False, False, False), (True, False, True), (False, True, True)])
+def test_the_login_is_handed_on_only_where_reading_needs_it(devpi, site, protected, base, needs_login):
+    """What is installed runs with the variables of who installs it, and a login may do more than read."""
+    acl = {True: {"acl_pkg_read": ["alice"]}, False: {}}
+    bases = [new_index(site, "alice", **acl[base])]
+    index = new_index(site, "alice", bases=bases, **acl[protected])
+    devpi("install", "--index", index, "six")
+    (call,) = calls(devpi.home / "bin")
+    handed_on = [value for value in call["environment"].values() if site.tokens["alice"] in value]
+    assert bool(handed_on) == needs_login
+    assert call["environment"]["UV_DEFAULT_INDEX"].endswith("127.0.0.1:%d/%s/+simple/" % (site.port, index))
 
 
 def test_the_options_of_install(devpi, site, index):

@@ -195,7 +195,73 @@ def test_a_server_ends_no_login_at_another_one(devpi, site, index, villain):
     assert devpi.state("auth.json") == before
 
 
+@posix_only
+def test_a_login_is_not_put_into_the_address_of_another_server(devpi, site, villain):
+    """A server may say that its logins are made at one where we are logged in, and that pip is to come to itself."""
+    villain.api.update(login=site.url + "/+login")
+    path = devpi.add_command("pip", "import os\nprint(os.environ.get('PIP_INDEX_URL'))")
+    shown = devpi("install", "--index", villain.index, "six", PATH=path).lines[-1]
+    shown += devpi("env", "--with-credentials", "--index", villain.index)
+    assert villain.index + "/+simple/" in shown and site.tokens["alice"] not in shown
+    front = {"basic_auth": {site.url + "/": ["front", "SECRET"]}}
+    devpi.write_state("auth.json", {**devpi.state("auth.json"), **front})
+    devpi("use", "--set-cfg", villain.index)
+    assert villain.index in (devpi.home / ".config" / "uv" / "uv.toml").read_text()
+    assert not any("SECRET" in path.read_text() for path in (devpi.home / ".config").rglob("*.*"))
+
+
+def test_netrc_is_for_the_server_that_was_named(nobody, villain, other):
+    """A link, a redirect and what a server says of itself lead to any host that .netrc has."""
+    netrc = nobody.write(".netrc", "machine 127.0.0.1 login alice password SECRET\n")
+    netrc.chmod(0o600)
+    nobody("use", villain.index)
+    assert "SECRET" in villain.secrets()
+    villain.answers["/alice/dev/demo"] = 200, {"type": "projectconfig", "result": {"1.0": {"+links": [
+        {"rel": "releasefile", "href": other.root + "demo-1.0.tar.gz"},
+        {"rel": "toxresult", "href": other.root + "result", "for_href": other.root + "demo-1.0.tar.gz"}]}}}
+    nobody("list", "-t", "demo")
+    assert other.asked
+    villain.answers["/x"] = 302, {}, {"Location": other.root + "x"}
+    nobody("getjson", villain.root + "x")
+    villain.api.update(index=other.index, login=other.root + "+login", simpleindex=other.index + "/+simple/")
+    nobody("use", villain.index)
+    nobody("list")
+    assert nobody.state()["index"] == other.index and "SECRET" not in other.secrets()
+    other.answers["/alice/dev"] = 401, {"message": "who?"}
+    refused = nobody("list", expect=1)
+    assert "if that is where you want to be: devpi use " + other.root in refused
+    del other.answers["/alice/dev"]
+    nobody("use", other.index)
+    assert "SECRET" in other.secrets()
+
+
 # -- what a server says of itself
+
+
+@pytest.mark.parametrize("link", ["login", "simpleindex"])
+def test_pip_trusts_no_host_that_only_a_server_has_named(nobody, villain, link):
+    pip = nobody.home / "pip.conf"
+    villain.api[link] = "http://trusted.example.org/alice/dev"
+    for more in ([], ["-t", "yes"], ["--always-set-cfg", "yes", "-t", "yes"]):
+        nobody("use", "--set-cfg", *more, villain.index, PIP_CONFIG_FILE=pip)
+        assert not re.search("(?m)^trusted-host.*example.org", pip.read_text())
+    printed = nobody("env", "--json", "--index", villain.index)
+    assert "PIP_TRUSTED_HOST" not in printed.json()
+    if link == "simpleindex":
+        assert "trusted.example.org, which you have not named" in printed.errors
+
+
+def test_pip_trusts_the_host_that_was_named(nobody, villain):
+    """Also by an earlier `use`."""
+    pip = nobody.home / "pip.conf"
+    gate = villain.root.replace("127.0.0.1", "localhost")       # as a person may write it
+    villain.api = {name: gate + path for name, path in {
+        "login": "+login", "index": "alice/dev", "simpleindex": "alice/dev/+simple/", "pypisubmit": "alice/dev/"}.items()}
+    nobody("use", gate + "alice/dev")
+    for words in (["use", "-t", "yes", "--set-cfg"], ["use", "-t", "yes", "--set-cfg", "alice/dev"]):
+        nobody(*words, PIP_CONFIG_FILE=pip)
+        assert re.findall("(?m)^trusted-host = (.*)", pip.read_text()) == ["localhost"]
+        pip.unlink()
 
 
 @pytest.mark.parametrize("url", ["ftp://x/\nlog = /tmp/x", "http://h/x\n[install]\ntarget = /tmp/x", "http://h/a b",
