@@ -937,6 +937,23 @@ CREATE INDEX search_queue_order ON search_queue (since);
 """
 
 
+SCHEMA_SINCE_3 = """
+-- one row: a name that a file of a stage had until it went, and what it stood for; kept: 1 if the index was not volatile then
+CREATE TABLE withdrawn (
+    index_path TEXT NOT NULL, kind TEXT NOT NULL, filename TEXT NOT NULL, sha256 TEXT NOT NULL, kept INTEGER NOT NULL,
+    PRIMARY KEY (index_path, kind, filename)) WITHOUT ROWID;
+
+-- one row: what the uploader of a file attests of it (PEP 740), as it came
+CREATE TABLE attestations (
+    file_id INTEGER PRIMARY KEY REFERENCES files ON DELETE CASCADE, content TEXT NOT NULL);
+
+-- account: the user whose index a message speaks of
+ALTER TABLE outbox ADD COLUMN account INTEGER NOT NULL DEFAULT 0;
+DROP INDEX outbox_due;
+CREATE INDEX outbox_due ON outbox (dead, target, account, due);
+"""
+
+
 def run_script(db, script):
     """Run SQL statements, each of which ends with its line, inside the transaction that is open."""
     for statement in script.split(";\n"):
@@ -951,8 +968,13 @@ def _migrate_to_2(db):
     db.execute("INSERT INTO search_queue SELECT index_id, name, ? FROM projects", (time.time(),))
 
 
+def _migrate_to_3(db):
+    run_script(db, SCHEMA_SINCE_3)
+    db.execute("UPDATE outbox SET account = coalesce((SELECT user_id FROM indexes WHERE indexes.id = index_id), 0)")
+
+
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
-MIGRATIONS = (_migrate_to_2,)
+MIGRATIONS = (_migrate_to_2, _migrate_to_3)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 EVERYTHING = "everything"       # the tag of changes to users and index configurations: all caches start anew
 
@@ -1146,7 +1168,7 @@ class Store:
                              f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            run_script(db, SCHEMA + SCHEMA_SINCE_2)
+            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -2790,11 +2812,15 @@ def _delete_user(change, name):
 
 
 def _bury_files(change, index, condition="1", *values):
-    """Remember the paths of files about to be deleted: they answer 410 from now on.
+    """Remember the paths of files about to be deleted, which answer 410 from now on, and what a stage's names stood for.
 
     A mirror's links that were never followed are not remembered."""
     change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files WHERE index_id = ? "
                    f"AND sha256 IS NOT NULL AND {condition}", (index.path, index.id, *values))
+    if not index.is_mirror:
+        change.execute("INSERT OR REPLACE INTO withdrawn SELECT ?, kind, filename, sha256, ? FROM files WHERE index_id = ? "
+                       f"AND sha256 IS NOT NULL AND kind != 'toxresult' AND {condition}",
+                       (index.path, not index.volatile, index.id, *values))
 
 
 # ======================================================================================================================
@@ -4711,9 +4737,10 @@ class Releases:
         name, version = check_form_names(form)
         self.store.write(_register, index, name, version, form_metadata(form), actor=actor)
 
-    def upload(self, index, form, filename, incoming, actor):
+    def upload(self, index, form, filename, incoming, may_replace, actor):
         """devpi: `:action=file_upload`.  Keep an incoming file as a file of a release.
 
+        `may_replace`: whether the actor may put other bytes under a name that was deleted from a non-volatile index.
         Returns False if the very same file was there already on a non-volatile index."""
         name, version = check_form_names(form)
         check_form_filename(filename, name, version)
@@ -4725,14 +4752,14 @@ class Releases:
         offered = data is not None and filename.lower().endswith(".whl")
         upload = Upload(name, version, filename, incoming.sha256.hexdigest(), incoming.size, form_metadata(form), archive,
                         MetadataFile.of(data) if offered else None)
-        self._refuse_early(index, upload)
+        self._refuse_early(index, upload, may_replace)
         incoming.keep()
-        return self.store.write(_store_upload, index, upload, actor=actor)
+        return self.store.write(_store_upload, index, upload, may_replace, actor=actor)
 
-    def upload_docs(self, index, form, filename, incoming, actor):
+    def upload_docs(self, index, form, filename, incoming, may_replace, actor):
         """devpi: `:action=doc_upload`.  Keep an incoming zip as the documentation of a release, by default the latest.
 
-        Returns False if the very same zip was there already on a non-volatile index."""
+        `may_replace`: as for `upload`.  Returns False if the very same zip was there already on a non-volatile index."""
         if "version" not in form:
             name, _ = check_form_names({**form, "version": ["0"]})
             form = {**form, "version": [self._newest_version(index, name)]}
@@ -4743,7 +4770,7 @@ class Releases:
             members = doc_members(file, filename)
         docs = Attachment("doczip", f"{normalize(name)}-{version}.doc.zip", incoming.sha256.hexdigest(), incoming.size)
         incoming.keep()
-        return self.store.write(_store_docs, index, name, version, docs, filename, members, actor=actor)
+        return self.store.write(_store_docs, index, name, version, docs, filename, members, may_replace, actor=actor)
 
     def _newest_version(self, index, name):
         with self.store.read() as db:
@@ -4821,7 +4848,7 @@ class Releases:
         if not same_version(found[1], version):
             raise BadRequest(f"'{filename}' holds metadata of version '{one_line(found[1], 80)}', not '{version}'")
 
-    def _refuse_early(self, index, upload):
+    def _refuse_early(self, index, upload, may_replace):
         """What the change will refuse is refused before bytes are kept for it."""
         if index.volatile:
             return
@@ -4829,8 +4856,10 @@ class Releases:
             row = db.execute("SELECT sha256 FROM files JOIN projects ON projects.id = project_id WHERE projects.index_id = ? "
                              "AND name = ? AND filename = ? AND kind = 'releasefile'",
                              (index.id, normalize(upload.name), upload.filename)).fetchone()
+            before = _withdrawn(db, index, "releasefile", upload.filename)
         if row and row["sha256"] != upload.sha256:
             raise _already_exists(upload.filename)
+        _refuse_other_bytes(index, before, upload.filename, upload.sha256, may_replace)
 
     # -- yanks and statuses
 
@@ -4849,24 +4878,35 @@ class Releases:
 
     # -- removal
 
-    def remove_project(self, index, name, force, actor):
-        """devpi: DELETE /user/index/project."""
-        self.store.write(_remove, index, None if force else f"project '{name}' is on non-volatile index {index.path}",
-                         _remove_project, (name,), actor=actor)
+    def remove_project(self, index, name, refusal, actor):
+        """devpi: DELETE /user/index/project.  `refusal`: what a non-volatile index says to that; None: it is done there too."""
+        self.store.write(_remove, index, refusal, _remove_project, (name,), actor=actor)
 
-    def remove_version(self, index, name, version, force, actor):
-        """devpi: DELETE /user/index/project/version."""
-        self.store.write(_remove, index, None if force else "cannot delete version on non-volatile index",
-                         _forget_version if index.is_mirror else _remove_version, (name, version), actor=actor)
+    def remove_version(self, index, name, version, refusal, actor):
+        """devpi: DELETE /user/index/project/version.  `refusal`: as for `remove_project`."""
+        self.store.write(_remove, index, refusal, _forget_version if index.is_mirror else _remove_version, (name, version),
+                         actor=actor)
 
-    def remove_file(self, index, path, force, actor):
-        """devpi: DELETE of a file's path."""
-        self.store.write(_remove, index, None if force else "cannot delete version on non-volatile index",
-                         _remove_file, (path,), actor=actor)
+    def remove_file(self, index, path, refusal, actor):
+        """devpi: DELETE of a file's path.  `refusal`: as for `remove_project`."""
+        self.store.write(_remove, index, refusal, _remove_file, (path,), actor=actor)
 
 
-def _already_exists(filename):
-    return Conflict(f"{filename} already exists in non-volatile index")
+def _already_exists(filename, more=""):
+    return Conflict(f"{filename} already exists in non-volatile index{more}")
+
+
+def _withdrawn(db, index, kind, filename):
+    """What the name of a file of the stage stood for until that went: (sha256, kept), or None."""
+    return db.execute("SELECT sha256, kept FROM withdrawn WHERE index_path = ? AND kind = ? AND filename = ?",
+                      (index.path, kind, filename)).fetchone()
+
+
+def _refuse_other_bytes(index, before, filename, sha256, may_replace):
+    """A name that a non-volatile index once gave to other bytes is given again by the index's owner and root only."""
+    if before and before["kept"] and before["sha256"] != sha256 and not index.volatile and not may_replace:
+        raise Conflict(f"{filename} was deleted from the non-volatile index {index.path}, where this name stands for "
+                       f"sha256={before['sha256']}: only {index.user} and root may give it to other content")
 
 
 def _register(change, index, name, version, metadata):
@@ -4914,7 +4954,7 @@ def _put_release(change, index, name, version, project_id, metadata):
                           (project_id, version)).fetchone()["id"]
 
 
-def _store_upload(change, index, upload):
+def _store_upload(change, index, upload, may_replace):
     """Enter an uploaded file; False if the same bytes are there already on a non-volatile index."""
     index = _current(change, index)
     project_id = _project_for(change, index, upload.name)
@@ -4923,7 +4963,8 @@ def _store_upload(change, index, upload):
         if old.sha256 != upload.sha256:
             raise _already_exists(upload.filename)
         return False
-    history = _overwrite(change, index, old) + [_log_entry("upload", who=change.who, dst=index.path)]
+    history = _make_room(change, index, old, "releasefile", upload.filename, upload.sha256, may_replace)
+    history.append(_log_entry("upload", who=change.who, dst=index.path))
     release_id = _merge_release(change, index, project_id, upload)
     if old and old.release_id != release_id:
         _remove_if_empty(change, index, normalize(upload.name), old)
@@ -4956,17 +4997,32 @@ def _as_history(entries):
     return entries[:2] + entries[2:][2 - Limits.history:]
 
 
-def _overwrite(change, index, old):
-    """Delete the file that a new one replaces, with its test results; returns the beginning of the new one's history."""
+def _make_room(change, index, old, kind, filename, sha256, may_replace):
+    """Give a name to new bytes: `old`, the file that has it, goes with its test results.  Conflict if the name was kept for
+    other bytes (see `_refuse_other_bytes`).  Returns the beginning of the new file's history; what was replaced by what
+    stands there and in the audit log."""
+    if old:
+        _drop_file(change, index, old)
+    before = _withdrawn(change, index, kind, filename)
+    replaced = {}
+    if before:
+        _refuse_other_bytes(index, before, filename, sha256, may_replace)
+        change.execute("DELETE FROM withdrawn WHERE index_path = ? AND kind = ? AND filename = ?",
+                       (index.path, kind, filename))
+        if before["sha256"] != sha256:
+            replaced = {"replaced": f"sha256={before['sha256']}", "by": f"sha256={sha256}"}
+            change.audit("replaced", index.path, filename, f"{replaced['replaced']} by {replaced['by']}")
     if old is None:
         return []
-    _drop_file(change, index, old)
     count = next((entry["count"] for entry in json.loads(old.history or "[]") if entry["what"] == "overwrite"), 0)
-    return [_log_entry("overwrite", who=None, count=count + 1)]
+    return [_log_entry("overwrite", who=None, count=count + 1, **replaced)]
 
 
 def _drop_file(change, index, file):
-    """Delete a file and its test results; their paths answer 410 from now on."""
+    """Delete a file and its test results; their paths answer 410 from now on, and a stage remembers what the name stood for."""
+    if not index.is_mirror and file.kind != "toxresult":
+        change.execute("INSERT OR REPLACE INTO withdrawn VALUES (?, ?, ?, ?, ?)",
+                       (index.path, file.kind, file.filename, file.sha256, not index.volatile))
     results = change.execute("SELECT path FROM files WHERE for_id = ?", (file.id,)).fetchall()
     change.execute("DELETE FROM files WHERE id = ?", (file.id,))
     for path in (file.path, *(row["path"] for row in results)):
@@ -5024,7 +5080,7 @@ class Attachment(typing.NamedTuple):
     size: int
 
 
-def _store_docs(change, index, name, version, docs, uploaded_name, members):
+def _store_docs(change, index, name, version, docs, uploaded_name, members, may_replace):
     """Enter a documentation zip, and its release if that is new; False as for an upload."""
     index = _current(change, index)
     project_id = _project_for(change, index, name)
@@ -5036,7 +5092,8 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members):
     row = change.execute("SELECT id FROM releases WHERE project_id = ? AND version = ?", (project_id, version)).fetchone()
     release_id = row["id"] if row else _put_release(change, index, name, version, project_id,
                                                     with_defaults({"name": name, "version": version}))
-    history = _overwrite(change, index, old) + [_log_entry("upload", who=change.who, dst=index.path)]
+    history = _make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
+    history.append(_log_entry("upload", who=change.who, dst=index.path))
     file = _insert_file(change, index, normalize(name), project_id=project_id, release_id=release_id, version=version,
                         history=history, **docs._asdict())
     _enter_doc_members(change, docs.sha256, members)
@@ -5364,9 +5421,10 @@ class Staging:
             found = None
         return here._replace(core_metadata=found, metadata_sha256=found)
 
-    def push(self, index, pushed, target, said_name, part, actor):
-        """devpi: PUSH to another index, one change.  `part`: (no_docs, only_docs).  Returns devpi's action log."""
-        return self.store.write(_push, index, pushed, target, said_name, part, actor=actor)
+    def push(self, index, pushed, target, said_name, part, may_replace, actor):
+        """devpi: PUSH to another index, one change.  `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`.
+        Returns devpi's action log."""
+        return self.store.write(_push, index, pushed, target, said_name, part, may_replace, actor=actor)
 
     def push_outside(self, index, pushed, url, username, password, register, actor):
         """devpi: PUSH to a server that takes PyPI's uploads, one request a file.  Returns devpi's action log.
@@ -5387,7 +5445,7 @@ class Staging:
         return log_
 
 
-def _push(change, source, pushed, target, said_name, part):
+def _push(change, source, pushed, target, said_name, part, may_replace):
     """Enter a release into another stage, with all that hangs on it."""
     target = _current(change, target)
     if not source.is_mirror:        # as it is now
@@ -5403,27 +5461,29 @@ def _push(change, source, pushed, target, said_name, part):
         _put_release(change, target, said_name, pushed.version, project_id, metadata)
     log_ = [[200, "register", said_name, pushed.version, "->", target.path]]
     place = {"project_id": project_id, "release_id": release_id}
+    put = functools.partial(_push_file, change, source, target, pushed.name, place, may_replace)
     for file, results in pushed.files:
-        new = _push_file(change, source, target, pushed.name, place, file)
+        new = put(file)
         log_.append([200, "store_releasefile", f"{target.path}/{new.path}"])
         for result in results:
             stored = _add_test_result(change, target, pushed.name, new, result.sha256, result.size,
                                       _pushed_history(change, source, target, result))
             log_.append([200, "store_toxresult", f"{target.path}/{stored.path}"])
     if pushed.docs:
-        _push_file(change, source, target, pushed.name, place, pushed.docs)
+        put(pushed.docs)
         log_.append([200, "store_doczip", said_name, pushed.version, "->", target.path])
     change.audit("push", target.path, f"{pushed.name}=={pushed.version}", f"from {source.path}")
     tell(change, target, Event("push", pushed.name, pushed.version, source=source.path))
     return log_
 
 
-def _push_file(change, source, target, project, place, file):
+def _push_file(change, source, target, project, place, may_replace, file):
     """Copy a file's row to another stage; Conflict if it is there and may not be overwritten."""
     old = _file_named(change, place["project_id"], file.filename, file.kind)
     if old and not target.volatile:
-        raise _already_exists(file.filename)
-    history = _overwrite(change, target, old) + _pushed_history(change, source, target, file)
+        raise _already_exists(file.filename, f", with {'the same' if old.sha256 == file.sha256 else 'other'} content")
+    history = _make_room(change, target, old, file.kind, file.filename, file.sha256, may_replace)
+    history += _pushed_history(change, source, target, file)
     if old and old.release_id != place["release_id"]:
         _remove_if_empty(change, target, project, old)
     kept = ("version", "filename", "sha256", "size", "uploaded", "first_seen", "requires_python", "yanked", "core_metadata",
@@ -7981,6 +8041,18 @@ def require_delete_files(request, user, index):
     return found
 
 
+_NO_DELETION = "cannot delete version on non-volatile index"
+
+
+def refusal_to_delete(request, index, usual):
+    """What a non-volatile index says to a deletion: `usual`; with `?force` nothing (None) to its owner and root."""
+    if "force" not in request.query:
+        return usual
+    if request.app.permissions.index_modify(request.identity, index.user):
+        return None
+    return f"index {index.path} is non-volatile: only {index.user} and root may delete from it, by ?force"
+
+
 def wants_json(request):
     """Whether a JSON route may answer: for application/json, anything, or nothing named; 415 else.
 
@@ -8424,7 +8496,7 @@ def _refuse_constant(name):
 @route("DELETE", "/{user}/{index}/{file}[/]")
 def delete_file(request, user, index, file):
     found = require_delete_files(request, user, index)
-    request.app.releases.remove_file(found, file, "force" in request.query, request.actor)
+    request.app.releases.remove_file(found, file, refusal_to_delete(request, found, _NO_DELETION), request.actor)
     return message_response(f"package '{found.path}/{file}' deleted")
 
 
@@ -9158,7 +9230,8 @@ def _metadata_of(app, page, version):
 def delete_version(request, user, index, project, version):
     found = require_delete_files(request, user, index)
     project = normalize(project)
-    request.app.releases.remove_version(found, project, version, "force" in request.query, request.actor)
+    request.app.releases.remove_version(found, project, version, refusal_to_delete(request, found, _NO_DELETION),
+                                        request.actor)
     return message_response(f"project '{project}' version '{version}' deleted")
 
 
@@ -9166,7 +9239,8 @@ def delete_version(request, user, index, project, version):
 def delete_project(request, user, index, project):
     found = require_delete_files(request, user, index)
     project = normalize(project)
-    request.app.releases.remove_project(found, project, "force" in request.query, request.actor)
+    refusal = refusal_to_delete(request, found, f"project '{project}' is on non-volatile index {found.path}")
+    request.app.releases.remove_project(found, project, refusal, request.actor)
     return message_response(f"project {project} deleted from stage {found.path}")
 
 
@@ -9289,7 +9363,8 @@ def _take_upload(request, index, form, fields):
     if form.filename is None:
         raise BadRequest("content file field not found")
     take, event = (releases.upload, "upload") if action == "file_upload" else (releases.upload_docs, "docs")
-    if not take(index, fields, form.filename, form.incoming, request.actor):
+    may_replace = request.app.permissions.index_modify(request.identity, index.user)
+    if not take(index, fields, form.filename, form.incoming, may_replace, request.actor):
         return Response(200, [("Content-Type", HTML)], reason="Upload of identical file to non volatile index.")
     return Response(200, [("Content-Type", HTML), *([("X-Devpi-Trigger", "queued")] if is_told(index, event) else [])])
 
@@ -9326,7 +9401,8 @@ def push(request, user, index):
     request.look_again_who()
     require_read(request, app.indexes.get(found.path))
     target = _push_target(request, found, body["targetindex"])
-    return result_response("actionlog", app.staging.push(found, pushed, target, name, part, request.actor))
+    may_replace = app.permissions.index_modify(request.identity, target.user)
+    return result_response("actionlog", app.staging.push(found, pushed, target, name, part, may_replace, request.actor))
 
 
 def _check_push_value(body, key, kind, default=None):

@@ -150,8 +150,11 @@ def test_registering_and_uploading_are_audited(site, index):
     archive = wheel("audited", "1.0")
     with one_row(site, "upload", index, archive.filename):
         assert upload(site, index, archive).status == 200
-    with one_row(site, "upload", index, archive.filename):
-        assert upload(site, index, wheel("audited", "1.0", size=10)).status == 200
+    other, mark = wheel("audited", "1.0", size=10), newest(site)
+    assert upload(site, index, other).status == 200
+    assert [(row["action"], row["index"], row["target"], row["detail"]) for row in since(site, mark)] == [
+        ("replaced", index, archive.filename, "sha256=%s by sha256=%s" % (archive.sha256, other.sha256)),
+        ("upload", index, archive.filename, "sha256=%s" % other.sha256)]
     with one_row(site, "docs", index, "audited", "1.0"):
         assert upload_docs(site, index, "audited", "1.0").status == 200
 

@@ -56,7 +56,8 @@ def test_a_release_is_pushed_to_another_index(devpi, site, index, release):
     assert manual(site, target + "/pushed/1.0") == "the manual"
     printed = devpi("push", "pushed==1.0", target, expect=1)
     assert printed.lines[:2] == [
-        "PUSH %s/%s" % (site.url, index), "409 Conflict: %s already exists in non-volatile index" % release[0].filename]
+        "PUSH %s/%s" % (site.url, index), "409 Conflict: %s already exists in non-volatile index, with the same content"
+        % release[0].filename]
 
 
 @pytest.mark.parametrize("option, kinds", [

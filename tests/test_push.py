@@ -406,7 +406,8 @@ def test_one_file_that_a_non_volatile_target_has_even_the_same_refuses_the_whole
     before = site.get("/pu/prod/%s/1.0" % name).result
     with unchanged(site):
         reply = push(site, "pu/dev", name, "1.0", "pu/prod")
-        assert refusal(reply) == (409, "%s already exists in non-volatile index" % second.filename)
+        assert refusal(reply) == (409, "%s already exists in non-volatile index, with %s content" % (
+            second.filename, "other" if size else "the same"))
     assert site.get("/pu/prod/%s/1.0" % name).result == before
     assert site.fetch("pu/prod", there.filename, name) == there.content
     assert get(site, path_of(first, "pu/prod")).status == 404
@@ -420,7 +421,7 @@ def test_documentation_that_a_non_volatile_target_has_refuses_the_whole_push(sit
     for options in ({}, {"only_docs": True}):
         with unchanged(site):
             status, message = refusal(push(site, "pu/dev", "docconflict", "1.0", "pu/prod", **options))
-            assert status == 409 and message.endswith(" already exists in non-volatile index")
+            assert status == 409 and message.endswith(" already exists in non-volatile index, with other content")
     assert site.filenames("pu/prod", "docconflict") == []
     assert get(site, "/pu/prod/docconflict/1.0/+doc/index.html").body == b"old"
     assert push(site, "pu/dev", "docconflict", "1.0", "pu/prod", no_docs=True).status == 200
@@ -444,7 +445,7 @@ def test_an_index_is_never_pushed_onto_itself(site):
     with unchanged(site):
         assert refusal(push(site, "pu/dev", "itself", "1.0", "pu/dev"))[0] == 400
         assert refusal(push(site, "pu/prod", "itself", "1.0", "pu/prod")) == (
-            409, "%s already exists in non-volatile index" % archives[1].filename)
+            409, "%s already exists in non-volatile index, with the same content" % archives[1].filename)
     assert links(site, "pu/dev", "itself", "1.0") == before
 
 

@@ -135,6 +135,22 @@ def test_an_older_schema_is_brought_up_after_a_copy_was_put_aside(tmp_path):
     assert os.path.exists(str(old / "devpi_lite.db.bak-1"))
 
 
+def test_messages_that_wait_in_an_older_schema_are_their_accounts(tmp_path):
+    with sqlite3.connect(str(tmp_path / "devpi_lite.db")) as db:
+        db.executescript(d.SCHEMA + d.SCHEMA_SINCE_2 + """
+            INSERT INTO node VALUES ('uuid', 'u'), ('epoch', 'e');
+            INSERT INTO users VALUES (7, 'u', NULL, 'g', 'c', NULL, '{}');
+            INSERT INTO indexes VALUES (3, 7, 'i', '{"type": "stage"}');
+            INSERT INTO outbox (delivery, index_id, target, kind, url, headers, body, due)
+                VALUES ('d', 3, 't', 'webhook', 'u', '{}', '', 1), ('e', 99, 't', 'webhook', 'u', '{}', '', 1);
+            PRAGMA user_version = 2;""")
+    db.close()
+    store = d.Store(str(tmp_path), create=True)
+    with store.read() as db:
+        assert [tuple(row) for row in db.execute("SELECT delivery, account FROM outbox")] == [("d", 7), ("e", 0)]
+    store.close()
+
+
 def test_a_cache_drops_what_a_commit_touches_and_nothing_else():
     freshness = d.Freshness()
     cache = freshness.cache(1000)

@@ -1,0 +1,158 @@
+"""What a name stands for once its files went: on a non-volatile index, and between a private project and the mirrors."""
+import itertools
+
+import pytest
+
+from harness import sdist, wheel
+
+numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def site(shared_server):
+    """`kim` owns the indexes of the tests, `eve` may upload to `kim/rel` (not volatile) and `kim/dev`; `lou` owns bases."""
+    for name in ("kim", "eve", "lou"):
+        shared_server.add_user(name)
+        shared_server.login(name, "pw")
+    shared_server.login("root", "secret")
+    shared_server.add_index("kim/rel", volatile=False, acl_upload=["kim", "eve"])
+    shared_server.add_index("kim/dev", acl_upload=["kim", "eve"])
+    return shared_server
+
+
+def fresh(prefix):
+    """A name that no test had before."""
+    return "%s%d" % (prefix, next(numbers))
+
+
+def path_of(archive, index="kim/rel"):
+    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+
+
+def audited(site, action):
+    """(who, target, detail) of the newest entry of that action."""
+    row = site.get("/+audit?limit=1&action=" + action, user="root").json()["result"][0]
+    return row["who"], row["target"], row["detail"]
+
+
+def documentation(site, index, user, name, content):
+    docs = wheel(name, "1.0", size=content)
+    return site.upload(index, docs, user=user, fields={":action": "doc_upload", "filetype": None})
+
+
+# What was released on a non-volatile index
+
+
+PLACES = {"file": path_of, "version": lambda archive: "/kim/rel/%s/1.0" % archive.name,
+          "project": lambda archive: "/kim/rel/%s" % archive.name}
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_what_was_deleted_by_force_gives_its_name_to_nobody_else(site, what):
+    name = fresh("kept")
+    first, other = wheel(name, "1.0"), wheel(name, "1.0", size=10)
+    assert site.upload("kim/rel", first, user="eve").status == 200
+    path = PLACES[what](first)
+    reply = site.delete(path + "?force", user="eve")
+    assert (reply.status, reply.json()["message"]) == (
+        403, "index kim/rel is non-volatile: only kim and root may delete from it, by ?force")
+    assert site.fetch("kim/rel", first.filename, name) == first.content
+    assert site.delete(path + "?force", user="kim").status == 200
+    reply = site.upload("kim/rel", other, user="eve")
+    assert (reply.status, reply.json()["message"]) == (
+        409, "%s was deleted from the non-volatile index kim/rel, where this name stands for sha256=%s: "
+             "only kim and root may give it to other content" % (first.filename, first.sha256))
+    assert site.get(path_of(other)).status == 404
+    assert site.upload("kim/rel", first, user="eve").status == 200
+    assert site.fetch("kim/rel", first.filename, name) == first.content
+
+
+@pytest.mark.parametrize("user", ["kim", "root"])
+def test_owner_and_root_may_replace_what_they_deleted_and_the_audit_says_so(site, user):
+    name = fresh("replaced")
+    first, other, third = (wheel(name, "1.0", size=size) for size in (1, 10, 20))
+    site.patch("/kim/rel", ["acl_upload+=root"], user="kim")
+    site.upload("kim/rel", first)
+    assert site.delete(path_of(first) + "?force", user=user).status == 200
+    assert site.upload("kim/rel", other, user=user).status == 200
+    assert audited(site, "replaced") == (user, first.filename, "sha256=%s by sha256=%s" % (first.sha256, other.sha256))
+    assert site.delete(path_of(other) + "?force", user=user).status == 200
+    for archive, status in ((first, 409), (third, 409), (other, 200)):      # the name stands for what went last
+        assert site.upload("kim/rel", archive, user="eve").status == status
+
+
+def test_a_push_is_no_way_around(site):
+    name = fresh("pushed")
+    first, other = wheel(name, "1.0"), wheel(name, "1.0", size=10)
+    site.upload("kim/rel", first)
+    site.delete(path_of(first) + "?force", user="kim")
+    site.upload("kim/dev", other)
+    body = {"name": name, "version": "1.0", "targetindex": "kim/rel"}
+    reply = site.request("PUSH", "/kim/dev", body, user="eve")
+    assert reply.status == 409 and "stands for sha256=%s" % first.sha256 in reply.json()["message"]
+    assert name not in site.get("/kim/rel").result["projects"] or site.filenames("kim/rel", name) == []
+    assert site.request("PUSH", "/kim/dev", body, user="kim").status == 200
+    assert audited(site, "replaced")[1] == first.filename
+    assert site.filenames("kim/rel", name) == [other.filename]
+
+
+def test_documentation_keeps_its_name_too(site):
+    name = fresh("docs")
+    site.upload("kim/rel", wheel(name, "1.0"))
+    assert documentation(site, "kim/rel", "eve", name, 1).status == 200
+    [link] = [link for link in site.get("/kim/rel/%s/1.0" % name).result["+links"] if link["rel"] == "doczip"]
+    path = link["href"][len(site.url):]
+    assert site.delete(path + "?force", user="eve").status == 403
+    assert site.delete(path + "?force", user="kim").status == 200
+    assert documentation(site, "kim/rel", "eve", name, 10).status == 409
+    assert documentation(site, "kim/rel", "eve", name, 1).status == 200
+
+
+def test_a_project_of_two_releases_keeps_the_names_of_each(site):
+    name = fresh("two")
+    archives = [wheel(name, "1.0"), sdist(name, "1.0"), wheel(name, "2.0")]
+    for archive in archives:
+        site.upload("kim/rel", archive)
+    assert site.delete("/kim/rel/%s?force" % name, user="kim").status == 200
+    for archive, other in zip(archives, [wheel(name, "1.0", size=9), sdist(name, "1.0", size=9), wheel(name, "2.0", size=9)]):
+        assert site.upload("kim/rel", other, user="eve").status == 409
+        assert site.upload("kim/rel", archive, user="eve").status == 200
+
+
+def test_a_volatile_index_gives_names_to_everybody_and_says_what_was_replaced(site):
+    name = fresh("volatile")
+    first, other, third = (wheel(name, "1.0", size=size) for size in (1, 10, 20))
+    site.upload("kim/dev", first, user="eve")
+    site.upload("kim/dev", first, user="eve")
+    site.upload("kim/dev", other, user="eve")
+    said = "sha256=%s by sha256=%s" % (first.sha256, other.sha256)
+    assert audited(site, "replaced") == ("eve", first.filename, said)
+    [link] = site.get("/kim/dev/%s/1.0" % name).result["+links"]
+    entry = link["log"][0]
+    assert (entry["what"], entry["count"], "%(replaced)s by %(by)s" % entry) == ("overwrite", 2, said)
+    site.delete(path_of(other, "kim/dev"), user="eve")
+    assert site.upload("kim/dev", third, user="eve").status == 200
+    assert audited(site, "replaced")[2] == "sha256=%s by sha256=%s" % (other.sha256, third.sha256)
+
+
+def test_an_index_that_was_deleted_and_made_again_says_what_it_replaces(site):
+    name, index = fresh("again"), "kim/%s" % fresh("brief")
+    first, other = wheel(name, "1.0"), wheel(name, "1.0", size=10)
+    site.add_index(index)
+    site.upload(index, first)
+    site.delete("/" + index, user="kim")
+    site.add_index(index, volatile=False)
+    assert site.upload(index, other).status == 200
+    assert audited(site, "replaced") == ("kim", first.filename, "sha256=%s by sha256=%s" % (first.sha256, other.sha256))
+
+
+def test_the_names_are_kept_over_a_restart_and_a_time_as_volatile(site):
+    name = fresh("restart")
+    first, other = wheel(name, "1.0"), wheel(name, "1.0", size=10)
+    site.upload("kim/rel", first)
+    site.delete(path_of(first) + "?force", user="kim")
+    site.restart()
+    assert site.upload("kim/rel", other, user="eve").status == 409
+    site.patch("/kim/rel", {"volatile": True}, user="kim")      # the owner's word
+    assert site.upload("kim/rel", other, user="eve").status == 200
+    site.patch("/kim/rel", {"volatile": False}, user="kim")
