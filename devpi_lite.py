@@ -516,34 +516,156 @@ class NoSpace(Problem):
 
 
 class FatalError(Exception):
-    """The program cannot start or go on; printed as `fatal: ...`, exit status 1."""
+    """The program cannot start or go on; printed as `fatal: ...`."""
+
+    def __init__(self, message, exit_status=1):
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+# -- settings: one line an option, from which the parser, the variables and the configuration file are made
+
+
+def _boolean(text):
+    if text.lower() in ("y", "yes", "t", "true", "on", "1"):
+        return True
+    if text.lower() in ("n", "no", "f", "false", "off", "0"):
+        return False
+    raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise ValueError("must be at least 1")
+    return number
+
+
+def _not_negative(text):
+    number = int(text)
+    if number < 0:
+        raise ValueError("must not be negative")
+    return number
+
+
+def _seconds(text):
+    number = float(text)
+    if not 0 < number < 1e6:
+        raise ValueError("must be a number of seconds above 0")
+    return number
+
+
+def _port(text):
+    if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
+        raise ValueError(f"{text!r} is no port: a number from 0 to 65535")
+    return int(text)
+
+
+def _listen_address(text):
+    """`HOST:PORT`, `*:PORT`, `[::1]:PORT` as (host, port)."""
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return ("0.0.0.0" if host == "*" else host.strip("[]")), _port(port)
+
+
+def _outside_url(text):
+    if not re.fullmatch(r"https?://[A-Za-z0-9._~:%\[\]-]+(/[^\s\"'<>?#]*)?", text):
+        raise ValueError(f"{text!r} is not an http or https URL")
+    return text.rstrip("/")
+
+
+def _names(text):
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _networks(text):
+    return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def _path(text):
+    """A path as an absolute one; `~` is the home."""
+    return os.path.abspath(os.path.expanduser(text))
+
+
+class Option(typing.NamedTuple):
+    """One option: `--name` on the command line, DEVPISERVER_<NAME> in the environment, `name` in the configuration file.
+
+    `convert` makes the setting out of the text, or raises ValueError; None for a flag, which turns its default round."""
+    name: str
+    convert: typing.Callable | None
+    help: str
+    commands: tuple = ("serve", "gen-config")       # whose option it is
+    aliases: tuple = ()
+    repeats: bool = False
+
+
+_EVERY_COMMAND = ("serve", "init", "passwd", "gen-config")
+_FIRST_START = ("serve", "init")
+
+
+def option(name, convert, default, text, **more):
+    """A field of `Settings` with the option that sets it."""
+    return dataclasses.field(default=default, metadata={"option": Option(name, convert, text, **more)})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the operator chose: command line first, then DEVPISERVER_* variables, then these defaults."""
-    serverdir: str
-    listen: tuple = (("127.0.0.1", 3141),)      # (host, port) pairs
-    outside_url: str = ""                       # without final slash
-    absolute_urls: bool = False
-    trusted_proxies: tuple = ()                 # ipaddress networks, besides loopback
-    restrict_modify: tuple | None = None        # names and :groups; None = no restriction
-    mirror_cache_expiry: int = 1800             # seconds
-    request_timeout: float = 5                  # seconds a request waits for upstream
-    offline_mode: bool = False
-    max_request_body_size: int = 1 << 30        # bytes
-    connections: int = 4096
-    threads: int = 64
-    secretfile: str = ""
-    access_log: bool = True
-    max_doc_size: int = 100 << 20               # bytes of a documentation zip
-    webhook_allow: tuple | None = None          # globs of the hosts that webhooks may name; None = all
-    push_allow: tuple | None = None             # globs of the hosts that releases may be pushed to; None = all
-    webhook_retry: float = 10                   # seconds before the second try; doubled for each further one
-    push_timeout: float = 60                    # seconds without progress, when pushing to another server
-    full_text: bool = True                      # search by FTS5 where there is one
-    audit_rows: int = 100000                    # that the audit log keeps
-    debug: bool = False
+    """What the operator chose: on the command line, else in DEVPISERVER_* variables, else in the configuration file, else
+    these defaults."""
+    serverdir: str = option(
+        "serverdir", _path, os.path.join("~", ".devpi", "server"), "directory of all data; made if missing or empty",
+        commands=_EVERY_COMMAND)
+    configfile: str = option(
+        "configfile", _path, "", "file with options: JSON, or INI with a section [devpi-server]", commands=_EVERY_COMMAND,
+        aliases=("-c",))
+    debug: bool = option("debug", None, False, "log more", commands=_EVERY_COMMAND)
+    root_passwd: str | None = option(
+        "root-passwd", str, None, "root's password, at the first start only; random if not given", commands=_FIRST_START)
+    root_pypi: bool = option(
+        "no-root-pypi", None, True, "don't make the mirror root/pypi at the first start", commands=_FIRST_START)
+    host: str = option("host", str, "127.0.0.1", "address to listen on")
+    port: int = option("port", _port, 3141, "port to listen on; 0: any free one")
+    listen: tuple = option(                     # (host, port) pairs; those of the open sockets once the server listens
+        "listen", _listen_address, (), "HOST:PORT to listen on, in place of --host and --port; may be repeated",
+        repeats=True)
+    outside_url: str = option(                  # without final slash
+        "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
+    absolute_urls: bool = option("absolute-urls", None, False, "absolute file links on simple pages")
+    trusted_proxies: tuple = option(            # ipaddress networks, besides loopback
+        "trusted-proxy", _networks, (), "addresses or networks whose X-Outside-URL and X-Real-IP count, besides loopback")
+    restrict_modify: tuple | None = option(     # None = no restriction
+        "restrict-modify", _names, None, "the only users and :groups who may create and change users and indexes")
+    mirror_cache_expiry: int = option(
+        "mirror-cache-expiry", _not_negative, 1800, "seconds for which a mirrored page is not asked for again")
+    request_timeout: float = option(
+        "request-timeout", _seconds, 5.0, "seconds for which a request waits for upstream")
+    offline_mode: bool = option(
+        "offline-mode", None, False, "never open a connection to upstream; serve what is here")
+    max_request_body_size: int = option(
+        "max-request-body-size", _positive, 1 << 30, "bytes; larger bodies get 413")
+    max_doc_size: int = option(
+        "max-doc-size", _positive, 100 << 20, "bytes of a documentation zip; larger ones get 413")
+    push_timeout: float = option(
+        "push-timeout", _seconds, 60.0, "seconds without progress, when a release is pushed to an outside server")
+    webhook_allow: tuple | None = option(       # None = all
+        "webhook-allow", _names, None, "the only hosts that webhooks and Jenkins triggers may name, with * and ?")
+    push_allow: tuple | None = option(          # None = all
+        "push-allow", _names, None, "the only hosts that releases may be pushed to from here, with * and ?")
+    webhook_retry: float = option(
+        "webhook-retry", _seconds, 10.0, "seconds before a webhook is tried again; doubled each time")
+    full_text: bool = option(
+        "no-full-text", None, True, "search by simple comparison, as where SQLite has no FTS5")
+    audit_rows: int = option("audit-rows", _positive, 100000, "rows that the audit log keeps")
+    connections: int = option(
+        "connections", _positive, 4096, "connections at a time", aliases=("--connection-limit",))
+    threads: int = option("threads", _positive, 64, "worker threads at most")
+    secretfile: str = option(
+        "secretfile", _path, "", "file with the secret behind logins; default: .secret in the server directory")
+    access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
+
+
+OPTIONS = {field.name: (field.metadata["option"], field.default) for field in dataclasses.fields(Settings)}
 
 
 class Limits:
@@ -9675,7 +9797,7 @@ def forget_root_password(serverdir):
 # 16  Commands
 #
 # The argument parser, one function a command, and `main`.  An option's value comes from the command line, else from the
-# environment variable DEVPISERVER_<NAME>, else from its default.
+# environment variable DEVPISERVER_<NAME>, else from the file that -c names, else from its default (see `Settings`).
 # ======================================================================================================================
 
 PYPI = {"type": "mirror", "volatile": False, "title": "PyPI", "mirror_url": "https://pypi.org/simple/",
@@ -9684,179 +9806,266 @@ OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm", "files",
              ".lock", ".commits", "root-password", "search.db", "search.db-wal", "search.db-shm", "lost+found"}
 
 
-def _boolean(text):
-    if text.lower() in ("y", "yes", "t", "true", "on", "1"):
-        return True
-    if text.lower() in ("n", "no", "f", "false", "off", "0"):
-        return False
-    raise ValueError(f"{text!r} is neither yes nor no")
+# -- options
 
 
-def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise ValueError("must be at least 1")
-    return number
+class Stranger(typing.NamedTuple):
+    """An option of devpi-server that this program has no use for: passed over with a note where leaving it out changes
+    nothing for anybody, else refused, and the reader is told what to do instead."""
+    harmless: str | None        # pattern of the values that are passed over; "" for all, None for none
+    advice: str
+    is_flag: bool = False
 
 
-def _not_negative(text):
-    number = int(text)
-    if number < 0:
-        raise ValueError("must not be negative")
-    return number
+_OF_REPLICAS = Stranger("", "it counts on replicas only, and there are none")
+_NO_REPLICAS = "there are no replicas: an index of type=mirror on another server keeps copies of what this one has"
+STRANGERS = {
+    "role": Stranger("standalone|auto", _NO_REPLICAS),
+    "primary-url": Stranger(None, _NO_REPLICAS),
+    "master-url": Stranger(None, _NO_REPLICAS),
+    "replica-file-search-path": _OF_REPLICAS,
+    "replica-max-retries": _OF_REPLICAS,
+    "replica-cert": _OF_REPLICAS,
+    "file-replication-threads": _OF_REPLICAS,
+    "file-replication-skip-indexes": _OF_REPLICAS,
+    "proxy-timeout": _OF_REPLICAS,
+    "no-replica-streaming": _OF_REPLICAS._replace(is_flag=True),
+    "storage": Stranger("sqlite", "there is one kind of storage, SQLite and files in --serverdir: leave it out"),
+    "keyfs-cache-size": Stranger("", "the caches have sizes of their own"),
+    "requests-only": Stranger("", "one process serves all; --threads bounds its workers", is_flag=True),
+    "hard-links": Stranger("", "a file is kept once, however many indexes have it", is_flag=True),
+    "enable-core-metadata": Stranger("", "it is always on", is_flag=True),
+    "argon2-memory-cost": Stranger("", "the secret is used without argon2"),
+    "argon2-parallelism": Stranger("", "the secret is used without argon2"),
+    "argon2-time-cost": Stranger("", "the secret is used without argon2"),
+    "documentation-path": Stranger("", "documentation is served out of its zip"),
+    "keep-docs-packed": Stranger("", "documentation is served out of its zip", is_flag=True),
+    "indexer-backend": Stranger("whoosh", "there is one search index, search.db in --serverdir: leave it out"),
+    "debug-macros": Stranger("", "there are no page templates", is_flag=True),
+    "theme": Stranger(None, "there are no page templates: leave it out"),
+    "profile-requests": Stranger("0", "there is no profiler inside: leave it out"),
+    "logger-cfg": Stranger(None, "the log goes to standard error, the access log to standard output: leave it out, or see "
+                                 "--debug and --no-access-log"),
+    "trusted-proxy-count": Stranger("1", "the nearest proxy counts: name it by --trusted-proxy ADDRESS"),
+    "trusted-proxy-headers": Stranger(None, "the headers that count are fixed: name the proxy by --trusted-proxy ADDRESS"),
+    "autocreate-users": Stranger(None, "no plugin has accounts of its own here: root makes the users", is_flag=True),
+    "root-passwd-hash": Stranger(None, "devpi's hashes can't be set: --root-passwd-file FILE sets the password"),
+    "passwd": Stranger(None, "a command does that: passwd USER"),
+    "init": Stranger(None, "a command does that: init; a start does it too", is_flag=True),
+    "start": Stranger(None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
+    "stop": Stranger(None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
+}
 
 
-def _seconds(text):
-    number = float(text)
-    if not 0 < number < 1e6:
-        raise ValueError("must be a number of seconds above 0")
-    return number
-
-
-def _port(text):
-    if not text.isdigit() or int(text) > 65535:
-        raise ValueError(f"{text!r} is no port: a number from 0 to 65535")
-    return int(text)
-
-
-def _listen_address(text):
-    """`HOST:PORT`, `*:PORT`, `[::1]:PORT` as (host, port)."""
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return ("0.0.0.0" if host == "*" else host.strip("[]")), _port(port)
-
-
-def _outside_url(text):
-    if not re.fullmatch(r"https?://[A-Za-z0-9._~:%\[\]-]+(/[^\s\"'<>?#]*)?", text):
-        raise ValueError(f"{text!r} is not an http or https URL")
-    return text.rstrip("/")
-
-
-def _names(text):
-    return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _networks(text):
-    return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
-
-
-# name -> (type or None for a flag, default, help)
-COMMON_OPTIONS = {
-    "serverdir": (str, os.path.join("~", ".devpi", "server"), "directory of all data; made if missing or empty"),
-    "debug": (None, False, "log more")}
-INIT_OPTIONS = {
-    "root-passwd": (str, None, "root's password, at the first start only; random if not given"),
-    "no-root-pypi": (None, False, "don't make the mirror root/pypi at the first start")}
-SERVE_OPTIONS = {
-    "host": (str, "127.0.0.1", "address to listen on"),
-    "port": (_port, 3141, "port to listen on; 0: any free one"),
-    "listen": (_listen_address, (), "HOST:PORT to listen on, in place of --host and --port; may be repeated"),
-    "outside-url": (_outside_url, "", "start of absolute links, where a proxy stands in front"),
-    "absolute-urls": (None, False, "absolute file links on simple pages"),
-    "trusted-proxy": (_networks, (), "addresses or networks whose X-Outside-URL and X-Real-IP count, besides loopback"),
-    "restrict-modify": (_names, None, "the only users and :groups who may create and change users and indexes"),
-    "mirror-cache-expiry": (_not_negative, 1800, "seconds for which a mirrored page is not asked for again"),
-    "request-timeout": (_seconds, 5.0, "seconds for which a request waits for upstream"),
-    "offline-mode": (None, False, "never open a connection to upstream; serve what is here"),
-    "max-request-body-size": (_positive, 1 << 30, "bytes; larger bodies get 413"),
-    "max-doc-size": (_positive, 100 << 20, "bytes of a documentation zip; larger ones get 413"),
-    "push-timeout": (_seconds, 60.0, "seconds without progress, when a release is pushed to an outside server"),
-    "webhook-allow": (_names, None, "the only hosts that webhooks and Jenkins triggers may name, with * and ?"),
-    "push-allow": (_names, None, "the only hosts that releases may be pushed to from here, with * and ?"),
-    "webhook-retry": (_seconds, 10.0, "seconds before a webhook is tried again; doubled each time"),
-    "no-full-text": (None, False, "search by simple comparison, as where SQLite has no FTS5"),
-    "audit-rows": (_positive, 100000, "rows that the audit log keeps"),
-    "connections": (_positive, 4096, "connections at a time"),
-    "threads": (_positive, 64, "worker threads at most"),
-    "secretfile": (str, "", "file with the secret behind logins; default: .secret in the server directory"),
-    "no-access-log": (None, False, "no line per request on standard output"),
-    "enable-core-metadata": (None, False, "accepted for devpi's sake: always on"),
-    "requests-only": (None, False, "accepted for devpi's sake"),
-    "keyfs-cache-size": (int, 10000, "accepted for devpi's sake"),
-    "storage": (str, "sqlite", "accepted for devpi's sake: there is one kind")}
-_ALIASES = {"connections": ["--connection-limit"]}
+class Parsed(typing.NamedTuple):
+    """What a command was told."""
+    settings: Settings
+    said: dict                      # {option name: its text, a list of them, or True for a flag}, wherever it was said
+    rest: argparse.Namespace        # the command's own words
 
 
 def make_parser(command):
-    """The argument parser of one command; `serve` has no word of its own."""
+    """The argument parser of one command.  Texts stay texts: `_settle` makes settings of them."""
     name = os.path.basename(sys.argv[0] or "devpi_lite.py")
-    about = {"serve": "Serve Python package indexes: python devpi_lite.py --serverdir x",
-             "init": "Initialise a server directory without serving it.",
-             "passwd": "Set a user's password; works while the server runs."}[command]
-    commands = "commands (as first word): init, passwd" if command == "serve" else None
-    parser = argparse.ArgumentParser(prog=name if command == "serve" else f"{name} {command}", description=about,
-                                     epilog=commands, allow_abbrev=False)
-    options = dict(COMMON_OPTIONS)
-    if command in ("serve", "init"):
-        options.update(INIT_OPTIONS)
+    words = {"serve": "[COMMAND] ", "passwd": "[USER] "}.get(command, "")
+    parser = argparse.ArgumentParser(
+        prog=name if command == "serve" else f"{name} {command}", usage=f"%(prog)s {words}[--OPTION ...]",
+        description=COMMANDS[command].__doc__, allow_abbrev=False,
+        epilog=f"commands (as first word): {', '.join(COMMANDS)}; without one: serve" if command == "serve" else None)
     if command == "serve":
-        options.update(SERVE_OPTIONS)
         parser.add_argument("--version", action="version", version=__version__)
     if command == "passwd":
         parser.add_argument("user", nargs="?", help="the user's name; asked for if not given")
         parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
-    for option, (type_, default, text) in options.items():
-        shown = f" (default: {default})" if default not in (None, False, (), "") else ""
-        arguments = {"help": text + shown, "default": argparse.SUPPRESS, "dest": option}
-        if type_ is None:
+    for option_, default in OPTIONS.values():
+        if command not in option_.commands:
+            continue
+        shown = "" if default in (None, "", ()) or isinstance(default, bool) else f" (default: {default})"
+        arguments = {"help": option_.help.replace("%", "%%") + shown, "default": argparse.SUPPRESS, "dest": option_.name}
+        if option_.convert is None:
             arguments["action"] = "store_true"
         else:
-            arguments.update(type=_for_argparse(type_), metavar=option.rpartition("-")[2].upper())
-        if option == "listen":
+            arguments["metavar"] = option_.name.rpartition("-")[2].upper()
+        if option_.repeats:
             arguments["action"] = "append"
-        parser.add_argument(f"--{option}", *_ALIASES.get(option, ()), **arguments)
-    parser.set_defaults(options=options)
+        parser.add_argument(f"--{option_.name}", *option_.aliases, **arguments)
+    for name, stranger in STRANGERS.items():
+        parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS, default=argparse.SUPPRESS,
+                            action="store_true" if stranger.is_flag else "store")
     return parser
 
 
-def _for_argparse(type_):
-    def convert(text):
-        try:
-            return type_(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return convert
-
-
 def parse_options(command, arguments):
-    """The command's options as a dict by option name: command line, environment, default."""
+    """What a command was told, by its words, by the environment and by the configuration file: a Parsed."""
     parser = make_parser(command)
-    for word in COMMANDS:
-        if command == "serve" and word in arguments:
-            parser.error(f"the command comes first: {parser.prog} {word} ...")
-    values = vars(parser.parse_args(arguments))
-    options = values.pop("options")
-    if "listen" in values and ("host" in values or "port" in values):
-        parser.error("--listen can't be combined with --host and --port")
-    for option, (type_, default, _) in options.items():
-        variable = "DEVPISERVER_" + option.upper().replace("-", "_")
-        text = os.environ.get(variable, "")
-        if option == "listen" and ("host" in values or "port" in values):
-            text = ""       # the command line has said where
-        if option not in values and text:
+    rest, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        _refuse_word(parser, command, unknown[0])
+    names = {option_.name for option_, _ in OPTIONS.values()} | set(STRANGERS)
+    line = {name: vars(rest).pop(name) for name in tuple(vars(rest)) if name in names}
+    sources = [(line, lambda name: f"--{name}", parser.error), (_from_environment(parser), variable_of, parser.error)]
+    file = next((texts["configfile"] for texts, _, _ in sources if "configfile" in texts), None)
+    if file is not None:
+        def refuse_file(message):
+            raise FatalError(f"{file}: {message}", 4)
+        sources.append((_from_file(file), str, refuse_file))
+    values = _settle(command, parser, sources)
+    said = {}
+    for texts, _, _ in reversed(sources):
+        said.update(texts)
+    return Parsed(Settings(**values), said, rest)
+
+
+_SPELLINGS = {spelling.lstrip("-"): option_.name for option_, _ in OPTIONS.values()
+              for spelling in (option_.name, *option_.aliases) if spelling != "-c"}
+
+
+def variable_of(name):
+    """The environment variable of an option."""
+    return "DEVPISERVER_" + name.upper().replace("-", "_")
+
+
+def _refuse_word(parser, command, word):
+    """End over a word that the command does not know; the nearest one that it knows is named."""
+    if word.startswith("-"):
+        own = word.partition("=")[0]
+        known = [f"--{name}" for name in _SPELLINGS] + ["--help", "--version"]
+        parser.error(f"there is no option {own}{_nearest(own, known)}")
+    if command == "serve" and word in COMMANDS:
+        parser.error(f"the command comes first: {parser.prog} {word} ...")
+    if command == "serve":
+        parser.error(f"there is no command {word!r}{_nearest(word.replace('devpi-', ''), COMMANDS) or '; there are ' + ', '.join(COMMANDS)}")
+    parser.error(f"{word!r} is one word too many")
+
+
+def _nearest(word, known):
+    """`; did you mean --port?` for `--prot`; nothing where nothing is near."""
+    import difflib      # not at the top: nothing else needs it
+    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _from_environment(parser):
+    """{option name: text} of the variables that are set and not empty."""
+    known = {variable_of(spelling): name for spelling, name in [*_SPELLINGS.items(), *zip(STRANGERS, STRANGERS)]}
+    texts = {}
+    for variable, text in os.environ.items():
+        if not variable.startswith("DEVPISERVER_"):
+            continue
+        if variable not in known:
+            hint = _nearest(variable, known)
+            if re.search("_SERVICE_|_PORT_", variable):
+                hint = "; if it comes from a Kubernetes service named devpiserver: enableServiceLinks: false"
+            parser.error(f"there is no option behind the variable {variable}{hint}")
+        if text:
+            texts[known[variable]] = text
+    return texts
+
+
+def _from_file(path):
+    """{option name: text} of a configuration file: JSON {"devpi-server": {...}} or INI with a section [devpi-server].
+
+    FatalError with exit status 4 if it can't be understood."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FatalError(f"can't read the configuration file {path}: {reason_of(error)}", 4) from None
+    if path.endswith((".yml", ".yaml")) or re.match(r"(?:\s*#.*\n|\s)*(?:---|devpi-server\s*:)", text):
+        raise FatalError(f"{path} is YAML, which can't be read here: write [devpi-server] in place of `devpi-server:`, and "
+                         "`port = 3141` in place of `port: 3141`", 4)
+    if text.lstrip().startswith("{"):
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FatalError(f"{path} is not JSON: {reason_of(error)}", 4) from None
+        options = content.get("devpi-server")
+        if not isinstance(options, dict) or len(content) > 1:
+            raise FatalError(f'{path} must be of the form {{"devpi-server": {{"port": 3141, ...}}}}', 4)
+        pairs = options.items()
+    else:
+        import configparser     # not at the top: nothing else needs it
+        parser = configparser.ConfigParser(interpolation=None, allow_no_value=True)
+        try:
+            parser.read_string(text)
+        except configparser.Error as error:
+            raise FatalError(f"{path} is not INI: {one_line(str(error))}", 4) from None
+        if parser.sections() != ["devpi-server"]:
+            raise FatalError(f"{path} must have one section, [devpi-server]", 4)
+        pairs = parser.items("devpi-server")
+    texts = {}
+    for name, value in pairs:
+        if name not in _SPELLINGS and name not in STRANGERS or name == "configfile":
+            raise FatalError(f"{path}: there is no option {name}{_nearest(name, _SPELLINGS)}", 4)
+        name = _SPELLINGS.get(name, name)
+        if value is not None or text.lstrip()[0] != "{":
+            texts[name] = _as_text(path, name, value)
+    return texts
+
+
+def _as_text(path, name, value):
+    """A value of a configuration file as it would stand on the command line; None is an INI line without `=`."""
+    if value is None or isinstance(value, bool):
+        return "no" if value is False else "yes"
+    if isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
+        return ",".join(map(str, value))
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    raise FatalError(f"{path}: {name} must be a text, a number, true, false or a list of texts", 4)
+
+
+# Of two that say the same thing in two ways one may be given; one from a better source puts the other out of effect.
+_RIVALS = [("listen", "host"), ("listen", "port")]
+
+
+def _settle(command, parser, sources):
+    """The values of `Settings` by field name; `sources` is [({option name: text}, how it is called there, what to do
+    about a wrong one)], the one that wins first."""
+    for place, (texts, called, refuse) in enumerate(sources):
+        for one, other in _RIVALS:
+            if one in texts and other in texts:
+                refuse(f"{called(one)} can't be combined with {called(other)}")
+            for worse, _, _ in sources[place + 1:]:
+                for name, rival in ((one, other), (other, one)):
+                    if name in texts:
+                        worse.pop(rival, None)
+    values = {}
+    for texts, called, refuse in sources:
+        for name in STRANGERS.keys() & texts.keys():
             try:
-                value = (type_ or _boolean)(text)
+                _judge_stranger(command, parser, called(name), STRANGERS[name], texts[name])
             except ValueError as error:
-                parser.error(f"{variable}: {error}")
-            values[option] = [value] if option == "listen" else value
-        values.setdefault(option, default)
-    values["serverdir"] = os.path.abspath(os.path.expanduser(values["serverdir"]))
+                refuse(f"{called(name)}: {error}")
+    for field, (option_, default) in OPTIONS.items():
+        for texts, called, refuse in sources:
+            if option_.name in texts:
+                try:
+                    values[field] = _value(option_, default, texts[option_.name])
+                except ValueError as error:
+                    refuse(f"{called(option_.name)}: {error}")
+                break
+    values.setdefault("serverdir", _path(Settings.serverdir))
     return values
 
 
-def make_settings(options):
-    return Settings(
-        serverdir=options["serverdir"], listen=tuple(options["listen"]) or ((options["host"], options["port"]),),
-        outside_url=options["outside-url"], absolute_urls=options["absolute-urls"],
-        trusted_proxies=options["trusted-proxy"], restrict_modify=options["restrict-modify"],
-        mirror_cache_expiry=options["mirror-cache-expiry"], request_timeout=options["request-timeout"],
-        offline_mode=options["offline-mode"], max_request_body_size=options["max-request-body-size"],
-        connections=options["connections"], threads=options["threads"], secretfile=options["secretfile"],
-        access_log=not options["no-access-log"], max_doc_size=options["max-doc-size"],
-        push_timeout=options["push-timeout"], webhook_allow=options["webhook-allow"], push_allow=options["push-allow"],
-        webhook_retry=options["webhook-retry"], full_text=not options["no-full-text"], audit_rows=options["audit-rows"],
-        debug=options["debug"])
+def _value(option_, default, text):
+    """The setting that a text makes."""
+    if option_.convert is None:
+        return default if text is not True and not _boolean(text) else not default
+    if option_.repeats:
+        return tuple(option_.convert(each) for each in (text if isinstance(text, list) else _names(text)))
+    return option_.convert(text)
+
+
+def _judge_stranger(command, parser, called, stranger, text):
+    """Pass over an option of devpi-server, with a line in the log, or end with one that says what to do instead."""
+    if stranger.is_flag and text is not True and not _boolean(text):
+        return
+    if stranger.harmless is None or stranger.harmless and not re.fullmatch(stranger.harmless, str(text)):
+        parser.exit(2, f"{parser.prog}: error: {called}{'' if text is True else ' ' + repr(text)} has no meaning here: "
+                       f"{stranger.advice}\n")
+    if command == "serve":
+        log.info("%s changes nothing here: %s", called, stranger.advice)
 
 
 # -- the server directory
@@ -9976,17 +10185,17 @@ def is_initialised(store):
         return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
 
 
-def initialise(store, options):
+def initialise(store, settings):
     """Make root, and root/pypi unless unwanted, as the first change (serial 0); tells root's password."""
-    password = options["root-passwd"]
+    password = settings.root_passwd
     if password is None:
         password = secrets.token_urlsafe(12)
-        path = os.path.join(options["serverdir"], "root-password")
+        path = os.path.join(settings.serverdir, "root-password")
         write_private(path, password.encode() + b"\n")
         print(f"root's password: {password}   (kept in {path} until it is changed)")
     elif password == "":
         print("warning: root has an empty password: anybody who reaches this server can do everything", file=sys.stderr)
-    store.write(_initialise, hash_password(password), not options["no-root-pypi"])
+    store.write(_initialise, hash_password(password), settings.root_pypi)
 
 
 def _initialise(change, pwhash, with_pypi):
@@ -10000,31 +10209,31 @@ def _initialise(change, pwhash, with_pypi):
 
 def command_init(arguments):
     """Initialise a server directory without serving it."""
-    options = parse_options("init", arguments)
-    prepare_directory(options["serverdir"])
-    with take_lock(options["serverdir"]):
-        with contextlib.closing(Store(options["serverdir"], create=True)) as store:
+    settings = parse_options("init", arguments).settings
+    prepare_directory(settings.serverdir)
+    with take_lock(settings.serverdir):
+        with contextlib.closing(Store(settings.serverdir, create=True)) as store:
             if is_initialised(store):
-                raise FatalError(f"{options['serverdir']} is initialised already")
-            read_secret(options["serverdir"], "")
-            initialise(store, options)
-    print(f"initialised {options['serverdir']}")
+                raise FatalError(f"{settings.serverdir} is initialised already")
+            read_secret(settings.serverdir, "")
+            initialise(store, settings)
+    print(f"initialised {settings.serverdir}")
 
 
 def command_passwd(arguments):
     """Set a user's password; the user's sessions end."""
-    options = parse_options("passwd", arguments)
-    with contextlib.closing(Store(options["serverdir"])) as store:
+    settings, _, rest = parse_options("passwd", arguments)
+    with contextlib.closing(Store(settings.serverdir)) as store:
         users = Users(store)
-        name = options["user"] or _ask(input, "user: ").strip()
+        name = rest.user or _ask(input, "user: ").strip()
         if users.find(name) is None:
             raise FatalError(f"user not found: {name}")
-        password = sys.stdin.readline().rstrip("\r\n") if options["stdin"] else _ask_twice(name)
+        password = sys.stdin.readline().rstrip("\r\n") if rest.stdin else _ask_twice(name)
         if not password:
             raise FatalError("the password is empty; nothing was changed")
         users.modify(name, {"password": password}, Actor(address="command line"))
         if name == "root":
-            forget_root_password(options["serverdir"])
+            forget_root_password(settings.serverdir)
     print(f"password of {name} changed")
 
 
@@ -10056,22 +10265,21 @@ def command_fetch_names(arguments):
 
 
 def command_serve(arguments):
-    """Serve until SIGTERM or SIGINT."""
-    options = parse_options("serve", arguments)
-    settings = make_settings(options)
+    """Serve Python package indexes until SIGTERM or SIGINT: python devpi_lite.py --serverdir x"""
+    settings = parse_options("serve", arguments).settings
     logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
     prepare_directory(settings.serverdir)
     spare_memory()
     lock = take_lock(settings.serverdir)
-    listeners = [listen(host, port) for host, port in settings.listen]
+    listeners = [listen(host, port) for host, port in settings.listen or [(settings.host, settings.port)]]
     secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings.serverdir, create=True)
     store.commits.is_server = True
     store.audit_rows = settings.audit_rows
     settings = dataclasses.replace(settings, listen=tuple(listener.getsockname()[:2] for listener in listeners))
     if not is_initialised(store):
-        initialise(store, options)
-    elif options["root-passwd"] is not None:
+        initialise(store, settings)
+    elif settings.root_passwd is not None:
         log.info("--root-passwd counts at the first start only; `passwd root` changes the password")
     app = App(settings, store, secret)
     app.blobs.clear_tmp()
@@ -10177,7 +10385,7 @@ def stop_on_signals(server):
     signal.signal(signal.SIGINT, stop)
 
 
-COMMANDS = {"init": command_init, "passwd": command_passwd, "_fetch-names": command_fetch_names}
+COMMANDS = {"serve": command_serve, "init": command_init, "passwd": command_passwd}
 
 
 def main(arguments):
@@ -10186,14 +10394,14 @@ def main(arguments):
     sys.stdout = sys.stdout or open(os.devnull, "w")        # closed at the start, by some services
     sys.stderr = sys.stderr or open(os.devnull, "w")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    command = command_serve
-    if arguments and arguments[0] in COMMANDS:
-        command, arguments = COMMANDS[arguments[0]], arguments[1:]
+    command, known = command_serve, {**COMMANDS, "_fetch-names": command_fetch_names}
+    if arguments and arguments[0] in known:
+        command, arguments = known[arguments[0]], arguments[1:]
     try:
         return command(arguments) or 0
     except (FatalError, Problem) as error:
         print(f"fatal: {error}", file=sys.stderr)
-        return 1
+        return getattr(error, "exit_status", 1)
     except (OSError, sqlite3.Error) as error:
         log.debug("where it happened", exc_info=True)
         print(f"fatal: {'the database: ' if isinstance(error, sqlite3.Error) else ''}{error}", file=sys.stderr)

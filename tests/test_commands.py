@@ -15,6 +15,10 @@ import pytest
 
 from harness import SOURCE, Server, clean_environment, eventually, multipart, run_command, wheel
 
+sys.path.insert(0, str(SOURCE.parent))
+
+import devpi_lite  # noqa: E402
+
 
 def modes(directory):
     """The modes that are not what they must be: 0700 for directories, 0600 for files."""
@@ -408,6 +412,190 @@ def test_an_open_address_is_told_that_anybody_may_create_users(make_server, opti
     lines = [line for line in server.whole_output().splitlines() if "--restrict-modify" in line]
     assert len(lines) == (1 if warned else 0), server.output()
     assert not warned or "create users" in lines[0]
+
+
+# -- what is meant, and what means nothing here ---------------------------------------------------
+
+
+@pytest.fixture
+def parse(monkeypatch, capsys):
+    """parse(*words, command=, **variables) -> (Settings, None), or (exit status, what it said)."""
+    for name in [name for name in os.environ if name.startswith("DEVPI")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(sys, "argv", ["devpi_lite.py"])
+
+    def parse(*words, command="serve", **variables):
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv("DEVPISERVER_" + name, value)
+            try:
+                return devpi_lite.parse_options(command, [str(word) for word in words]).settings, None
+            except SystemExit as error:
+                return error.code, capsys.readouterr().err
+            except devpi_lite.FatalError as error:
+                return error.exit_status, str(error)
+
+    return parse
+
+
+@pytest.mark.parametrize(
+    "words, meant",
+    [
+        (["--prot", "4040"], "--port"),
+        (["--prot=4040"], "--port"),
+        (["--server-dir", "x"], "--serverdir"),
+        (["--off-line-mode"], "--offline-mode"),
+        (["int"], "init"),
+        (["password"], "passwd"),
+        (["server"], "serve"),
+        (["devpi-init"], "init"),
+    ],
+    ids=str,
+)
+def test_the_nearest_word_is_named_for_a_mistyped_one(parse, words, meant):
+    status, said = parse(*words)
+    assert status == 2 and ("did you mean %s?" % meant) in said and words[0].partition("=")[0] in said
+    assert len(said.splitlines()) == 2, said
+
+
+def test_serve_is_a_command_like_the_others(parse):
+    assert devpi_lite.COMMANDS["serve"] is devpi_lite.command_serve
+    assert "the command comes first" in parse("--port", "0", "serve")[1]
+    assert parse("--serverdir", "serve")[1] is None
+
+
+@pytest.mark.parametrize("command", ["serve", "init", "passwd"])
+@pytest.mark.parametrize(
+    "variable, hint",
+    [
+        ("OFLINE_MODE", "did you mean DEVPISERVER_OFFLINE_MODE?"),
+        ("PROXY_TRUSTED", ""),
+        ("X", ""),
+        ("SERVICE_HOST", "enableServiceLinks"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_name(parse, command, variable, hint):
+    status, said = parse(command=command, **{variable: "1"})
+    assert status == 2 and "DEVPISERVER_" + variable in said and hint in said
+
+
+def test_variables_of_other_commands_are_known_to_all(parse):
+    settings, _ = parse(command="passwd", PORT="1", NO_ROOT_PYPI="1", CONNECTION_LIMIT="7", ROLE="standalone")
+    assert settings.serverdir and settings.port == 1
+
+
+@pytest.mark.parametrize(
+    "words, advice",
+    [
+        (["--role", "replica"], "type=mirror"),
+        (["--role=primary"], "type=mirror"),
+        (["--primary-url", "http://127.0.0.1:1"], "type=mirror"),
+        (["--storage", "pg8000:host=db"], "--serverdir"),
+        (["--theme", "dir"], "leave it out"),
+        (["--logger-cfg", "x.yml"], "--debug"),
+        (["--autocreate-users"], "root"),
+        (["--passwd", "alice"], "passwd USER"),
+        (["--start"], "gen-config systemd"),
+    ],
+    ids=str,
+)
+def test_an_option_of_devpi_server_that_would_change_something_is_refused_in_one_line(parse, words, advice):
+    status, said = parse(*words)
+    assert status == 2 and words[0].partition("=")[0] in said and advice in said
+    assert len(said.splitlines()) == 1, said
+
+
+def test_such_an_option_is_refused_wherever_it_stands(parse, tmp_path):
+    assert parse(STORAGE="pg8000:host=db")[0] == 2
+    (tmp_path / "c.json").write_text('{"devpi-server": {"role": "replica"}}')
+    status, said = parse("-c", tmp_path / "c.json")
+    assert status == 2 and "role 'replica'" in said
+    assert parse("--role", "replica", command="init")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--role", "standalone"],
+        ["--role", "auto"],
+        ["--storage", "sqlite"],
+        ["--hard-links"],
+        ["--proxy-timeout", "30"],
+        ["--keyfs-cache-size=9"],
+        ["--file-replication-threads", "5"],
+        ["--requests-only"],
+        ["--enable-core-metadata"],
+        ["--documentation-path", "x"],
+    ],
+    ids=str,
+)
+def test_an_option_of_devpi_server_that_changes_nothing_is_passed_over_with_a_note(parse, caplog, words):
+    caplog.set_level("INFO")
+    assert parse(*words)[1] is None
+    (record,) = caplog.records
+    assert record.getMessage().startswith(words[0].partition("=")[0] + " changes nothing here: ")
+
+
+# -- the configuration file -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("c.json", '{"devpi-server": {"port": 4040, "offline-mode": true, "trusted-proxy": ["10.0.0.0/8", "192.0.2.1"],'
+                   ' "absolute-urls": false, "restrict-modify": "root", "debug": null}}'),
+        ("c.ini", "[devpi-server]\nport = 4040\noffline-mode\nabsolute-urls = no\ntrusted-proxy = 10.0.0.0/8,192.0.2.1\n"
+                  "# a comment\nrestrict-modify: root\n"),
+    ],
+)
+def test_a_configuration_file_is_json_or_ini(parse, tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    for settings in (parse("-c", tmp_path / name)[0], parse(CONFIGFILE=str(tmp_path / name))[0]):
+        assert (settings.port, settings.offline_mode, settings.absolute_urls) == (4040, True, False)
+        assert [str(each) for each in settings.trusted_proxies] == ["10.0.0.0/8", "192.0.2.1/32"]
+        assert settings.restrict_modify == ("root",) and settings.debug is False
+
+
+def test_the_command_line_wins_over_variables_and_those_over_the_file(parse, tmp_path):
+    (tmp_path / "c.ini").write_text("[devpi-server]\nport = 1\nthreads = 1\nconnection-limit = 1\nlisten = [::1]:80, *:81\n")
+    settings, _ = parse("-c", tmp_path / "c.ini", "--threads", "3", CONNECTIONS="2", THREADS="2", PORT="5")
+    assert (settings.threads, settings.connections, settings.port, settings.listen) == (3, 2, 5, ())
+    (tmp_path / "c.ini").write_text("[devpi-server]\nlisten = [::1]:80, *:81\n")
+    assert parse("-c", tmp_path / "c.ini")[0].listen == (("::1", 80), ("0.0.0.0", 81))
+
+
+@pytest.mark.parametrize(
+    "name, text, words",
+    [
+        ("devpi-server.yml", "devpi-server:\n  port: 3141\n", ["YAML", "[devpi-server]"]),
+        ("conf", "---\n# x\ndevpi-server:\n  port: 3141\n", ["YAML", "[devpi-server]"]),
+        ("conf", "# x\n\ndevpi-server :\n  port: 3141\n", ["YAML"]),
+        ("c.json", '{"devpi-server": {"prot": 1}}', ["prot", "did you mean port?"]),
+        ("c.ini", "[devpi-server]\nprot = 1\n", ["prot", "did you mean port?"]),
+        ("c.ini", "[devpi-server]\nport = many\n", ["port", "many"]),
+        ("c.ini", "[devpi-server]\nport\n", ["port"]),
+        ("c.ini", "[devpi-server]\nport = 1\nlisten = *:1\n", ["port", "listen"]),
+        ("c.ini", "[server]\nport = 1\n", ["[devpi-server]"]),
+        ("c.ini", "port = 1\n", ["INI"]),
+        ("c.ini", "[devpi-server]\nport = 1\nport = 2\n", ["port"]),
+        ("c.json", '{"port": 1}', ["devpi-server"]),
+        ("c.json", '{"devpi-server": {"port": {}}}', ["port"]),
+        ("c.json", '{"devpi-server": {"port": 1}', ["JSON"]),
+        ("c.json", b"\xff\xfe\x00", ["c.json"]),
+    ],
+    ids=str,
+)
+def test_a_configuration_file_that_makes_no_sense_ends_with_4_and_a_sentence(parse, tmp_path, name, text, words):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    status, said = parse("-c", tmp_path / name)
+    assert status == 4 and len(said.splitlines()) == 1
+    for word in [name] + words:
+        assert word in said
+
+
+def test_a_configuration_file_that_is_not_there_ends_with_4(directory):
+    assert_fatal(serve(directory, "-c", directory / "none.ini"), directory / "none.ini", code=4)
+    assert not directory.exists()
 
 
 # -- the secret -----------------------------------------------------------------------------------
