@@ -2182,8 +2182,8 @@ class Users:
             raise NotFound(f"no user '{name}'")
         return account
 
-    def create(self, name, body, actor=NO_ACTOR):
-        """devpi: PUT /user.  `body` as its JSON object."""
+    def create(self, name, body, actor=NO_ACTOR, may_inherit=True):
+        """devpi: PUT /user.  `body` as its JSON object; `may_inherit`: also a name that indexes still give rights to."""
         if self.find(name):
             raise Conflict("user already exists")
         check_name("username", name)
@@ -2195,7 +2195,7 @@ class Users:
         pwhash = _new_hash(body["password"])
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
         check_size("user", attributes)
-        return self.store.write(_insert_user, name, pwhash, attributes, actor=actor)
+        return self.store.write(_insert_user, name, pwhash, attributes, may_inherit, actor=actor)
 
     def modify(self, name, body, actor=NO_ACTOR):
         """devpi: PATCH /user.  Keys that are no attributes are ignored; an empty value removes one."""
@@ -2226,13 +2226,38 @@ def _account(row):
                    json.loads(row["attributes"]))
 
 
-def _insert_user(change, name, pwhash, attributes):
+def _insert_user(change, name, pwhash, attributes, may_inherit=True):
     if change.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
         raise Conflict("user already exists")
+    if not may_inherit:
+        refuse_inheritance(change.db, name)
     change.execute("INSERT INTO users (name, pwhash, generation, created, attributes) VALUES (?, ?, ?, ?, ?)",
                    (name, pwhash, secrets.token_hex(8), plain_time(time.time()), json.dumps(attributes)))
     change.audit("user.create", target=name)
     return _record_user(change, name)
+
+
+ACL_KEYS = ("acl_upload", "acl_toxresult_upload", "acl_pkg_read")
+
+
+def configs_naming(db, user):
+    """[(user, index name, configuration)] of the indexes in whose ACLs or bases a user's name stands."""
+    word = json.dumps(user)[:-1]        # as it stands in the JSON, to its last character
+    rows = db.execute("SELECT users.name AS user, indexes.name, config FROM indexes JOIN users ON users.id = user_id "
+                      "WHERE instr(config, ?) OR instr(config, ?) ORDER BY users.name, indexes.name",
+                      (word + '"', word + "/")).fetchall()
+    found = [(row["user"], row["name"], json.loads(row["config"])) for row in rows]
+    return [(owner, name, config) for owner, name, config in found
+            if any(user in config.get(key, ()) for key in ACL_KEYS)
+            or any(base.startswith(user + "/") for base in config.get("bases", ()))]
+
+
+def refuse_inheritance(db, user):
+    """Refuse to make a user whose name indexes give rights to: whoever takes it would have them.
+
+    Which indexes these are is not said: who asks may not be allowed to read them."""
+    if configs_naming(db, user):
+        raise Forbidden(f"the name '{user}' still stands in the ACLs or bases of indexes: only root may make this user")
 
 
 def _update_user(change, name, changes):
@@ -2448,6 +2473,14 @@ class Permissions:
 
     def user_create(self, identity):
         return self.listed is None or self._modifier(identity, None)
+
+    def user_create_named(self, identity):
+        """Create a user whose name stands in ACLs or bases already: who could write it there (root, the listed)."""
+        if identity.user is None:
+            return False
+        listed = self.listed or ()
+        return identity.user == "root" or identity.user in listed \
+            or any(":" + group in listed for group in identity.groups)
 
     def user_modify(self, identity, name):
         return self._modifier(identity, name)
@@ -2778,8 +2811,10 @@ class Indexes:
         if self.find(f"{user}/{name}"):
             raise Conflict(f"index '{user}/{name}' exists")
 
-    def create(self, user, name, body, actor=NO_ACTOR):
-        """devpi: PUT /user/index.  Returns the new `Index`."""
+    def create(self, user, name, body, actor=NO_ACTOR, may_inherit=True):
+        """devpi: PUT /user/index.  Returns the new `Index`.
+
+        `may_inherit`: also one that other users' indexes still have as a base."""
         self.refuse_existing(user, name)
         check_name("indexname", name)
         body = _unwrapped(body)
@@ -2788,7 +2823,7 @@ class Indexes:
         edit = ConfigEdit(defaults["type"], defaults, ())
         edit.apply_object({key: value for key, value in body.items() if value is not None})
         self._check_config(edit.config, "bases")
-        return self.store.write(_insert_index, user, name, edit.config, actor=actor)
+        return self.store.write(_insert_index, user, name, edit.config, may_inherit, actor=actor)
 
     def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR):
         """devpi: PATCH /user/index with an object or a list of operators.  Returns the `Index` as it is then.
@@ -2837,14 +2872,19 @@ class Indexes:
             if wrong:
                 raise BadRequest(", ".join(wrong))
 
-    def delete(self, index, actor=NO_ACTOR):
-        """devpi: DELETE /user/index."""
-        _refuse_non_volatile(index)
-        self.store.write(_delete_index, index, actor=actor)
+    def delete(self, index, force=False, may_read=None, actor=NO_ACTOR):
+        """devpi: DELETE /user/index.
 
-    def delete_user(self, name, actor=NO_ACTOR):
-        """devpi: DELETE /user, with all that the user has."""
-        self.store.write(_delete_user, name, actor=actor)
+        Conflict if indexes of other users build on it, which names those that `may_read` (a function of an Index) admits;
+        `force` takes it out of their bases."""
+        _refuse_non_volatile(index)
+        self.store.write(_delete_index, index, force, may_read, actor=actor)
+
+    def delete_user(self, name, force=False, may_read=None, actor=NO_ACTOR):
+        """devpi: DELETE /user, with all that the user has, and the rights that indexes of others give to this name.
+
+        `force`, `may_read`: see `delete`."""
+        self.store.write(_delete_user, name, force, may_read, actor=actor)
 
 
 def _index(row):
@@ -2860,10 +2900,13 @@ def _unwrapped(body):
     return body
 
 
-def _insert_index(change, user, name, config):
+def _insert_index(change, user, name, config, may_inherit=True):
     row = change.execute("SELECT id FROM users WHERE name = ?", (user,)).fetchone()
     if row is None:
         raise NotFound(f"no user '{user}'")
+    if not may_inherit and _built_on(change, user, f"{user}/{name}"):
+        raise Forbidden(f"{user}/{name} still stands in the bases of other users' indexes: only root may make it again")
+    _require_bases(change, config, ())
     try:
         cursor = change.execute("INSERT INTO indexes (user_id, name, config) VALUES (?, ?, ?)",
                                 (row["id"], name, json.dumps(config)))
@@ -2881,10 +2924,21 @@ def _current(change, index):
     return dataclasses.replace(index, config=json.loads(row["config"]))
 
 
+def _require_bases(change, config, before):
+    """Refuse new bases that are gone by now: who makes such an index later would serve all that build on it."""
+    for base in config.get("bases", ()):
+        user, _, name = base.partition("/")
+        if base not in before and not change.execute(
+                "SELECT 1 FROM indexes JOIN users ON users.id = user_id WHERE users.name = ? AND indexes.name = ?",
+                (user, name)).fetchone():
+            raise BadRequest(f"base index '{base}' does not exist")
+
+
 def _update_index(change, index, config):
     """Returns the index as it is then, or None if another change came first."""
     if _current(change, index).config != index.config:
         return None
+    _require_bases(change, config, index.config.get("bases", ()))
     if index.is_mirror and config["mirror_url"] != index.config["mirror_url"]:
         # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
         change.execute("UPDATE files SET position = NULL WHERE index_id = ?", (index.id,))
@@ -2902,8 +2956,46 @@ def _record_index(change, index):
     return index
 
 
-def _delete_index(change, index):
+def _built_on(change, user, path=None):
+    """The indexes of other users that have this one, or any of this user's, among their bases."""
+    return [Index(0, owner, name, config) for owner, name, config in configs_naming(change.db, user)
+            if owner != user and any(base == path if path else base.startswith(user + "/")
+                                     for base in config.get("bases", ()))]
+
+
+def _leave_bases(change, user, path, force, may_read):
+    """Take an index, or all of a user, out of the bases of other users' indexes; without `force`, refuse if there are any."""
+    above = _built_on(change, user, path)
+    if above and not force:
+        named = [index.path for index in above if may_read is None or may_read(index)]
+        hidden = len(above) - len(named)
+        if hidden:
+            named.append(f"{hidden} more that you may not read" if named else
+                         f"{hidden} index{'' if hidden == 1 else 'es'} that you may not read")
+        shown = ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "")
+        raise Conflict(f"{path or f'indexes of {user}'} can't be deleted: in use as a base by {shown}; "
+                       "?force deletes it all the same and takes it out of their bases")
+    for index in above:
+        _strip(change, index, "bases", lambda base: base == path if path else base.startswith(user + "/"))
+
+
+def _strip(change, index, key, is_gone):
+    """Take what is gone out of a list in an index's configuration; audited for that index."""
+    row = change.execute("SELECT indexes.id, config FROM indexes JOIN users ON users.id = user_id "
+                         "WHERE users.name = ? AND indexes.name = ?", (index.user, index.name)).fetchone()
+    config = json.loads(row["config"])
+    gone = sorted({item for item in config.get(key, ()) if is_gone(item)})
+    if not gone:
+        return
+    config[key] = [item for item in config[key] if not is_gone(item)]
+    change.execute("UPDATE indexes SET config = ? WHERE id = ?", (json.dumps(config), row["id"]))
+    change.audit("index.modify", index.path, detail=f"{key}: {', '.join(gone)} deleted")
+    _record_index(change, Index(row["id"], index.user, index.name, config))
+
+
+def _delete_index(change, index, force, may_read):
     _refuse_non_volatile(_current(change, index))
+    _leave_bases(change, index.user, index.path, force, may_read)
     _bury_files(change, index)
     change.execute("DELETE FROM indexes WHERE id = ?", (index.id,))
     change.audit("index.delete", index.path)
@@ -2917,7 +3009,7 @@ def _refuse_non_volatile(index):
         raise Forbidden(f"index {index.path} non-volatile, cannot delete")
 
 
-def _delete_user(change, name):
+def _delete_user(change, name, force, may_read):
     row = change.execute("SELECT id FROM users WHERE name = ?", (name,)).fetchone()
     if row is None:
         raise NotFound(f"no user '{name}'")
@@ -2926,8 +3018,12 @@ def _delete_user(change, name):
         if not index.volatile:
             raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
         _bury_files(change, index)
+    _leave_bases(change, name, None, force, may_read)
     change.execute("DELETE FROM users WHERE id = ?", (row["id"],))
     change.audit("user.delete", target=name)
+    for owner, index_name, config in configs_naming(change.db, name):
+        for key in ACL_KEYS:
+            _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
     change.look_again(0, "")
     change.record("user", [name], None)
     change.touch(EVERYTHING)
@@ -8131,6 +8227,10 @@ class App:
 # -- permissions of requests
 
 
+def may_read(request, index):
+    return request.app.permissions.read(request.identity, index)
+
+
 def require_read(request, index):
     """Refuse who may not read an index: 401 without good credentials, 403 with them, never 404 (standards 13).
 
@@ -9417,7 +9517,8 @@ def create_index(request, user, index):
     app.indexes.refuse_existing(user, index)
     require(request, app.permissions.index_modify(request.identity, user),
             f"no permission to create index {user}/{index}")
-    created = app.indexes.create(user, index, request.json(dict), actor=request.actor)
+    created = app.indexes.create(user, index, request.json(dict), actor=request.actor,
+                                 may_inherit=app.permissions.user_create_named(request.identity))
     return result_response("indexconfig", shown_config(request, created))
 
 
@@ -9432,7 +9533,7 @@ def modify_index(request, user, index):
 @route("DELETE", "/{user}/{index}[/]")
 def delete_index(request, user, index):
     found = require_modify_index(request, user, index)
-    request.app.indexes.delete(found, actor=request.actor)
+    request.app.indexes.delete(found, "force" in request.query, functools.partial(may_read, request), actor=request.actor)
     return message_response(f"index {found.path} deleted", 201)
 
 
@@ -9739,7 +9840,11 @@ def create_user(request, user):
     require(request, app.permissions.user_create(request.identity), f"no permission to create user {user}")
     if app.users.find(user):
         raise Conflict("user already exists")
-    account = app.users.create(user, request.json(dict), actor=request.actor)
+    may_inherit = app.permissions.user_create_named(request.identity)
+    if not may_inherit:
+        with app.store.read() as db:        # before the password is hashed, and once more when the user is made
+            refuse_inheritance(db, user)
+    account = app.users.create(user, request.json(dict), actor=request.actor, may_inherit=may_inherit)
     return result_response("userconfig", shown_user(request, account, ()), 201)
 
 
@@ -9769,7 +9874,7 @@ def delete_user(request, user):
     app = request.app
     app.users.get(user)
     require(request, app.permissions.user_delete(request.identity, user), f"no permission to delete user {user}")
-    app.indexes.delete_user(user, actor=request.actor)
+    app.indexes.delete_user(user, "force" in request.query, functools.partial(may_read, request), actor=request.actor)
     return message_response(f"user '{user}' deleted")
 
 

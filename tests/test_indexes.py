@@ -535,7 +535,7 @@ class Secret:
 def carl(alice):
     """A logged-in user without any right."""
     if "carl" not in alice.tokens:
-        alice.add_user("carl", "pw")
+        alice.add_user("carl", "pw", by="root")      # the name stands in ACLs by then
         alice.login("carl", "pw")
     return "carl"
 
