@@ -272,6 +272,14 @@ def version_of_file(filename, project=""):
     return stem[cuts[-1] + 1:] if cuts else ""
 
 
+def project_of_wheel(filename):
+    """The project that a wheel's file name states (PEP 427), normalised; "" if it is no such name."""
+    parts = filename[:-len(".whl")].split("-") if filename.lower().endswith(".whl") else ()
+    if len(parts) not in (5, 6) or not parse_version(parts[1].replace("_", "-")):
+        return ""
+    return normalize(parts[0])
+
+
 # The fields of a release's metadata in devpi's JSON, in devpi's spelling (http-api 8).
 TEXT_FIELDS = ("name", "version", "metadata_version", "summary", "home_page", "author", "author_email", "maintainer",
                "maintainer_email", "license", "description", "keywords", "download_url", "comment", "requires_python",
@@ -1000,7 +1008,8 @@ CREATE TABLE releases (
 
 -- one row: a file of a release (stage), or a file that upstream offers (mirror: no release, sha256 once it is here);
 -- position: its place on the page, NULL once upstream stopped listing it; kind: releasefile, or what hangs on a release:
--- doczip (its documentation) and toxresult (a test result, of the file for_id)
+-- doczip (its documentation) and toxresult (a test result, of the file for_id); a path has a row for each project of a
+-- mirror that lists the file
 CREATE TABLE files (
     id INTEGER PRIMARY KEY AUTOINCREMENT, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
     project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
@@ -1009,7 +1018,7 @@ CREATE TABLE files (
     sha256 TEXT, size INTEGER, uploaded TEXT NOT NULL, first_seen INTEGER NOT NULL DEFAULT 0,
     requires_python TEXT, yanked TEXT, core_metadata TEXT, metadata_sha256 TEXT, provenance TEXT,
     url TEXT, last_modified TEXT, history TEXT, kind TEXT NOT NULL DEFAULT 'releasefile',
-    for_id INTEGER REFERENCES files ON DELETE CASCADE, UNIQUE (index_id, path));
+    for_id INTEGER REFERENCES files ON DELETE CASCADE, UNIQUE (index_id, path, project_id));
 CREATE INDEX files_of_project ON files (project_id, position, id);
 CREATE INDEX files_of_release ON files (release_id);
 CREATE INDEX files_of_blob ON files (sha256);
@@ -1058,7 +1067,6 @@ CREATE TABLE search_queue (
 CREATE INDEX search_queue_order ON search_queue (since);
 """
 
-
 SCHEMA_SINCE_3 = """
 -- one row: a name that a file of a stage had until it went, and what it stood for; kept: 1 if the index was not volatile then
 CREATE TABLE withdrawn (
@@ -1073,6 +1081,10 @@ CREATE TABLE attestations (
 ALTER TABLE outbox ADD COLUMN account INTEGER NOT NULL DEFAULT 0;
 DROP INDEX outbox_due;
 CREATE INDEX outbox_due ON outbox (dead, target, account, due);
+"""
+
+SCHEMA_SINCE_4 = """
+CREATE UNIQUE INDEX files_of_stage ON files (index_id, path) WHERE release_id IS NOT NULL;
 """
 
 
@@ -1095,8 +1107,36 @@ def _migrate_to_3(db):
     db.execute("UPDATE outbox SET account = coalesce((SELECT user_id FROM indexes WHERE indexes.id = index_id), 0)")
 
 
+def _migrate_to_4(db):
+    """Let a file of a mirror have a row for each project that lists it, in a new table: no
+    constraint can be taken off an old one.
+
+    Pages are asked for anew, as a project may lack a file that another one had first; and metadata
+    is read anew out of the wheels that are here: what upstream announced may not be what they hold.
+    """
+    made = "SELECT sql FROM sqlite_master WHERE type = ? AND tbl_name = 'files' AND sql IS NOT NULL"
+    (table,), = db.execute(made, ("table",)).fetchall()
+    indexes = [row[0] for row in db.execute(made, ("index",))]
+    table = re.sub(r"UNIQUE \(index_id, path\)", "UNIQUE (index_id, path, project_id)", table)
+    db.execute(re.sub(r'TABLE "?files"?(?!\w)', "TABLE files_new", table))
+    columns = ", ".join(row["name"] for row in db.execute("PRAGMA table_info(files)"))
+    db.execute(f"INSERT INTO files_new ({columns}) SELECT {columns} FROM files ORDER BY id")
+
+    # ids of files that are gone are not used again either
+    db.execute("DELETE FROM sqlite_sequence WHERE name = 'files_new'")
+    db.execute("INSERT INTO sqlite_sequence SELECT 'files_new', seq FROM sqlite_sequence WHERE name = 'files'")
+    db.execute("DROP TABLE files")
+    db.execute("ALTER TABLE files_new RENAME TO files")
+    for index in indexes:
+        db.execute(index)
+    run_script(db, SCHEMA_SINCE_4)
+
+    db.execute("UPDATE projects SET etag = NULL WHERE fetched IS NOT NULL")
+    db.execute("UPDATE files SET metadata_sha256 = NULL WHERE release_id IS NULL AND sha256 IS NOT NULL")
+
+
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
-MIGRATIONS = (_migrate_to_2, _migrate_to_3)
+MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 EVERYTHING = "everything"       # the tag of changes to users and index configurations: all caches start anew
 
@@ -1290,7 +1330,7 @@ class Store:
                              f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3)
+            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -1304,11 +1344,14 @@ class Store:
             with contextlib.closing(sqlite3.connect(aside + ".tmp")) as copy_:
                 db.backup(copy_)
             os.replace(aside + ".tmp", aside)
+            # a step may put a table in place of another: what refers to it must not go with the old one
+            db.execute("PRAGMA foreign_keys = OFF")
             for step in range(version, SCHEMA_VERSION):
                 db.execute("BEGIN IMMEDIATE")
                 MIGRATIONS[step - 1](db)
                 db.execute(f"PRAGMA user_version = {step + 1}")
                 db.execute("COMMIT")
+            db.execute("PRAGMA foreign_keys = ON")
 
     @staticmethod
     def _last_serial(db):
@@ -3809,14 +3852,22 @@ class Projects:
                     db.execute("SELECT name FROM projects WHERE index_id = ? ORDER BY name", (index.id,))]
 
     def file(self, index, path):
-        """(File, project name, project status) of the file at `path` below an index; Gone or NotFound."""
+        """(File, project name, project status) of the file at `path` below an index; Gone or NotFound.
+
+        Where several projects of a mirror list it: of one that is quarantined, else of one whose page has it still."""
         with self.store.read() as db:
-            row = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
-                             "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ?",
-                             (index.id, path)).fetchone()
-        if row is None:
+            rows = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
+                              "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ?",
+                              (index.id, path)).fetchall()
+        if not rows:
             self.refuse_gone(f"{index.path}/{path}")
             raise NotFound("no such file")
+        row = rows[0]
+        if len(rows) > 1:
+            def rank(row):
+                status = _status_of(row)
+                return not (status and status[0] == "quarantined"), row["position"] is None, row["id"]
+            row = min(rows, key=rank)
         return File._make(tuple(row)[:-2]), row["project"], _status_of(row)
 
     def refuse_gone(self, path):
@@ -4214,14 +4265,22 @@ def _store_page(change, index, name, page, etag, origin, serial):
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
     now = iso_time(time.time())
-    for position, new in enumerate(page.files):
+    own = [new for new in page.files if project_of_wheel(new.filename) in ("", name)]
+    if len(own) < len(page.files):      # installers pass them over, too
+        log.info("mirror %s: the page of %s lists %d wheels of other projects, which are left out",
+                 index.path, name, len(page.files) - len(own))
+    inserted = False
+    for position, new in enumerate(own):
         path = file_path(new.hash_spec, new.filename) if new.hash_spec else hashless_path(new.url, new.filename)
         before = old.pop(path, None)
         if before is None:
+            inserted = True
             _insert_mirror_file(change, index, project_id, name, position, path, new, now)
         else:
             _update_mirror_file(change, before, position, new)
-    listed = {new.filename for new in page.files}
+    if inserted:
+        _share_arrived(change, project_id)
+    listed = {new.filename for new in own}
     for file in old.values():
         if file.position is not None:
             change.execute("UPDATE files SET position = NULL WHERE id = ?", (file.id,))
@@ -4234,10 +4293,22 @@ def _insert_mirror_file(change, index, project_id, name, position, path, new, no
     change.execute(
         "INSERT INTO files (index_id, project_id, position, version, filename, path, hash_spec, size, uploaded, first_seen, "
         "requires_python, yanked, core_metadata, provenance, url) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT DO NOTHING",       # a path that upstream lists under two projects stays with the first
+        "ON CONFLICT DO NOTHING",       # a path that the page lists twice
         (index.id, project_id, position, version_of_file(new.filename, name), new.filename, path, new.hash_spec, new.size,
          new.uploaded or now, not new.uploaded, new.requires_python, new.yanked, new.core_metadata, new.provenance, new.url))
     change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{path}",))
+
+
+def _share_arrived(change, project_id):
+    """Enter for the files of a project what arrived of them for another project of the mirror that lists them."""
+    arrived = change.execute(
+        "SELECT theirs.sha256, theirs.size, theirs.last_modified, theirs.metadata_sha256, "
+        "coalesce(mine.core_metadata, theirs.metadata_sha256), mine.id FROM files AS mine "
+        "JOIN files AS theirs ON theirs.index_id = mine.index_id AND theirs.path = mine.path "
+        "AND theirs.hash_spec = mine.hash_spec AND theirs.url = mine.url AND theirs.project_id != mine.project_id "
+        "WHERE mine.project_id = ? AND mine.sha256 IS NULL AND theirs.sha256 IS NOT NULL", (project_id,)).fetchall()
+    change.executemany("UPDATE files SET sha256 = ?, size = ?, last_modified = ?, metadata_sha256 = ?, "
+                       "core_metadata = ? WHERE id = ?", map(tuple, arrived))
 
 
 def _update_mirror_file(change, before, position, new):
@@ -4258,32 +4329,36 @@ def _update_mirror_file(change, before, position, new):
 def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
     """The bytes of a mirrored file are here: enter what is known now and was not before."""
     metadata = keep_metadata(change, metadata)
-    uploaded, first_seen = file.uploaded, file.first_seen
-    if first_seen and last_modified:
-        with contextlib.suppress(ValueError, TypeError, OverflowError):     # upstream's header may be anything
-            moment = email.utils.parsedate_to_datetime(last_modified).timestamp()
-            if moment < seconds_of(uploaded):
-                uploaded, first_seen = iso_time(moment), 0
-    change.execute(
-        "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, first_seen = ?, "
-        "core_metadata = coalesce(core_metadata, ?), metadata_sha256 = coalesce(?, metadata_sha256) "
-        "WHERE index_id = ? AND path = ?",
-        (sha256, size, last_modified or http_date(time.time()), uploaded, first_seen, metadata, metadata,
-         index.id, file.path))
-    _touch_project_of(change, file)
+    for row in _rows_of(change, file):
+        uploaded, first_seen = row["uploaded"], row["first_seen"]
+        if first_seen and last_modified:
+            with contextlib.suppress(ValueError, TypeError, OverflowError):     # upstream's header may be anything
+                moment = email.utils.parsedate_to_datetime(last_modified).timestamp()
+                if moment < seconds_of(uploaded):
+                    uploaded, first_seen = iso_time(moment), 0
+        change.execute(
+            "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, first_seen = ?, "
+            "core_metadata = coalesce(core_metadata, ?), "
+            "metadata_sha256 = coalesce(?, metadata_sha256) WHERE id = ?",
+            (sha256, size, last_modified or http_date(time.time()), uploaded, first_seen,
+             metadata, metadata, row["id"]))
+        change.touch(project_tag(file.index_id, row["project"]))
 
 
 def _metadata_arrived(change, index, file, metadata):
     sha256 = keep_metadata(change, metadata)
-    change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) WHERE index_id = ? "
-                   "AND path = ?", (sha256, sha256, index.id, file.path))
-    _touch_project_of(change, file)
+    for row in _rows_of(change, file):
+        change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) "
+                       "WHERE id = ?", (sha256, sha256, row["id"]))
+        change.touch(project_tag(file.index_id, row["project"]))
 
 
-def _touch_project_of(change, file):
-    row = change.execute("SELECT name FROM projects WHERE id = ?", (file.project_id,)).fetchone()
-    if row:
-        change.touch(project_tag(file.index_id, row["name"]))
+def _rows_of(change, file):
+    """The rows of this very file, one for each project of the mirror that lists it."""
+    return change.execute(
+        "SELECT files.id, uploaded, first_seen, projects.name AS project FROM files "
+        "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ? AND hash_spec = ?",
+        (file.index_id, file.path, file.hash_spec)).fetchall()
 
 
 class Download(Flight):
@@ -5471,11 +5546,12 @@ def _remove_version(change, index, name, version):
 
 def _forget_version(change, index, name, version):
     """On a mirror: let go of the bytes; the links stay."""
-    found = change.execute("SELECT files.id FROM files JOIN projects ON projects.id = project_id "
+    found = change.execute("SELECT path FROM files JOIN projects ON projects.id = project_id "
                            "WHERE projects.index_id = ? AND name = ? AND version = ?", (index.id, name, version)).fetchall()
     if not found:
         raise _no_version(index, name, version)
-    change.executemany("UPDATE files SET sha256 = NULL WHERE id = ?", [(row["id"],) for row in found])
+    change.executemany("UPDATE files SET sha256 = NULL WHERE index_id = ? AND path = ?",
+                       [(index.id, row["path"]) for row in found])
     change.record("mirrored release", [index.user, index.name, name, version], None)
     _project_changed(change, index, name)
     return Removed(name, version)
@@ -5486,20 +5562,22 @@ def _no_version(index, name, version):
 
 
 def _remove_file(change, index, path):
-    row = change.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchone()
+    rows = change.execute(
+        f"SELECT {_FILE_COLUMNS}, (SELECT name FROM projects WHERE projects.id = project_id) AS project "
+        "FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchall()
     full = f"{index.path}/{path}"
-    if row is None:
+    if not rows:
         if change.execute("SELECT 1 FROM gone WHERE path = ?", (full,)).fetchone():
             raise Gone(f"package '{full}' was deleted already")
         raise NotFound(f"package '{full}' doesn't exist")
-    file = File._make(row)
-    name = change.execute("SELECT name FROM projects WHERE id = ?", (file.project_id,)).fetchone()["name"]
-    _drop_file(change, index, file)
-    _project_changed(change, index, name)
-    if index.is_mirror:     # so that the link comes back when upstream is asked again
-        change.execute("UPDATE projects SET etag = NULL WHERE id = ?", (file.project_id,))
-    else:
-        _remove_if_empty(change, index, name, file)
+    for row in rows:        # on a mirror, one for each project that lists it
+        file, name = File._make(tuple(row)[:-1]), row["project"]
+        _drop_file(change, index, file)
+        _project_changed(change, index, name)
+        if index.is_mirror:     # so that the link comes back when upstream is asked again
+            change.execute("UPDATE projects SET etag = NULL WHERE id = ?", (file.project_id,))
+        else:
+            _remove_if_empty(change, index, name, file)
     return Removed(name, file.version, file)
 
 

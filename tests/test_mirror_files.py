@@ -658,6 +658,67 @@ def test_advertised_metadata_of_a_local_wheel_needs_no_upstream(mirrors, upstrea
     assert get(mirrors, path).body == archive.metadata
 
 
+# ---------------------------------------------------------------------------------------------- pages with a file in common
+
+@pytest.mark.parametrize("first", ("old", "new"))
+@pytest.mark.parametrize("hashed", (True, False))
+def test_a_file_that_two_pages_list_is_on_both(mirrors, scripted, first, hashed):
+    archive = sdist("old-new", "1.0", summary=os.urandom(8).hex())
+    entry = {"filename": archive.filename, "url": "/files/x", "hashes": {"sha256": archive.sha256} if hashed else {}}
+    for project in ("old", "new"):
+        scripted.page(project, entry)
+    scripted.answers["/files/x"] = archive.content
+    name = mirror(mirrors, scripted)
+    for project in sorted(("old", "new"), key=lambda project: project != first):
+        assert mirrors.filenames(name, project) == [archive.filename]
+        assert mirrors.fetch(name, archive.filename, project) == archive.content
+    assert len(asked(scripted, "/files/x")) == 1
+    for project in ("old", "new"):      # what arrived for one is known of the other
+        file, = mirrors.simple(name, project)["files"]
+        assert file["size"] == len(archive.content)
+
+
+def test_a_wheel_of_another_project_is_left_out_of_a_page(mirrors, scripted):
+    """A flat listing that answers for every name, and a page of a project under its old name."""
+    ours, other, odd = small(), wheel("demo_tools", "1.0"), "demo-tools-1.0-py3-none-any.whl"
+    for project in ("demo", "demo-tools", "gone"):
+        scripted.page(project, *({"filename": name, "url": "/files/" + name, "hashes": {}}
+                                 for name in (other.filename, ours.filename, odd)))
+    name = mirror(mirrors, scripted)
+    assert mirrors.filenames(name, "gone") == [odd]         # whose name states no version: nobody's for sure
+    assert mirrors.filenames(name, "demo") == [ours.filename, odd]
+    assert mirrors.filenames(name, "demo-tools") == [other.filename, odd]
+    assert sorted(mirrors.get("/%s/demo" % name).result) == ["1.0", "tools"]
+
+
+def test_a_file_is_refused_if_one_of_its_projects_is_quarantined(mirrors, scripted):
+    archive = sdist("fine", "1.0", summary=os.urandom(8).hex())
+    entry = {"filename": archive.filename, "url": "/files/x", "hashes": {"sha256": archive.sha256}}
+    scripted.answers["/files/x"] = archive.content
+    scripted.page("fine", entry)
+    scripted.page("bad", entry, **{"project-status": {"status": "quarantined"}})
+    name = mirror(mirrors, scripted)
+    path = link_to(mirrors, name, archive.filename, "fine")
+    assert get(mirrors, path).status == 200
+    assert mirrors.filenames(name, "bad") == []
+    assert get(mirrors, path).status == 403
+
+
+def test_a_file_of_two_pages_is_deleted_once_for_both(mirrors, scripted):
+    archive = sdist("old-new", "1.0", summary=os.urandom(8).hex())
+    entry = {"filename": archive.filename, "url": "/files/x", "hashes": {"sha256": archive.sha256}}
+    scripted.page("old", entry)
+    scripted.page("new", entry)
+    scripted.answers["/files/x"] = archive.content
+    name = mirror(mirrors, scripted)
+    path = link_to(mirrors, name, archive.filename, "old")
+    assert link_to(mirrors, name, archive.filename, "new") == path
+    assert get(mirrors, path).status == 200
+    assert mirrors.delete(path, user="mia").status == 200
+    assert get(mirrors, path).status == 410
+    assert mirrors.filenames(name, "old") == mirrors.filenames(name, "new") == []
+
+
 def test_metadata_of_an_unknown_file_is_not_found(mirrors, upstream):
     upstream.publish(small())
     index = mirror(mirrors, upstream.url)

@@ -98,6 +98,9 @@ def test_a_newer_schema_is_refused(tmp_path):
         d.Store(str(tmp_path), create=True)
 
 
+UNIQUE_PATH = ("UNIQUE (index_id, path, project_id)", "UNIQUE (index_id, path)")      # since schema 4, and before
+
+
 def tables_of(db):
     """{table: its columns}, and the names of the indexes."""
     names = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
@@ -112,7 +115,7 @@ def test_an_older_schema_is_brought_up_after_a_copy_was_put_aside(tmp_path):
     columns = (" kind TEXT NOT NULL DEFAULT 'releasefile',\n    for_id INTEGER REFERENCES files ON DELETE CASCADE,")
     assert columns in d.SCHEMA
     with sqlite3.connect(str(old / "devpi_lite.db")) as db:
-        db.executescript(d.SCHEMA.replace(columns, "") + """
+        db.executescript(d.SCHEMA.replace(columns, "").replace(*UNIQUE_PATH) + """
             INSERT INTO node VALUES ('uuid', 'u'), ('epoch', 'e');
             INSERT INTO users VALUES (1, 'u', NULL, 'g', 'c', NULL, '{}');
             INSERT INTO indexes VALUES (1, 1, 'i', '{"type": "stage"}');
@@ -149,6 +152,50 @@ def test_messages_that_wait_in_an_older_schema_are_their_accounts(tmp_path):
     with store.read() as db:
         assert [tuple(row) for row in db.execute("SELECT delivery, account FROM outbox")] == [("d", 7), ("e", 0)]
     store.close()
+
+
+def test_schema_4_lets_two_projects_list_one_file_and_loses_nothing(tmp_path):
+    assert d.SCHEMA.count(UNIQUE_PATH[0]) == 1
+    with sqlite3.connect(str(tmp_path / "devpi_lite.db")) as db:
+        db.executescript((d.SCHEMA + d.SCHEMA_SINCE_2 + d.SCHEMA_SINCE_3).replace(*UNIQUE_PATH) + """
+            INSERT INTO users VALUES (1, 'u', NULL, 'g', 'c', NULL, '{}');
+            INSERT INTO indexes VALUES (1, 1, 's', '{"type": "stage"}'), (2, 1, 'm', '{"type": "mirror"}');
+            INSERT INTO projects (id, index_id, name, fetched, etag)
+                VALUES (1, 1, 'p', NULL, NULL), (2, 2, 'old', 1, 'e'), (3, 2, 'new', 1, 'e');
+            INSERT INTO releases VALUES (1, 1, '1', '{}');
+            INSERT INTO files (id, index_id, project_id, release_id, version, filename, path, hash_spec, uploaded, kind,
+                    for_id, sha256, metadata_sha256)
+                VALUES (1, 1, 1, 1, '1', 'p-1.whl', '+f/a', 'h', 't', 'releasefile', NULL, 'aa', 'mm'),
+                       (2, 1, 1, 1, '1', 'p-1.whl.toxresult', '+f/b', 'h', 't', 'toxresult', 1, 'bb', NULL),
+                       (3, 2, 2, NULL, '1', 'q-1.whl', '+f/c', 'h', 't', 'releasefile', NULL, 'cc', 'mm'),
+                       (9, 2, 2, NULL, '1', 'q-2.whl', '+f/d', 'h', 't', 'releasefile', NULL, NULL, NULL);
+            DELETE FROM files WHERE id = 9;
+            INSERT INTO attestations VALUES (1, '[]');
+            PRAGMA user_version = 3;""")
+    db.close()
+    store = d.Store(str(tmp_path), create=True)
+    add = "INSERT INTO files (index_id, project_id, release_id, version, filename, path, hash_spec, uploaded) " \
+          "VALUES (?, ?, ?, '1', 'f', ?, 'h', 't')"
+    try:
+        with store.read() as db:
+            columns = "id, path, kind, for_id, sha256, metadata_sha256"
+            assert [tuple(row) for row in db.execute("SELECT %s FROM files" % columns)] \
+                == [(1, "+f/a", "releasefile", None, "aa", "mm"), (2, "+f/b", "toxresult", 1, "bb", None),
+                    (3, "+f/c", "releasefile", None, "cc", None)]
+            assert db.execute("SELECT count(*) FROM attestations").fetchone()[0] == 1
+            assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+            assert {row["etag"] for row in db.execute("SELECT etag FROM projects")} == {None}
+        assert store.write(lambda change: change.execute(add, (2, 3, None, "+f/c")).lastrowid) == 10
+        with pytest.raises(sqlite3.IntegrityError):
+            store.write(lambda change: change.execute(add, (2, 3, None, "+f/c")))
+        with pytest.raises(sqlite3.IntegrityError):     # a stage's path stays one file's
+            store.write(lambda change: change.execute(add, (1, 2, 1, "+f/a")))
+        store.write(lambda change: change.execute("DELETE FROM files WHERE id = 1"))
+        with store.read() as db:        # a test result goes with the file that was tested
+            assert [row["id"] for row in db.execute("SELECT id FROM files")] == [3, 10]
+            assert db.execute("SELECT count(*) FROM attestations").fetchone()[0] == 0
+    finally:
+        store.close()
 
 
 def test_a_cache_drops_what_a_commit_touches_and_nothing_else():
