@@ -238,7 +238,7 @@ def admits_python(specifiers, version):
 
 UPLOAD_EXTENSIONS = ("exe", "tar.gz", "bz2", "rpm", "deb", "zip", "tgz", "egg", "dmg", "msi", "whl")
 MIRROR_EXTENSIONS = (".doc.zip", ".tar.bz2", ".tar.gz", ".tar.xz", ".tar.Z", ".tar", ".deb", ".dmg", ".egg", ".exe",
-                     ".msi", ".rpm", ".tgz", ".whl", ".zip")
+                     ".msi", ".rpm", ".tgz", ".whl", ".whlx", ".zip")
 
 
 def strip_archive_extension(filename):
@@ -249,27 +249,86 @@ def strip_archive_extension(filename):
     return filename, ""
 
 
-_PLATFORM_TAIL = re.compile(r"[-.](py[23](\.\d+)?.*|win32|win-amd64.*|linux-.*|macosx-.*)$", re.IGNORECASE)
+# Where a platform or a Python begins behind a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`, `.linux-x86_64`.
+_PLATFORM_TAIL = re.compile(r"""
+    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | win(?:32|64|dows)? | mac(?:osx?|os-x|intosh)?[0-9]* | osx
+        | linux(?:32|64|2)? | manylinux\w* | cygwin | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | darwin
+        | solaris | sunos | aix | irix | hp-ux | noarch | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l
+        | aarch64 | universal2? | superpack ) (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
+# Behind the version of an rpm or deb package: the package's own revision, and the machine.
+_PACKAGE_TAILS = {
+    ".rpm": re.compile(r"(?:-[^-]+)?\.(?:src|nosrc|noarch|x86_64|i[3-6]86|athlon|aarch64|arm\w*|ppc\w*|s390x?|ia64|sparc\w*|"
+                       r"alpha|riscv64|loongarch64)$", re.IGNORECASE),
+    ".deb": re.compile(r"(?:-[^-_]+)?_[a-z0-9-]+$", re.IGNORECASE)}
+# Other words behind a version; `-11g` and `-12c` name the Oracle client that an installer was built for.
+_KIND_TAIL = re.compile(r"[-._ ](?:src|sources?|sdist|dist|bin|all|full|setup|install(?:er)?|1[0-9][cg])$", re.IGNORECASE)
+# What a version of old begins with, where it begins with no digit.
+_VERSION_WORD = re.compile(r"(?:v|r|rev|rel|release|version|build|alpha|beta|a|b|c|rc|pre|preview|dev|devel|svn|git|hg|trunk|"
+                           r"head|master|main|snapshot|nightly|latest|test|final|stable|unstable)[-._ ]?(?:r?[0-9]|$)",
+                           re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=20000)
 def version_of_file(filename, project=""):
-    """The version that a file name states (PEP 427, PEP 625, and the looser names of old); "" if it states none.
+    """The version that a file name states (PEP 427, PEP 625, and the looser names of old); "" if it states none, as
+    the name of what is no archive does.
 
-    Where a source archive's name can be cut in several places, the cut that leaves the project's own name wins."""
-    stem, extension = strip_archive_extension(filename)
-    parts = stem.split("-")
-    if extension == ".whl":
+    The normal name `project`, where the file name begins with it, is taken off before anything is looked for: it may
+    hold what else would be a version, a Python or a platform (`suds-py3`, `python-2to3`, `python-linux-procfs`)."""
+    stem, extension = _archive_stem(filename)
+    if not extension:
+        return ""
+    if extension in (".whl", ".whlx"):
+        parts = stem.split("-")
         return parts[1].replace("_", "-") if len(parts) >= 5 else ""
-    stem = _PLATFORM_TAIL.sub("", stem)
-    cuts = [i for i, c in enumerate(stem) if c == "-" and i]
-    for cut in cuts:
-        if project and normalize(stem[:cut]) == project and stem[cut + 1:cut + 2].isdigit():
-            return stem[cut + 1:]
-    for cut in cuts:
-        if parse_version(stem[cut + 1:]):
-            return stem[cut + 1:]
-    return stem[cuts[-1] + 1:] if cuts else ""
+    rest = _behind_name(stem, project)
+    if rest is not None:
+        version = _version_of_rest(rest, extension)
+        if version[:1].isdigit() or _VERSION_WORD.match(version):
+            return version
+    # Not this project's name, or a word between name and version: the first cut that leaves a version.
+    cuts = [cut.start() for cut in re.finditer("[-_]" if extension == ".deb" else "-", stem) if cut.start()]
+    found = ""
+    for cut in cuts[-20:]:      # real names have a dozen at most
+        version = _version_of_rest(stem[cut:], extension)
+        if parse_version(version):
+            return version
+        found = version or found
+    return found
+
+
+def _archive_stem(filename):
+    """(stem, inner extension in lower case) of an archive's name, which may be packed twice: `foo-1.0.exe.zip`."""
+    stem, extension = strip_archive_extension(filename)
+    if not extension and stem.lower().endswith(".bz2"):
+        return stem[:-4], ".bz2"
+    stem, inner = strip_archive_extension(stem)
+    return stem, (inner or extension).lower()
+
+
+@functools.lru_cache(maxsize=1000)
+def _name_pattern(project):
+    """What a file name of a project begins with, in any spelling of the normal name, and the separators behind it."""
+    return re.compile("[^a-z0-9]+".join(map(re.escape, project.split("-"))) + r"[-_. ]+(?=[^-_. ])", re.IGNORECASE | re.ASCII)
+
+
+def _behind_name(stem, project):
+    """What stands behind the project's name and one or more separators; None if the name does not stand in front."""
+    match = _name_pattern(project).match(stem) if project else None
+    return match and stem[match.end():]
+
+
+def _version_of_rest(rest, extension):
+    """The version in what stands behind a project's name."""
+    if extension in _PACKAGE_TAILS:
+        rest = _PACKAGE_TAILS[extension].sub("", rest)
+    version = _PLATFORM_TAIL.sub("", rest).lstrip("-_. ")
+    if not parse_version(version):
+        shorter = _KIND_TAIL.sub("", version)
+        version = shorter if parse_version(shorter) else version
+    if extension in (".egg", ".rpm"):       # they write a version's dashes as underscores
+        return version.replace("_", "-")
+    return version.replace("~", "") if extension == ".deb" else version     # 1.0~rc1 sorts before 1.0 there
 
 
 def project_of_wheel(filename):
@@ -3417,13 +3476,13 @@ def _parse_json_page(project, url, body):
             log.info("%s lists an unusable file: %s", public_url(url), one_line(repr(entry), 200))
         else:
             files.setdefault(file.filename, file)
-    known = {version_of_file(filename, project) for filename in files}
+    known = {canonical_version(version_of_file(filename, project)) for filename in files}
     versions = tuple(v for v in page.get("versions") or () if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable())
     status = page.get("project-status") or page["meta"].get("project-status") or {}
     if isinstance(status, str):
         status = {"status": status, "reason": page["meta"].get("project-status-reason")}
     return UpstreamPage(tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
-                        tuple(v for v in versions if v not in known))
+                        tuple(v for v in versions if canonical_version(v) not in known))
 
 
 def _json_file(url, entry):
@@ -4277,7 +4336,7 @@ def _store_page(change, index, name, page, etag, origin, serial):
             inserted = True
             _insert_mirror_file(change, index, project_id, name, position, path, new, now)
         else:
-            _update_mirror_file(change, before, position, new)
+            _update_mirror_file(change, name, before, position, new)
     if inserted:
         _share_arrived(change, project_id)
     listed = {new.filename for new in own}
@@ -4311,9 +4370,10 @@ def _share_arrived(change, project_id):
                        "core_metadata = ? WHERE id = ?", map(tuple, arrived))
 
 
-def _update_mirror_file(change, before, position, new):
-    after = before._replace(position=position, requires_python=new.requires_python, yanked=new.yanked, url=new.url,
-                            provenance=new.provenance, size=new.size if new.size is not None else before.size,
+def _update_mirror_file(change, name, before, position, new):
+    after = before._replace(position=position, version=version_of_file(new.filename, name), url=new.url,
+                            requires_python=new.requires_python, yanked=new.yanked, provenance=new.provenance,
+                            size=new.size if new.size is not None else before.size,
                             core_metadata=new.core_metadata or before.metadata_sha256)
     if new.uploaded:
         after = after._replace(uploaded=new.uploaded, first_seen=0)

@@ -37,14 +37,74 @@ def test_a_version_of_absurd_length_is_no_version():
     assert d.parse_version("1" * 100000) is None
 
 
+def real_file_names():
+    """(project, version, file name) of the corpus; its head says where the versions come from."""
+    project = None
+    for line in (pathlib.Path(__file__).parent / "data" / "file_names.txt").read_text(encoding="ascii").splitlines():
+        if line.startswith("== "):
+            project = line[3:]
+        elif not line.startswith("#"):
+            version, _, filenames = line.partition(":")
+            yield from ((project, version, filename) for filename in filenames.split())
+
+
+def test_the_versions_of_thousands_of_real_file_names():
+    rows = list(real_file_names())
+    assert len(rows) > 5000 and len({project for project, _, _ in rows}) > 900
+    assert [(filename, d.version_of_file(filename, project), version) for project, version, filename in rows
+            if d.version_of_file(filename, project) != version] == []
+
+
+def test_real_file_names_are_read_without_the_project_too():
+    """All but one, whose version is of an old form that only the project's name sets apart."""
+    wrong = [filename for _, version, filename in real_file_names() if d.version_of_file(filename) != version]
+    assert wrong == ["zope.interface-1.0.dev-r65726.tar.gz"]
+
+
 @pytest.mark.parametrize("filename, project, version", [
+    # wheels
     ("foo-1.0-py3-none-any.whl", "foo", "1.0"), ("foo-1.0-1-py3-none-any.whl", "foo", "1.0"),
-    ("foo_bar-1.0+local.1-cp312-cp312-win_amd64.whl", "foo-bar", "1.0+local.1"), ("foo-bar-1.0.tar.gz", "foo-bar", "1.0"),
-    ("foo-2-1.0.tar.gz", "foo-2", "1.0"), ("Foo.Bar-1.0rc1.zip", "foo-bar", "1.0rc1"), ("foo-1.0-py2.7.egg", "foo", "1.0"),
-    ("foo-1.0.win32.exe", "foo", "1.0"), ("foo-1.0.linux-x86_64.tar.gz", "foo", "1.0"), ("nodash.tar.gz", "nodash", ""),
-    ("foo-latest.zip", "foo", "latest")])
+    ("foo_bar-1.0+local.1-cp312-cp312-win_amd64.whl", "foo-bar", "1.0+local.1"), ("foo-1.0-py3-none-any.whlx", "foo", "1.0"),
+    ("foo-1.0-cp313-cp313-linux_x86_64-x86_64_v3.whl", "foo", "1.0"), ("foo-1.0-any.whl", "foo", ""),
+    # source archives, in old and new spellings
+    ("foo-bar-1.0.tar.gz", "foo-bar", "1.0"), ("Foo.Bar-1.0rc1.zip", "foo-bar", "1.0rc1"), ("foo-latest.zip", "foo", "latest"),
+    ("Foo__Bar.-baz-1.0.tar.gz", "foo-bar-baz", "1.0"), ("foo-1.0-beta-2.tar.gz", "foo", "1.0-beta-2"),
+    ("foo-2.0-r1.zip", "foo", "2.0-r1"), ("foo-1.0-1.tar.gz", "foo", "1.0-1"), ("foo-1!2.0.tar.gz", "foo", "1!2.0"),
+    ("foo-1.0+ubuntu-1.tar.gz", "foo", "1.0+ubuntu-1"), ("foo-1.0+ubuntu_1.tar.gz", "foo", "1.0+ubuntu_1"),
+    ("foo-v1.0.zip", "foo", "v1.0"), ("foo-r1234.tar.gz", "foo", "r1234"), ("foo-dev-20080811.tar.gz", "foo", "dev-20080811"),
+    ("foo-1.0-src.zip", "foo", "1.0"), ("foo-1.0-SNAPSHOT.tar.gz", "foo", "1.0-SNAPSHOT"), ("foo--1.0.zip", "foo", "1.0"),
+    ("foo_1.0.zip", "foo", "1.0"), ("foo-1.0.TAR.GZ", "foo", "1.0"), ("foo-1.0.tar.Z", "foo", "1.0"),
+    # names that hold what else is a version, a Python or a platform
+    ("foo-2-1.0.tar.gz", "foo-2", "1.0"), ("python-2to3-1.0.tar.gz", "python-2to3", "1.0"), ("pywin32-214.zip", "pywin32", "214"),
+    ("suds-py3-1.4.5.0.tar.gz", "suds-py3", "1.4.5.0"), ("foo-py2.7-1.0.zip", "foo-py2-7", "1.0"),
+    ("python-linux-procfs-0.6.tar.gz", "python-linux-procfs", "0.6"), ("my-macosx-tool-2.0.tar.gz", "my-macosx-tool", "2.0"),
+    ("foo-win-amd64-2.0.zip", "foo-win-amd64", "2.0"), ("win32-foo-1.0.zip", "foo", "1.0"), ("foo-win32-1.0.exe", "foo", "1.0"),
+    # eggs, installers, dumb archives, packages of systems
+    ("foo-1.0-py2.7.egg", "foo", "1.0"), ("foo-py3-1.0-py3.9.egg", "foo-py3", "1.0"), ("foo_py3-1.0-py3.9.egg", "foo-py3", "1.0"),
+    ("foo-0.6a1dev_r5442-py2.5-linux-i686.egg", "foo", "0.6a1dev-r5442"), ("foo-latest-py2.7.egg", "foo", "latest"),
+    ("foo-1.0.win32.exe", "foo", "1.0"), ("foo-1.3.0.win32-py2.5.exe", "foo", "1.3.0"), ("foo-1.0.amd64.exe", "foo", "1.0"),
+    ("foo-1.0.win-amd64-py2.7.msi", "foo", "1.0"), ("foo-1.0-win32-superpack-python2.7.exe", "foo", "1.0"),
+    ("foo-1.0.linux-x86_64.tar.gz", "foo", "1.0"), ("foo-1.0.darwin-9.2.0-Power_Macintosh.tar.gz", "foo", "1.0"),
+    ("foo-1.0.macosx-10.9-x86_64.dmg", "foo", "1.0"), ("foo-1.0-py2.5-macosx10.5.mpkg.zip", "foo", "1.0"),
+    ("foo-1.0-1.noarch.rpm", "foo", "1.0"), ("foo-1.0-1.src.rpm", "foo", "1.0"), ("foo-1.0-1.fc20.x86_64.rpm", "foo", "1.0"),
+    ("foo-1.0_beta_2-1.src.rpm", "foo", "1.0-beta-2"), ("foo-1.0.dev3-1.src.rpm", "foo", "1.0.dev3"),
+    ("python-foo_1.0-1_all.deb", "python-foo", "1.0"), ("python-foo_1.0-1_all.deb", "foo", "1.0"),
+    ("foo_1.0~rc1-0ubuntu1_amd64.deb", "foo", "1.0rc1"), ("foo-1.0.bz2", "foo", "1.0"),
+    ("foo-1.0.tar.gz.zip", "foo", "1.0"), ("foo-1.0.win32.exe.ZIP", "foo", "1.0"),
+    # none
+    ("nodash.tar.gz", "nodash", ""), ("foo-.tar.gz", "foo", ""), ("---.zip", "", ""), ("libfoo.win32-py2.7.msi", "libfoo", ""),
+    ("foo-1.0-variants.json", "foo", ""), ("foo-1.0.tar.gz.asc", "foo", ""), ("foo-1.0.txt", "foo", ""), ("foo-1.0", "foo", "")])
 def test_the_version_of_a_file_stands_in_its_name(filename, project, version):
     assert d.version_of_file(filename, project) == version
+
+
+def test_hostile_file_names_are_read_in_no_time():
+    began = time.process_time()
+    for hostile in ("-_." * 80, "a-" * 120, "-1" * 120, ".win32" * 40, "-py3" * 60, "linux" * 50, "1.0-" * 60):
+        for number in range(20):
+            for project in ("", "a", "a-" * 100 + "a"):
+                d.version_of_file(f"{hostile}{number}.tar.gz", project)
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("name, safe", [

@@ -1,0 +1,145 @@
+"""What the files of an index are and say of themselves: versions, hashes, times, addresses, and files that are no archives."""
+import hashlib
+import http.server
+import itertools
+import json
+import sqlite3
+import threading
+from urllib.parse import quote, urljoin
+
+import pytest
+
+from harness import Server, wheel
+from misbehaving import keep_port
+
+SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
+numbers = itertools.count(1)
+
+
+class Listing:
+    """An upstream of pages as a test writes them, in JSON or HTML, and of files."""
+
+    def __init__(self):
+        self.bodies = bodies = {}
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                content_type, body = bodies.get(self.path, ("text/plain", b""))
+                self.send_response(200 if self.path in bodies else 404)
+                self.send_header("Content-Type", content_type)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *args):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = "http://127.0.0.1:%d" % self.http.server_address[1]
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def file(self, filename, data=b"bytes"):
+        """Publishes bytes; returns the fields of a page's entry for them."""
+        self.bodies["/files/" + filename] = "application/octet-stream", data
+        return {"filename": filename, "url": self.url + "/files/" + quote(filename),
+                "hashes": {"sha256": hashlib.sha256(data).hexdigest()}}
+
+    def json(self, project, *entries, **more):
+        self.bodies["/simple/%s/" % project] = SIMPLE_JSON, json.dumps(
+            {"meta": {"api-version": "1.4"}, "name": project, "files": entries, **more}).encode()
+
+    def html(self, project, *entries):
+        links = ('<a href="%s#%s">%s</a>' % (e["url"], "&amp;".join("%s=%s" % h for h in e["hashes"].items()), e["filename"])
+                 for e in entries)
+        self.bodies["/simple/%s/" % project] = "text/html", ("<!DOCTYPE html><html><body>%s</body></html>" % " ".join(links)).encode()
+
+    def stop(self):
+        self.http.shutdown()
+        self.http.server_close()
+        keep_port(self.http.server_address[1])
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """One server for this file."""
+    server = Server(tmp_path_factory.mktemp("kinds") / "data", "--request-timeout", 3).start()
+    server.add_user("mia")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def listing():
+    listing = Listing()
+    yield listing
+    listing.stop()
+
+
+@pytest.fixture
+def mirror(here, listing):
+    index = "mia/m%d" % next(numbers)
+    here.add_mirror(index, listing.url + "/simple/")
+    return index
+
+
+@pytest.fixture
+def stage(here):
+    index = "mia/s%d" % next(numbers)
+    here.add_index(index)
+    return index
+
+
+def page(server, index, project="demo", accept=SIMPLE_JSON):
+    reply = server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": accept})
+    assert reply.status == 200, reply.text
+    return reply.json() if accept == SIMPLE_JSON else reply.text
+
+
+def only_file(server, index, project="demo"):
+    file, = page(server, index, project)["files"]
+    return file
+
+
+def fetch(server, index, url, project="demo"):
+    return server.get(urljoin("/%s/+simple/%s/" % (index, project), url))
+
+
+# ---------------------------------------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize("form", ["json", "html"])
+def test_a_mirror_states_the_versions_that_old_file_names_have(here, listing, mirror, form):
+    filenames = ["suds-py3-1.0.zip", "suds-py3-1.1.win32-py2.5.exe", "suds_py3-1.2-py2.6-macosx-10.3-fat.egg",
+                 "suds-py3-1.3-1.src.rpm", "suds_py3-1.4-py3-none-any.whl"]
+    getattr(listing, form)("suds-py3", *map(listing.file, filenames))
+    assert sorted(page(here, mirror, "suds-py3")["versions"]) == ["1.0", "1.1", "1.2", "1.3", "1.4"]
+    assert sorted(here.get("/%s/suds-py3" % mirror).result) == ["1.0", "1.1", "1.2", "1.3", "1.4"]
+    for version in ("1.0", "1.3"):
+        assert here.get("/%s/suds-py3/%s" % (mirror, version)).result["version"] == version
+    assert sorted(here.get("/%s/+pypi/suds-py3/json" % mirror).json()["releases"]) == ["1.0", "1.1", "1.2", "1.3", "1.4"]
+
+
+def test_an_old_release_can_be_pushed_from_a_mirror(here, listing, mirror, stage):
+    listing.json("suds-py3", listing.file("suds-py3-1.0.zip"))
+    pushed = here.post("/" + mirror, {"name": "suds-py3", "version": "1.0", "targetindex": stage}, user="mia")
+    assert pushed.status == 200
+    assert here.versions(stage, "suds-py3") == ["1.0"]
+
+
+def test_upstreams_spelling_of_a_version_makes_no_second_one(here, listing, mirror):
+    listing.json("demo", listing.file("demo-3.3-rc.tar.gz"), versions=["3.3rc0", "2.0"])
+    assert page(here, mirror)["versions"] == ["2.0", "3.3rc0"]
+    assert sorted(here.get("/%s/+pypi/demo/json" % mirror).json()["releases"]) == ["2.0", "3.3-rc"]
+
+
+def test_a_version_that_was_read_wrongly_once_is_mended_by_the_next_page(here, listing, mirror):
+    entry = listing.file("demo-1.0.win32-py2.5.exe")
+    listing.json("demo", entry)
+    assert page(here, mirror)["versions"] == ["1.0"]
+    with sqlite3.connect(str(here.directory / "devpi_lite.db")) as database:
+        assert database.execute("UPDATE files SET version = '1.0.win32' WHERE url = ?", (entry["url"],)).rowcount == 1
+    database.close()
+    assert here.post("/%s/+simple/demo/refresh" % mirror).status in (200, 302)
+    assert page(here, mirror)["versions"] == ["1.0"]
+    assert list(here.get("/%s/demo" % mirror).result) == ["1.0"]
