@@ -721,12 +721,21 @@ class Progress:
 # ======================================================================================================================
 
 
+NUMBER_DIGITS = 400             # of a whole number in JSON: some Pythons take minutes for a million
+
+
 def parse_json(data):
-    """The value of a JSON text (str or bytes); ValueError if it is none, or nested too deeply to be read."""
+    """The value of a JSON text (str or bytes); ValueError if it is none, nested too deeply, or has an endless number."""
     try:
-        return json.loads(data)
+        return json.loads(data, parse_int=_parse_int)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _parse_int(text):
+    if len(text) > NUMBER_DIGITS:
+        raise ValueError(f"a number of {len(text)} digits")
+    return int(text)
 
 
 class StateFile:
@@ -922,8 +931,8 @@ def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capt
             output = child.communicate()[0]
             return Finished(child.returncode, output.decode("utf-8", errors))
         if passed is not None:
-            for line in child.stdout:
-                console.raw(line)
+            for piece in iter(lambda: child.stdout.read1(PIECE), b""):      # a line may have no end
+                console.raw(piece)
         return Finished(child.wait(), "")
     except BaseException:
         child.terminate()
@@ -953,6 +962,7 @@ CONNECT_SECONDS = 30
 ANSWER_SECONDS = 120            # of silence, unless --timeout says otherwise or the call may take as long as it likes
 RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third try
 ANSWER_LIMIT = 256 << 20        # bytes of an answer that is read into memory
+DOWNLOAD_LIMIT = 8 << 30        # bytes of one that goes into a file
 PIECE = 256 << 10               # bytes read from a disk or a socket at once
 MAX_REDIRECTS = 10
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -1128,10 +1138,11 @@ class Http:
             if not piece:
                 break
             count += len(piece)
+            limit = ANSWER_LIMIT if sink is None else DOWNLOAD_LIMIT
+            if count > limit:
+                raise Failure(f"the server's answer is larger than {byte_size(limit)}")
             if sink is None:
                 kept.append(piece)
-                if count > ANSWER_LIMIT:
-                    raise Failure(f"the server's answer is larger than {byte_size(ANSWER_LIMIT)}")
                 continue
             try:
                 sink.write(piece)
@@ -3487,6 +3498,9 @@ ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip"
 METADATA_LIMIT = 20 << 20       # bytes of a metadata file
 UNPACKED_LIMIT = 8 << 30        # bytes that an archive may unpack to
 MEMBERS_LIMIT = 200_000
+HEADER_LIMIT = 1 << 20          # bytes of what extends the header of a tar's member: a long name, pax records
+DIRECTORY_LIMIT = 20 << 20      # bytes of a zip's directory, which is read whole: some 100 for each of MEMBERS_LIMIT
+SMALL_PIECE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3520,54 +3534,250 @@ def read_archive(path):
         return Archive(path, stem[:cut], stem[cut + 1:], is_docs=True)
     if not filename.endswith(ARCHIVE_ENDINGS):
         raise Failure(f"{filename}: does not contain PKGINFO, skipping")
-    try:
-        data = (_zip_metadata if filename.endswith((".whl", ".zip", ".egg")) else _tar_metadata)(path)
-    except archive_errors() as error:
-        raise Failure(f"{filename}: broken archive: {reason_of(error)}") from None
+    with opened_archive(path) as file:
+        data = (_zip_metadata if filename.endswith((".whl", ".zip", ".egg")) else _tar_metadata)(file, filename)
     fields = parse_core_metadata(data) if data is not None else {}
     if not fields.get("name") or not fields.get("version"):
         raise Failure(f"{filename}: does not contain PKGINFO, skipping")
     return Archive(path, fields["name"], fields["version"], fields)
 
 
-def archive_errors():
-    """What reading a broken archive raises."""
-    import lzma
-    import tarfile
+@contextlib.contextmanager
+def opened_archive(path):
+    """The open file of an archive; a Failure that names it for whatever is wrong with it.
+
+    What a library raises for a broken archive differs between Pythons, so that no list of exceptions would be complete."""
+    filename = os.path.basename(path)
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except Failure:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:      # of the disk, not of the content
+            raise Failure(f"{filename} can't be used: {error.strerror}") from None
+        raise Failure(f"{filename}: broken archive: {reason_of(error)}") from error
+
+
+class _SmallReads:
+    """A file of which no more than `DIRECTORY_LIMIT` is read at once, for zipfile, which reads a directory whole."""
+
+    def __init__(self, file):
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+    def read(self, size=-1):
+        left = max(self.size - self.file.tell(), 0)
+        size = left if size is None or size < 0 else min(size, left)
+        if size > DIRECTORY_LIMIT:
+            raise ValueError(f"its directory is larger than {byte_size(DIRECTORY_LIMIT)}")
+        return self.file.read(size)
+
+
+def open_zip(file):
+    """The ZipFile of an open file."""
     import zipfile
-    import zlib
-    return (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError,
-            NotImplementedError, RuntimeError)
+    return zipfile.ZipFile(_SmallReads(file))
 
 
-def _zip_metadata(path):
+def zip_pieces(archive, info):
+    """The content of a zip's member, no longer than its stated size.
+
+    All methods but deflate unpack at once whatever they are given, to a multiple of a thousand: they are given little."""
+    import zipfile
+    size = PIECE if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else SMALL_PIECE
+    with archive.open(info) as member:
+        yield from iter(lambda: member.read(size), b"")
+
+
+def _zip_metadata(file, filename):
     """The metadata file of a wheel, an egg or a zipped sdist; None if there is none."""
-    import zipfile
-    pattern = {"whl": r"[^/]+\.dist-info/METADATA", "egg": r"EGG-INFO/PKG-INFO"}.get(path.rpartition(".")[2], r"[^/]+/PKG-INFO")
-    with zipfile.ZipFile(path) as archive:
+    pattern = {"whl": r"[^/]+\.dist-info/METADATA", "egg": r"EGG-INFO/PKG-INFO"}.get(
+        filename.rpartition(".")[2], r"[^/]+/PKG-INFO")
+    with open_zip(file) as archive:
         for info in archive.infolist():
             if re.fullmatch(pattern, info.filename):
-                with archive.open(info) as member:
-                    return _bounded(member)
+                return _metadata(zip_pieces(archive, info))
     return None
 
 
-def _tar_metadata(path):
+def _tar_metadata(file, filename):
     """The PKG-INFO of an sdist; the archive is only read as far as needed."""
-    import tarfile
-    with tarfile.open(path, mode="r|*") as archive:
-        for member in archive:
-            archive.members = []        # tarfile would keep them all
-            if member.isfile() and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
-                return _bounded(archive.extractfile(member))
+    tar = TarReader(file)
+    for member in tar.members():
+        if member.kind == "file" and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
+            return _metadata(tar.pieces())
     return None
 
 
-def _bounded(member):
-    data = member.read(METADATA_LIMIT + 1)
-    if len(data) > METADATA_LIMIT:
-        raise ValueError(f"its metadata is larger than {byte_size(METADATA_LIMIT)}")
-    return data
+def _metadata(pieces):
+    data = bytearray()
+    for piece in pieces:
+        data += piece
+        if len(data) > METADATA_LIMIT:
+            raise ValueError(f"its metadata is larger than {byte_size(METADATA_LIMIT)}")
+    return bytes(data)
+
+
+# -- tars
+
+
+class TarMember(typing.NamedTuple):
+    """A member of a tar; `kind`: file, folder, symlink, hardlink, or "" for what has no place in a package."""
+    name: str
+    kind: str
+    size: int                       # of its content
+    mode: int
+    target: str                     # of a link
+
+
+_TAR_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hardlink", b"2": "symlink", b"5": "folder"}
+_TAR_BLOCK = 512
+
+
+class TarReader:
+    """Reads a tar (POSIX.1-2001, or GNU's with long names), perhaps in gzip or bzip2, once and forwards.  ValueError if broken.
+
+    In bounds of its own: tarfile, depending on its version, goes back for a size below 0, or reads a long name of gigabytes
+    into memory."""
+
+    def __init__(self, file):
+        self.file = _decompressed(file)
+        self.count = 0              # bytes that were read
+        self.left = 0               # bytes of the member's content that were not yet
+        self.padding = 0            # bytes behind it
+
+    def members(self):
+        """Each member; the `pieces()` of its content can be had until the next one is asked for."""
+        name = target = None        # of the headers before, which belong to the next member
+        records = {}
+        for number in range(4 * MEMBERS_LIMIT):
+            for _ in self.pieces():     # what nobody asked for
+                pass
+            self._read(self.padding)
+            block = self._read(_TAR_BLOCK, may_end=number > 0)
+            if not block.strip(b"\0"):
+                if not number:
+                    raise ValueError("there is nothing in it")
+                return
+            _check_sum(block)
+            kind, size = block[156:157], _tar_number(block[124:136])
+            self._content(size)
+            if kind in (b"L", b"K", b"x", b"X"):
+                if size > HEADER_LIMIT:
+                    raise ValueError(f"the header of a member is larger than {byte_size(HEADER_LIMIT)}")
+                data = b"".join(self.pieces())
+                if kind == b"L":
+                    name = data
+                elif kind == b"K":
+                    target = data
+                else:
+                    records = _pax_records(data)
+            elif kind != b"g":      # records for all that follows: a comment
+                yield self._member(block, kind, records, name, target)
+                name, target, records = None, None, {}
+        raise ValueError(f"it has more than {4 * MEMBERS_LIMIT} headers")
+
+    def _member(self, block, kind, records, name, target):
+        """The member whose own header that block is, with what the headers before it said."""
+        if name is None:
+            name = _until_null(block[:100])
+            prefix = _until_null(block[345:500]) if block[257:263] == b"ustar\0" else b""
+            name = prefix + b"/" + name if prefix else name
+        name = _tar_text(records.get(b"path", name))
+        target = _tar_text(records.get(b"linkpath", block[157:257] if target is None else target))
+        kind = _TAR_KINDS.get(kind, "")
+        if kind == "file" and name.endswith("/"):       # in the tars of old
+            kind = "folder"
+        if any(key.startswith(b"GNU.sparse.") for key in records):
+            kind = ""
+        size = self.left
+        if kind not in ("file", ""):        # whatever size it states, it has no content
+            size = 0
+        elif b"size" in records:
+            size = _tar_size(records[b"size"])
+        self._content(size)
+        return TarMember(name, kind, size, _tar_number(block[100:108]), target)
+
+    def _content(self, size):
+        self.left, self.padding = size, -size % _TAR_BLOCK
+
+    def pieces(self):
+        """The content of the member that was given last."""
+        while self.left:
+            piece = self._read(min(PIECE, self.left))
+            self.left -= len(piece)
+            yield piece
+
+    def _read(self, size, may_end=False):
+        """So many bytes; none at the end, if it may be there."""
+        self.count += size
+        if self.count > UNPACKED_LIMIT:
+            raise ValueError(f"it unpacks to more than {byte_size(UNPACKED_LIMIT)}")
+        data = self.file.read(size)
+        if len(data) != size and not (may_end and not data):
+            raise ValueError("it breaks off")
+        return data
+
+
+def _decompressed(file):
+    """The file, or what reads through the gzip or bzip2 that it is, by its first bytes."""
+    magic = file.read(3)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        import gzip
+        return gzip.GzipFile(fileobj=file)
+    if magic == b"BZh":
+        import bz2
+        return bz2.BZ2File(file)
+    return file
+
+
+def _check_sum(block):
+    """A ValueError if that is no header of a tar: it holds the sum of its bytes, in some old ones taken as signed."""
+    rest, stated = block[:148] + b" " * 8 + block[156:], _tar_number(block[148:156])
+    if stated != sum(rest) and stated != sum(rest) - 256 * sum(byte > 127 for byte in rest):
+        raise ValueError("it is no tar")
+
+
+def _tar_number(field):
+    """A number of a tar's header: octal digits, or GNU's binary form, in which it may be below 0, but not here."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    digits = _until_null(field).strip()
+    if not re.fullmatch(b"[0-7]*", digits):
+        raise ValueError("a header of the tar has a number that is none, or below 0")
+    return int(digits or b"0", 8)
+
+
+def _tar_size(text):
+    if not re.fullmatch(b"[0-9]{1,20}", text):
+        raise ValueError("a member of the tar has a size that is none, or below 0")
+    return int(text)
+
+
+def _until_null(data):
+    return data.partition(b"\0")[0]
+
+
+def _tar_text(data):
+    return _until_null(data).decode("utf-8", "surrogateescape")
+
+
+def _pax_records(data):
+    """{key: value} of the records `LENGTH KEY=VALUE` of an extended header (POSIX.1-2001)."""
+    found, start = {}, 0
+    while data[start:start + 1] not in (b"", b"\0"):
+        length = data[start:start + 20].partition(b" ")[0]
+        end = start + (int(length) if length.isdigit() else 0)
+        key, equals, value = data[start + len(length) + 1:end].partition(b"=")
+        if not equals or not value.endswith(b"\n") or end > len(data):
+            raise ValueError("a header of the tar has a record that is none")
+        found[key], start = value[:-1], end
+    return found
+
+
+# -- checks
 
 
 def archive_problems(archive):
@@ -3637,39 +3847,56 @@ def unpack(path, target):
 
     Nothing is put below a link, and a link goes up only before it goes down (`_link_stays_inside`).  So each link leads from
     a real directory to one inside, whatever the links that it passes through become later."""
-    import shutil
     import zipfile
     filename, target = os.path.basename(path), os.path.realpath(target)
     budget = [UNPACKED_LIMIT, MEMBERS_LIMIT]
 
-    def place(name, size):
-        """Where a member goes; its folder is made."""
+    def charge(size, members=0):
+        """Count bytes and files or folders that are to be made."""
         budget[0] -= size
-        budget[1] -= 1
+        budget[1] -= members
         if min(budget) < 0:
             raise Failure(f"{filename} unpacks to too much: over {byte_size(UNPACKED_LIMIT)} or {MEMBERS_LIMIT} members")
+
+    def place(name, size):
+        """Where a member goes; its folder is made."""
+        charge(size, 1)
         found = os.path.join(target, *[part for part in re.split(r"[/\\]" if os.name == "nt" else "/", name) if part != "."])
         if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name or ".." in re.split(r"[/\\]", name) \
                 or _passes_a_link(os.path.dirname(found), target):
             raise Failure(f"{filename} holds the member '{name}', which leaves the archive; nothing of it is used")
-        os.makedirs(found if name.endswith("/") or found == target else os.path.dirname(found), exist_ok=True)
+        folder = found if name.endswith("/") or found == target else os.path.dirname(found)
+        if not os.path.isdir(folder):
+            charge(0, name.count("/"))
+            os.makedirs(folder, exist_ok=True)
         return found
-    try:
+    with opened_archive(path) as file:
         if zipfile.is_zipfile(path) and not filename.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar")):
-            with zipfile.ZipFile(path) as archive:
+            with open_zip(file) as archive:
                 for info in archive.infolist():
                     found = place(info.filename, info.file_size)
                     if not info.is_dir():
-                        with archive.open(info) as member, open(found, "wb") as file:
-                            shutil.copyfileobj(member, file)
+                        _write(found, zip_pieces(archive, info))
         else:
-            _unpack_tar(path, target, place, filename)
-    except archive_errors() as error:
-        raise Failure(f"{filename}: broken archive: {reason_of(error)}") from None
+            _unpack_tar(TarReader(file), target, place, charge, filename)
     for folder, folders, names in os.walk(target):
         for name in folders + names:
             if os.path.islink(os.path.join(folder, name)) and not _is_inside(os.path.join(folder, name), target):
                 raise Failure(f"{filename} holds the link '{name}', which leaves the archive; nothing of it is used")
+
+
+def _write(path, pieces):
+    """Write a file of the pieces; one that can't be written is no fault of theirs."""
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "wb"))
+        except OSError as error:
+            raise Failure(f"{path} could not be written: {error.strerror or error}") from None
+        for piece in pieces:
+            try:
+                file.write(piece)
+            except OSError as error:
+                raise Failure(f"{path} could not be written: {error.strerror or error}") from None
 
 
 def _is_inside(path, target):
@@ -3693,39 +3920,38 @@ def _passes_a_link(folder, target):
 
 def _link_stays_inside(member):
     """Whether a link of a tar stays inside by its text alone: `..` only at its start, and not too many of them."""
-    parts = [part for part in re.split(r"[/\\]", member.linkname) if part not in ("", ".")]
+    parts = [part for part in re.split(r"[/\\]", member.target) if part not in ("", ".")]
     upwards = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
-    depth = len([part for part in re.split(r"[/\\]", member.name) if part not in ("", ".")]) - 1 if member.issym() else 0
-    is_absolute = member.linkname.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.linkname)
+    depth = len([part for part in re.split(r"[/\\]", member.name) if part not in ("", ".")]) - 1 \
+        if member.kind == "symlink" else 0
+    is_absolute = member.target.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.target)
     return not is_absolute and upwards <= depth and ".." not in parts[upwards:]
 
 
-def _unpack_tar(path, target, place, filename):
+def _unpack_tar(tar, target, place, charge, filename):
     import shutil
-    import tarfile
-    with tarfile.open(path) as archive:
-        for member in archive:
-            found = place(member.name, member.size)
-            if member.isdir():
-                os.makedirs(found, exist_ok=True)
-            elif member.issym() or member.islnk():
-                pointed = os.path.join(os.path.dirname(found) if member.issym() else target, member.linkname)
-                if not _link_stays_inside(member):
-                    raise Failure(f"{filename} holds the link '{member.name}' to '{member.linkname}', which leaves the archive")
-                if os.path.islink(found):       # what comes later replaces it, and is not written to where it leads
-                    os.unlink(found)
-                if member.issym() and os.name != "nt":
-                    os.symlink(member.linkname, found)
-                elif os.path.isfile(pointed) and os.path.realpath(pointed) != found:
-                    shutil.copyfile(pointed, found)
-            elif member.isfile():
-                if os.path.islink(found):
-                    os.unlink(found)
-                with archive.extractfile(member) as content, open(found, "wb") as file:
-                    shutil.copyfileobj(content, file)
-                os.chmod(found, 0o755 if member.mode & 0o100 else 0o644)
-            else:
-                raise Failure(f"{filename} holds '{member.name}', which is neither a file nor a directory")
+    for member in tar.members():
+        found = place(member.name, member.size)
+        if member.kind == "folder":
+            os.makedirs(found, exist_ok=True)
+        elif member.kind in ("symlink", "hardlink"):
+            pointed = os.path.join(os.path.dirname(found) if member.kind == "symlink" else target, member.target)
+            if not _link_stays_inside(member):
+                raise Failure(f"{filename} holds the link '{member.name}' to '{member.target}', which leaves the archive")
+            if os.path.islink(found):       # what comes later replaces it, and is not written to where it leads
+                os.unlink(found)
+            if member.kind == "symlink" and os.name != "nt":
+                os.symlink(member.target, found)
+            elif os.path.isfile(pointed) and os.path.realpath(pointed) != found:
+                charge(os.path.getsize(pointed))
+                shutil.copyfile(pointed, found)
+        elif member.kind == "file":
+            if os.path.islink(found):
+                os.unlink(found)
+            _write(found, tar.pieces())
+            os.chmod(found, 0o755 if member.mode & 0o100 else 0o644)
+        else:
+            raise Failure(f"{filename} holds '{member.name}', which is neither a file nor a directory")
 
 
 # ======================================================================================================================

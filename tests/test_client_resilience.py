@@ -320,6 +320,39 @@ def test_an_answer_without_end(nobody, villain):
     assert "larger than 268 MB" in refused and peak < 700 << 20
 
 
+def test_a_download_without_end(nobody, villain, tmp_path):
+    """It ends at the bound, and so does a number without end in an answer."""
+    def endless(handler):
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-DEVPI-API-VERSION: 2\r\n\r\n")
+        try:
+            while True:
+                handler.wfile.write(bytes(50000))
+        except OSError:
+            handler.close_connection = True
+
+    villain.answers["/endless"] = 200, endless
+    program = """if True:
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import devpi_lite_client as client
+        client.DOWNLOAD_LIMIT = 1 << 20
+        http = client.Http(client.Console())
+        try:
+            http.request("GET", sys.argv[2], sink=open(sys.argv[3], "wb"))
+        except client.Failure as failure:
+            print(failure.message)
+        for text in (b"9" * 5000, b'{"a": [-' + b"1" * 401 + b"]}"):
+            try:
+                client.parse_json(text)
+            except ValueError as error:
+                print(error)"""
+    done = subprocess.run([sys.executable, "-B", "-c", program, str(SOURCE.parent), villain.root + "endless", str(tmp_path / "f")],
+                          stdout=subprocess.PIPE, env=nobody.environment, check=True)
+    assert done.stdout.decode().splitlines() == [
+        "the server's answer is larger than 1.0 MB", "a number of 5000 digits", "a number of 402 digits"]
+    assert (tmp_path / "f").stat().st_size <= 1 << 20
+
+
 def test_nothing_that_is_packed_is_asked_for(nobody, villain):
     nobody("use", villain.index)
     assert {headers.get("Accept-Encoding") for _, _, headers, _ in villain.asked} == {"identity"}
