@@ -465,6 +465,22 @@ def public_url(url):
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
+_SENT_AS_IT_IS = "".join(map(chr, range(33, 127)))       # of a URL
+
+
+def ascii_url(url):
+    """An http URL as it can be sent: its host by IDNA, the rest percent-encoded.
+
+    ValueError if it can't be."""
+    if url.isascii():
+        return url
+    parts = urllib.parse.urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    host = parts.hostname.encode("idna").decode()
+    netloc = f"{user}{at}{host}" + (f":{parts.port}" if parts.port else "")
+    return urllib.parse.quote(urllib.parse.urlunsplit(parts._replace(netloc=netloc)), safe=_SENT_AS_IT_IS)
+
+
 def url_origin(url):
     """Scheme, host and port of a URL: what is left of it where tokens may stand in credentials, path or query."""
     return "/".join(public_url(url).split("/")[:3])
@@ -559,6 +575,10 @@ class UpstreamTrouble(Problem):
 
 class Unreachable(UpstreamTrouble):
     """There is no connection to be had."""
+
+
+class NoAnswer(UpstreamTrouble):
+    """The connection was there, and no answer came over it: a time-out, a reset."""
 
 
 class Busy(Problem):
@@ -777,11 +797,11 @@ class Limits:
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
     upstream_pause = 10             # seconds for which a host that failed is not waited for again
-    fetches = 64                    # pages and metadata files at a time
-    fetches_of_one = 16             # of them, from one host
-    downloads = 128                 # files at a time
-    downloads_of_one = 64           # of them, from one host
-    waiting_flights = 1000          # for one host
+    fetches = 64                    # busy with pages and metadata files; thrice as many under way
+    fetches_of_one = 24             # from one host; one index alone gets two thirds of them
+    downloads = 128                 # busy with files; thrice as many under way
+    downloads_of_one = 96           # from one host; one index alone gets two thirds of them
+    waiting_flights = 1000          # of one index
     missing_projects = 10000        # remembered "not found" answers
     metadata_file = 10 << 20
     metadata_lines = METADATA_FIELDS        # before its body
@@ -953,32 +973,48 @@ class Flight:
 class SingleFlight:
     """Runs one thing at a time for one key: who asks while it is under way waits for the same flight.
 
-    Each lane (an upstream host) has `lane_limit` flights at a time, so that one that hangs can't hold up the others."""
+    A flight is an index's, and goes to an upstream host, its lane.  Each lane has `lane_limit`
+    flights at a time, so that a host that hangs can't hold up the others.  Nor can an index: it gets
+    at most twice as many places of a lane as are free then, and its owner twice as many of all
+    places as are free then, so that some are left whatever anybody asks for."""
 
     def __init__(self, name, limit, lane_limit):
         self.workers = Workers(name, limit, self._run)
-        self.lane_limit = lane_limit
+        self.places, self.lane_limit = 3 * limit, lane_limit
         self.flights = {}
-        self.lanes = {}             # lane -> [flights under way, those that wait]
+        self.under_way = collections.Counter()      # None (all), lane, (lane, index id), owner -> flights
+        self.waiting = {}           # (lane, index id) -> flights; who was served last stands last
+        self.waiting_of = collections.Counter()     # index id -> of them
         self.lock = threading.Lock()
 
-    def start(self, key, lane, flight):
-        """The flight under way for `key`, which is `flight` itself if there was none; Busy if the lane is full."""
+    def start(self, key, lane, index, flight):
+        """The flight under way for `key`, which is `flight` itself if there was none.
+
+        Busy if too many of this index wait already."""
         with self.lock:
             current = self.flights.get(key)
             if current is not None and current.error is None:
                 return current          # one that failed is over, though its worker may not have said so yet
-            running = self.lanes.setdefault(lane, [0, collections.deque()])
-            if len(running[1]) >= Limits.waiting_flights:
-                raise Busy("too much is being asked of one upstream server just now, try again")
-            flight.key, flight.lane = key, lane
-            self.flights[key] = flight
-            if running[0] < self.lane_limit:
-                running[0] += 1
-                self.workers.submit(flight)
+            flight.key = key
+            flight.parties = (None, lane, (lane, index.id), index.user)
+            if self._has_place(flight):
+                self._begin(flight)
+            elif self.waiting_of[index.id] < Limits.waiting_flights:
+                self.waiting_of[index.id] += 1
+                self.waiting.setdefault((lane, index.id), collections.deque()).append(flight)
             else:
-                running[1].append(flight)
+                raise Busy("too much is being asked of one upstream server just now, try again")
+            self.flights[key] = flight
         return flight
+
+    def _has_place(self, flight):
+        everything, lane, of_lane, owner = flight.parties
+        return self.under_way[owner] < 2 * (self.places - self.under_way[everything]) and \
+            self.under_way[of_lane] < 2 * (self.lane_limit - self.under_way[lane])
+
+    def _begin(self, flight):
+        self.under_way.update(flight.parties)
+        self.workers.submit(flight)
 
     def settle(self, seconds):
         """Wait, for a bounded time, until nothing is under way."""
@@ -993,14 +1029,25 @@ class SingleFlight:
             with self.lock:
                 if self.flights.get(flight.key) is flight:
                     del self.flights[flight.key]
-                running = self.lanes[flight.lane]
-                if running[1]:
-                    self.workers.submit(running[1].popleft())
-                else:
-                    running[0] -= 1
-                    if not running[0]:
-                        del self.lanes[flight.lane]
+                for party in flight.parties:
+                    self.under_way[party] -= 1
+                    if not self.under_way[party]:
+                        del self.under_way[party]
+                self._begin_waiting()
             flight.ended.set()
+
+    def _begin_waiting(self):
+        """Begin what has a place now, one flight of each index in turn."""
+        for party in list(self.waiting):
+            queue_ = self.waiting[party]
+            if self._has_place(queue_[0]):
+                self._begin(queue_.popleft())
+                del self.waiting[party]
+                if queue_:
+                    self.waiting[party] = queue_
+                self.waiting_of[party[1]] -= 1
+                if not self.waiting_of[party[1]]:
+                    del self.waiting_of[party[1]]
 
 
 class Turns:
@@ -2696,7 +2743,7 @@ def _to_url(key, value):
         with contextlib.suppress(ValueError):
             parts = urllib.parse.urlsplit(value)
             if parts.hostname and (parts.port is None or parts.port):
-                return value
+                return ascii_url(value)
     raise BadRequest(f"'{key}' option must be a URL.")
 
 
@@ -3204,6 +3251,10 @@ class PostAnswer(typing.NamedTuple):
     text: str
 
 
+# What opening a connection may raise that says nothing of the other host.
+_OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+
+
 class UpstreamClient:
     """Keep-alive connections to other servers, with proxies as `urllib.request` reads them from the environment."""
 
@@ -3254,16 +3305,28 @@ class UpstreamClient:
                         raise error.__cause__
                     log.debug("%s closed a connection without an answer, using a new one", key[1])
         except (OSError, http.client.HTTPException, ValueError) as error:
-            with self.lock:
-                now = time.monotonic()
-                self.paused = {origin: until for origin, until in self.paused.items() if until > now}
-                self.paused[key] = now + Limits.upstream_pause
-            raise UpstreamTrouble(f"{public_url(url)}: {reason_of(error)}") from error
+            kind = NoAnswer if isinstance(error, OSError) else UpstreamTrouble
+            raise kind(f"{public_url(url)}: {reason_of(error)}") from error
+
+    def _connect(self, key, connection):
+        """Open a connection.  Only here a host turns out to be down, for everybody: whatever else goes
+        wrong may be the fault of the one request."""
+        try:
+            with outside_wait():
+                connection.connect()
+        except OSError as error:
+            if error.errno not in _OWN_TROUBLE or isinstance(error, socket.gaierror):
+                with self.lock:
+                    now = time.monotonic()
+                    self.paused = {origin: until for origin, until in self.paused.items() if until > now}
+                    self.paused[key] = now + Limits.upstream_pause
+            raise
 
     def _target(self, url, headers):
         """(request target, headers) for a URL, which differ where a proxy is asked for it."""
         parts = urllib.parse.urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = urllib.parse.quote(target, safe=_SENT_AS_IT_IS)
         proxy = self._proxy(parts)
         if proxy and parts.scheme == "http":
             target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
@@ -3314,8 +3377,7 @@ class UpstreamClient:
         target, headers = self._target(url, headers)
         try:
             if connection.sock is None:
-                with outside_wait():
-                    connection.connect()
+                self._connect(key, connection)
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
                 self.asking[connection] = time.monotonic() + Limits.upstream_page_time
@@ -3397,7 +3459,7 @@ class UpstreamClient:
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def is_paused(self, url):
-        """Whether this host failed within the last seconds, so that it is not worth waiting for it."""
+        """Whether this host could not be reached within the last seconds: no use in waiting for it."""
         return self.paused.get(origin_of(url), 0) > time.monotonic()
 
 
@@ -3945,6 +4007,7 @@ class Mirrors:
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
         self.not_found = collections.OrderedDict()      # (index id, mirror_url, project) -> until
+        self.silent = {}                                # (index id, mirror_url) -> until: it gave no answer
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
         self.lock = threading.Lock()
@@ -3971,7 +4034,7 @@ class Mirrors:
         missing_until = self.not_found.get((index.id, index.config["mirror_url"], name), 0)
         if page is None and missing_until > time.monotonic():
             return ProjectPage(name, expires=missing_until), None
-        if page and self.client.is_paused(index.config["mirror_url"]):
+        if page and self.is_paused(index):
             return dataclasses.replace(page, stale=True), None
         try:
             return page, self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
@@ -4006,10 +4069,24 @@ class Mirrors:
         def counted():
             try:
                 function()
-            except UpstreamTrouble:
+            except UpstreamTrouble as error:
                 self.failures[index.id] += 1
+                if isinstance(error, NoAnswer) and what in ("page", "names"):
+                    self._pause(index)
                 raise
-        return self.fetches.start((what, index.id, url, name), origin_of(url), Flight(counted))
+        return self.fetches.start((what, index.id, url, name), origin_of(url), index, Flight(counted))
+
+    def _pause(self, index):
+        """Upstream did not answer this mirror; that says nothing of what it answers another one."""
+        now = time.monotonic()
+        with self.lock:
+            self.silent = {key: until for key, until in self.silent.items() if until > now}
+            self.silent[index.id, index.config["mirror_url"]] = now + Limits.upstream_pause
+
+    def is_paused(self, index):
+        """Whether this mirror's upstream failed within the last seconds: what is here is as good."""
+        return self.client.is_paused(index.config["mirror_url"]) \
+            or self.silent.get((index.id, index.config["mirror_url"]), 0) > time.monotonic()
 
     def refresh(self, indexes, name):
         """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
@@ -4112,8 +4189,9 @@ class Mirrors:
         """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
         if self.settings.offline_mode:
             raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
-        key = file.hash_spec if file.hash_spec.startswith("sha256=") else (index.id, file.path)
-        download = self.downloads.start(key, origin_of(file.url), Download(self, index, file))
+        # not by hash alone: another index's upstream may be slow, or have something else under it
+        key = (index.id, file.path, file.hash_spec, file.url)
+        download = self.downloads.start(key, origin_of(file.url), index, Download(self, index, file))
         with outside_wait():
             download.started.wait(Limits.longest_queue)
             begun = download.begun.wait(self.settings.request_timeout)
@@ -4217,7 +4295,7 @@ class Mirrors:
             return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
         if names and (0 <= time.time() - names.fetched < self.expiry(index)
-                      or self.client.is_paused(index.config["mirror_url"])):
+                      or self.is_paused(index)):
             return names, None
         try:
             return names, self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
@@ -4265,7 +4343,7 @@ class Mirrors:
     def wants_names(self, index):
         """Whether upstream may be asked for its project list now."""
         return not (self.settings.offline_mode or index.config.get("mirror_no_project_list")
-                    or self.client.is_paused(index.config["mirror_url"]))
+                    or self.is_paused(index))
 
     def cached_names(self, index):
         """The projects whose pages are kept here."""

@@ -599,7 +599,7 @@ def test_while_too_much_is_asked_of_upstream_what_is_here_is_served(make_server,
     assert server.upload("mia/dev", wheel("mine", "1.0")).status == 200
     assert (page(server, index).status, names(server, index)) == (200, ["demo"])
     server.stop()
-    server.script = patched(tmp_path, "devpi_lite.Limits.waiting_flights = 0")
+    server.script = patched(tmp_path, "limits = devpi_lite.Limits; limits.waiting_flights = limits.fetches_of_one = 0")
     server.start()
     for where, project, status in ((index, "demo", 200), ("mia/dev", "mine", 200), (index, "new", 503), ("mia/dev", "new", 503)):
         reply = page(server, where, project)

@@ -317,7 +317,8 @@ def test_an_upload_of_bytes_that_a_mirror_cached_makes_their_name_durable(tmp_pa
 
 
 def test_nobody_joins_a_flight_that_has_failed_though_its_worker_has_not_left_it():
-    flights, failed, leave = d.SingleFlight("test", 2, 2), threading.Event(), threading.Event()
+    flights, failed, leave = d.SingleFlight("test", 2, 3), threading.Event(), threading.Event()
+    index = d.Index(1, "mia", "m", {})
 
     class Slow(d.Flight):
         def run(self):
@@ -327,16 +328,16 @@ def test_nobody_joins_a_flight_that_has_failed_though_its_worker_has_not_left_it
 
     def fail():
         raise d.UpstreamTrouble("the first attempt")
-    first = flights.start("key", "lane", Slow(fail))
+    first = flights.start("key", "lane", index, Slow(fail))
     assert failed.wait(30)
     gate = threading.Event()
-    second = flights.start("key", "lane", d.Flight(lambda: gate.wait(30)))
-    assert second is not first and flights.start("key", "lane", d.Flight(fail)) is second
+    second = flights.start("key", "lane", index, d.Flight(lambda: gate.wait(30)))
+    assert second is not first and flights.start("key", "lane", index, d.Flight(fail)) is second
     leave.set()
     assert first.wait(30) and first.error is not None
-    assert flights.start("key", "lane", d.Flight(fail)) is second       # the first has taken only itself out
+    assert flights.start("key", "lane", index, d.Flight(fail)) is second       # the first has taken only itself out
     gate.set()
-    assert second.wait(30) and second.error is None and flights.flights == flights.lanes == {}
+    assert second.wait(30) and second.error is None and flights.flights == flights.under_way == {}
 
 
 def test_those_who_want_the_same_value_take_turns_and_find_it_made():

@@ -1,0 +1,246 @@
+"""No index's configuration, traffic or upstream changes what another index answers, or when."""
+
+import os
+import threading
+import time
+
+import pytest
+
+import devpi_lite as d
+from harness import Server, eventually, patched, sdist
+from test_mirror import Scripted, asked, is_stale, mirror, page
+from test_mirror_files import get, link_to, publish_at
+
+# One who asks waits for long; upstream is given up soon.
+BOUNDS = "devpi_lite.Limits.upstream_stall = 0.3"
+
+
+@pytest.fixture(scope="module")
+def indexes(tmp_path_factory):
+    """A server with users mia and eve."""
+    folder = tmp_path_factory.mktemp("independence")
+    server = Server(folder / "data", "--request-timeout", 20)
+    server.script = patched(folder, BOUNDS)
+    server.start()
+    server.add_user("mia")
+    server.add_user("eve")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def scripted():
+    upstream = Scripted()
+    upstream.gate = threading.Event()
+    yield upstream
+    upstream.gate.set()
+    upstream.stop()
+
+
+def hangs(upstream):
+    """An answer that does not come before the test is over."""
+    return lambda handler: upstream.gate.wait(30)
+
+
+def raw(data):
+    """An answer of these bytes, then the end."""
+    def answer(handler):
+        handler.wfile.write(data)
+        handler.close_connection = True
+    return answer
+
+
+def behind(function, *arguments):
+    """Runs it in a thread, whatever comes of it."""
+    def run():
+        try:
+            function(*arguments)
+        except OSError:
+            pass        # the server may be gone by then
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
+
+
+def lib(upstream, *versions):
+    upstream.page("lib", *({"filename": "lib-%s.tar.gz" % version, "url": "/f", "hashes": {}}
+                           for version in versions))
+
+
+# -- one host behind several mirrors
+
+
+@pytest.mark.parametrize("bad", ("unsendable", "garbage", "reset", "hang", "error", "loop"))
+def test_what_a_mirror_asks_for_in_vain_pauses_no_other_one_of_the_host(indexes, scripted, bad):
+    answers = {"garbage": raw(b"\x00garbage\r\n\r\n"), "reset": raw(b""), "hang": hangs(scripted),
+               "error": lambda handler: handler.reply(b"", status=500),
+               "loop": lambda handler: handler.reply(b"", status=302, Location="/bad/x/")}
+    lib(scripted, "1.0")
+    scripted.answers["/bad/x/"] = answers.get(bad)
+    good = mirror(indexes, scripted.url, mirror_cache_expiry=0)
+    assert indexes.filenames(good, "lib") == ["lib-1.0.tar.gz"]
+    evil = mirror(indexes, scripted.host_url + ("/\u00e9 " if bad == "unsendable" else "/bad/").strip())
+    assert page(indexes, evil, "x").status == (404 if bad == "unsendable" else 502)
+    lib(scripted, "1.0", "1.1")
+    reply = page(indexes, good, "lib")
+    assert not is_stale(reply) and len(reply.json()["files"]) == 2
+
+
+def test_a_host_that_can_not_be_reached_is_paused_for_all_who_ask_it(indexes, upstream):
+    upstream.publish("lib", "1.0")
+    first, second = (mirror(indexes, upstream.url, mirror_cache_expiry=0) for _ in range(2))
+    for index in (first, second):
+        assert indexes.versions(index, "lib") == ["1.0"]
+    upstream.stop()
+    assert is_stale(page(indexes, first, "lib"))
+    upstream.start()
+    assert is_stale(page(indexes, second, "lib"))       # though it would answer again
+
+
+def test_own_trouble_says_nothing_of_a_host(monkeypatch):
+    client = d.UpstreamClient(d.Settings(""))
+
+    class Connection:
+        error = OSError(24, "Too many open files")
+
+        def connect(self):
+            raise self.error
+    with pytest.raises(OSError):
+        client._connect(("http", "h", 80), Connection())
+    assert not client.is_paused("http://h/")
+    Connection.error = ConnectionRefusedError(111, "refused")
+    with pytest.raises(OSError):
+        client._connect(("http", "h", 80), Connection())
+    assert client.is_paused("http://h/") and not client.is_paused("https://h/")
+
+
+@pytest.mark.parametrize("url, sent", (
+    ("http://ex.org/\u00e9/?\u00fc=1", "http://ex.org/%C3%A9/?%C3%BC=1"),
+    ("http://b\u00fccher.example:8080/a%20b/", "http://xn--bcher-kva.example:8080/a%20b/"),
+    ("http://j\u00f6rg:p\u00e4ss@ex.org/", "http://j%C3%B6rg:p%C3%A4ss@ex.org/"),
+    ("http://ex.org/\ud800/", None), ("http://\u00e9..example/", None)))
+def test_a_url_is_kept_as_it_can_be_sent(url, sent):
+    if sent is None:
+        with pytest.raises(d.BadRequest):
+            d._to_url("mirror_url", url)
+    else:
+        assert d._to_url("mirror_url", url) == sent
+
+
+# -- one file behind several mirrors
+
+
+@pytest.mark.parametrize("other", ("hang", "missing", "wrong"))
+def test_a_file_is_waited_for_at_the_own_upstream_alone(indexes, scripted, other):
+    archive = sdist("popular", "2.0", summary=os.urandom(8).hex())
+    path = publish_at(scripted, archive)
+    theirs = Scripted()
+    theirs.gate = scripted.gate
+    try:
+        publish_at(theirs, archive)
+        theirs.answers[path] = {"hang": hangs(theirs), "missing": None, "wrong": b"other bytes"}[other]
+        good, evil = mirror(indexes, scripted.url), mirror(indexes, theirs.url)
+        link, evil_link = (link_to(indexes, index, archive.filename, "popular") for index in (good, evil))
+        behind(get, indexes, evil_link)
+        eventually(lambda: asked(theirs, path))
+        began = time.monotonic()
+        reply = get(indexes, link)
+        assert (reply.status, reply.body) == (200, archive.content)
+        assert time.monotonic() - began < 15
+    finally:
+        scripted.gate.set()
+        theirs.stop()
+
+
+# -- places at a host, and in all
+
+
+class Holding:
+    """Flights that last until they are let go."""
+
+    def __init__(self, places, lane_limit):
+        self.flights = d.SingleFlight("test", places, lane_limit)
+        self.gate, self.begun = threading.Event(), []
+        self.numbers = iter(range(10 ** 6))
+
+    def start(self, index, lane="host"):
+        def hold():
+            self.begun.append(index)
+            self.gate.wait(30)
+        return self.flights.start(next(self.numbers), lane, index, d.Flight(hold))
+
+    def under_way(self):
+        return self.flights.under_way[None]
+
+    def end(self):
+        self.gate.set()
+        self.flights.settle(30)
+        assert self.flights.flights == self.flights.under_way == self.flights.waiting == {}
+        assert self.flights.waiting_of == {}
+
+
+def index_of(user, number):
+    return d.Index(number, user, "m%d" % number, {})
+
+
+def test_an_index_leaves_places_of_a_host_to_others():
+    held = Holding(100, 24)
+    greedy, modest = index_of("eve", 1), index_of("mia", 2)
+    for _ in range(100):
+        held.start(greedy)
+    assert held.under_way() == 16
+    for _ in range(3):
+        held.start(modest)
+    assert held.under_way() == 19
+    eventually(lambda: held.begun.count(modest) == 3)
+    held.end()
+    assert len(held.begun) == 103
+
+
+def test_an_owner_leaves_places_to_others_over_all_hosts_and_indexes():
+    held = Holding(10, 24)
+    for number in range(60):
+        held.start(index_of("eve", number), "host %d" % number)
+    assert held.under_way() == 20
+    held.start(index_of("mia", 99), "another")
+    assert held.under_way() == 21
+    held.end()
+
+
+def test_indexes_that_wait_for_one_host_take_turns():
+    held = Holding(1, 1)
+    many, few = index_of("eve", 1), index_of("mia", 2)
+    for _ in range(5):
+        held.start(many)
+    last = held.start(few)
+    held.gate.set()
+    assert last.wait(30)
+    held.end()
+    assert held.begun.index(few) <= 2
+
+
+def test_one_index_that_may_wait_no_more_does_not_keep_another_from_it(monkeypatch):
+    monkeypatch.setattr(d.Limits, "waiting_flights", 2)
+    held = Holding(1, 1)
+    many, few = index_of("eve", 1), index_of("mia", 2)
+    for _ in range(3):
+        held.start(many)
+    with pytest.raises(d.Busy):
+        held.start(many)
+    held.start(few)
+    held.end()
+
+
+def test_a_flood_of_names_that_hang_holds_up_no_other_mirror_of_the_host(indexes, scripted):
+    evil, good = mirror(indexes, scripted.host_url + "/slow/"), mirror(indexes, scripted.url)
+    indexes.patch("/" + evil, {"title": "slow"}, user="mia")
+    lib(scripted, "1.0")
+    flood = []
+    for number in range(40):
+        scripted.answers["/slow/n%d/" % number] = hangs(scripted)
+        flood.append(behind(page, indexes, evil, "n%d" % number))
+    eventually(lambda: len(scripted.requests) >= 12)
+    assert indexes.filenames(good, "lib") == ["lib-1.0.tar.gz"]
+    scripted.gate.set()
+    for thread in flood:
+        thread.join(30)
