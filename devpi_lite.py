@@ -331,10 +331,30 @@ def _version_of_rest(rest, extension):
     return version.replace("~", "") if extension == ".deb" else version     # 1.0~rc1 sorts before 1.0 there
 
 
+VARIANTS = "-variants.json"     # how the name of the file ends that lists a release's variant wheels (PEP 825, a draft)
+
+
+def version_of_variants(filename, project):
+    """The version whose variant wheels a file lists, by its name `{name}-{version}-variants.json` (PEP 825); "" if it is
+    no such file of the project."""
+    if not filename.lower().endswith(VARIANTS):
+        return ""
+    name, _, version = filename[:-len(VARIANTS)].rpartition("-")
+    return version.replace("_", "-") if normalize(name) == project else ""
+
+
+def python_tag(filename):
+    """The tag of Python in a wheel's name: the third field, behind a build number the fourth.
+
+    Counted from the front: behind the platform there may be the label of a variant (PEP 825)."""
+    parts = filename[:-len(".whl")].split("-")
+    return parts[3] if len(parts) > 5 and parts[2][:1].isdigit() else parts[2] if len(parts) > 4 else ""
+
+
 def project_of_wheel(filename):
     """The project that a wheel's file name states (PEP 427), normalised; "" if it is no such name."""
     parts = filename[:-len(".whl")].split("-") if filename.lower().endswith(".whl") else ()
-    if len(parts) not in (5, 6) or not parse_version(parts[1].replace("_", "-")):
+    if not 5 <= len(parts) <= 7 or not parse_version(parts[1].replace("_", "-")):
         return ""
     return normalize(parts[0])
 
@@ -767,6 +787,7 @@ class Limits:
     gathered_body = 64 << 10        # a body up to this size is gathered by the front
     slowest_body = 1024             # bytes a second that a body must average after the first minute
     json_body = 4 << 20
+    variants_file = 1 << 20         # an uploaded list of a release's variant wheels
     json_depth = 50
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
@@ -3620,7 +3641,8 @@ def _html_file(project, base, attributes):
         return None
     filename = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
     stem, extension = strip_archive_extension(filename)
-    if not extension or not normalize(stem).startswith(project) or not is_safe_filename(filename):
+    if not extension and not version_of_variants(filename, project) or not normalize(stem).startswith(project) or \
+            not is_safe_filename(filename):
         return None
     algorithm, _, digest = fragment.partition("=")
     metadata = attributes.get("data-core-metadata", attributes.get("data-dist-info-metadata"))
@@ -4406,15 +4428,17 @@ def _store_page(change, index, name, page, etag, origin, serial):
     if len(own) < len(page.files):      # installers pass them over, too
         log.info("mirror %s: the page of %s lists %d wheels of other projects, which are left out",
                  index.path, name, len(page.files) - len(own))
-    inserted = False
+    inserted, versions = False, {version_of_file(new.filename, name) for new in own}
     for position, new in enumerate(own):
+        version = version_of_file(new.filename, name) or version_of_variants(new.filename, name)
+        version = version if version in versions else ""        # variants of wheels that are not here make no release
         path = file_path(new.hash_spec, new.filename) if new.hash_spec else hashless_path(new.url, new.filename)
         before = old.pop(path, None)
         if before is None:
             inserted = True
-            _insert_mirror_file(change, index, project_id, name, position, path, new, now)
+            _insert_mirror_file(change, index, project_id, version, position, path, new, now)
         else:
-            _update_mirror_file(change, name, before, position, new)
+            _update_mirror_file(change, version, before, position, new)
     if inserted:
         _share_arrived(change, project_id)
     listed = {new.filename for new in own}
@@ -4426,12 +4450,12 @@ def _store_page(change, index, name, page, etag, origin, serial):
     change.touch(project_tag(index.id, name))
 
 
-def _insert_mirror_file(change, index, project_id, name, position, path, new, now):
+def _insert_mirror_file(change, index, project_id, version, position, path, new, now):
     change.execute(
         "INSERT INTO files (index_id, project_id, position, version, filename, path, hash_spec, size, uploaded, first_seen, "
         "requires_python, yanked, core_metadata, provenance, url) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT DO NOTHING",       # a path that the page lists twice
-        (index.id, project_id, position, version_of_file(new.filename, name), new.filename, path, new.hash_spec, new.size,
+        (index.id, project_id, position, version, new.filename, path, new.hash_spec, new.size,
          new.uploaded or now, not new.uploaded, new.requires_python, new.yanked, new.core_metadata, new.provenance, new.url))
     change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{path}",))
 
@@ -4448,8 +4472,8 @@ def _share_arrived(change, project_id):
                        "core_metadata = ? WHERE id = ?", map(tuple, arrived))
 
 
-def _update_mirror_file(change, name, before, position, new):
-    after = before._replace(position=position, version=version_of_file(new.filename, name), url=new.url,
+def _update_mirror_file(change, version, before, position, new):
+    after = before._replace(position=position, version=version, url=new.url,
                             requires_python=new.requires_python, yanked=new.yanked, provenance=new.provenance,
                             size=new.size if new.size is not None else before.size,
                             core_metadata=new.core_metadata or before.metadata_sha256)
@@ -5110,6 +5134,9 @@ def check_form_filename(filename, name, version):
     """Refuse a file name that is unsafe or does not fit the form's name and version."""
     if not is_safe_filename(filename):
         raise BadRequest(f"{one_line(filename)!r} is not a valid archive name")
+    variants = version_of_variants(filename, normalize(name))
+    if variants and same_version(variants, version):
+        return
     spelled = re.sub(r"[^A-Za-z0-9_.]+", "_", version)
     if version not in filename and spelled not in filename and \
             not same_version(version_of_file(filename, normalize(name)), version):
@@ -5118,6 +5145,22 @@ def check_form_filename(filename, name, version):
         raise BadRequest(f"'{filename}' is not a valid archive name")
     if not normalize(filename).startswith(normalize(name)):
         raise BadRequest(f"filename '{filename}' does not match project name '{name}'")
+
+
+def check_variants(file, filename):
+    """Refuse a file of variants (PEP 825) that is no JSON object which lists them; other files pass."""
+    if not filename.lower().endswith(VARIANTS):
+        return
+    data = file.read(Limits.variants_file + 1)
+    if len(data) > Limits.variants_file:
+        raise TooLarge(f"'{filename}' is larger than {Limits.variants_file} bytes")
+    try:
+        content = json.loads(data.decode("utf-8"), parse_int=len, parse_float=len)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
+        raise BadRequest(f"'{filename}' is no JSON object with an object 'variants', as the list of a release's variant "
+                         "wheels is (PEP 825)")
 
 
 def form_metadata(form):
@@ -5177,6 +5220,7 @@ class Releases:
         check_form_filename(filename, name, version)
         self._check_digests(form, incoming)
         with incoming.reader() as file:
+            check_variants(file, filename)
             data = archive_metadata(file, filename)
         archive = parse_core_metadata(data) if data is not None else {}
         self._check_archive(filename, name, version, archive)
@@ -6001,7 +6045,7 @@ def upload_kind(filename):
     if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"
     if lower.endswith(".whl"):
-        tag = filename[:-4].split("-")[-3:][0]
+        tag = python_tag(filename)
         if tag == "py2.py3":
             return "2.7", "bdist_wheel"
         found = re.match(r"[a-z]+([0-9])_?([0-9]*)", tag)
@@ -6977,7 +7021,8 @@ def pypi_json(page, releases, version, metadata, root, with_releases):
     """PyPI's JSON document of a project, or of one version: shown by `version`, whose metadata are `metadata`.
 
     `releases`: see `files_by_version`; `root(index)`: the absolute URL of an index."""
-    files = {each: [_pypi_file(root(origin), file) for origin, file in rows] for each, rows in releases.items()
+    files = {each: [_pypi_file(root(origin), file) for origin, file in rows if not file.filename.lower().endswith(VARIANTS)]
+             for each, rows in releases.items()
              if with_releases or each == version}
     home = f"{root(page.parts[0][0])}/{page.name}"
     content = {"info": _pypi_info(metadata, page.name, version, files[version], home),
@@ -7007,7 +7052,7 @@ def _pypi_info(metadata, name, version, files, home):
 def _pypi_file(root, file):
     python, kind = upload_kind(file.filename)
     if kind == "bdist_wheel":
-        python = file.filename[:-4].split("-")[-3:][0]
+        python = python_tag(file.filename)
     digests = {name: digest for name, digest in file.hashes.items() if name in ("md5", "sha256")}
     return {
         "comment_text": "", "digests": digests, "downloads": -1, "filename": file.filename, "has_sig": False,
@@ -8825,7 +8870,7 @@ def _xmlrpc_hits(request, index, fields, operator):
 
 
 _CONTENT_TYPES = ((".tar.gz", "application/x-tar"), (".tgz", "application/x-tar"), (".tar.bz2", "application/x-tar"),
-                  (".zip", "application/zip"))
+                  (".zip", "application/zip"), (VARIANTS, "application/json"))
 
 
 def content_type(filename):
@@ -8949,7 +8994,7 @@ def serve_file(request, index_path, path):
     if path.endswith(".metadata"):
         return serve_metadata_file(request, index, path[:-len(".metadata")])
     file, project, status = app.projects.file(index, path)
-    if "application/json" in request.accept:
+    if "application/json" in request.accept and not path.lower().endswith(VARIANTS):     # which is JSON itself
         return file_facts(file, project)
     refuse_quarantined(file, status)
     tags = frozenset((project_tag(index.id, project),))
@@ -9500,7 +9545,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
                                       if attached.for_id is None or attached.for_id in ids)])        # by id: as they came
         files_of = collections.defaultdict(list)
         for file in files:
-            if only in (None, file.version):
+            if file.version and only in (None, file.version):
                 files_of[file.version].append(file)
         metadata = _mirror_metadata(project, files_of) if origin.is_mirror else \
             _stage_metadata(app.store, origin, project, files_of, only)

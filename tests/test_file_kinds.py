@@ -101,8 +101,8 @@ def only_file(server, index, project="demo"):
     return file
 
 
-def fetch(server, index, url, project="demo"):
-    return server.get(urljoin("/%s/+simple/%s/" % (index, project), url))
+def fetch(server, index, url, project="demo", accept="*/*"):
+    return server.get(urljoin("/%s/+simple/%s/" % (index, project), url), headers={"Accept": accept})
 
 
 # ---------------------------------------------------------------------------------------------- versions
@@ -143,3 +143,90 @@ def test_a_version_that_was_read_wrongly_once_is_mended_by_the_next_page(here, l
     assert here.post("/%s/+simple/demo/refresh" % mirror).status in (200, 302)
     assert page(here, mirror)["versions"] == ["1.0"]
     assert list(here.get("/%s/demo" % mirror).result) == ["1.0"]
+
+
+# ---------------------------------------------------------------------------------------------- variants, new wheels
+
+VARIANTS = json.dumps({"default-priorities": {"namespace": ["x86_64"]}, "variants": {"x86_64_v3": {"x86_64": {"level": ["v3"]}}}}).encode()
+
+
+class Plain:
+    """A file to upload that is no archive."""
+
+    def __init__(self, filename, content, name="demo", version="1.0"):
+        self.filename, self.content = filename, content
+        self.fields = {"name": name, "version": version, "filetype": "sdist", "pyversion": "source"}
+        self.md5, self.sha256 = hashlib.md5(content).hexdigest(), hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["json", "html"])
+def test_a_mirror_passes_lists_of_variants_on(here, listing, mirror, form):
+    filenames = ["big_demo-1.1-cp313-cp313-linux_x86_64-x86_64_v3.whl", "big_demo-1.1-variants.json", "big_demo-9.9-variants.json"]
+    entries = [dict(listing.file(name, VARIANTS), **({"size": len(VARIANTS)} if form == "json" else {})) for name in filenames]
+    getattr(listing, form)("big-demo", *entries)
+    shown = page(here, mirror, "big-demo")
+    assert shown["versions"] == ["1.1"]
+    files = {file["filename"]: file for file in shown["files"]}
+    assert set(files) == set(filenames)
+    found = files["big_demo-1.1-variants.json"]
+    assert found["hashes"] == {"sha256": hashlib.sha256(VARIANTS).hexdigest()} and found.get("size") in (len(VARIANTS), None)
+    for accept in ("*/*", "application/json"):      # which asks for the facts about an archive
+        reply = fetch(here, mirror, found["url"], "big-demo", accept)
+        assert (reply.status, reply.body, reply.headers["Content-Type"]) == (200, VARIANTS, "application/json")
+    assert ">big_demo-1.1-variants.json</a>" in page(here, mirror, "big-demo", "text/html")
+    assert list(here.get("/%s/big-demo" % mirror).result) == ["1.1"]
+    assert [file["filename"] for file in here.get("/%s/+pypi/big-demo/json" % mirror).json()["urls"]] == filenames[:1]
+
+
+def test_other_files_that_are_no_archives_make_no_versions(here, listing, mirror):
+    filenames = ["demo-1.0.tar.gz", "demo-2.0.tar.gz.asc", "demo-3.0.txt", "demo-4.0-variants.json", "demo-5.0.json"]
+    listing.json("demo", *map(listing.file, filenames))
+    assert page(here, mirror)["versions"] == ["1.0"]
+    assert [file["filename"] for file in page(here, mirror)["files"]] == filenames
+    assert list(here.get("/%s/demo" % mirror).result) == ["1.0"]
+    assert list(here.get("/%s/+pypi/demo/json" % mirror).json()["releases"]) == ["1.0"]
+
+
+def test_a_push_from_a_mirror_takes_the_list_of_variants_along(here, listing, mirror, stage):
+    archive = wheel("demo", "1.0")
+    listing.json("demo", listing.file(archive.filename, archive.content), listing.file("demo-1.0-variants.json", VARIANTS))
+    assert here.post("/" + mirror, {"name": "demo", "version": "1.0", "targetindex": stage}, user="mia").status == 200
+    assert sorted(here.filenames(stage, "demo")) == sorted([archive.filename, "demo-1.0-variants.json"])
+
+
+def test_a_stage_takes_lists_of_variants(here, stage):
+    archive = wheel("demo", "1.0")
+    assert here.upload(stage, archive).status == 200
+    assert here.upload(stage, Plain("demo-1.0-variants.json", VARIANTS)).status == 200
+    assert here.filenames(stage, "demo") == [archive.filename, "demo-1.0-variants.json"]
+    assert here.fetch(stage, "demo-1.0-variants.json", "demo") == VARIANTS
+    assert here.versions(stage, "demo") == ["1.0"]
+    links = here.get("/%s/demo/1.0" % stage).result["+links"]
+    assert [link["href"].rpartition("/")[2] for link in links] == [archive.filename, "demo-1.0-variants.json"]
+
+
+@pytest.mark.parametrize("filename, content, said", [
+    ("demo-1.0-variants.json", b"{", "no JSON object"), ("demo-1.0-variants.json", b"[]", "no JSON object"),
+    ("demo-1.0-variants.json", b'{"variants": []}', "no JSON object"), ("demo-1.0-variants.json", b"[" * 100000, "no JSON object"),
+    ("demo-1.0-variants.json", b'{"variants": {}, "n": ' + b"1" * 100000 + b'}', None),
+    ("demo-1.0-variants.json", b"\xff\xfe", "no JSON object"), ("demo-1.1-variants.json", VARIANTS, "does not contain version"),
+    ("other-1.0-variants.json", VARIANTS, "not a valid archive name"), ("demo-1.0.json", VARIANTS, "not a valid archive name"),
+    ("demo-1.0-py3-none-any.whlx", b"PK", "not a valid archive name"),      # a draft without a settled format
+    ("demo-1.0-variants.json", b" " * (1 << 20) + VARIANTS, "is larger than")])
+def test_what_is_no_list_of_variants_is_refused(here, stage, filename, content, said):
+    reply = here.upload(stage, Plain(filename, content))
+    assert (reply.status in (400, 413) and said in reply.text) if said else reply.status == 200
+
+
+def test_new_kinds_of_wheels_of_html_pages_are_kept(here, listing, mirror):
+    listing.html("demo", listing.file("demo-1.0-py3-none-any.whlx"))
+    assert page(here, mirror)["versions"] == ["1.0"]
+    assert fetch(here, mirror, only_file(here, mirror)["url"]).body == b"bytes"
+
+
+def test_the_python_of_a_wheel_with_the_label_of_a_variant_is_stated(here, listing, mirror):
+    filenames = ["demo-1.0-cp313-cp313-linux_x86_64-null.whl", "demo-1.0-1-cp313-cp313-linux_x86_64.whl",
+                 "demo-1.0-1-cp313-cp313-linux_x86_64-x86_64_v3.whl", "demo-1.0-cp313-cp313-linux_x86_64.whl"]
+    listing.json("demo", *(listing.file(name, name.encode()) for name in filenames))
+    shown = here.get("/%s/+pypi/demo/json" % mirror).json()["urls"]
+    assert [file["python_version"] for file in shown] == ["cp313"] * 4
