@@ -784,15 +784,28 @@ class Limits:
     head_time = 30                  # from the first byte of a head to its last
     stall = 60                      # without one byte sent or received inside a request
     slow_client = 0.2               # seconds that a worker waits for a client to take more; the front goes on then
+    pending_memory = 64 << 20       # bytes in memory of answers that the front goes on with
+    pending_grace = 5               # seconds for which one of them is no slow one yet
+    slowest_answer = 1024           # bytes a second that an answer must average after the first minute
     gathered_body = 64 << 10        # a body up to this size is gathered by the front
     slowest_body = 1024             # bytes a second that a body must average after the first minute
-    json_body = 4 << 20
+    json_body = 16 << 10            # of a login, a push, a yank, a status
+    config_body = 320 << 10         # of a user or an index: `attributes`, and a little
+    json_cost = 30                  # bytes of memory that a byte of JSON may take, parsed: "[[],[],..."
+    answer_cost = 5                 # bytes of memory that a byte of stored JSON takes on its way into an answer
+    json_marks = 40000              # brackets and commas in a body, in texts too
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
     json_depth = 50
+    unclaimed = 1 << 20             # memory that each request takes without asking
+    claimed = 192 << 20             # what all that need more may take together
+    claim_time = 20                 # that they wait for one another
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
+    attribute_values = 10000        # in them, however deep: each takes some 100 bytes of memory
     edits = 100                     # of one index, each tried on what another has just left
     form_field = 10 << 20
+    field_memory = 64 << 10         # the longest field that waits in memory for the end of its form
+    field_cost = 8                  # bytes of memory that a byte of a field may take, until it is stored
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
     part_head = 8192
@@ -844,6 +857,7 @@ class Limits:
     ranged_member = 8 << 20         # the largest deflated one of which ranges are sent
     doc_ratio = 200                 # how much smaller than unpacked a member over 1 MiB may be
     test_result = 16 << 20
+    parsed_here = 1 << 20           # a larger one is looked at in a child process
     test_results = 1000             # of one file
     cleaning = 3600                 # between two looks for files that nothing names
     trash = 7 * 86400               # that a file stays which nothing in the database names
@@ -888,8 +902,11 @@ def tell_malloc(function, *arguments):
 def spare_memory():
     """Let all threads share two pools of memory, not one a core and more: 16 MB less after pages of 2,000 files were made by
     eight threads, and no slower, for one thread at a time runs Python."""
-    arena_max = -8      # M_ARENA_MAX of <malloc.h>
+    arena_max, mmap_threshold = -8, -3      # M_ARENA_MAX, M_MMAP_THRESHOLD of <malloc.h>
     tell_malloc("mallopt", arena_max, 2)
+    # what is larger goes back at once when it is freed; by itself the bound grows to 32 MiB, and 16
+    # answers of 7 MB leave 180 MB behind
+    tell_malloc("mallopt", mmap_threshold, 1 << 20)
 
 
 def give_back_memory():
@@ -1069,6 +1086,53 @@ class SingleFlight:
                 self.waiting_of[party[1]] -= 1
                 if not self.waiting_of[party[1]]:
                     del self.waiting_of[party[1]]
+
+
+class MemoryPool:
+    """Memory that large work has together: who needs more than is left waits until others are done.
+
+    For work that computes and nothing else: whoever waits for a client or for upstream while it holds
+    some would keep others waiting with it."""
+
+    def __init__(self, size):
+        self.size = self.left = size
+        self.freed = threading.Condition()
+        self.queue = threading.Lock()       # one waits for room, the others for their turn to do so
+
+    @contextlib.contextmanager
+    def claim(self, size):
+        """So many bytes, or all if that is less, while the `with` lasts; Busy after `Limits.claim_time`."""
+        size = min(size, self.size) if size > Limits.unclaimed else 0
+        until = time.monotonic() + Limits.claim_time
+        if not self._take(size):
+            with outside_wait():
+                self._wait(size, until)
+        try:
+            yield
+        finally:
+            with self.freed:
+                self.left += size
+                self.freed.notify()
+
+    def _take(self, size):
+        with self.freed:
+            fits = self.left >= size and not self.queue.locked() or not size
+            self.left -= size if fits else 0
+        return fits
+
+    def _wait(self, size, until):
+        if self.queue.acquire(timeout=Limits.claim_time):
+            try:
+                with self.freed:
+                    if self.freed.wait_for(lambda: self.left >= size, max(0, until - time.monotonic())):
+                        self.left -= size
+                        return
+            finally:
+                self.queue.release()
+        raise Busy("too much that takes much memory is asked for just now, try again", 5)
+
+
+bulk = MemoryPool(Limits.claimed)
 
 
 class Turns:
@@ -2362,9 +2426,9 @@ class Users:
             raise BadRequest(f"Unknown keys in user config: {', '.join(sorted(map(str, unknown)))}")
         if "password" not in body:
             raise BadRequest("password needs to be set")
-        pwhash = _new_hash(body["password"])
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
         check_size("user", attributes)
+        pwhash = _new_hash(body["password"])
         return self.store.write(_insert_user, name, pwhash, attributes, may_inherit, actor=actor)
 
     def modify(self, name, body, actor=NO_ACTOR):
@@ -2381,6 +2445,18 @@ def check_size(kind, attributes):
     """Refuse attributes that would make every listing huge."""
     if len(json.dumps(attributes)) > Limits.attributes:
         raise TooLarge(f"the attributes of a {kind} may take {Limits.attributes} bytes at most")
+    level, count = [attributes], 0
+    while level:
+        count += len(level)
+        level = inner_values(level)
+    if count > Limits.attribute_values:
+        raise TooLarge(f"the attributes of a {kind} may hold {Limits.attribute_values} values at most")
+
+
+def inner_values(values):
+    """What the lists and objects among some JSON values hold."""
+    return [inner for value in values if isinstance(value, (dict, list))
+            for inner in (value.values() if isinstance(value, dict) else value)]
 
 
 def _new_hash(password):
@@ -7204,6 +7280,8 @@ class Outgoing:
 
     def __init__(self, pieces):
         self.pieces = collections.deque()
+        self.sent = 0               # bytes, until now
+        self.since = time.monotonic()
         for piece in pieces:
             if isinstance(piece, FilePart):
                 if piece.length:
@@ -7223,13 +7301,17 @@ class Outgoing:
 
     def _send_bytes(self, sock):
         pieces = list(itertools.takewhile(lambda piece: not isinstance(piece, FilePart), self.pieces))
-        sent = sock.sendmsg(pieces) if hasattr(sock, "sendmsg") else sock.send(pieces[0])
-        for piece in pieces:
+        self.advance(sock.sendmsg(pieces) if hasattr(sock, "sendmsg") else sock.send(pieces[0]))
+
+    def advance(self, sent):
+        """So many bytes of the byte strings at the front have left."""
+        self.sent += sent
+        while sent:
+            piece = self.pieces.popleft()
             if sent < len(piece):
-                self.pieces[0] = piece[sent:]
+                self.pieces.appendleft(piece[sent:])
                 return
             sent -= len(piece)
-            self.pieces.popleft()
 
     def _send_file(self, sock, part):
         if hasattr(os, "sendfile"):
@@ -7239,6 +7321,7 @@ class Outgoing:
             sent = sock.send(part.file.read(min(part.length, 256 << 10)))
         if not sent and part.length:
             raise OSError("a file became shorter while it was sent")
+        self.sent += sent
         part.offset += sent
         part.length -= sent
         if not part.length:
@@ -7259,6 +7342,24 @@ class Outgoing:
                     return False
         return True
 
+    @property
+    def in_memory(self):
+        """The byte strings that wait here, whole, even if a part has left: a cache may have them too."""
+        return [piece.obj for piece in self.pieces if not isinstance(piece, FilePart)]
+
+    @property
+    def is_too_slow(self):
+        """Whether its client has taken less than it must, at least a minute after the beginning."""
+        late = time.monotonic() - self.since - Limits.stall
+        return late > 0 and self.sent < late * Limits.slowest_answer
+
+    def slowness(self, now):
+        """What sorts those first that are to make room: those under way for a while, by how slowly
+        their client takes them, then the large ones."""
+        age = now - self.since
+        is_young = age < Limits.pending_grace
+        return is_young, 0 if is_young else self.sent / age, -sum(map(len, self.in_memory))
+
     def close(self):
         for piece in self.pieces:
             if isinstance(piece, FilePart):
@@ -7268,14 +7369,15 @@ class Outgoing:
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "scanned", "pending", "closing", "broken", "draining",
-                 "allowance", "since", "deadline")
+    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "scanned", "pending", "held", "closing", "broken",
+                 "draining", "allowance", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
         self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
         self.buffer = b""           # bytes received and not used yet
         self.scanned = 0            # how many of them the front looked through for the end of a head, in vain
         self.pending = None         # an Outgoing: what the front has still to send
+        self.held = ()              # the byte strings that it keeps in memory
         self.closing = False        # close once that is sent
         self.broken = False         # an answer broke off: reset, so that nobody takes it for whole
         self.draining = None        # our side is closed; so many bytes may still come
@@ -7637,9 +7739,26 @@ class Request:
                 problem.headers.append(("Location", self.url("+login")))
         raise problem
 
-    def json(self, *shapes):
-        """The body as JSON; BadRequest unless it is one of these types."""
-        data = self.body.read_all(Limits.json_body)
+    @functools.cached_property
+    def claims(self):
+        return contextlib.ExitStack()
+
+    def claim(self, size):
+        """Have so many bytes of the memory that large work shares, until the answer was sent; Busy if
+        there are none for too long."""
+        if size > Limits.unclaimed:
+            self.claims.enter_context(bulk.claim(size))
+
+    def release_claims(self):
+        if "claims" in self.__dict__:
+            self.claims.close()
+
+    def json(self, *shapes, limit=Limits.json_body):
+        """The body as JSON; BadRequest unless it is one of these types, TooLarge if it is larger."""
+        self.body.narrow(limit)
+        data = self.body.read_all(limit)
+        if sum(map(data.count, (b",", b"[", b"{"))) > Limits.json_marks:      # each may take 100 bytes, parsed
+            raise TooLarge("the JSON in the body holds too many values")
         try:
             content = json.loads(data.decode("utf-8"))
             _check_json(content)
@@ -7667,8 +7786,7 @@ def _check_json(content):
     """ValueError for what could not be stored and sent back: deep nesting, NaN and infinity, lone surrogates."""
     level = [content]
     for _ in range(Limits.json_depth):
-        level = [inner for value in level if isinstance(value, (dict, list))
-                 for inner in (value.values() if isinstance(value, dict) else value)]
+        level = inner_values(level)
         if not level:
             break
     else:
@@ -7854,6 +7972,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         except OSError as error:
             log.debug("connection to %s broke: %s", connection.address, error)
             self.keep = False
+        finally:
+            if request is not None:
+                request.release_claims()
         if self.keep and connection.pending is None:
             connection.buffer = without_blank_lines(connection.buffer)
             if b"\r\n\r\n" in connection.buffer:
@@ -7982,6 +8103,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.wake_end.setblocking(False)
         self.connections = set()
         self.working = 0            # connections that workers have
+        self.held = 0               # bytes of memory of answers that clients are slow to take
+        self.holders = collections.Counter()    # id of such a byte string -> answers that it is part of
         self.stopping = False
         self.limit = connection_limit(app.settings.connections)
 
@@ -8136,7 +8259,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         head, body, what, status, user, address = ready
         if address == connection.address or not connection.trusted:
             address = connection.address
-        data = head + app.variable_headers(app.store.serial) + body
+        head += app.variable_headers(app.store.serial)
+        data = head + body
         try:
             sent = connection.sock.send(data)
         except (BlockingIOError, InterruptedError):
@@ -8147,10 +8271,38 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.since = now
         connection.deadline = now + Limits.keep_alive
         if sent < len(data):
-            connection.pending = Outgoing([memoryview(data)[sent:]])
+            connection.pending = Outgoing([head, body])     # not `data`, a copy: the cache has the body
+            connection.pending.advance(sent)
             connection.deadline = now + Limits.stall
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
+            self._hold(connection, now)
         app.access_log.add_ready(what, status, now, len(body), user, address)
+
+    def _hold(self, connection, now):
+        """Count the memory of an answer that its client does not take at once; over the bound, the
+        slowest of these clients lose theirs."""
+        connection.held = connection.pending.in_memory
+        for data in connection.held:
+            self.held += 0 if self.holders[id(data)] else len(data)
+            self.holders[id(data)] += 1
+        if self.held <= Limits.pending_memory:
+            return
+        slow = [other for other in self.connections if other.pending is not None and other.held]
+        for other in sorted(slow, key=lambda other: other.pending.slowness(now)):
+            if self.held <= Limits.pending_memory:
+                break
+            log.warning("the answer to %s is given up: answers that nobody takes fill %d MiB", other.address,
+                        Limits.pending_memory >> 20)
+            self._close(other)
+
+    def _let_go(self, connection):
+        """The pending answer is sent, or given up."""
+        for data in connection.held:
+            self.holders[id(data)] -= 1
+            if not self.holders[id(data)]:
+                del self.holders[id(data)]
+                self.held -= len(data)
+        connection.held, connection.pending = (), None
 
     def _send_pending(self, connection):
         """A slow client takes more of its answer."""
@@ -8165,7 +8317,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.since = now
         connection.deadline = now + Limits.stall
         if not more:
-            connection.pending = None
+            self._let_go(connection)
             self.selector.unregister(connection.sock)
             self._resume(connection, now)
 
@@ -8243,11 +8395,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             else:
                 connection.deadline = now + Limits.stall
                 self.selector.register(connection.sock, selectors.EVENT_WRITE, connection)
+                self._hold(connection, now)
 
     def _sweep(self, now):
         """Close what has been silent for too long."""
         waiting = self.selector.get_map()
-        for connection in [c for c in self.connections if c.deadline < now]:
+        for connection in [c for c in self.connections
+                           if c.deadline < now or c.pending is not None and c.pending.is_too_slow]:
             if connection.sock.fileno() in waiting:
                 if connection.buffer and connection.pending is None:
                     with contextlib.suppress(OSError):
@@ -8262,7 +8416,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.connections.discard(connection)
         if connection.pending is not None:
             connection.pending.close()
-            connection.pending = None
+            self._let_go(connection)
         connection.sock.close()
 
     def _wind_down(self):
@@ -8943,11 +9097,11 @@ _large_jsons = threading.BoundedSemaphore(2)
 
 def _check_is_json(incoming):
     """Refuse what is no JSON.  Anything large is looked at in a child process: 16 MiB can take 400 MB while they are parsed."""
-    if incoming.size > Limits.json_body // 4:
+    if incoming.size > Limits.parsed_here:
         fits = _fits_in_child(incoming.path)
     else:
         try:
-            with incoming.reader() as file:
+            with bulk.claim(Limits.json_cost * incoming.size), incoming.reader() as file:
                 json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant, parse_int=len, parse_float=len)
             fits = True
         except (ValueError, RecursionError):
@@ -9548,7 +9702,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
             if file.version and only in (None, file.version):
                 files_of[file.version].append(file)
         metadata = _mirror_metadata(project, files_of) if origin.is_mirror else \
-            _stage_metadata(app.store, origin, project, files_of, only)
+            _stage_metadata(request, origin, project, files_of, only)
         for version, content in metadata.items():
             links = _links(request, origin, files_of[version])
             if links:
@@ -9560,12 +9714,15 @@ def version_objects(request, index, project, ignore_bases, only=None):
     return bool(pages), versions
 
 
-def _stage_metadata(store, index, project, files_of, only=None):
+def _stage_metadata(request, index, project, files_of, only=None):
     """{version: metadata} of a stage's project; `files_of`: its files by version."""
-    with store.read() as db:
-        rows = db.execute("SELECT version, metadata FROM releases JOIN projects ON projects.id = project_id "
-                          "WHERE index_id = ? AND name = ? AND version = coalesce(?, version) ORDER BY releases.id",
-                          (index.id, project, only)).fetchall()
+    wanted = ("FROM releases JOIN projects ON projects.id = project_id "
+              "WHERE index_id = ? AND name = ? AND version = coalesce(?, version)", (index.id, project, only))
+    with request.app.store.read() as db:
+        size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {wanted[0]}", wanted[1]).fetchone()[0]
+    request.claim(Limits.answer_cost * size)
+    with request.app.store.read() as db:
+        rows = db.execute(f"SELECT version, metadata {wanted[0]} ORDER BY releases.id", wanted[1]).fetchall()
     shown = {}
     for row in rows:
         metadata = json.loads(row["metadata"])
@@ -9677,7 +9834,7 @@ def serve_pypi_json(request, index_path, project, version):
             raise NotFound(f"no project '{project}'" if not page.known else
                            f"The project {project} has no releases." if shown is None else
                            f"The version {shown} of project {project} does not exist.")
-        metadata, complete = _metadata_of(app, page, shown)
+        metadata, complete = _metadata_of(request, page, shown)
         body = pypi_json(page, releases, shown, metadata, lambda origin: request.url(origin.path), version is None)
         rendered = Rendered(body, "pypi", page)
         rendered.stale |= not complete
@@ -9688,14 +9845,15 @@ def serve_pypi_json(request, index_path, project, version):
     return _page_response(request, index, rendered, "application/json", tags)
 
 
-def _metadata_of(app, page, version):
+def _metadata_of(request, page, version):
     """(metadata of a version, whether nothing failed): what the first stage that has it says, else what a mirror's metadata
     file says."""
+    app = request.app
     stated = {"requires_python": next((file.requires_python for file in page.files
                                        if file.version == version and file.requires_python), "")}
     for origin, files in page.parts:
         if not origin.is_mirror:
-            found = _stage_metadata(app.store, origin, page.name, {}, version).get(version)
+            found = _stage_metadata(request, origin, page.name, {}, version).get(version)
             if found:
                 return found, True
         for file in files:
@@ -9778,7 +9936,7 @@ def create_index(request, user, index):
     app.indexes.refuse_existing(user, index)
     require(request, app.permissions.index_modify(request.identity, user),
             f"no permission to create index {user}/{index}")
-    created = app.indexes.create(user, index, request.json(dict), actor=request.actor,
+    created = app.indexes.create(user, index, request.json(dict, limit=Limits.config_body), actor=request.actor,
                                  may_inherit=app.permissions.user_create_named(request.identity))
     return result_response("indexconfig", shown_config(request, created))
 
@@ -9786,7 +9944,7 @@ def create_index(request, user, index):
 @route("PATCH", "/{user}/{index}[/]")
 def modify_index(request, user, index):
     found = require_modify_index(request, user, index)
-    body = request.json(dict, list)
+    body = request.json(dict, list, limit=Limits.config_body)
     modified = request.app.indexes.modify(found, body, "error_on_noop" in request.query, actor=request.actor)
     return result_response("indexconfig", shown_config(request, modified))
 
@@ -9817,11 +9975,11 @@ def upload(request, user, index):
         raise NotFound("cannot submit to mirror index")
     require_upload(request, found)
     if type_ == "application/x-www-form-urlencoded":
-        return _take_upload(request, found, UploadForm(None), _urlencoded_form(request.body))
-    with app.blobs.incoming() as incoming:
-        form = UploadForm(incoming)
-        fields = form.read(request.body, _boundary(parameters))
-        return _take_upload(request, found, form, fields)
+        return _take_upload(request, found, UploadForm(None), _urlencoded_form(request))
+    with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
+        form.read(request.body, _boundary(parameters))
+        request.claim(Limits.field_cost * form.size)
+        return _take_upload(request, found, form, form.fields())
 
 
 def require_upload(request, index):
@@ -9938,9 +10096,15 @@ def upload_elsewhere(request, user="USER", index="INDEX"):
     raise NotFound(f"nothing is uploaded here: the address to upload to is {request.url(f'{user}/{index}/')}")
 
 
-def _urlencoded_form(body):
+def _urlencoded_form(request):
     """An urlencoded form as {field: [value, ...]}."""
-    data = body.read_all(Limits.form_fields)
+    with FormField(request.app.blobs.tmp) as whole:
+        for piece in iter(request.body.read, b""):
+            whole.write(piece)
+            if whole.size > Limits.form_fields:
+                raise TooLarge(f"the form is larger than {Limits.form_fields} bytes")
+        request.claim(Limits.field_cost * whole.size)
+        data = whole.value()
     try:
         return urllib.parse.parse_qs(data.decode("utf-8"), keep_blank_values=True, errors="strict",
                                      max_num_fields=Limits.form_parts)
@@ -9955,17 +10119,73 @@ def _boundary(parameters):
     return (match[1] or match[2]).encode("latin-1")
 
 
+class FormField:
+    """A field's value (bytes) while its form comes: in memory, or in a file of `folder` once it is
+    long, for a form may come slowly, and many of them at a time."""
+    __slots__ = ("folder", "data", "file", "size")
+
+    def __init__(self, folder):
+        self.folder, self.data, self.file, self.size = folder, bytearray(), None, 0
+
+    def write(self, data):
+        self.size += len(data)
+        if self.size <= Limits.field_memory:
+            self.data += data
+            return
+        try:
+            if self.file is None:
+                self.file = tempfile.TemporaryFile(dir=self.folder)
+                self.file.write(self.data)
+                self.data = bytearray()
+            self.file.write(data)
+            self.file.flush()
+        except OSError as error:
+            raise _disk_problem(error) from error
+
+    def value(self):
+        if self.file is None:
+            return self.data
+        self.file.seek(0)
+        return self.file.read()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.file is not None:
+            self.file.close()
+
+
 class UploadForm:
-    """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to an incoming blob, fields to memory."""
+    """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to an incoming blob.
+
+    `size`: bytes of the other fields, which `fields()` has when the form has been read."""
 
     def __init__(self, incoming):
         self.incoming = incoming
         self.filename = None
-        self.fields = {}
+        self.taken = []             # (name, FormField)
         self.size = self.parts = 0
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for _, field in self.taken:
+            field.__exit__()
+
+    def fields(self):
+        """{name: [value, ...]}; BadRequest for what is not UTF-8."""
+        fields = {}
+        for name, field in self.taken:
+            try:
+                fields.setdefault(name, []).append(field.value().decode("utf-8"))
+            except UnicodeDecodeError:
+                raise BadRequest(f"the field {one_line(name, 60)!r} is not UTF-8") from None
+        return fields
+
     def read(self, body, boundary):
-        """All fields as {name: [value, ...]}.  BadRequest if the form is malformed, TooLarge over its limits."""
+        """Take all parts.  BadRequest if the form is malformed, TooLarge over its limits."""
         delimiter = b"\r\n--" + boundary
         buffer = b"\r\n" + body.read()      # the first boundary has no line before it
         while True:
@@ -9992,7 +10212,6 @@ class UploadForm:
             buffer = self._part(head, buffer, body, delimiter)
         while body.read():
             pass        # an epilogue is passed over
-        return self.fields
 
     @staticmethod
     def _more(body, buffer):
@@ -10013,37 +10232,30 @@ class UploadForm:
             if self.filename is not None:
                 raise BadRequest("the form has two parts named 'content'")
             self.filename = filename
-            take, value = self.incoming.write, None
+            take = self.incoming.write
         elif filename is not None:      # gpg_signature
-            take, value = len, None
+            take = len
         else:
-            value = bytearray()
-            take = functools.partial(self._take_field, name, value)
+            self.taken.append((name, FormField(self.incoming.blobs.tmp)))
+            take = self._take_field
         while True:
             start = buffer.find(delimiter)
             if start >= 0:
                 take(buffer[:start])
-                if value is not None:
-                    self._keep_field(name, value)
                 return buffer[start + len(delimiter):]
             if len(buffer) > len(delimiter):        # its beginning may stand at the end
                 take(buffer[:-len(delimiter)])
                 buffer = buffer[-len(delimiter):]
             buffer = self._more(body, buffer)
 
-    def _take_field(self, name, value, data):
-        value += data
+    def _take_field(self, data):
+        name, field = self.taken[-1]
+        field.write(data)
         self.size += len(data)
-        if len(value) > Limits.form_field:
+        if field.size > Limits.form_field:
             raise TooLarge(f"the field {one_line(name, 60)!r} is larger than {Limits.form_field} bytes")
         if self.size > Limits.form_fields:
             raise TooLarge(f"the form's fields are larger than {Limits.form_fields} bytes")
-
-    def _keep_field(self, name, value):
-        try:
-            self.fields.setdefault(name, []).append(value.decode("utf-8"))
-        except UnicodeDecodeError:
-            raise BadRequest(f"the field {one_line(name, 60)!r} is not UTF-8") from None
 
 
 @functools.lru_cache(maxsize=256)       # the fields of all forms look alike
@@ -10105,14 +10317,14 @@ def create_user(request, user):
     if not may_inherit:
         with app.store.read() as db:        # before the password is hashed, and once more when the user is made
             refuse_inheritance(db, user)
-    account = app.users.create(user, request.json(dict), actor=request.actor, may_inherit=may_inherit)
+    account = app.users.create(user, request.json(dict, limit=Limits.config_body), actor=request.actor, may_inherit=may_inherit)
     return result_response("userconfig", shown_user(request, account, ()), 201)
 
 
 @route("PATCH", "/{user}[/]")
 def modify_user(request, user):
     app, identity = request.app, request.identity
-    account, body = app.users.get(user), request.json(dict)
+    account, body = app.users.get(user), request.json(dict, limit=Limits.config_body)
     # devpi's client sends all that it was shown along with what is new
     changed = {key for key, value in body.items() if key not in ("username", "created", "modified", "indexes")
                and account.attributes.get(key) != value}

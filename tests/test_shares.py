@@ -1,0 +1,136 @@
+"""Nobody's account, connection or upstream costs others more than its share of memory and time."""
+import base64
+import concurrent.futures
+import os
+import threading
+import time
+
+import pytest
+
+from harness import Wire, eventually, multipart, patched, sdist
+
+pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
+
+
+def memory(server, field="VmRSS"):
+    """MiB of the server's process: VmRSS now, VmHWM at most."""
+    with open("/proc/%d/status" % server.pid) as status:
+        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field))
+
+
+def at_once(count, function):
+    """What `count` calls of function(number), side by side, return."""
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        return list(pool.map(function, range(count)))
+
+
+class Waits:
+    """How long others wait for /+health/live, while the `with` lasts."""
+
+    def __init__(self, server):
+        self.server, self.seconds, self.ended = server, [], threading.Event()
+        self.thread = threading.Thread(target=self.ask)
+
+    def ask(self):
+        while not self.ended.wait(0.02):
+            began = time.monotonic()
+            assert self.server.get("/+health/live").status == 200
+            self.seconds.append(time.monotonic() - began)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        self.thread.join()
+
+
+HOLLOW = b"[]," * 100000        # JSON that takes thirty times its size when it is parsed
+JSON_ENDPOINTS = {
+    "login": ("POST", "/+login", b'{"user": "a", "password": [%s[]]}'),
+    "new user": ("PUT", "/nobody", b'{"password": "x", "custom_data": [%s[]]}'),
+    "user": ("PATCH", "/mem", b'{"custom_data": [%s[]]}'),
+    "new index": ("PUT", "/mem/new", b'{"custom_data": [%s[]]}'),
+    "index": ("PATCH", "/mem/dev", b'{"custom_data": [%s[]]}'),
+    "push": ("POST", "/mem/dev", b'{"name": [%s[]]}'),
+    "yank": ("PATCH", "/mem/dev/p/1.0", b'{"yanked": [%s[]]}'),
+    "status": ("PATCH", "/mem/dev/p", b'{"project-status": [%s[]]}')}
+
+
+@pytest.fixture(scope="module")
+def site(shared_server):
+    shared_server.add_user("mem")
+    shared_server.login("mem")
+    shared_server.add_index("mem/dev")
+    assert shared_server.upload("mem/dev", sdist("p", "1.0")).status == 200
+    return shared_server
+
+
+@pytest.mark.parametrize("endpoint", JSON_ENDPOINTS)
+def test_large_json_costs_neither_memory_nor_others_their_answers(site, endpoint):
+    method, path, template = JSON_ENDPOINTS[endpoint]
+    user = None if endpoint in ("login", "new user") else "mem"
+    before = memory(site)
+    with open("/proc/%d/clear_refs" % site.pid, "w") as peak:
+        peak.write("5")             # VmHWM starts anew
+    with Waits(site) as waits:
+        replies = at_once(48, lambda _: site.request(method, path, template % HOLLOW, user=user))
+    assert {reply.status for reply in replies} == {413}
+    assert memory(site, "VmHWM") - before < 100
+    assert sorted(waits.seconds)[-2:][0] < 0.3      # one may fall to the machine
+
+
+def test_attributes_are_bounded_in_what_they_hold_not_in_bytes_alone(site):
+    reply = site.patch("/mem/dev", {"custom_data": [[]] * 12000}, user="mem")
+    assert reply.status == 413 and "may hold 10000 values at most" in reply.json()["message"]
+    assert site.patch("/mem/dev", {"custom_data": {"a": list(range(5000))}}, user="mem").status == 200
+    assert site.patch("/mem/dev", ["custom_data-="], user="mem").status == 200
+
+
+def test_long_fields_of_forms_that_come_slowly_do_not_lie_in_memory(site):
+    body, content_type = multipart({":action": "submit", "name": "slow", "version": "1.0",
+                                    "description": "x" * (9 << 20)}, {})
+    head = ("POST /mem/dev/ HTTP/1.1\r\nHost: x\r\nX-Devpi-Auth: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (
+        credentials(site, "mem"), content_type, len(body))).encode()
+    before = memory(site)
+    wires = [Wire(site, head + body[:-100]) for _ in range(16)]
+    eventually(lambda: len(deleted_files(site)) == 16)
+    assert memory(site) - before < 60       # 144 MB of fields
+    for wire in wires:
+        wire.send(body[-100:])
+    assert [wire.reply().status for wire in wires] == [200] * 16
+    assert deleted_files(site) == []
+    assert len(site.get("/mem/dev/slow/1.0").result["description"]) == 9 << 20
+
+
+def credentials(server, user):
+    return base64.b64encode(("%s:%s" % (user, server.tokens[user])).encode()).decode()
+
+
+def deleted_files(server):
+    """The open files of the server that have no name any more."""
+    found = []
+    for number in os.listdir("/proc/%d/fd" % server.pid):
+        try:
+            path = os.readlink("/proc/%d/fd/%s" % (server.pid, number))
+        except OSError:
+            continue
+        if "/tmp/" in path and (path.endswith("(deleted)") or "#" in path):
+            found.append(path)
+    return found
+
+
+def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
+    server = make_server("--no-access-log", script=patched(tmp_path, "devpi_lite.Limits.pending_memory = 16 << 20"))
+    server.add_user("big")
+    server.add_index("big/dev")
+    readme = "x" * (7 << 20)        # more than the system takes of an unread answer
+    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": readme}).status == 200
+    before = memory(server)
+    wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(16)]
+    eventually(lambda: server.output().count("is given up") >= 14)
+    assert server.get("/big/dev/big/1.0").result["description"] == readme
+    assert memory(server) - before < 60     # of 112 MB that lie unread
+    for wire in wires:
+        wire.socket.close()
