@@ -3032,11 +3032,19 @@ class Indexes:
 
     def order(self, index):
         """The resolution order: breadth-first over bases, each once, mirrors last (http-api 6.1)."""
+        return self._resolved(index)[0]
+
+    def missing_bases(self, index):
+        """The paths of indexes that an index or one of its bases names as a base, and that do not exist."""
+        return self._resolved(index)[1]
+
+    def _resolved(self, index):
+        """(resolution order, missing bases) of an index."""
         key = ("order", index.path)
-        order = self.cache.get(key)
-        if order is None:
+        resolved = self.cache.get(key)
+        if resolved is None:
             since = self.store.freshness.moment()
-            first, mirrors, seen = [], [], {index.path}
+            first, mirrors, missing, seen = [], [], [], {index.path}
             queue_ = collections.deque([self.find(index.path) or index])    # as it is now: the caller's may be older
             while queue_:
                 current = queue_.popleft()
@@ -3047,9 +3055,16 @@ class Indexes:
                         found = self.find(base)
                         if found:
                             queue_.append(found)
-            order = tuple(first + mirrors)
-            self.store.freshness.keep(self.cache, key, order, 500 * len(order), frozenset((EVERYTHING,)), since)
-        return order
+                        else:
+                            missing.append(base)
+            resolved = tuple(first + mirrors), tuple(missing)
+            self.store.freshness.keep(self.cache, key, resolved, 500 * len(seen), frozenset((EVERYTHING,)), since)
+        return resolved
+
+    def incomplete(self):
+        """(Index, path of a base of its own that does not exist) for every such base."""
+        there = {index.path for index in self.all()}
+        return [(index, base) for index in self.all() for base in index.config.get("bases", ()) if base not in there]
 
     def refuse_existing(self, user, name):
         """NotFound if there is no such user, Conflict if the index is there."""
@@ -3952,6 +3967,10 @@ class MirrorBlocking:
         elif has_project:
             self.hit = True
 
+    def misses_stage(self):
+        """A base does not exist: it may have had the project, for all that is known."""
+        self.hit = True
+
     @property
     def blocks(self):
         return self.hit and not self.allowed
@@ -3993,8 +4012,11 @@ class Projects:
         """What each index of the resolution order has to offer, as `Contributions`; `kind`: see `own`.
 
         A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
-        is raised if nobody else knows the project."""
-        blocking = MirrorBlocking(name, index)
+        is raised if nobody else knows the project.  Where a base is missing any name may have been private: mirrors are shut
+        out but for what a whitelist admits, and Forbidden is raised if nobody else knows the project."""
+        blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
+        if missing:
+            blocking.misses_stage()
         pages, blocked, trouble, expires = [], None, None, []
         order, deadline = self.indexes.order(index), None
         for member in order:
@@ -4017,6 +4039,9 @@ class Projects:
                 pages.append(page)
         if trouble and not pages:
             raise trouble
+        if missing and blocked and not pages:
+            raise Forbidden(f"index {index.path} builds on {missing[0]}, which does not exist and may have had {name}: mirrors "
+                            f"are shut out until the bases of {index.path} are mended")
         return Contributions(pages, blocked, trouble, min(expires, default=0))
 
     @staticmethod
@@ -5430,17 +5455,19 @@ class Releases:
     # -- removal
 
     def remove_project(self, index, name, refusal, actor):
-        """devpi: DELETE /user/index/project.  `refusal`: what a non-volatile index says to that; None: it is done there too."""
-        self.store.write(_remove, index, refusal, _remove_project, (name,), actor=actor)
+        """devpi: DELETE /user/index/project.  `refusal`: what a non-volatile index says to that; None: it is done there too.
+
+        This and the next two return what is to be said about the project's name (see `_remove`)."""
+        return self.store.write(_remove, index, refusal, _remove_project, (name,), actor=actor)
 
     def remove_version(self, index, name, version, refusal, actor):
         """devpi: DELETE /user/index/project/version.  `refusal`: as for `remove_project`."""
-        self.store.write(_remove, index, refusal, _forget_version if index.is_mirror else _remove_version, (name, version),
-                         actor=actor)
+        remove = _forget_version if index.is_mirror else _remove_version
+        return self.store.write(_remove, index, refusal, remove, (name, version), actor=actor)
 
     def remove_file(self, index, path, refusal, actor):
         """devpi: DELETE of a file's path.  `refusal`: as for `remove_project`."""
-        self.store.write(_remove, index, refusal, _remove_file, (path,), actor=actor)
+        return self.store.write(_remove, index, refusal, _remove_file, (path,), actor=actor)
 
 
 def _already_exists(filename, more=""):
@@ -5764,15 +5791,25 @@ class Removed(typing.NamedTuple):
 
 
 def _remove(change, index, refusal, remove, what):
-    """One removal that somebody asked for: refused on a non-volatile index, unless `refusal` is None."""
+    """One removal that somebody asked for: refused on a non-volatile index, unless `refusal` is None.
+
+    Returns what is to be said about the name of a stage's project that lost its last release, or is gone; or ""."""
     index = _current(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
     removed = remove(change, index, *what)
     kind, target = ("file", removed.file.filename) if removed.file else \
         ("version", f"{removed.project}=={removed.version}") if removed.version else ("project", removed.project)
-    change.audit(f"delete.{kind}", index.path, target)
+    note = ""
+    if not index.is_mirror:
+        left = change.execute("SELECT projects.id, releases.id FROM projects LEFT JOIN releases ON project_id = projects.id "
+                              "WHERE index_id = ? AND name = ? LIMIT 1", (index.id, removed.project)).fetchone()
+        note = f"the name {removed.project} is free on {index.path} now: mirrors may answer for it" if left is None else "" \
+            if left[1] else (f"{removed.project} is empty now and stays private: mirrors are shut out until the project "
+                             "itself is deleted")
+    change.audit(f"delete.{kind}", index.path, target, note)
     tell(change, index, Event("delete", *removed))
+    return note
 
 
 def _remove_project(change, index, name):
@@ -5797,8 +5834,6 @@ def _remove_version(change, index, name, version):
     change.execute("DELETE FROM releases WHERE id = ?", (row["id"],))
     change.record("release", [index.user, index.name, name, version], None)
     _project_changed(change, index, name)
-    if change.execute("SELECT 1 FROM releases WHERE project_id = ?", (row["project_id"],)).fetchone() is None:
-        _remove_project(change, index, name)
     return Removed(name, version)
 
 
@@ -5840,7 +5875,7 @@ def _remove_file(change, index, path):
 
 
 def _remove_if_empty(change, index, name, file):
-    """The release of a file that went goes with its last file, the project with its last release."""
+    """The release of a file that went goes with its last file; the project stays, for its name is private still."""
     if change.execute("SELECT 1 FROM files WHERE release_id = ?", (file.release_id,)).fetchone() is None:
         _remove_version(change, index, name, file.version)
 
@@ -6823,19 +6858,21 @@ class SearchEntry:
 
 
 def _project_to_index(db, index_id, project):
-    """The `SearchEntry` of a stage's project; None if there is no such project any more."""
+    """The `SearchEntry` of a stage's project; None if there is no such project any more, or it has no releases left."""
     row = db.execute("SELECT projects.id, status, users.name AS user, indexes.name AS idx, config FROM projects "
                      "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id "
                      "WHERE index_id = ? AND projects.name = ?", (index_id, project)).fetchone()
     if row is None or json.loads(row["config"])["type"] == "mirror":
         return None
     versions = [r["version"] for r in db.execute("SELECT version FROM releases WHERE project_id = ?", (row["id"],))]
+    if not versions:
+        return None
     files = select_files(db, "WHERE project_id = ?", row["id"])
     own = {version: [] for version in versions}
     for file in files:
         if file.kind == "releasefile":
             own.setdefault(file.version, []).append((None, file))
-    version = latest_version(own) if own else ""
+    version = latest_version(own)
     found = db.execute("SELECT metadata FROM releases WHERE project_id = ? AND version = ?", (row["id"], version)).fetchone()
     metadata = json.loads(found["metadata"]) if found else {}
     docs = max((file for file in files if file.kind == "doczip"), key=lambda file: version_key(file.version), default=None)
@@ -8612,6 +8649,10 @@ class App:
                                   "trash/ for a week: was an older database put back?"))
         if self.search.error:
             found.append(("warn", "the search index failed, see the log"))
+        incomplete = {index.path for index, _ in self.indexes.incomplete()}
+        if incomplete:
+            found.append(("warn", f"{len(incomplete)} index{'' if len(incomplete) == 1 else 'es'} name a base that does not "
+                                  "exist: what builds on that gets nothing from mirrors"))
         if now["devpi_lite_outbox_dead"]:
             found.append(("warn", f"{now['devpi_lite_outbox_dead']} messages to outside servers were given up"))
         level = max((level for level, _ in found), key=("ok", "warn", "fatal").index, default="ok")
@@ -8722,6 +8763,8 @@ def status(request):
     host, port = app.settings.listen[0]
     gauges = app.gauges()
     level, messages = app.health(gauges)
+    if is_root:
+        messages += [f"{index.path} builds on {base}, which does not exist" for index, base in app.indexes.incomplete()[:100]]
     return result_response("status", {
         "serverdir": app.settings.serverdir if is_root else None, "uuid": app.store.node["uuid"],
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
@@ -9133,8 +9176,12 @@ def _refuse_constant(name):
 @route("DELETE", "/{user}/{index}/{file}[/]")
 def delete_file(request, user, index, file):
     found = require_delete_files(request, user, index)
-    request.app.releases.remove_file(found, file, refusal_to_delete(request, found, _NO_DELETION), request.actor)
-    return message_response(f"package '{found.path}/{file}' deleted")
+    note = request.app.releases.remove_file(found, file, refusal_to_delete(request, found, _NO_DELETION), request.actor)
+    return _deleted(f"package '{found.path}/{file}' deleted", note)
+
+
+def _deleted(message, note):
+    return message_response(f"{message}; {note}" if note else message)
 
 
 def serve_file(request, index_path, path):
@@ -9871,9 +9918,9 @@ def _metadata_of(request, page, version):
 def delete_version(request, user, index, project, version):
     found = require_delete_files(request, user, index)
     project = normalize(project)
-    request.app.releases.remove_version(found, project, version, refusal_to_delete(request, found, _NO_DELETION),
-                                        request.actor)
-    return message_response(f"project '{project}' version '{version}' deleted")
+    note = request.app.releases.remove_version(found, project, version, refusal_to_delete(request, found, _NO_DELETION),
+                                               request.actor)
+    return _deleted(f"project '{project}' version '{version}' deleted", note)
 
 
 @route("DELETE", "/{user}/{index}/{project}[/]")
@@ -9881,8 +9928,8 @@ def delete_project(request, user, index, project):
     found = require_delete_files(request, user, index)
     project = normalize(project)
     refusal = refusal_to_delete(request, found, f"project '{project}' is on non-volatile index {found.path}")
-    request.app.releases.remove_project(found, project, refusal, request.actor)
-    return message_response(f"project {project} deleted from stage {found.path}")
+    note = request.app.releases.remove_project(found, project, refusal, request.actor)
+    return _deleted(f"project {project} deleted from stage {found.path}", note)
 
 
 # -- indexes

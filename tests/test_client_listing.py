@@ -202,7 +202,7 @@ def test_removal_needs_a_login_before_it_asks(devpi, site):
 def test_removal_as_json_says_what_went(devpi, site, index):
     upload(site, index, wheel("gone", "1.0"))
     printed = devpi("remove", "-y", "--json", "gone==1.0")
-    assert "1.0" in json.dumps(printed.json()) and devpi("list") == ""
+    assert "1.0" in json.dumps(printed.json()) and devpi("list", "gone") == ""
 
 
 # -- yank

@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 
-from harness import sdist, wheel
+from harness import SIMPLE_JSON, Upstream, sdist, wheel
 
 numbers = itertools.count(1)
 
@@ -156,3 +156,110 @@ def test_the_names_are_kept_over_a_restart_and_a_time_as_volatile(site):
     site.patch("/kim/rel", {"volatile": True}, user="kim")      # the owner's word
     assert site.upload("kim/rel", other, user="eve").status == 200
     site.patch("/kim/rel", {"volatile": False}, user="kim")
+
+
+# A private project and the mirrors
+
+
+@pytest.fixture(scope="module")
+def above(site):
+    """`kim/above`, which builds on a mirror of an upstream that has any project, in version 9.0; and the upstream."""
+    upstream = Upstream().start()
+    site.add_mirror("kim/mirror", upstream)
+    site.add_index("kim/above", bases=["kim/mirror"])
+    yield upstream
+    upstream.stop()
+
+
+def published(upstream, name):
+    return upstream.publish(name, "9.0").filename
+
+
+def assert_empty_and_private(site, upstream, index, name):
+    """As every reader sees it; and upstream is not asked for the name."""
+    assert site.simple(index, name)["files"] == site.simple(index, name)["versions"] == []
+    page = site.get("/%s/+simple/%s/" % (index, name), headers={"Accept": "text/html", "User-Agent": "pip/23.0"})
+    assert (page.status, "<a" in page.text) == (200, False)
+    assert site.get("/%s/%s" % (index, name)).result == {}
+    assert site.get("/%s/%s/1.0" % (index, name)).status == 404
+    assert site.get("/%s/+pypi/%s/json" % (index, name)).status == 404
+    assert upstream.count("/simple/%s/" % name) == 0
+
+
+@pytest.mark.parametrize("what", ["version", "file"])
+def test_a_project_whose_last_release_went_stays_private(site, above, what):
+    name, archive = fresh("intern"), None
+    published(above, name)
+    archive = wheel(name, "1.0")
+    site.upload("kim/above", archive)
+    path = "/kim/above/%s/1.0" % name if what == "version" else path_of(archive, "kim/above")
+    reply = site.delete(path, user="kim")
+    said = "%s is empty now and stays private: mirrors are shut out until the project itself is deleted" % name
+    assert reply.status == 200 and reply.json()["message"].endswith("deleted; " + said)
+    assert audited(site, "delete." + what)[2] == said
+    assert_empty_and_private(site, above, "kim/above", name)
+    names = [entry["name"] for entry in site.get("/kim/above/+simple/", headers={"Accept": SIMPLE_JSON}).json()["projects"]]
+    assert name in names
+    hits = site.get("/+search?query=%s" % name).result
+    assert "kim/above" not in str(hits)
+    body = {"name": name, "version": "1.0", "targetindex": "kim/dev"}
+    reply = site.request("PUSH", "/kim/above", body, user="kim")
+    assert (reply.status, reply.json()["message"]) == (400, "there are no files for %s 1.0 on stage kim/above" % name)
+    site.upload("kim/above", wheel(name, "2.0"))
+    assert site.versions("kim/above", name) == ["2.0"]
+
+
+def test_a_project_that_is_deleted_gives_its_name_to_the_mirrors_and_that_is_said(site, above):
+    name = fresh("freed")
+    theirs = published(above, name)
+    site.upload("kim/above", wheel(name, "1.0"))
+    site.delete("/kim/above/%s/1.0" % name, user="kim")
+    assert_empty_and_private(site, above, "kim/above", name)
+    reply = site.delete("/kim/above/%s" % name, user="kim")
+    said = "the name %s is free on kim/above now: mirrors may answer for it" % name
+    assert reply.json()["message"] == "project %s deleted from stage kim/above; %s" % (name, said)
+    assert audited(site, "delete.project") == ("kim", name, said)
+    assert site.filenames("kim/above", name) == [theirs]
+
+
+def test_only_an_empty_project_of_the_index_itself_counts_and_whitelists_still_open_the_mirror(site, above):
+    name = fresh("white")
+    theirs = published(above, name)
+    site.upload("kim/above", wheel(name, "1.0"))
+    site.delete("/kim/above/%s/1.0" % name, user="kim")
+    site.patch("/kim/above", ["mirror_whitelist+=" + name], user="kim")
+    assert site.filenames("kim/above", name) == [theirs]
+
+
+@pytest.mark.parametrize("what", ["index", "user"])
+def test_a_base_that_does_not_exist_shuts_out_the_mirrors(site, above, what):
+    """What of its names was private is not known any more."""
+    name, other, mine = fresh("lost"), fresh("other"), fresh("mine")
+    owner = fresh("owner")
+    site.add_user(owner)
+    site.add_index(owner + "/lib")
+    site.upload(owner + "/lib", wheel(name, "1.0"))
+    index = "kim/%s" % fresh("top")
+    site.add_index(index, bases=[owner + "/lib", "kim/mirror"])
+    site.upload(index, wheel(mine, "1.0"))
+    theirs = published(above, name), published(above, other)
+    assert site.filenames(index, other) == [theirs[1]]
+    config = site.get("/" + index).result["bases"]
+    assert site.delete("/%s%s?force" % (owner, "/lib" if what == "index" else ""), user="root").status in (200, 201)
+    if site.get("/" + index).result["bases"] != config:
+        pytest.skip("a base that others build on does not go without being taken out of their bases")
+    for path in ("/%s/+simple/%s/", "/%s/%s", "/%s/+pypi/%s/json"):
+        for each in (name, other):
+            reply = site.get(path % (index, each))
+            assert reply.status == 403 and "builds on %s/lib, which does not exist" % owner in reply.text, reply
+    assert above.count("/simple/%s/" % name) == 0
+    assert site.versions(index, mine) == ["1.0"]
+    status = site.get("/+status").result
+    assert status["status"] == "warn" and "base that does not exist" in str(status["messages"]) and owner not in str(status)
+    said = "%s builds on %s/lib, which does not exist" % (index, owner)
+    assert said in site.get("/+status", user="root").result["messages"]
+    assert site.patch("/" + index, {"mirror_whitelist": [other]}, user="kim").status == 200
+    assert site.filenames(index, other) == [theirs[1]]
+    site.patch("/" + index, ["bases=kim/mirror"], user="kim")
+    assert site.filenames(index, name) == [theirs[0]]
+    assert said not in site.get("/+status", user="root").result["messages"]

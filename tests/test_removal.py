@@ -152,6 +152,14 @@ def test_json_is_given_to_all_who_do_not_ask_for_something_else(site, path, acce
 # Deleting
 
 
+def assert_empty(site, index, project):
+    """It is there, without a release, as installers, devpi clients and lists see it."""
+    assert site.get("/%s/%s" % (index, project)).json() == {"type": "projectconfig", "result": {}}
+    page = site.simple(index, project)
+    assert (page["files"], page["versions"]) == ([], [])
+    assert project in site.get("/" + index).result["projects"]
+
+
 def test_deleting_a_file_leaves_the_others(site):
     first, second = wheel("onefile", "1.0"), sdist("onefile", "1.0")
     site.upload("rem/dev", first)
@@ -165,7 +173,7 @@ def test_deleting_a_file_leaves_the_others(site):
     assert site.fetch("rem/dev", second.filename, "onefile") == second.content
 
 
-def test_deleting_the_last_file_deletes_the_version_and_then_the_project(site):
+def test_deleting_the_last_file_deletes_the_version_and_leaves_the_project_empty(site):
     first, second = wheel("lastfile", "1.0"), wheel("lastfile", "2.0")
     site.upload("rem/dev", first)
     site.upload("rem/dev", second)
@@ -173,12 +181,10 @@ def test_deleting_the_last_file_deletes_the_version_and_then_the_project(site):
     assert site.get("/rem/dev/lastfile/1.0").status == 404
     assert site.simple("rem/dev", "lastfile")["versions"] == ["2.0"]
     site.delete(path_of(second, "rem/dev"), user="rem")
-    assert site.get("/rem/dev/lastfile").status == 404
-    assert page_status(site, "rem/dev", "lastfile") == 404
-    assert "lastfile" not in site.get("/rem/dev").result["projects"]
+    assert_empty(site, "rem/dev", "lastfile")
 
 
-def test_deleting_a_version_deletes_its_files_and_the_empty_project(site):
+def test_deleting_a_version_deletes_its_files_and_leaves_the_project_empty(site):
     archives = [wheel("version", "1.0"), sdist("version", "1.0"), wheel("version", "2.0")]
     for archive in archives:
         site.upload("rem/dev", archive)
@@ -186,8 +192,11 @@ def test_deleting_a_version_deletes_its_files_and_the_empty_project(site):
     assert (reply.status, reply.json()["message"]) == (200, "project 'version' version '1.0' deleted")
     assert [file_status(site, archive, "rem/dev") for archive in archives] == [410, 410, 200]
     assert site.filenames("rem/dev", "version") == [archives[2].filename]
-    assert site.delete("/rem/dev/version/2.0", user="rem").status == 200
-    assert page_status(site, "rem/dev", "version") == 404
+    reply = site.delete("/rem/dev/version/2.0", user="rem")
+    assert (reply.status, reply.json()["message"]) == (
+        200, "project 'version' version '2.0' deleted; version is empty now and stays private: mirrors are shut out until the "
+             "project itself is deleted")
+    assert_empty(site, "rem/dev", "version")
 
 
 def test_deleting_a_version_with_a_local_part(site):
@@ -204,7 +213,8 @@ def test_deleting_a_project_takes_any_spelling_and_all_it_holds(site):
     submit(site, "rem/dev", "whole-project", "3.0")
     reply = site.delete("/rem/dev/Whole_Project", user="rem")
     assert reply.status == 200
-    assert reply.json()["message"].lower().replace("_", "-") == "project whole-project deleted from stage rem/dev"
+    assert reply.json()["message"] == ("project whole-project deleted from stage rem/dev; the name whole-project is free on "
+                                       "rem/dev now: mirrors may answer for it")
     assert page_status(site, "rem/dev", "whole-project") == 404
     assert [file_status(site, archive, "rem/dev") for archive in archives] == [410, 410]
 
@@ -258,7 +268,10 @@ def test_a_non_volatile_index_gives_things_away_by_force_only(site, target, mess
     assert site.fetch("rem/stable", archive.filename, "forced") == archive.content
     assert site.delete(path + force, user="rem").status == 200
     assert file_status(site, archive, "rem/stable") == 410
-    assert page_status(site, "rem/stable", "forced") == 404
+    if target == "project":
+        assert page_status(site, "rem/stable", "forced") == 404
+    else:
+        assert_empty(site, "rem/stable", "forced")
 
 
 def test_a_non_volatile_index_cannot_be_deleted_not_even_by_force(site):
