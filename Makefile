@@ -39,6 +39,9 @@ interop:
 	$(DEVPI_SERVER)/bin/python -m pip install --quiet devpi-server devpi-tokens
 	$(OLD_PYTHON) -m venv $(PIP20)
 	$(PIP20)/bin/python -m pip install --quiet 'pip==20.3.*'
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y nginx-light >/dev/null; } || \
+	    echo 'nginx is not there and could not be installed: the tests behind it are skipped' >&2
 	$(CLIENTS)/bin/python tests/in_parallel.py --folder tests/interop --workers 2 $(ARGS)
 
 # How fast it is, on this machine: make bench ARGS='--quick --workloads w1,w6'; --help says more.

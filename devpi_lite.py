@@ -708,7 +708,7 @@ class Option(typing.NamedTuple):
 
 
 _EVERY_COMMAND = ("serve", "init", "passwd", "gen-config")
-_FIRST_START = ("serve", "init")
+_FIRST_START = ("serve", "init", "gen-config")
 
 
 def option(name, convert, default, text, **more):
@@ -10485,14 +10485,15 @@ STRANGERS = {
 class Parsed(typing.NamedTuple):
     """What a command was told."""
     settings: Settings
-    said: dict                      # {option name: its text, a list of them, or True for a flag}, wherever it was said
+    said: dict                      # {option name: its text, a list of them, or True}, on the command line or by a variable
+    in_file: dict                   # the same of the configuration file
     rest: argparse.Namespace        # the command's own words
 
 
 def make_parser(command):
     """The argument parser of one command.  Texts stay texts: `_settle` makes settings of them."""
     name = os.path.basename(sys.argv[0] or "devpi_lite.py")
-    words = {"serve": "[COMMAND] ", "passwd": "[USER] "}.get(command, "")
+    words = {"serve": "[COMMAND] ", "passwd": "[USER] ", "gen-config": f"{'|'.join(GENERATORS)} "}.get(command, "")
     parser = argparse.ArgumentParser(
         prog=name if command == "serve" else f"{name} {command}", usage=f"%(prog)s {words}[--OPTION ...]",
         description=COMMANDS[command].__doc__, allow_abbrev=False,
@@ -10502,6 +10503,10 @@ def make_parser(command):
     if command == "passwd":
         parser.add_argument("user", nargs="?", help="the user's name; asked for if not given")
         parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
+    if command == "gen-config":
+        parser.add_argument("kind", choices=GENERATORS, help="what to print")
+        parser.add_argument("--tls-certificate", metavar="FILE", help="of nginx; default: where certbot puts it")
+        parser.add_argument("--tls-key", metavar="FILE", help="its key")
     for option_, default in OPTIONS.values():
         if command not in option_.commands:
             continue
@@ -10535,10 +10540,8 @@ def parse_options(command, arguments):
             raise FatalError(f"{file}: {message}", 4)
         sources.append((_from_file(file), str, refuse_file))
     values = _settle(command, parser, sources)
-    said = {}
-    for texts, _, _ in reversed(sources):
-        said.update(texts)
-    return Parsed(Settings(**values), said, rest)
+    line, variables, in_file = [texts for texts, _, _ in sources] + ([{}] if file is None else [])
+    return Parsed(Settings(**values), {**variables, **line}, in_file, rest)
 
 
 _SPELLINGS = {spelling.lstrip("-"): option_.name for option_, _ in OPTIONS.values()
@@ -10554,7 +10557,9 @@ def _refuse_word(parser, command, word):
     """End over a word that the command does not know; the nearest one that it knows is named."""
     if word.startswith("-"):
         own = word.partition("=")[0]
-        known = [f"--{name}" for name in _SPELLINGS] + ["--help", "--version"]
+        if own.lstrip("-") in _SPELLINGS:
+            parser.error(f"{own} is an option of other commands")
+        known = [spelling for action in parser._actions for spelling in action.option_strings if action.help != argparse.SUPPRESS]
         parser.error(f"there is no option {own}{_nearest(own, known)}")
     if command == "serve" and word in COMMANDS:
         parser.error(f"the command comes first: {parser.prog} {word} ...")
@@ -10829,6 +10834,166 @@ def _initialise(change, pwhash, with_pypi):
         _insert_index(change, "root", "pypi", PYPI)
 
 
+# -- files for what runs the server: each is made from the options that the server is to have
+
+
+def _server_options(texts, without):
+    """The options of the server, given as {name: text}, as words of a command line."""
+    words = []
+    for option_, default in OPTIONS.values():
+        text = texts.get(option_.name)
+        if text is None or option_.name in without or "serve" not in option_.commands:
+            continue
+        if option_.convert is None:
+            words += [f"--{option_.name}"] if _value(option_, default, text) != default else []
+        elif option_.convert is _path:
+            words += [f"--{option_.name}", _path(text)]
+        else:
+            for each in text if isinstance(text, list) else [text]:
+                words += [f"--{option_.name}", each]
+    return words
+
+
+def _listening(settings):
+    """Where a proxy on this machine reaches the server, as HOST:PORT."""
+    host, port = settings.listen[0] if settings.listen else (settings.host, settings.port)
+    return authority({"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host), port)
+
+
+def _service_user(settings):
+    """The user to run as: the owner of the server directory, or of its home, who may as yet be nobody in particular."""
+    if os.name == "nt":
+        return getpass.getuser()
+    import pwd      # not at the top: POSIX only
+    uid = os.stat(settings.serverdir).st_uid if os.path.exists(settings.serverdir) else os.getuid()
+    if uid == 0:
+        return "devpi"
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _systemd_word(word):
+    """A word of ExecStart: `%` and `$` mean something there, and blanks end a word (systemd.service, "Command lines")."""
+    word = word.replace("%", "%%").replace("$", "$$")
+    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./*$-]+", word) else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", word))
+
+
+def systemd_unit(parsed):
+    """A unit for systemd."""
+    settings = parsed.settings
+    user, directory = _service_user(settings), settings.serverdir
+    ports = [port for _, port in settings.listen or [("", settings.port)]]
+    privilege = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" if min(ports) < 1024 else ""
+    command = [sys.executable, os.path.abspath(__file__), *_server_options(parsed.said, ("serverdir", "root-passwd")),
+               "--serverdir", directory]
+    return f"""\
+# /etc/systemd/system/devpi_lite.service.  The user and the directory have to be there:
+#     useradd --system --shell /usr/sbin/nologin {user}
+#     install -d -m 700 -o {user} {_shell_word(directory)}
+#     systemctl daemon-reload && systemctl enable --now devpi_lite
+[Unit]
+Description=devpi_lite, a Python package index
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+User={user}
+UMask=0077
+ExecStart={' '.join(map(_systemd_word, command))}
+Restart=on-failure
+TimeoutStopSec=45
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ReadWritePaths={_systemd_word(directory)}
+{privilege}
+[Install]
+WantedBy=multi-user.target
+"""
+
+
+def _shell_word(word):
+    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"
+
+
+def _nginx_word(word):
+    """A parameter in nginx's configuration, which has no way to write a dollar sign."""
+    if "$" in word:
+        raise FatalError(f"nginx can't be told {word!r}: there must be no dollar sign in it")
+    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word) else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", word))
+
+
+def nginx_configuration(parsed):
+    """A proxy with TLS for nginx, under the name, port and path of --outside-url.
+
+    The path goes on to the server as it is, which takes its prefix off: only so is a user of that name found."""
+    settings, rest = parsed.settings, parsed.rest
+    outside = settings.outside_url or f"https://{socket.gethostname() or 'localhost'}"
+    parts = urllib.parse.urlsplit(outside)
+    if parts.scheme != "https":
+        raise FatalError(f"--outside-url {outside}: nginx speaks TLS here, so it begins with https://")
+    port = parts.port or 443
+    certificate = rest.tls_certificate or f"/etc/letsencrypt/live/{parts.hostname}/fullchain.pem"
+    key = rest.tls_key or f"/etc/letsencrypt/live/{parts.hostname}/privkey.pem"
+    plain = f"""
+server {{
+    listen 80;
+    server_name {parts.hostname};
+    return 308 https://$host$request_uri;
+}}
+""" if port == 443 else ""
+    return f"""\
+# /etc/nginx/conf.d/devpi_lite.conf, for {outside}/
+upstream devpi_lite {{
+    server {_listening(settings)};
+    keepalive 32;
+}}
+
+server {{
+    listen {port} ssl;
+    server_name {parts.hostname};
+    ssl_certificate {_nginx_word(certificate)};
+    ssl_certificate_key {_nginx_word(key)};
+
+    location {_nginx_word(parts.path + '/')} {{
+        proxy_pass http://devpi_lite;
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_set_header Host $http_host;
+        proxy_set_header X-Outside-URL {_nginx_word(outside)};
+        proxy_set_header X-Real-IP $remote_addr;
+
+        # files of any size, which go through as they come; the server has a limit of its own, --max-request-body-size
+        client_max_body_size 0;
+        proxy_request_buffering off;
+        proxy_max_temp_file_size 0;
+        proxy_read_timeout 300s;
+    }}
+}}
+{plain}"""
+
+
+def dockerfile(parsed):
+    """An image of the server; its data is a volume."""
+    without = ("serverdir", "host", "port", "listen", "root-passwd", "root-passwd-file", "configfile", "secretfile")
+    command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
+               *_server_options({**parsed.in_file, **parsed.said}, without)]
+    return f"""\
+# docker build -t devpi_lite .      (beside devpi_lite.py)
+# docker run -d --restart unless-stopped -v devpi:/data -p {_listening(parsed.settings)}:3141 devpi_lite
+FROM python:{sys.version_info[0]}.{sys.version_info[1]}-slim
+RUN useradd --system devpi && install -d -m 700 -o devpi /data
+COPY devpi_lite.py /devpi_lite.py
+USER devpi
+CMD {json.dumps(command)}
+"""
+
+
+GENERATORS = {"systemd": systemd_unit, "nginx": nginx_configuration, "docker": dockerfile}
+
+
 # -- commands
 
 
@@ -10847,7 +11012,8 @@ def command_init(arguments):
 
 def command_passwd(arguments):
     """Set a user's password; the user's sessions end."""
-    settings, _, rest = parse_options("passwd", arguments)
+    parsed = parse_options("passwd", arguments)
+    settings, rest = parsed.settings, parsed.rest
     with contextlib.closing(Store(settings.serverdir)) as store:
         users = Users(store)
         name = rest.user or _ask(input, "user: ").strip()
@@ -10876,6 +11042,12 @@ def _ask_twice(name):
             return password
         print("the two differ", file=sys.stderr)
     raise FatalError("the passwords did not agree")
+
+
+def command_gen_config(arguments):
+    """Print a systemd unit, an nginx configuration or a Dockerfile for a server with the options that are given."""
+    parsed = parse_options("gen-config", arguments)
+    print(GENERATORS[parsed.rest.kind](parsed), end="")
 
 
 def command_fetch_names(arguments):
@@ -11010,7 +11182,7 @@ def stop_on_signals(server):
     signal.signal(signal.SIGINT, stop)
 
 
-COMMANDS = {"serve": command_serve, "init": command_init, "passwd": command_passwd}
+COMMANDS = {"serve": command_serve, "init": command_init, "passwd": command_passwd, "gen-config": command_gen_config}
 
 
 def main(arguments):

@@ -1,5 +1,6 @@
 """Starting, stopping, and the commands: what an operator meets before the first request."""
 
+import json
 import os
 import pathlib
 import re
@@ -596,6 +597,70 @@ def test_a_configuration_file_that_makes_no_sense_ends_with_4_and_a_sentence(par
 def test_a_configuration_file_that_is_not_there_ends_with_4(directory):
     assert_fatal(serve(directory, "-c", directory / "none.ini"), directory / "none.ini", code=4)
     assert not directory.exists()
+
+
+# -- gen-config -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def generate(parse, capsys, monkeypatch):
+    """generate(kind, *options): what is printed."""
+
+    def generate(*words):
+        devpi_lite.command_gen_config([str(word) for word in words])
+        return capsys.readouterr().out
+
+    return generate
+
+
+def test_the_unit_has_this_servers_values(generate, tmp_path):
+    odd = tmp_path / 'a "b" $c %d'
+    odd.mkdir()
+    (tmp_path / "c.ini").write_text("[devpi-server]\nthreads = 7\n")
+    unit = generate("systemd", "--serverdir", odd, "--listen", "*:80", "--listen", "[::1]:3141", "--offline-mode", "-c",
+                    tmp_path / "c.ini", "--root-passwd", "s3cret", "--trusted-proxy", "10.0.0.0/8,192.0.2.1")
+    (command,) = re.findall(r"(?m)^ExecStart=(.*)$", unit)
+    directory = '"%s"' % str(odd).replace("%", "%%").replace("$", "$$").replace('"', '\\"')
+    assert command == " ".join([
+        sys.executable, str(SOURCE), "--configfile", str(tmp_path / "c.ini"), "--listen", "*:80", "--listen",
+        '"[::1]:3141"', "--trusted-proxy", "10.0.0.0/8,192.0.2.1", "--offline-mode", "--serverdir", directory])
+    assert "\nReadWritePaths=%s\n" % directory in unit and "\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
+    assert "s3cret" not in unit
+    assert re.search(r"(?m)^User=\w+$", unit) and "User=root" not in unit
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+def test_systemd_finds_nothing_wrong_with_the_unit(generate, tmp_path):
+    (tmp_path / "devpi_lite.service").write_text(generate("systemd", "--serverdir", tmp_path / "a b", "--port", "80"))
+    done = subprocess.run(["systemd-analyze", "verify", str(tmp_path / "devpi_lite.service")],
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    assert (done.returncode, [line for line in done.stdout.splitlines() if "devpi_lite" in line]) == (0, [])
+
+
+def test_the_nginx_configuration_follows_the_outside_url(generate):
+    printed = generate("nginx", "--outside-url", "https://pypi.example.org/sub/path/", "--host", "0.0.0.0", "--port", "4040")
+    for line in ("server 127.0.0.1:4040;", "listen 443 ssl;", "server_name pypi.example.org;", "location /sub/path/ {",
+                 "proxy_set_header X-Outside-URL https://pypi.example.org/sub/path;", "client_max_body_size 0;",
+                 "return 308 https://$host$request_uri;"):
+        assert line in printed
+    assert "location / {" in generate("nginx") and "location / {" in generate("nginx", "--outside-url", "https://x:8443")
+    for url in ("http://pypi.example.org", "https://pypi.example.org/$host"):
+        with pytest.raises(devpi_lite.FatalError):
+            generate("nginx", "--outside-url", url)
+
+
+def test_the_dockerfile_has_five_lines_and_the_options(generate, tmp_path):
+    (tmp_path / "c.json").write_text('{"devpi-server": {"restrict-modify": "root", "serverdir": "/elsewhere", "port": 1}}')
+    lines = [line for line in generate("docker", "-c", tmp_path / "c.json", "--outside-url", "https://x").splitlines()
+             if not line.startswith("#")]
+    assert [line.split()[0] for line in lines] == ["FROM", "RUN", "COPY", "USER", "CMD"]
+    assert json.loads(lines[-1][4:]) == ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
+                                         "--outside-url", "https://x", "--restrict-modify", "root"]
+
+
+def test_gen_config_says_what_it_can_print(parse):
+    status, said = parse("launchd", command="gen-config")
+    assert status == 2 and "systemd" in said and "docker" in said
 
 
 # -- the secret -----------------------------------------------------------------------------------

@@ -1,0 +1,231 @@
+"""The real nginx in front, with TLS and the configuration that `gen-config nginx` prints, under / and under /pypi/.
+
+`make interop` installs nginx where it may; where there is none these tests are skipped, and the run says so.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import subprocess
+import urllib.parse
+import zipfile
+
+import pytest
+
+from client import Client, documentation
+from clients import Clients, Devpi
+from harness import Server, eventually, run_command, sdist, wheel
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
+pytestmark = pytest.mark.skipif(not (NGINX and shutil.which("openssl")), reason="nginx or openssl is not installed")
+
+MAIN = """\
+daemon off;
+%(user)s
+pid %(directory)s/nginx.pid;
+error_log stderr;
+events {}
+http {
+    access_log off;
+    client_body_temp_path %(directory)s/body;
+    proxy_temp_path %(directory)s/proxy;
+    fastcgi_temp_path %(directory)s/fastcgi;
+    uwsgi_temp_path %(directory)s/uwsgi;
+    scgi_temp_path %(directory)s/scgi;
+    include %(directory)s/devpi_lite.conf;
+}
+"""
+# uv takes no certificate authority for a server
+CERTIFICATE = """\
+[req]
+prompt = no
+distinguished_name = name
+x509_extensions = extensions
+[name]
+CN = localhost
+[extensions]
+subjectAltName = DNS:localhost
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature, keyEncipherment
+extendedKeyUsage = serverAuth
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+"""
+LARGE = 200 << 20
+
+
+class Site:
+    """A server behind nginx, with alice and her stage `alice/dev`; `url` is what her clients are told."""
+
+    def __init__(self, server, url, certificate):
+        self.server, self.url, self.certificate = server, url, certificate
+        self.index = url + "/alice/dev"
+        # pip without truststore, and requests, read names of their own
+        self.trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"), str(certificate))
+
+    def get(self, path, source="127.0.0.1", **headers):
+        """(status, headers, body) of a path below the URL, asked for from that address."""
+        parts = urllib.parse.urlsplit(self.url)
+        connection = http.client.HTTPSConnection(
+            parts.hostname, parts.port, timeout=60, context=ssl.create_default_context(cafile=str(self.certificate)),
+            source_address=(source, 0))
+        try:
+            connection.request("GET", parts.path + path, headers=headers)
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """(certificate, key) of localhost, signed by itself."""
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "config").write_text(CERTIFICATE)
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-config", str(folder / "config"),
+         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture(scope="module", params=["/", "/pypi/"], ids=["root", "subpath"])
+def site(request, tmp_path_factory, certificate):
+    folder = tmp_path_factory.mktemp("nginx")
+    server = Server(folder / "server").start()
+    server.add_user("alice")
+    server.add_user("pypi")             # as the path is called
+    server.add_index("alice/dev")
+    server.add_index("pypi/dev")
+    url = "https://localhost:%d%s" % (free_port(), request.param.rstrip("/"))
+    printed = run_command("gen-config", "nginx", "--port", server.port, "--outside-url", url,
+                          "--tls-certificate", certificate[0], "--tls-key", certificate[1])
+    assert printed.returncode == 0, printed.stderr
+    (folder / "devpi_lite.conf").write_text(printed.stdout)
+    root = hasattr(os, "geteuid") and os.geteuid() == 0     # its workers read what the tests may read alone
+    (folder / "main.conf").write_text(MAIN % {"directory": folder, "user": "user root;" if root else ""})
+    with open(str(folder / "log"), "wb") as log:
+        nginx = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "main.conf")], stdout=log, stderr=log)
+    try:
+        port = urllib.parse.urlsplit(url).port
+
+        def listens():
+            assert nginx.poll() is None, (folder / "log").read_text()
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        eventually(listens)
+        yield Site(server, url, certificate[0])
+    finally:
+        nginx.terminate()
+        nginx.wait(30)
+        server.stop()
+
+
+@pytest.fixture
+def devpi(tmp_path, site):
+    """Our client, with alice logged in through nginx on her stage."""
+    devpi = Client(tmp_path / "ours")
+    devpi.environment["SSL_CERT_FILE"] = str(site.certificate)
+    devpi("use", site.index)
+    devpi("login", "alice", "--password", "pw")
+    return devpi
+
+
+def test_the_tools_publish_through_it_and_install_what_was_published(site, clients):
+    for publisher, archive in (("twine", wheel("by-twine", "1.0")), ("uv", sdist("by-uv", "1.0"))):
+        clients.publish(publisher, site.index + "/", archive, "alice", "pw", **site.trust)
+    clients.publish("uv", site.index + "/", wheel("by-uv", "1.0"), "alice", "pw", **site.trust)
+    for installer in ("pip", "uv"):
+        found = clients.install(installer, site.index + "/+simple/", "by-twine", "by-uv", **site.trust)
+        assert found == {"by-twine": "1.0", "by-uv": "1.0"}
+
+
+def test_without_the_certificate_nothing_is_believed(site, devpi, clients):
+    assert "SSL verification failed" in devpi("use", site.url, expect=1, SSL_CERT_FILE=None)
+    assert "certificate" in clients.install("pip", site.index + "/+simple/", "none", expect=None, PIP_RETRIES="0").lower()
+
+
+def test_200_megabytes_go_up_and_come_down(site, devpi, tmp_path):
+    path = devpi.save(wheel("large", "1.0"))
+    with zipfile.ZipFile(str(path), "a", zipfile.ZIP_STORED) as archive, archive.open("large/data.bin", "w") as member:
+        for _ in range(LARGE >> 20):
+            member.write(os.urandom(1 << 20))
+    devpi("upload", path, timeout=600)
+    (file,) = site.server.simple("alice/dev", "large")["files"]
+    assert file["size"] == path.stat().st_size > LARGE
+    place = urllib.parse.urljoin("%s/+simple/large/" % site.index, file["url"])
+    assert place.startswith(site.index + "/+f/")
+    status, _, body = site.get(place[len(site.url):])
+    assert status == 200 and hashlib.sha256(body).hexdigest() == file["hashes"]["sha256"]
+
+
+def test_documentation_is_read_under_the_outside_url(site, devpi):
+    devpi("upload", devpi.save(sdist("manual", "1.0")))
+    devpi("upload", devpi.save(documentation("manual", "1.0", "<p>how to")))
+    status, _, body = site.get("/alice/dev/manual/1.0/+doc/index.html", Accept="text/html")
+    assert (status, body) == (200, b"<p>how to")
+    status, headers, body = site.get("/alice/dev/manual/1.0/+doc/", Accept="text/html")
+    if status == 302:
+        assert urllib.parse.urljoin(site.index, headers["Location"]).startswith(site.index + "/manual/"), headers["Location"]
+
+
+def test_our_client_works_through_it(site, devpi):
+    assert devpi.state()["simpleindex"] == site.index + "/+simple/"
+    devpi("upload", devpi.save(wheel("mine", "1.0")))
+    assert site.index + "/+f/" in devpi("list", "mine")
+    devpi("index", "-c", "prod%d" % len(site.server.get("/alice").result["indexes"]))
+    assert devpi("getjson", site.index).json()["result"]["type"] == "stage"
+
+
+def test_devpis_client_works_through_it(site, clients, tmp_path):
+    clients.environment.update(site.trust)
+    devpi = Devpi(clients, tmp_path / "theirs")
+    devpi("use", site.index)
+    devpi("login", "alice", "--password", "pw")
+    assert devpi.state()["simpleindex"] == site.index + "/+simple/"
+    devpi("upload", clients.save(wheel("theirs", "1.0")))
+    assert site.index + "/+f/" in devpi("list", "theirs")
+
+
+def test_the_clients_address_and_our_links_come_through(site):
+    site.get("/+api?from=elsewhere", source="127.0.0.2")
+    line = eventually(lambda: [line for line in site.server.output().splitlines() if "+api?from=elsewhere" in line])[0]
+    assert line.endswith(" 127.0.0.2"), line
+    assert json.loads(site.get("/+api")[2])["result"]["login"] == site.url + "/+login"
+    status, headers, _ = site.get("/alice/dev/+simple/By_Twine/", Accept="text/html")
+    assert status == 302 and urllib.parse.urljoin(site.url, headers["Location"]) == site.index + "/+simple/by-twine/"
+
+
+def test_a_user_called_like_the_path_is_found(site):
+    assert json.loads(site.get("/pypi/dev")[2])["result"]["type"] == "stage"
+    assert json.loads(site.get("/pypi")[2])["result"]["username"] == "pypi"
+
+
+def test_what_is_not_below_the_path_is_not_ours(site):
+    if urllib.parse.urlsplit(site.url).path:
+        parts = urllib.parse.urlsplit(site.url)
+        assert Site(site.server, "https://%s" % parts.netloc, site.certificate).get("/alice/dev")[0] == 404
+
+
+def test_the_server_is_asked_on_connections_that_stay(site):
+    """As `proxy_http_version` and the upstream's `keepalive` have it: ten requests leave no ten sockets behind."""
+    if not os.path.exists("/proc/net/tcp"):
+        pytest.skip("no list of sockets here")
+    for _ in range(10):
+        assert site.get("/+api")[0] == 200
+    port = "%04X" % site.server.port
+    with open("/proc/net/tcp") as file:
+        states = [line.split()[3] for line in file if re.search(r": \S+:\S+ \S+:%s " % port, line)]
+    assert states.count("01") >= 1 and len(states) < 10, states
