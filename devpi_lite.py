@@ -249,32 +249,36 @@ def strip_archive_extension(filename):
     return filename, ""
 
 
-# Where a platform or a Python begins behind a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`, `.linux-x86_64`.
+# Where a platform or a Python begins behind a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`.
 _PLATFORM_TAIL = re.compile(r"""
-    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | win(?:32|64|dows)? | mac(?:osx?|os-x|intosh)?[0-9]* | osx
-        | linux(?:32|64|2)? | manylinux\w* | cygwin | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | darwin
-        | solaris | sunos | aix | irix | hp-ux | noarch | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l
-        | aarch64 | universal2? | superpack ) (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
+    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | win(?:32|64|dows)?
+        | mac(?:osx?|os-x|intosh)?[0-9]* | osx | darwin | linux(?:32|64|2)? | manylinux\w* | cygwin
+        | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | solaris | sunos | aix | irix | hp-ux | noarch
+        | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l | aarch64 | universal2? | superpack )
+    (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
 # Behind the version of an rpm or deb package: the package's own revision, and the machine.
 _PACKAGE_TAILS = {
-    ".rpm": re.compile(r"(?:-[^-]+)?\.(?:src|nosrc|noarch|x86_64|i[3-6]86|athlon|aarch64|arm\w*|ppc\w*|s390x?|ia64|sparc\w*|"
-                       r"alpha|riscv64|loongarch64)$", re.IGNORECASE),
+    ".rpm": re.compile(r"(?:-[^-]+)?\.(?:src|nosrc|noarch|x86_64|i[3-6]86|athlon|aarch64|arm\w*|ppc\w*|"
+                       r"s390x?|ia64|sparc\w*|alpha|riscv64|loongarch64)$", re.IGNORECASE),
     ".deb": re.compile(r"(?:-[^-_]+)?_[a-z0-9-]+$", re.IGNORECASE)}
-# Other words behind a version; `-11g` and `-12c` name the Oracle client that an installer was built for.
-_KIND_TAIL = re.compile(r"[-._ ](?:src|sources?|sdist|dist|bin|all|full|setup|install(?:er)?|1[0-9][cg])$", re.IGNORECASE)
+# Other words behind a version; `-11g` and `-12c` name the Oracle that an installer was built for.
+_KIND_TAIL = re.compile(r"[-._ ](?:src|sources?|sdist|dist|bin|all|full|setup|install(?:er)?|1[0-9][cg])$",
+                        re.IGNORECASE)
 # What a version of old begins with, where it begins with no digit.
-_VERSION_WORD = re.compile(r"(?:v|r|rev|rel|release|version|build|alpha|beta|a|b|c|rc|pre|preview|dev|devel|svn|git|hg|trunk|"
-                           r"head|master|main|snapshot|nightly|latest|test|final|stable|unstable)[-._ ]?(?:r?[0-9]|$)",
-                           re.IGNORECASE)
+_VERSION_WORD = re.compile(r"""
+    (?:v|r|rev|rel|release|version|build|alpha|beta|a|b|c|rc|pre|preview|dev|devel|svn|git|hg|trunk|head|master
+        |main|snapshot|nightly|latest|test|final|stable|unstable)
+    [-._\ ]? (?:r?[0-9]|$)""", re.VERBOSE | re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=20000)
 def version_of_file(filename, project=""):
-    """The version that a file name states (PEP 427, PEP 625, and the looser names of old); "" if it states none, as
-    the name of what is no archive does.
+    """The version that a file name states (PEP 427, PEP 625, and the looser names of old); "" if it
+    states none, as the name of what is no archive does.
 
-    The normal name `project`, where the file name begins with it, is taken off before anything is looked for: it may
-    hold what else would be a version, a Python or a platform (`suds-py3`, `python-2to3`, `python-linux-procfs`)."""
+    The normal name `project`, where the file name begins with it, is taken off before anything is
+    looked for: it may hold what else would be a version, a Python or a platform (`suds-py3`,
+    `python-2to3`, `python-linux-procfs`)."""
     stem, extension = _archive_stem(filename)
     if not extension:
         return ""
@@ -286,8 +290,9 @@ def version_of_file(filename, project=""):
         version = _version_of_rest(rest, extension)
         if version[:1].isdigit() or _VERSION_WORD.match(version):
             return version
-    # Not this project's name, or a word between name and version: the first cut that leaves a version.
-    cuts = [cut.start() for cut in re.finditer("[-_]" if extension == ".deb" else "-", stem) if cut.start()]
+    # Another name, or a word between name and version: the first cut that leaves a version.
+    separator = "[-_]" if extension == ".deb" else "-"
+    cuts = [cut.start() for cut in re.finditer(separator, stem) if cut.start()]
     found = ""
     for cut in cuts[-20:]:      # real names have a dozen at most
         version = _version_of_rest(stem[cut:], extension)
@@ -298,7 +303,7 @@ def version_of_file(filename, project=""):
 
 
 def _archive_stem(filename):
-    """(stem, inner extension in lower case) of an archive's name, which may be packed twice: `foo-1.0.exe.zip`."""
+    """(stem, inner extension in lower case) of an archive's name; `foo-1.0.exe.zip` is packed twice."""
     stem, extension = strip_archive_extension(filename)
     if not extension and stem.lower().endswith(".bz2"):
         return stem[:-4], ".bz2"
@@ -308,12 +313,13 @@ def _archive_stem(filename):
 
 @functools.lru_cache(maxsize=1000)
 def _name_pattern(project):
-    """What a file name of a project begins with, in any spelling of the normal name, and the separators behind it."""
-    return re.compile("[^a-z0-9]+".join(map(re.escape, project.split("-"))) + r"[-_. ]+(?=[^-_. ])", re.IGNORECASE | re.ASCII)
+    """The front of a project's file names: any spelling of the normal name, and separators."""
+    name = "[^a-z0-9]+".join(map(re.escape, project.split("-")))
+    return re.compile(name + r"[-_. ]+(?=[^-_. ])", re.IGNORECASE | re.ASCII)
 
 
 def _behind_name(stem, project):
-    """What stands behind the project's name and one or more separators; None if the name does not stand in front."""
+    """What stands behind the project's name and the separators; None if the name is not in front."""
     match = _name_pattern(project).match(stem) if project else None
     return match and stem[match.end():]
 
@@ -328,15 +334,18 @@ def _version_of_rest(rest, extension):
         version = shorter if parse_version(shorter) else version
     if extension in (".egg", ".rpm"):       # they write a version's dashes as underscores
         return version.replace("_", "-")
-    return version.replace("~", "") if extension == ".deb" else version     # 1.0~rc1 sorts before 1.0 there
+    if extension == ".deb":                 # 1.0~rc1 sorts before 1.0 there
+        return version.replace("~", "")
+    return version
 
 
-VARIANTS = "-variants.json"     # how the name of the file ends that lists a release's variant wheels (PEP 825, a draft)
+# The end of the name of the file that lists a release's variant wheels (PEP 825, a draft).
+VARIANTS = "-variants.json"
 
 
 def version_of_variants(filename, project):
-    """The version whose variant wheels a file lists, by its name `{name}-{version}-variants.json` (PEP 825); "" if it is
-    no such file of the project."""
+    """The version whose variant wheels a file lists, by its name `{name}-{version}-variants.json`
+    (PEP 825); "" if it is no such file of the project."""
     if not filename.lower().endswith(VARIANTS):
         return ""
     name, _, version = filename[:-len(VARIANTS)].rpartition("-")
@@ -348,7 +357,8 @@ def python_tag(filename):
 
     Counted from the front: behind the platform there may be the label of a variant (PEP 825)."""
     parts = filename[:-len(".whl")].split("-")
-    return parts[3] if len(parts) > 5 and parts[2][:1].isdigit() else parts[2] if len(parts) > 4 else ""
+    has_build = len(parts) > 5 and parts[2][:1].isdigit()
+    return parts[3] if has_build else parts[2] if len(parts) > 4 else ""
 
 
 def project_of_wheel(filename):
@@ -3732,8 +3742,8 @@ def _html_file(project, base, attributes):
         return None
     filename = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
     stem, extension = strip_archive_extension(filename)
-    if not extension and not version_of_variants(filename, project) or not normalize(stem).startswith(project) or \
-            not is_safe_filename(filename):
+    if not extension and not version_of_variants(filename, project) or \
+            not normalize(stem).startswith(project) or not is_safe_filename(filename):
         return None
     algorithm, _, digest = fragment.partition("=")
     metadata = attributes.get("data-core-metadata", attributes.get("data-dist-info-metadata"))
@@ -4532,7 +4542,8 @@ def _store_page(change, index, name, page, etag, origin, serial):
     inserted, versions = False, {version_of_file(new.filename, name) for new in own}
     for position, new in enumerate(own):
         version = version_of_file(new.filename, name) or version_of_variants(new.filename, name)
-        version = version if version in versions else ""        # variants of wheels that are not here make no release
+        if version not in versions:     # variants of wheels that are not here make no release
+            version = ""
         path = file_path(new.hash_spec, new.filename) if new.hash_spec else hashless_path(new.url, new.filename)
         before = old.pop(path, None)
         if before is None:
@@ -5260,8 +5271,8 @@ def check_variants(file, filename):
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
-        raise BadRequest(f"'{filename}' is no JSON object with an object 'variants', as the list of a release's variant "
-                         "wheels is (PEP 825)")
+        raise BadRequest(f"'{filename}' is no JSON object with an object 'variants', as the list of "
+                         "a release's variant wheels is (PEP 825)")
 
 
 def form_metadata(form):
@@ -5274,8 +5285,13 @@ def form_metadata(form):
         values = ["" if value == "UNKNOWN" else value for value in values]
         if field in TEXT_FIELDS:
             metadata[field] = values[0]
-        elif field in LIST_FIELDS or field in NEWER_LIST_FIELDS:
+        elif field in LIST_FIELDS:
             metadata[field] = metadata.get(field, []) + [value for value in values if value]
+        elif field in NEWER_LIST_FIELDS:
+            # An empty import name says that there is none (PEP 794), which is not to be lost.
+            names = metadata.get(field, []) + [value for value in values if value]
+            if names or field == "import_name":
+                metadata[field] = names or [""]
         else:
             other[field] = values
     if other:
@@ -6230,6 +6246,7 @@ class Group:
 
 
 _FILTERS = {"name", "user", "index", "path", "version", "classifier", "keyword", "author", "license", "requires", "python",
+            "import",
             "has", "is", "type", "uploaded"}
 _FILTER_SPELLINGS = {"classifiers": "classifier", "keywords": "keyword"}
 _QUERY_TOKEN = re.compile(r"""
@@ -6466,6 +6483,9 @@ class Conditions:
     def _by_keyword(self, part):
         return self._facet("keyword", part, part.value.casefold())
 
+    def _by_import(self, part):
+        return self._facet("import", part, part.value.casefold())
+
     def _by_license(self, part):
         return self._facet("license", part, part.value.casefold())
 
@@ -6545,7 +6565,7 @@ class SearchIndex:
 
     def _open(self):
         """The database, made anew if it is missing, damaged, another's, or of another form."""
-        form = 1 if self.full_text else 101
+        form = 2 if self.full_text else 102
         db = None
         try:
             db = self._connect()
@@ -6892,10 +6912,18 @@ def _texts_of(project, metadata):
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
     spellings = dict.fromkeys((name, project, project.replace("-", " "), project.replace("-", ""), " ".join(words)))
     people = ((metadata.get(field) or "")[:1000] for field in ("author", "author_email", "maintainer", "maintainer_email"))
-    return {"name": " ".join(spellings), "summary": (metadata.get("summary") or "")[:1000],
+    return {"name": " ".join((*spellings, *_import_names(metadata))),
+            "summary": (metadata.get("summary") or "")[:1000],
             "keywords": (metadata.get("keywords") or "")[:1000], "author": " ".join(people),
             "classifiers": " ".join(metadata.get("classifiers") or ())[:10000],
             "body": (metadata.get("description") or "")[:Limits.indexed_text]}
+
+
+def _import_names(metadata):
+    """What a release is imported by (PEP 794), without the mark of private names."""
+    names = (*(metadata.get("import_name") or ()), *(metadata.get("import_namespace") or ()))[:100]
+    plain = (name.partition(";")[0].strip()[:200] for name in names)
+    return list(dict.fromkeys(filter(None, plain)))
 
 
 def _facets_of(metadata, versions, version, files):
@@ -6904,6 +6932,8 @@ def _facets_of(metadata, versions, version, files):
         yield "version", each
     for classifier in (metadata.get("classifiers") or ())[:500]:
         yield "classifier", classifier[:200].casefold()
+    for name in _import_names(metadata):
+        yield "import", name.casefold()
     keywords = (metadata.get("keywords") or "")[:10000]
     for keyword in keywords.split("," if "," in keywords else None)[:200]:
         yield "keyword", keyword.strip()[:200].casefold()
@@ -7134,8 +7164,8 @@ def pypi_json(page, releases, version, metadata, root, with_releases):
     """PyPI's JSON document of a project, or of one version: shown by `version`, whose metadata are `metadata`.
 
     `releases`: see `files_by_version`; `root(index)`: the absolute URL of an index."""
-    files = {each: [_pypi_file(root(origin), file) for origin, file in rows if not file.filename.lower().endswith(VARIANTS)]
-             for each, rows in releases.items()
+    files = {each: [_pypi_file(root(origin), file) for origin, file in rows
+                    if not file.filename.lower().endswith(VARIANTS)] for each, rows in releases.items()
              if with_releases or each == version}
     home = f"{root(page.parts[0][0])}/{page.name}"
     content = {"info": _pypi_info(metadata, page.name, version, files[version], home),
@@ -9195,7 +9225,8 @@ def serve_file(request, index_path, path):
     if path.endswith(".metadata"):
         return serve_metadata_file(request, index, path[:-len(".metadata")])
     file, project, status = app.projects.file(index, path)
-    if "application/json" in request.accept and not path.lower().endswith(VARIANTS):     # which is JSON itself
+    is_json = path.lower().endswith(VARIANTS)       # then who accepts JSON wants the file
+    if "application/json" in request.accept and not is_json:
         return file_facts(file, project)
     refuse_quarantined(file, status)
     tags = frozenset((project_tag(index.id, project),))

@@ -805,6 +805,32 @@ def test_the_queue_is_a_metric_and_empties(live):
 # Pages
 
 
+# Import names
+
+
+def importable(name, *lines, **fields):
+    """A wheel of metadata 2.5 with these lines (PEP 794), that its form need not repeat."""
+    metadata = "\n".join(("Metadata-Version: 2.5", "Name: " + name, "Version: 1.0", *lines)) + "\n"
+    archive = wheel(name, "1.0", metadata=metadata.encode())
+    return dataclasses.replace(archive, fields=dict(archive.fields, **fields))
+
+
+def test_a_project_is_found_by_what_it_is_imported_by(live):
+    live.add_index("eve/imports")
+    put(live, "eve/imports", importable("Quokka-Kit", "Import-Name: quokka", "Import-Name: _quokka_speedups ; private"),
+        importable("burrow-storage", "Import-Name: burrow.cloud.storage", "Import-Namespace: burrow.cloud"),
+        importable("burrow-form", import_names=["hutch"], import_namespaces=["warren"]),
+        importable("quokka-plugin", "Import-Name:"))
+    settle(live, "eve/imports", "importable")
+    for query, projects in (
+            ("import:quokka", {"quokka-kit"}), ("import:Quokka", {"quokka-kit"}), ("import:_quokka_speedups", {"quokka-kit"}),
+            ("_quokka_speedups", {"quokka-kit"}), ("quokka -name:quokka-plugin", {"quokka-kit"}), ("import:quok", set()),
+            ("import:burrow.*", {"burrow-storage"}), ("burrow.cloud.storage", {"burrow-storage"}), ("hutch", {"burrow-form"}),
+            ("import:burrow.cloud", {"burrow-storage"}), ("import:warren", {"burrow-form"})):
+        assert found(live, query) == {"eve/imports/" + project for project in projects}, query
+    assert ranked(live, "quokka")[0] == "eve/imports/quokka-kit"
+
+
 @pytest.fixture(scope="module")
 def crowd(live):
     """41 projects with one word in common; their names in the order of their uploads."""

@@ -3,6 +3,7 @@ import base64
 import contextlib
 import hashlib
 import io
+import itertools
 import os
 import socket
 import tarfile
@@ -17,6 +18,7 @@ from harness import multipart, sdist, wheel
 
 JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 BOUNDARY = "b0undary-b0undary"
+numbers = itertools.count(1)
 
 
 # Helpers
@@ -31,6 +33,7 @@ def site(shared_server):
     shared_server.login("stranger", "pw")
     shared_server.add_index("up/dev", volatile=True)
     shared_server.add_index("up/stable", volatile=False)
+    shared_server.add_index("up/imports")
     shared_server.add_index("up/mirror", type="mirror", mirror_url="http://127.0.0.1:9/simple/")
     return shared_server
 
@@ -336,6 +339,28 @@ def test_new_and_unknown_fields_never_refuse_an_upload(site, metadata_version, m
     archive = wheel("future" + metadata_version.replace(".", ""), "1.0", metadata_version=metadata_version)
     assert put_file(site, "up/stable", archive, metadata_version=metadata_version, **more).status == 200
     assert archive.filename in entries(site, "up/stable", archive.name)
+
+
+@pytest.mark.parametrize("lines, form, shown", [
+    (("Import-Name: a", "Import-Name: b; private", "Import-Namespace: n"), {},
+     {"import_name": ["a", "b; private"], "import_namespace": ["n"]}),
+    ((), {"import_names": ["a", "b"], "import_namespaces": ["n"]}, {"import_name": ["a", "b"], "import_namespace": ["n"]}),
+    (("Import-Name:",), {}, {"import_name": [""]}),             # nothing is to be imported (PEP 794)
+    ((), {"import_name": [""], "import_namespace": [""]}, {"import_name": [""]}),
+    ((), {}, {})])
+@pytest.mark.parametrize("metadata_version", ["2.5", "2.6"])
+def test_import_names_are_kept_shown_and_pushed(site, metadata_version, lines, form, shown):
+    name = "imports%d" % next(numbers)
+    head = ("Metadata-Version: " + metadata_version, "Name: " + name, "Version: 1.0", "Dynamic: requires-dist")
+    archive = wheel(name, "1.0", metadata="\n".join(head + lines).encode() + b"\n")
+    assert put_file(site, "up/stable", archive, metadata_version=metadata_version, **form).status == 200
+    assert site.post("/up/stable", {"name": name, "version": "1.0", "targetindex": "up/imports"}, user="up").status == 200
+    for index in ("up/stable", "up/imports"):
+        found = site.get("/%s/%s/1.0" % (index, name)).result
+        assert {key: value for key, value in found.items() if key.startswith("import")} == shown
+        assert (found["metadata_version"], found["dynamic"]) == (metadata_version, ["requires-dist"])
+        file, = entries(site, index, name).values()
+        assert file["core-metadata"] == {"sha256": hashlib.sha256(archive.metadata).hexdigest()}
 
 
 def test_metadata_of_an_unknown_major_version_is_refused(site):
