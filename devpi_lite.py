@@ -66,6 +66,7 @@ import socket
 import socketserver
 import sqlite3
 import ssl
+import stat
 import struct
 import subprocess
 import sys
@@ -705,6 +706,12 @@ def _path(text):
     return os.path.abspath(os.path.expanduser(text))
 
 
+def _mode(text):
+    if not re.fullmatch("[0-7]{3,4}", text):
+        raise ValueError(f"{text!r} is no file mode: three octal digits, as 660")
+    return int(text, 8)
+
+
 class Option(typing.NamedTuple):
     """One option: `--name` on the command line, DEVPISERVER_<NAME> in the environment, `name` in the configuration file.
 
@@ -746,6 +753,10 @@ class Settings:
     listen: tuple = option(                     # (host, port) pairs; those of the open sockets once the server listens
         "listen", _listen_address, (), "HOST:PORT to listen on, in place of --host and --port; may be repeated",
         repeats=True)
+    unix_socket: str = option(
+        "unix-socket", _path, "", "listen on this unix socket; on TCP too only if an address is given")
+    unix_socket_perms: int = option(
+        "unix-socket-perms", _mode, 0o600, "mode of the unix socket, as 660 (default: 600)")
     outside_url: str = option(                  # without final slash
         "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
     absolute_urls: bool = option("absolute-urls", None, False, "absolute file links on simple pages")
@@ -7331,6 +7342,8 @@ def _check_framing(version, headers):
 
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
+UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
+UNIX_PEER = "127.0.0.1"     # what counts as the address of those who come by the unix socket
 
 
 def wait_for(sock, event, seconds):
@@ -8262,7 +8275,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if len(self.connections) >= self.limit and not self._evict():
                 self._turn_away(sock)
                 continue
-            connection = Connection(sock, address[0], self.app.trusts(address[0]), self.app.answers(address[0]).entries)
+            address = UNIX_PEER if listener.family == UNIX_FAMILY else address[0]
+            connection = Connection(sock, address, self.app.trusts(address), self.app.answers(address).entries)
             self.connections.add(connection)
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
@@ -8490,6 +8504,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """Stop accepting, close idle connections, let running requests end, for a bounded time."""
         for listener in self.listeners:
             self.selector.unregister(listener)
+            if listener.family == UNIX_FAMILY:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(listener.getsockname())
             listener.close()
         for connection in [key.data for key in list(self.selector.get_map().values()) if type(key.data) is Connection]:
             if connection.pending is None and connection.draining is None:
@@ -8561,7 +8578,7 @@ class App:
         self.warned_addresses = set()
         self.started = time.time()
         node = store.node["uuid"]
-        self.address_text = authority(*settings.listen[0])
+        self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
         self.constant_headers = (
             f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {node}\r\n"
             f"X-DEVPI-PRIMARY-UUID: {node}\r\nX-DEVPI-MASTER-UUID: {node}\r\n").encode()
@@ -8790,7 +8807,7 @@ def status(request):
     with app.store.read() as db:
         row = db.execute("SELECT serial, ts FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
     serial, timestamp = tuple(row) if row else (-1, app.started)
-    host, port = app.settings.listen[0]
+    host, port = app.settings.listen[0] if app.settings.listen else (None, None)
     gauges = app.gauges()
     level, messages = app.health(gauges)
     if is_root:
@@ -10541,7 +10558,7 @@ def make_parser(command):
     for option_, default in OPTIONS.values():
         if command not in option_.commands:
             continue
-        shown = "" if default in (None, "", ()) or isinstance(default, bool) else f" (default: {default})"
+        shown = "" if default in (None, "", (), 0o600) or isinstance(default, bool) else f" (default: {default})"
         arguments = {"help": option_.help.replace("%", "%%") + shown, "default": argparse.SUPPRESS, "dest": option_.name}
         if option_.convert is None:
             arguments["action"] = "store_true"
@@ -10706,6 +10723,8 @@ def _settle(command, parser, sources):
                     refuse(f"{called(option_.name)}: {error}")
                 break
     values.setdefault("serverdir", _path(Settings.serverdir))
+    if not values.get("listen") and ("unix_socket" not in values or {"host", "port"} & values.keys()):
+        values["listen"] = ((values.get("host", Settings.host), values.get("port", Settings.port)),)
     return values
 
 
@@ -10886,8 +10905,10 @@ def _server_options(texts, without):
 
 
 def _listening(settings):
-    """Where a proxy on this machine reaches the server, as HOST:PORT."""
-    host, port = settings.listen[0] if settings.listen else (settings.host, settings.port)
+    """Where a proxy on this machine reaches the server, as HOST:PORT or unix:PATH."""
+    if settings.unix_socket:
+        return f"unix:{settings.unix_socket}"
+    host, port = settings.listen[0]
     return authority({"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host), port)
 
 
@@ -10915,8 +10936,8 @@ def systemd_unit(parsed):
     """A unit for systemd."""
     settings = parsed.settings
     user, directory = _service_user(settings), settings.serverdir
-    ports = [port for _, port in settings.listen or [("", settings.port)]]
-    privilege = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" if min(ports) < 1024 else ""
+    privilege = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" if any(port < 1024 for _, port in settings.listen) else ""
+    folders = [directory] + ([os.path.dirname(settings.unix_socket)] if settings.unix_socket else [])
     command = [sys.executable, os.path.abspath(__file__), *_server_options(parsed.said, ("serverdir", "root-passwd")),
                "--serverdir", directory]
     return f"""\
@@ -10938,7 +10959,7 @@ TimeoutStopSec=45
 NoNewPrivileges=yes
 PrivateTmp=yes
 ProtectSystem=strict
-ReadWritePaths={_systemd_word(directory)}
+ReadWritePaths={' '.join(map(_systemd_word, folders))}
 {privilege}
 [Install]
 WantedBy=multi-user.target
@@ -10978,7 +10999,7 @@ server {{
     return f"""\
 # /etc/nginx/conf.d/devpi_lite.conf, for {outside}/
 upstream devpi_lite {{
-    server {_listening(settings)};
+    server {_nginx_word(_listening(settings))};
     keepalive 32;
 }}
 
@@ -11008,12 +11029,14 @@ server {{
 
 def dockerfile(parsed):
     """An image of the server; its data is a volume."""
-    without = ("serverdir", "host", "port", "listen", "root-passwd", "root-passwd-file", "configfile", "secretfile")
+    without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms", "root-passwd", "configfile",
+               "secretfile")
+    host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
     return f"""\
 # docker build -t devpi_lite .      (beside devpi_lite.py)
-# docker run -d --restart unless-stopped -v devpi:/data -p {_listening(parsed.settings)}:3141 devpi_lite
+# docker run -d --restart unless-stopped -v devpi:/data -p {authority(host, port)}:3141 devpi_lite
 FROM python:{sys.version_info[0]}.{sys.version_info[1]}-slim
 RUN useradd --system devpi && install -d -m 700 -o devpi /data
 COPY devpi_lite.py /devpi_lite.py
@@ -11099,12 +11122,15 @@ def command_serve(arguments):
     prepare_directory(settings.serverdir)
     spare_memory()
     lock = take_lock(settings.serverdir)
-    listeners = [listen(host, port) for host, port in settings.listen or [(settings.host, settings.port)]]
+    listeners = [listen(host, port) for host, port in settings.listen]
+    if settings.unix_socket:
+        listeners.append(listen_on_path(settings.unix_socket, settings.unix_socket_perms))
     secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings.serverdir, create=True)
     store.commits.is_server = True
     store.audit_rows = settings.audit_rows
-    settings = dataclasses.replace(settings, listen=tuple(listener.getsockname()[:2] for listener in listeners))
+    settings = dataclasses.replace(settings, listen=tuple(
+        listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):
         initialise(store, settings)
     elif settings.root_passwd is not None:
@@ -11180,12 +11206,40 @@ def listen(host, port):
     return listener
 
 
+def listen_on_path(path, mode):
+    """A listening unix socket; one that a server has left behind is replaced."""
+    if os.name == "nt" or not hasattr(socket, "AF_UNIX"):
+        raise FatalError("--unix-socket: there are no unix sockets here, use --listen HOST:PORT")
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise FatalError(f"can't listen on {path}: another server does")
+            os.unlink(path)
+    except FileNotFoundError:
+        pass
+    try:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)     # for its owner alone, by our umask
+        os.chmod(path, mode)
+        listener.listen(1024)
+    except OSError as error:
+        raise FatalError(f"can't listen on {path}: {error.strerror or error}; --unix-socket names another") from None
+    listener.setblocking(False)
+    return listener
+
+
 def announce(settings, app):
     """Say where we listen and what to type next."""
-    host, port = settings.listen[0]
-    base = settings.outside_url or f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
-    for pair in settings.listen:
-        print(f"devpi_lite {__version__} listens on http://{authority(*pair)}/ and keeps its data in {settings.serverdir}")
+    base, places = settings.outside_url, [f"http://{authority(*pair)}/" for pair in settings.listen]
+    if settings.listen:
+        host, port = settings.listen[0]
+        base = base or f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
+    if settings.unix_socket:
+        places.append(f"unix:{settings.unix_socket}")
+        base = base or "the address of the proxy in front"
+    for place in places:
+        print(f"devpi_lite {__version__} listens on {place} and keeps its data in {settings.serverdir}")
     if app.indexes.find("root/pypi"):
         print(f"try: pip install --index-url {base}/root/pypi/+simple/ PACKAGE")
     else:

@@ -10,11 +10,12 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
 
-from harness import SOURCE, Server, clean_environment, eventually, multipart, run_command, wheel
+from harness import SCRIPT, SOURCE, Server, clean_environment, eventually, multipart, run_command, wheel
 
 sys.path.insert(0, str(SOURCE.parent))
 
@@ -661,6 +662,68 @@ def test_the_dockerfile_has_five_lines_and_the_options(generate, tmp_path):
 def test_gen_config_says_what_it_can_print(parse):
     status, said = parse("launchd", command="gen-config")
     assert status == 2 and "systemd" in said and "docker" in said
+
+
+# -- the unix socket ------------------------------------------------------------------------------
+
+
+def ask_on(path, target="/+api", *lines):
+    """The answer, in bytes, to a GET on the unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(30)
+        connection.connect(str(path))
+        head = ["GET %s HTTP/1.1" % target, "Host: localhost", "Connection: close"] + list(lines)
+        connection.sendall(("\r\n".join(head) + "\r\n\r\n").encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+needs_unix_sockets = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no unix sockets here")
+
+
+@pytest.fixture
+def short_path():
+    """A short path for a socket: a hundred bytes are all that it may have."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield pathlib.Path(folder) / "s"
+
+
+@needs_unix_sockets
+def test_a_unix_socket_alone_is_served_and_goes_with_the_server(directory, short_path):
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--serverdir", str(directory), "--unix-socket", str(short_path), "--no-root-pypi"],
+        env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+    try:
+        eventually(lambda: short_path.exists() and process.poll() is None and ask_on(short_path))
+        assert stat.S_IMODE(short_path.stat().st_mode) == 0o600
+        assert b'"host": null' in ask_on(short_path, "/+status")
+    finally:
+        process.terminate()
+        output = process.communicate(timeout=30)[0]
+    assert "unix:%s" % short_path in output and "http://127" not in output
+    assert not short_path.exists()
+
+
+@needs_unix_sockets
+def test_a_unix_socket_beside_an_address(make_server, tmp_path, short_path):
+    server = make_server("--unix-socket", short_path, "--unix-socket-perms", "666")
+    assert stat.S_IMODE(short_path.stat().st_mode) == 0o666
+    answer = ask_on(short_path, "/+api", "X-Outside-URL: https://pypi.example.org/sub", "X-Real-IP: 192.0.2.7")
+    assert b"https://pypi.example.org/sub/+login" in answer and server.get("/+api").status == 200
+    assert "192.0.2.7\n" in server.whole_output()
+    assert_fatal(serve(tmp_path / "other", "--unix-socket", short_path), short_path, "another server")
+    assert ask_on(short_path).startswith(b"HTTP/1.1 200 ")
+    server.kill()
+    assert short_path.exists()
+    server.start()
+    assert ask_on(short_path).startswith(b"HTTP/1.1 200 ")
+
+
+@needs_unix_sockets
+def test_a_file_where_the_socket_should_be_is_left_alone(directory, short_path):
+    short_path.write_text("mine")
+    assert_fatal(serve(directory, "--unix-socket", short_path), short_path)
+    assert short_path.read_text() == "mine"
+    assert_fatal(serve(directory, "--unix-socket", directory / ("x" * 120)), "--unix-socket")
 
 
 # -- the secret -----------------------------------------------------------------------------------
