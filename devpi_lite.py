@@ -621,12 +621,11 @@ class Busy(Problem):
 
 
 class TooManyLogins(Problem):
-    """Too many wrong passwords: for `wait` seconds not even the right one is looked at."""
+    """Too many wrong passwords, or new users: for `wait` seconds not even the right one is looked at."""
     status = 429
 
-    def __init__(self, wait):
-        super().__init__(f"too many failed logins for this account from this address, try again in {wait} seconds",
-                         headers=[("Retry-After", str(wait))])
+    def __init__(self, wait, what="failed logins for this account or from this address"):
+        super().__init__(f"too many {what}, try again in {wait} seconds", headers=[("Retry-After", str(wait))])
 
 
 class NoSpace(Problem):
@@ -823,6 +822,7 @@ class Limits:
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
     attribute_values = 10000        # in them, however deep: each takes some 100 bytes of memory
+    user_name = 200                 # characters, of an index's too
     edits = 100                     # of one index, each tried on what another has just left
     form_field = 10 << 20
     field_memory = 64 << 10         # the longest field that waits in memory for the end of its form
@@ -868,6 +868,11 @@ class Limits:
     session = 36000                 # life of a session token
     failed_logins = 5               # of one account from one address, before waiting begins
     longest_login_wait = 60
+    failed_logins_at_address, address_pause = 100, 6        # to all accounts; then one each so many seconds
+    failed_logins_to_account, account_pause = 50, 20        # from all addresses but those that it logged in from
+    looks, look_pause = 20, 30      # for a remembered password, while logins from its address have to wait
+    new_users, new_user_pause = 20, 30      # that nobody in particular makes from one address, where that is allowed
+    waiting_hashes = 32             # passwords that wait for being hashed
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # a minute
@@ -2336,6 +2341,7 @@ ANONYMOUS, AUTHENTICATED = ":ANONYMOUS:", ":AUTHENTICATED:"
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20}
 _PBKDF2_ROUNDS = 600000
 _hashing = threading.BoundedSemaphore(4)        # scrypt takes 32 MiB a piece
+_hash_line = threading.BoundedSemaphore(4 + Limits.waiting_hashes)
 
 
 def hash_password(password):
@@ -2357,12 +2363,32 @@ def check_password(stored, password):
 def _derive(prefix, password, salt):
     method, _, parameters = prefix.partition(":")
     data = password.encode("utf-8", "surrogatepass")
-    with _hashing:
+    with _turn_to_hash():
         if method == "scrypt":
             cost = dict(part.split("=") for part in parameters.split(","))
             return hashlib.scrypt(data, salt=salt, maxmem=_SCRYPT["maxmem"], dklen=32,
                                   **{k: int(v) for k, v in cost.items()})
         return hashlib.pbkdf2_hmac("sha256", data, salt, int(parameters))
+
+
+@contextlib.contextmanager
+def _turn_to_hash():
+    """Wait for one of the few turns to hash, outside the crew of workers; Busy if too many wait already."""
+    busy = Busy("too many passwords are being checked just now, try again", 2)
+    if not _hash_line.acquire(blocking=False):
+        raise busy
+    try:
+        if not _hashing.acquire(blocking=False):
+            with outside_wait() as room:
+                if not room:
+                    raise busy
+                _hashing.acquire()
+        try:
+            yield
+        finally:
+            _hashing.release()
+    finally:
+        _hash_line.release()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -2559,6 +2585,41 @@ def _record_user(change, name):
     return _account(row)
 
 
+class Budget:
+    """How often each of many may do something: `burst` times at once, and once more every `pause` seconds.
+
+    Keeps one number a key: the time.monotonic() by which all that it did is paid for."""
+
+    def __init__(self, burst, pause):
+        self.pause, self.credit = pause, (burst - 1) * pause
+        self.paid = collections.OrderedDict()
+
+    def wait(self, key):
+        """Seconds until the key may go on; 0 if it may at once."""
+        return max(0, self.paid.get(key, 0) - time.monotonic() - self.credit)
+
+    def take(self, key):
+        self.paid[key] = max(self.paid.pop(key, 0), time.monotonic()) + self.pause
+        while len(self.paid) > Limits.remembered_failures:
+            self.paid.popitem(last=False)
+
+    def give_back(self, key):
+        if key in self.paid:
+            self.paid[key] -= self.pause
+
+
+@functools.lru_cache(maxsize=10000)
+def place_of(address):
+    """What counts as one place that logins come from: an IPv4 address, or the /64 of an IPv6 one, which is what one
+    customer has to choose from."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
+
+
 class Logins:
     """Turns credentials into an `Identity`: session tokens, passwords, and the patience with wrong ones."""
 
@@ -2569,7 +2630,12 @@ class Logins:
         self.remembered = collections.OrderedDict()     # keyed digest of user, hash and password -> (fits, until)
         self.checking = {}                              # such a digest -> [lock, how many hold or want it]
         self.noted = collections.deque()                # time.monotonic() of failed logins that the audit log has
-        self.failures = collections.OrderedDict()       # (account, address) -> (count, wait until, last failure)
+        self.failures = collections.OrderedDict()       # (account, place) -> (count, wait until, last failure)
+        self.fitted = collections.OrderedDict()         # (account, place) -> digest of what fitted from there last
+        self.at_place = Budget(Limits.failed_logins_at_address, Limits.address_pause)
+        self.to_account = Budget(Limits.failed_logins_to_account, Limits.account_pause)
+        self.looks = Budget(Limits.looks, Limits.look_pause)
+        self.new_users = Budget(Limits.new_users, Limits.new_user_pause)
         self.lock = threading.Lock()
 
     # -- session tokens
@@ -2607,35 +2673,66 @@ class Logins:
 
         The answer for a password is remembered for some minutes under a keyed digest, for the slow hash costs 50 ms.
         The same wrong password once more counts as an attempt only where somebody logs in: an installer with an old
-        password in its URL sends it with every request."""
-        if len(user) > 200:
+        password in its URL sends it with every request.  Busy if too many passwords wait for being hashed."""
+        if len(user) > Limits.user_name:
             return NOBODY       # nobody has such a name, and it need not be remembered
         identity = self.check_token(user, secret)
         if identity:
             return identity
-        wait = self.wait_for(user, address)
-        if wait:        # not even for a remembered password: guessing must not get faster by its being in use
-            return Identity(wait=wait)
+        place = place_of(address)
         account = self.users.find(user)
         pwhash = account.pwhash if account and account.pwhash is not None else ""
         digest = hmac.new(self.memory_key, f"{user}\n{pwhash}\n{secret}".encode("utf-8", "surrogatepass"), "sha256").digest()
+        wait = self.wait_for(user, place)
+        if wait:
+            return self._identity(user) if self._passes_by(digest, user, place) else Identity(wait=wait)
         with self._alone(digest):
-            fits, until = self.remembered.get(digest, (False, 0))
-            known = until >= time.monotonic()
+            fits, known = self._recall(digest)
             if not known or is_login and not fits:
-                wait = self._count_attempt(user, address)
+                wait = self._count_attempt(user, place)
                 if wait:
                     return Identity(wait=wait)
                 if not known:
-                    fits = bool(pwhash) and check_password(pwhash, secret)
+                    try:
+                        fits = bool(pwhash) and check_password(pwhash, secret)
+                    except Busy:        # it was not tried
+                        self._succeeded(user, place, digest, was_tried=False)
+                        raise
                     self._remember(digest, fits)
             if not fits:
                 if not known or is_login:
                     self._note_failure(user, address)
-                wait = self.wait_for(user, address)
+                wait = self.wait_for(user, place)
                 return Identity(wait=wait) if wait else NOBODY
-        self._succeeded(user, address)
+            if known and not is_login:
+                self._remember(digest, fits)
+                self.fitted[user, place] = digest
+            else:       # what a program sends again and again is no reason to forget what others tried meanwhile
+                self._succeeded(user, place, digest)
+        return self._identity(user)
+
+    @staticmethod
+    def _identity(user):
         return Identity(user, expires=time.monotonic() + Limits.password_memory)
+
+    def _passes_by(self, digest, user, place):
+        """Whether a password goes through while others from its place, or to its account, have to wait.
+
+        Only one that is remembered, and fitted from this very place: else a guesser would be told at full speed what
+        somebody else uses just now.  Who guesses from the same place is stopped by the number of looks."""
+        with self.lock:
+            if self.looks.wait((user, place)):
+                return False
+            fits, known = self._recall(digest)
+            if not known:
+                self.looks.take((user, place))
+            return fits and self.fitted.get((user, place)) == digest
+
+    def _recall(self, digest):
+        """(whether the password of this digest fits, whether that is known)."""
+        fits, until = self.remembered.get(digest, (False, 0))
+        known = until >= time.monotonic()
+        return fits and known, known
 
     @contextlib.contextmanager
     def _alone(self, digest):
@@ -2643,10 +2740,13 @@ class Logins:
         with self.lock:
             entry = self.checking.setdefault(digest, [threading.Lock(), 0])
             entry[1] += 1
+        if not entry[0].acquire(blocking=False):
+            with outside_wait():
+                entry[0].acquire()
         try:
-            with entry[0]:
-                yield
+            yield
         finally:
+            entry[0].release()
             with self.lock:
                 entry[1] -= 1
                 if not entry[1]:
@@ -2655,34 +2755,65 @@ class Logins:
     def _remember(self, digest, fits):
         with self.lock:
             self.remembered[digest] = (fits, time.monotonic() + Limits.password_memory)
+            self.remembered.move_to_end(digest)
             while len(self.remembered) > Limits.remembered_passwords:
                 self.remembered.popitem(last=False)
 
-    def wait_for(self, user, address):
-        """Seconds for which this account is not looked at from this address, after too many wrong passwords."""
-        until = self.failures.get((user, address), (0, 0, 0))[1]
-        return max(0, int(until - time.monotonic() + 0.999))
+    def wait_for(self, user, place):
+        """Seconds for which this account is not looked at from this place, after too many wrong passwords."""
+        wait = max(self.failures.get((user, place), (0, 0, 0))[1] - time.monotonic(), self.at_place.wait(place),
+                   0 if (user, place) in self.fitted else self.to_account.wait(user))
+        return max(0, int(wait + 0.999))
 
-    def _count_attempt(self, user, address):
+    def _count_attempt(self, user, place):
         """Count an attempt as failed until it succeeds; returns the seconds to wait if there were too many."""
         now = time.monotonic()
         with self.lock:
-            count, until, last = self.failures.pop((user, address), (0, 0, 0))
+            wait = self.wait_for(user, place)
+            count, until, last = self.failures.pop((user, place), (0, 0, 0))
             if now - last > Limits.failure_memory:
                 count = 0
-            wait = max(0, int(until - now + 0.999))
             if not wait:
                 count += 1
                 extra = count - Limits.failed_logins
                 until = now + min(2 ** extra, Limits.longest_login_wait) if extra >= 0 else 0
                 last = now
-            self.failures[user, address] = (count, until, last)
+                self.at_place.take(place)
+                if (user, place) not in self.fitted:
+                    self.to_account.take(user)
+            self.failures[user, place] = (count, until, last)
             while len(self.failures) > Limits.remembered_failures:
                 self.failures.popitem(last=False)
         if wait:
             log.warning("%d failed logins as %s from %s: the next is looked at in %d s",
-                        count, one_line(user, 60), address, wait)
+                        count, one_line(user, 60), place, wait)
         return wait
+
+    def _succeeded(self, user, place, digest, was_tried=True):
+        """Take back what `_count_attempt` counted; a password that fitted ends the waiting at its place."""
+        with self.lock:
+            count, until, last = self.failures.pop((user, place), (0, 0, 0))
+            if count:
+                self.at_place.give_back(place)
+                if (user, place) not in self.fitted:
+                    self.to_account.give_back(user)
+            if not was_tried:
+                if count > 1:
+                    self.failures[user, place] = (count - 1, 0, last)
+                return
+            self.fitted[user, place] = digest
+            self.fitted.move_to_end((user, place))
+            while len(self.fitted) > Limits.remembered_failures:
+                self.fitted.popitem(last=False)
+
+    def count_new_user(self, address):
+        """TooManyLogins if nobody in particular made too many users from there: each one costs a slow hash."""
+        place = place_of(address)
+        with self.lock:
+            wait = self.new_users.wait(place)
+            if wait:
+                raise TooManyLogins(int(wait + 0.999), "new users from this address")
+            self.new_users.take(place)
 
     def _note_failure(self, user, address):
         """Enter a failed login into the audit log; only so many a minute, so that nobody can wash the log out with them."""
@@ -2695,11 +2826,6 @@ class Logins:
             self.noted.append(now)
         with contextlib.suppress(Problem):      # who asked is told that the login failed, whatever the database does
             self.users.store.write(_note, "login.failed", "", sound(user), actor=Actor(address=address), durable=False)
-
-    def _succeeded(self, user, address):
-        if (user, address) in self.failures:
-            with self.lock:
-                self.failures.pop((user, address), None)
 
 
 def _base64url(data):
@@ -7692,6 +7818,22 @@ def problem_response(problem, accept, kind):
     return response
 
 
+class kept_property:
+    """A property that is worked out once an object.
+
+    functools.cached_property holds one lock for all objects up to Python 3.11: while one request's password was hashed,
+    all others waited to learn who is asking."""
+
+    def __init__(self, function):
+        self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
+
+    def __get__(self, instance, owner=None):
+        if instance is None:
+            return self
+        value = instance.__dict__[self.name] = self.function(instance)
+        return value
+
+
 class Request:
     """A request as endpoints see it."""
 
@@ -7759,7 +7901,7 @@ class Request:
     def accept(self):
         return self.headers.get("accept", "")
 
-    @functools.cached_property
+    @kept_property
     def address(self):
         """The client's address; a trusted proxy's word for it counts."""
         if self.connection.trusted:
@@ -7769,7 +7911,7 @@ class Request:
                         return str(ipaddress.ip_address(value.strip()))
         return self.connection.address
 
-    @functools.cached_property
+    @kept_property
     def base_url(self):
         """The start of absolute links, without final slash: X-Outside-URL of a trusted peer, --outside-url, or Host."""
         outside = self.header("x-outside-url")
@@ -7782,7 +7924,7 @@ class Request:
         host = self.header("host") or self.app.address_text
         return "http://" + re.sub(r":80$", "", host)
 
-    @functools.cached_property
+    @kept_property
     def identity(self):
         """Who is asking (http-api 3.1): X-Devpi-Auth if it is there and readable, else Basic credentials."""
         credentials = decode_credentials(self.header("x-devpi-auth")) if "x-devpi-auth" in self.headers else None
@@ -7791,12 +7933,22 @@ class Request:
             credentials = decode_credentials(text) if scheme.lower() == "basic" else None
         if credentials is None:
             return NOBODY
-        return self.app.logins.check(*credentials, self.address)
+        try:
+            return self.app.logins.check(*credentials, self.address)
+        except Busy:
+            self.__dict__["identity"] = NOBODY      # of the answer that says so, and of its line in the log
+            raise
 
     def look_again_who(self):
         """Have credentials looked at again if that was a while ago: the user may be gone, or the password changed."""
         if time.monotonic() - self.began > 0.5:
             self.__dict__.pop("identity", None)
+
+    @property
+    def known_user(self):
+        """The name for the access log: None for nobody, and where the password can't be checked just now."""
+        with contextlib.suppress(Busy):
+            return self.identity.user if self.has_credentials else None
 
     @property
     def actor(self):
@@ -8096,7 +8248,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return self._send(request, problem_response(problem, request.accept, request.errors), persistent)
         if request is not None:
             ready = ReadyAnswer(head, b"" if silent else response.body, f"{request.method} {visible(request.target)}",
-                                response.status, request.identity.user if request.has_credentials else None, request.address)
+                                response.status, request.known_user, request.address)
             app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user, ready.address)
             if response.tags is not None and persistent and response.parts is None and response.stream is None:
                 self._keep_ready(request, response, ready)
@@ -8326,7 +8478,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         if connection.buffer:
             connection.buffer += data
         else:
-            entry = connection.answers.get(data)
+            entry = connection.answers.get(data) or connection.answers.get((connection.address, data))
             if entry is not None and (not entry[1] or entry[1] > now):
                 self._answer(connection, entry[0], now)
                 return
@@ -8604,8 +8756,12 @@ class App:
         return self.ready[self.trusts(address)]
 
     def keep_answer(self, request, ready, size, tags, expires):
-        self.store.freshness.keep(self.answers(request.connection.address), request.raw_head, ready, size, tags,
-                                  request.moment, expires)
+        """Keep an answer under the head of its request; one that a user got, for the address that it came from alone.
+
+        Else who is not let in any more, after too many wrong passwords, would find the right one here."""
+        address = request.connection.address
+        key = request.raw_head if ready.user is None else (address, request.raw_head)
+        self.store.freshness.keep(self.answers(address), key, ready, size, tags, request.moment, expires)
 
     def ignored_header(self, address, value, trusted):
         """Say once an address why its X-Outside-URL does not count."""
