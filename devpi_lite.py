@@ -744,7 +744,11 @@ class Settings:
         aliases=("-c",))
     debug: bool = option("debug", None, False, "log more", commands=_EVERY_COMMAND)
     root_passwd: str | None = option(
-        "root-passwd", str, None, "root's password, at the first start only; random if not given", commands=_FIRST_START)
+        "root-passwd", str, None, "root's password, at the first start only; random if not given. The list of processes shows "
+        "it: better a file, or DEVPISERVER_ROOT_PASSWD", commands=_FIRST_START)
+    root_passwd_file: str = option(
+        "root-passwd-file", _path, "", "file whose first line is root's password, at the first start only",
+        commands=_FIRST_START)
     root_pypi: bool = option(
         "no-root-pypi", None, True, "don't make the mirror root/pypi at the first start", commands=_FIRST_START)
     host: str = option("host", str, "127.0.0.1", "address to listen on")
@@ -10849,7 +10853,7 @@ def _as_text(path, name, value):
 
 
 # Of two that say the same thing in two ways one may be given; one from a better source puts the other out of effect.
-_RIVALS = [("listen", "host"), ("listen", "port")]
+_RIVALS = [("listen", "host"), ("listen", "port"), ("root-passwd", "root-passwd-file")]
 
 
 def _settle(command, parser, sources):
@@ -11022,13 +11026,26 @@ def is_initialised(store):
 
 
 def initialise(store, settings):
-    """Make root, and root/pypi unless unwanted, as the first change (serial 0); tells root's password."""
+    """Make root, and root/pypi unless unwanted, as the first change (serial 0).
+
+    A random password is told to who sits at a terminal; a journal, which keeps what it reads, gets the file's name."""
     password = settings.root_passwd
+    if settings.root_passwd_file:
+        try:
+            with open(settings.root_passwd_file, encoding="utf-8") as file:
+                password = file.readline().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FatalError(f"can't read root's password from {settings.root_passwd_file}: {reason_of(error)}") from None
+        if not password:
+            raise FatalError(f"the first line of {settings.root_passwd_file} is empty: it has to be root's password")
     if password is None:
         password = secrets.token_urlsafe(12)
         path = os.path.join(settings.serverdir, "root-password")
         write_private(path, password.encode() + b"\n")
-        print(f"root's password: {password}   (kept in {path} until it is changed)")
+        if sys.stdout.isatty():
+            print(f"root's password: {password}   (kept in {path} until it is changed)")
+        else:
+            print(f"root's password is in {path} until it is changed")
     elif password == "":
         print("warning: root has an empty password: anybody who reaches this server can do everything", file=sys.stderr)
     store.write(_initialise, hash_password(password), settings.root_pypi)
@@ -11185,8 +11202,8 @@ server {{
 
 def dockerfile(parsed):
     """An image of the server; its data is a volume."""
-    without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms", "root-passwd", "configfile",
-               "secretfile")
+    without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms", "root-passwd",
+               "root-passwd-file", "configfile", "secretfile")
     host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
@@ -11289,8 +11306,8 @@ def command_serve(arguments):
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):
         initialise(store, settings)
-    elif settings.root_passwd is not None:
-        log.info("--root-passwd counts at the first start only; `passwd root` changes the password")
+    elif settings.root_passwd is not None or settings.root_passwd_file:
+        log.info("root's password is set by option at the first start only; `passwd root` changes it")
     app = App(settings, store, secret)
     app.blobs.clear_tmp()
     MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})

@@ -91,16 +91,62 @@ def test_only_the_owner_can_read_what_the_server_writes(make_server, directory, 
     assert modes(directory) == {}
 
 
-def test_root_gets_a_random_password_printed_once_and_kept_in_a_file(make_server, directory):
+def test_root_gets_a_random_password_that_no_journal_sees(make_server, directory):
     server = make_server(directory=directory, root_password=None)
     password = (directory / "root-password").read_text().rstrip("\n")
     assert len(password) >= 12
-    assert server.whole_output().count(password) == 1
+    output = server.whole_output()
+    assert password not in output and output.count(str(directory / "root-password")) == 1
     assert server.post("/+login", {"user": "root", "password": password}).status == 200
     assert server.post("/+login", {"user": "root", "password": ""}).status == 401
     server.restart()
-    assert password not in server.whole_output()
     assert server.post("/+login", {"user": "root", "password": password}).status == 200
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no pseudo-terminals there")
+def test_who_sits_at_a_terminal_is_told_the_random_password(directory):
+    import pty
+
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([sys.executable, str(SCRIPT), "init", "--serverdir", str(directory)], stdout=theirs,
+                          env=clean_environment()) as process:
+        os.close(theirs)
+        shown = b""
+        with open(ours, "rb", buffering=0) as terminal:
+            try:
+                while True:
+                    piece = terminal.read(4096)
+                    if not piece:
+                        break
+                    shown += piece
+            except OSError:     # Linux: the other side is closed
+                pass
+    assert process.returncode == 0
+    assert shown.count((directory / "root-password").read_bytes().strip()) == 1
+
+
+def test_roots_password_comes_from_a_file_or_a_variable(make_server, tmp_path):
+    (tmp_path / "password").write_text("fröm a file\nwhich goes on\n", encoding="utf-8")
+    server = make_server("--root-passwd-file", tmp_path / "password", root_password=None)
+    assert server.login("root", "fröm a file") and not (server.directory / "root-password").exists()
+    other = tmp_path / "other"
+    assert run_command("init", "--serverdir", other, env={"DEVPISERVER_ROOT_PASSWD": "by-env"}).returncode == 0
+    assert not (other / "root-password").exists()
+
+
+@pytest.mark.parametrize("text", [None, b"", b"\nx\n", b"\xff\n"], ids=["missing", "empty", "empty line", "not UTF-8"])
+def test_a_file_without_a_password_is_refused(tmp_path, directory, text):
+    if text is not None:
+        (tmp_path / "password").write_bytes(text)
+    assert_fatal(run_command("init", "--serverdir", directory, "--root-passwd-file", tmp_path / "password"),
+                 tmp_path / "password")
+    assert run_command("init", "--serverdir", directory, "--root-passwd", "after-all").returncode == 0
+
+
+def test_two_passwords_for_root_are_one_too_many(parse):
+    assert parse("--root-passwd", "x", "--root-passwd-file", "y")[0] == 2
+    settings, _ = parse("--root-passwd-file", "y", ROOT_PASSWD="x")
+    assert settings.root_passwd is None and settings.root_passwd_file.endswith("y")
 
 
 def test_two_directories_get_different_passwords_and_secrets(tmp_path):
@@ -794,10 +840,11 @@ def test_init_prepares_a_directory_and_ends(make_server, directory):
     assert server.get("/root/pypi").status == 404
 
 
-def test_init_prints_the_random_password(directory):
+def test_init_names_the_file_with_the_random_password(directory):
     result = run_command("init", "--serverdir", directory)
     assert result.returncode == 0
-    assert (result.stdout + result.stderr).count((directory / "root-password").read_text().strip()) == 1
+    assert result.stdout.count(str(directory / "root-password")) == 1
+    assert (directory / "root-password").read_text().strip() not in result.stdout + result.stderr
 
 
 def test_init_refuses_a_directory_that_is_initialised(server):
