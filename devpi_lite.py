@@ -781,6 +781,9 @@ class Settings:
         "push-timeout", _seconds, 60.0, "seconds without progress, when a release is pushed to an outside server")
     webhook_allow: tuple | None = option(       # None = all
         "webhook-allow", _names, None, "the only hosts that webhooks and Jenkins triggers may name, with * and ?")
+    upstream_allow: tuple | None = option(      # None = all but what is near this machine
+        "upstream-allow", _names, None, "the only hosts that mirrors may ask, with * and ?; files and "
+        "redirects may then be on loopback addresses and plain http, too")
     push_allow: tuple | None = option(          # None = all
         "push-allow", _names, None, "the only hosts that releases may be pushed to from here, with * and ?")
     webhook_retry: float = option(
@@ -3049,7 +3052,8 @@ _IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")      # old cli
 
 
 def is_allowed_target(url, allowed):
-    """Whether --webhook-allow or --push-allow (host globs) admits the host of a URL; None admits all."""
+    """Whether --webhook-allow, --push-allow or --upstream-allow (host globs) admits the host of a
+    URL; None admits all."""
     host = urllib.parse.urlsplit(url).hostname or ""
     return allowed is None or any(fnmatch.fnmatchcase(host, pattern.lower()) for pattern in allowed)
 
@@ -3142,8 +3146,9 @@ def index_defaults(type_, user):
 class Indexes:
     """The indexes of a store, as values."""
 
-    def __init__(self, store, users, webhook_allow=None):
-        self.store, self.users, self.webhook_allow = store, users, webhook_allow
+    def __init__(self, store, users, webhook_allow=None, upstream_allow=None):
+        self.store, self.users = store, users
+        self.webhook_allow, self.upstream_allow = webhook_allow, upstream_allow
         self.cache = store.freshness.cache(8 << 20)
 
     def find(self, path):
@@ -3272,6 +3277,9 @@ class Indexes:
         for url in (*config.get("webhook_url", ()), config.get("uploadtrigger_jenkins")):
             if url and not is_allowed_target(url, self.webhook_allow):
                 raise BadRequest(f"the host of {public_url(url)} is not among those that --webhook-allow names")
+        url = config.get("mirror_url")
+        if url and not is_allowed_target(url, self.upstream_allow):
+            raise BadRequest(f"the host of {public_url(url)} is not among those that --upstream-allow names")
         if config["type"] == "mirror" and "mirror_url" not in config:
             raise BadRequest("'mirror_url' option must be a URL.")
         if "bases" in keys:
@@ -3514,14 +3522,94 @@ class PostAnswer(typing.NamedTuple):
     text: str
 
 
+def is_near(address):
+    """Whether an IP address is this machine's own or of its link alone: loopback, link-local, unspecified."""
+    ip = _plain_address(address)
+    return ip.is_loopback or ip.is_link_local or ip.is_unspecified
+
+
+def is_link_local(address):
+    """Whether an IP address is of this machine's link alone, as that of a cloud's metadata service is."""
+    return _plain_address(address).is_link_local
+
+
+def _plain_address(address):
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
+def _fixed_place(host):
+    """A host that nobody can turn to another address: "loopback", or an IP address; None: by a name."""
+    if host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower():
+        return "loopback"
+    try:
+        ip = _plain_address(host)
+    except ValueError:
+        return None
+    return "loopback" if ip.is_loopback else str(ip)
+
+
+def is_near_host(host):
+    """Whether a host as a URL has it is near without a look-up."""
+    place = _fixed_place(host)
+    return place == "loopback" or place is not None and is_near(place)
+
+
+def is_same_place(url, other):
+    """Whether two URLs are on the same server, for sure: by the same address and port."""
+    (_, host, port), (_, other_host, other_port) = origin_of(url), origin_of(other)
+    place = _fixed_place(host)
+    return place is not None and place == _fixed_place(other_host) and port == other_port
+
+
+_TOO_NEAR = "is on this machine or its link, not where the mirror_url is; --upstream-allow could name its host"
+_LINK_LOCAL = "is on this machine's link; --webhook-allow or --push-allow could name its host"
+
+
+class UpstreamConnection(http.client.HTTPConnection):
+    """An HTTP connection that looks at addresses before it goes there."""
+    has_proxy = False
+    is_near = False         # known once it is connected
+    refused = None          # (says whether an address may not be gone to, and why, as a text)
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self._create_connection = self._open
+
+    def _open(self, address, timeout, source_address=None):
+        """As socket.create_connection, to the first address of a host that may be gone to."""
+        if self.refused is None or self.has_proxy:
+            return socket.create_connection(address, timeout)
+        is_refused, reason = self.refused
+        found = [place[0] for *_, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)]
+        allowed = [place for place in found if not is_refused(place)]
+        if not allowed:
+            raise UpstreamTrouble(f"{address[0]} ({', '.join(dict.fromkeys(found))}) {reason}")
+        for place in allowed:
+            try:
+                return socket.create_connection((place, address[1]), timeout)
+            except OSError as problem:
+                error = problem
+        raise error
+
+
+class UpstreamTLSConnection(http.client.HTTPSConnection, UpstreamConnection):
+    """The same with TLS."""
+
+
 # What opening a connection may raise that says nothing of the other host.
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 
 
 class UpstreamClient:
-    """Keep-alive connections to other servers, with proxies as `urllib.request` reads them from the environment."""
+    """Keep-alive connections to other servers, with proxies as `urllib.request` reads them from the environment.
+
+    What a mirror's pages and upstream's redirects name is not what somebody configured: such a URL
+    may not lead to this machine, which answers itself more than others, nor from https to http."""
 
     def __init__(self, settings):
+        self.upstream_allow = settings.upstream_allow
+        self.post_allow = (*(settings.webhook_allow or ()), *(settings.push_allow or ()))
         self.timeout = settings.request_timeout
         self.offline = settings.offline_mode
         self.lock = threading.Lock()
@@ -3534,35 +3622,51 @@ class UpstreamClient:
     def tls(self):
         return ssl.create_default_context()     # 47 ms of CPU, so only once and only if needed
 
-    def get(self, url, headers, method="GET"):
+    def get(self, url, headers, method="GET", mirror_url=None):
         """Ask for a URL and follow redirects.  `UserInfo` in the URL becomes Basic credentials for that origin alone.
 
-        Raises UpstreamTrouble if there is no answer.  The caller closes the response."""
+        `mirror_url`: of the mirror whose page names the URL; None: the URL is below it.  Raises
+        UpstreamTrouble if there is no answer, or none may be asked for.  The caller closes the response."""
         if self.offline:
             raise UpstreamTrouble("offline mode: upstream is not asked")
         authority = origin_of(url)
         credentials = credentials_of(url)
+        before, home = mirror_url, mirror_url or url
         for _ in range(Limits.upstream_redirects + 1):
+            may_be_near = self._check_step(before, url, home)
             sent = dict(headers)
             if credentials and origin_of(url) == authority:
                 sent["Authorization"] = credentials
-            response = self._ask(method, url, sent)
+            response = self._ask(method, url, sent, may_be_near)
             if response.status not in (301, 302, 303, 307, 308) or not response.header("Location"):
                 return response
             response.close()
-            url = joined_url(response.url, response.header("Location"))
+            before, url = url, joined_url(response.url, response.header("Location"))
             if url is None:
                 raise UpstreamTrouble(f"{public_url(response.url)} redirects to something that is no http URL")
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
-    def _ask(self, method, url, headers):
+    def _check_step(self, before, url, home):
+        """Whether a URL may lead to this machine; UpstreamTrouble if it may not be asked for at all.
+
+        `before`: where it was named, None for a mirror's own URL; `home`: that one."""
+        if not is_allowed_target(url, self.upstream_allow):
+            raise UpstreamTrouble(f"--upstream-allow does not name the host of {public_url(url)}")
+        if before is None or self.upstream_allow is not None:
+            return True
+        if before.startswith("https:") and url.startswith("http:"):
+            raise UpstreamTrouble(f"{public_url(url)} is plain http, and {public_url(before)}, which names it, is not; "
+                                  "--upstream-allow would admit its host")
+        return is_same_place(url, home)
+
+    def _ask(self, method, url, headers, may_be_near):
         key, began, new = origin_of(url), time.monotonic(), 0
         try:
             while True:
                 connection, kept = self._connection(key, url)
                 new += not kept
                 try:
-                    return self._send(key, connection, method, url, headers)
+                    return self._send(key, connection, method, url, headers, may_be_near)
                 except HungUp as error:     # a kept connection was idle too long; a new one's mishap is forgiven once
                     if new > 1 or time.monotonic() - began > Limits.upstream_stall:
                         raise error.__cause__
@@ -3577,6 +3681,8 @@ class UpstreamClient:
         try:
             with outside_wait():
                 connection.connect()
+            if not connection.has_proxy:        # where a proxy leads is its own business
+                connection.is_near = is_near(connection.sock.getpeername()[0])
         except OSError as error:
             if error.errno not in _OWN_TROUBLE or isinstance(error, socket.gaierror):
                 with self.lock:
@@ -3604,6 +3710,8 @@ class UpstreamClient:
         as `Limits.slowest_post` allows.  UpstreamTrouble if there is no answer."""
         try:
             connection = self._new_connection(origin_of(url), url, timeout)
+            if not is_allowed_target(url, self.post_allow):
+                connection.refused = (is_link_local, _LINK_LOCAL)
             try:
                 return self._post(connection, url, headers, pieces, length, timeout)
             finally:
@@ -3636,11 +3744,14 @@ class UpstreamClient:
                 text += piece
         return PostAnswer(response.status, response.reason, text.decode("utf-8", "replace"))
 
-    def _send(self, key, connection, method, url, headers):
+    def _send(self, key, connection, method, url, headers, may_be_near):
         target, headers = self._target(url, headers)
         try:
             if connection.sock is None:
+                connection.refused = None if may_be_near else (is_near, _TOO_NEAR)
                 self._connect(key, connection)
+            if connection.is_near and not may_be_near:      # also where another mirror may, and left it open
+                raise UpstreamTrouble(f"{public_url(url)} {_TOO_NEAR}")
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
                 self.asking[connection] = time.monotonic() + Limits.upstream_page_time
@@ -3676,26 +3787,47 @@ class UpstreamClient:
         """A connection that is not open yet."""
         scheme, host, port = key
         proxy = self._proxy(urllib.parse.urlsplit(url))
-        kind = http.client.HTTPConnection
+        kind = UpstreamConnection
         arguments = {"timeout": timeout}
         if scheme == "https":
-            kind = http.client.HTTPSConnection
+            kind = UpstreamTLSConnection
             arguments["context"] = self.tls
         if not proxy:
             return kind(host, port, **arguments)
         through = urllib.parse.urlsplit(proxy)
         connection = kind(through.hostname, through.port or 80, **arguments)
+        connection.has_proxy, connection.is_near = True, is_near_host(host)
         if scheme == "https":
             credentials = credentials_of(proxy)
             connection.set_tunnel(host, port, {"Proxy-Authorization": credentials} if credentials else {})
         return connection
 
     def _proxy(self, parts):
-        """The URL of the proxy for a URL, or None."""
-        proxy = self.proxies.get(parts.scheme)
-        if not proxy or urllib.request.proxy_bypass(parts.hostname):
+        """The URL of the proxy for a URL, or None; UpstreamTrouble if it is none for HTTP."""
+        proxy = self.proxies.get(parts.scheme) or self.proxies.get("all")
+        if not proxy or self._goes_without_proxy(parts):
             return None
-        return proxy if "//" in proxy else "http://" + proxy
+        if "//" not in proxy:
+            return "http://" + proxy
+        if proxy.lower().startswith("socks"):
+            raise UpstreamTrouble(f"the proxy {public_url(proxy)} of the environment speaks SOCKS, which is not supported: "
+                                  f"name one that speaks HTTP, or put {parts.hostname} into no_proxy")
+        return proxy
+
+    def _goes_without_proxy(self, parts):
+        """Whether no_proxy excepts the host of a URL: by its name or a domain, with or without a port
+        (`urllib.request`), or by its address or a network of addresses (curl)."""
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            address = ipaddress.ip_address(parts.hostname)
+        except ValueError:
+            return urllib.request.proxy_bypass(f"{parts.hostname}:{port}")
+        for entry in self.proxies.get("no", "").split(","):
+            with contextlib.suppress(ValueError):       # a name
+                if address in ipaddress.ip_network(entry.strip().strip("[]"), strict=False):
+                    return True
+        host = f"[{address}]" if address.version == 6 else parts.hostname
+        return urllib.request.proxy_bypass(f"{host}:{port}")
 
     def give_back(self, key, connection):
         """Keep a connection for the next request; those that nobody used for long are closed."""
@@ -4445,19 +4577,35 @@ class Mirrors:
         return bool(file.sha256) and self.blobs.has(file.sha256, file.size)
 
     def local(self, index, file):
-        """The file with its blob at hand, or None.  Bytes that another index holds already count."""
+        """The file with its blob at hand, or None.
+
+        Bytes count that this mirror has under another name, or another mirror that everybody may read:
+        to know a hash is no right to what an index keeps to itself."""
         if self.is_local(file):
             return file
         algorithm, _, digest = file.hash_spec.partition("=")
         if algorithm != "sha256":
             return None
-        with self.store.read() as db:
-            row = db.execute("SELECT sha256, size FROM files WHERE sha256 = ? LIMIT 1", (digest,)).fetchone()
-        if row is None or not self.blobs.has(digest, row["size"]) or not self.blobs.claim(digest):
+        size = self._shared_size(index, digest)
+        if size is None or not self.blobs.has(digest, size) or not self.blobs.claim(digest):
             return None
         metadata = None if file.core_metadata else self._metadata_of_blob(file, digest)
-        self.store.write(_file_arrived, index, file, digest, row["size"], None, metadata, durable=False)
-        return file._replace(sha256=digest, size=row["size"], last_modified=http_date(time.time()))
+        self.store.write(_file_arrived, index, file, digest, size, None, metadata, durable=False)
+        return file._replace(sha256=digest, size=size, last_modified=http_date(time.time()))
+
+    def _shared_size(self, index, sha256):
+        """The size of a blob that this mirror may serve although it did not fetch it, or None."""
+        with self.store.read() as db:
+            rows = db.execute("SELECT size, files.index_id, config, status FROM files "
+                              "JOIN indexes ON indexes.id = files.index_id JOIN projects ON projects.id = project_id "
+                              "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
+        for row in rows:
+            theirs = Index(row["index_id"], "", "", json.loads(row["config"]))
+            status = _status_of(row)
+            if (theirs.id == index.id or theirs.is_mirror and not theirs.restricted) \
+                    and not (status and status[0] == "quarantined"):
+                return row["size"]
+        return None
 
     def download(self, index, file):
         """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
@@ -4501,7 +4649,8 @@ class Mirrors:
     def _get_file(self, index, file, ending="", method="GET"):
         """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
         url = self.upstream_url(index, file) + ending
-        response = self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method)
+        response = self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method,
+                                   index.config["mirror_url"])
         if response.status == 200:
             return response
         response.close()
@@ -4628,7 +4777,8 @@ class Mirrors:
     def _fetch_names(self, index, old):
         """Have a child process fetch, parse and write the list: one busy thread here would slow every answer."""
         job = {"url": index.config["mirror_url"].rstrip("/") + "/", "folder": tempfile.mkdtemp(dir=self.blobs.tmp),
-               "etag": old.etag if old else "", "timeout": max(30, self.settings.request_timeout)}
+               "etag": old.etag if old else "", "timeout": max(30, self.settings.request_timeout),
+               "allow": self.settings.upstream_allow}
         try:
             child = subprocess.run([sys.executable, os.path.abspath(__file__), "_fetch-names"], text=True,
                                    input=json.dumps(job), capture_output=True, timeout=Limits.upstream_list_time)
@@ -5070,7 +5220,7 @@ def list_entries(form, names):
 
 def fetch_names(job):
     """What the child process does: fetch a project list, write its forms into `job["folder"]`, return the facts."""
-    client = UpstreamClient(Settings("", request_timeout=job["timeout"]))
+    client = UpstreamClient(Settings("", request_timeout=job["timeout"], upstream_allow=job["allow"]))
     headers = {"Accept": f"{SIMPLE_JSON}, {SIMPLE_HTML};q=0.2, text/html;q=0.01", "Accept-Encoding": "gzip",
                "User-Agent": user_agent()}
     if job["etag"]:
@@ -8717,7 +8867,7 @@ class App:
         self.settings, self.store = settings, store
         self.blobs = Blobs(settings.serverdir)
         self.users = Users(store)
-        self.indexes = Indexes(store, self.users, settings.webhook_allow)
+        self.indexes = Indexes(store, self.users, settings.webhook_allow, settings.upstream_allow)
         self.logins = Logins(self.users, secret)
         self.permissions = Permissions(settings)
         self.client = UpstreamClient(settings)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 import devpi_lite as d
-from harness import Server, eventually, patched, sdist
+from harness import Server, eventually, patched, sdist, wheel
 from test_mirror import Scripted, asked, is_stale, mirror, page
 from test_mirror_files import get, link_to, publish_at
 
@@ -149,6 +149,42 @@ def test_a_file_is_waited_for_at_the_own_upstream_alone(indexes, scripted, other
         assert time.monotonic() - began < 15
     finally:
         scripted.gate.set()
+        theirs.stop()
+
+
+@pytest.mark.parametrize("where", ("open stage", "protected stage", "protected mirror", "quarantined",
+                                   "open mirror", "own"))
+def test_to_know_a_hash_is_no_right_to_a_file(indexes, scripted, where):
+    """Only what everybody may fetch anyway, or what is the mirror's own already, is not fetched again."""
+    archive = wheel("secret", "1.0", summary=os.urandom(8).hex())
+    theirs = Scripted()
+    try:
+        theirs.page("other", {"filename": "other-1.0-py3-none-any.whl", "url": "/gone",
+                              "hashes": {"sha256": archive.sha256}})
+        evil = mirror(indexes, theirs.url)
+        if "stage" in where:
+            private = {"acl_pkg_read": ["mia"]} if "protected" in where else {}
+            indexes.add_index("mia/" + "-".join(where.split()), **private)
+            assert indexes.upload("mia/" + "-".join(where.split()), archive).status == 200
+        else:
+            upstream = theirs if where == "own" else scripted
+            path = publish_at(upstream, archive)
+            index = evil if where == "own" else mirror(indexes, upstream.url, **(
+                {"acl_pkg_read": ["mia"]} if "protected" in where else {}))
+            indexes.fetch(index, archive.filename, "secret", user="mia")
+            if where == "quarantined":
+                upstream.answers["/simple/secret/"]["project-status"] = {"status": "quarantined"}
+                assert indexes.post("/%s/+simple/secret/refresh" % index, user="mia").status == 302
+            upstream.answers.pop(path)
+        link = link_to(indexes, evil, "other-1.0-py3-none-any.whl", "other")
+        reply = get(indexes, link)
+        if where in ("open mirror", "own"):
+            assert (reply.status, reply.body) == (200, archive.content)
+            assert get(indexes, link + ".metadata").body == archive.metadata
+        else:
+            assert reply.status == 404 and asked(theirs, "/gone")
+            assert get(indexes, link + ".metadata").status == 404
+    finally:
         theirs.stop()
 
 

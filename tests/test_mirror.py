@@ -1044,14 +1044,3 @@ def test_hostile_serial_and_etag_reach_no_header(mirrors, scripted):
     reply = page(mirrors, index)
     assert "<script>" not in reply.text + (reply.headers.get("X-PyPI-Last-Serial") or "")
     assert reply.json()["name"] == "demo"
-
-
-def test_files_of_other_hosts_are_served(mirrors, scripted):
-    archive = wheel("demo", "3.0")
-    scripted.answers["/far/" + archive.filename] = archive.content
-    other = Scripted()
-    try:
-        other.page("demo", {"filename": archive.filename, "url": scripted.host_url + "/far/" + archive.filename, "hashes": {"sha256": archive.sha256}})
-        assert mirrors.fetch(mirror(mirrors, other.url), archive.filename, "demo") == archive.content
-    finally:
-        other.stop()

@@ -455,13 +455,6 @@ def test_upstream_body_without_length_is_served(mirrors, upstream, chunked, size
     assert len(file_requests(upstream, archive)) == 1
 
 
-def test_redirected_file_is_followed(mirrors, upstream, scripted):
-    archive = upstream.publish(small())
-    scripted.answers["/elsewhere/x"] = archive.content
-    upstream.fault("redirect", "*.whl", to=scripted.host_url + "/elsewhere/x")
-    assert mirrors.fetch(mirror(mirrors, upstream.url), archive.filename, "demo") == archive.content
-
-
 @pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://[bad/"])
 def test_file_redirected_to_no_http_url_is_502(mirrors, upstream, target):
     archive = upstream.publish(small())
