@@ -536,6 +536,14 @@ def one_line(text, limit=300):
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
+def bounded_int(text):
+    """An integer of JSON from outside; ValueError if it is absurdly long, which newer Pythons see to by themselves: int() of
+    millions of digits would hold the interpreter for minutes (CVE-2020-10735)."""
+    if len(text) > 1000:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
+
+
 def reason_of(error):
     """A failure as a few words."""
     if isinstance(error, (TimeoutError, socket.timeout)):
@@ -2002,13 +2010,23 @@ class IncomingBlob:
             os.fsync(self.file.fileno())
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
-                os.replace(self.path, target)
+                self._move(target)
                 self.is_kept = True
             if durable:     # also where the blob was there: a mirror may have left its name unsynced
                 sync_directory(os.path.dirname(target))
         except OSError as error:
             raise _disk_problem(error) from error
         return digest
+
+    def _move(self, target):
+        """Rename; the folder is made anew where a copy of the server directory was made without its empty ones."""
+        try:
+            os.replace(self.path, target)
+        except FileNotFoundError:
+            folder = os.path.dirname(target)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
+            sync_directory(os.path.dirname(folder))
+            os.replace(self.path, target)
 
     def __enter__(self):
         return self
@@ -3921,7 +3939,7 @@ def parse_simple_page(project, url, body, is_json):
 
 
 def _parse_json_page(project, url, body):
-    page = json.loads(body)
+    page = json.loads(body, parse_int=bounded_int)
     check_api_version(page["meta"]["api-version"])
     files = {}
     for entry in page["files"]:
@@ -5251,7 +5269,7 @@ def parse_names(url, body, is_json):
     """The normalised names of a project list (bytes), sorted, each once; UpstreamTrouble if it is none."""
     try:
         if is_json:
-            page = json.loads(body)
+            page = json.loads(body, parse_int=bounded_int)
             check_api_version(page["meta"]["api-version"])
             raw = [entry["name"] for entry in page["projects"]
                    if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
@@ -7314,7 +7332,7 @@ def _page_text(file, member):
     text, title = data[:Limits.indexed_page].decode("utf-8", "replace"), ""
     if member.path.endswith(".fjson"):
         try:
-            content = json.loads(text)
+            content = json.loads(text, parse_int=bounded_int)
             title, text = str(content.get("title", "")), str(content.get("body", ""))
         except (ValueError, AttributeError, RecursionError):
             return "", ""
@@ -8146,7 +8164,7 @@ class Request:
         if sum(map(data.count, (b",", b"[", b"{"))) > Limits.json_marks:      # each may take 100 bytes, parsed
             raise TooLarge("the JSON in the body holds too many values")
         try:
-            content = json.loads(data.decode("utf-8"))
+            content = json.loads(data.decode("utf-8"), parse_int=bounded_int)
             _check_json(content)
         except (ValueError, RecursionError):
             raise BadRequest("Bad request: could not decode json") from None
@@ -8224,6 +8242,7 @@ class AccessLog:
         self.stamp = (0, "")                    # second, as it is written
         self.counts = {}                        # (method, status) -> [requests, seconds], of the workers' answers
         self.front_counts = {}                  # the same of the front's, which needs no lock
+        self.complained = -60                   # when a line could not be written
         self.lock = threading.Lock()
 
     def add(self, what, status, began, size, user, address):
@@ -8280,9 +8299,14 @@ class AccessLog:
             try:
                 sys.stdout.write(text)
                 sys.stdout.flush()
-            except OSError as error:
-                self.enabled = False
-                log.error("standard output is gone, no more access log: %s", error)
+            except Exception as error:
+                # a full disk has room again some time; a reader that is gone stays gone, as does a closed file (ValueError)
+                is_gone = getattr(error, "errno", None) in (errno.EPIPE, errno.EBADF) or sys.stdout.closed
+                self.enabled = not is_gone
+                if is_gone or time.monotonic() - self.complained > 60:
+                    self.complained = time.monotonic()
+                    log.error("standard output %s: %s", "is gone, no more access log" if is_gone
+                              else "takes no access log now", reason_of(error))
 
     def run(self):
         while True:
@@ -11598,6 +11622,9 @@ def main(arguments):
     os.umask(0o077)
     sys.stdout = sys.stdout or open(os.devnull, "w")        # closed at the start, by some services
     sys.stderr = sys.stderr or open(os.devnull, "w")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):      # what it can't encode is written as an escape
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     command, known = command_serve, {**COMMANDS, "_fetch-names": command_fetch_names}
     if arguments and arguments[0] in known:

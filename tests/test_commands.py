@@ -1,5 +1,7 @@
 """Starting, stopping, and the commands: what an operator meets before the first request."""
 
+import errno
+import io
 import json
 import os
 import pathlib
@@ -214,6 +216,59 @@ def test_the_start_prints_address_index_and_pip_line(make_server):
     index = server.url + "/root/pypi/+simple/"
     eventually(lambda: re.search(r"pip install .*" + re.escape(index), server.output()))
     assert server.url + "/" in server.output()
+
+
+def test_a_copy_without_its_empty_folders_takes_uploads(server):
+    """As archivers and synchronisers make one: folders are made when a file needs them."""
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[])
+    for folder in (server.directory / "files").iterdir():
+        if folder.name != "ff" and not any(folder.iterdir()):
+            folder.rmdir()
+    package = wheel("first", "1.0")
+    assert server.upload("alice/dev", package).status == 200
+    assert server.fetch("alice/dev", package.filename, "first") == package.content
+    assert modes(server.directory / "files") == {}
+
+
+# -- the access log -------------------------------------------------------------------------------
+
+
+def test_the_access_log_goes_on_where_standard_output_knows_ascii_only(make_server, tmp_path):
+    server = make_server(directory=tmp_path / "caf\u00e9", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    server.raw("GET /+api?caf\u00e9 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1"))
+    output = server.whole_output()
+    assert "GET /+api?caf\\xe9 200 " in output and "caf\\xe9" in output.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "error, goes_on",
+    [
+        (OSError(errno.ENOSPC, "No space left"), True),
+        (BlockingIOError(errno.EAGAIN, "not now"), True),
+        (UnicodeEncodeError("ascii", "\u00e9", 0, 1, "no"), True),
+        (RuntimeError("anything"), True),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_access_log_goes_on_after_an_error_unless_its_reader_is_gone(monkeypatch, error, goes_on):
+    class Output(io.StringIO):
+        def write(self, text):
+            if self.error:
+                failed, self.error = self.error, None
+                raise failed
+            return super().write(text)
+
+    output = Output()
+    output.error = error
+    monkeypatch.setattr(sys, "stdout", output)
+    access_log = devpi_lite.AccessLog(True)
+    for path in ("/one", "/two"):
+        access_log.add("GET " + path, 200, time.monotonic(), 0, None, "127.0.0.1")
+        access_log.flush()
+    monkeypatch.undo()
+    assert ("/two" in output.getvalue()) == goes_on
 
 
 # -- directories that are not ours ----------------------------------------------------------------

@@ -362,7 +362,10 @@ def test_an_upload_with_expect_100_continue_arrives(site):
     "path, method",
     [("/+login", "POST"), ("/someone", "PUT"), ("/http", "PATCH"), ("/http/new", "PUT"), ("/http/dev", "PATCH")],
 )
-@pytest.mark.parametrize("body", [b"{", b"{'user': 1}", b"\xff\xfe{}", b"nul", b'{"a": 1} x'])
+@pytest.mark.parametrize(
+    "body", [b"{", b"{'user': 1}", b"\xff\xfe{}", b"nul", b'{"a": 1} x', b'{"a": [-%s]}' % (b"7" * 2000)],
+    ids=lambda body: repr(body[:20]),
+)
 def test_malformed_json_is_400_with_devpis_message(site, path, method, body):
     reply = site.request(method, path, body, user="http", password="pw")
     assert (reply.status, reply.json()["message"]) == (400, BAD_JSON)
