@@ -421,11 +421,17 @@ def _line_end(text, position):
     return len(text) if newline < 0 else newline + 1
 
 
+_STRONG_HASHES = ("sha256", "sha512", "sha384", "blake2b", "sha3_512", "sha3_384", "sha3_256", "sha3_224")
+_BROKEN_HASHES = ("sha1", "md5-sha1", "md5", "md4")
+
+
 def best_hash(hashes):
-    """The hash spec `algorithm=hex` to keep of a page's {algorithm: hex}: sha256 if there, else the first sound one; or ""."""
+    """The hash spec `algorithm=hex` to keep of a page's {algorithm: hex}: the strongest sound one; or ""."""
     sound = {a.lower(): h.lower() for a, h in hashes.items() if isinstance(h, str) and is_digest(a.lower(), h)}
-    for algorithm in sorted(sound, key=lambda a: a != "sha256"):
-        return f"{algorithm}={sound[algorithm]}"
+    for order in (_STRONG_HASHES, sorted(sound.keys() - _BROKEN_HASHES), _BROKEN_HASHES):
+        for algorithm in order:
+            if algorithm in sound:
+                return f"{algorithm}={sound[algorithm]}"
     return ""
 
 
@@ -433,7 +439,9 @@ def best_hash(hashes):
 def _digest_length(algorithm):
     if algorithm not in hashlib.algorithms_available or not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
         return 0
-    return hashlib.new(algorithm).digest_size * 2
+    with contextlib.suppress(ValueError):       # OpenSSL may list what its configuration forbids
+        return hashlib.new(algorithm).digest_size * 2
+    return 0
 
 
 def is_digest(algorithm, text):
@@ -7404,7 +7412,7 @@ _json_text = json.encoder.encode_basestring_ascii
 
 def _json_entry(before, file):
     """A file of a JSON page.  Written by hand: json.dumps takes 4 of the 18 ms of a first rendering of 2,000 files."""
-    hashes = ",".join(f'"{algorithm}":"{digest}"' for algorithm, digest in _page_hash(file).items())
+    hashes = ",".join(f'"{algorithm}":"{digest}"' for algorithm, digest in file.hashes.items())
     text = f'{{"filename":{_json_text(file.filename)},"url":{_json_text(before + quoted(file.path))},"hashes":{{{hashes}}}'
     if file.requires_python:
         text += f',"requires-python":{_json_text(file.requires_python)}'
@@ -7420,12 +7428,6 @@ def _json_entry(before, file):
     if file.provenance:
         text += f',"provenance":{_json_text(file.provenance)}'
     return text + "}"
-
-
-def _page_hash(file):
-    """The one hash that a page states: the announced one, else the one that was computed when the file arrived."""
-    algorithm, _, digest = file.hash_spec.partition("=")
-    return {algorithm: digest} if digest else {"sha256": file.sha256} if file.sha256 else {}
 
 
 def html_page(index, page, prefix, for_people):
@@ -7452,8 +7454,9 @@ def html_page(index, page, prefix, for_people):
 
 
 def _anchor(prefix, file):
-    fragment = "".join(f"#{algorithm}={digest}" for algorithm, digest in _page_hash(file).items())
-    attributes = [f'href="{prefix}{quoted(file.path)}{fragment}"']      # in what is quoted, HTML has nothing to escape
+    spec = f"sha256={file.sha256}" if file.sha256 else file.hash_spec       # a link has room for one
+    link = f"{prefix}{quoted(file.path)}#{spec}".rstrip("#")
+    attributes = [f'href="{link}"']     # in what is quoted, HTML has nothing to escape
     if file.requires_python:
         attributes.append(f'data-requires-python="{html.escape(file.requires_python)}"')
     if file.yanked is not None:

@@ -230,3 +230,31 @@ def test_the_python_of_a_wheel_with_the_label_of_a_variant_is_stated(here, listi
     listing.json("demo", *(listing.file(name, name.encode()) for name in filenames))
     shown = here.get("/%s/+pypi/demo/json" % mirror).json()["urls"]
     assert [file["python_version"] for file in shown] == ["cp313"] * 4
+
+
+# ---------------------------------------------------------------------------------------------- hashes
+
+
+def digests(data, *algorithms):
+    return {algorithm: hashlib.new(algorithm, data).hexdigest() for algorithm in algorithms}
+
+
+def test_a_file_that_fits_the_weaker_of_two_hashes_only_is_refused(here, listing, mirror):
+    hashes = {**digests(b"bytes", "md5"), "sha512": "0" * 128}
+    listing.json("demo", dict(listing.file("demo-1.0.tar.gz"), hashes=hashes))
+    shown = only_file(here, mirror)
+    assert shown["hashes"] == {"sha512": "0" * 128}
+    assert fetch(here, mirror, shown["url"]).status == 502
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha512", None])
+def test_pages_state_the_sha256_of_files_that_are_here(here, listing, mirror, algorithm):
+    announced = digests(b"bytes", algorithm) if algorithm else {}
+    listing.json("demo", dict(listing.file("demo-1.0.tar.gz"), hashes=announced))
+    shown = only_file(here, mirror)
+    assert shown["hashes"] == announced
+    fragment = "#%s=%s" % (algorithm, announced[algorithm]) if algorithm else '"'
+    assert "demo-1.0.tar.gz" + fragment in page(here, mirror, accept="text/html")
+    assert fetch(here, mirror, shown["url"]).body == b"bytes"
+    assert only_file(here, mirror) == {**shown, "hashes": {**announced, **digests(b"bytes", "sha256")}, "size": 5}
+    assert "demo-1.0.tar.gz#sha256=%s" % digests(b"bytes", "sha256")["sha256"] in page(here, mirror, accept="text/html")

@@ -124,9 +124,18 @@ def test_core_metadata_is_read_in_devpis_spelling():
 
 @pytest.mark.parametrize("hashes, spec", [
     ({"md5": "0" * 32, "sha256": "a" * 64}, "sha256=" + "a" * 64), ({"md5": "F" * 32}, "md5=" + "f" * 32), ({"sha256": "zz"}, ""),
-    ({"../../x": "a" * 64}, ""), ({}, "")])
+    ({"../../x": "a" * 64}, ""), ({}, ""), ({"md5": "0" * 32, "sha512": "A" * 128}, "sha512=" + "a" * 128),
+    ({"sha512": "0" * 128, "sha256": "a" * 64}, "sha256=" + "a" * 64), ({"md5": "0" * 32, "sha512": "a" * 127}, "md5=" + "0" * 32)])
 def test_the_best_sound_hash_is_kept(hashes, spec):
     assert d.best_hash(hashes) == spec
+
+
+def test_of_several_hashes_the_strongest_is_kept():
+    order = ["sha256", "sha512", "sha384", "blake2b", "sha3_512", "sha3_256", "blake2s", "sha224", "sha1", "md5"]
+    hashes = {algorithm: "0" * (d.hashlib.new(algorithm).digest_size * 2) for algorithm in order}
+    for position, algorithm in enumerate(order):
+        for others in (order[position:], order[:position - 1 if position else None:-1]):     # in any order of the page
+            assert d.best_hash({other: hashes[other] for other in others}).partition("=")[0] == algorithm
 
 
 def test_times_survive_being_written_and_read():
