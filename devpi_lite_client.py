@@ -851,6 +851,40 @@ def write_whole(path, text, mode=None):
             os.unlink(temporary)        # it has its name by now, or is of no use
 
 
+@contextlib.contextmanager
+def writing(path):
+    """A Failure that names the file for a disk that fails in a block that writes it, whatever else that disk says."""
+    try:
+        yield
+    except OSError as error:
+        other = f" ({error.filename})" if error.filename not in (None, path) else ""
+        reason = error.strerror or error
+        raise Failure(f"{path} could not be written: {reason}{other}") from None
+
+
+class OutputFile:
+    """A new file of bytes.  It has no buffer, so that a full disk is met by what writes, not by what closes."""
+
+    def __init__(self, path):
+        self.name = path
+        with writing(path):
+            self.file = open(path, "wb", buffering=0)
+        self.tell, self.seek, self.truncate = self.file.tell, self.file.seek, self.file.truncate
+
+    def write(self, data):
+        left = memoryview(data)
+        with writing(self.name):
+            while left:
+                left = left[self.file.write(left):]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with writing(self.name):
+            self.file.close()
+
+
 def current_umask():
     mask = os.umask(0o077)
     os.umask(mask)
@@ -1034,7 +1068,7 @@ class Http:
         """Send a request and follow redirects (`follows`); returns its `Reply`, whatever its status.  Unreachable if none came.
 
         `credentials(url)`: the headers that say who asks, for that URL.  `patient`: wait for the answer without end.
-        `repeatable`: may be sent again after a broken connection (GET may).  `sink`: a file for the body of a 200."""
+        `repeatable`: may be sent again after a broken connection (GET may).  `sink`: an `OutputFile` for the body of a 200."""
         repeatable = method in ("GET", "HEAD") if repeatable is None else repeatable
         for _ in range(MAX_REDIRECTS):
             sent = {"User-Agent": USER_AGENT, **(headers or {}), **credentials(url)}
@@ -1144,10 +1178,7 @@ class Http:
             if sink is None:
                 kept.append(piece)
                 continue
-            try:
-                sink.write(piece)
-            except OSError as error:
-                raise Failure(f"{sink.name} could not be written: {error.strerror or error}") from None
+            sink.write(piece)
         if length is not None and count != int(length):
             raise http.client.IncompleteRead(b"", int(length) - count)
         return b"".join(kept)
@@ -3830,7 +3861,7 @@ def zip_directory(source, target):
     Links that lead out of the directory, or nowhere, are left out: what they name was not meant to be published."""
     import zipfile
     count, source = 0, os.path.realpath(source)
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+    with writing(target), zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for folder, folders, names in os.walk(source):
             folders.sort()
             for name in sorted(names):
@@ -3876,27 +3907,15 @@ def unpack(path, target):
                 for info in archive.infolist():
                     found = place(info.filename, info.file_size)
                     if not info.is_dir():
-                        _write(found, zip_pieces(archive, info))
+                        with OutputFile(found) as output:
+                            for piece in zip_pieces(archive, info):
+                                output.write(piece)
         else:
             _unpack_tar(TarReader(file), target, place, charge, filename)
     for folder, folders, names in os.walk(target):
         for name in folders + names:
             if os.path.islink(os.path.join(folder, name)) and not _is_inside(os.path.join(folder, name), target):
                 raise Failure(f"{filename} holds the link '{name}', which leaves the archive; nothing of it is used")
-
-
-def _write(path, pieces):
-    """Write a file of the pieces; one that can't be written is no fault of theirs."""
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(open(path, "wb"))
-        except OSError as error:
-            raise Failure(f"{path} could not be written: {error.strerror or error}") from None
-        for piece in pieces:
-            try:
-                file.write(piece)
-            except OSError as error:
-                raise Failure(f"{path} could not be written: {error.strerror or error}") from None
 
 
 def _is_inside(path, target):
@@ -3944,11 +3963,14 @@ def _unpack_tar(tar, target, place, charge, filename):
                 os.symlink(member.target, found)
             elif os.path.isfile(pointed) and os.path.realpath(pointed) != found:
                 charge(os.path.getsize(pointed))
-                shutil.copyfile(pointed, found)
+                with writing(found):
+                    shutil.copyfile(pointed, found)
         elif member.kind == "file":
             if os.path.islink(found):
                 os.unlink(found)
-            _write(found, tar.pieces())
+            with OutputFile(found) as output:
+                for piece in tar.pieces():
+                    output.write(piece)
             os.chmod(found, 0o755 if member.mode & 0o100 else 0o644)
         else:
             raise Failure(f"{filename} holds '{member.name}', which is neither a file nor a directory")
@@ -4175,11 +4197,12 @@ def _tell_unknown(run, system, root, directory):
 def _copy(source, target):
     """Copy a file, a link or a directory with modes; what version control knows but the disk has lost is left out."""
     import shutil
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    if os.path.isdir(source) and not os.path.islink(source):
-        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
-    elif os.path.lexists(source):
-        shutil.copy2(source, target, follow_symlinks=False)
+    with writing(target):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if os.path.isdir(source) and not os.path.islink(source):
+            shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+        elif os.path.lexists(source):
+            shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _copy_repository(source, target):
@@ -4542,7 +4565,8 @@ def _move_to_dist(run, dist, archives, keeps_old):
     moved = []
     for archive in archives:
         target = os.path.join(dist, archive.filename)
-        shutil.move(archive.path, target)
+        with writing(target):
+            shutil.move(archive.path, target)
         kind = " [sphinx docs]" if archive.is_docs else ""
         run.console.say(f"built: {os.path.relpath(target)}{kind} {max(1, round(os.path.getsize(target) / 1024))}kb")
         moved.append(dataclasses.replace(archive, path=target))
@@ -4819,9 +4843,8 @@ def download(run, file, directory):
     if not re.fullmatch(r"[^/\\:\x00-\x1f\x7f]+", name) or name in (".", ".."):
         raise Failure(f"'{name}' is no usable file name")
     path, best = os.path.join(directory, name), file.best_hash
-    with open(path, "wb") as sink, Progress(run.console, f"downloading {name}", None) as progress:
-        counted = _CountedSink(sink, progress)
-        reply = run.send("GET", file.url, {"Accept": "*/*"}, sink=counted)
+    with OutputFile(path) as sink, Progress(run.console, f"downloading {name}", None) as progress:
+        reply = run.send("GET", file.url, {"Accept": "*/*"}, sink=_CountedSink(sink, progress))
     if reply.status != 200:
         raise run.refusal(reply)
     if best is None:
@@ -4837,10 +4860,10 @@ def download(run, file, directory):
 
 
 class _CountedSink:
-    """A file that tells a `Progress` what is written."""
+    """An `OutputFile` that tells a `Progress` what is written."""
 
     def __init__(self, file, progress):
-        self.file, self.progress, self.name, self.tell, self.truncate = file, progress, file.name, file.tell, file.truncate
+        self.file, self.progress, self.tell, self.truncate = file, progress, file.tell, file.truncate
 
     def write(self, data):
         self.file.write(data)

@@ -5,10 +5,11 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
-from client import POSIX, Client, end
+from client import POSIX, Client, documentation, end
 from harness import eventually, sdist, wheel
 from misbehaving import keep_port
 from receiver import Receiver
@@ -173,10 +174,19 @@ def test_a_disk_that_is_full_leaves_the_old_state(devpi, site, index, gate):
         assert str(devpi.directory) in printed and len(printed.lines) < 6, printed
     assert {name: (devpi.directory / name).read_bytes() for name in before} == before
     assert sorted(path.name for path in devpi.directory.iterdir()) == sorted(before), "nothing half-written is left"
-    site.upload(index, sdist("roomy", "1.0", size=100000, extra_members={"tox.ini": b"[tox]\n"}))
-    limited.command[4] = "20000"
-    printed = limited("test", "roomy", expect=1, TMPDIR=devpi.write("tmp/keep", "").parent, PATH=devpi.add_command("tox", ""))
-    assert "roomy-1.0.tar.gz" in printed and [path.name for path in (devpi.home / "tmp").iterdir()] == ["keep"]
+    archive = sdist("roomy", "1.0", size=100000, extra_members={"tox.ini": b"[tox]\n"})
+    site.upload(index, archive)
+    page = documentation("roomy", "1.0", "x" * 200000)
+    tar = devpi.home / "roomy-1.0.doc.tgz"
+    with tarfile.open(str(tar), "w:gz") as packed:
+        packed.add(str(devpi.save(page)), "index.html")
+    for size, words, named in [
+            (20000, ["test", "roomy"], archive.filename), (len(archive.content) - 1, ["test", "roomy"], archive.filename),
+            (100, ["upload", tar], "index.html")]:
+        limited.command[4] = str(size)
+        printed = limited(*words, expect=1, TMPDIR=devpi.write("tmp/keep", "").parent, PATH=devpi.add_command("tox", ""))
+        assert named + " could not be written: " in printed and len(printed.lines) < 4, printed
+        assert [path.name for path in (devpi.home / "tmp").iterdir()] == ["keep"]
 
 
 def test_a_client_directory_that_can_not_be_one(nobody, site):
