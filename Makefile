@@ -48,16 +48,16 @@ interop:
 bench:
 	$(PYTHON) tests/bench/bench.py $(ARGS)
 
-# Prints every CPython 3.9 to 3.14 at hand that can run the server and make environments, oldest
+# Prints every CPython 3.9 to 3.15 at hand that can run the server and make environments, oldest
 # first, a line each: 3.09 /path/to/python3. A name that pyenv knows but does not run prints nothing.
 pythons:
-	@for python in python3 python3.9 python3.10 python3.11 python3.12 python3.13 python3.14 \
+	@for python in python3 python3.9 python3.10 python3.11 python3.12 python3.13 python3.14 python3.15 \
 	        "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.*/bin/python; do \
 	    "$$python" -c 'import os, sys, ssl, sqlite3, venv, ensurepip; \
-	good = sys.implementation.name == "cpython" and (3, 9) <= sys.version_info[:2] <= (3, 14); \
+	good = sys.implementation.name == "cpython" and (3, 9) <= sys.version_info[:2] <= (3, 15); \
 	good and print("%d.%02d" % sys.version_info[:2], os.path.realpath(sys.executable))' </dev/null 2>/dev/null || true; \
 	done | sort -u
 
 clean:
-	rm -rf .venv .interop .pytest_cache
+	rm -rf --one-file-system .venv .interop .newest .newest.log .pytest_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
