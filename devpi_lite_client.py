@@ -402,6 +402,35 @@ def one_line(text, limit=300):
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
+REASON_READ = 20000             # characters of a body in which a reason is looked for
+REASON_SHOWN = 500
+
+
+def readable_reason(status, text):
+    """What a server's body says of a refusal, as one line: the message of JSON, the title or else the text of HTML.
+
+    "" if it only repeats the status."""
+    import html
+    text = text[:REASON_READ]
+    phrase = http.client.responses.get(status, "")
+    candidates = [text]
+    if text.lstrip().startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(text)
+            candidates = [value[key] for key in ("message", "detail", "error")
+                          if isinstance(value.get(key), str)] + [text]
+    elif re.search(r"<(html|!doctype|head|title|body|h1|p)\b", text, re.IGNORECASE):
+        text = re.sub(r"<(script|style)\b.*?</\1>|<!--.*?-->", " ", text, flags=re.DOTALL | re.IGNORECASE)
+        title = re.search(r"<title\b[^>]*>([^<]*)", text, re.IGNORECASE)
+        body = re.sub(r"<(head|title)\b.*?</\1\s*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
+        candidates = [html.unescape(each) for each in (title[1] if title else "", re.sub(r"<[^>]*>", " ", body))]
+    for candidate in candidates:
+        line = re.sub(rf"^(HTTP\S* )?{status}\b[\s:,-]*", "", " ".join(printable(candidate).split()))
+        if line and line.lower() != phrase.lower():
+            return line if len(line) <= REASON_SHOWN else line[:REASON_SHOWN - 3] + "..."
+    return ""
+
+
 def reason_of(error):
     """A failure as a few words."""
     if isinstance(error, (TimeoutError, socket.timeout)):
@@ -3497,26 +3526,44 @@ def _outside_target(run, section, path):
     return {"posturl": url, "username": user, "password": password}
 
 
+NO_DOCS = (404, 410)            # what servers answer to documentation if they take none, as PyPI does
+
+
 def _show_actions(run, reply, actions):
-    """Print what a push did; exit status 1 if any of it failed."""
-    if reply.status not in (200, 201):
+    """Print what a push did, a line each; exit status 1 if any of it failed.
+
+    A server that takes no documentation has the release all the same, unless nothing else was pushed."""
+    shown = [(action[0], _pushed(action[0], [str(word) for word in action[1:]])) for action in actions]
+    is_released = any(status in (200, 201) and not _is_docs(words) for status, words in shown)
+    is_docless = is_released and any(status in NO_DOCS and _is_docs(words) for status, words in shown)
+    fine = [status in (200, 201) or status in NO_DOCS and is_docless and _is_docs(words)
+            or status == 410 and not _is_docs(words) for status, words in shown]
+    failed = not all(fine) or reply.status not in (200, 201) and not is_docless
+    if failed and reply.status not in (200, 201):
         run.console.error(f"{reply.method} {public_url(reply.url)}\n{reply.status} {reply.reason}")
-    document, failed = [], False
-    for action in actions:
-        status, words = action[0], [str(word) for word in action[1:]]
-        is_fine = status in (200, 201, 410)
-        failed = failed or not is_fine
-        lines = "\n".join(f"   {line}" for line in " ".join([str(status), *words]).splitlines())
-        if is_fine:
-            run.console.say(lines)
-        else:
-            run.console.error(lines)
-        document.append({"status": status, "action": words[0] if words else "", "details": words[1:]})
-    failed = failed or reply.status not in (200, 201)
+    for (status, words), is_fine in zip(shown, fine):
+        (run.console.say if is_fine else run.console.error)(f"   {' '.join([str(status), *words])}".rstrip())
+    if is_docless:
+        run.console.say("the documentation was not taken, the release is there without it "
+                        "(--no-docs does not try)")
     if failed:
         run.console.error("Failure during upload")
-    run.console.document({"ok": not failed, "status": reply.status, "actions": document})
+    run.console.document({"ok": not failed, "status": reply.status, "actions": [
+        {"status": status, "action": words[0] if words else "", "details": words[1:]} for status, words in shown]})
     return 1 if failed else 0
+
+
+def _is_docs(words):
+    return words[:1] == ["docfile"]
+
+
+def _pushed(status, words):
+    """The words of what a push did, each a line; of a refusal with the reason, that of the status if there is no other."""
+    if status in (200, 201) or not isinstance(status, int) or status < 0:
+        return [" ".join(word.split()) for word in words]
+    words, reason = words[:2], readable_reason(status, " ".join(words[2:]))
+    reason = reason or http.client.responses.get(status, "") if status not in NO_DOCS else reason
+    return [*words, reason] if reason else words
 
 
 # ======================================================================================================================

@@ -122,7 +122,7 @@ def test_what_an_index_outside_refuses_is_shown(devpi, site, index, release, sin
     printed = devpi("push", "--no-docs", "pushed==1.0", "pypi:ext", expect=1)
     assert [line.rstrip() for line in printed.lines[1:]] == [
         "PUSH %s/%s" % (site.url, index), "502 Bad Gateway", "   200 upload " + file_path(index, release[0]),
-        "   400 upload %s line1: bad" % file_path(index, release[1]), "   line2", "Failure during upload"]
+        "   400 upload %s line1: bad line2" % file_path(index, release[1]), "Failure during upload"]
     sink.stop()
     printed = devpi("push", "--no-docs", "pushed==1.0", "pypi:ext", expect=1)
     assert printed.lines[-1] == "Failure during upload"
@@ -136,9 +136,56 @@ def test_one_bad_entry_fails_the_push_whatever_the_status(devpi, site, index):
         gate.fault("PUSH ", "answer", body=json.dumps(log).encode(),
                    headers={"Content-Type": "application/json", "X-DEVPI-API-VERSION": "2"})
         assert devpi("push", "pushed==1.0", "alice/elsewhere", expect=1).lines == [
-            "   200 upload a", "   410 submit b", "   500 upload c", "Failure during upload"]
+            "   200 upload a", "   410 submit b", "   500 upload c Internal Server Error",
+            "Failure during upload"]
     finally:
         gate.close()
+
+
+PYPI = """<html>
+ <head>
+  <title>400 File already exists (&#x27;pushed-1.0.tar.gz&#x27;). See https://pypi.org/help/ for more.</title>
+ </head>
+ <body>
+  <h1>400 File already exists (&#x27;pushed-1.0.tar.gz&#x27;). See https://pypi.org/help/ for more.</h1>
+  The server could not comply with the request since it is either malformed or otherwise incorrect.<br/><br/>
+
+ </body>
+</html>"""
+
+
+@pytest.mark.parametrize("status, body, shown", [
+    (400, PYPI, "File already exists ('pushed-1.0.tar.gz'). See https://pypi.org/help/ for more."),
+    (403, "<!DOCTYPE html><title>403 Forbidden</title><style>p {}</style><p>no such\n<b>token</b>", "no such token"),
+    (403, "<html><head><title>Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>", "Forbidden"),
+    (400, '{"message": "the\\nname is taken"}', "the name is taken"), (400, "{" * 5000, "{" * 497 + "..."),
+    (422, "", "Unprocessable"), (400, "a\n\n  b\x1b[31m\n", "a b?[31m"), (401, "HTTP/1.1 401 Unauthorized", "Unauthorized")])
+def test_a_refusal_is_one_line_with_the_reason(devpi, index, release, sink, status, body, shown):
+    sink.answer(status, body)
+    printed = devpi("push", "--no-docs", "pushed==1.0", "pypi:ext", expect=1)
+    lines = [line for line in printed.lines if line.startswith("   %d upload " % status)]
+    assert len(lines) == 2 and len(printed.lines) == 6
+    for line, archive in zip(lines, release):
+        assert line.startswith("   %d upload %s %s" % (status, file_path(index, archive), shown))
+
+
+@pytest.mark.parametrize("status", [410, 404])
+def test_a_receiver_without_documentation_has_the_release(devpi, index, release, sink, status):
+    """As PyPI is one. It is said, and it is no failure, unless there was nothing else to push."""
+    sink.answer(200, times=2)
+    sink.answer(status, "<title>410 Gone</title>")
+    printed = devpi("push", "--json", "pushed==1.0", "pypi:ext")
+    assert [(action["status"], action["action"]) for action in printed.json()["actions"]] == [
+        (200, "upload"), (200, "upload"), (status, "docfile")] and printed.json()["ok"]
+    assert "the documentation was not taken, the release is there without it" in printed.errors
+    assert "Failure" not in printed.errors
+    printed = devpi("push", "--only-docs", "pushed==1.0", "pypi:ext", expect=1)
+    assert printed.lines[-1] == "Failure during upload"
+    sink.reset()
+    sink.answer(200, times=1)
+    sink.answer(403, times=1)
+    sink.answer(status)
+    assert devpi("push", "pushed==1.0", "pypi:ext", expect=1).lines[-1] == "Failure during upload"
 
 
 def test_a_section_of_pypirc_may_leave_things_out(devpi, sink, index):
