@@ -721,6 +721,12 @@ def _path(text):
     return os.path.abspath(os.path.expanduser(text))
 
 
+def _header_name(text):
+    if not re.fullmatch(r"[A-Za-z0-9-]+", text):
+        raise ValueError(f"{text!r} is no name of a header")
+    return text.lower()
+
+
 def _mode(text):
     if not re.fullmatch("[0-7]{3,4}", text):
         raise ValueError(f"{text!r} is no file mode: three octal digits, as 660")
@@ -780,7 +786,11 @@ class Settings:
         "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
     absolute_urls: bool = option("absolute-urls", None, False, "absolute file links on simple pages")
     trusted_proxies: tuple = option(            # ipaddress networks, besides loopback
-        "trusted-proxy", _networks, (), "addresses or networks whose X-Outside-URL and X-Real-IP count, besides loopback")
+        "trusted-proxy", _networks, (), "addresses or networks of proxies, besides loopback: what they say of their clients counts, by X-Outside-URL, "
+        "X-Forwarded-Proto, -Host and -Prefix, and the header of --real-ip-header")
+    real_ip_header: str = option(               # in lower case
+        "real-ip-header", _header_name, "x-real-ip",
+        "the one header in which a proxy names its client's address; of several addresses in it the last counts")
     restrict_modify: tuple | None = option(     # None = no restriction
         "restrict-modify", _names, None, "the only users and :groups who may create and change users and indexes")
     mirror_cache_expiry: int = option(
@@ -7580,7 +7590,9 @@ _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
 _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
+_HOST_HEADER, _SCHEME = re.compile(_HOST), re.compile("https?", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
+_PREFIX = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
 _BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
@@ -8078,26 +8090,53 @@ class Request:
 
     @kept_property
     def address(self):
-        """The client's address; a trusted proxy's word for it counts."""
-        if self.connection.trusted:
-            for value in (self.header("x-real-ip"), self.header("x-forwarded-for").rpartition(",")[2]):
-                if value:
-                    with contextlib.suppress(ValueError):
-                        return str(ipaddress.ip_address(value.strip()))
-        return self.connection.address
+        """The client's address; a trusted proxy's word for it counts, in one header alone: what else comes is passed on by the
+        proxy just as the client sent it."""
+        name = self.app.settings.real_ip_header
+        said = self.header(name)
+        if not said:
+            if "x-forwarded-for" in self.headers and self.connection.trusted:
+                self.app.note_once(self.connection.address, "X-Forwarded-For from %s is not looked at: --real-ip-header "
+                                   "X-Forwarded-For would make it the client's address", self.connection.address)
+            return self.connection.address
+        if not self.connection.trusted:
+            self.app.ignored_header(self.connection.address, name, said)
+            return self.connection.address
+        last = said.rpartition(",")[2].strip()
+        port = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+", last)
+        try:
+            return str(ipaddress.ip_address((port[1] or port[2]) if port else last))
+        except ValueError:
+            self.app.ignored_header(self.connection.address, name, said, "it is no address")
+            return self.connection.address
 
     @kept_property
     def base_url(self):
-        """The start of absolute links, without final slash: X-Outside-URL of a trusted peer, --outside-url, or Host."""
-        outside = self.header("x-outside-url")
-        if outside:
-            if self.connection.trusted and _BASE_URL.fullmatch(outside):
-                return outside.rstrip("/")
-            self.app.ignored_header(self.connection.address, outside, self.connection.trusted)
-        if self.app.settings.outside_url:
-            return self.app.settings.outside_url
-        host = self.header("host") or self.app.address_text
-        return "http://" + re.sub(r":80$", "", host)
+        """The start of absolute links, without final slash: X-Outside-URL of a trusted peer, --outside-url, X-Forwarded-Proto,
+        -Host and -Prefix of a trusted peer, or Host."""
+        outside = self._forwarded("x-outside-url", _BASE_URL)
+        if outside or self.app.settings.outside_url:
+            return outside.rstrip("/") or self.app.settings.outside_url
+        scheme = self._forwarded("x-forwarded-proto", _SCHEME).lower() or "http"
+        host = self._forwarded("x-forwarded-host", _HOST_HEADER) or self.header("host") or self.app.address_text
+        prefix = self._forwarded("x-forwarded-prefix", _PREFIX).rstrip("/")
+        return f"{scheme}://{re.sub(':443$' if scheme == 'https' else ':80$', '', host)}{prefix}"
+
+    def _forwarded(self, name, pattern):
+        """What a trusted peer says of how it was asked; "" if it says nothing, or nothing that fits.
+
+        Of several values in one of the X-Forwarded headers the last is the peer's own."""
+        said = self.header(name)
+        if not said:
+            return ""
+        if not self.connection.trusted:
+            self.app.ignored_header(self.connection.address, name, said)
+            return ""
+        value = said.rpartition(",")[2].strip() if name.startswith("x-forwarded-") else said
+        if not pattern.fullmatch(value):
+            self.app.ignored_header(self.connection.address, name, said, "it is malformed")
+            return ""
+        return value
 
     @kept_property
     def identity(self):
@@ -8373,6 +8412,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             if not blank or len(raw) > Limits.head:
                 if len(raw) > Limits.head:
                     raise BadHead(f"the request's head is larger than {Limits.head} bytes", 431)
+                if raw.startswith(b"\x16\x03"):
+                    app.note_once(connection.address, "%s speaks TLS to this port, which speaks plain HTTP: its URL has to begin "
+                                  "with http://, or a proxy with TLS has to stand in front (gen-config nginx)",
+                                  connection.address)
+                    raise BadHead("this port speaks plain HTTP: the URL has to begin with http://, not https://")
                 raise BadHead("malformed request head")
             connection.buffer = rest
             request = Request(app, connection, *parse_head(raw), raw + blank)
@@ -8908,7 +8952,7 @@ class App:
         self.turns = Turns()
         self.ready = {trusted: store.freshness.cache(Limits.answer_cache // 2) for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
-        self.warned_addresses = set()
+        self.noted = set()
         self.started = time.time()
         node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
@@ -8944,12 +8988,16 @@ class App:
         key = request.raw_head if ready.user is None else (address, request.raw_head)
         self.store.freshness.keep(self.answers(address), key, ready, size, tags, request.moment, expires)
 
-    def ignored_header(self, address, value, trusted):
-        """Say once an address why its X-Outside-URL does not count."""
-        if address not in self.warned_addresses and len(self.warned_addresses) < 1000:
-            self.warned_addresses.add(address)
-            why = "it is no http URL" if trusted else f"--trusted-proxy {address} would make it count"
-            log.warning("X-Outside-URL %r from %s is ignored: %s", one_line(value, 100), address, why)
+    def ignored_header(self, address, name, value, why=""):
+        """Say once an address why a header of it that only proxies send does not count."""
+        self.note_once(address, "%s %r from %s is ignored: %s", name.title().replace("-Url", "-URL"), one_line(value, 100), address,
+                       why or f"--trusted-proxy {address} would make it count")
+
+    def note_once(self, address, text, *values):
+        """A line in the log, one for each address and kind of thing."""
+        if (address, text) not in self.noted and len(self.noted) < 1000:
+            self.noted.add((address, text))
+            log.warning(text, *values)
 
     def respond(self, request):
         """Find the endpoint, run it; whatever it raises becomes the answer."""
@@ -11365,7 +11413,7 @@ server {{
         proxy_set_header Connection "";
         proxy_set_header Host $http_host;
         proxy_set_header X-Outside-URL {_nginx_word(outside)};
-        proxy_set_header X-Real-IP $remote_addr;
+        proxy_set_header {settings.real_ip_header.title().replace('-Ip', '-IP')} $remote_addr;
 
         # files of any size, which go through as they come; the server has a limit of its own, --max-request-body-size
         client_max_body_size 0;

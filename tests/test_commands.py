@@ -743,8 +743,9 @@ def test_the_nginx_configuration_follows_the_outside_url(generate):
     printed = generate("nginx", "--outside-url", "https://pypi.example.org/sub/path/", "--host", "0.0.0.0", "--port", "4040")
     for line in ("server 127.0.0.1:4040;", "listen 443 ssl;", "server_name pypi.example.org;", "location /sub/path/ {",
                  "proxy_set_header X-Outside-URL https://pypi.example.org/sub/path;", "client_max_body_size 0;",
-                 "return 308 https://$host$request_uri;"):
+                 "return 308 https://$host$request_uri;", "proxy_set_header X-Real-IP $remote_addr;"):
         assert line in printed
+    assert "proxy_set_header X-Client $remote_addr;" in generate("nginx", "--real-ip-header", "x-client")
     assert "location / {" in generate("nginx") and "location / {" in generate("nginx", "--outside-url", "https://x:8443")
     for url in ("http://pypi.example.org", "https://pypi.example.org/$host"):
         with pytest.raises(devpi_lite.FatalError):

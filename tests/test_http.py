@@ -8,11 +8,12 @@ import random
 import re
 import resource
 import socket
+import ssl
 import time
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, wheel
+from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, patched, wheel
 
 LOGIN = b'{"user": "root", "password": "secret"}'
 BAD_JSON = "Bad request: could not decode json"
@@ -868,11 +869,68 @@ def test_a_useless_x_outside_url_is_ignored(site, outside):
     assert api_url(site, X_Outside_URL=outside) == site.url + "/+login"
 
 
-def test_forwarded_headers_are_not_believed(site):
-    assert (
-        api_url(site, X_Forwarded_Host="evil.example", X_Forwarded_Proto="https", Forwarded="host=evil.example")
-        == site.url + "/+login"
-    )
+@pytest.mark.parametrize(
+    "headers, base",
+    [
+        ({"Proto": "https", "Host": "pypi.example"}, "https://pypi.example"),
+        ({"Proto": "HTTPS", "Host": "pypi.example:443", "Prefix": "/sub/"}, "https://pypi.example/sub"),
+        ({"Host": "pypi.example:80"}, "http://pypi.example"),
+        ({"Host": "client.example, pypi.example:8443", "Proto": "http, https"}, "https://pypi.example:8443"),
+        ({"Proto": "gopher", "Host": "a b", "Prefix": "sub"}, None),
+        ({"Host": "evil.example/path", "Prefix": "//x\"y"}, None),
+    ],
+)
+def test_forwarded_headers_from_loopback_replace_what_host_says(site, headers, base):
+    headers = {"X_Forwarded_" + name: value for name, value in headers.items()}
+    assert api_url(site, Forwarded="host=evil.example", **headers) == (base or site.url) + "/+login"
+    assert api_url(site, X_Outside_URL="https://out.example", **headers) == "https://out.example/+login"
+
+
+def test_the_forwarded_prefix_is_taken_off_the_path(site, proxied):
+    assert api_url(site, path="/sub/+api", X_Forwarded_Prefix="/sub") == site.url + "/sub/+login"
+    assert api_url(site, path="/+api", X_Forwarded_Prefix="/sub") == site.url + "/sub/+login"
+    assert api_url(proxied, X_Forwarded_Host="pypi.example") == OUTSIDE + "/+login"
+
+
+def addresses(server, *headers):
+    """The addresses in the access log of one request for each of these headers."""
+    for number, each in enumerate(headers):
+        server.get("/+api?case=%d" % number, headers=each)
+    output = server.whole_output()
+    return [re.search(r"(?m)\?case=%d .* (\S+)$" % number, output).group(1) for number in range(len(headers))]
+
+
+def test_of_the_headers_that_name_the_client_one_counts(make_server):
+    forged = {"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.7", "True-Client-IP": "203.0.113.7"}
+    server = make_server()
+    assert addresses(server, forged, {"X-Real-IP": "192.0.2.1", **forged}, {"X-Real-IP": "203.0.113.9, 192.0.2.1"},
+                     {"X-Real-IP": "nonsense"}, {"X-Real-IP": "[2001:db8::7]:443"}, {"X-Real-IP": "192.0.2.8:1"}) == [
+        "127.0.0.1", "192.0.2.1", "192.0.2.1", "127.0.0.1", "2001:db8::7", "192.0.2.8"]
+    assert server.output().count("--real-ip-header X-Forwarded-For would make it") == 1
+    server.restart("--real-ip-header", "X-Forwarded-For")
+    assert addresses(server, {"X-Real-IP": "203.0.113.9"}, {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "192.0.2.1"},
+                     {"X-Forwarded-For": "203.0.113.9, 192.0.2.1"}) == ["127.0.0.1", "192.0.2.1", "192.0.2.1"]
+
+
+def test_what_a_stranger_says_of_clients_is_ignored_with_a_line_in_the_log(make_server, tmp_path):
+    server = make_server(script=patched(tmp_path, "devpi_lite.App.trusts = lambda self, address: False"))
+    headers = {"X-Real-IP": "203.0.113.9", "X-Forwarded-Host": "evil.example", "X-Outside-URL": "https://evil.example"}
+    for _ in range(2):
+        assert server.get("/+api", headers=headers).result["login"] == server.url + "/+login"
+    output = server.whole_output()
+    assert not re.search(r"(?m) 203\.0\.113\.9$", output)
+    (line,) = [line for line in output.splitlines() if "is ignored" in line]
+    assert "--trusted-proxy 127.0.0.1" in line
+
+
+def test_tls_on_the_plain_port_leaves_a_line_in_the_log(server):
+    for _ in range(2):
+        with server.connect() as connection, pytest.raises(ssl.SSLError):
+            ssl.create_default_context().wrap_socket(connection, server_hostname="localhost")
+    (line,) = [line for line in server.whole_output().splitlines() if "speaks TLS to this port" in line]
+    assert "127.0.0.1" in line and "http://" in line
+    answer = server.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))
+    assert answer.startswith(b"HTTP/1.1 400 ") and b"plain HTTP" in answer
 
 
 def test_outside_url_of_the_operator_is_used_for_every_absolute_url(proxied):
