@@ -148,6 +148,14 @@ def canonical_version(text):
         "+" + ".".join(map(str, local)) if local else ""))
 
 
+def spellings(version, among):
+    """Those of some texts that spell the same version (PEP 440: `1.0-RC1`, `1.0rc1`), the text itself before others.
+
+    `1.0` and `1.0.0` are two versions here: each can be a release of its own."""
+    wanted = canonical_version(version)
+    return sorted((text for text in among if canonical_version(text) == wanted), key=lambda text: text != version)
+
+
 @functools.lru_cache(maxsize=20000)
 def version_key(text):
     """Sorts versions as PEP 440 orders them; texts that are no versions sort below all of them, by their text."""
@@ -4238,12 +4246,15 @@ def _status_of(row):
 
 
 def files_by_version(page):
-    """{version: [(Index, File), ...]} of a page, in the order of versions."""
-    found = {version: [] for version in page.versions}
+    """{version: [(Index, File), ...]} of a page, in the order of versions; all spellings of one are under the first."""
+    first, found = {}, {}
+    for version in page.versions:
+        found.setdefault(first.setdefault(canonical_version(version), version), [])
     for origin, files in page.parts:
         for file in files:
             if file.version:
-                found.setdefault(file.version, []).append((origin, file))
+                version = first.setdefault(canonical_version(file.version), file.version)
+                found.setdefault(version, []).append((origin, file))
     return {version: found[version] for version in sorted(found, key=version_key)}
 
 
@@ -6002,9 +6013,17 @@ class Attachment(typing.NamedTuple):
 
 
 def _store_docs(change, index, name, version, docs, uploaded_name, members, may_replace):
-    """Enter a documentation zip, and its release if that is new; False as for an upload."""
+    """Enter a documentation zip, and its release if that is new; False as for an upload.
+
+    It goes to the release that spells the version in another way, if there is none by this spelling or that has some."""
     index = _current(change, index)
     project_id = _project_for(change, index, name)
+    for kind in ("release", "doczip"):
+        there = [row["version"] for row in change.execute(
+            "SELECT version FROM releases WHERE project_id = ?" if kind == "release" else
+            "SELECT version FROM files WHERE project_id = ? AND kind = 'doczip' AND kind != 'releasefile'", (project_id,))]
+        version = next(iter(spellings(version, there)), version)
+    docs = docs._replace(filename=f"{normalize(name)}-{version}.doc.zip")
     old = _file_named(change, project_id, docs.filename, "doczip")
     if old and not index.volatile:
         if old.sha256 != docs.sha256:
@@ -6082,10 +6101,20 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
 # -- yanks and statuses
 
 
+def _marks(values):
+    """Placeholders for values in SQL."""
+    return ", ".join("?" * len(values))
+
+
 def _yank(change, index, name, version, path, reason):
     index = _current(change, index)
-    condition, values = ("files.index_id = ? AND path = ?", (path,)) if path else \
-        ("projects.index_id = ? AND projects.name = ? AND files.version = ?", (name, version))
+    condition, values = "files.index_id = ? AND path = ?", (path,)
+    if not path:
+        there = change.execute("SELECT DISTINCT version FROM files JOIN projects ON projects.id = project_id "
+                               "WHERE projects.index_id = ? AND name = ?", (index.id, name))
+        texts = spellings(version, [row["version"] for row in there])
+        condition = f"projects.index_id = ? AND projects.name = ? AND files.version IN ({_marks(texts)})"
+        values = (name, *texts)
     rows = change.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
                           f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
                           (index.id, *values)).fetchall()
@@ -6168,22 +6197,36 @@ def _remove_project(change, index, name):
 
 
 def _remove_version(change, index, name, version):
-    row = change.execute(
-        "SELECT releases.id, project_id FROM releases JOIN projects ON projects.id = project_id "
-        "WHERE index_id = ? AND name = ? AND version = ?", (index.id, name, version)).fetchone()
-    if row is None:
+    found = _releases_of(change, index, name, version)
+    if not found:
         raise _no_version(index, name, version)
-    _bury_files(change, index, "release_id = ?", row["id"])
-    change.execute("DELETE FROM releases WHERE id = ?", (row["id"],))
+    for row in found:
+        _remove_release(change, index, name, row["id"], row["version"])
+    return Removed(name, found[0]["version"])
+
+
+def _releases_of(db, index, name, version):
+    """The rows (id, version, project status) of the releases of a stage's project that spell this version, the text itself
+    first."""
+    rows = {row["version"]: row for row in db.execute(
+        "SELECT releases.id, version, status FROM releases JOIN projects ON projects.id = project_id "
+        "WHERE index_id = ? AND name = ? ORDER BY releases.id", (index.id, name))}
+    return [rows[text] for text in spellings(version, rows)]
+
+
+def _remove_release(change, index, name, release_id, version):
+    _bury_files(change, index, "release_id = ?", release_id)
+    change.execute("DELETE FROM releases WHERE id = ?", (release_id,))
     change.record("release", [index.user, index.name, name, version], None)
     _project_changed(change, index, name)
-    return Removed(name, version)
 
 
 def _forget_version(change, index, name, version):
     """On a mirror: let go of the bytes; the links stay."""
-    found = change.execute("SELECT path FROM files JOIN projects ON projects.id = project_id "
-                           "WHERE projects.index_id = ? AND name = ? AND version = ?", (index.id, name, version)).fetchall()
+    rows = change.execute("SELECT path, version FROM files JOIN projects ON projects.id = project_id "
+                          "WHERE projects.index_id = ? AND name = ?", (index.id, name)).fetchall()
+    texts = spellings(version, {row["version"] for row in rows})
+    found = [row for row in rows if row["version"] in texts]
     if not found:
         raise _no_version(index, name, version)
     change.executemany("UPDATE files SET sha256 = NULL WHERE index_id = ? AND path = ?",
@@ -6220,7 +6263,7 @@ def _remove_file(change, index, path):
 def _remove_if_empty(change, index, name, file):
     """The release of a file that went goes with its last file; the project stays, for its name is private still."""
     if change.execute("SELECT 1 FROM files WHERE release_id = ?", (file.release_id,)).fetchone() is None:
-        _remove_version(change, index, name, file.version)
+        _remove_release(change, index, name, file.release_id, file.version)
 
 
 # ======================================================================================================================
@@ -6233,12 +6276,14 @@ def _remove_if_empty(change, index, name, file):
 
 @dataclasses.dataclass(frozen=True)
 class StagedRelease:
-    """A release of an index with all that may be pushed: each file with its test results, and its documentation."""
+    """A release of an index with all that may be pushed: each file with its test results, and its documentation.
+
+    Where its version is spelled in several ways (`1.0-RC1`, `1.0rc1`), it is all that has one of these spellings."""
     name: str                       # normalised
-    version: str
-    metadata: dict
+    version: str                    # as it is asked for, or the first spelling
+    metadata: dict                  # spelling of the version -> metadata of what is spelled so
     files: tuple = ()               # ((File, (File, ...)), ...), by file name
-    docs: File | None = None
+    docs: tuple = ()                # (File, ...): one for a spelling at most
     is_quarantined: bool = False
 
     def refuse_quarantined(self, index):
@@ -6247,24 +6292,28 @@ class StagedRelease:
 
     def only(self, no_docs, only_docs):
         """The part of it that is wanted; NotFound if that is nothing."""
-        part = dataclasses.replace(self, files=() if only_docs else self.files, docs=None if no_docs else self.docs)
-        if not part.files and part.docs is None:
+        part = dataclasses.replace(self, files=() if only_docs else self.files, docs=() if no_docs else self.docs)
+        if not part.files and not part.docs:
             raise NotFound(f"no release/files found for {self.name} {self.version}")
         return part
 
 
 def _released(db, index, name, version):
     """A stage's release as `StagedRelease`, as it is now; BadRequest if the index itself does not have it."""
-    row = db.execute("SELECT releases.*, status FROM releases JOIN projects ON projects.id = project_id "
-                     "WHERE index_id = ? AND name = ? AND version = ?", (index.id, name, version)).fetchone()
-    if row is None:
+    rows = _releases_of(db, index, name, version)
+    if not rows:
         raise _nothing_to_push(index, name, version)
-    files = list(map(File._make, db.execute(
-        f"SELECT {_FILE_COLUMNS} FROM files WHERE release_id = ? ORDER BY filename, id", (row["id"],))))
-    return StagedRelease(name, version, json.loads(row["metadata"]), tuple(
-        (file, tuple(result for result in files if result.for_id == file.id))
-        for file in files if file.kind == "releasefile"), next((f for f in files if f.kind == "doczip"), None),
-        (_status_of(row) or ("",))[0] == "quarantined")
+    metadata = {row["version"]: json.loads(db.execute("SELECT metadata FROM releases WHERE id = ?", (row["id"],)).fetchone()[0])
+                for row in rows}
+    ids = [row["id"] for row in rows]
+    files = select_files(db, f"WHERE release_id IN ({_marks(ids)}) ORDER BY filename, id", *ids)
+    results = collections.defaultdict(list)
+    for file in files:
+        results[file.for_id].append(file)
+    return StagedRelease(
+        name, rows[0]["version"], metadata,
+        tuple((file, tuple(results[file.id])) for file in files if file.kind == "releasefile"),
+        tuple(file for file in files if file.kind == "doczip"), (_status_of(rows[0]) or ("",))[0] == "quarantined")
 
 
 def _nothing_to_push(index, name, version):
@@ -6300,11 +6349,12 @@ class Staging:
             with self.store.read() as db:
                 return _released(db, index, name, version)
         page = self.mirrors.project(index, name)
-        files = sorted((file for file in page.files if file.version == version), key=lambda file: file.filename)
+        texts = spellings(version, {file.version for file in page.files})
+        files = sorted((file for file in page.files if file.version in texts), key=lambda file: file.filename)
         if not files:
             raise _nothing_to_push(index, name, version)
-        return StagedRelease(name, version, {"name": name, "version": version}, tuple((file, ()) for file in files),
-                      is_quarantined=page.is_quarantined)
+        return StagedRelease(name, texts[0], {text: {"name": name, "version": text} for text in texts},
+                             tuple((file, ()) for file in files), is_quarantined=page.is_quarantined)
 
     def complete(self, index, pushed, user):
         """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out of them.
@@ -6319,8 +6369,10 @@ class Staging:
                 raise NotFound(f"{file.filename} is lost")
         if not index.is_mirror:
             return pushed
-        metadata = pushed.metadata
+        metadata, read = dict(pushed.metadata), set()
         for file in files:
+            if file.version in read:
+                continue
             with self.blobs.open(file.sha256) as blob:
                 try:
                     data = archive_metadata(blob, file.filename)
@@ -6329,8 +6381,8 @@ class Staging:
             if data is not None:
                 known = {*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS}        # upstream may write any header
                 stated = {key: value for key, value in parse_core_metadata(data).items() if key in known}
-                metadata = with_defaults({**stated, **metadata})
-                break
+                metadata[file.version] = with_defaults({**stated, **metadata[file.version]})
+                read.add(file.version)
         return dataclasses.replace(pushed, metadata=metadata, files=tuple((file, ()) for file in files))
 
     def _fetched(self, index, file):
@@ -6366,12 +6418,10 @@ class Staging:
         log_ = []
         with self.turn("outside", actor.user):
             if register:
-                log_.append(server.register(pushed))
-            if not log_ or log_[0][0] in (200, 201, 410):
-                for file, _ in pushed.files:
-                    log_.append(server.upload(self.blobs, index, pushed, file))
-                if pushed.docs:
-                    log_.append(server.upload_docs(self.blobs, pushed))
+                log_ += map(server.register, pushed.metadata.values())
+            if all(entry[0] in (200, 201, 410) for entry in log_):
+                log_ += [server.upload(self.blobs, index, pushed.metadata[file.version], file) for file, _ in pushed.files]
+                log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs) for docs in pushed.docs]
         self.store.write(_note, "push.external", index.path, f"{pushed.name}=={pushed.version}",
                          f"to {url_origin(url)}: {', '.join(str(entry[0]) for entry in log_)}", actor=actor)
         return log_
@@ -6381,19 +6431,21 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
     """Enter a release into another stage, with all that hangs on it."""
     target = _current(change, target)
     if not source.is_mirror:        # as it is now
-        pushed = _released(change, source, pushed.name, pushed.version)
+        pushed = _released(change.db, source, pushed.name, pushed.version)
         pushed.refuse_quarantined(source)
     pushed = pushed.only(*part)
     project_id = _project_for(change, target, said_name)
-    row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
-                         (project_id, pushed.version)).fetchone()
-    before = json.loads(row["metadata"]) if row else {}
-    metadata = {**before, **pushed.metadata}
-    release_id = row["id"] if row and metadata == before else \
-        _put_release(change, target, said_name, pushed.version, project_id, metadata)
-    log_ = [[200, "register", said_name, pushed.version, "->", target.path]]
-    place = {"project_id": project_id, "release_id": release_id}
-    put = functools.partial(_push_file, change, source, target, pushed.name, place, may_replace)
+    places, log_ = {}, []
+    for version, metadata in pushed.metadata.items():
+        row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
+                             (project_id, version)).fetchone()
+        before = json.loads(row["metadata"]) if row else {}
+        metadata = {**before, **metadata}
+        release_id = row["id"] if row and metadata == before else \
+            _put_release(change, target, said_name, version, project_id, metadata)
+        places[version] = {"project_id": project_id, "release_id": release_id}
+        log_.append([200, "register", said_name, version, "->", target.path])
+    put = functools.partial(_push_file, change, source, target, pushed.name, places, may_replace)
     for file, results in pushed.files:
         new = put(file)
         log_.append([200, "store_releasefile", f"{target.path}/{new.path}"])
@@ -6401,16 +6453,17 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
             stored = _add_test_result(change, target, pushed.name, new, result.sha256, result.size,
                                       _pushed_history(change, source, target, result))
             log_.append([200, "store_toxresult", f"{target.path}/{stored.path}"])
-    if pushed.docs:
-        put(pushed.docs)
-        log_.append([200, "store_doczip", said_name, pushed.version, "->", target.path])
+    for docs in pushed.docs:
+        put(docs)
+        log_.append([200, "store_doczip", said_name, docs.version, "->", target.path])
     change.audit("push", target.path, f"{pushed.name}=={pushed.version}", f"from {source.path}")
     tell(change, target, Event("push", pushed.name, pushed.version, source=source.path))
     return log_
 
 
-def _push_file(change, source, target, project, place, may_replace, file):
+def _push_file(change, source, target, project, places, may_replace, file):
     """Copy a file's row to another stage; Conflict if it is there and may not be overwritten."""
+    place = places[file.version]
     old = _file_named(change, place["project_id"], file.filename, file.kind)
     if old and not target.volatile:
         raise _already_exists(file.filename, f", with {'the same' if old.sha256 == file.sha256 else 'other'} content")
@@ -6437,24 +6490,24 @@ class OutsideServer:
         self.headers = {"User-Agent": user_agent(), "Accept": "*/*", "Authorization": f"Basic {pair}"}
         self.until = time.monotonic() + Limits.push_time
 
-    def register(self, pushed):
-        fields = [(":action", "submit"), *_form_fields(pushed.metadata)]
+    def register(self, metadata):
+        fields = [(":action", "submit"), *_form_fields(metadata)]
         body = urllib.parse.urlencode(fields).encode()
         headers = {**self.headers, "Content-Type": "application/x-www-form-urlencoded"}
         return self._attempt("register", lambda: self.client.post(self.url, headers, [body], len(body), self.timeout),
-                             lambda answer: [answer.status, "register", pushed.metadata["name"], pushed.version])
+                             lambda answer: [answer.status, "register", metadata["name"], metadata["version"]])
 
-    def upload(self, blobs, index, pushed, file):
+    def upload(self, blobs, index, metadata, file):
         python, kind = upload_kind(file.filename)
         fields = [(":action", "file_upload"), ("filetype", kind), ("pyversion", python),
-                  ("sha256_digest", file.sha256), *_form_fields(pushed.metadata)]
+                  ("sha256_digest", file.sha256), *_form_fields(metadata)]
         return self._attempt("release upload", lambda: self._send(blobs, fields, file, file.filename), lambda answer: [
             answer.status, "upload", f"{index.path}/{file.path}", "" if answer.status in (200, 201) else answer.text])
 
-    def upload_docs(self, blobs, pushed):
-        name = pushed.metadata["name"]
-        fields = [(":action", "doc_upload"), ("name", name), ("version", pushed.version)]
-        return self._attempt("documentation upload", lambda: self._send(blobs, fields, pushed.docs, f"{name}.zip"),
+    def upload_docs(self, blobs, metadata, docs):
+        name = metadata["name"]
+        fields = [(":action", "doc_upload"), ("name", name), ("version", docs.version)]
+        return self._attempt("documentation upload", lambda: self._send(blobs, fields, docs, f"{name}.zip"),
                              lambda answer: [answer.status, "docfile", name])
 
     def _attempt(self, what, send, entry):
@@ -9815,8 +9868,8 @@ def _documentation(docs_by_version, version):
         candidates = {v: file for v, file in docs_by_version.items() if is_final(v)}
     if version in ("latest", "stable") and candidates:
         return candidates[max(candidates, key=version_key)]
-    if version in candidates:
-        return candidates[version]
+    for text in spellings(version, candidates):
+        return candidates[text]
     raise NotFound("No stable documentation available." if version == "stable" else "No documentation available.")
 
 
@@ -10163,7 +10216,7 @@ def get_version(request, user, index, project, version):
 def version_objects(request, index, project, ignore_bases, only=None):
     """(whether the project is known, {version: devpi's version object}) over an index and its bases (http-api 8).
 
-    `only`: the one version that is wanted."""
+    `only`: the one version that is wanted; what an index has under other spellings of it is one with it."""
     app = request.app
     own = app.projects.own(index, project) if ignore_bases else None
     pages = [own] if own and own.known else app.projects.contributions(index, project).pages
@@ -10177,14 +10230,16 @@ def version_objects(request, index, project, ignore_bases, only=None):
             ids = {file.id for file in files}       # a test result may have come since, of a file that did so too
             files = sorted([*files, *(attached for attached in app.projects.attachments(origin, project)
                                       if attached.for_id is None or attached.for_id in ids)])        # by id: as they came
+        texts = only and spellings(only, dict.fromkeys((*page.versions, *(file.version for file in files))))
         files_of = collections.defaultdict(list)
         for file in files:
-            if file.version and only in (None, file.version):
-                files_of[file.version].append(file)
+            if file.version and (only is None or file.version in texts):
+                files_of[texts[0] if texts else file.version].append(file)
         metadata = _mirror_metadata(project, files_of) if origin.is_mirror else \
-            _stage_metadata(request, origin, project, files_of, only)
+            _stage_metadata(request, origin, project, files_of, only and (texts or [only])[0])
         for version, content in metadata.items():
             links = _links(request, origin, files_of[version])
+            version = version if only is None else only
             if links:
                 content["+links"] = links
             if version in versions:
@@ -10310,6 +10365,7 @@ def serve_pypi_json(request, index_path, project, version):
             require_read(request, origin)
         releases = files_by_version(page)
         shown = latest_version(releases) if releases and version is None else version
+        shown = shown and next(iter(spellings(shown, releases)), shown)
         if shown not in releases:
             raise NotFound(f"no project '{project}'" if not page.known else
                            f"The project {project} has no releases." if shown is None else
@@ -10329,15 +10385,16 @@ def _metadata_of(request, page, version):
     """(metadata of a version, whether nothing failed): what the first stage that has it says, else what a mirror's metadata
     file says."""
     app = request.app
+    texts = spellings(version, dict.fromkeys((*page.versions, *(file.version for file in page.files))))
     stated = {"requires_python": next((file.requires_python for file in page.files
-                                       if file.version == version and file.requires_python), "")}
+                                       if file.version in texts and file.requires_python), "")}
     for origin, files in page.parts:
-        if not origin.is_mirror:
-            found = _stage_metadata(request, origin, page.name, {}, version).get(version)
+        for text in () if origin.is_mirror else texts:
+            found = _stage_metadata(request, origin, page.name, {}, text).get(text)
             if found:
                 return found, True
         for file in files:
-            if origin.is_mirror and file.version == version and file.core_metadata:
+            if origin.is_mirror and file.version in texts and file.core_metadata:
                 try:
                     data = metadata_bytes(app.store, app.blobs, app.mirrors.metadata_hash(origin, file))
                     return {**stated, **parse_core_metadata(data)}, True
