@@ -3999,7 +3999,7 @@ def _json_file(url, entry):
     return UpstreamFile(
         filename, file_url, best_hash(entry.get("hashes") or {}),
         size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 60 else None,
-        uploaded=_sound_time(entry.get("upload-time")),
+        uploaded=_sound_time(entry.get("upload-time"), url),
         requires_python=_sound_text(entry.get("requires-python")) or None,
         yanked=None if yanked is False or yanked is None else _sound_text(yanked),
         core_metadata=_offered_metadata(metadata), provenance=_sound_link(entry.get("provenance")))
@@ -4085,12 +4085,44 @@ def _sound_text(value):
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value).strip()[:2000] if isinstance(value, str) else ""
 
 
-def _sound_time(value):
-    """An ISO time if `value` is one, normalised to microseconds; else ""."""
-    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z", value):
-        with contextlib.suppress(ValueError, OverflowError, OSError):
-            return iso_time(seconds_of(value))
+_ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(?:[.,](\d+))? ?(Z|[+-]\d\d(?::?\d\d)?)?",
+                       re.ASCII | re.IGNORECASE)
+
+
+def _sound_time(value, url):
+    """An upload time of the page at `url` as `iso_time` writes it, from any spelling of ISO 8601 that
+    installers read: with an offset, with any number of digits; "" for what is no time since 1970.
+
+    A time without a zone counts as UTC."""
+    match = _ISO_TIME.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= 100 else None
+    if match:
+        day, minute, second, fraction, zone = match.groups()
+        zone = (zone or "").upper().replace("Z", "").replace(":", "")
+        offset = f"{zone[:3]}:{zone[3:] or '00'}" if zone else "+00:00"
+        if not match[5]:
+            _say_of_times(url_origin(url), "without a zone, taken for UTC", value)
+        with contextlib.suppress(ValueError, OverflowError):
+            text = f"{day}T{minute}{second or ':00'}.{(fraction or '')[:6]:0<6}{offset}"
+            moment = datetime.datetime.fromisoformat(text).astimezone(datetime.timezone.utc)
+            if moment.year >= 1970:
+                return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+    if value is not None:
+        _say_of_times(url_origin(url), "that can't be read, taken for absent", repr(value))
     return ""
+
+
+@functools.lru_cache(maxsize=1000)
+def _first_of_kind(origin, trouble):
+    """A list that is empty until something was said of this trouble of this host."""
+    return []
+
+
+def _say_of_times(origin, trouble, example):
+    """One line in the log for a host and a kind of trouble: a page may have thousands of such times."""
+    said = _first_of_kind(origin, trouble)
+    if not said:
+        said.append(True)
+        log.warning("%s states upload times %s: %s", origin, trouble, one_line(example, 60))
 
 
 def _sound_link(value):

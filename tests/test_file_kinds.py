@@ -258,3 +258,39 @@ def test_pages_state_the_sha256_of_files_that_are_here(here, listing, mirror, al
     assert fetch(here, mirror, shown["url"]).body == b"bytes"
     assert only_file(here, mirror) == {**shown, "hashes": {**announced, **digests(b"bytes", "sha256")}, "size": 5}
     assert "demo-1.0.tar.gz#sha256=%s" % digests(b"bytes", "sha256")["sha256"] in page(here, mirror, accept="text/html")
+
+
+# ---------------------------------------------------------------------------------------------- upload times
+
+
+@pytest.mark.parametrize("stated, shown", [
+    ("2024-01-02T03:04:05.123456Z", "2024-01-02T03:04:05.123456Z"), ("2024-01-02T03:04:05Z", "2024-01-02T03:04:05.000000Z"),
+    ("2024-01-02T03:04:05+00:00", "2024-01-02T03:04:05.000000Z"), ("2024-01-02T03:04:05.5-05:30", "2024-01-02T08:34:05.500000Z"),
+    ("2024-01-01T00:30:00+0100", "2023-12-31T23:30:00.000000Z"), ("2024-01-02T03:04:05+02", "2024-01-02T01:04:05.000000Z"),
+    ("2024-01-02T03:04:05.123456789Z", "2024-01-02T03:04:05.123456Z"), ("2024-01-02T03:04:05.1234567+00:00", "2024-01-02T03:04:05.123456Z"),
+    ("2024-01-02t03:04:05z", "2024-01-02T03:04:05.000000Z"), ("2024-01-02 03:04:05.25", "2024-01-02T03:04:05.250000Z"),
+    ("2024-01-02T03:04Z", "2024-01-02T03:04:00.000000Z"), ("2024-01-02T03:04:05,5Z", "2024-01-02T03:04:05.500000Z"),
+    ("2024-01-02T03:04:05", "2024-01-02T03:04:05.000000Z")])
+def test_an_upload_time_is_read_in_every_spelling(here, listing, mirror, stated, shown):
+    listing.json("demo", dict(listing.file("demo-1.0.tar.gz"), **{"upload-time": stated}))
+    file = only_file(here, mirror)
+    assert file["upload-time"] == shown and "_upload-time-source" not in file
+
+
+@pytest.mark.parametrize("stated", [
+    "", "yesterday", 5, 1.5, True, [], "2024-13-02T03:04:05Z", "2024-01-02", "2024-01-02T03:04:61Z", "2024-01-02T03:04:05+99:00",
+    "0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "1969-12-31T23:59:59Z", "2024-01-02T03:04:05." + "1" * 200 + "Z",
+    "\u0662024-01-02T03:04:05Z"])
+def test_what_is_no_upload_time_counts_as_none(here, listing, mirror, stated):
+    listing.json("demo", dict(listing.file("demo-1.0.tar.gz"), **{"upload-time": stated}))
+    file = only_file(here, mirror)
+    assert file["_upload-time-source"] == "first-seen" and file["upload-time"] > "2026"
+
+
+def test_odd_upload_times_are_logged_once_for_a_host(here, listing, mirror):
+    odd = itertools.cycle(["2024-01-02T03:04:05", "soon", "2024-01-02T03:04:05Z"])
+    listing.json("demo", *(dict(listing.file("demo-1.%d.tar.gz" % n), **{"upload-time": next(odd)}) for n in range(30)))
+    assert len(page(here, mirror)["files"]) == 30
+    lines = [line for line in here.whole_output().splitlines() if "states upload times" in line and listing.url in line]
+    assert len(lines) == 2
+    assert "taken for UTC: 2024-01-02T03:04:05" in lines[0] and "taken for absent: 'soon'" in lines[1]
