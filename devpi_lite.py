@@ -952,6 +952,7 @@ class Limits:
     pushes = 32                     # that wait for other servers
     pushes_of_one = 8               # of them, of one user
     push_time = 1800                # of one push to an outside server
+    attestations = 256 << 10        # characters, of one file
     posted_answer = 64 << 10        # what is read of the answer to a POST
     slowest_post = 16 << 10         # bytes a second
     busy = 10                       # seconds a writer waits for another process
@@ -5586,9 +5587,9 @@ def _revive(change):
 # before anything is stored; then its blob is kept and one change enters project, release and file.
 # ======================================================================================================================
 
-# Fields of an upload form that describe the upload, not the release.
+# Fields of an upload form that describe the upload or its file, not the release.
 _FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest", "sha256_digest", "blake2_256_digest",
-              "gpg_signature", "content"}
+              "gpg_signature", "content", "attestations"}
 
 
 def check_form_names(form):
@@ -5669,6 +5670,28 @@ def form_metadata(form):
     return metadata
 
 
+def stored_metadata(text):
+    """A release's metadata as they are stored (JSON), without what describes one file only: older programs kept that too."""
+    metadata = json.loads(text)
+    other = metadata.get("other")
+    if isinstance(other, dict) and not _FORM_ONLY.isdisjoint(other):
+        metadata["other"] = {field: value for field, value in other.items() if field not in _FORM_ONLY}
+    return metadata
+
+
+def form_attestations(form):
+    """What an upload form attests of its file (PEP 740): a JSON list, as it came; "" if nothing."""
+    text = form.get("attestations", [""])[0].strip()
+    if len(text) > Limits.attestations:
+        raise TooLarge(f"the field 'attestations' is longer than {Limits.attestations} characters")
+    try:
+        if not text or isinstance(json.loads(text, parse_int=len, parse_float=len), list):
+            return text
+    except (ValueError, RecursionError):
+        pass
+    raise BadRequest("the field 'attestations' is no JSON list")
+
+
 def with_defaults(metadata):
     """All keys that devpi's JSON shows, absent ones as "" or []."""
     return {**{field: "" for field in TEXT_FIELDS}, **{field: [] for field in LIST_FIELDS}, **metadata}
@@ -5685,6 +5708,7 @@ class Upload:
     metadata: dict              # what the form states
     archive: dict               # what the archive's own metadata file states; {} if there is none
     metadata_file: MetadataFile | None
+    attestations: str = ""      # see `form_attestations`
 
 
 class Releases:
@@ -5713,7 +5737,7 @@ class Releases:
         self._check_archive(filename, name, version, archive)
         offered = data is not None and filename.lower().endswith(".whl")
         upload = Upload(name, version, filename, incoming.sha256.hexdigest(), incoming.size, form_metadata(form), archive,
-                        MetadataFile.of(data) if offered else None)
+                        MetadataFile.of(data) if offered else None, form_attestations(form))
         self._refuse_early(index, upload, may_replace)
         incoming.keep()
         return self.store.write(_store_upload, index, upload, may_replace, actor=actor)
@@ -5878,7 +5902,7 @@ def _register(change, index, name, version, metadata):
     project_id = _project_for(change, index, name)
     row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
                          (project_id, version)).fetchone()
-    if row and json.loads(row["metadata"]) == with_defaults(metadata):
+    if row and stored_metadata(row["metadata"]) == with_defaults(metadata):
         return
     _put_release(change, index, name, version, project_id, with_defaults(metadata))
     change.audit("register", index.path, f"{normalize(name)}=={version}")
@@ -5939,9 +5963,23 @@ def _store_upload(change, index, upload, may_replace):
         filename=upload.filename, sha256=upload.sha256, size=upload.size,
         requires_python=stated.get("requires_python") or None, core_metadata=metadata_sha256,
         metadata_sha256=metadata_sha256, history=history)
+    _attest(change, index, file, upload.attestations)
     change.audit("upload", index.path, file.filename, f"sha256={file.sha256}")
     tell(change, index, Event("upload", normalize(upload.name), upload.version, file))
     return True
+
+
+def _attest(change, index, file, attestations):
+    """Keep what is attested of a new file, if anything is."""
+    if attestations:
+        change.execute("INSERT INTO attestations VALUES (?, ?)", (file.id, attestations))
+        change.record("attestations", [index.user, index.name, file.path], attestations)
+
+
+def _attestations_of(db, file):
+    """What is attested of a file, or ""."""
+    row = db.execute("SELECT content FROM attestations WHERE file_id = ?", (file.id,)).fetchone()
+    return row["content"] if row else ""
 
 
 def _file_named(change, project_id, filename, kind):
@@ -5998,7 +6036,7 @@ def _merge_release(change, index, project_id, upload):
     """Bring a release's metadata up to what form and archive say: the form first, gaps filled from the archive."""
     row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
                          (project_id, upload.version)).fetchone()
-    before = json.loads(row["metadata"]) if row else with_defaults({})
+    before = stored_metadata(row["metadata"]) if row else with_defaults({})
     metadata = {**before, **upload.metadata}
     for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
         if not metadata.get(field) and upload.archive.get(field):
@@ -6335,8 +6373,8 @@ def _released(db, index, name, version):
     rows = _releases_of(db, index, name, version)
     if not rows:
         raise _nothing_to_push(index, name, version)
-    metadata = {row["version"]: json.loads(db.execute("SELECT metadata FROM releases WHERE id = ?", (row["id"],)).fetchone()[0])
-                for row in rows}
+    metadata = {row["version"]: stored_metadata(db.execute(
+        "SELECT metadata FROM releases WHERE id = ?", (row["id"],)).fetchone()["metadata"]) for row in rows}
     ids = [row["id"] for row in rows]
     files = select_files(db, f"WHERE release_id IN ({_marks(ids)}) ORDER BY filename, id", *ids)
     results = collections.defaultdict(list)
@@ -6452,7 +6490,10 @@ class Staging:
             if register:
                 log_ += map(server.register, pushed.metadata.values())
             if all(entry[0] in (200, 201, 410) for entry in log_):
-                log_ += [server.upload(self.blobs, index, pushed.metadata[file.version], file) for file, _ in pushed.files]
+                with self.store.read() as db:
+                    attested = {file.id: _attestations_of(db, file) for file, _ in pushed.files}
+                log_ += [server.upload(self.blobs, index, pushed.metadata[file.version], file, attested[file.id])
+                         for file, _ in pushed.files]
                 log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs) for docs in pushed.docs]
         self.store.write(_note, "push.external", index.path, f"{pushed.name}=={pushed.version}",
                          f"to {url_origin(url)}: {', '.join(str(entry[0]) for entry in log_)}", actor=actor)
@@ -6471,7 +6512,7 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
     for version, metadata in pushed.metadata.items():
         row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
                              (project_id, version)).fetchone()
-        before = json.loads(row["metadata"]) if row else {}
+        before = stored_metadata(row["metadata"]) if row else {}
         metadata = {**before, **metadata}
         release_id = row["id"] if row and metadata == before else \
             _put_release(change, target, said_name, version, project_id, metadata)
@@ -6505,7 +6546,9 @@ def _push_file(change, source, target, project, places, may_replace, file):
         _remove_if_empty(change, target, project, old)
     kept = ("version", "filename", "sha256", "size", "uploaded", "first_seen", "requires_python", "yanked", "core_metadata",
             "metadata_sha256", "provenance", "last_modified", "kind")
-    return _insert_file(change, target, project, history=history, **place, **{name: getattr(file, name) for name in kept})
+    new = _insert_file(change, target, project, history=history, **place, **{name: getattr(file, name) for name in kept})
+    _attest(change, target, new, _attestations_of(change, file))
+    return new
 
 
 def _pushed_history(change, source, target, file):
@@ -6529,11 +6572,21 @@ class OutsideServer:
         return self._attempt("register", lambda: self.client.post(self.url, headers, [body], len(body), self.timeout),
                              lambda answer: [answer.status, "register", metadata["name"], metadata["version"]])
 
-    def upload(self, blobs, index, metadata, file):
+    def upload(self, blobs, index, metadata, file, attestations):
+        """Send a file, with what is attested of it.  PyPI takes that with a Trusted Publisher's token only: where a refusal
+        speaks of it, the file is sent once more without."""
         python, kind = upload_kind(file.filename)
         fields = [(":action", "file_upload"), ("filetype", kind), ("pyversion", python),
                   ("sha256_digest", file.sha256), *_form_fields(metadata)]
-        return self._attempt("release upload", lambda: self._send(blobs, fields, file, file.filename), lambda answer: [
+
+        def send():
+            if attestations:
+                answer = self._send(blobs, [*fields, ("attestations", attestations)], file, file.filename)
+                if answer.status not in (400, 403, 422) or "attestation" not in f"{answer.reason} {answer.text}".lower():
+                    return answer
+                log.info("%s takes %s without its attestations only", url_origin(self.url), file.filename)
+            return self._send(blobs, fields, file, file.filename)
+        return self._attempt("release upload", send, lambda answer: [
             answer.status, "upload", f"{index.path}/{file.path}", "" if answer.status in (200, 201) else answer.text])
 
     def upload_docs(self, blobs, metadata, docs):
