@@ -917,6 +917,8 @@ class Limits:
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # a minute
+    audit_repeat = 60               # seconds within which the same, done again, is counted in the row that is there
+    audit_repeats = 10000           # indexes and users whose last one is remembered for that
     history = 100                   # log entries of one file
     doc_members = 20000             # of a documentation zip
     doc_bytes = 1 << 30             # unpacked
@@ -927,6 +929,8 @@ class Limits:
     parsed_here = 1 << 20           # a larger one is looked at in a child process
     test_results = 1000             # of one file
     cleaning = 3600                 # between two looks for files that nothing names
+    changelog = 8 << 20             # bytes; the oldest entries go
+    write_ahead_log = 64 << 20      # bytes that it keeps when it has been folded in
     trash = 7 * 86400               # that a file stays which nothing in the database names
     outbox = 10000                  # messages of one index; the oldest go
     outbox_rest = 30                # for a target whose last message could not be written down as sent
@@ -1346,6 +1350,12 @@ SCHEMA_SINCE_4 = """
 CREATE UNIQUE INDEX files_of_stage ON files (index_id, path) WHERE release_id IS NOT NULL;
 """
 
+SCHEMA_SINCE_5 = """
+-- times: how often the same was done within a minute
+ALTER TABLE audit ADD COLUMN times INTEGER NOT NULL DEFAULT 1;
+CREATE INDEX audit_of_account ON audit (who);
+"""
+
 
 def run_script(db, script):
     """Run SQL statements, each of which ends with its line, inside the transaction that is open."""
@@ -1394,8 +1404,12 @@ def _migrate_to_4(db):
     db.execute("UPDATE files SET metadata_sha256 = NULL WHERE release_id IS NULL AND sha256 IS NOT NULL")
 
 
+def _migrate_to_5(db):
+    run_script(db, SCHEMA_SINCE_5)
+
+
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
-MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4)
+MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 EVERYTHING = "everything"       # the tag of changes to users and index configurations: all caches start anew
 
@@ -1554,12 +1568,13 @@ class Store:
         self.idle_readers = []
         self.closed = False
         self.durable = True         # how the writer commits just now
-        self.audit_rows = Settings.audit_rows
+        self.audit_log = AuditLog(Settings.audit_rows)
         self.signals = {"outbox": threading.Event(), "search": threading.Event()}       # set when there is work
         self.writer = self._connect()
         self._upgrade(create)
         self.commits = CommitCounter(os.path.join(serverdir, ".commits"))
         self.serial = self._last_serial(self.writer)
+        self.log_size = self._log_size(self.writer)
         self.thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
         self.thread.start()
         self.node = self._node_facts()
@@ -1578,6 +1593,7 @@ class Store:
         else:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA journal_size_limit = {Limits.write_ahead_log}")
         return db
 
     def _upgrade(self, create):
@@ -1589,7 +1605,7 @@ class Store:
                              f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4)
+            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4 + SCHEMA_SINCE_5)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -1611,6 +1627,11 @@ class Store:
                 db.execute(f"PRAGMA user_version = {step + 1}")
                 db.execute("COMMIT")
             db.execute("PRAGMA foreign_keys = ON")
+
+    @staticmethod
+    def _log_size(db):
+        """Bytes of the changelog's entries."""
+        return db.execute("SELECT coalesce(sum(length(ops)), 0) FROM changelog").fetchone()[0]
 
     @staticmethod
     def _last_serial(db):
@@ -1686,7 +1707,7 @@ class Store:
                 if change.ops:
                     entered = self._log(change, chain)
                 if change.audits:
-                    self._audit(change, change.serial if change.ops else None)
+                    self.audit_log.enter(change, change.serial if change.ops else None)
             except sqlite3.OperationalError:
                 raise       # the disk, not the change: the whole group fails
             except Exception as error:
@@ -1698,6 +1719,8 @@ class Store:
                 tags |= change.tags
                 signals |= change.signals
             db.execute("RELEASE change")
+        if self.log_size > Limits.changelog:
+            self._cut_log(db, serial)
         db.execute("COMMIT")
         self.serial = serial
         if tags:
@@ -1707,19 +1730,24 @@ class Store:
         if not self.commits.is_server:
             self.commits.raise_counter()
 
-    def _audit(self, change, serial):
-        """Enter what the change did into the audit log, which keeps its newest rows."""
-        change.executemany("INSERT INTO audit (ts, who, address, action, index_path, target, detail, serial) "
-                           "VALUES (?, ?, ?, ?, ?, ?, ?, ?)", [(*row, serial) for row in change.audits])
-        change.execute("DELETE FROM audit WHERE id <= (SELECT max(id) FROM audit) - ?", (self.audit_rows,))
+    def _cut_log(self, db, serial):
+        """Drop the oldest entries of the changelog: a large row that is written often must not fill the disk."""
+        left, first = Limits.changelog // 2, serial
+        for row in db.execute("SELECT serial, length(ops) FROM changelog ORDER BY serial DESC"):
+            left -= row[1]
+            if left < 0:
+                break
+            first = row[0]
+        db.execute("DELETE FROM changelog WHERE serial < ?", (first,))      # the newest stays: the next is chained to it
+        self.log_size = self._log_size(db)
 
-    @staticmethod
-    def _log(change, prev):
+    def _log(self, change, prev):
         """Append the change to the changelog, whose last hash is `prev`; returns its own."""
         ops = zlib.compress(json.dumps(change.ops, separators=(",", ":")).encode(), 1)
         digest = hashlib.sha256(prev + struct.pack(">Q", change.serial) + ops).digest()
         change.execute("INSERT INTO changelog VALUES (?, ?, ?, ?, ?, ?)",
                        (change.serial, time.time(), change.who, ops, prev, digest))
+        self.log_size += len(ops)
         return digest
 
     def _give_up(self, group, error):
@@ -1761,6 +1789,70 @@ class Store:
             log.warning("the write-ahead log was not folded in: %s", error)
         self.writer.close()
         self.commits.close()
+
+
+class AuditLog:
+    """Who did what; the newest rows stay.
+
+    The same done again within a minute, and nothing else to that index or user between, counts in
+    the row that is there.  Where there are too many
+    rows, the oldest of the account that has most of them go: nobody can wash others' out.  What
+    anonymous people do counts for their address."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.total = None                           # rows that there are; None: not counted yet
+        self.recent = collections.OrderedDict()     # index or user -> (what was done last, id of its row, its time)
+
+    def enter(self, change, serial):
+        """Enter what a change did, as part of it."""
+        if self.total is None:
+            self.total = change.execute("SELECT count(*) FROM audit").fetchone()[0]
+        for ts, *what in change.audits:
+            if not self._count_again(change, ts, tuple(what)):
+                row = change.execute("INSERT INTO audit (ts, who, address, action, index_path, target, detail, serial) "
+                                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (ts, *what, serial))
+                self._remember(tuple(what), row.lastrowid, ts)
+                self.total += 1
+        if self.total > self.rows:
+            self._cut(change)
+
+    def _count_again(self, change, ts, what):
+        last, row_id, since = self.recent.get(self._object(what), (None, None, 0))
+        if last != what or not since <= ts < since + Limits.audit_repeat:
+            return False
+        # a change that was undone may have left its row's id to another one
+        counted = change.execute(
+            "UPDATE audit SET times = times + 1 WHERE id = ? AND (who, address, action, index_path, target, detail) "
+            "IS (?, ?, ?, ?, ?, ?)", (row_id, *what))
+        return counted.rowcount == 1
+
+    @staticmethod
+    def _object(what):
+        _, _, _, index_path, target, _ = what
+        return index_path or target
+
+    def _remember(self, what, row_id, ts):
+        self.recent[self._object(what)] = (what, row_id, ts)
+        self.recent.move_to_end(self._object(what))
+        while len(self.recent) > Limits.audit_repeats:
+            self.recent.popitem(last=False)
+
+    def _cut(self, change):
+        """Delete what is too much, and a little more so that this is not due at each row."""
+        counts = collections.Counter(dict(change.execute(       # no name begins with a blank
+            "SELECT coalesce(who, ' ' || address), count(*) FROM audit GROUP BY 1").fetchall()))
+        self.total = sum(counts.values())
+        left = self.total - self.rows + self.rows // 100 if self.total > self.rows else 0
+        self.total -= left
+        while left > 0:
+            (account, most), *others = counts.most_common(2)
+            count = min(left, max(1, most - (others[0][1] if others else 0)))
+            condition = ("who IS NULL AND address = ?", account[1:]) if account.startswith(" ") else ("who = ?", account)
+            change.execute(f"DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE {condition[0]} ORDER BY id LIMIT ?)",
+                           (condition[1], count))
+            counts[account] -= count
+            left -= count
 
 
 class WriteTask:
@@ -9420,7 +9512,7 @@ def audit(request):
                           (*values, limit + 1)).fetchall()
     entries = [{"id": row["id"], "time": iso_time(row["ts"]), "who": row["who"], "address": row["address"],
                 "action": row["action"], "index": row["index_path"], "target": row["target"], "detail": row["detail"],
-                "serial": row["serial"]} for row in rows[:limit]]
+                "times": row["times"], "serial": row["serial"]} for row in rows[:limit]]
     return json_response({"type": "audit", "result": entries, "next": entries[-1]["id"] if len(rows) > limit else None})
 
 
@@ -11668,7 +11760,7 @@ def command_serve(arguments):
     secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings.serverdir, create=True)
     store.commits.is_server = True
-    store.audit_rows = settings.audit_rows
+    store.audit_log.rows = settings.audit_rows
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):

@@ -88,6 +88,21 @@ def test_attributes_are_bounded_in_what_they_hold_not_in_bytes_alone(site):
     assert site.patch("/mem/dev", ["custom_data-="], user="mem").status == 200
 
 
+def test_small_changes_of_a_large_index_do_not_fill_the_disk(make_server):
+    server = make_server("--no-access-log")
+    server.add_user("large")
+    server.login("large")
+    server.add_index("large/dev", custom_data=base64.b64encode(os.urandom(180000)).decode())
+    before = disk(server)
+    for number in range(150):
+        assert server.patch("/large/dev", {"title": str(number)}, user="large").status == 200
+    assert disk(server) - before < 14 << 20     # 30 MB of entries were written; some MB are SQLite's own log
+
+
+def disk(server):
+    return sum(path.stat().st_size for path in server.directory.glob("devpi_lite.db*"))
+
+
 def test_long_fields_of_forms_that_come_slowly_do_not_lie_in_memory(site):
     body, content_type = multipart({":action": "submit", "name": "slow", "version": "1.0",
                                     "description": "x" * (9 << 20)}, {})

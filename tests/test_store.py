@@ -52,6 +52,74 @@ def test_each_change_has_its_own_serial_and_the_log_is_a_chain(store):
         previous = row["hash"]
 
 
+def test_the_changelog_is_cut_at_its_oldest_end_and_stays_a_chain(store, monkeypatch):
+    monkeypatch.setattr(d.Limits, "changelog", 20000)
+    for number in range(60):
+        store.write(lambda change: change.record("large", [], os.urandom(500).hex()))
+    with store.read() as db:
+        rows = db.execute("SELECT * FROM changelog ORDER BY serial").fetchall()
+    assert 10 < len(rows) < 40 and [row["serial"] for row in rows] == list(range(60 - len(rows), 60))
+    assert sum(len(row["ops"]) for row in rows) <= 20000
+    for before, row in zip(rows, rows[1:]):
+        assert row["prev"] == before["hash"]
+    monkeypatch.setattr(d.Limits, "changelog", 10)
+    store.write(add_user, "last")
+    with store.read() as db:
+        (row,) = db.execute("SELECT serial, prev FROM changelog")       # the next is chained to it
+    assert tuple(row) == (60, rows[-1]["hash"])
+
+
+# -- the audit log
+
+
+def act(store, who, action, target, ts=1000.0, address="192.0.2.1"):
+    def change_(change):
+        change.audits.append((ts, who, address, action, "", target, ""))
+    store.write(change_, actor=d.Actor(who, address))
+
+
+def audited(store):
+    with store.read() as db:
+        return [tuple(row) for row in db.execute("SELECT who, target, times FROM audit ORDER BY id")]
+
+
+def test_what_is_done_again_within_a_minute_counts_in_the_row_that_is_there(store):
+    for ts in (1000.0, 1030.0, 1059.0, 1061.0):
+        act(store, "eve", "modify", "x", ts)
+    act(store, "eve", "modify", "y", 1062.0)
+    act(store, "eve", "modify", "x", 1063.0)
+    act(store, "bob", "modify", "x", 1064.0)
+    act(store, "eve", "modify", "x", 1065.0)        # not before what bob did
+    assert audited(store) == [("eve", "x", 3), ("eve", "x", 2), ("eve", "y", 1), ("bob", "x", 1), ("eve", "x", 1)]
+
+
+def test_a_row_that_was_undone_is_not_counted_in_another_ones(store):
+    def fails(change):
+        change.audits.append((1000.0, "eve", "192.0.2.1", "modify", "", "x", ""))
+        store.audit_log.enter(change, None)
+        raise d.Conflict("no")
+    with pytest.raises(d.Conflict):
+        store.write(fails)
+    act(store, "bob", "modify", "z", 1001.0)            # takes the id of the row that is gone
+    act(store, "eve", "modify", "x", 1002.0)
+    assert audited(store) == [("bob", "z", 1), ("eve", "x", 1)]
+
+
+def test_nobody_can_wash_what_others_did_out_of_the_audit_log(store):
+    store.audit_log.rows = 100
+    for number in range(20):
+        act(store, "alice", "upload", "a%d" % number)
+    for number in range(500):
+        act(store, "eve", "modify", "e%d" % number)
+    for number in range(300):
+        act(store, None, "login.failed", "n%d" % number, address="192.0.2.9")
+    rows = audited(store)
+    assert len(rows) <= 100 and [target for who, target, _ in rows if who == "alice"] == ["a%d" % n for n in range(20)]
+    of_eve, of_nobody = [[target for who_, target, _ in rows if who_ == who] for who in ("eve", None)]
+    assert of_eve[-1] == "e499" and of_nobody[-1] == "n299"      # the newest of each stay
+    assert abs(len(of_eve) - len(of_nobody)) <= 2
+
+
 def test_a_change_that_raises_is_undone_alone_and_takes_no_serial(store):
     def half(change, name):
         add_user(change, name)
