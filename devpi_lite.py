@@ -31,6 +31,7 @@ import argparse
 import base64
 import binascii
 import bz2
+import codecs
 import collections
 import contextlib
 import copy
@@ -46,6 +47,7 @@ import gzip
 import hashlib
 import hmac
 import html
+import html.entities
 import http.client
 import http.server
 import io
@@ -628,6 +630,10 @@ class UpstreamTrouble(Problem):
     status = 502
 
 
+class UnreadablePage(UpstreamTrouble):
+    """Upstream's page is larger than what is read, costs too much, or is in no form that is known."""
+
+
 class Unreachable(UpstreamTrouble):
     """There is no connection to be had."""
 
@@ -884,11 +890,20 @@ class Limits:
     ready_head = 4 << 10            # the largest head of a request that it is kept under
     small_file = 256 << 10          # a file up to this size leaves in one send, from memory
     upstream_page = 100 << 20
-    upstream_list = 200 << 20
+    gzip_members = 10000            # of one page
+    upstream_list = 128 << 20       # unzipped; that of pypi.org has some 60 MB
+    listed_names = 3_000_000
     upstream_file = 20 << 30        # where upstream does not say how large it is
     upstream_page_time = 60         # also for the head of a file's answer
     upstream_stall = 30             # seconds without a byte from upstream
     upstream_list_time = 300
+    list_readers = 2                # child processes that read project lists, at a time
+    list_readers_of_one = 1         # of them, for the mirrors of one user
+    list_turn = 120                 # seconds that a list which is here waits for one of them
+    list_reading = 300              # seconds that one may run
+    list_cpu = 60                   # seconds of processor time that it may take
+    list_memory = 1 << 30
+    list_pause = 60                 # seconds before a list that could not be read is fetched again
     first_list = 30                 # that a request waits for the project list of a mirror of which none is here
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
@@ -1205,6 +1220,33 @@ class MemoryPool:
 
 
 bulk = MemoryPool(Limits.claimed)
+
+
+class Shares:
+    """Room for a few at a time of what costs much, of which each owner has a part: who waits for it waits for no stranger's
+    second."""
+
+    def __init__(self, limit, limit_of_one):
+        self.limit, self.limit_of_one = limit, limit_of_one
+        self.taken = collections.Counter()      # owner -> how many
+        self.changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def one(self, owner, seconds):
+        """Room for one of this owner's; Busy if there is none for so many seconds."""
+        def has_room():
+            return sum(self.taken.values()) < self.limit and self.taken[owner] < self.limit_of_one
+        with outside_wait(), self.changed:
+            if not self.changed.wait_for(has_room, seconds):
+                raise Busy(f"no room for more of this within {seconds:g} seconds, try again later")
+            self.taken[owner] += 1
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.taken[owner] -= 1
+                self.taken += collections.Counter()     # without those who have none
+                self.changed.notify_all()
 
 
 class Turns:
@@ -4049,17 +4091,18 @@ class UpstreamPage:
 PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
 
 
-def parse_simple_page(project, url, body, is_json):
+def parse_simple_page(project, url, body, is_json, content_type=""):
     """An upstream page (bytes) as an `UpstreamPage`; UpstreamTrouble if it is no simple page (PEP 503, 691, 700)."""
     try:
-        return _parse_json_page(project, url, body) if is_json else _parse_html_page(project, url, body)
+        return _parse_json_page(project, url, body) if is_json else \
+            _parse_html_page(project, url, html_text(content_type, body))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UpstreamTrouble(f"{public_url(url)}: not a simple page: {reason_of(error)}") from error
 
 
 def _parse_json_page(project, url, body):
     page = json.loads(body, parse_int=bounded_int)
-    check_api_version(page["meta"]["api-version"])
+    meta = check_json_version(page.get("meta"))
     files = {}
     for entry in page["files"]:
         try:
@@ -4072,9 +4115,9 @@ def _parse_json_page(project, url, body):
             files.setdefault(file.filename, file)
     known = {canonical_version(version_of_file(filename, project)) for filename in files}
     versions = tuple(v for v in page.get("versions") or () if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable())
-    status = page.get("project-status") or page["meta"].get("project-status") or {}
+    status = page.get("project-status") or meta.get("project-status") or {}
     if isinstance(status, str):
-        status = {"status": status, "reason": page["meta"].get("project-status-reason")}
+        status = {"status": status, "reason": meta.get("project-status-reason")}
     return UpstreamPage(tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
                         tuple(v for v in versions if canonical_version(v) not in known))
 
@@ -4098,39 +4141,84 @@ def _json_file(url, entry):
         core_metadata=_offered_metadata(metadata), provenance=_sound_link(entry.get("provenance")))
 
 
-_TAG = re.compile(r"<(a|base|meta)(?=[\s>/])", re.IGNORECASE)
-_ATTRIBUTE = re.compile(r"""[\s/]*(?:(?P<end>>)|([^\s=<>"'/]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'<>]+)))?)""")
+# What can begin markup: a comment, another thing that ends at the next `>`, a tag.
+_MARKUP = re.compile(r"<(?:(!--)|([!?])|([a-zA-Z][^\s/>]*))")
+_ATTRIBUTE = re.compile(r"""[\s/]*(?:(>)|([^\s/>][^\s/>=]*)"""
+                        r"""(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)|(?=>)|(["'])))?)""")
+_COMMENT_END = re.compile(r"--!?>")
+# Elements whose content is text, whatever stands in it.
+_RAW_TEXT = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in ("script", "style", "textarea", "title")}
+_REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[a-zA-Z][a-zA-Z0-9]*(?:;|(?![=a-zA-Z0-9])))")
 
 
-def _tags(text):
-    """The anchors, bases and metas of a page as (name, {attribute: value}).
+def _tags(text, wanted=("a", "base", "meta")):
+    """The start tags of an HTML page that are wanted, as (name, {attribute: value}, where the tag ends).
 
-    By regular expression, tens of times faster than `html.parser`, and linear: a tag that is damaged ends the reading."""
+    By regular expression, tens of times faster than `html.parser`, and linear for every text.  Read as HTML's standard says:
+    nothing in comments and scripts is a tag, the first of two attributes with one name counts, what does not fit belongs to a
+    name or a value.  A quote that never ends spoils its own tag alone; a page that ends inside a tag is a ValueError."""
     position = 0
     while True:
-        tag = _TAG.search(text, position)
-        if tag is None:
+        markup = _MARKUP.search(text, position)
+        if markup is None:
             return
-        attributes, position = {}, tag.end()
+        if markup[1]:
+            end = _COMMENT_END.search(text, markup.end() - 2)
+            if end is None:
+                return          # the rest is comment, for pip, uv and browsers too
+            position = end.end()
+            continue
+        if markup[2]:
+            position = _behind(">", text, markup.end())
+            continue
+        name, attributes, position = markup[3].lower(), {}, markup.end()
+        is_wanted = name in wanted
         while True:
             match = _ATTRIBUTE.match(text, position)
             if match is None:
-                raise ValueError(f"damaged tag {text[tag.start():tag.start() + 60]!r}")
+                raise ValueError(f"the page ends inside of {text[markup.start():markup.start() + 60]!r}")
             position = match.end()
-            if match["end"]:
+            closing, attribute, double, single, bare, quote = match.groups()
+            if closing:
                 break
-            name, *values = match.group(2, 3, 4, 5)
-            attributes.setdefault(name.lower(), unescaped(next(filter(None, values), "")))
-        yield tag[1].lower(), attributes
+            if quote:
+                position, is_wanted = _behind(">", text, position), False
+                break
+            if is_wanted and attribute.lower() not in attributes:
+                attributes[attribute.lower()] = _attribute_text(double or single or bare or "")
+        if is_wanted:
+            yield name, attributes, position
+        if name in _RAW_TEXT:
+            end = _RAW_TEXT[name].search(text, position)
+            if end is None:
+                return
+            position = end.end()
 
 
-def _parse_html_page(project, url, body):
+def _behind(mark, text, position):
+    """Where the text goes on behind the next mark."""
+    found = text.find(mark, position)
+    if found < 0:
+        raise ValueError(f"the page ends inside of {text[position - 60:position]!r}")
+    return found + len(mark)
+
+
+def _attribute_text(value):
+    """An attribute's value with its character references resolved."""
+    return _REFERENCE.sub(_resolved, value) if "&" in value else value
+
+
+def _resolved(reference):
+    """The text of one reference; an unknown name stays as it is, as does `&copy=1`, which is part of a query."""
+    name = reference[0][1:]
+    return unescaped(reference[0]) if name[0] == "#" else html.entities.html5.get(name, reference[0])
+
+
+def _parse_html_page(project, url, text):
     """A page in the HTML form (PEP 503, 592, 658, 714, 740, 792)."""
-    text = body.decode("utf-8", "replace")
-    if text.strip() and not re.search(r"<(!doctype html|html|head|body|a)\b", text[:10000], re.IGNORECASE):
-        raise ValueError("no HTML")
+    check_html(text)
     files, base, meta = {}, url, {}
-    for tag, attributes in _tags(text):
+    for tag, attributes, _ in _tags(text):
         if tag == "base" and attributes.get("href"):
             base = joined_url(url, attributes["href"]) or url
         elif tag == "meta":
@@ -4169,8 +4257,16 @@ def _html_file(project, base, attributes):
 
 def check_api_version(text):
     """Refuse a page of another major version than 1 (PEP 629)."""
-    if not re.fullmatch(r"1\.[0-9]{1,5}", text):
+    if not re.fullmatch(r"1(\.[0-9]{1,5})?", text.strip()):
         raise ValueError(f"API version {text[:20]!r}, expected 1.x")
+
+
+def check_json_version(meta):
+    """The `meta` of a JSON page; a page that states no version is of version 1, as PEP 629 has it for HTML."""
+    meta = {} if meta is None else meta
+    version = meta.get("api-version")
+    check_api_version("1.0" if version is None else str(version))
+    return meta
 
 
 def _sound_text(value):
@@ -4235,33 +4331,110 @@ def _offered_metadata(value):
 
 def is_json_page(content_type, body):
     """Whether a page is JSON: by its type, but a list or page that starts with `{` is JSON whatever was said."""
-    return body[:100].lstrip()[:1] == b"{" or "json" in content_type.partition(";")[0]
+    return body[:100].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" or "json" in content_type.partition(";")[0].lower()
 
 
-def read_page(response, limit, deadline):
-    """The body of a page, unzipped; UpstreamTrouble if it is too large or takes past `deadline` (time.monotonic())."""
-    pieces, size = [], 0
-    unzip = zlib.decompressobj(31) if response.header("Content-Encoding").strip().lower() == "gzip" else None
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;"']{1,40})""", re.IGNORECASE)
+# The codecs that are charsets, each linear; Python has others.
+_KNOWN_CODEC = re.compile(r"utf-8|utf-16(-[lb]e)?|ascii|iso8859-[0-9]+|cp[0-9]+|koi8-[rtu]|gbk|gb2312|gb18030|big5|shift_jis|euc_[jk][pr]")
+
+
+def html_text(content_type, body):
+    """The text of an HTML page: by its byte order mark, by the charset of its type, else as UTF-8."""
+    for mark, charset in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if body.startswith(mark):
+            return body[len(mark):].decode(charset, "replace")
+    stated = _CHARSET.search(content_type)
+    if stated is None or body.isascii():
+        return body.decode("utf-8", "replace")
+    try:
+        codec = codecs.lookup(stated[1]).name
+    except (LookupError, ValueError):
+        codec = ""
+    if not _KNOWN_CODEC.fullmatch(codec):
+        raise ValueError(f"the charset {stated[1]!r} is unknown")
+    return body.decode(codec, "replace")
+
+
+def check_html(text):
+    """Refuse, as ValueError, what is no HTML page; an empty text is one."""
+    if text.strip() and not re.search(r"<(!doctype html|html|head|body|a)\b", text[:10000], re.IGNORECASE):
+        raise ValueError(f"no HTML, it begins with {text[:40]!r}")
+
+
+class _Decoder:
+    """Undoes the Content-Encoding of a body as it arrives.  At most `limit` bytes come out in all, and one more."""
+
+    def __init__(self, encoding, limit):
+        self.encoding, self.left, self.unzip, self.members, self.ended = encoding, limit + 1, None, 0, False
+
+    def decode(self, data):
+        """Yield what the next bytes of the body stand for."""
+        while data and not self.ended and self.left > 0:
+            if self.unzip is None and not self._begin(data):
+                return
+            found = self.unzip.decompress(data, self.left)
+            self.left -= len(found)
+            yield found
+            if not self.unzip.eof:
+                return
+            data, self.unzip = self.unzip.unused_data, None
+            self.ended = self.encoding == "deflate"
+
+    def _begin(self, data):
+        """Begin a member at these bytes; what follows the last one, zeros or garbage, says nothing."""
+        self.members += 1
+        if self.members > Limits.gzip_members:
+            raise zlib.error(f"more than {Limits.gzip_members} members")
+        if self.encoding == "deflate":
+            is_wrapped = data[0] & 15 == 8 and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
+            self.unzip = zlib.decompressobj(15 if is_wrapped else -15)      # RFC 9110 wants the former, some send the latter
+        elif self.members == 1 or data[:1] == b"\x1f" and data[1:2] in (b"\x8b", b""):
+            self.unzip = zlib.decompressobj(31)
+        else:
+            self.ended = True
+        return not self.ended
+
+    def is_whole(self):
+        """Whether the body may end here."""
+        return self.unzip is None and self.members > 0
+
+
+_ENCODINGS = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+
+
+def page_pieces(response, limit, deadline):
+    """Yield the body of a page in pieces, unzipped.
+
+    Raises UpstreamTrouble if it breaks off, is damaged, or takes past `deadline` (time.monotonic()), UnreadablePage if it is
+    larger than `limit` bytes or encoded in a way that nobody asked for."""
+    url, stated, size, received = public_url(response.url), response.header("Content-Encoding").strip().lower(), 0, 0
+    encoding, is_odd = _ENCODINGS.get(stated), stated not in _ENCODINGS
+    decoder = _Decoder(encoding, limit) if encoding else None
     while True:
         piece = response.read(64 << 10)
         if not piece:
             break
+        if is_odd and not received and piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"<", b"{"):
+            raise UnreadablePage(f"{url} is encoded as {one_line(stated, 40)!r}, which was not asked for")
+        received += len(piece)
         try:
-            data = unzip.decompress(piece, limit - size + 1) if unzip else piece
+            for data in decoder.decode(piece) if decoder else (piece,):
+                size += len(data)
+                yield data
         except zlib.error as error:
-            raise UpstreamTrouble(f"{public_url(response.url)}: damaged gzip: {error}") from error
-        pieces.append(data)
-        size += len(data)
-        if size > limit:
-            raise UpstreamTrouble(f"{public_url(response.url)}: the page is larger than {limit} bytes")
+            raise UpstreamTrouble(f"{url}: damaged {encoding}: {error}") from error
+        if max(size, received) > limit:
+            raise UnreadablePage(f"{url}: the page is larger than {limit} bytes")
         if time.monotonic() > deadline:
-            raise UpstreamTrouble(f"{public_url(response.url)}: the page takes too long")
-        if unzip and unzip.eof:
-            break
-    expected = response.length()
-    if expected is not None and not unzip and size != expected or unzip and not unzip.eof:
-        raise UpstreamTrouble(f"{public_url(response.url)}: the page ended early")
-    return b"".join(pieces)
+            raise UpstreamTrouble(f"{url}: the page takes too long")
+    if response.length() not in (None, received) or decoder and received and not decoder.is_whole():
+        raise UpstreamTrouble(f"{url}: the page ended early")
+
+
+def read_page(response, limit, deadline):
+    """The body of a page, as `page_pieces` yields it."""
+    return b"".join(page_pieces(response, limit, deadline))
 
 
 # ======================================================================================================================
@@ -4587,6 +4760,8 @@ class Mirrors:
         self.not_found = collections.OrderedDict()      # (index id, mirror_url, project) -> until
         self.silent = {}                                # (index id, mirror_url) -> until: it gave no answer
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
+        self.list_readers = Shares(Limits.list_readers, Limits.list_readers_of_one)
+        self.unreadable = {}                            # index id -> (mirror_url, until, why its list could not be read)
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
         self.lock = threading.Lock()
         self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
@@ -4731,7 +4906,8 @@ class Mirrors:
                                   f"older than {row['upstream_serial']} that it gave before")
         if response.status == 304:
             return self.store.write(_page_checked, index, name, durable=False)
-        page = parse_simple_page(name, response.url, body, is_json_page(response.header("Content-Type"), body))
+        content_type = response.header("Content-Type")
+        page = parse_simple_page(name, response.url, body, is_json_page(content_type, body), content_type)
         self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial, durable=False)
 
     def _remember_missing(self, index, name, row):
@@ -4947,22 +5123,80 @@ class Mirrors:
                 "SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL ORDER BY name", (index.id,))]
 
     def _fetch_names(self, index, old):
-        """Have a child process fetch, parse and write the list: one busy thread here would slow every answer."""
-        job = {"url": index.config["mirror_url"].rstrip("/") + "/", "folder": tempfile.mkdtemp(dir=self.blobs.tmp),
-               "etag": old.etag if old else "", "timeout": max(30, self.settings.request_timeout),
-               "allow": self.settings.upstream_allow}
+        """Fetch the list into a file, and have a child process make of it what `MirrorNames` needs."""
+        mirror_url = index.config["mirror_url"]
+        url, until, trouble = self.unreadable.get(index.id, ("", 0, None))
+        if url == mirror_url and until > time.monotonic():
+            raise trouble
+        folder = tempfile.mkdtemp(dir=self.blobs.tmp)
         try:
-            child = subprocess.run([sys.executable, os.path.abspath(__file__), "_fetch-names"], text=True,
-                                   input=json.dumps(job), capture_output=True, timeout=Limits.upstream_list_time)
-            if child.returncode != 0:
-                raise UpstreamTrouble(f"{public_url(job['url'])}: {one_line(child.stderr.strip()[-300:])}")
-            MirrorNames.install(self.cache, index, job["folder"], json.loads(child.stdout))
-        except subprocess.TimeoutExpired:
-            raise UpstreamTrouble(f"{public_url(job['url'])}: the list took over "
-                                  f"{Limits.upstream_list_time} seconds") from None
+            facts, content_type = self._download_list(mirror_url.rstrip("/") + "/", folder, old.etag if old else "")
+            if content_type is not None:
+                with self.list_readers.one(index.user, Limits.list_turn):
+                    facts["count"] = self._read_list(public_url(mirror_url), folder, content_type)
+            MirrorNames.install(self.cache, index, folder, facts)
+        except UnreadablePage as error:
+            now = time.monotonic()
+            self.unreadable = {id: entry for id, entry in self.unreadable.items() if entry[1] > now}
+            self.unreadable[index.id] = mirror_url, now + Limits.list_pause, error
+            raise
         finally:
-            shutil.rmtree(job["folder"], ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
         self.store.freshness.touch(frozenset((names_tag(index.id),)))
+
+    def _download_list(self, url, folder, etag):
+        """Put the list into `folder`, unzipped; returns (facts, its Content-Type).
+
+        The type is None if upstream says that the list with this ETag is still the newest."""
+        headers = {"Accept": f"{SIMPLE_JSON}, {SIMPLE_HTML};q=0.2, text/html;q=0.01", "Accept-Encoding": "gzip",
+                   "User-Agent": user_agent()}
+        if etag:
+            headers["If-None-Match"] = etag
+        deadline = time.monotonic() + Limits.upstream_list_time
+        with self.client.get(url, headers) as response:
+            if response.status == 304 and etag:
+                return {"count": None}, None
+            if response.status != 200:
+                raise UpstreamTrouble(f"{public_url(response.url)} answered {response.status}")
+            try:
+                with open(os.path.join(folder, LIST_BODY), "wb") as file:
+                    for piece in page_pieces(response, Limits.upstream_list, deadline):
+                        file.write(piece)
+            except OSError as error:
+                raise _disk_problem(error) from error
+            serial = response.header("X-PyPI-Last-Serial")
+            facts = {"count": None, "etag": response.header("ETag")[:1000],
+                     "serial": int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None}
+            return facts, response.header("Content-Type")
+
+    def _read_list(self, url, folder, content_type):
+        """Make the forms of the list that lies in `folder`; returns the number of its names.
+
+        A child process does it: one busy thread here would slow every answer, and a hostile list takes the child's memory and
+        time.  The child ends with its standard input, so also if this server is killed."""
+        job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names, "memory": Limits.list_memory,
+               "cpu": Limits.list_cpu}
+        with subprocess.Popen([sys.executable, os.path.abspath(__file__), "_read-names"], text=True, stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            held_open, child.stdin = child.stdin, None          # communicate() would close it
+            try:
+                with contextlib.suppress(OSError):              # the child has ended: its return code says why
+                    held_open.write(json.dumps(job) + "\n")
+                    held_open.flush()
+                with outside_wait():
+                    said, complaint = child.communicate(timeout=Limits.list_reading)
+            except subprocess.TimeoutExpired:
+                raise UnreadablePage(f"{url}: reading the project list took over {Limits.list_reading} seconds") from None
+            finally:
+                child.kill()
+                with contextlib.suppress(OSError):
+                    held_open.close()
+        if child.returncode == 0:
+            return json.loads(said)["count"]
+        if hasattr(signal, "SIGXCPU") and child.returncode == -signal.SIGXCPU:
+            complaint = f"reading the project list took over {Limits.list_cpu} seconds of processor time"
+        complaint = one_line(complaint.strip()[-300:]) or "the project list could not be read"
+        raise UnreadablePage(complaint if url in complaint else f"{url}: {complaint}")
 
 
 def user_agent():
@@ -5375,8 +5609,6 @@ def matching_names(names, needle, prefix_only=False):
     return found, False
 
 
-_LIST_ANCHOR = re.compile(rb"<a(?:\s[^>]{0,2000})?>([^<]{1,300})</a", re.IGNORECASE)
-_NORMAL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 LIST_PAGE = {"projects.json": (f'{{"meta":{{"api-version":"{API_VERSION}"}},"projects":[', ",", "]}"),
              "projects.html": ('<!DOCTYPE html><html lang="en"><head>'
                                f'<meta name="pypi:repository-version" content="{API_VERSION}"><style>a {{ display: block }}'
@@ -5390,51 +5622,191 @@ def list_entries(form, names):
     return "".join([f'<a href="{name}/">{name}</a>\n' for name in names])
 
 
-def fetch_names(job):
-    """What the child process does: fetch a project list, write its forms into `job["folder"]`, return the facts."""
-    client = UpstreamClient(Settings("", request_timeout=job["timeout"], upstream_allow=job["allow"]))
-    headers = {"Accept": f"{SIMPLE_JSON}, {SIMPLE_HTML};q=0.2, text/html;q=0.01", "Accept-Encoding": "gzip",
-               "User-Agent": user_agent()}
-    if job["etag"]:
-        headers["If-None-Match"] = job["etag"]
-    with client.get(job["url"], headers) as response:
-        if response.status == 304 and job["etag"]:
-            return {"count": None}
-        if response.status != 200:
-            raise UpstreamTrouble(f"{public_url(job['url'])} answered {response.status}")
-        body = read_page(response, Limits.upstream_list, time.monotonic() + Limits.upstream_list_time)
-    serial = response.header("X-PyPI-Last-Serial")
-    names = parse_names(job["url"], body, is_json_page(response.header("Content-Type"), body))
-    with open(os.path.join(job["folder"], "names"), "w", encoding="ascii") as file:
-        file.writelines([name + "\n" for name in names])
-    with open(os.path.join(job["folder"], "names.json"), "w", encoding="ascii") as file:
-        file.write(",".join([f'"{name}"' for name in names]))
-    for form, (head, _, tail) in LIST_PAGE.items():
-        entries = list_entries(form, names)
-        with open(os.path.join(job["folder"], form), "w", encoding="ascii") as file:
-            file.write(entries)
-        with gzip.GzipFile(os.path.join(job["folder"], form + ".gz"), "wb", 4, mtime=0) as file:
-            file.write((head + entries + tail).encode())
-    return {"count": len(names), "etag": response.header("ETag")[:1000],
-            "serial": int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None}
+LIST_BODY = "body"      # the file with a list as upstream sent it
 
 
-def parse_names(url, body, is_json):
-    """The normalised names of a project list (bytes), sorted, each once; UpstreamTrouble if it is none."""
+def read_names(job):
+    """What the child process does: read the list in `job["folder"]`, write its forms beside it, return the facts."""
+    folder = job["folder"]
+    with open(os.path.join(folder, LIST_BODY), "rb") as file:
+        body = file.read()
+    os.unlink(os.path.join(folder, LIST_BODY))
+    names = parse_names(job["url"], body, job["type"], job["names"])
+    del body
+    parts = [names[start:start + 10000] for start in range(0, len(names), 10000)]
+
+    with open(os.path.join(folder, "names"), "w", encoding="ascii") as file, \
+            open(os.path.join(folder, "names.json"), "w", encoding="ascii") as as_json:
+        for number, part in enumerate(parts):
+            file.write("\n".join(part) + "\n")
+            as_json.write(("," if number else "") + ",".join([f'"{name}"' for name in part]))
+
+    for form, (head, between, tail) in LIST_PAGE.items():
+        with open(os.path.join(folder, form), "w", encoding="ascii") as plain, \
+                gzip.GzipFile(os.path.join(folder, form + ".gz"), "wb", 4, mtime=0) as zipped:
+            zipped.write(head.encode())
+            for number, part in enumerate(parts):
+                entries = (between if number else "") + list_entries(form, part)
+                plain.write(entries)
+                zipped.write(entries.encode())
+            zipped.write(tail.encode())
+    return {"count": len(names)}
+
+
+def limit_process(memory, cpu):
+    """Bound this process's memory (bytes) and processor time (seconds), where the system can; it leaves no core file."""
     try:
-        if is_json:
-            page = json.loads(body, parse_int=bounded_int)
-            check_api_version(page["meta"]["api-version"])
-            raw = [entry["name"] for entry in page["projects"]
-                   if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+        import resource         # not on Windows: there the bounds on bytes and names hold alone
+    except ImportError:
+        return
+    for which, bound in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(which)
+        if hard != resource.RLIM_INFINITY:
+            bound = min(bound, hard)
+        try:
+            resource.setrlimit(which, (bound, hard))
+        except (ValueError, OSError) as error:      # macOS knows no bound on memory
+            log.debug("no bound on resource %s: %s", which, error)
+
+
+def parse_names(url, body, content_type, most):
+    """The normalised names of a project list (bytes), sorted, each once; UpstreamTrouble if it is none, or has over `most`."""
+    names = set()
+    try:
+        if is_json_page(content_type, body):
+            listed = _names_in_json(body.decode(json.detect_encoding(body)))
         else:
-            if not re.search(rb"<(!doctype html|html|head|body|a)\b", body[:10000], re.IGNORECASE):
-                raise ValueError("no HTML")
-            raw = unescaped("\n".join(map(bytes.decode, _LIST_ANCHOR.findall(body)))).split("\n")
-        return sorted({name for name in (n if _NORMAL_NAME.fullmatch(n) else normalize(n.strip()).strip("-") for n in raw)
-                       if name and len(name) <= 200})
+            listed = _names_in_html(url, html_text(content_type, body))
+        for name in listed:
+            if not _NORMAL_NAME.fullmatch(name):
+                name = normalize(name).strip("-") if _NAME_TEXT.fullmatch(name) else ""
+            if name and len(name) <= Limits.project_name:
+                names.add(name)
+                if len(names) > most:
+                    raise ValueError(f"more than {most} projects")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UpstreamTrouble(f"{public_url(url)}: not a project list: {reason_of(error)}") from error
+    return sorted(names)
+
+
+_NORMAL_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+_NAME_TEXT = re.compile(r"[A-Za-z0-9._-]+")
+
+
+def _names_in_html(url, text):
+    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links where a text is no name.
+
+    So the listing of a directory serves too, in which long names are cut and other links lead up or sort it."""
+    check_html(text)
+    for tag, attributes, end in _tags(text, ("a", "meta")):
+        if tag == "meta":
+            if attributes.get("name", "").lower() == "pypi:repository-version":
+                check_api_version(attributes.get("content", ""))
+            continue
+        path = attributes.get("href", "").partition("#")[0].partition("?")[0].strip()
+        if not path.strip("./"):
+            continue
+        name, last = text[end:end + 300].partition("<")[0], path.rstrip("/").rpartition("/")[2]
+        name = (unescaped(name) if "&" in name else name).strip().rstrip("/")
+        if name == last:
+            yield name
+            continue
+        if path.startswith("/") or ".." in path or ":" in path:
+            target = joined_url(url, path)
+            if target and f"{url.rstrip('/')}/".startswith(target.rstrip("/") + "/"):
+                continue
+        last = urllib.parse.unquote(last)
+        is_cut = name.endswith(("..", "..>")) and last.startswith(name.rstrip(".>"))
+        yield last if is_cut or not _NAME_TEXT.fullmatch(name) else name
+
+
+def _names_in_json(text):
+    """Yield the names in a list of the JSON form (PEP 691).
+
+    The values are read one after the other, some thousands at once: the objects of a whole list would take ten times the
+    memory of its text."""
+    reader, has_list = _JsonReader(text), False
+    reader.take("{")
+    while not reader.takes("}"):
+        key = reader.value()
+        reader.take(":")
+        if key == "projects":
+            has_list = True
+            for entry in reader.items():
+                if isinstance(entry, dict) and isinstance(entry.get("name"), str):
+                    yield entry["name"].strip()
+        else:
+            value = reader.value()
+            if key == "meta":
+                check_json_version(value)
+        if not reader.at_end("}"):
+            reader.take(",")
+    if reader.position < len(text):
+        raise ValueError(f"text after its end: {reader.around()}")
+    if not has_list:
+        raise ValueError("it has no projects")
+
+
+class _JsonReader:
+    """Reads the values of a JSON text piece by piece; ValueError where it is none, or a value has over 1 MiB."""
+
+    space = re.compile(r"[ \t\r\n]*")
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)      # numbers of any length, at no cost
+
+    def __init__(self, text):
+        self.text, self.position = text, self.space.match(text).end()
+
+    def around(self):
+        return repr(self.text[self.position:self.position + 40])
+
+    def at_end(self, mark):
+        """Whether this mark comes next."""
+        return self.text.startswith(mark, self.position)
+
+    def takes(self, mark):
+        """Whether this mark came next; then the reader is behind it."""
+        if not self.at_end(mark):
+            return False
+        self.position = self.space.match(self.text, self.position + len(mark)).end()
+        return True
+
+    def take(self, mark):
+        if not self.takes(mark):
+            raise ValueError(f"no {mark} at {self.around()}")
+
+    def value(self):
+        for size in (1 << 10, 64 << 10, 1 << 20):
+            piece = self.text[self.position:self.position + size]
+            try:
+                value, end = self.decoder.raw_decode(piece)
+            except ValueError:
+                continue
+            if end < len(piece) or self.position + end == len(self.text):       # a number might go on
+                self.position = self.space.match(self.text, self.position + end).end()
+                return value
+        raise ValueError(f"no value at {self.around()}")
+
+    def items(self):
+        """Yield the items of an array."""
+        self.take("[")
+        while not self.takes("]"):
+            # a stretch that ends behind an object holds whole items, nearly always
+            stretch = self.text[self.position:self.position + (64 << 10)]
+            past = self.position + len(stretch)
+            stretch = stretch[:stretch.rfind("},") + 1]
+            try:
+                items = self.decoder.decode(f"[{stretch}]") if stretch else []
+            except ValueError:
+                items = []
+            if items:
+                yield from items
+                self.position = self.space.match(self.text, self.position + len(stretch)).end()
+                self.take(",")
+                continue
+            while not self.at_end("]") and self.position < past:
+                yield self.value()
+                if not self.at_end("]"):
+                    self.take(",")
 
 
 # ======================================================================================================================
@@ -11736,10 +12108,26 @@ def command_gen_config(arguments):
     print(GENERATORS[parsed.rest.kind](parsed), end="")
 
 
-def command_fetch_names(arguments):
-    """Internal: fetch and parse a project list for the server, which reads the facts from standard output."""
+def command_read_names(arguments):
+    """Internal: read a project list for the server, which reads the facts from standard output."""
+    job = b""
+    while not job.endswith(b"\n"):
+        piece = os.read(0, 64 << 10)
+        if not piece:
+            return 1
+        job += piece
+    job = json.loads(job)
+    limit_process(job["memory"], job["cpu"])
+
+    def end_with_server():
+        os.read(0, 1)           # not by sys.stdin, whose lock a thread must not hold when the process ends
+        os._exit(1)
+    threading.Thread(target=end_with_server, daemon=True).start()
     try:
-        facts = fetch_names(json.load(sys.stdin))
+        facts = read_names(job)
+    except MemoryError:
+        print(f"reading the project list takes more than {job['memory'] >> 20} MiB of memory", file=sys.stderr)
+        return 1
     except Problem as problem:
         print(problem.message, file=sys.stderr)
         return 1
@@ -11911,7 +12299,7 @@ def main(arguments):
         if hasattr(stream, "reconfigure"):      # what it can't encode is written as an escape
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    command, known = command_serve, {**COMMANDS, "_fetch-names": command_fetch_names}
+    command, known = command_serve, {**COMMANDS, "_read-names": command_read_names}
     if arguments and arguments[0] in known:
         command, arguments = known[arguments[0]], arguments[1:]
     try:

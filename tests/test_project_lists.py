@@ -1,0 +1,225 @@
+"""The project lists of mirrors: what is read out of them, and what reading a hostile one may cost (chapters 7 and 8)."""
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from harness import SCRIPT, SIMPLE_JSON, patched
+from test_mirror import Scripted, asked, names
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import devpi_lite as d  # noqa: E402
+
+URL = "http://localhost/mirror/simple/"
+
+
+def listed(*found, **keys):
+    return json.dumps(dict({"meta": {"api-version": "1.0"}, "projects": [{"name": name} for name in found]}, **keys)).encode()
+
+
+# ---------------------------------------------------------------------------------------------- what a list says
+
+@pytest.mark.parametrize("body, found", [
+    (listed("b", "A.b", "a_B", "a-b", "b"), "a-b b"),
+    (listed("-x-", "", "a b", "../../etc", '"><script>', "ok", "x" * 201, "\u00e4"), "ok x"),
+    (listed("x", **{"meta": None}), "x"),
+    (b'\xef\xbb\xbf {"projects": [{"name": "x"}], "meta": {"api-version": 1.0}, "other": [{"name": "no"}]} ', "x"),
+    (b'{"projects":[{"name":"a","deep":{"name":"no"},"list":[{},{"x":1}],"n":1e5},null,5,[],{"name":null},{"name":"b"}]}', "a b"),
+    (b'{"projects":[{"name":"a\\u002db"},{"other":1,"name":"c"}]}', "a-b c"),
+    (b'{"projects":[]}', ""),
+    ('{"projects":[{"name":"x","n":%s}]}'.__mod__("9" * 5000).encode(), "x"),
+    (listed(*["p%05d" % number for number in range(6000)]), " ".join("p%05d" % number for number in range(6000))),
+    (listed("x").decode().encode("utf-16"), "x"),
+])
+def test_a_list_in_json(body, found):
+    assert d.parse_names(URL, body, SIMPLE_JSON, 10000) == found.split()
+
+
+@pytest.mark.parametrize("page, found", [
+    ("<a href='/simple/Foo_Bar/'>Foo.Bar</a><A HREF=x>X</A>", "foo-bar x"),
+    ("<!-- <a href='gone/'>gone</a> --><a href='here/'>here</a>", "here"),
+    ("<!-- <a href=x\"> --><a href='here/'>here</a>", "here"),
+    ("<script>'<a href=no/>no</a>'</script><div title='<a href=no/>no</a>'></div><a href=here/>here</a>", "here"),
+    ("<a href='a/' title=\"the \"new\" one\">a</a><a href='b/'>b</a>", "a b"),
+    ("<a name='top'>top</a><a>none</a><a href='#x'>none</a><a href='a/'>a</a>", "a"),
+    ("<a href='foo/'><b>foo</b></a><a href='bar/'>  bar\n</a><a href='baz/'></a><a href='qux/'>The Qux project</a>", "bar baz foo qux"),
+    ("<a href='a-b/'>a&#45;b</a>", "a-b"),
+    # directories as web servers list them
+    ("<a href='../'>../</a><a href='a/'>a/</a><a href='long-name-of-a-project/'>long-name-of-a..&gt;</a>", "a long-name-of-a-project"),
+    ("<a href='?C=N;O=D'>Name</a><a href='/mirror/'>Parent Directory</a><a href='a/'>a/</a>", "a"),
+    ("\ufeff<a href='a/'>a</a>", "a"),
+    ("", ""),
+])
+def test_a_list_in_html(page, found):
+    for text in (page, "<!DOCTYPE html><html><body>\n%s\n</body></html>" % page):
+        assert d.parse_names(URL, text.encode(), "text/html", 100) == found.split()
+    assert d.parse_names(URL, page.encode("utf-16"), "text/html", 100) == found.split()
+
+
+@pytest.mark.parametrize("body, complaint", [
+    (listed("x", meta={"api-version": "2.0"}), "API version '2.0'"),
+    (b'{"projects": [{"name": "x"}], "meta": {"api-version": "2.0"}}', "API version '2.0'"),
+    (b'<html><meta name="pypi:repository-version" content="2.0"><a href=x>x</a>', "API version '2.0'"),
+    (b'{"message": "please log in"}', "it has no projects"), (b'{"projects": {"x": 1}}', "no ["), (b'{"projects": null}', "no ["),
+    (listed("x")[:-2], "no ,"), (listed("x")[:-5], "no value"), (listed("x") + b"}", "text after its end"),
+    (b'{"projects": [' + b"[" * 100000, "not a project list"), (b'{"projects": ["' + b"x" * (2 << 20) + b'"]}', "no value at"),
+    (b"please log in", "no HTML"), (b"<html><a href=x", "the page ends inside"), (listed("a", "b", "c"), "more than 2 projects"),
+], ids=lambda value: ascii(value)[:40])
+def test_what_is_no_list_is_refused_with_a_reason(body, complaint):
+    with pytest.raises(d.UpstreamTrouble) as trouble:
+        d.parse_names(URL, body, SIMPLE_JSON if body[:1] == b"{" else "text/html", 2)
+    assert complaint in trouble.value.message
+
+
+@pytest.mark.parametrize("body", [
+    b"<a " * 300000, b"<a href=x>" * 60000, b"<html>" + b"<!--" * 300000, b"<a href='x'>" + b"<" * 500000, b"<script>" * 100000,
+    b"<a href=\"x\" y='" + b"<a x='>' " * 100000, b'{"projects":[' + b"{}," * 100000 + b"5]}", b'{"projects":[' + b"[]," * 60000 + b"5]}",
+    b'{"projects":[' + b'{"x":{},"y":5},' * 30000 + b"5]}", b'{"projects":[' + b'"},' * 300000, b'{"":1' + b',"":1' * 60000],
+    ids=lambda value: ascii(value)[:30])
+def test_a_hostile_list_is_read_in_linear_time(body):
+    began = time.process_time()
+    try:
+        d.parse_names(URL, body, "", 1000)
+    except d.UpstreamTrouble:
+        pass
+    assert time.process_time() - began < 3
+
+
+# ---------------------------------------------------------------------------------------------- the process that reads it
+
+def reader(folder, body=None, **job):
+    """A started child process that reads the list in the folder."""
+    if body is not None:
+        (folder / "body").write_bytes(body)
+    child = subprocess.Popen([sys.executable, str(SCRIPT), "_read-names"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE)
+    job = dict({"url": URL, "folder": str(folder), "type": SIMPLE_JSON, "names": 1000000, "memory": 1 << 30, "cpu": 60}, **job)
+    child.stdin.write(json.dumps(job).encode() + b"\n")
+    child.stdin.flush()
+    return child
+
+
+def outcome(child):
+    """(return code, what it said on standard output, on standard error) of a child whose input stays open."""
+    with child:
+        said, complaint = child.stdout.read().decode(), child.stderr.read().decode()
+    return child.returncode, said, complaint
+
+
+def test_the_forms_of_a_list(tmp_path):
+    many = ["p%05d" % number for number in range(25000)]
+    assert outcome(reader(tmp_path, listed(*many))) == (0, '{"count": 25000}', "")
+    assert (tmp_path / "names").read_text().split("\n") == many + [""]
+    assert json.loads("[%s]" % (tmp_path / "names.json").read_text()) == many
+    assert (tmp_path / "projects.html").read_text() == "".join('<a href="%s/">%s</a>\n' % (name, name) for name in many)
+    assert [entry["name"] for entry in json.loads("[%s]" % (tmp_path / "projects.json").read_text())] == many
+    whole = json.loads(d.gzip.decompress((tmp_path / "projects.json.gz").read_bytes()))
+    assert [entry["name"] for entry in whole["projects"]] == many
+    assert d.gzip.decompress((tmp_path / "projects.html.gz").read_bytes()).endswith(b'<a href="p24999/">p24999</a>\n</body></html>\n')
+    assert not (tmp_path / "body").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know no bound on memory")
+def test_a_list_that_takes_too_much_memory_ends_its_reader_alone(tmp_path):
+    code, said, complaint = outcome(reader(tmp_path, '{"projects":["\U0001f600'.encode() + b"x" * (40 << 20), memory=160 << 20))
+    assert (code, said) == (1, "") and "reading the project list takes more than 160 MiB of memory" in complaint
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_the_reader_ends_when_its_server_has_gone(tmp_path):
+    os.mkfifo(tmp_path / "body")        # which nobody writes: it waits for ever
+    child = reader(tmp_path)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.3)
+    child.stdin.close()
+    assert child.wait(20) == 1
+    child.stdout.close(), child.stderr.close()
+
+
+# The program with small bounds, in which the lists in the folder `going` are those that are being read, by the user's name.
+FEW_READERS = """
+import os, time
+devpi_lite.__file__ = %r        # compiled
+limits = devpi_lite.Limits
+limits.listed_names, limits.list_memory, limits.upstream_list = 50, 300 << 20, 5000
+
+def read_slowly(self, url, folder, content_type):
+    mark = os.path.join(os.path.dirname(os.path.dirname(folder)), "cache", "going-" + url.split("/")[-2] + "-" + str(time.time_ns()))
+    open(mark, "w").close()
+    time.sleep(0.15)
+    try:
+        return read(self, url, folder, content_type)
+    finally:
+        os.unlink(mark)
+
+read, devpi_lite.Mirrors._read_list = devpi_lite.Mirrors._read_list, read_slowly
+popen = devpi_lite.subprocess.Popen
+
+def logged(command, **keywords):
+    print("child:", command[-1], flush=True)
+    return popen(command, **keywords)
+
+devpi_lite.subprocess.Popen = logged
+""" % str(SCRIPT)
+
+
+def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_path):
+    server, scripted = make_server(script=patched(tmp_path, FEW_READERS)), Scripted()
+    try:
+        for user in ("mia", "bob"):
+            server.add_user(user)
+        indexes = ["mia/a", "mia/b", "bob/c"]
+        for index in indexes:
+            user = index[:3]
+            body = listed(user, index[-1])
+            body = d.gzip.compress(body[:60]) + d.gzip.compress(body[60:])      # of two members
+            scripted.answers["/%s/%s/" % (index, user)] = lambda handler, body=body: handler.reply(
+                body, SIMPLE_JSON, Content_Encoding="gzip")
+            server.add_mirror(index, scripted.host_url + "/%s/%s/" % (index, user))
+        seen, found, cache = [], {}, os.path.join(str(server.directory), "cache")
+        askers = [threading.Thread(target=lambda index=index: found.update({index: names(server, index)})) for index in indexes]
+        for asker in askers:
+            asker.start()
+        while any(asker.is_alive() for asker in askers):
+            seen.append([name.split("-")[1] for name in os.listdir(cache) if name.startswith("going")])
+            time.sleep(0.01)
+        assert found == {index: sorted([index[:3], index[-1]]) for index in indexes}
+        assert max(map(len, seen)) <= 2
+        assert all(len(users) == len(set(users)) for users in seen)     # each user's lists take turns
+        assert server.output().count("child: _read-names") == 3
+
+        for name, body, complaint in (("many", listed(*["p%d" % number for number in range(51)]), "more than 50 projects"),
+                                      ("long", listed("x" * 5000), "larger than 5000 bytes")):
+            path = "/bob/%s/" % name
+            scripted.answers[path] = lambda handler, body=body: handler.reply(body, SIMPLE_JSON)
+            server.add_mirror("bob/" + name, scripted.host_url + path)
+            for _ in range(2):          # what can't be read is not fetched again at once
+                reply = server.get("/bob/%s/+simple/" % name, headers={"Accept": SIMPLE_JSON})
+                assert reply.status == 502 and complaint in reply.text
+            assert len(asked(scripted, path)) == 1
+        assert server.output().count("child: _read-names") == 4
+        assert not os.listdir(os.path.join(str(server.directory), "tmp"))
+    finally:
+        scripted.stop()
+
+
+def test_who_waits_for_a_share_waits_for_his_own(tmp_path):
+    shares = d.Shares(2, 1)
+    with shares.one("mia", 1):
+        with pytest.raises(d.Busy):
+            with shares.one("mia", 0.01):
+                pass
+        with shares.one("bob", 1):
+            with pytest.raises(d.Busy):
+                with shares.one("eve", 0.01):
+                    pass
+        with shares.one("eve", 1):
+            pass
+    with shares.one("mia", 1):
+        pass
+    assert not shares.taken
