@@ -500,12 +500,12 @@ def plain_time(seconds):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
-_PLAIN_PATH = re.compile(r"[A-Za-z0-9_.~/+@-]*")
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9_.~/+!@-]*")
 
 
 def quoted(path):
-    """A path as it stands in URLs; a plus stays a plus."""
-    return path if _PLAIN_PATH.fullmatch(path) else urllib.parse.quote(path, safe="/+@")
+    """A path as it stands in URLs; the plus of a local version and the `!` of an epoch stay (RFC 3986)."""
+    return path if _PLAIN_PATH.fullmatch(path) else urllib.parse.quote(path, safe="/+!@")
 
 
 def public_url(url):

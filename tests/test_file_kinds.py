@@ -5,7 +5,7 @@ import itertools
 import json
 import sqlite3
 import threading
-from urllib.parse import quote, urljoin
+from urllib.parse import quote, unquote, urljoin
 
 import pytest
 
@@ -24,8 +24,9 @@ class Listing:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
-                content_type, body = bodies.get(self.path, ("text/plain", b""))
-                self.send_response(200 if self.path in bodies else 404)
+                path = unquote(self.path)
+                content_type, body = bodies.get(path, ("text/plain", b""))
+                self.send_response(200 if path in bodies else 404)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -294,3 +295,29 @@ def test_odd_upload_times_are_logged_once_for_a_host(here, listing, mirror):
     lines = [line for line in here.whole_output().splitlines() if "states upload times" in line and listing.url in line]
     assert len(lines) == 2
     assert "taken for UTC: 2024-01-02T03:04:05" in lines[0] and "taken for absent: 'soon'" in lines[1]
+
+
+# ---------------------------------------------------------------------------------------------- addresses
+
+
+@pytest.mark.parametrize("kind", ["stage", "mirror"])
+def test_epochs_and_local_versions_stand_as_they_are_in_addresses(here, listing, mirror, stage, kind):
+    archive, index = wheel("demo", "1!2.0+local.1"), mirror if kind == "mirror" else stage
+    if kind == "mirror":
+        listing.json("demo", dict(listing.file(archive.filename, archive.content), url="../../files/" + quote(archive.filename)))
+    else:
+        assert here.upload(index, archive).status == 200
+    url = only_file(here, index)["url"]
+    assert url.endswith("/demo-1!2.0+local.1-py3-none-any.whl")
+    assert 'demo-1!2.0+local.1-py3-none-any.whl#sha256=' in page(here, index, accept="text/html")
+    for spelling in (url, url.replace("!", "%21"), url.replace("+local", "%2Blocal"), url.replace("!", "%21").replace("+", "%2b")):
+        assert fetch(here, index, spelling).body == archive.content
+        assert fetch(here, index, spelling + ".metadata").body == archive.metadata
+    version = "/%s/demo/1!2.0+local.1" % index
+    for spelling in (version, version.replace("!", "%21"), version.replace("+", "%2B")):
+        link, = here.get(spelling).result["+links"]
+        assert link["href"].endswith("/demo-1!2.0+local.1-py3-none-any.whl")
+    assert here.get("/%s/+pypi/demo/json" % index).json()["urls"][0]["url"].endswith("/demo-1!2.0+local.1-py3-none-any.whl")
+    assert here.versions(index, "demo") == ["1!2.0+local.1"]
+    if kind == "stage":
+        assert here.delete(urljoin("/%s/+simple/demo/" % index, url).replace("!", "%21"), user="mia").status == 200
