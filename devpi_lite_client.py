@@ -2313,6 +2313,31 @@ def index_for_tools(run):
     return with_credentials(place.simpleindex, *pair) if pair and not _everybody_reads(run, place) else place.simpleindex
 
 
+def tool_variables(run):
+    """The variables for what this client starts: the index, and by what its server's certificate is verified here."""
+    url = index_for_tools(run)
+    variables = installer_variables(run, url)
+    if urllib.parse.urlsplit(url).scheme == "https":
+        variables.update(_certificate_variables(run, url))
+    return variables
+
+
+def _certificate_variables(run, url):
+    """What the person has set for one tool, for the others too: not every pip, nor uv, knows each of `CA_VARIABLES`.
+
+    As absolute paths: a build or a test runs in another directory."""
+    found = {name: os.path.abspath(os.environ[name]) for name in CA_VARIABLES if os.environ.get(name)}
+    if found:
+        bundle = next(iter(found.values()))
+        system = "SSL_CERT_DIR" if os.path.isdir(bundle) else "SSL_CERT_FILE"
+        found = {"PIP_CERT": bundle, "REQUESTS_CA_BUNDLE": bundle, system: bundle, **found}
+    certificate = run.auth.client_cert(url)
+    for name in ("PIP_CLIENT_CERT", "SSL_CLIENT_CERT"):     # of pip, of uv
+        if certificate and not os.environ.get(name):
+            found[name] = certificate
+    return found
+
+
 def _everybody_reads(run, place):
     """Whether the index and all its bases answer to who is not logged in."""
     if not place.index:
@@ -2325,7 +2350,7 @@ def _everybody_reads(run, place):
         seen.add(url)
         try:
             reply = run.http.request("GET", url + "?no_projects=", json_headers())
-        except Failure as failure:
+        except Unreachable as failure:
             run.console.debug(failure.message)
             return False
         value = reply.json()
@@ -2459,7 +2484,9 @@ def _root_for(run, url, stored, environment):
     if environment and "://" in environment:
         return run.place.root
     if not stored.root:
-        raise Failure("not connected to a server, see 'devpi use'", f"'{url}' is relative to one; type 'devpi use URL' first")
+        hint = f"a URL starts with http:// or https://, as in http://{masked(url)}" if re.search("[:.]", url) else \
+            f"'{url}' is relative to one; type 'devpi use URL' first"
+        raise Failure("not connected to a server, see 'devpi use'", hint)
     return stored.root
 
 
@@ -4317,7 +4344,7 @@ def _build_index(run, requires):
     if missing:
         run.console.warn(f"{run.index} does not have {', '.join(missing)}, which the build requires: "
                          "add a mirror to its bases, or build with --no-isolation, or set PIP_INDEX_URL")
-    return installer_variables(run, index_for_tools(run))
+    return tool_variables(run)
 
 
 def _may_have(run, name):
@@ -4644,7 +4671,9 @@ def _upload(run, archives, problems):
     counts = {status: sum(entry["status"] == status for entry in done) for status in ("uploaded", "skipped", "failed")}
     left = len(archives) - len(done)
     if run.options.skip_existing or left or problems:
-        text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        others = sum("sha256_there" in entry for entry in done)
+        more = {"skipped": f" ({others} with other content)" if others else ""}
+        text = ", ".join(f"{count} {status}{more.get(status, '')}" for status, count in counts.items() if count)
         text += f"{', ' if text else ''}{left} not tried" if left else ""
         run.console.say((text or "nothing uploaded") + (f", {len(problems)} not usable" if problems else ""))
     if not archives and not problems:
@@ -4708,7 +4737,7 @@ def _send_archive(run, archive, known, progress):
     found = known.find(archive) if run.options.skip_existing else None
     if found is not None:
         progress.advance(size)
-        return _skip(run, entry, dict(found.hashes).get("sha256", sha256) == sha256)
+        return _skip(run, entry, dict(found.hashes).get("sha256"))
     form = UploadForm(form_fields(archive, sha256), archive.path, archive.upload_name, progress.advance)
     try:
         reply = run.send("POST", target, {"Accept": "*/*", "Content-Type": form.type}, form, patient=True, repeatable=True)
@@ -4718,18 +4747,26 @@ def _send_archive(run, archive, known, progress):
             run.console.hint(failure.hint)
         return {**entry, "status": "failed", "message": failure.message}
     if reply.status == 200 and "identical" in reply.reason:
-        return _skip(run, entry, True)
+        return _skip(run, entry)
     if reply.status == 200:
         run.console.say(f"{action} of {archive.upload_name} to {target}")
         return {**entry, "status": "uploaded", "message": ""}
     if reply.status == 409 and run.options.skip_existing:
-        return _skip(run, entry, False)
+        return _skip(run, entry, "")
     return {**entry, **_refused_upload(run, reply, action, archive, target)}
 
 
-def _skip(run, entry, is_same):
-    run.console.say(f"skipped, exists: {entry['file']}" + ("" if is_same else " (with other content)"))
-    return {**entry, "status": "skipped", "message": "exists" if is_same else "exists with other content"}
+def _skip(run, entry, sha256=None):
+    """Pass over a file that the index has; `sha256`: of what it has, "" if that is another one, None if that is not known.
+
+    Other content is a warning and no failure: a job that is run again builds anew, and few builds give the same bytes."""
+    if sha256 in (None, entry["sha256"]):
+        run.console.say(f"skipped, exists: {entry['file']}")
+        return {**entry, "status": "skipped", "message": "exists"}
+    there = f" (sha256 {sha256[:12]}... there, {entry['sha256'][:12]}... here)" if sha256 else ""
+    run.console.warn(f"skipped, exists with other content: {entry['file']}{there}: the index keeps what it has; "
+                     "what has changed needs a new version")
+    return {**entry, "status": "skipped", "message": "exists with other content", "sha256_there": sha256 or None}
 
 
 def _refused_upload(run, reply, action, archive, target):
@@ -4979,7 +5016,7 @@ def _run_tox(run, command, source, config, archive, report):
         words += shlex.split(options.tox_args)
     except ValueError as error:
         raise UsageError(f"--tox-args: {error}") from None
-    variables = installer_variables(run, index_for_tools(run))
+    variables = tool_variables(run)
     return run_child(run.console, words, cwd=source, env=variables, unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"]).code
 
 
@@ -5021,7 +5058,9 @@ def _post_report(run, file, report):
     argument("--no-pre", action="store_true", help="no pre-releases"),
     argument("packages", metavar="PKG", nargs="*", help="what to install, as pip takes it"))
 def install_command(run):
-    """Install packages from the index, with the pip of the virtual environment, or with uv."""
+    """Install packages from the index, with the pip of the virtual environment, or with uv.
+
+    Without one it is the pip of the Python that runs this client.  Pre-releases count, but with --no-pre."""
     options = run.options
     if options.editable and options.packages:
         raise Failure("cannot specify packagespecs and --editable")
@@ -5029,12 +5068,12 @@ def install_command(run):
         _remember_venv(run)
         options.venv = None if options.venv == "-" else options.venv
     venv = effective_venv(run)
-    pip, uv = None if options.uv else find_program("pip", venv), find_program("uv")
+    pip, uv = None if options.uv else _pip_command(run, venv), find_program("uv")
     if not pip and (options.uv or venv) and uv:
         command = [uv, "pip"]
         inside = ["--python", python_of(venv)] if venv else []
     elif pip:
-        command, inside, uv = [pip], [], None
+        command, inside, uv = pip, [], None
     else:
         raise Failure("no uv binary found" if options.uv else "no pip binary found",
                       "pip install uv" if options.uv else "use --venv DIR for an environment that has pip, or install uv")
@@ -5043,8 +5082,10 @@ def install_command(run):
     run.require_index()
     if not (options.packages or options.editable):
         return 0
-    variables = installer_variables(run, index_for_tools(run))
+    variables = tool_variables(run)
     words = [*command, "install", *inside, "-U"]
+    if not options.no_pre:
+        run.console.say("pre-releases count too (--no-pre: final releases only)")
     if uv:
         words += [] if options.no_pre else ["--prerelease", "allow"]
         shown = ["UV_DEFAULT_INDEX"]
@@ -5058,12 +5099,31 @@ def install_command(run):
     return _run_installer(run, words, variables, shown)
 
 
+def _pip_command(run, venv):
+    """How to start the pip of the virtual environment, or without one that of the Python which a person means; or None.
+
+    That is the Python that runs this file, if it was named (`python devpi_lite_client.py`) or is on the PATH.  One that
+    runs it without being either, as that of a program of its own in pipx's way, is passed over for the pip of the PATH."""
+    if not venv and _is_named_python():
+        own = [sys.executable, "-m", "pip"]
+        if run_child(run.console, [sys.executable, "-c", "import pip.__main__"], capture=True).code == 0:
+            return own
+    program = find_program("pip", venv)
+    return [program] if program else None
+
+
+def _is_named_python():
+    folders = map(os.path.realpath, filter(None, os.environ.get("PATH", "").split(os.pathsep)))
+    return bool(sys.executable) and (sys.argv[0].endswith((".py", ".pyc")) or
+                                     os.path.realpath(os.path.dirname(sys.executable)) in folders)
+
+
 def _refuse_old_pip(run, pip):
     """pip before 19.3 shows the credentials of an index in its output."""
-    told = run_child(run.console, [pip, "--version"], capture=True)
+    told = run_child(run.console, [*pip, "--version"], capture=True)
     version = re.match(r"pip (\d+)\.(\d+)", told.output)
     if told.code or version and (int(version[1]), int(version[2])) < (19, 3):
-        raise Failure(f"{pip} can't be used: {told.output.strip() or 'it does not run'}", "pip 19.3 or newer is needed")
+        raise Failure(f"{' '.join(pip)} can't be used: {told.output.strip() or 'it does not run'}", "pip 19.3 or newer is needed")
 
 
 def _run_installer(run, words, variables, shown):

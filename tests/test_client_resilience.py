@@ -200,6 +200,7 @@ def test_a_login_is_not_put_into_the_address_of_another_server(devpi, site, vill
     """A server may say that its logins are made at one where we are logged in, and that pip is to come to itself."""
     villain.api.update(login=site.url + "/+login")
     path = devpi.add_command("pip", "import os\nprint(os.environ.get('PIP_INDEX_URL'))")
+    devpi.environment["PYTHONPATH"] = str(devpi.write("none/pip.py", "raise ImportError").parent)
     shown = devpi("install", "--index", villain.index, "six", PATH=path).lines[-1]
     shown += devpi("env", "--with-credentials", "--index", villain.index)
     assert villain.index + "/+simple/" in shown and site.tokens["alice"] not in shown
@@ -546,6 +547,8 @@ def test_help_of_a_command_in_two_words(nobody):
 def test_addresses_as_people_write_them(devpi, site, index):
     for words in ("127.0.0.1:3141", "localhost:3141/alice"):
         assert "a URL starts with http://" in devpi("use", words, expect=1)
+        told = devpi("use", words, expect=1, DEVPI_CLIENTDIR=devpi.home / "new")
+        assert "a URL starts with http:// or https://, as in http://" + words in told
     assert "current devpi index: %s/%s " % (site.url, index) in devpi("use", "%s/%s/+simple/" % (site.url, index))
     told = devpi("use", site.url.replace("http:", "https:"), expect=1)
     assert "does not speak TLS there" in told and "verification" not in told

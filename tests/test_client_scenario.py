@@ -135,7 +135,7 @@ def test_16_list_and_getjson_of_what_was_uploaded(day, devpi):
 
 def test_22_install(day, devpi):
     """Steps 20 and 21, pip and uv themselves, are for `make interop`."""
-    printed = devpi("install", "hello-pkg")
+    printed = devpi("install", "hello-pkg", PYTHONPATH=devpi.write("none/pip.py", "raise ImportError").parent)
     assert re.search(r"--> .*bin/pip install -U hello-pkg .*PIP_INDEX_URL='%s/alice/dev/\+simple/'" % day.server.url, printed)
 
 

@@ -151,12 +151,16 @@ def test_what_is_there_already_can_be_skipped(devpi, site):
         site.upload(index, archive)
     paths = [devpi.save(archive) for archive in (same, rebuilt, fresh)]
     printed = devpi("upload", "--index", index, "--skip-existing", *paths)
-    for archive in (same, rebuilt):
-        assert any(archive.filename in line and "skipped, exists" in line for line in printed.lines), printed
+    assert "skipped, exists: " + same.filename in printed.lines
+    (told,) = [line for line in printed.lines if "skipped, exists with other content: " + rebuilt.filename in line]
+    assert "needs a new version" in told and rebuilt.sha256[:12] in told
+    assert "1 uploaded, 2 skipped (1 with other content)" in printed.lines
     assert sorted(site.versions(index, "again")) == ["1.0", "1.1"]
     assert site.fetch(index, rebuilt.filename, "again") != rebuilt.content
     printed = devpi("upload", "--index", index, "--skip-existing", "--json", *paths)
-    assert json.dumps(printed.json()).count("again-1") >= 3
+    assert {file["file"]: (file["message"], "sha256_there" in file) for file in printed.json()["files"]} == {
+        same.filename: ("exists", False), fresh.filename: ("exists", False),
+        rebuilt.filename: ("exists with other content", True)}
 
 
 def test_what_another_job_has_sent_meanwhile_is_skipped_too(devpi, site, index, gate):
