@@ -1238,7 +1238,10 @@ class Http:
         if proxy:
             through = urllib.parse.urlsplit(proxy)
             if through.scheme != "http":
-                raise Failure(f"the proxy {masked(proxy)} is no http:// proxy; only such are supported")
+                raise Failure(f"the proxy {masked(proxy)} can't be used: only http:// proxies are spoken to, not "
+                              f"{'SOCKS' if through.scheme.startswith('socks') else f'{through.scheme}://'}",
+                              f"name an http:// proxy in {scheme.upper()}_PROXY, or in NO_PROXY what is reached without "
+                              f"one: {host}")
             connection = kind(through.hostname, through.port or 80, **arguments)
             if scheme == "https":
                 credentials = credentials_of(proxy)
@@ -1274,9 +1277,30 @@ def proxy_for(url):
     import urllib.request
     parts, proxies = urllib.parse.urlsplit(url), urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+    if not proxy or _is_exempt(url, proxies.get("no")):
         return None
     return proxy if "://" in proxy else "http://" + proxy
+
+
+def _is_exempt(url, exempt):
+    """Whether a URL is asked without the proxy: `exempt` is NO_PROXY, None if no variable says anything of proxies.
+
+    Its entries are hosts, with all below them; with a port or without; networks as 10.0.0.0/8; or `*`."""
+    import ipaddress
+    import urllib.request
+    _, host, port = origin_of(url)
+    if exempt is None and not urllib.request.getproxies_environment():      # macOS and Windows have settings of their own
+        return bool(urllib.request.proxy_bypass(host))
+    for entry in re.split(r"[,\s]+", (exempt or "").lower()):
+        if entry == "*":
+            return True
+        with contextlib.suppress(ValueError):       # no network, or the host is no address
+            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False):
+                return True
+        name, number = re.fullmatch(r"(?:\*?\.)?(.*?)(?::([0-9]+))?", entry).groups()
+        if name and number in (None, str(port)) and (host == name.strip("[]") or host.endswith("." + name)):
+            return True
+    return False
 
 
 @functools.lru_cache(maxsize=None)

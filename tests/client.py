@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import http.client
+import importlib.util
 import io
 import itertools
 import json
@@ -54,6 +55,15 @@ def _compiled():
 
 
 SCRIPT = _compiled()
+
+
+@functools.lru_cache(maxsize=None)
+def imported():
+    """The client as a module of this process, for what no command shows by itself."""
+    spec = importlib.util.spec_from_file_location("devpi_lite_client", str(SOURCE))
+    module = sys.modules["devpi_lite_client"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Printed(str):

@@ -4,11 +4,9 @@ The client is imported here: `unpack` and `read_archive` are asked themselves.""
 
 import bz2
 import gzip
-import importlib.util
 import io
 import os
 import random
-import sys
 import tarfile
 import time
 import tracemalloc
@@ -16,19 +14,12 @@ import zipfile
 
 import pytest
 
-from client import POSIX, SOURCE
+from client import POSIX, imported
 
 posix_only = pytest.mark.skipif(not POSIX, reason="needs symbolic links")
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("devpi_lite_client", str(SOURCE))
-    module = sys.modules["devpi_lite_client"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-lite = load()
+lite = imported()
 METADATA = b"Metadata-Version: 2.1\nName: a\nVersion: 1.0\n"
 
 

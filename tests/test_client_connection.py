@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from client import CERTIFICATE, FEATURES, POSIX, SOURCE, Client, Gate, file_url, new_index
+from client import (
+    CERTIFICATE, FEATURES, POSIX, SOURCE, Client, Gate, file_url, imported, new_index)
 from harness import wheel
 
 posix_only = pytest.mark.skipif(not POSIX, reason="needs a pseudo terminal, or a POSIX shell")
@@ -459,6 +460,37 @@ def test_proxies_are_used_and_passed_over_as_the_variables_say(devpi, site, gate
     devpi.sign_in(site, "alice", "alice/dev")
     devpi("getjson", "/alice/dev", http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1",
           no_proxy="127.0.0.1")
+
+
+@pytest.mark.parametrize("exempt, is_direct", [
+    ("", False), ("127.0.0.1:{port}", True), ("127.0.0.1:1", False), ("127.0.0.0/8", True), ("10.0.0.0/8,127.0.0.1/32", True),
+    ("128.0.0.0/8", False), ("::1/128 , example.org\t127.0.0.1", True), ("*", True), ("127.0.0.0/99,nonsense/8", False)])
+def test_what_is_exempt_from_a_proxy(devpi, site, gate, exempt, is_direct):
+    devpi.sign_in(site, "alice", "alice/dev")
+    devpi("getjson", "/alice/dev", ALL_PROXY=gate.url, no_proxy=exempt.format(port=site.port))
+    assert bool(gate.passed) != is_direct
+
+
+@pytest.mark.parametrize("url, exempt, is_direct", [
+    ("http://host.example.org/", "example.org", True), ("http://host.example.org/", ".example.org", True),
+    ("http://host.example.org/", "*.example.org", True), ("http://badexample.org/", "example.org", False),
+    ("http://host.example.org/", "HOST.example.org:80", True), ("https://host.example.org/", "host.example.org:80", False),
+    ("https://host.example.org/", "host.example.org:443", True), ("http://[fd00::5]:3141/", "fd00::/8", True),
+    ("http://[fd00::5]:3141/", "[fd00::5]:3141", True), ("http://[fd00::5]:3141/", "fd00::5", True),
+    ("http://[fd00::5]/", "[fd00::6]", False), ("http://10.1.2.3/", "10.1.0.0/16", True), ("http://10.1.2.3/", "10.1.2", False)])
+def test_how_exempt_hosts_are_written(monkeypatch, url, exempt, is_direct):
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name, value in (("http_proxy", "p:1"), ("https_proxy", "p:1"), ("no_proxy", exempt)):
+        monkeypatch.setenv(name, value)
+    assert imported().proxy_for.__wrapped__(url) == (None if is_direct else "http://p:1")
+
+
+def test_a_socks_proxy_is_told_that_it_is_not_spoken_to(devpi, site):
+    devpi.sign_in(site, "alice", "alice/dev")
+    for proxy, word in (("socks5://127.0.0.1:9", "not SOCKS"), ("https://u:SECRET@127.0.0.1:9", "not https://")):
+        refused = devpi("getjson", "/alice/dev", expect=1, ALL_PROXY=proxy)
+        assert word in refused and "HTTP_PROXY" in refused and "NO_PROXY" in refused and "SECRET" not in refused
 
 
 @pytest.fixture
