@@ -1993,6 +1993,16 @@ class Run:
         reply = self.send(method, url, json_headers(accept), None if body is None else json_body(body), patient=patient)
         return self.answer(reply, expect)
 
+    def delete(self, url, force=False):
+        """Delete what is at a URL, and tell what the server adds to that; returns it, or "".
+
+        Servers say what was deleted, and devpi_lite behind a semicolon what follows from that."""
+        answer = self.call("DELETE", url + ("?force=" if force else ""))
+        note = answer.message.partition("; ")[2]
+        if note:
+            self.console.warn(note)
+        return note
+
     def send(self, method, url, headers=None, body=None, **options):
         """A request with our credentials, sent again after a new login if the old one had expired; returns the `Reply`."""
         reply = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
@@ -2842,6 +2852,18 @@ def _shell_line(shell, name, value):
 # ======================================================================================================================
 
 HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
+FORCE = argument("-f", "--force", action="store_true",
+                 help="with --delete: also what other users' indexes have as a base; it is taken out of them")
+
+
+def delete_in_use(run, url):
+    """Delete a user or an index: with --force also one that others build on.  The JSON document's `note`, or ""."""
+    try:
+        return run.delete(url, run.options.force)
+    except Refused as refusal:
+        if refusal.status == 409 and not run.options.force:
+            refusal.hint = "--force does it, and takes it out of their bases"
+        raise
 
 
 def key_values(words):
@@ -2869,6 +2891,7 @@ def user_url(run, name):
     "user", "show, make, change or delete users",
     action("-c", "--create", help="make the user"),
     action("--delete", help="delete the user with all indexes"),
+    FORCE,
     action("-m", "--modify", help="change the user (also without this option, if settings are given)"),
     action("-l", "--list", help="list the names of all users"),
     argument("--password-file", metavar="FILE", help="with -c or -m: file with the new password; - for standard input"),
@@ -2944,10 +2967,10 @@ def _delete_user(run, name):
     run.console.say(f"About to remove: {url}")
     if not run.console.is_sure({"deleted": None}):
         return
-    run.call("DELETE", url)
+    note = delete_in_use(run, url)
     run.auth.drop_token(run.root, name)
     run.console.info(f"user deleted: {name}")
-    run.console.document({"deleted": name})
+    run.console.document({"deleted": name, **({"note": note} if note else {})})
 
 
 @command(
@@ -2971,6 +2994,7 @@ def passwd_command(run):
     "index", "show, make, change or delete indexes",
     action("-c", "--create", help="make the index"),
     action("--delete", help="delete the index with all that is in it"),
+    FORCE,
     action("-l", "--list", help="list the indexes of the current or the given user"),
     argument("--no-projects", action="store_true", help="ask the server to leave out the names of projects"),
     argument("words", metavar="INDEX KEY=VALUE", nargs="*",
@@ -3042,9 +3066,9 @@ def _delete_index(run, url):
     run.console.say(f"About to remove: {url}")
     if not run.console.is_sure({"deleted": None}):
         return
-    run.call("DELETE", url)
+    note = delete_in_use(run, url)
     run.console.info(f"index deleted: {url}")
-    run.console.document({"deleted": url})
+    run.console.document({"deleted": url, **({"note": note} if note else {})})
 
 
 # ======================================================================================================================
@@ -3348,7 +3372,8 @@ def _print_json(run, reply):
 
 @command(
     "remove", "remove a project, releases or a file from the index",
-    argument("-f", "--force", action="store_true", help="also from a non-volatile index"),
+    argument("-f", "--force", action="store_true",
+             help="also from a non-volatile index, of which you are the owner, or root"),
     INDEX,
     argument("spec", metavar="SPEC_OR_URL", help="a project, perhaps with versions ('hello==1.0'), or the URL of a file"),
     JSON)
@@ -3371,24 +3396,40 @@ def remove_command(run):
             run.console.say(f"  - {link.url}")
     if not run.console.is_sure({"removed": []}):
         return
+    notes = []
     if wanted.specifiers:
-        for release, _ in found:
-            run.console.say(f"deleting release {release.version} of {wanted.name}")
-            _delete(run, run.project_url(wanted.name, release.version))
+        notes = _delete_releases(run, wanted.name, [release.version for release, _ in found])
     else:
         run.console.say(f"deleting project {wanted.name}")
-        _delete(run, run.project_url(wanted.name))
+        notes = [_delete(run, run.project_url(wanted.name))]
     run.console.document({"index": run.index, "project": normalize(wanted.name), "removed": [
-        {"version": release.version, "files": [link.url for link in links]} for release, links in found]})
+        {"version": release.version, "files": [link.url for link in links]} for release, links in found],
+        "notes": [note for note in notes if note]})
+
+
+def _delete_releases(run, project, versions):
+    """Delete releases; returns what the server adds to each.
+
+    With one of them those go too whose version is the same, spelled in another way (3.0.0-rc.1, 3.0.0rc1)."""
+    notes, gone = [], set()
+    for version in versions:
+        run.console.say(f"deleting release {version} of {project}")
+        try:
+            notes.append(_delete(run, run.project_url(project, version)))
+        except Refused as refusal:
+            if refusal.status != 404 or canonical_version(version) not in gone:
+                raise
+        gone.add(canonical_version(version))
+    return notes
 
 
 def _delete(run, url):
-    """Delete a project, a release or a file, with --force also from a non-volatile index."""
+    """Delete a project, a release or a file, with --force also from a non-volatile index; what the server adds, or ""."""
     try:
-        run.call("DELETE", url + ("?force=" if run.options.force else ""))
+        return run.delete(url, run.options.force)
     except Refused as refusal:
         if "non-volatile" in refusal.text and not run.options.force:
-            refusal.hint = "-f does it"
+            refusal.hint = "-f does it, for the owner of the index and root"
         raise
 
 
@@ -3405,8 +3446,8 @@ def _removable(run, wanted):
 def _remove_file(run, url):
     run.console.say(f"About to remove the following file:\n{masked(url)}")
     if run.console.is_sure({"removed": []}):
-        _delete(run, url)
-        run.console.document({"removed": [{"files": [masked(url)]}]})
+        note = _delete(run, url)
+        run.console.document({"removed": [{"files": [masked(url)]}], "notes": [note] if note else []})
 
 
 @command(
@@ -4625,7 +4666,8 @@ def _only_latest(archives):
     for archive in archives:
         key = normalize(archive.name), archive.is_docs
         newest[key] = max(newest.get(key, archive.version), archive.version, key=version_key)
-    return [archive for archive in archives if archive.version == newest[normalize(archive.name), archive.is_docs]]
+    return [archive for archive in archives
+            if version_key(archive.version) == version_key(newest[normalize(archive.name), archive.is_docs])]
 
 
 def _built_archives(run, temporary):
@@ -4888,7 +4930,9 @@ def _files_to_test(run, wanted, select):
         raise Failure(f"could not find/receive links for {wanted.text}", refusal.message) from None
     if not releases:
         raise Failure(f"could not find/receive links for {wanted.text}")
-    release = releases[-1]
+    same = [release for release in releases     # 3.0.0-rc.1 and 3.0.0rc1 are one
+            if canonical_version(release.version) == canonical_version(releases[-1].version)]
+    release = dataclasses.replace(releases[-1], links=tuple(link for each in same for link in each.links))
     sdists = _sdists(release)
     if select:
         chosen = [file for file in release.files if select.search(file.filename)]

@@ -166,6 +166,21 @@ def test_without_a_name_the_current_index_is_shown_and_changed(devpi, site, inde
     assert devpi("index", DEVPI_INDEX=other).lines[-8] == "%s/%s:" % (site.url, other)
 
 
+@pytest.mark.parametrize("kind", ["index", "user"])
+def test_what_others_build_on_is_deleted_by_force_only(devpi, site, kind):
+    owner = "owner-" + new_index(site, "alice").partition("/")[2]
+    site.add_user(owner)
+    site.add_index(owner + "/base")
+    above = new_index(site, "bob", bases=[owner + "/base"])
+    devpi.sign_in(site, owner, owner + "/base")
+    name = owner + "/base" if kind == "index" else owner
+    refused = devpi(kind, "-y", "--delete", name, expect=1)
+    assert "409 Conflict: " in refused and above in refused
+    assert refused.lines[-1] == "--force does it, and takes it out of their bases"
+    assert "%s deleted" % kind in devpi(kind, "-y", "--delete", "--force", name)
+    assert site.get("/" + above).result["bases"] == []
+
+
 def test_a_mirror_shows_its_own_settings(devpi, site):
     name = "mirror%d" % next(NUMBERS)
     shown = devpi("index", "-c", name, "type=mirror", "mirror_url=https://example.org/simple/", "title=PyPI").lines

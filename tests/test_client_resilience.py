@@ -527,6 +527,27 @@ def test_no_version_is_taken_for_another_one(devpi, site, index):
     assert len(devpi("list", "--all", "named==1.0.*").lines) == 2
 
 
+def test_a_version_in_two_spellings_is_deleted_once(nobody, villain):
+    """The server takes both releases for one; what else can't be found is told."""
+    files = {version: {"+links": [{"rel": "releasefile", "href": villain.index + "/+f/two-%s.zip" % version}]}
+             for version in ("3.0.0-rc.1", "3.0.0rc1", "4.0")}
+    nobody("use", villain.index)
+    nobody.write_state("auth.json", {"auth": {villain.root: [["alice", "token"]]}})
+    nobody.write_state("current.json", {**nobody.state(), "username": "alice"})
+    villain.answers.update({
+        "/alice/dev/two?ignore_bases=": (200, {"type": "projectconfig", "result": files}),
+        "/two/3.0.0-rc.1": (200, {"message": "project 'two' version '3.0.0-rc.1' deleted"}),
+        "/two/3.0.0rc1": (404, {"message": "project 'two' has no release '3.0.0rc1'"}),
+        "/two/4.0": (200, {"message": "project 'two' version '4.0' deleted; the name is free: see reserved_names"})})
+    printed = nobody("remove", "-y", "--json", "two>=3.0.0rc1")
+    assert printed.json()["notes"] == ["the name is free: see reserved_names"]
+    assert "the name is free: see reserved_names" in printed.errors.splitlines()
+    assert [path.rpartition("/")[2] for method, path, *_ in villain.asked if method == "DELETE"] == [
+        "3.0.0-rc.1", "3.0.0rc1", "4.0"]
+    villain.answers["/two/3.0.0-rc.1"] = 404, {"message": "gone"}
+    assert "404 Not Found: gone" in nobody("remove", "-y", "two<4", expect=1)
+
+
 @pytest.mark.parametrize("words, told", [
     (["list", "--nope"], "unrecognized arguments: --nope"),
     (["getjson", "x", "y"], "unrecognized arguments: y"),
@@ -561,7 +582,7 @@ def test_a_release_that_may_not_be_removed_or_is_there(devpi, site):
     assert devpi("upload", "--json", path).json()["files"][0]["status"] == "uploaded"
     again = devpi("upload", "--json", path).json()["files"][0]
     assert (again["status"], again["message"]) == ("skipped", "exists")
-    assert "-f does it" in devpi("remove", "-y", "kept", expect=1)
+    assert "-f does it, for the owner of the index and root" in devpi("remove", "-y", "kept", expect=1)
     target = new_index(site, "alice")
     devpi("push", "kept==1.0", target.partition("/")[2])
     assert site.get("/" + target).result["projects"] == ["kept"]

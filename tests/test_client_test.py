@@ -127,6 +127,13 @@ def test_which_files_are_tested(devpi, site, index):
     assert "could not find/receive links for nosuch" in devpi("test", "nosuch", expect=1)
 
 
+def test_files_of_one_version_in_two_spellings_are_tested_together(devpi, site, index):
+    archives = [source("spelled", "3.0.0rc1"), wheel("spelled", "3.0.0-rc.1")]
+    upload(site, index, *archives)
+    devpi("test", "--no-upload", "spelled")
+    assert [call["archive"] for call in devpi.calls()] == [archive.filename for archive in archives]
+
+
 def test_failures_are_posted_and_the_rest_is_still_tested(devpi, site, index):
     archives = [source("fails", "1.0"), wheel("fails", "1.0")]
     urls = upload(site, index, *archives)
