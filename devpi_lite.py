@@ -625,6 +625,11 @@ class UnsupportedType(Problem):
     status = 415
 
 
+class Misdirected(Problem):
+    """The Host header names somebody else (RFC 9110)."""
+    status = 421
+
+
 class UpstreamTrouble(Problem):
     """Upstream did not give what was asked for: unreachable, too slow, an error, garbage."""
     status = 502
@@ -8555,9 +8560,15 @@ class Response:
         return len(self.body)
 
 
+NOSNIFF = ("X-Content-Type-Options", "nosniff")     # what is uploaded is what we say it is, to browsers too (Fetch standard)
+PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]         # what may depend on who asks
+
+
 def json_response(content, status=200, headers=()):
-    """Any JSON; the type without a charset, which the devpi client compares as a whole."""
-    return Response(status, [("Content-Type", "application/json"), *headers],
+    """Any JSON; the type without a charset, which the devpi client compares as a whole.
+
+    What it says may depend on who asks, by a header that shared caches don't know."""
+    return Response(status, [("Content-Type", "application/json"), *PERSONAL, *headers],
                     json.dumps(content, separators=(", ", ": ")).encode() + b"\n")
 
 
@@ -8593,7 +8604,7 @@ def problem_response(problem, accept, kind):
     reason = one_line(message) if kind == "upload" and message else reason_phrase(status)
     if kind == "json" or "application/json" in accept:
         content = {"message": message, "code": f"{status} {reason}", "title": reason}
-        response = Response(status, [("Content-Type", "application/json")], json.dumps(content).encode() + b"\n")
+        response = json_response(content, status)
     elif kind == "page" or "text/html" in accept:
         title = html.escape(f"{status} {reason_phrase(status)}")
         response = Response(status, [("Content-Type", HTML)], (
@@ -8602,6 +8613,8 @@ def problem_response(problem, accept, kind):
     else:
         response = Response(status, [("Content-Type", "text/plain; charset=utf-8")],
                             (message + "\n").encode("utf-8", "replace"))
+    if kind != "json" and "application/json" not in accept:
+        response.headers += PERSONAL
     response.reason = reason
     response.headers += problem.headers
     return response
@@ -8667,6 +8680,19 @@ class Request:
             except ValueError as error:
                 raise BadRequest(f"malformed query: {reason_of(error)}") from None
             self.query = {key: value for key, value in reversed(pairs)}
+
+    def refuse_foreign_host(self):
+        """Refuse a name that is not ours, where only this machine can reach us.
+
+        A web page may let its own name mean 127.0.0.1 (DNS rebinding), and would then be of the same
+        origin as we are, with any header it likes.  Nobody can do that with an address, nor with a
+        name that has no dot, for strangers can't own such a one."""
+        if not self.app.is_private or self.connection.sock.family == UNIX_FAMILY:
+            return
+        name = re.sub(r":[0-9]*$", "", self.header("host")).strip("[]").rstrip(".").lower()
+        if "." in name and not name.endswith(".localhost") and name != self.app.outside_name and not is_address(name):
+            raise Misdirected(f"this server, which only this machine can reach, is not called {one_line(name, 100)}: "
+                              f"--outside-url http://{one_line(name, 100)} would give it that name")
 
     def refuse_foreign_page(self):
         """Refuse changes that a web page of another origin asks for with its reader's credentials, uploaded documentation
@@ -9533,6 +9559,15 @@ def authority(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def is_address(text):
+    """Whether a text is an IP address, as it is or with a zone."""
+    try:
+        ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
 class App:
     """All parts of a running server, and what is shared by the requests."""
 
@@ -9558,6 +9593,10 @@ class App:
         self.started = time.time()
         node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
+        # whether nobody but this machine's own processes can reach us by an address
+        self.is_private = all(is_address(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
+                              for host, _ in settings.listen)
+        self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
         self.constant_headers = (
             f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {node}\r\n"
             f"X-DEVPI-PRIMARY-UUID: {node}\r\nX-DEVPI-MASTER-UUID: {node}\r\n").encode()
@@ -9605,6 +9644,7 @@ class App:
         """Find the endpoint, run it; whatever it raises becomes the answer."""
         try:
             request.resolve_target()
+            request.refuse_foreign_host()
             request.refuse_foreign_page()
             request.body.check_limit()
             response = self._endpoint(request)
@@ -10276,7 +10316,7 @@ def serve_metadata_file(request, index, path):
     etag, validators = _validators(index, sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
-    headers = [("Content-Type", "application/octet-stream"), ("Last-Modified", http_date(seconds_of(file.uploaded))),
+    headers = [("Content-Type", "application/octet-stream"), NOSNIFF, ("Last-Modified", http_date(seconds_of(file.uploaded))),
                *validators, ("Accept-Ranges", "bytes")]
     status, start, end = chosen_range(request, headers, etag, len(data))
     return Response(status, headers, data[start:end], tags=tags if status != 416 else None)
@@ -10289,7 +10329,7 @@ def blob_response(request, index, sha256, size, type_, last_modified, tags):
         return Response(304, validators, tags=tags)
     file = request.app.blobs.open(sha256, size)
     size = os.fstat(file.fileno()).st_size
-    headers = [("Content-Type", type_), ("Last-Modified", last_modified), *validators, ("Accept-Ranges", "bytes")]
+    headers = [("Content-Type", type_), NOSNIFF, ("Last-Modified", last_modified), *validators, ("Accept-Ranges", "bytes")]
     return ranged_response(request, headers, etag, file, 0, size, tags)
 
 
@@ -10350,7 +10390,7 @@ def stream_from_upstream(request, index, file):
     if request.method == "HEAD":
         return _upstream_head(request, index, file)
     download = app.mirrors.download(index, file)
-    headers = [("Content-Type", content_type(file.filename)), ("X-Accel-Buffering", "no")]
+    headers = [("Content-Type", content_type(file.filename)), NOSNIFF, ("X-Accel-Buffering", "no")]
     if download.last_modified:
         headers.append(("Last-Modified", download.last_modified))
     return Response(200, headers, stream=download.pieces(), length=download.length)
@@ -10360,7 +10400,7 @@ def _upstream_head(request, index, file):
     """HEAD of a file that is not here: what is known, else what upstream says; nothing is kept."""
     if request.app.settings.offline_mode:
         raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
-    headers = [("Content-Type", content_type(file.filename))]
+    headers = [("Content-Type", content_type(file.filename)), NOSNIFF]
     length = file.size
     if length is None:
         length = request.app.mirrors.upstream_size(index, file)
@@ -10436,7 +10476,7 @@ for _ending, _type in (
 def _doc_response(request, index, zip_file, member, tags):
     etag = f'"{zip_file.sha256}-{member.number}"'
     validators = [("ETag", etag), ("Cache-Control", f"{'private, ' if index.restricted else ''}max-age=60")]
-    safety = [("Content-Security-Policy", _DOC_POLICY), ("X-Content-Type-Options", "nosniff")]
+    safety = [("Content-Security-Policy", _DOC_POLICY), NOSNIFF]
     if not index.restricted:
         safety.append(("Access-Control-Allow-Origin", "*"))     # a sandboxed page's origin is none: its own fonts need this
     if none_match(request.header("if-none-match"), etag):
@@ -10998,7 +11038,7 @@ def get_index(request, user, index):
     if not isinstance(names, MirrorNames):
         return result_response("indexconfig", {**config, "projects": sorted(names)})
     before = json.dumps({"type": "indexconfig", "result": {**config, "projects": []}})[:-len("]}}")]
-    return _parts_response(request, [("Content-Type", "application/json")], f'"{secrets.token_hex(8)}"',
+    return _parts_response(request, [("Content-Type", "application/json"), *PERSONAL], f'"{secrets.token_hex(8)}"',
                            [before.encode(), names.part("names.json"), b"]}}\n"])
 
 
@@ -12017,7 +12057,6 @@ server {{
         proxy_pass http://devpi_lite;
         proxy_http_version 1.1;
         proxy_set_header Connection "";
-        proxy_set_header Host $http_host;
         proxy_set_header X-Outside-URL {_nginx_word(outside)};
         proxy_set_header {settings.real_ip_header.title().replace('-Ip', '-IP')} $remote_addr;
 

@@ -668,12 +668,12 @@ def jenkins_script(server, receiver, **headers):
 
 
 def test_the_jenkins_script_names_the_address_of_the_server_not_what_the_uploader_says(site, receiver):
-    index, script = jenkins_script(site, receiver, Host="evil.example.net:8080")
+    index, script = jenkins_script(site, receiver, Host="evil:8080")
     assert "evil" not in script and "%s/%s" % (site.url, index) in script
 
 
 def test_the_jenkins_script_names_the_outside_url(guarded, receiver):
-    index, script = jenkins_script(guarded, receiver, Host="evil.example.net:8080")
+    index, script = jenkins_script(guarded, receiver, Host="evil:8080")
     assert "evil" not in script and guarded.url not in script and "%s/%s" % (OUTSIDE_URL, index) in script
 
 

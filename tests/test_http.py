@@ -825,9 +825,9 @@ def api_url(server, key="login", path="/+api", **headers):
 @pytest.mark.parametrize(
     "host, base",
     [
-        ("foo.bar", "http://foo.bar"),
-        ("foo.bar:80", "http://foo.bar"),
-        ("foo.bar:8080", "http://foo.bar:8080"),
+        ("foo.localhost", "http://foo.localhost"),
+        ("foo.localhost:80", "http://foo.localhost"),
+        ("foo.localhost:8080", "http://foo.localhost:8080"),
         ("[::1]:99", "http://[::1]:99"),
     ],
 )
