@@ -667,6 +667,14 @@ class NoSpace(Problem):
     status = 507
 
 
+class ReadOnly(Problem):
+    """Something was to be changed in a server directory that lies on read-only media."""
+    status = 403
+
+    def __init__(self):
+        super().__init__("this server's directory is on read-only media: what is there is served, nothing can be changed")
+
+
 class FatalError(Exception):
     """The program cannot start or go on; printed as `fatal: ...`."""
 
@@ -842,9 +850,11 @@ class Settings:
     secretfile: str = option(
         "secretfile", _path, "", "file with the secret behind logins; default: .secret in the server directory")
     access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
+    read_only: bool = False     # no option: found out at the start
 
 
-OPTIONS = {field.name: (field.metadata["option"], field.default) for field in dataclasses.fields(Settings)}
+OPTIONS = {field.name: (field.metadata["option"], field.default) for field in dataclasses.fields(Settings)
+           if field.metadata}
 
 
 class Limits:
@@ -1604,10 +1614,13 @@ def names_tag(index_id):
 
 
 class Store:
-    """The database of one server directory.  `read()` gives a connection for reading, `write()` runs a change."""
+    """The database of one server directory.  `read()` gives a connection for reading, `write()` runs a change.
 
-    def __init__(self, serverdir, create=False):
+    `read_only`: the directory is on media that nobody can write to.  No file is made there then."""
+
+    def __init__(self, serverdir, create=False, read_only=False):
         self.path = os.path.join(serverdir, "devpi_lite.db")
+        self.read_only = read_only
         if not create and not os.path.exists(self.path):
             raise FatalError(f"no devpi_lite database in {serverdir}")
         self.freshness = Freshness()
@@ -1619,11 +1632,12 @@ class Store:
         self.signals = {"outbox": threading.Event(), "search": threading.Event()}       # set when there is work
         self.writer = self._connect()
         self._upgrade(create)
-        self.commits = CommitCounter(os.path.join(serverdir, ".commits"))
+        self.commits = CommitCounter(None if read_only else os.path.join(serverdir, ".commits"))
         self.serial = self._last_serial(self.writer)
         self.log_size = self._log_size(self.writer)
         self.thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
-        self.thread.start()
+        if not read_only:
+            self.thread.start()
         self.node = self._node_facts()
 
     def _node_facts(self):
@@ -1631,11 +1645,13 @@ class Store:
             return dict(map(tuple, db.execute("SELECT key, value FROM node")))
 
     def _connect(self, read_only=False):
-        db = sqlite3.connect(self.path, timeout=Limits.busy, isolation_level=None, check_same_thread=False,
-                             cached_statements=200)
+        if self.read_only:
+            refuse_unfolded(self.path)
+        db = sqlite3.connect(immutable_uri(self.path) if self.read_only else self.path, timeout=Limits.busy,
+                             isolation_level=None, check_same_thread=False, cached_statements=200, uri=self.read_only)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA foreign_keys = ON")
-        if read_only:
+        if read_only or self.read_only:
             db.execute("PRAGMA query_only = ON")
         else:
             db.execute("PRAGMA journal_mode = WAL")
@@ -1657,6 +1673,9 @@ class Store:
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
+        elif version < SCHEMA_VERSION and self.read_only:
+            raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once on a copy that can be "
+                             "written to, it brings it up")
         elif version < SCHEMA_VERSION and not create:
             raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once, it brings it up")
         elif version < SCHEMA_VERSION:
@@ -1705,7 +1724,12 @@ class Store:
         """Run `function(change, *args)` as one change and return its value once it is on disk.
 
         Not `durable`: once it is committed; a power cut may take it back (what a mirror caches can be fetched again).
-        Whatever it raises is raised here, with the change undone.  `Busy` if another process holds the database."""
+        Whatever it raises is raised here, with the change undone.  `Busy` if another process holds the database.  On
+        read-only media: `ReadOnly`; what need not be durable, as it can be fetched or made again, is just not kept."""
+        if self.read_only:
+            if durable:
+                raise ReadOnly()
+            return None
         if self.closed:
             raise Busy("the server is shutting down, try again", 5)
         task = WriteTask(function, args, actor, durable)
@@ -1826,12 +1850,14 @@ class Store:
         if self.closed:
             return
         self.closed = True
-        self.tasks.put(None)
-        self.thread.join(Limits.shutdown)
+        if not self.read_only:
+            self.tasks.put(None)
+            self.thread.join(Limits.shutdown)
         while self.idle_readers:
             self.idle_readers.pop().close()
         try:
-            self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            if not self.read_only:
+                self.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:      # nothing is lost: the next start reads the log
             log.warning("the write-ahead log was not folded in: %s", error)
         self.writer.close()
@@ -1916,14 +1942,15 @@ class WriteTask:
 class CommitCounter:
     """A number in a small mapped file, raised after each commit by a process that is not the server.
 
-    The server compares it with what it saw last (a memory read; SQLite's `data_version` would cost 7 us a request)."""
+    The server compares it with what it saw last (a memory read; SQLite's `data_version` would cost 7 us a request).
+    Without a path the number stays what it is."""
 
     def __init__(self, path):
-        self.file = open(path, "a+b")
-        if os.fstat(self.file.fileno()).st_size < 8:
+        self.file = open(path, "a+b") if path else None
+        if self.file and os.fstat(self.file.fileno()).st_size < 8:
             self.file.write(bytes(8))
             self.file.flush()
-        self.map = mmap.mmap(self.file.fileno(), 8)
+        self.map = mmap.mmap(self.file.fileno() if self.file else -1, 8)
         self.numbers = memoryview(self.map).cast("Q")
         self.is_server = False
         self.seen = self.numbers[0]
@@ -1942,7 +1969,21 @@ class CommitCounter:
     def close(self):
         self.numbers.release()
         self.map.close()
-        self.file.close()
+        if self.file:
+            self.file.close()
+
+
+def immutable_uri(path):
+    """What SQLite is told so that it neither locks a database nor makes files beside it, where nobody can change it."""
+    return "file:" + urllib.request.pathname2url(path) + "?mode=ro&immutable=1"
+
+
+def refuse_unfolded(path):
+    """FatalError if the newest changes of a database on read-only media are still in its write-ahead log."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.getsize(path + "-wal"):
+            raise FatalError(f"{path} was not closed before it was copied to read-only media: its newest changes are in "
+                             f"{os.path.basename(path)}-wal.  Stop the server and copy its directory again")
 
 
 @contextlib.contextmanager
@@ -1987,16 +2028,19 @@ except ImportError:     # Windows
 
 
 class Blobs:
-    """The content-addressed files of one server directory."""
+    """The content-addressed files of one server directory; `read_only` as for the Store."""
 
-    def __init__(self, serverdir):
+    def __init__(self, serverdir, read_only=False):
+        self.read_only = read_only
         self.files = os.path.join(serverdir, "files")
-        self.tmp = os.path.join(serverdir, "tmp")
+        self.tmp = tempfile.gettempdir() if read_only else os.path.join(serverdir, "tmp")
         self.trash = os.path.join(serverdir, "trash")
         self.trashed = (0, 0)               # files in the trash and their bytes, at the last sweep
         self.swept_much = 0                 # files of the last sweep that took many: see `sweep`
         self.numbers = itertools.count()    # for names in tmp, which is one process's own
         self.lock = threading.Lock()        # between claiming a blob that is there and collecting it
+        if read_only:
+            return
         os.makedirs(self.tmp, mode=0o700, exist_ok=True)
         if not os.path.isdir(os.path.join(self.files, "ff")):
             for number in range(256):       # all at once, so that keeping a blob syncs one directory, not two
@@ -2021,6 +2065,8 @@ class Blobs:
 
     def claim(self, sha256):
         """Whether the blob is there; if so it will not be collected before the caller had time to refer to it."""
+        if self.read_only:
+            return self.has(sha256)
         with self.lock:
             try:
                 os.utime(self.path(sha256))
@@ -2112,6 +2158,8 @@ class Blobs:
 
     def incoming(self):
         """A new blob, to be written piece by piece."""
+        if self.read_only:
+            raise ReadOnly()
         return IncomingBlob(self)
 
 
@@ -4770,7 +4818,8 @@ class Mirrors:
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
         self.lock = threading.Lock()
         self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
-        os.makedirs(self.cache, mode=0o700, exist_ok=True)
+        if not store.read_only:
+            os.makedirs(self.cache, mode=0o700, exist_ok=True)
 
     # -- pages
 
@@ -6953,6 +7002,8 @@ class Staging:
         """devpi: PUSH to a server that takes PyPI's uploads, one request a file.  Returns devpi's action log.
 
         What fails is told there, per file; files that come after it are tried all the same, within `Limits.push_time`."""
+        if self.store.read_only:
+            raise ReadOnly()        # before anything is sent, for it could not be entered into the audit log
         server = OutsideServer(self.mirrors.client, url, username, password, self.settings.push_timeout)
         log_ = []
         with self.turn("outside", actor.user):
@@ -7472,6 +7523,7 @@ class SearchIndex:
     def __init__(self, store, indexes, releases, blobs, settings):
         self.store, self.indexes, self.releases, self.blobs = store, indexes, releases, blobs
         self.path = os.path.join(settings.serverdir, "search.db")
+        self.place = immutable_uri(self.path)       # on read-only media
         self.full_text = settings.full_text and self._has_fts5()
         self.error = ""
         self.lost = False           # the database file was deleted or damaged while we run
@@ -7489,10 +7541,13 @@ class SearchIndex:
         return True
 
     def _connect(self):
-        db = sqlite3.connect(self.path, timeout=Limits.busy, isolation_level=None, check_same_thread=False)
+        read_only = self.store.read_only
+        db = sqlite3.connect(self.place if read_only else self.path, timeout=Limits.busy, isolation_level=None,
+                             check_same_thread=False, uri=read_only)
         db.row_factory = sqlite3.Row
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = OFF")      # what a power cut takes can be made again
+        if not read_only:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")      # what a power cut takes can be made again
         db.create_function("admits_python", 2, admits_python, deterministic=True)
         db.create_function("admits", 2, admits, deterministic=True)
         return db
@@ -7502,18 +7557,24 @@ class SearchIndex:
         form = 2 if self.full_text else 102
         db = None
         try:
+            if self.store.read_only:
+                refuse_unfolded(self.path)
             db = self._connect()
             if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'owner'").fetchone() and \
                     db.execute("SELECT value FROM owner").fetchone()["value"] == self.store.node["uuid"] and \
                     db.execute("PRAGMA user_version").fetchone()[0] == form:
                 return db
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, FatalError) as error:
             log.warning("the search database is made anew: %s", error)
         if db is not None:
             db.close()
-        for ending in ("", "-wal", "-shm"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path + ending)
+        if self.store.read_only:
+            self.error = "there is no search index in the read-only directory: nothing will be found"
+            self.place = f"file:devpi_lite-{secrets.token_hex(8)}?mode=memory&cache=shared"
+        else:
+            for ending in ("", "-wal", "-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self.path + ending)
         db = self._connect()
         db.execute("BEGIN")
         run_script(db, SEARCH_SCHEMA)
@@ -7572,6 +7633,16 @@ class SearchIndex:
             self.idle_readers.pop().close()
         self.writer = self._open()
         self.lost = False
+
+    def close(self):
+        """Fold the write-ahead log into the database, so that a copy of the file is whole."""
+        if self.lost or self.store.read_only:
+            return
+        try:
+            with contextlib.closing(self._connect()) as db:
+                db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error as error:      # nothing is lost: the next start reads the log
+            log.warning("the search index's write-ahead log was not folded in: %s", error)
 
     # -- keeping up
 
@@ -9573,7 +9644,7 @@ class App:
 
     def __init__(self, settings, store, secret):
         self.settings, self.store = settings, store
-        self.blobs = Blobs(settings.serverdir)
+        self.blobs = Blobs(settings.serverdir, settings.read_only)
         self.users = Users(store)
         self.indexes = Indexes(store, self.users, settings.webhook_allow, settings.upstream_allow)
         self.logins = Logins(self.users, secret)
@@ -9680,7 +9751,10 @@ class App:
             ("devpi_lite_serial", "gauge", "Serial of the last change.", self.store.serial),
             ("devpi_lite_uptime_seconds", "gauge", "Since the start.", round(time.time() - self.started, 3)),
             ("devpi_lite_disk_free_bytes", "gauge", "Of the disk with the server directory.",
-             shutil.disk_usage(self.blobs.tmp).free),
+             shutil.disk_usage(self.settings.serverdir).free),
+            ("devpi_lite_offline_mode", "gauge", "1 if upstream is never asked.", int(self.settings.offline_mode)),
+            ("devpi_lite_read_only", "gauge", "1 if the server directory is on read-only media.",
+             int(self.settings.read_only)),
             ("devpi_lite_database_bytes", "gauge", "Size of the database.", os.path.getsize(self.store.path)),
             ("devpi_lite_trash_files", "gauge", "Files that nothing names, kept for a week.", self.blobs.trashed[0]),
             ("devpi_lite_trash_bytes", "gauge", "Their size.", self.blobs.trashed[1]),
@@ -9716,7 +9790,7 @@ class App:
         if waiting > Limits.search_warn:
             found.append(("fatal" if waiting > Limits.search_fatal else "warn",
                           f"the search index is {waiting / 60:.0f} minutes behind"))
-        if free < Limits.disk_warn:
+        if free < Limits.disk_warn and not self.settings.read_only:
             found.append(("fatal" if free < Limits.disk_fatal else "warn", f"the disk has {free >> 20} MiB free"))
         if self.blobs.swept_much:
             found.append(("warn", f"{self.blobs.swept_much} files were named by nothing in the database, and lie in "
@@ -9847,6 +9921,7 @@ def status(request):
         "outside-url": app.settings.outside_url or None, "serial": serial, "last-commit-timestamp": timestamp,
         "event-serial": serial, "event-serial-timestamp": timestamp, "event-serial-in-sync-at": timestamp,
         "metrics": [[name, kind, value] for name, kind, _, value in gauges],
+        "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
         "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1], "days": Limits.trash // 86400},
         "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"], "dead": row["dead"],
@@ -9866,8 +9941,9 @@ def health_ready(request):
     try:
         with app.store.read() as db:
             db.execute("SELECT 1 FROM node").fetchone()
-        with app.blobs.incoming() as probe:
-            probe.write(b"x")
+        if not app.settings.read_only:
+            with app.blobs.incoming() as probe:
+                probe.write(b"x")
     except (Problem, OSError, sqlite3.Error) as error:
         log.error("not ready: %s", error)
         raise Busy(f"not ready: {getattr(error, 'strerror', None) or reason_of(error)}", 5) from error
@@ -11782,8 +11858,20 @@ def _judge_stranger(command, parser, called, stranger, text):
 # -- the server directory
 
 
+def is_read_only(path):
+    """Whether a directory lies on media that nobody can write to: a disc, an image, a volume mounted so."""
+    try:
+        if hasattr(os, "statvfs"):
+            return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+        with tempfile.TemporaryFile(dir=path):
+            return False
+    except OSError as error:
+        write_protected = 19        # ERROR_WRITE_PROTECT of Windows
+        return error.errno == errno.EROFS or getattr(error, "winerror", None) == write_protected
+
+
 def prepare_directory(path):
-    """Make the server directory, or refuse one that holds something else."""
+    """Make the server directory, or refuse one that holds something else; returns whether it can only be read."""
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         names = set(os.listdir(path))
@@ -11791,6 +11879,8 @@ def prepare_directory(path):
         raise FatalError(f"{path} is a file, not a directory") from None
     except OSError as error:
         raise FatalError(f"can't use {path}: {error.strerror}; choose another directory with --serverdir") from None
+    if "devpi_lite.db" in names and is_read_only(path):
+        return True
     if not os.access(path, os.W_OK | os.X_OK):
         raise FatalError(f"can't write to {path}; choose another directory with --serverdir")
     if ".nodeinfo" in names and "devpi_lite.db" not in names:
@@ -11807,6 +11897,7 @@ def prepare_directory(path):
             os.chmod(path, 0o700)
     if os.name != "nt" and os.stat(path).st_mode & 0o077:
         log.warning("%s can be read by others: chmod 700 would stop that", path)
+    return False
 
 
 def refuse_lost_database(serverdir):
@@ -11878,6 +11969,12 @@ def read_secret(serverdir, secretfile):
     if len(set(secret)) < 6:
         raise FatalError(f"the secret in {path} is too simple: it has fewer than 6 different bytes")
     return secret
+
+
+def passing_secret(settings):
+    """The secret of a server on read-only media: a new one at each start, unless the operator names a file.  The one in the
+    directory may be readable by everybody there, and is that of another server that goes on."""
+    return read_secret(settings.serverdir, settings.secretfile) if settings.secretfile else secrets.token_bytes(32)
 
 
 def write_private(path, data):
@@ -12097,7 +12194,8 @@ GENERATORS = {"systemd": systemd_unit, "nginx": nginx_configuration, "docker": d
 def command_init(arguments):
     """Initialise a server directory without serving it."""
     settings = parse_options("init", arguments).settings
-    prepare_directory(settings.serverdir)
+    if prepare_directory(settings.serverdir):
+        raise FatalError(f"{settings.serverdir} is initialised already, and on read-only media")
     with take_lock(settings.serverdir):
         with contextlib.closing(Store(settings.serverdir, create=True)) as store:
             if is_initialised(store):
@@ -12111,6 +12209,8 @@ def command_passwd(arguments):
     """Set a user's password; the user's sessions end."""
     parsed = parse_options("passwd", arguments)
     settings, rest = parsed.settings, parsed.rest
+    if is_read_only(settings.serverdir):
+        raise FatalError(f"{settings.serverdir} is on read-only media: its passwords can't be changed")
     with contextlib.closing(Store(settings.serverdir)) as store:
         users = Users(store)
         name = rest.user or _ask(input, "user: ").strip()
@@ -12178,25 +12278,29 @@ def command_serve(arguments):
     """Serve Python package indexes until SIGTERM or SIGINT: python devpi_lite.py --serverdir x"""
     settings = parse_options("serve", arguments).settings
     logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
-    prepare_directory(settings.serverdir)
+    if prepare_directory(settings.serverdir):
+        settings = dataclasses.replace(settings, read_only=True, offline_mode=True)
     spare_memory()
-    lock = take_lock(settings.serverdir)
+    lock = contextlib.nullcontext() if settings.read_only else take_lock(settings.serverdir)
     listeners = [listen(host, port) for host, port in settings.listen]
     if settings.unix_socket:
         listeners.append(listen_on_path(settings.unix_socket, settings.unix_socket_perms))
-    secret = read_secret(settings.serverdir, settings.secretfile)
-    store = Store(settings.serverdir, create=True)
+    secret = passing_secret(settings) if settings.read_only else read_secret(settings.serverdir, settings.secretfile)
+    store = Store(settings.serverdir, create=True, read_only=settings.read_only)
     store.commits.is_server = True
     store.audit_log.rows = settings.audit_rows
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):
+        if settings.read_only:
+            raise FatalError(f"{settings.serverdir} is on read-only media, and was never initialised")
         initialise(store, settings)
     elif settings.root_passwd is not None or settings.root_passwd_file:
         log.info("root's password is set by option at the first start only; `passwd root` changes it")
     app = App(settings, store, secret)
-    app.blobs.clear_tmp()
-    MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})
+    if not settings.read_only:
+        app.blobs.clear_tmp()
+        MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})
     server = Server(app, listeners)
     stop_on_signals(server)
     sys.setswitchinterval(0.0005)
@@ -12209,9 +12313,10 @@ def command_serve(arguments):
 
 
 def start_loops(app):
-    """What goes on beside the requests, each in a daemon thread of its own."""
-    for name, loop in (("access log", app.access_log.run), ("cleaner", app.clean_regularly),
-                       ("upstream watch", app.client.watch), ("outbox", app.outbox.run), ("search index", app.search.run)):
+    """What goes on beside the requests, each in a daemon thread of its own; on read-only media next to nothing does."""
+    loops = [("access log", app.access_log.run), ("cleaner", app.clean_regularly), ("upstream watch", app.client.watch),
+             ("outbox", app.outbox.run), ("search index", app.search.run)]
+    for name, loop in loops[:1] if app.settings.read_only else loops:
         threading.Thread(target=loop, name=name, daemon=True).start()
 
 
@@ -12220,8 +12325,9 @@ def serve_to_the_end(server, app, lock):
     try:
         server.serve_forever()
         app.mirrors.downloads.settle(2)
-        app.store.close()
-        lock.close()
+        with lock:
+            app.store.close()
+            app.search.close()
     except Exception:
         log.exception("the server ends")
         os._exit(1)
@@ -12299,6 +12405,10 @@ def announce(settings, app):
         base = base or "the address of the proxy in front"
     for place in places:
         print(f"devpi_lite {__version__} listens on {place} and keeps its data in {settings.serverdir}")
+    if settings.read_only:
+        print("the directory is on read-only media: what is there is served, every change is refused, upstream is not asked")
+    elif settings.offline_mode:
+        print("offline mode: upstream is not asked, of mirrors only what is here is served")
     if app.indexes.find("root/pypi"):
         print(f"try: pip install --index-url {base}/root/pypi/+simple/ PACKAGE")
     else:
