@@ -4156,6 +4156,8 @@ def parse_simple_page(project, url, body, is_json, content_type=""):
 def _parse_json_page(project, url, body):
     page = json.loads(body, parse_int=bounded_int)
     meta = check_json_version(page.get("meta"))
+    if not isinstance(page.get("files"), list):
+        raise ValueError("it has no files")
     files = {}
     for entry in page["files"]:
         try:
@@ -4165,7 +4167,7 @@ def _parse_json_page(project, url, body):
         if file is None:
             log.info("%s lists an unusable file: %s", public_url(url), one_line(repr(entry), 200))
         else:
-            files.setdefault(file.filename, file)
+            _add_file(files, file)
     known = {canonical_version(version_of_file(filename, project)) for filename in files}
     versions = tuple(v for v in page.get("versions") or () if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable())
     status = page.get("project-status") or meta.get("project-status") or {}
@@ -4177,21 +4179,51 @@ def _parse_json_page(project, url, body):
 
 def _json_file(url, entry):
     """The file that a page's entry describes, None if it is unusable (PEP 691, 700)."""
-    file_url = joined_url(url, entry["url"])
-    filename = entry["filename"]
+    file_url, filename = joined_url(url, entry["url"]), entry.get("filename")
+    if file_url and filename is None:
+        filename = _last_part(file_url)
     if file_url is None or not isinstance(filename, str) or not is_safe_filename(filename):
         return None
-    size, yanked = entry.get("size"), entry.get("yanked", False)
+    size, yanked = entry.get("size"), entry.get("yanked")
     metadata = entry.get("core-metadata")
     if metadata is None:
         metadata = entry.get("dist-info-metadata")
     return UpstreamFile(
-        filename, file_url, best_hash(entry.get("hashes") or {}),
-        size=size if isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 1 << 60 else None,
+        filename, file_url, _stated_hash({**_fragment_pairs(entry["url"]), **(entry.get("hashes") or {})}),
+        # 0 is what indexes say that don't know
+        size=size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 60 else None,
         uploaded=_sound_time(entry.get("upload-time"), url),
-        requires_python=_sound_text(entry.get("requires-python")) or None,
-        yanked=None if yanked is False or yanked is None else _sound_text(yanked),
+        requires_python=_sound_specifiers(entry.get("requires-python")),
+        yanked=_sound_text(yanked) if yanked or yanked == "" else None,
         core_metadata=_offered_metadata(metadata), provenance=_sound_link(entry.get("provenance")))
+
+
+def _last_part(url):
+    """The file name that a URL ends in."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+
+
+def _fragment_pairs(link):
+    """What a link's fragment says, as {key: value}: hashes, and pip's `egg` and `subdirectory`, in any order."""
+    pairs = {}
+    for pair in re.split("[&;]", urllib.parse.unquote(link.partition("#")[2])):
+        key, _, value = pair.partition("=")
+        pairs.setdefault(key, value)
+    return pairs
+
+
+def _stated_hash(hashes):
+    """The hash spec to keep of {algorithm: hex digest}, "" if none is stated.
+
+    ValueError if the only digests stated are damaged: installers would refuse such a file, so it can't go on as one without."""
+    hashes = {algorithm.strip().lower(): digest.strip() if isinstance(digest, str) else digest
+              for algorithm, digest in hashes.items()}
+    spec = best_hash(hashes)
+    damaged = {algorithm: digest for algorithm, digest in hashes.items()
+               if digest not in (None, "") and algorithm in hashlib.algorithms_guaranteed}
+    if damaged and not spec:
+        raise ValueError(f"no digest: {one_line(repr(damaged), 100)}")
+    return spec
 
 
 # What can begin markup: a comment, another thing that ends at the next `>`, a tag.
@@ -4270,40 +4302,52 @@ def _resolved(reference):
 def _parse_html_page(project, url, text):
     """A page in the HTML form (PEP 503, 592, 658, 714, 740, 792)."""
     check_html(text)
-    files, base, meta = {}, url, {}
+    anchors, base, meta = [], None, {}
     for tag, attributes, _ in _tags(text):
-        if tag == "base" and attributes.get("href"):
-            base = joined_url(url, attributes["href"]) or url
+        if tag == "base":
+            base = base or attributes.get("href")
         elif tag == "meta":
-            meta[attributes.get("name", "").lower()] = attributes.get("content", "")
-        elif tag == "a" and attributes.get("href"):
-            file = _html_file(project, base, attributes)
-            if file and (file.filename not in files or file.hash_spec and not files[file.filename].hash_spec):
-                files[file.filename] = file
+            meta.setdefault(attributes.get("name", "").strip().lower(), attributes.get("content", ""))
+        elif attributes.get("href"):
+            anchors.append(attributes)
     check_api_version(meta.get("pypi:repository-version", "1.0"))
+
+    files, base = {}, base and joined_url(url, base) or url       # a base is that of the links before it, too
+    for attributes in anchors:
+        try:
+            file = _html_file(project, base, attributes)
+        except ValueError as error:
+            log.info("%s lists an unusable file: %s: %s", public_url(url), one_line(attributes["href"], 200), error)
+            continue
+        if file:
+            _add_file(files, file)
     return UpstreamPage(tuple(files.values()), _sound_status(meta.get("pypi:project-status"),
                                                              meta.get("pypi:project-status-reason")))
 
 
+def _add_file(files, file):
+    """Enter a page's file into {file name: file}: the first of one name, but one with a hash before one without."""
+    if file.filename not in files or file.hash_spec and not files[file.filename].hash_spec:
+        files[file.filename] = file
+
+
 def _html_file(project, base, attributes):
     """The file that an anchor links to, or None if it links to something else (http-api 14.6)."""
-    link, _, fragment = attributes["href"].partition("#")
-    url = joined_url(base, link)
+    url = joined_url(base, attributes["href"])
     if url is None:
         return None
-    filename = urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    filename = _last_part(url)
     stem, extension = strip_archive_extension(filename)
     if not extension and not version_of_variants(filename, project) or \
             not normalize(stem).startswith(project) or not is_safe_filename(filename):
         return None
-    algorithm, _, digest = fragment.partition("=")
     metadata = attributes.get("data-core-metadata", attributes.get("data-dist-info-metadata"))
     if metadata is not None:
         name, _, value = metadata.partition("=")
-        metadata = {name: value} if value else True
+        metadata = {name.strip(): value.strip()} if value else metadata.strip().lower() != "false"
     return UpstreamFile(
-        filename, url, best_hash({algorithm: digest}),
-        requires_python=_sound_text(attributes.get("data-requires-python")) or None,
+        filename, url, _stated_hash(_fragment_pairs(attributes["href"])),
+        requires_python=_sound_specifiers(attributes.get("data-requires-python")),
         yanked=_sound_text(attributes["data-yanked"]) if "data-yanked" in attributes else None,
         core_metadata=_offered_metadata(metadata), provenance=_sound_link(attributes.get("data-provenance")))
 
@@ -4325,6 +4369,12 @@ def check_json_version(meta):
 def _sound_text(value):
     """Upstream's text without control characters; "" for what is no text (`true` means: without a reason)."""
     return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value).strip()[:2000] if isinstance(value, str) else ""
+
+
+def _sound_specifiers(value):
+    """A Requires-Python, or None.  Some indexes escape it twice, or in JSON; no specifier holds an `&`."""
+    text = _sound_text(value)
+    return (unescaped(text) if "&" in text else text) or None
 
 
 _ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(?:[.,](\d+))? ?(Z|[+-]\d\d(?::?\d\d)?)?",
@@ -4411,7 +4461,8 @@ def html_text(content_type, body):
 
 def check_html(text):
     """Refuse, as ValueError, what is no HTML page; an empty text is one."""
-    if text.strip() and not re.search(r"<(!doctype html|html|head|body|a)\b", text[:10000], re.IGNORECASE):
+    text = text[:10000].lstrip()
+    if text and not text.startswith("<!--") and not re.search(r"<(!doctype html|html|head|body|a)\b", text, re.IGNORECASE):
         raise ValueError(f"no HTML, it begins with {text[:40]!r}")
 
 
@@ -4948,7 +4999,11 @@ class Mirrors:
         with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
             if response.status not in (200, 304, 404) or response.status == 304 and "If-None-Match" not in headers:
                 raise UpstreamTrouble(f"{public_url(response.url)} answered {response.status}")
-            body = read_page(response, Limits.upstream_page, deadline)
+            if response.status == 200:
+                body = read_page(response, Limits.upstream_page, deadline)
+            else:
+                with contextlib.suppress(UpstreamTrouble):      # the status says all; the rest is for the next request's sake
+                    response.read(64 << 10)
         if response.status == 404:
             return self._remember_missing(index, name, row)
         serial = response.header("X-PyPI-Last-Serial")
@@ -5338,12 +5393,12 @@ def _share_arrived(change, project_id):
 def _update_mirror_file(change, version, before, position, new):
     after = before._replace(position=position, version=version, url=new.url,
                             requires_python=new.requires_python, yanked=new.yanked, provenance=new.provenance,
-                            size=new.size if new.size is not None else before.size,
+                            size=before.size if new.size is None or before.sha256 and new.hash_spec else new.size,
                             core_metadata=new.core_metadata or before.metadata_sha256)
     if new.uploaded:
         after = after._replace(uploaded=new.uploaded, first_seen=0)
     if new.hash_spec != before.hash_spec:
-        after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None)
+        after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None, size=new.size)
     if after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
         after = after._replace(metadata_sha256=None)
     if after != before:
@@ -5441,13 +5496,16 @@ class Download(Flight):
 
     @property
     def _expected(self):
-        """The size that was announced, or None."""
-        return self.length if self.length is not None else self.file.size
+        """The size that the file must have, or None.  What the page says counts only where no hash can decide."""
+        return self.length if self.length is not None or self.file.hash_spec else self.file.size
 
     def _check_announced(self):
         """Refuse what can't turn out right, before anything is sent on."""
         if None not in (self.length, self.file.size) and self.length != self.file.size:
-            raise UpstreamTrouble(f"{public_url(self.file.url)} has {self.length} bytes, announced were {self.file.size}")
+            trouble = f"{public_url(self.file.url)} has {self.length} bytes, announced were {self.file.size}"
+            if not self.file.hash_spec:
+                raise UpstreamTrouble(trouble)
+            log.warning("mirror %s: %s", self.index.path, trouble)
         if (self._expected or 0) > shutil.disk_usage(self.mirrors.blobs.tmp).free:
             raise NoSpace(f"{self.file.filename} has {self._expected} bytes, more than this server's disk has free")
 
