@@ -1492,6 +1492,8 @@ def _netrc_hosts(console):
         reason = f"line {error.lineno} is not understood"
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
+    except Exception as error:      # of some Pythons, for what others understand or refuse
+        reason = f"it is not understood ({type(error).__name__})"
     console.warn(f"{for_people(path)} is not used: {reason}")
     return {}
 
@@ -3489,7 +3491,9 @@ def _patch_yanked(run, url, body):
     try:
         answer = run.call("PATCH", url, body)
     except Refused as refusal:
-        if refusal.status in (404, 405, 415) and "does not exist" not in refusal.text:
+        plain = url.partition("?")[0]
+        if refusal.status in (405, 415) or refusal.status == 404 and \
+                run.send("GET", plain, json_headers()).status == 200:
             raise unknown from None
         raise
     if answer.type == "releasefilemeta":
@@ -4181,7 +4185,7 @@ def build_wishes(run, directory):
 
 def _upload_settings(run, directory):
     import configparser
-    toml = read_toml(os.path.join(directory, "pyproject.toml")).get("tool", {}).get("devpi", {}).get("upload")
+    toml = toml_table(os.path.join(directory, "pyproject.toml"), "tool", "devpi", "upload")
     parser = configparser.RawConfigParser()
     try:
         parser.read(os.path.join(directory, "setup.cfg"), encoding="utf-8")
@@ -4222,23 +4226,39 @@ def _setting(run, key, name, value, is_toml):
     raise Failure(f"Got non-boolean '{value}' for '{key}' in setup.cfg, use yes or no.")
 
 
+SETTINGS_LIMIT = 4 << 20        # bytes that are read of a project's settings
+
+
+def toml_table(path, *names):
+    """The table of that name in a TOML file, as a dict; None if there is no such table."""
+    table = read_toml(path)
+    for name in names:
+        table = table.get(name)
+        if not isinstance(table, dict):
+            return None
+    return table
+
+
 def read_toml(path):
     """A TOML file as a dict; {} if there is none.  Before Python 3.11, without tomli, only what projects' tables of texts,
     booleans and lists of texts need is understood."""
     try:
         with open(path, "rb") as file:
-            text = file.read().decode("utf-8")
+            data = file.read(SETTINGS_LIMIT + 1)
+            text = data.decode("utf-8")
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{path} can't be read: {reason_of(error)}") from None
+    if len(data) > SETTINGS_LIMIT:
+        raise Failure(f"{path} can't be read: it is larger than {byte_size(SETTINGS_LIMIT)}")
     for name in ("tomllib", "tomli", "pip._vendor.tomli"):
         with contextlib.suppress(ImportError):
             import importlib
             try:
                 return importlib.import_module(name).loads(text)
-            except ValueError as error:
-                raise Failure(f"{path} is no TOML: {error}") from None
+            except (ValueError, RecursionError) as error:
+                raise Failure(f"{path} is no TOML: {reason_of(error)}") from None
     return _simple_toml(text)
 
 
@@ -4259,7 +4279,7 @@ def _simple_toml(text):
             value = pair[2].strip()
             while value.startswith("[") and not re.search(r"\]\s*(#.*)?$", value):
                 value += "\n" + next(lines, "]")
-            with contextlib.suppress(ValueError, SyntaxError):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 literal = {"true": "True", "false": "False"}.get(value.partition("#")[0].strip(), value)
                 table[pair[1].strip('"')] = ast.literal_eval(literal)
     return result
@@ -4374,8 +4394,11 @@ def build_archives(run, source, temporary, wishes):
 
 
 def _pep517_build(run, source, out, temporary, wishes):
-    system = read_toml(os.path.join(source, "pyproject.toml")).get("build-system") or {}
-    requires = [str(one) for one in system.get("requires") or ["setuptools"]]
+    system = toml_table(os.path.join(source, "pyproject.toml"), "build-system") or {}
+    requires = system.get("requires") or ["setuptools"]
+    if not isinstance(requires, list):
+        raise Failure(f"pyproject.toml: 'requires' in [build-system] is no list: {requires}")
+    requires = [str(one) for one in requires]
     kinds = [f"--{kind}" for kind in ("sdist", "wheel") if getattr(wishes, kind)]
     environment = {} if wishes.no_isolation else _build_index(run, requires)
     probe = [wishes.python, "-c", "import build.__main__"]
@@ -4841,13 +4864,16 @@ def _refused_upload(run, reply, action, archive, target):
     lines = [f"{reply.status} FAIL {action} of {archive.upload_name} to {target}", reply.reason or "(no reason given)"]
     if isinstance(value, dict) and value.get("type") == "actionlog":
         lines += ["  " + " ".join(map(str, row)) for row in value.get("result") or ()]
-    elif reply.message() and reply.message() != reply.reason:
-        lines.append(reply.message())
+    else:
+        body = reply.body.decode("utf-8", "replace")
+        message = reply.message() or (readable_reason(reply.status, body) if value is None else "")
+        lines += [message] if message not in ("", reply.reason) else []
     lines.append(f"POST to {target} FAILED")
     run.console.error("\n".join(lines))
     hint = run.refusal_hint(reply)
     if not hint and reply.status in (401, 403) and "permission to submit" in f"{reply.reason} {reply.message()}":
-        hint = f"user '{run.user}' may not upload there; its acl_upload says who may: devpi index {run.place.index_name}"
+        hint = f"user '{run.user}' may not upload there; its acl_upload says who may: " \
+            f"devpi index {shell_word(run.place.index_name)}"
     if reply.status == 409:
         hint = "--skip-existing passes over files that are there; a changed file needs a new version"
     if hint:
@@ -5046,12 +5072,12 @@ def _tox_configuration(run, source):
     ini = os.path.join(source, "tox.ini")
     if os.path.exists(ini):
         return ini
-    if isinstance(read_toml(os.path.join(source, "pyproject.toml")).get("tool", {}).get("tox"), dict):
+    if toml_table(os.path.join(source, "pyproject.toml"), "tool", "tox") is not None:
         return os.path.join(source, "pyproject.toml")
     setup = os.path.join(source, "setup.cfg")
-    if os.path.exists(setup):
+    if os.path.isfile(setup):
         with open(setup, encoding="utf-8", errors="replace") as file:
-            if re.search(r"^\[tox:tox\]", file.read(), re.MULTILINE):
+            if re.search(r"^\[tox:tox\]", file.read(SETTINGS_LIMIT), re.MULTILINE):
                 return setup
     if options.fallback_ini:
         for path in (os.path.abspath(options.fallback_ini), os.path.join(source, options.fallback_ini)):
@@ -5090,9 +5116,11 @@ def _run_tox(run, command, source, config, archive, report):
 
 def _post_report(run, file, report):
     """Post tox's report to its archive: (path of the result or None, what went wrong or "")."""
+    if not is_same_server(file.url, run.root):
+        raise Failure(f"{file.filename} is on another server, {server_of(file.url)}: nothing is posted to it")
     try:
         with open(report, encoding="utf-8") as content:
-            value = parse_json(content.read())
+            value = parse_json(content.read(ANSWER_LIMIT))
     except (OSError, ValueError):
         run.console.error("tox wrote no result file, nothing posted")
         return None, "tox wrote no result file"

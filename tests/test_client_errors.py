@@ -119,6 +119,7 @@ def test_an_upload_that_is_too_large_for_a_proxy(devpi, index, gate, early):
     printed = devpi("upload", devpi.save(wheel("large", "1.0", size=3_000_000)), expect=1)
     assert "413 FAIL file_upload of large-1.0-py3-none-any.whl to %s/%s/" % (gate.url, index) in printed.lines
     assert "--max-request-body-size" in printed and gate.count("POST") == 1
+    assert "too large" in printed.lines, "what a proxy's page says"
 
 
 def test_a_reason_is_shown_and_what_follows_is_not_sent(devpi, index, gate):

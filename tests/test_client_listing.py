@@ -223,6 +223,9 @@ def test_a_release_is_yanked_with_a_reason_and_taken_back(devpi, site, index):
     assert yanked()["bad-2.0-py3-none-any.whl"] is True
     assert "'bad==9.9'" in devpi("yank", "bad==9.9", expect=1)
     devpi("yank", "bad", expect=None)
+    for missing in (file_url(site, index, wheel("bad", "7.0")), "%s/%s/nosuch/1.0" % (site.url, index)):
+        refused = devpi("yank", missing, expect=1)
+        assert "PATCH %s?yank=" % missing in refused.lines and "does not support" not in refused
     devpi("yank", "-r", "only this", file_url(site, index, sdist("bad", "1.0")))
     assert yanked() == {"bad-1.0-py3-none-any.whl": False, "bad-1.0.tar.gz": "only this", "bad-2.0-py3-none-any.whl": True}
 

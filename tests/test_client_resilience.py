@@ -641,6 +641,29 @@ def test_all_files_are_tested_though_no_result_may_be_posted(devpi, site):
     assert all("No permission to upload tox results" in one["message"] for one in results)
 
 
+@posix_only
+def test_a_report_is_posted_to_no_other_server(nobody, villain, other):
+    archive = sdist("demo", "1.0", extra_members={"tox.ini": b"[tox]\n"})
+    nobody("use", villain.index)
+    villain.answers["/alice/dev/demo"] = 200, {"type": "projectconfig", "result": {"1.0": {"+links": [
+        {"rel": "releasefile", "href": other.root + archive.filename}]}}}
+    other.answers[archive.filename] = 200, archive.content
+    refused = nobody("test", "demo", expect=1, PATH=nobody.add_command("tox", TOX))
+    assert "is on another server, %s: nothing is posted to it" % other.root in refused
+    assert {method for method, *_ in other.asked} == {"GET"}
+
+
+@pytest.mark.parametrize("name, text, told", [
+    ("pyproject.toml", "tool = 5", "no tox.ini/pyproject.toml/setup.cfg file found"),
+    ("pyproject.toml", "x = " + "[" * 100000, "no"), ("pyproject.toml", "# " + "x" * (5 << 20), "larger than"),
+    ("setup.cfg", "#" * (5 << 20) + "\n[tox:tox]\n", "no tox.ini/pyproject.toml/setup.cfg file found")])
+def test_odd_settings_of_a_project_are_told(devpi, site, index, name, text, told):
+    site.upload(index, sdist("odd", "1.0", extra_members={"pyproject.toml": b"", name: text.encode()}))
+    path = devpi.add_command("tox", TOX)
+    refused = devpi("test", "--no-upload", "odd", expect=1, PATH=path)
+    assert told in refused and len(refused.lines) < 6
+
+
 def test_passwords_in_addresses_are_not_shown(devpi):
     for words in (["use", "http://u:SEC/RET@127.0.0.1:9/"], ["list", "--index", "u:SECRET@127.0.0.1/a/b"],
                   ["remove", "-y", "http://u:SECRET@127.0.0.1:9/x"]):
