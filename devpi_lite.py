@@ -633,6 +633,7 @@ class Misdirected(Problem):
 class UpstreamTrouble(Problem):
     """Upstream did not give what was asked for: unreachable, too slow, an error, garbage."""
     status = 502
+    remembered = False      # raised again in place of asking again
 
 
 class UnreadablePage(UpstreamTrouble):
@@ -641,6 +642,10 @@ class UnreadablePage(UpstreamTrouble):
 
 class Unreachable(UpstreamTrouble):
     """There is no connection to be had."""
+
+
+class Refused(UpstreamTrouble):
+    """Upstream answered with a status that says that asking again is of no use."""
 
 
 class NoAnswer(UpstreamTrouble):
@@ -922,7 +927,10 @@ class Limits:
     first_list = 30                 # that a request waits for the project list of a mirror of which none is here
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
-    upstream_pause = 10             # seconds for which a host that failed is not waited for again
+    upstream_pause = 10             # seconds for which a host or a page that failed is not asked again
+    refresh_pause = 1               # between two refreshes of one project of a mirror
+    metadata_wait = 12              # for a wheel whose metadata upstream fails to give; pip waits 15
+    bases = 100                     # of one index
     fetches = 64                    # busy with pages and metadata files; thrice as many under way
     fetches_of_one = 24             # from one host; one index alone gets two thirds of them
     downloads = 128                 # busy with files; thrice as many under way
@@ -3169,6 +3177,11 @@ class Index:
         return self.config["type"]
 
     @property
+    def mirror_url(self):
+        """Upstream's URL, with final slash or without; "" for none."""
+        return self.config.get("mirror_url", "")
+
+    @property
     def is_mirror(self):
         return self.config["type"] == "mirror"
 
@@ -3262,6 +3275,20 @@ def _to_secret(key, value):
     raise BadRequest(f"'{key}' must be a text of 1 to 1000 characters")
 
 
+def _to_statuses(key, value):
+    """HTTP statuses, as texts."""
+    items = [value] if isinstance(value, int) else value
+    statuses = _to_list(key, [str(item) for item in items] if isinstance(items, list) else items)
+    for status in statuses:
+        if not re.fullmatch(r"4[0-9][0-9]", status) or status in _PASSING:
+            raise BadRequest(f"'{key}' may name statuses from 400 to 499 which say that there is nothing, "
+                             f"such as 403, not {status!r}")
+    return statuses
+
+
+_PASSING = ("408", "425", "429")        # statuses that say that the same may be had later
+
+
 def _to_anything(key, value):
     return value
 
@@ -3277,6 +3304,7 @@ STAGE_KEYS = {
 MIRROR_KEYS = {
     "volatile": (_to_bool, True), "mirror_url": (_to_url, None), "mirror_web_url_fmt": (_to_anything, None),
     "mirror_cache_expiry": (_to_integer, None), "mirror_ignore_serial_header": (_to_bool, None),
+    "mirror_missing_statuses": (_to_statuses, None),
     "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
     "mirror_use_external_urls": (_to_bool, None), "acl_pkg_read": (_to_acl, None),
     "title": (_to_anything, None), "description": (_to_anything, None), "custom_data": (_to_anything, None)}
@@ -3353,7 +3381,7 @@ class ConfigEdit:
     def _list_at(self, key):
         if key not in self.keys:
             raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}")
-        if self.keys[key][0] not in (_to_list, _to_acl, _to_whitelist, _to_urls, _to_events):
+        if self.keys[key][0] not in (_to_list, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
             raise BadRequest(f"The '{key}' setting is no list")
         return self.config.get(key, [])
 
@@ -3512,8 +3540,8 @@ class Indexes:
         url = config.get("mirror_url")
         if url and not is_allowed_target(url, self.upstream_allow):
             raise BadRequest(f"the host of {public_url(url)} is not among those that --upstream-allow names")
-        if config["type"] == "mirror" and "mirror_url" not in config:
-            raise BadRequest("'mirror_url' option must be a URL.")
+        if len(config.get("bases", ())) > Limits.bases:
+            raise BadRequest(f"an index may have {Limits.bases} bases at most, not {len(config['bases'])}")
         if "bases" in keys:
             wrong = []
             for base in config.get("bases", ()):
@@ -3591,7 +3619,7 @@ def _update_index(change, index, config):
     if _current(change, index).config != index.config:
         return None
     _require_bases(change, config, index.config.get("bases", ()))
-    if index.is_mirror and config["mirror_url"] != index.config["mirror_url"]:
+    if index.is_mirror and config.get("mirror_url", "") != index.mirror_url:
         # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
         change.execute("UPDATE files SET position = NULL WHERE index_id = ?", (index.id,))
         change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, upstream_serial = NULL, "
@@ -4714,11 +4742,13 @@ class Projects:
     def __init__(self, store, indexes, mirrors):
         self.store, self.indexes, self.mirrors = store, indexes, mirrors
 
-    def own(self, index, name, deadline=None, kind=File):
+    def own(self, index, name, deadline=None, kind=File, again=True):
         """The page of this index alone.  UpstreamTrouble if a mirror has nothing to show and upstream fails.
 
-        `kind`: what a stage's files are given as, `File` or `PageFile`."""
-        return self.mirrors.project(index, name, deadline) if index.is_mirror else self.stage_project(index, name, kind)
+        `kind`: what a stage's files are given as, `File` or `PageFile`; `again`: see `Mirrors.ask`."""
+        if index.is_mirror:
+            return self.mirrors.project(index, name, deadline, again)
+        return self.stage_project(index, name, kind)
 
     def stage_project(self, index, name, kind=File):
         """A stage's page: three indexed queries, however many releases there are."""
@@ -4740,28 +4770,30 @@ class Projects:
             return select_files(db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? AND name = ? "
                                 "AND kind != 'releasefile' ORDER BY files.id", index.id, name)
 
-    def contributions(self, index, name, kind=File):
+    def contributions(self, index, name, kind=File, again=False):
         """What each index of the resolution order has to offer, as `Contributions`; `kind`: see `own`.
 
         A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
-        is raised if nobody else knows the project.  Where a base is missing any name may have been private: mirrors are shut
+        is raised if nobody else knows the project, and asked `again` only then if it failed just now.
+        Where a base is missing any name may have been private: mirrors are shut
         out but for what a whitelist admits, and Forbidden is raised if nobody else knows the project."""
         blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
         if missing:
             blocking.misses_stage()
-        pages, blocked, trouble, expires = [], None, None, []
+        pages, blocked, trouble, expires, remembered = [], None, None, [], False
         order, deadline = self.indexes.order(index), None
         for member in order:
             if member.is_mirror and blocking.blocks:
                 blocked = blocked or member
                 continue
             if member.is_mirror and deadline is None:
-                self._ask_at_once(order, lambda mirror: self.mirrors.ask(mirror, name))
+                self._ask_at_once(order, lambda mirror: self.mirrors.ask(mirror, name, again))
                 deadline = time.monotonic() + self.mirrors.settings.request_timeout
             try:
-                page = self.own(member, name, deadline, kind)
+                page = self.own(member, name, deadline, kind, again)
             except (UpstreamTrouble, Busy) as error:
                 trouble = error
+                remembered = remembered or getattr(error, "remembered", False)
                 continue
             if not member.is_mirror:
                 blocking.saw_stage(member, page.known)
@@ -4770,6 +4802,8 @@ class Projects:
             if page.known:
                 pages.append(page)
         if trouble and not pages:
+            if remembered and not again:
+                return self.contributions(index, name, kind, True)
             raise trouble
         if missing and blocked and not pages:
             raise Forbidden(f"index {index.path} builds on {missing[0]}, which does not exist and may have had {name}: mirrors "
@@ -4804,6 +4838,19 @@ class Projects:
             blocked=found.blocked, stale=bool(found.trouble) or any(page.stale for page in found.pages),
             expires=found.expires, status=found.pages[0].status if found.pages else None,
             upstream_serial=only.upstream_serial if only else None)
+
+    def unknown(self, index, name, sentence=""):
+        """NotFound, for a project that neither an index nor its bases have; `sentence` says so otherwise."""
+        if self.mirrors.settings.offline_mode and any(member.is_mirror for member in self.indexes.order(index)):
+            return NotFound(f"The project {name} is not here, and in offline mode nobody else is asked for it.")
+        return NotFound(sentence or f"The project {name} does not exist.")
+
+    def is_here(self, index, name):
+        """Whether this index alone has a project, as far as that is known without asking upstream."""
+        with self.store.read() as db:
+            row = db.execute("SELECT fetched FROM projects WHERE index_id = ? AND name = ?",
+                             (index.id, name)).fetchone()
+        return row is not None and (row["fetched"] is not None or not index.is_mirror)
 
     def tags(self, index, name):
         """What an answer about this project depends on (see `Freshness`)."""
@@ -4861,8 +4908,10 @@ class Mirrors:
         self.store, self.blobs, self.client, self.settings = store, blobs, client, settings
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
-        self.not_found = collections.OrderedDict()      # (index id, mirror_url, project) -> until
-        self.silent = {}                                # (index id, mirror_url) -> until: it gave no answer
+        self.not_found = collections.OrderedDict()      # (*_source(index), project) -> until
+        self.failed = collections.OrderedDict()         # the same -> (until, UpstreamTrouble): what it answered
+        self.silent = {}                                # _source(index) -> (until, NoAnswer)
+        self.refreshed = collections.OrderedDict()      # (*_source(index), project) -> when
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.list_readers = Shares(Limits.list_readers, Limits.list_readers_of_one)
         self.unreadable = {}                            # index id -> (mirror_url, until, why its list could not be read)
@@ -4878,22 +4927,31 @@ class Mirrors:
         """Seconds for which what upstream said is not asked again."""
         return index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
 
-    def ask(self, index, name):
+    def is_cut_off(self, index):
+        """Whether the mirror has only what is here: in offline mode, or without a mirror_url."""
+        return self.settings.offline_mode or not index.mirror_url
+
+    def ask(self, index, name, again=True):
         """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
 
-        Busy if too much is being asked of that upstream and nothing is known."""
+        Where upstream failed just now, an old page is as good; and if there is none, the failure is raised
+        again where asking `again` is not worth while, or of no use.  Busy if too much is being asked of that
+        upstream and nothing is known."""
         if len(name) > Limits.project_name:
             return ProjectPage(name), None      # "not found" need not be remembered
         page = self.cached(index, name)
-        if self.settings.offline_mode:
-            return self._local_only(index, page), None
+        if self.is_cut_off(index):
+            return self._local_only(index, name, page), None
         if page and page.expires > time.monotonic():
             return page, None
-        missing_until = self.not_found.get((index.id, index.config["mirror_url"], name), 0)
+        missing_until = self.not_found.get((*_source(index), name), 0)
         if page is None and missing_until > time.monotonic():
             return ProjectPage(name, expires=missing_until), None
-        if page and self.is_paused(index):
+        failure = self._failure(index, name)
+        if page and (failure or self.is_paused(index)):
             return dataclasses.replace(page, stale=True), None
+        if failure and (isinstance(failure, Refused) or not again):
+            raise failure
         try:
             return page, self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
         except Busy:
@@ -4901,14 +4959,14 @@ class Mirrors:
                 raise
             return dataclasses.replace(page, stale=True), None
 
-    def project(self, index, name, deadline=None):
-        """The page of a project (http-api 14.2).
+    def project(self, index, name, deadline=None, again=True):
+        """The page of a project (http-api 14.2); `again`: see `ask`.
 
         A request waits for `request_timeout`, or until `deadline` (time.monotonic()); the fetch goes on behind it."""
-        page, flight = self.ask(index, name)
+        page, flight = self.ask(index, name, again)
         if flight is None:
             return page
-        trouble = UpstreamTrouble(f"{public_url(index.config['mirror_url'])} did not answer for {name} "
+        trouble = UpstreamTrouble(f"{public_url(index.mirror_url)} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
         if flight.wait(self.settings.request_timeout if deadline is None else max(0, deadline - time.monotonic())):
             trouble = flight.error
@@ -4922,40 +4980,71 @@ class Mirrors:
 
     def _start(self, index, what, name, function):
         """The flight that fetches this from the mirror's upstream, which may be under way already."""
-        url = index.config["mirror_url"]
+        url = index.mirror_url
 
         def counted():
             try:
                 function()
             except UpstreamTrouble as error:
                 self.failures[index.id] += 1
-                if isinstance(error, NoAnswer) and what in ("page", "names"):
-                    self._pause(index)
+                if what in ("page", "names"):
+                    self._remember_failure(index, name if what == "page" else None, error)
                 raise
+            if what == "page":
+                with self.lock:
+                    self.failed.pop((*_source(index), name), None)
+                    self.silent.pop(_source(index), None)
         return self.fetches.start((what, index.id, url, name), origin_of(url), index, Flight(counted))
 
-    def _pause(self, index):
-        """Upstream did not answer this mirror; that says nothing of what it answers another one."""
+    def _remember_failure(self, index, name, error):
+        """Note what upstream answered for a page, or that it did not answer this mirror at all.
+
+        That says nothing of what it answers another one."""
+        again = type(error)(error.message)
+        again.remembered = True
         now = time.monotonic()
         with self.lock:
-            self.silent = {key: until for key, until in self.silent.items() if until > now}
-            self.silent[index.id, index.config["mirror_url"]] = now + Limits.upstream_pause
+            if isinstance(error, NoAnswer):
+                self.silent = {key: note for key, note in self.silent.items() if note[0] > now}
+                self.silent[_source(index)] = now + Limits.upstream_pause, again
+            elif name is not None:
+                self.failed[(*_source(index), name)] = now + Limits.upstream_pause, again
+                while len(self.failed) > Limits.missing_projects:
+                    self.failed.popitem(last=False)
+
+    def _failure(self, index, name):
+        """The trouble that upstream was in within the last seconds when it was asked for a page, or None."""
+        for notes, key in ((self.failed, (*_source(index), name)), (self.silent, _source(index))):
+            until, trouble = notes.get(key, (0, None))
+            if until > time.monotonic():
+                return trouble
+        return None
 
     def is_paused(self, index):
-        """Whether this mirror's upstream failed within the last seconds: what is here is as good."""
-        return self.client.is_paused(index.config["mirror_url"]) \
-            or self.silent.get((index.id, index.config["mirror_url"]), 0) > time.monotonic()
+        """Whether this mirror's upstream was not reached within the last seconds: what is here is as good."""
+        return self.client.is_paused(index.mirror_url) \
+            or self.silent.get(_source(index), (0,))[0] > time.monotonic()
 
     def refresh(self, indexes, name):
         """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
 
-        A request waits for `request_timeout`, for all of them together."""
-        if self.settings.offline_mode or len(name) > Limits.project_name:
+        A page that was refreshed within the last second, whoever asked for it, is not fetched again.  A
+        request waits for `request_timeout`, for all of them together."""
+        if len(name) > Limits.project_name:
             return
         flights = []
         for index in indexes:
+            if self.is_cut_off(index):
+                continue
+            key, now = (*_source(index), name), time.monotonic()
             with self.lock:
-                self.not_found.pop((index.id, index.config["mirror_url"], name), None)
+                if now - self.refreshed.get(key, -Limits.refresh_pause) < Limits.refresh_pause:
+                    continue
+                self.refreshed[key] = now
+                self.refreshed.move_to_end(key)
+                while len(self.refreshed) > Limits.missing_projects:
+                    self.refreshed.popitem(last=False)
+                self.not_found.pop(key, None)
             try:
                 flights.append((index, self._start(
                     index, "page", name, functools.partial(self._fetch_page, index, name, True))))
@@ -4979,16 +5068,18 @@ class Mirrors:
             name, ((index, files),), tuple(json.loads(row["versions"] or "[]")),
             expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=_status_of(row))
 
-    def _local_only(self, index, page):
-        """In offline mode: the files that are here, their metadata offered where it is here too."""
-        if page is None:
-            raise UpstreamTrouble("offline mode: upstream is not asked, and nothing of this project is here")
+    def _local_only(self, index, name, page):
+        """Of a mirror that is cut off: the files that are here, their metadata offered where it is here too."""
         files = tuple(f if f.metadata_sha256 else f._replace(core_metadata=None)
-                      for f in page.files if self.is_local(f))
-        return dataclasses.replace(page, parts=((index, files),), expires=0)
+                      for f in page.files if self.is_local(f)) if page else ()
+        if not files:
+            return ProjectPage(name)
+        versions = {file.version for file in files}
+        return dataclasses.replace(page, parts=((index, files),), expires=0,
+                                   versions=tuple(version for version in page.versions if version in versions))
 
     def _fetch_page(self, index, name, unconditionally=False):
-        mirror_url = index.config["mirror_url"]
+        mirror_url = index.mirror_url
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
         headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01", "Accept-Encoding": "gzip",
@@ -4997,14 +5088,19 @@ class Mirrors:
             headers["If-None-Match"] = row["etag"]
         deadline = time.monotonic() + Limits.upstream_page_time
         with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
-            if response.status not in (200, 304, 404) or response.status == 304 and "If-None-Match" not in headers:
-                raise UpstreamTrouble(f"{public_url(response.url)} answered {response.status}")
-            if response.status == 200:
+            status = response.status
+            is_missing = self.is_missing(index, status)
+            if not is_missing and (status not in (200, 304)
+                                   or status == 304 and "If-None-Match" not in headers):
+                refused = 400 <= status < 500 and str(status) not in _PASSING
+                kind = Refused if refused else UpstreamTrouble
+                raise kind(f"{public_url(response.url)} answered {status}")
+            if status == 200:
                 body = read_page(response, Limits.upstream_page, deadline)
             else:
                 with contextlib.suppress(UpstreamTrouble):      # the status says all; the rest is for the next request's sake
                     response.read(64 << 10)
-        if response.status == 404:
+        if is_missing:
             return self._remember_missing(index, name, row)
         serial = response.header("X-PyPI-Last-Serial")
         serial = int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None
@@ -5019,12 +5115,20 @@ class Mirrors:
         page = parse_simple_page(name, response.url, body, is_json_page(content_type, body), content_type)
         self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial, durable=False)
 
+    def is_missing(self, index, status):
+        """Whether a status means that upstream does not have what was asked for.
+
+        Object stores that may not be listed say 403; that this is meant is the owner's to say."""
+        return status == 404 or str(status) in index.config.get("mirror_missing_statuses", ())
+
     def _remember_missing(self, index, name, row):
-        """Upstream has no such project; links that it once gave are kept (http-api 14.2)."""
+        """Upstream has no such project, any more or at all; files that it once listed are kept at their URLs."""
         if row and row["fetched"] is not None:
-            return self.store.write(_page_checked, index, name, durable=False)
+            count = self.store.write(_page_gone, index, name, durable=False)
+            log.warning("mirror %s: upstream does not have the project %s any more; %d files stay at their URLs",
+                        index.path, name, count)
         with self.lock:
-            self.not_found[index.id, index.config["mirror_url"], name] = time.monotonic() + self.expiry(index)
+            self.not_found[(*_source(index), name)] = time.monotonic() + self.expiry(index)
             while len(self.not_found) > Limits.missing_projects:
                 self.not_found.popitem(last=False)
 
@@ -5046,7 +5150,7 @@ class Mirrors:
         size = self._shared_size(index, digest)
         if size is None or not self.blobs.has(digest, size) or not self.blobs.claim(digest):
             return None
-        metadata = None if file.core_metadata else self._metadata_of_blob(file, digest)
+        metadata = self._metadata_of_blob(file, digest)
         self.store.write(_file_arrived, index, file, digest, size, None, metadata, durable=False)
         return file._replace(sha256=digest, size=size, last_modified=http_date(time.time()))
 
@@ -5066,8 +5170,7 @@ class Mirrors:
 
     def download(self, index, file):
         """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
-        if self.settings.offline_mode:
-            raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
+        self.refuse_cut_off(index, file)
         # not by hash alone: another index's upstream may be slow, or have something else under it
         key = (index.id, file.path, file.hash_spec, file.url)
         download = self.downloads.start(key, origin_of(file.url), index, Download(self, index, file))
@@ -5081,10 +5184,17 @@ class Mirrors:
             raise download.error
         return download
 
+    def refuse_cut_off(self, index, file):
+        """NotFound for a file that is not here, if nobody can be asked for it."""
+        if self.settings.offline_mode:
+            raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked for it")
+        if not index.mirror_url:
+            raise NotFound(f"{file.filename} is not here, and {index.path} has no mirror_url")
+
     def upstream_url(self, index, file):
         """The file's URL, with the mirror's credentials where it lies on the mirror's own host."""
-        mirror = urllib.parse.urlsplit(index.config["mirror_url"])
-        if mirror.username is None or origin_of(file.url) != origin_of(index.config["mirror_url"]):
+        mirror = urllib.parse.urlsplit(index.mirror_url)
+        if mirror.username is None or origin_of(file.url) != origin_of(index.mirror_url):
             return file.url
         parts = urllib.parse.urlsplit(file.url)
         return urllib.parse.urlunsplit(parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
@@ -5105,37 +5215,64 @@ class Mirrors:
 
     def _get_file(self, index, file, ending="", method="GET"):
         """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
-        url = self.upstream_url(index, file) + ending
+        parts = urllib.parse.urlsplit(self.upstream_url(index, file))
+        url = urllib.parse.urlunsplit(parts._replace(path=parts.path + ending))
         response = self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method,
-                                   index.config["mirror_url"])
+                                   index.mirror_url)
         if response.status == 200:
             return response
         response.close()
-        raise (NotFound if response.status == 404 else UpstreamTrouble)(
+        raise (NotFound if self.is_missing(index, response.status) else UpstreamTrouble)(
             f"error {response.status} getting {public_url(url)}")
 
-    def metadata_hash(self, index, file):
+    def metadata_hash(self, index, file, by_wheel=True):
         """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), which is here then; NotFound if there is none.
 
-        Fetched from upstream and checked against the announced hash, or read out of the wheel if that is here."""
+        It is read out of the wheel if that is here, else fetched from upstream and checked against the announced
+        hash.  Installers do without a wheel whose announced metadata can't be had, so what upstream fails to give
+        is read out of the wheel, which is fetched for that, unless `by_wheel` is false."""
         if file.metadata_sha256 and metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
             return file.metadata_sha256
         if self.is_local(file):
-            found = self._metadata_of_blob(file, file.sha256)
+            found = self.metadata_of_wheel(index, file)
             if found:
-                self.store.write(_metadata_arrived, index, file, found, durable=False)
-                return found.sha256
+                return found
         if not file.core_metadata:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
-        found = []
-        flight = self._start(index, "metadata", file.path, lambda: found.append(self._fetch_metadata(index, file)))
-        if not flight.wait(self.settings.request_timeout):
-            raise UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
-        if flight.error:
-            raise flight.error
-        if found:
-            return found[0]
-        with self.store.read() as db:       # somebody else's flight
+        self.refuse_cut_off(index, file)
+        began = time.monotonic()
+        flight = self._start(index, "metadata", file.path, lambda: self._fetch_metadata(index, file))
+        trouble = UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
+        if flight.wait(self.settings.request_timeout):
+            trouble = flight.error
+        if trouble is None:
+            return self._metadata_here(index, file)
+        # a wheel whose bytes can't be checked does not prove that another announcement is wrong
+        is_checked = file.hash_spec or file.core_metadata == "true"
+        if not by_wheel or not is_checked or not file.filename.endswith(".whl"):
+            raise trouble
+        log.warning("mirror %s: %s; it is read out of the wheel", index.path, trouble.message)
+        return self._metadata_by_wheel(index, file, began + Limits.metadata_wait)
+
+    def _metadata_by_wheel(self, index, file, deadline):
+        """Fetch a wheel for the metadata file in it; where there is none, pages don't announce it any more."""
+        here = self.local(index, file)
+        if here is None:
+            download = self.download(index, file)
+            with outside_wait():
+                arrived = download.ended.wait(max(0, deadline - time.monotonic()))
+            if not arrived:
+                raise UpstreamTrouble(f"{file.filename} is being fetched for its metadata, try again")
+            if download.error:
+                raise download.error
+        try:
+            return self._metadata_here(index, file)
+        except NotFound:
+            self.store.write(_no_metadata, index, file, durable=False)
+            raise
+
+    def _metadata_here(self, index, file):
+        with self.store.read() as db:
             row = db.execute("SELECT metadata_sha256 FROM files WHERE id = ?", (file.id,)).fetchone()
         if row is None or not row["metadata_sha256"]:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
@@ -5145,14 +5282,21 @@ class Mirrors:
         with self._get_file(index, file, ".metadata") as response:
             data = read_page(response, Limits.metadata_file, time.monotonic() + Limits.upstream_page_time)
         found = MetadataFile.of(data)
-        digest = found.sha256
-        if file.core_metadata not in ("true", digest):
-            raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {digest}, announced was {file.core_metadata}")
-        self.store.write(_metadata_arrived, index, file, found, durable=False)
-        return digest
+        if file.core_metadata not in ("true", found.sha256):
+            raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {found.sha256}, "
+                                  f"announced was {file.core_metadata}")
+        self.store.write(_metadata_arrived, index, file, found, False, durable=False)
+
+    def metadata_of_wheel(self, index, file):
+        """The SHA-256 of the metadata file in a wheel that is here, entered as its own; None if there is none."""
+        found = self._metadata_of_blob(file, file.sha256)
+        if found is None:
+            return None
+        self.store.write(_metadata_arrived, index, file, found, True, durable=False)
+        return found.sha256
 
     def _metadata_of_blob(self, file, sha256):
-        """The `MetadataFile` of a wheel that is here, unless upstream announced another; None if there is none."""
+        """The `MetadataFile` of a wheel that is here; None if there is none."""
         if not file.filename.endswith(".whl"):
             return None
         try:
@@ -5161,9 +5305,7 @@ class Mirrors:
         except Problem as error:
             log.warning("mirrored file: %s", error.message)
             return None
-        if data is None or file.core_metadata not in (None, "true", hashlib.sha256(data).hexdigest()):
-            return None
-        return MetadataFile.of(data)
+        return None if data is None else MetadataFile.of(data)
 
     # -- project lists
 
@@ -5171,7 +5313,7 @@ class Mirrors:
         """(the names that are known without asking upstream, or None; the flight that asks for the list, if that is due).
 
         Busy if too much is being asked of that upstream and no list is here."""
-        if self.settings.offline_mode or index.config.get("mirror_no_project_list"):
+        if self.is_cut_off(index) or index.config.get("mirror_no_project_list"):
             return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
         if names and (0 <= time.time() - names.fetched < self.expiry(index)
@@ -5203,7 +5345,7 @@ class Mirrors:
             return names
         cached = self.cached_names(index)
         if not cached:
-            raise flight.error or UpstreamTrouble(f"the project list of {public_url(index.config['mirror_url'])} is on its "
+            raise flight.error or UpstreamTrouble(f"the project list of {public_url(index.mirror_url)} is on its "
                                                   "way, try again in a minute")
         return cached
 
@@ -5222,18 +5364,20 @@ class Mirrors:
 
     def wants_names(self, index):
         """Whether upstream may be asked for its project list now."""
-        return not (self.settings.offline_mode or index.config.get("mirror_no_project_list")
+        return not (self.is_cut_off(index) or index.config.get("mirror_no_project_list")
                     or self.is_paused(index))
 
     def cached_names(self, index):
-        """The projects whose pages are kept here."""
+        """The projects whose pages are kept here; of a mirror that is cut off, those with files that are here."""
+        here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id AND position IS NOT NULL " \
+               "AND sha256 IS NOT NULL)" if self.is_cut_off(index) else ""
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
-                "SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL ORDER BY name", (index.id,))]
+                f"SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL {here} ORDER BY name", (index.id,))]
 
     def _fetch_names(self, index, old):
         """Fetch the list into a file, and have a child process make of it what `MirrorNames` needs."""
-        mirror_url = index.config["mirror_url"]
+        mirror_url = index.mirror_url
         url, until, trouble = self.unreadable.get(index.id, ("", 0, None))
         if url == mirror_url and until > time.monotonic():
             raise trouble
@@ -5315,7 +5459,23 @@ def user_agent():
 def _current_mirror(change, index):
     """Whether the index still mirrors what it did when the fetch began."""
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
-    return row is not None and json.loads(row["config"]).get("mirror_url") == index.config["mirror_url"]
+    return row is not None and json.loads(row["config"]).get("mirror_url", "") == index.mirror_url
+
+
+def _source(index):
+    """What a mirror is asked for and how its answers are taken: after a change, all is asked anew."""
+    return index.id, index.mirror_url, tuple(index.config.get("mirror_missing_statuses", ()))
+
+
+def _page_gone(change, index, name):
+    """Upstream has the project no more: returns how many of its files stay."""
+    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+    if row is None or not _current_mirror(change, index):
+        return 0
+    change.execute("UPDATE files SET position = NULL WHERE project_id = ?", (row["id"],))
+    change.execute("UPDATE projects SET fetched = NULL, etag = NULL, versions = NULL WHERE id = ?", (row["id"],))
+    change.touch(project_tag(index.id, name), names_tag(index.id))
+    return change.execute("SELECT count(*) FROM files WHERE project_id = ?", (row["id"],)).fetchone()[0]
 
 
 def _page_checked(change, index, name):
@@ -5399,7 +5559,9 @@ def _update_mirror_file(change, version, before, position, new):
         after = after._replace(uploaded=new.uploaded, first_seen=0)
     if new.hash_spec != before.hash_spec:
         after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None, size=new.size)
-    if after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
+    if after.sha256 and after.filename.endswith(".whl"):        # what it holds counts, not what is announced
+        after = after._replace(core_metadata=after.metadata_sha256 or before.core_metadata)
+    elif after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
         after = after._replace(metadata_sha256=None)
     if after != before:
         change.execute(f"UPDATE files SET ({', '.join(File._fields)}) = ({', '.join('?' * len(File._fields))}) "
@@ -5407,7 +5569,9 @@ def _update_mirror_file(change, version, before, position, new):
 
 
 def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
-    """The bytes of a mirrored file are here: enter what is known now and was not before."""
+    """The bytes of a mirrored file are here: enter what is known now and was not before.
+
+    `metadata`: what the wheel itself holds, which counts whatever upstream announced or gave."""
     metadata = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
         uploaded, first_seen = row["uploaded"], row["first_seen"]
@@ -5418,25 +5582,47 @@ def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
                     uploaded, first_seen = iso_time(moment), 0
         change.execute(
             "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, first_seen = ?, "
-            "core_metadata = coalesce(core_metadata, ?), "
+            "core_metadata = coalesce(?, core_metadata), "
             "metadata_sha256 = coalesce(?, metadata_sha256) WHERE id = ?",
             (sha256, size, last_modified or http_date(time.time()), uploaded, first_seen,
              metadata, metadata, row["id"]))
+        if metadata:
+            _tell_of_other_metadata(index, file, row, metadata)
         change.touch(project_tag(file.index_id, row["project"]))
 
 
-def _metadata_arrived(change, index, file, metadata):
+def _tell_of_other_metadata(index, file, row, sha256):
+    if row["core_metadata"] not in (None, "true", sha256) or row["metadata_sha256"] not in (None, sha256):
+        log.warning("mirror %s: upstream's metadata of %s is not what the wheel holds, which counts",
+                    index.path, one_line(file.filename))
+
+
+def _metadata_arrived(change, index, file, metadata, from_wheel):
+    """A metadata file is here.  What does not come from the wheel does not count if the wheel said it."""
     sha256 = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
-        change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) "
-                       "WHERE id = ?", (sha256, sha256, row["id"]))
+        if from_wheel:
+            _tell_of_other_metadata(index, file, row, sha256)
+            change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = ? WHERE id = ?",
+                           (sha256, sha256, row["id"]))
+        else:
+            change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) "
+                           "WHERE id = ? AND (sha256 IS NULL OR metadata_sha256 IS NULL)",
+                           (sha256, sha256, row["id"]))
+        change.touch(project_tag(file.index_id, row["project"]))
+
+
+def _no_metadata(change, index, file):
+    """Neither upstream nor the wheel has the metadata that was announced."""
+    for row in _rows_of(change, file):
+        change.execute("UPDATE files SET core_metadata = NULL WHERE id = ?", (row["id"],))
         change.touch(project_tag(file.index_id, row["project"]))
 
 
 def _rows_of(change, file):
     """The rows of this very file, one for each project of the mirror that lists it."""
     return change.execute(
-        "SELECT files.id, uploaded, first_seen, projects.name AS project FROM files "
+        "SELECT files.id, uploaded, first_seen, core_metadata, metadata_sha256, projects.name AS project FROM files "
         "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ? AND hash_spec = ?",
         (file.index_id, file.path, file.hash_spec)).fetchall()
 
@@ -5489,7 +5675,7 @@ class Download(Flight):
                 self._check(incoming.size, check)
                 self.sha256 = incoming.sha256.hexdigest()
                 incoming.keep(durable=False)
-        metadata = None if file.core_metadata else mirrors._metadata_of_blob(file, self.sha256)
+        metadata = mirrors._metadata_of_blob(file, self.sha256)
         mirrors.store.write(_file_arrived, self.index, file, self.sha256, incoming.size, self.last_modified, metadata,
                             durable=False)
         self._grow(incoming.size, finished=True)
@@ -5596,7 +5782,7 @@ class MirrorNames:
             with open(cls._pointer(cache, index), encoding="utf-8") as file:
                 facts = json.load(file)
             folder = os.path.join(cache, facts["folder"])
-            if facts["url"] == index.config["mirror_url"] and os.path.exists(os.path.join(folder, "names")):
+            if facts["url"] == index.mirror_url and os.path.exists(os.path.join(folder, "names")):
                 return cls(folder, facts)
         except FileNotFoundError:
             pass
@@ -5608,7 +5794,7 @@ class MirrorNames:
     def install(cls, cache, index, folder, facts):
         """Put a list that the child wrote in place of the old one; `facts` without a count mean "not modified"."""
         old = cls.load(cache, index)
-        facts.update(url=index.config["mirror_url"], fetched=time.time())
+        facts.update(url=index.mirror_url, fetched=time.time())
         if facts["count"] is None:
             if old is None:
                 raise UpstreamTrouble("upstream said 304 for a list that is not here")
@@ -7045,10 +7231,7 @@ class Staging:
                                      last_modified=download.last_modified or http_date(time.time()))
         except NotFound as problem:
             raise UpstreamTrouble(problem.message) from None
-        try:
-            found = self.mirrors.metadata_hash(index, here) if here.filename.endswith(".whl") else None
-        except NotFound:
-            found = None
+        found = self.mirrors.metadata_of_wheel(index, here)
         return here._replace(core_metadata=found, metadata_sha256=found)
 
     def push(self, index, pushed, target, said_name, part, may_replace, actor):
@@ -10532,8 +10715,7 @@ def stream_from_upstream(request, index, file):
 
 def _upstream_head(request, index, file):
     """HEAD of a file that is not here: what is known, else what upstream says; nothing is kept."""
-    if request.app.settings.offline_mode:
-        raise UpstreamTrouble(f"offline mode: {file.filename} is not here")
+    request.app.mirrors.refuse_cut_off(index, file)
     headers = [("Content-Type", content_type(file.filename)), NOSNIFF]
     length = file.size
     if length is None:
@@ -10694,7 +10876,11 @@ def refresh_project(request, user, index, project):
     app = request.app
     found = app.indexes.get(f"{user}/{index}")
     require_read(request, found)
-    app.mirrors.refresh([member for member in app.indexes.order(found) if member.is_mirror], normalize(project))
+    if app.settings.offline_mode:
+        raise Conflict(f"The project {normalize(project)} is not refreshed: in offline mode upstream is not asked.")
+    mirrors = [member for member in app.indexes.order(found) if member.is_mirror
+               and (member is found or app.permissions.read(request.identity, member))]
+    app.mirrors.refresh(mirrors, normalize(project))
     return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
 
 
@@ -10721,7 +10907,7 @@ def simple_project(request, index, project, depth):
     def render():
         page = app.projects.page(index, project)
         if not page.known:
-            raise NotFound(f"The project {project} does not exist.")
+            raise app.projects.unknown(index, project)
         prefix = functools.partial(link_prefix, index, depth=depth, absolute=absolute)
         if form == SIMPLE_JSON:
             return Rendered(json_page(page, prefix, page.upstream_serial if index.is_mirror else None), "json", page)
@@ -10912,7 +11098,7 @@ def get_project(request, user, index, project):
         return moved
     known, versions = version_objects(request, found, project, "ignore_bases" in request.query)
     if not known:
-        raise NotFound(f"no project '{project}'")
+        raise request.app.projects.unknown(found, project, f"no project '{project}'")
     return result_response("projectconfig", versions)
 
 
@@ -10930,7 +11116,7 @@ def get_version(request, user, index, project, version):
         return moved
     known, versions = version_objects(request, found, project, "ignore_bases" in request.query, version)
     if not known:
-        raise NotFound(f"no project '{project}'")
+        raise request.app.projects.unknown(found, project, f"no project '{project}'")
     if version not in versions:
         raise NotFound(f"The version {version} of project {project} does not exist.")
     return result_response("versiondata", versions[version])
@@ -10941,13 +11127,17 @@ def version_objects(request, index, project, ignore_bases, only=None):
 
     `only`: the one version that is wanted; what an index has under other spellings of it is one with it."""
     app = request.app
-    own = app.projects.own(index, project) if ignore_bases else None
-    pages = [own] if own and own.known else app.projects.contributions(index, project).pages
+    if ignore_bases:        # the bases' upstreams are not told the name
+        own = app.projects.own(index, project)
+        pages = [own] if own.known else []
+        known = own.known or any(app.projects.is_here(member, project) for member in app.indexes.order(index)
+                                 if app.permissions.read(request.identity, member))
+    else:
+        pages = app.projects.contributions(index, project).pages
+        known = bool(pages)
     versions = {}
     for page in pages:
         origin, files = page.parts[0]
-        if ignore_bases and origin.path != index.path:
-            continue
         require_read(request, origin)
         if not origin.is_mirror:
             ids = {file.id for file in files}       # a test result may have come since, of a file that did so too
@@ -10969,7 +11159,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
                 versions[version].setdefault("+shadowing", []).append(content)
             else:
                 versions[version] = content
-    return bool(pages), versions
+    return known, versions
 
 
 def _stage_metadata(request, index, project, files_of, only=None):
@@ -11090,8 +11280,9 @@ def serve_pypi_json(request, index_path, project, version):
         shown = latest_version(releases) if releases and version is None else version
         shown = shown and next(iter(spellings(shown, releases)), shown)
         if shown not in releases:
-            raise NotFound(f"no project '{project}'" if not page.known else
-                           f"The project {project} has no releases." if shown is None else
+            if not page.known:
+                raise app.projects.unknown(index, project, f"no project '{project}'")
+            raise NotFound(f"The project {project} has no releases." if shown is None else
                            f"The version {shown} of project {project} does not exist.")
         metadata, complete = _metadata_of(request, page, shown)
         body = pypi_json(page, releases, shown, metadata, lambda origin: request.url(origin.path), version is None)
@@ -11119,7 +11310,7 @@ def _metadata_of(request, page, version):
         for file in files:
             if origin.is_mirror and file.version in texts and file.core_metadata:
                 try:
-                    data = metadata_bytes(app.store, app.blobs, app.mirrors.metadata_hash(origin, file))
+                    data = metadata_bytes(app.store, app.blobs, app.mirrors.metadata_hash(origin, file, by_wheel=False))
                     return {**stated, **parse_core_metadata(data)}, True
                 except Problem as problem:
                     log.warning("mirror %s: %s", origin.path, problem.message)

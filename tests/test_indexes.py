@@ -240,8 +240,9 @@ def test_a_wrong_value_of_a_mirror_is_400(alice, mirror, body, error):
     assert config(alice, mirror) == MIRROR
 
 
-def test_a_mirror_needs_its_url(alice, mirror):
-    assert create(alice, {"type": "mirror"}).status == 400
+def test_a_mirror_may_begin_without_its_url_and_does_not_lose_it(alice, mirror):
+    assert create(alice, {"type": "mirror"}).status == 200
+    assert create(alice, {"type": "mirror", "mirror_url": ""}).status == 400
     assert change(alice, mirror, ["mirror_url-="]).status == 400
     assert config(alice, mirror) == MIRROR
 

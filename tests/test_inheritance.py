@@ -395,9 +395,14 @@ def test_with_ignore_bases_no_mirror_is_asked(alice, make, upstream):
     rebase(alice, top, make.mirror(upstream))
     publish(alice, top, "alone", "1.0")
     assert sorted(alice.get("/%s/alone?ignore_bases" % top).result) == ["1.0"]
-    assert upstream.count("/simple/alone/") == 0
+    for path in ("secret", "secret/1.0"):       # nor for a name that the stage does not have
+        assert alice.get("/%s/%s?ignore_bases" % (top, path)).status == 404
+    assert upstream.count("*") == 0
     assert sorted(alice.get("/%s/alone" % top).result) == ["1.0"]
     assert upstream.count("/simple/alone/") == 1
+    upstream.publish("known", "1.0")
+    assert alice.get("/%s/known" % top).status == 200
+    assert alice.get("/%s/known?ignore_bases" % top).result == {}
 
 
 def test_deleting_touches_this_index_alone(alice, make):
@@ -519,6 +524,7 @@ def test_files_known_elsewhere_are_served_while_a_mirror_fails(alice, make, upst
     upstream.fault("500")
     assert versions(alice, index, "shared") == ["1.0"]
     upstream.clear_faults()
+    alice.post("/%s/+simple/shared/refresh" % index)        # what failed just now is not asked again by itself
     assert versions(alice, index, "shared") == ["1.0", "9.9"]
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from harness import Server, eventually, patched, wheel
+from harness import Server, Upstream, eventually, patched, wheel
 from misbehaving import keep_port
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
@@ -429,12 +429,146 @@ def test_project_json_is_502_when_upstream_fails(mirrors, upstream):
     assert mirrors.get("/%s/demo" % mirror(mirrors, upstream.url)).status == 502
 
 
-def test_cached_links_outlive_an_upstream_404(mirrors, upstream):
+def test_a_project_that_upstream_has_no_more_is_gone_but_for_its_files(mirrors, upstream):
     archive = upstream.publish("demo", "1.0")
-    index = mirror(mirrors, upstream.url, mirror_cache_expiry=0)
-    page(mirrors, index)
+    index = mirror(mirrors, upstream.url, mirror_cache_expiry=0, mirror_no_project_list=True)
+    mirrors.add_index("mia/over-" + index[4:], bases=[index])
+    path, = [file["url"] for file in mirrors.simple(index, "demo")["files"]]
     upstream.fault("404", "/simple/demo/")
+    for where in (index, "mia/over-" + index[4:]):
+        assert page(mirrors, where).status == 404
+        assert mirrors.get("/%s/demo" % where).status == 404
+    assert names(mirrors, index) == []
+    assert "does not have the project demo any more; 1 files stay" in mirrors.whole_output()
+    reply = mirrors.get(urljoin("/%s/+simple/demo/" % index, path), headers={"Accept": "*/*"})
+    assert (reply.status, reply.body) == (200, archive.content)
+    upstream.clear_faults()
     assert mirrors.filenames(index, "demo") == [archive.filename]
+
+
+# ---------------------------------------------------------------------------------------------- failures are remembered
+
+def over(server, *bases):
+    index = "mia/over%d" % next(numbers)
+    server.add_index(index, bases=list(bases))
+    return index
+
+
+@pytest.mark.parametrize("status", (403, 500, None))
+def test_a_page_that_failed_is_not_asked_for_again_at_once(mirrors, upstream, scripted, status):
+    """But a failure that may have been passing is, where nobody else knows the project."""
+    upstream.publish("lib", "1.0")
+    broken = (lambda handler: handler.reply(b"no", status=status)) if status else b"no page"
+    scripted.answers["/simple/lib/"] = scripted.answers["/simple/rare/"] = broken
+    store, main = mirror(mirrors, scripted.url), mirror(mirrors, upstream.url)
+    both = over(mirrors, store, main)
+    for _ in range(3):
+        assert mirrors.versions(both, "lib") == ["1.0"]
+    assert len(asked(scripted, "/simple/lib/")) == 1
+    for _ in range(2):
+        assert page(mirrors, both, "rare").status == page(mirrors, store, "rare").status == 502
+    assert len(asked(scripted, "/simple/rare/")) == (1 if status == 403 else 4)
+    scripted.page("rare", entry("rare-1.0.tar.gz"))
+    assert mirrors.post("/%s/+simple/rare/refresh" % store, b"").status == 302
+    assert page(mirrors, both, "rare").status == page(mirrors, store, "rare").status == 200
+
+
+def test_an_old_page_does_for_a_while_where_a_new_one_failed(mirrors, scripted):
+    scripted.page("lib", entry("lib-1.0.tar.gz"))
+    index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
+    page(mirrors, index, "lib")
+    scripted.answers["/simple/lib/"] = lambda handler: handler.reply(b"", status=500)
+    for _ in range(3):
+        assert is_stale(page(mirrors, index, "lib"))
+    assert len(asked(scripted, "/simple/lib/")) == 2
+
+
+def test_a_mirror_that_hangs_is_waited_for_once(own, tmp_path, upstream):
+    own.stop()
+    own.script = patched(tmp_path, "devpi_lite.Limits.upstream_stall = 0.3")
+    own.start()
+    other = Upstream().start()
+    try:
+        other.publish("lib", "1.0")
+        upstream.fault("hang", "/simple/*")
+        both = over(own, mirror(own, upstream.url), mirror(own, other.url))
+        for project in ("lib", "lib"):
+            assert own.versions(both, project) == ["1.0"]
+        assert upstream.count("/simple/lib/") == 1
+        upstream.clear_faults()
+        upstream.publish("rare", "2.0")
+        assert own.versions(both, "rare") == ["2.0"]        # for nobody else has it
+    finally:
+        other.stop()
+
+
+def test_statuses_that_mean_that_nothing_is_there_are_the_owners_to_say(mirrors, upstream, scripted):
+    upstream.publish("lib", "1.0")
+    scripted.answers["/simple/lib/"] = scripted.answers["/files/x"] = lambda handler: handler.reply(b"", status=403)
+    scripted.page("own", entry("own-1.0.tar.gz", url="/files/x"))
+    store, main = mirror(mirrors, scripted.url), mirror(mirrors, upstream.url)
+    both = over(mirrors, store, main)
+    assert page(mirrors, store, "lib").status == 502
+    assert is_stale(page(mirrors, both, "lib"))
+    for value, kept in ((403, ["403"]), ("403, 451", ["403", "451"]), (["401", 403], ["401", "403"])):
+        reply = mirrors.patch("/" + store, {"mirror_missing_statuses": value}, user="mia")
+        assert (reply.status, reply.result["mirror_missing_statuses"]) == (200, kept)
+    assert page(mirrors, store, "lib").status == 404        # the failure was remembered for other settings
+    assert not is_stale(page(mirrors, both, "lib")) and mirrors.versions(both, "lib") == ["1.0"]
+    assert len(asked(scripted, "/simple/lib/")) == 2        # it is remembered as a 404 is
+    link, = mirrors.simple(store, "own")["files"]
+    assert mirrors.get(urljoin("/%s/+simple/own/" % store, link["url"]), headers={"Accept": "*/*"}).status == 404
+    reply = mirrors.patch("/" + store, ["mirror_missing_statuses-=401", "mirror_missing_statuses+=410"], user="mia")
+    assert reply.result["mirror_missing_statuses"] == ["403", "410"]
+    for value in (200, "500", "4xx", [429], {"a": 1}, True):
+        reply = mirrors.patch("/" + store, {"mirror_missing_statuses": value}, user="mia")
+        assert reply.status == 400, value
+    mirrors.patch("/" + store, {"mirror_missing_statuses": None}, user="mia")
+    assert page(mirrors, store, "lib").status == 502
+
+
+# ---------------------------------------------------------------------------------------------- refreshes, missing upstreams
+
+def test_a_project_is_refreshed_once_a_second_at_most(mirrors, upstream):
+    upstream.publish("lib", "1.0")
+    index = mirror(mirrors, upstream.url)
+    above = over(mirrors, index)
+    began = time.monotonic()
+    for where in (index, above) * 4:
+        assert mirrors.post("/%s/+simple/lib/refresh" % where, b"").status == 302
+    assert upstream.count("/simple/lib/") <= 1 + int(time.monotonic() - began)
+    assert mirrors.post("/%s/+simple/other/refresh" % above, b"").status == 302
+    assert upstream.count("/simple/other/") == 1
+
+
+def test_a_mirror_that_may_not_be_read_is_not_refreshed(mirrors, upstream):
+    protected = mirror(mirrors, upstream.url, acl_pkg_read=["mia"])
+    above = over(mirrors, protected)
+    assert mirrors.post("/%s/+simple/lib/refresh" % above, b"").status == 302
+    assert asked(upstream) == []
+    assert mirrors.post("/%s/+simple/lib/refresh" % above, b"", user="mia").status == 302
+    assert upstream.count("/simple/lib/") == 1
+
+
+def test_a_mirror_without_an_upstream_answers(mirrors, upstream):
+    index = "mia/m%d" % next(numbers)
+    assert mirrors.put("/" + index, {"type": "mirror"}, user="mia").status == 200
+    assert "mirror_url" not in mirrors.get("/" + index).result
+    assert page(mirrors, index).status == mirrors.get("/%s/demo" % index).status == 404
+    assert names(mirrors, index) == [] == mirrors.get("/" + index).result["projects"]
+    assert mirrors.post("/%s/+simple/demo/refresh" % index, b"").status == 302
+    assert page(mirrors, over(mirrors, index)).status == 404
+    archive = upstream.publish("demo", "1.0")
+    assert mirrors.patch("/" + index, {"mirror_url": upstream.url}, user="mia").status == 200
+    assert mirrors.fetch(index, archive.filename, "demo") == archive.content
+
+
+def test_an_index_has_a_bounded_number_of_bases(mirrors, upstream):
+    index, base = over(mirrors), mirror(mirrors, upstream.url)
+    many = ["mia/none%d" % number for number in range(100)]
+    for body in ({"bases": [base, *many]}, ["bases=" + ",".join([base, *many])]):
+        reply = mirrors.patch("/" + index, body, user="mia")
+        assert reply.status == 400 and "100 bases at most, not 101" in reply.json()["message"]
 
 
 def test_wait_is_bounded_and_the_fetch_goes_on_behind_it(mirrors, upstream):
@@ -827,9 +961,29 @@ def test_offline_mode_lists_local_files_and_opens_no_connection(own, upstream):
     assert own.filenames(index, "demo") == [local.filename]
     assert own.fetch(index, local.filename, "demo") == local.content
     assert names(own, index) == ["demo"]
-    assert page(own, index, "other").status == 502
-    assert own.get(urljoin("/%s/+simple/demo/" % index, links[absent.filename]), headers={"Accept": "*/*"}).status in (404, 502)
+    for path in ("+simple/%s/", "%s", "%s/1.0", "+pypi/%s/json"):
+        reply = own.get("/%s/%s" % (index, path % "other"))
+        assert reply.status == 404 and "not here, and in offline mode" in reply.text, path
+    for method in ("GET", "HEAD"):
+        path = urljoin("/%s/+simple/demo/" % index, links[absent.filename])
+        assert own.request(method, path, headers={"Accept": "*/*"}).status == 404
+    assert own.get(path + ".metadata", headers={"Accept": "*/*"}).status == 404
+    assert own.versions(index, "demo") == sorted(own.get("/%s/demo" % index).result) == ["1.0"]
+    reply = own.post("/%s/+simple/demo/refresh" % index, b"")
+    assert reply.status == 409 and "not refreshed" in reply.json()["message"]
     assert upstream.requests == []
+
+
+def test_offline_mode_is_a_known_answer_behind_a_stage(own, upstream):
+    """Of a project that is not here nothing is hidden: nobody outside can be asked."""
+    index = mirror(own, upstream.url)
+    above = over(own, index)
+    assert own.upload(above, wheel("mine", "1.0")).status == 200
+    own.restart("--offline-mode")
+    assert own.versions(above, "mine") == ["1.0"]
+    reply = page(own, above, "other")
+    assert reply.status == 404 and "offline mode" in reply.text
+    assert sorted(names(own, above)) == ["mine"]
 
 
 # ---------------------------------------------------------------------------------------------- what upstream says about files

@@ -621,14 +621,80 @@ def test_metadata_file_is_proxied_checked_and_kept(mirrors, upstream):
     assert get(mirrors, path).body == archive.metadata
 
 
-@pytest.mark.parametrize("fault", ["wrong-hash", "truncate", "500"])
-def test_wrong_metadata_file_is_refused(mirrors, upstream, fault):
+@pytest.mark.parametrize("fault", ["wrong-hash", "500", "404", "reset", "truncate"])
+def test_metadata_that_upstream_fails_to_give_is_read_out_of_the_wheel(mirrors, upstream, fault):
     archive = upstream.publish(small(), core_metadata=True)
-    path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename) + ".metadata"
+    index = mirror(mirrors, upstream.url)
+    path = link_to(mirrors, index, archive.filename)
     upstream.fault(fault, "*.metadata")
-    assert is_refused(mirrors, path, len(archive.metadata))
-    upstream.clear_faults()
-    assert get(mirrors, path).body == archive.metadata
+    assert get(mirrors, path + ".metadata").body == archive.metadata
+    assert get(mirrors, path).body == archive.content
+    assert len(file_requests(upstream, archive)) == 1
+
+
+@pytest.mark.parametrize("announced", (True, {"sha256": "ab" * 32}))
+def test_announced_metadata_that_is_not_the_wheels_is_mended(mirrors, scripted, announced):
+    archive = small()
+    publish_at(scripted, archive, **{"core-metadata": announced})
+    index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
+    path = link_to(mirrors, index, archive.filename)
+    true = {"sha256": hashlib.sha256(archive.metadata).hexdigest()}
+    for _ in range(2):
+        assert get(mirrors, path + ".metadata").body == archive.metadata
+        assert mirrors.simple(index, "demo")["files"][0]["core-metadata"] == true
+    scripted.page("demo", {"filename": archive.filename, "url": "../../files/" + archive.filename, "size": 1,
+                           "hashes": {"sha256": archive.sha256}, "core-metadata": {"sha256": "cd" * 32}})
+    assert mirrors.simple(index, "demo")["files"][0]["core-metadata"] == true       # whatever a newer page says
+    assert get(mirrors, path + ".metadata").body == archive.metadata
+
+
+def test_a_false_announcement_of_a_wheel_that_can_not_be_checked_is_refused(mirrors, scripted):
+    archive = small()
+    path = publish_at(scripted, archive, **{"core-metadata": {"sha256": "ab" * 32}, "hashes": {}})
+    scripted.answers[path + ".metadata"] = archive.metadata
+    link = link_to(mirrors, mirror(mirrors, scripted.url), archive.filename)
+    assert get(mirrors, link + ".metadata").status == 502
+    assert asked(scripted, path) == []
+
+
+def test_metadata_that_nobody_has_is_announced_no_more(mirrors, scripted):
+    archive = sdist("demo", "1.0", summary=os.urandom(8).hex())         # no wheel, whatever its name says
+    entry = {"filename": "demo-1.0-py3-none-any.whl", "url": "/files/x", "core-metadata": True,
+             "hashes": {"sha256": archive.sha256}}
+    scripted.page("demo", entry)
+    scripted.answers["/files/x"] = archive.content
+    index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
+    path = link_to(mirrors, index, entry["filename"]) + ".metadata"
+    assert mirrors.simple(index, "demo")["files"][0]["core-metadata"] is True
+    assert get(mirrors, path).status == 404
+    assert "core-metadata" not in mirrors.simple(index, "demo")["files"][0]
+
+
+def test_metadata_lies_behind_the_path_and_not_behind_the_query(mirrors, scripted):
+    archive = small()
+    publish_at(scripted, archive, url="/signed/x.whl?sig=1&n=2", **{"core-metadata": True})
+    scripted.answers["/signed/x.whl.metadata?sig=1&n=2"] = archive.metadata
+    index = mirror(mirrors, scripted.url)
+    assert get(mirrors, link_to(mirrors, index, archive.filename) + ".metadata").body == archive.metadata
+
+
+@pytest.mark.parametrize("first", ("metadata", "wheel"))
+def test_a_wheels_own_metadata_counts_and_is_what_a_push_takes(mirrors, scripted, first):
+    archive = small()
+    lie = archive.metadata + b"Requires-Dist: evil\n"
+    path = publish_at(scripted, archive, **{"core-metadata": True})
+    scripted.answers[path + ".metadata"] = lie
+    index, stage = mirror(mirrors, scripted.url), "mia/stage%s" % first
+    link = link_to(mirrors, index, archive.filename)
+    if first == "metadata":
+        assert get(mirrors, link + ".metadata").body == lie
+    assert get(mirrors, link).status == 200
+    assert get(mirrors, link + ".metadata").body == archive.metadata
+    assert ("not what the wheel holds" in mirrors.whole_output()) or first == "wheel"
+    mirrors.add_index(stage)
+    pushed = {"name": "demo", "version": "1.0", "targetindex": stage}
+    assert mirrors.post("/" + index, pushed, user="mia").status == 200
+    assert get(mirrors, link_to(mirrors, stage, archive.filename) + ".metadata").body == archive.metadata
 
 
 def test_metadata_is_read_out_of_a_wheel_that_is_here(mirrors, upstream):
