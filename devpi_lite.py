@@ -797,6 +797,8 @@ class Settings:
         "configfile", _path, "", "file with options: JSON, or INI with a section [devpi-server]", commands=_EVERY_COMMAND,
         aliases=("-c",))
     debug: bool = option("debug", None, False, "log more", commands=_EVERY_COMMAND)
+    logger_cfg: str = option(
+        "logger-cfg", _path, "", "JSON file for logging.config.dictConfig: where the log goes, in place of standard error")
     root_passwd: str | None = option(
         "root-passwd", str, None, "root's password, at the first start only; random if not given. The list of processes shows "
         "it: better a file, or DEVPISERVER_ROOT_PASSWD", commands=_FIRST_START)
@@ -8523,6 +8525,11 @@ class BadHead(Problem):
     status = 400
 
 
+def header_title(name):
+    """A header's name as people write it."""
+    return re.sub("(?<=-)(Ip|Url)(?=-|$)", lambda match: match[0].upper(), name.title())
+
+
 def parse_header(line):
     """A header or trailer line as (lower-case name, value), both bytes; BadHead if it is none."""
     name, colon, value = line.partition(b":")
@@ -9943,7 +9950,7 @@ class App:
 
     def ignored_header(self, address, name, value, why=""):
         """Say once an address why a header of it that only proxies send does not count."""
-        self.note_once(address, "%s %r from %s is ignored: %s", name.title().replace("-Url", "-URL"), one_line(value, 100), address,
+        self.note_once(address, "%s %r from %s is ignored: %s", header_title(name), one_line(value, 100), address,
                        why or f"--trusted-proxy {address} would make it count")
 
     def note_once(self, address, text, *values):
@@ -11873,8 +11880,6 @@ STRANGERS = {
     "debug-macros": Stranger("", "there are no page templates", is_flag=True),
     "theme": Stranger(None, "there are no page templates: leave it out"),
     "profile-requests": Stranger("0", "there is no profiler inside: leave it out"),
-    "logger-cfg": Stranger(None, "the log goes to standard error, the access log to standard output: leave it out, or see "
-                                 "--debug and --no-access-log"),
     "trusted-proxy-count": Stranger("1", "the nearest proxy counts: name it by --trusted-proxy ADDRESS"),
     "trusted-proxy-headers": Stranger(None, "the headers that count are fixed: name the proxy by --trusted-proxy ADDRESS"),
     "autocreate-users": Stranger(None, "no plugin has accounts of its own here: root makes the users", is_flag=True),
@@ -12404,7 +12409,7 @@ server {{
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         proxy_set_header X-Outside-URL {_nginx_word(outside)};
-        proxy_set_header {settings.real_ip_header.title().replace('-Ip', '-IP')} $remote_addr;
+        proxy_set_header {header_title(settings.real_ip_header)} $remote_addr;
 
         # files of any size, which go through as they come; the server has a limit of its own, --max-request-body-size
         client_max_body_size 0;
@@ -12419,7 +12424,7 @@ server {{
 def dockerfile(parsed):
     """An image of the server; its data is a volume."""
     without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms", "root-passwd",
-               "root-passwd-file", "configfile", "secretfile")
+               "root-passwd-file", "configfile", "secretfile", "logger-cfg")
     host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
@@ -12526,7 +12531,7 @@ def command_read_names(arguments):
 def command_serve(arguments):
     """Serve Python package indexes until SIGTERM or SIGINT: python devpi_lite.py --serverdir x"""
     settings = parse_options("serve", arguments).settings
-    logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
+    configure_logging(settings)
     if prepare_directory(settings.serverdir):
         settings = dataclasses.replace(settings, read_only=True, offline_mode=True)
     spare_memory()
@@ -12555,10 +12560,37 @@ def command_serve(arguments):
     sys.setswitchinterval(0.0005)
     gc.freeze()                             # what start-up made stays, so the collector need not look at it again
     gc.set_threshold(20000, 20, 100)
+    warn_of_unknown_users(settings, app)
     start_loops(app)
     announce(settings, app)
     without_syntax_tree(lambda: serve_to_the_end(server, app, lock))
     return 0
+
+
+def warn_of_unknown_users(settings, app):
+    """Say which users that an option names do not exist (yet): a mistyped one would keep everybody out."""
+    unknown = [name for name in settings.restrict_modify or ()
+               if not name.startswith(":") and app.users.find(name) is None]
+    if unknown:
+        with app.store.read() as db:
+            known = [row["name"] for row in db.execute("SELECT name FROM users LIMIT 10000")]
+        for name in unknown:
+            log.warning("--restrict-modify %s: there is no such user%s", name, _nearest(name, known))
+
+
+def configure_logging(settings):
+    """Log what --debug wants, to where --logger-cfg says; the access log goes to standard output, whatever it says."""
+    logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
+    if not settings.logger_cfg:
+        return
+    from logging import config      # not at the top: nothing else needs it
+    try:
+        with open(settings.logger_cfg, encoding="utf-8") as file:
+            content = json.load(file)
+        config.dictConfig({"disable_existing_loggers": False, **content})
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RecursionError) as error:
+        raise FatalError(f"{settings.logger_cfg} does not configure logging: it has to be the JSON that "
+                         f"logging.config.dictConfig takes ({reason_of(error)})", 4) from None
 
 
 def start_loops(app):

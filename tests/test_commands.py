@@ -231,6 +231,23 @@ def test_a_copy_without_its_empty_folders_takes_uploads(server):
     assert modes(server.directory / "files") == {}
 
 
+def test_the_log_goes_where_a_file_for_logging_says(make_server, tmp_path):
+    (tmp_path / "logging.json").write_text(json.dumps({
+        "version": 1, "handlers": {"file": {"class": "logging.FileHandler", "filename": str(tmp_path / "log")}},
+        "root": {"level": "INFO", "handlers": ["file"]}}))
+    server = make_server("--logger-cfg", tmp_path / "logging.json", "--hard-links")
+    server.get("/+api", headers={"X-Real-IP": "nonsense"})
+    eventually(lambda: "X-Real-IP 'nonsense'" in (tmp_path / "log").read_text())
+    assert "'nonsense'" not in server.whole_output()
+
+
+@pytest.mark.parametrize("text", ["version: 1\n", "[]", '{"version": 2}', '{"version": 1, "root": {"handlers": ["x"]}}'])
+def test_a_file_that_does_not_configure_logging_ends_with_4(directory, tmp_path, text):
+    (tmp_path / "logging.json").write_text(text)
+    assert_fatal(serve(directory, "--logger-cfg", tmp_path / "logging.json"), tmp_path / "logging.json", code=4)
+    assert not directory.exists()
+
+
 # -- the access log -------------------------------------------------------------------------------
 
 
@@ -517,6 +534,14 @@ def test_an_open_address_is_told_that_anybody_may_create_users(make_server, opti
     assert not warned or "create users" in lines[0]
 
 
+def test_a_user_who_may_change_things_and_does_not_exist_is_told_of(make_server):
+    server = make_server()
+    server.add_user("alice")
+    server.restart("--restrict-modify", "root,alcie,:authenticated")
+    lines = [line for line in server.whole_output().splitlines() if "there is no such user" in line]
+    assert len(lines) == 1 and "alcie" in lines[0] and "did you mean alice?" in lines[0], server.output()
+
+
 # -- what is meant, and what means nothing here ---------------------------------------------------
 
 
@@ -595,7 +620,6 @@ def test_variables_of_other_commands_are_known_to_all(parse):
         (["--primary-url", "http://127.0.0.1:1"], "type=mirror"),
         (["--storage", "pg8000:host=db"], "--serverdir"),
         (["--theme", "dir"], "leave it out"),
-        (["--logger-cfg", "x.yml"], "--debug"),
         (["--autocreate-users"], "root"),
         (["--passwd", "alice"], "passwd USER"),
         (["--start"], "gen-config systemd"),
