@@ -562,6 +562,12 @@ def bounded_int(text):
     return int(text)
 
 
+def nearest(word, known, count=3):
+    """Those of some words that are written most like this one, if any are."""
+    import difflib      # not at the top: it is for those who mistype
+    return difflib.get_close_matches(word[:100], list(known)[:1000], count, 0.6)
+
+
 def reason_of(error):
     """A failure as a few words."""
     if isinstance(error, (TimeoutError, socket.timeout)):
@@ -607,6 +613,14 @@ class Forbidden(Problem):
 
 class NotFound(Problem):
     status = 404
+
+
+class NoIndex(NotFound):
+    """There is no index at this path, user/name."""
+
+    def __init__(self, path):
+        super().__init__(f"The stage {path} could not be found.")
+        self.path = path
 
 
 class Conflict(Problem):
@@ -827,6 +841,9 @@ class Settings:
         "the one header in which a proxy names its client's address; of several addresses in it the last counts")
     restrict_modify: tuple | None = option(     # None = no restriction
         "restrict-modify", _names, None, "the only users and :groups who may create and change users and indexes")
+    open_registration: bool = option(
+        "open-registration", None, False,
+        "anybody may create users from everywhere, as in devpi; else only from this machine, and root")
     mirror_cache_expiry: int = option(
         "mirror-cache-expiry", _not_negative, 1800, "seconds for which a mirrored page is not asked for again")
     request_timeout: float = option(
@@ -2675,10 +2692,18 @@ USER_ATTRIBUTES = ("email", "title", "description", "custom_data")
 
 
 def check_name(kind, name):
-    """Refuse a user or index name that devpi refuses (http-api 4.1)."""
+    """Refuse a new user or index name that devpi refuses (http-api 4.1), and what looks like another one.
+
+    Of the letters only ASCII's: many others look like them, or like nothing at all.  A name that begins with a dot could be
+    a step up in a path."""
     if not name or re.search(r"""[\x00-\x20\x7f-\x9f!"#$%&'()*+,/:;<=>?\[\\\]^`{|}~\ud800-\udfff]""", name):
         raise BadRequest(f"{kind} '{name}' contains characters that aren't allowed. "
                          "Any ascii symbol besides -.@_ is blocked.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]*", name):
+        raise BadRequest(f"{kind} {ascii(name)} is not allowed: a new name has ASCII letters, digits and -.@_ only, and "
+                         "begins with a letter or digit.")
+    if len(name) > Limits.user_name:
+        raise BadRequest(f"a {kind} has at most {Limits.user_name} characters")
 
 
 def _note(change, *what):
@@ -2687,10 +2712,10 @@ def _note(change, *what):
 
 
 class Users:
-    """The accounts of a store."""
+    """The accounts of a store.  `open_root`: root's password may be empty, as the operator has said at the start."""
 
-    def __init__(self, store):
-        self.store = store
+    def __init__(self, store, open_root=False):
+        self.store, self.open_root = store, open_root
         self.cache = store.freshness.cache(4 << 20)
 
     def find(self, name):
@@ -2722,6 +2747,7 @@ class Users:
             raise BadRequest(f"Unknown keys in user config: {', '.join(sorted(map(str, unknown)))}")
         if "password" not in body:
             raise BadRequest("password needs to be set")
+        check_attributes(body, {})
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
         check_size("user", attributes)
         pwhash = _new_hash(body["password"])
@@ -2729,11 +2755,12 @@ class Users:
 
     def modify(self, name, body, actor=NO_ACTOR):
         """devpi: PATCH /user.  Keys that are no attributes are ignored; an empty value removes one."""
-        self.get(name)
+        account = self.get(name)
+        check_attributes(body, account.attributes)
         changes = {k: body[k] for k in USER_ATTRIBUTES if k in body}
         check_size("user", changes)
         if body.get("password") is not None:
-            changes["pwhash"] = _new_hash(body["password"])
+            changes["pwhash"] = _new_hash(body["password"], name == "root" and self.open_root)
         return self.store.write(_update_user, name, changes, actor=actor)
 
 
@@ -2755,11 +2782,28 @@ def inner_values(values):
             for inner in (value.values() if isinstance(value, dict) else value)]
 
 
-def _new_hash(password):
+def json_kind(value):
+    """What a JSON value is, for a sentence."""
+    return {bool: "true or false", dict: "an object", list: "a list", str: "a text",
+            type(None): "null"}.get(type(value), "a number")
+
+
+def check_attributes(body, before):
+    """Refuse attributes of the wrong type, but for what is stored already: the devpi client sends back what it was shown."""
+    for key in USER_ATTRIBUTES:
+        value = body.get(key)
+        if key != "custom_data" and value not in (None, "", {}, []) and not isinstance(value, str) \
+                and value != before.get(key):
+            raise BadRequest(f"'{key}' of a user must be a text, not {json_kind(value)}")
+
+
+def _new_hash(password, may_be_empty=False):
     if password is None:
         return None
     if not isinstance(password, str):
-        raise BadRequest("the password must be a string")
+        raise BadRequest(f"the password must be a string, not {json_kind(password)}")
+    if not password and not may_be_empty:
+        raise BadRequest("the password must have at least one character")
     return hash_password(password)
 
 
@@ -3106,6 +3150,7 @@ class Permissions:
 
     def __init__(self, settings):
         self.listed = None if settings.restrict_modify is None else set(settings.restrict_modify)
+        self.open_registration = settings.open_registration
 
     def _modifier(self, identity, owner):
         """Root and the owner; or, under --restrict-modify, exactly those who are listed."""
@@ -3113,8 +3158,11 @@ class Permissions:
             return identity.user is not None and identity.user in ("root", owner)
         return not self.listed.isdisjoint(identity.principals)
 
-    def user_create(self, identity):
-        return self.listed is None or self._modifier(identity, None)
+    def user_create(self, identity, is_local):
+        """Anybody on this machine (`is_local`), or everywhere with --open-registration; else root."""
+        if self.listed is None and (is_local or self.open_registration):
+            return True
+        return self._modifier(identity, None)
 
     def user_create_named(self, identity):
         """Create a user whose name stands in ACLs or bases already: who could write it there (root, the listed)."""
@@ -3295,21 +3343,32 @@ def _to_anything(key, value):
     return value
 
 
+def _to_text(key, value):
+    if isinstance(value, str):
+        return value
+    raise BadRequest(f"'{key}' of an index must be a text, not {json_kind(value)}")
+
+
+def _to_bases(key, value):
+    """Paths of indexes; scripts of ten years write them with a slash in front."""
+    return [item[1:] if item.startswith("/") else item for item in _to_list(key, value)]
+
+
 # key -> (coercion, value at creation); None: absent until set
 STAGE_KEYS = {
-    "volatile": (_to_bool, True), "bases": (_to_list, []), "acl_upload": (_to_acl, None),
+    "volatile": (_to_bool, True), "bases": (_to_bases, []), "acl_upload": (_to_acl, None),
     "acl_toxresult_upload": (_to_acl, [ANONYMOUS]), "mirror_whitelist": (_to_whitelist, []),
     "mirror_whitelist_inheritance": (_to_inheritance, "intersection"), "acl_pkg_read": (_to_acl, None),
     "uploadtrigger_jenkins": (_to_template, None), "webhook_url": (_to_urls, None), "webhook_events": (_to_events, None),
     "webhook_secret": (_to_secret, None),
-    "title": (_to_anything, None), "description": (_to_anything, None), "custom_data": (_to_anything, None)}
+    "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
 MIRROR_KEYS = {
-    "volatile": (_to_bool, True), "mirror_url": (_to_url, None), "mirror_web_url_fmt": (_to_anything, None),
+    "volatile": (_to_bool, True), "mirror_url": (_to_url, None), "mirror_web_url_fmt": (_to_text, None),
     "mirror_cache_expiry": (_to_integer, None), "mirror_ignore_serial_header": (_to_bool, None),
     "mirror_missing_statuses": (_to_statuses, None),
     "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
     "mirror_use_external_urls": (_to_bool, None), "acl_pkg_read": (_to_acl, None),
-    "title": (_to_anything, None), "description": (_to_anything, None), "custom_data": (_to_anything, None)}
+    "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
 _IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")      # old clients and dumps send them
 
 
@@ -3342,8 +3401,14 @@ class ConfigEdit:
             else:
                 self.set(key, value)
         if unknown:
+            near = [word for key in unknown for word in self._meant(key)]
             raise BadRequest("indexconfig got unexpected keyword arguments: "
-                             + ", ".join(f"{key}={value}" for key, value in unknown.items()))
+                             + ", ".join(f"{key}={value}" for key, value in unknown.items())
+                             + (f" ({', '.join(near)}?)" if near else ""))
+
+    def _meant(self, key):
+        """The key, in a list, that an unknown one may be a misspelling of; none for one of the other type of index."""
+        return [] if key in STAGE_KEYS or key in MIRROR_KEYS else nearest(key, self.keys, 1)
 
     def apply_operators(self, items):
         """Apply `key=value`, `key+=value`, `key-=value` and `key-=` one after the other (devpi's list form)."""
@@ -3363,6 +3428,8 @@ class ConfigEdit:
                 self.apply_object({key.strip(): value})
 
     def set(self, key, value):
+        if self.keys[key][0] is _to_text and key in self.config and self.config[key] == value:
+            return      # an older program let in other types, and clients send back what they were shown
         self.config[key] = self.keys[key][0](key, value)
         self.set_keys.add(key)
 
@@ -3374,6 +3441,8 @@ class ConfigEdit:
 
     def take(self, key, value):
         old = self._list_at(key)
+        if self.keys[key][0] is _to_bases:
+            value, = _to_bases(key, [value])
         if value not in old:
             raise BadRequest(f"The '{key}' setting doesn't have value '{value}'")
         self.config[key] = [item for item in old if item != value]
@@ -3382,8 +3451,9 @@ class ConfigEdit:
 
     def _list_at(self, key):
         if key not in self.keys:
-            raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}")
-        if self.keys[key][0] not in (_to_list, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
+            near = self._meant(key)
+            raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}" + (f" ({near[0]}?)" if near else ""))
+        if self.keys[key][0] not in (_to_bases, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
             raise BadRequest(f"The '{key}' setting is no list")
         return self.config.get(key, [])
 
@@ -3431,7 +3501,7 @@ class Indexes:
     def get(self, path):
         index = self.find(path)
         if index is None:
-            raise NotFound(f"The stage {path} could not be found.")
+            raise NoIndex(path)
         return index
 
     def all(self, user=None):
@@ -3483,6 +3553,17 @@ class Indexes:
         """(Index, path of a base of its own that does not exist) for every such base."""
         there = {index.path for index in self.all()}
         return [(index, base) for index in self.all() for base in index.config.get("bases", ()) if base not in there]
+
+    def unknown_users(self, index, before):
+        """Sentences about names in an index's ACLs that are no users: a typing error, or not made yet.
+
+        `before`: an older configuration, whose names are passed over."""
+        names = {}
+        for key in ACL_KEYS:
+            for name in index.config.get(key, ()):
+                if not name.startswith(":") and name not in before.get(key, ()) and self.users.find(name) is None:
+                    names.setdefault(name, []).append(key)
+        return [f"there is no user '{one_line(name, 60)}', named in {' and '.join(keys)}" for name, keys in names.items()]
 
     def refuse_existing(self, user, name):
         """NotFound if there is no such user, Conflict if the index is there."""
@@ -3602,7 +3683,7 @@ def _current(change, index):
     """The index as it is now: what a request read before its body came may be out of date."""
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
     if row is None:
-        raise NotFound(f"The stage {index.path} could not be found.")
+        raise NoIndex(index.path)
     return dataclasses.replace(index, config=json.loads(row["config"]))
 
 
@@ -8920,7 +9001,9 @@ def problem_response(problem, accept, kind):
     json: always the envelope.  page: HTML unless JSON is named.  upload: plain text unless one of the two is named, and
     the message as the reason phrase, which is where twine and devpi look for it."""
     status, message = problem.status, problem.message
-    reason = one_line(message) if kind == "upload" and message else reason_phrase(status)
+    reason = reason_phrase(status)
+    if kind == "upload" and message:
+        reason = one_line(f"{reason}: {message}" if status in (401, 403) else message)      # scripts look for the word
     if kind == "json" or "application/json" in accept:
         content = {"message": message, "code": f"{status} {reason}", "title": reason}
         response = json_response(content, status)
@@ -9056,6 +9139,18 @@ class Request:
         except ValueError:
             self.app.ignored_header(self.connection.address, name, said, "it is no address")
             return self.connection.address
+
+    @kept_property
+    def is_local(self):
+        """Whether the client is on this machine, as far as proxies tell: one that names another address in a header that
+        does not count hides somebody else."""
+        hidden = self.app.settings.real_ip_header not in self.headers and not self.headers.keys().isdisjoint(
+            ("x-real-ip", "x-forwarded-for", "forwarded"))
+        try:
+            ip = ipaddress.ip_address(self.address.partition("%")[0])
+        except ValueError:
+            return False
+        return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback and not hidden
 
     @kept_property
     def base_url(self):
@@ -9893,7 +9988,7 @@ class App:
     def __init__(self, settings, store, secret):
         self.settings, self.store = settings, store
         self.blobs = Blobs(settings.serverdir, settings.read_only)
-        self.users = Users(store)
+        self.users = Users(store, settings.root_passwd == "")
         self.indexes = Indexes(store, self.users, settings.webhook_allow, settings.upstream_allow)
         self.logins = Logins(self.users, secret)
         self.permissions = Permissions(settings)
@@ -9970,6 +10065,8 @@ class App:
         except BadHead:
             raise
         except Problem as problem:
+            if isinstance(problem, NoIndex):
+                problem.message += near_indexes(request, problem.path)
             response = problem_response(problem, request.accept, request.errors)
         except Exception:
             name = secrets.token_hex(4)
@@ -10092,6 +10189,18 @@ def require_read(request, index):
     if request.identity.user is None and "devpi-client" not in request.header("user-agent"):
         request.refuse(Unauthorized(f"reading {index.path} takes a login"))
     request.refuse(Forbidden(f"no permission to read index {index.path}"))
+
+
+def near_indexes(request, path):
+    """` (alice has: dev, prod)` for alice/dve: the indexes of that user that the caller may read, where one is near."""
+    user, _, name = path.partition("/")
+    names = [index.name for index in request.app.indexes.all(user) if may_read(request, index)]
+    near = nearest(name, names)
+    if not near:
+        return ""
+    others = [each for each in names if each not in near]
+    more = len(near + others) - 10
+    return f" ({user} has: {', '.join((near + others)[:10])}{f' and {more} more' if more > 0 else ''})"
 
 
 def require(request, allowed, message):
@@ -10258,6 +10367,13 @@ def retry_outbox(request):
     require(request, request.identity.user == "root", "only root may do this")
     count = request.app.outbox.retry(request.actor)
     return message_response(f"{count} message{'' if count == 1 else 's'} will be tried now")
+
+
+@route("ANY", "/+changelog")
+@route("ANY", "/+changelog/{rest}")
+def changelog(request, rest=""):
+    """devpi's feed for replicas, which hold another database."""
+    raise Forbidden("there is no replication protocol of devpi here")
 
 
 @route("ANY", "/+authcheck")
@@ -10588,7 +10704,7 @@ def serve_file(request, index_path, path):
     index = app.indexes.find(index_path)
     if index is None:
         app.projects.refuse_gone(f"{index_path}/{path}")
-        raise NotFound(f"The stage {index_path} could not be found.")
+        raise NoIndex(index_path)
     require_read(request, index)
     if path.endswith(".metadata"):
         return serve_metadata_file(request, index, path[:-len(".metadata")])
@@ -11396,7 +11512,7 @@ def create_index(request, user, index):
             f"no permission to create index {user}/{index}")
     created = app.indexes.create(user, index, request.json(dict, limit=Limits.config_body), actor=request.actor,
                                  may_inherit=app.permissions.user_create_named(request.identity))
-    return result_response("indexconfig", shown_config(request, created))
+    return _told_of_config(request, created, {})
 
 
 @route("PATCH", "/{user}/{index}[/]")
@@ -11404,11 +11520,21 @@ def modify_index(request, user, index):
     found = require_modify_index(request, user, index)
     body = request.json(dict, list, limit=Limits.config_body)
     modified = request.app.indexes.modify(found, body, "error_on_noop" in request.query, actor=request.actor)
-    return result_response("indexconfig", shown_config(request, modified))
+    return _told_of_config(request, modified, found.config)
+
+
+def _told_of_config(request, index, before):
+    """An index's configuration after a change; a message beside it, which clients print, says which users do not exist."""
+    strange = request.app.indexes.unknown_users(index, before)[:10]
+    for sentence in strange:
+        log.warning("index %s: %s", index.path, sentence)
+    return result_response("indexconfig", shown_config(request, index), message="; ".join(strange) or None)
 
 
 @route("DELETE", "/{user}/{index}[/]")
 def delete_index(request, user, index):
+    if request.app.permissions.index_modify(request.identity, user):
+        request.app.indexes.get(f"{user}/{index}")
     found = require_modify_index(request, user, index)
     request.app.indexes.delete(found, "force" in request.query, functools.partial(may_read, request), actor=request.actor)
     return message_response(f"index {found.path} deleted", 201)
@@ -11443,7 +11569,16 @@ def upload(request, user, index):
 def require_upload(request, index):
     if not request.app.permissions.upload(request.identity, index):
         request.refuse(Unauthorized(f"uploading to {index.path} takes a login") if request.identity.user is None
-                       else Forbidden("no permission to submit"))
+                       else Forbidden("no permission to submit" + who_may_upload(request, index)))
+
+
+def who_may_upload(request, index):
+    """` to alice/dev: alice, bob may`, for who may read the index and so its ACL."""
+    acl = index.config.get("acl_upload", ())
+    if index.is_mirror or not may_read(request, index):
+        return ""
+    more = f" and {len(acl) - 10} more" if len(acl) > 10 else ""
+    return f" to {index.path}: {', '.join(acl[:10])}{more} may" if acl else f" to {index.path}: its acl_upload is empty"
 
 
 def _take_upload(request, index, form, fields):
@@ -11521,7 +11656,8 @@ def _push_target(request, index, path):
     target = app.indexes.get(path)
     if not app.permissions.upload(request.identity, target):
         who = f"'{request.identity.user}'" if request.identity.user else "None"
-        request.refuse(Unauthorized(f"user {who} cannot upload to '{path}'"))
+        hint = "" if request.identity.user or request.has_credentials else ": pushing takes a login"
+        request.refuse(Unauthorized(f"user {who} cannot upload to '{path}'{hint}"))
     if target.path == index.path and target.volatile:      # a non-volatile one says what is there already
         raise BadRequest(f"{path} is the index that is pushed from")
     return target
@@ -11756,8 +11892,10 @@ def get_user(request, user):
 
 
 def shown_user(request, account, indexes):
-    """devpi's user object, with the indexes that the caller may read."""
+    """devpi's user object, with the indexes that the caller may read, and the e-mail address for who is logged in."""
     shown = {"username": account.name, "created": account.created, **account.attributes}
+    if request.identity.user is None and not request.is_local:
+        shown.pop("email", None)
     if account.modified:
         shown["modified"] = account.modified
     shown["indexes"] = {index.name: shown_config(request, index) for index in indexes
@@ -11768,9 +11906,14 @@ def shown_user(request, account, indexes):
 @route("PUT", "/{user}[/]")
 def create_user(request, user):
     app = request.app
-    require(request, app.permissions.user_create(request.identity), f"no permission to create user {user}")
+    who = "--restrict-modify says who may" if app.settings.restrict_modify is not None else \
+        "from other machines only root may; --restrict-modify names others, --open-registration lets everybody do it"
+    require(request, app.permissions.user_create(request.identity, request.is_local),
+            f"no permission to create user {user}: {who}")
     if app.users.find(user):
         raise Conflict("user already exists")
+    if request.identity.user is None and not request.is_local:
+        app.logins.count_new_user(request.address)
     may_inherit = app.permissions.user_create_named(request.identity)
     if not may_inherit:
         with app.store.read() as db:        # before the password is hashed, and once more when the user is made
@@ -11979,8 +12122,7 @@ def _refuse_word(parser, command, word):
 
 def _nearest(word, known):
     """`; did you mean --port?` for `--prot`; nothing where nothing is near."""
-    import difflib      # not at the top: nothing else needs it
-    close = difflib.get_close_matches(word, list(known), 1, 0.6)
+    close = nearest(word, known, 1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -12694,9 +12836,9 @@ def announce(settings, app):
         print(f"try: pip install --index-url {base}/root/pypi/+simple/ PACKAGE")
     else:
         print(f"indexes are served at {base}/USER/INDEX/+simple/")
-    if settings.restrict_modify is None and not all(
+    if settings.restrict_modify is None and settings.open_registration and not all(
             ipaddress.ip_address(host.partition("%")[0]).is_loopback for host, _ in settings.listen):
-        print("warning: anybody who reaches this address may create users; --restrict-modify root would stop that")
+        print("warning: anybody who reaches this address may create users, as --open-registration says")
     sys.stdout.flush()
 
 

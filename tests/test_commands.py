@@ -519,9 +519,10 @@ def test_offline_mode_opens_no_connection(make_server, upstream):
 @pytest.mark.parametrize(
     "options, warned",
     [
-        (["--host", "0.0.0.0"], True),
-        (["--listen", "0.0.0.0:0"], True),
-        (["--host", "0.0.0.0", "--restrict-modify", "root"], False),
+        (["--host", "0.0.0.0", "--open-registration"], True),
+        (["--listen", "0.0.0.0:0", "--open-registration"], True),
+        (["--host", "0.0.0.0"], False),
+        (["--host", "0.0.0.0", "--open-registration", "--restrict-modify", "root"], False),
         (["--host", "127.0.0.1"], False),
         (["--host", "localhost"], False),
     ],
@@ -529,7 +530,7 @@ def test_offline_mode_opens_no_connection(make_server, upstream):
 )
 def test_an_open_address_is_told_that_anybody_may_create_users(make_server, options, warned):
     server = make_server(*options)
-    lines = [line for line in server.whole_output().splitlines() if "--restrict-modify" in line]
+    lines = [line for line in server.whole_output().splitlines() if "--open-registration" in line]
     assert len(lines) == (1 if warned else 0), server.output()
     assert not warned or "create users" in lines[0]
 

@@ -178,10 +178,11 @@ def state(server, project, version="1.0", index="doc/dev"):
 
 
 def refused(reply, status, phrase=None):
-    """Whether an upload was refused so, with a sentence that is both phrase and message."""
+    """Whether an upload was refused so, with a sentence that is phrase and message; the former has the status in words too."""
     assert reply.status == status, reply
     message = reply.json()["message"]
-    assert reply.reason == message
+    word = {401: "Unauthorized: ", 403: "Forbidden: "}.get(status, "")
+    assert reply.reason == word + message
     if phrase is None:
         assert len(message) > len("Bad Request") and " " in message
     else:
@@ -274,9 +275,9 @@ def test_an_empty_version_is_no_version(site):
 @pytest.mark.parametrize("index, user, name, version, content, status, phrase", [
     ("doc/none", "doc", "refused", "1.0", guide(), 404, None),
     ("doc/mirror", "doc", "refused", "1.0", guide(), 404, "cannot submit to mirror index"),
-    ("doc/dev", "stranger", "refused", "1.0", guide(), 403, "no permission to submit"),
-    ("doc/dev", "stranger", "refused", "1.0", None, 403, "no permission to submit"),
-    ("doc/dev", "root", "refused", "1.0", guide(), 403, "no permission to submit"),
+    ("doc/dev", "stranger", "refused", "1.0", guide(), 403, "no permission to submit to doc/dev: doc may"),
+    ("doc/dev", "stranger", "refused", "1.0", None, 403, "no permission to submit to doc/dev: doc may"),
+    ("doc/dev", "root", "refused", "1.0", guide(), 403, "no permission to submit to doc/dev: doc may"),
     ("doc/dev", None, "refused", "1.0", guide(), 401, None),
     ("doc/dev", "doc", "refused", "1.0", None, 400, "content file field not found"),
     ("doc/dev", "doc", None, "1.0", guide(), 400, 'invalid metadata: Missing required field "name"'),

@@ -188,6 +188,56 @@ def test_mirror_values_are_coerced_and_stage_keys_of_old_clients_dropped(alice, 
     assert reply.result == dict(MIRROR, **stored)
 
 
+@pytest.mark.parametrize("key", ["title", "description", "mirror_web_url_fmt"])
+@pytest.mark.parametrize("value, kind", [({"a": 1}, "an object"), (["a"], "a list"), (5, "a number"), (True, "true or false")])
+def test_a_text_of_the_wrong_type_is_400(alice, index, mirror, key, value, kind):
+    expected = (400, "'%s' of an index must be a text, not %s" % (key, kind))
+    assert message(change(alice, mirror, {key: value})) == expected
+    assert message(create(alice, {"type": "mirror", "mirror_url": URL, key: value})) == expected
+    if key != "mirror_web_url_fmt":
+        assert message(change(alice, index, {key: value})) == expected
+    assert config(alice, mirror) == MIRROR
+
+
+def test_a_base_may_be_written_with_a_slash_in_front(alice, index, mirror):
+    child = "alice/" + fresh("child")
+    for written in ("/" + mirror, ["/" + mirror, index], "/%s,/%s" % (index, mirror)):
+        assert alice.put("/" + child, {"bases": written}, user="alice").status == 200
+        assert config(alice, child)["bases"] in ([mirror], [mirror, index], [index, mirror])
+        assert change(alice, child, {"bases": "/" + index}).result["bases"] == [index]
+        assert change(alice, child, ["bases=/" + mirror]).result["bases"] == [mirror]
+        assert change(alice, child, ["bases+=/" + index, "bases+=" + index]).result["bases"] == [mirror, index]
+        assert change(alice, child, ["bases-=/" + mirror]).result["bases"] == [index]
+        assert alice.delete("/" + child, user="alice").status == 201
+    for wrong in ("//" + mirror, "/a/b/c", "/bad", "/"):
+        assert change(alice, index, {"bases": wrong}).status == 400
+
+
+def test_what_is_mistyped_is_told_with_what_there_is(alice, index):
+    user = fresh("typist")
+    alice.add_user(user)
+    alice.add_index(user + "/dev")
+    alice.add_index(user + "/prod")
+    alice.add_index(user + "/devil", acl_pkg_read=[user])
+    lost = "The stage %s/dve could not be found." % user
+    for path in ("/%s/dve", "/%s/dve/+simple/foo/", "/%s/dve/foo/1.0"):
+        assert message(alice.get(path % user)) == (404, lost + " (%s has: dev, prod)" % user)
+    assert "devil" in message(alice.get("/%s/dve" % user, user=user))[1]
+    assert message(alice.get("/%s/something-else" % user))[1].endswith("could not be found.")
+    assert message(change(alice, index, {"volitile": "False"})) == (
+        400, "indexconfig got unexpected keyword arguments: volitile=False (volatile?)")
+    assert message(change(alice, index, ["acl_uplod+=bob"]))[1].endswith("acl_uplod (acl_upload?)")
+
+
+def test_an_acl_that_names_no_user_is_taken_with_a_message(alice, index):
+    reply = change(alice, index, {"acl_upload": ["alice", "bobb", ":group", ":ANONYMOUS:"], "acl_pkg_read": "bobb,alice"})
+    assert reply.status == 200 and reply.json()["type"] == "indexconfig" and "bobb" in reply.result["acl_upload"]
+    assert reply.json()["message"] == "there is no user 'bobb', named in acl_upload and acl_pkg_read"
+    assert "message" not in change(alice, index, {"title": "x"}).json()
+    made = alice.put("/alice/" + fresh("typo"), {"acl_upload": "alcie"}, user="alice")
+    assert made.json()["message"] == "there is no user 'alcie', named in acl_upload"
+
+
 def test_bases_are_kept_in_their_order(alice, index, mirror):
     for given in ("%s, %s" % (mirror, index), [mirror, index]):
         assert create(alice, {"bases": given}).result["bases"] == [mirror, index]
@@ -451,10 +501,11 @@ def test_the_right_to_upload_is_no_right_to_change(alice, index):
     assert change(alice, index, {"title": "x"}, user="bob").status == 403
 
 
-def test_a_change_or_deletion_of_a_missing_index_is_403(alice):
+def test_a_change_of_a_missing_index_is_403_and_a_deletion_where_it_is_anothers(alice):
     for who in (None, "alice", "root"):
         assert change(alice, "alice/nope", {"title": "x"}, user=who).status == 403
-        assert alice.delete("/alice/nope", user=who).status == 403
+        assert alice.delete("/alice/nope", user=who).status == (403 if who is None else 404)
+    assert alice.delete("/alice/nope", user="bob").status == 403
 
 
 def test_an_index_may_be_its_own_base(alice, index):

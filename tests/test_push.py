@@ -474,7 +474,7 @@ DOES_NOT_FIT = {"no_docs": True, "only_docs": True, "foo": 1, "targetindex": "no
     ("pu/dev", "1.0", {"targetindex": ""}, (400, "targetindex not in format user/index")),
     ("pu/dev", "1.0", {"targetindex": "pu/none"}, (404, "The stage pu/none could not be found.")),
     ("pu/dev", "1.0", {"targetindex": "none/dev"}, (404, "The stage none/dev could not be found.")),
-    ("pu/dev", "1.0", {"targetindex": "pu/prod"}, (401, "user None cannot upload to 'pu/prod'"))])
+    ("pu/dev", "1.0", {"targetindex": "pu/prod"}, (401, "user None cannot upload to 'pu/prod': pushing takes a login"))])
 def test_what_does_not_fit_is_told_in_this_order(site, ordered, path, version, options, error):
     """Each request has all faults that come later, too: among them, that nobody asks, and that the target has the file."""
     with unchanged(site):
@@ -510,7 +510,8 @@ def test_bases_are_no_source(site):
 def test_only_who_may_upload_to_the_target_may_push_to_it(site, demo, user, target):
     with unchanged(site):
         reply = push(site, "pu/dev", "demo", "1.0", target, user=user)
-        assert refusal(reply) == (401, "user %r cannot upload to '%s'" % (user, target))
+        hint = "" if user else ": pushing takes a login"
+        assert refusal(reply) == (401, "user %r cannot upload to '%s'%s" % (user, target, hint))
         assert reply.headers.get("Location") is None
     if target == "pu/mirrored":
         assert refusal(push(site, "pu/dev", "demo", "1.0", target)) == (401, "user 'pu' cannot upload to 'pu/mirrored'")

@@ -458,6 +458,7 @@ def test_upload_without_valid_credentials_asks_for_them(site, user, password):
     extra = {"user": user, "password": password} if user else {"user": None}
     reply = post(site, "up/dev", form(archive), (archive.filename, archive.content), **extra)
     assert reply.status == 401
+    assert reply.reason.startswith("Unauthorized: uploading to up/dev takes a login")
     assert reply.headers.get("WWW-Authenticate") == 'Basic realm="pypi"'
     assert reply.headers.get("Location") is None
     assert page(site, "up/dev", "unauthorised").status == 404
@@ -465,8 +466,8 @@ def test_upload_without_valid_credentials_asks_for_them(site, user, password):
 
 def test_upload_without_the_right_is_refused_in_words(site):
     reply = put_file(site, "up/dev", wheel("forbidden", "1.0"), user="stranger")
-    assert (reply.status, reply.reason) == (403, "no permission to submit")
-    assert reply.json()["message"] == "no permission to submit"
+    assert (reply.status, reply.reason) == (403, "Forbidden: no permission to submit to up/dev: up may")
+    assert reply.json()["message"] == "no permission to submit to up/dev: up may"
     assert page(site, "up/dev", "forbidden").status == 404
 
 
@@ -505,8 +506,8 @@ REFUSALS = [
     ("nobody/none", "up", {}, FILE, 404, None),
     ("up/mirror", "up", {}, FILE, 404, "cannot submit to mirror index"),
     ("up/mirror", None, {}, FILE, 404, "cannot submit to mirror index"),
-    ("up/dev", "stranger", {}, FILE, 403, "no permission to submit"),
-    ("up/dev", "stranger", {":action": "foo"}, FILE, 403, "no permission to submit"),
+    ("up/dev", "stranger", {}, FILE, 403, "no permission to submit to up/dev: up may"),
+    ("up/dev", "stranger", {":action": "foo"}, FILE, 403, "no permission to submit to up/dev: up may"),
     ("up/dev", "up", {":action": "foo"}, FILE, 400, "action 'foo' not supported"),
     ("up/dev", "up", {":action": "foo"}, None, 400, "action 'foo' not supported"),
     ("up/dev", "up", {}, None, 400, "content file field not found"),
@@ -538,9 +539,10 @@ def test_every_refusal_has_its_status_and_its_words_and_changes_nothing(
     reply = post(site, index, fields, file, user=user)
     assert reply.status == status
     if phrase is not None:
-        assert reply.reason == phrase
         assert reply.json()["message"] == phrase
-        assert reply.json()["code"] == "%d %s" % (status, phrase)
+        said = "Forbidden: " + phrase if status == 403 else phrase
+        assert reply.reason == said
+        assert reply.json()["code"] == "%d %s" % (status, said)
     assert reply.headers.get("Content-Type") == "application/json"
     assert reply.headers.get("X-DEVPI-API-VERSION") == "2"
     assert state(site, "up/dev", "foo") == before

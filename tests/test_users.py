@@ -300,7 +300,7 @@ def test_an_unusable_authorization_header_is_nobody(shared_server, reader, value
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_credentials_may_be_utf8_or_latin1(shared_server, encoding):
-    name, password = "élève-" + encoding, "pässwörd"
+    name, password = "eleve-" + encoding, "pässwörd"
     path = "/" + quote(name)
     assert shared_server.put(path, {"password": password}).status == 201
     for headers in (basic(name, password, encoding), devpi_auth(name, password, encoding)):
@@ -390,11 +390,23 @@ def test_a_user_name_with_a_plus_is_never_routed(shared_server, method, path):
     assert shared_server.request(method, path, {"password": "pw"}).status == 404
 
 
-@pytest.mark.parametrize("name", ["o-o.o@o_o", "0", "-x-", "Ünïcode-名前", "n" * 200])
+@pytest.mark.parametrize("name", ["o-o.o@o_o", "0", "foo.bar42", "foo@bar42", "x-", "n" * 200])
 def test_other_user_names_are_allowed(shared_server, name):
-    reply = shared_server.put("/" + quote(name, safe="@"), {"password": ""})
+    reply = shared_server.put("/" + quote(name, safe="@"), {"password": "x"})
     assert (reply.status, reply.result["username"]) == (201, name)
     assert shared_server.get("/" + quote(name, safe="")).result["username"] == name
+
+
+ODD_NAMES = [".", "..", ".x", "-x", "_x", "@x", "root\u200b", "\u202etoor", "r\u043e\u043et", "\u00fcn\u00efcode", "\uff52oot", "\u4eba", "n" * 201]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_that_look_like_others_or_like_paths_are_refused(shared_server, reader, name):
+    for path in ("/" + quote(name, safe=""), "/reader/" + quote(name, safe="")):
+        reply = shared_server.put(path, {"password": "x"} if path.count("/") == 1 else {}, user="reader")
+        assert reply.status == 400 and "name" in reply.json()["message"]
+        assert reply.json()["message"].isascii()
+    assert name not in shared_server.get("/").result
 
 
 def test_user_names_are_case_sensitive(shared_server, person):
@@ -466,10 +478,22 @@ def test_several_unknown_keys_are_all_named(shared_server):
     assert set(message.split(": ")[1].split(", ")) == {"foo", "bar"}
 
 
-def test_an_empty_password_is_a_password(shared_server):
-    assert shared_server.put("/empty", {"password": ""}).status == 201
-    assert post_login(shared_server, "empty", "").status == 200
-    assert post_login(shared_server, "empty", "x").status == 401
+def test_a_password_has_a_character_at_least(shared_server, person):
+    for reply in (shared_server.put("/empty", {"password": ""}),
+                  shared_server.patch("/" + person, {"password": ""}, user=person, password="pw"),
+                  shared_server.patch("/root", {"password": ""}, user="root", password="secret")):
+        assert (reply.status, reply.json()["message"]) == (400, "the password must have at least one character")
+    assert shared_server.get("/empty").status == 404
+    assert post_login(shared_server, person, "pw").status == 200
+
+
+def test_root_may_have_an_empty_password_where_the_operator_says_so(make_server):
+    server = make_server("--root-passwd", "", root_password=None)
+    assert server.patch("/root", {"password": "x"}, user="root", password="").status == 200
+    assert post_login(server, "root", "").status == 401
+    assert server.patch("/root", {"password": ""}, user="root", password="x").status == 200
+    assert post_login(server, "root", "").status == 200
+    assert server.put("/other", {"password": ""}).status == 400
 
 
 def test_a_null_password_matches_nothing(shared_server):
@@ -571,11 +595,15 @@ def test_an_empty_value_removes_an_attribute(shared_server, person, empty):
     assert not set(attributes) & set(shared_server.get("/" + person).result)
 
 
-def test_an_empty_password_in_a_change_sets_the_empty_password(shared_server, person):
-    reply = shared_server.patch("/" + person, {"password": ""}, user=person, password="pw")
-    assert (reply.status, reply.json()["type"]) == (200, "userpassword")
-    assert post_login(shared_server, person, "").status == 200
-    assert post_login(shared_server, person, "pw").status == 401
+@pytest.mark.parametrize("key", ["email", "title", "description"])
+@pytest.mark.parametrize("value, kind", [({"a": 1}, "an object"), (["a"], "a list"), (5, "a number"), (True, "true or false")])
+def test_an_attribute_of_the_wrong_type_is_400(shared_server, person, key, value, kind):
+    expected = (400, "'%s' of a user must be a text, not %s" % (key, kind))
+    reply = shared_server.patch("/" + person, {key: value}, user=person, password="pw")
+    assert (reply.status, reply.json()["message"]) == expected
+    reply = shared_server.put("/mistyped", {"password": "x", key: value})
+    assert (reply.status, reply.json()["message"]) == expected
+    assert key not in shared_server.get("/" + person).result
 
 
 def test_foreign_keys_in_a_change_are_ignored(shared_server, person):
@@ -751,3 +779,57 @@ def test_an_empty_restrict_list_means_nobody(tmp_path):
         assert server.patch("/root", {"password": "new"}, user="root").status == 200
     finally:
         server.stop()
+
+
+# Who may make users, and see their addresses, from where
+
+
+ELSEWHERE = {"X-Real-IP": "192.0.2.9"}
+HIDDEN = {"X-Forwarded-For": "192.0.2.9, 127.0.0.1"}     # a proxy that does not say it in the header that counts
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({}, 201), ({"X-Real-IP": "127.0.0.1"}, 201), ({"X-Real-IP": "::1"}, 201), ({"X-Real-IP": "::ffff:127.0.0.1"}, 201),
+    ({"X-Real-IP": "127.0.0.1", "X-Forwarded-For": "127.0.0.1"}, 201), (ELSEWHERE, 403), (HIDDEN, 403),
+    ({"X-Real-IP": "2001:db8::1"}, 403), ({"Forwarded": "for=127.0.0.1"}, 403)])
+def test_users_are_made_by_anybody_on_this_machine_only(shared_server, reader, headers, status):
+    name = "local%d" % next(numbers)
+    assert shared_server.put("/" + name, {"password": "x"}, headers=headers).status == status
+    assert shared_server.get("/" + name).status == (200 if status == 201 else 404)
+
+
+def test_from_elsewhere_root_makes_users(shared_server, reader):
+    shared_server.login("root", "secret")
+    for user, status in ((None, 403), ("reader", 403), ("root", 201)):
+        reply = shared_server.put("/distant", {"password": "x"}, user=user, headers=ELSEWHERE)
+        assert reply.status == status
+        if status == 403:
+            assert "--open-registration" in reply.json()["message"] and "--restrict-modify" in reply.json()["message"]
+
+
+def test_restrict_modify_counts_from_everywhere(restricted):
+    for headers in ({}, ELSEWHERE):
+        assert restricted.put("/distant", {"password": "x"}, headers=headers).status == 403
+    assert restricted.put("/distant", {"password": "x"}, headers=ELSEWHERE, user="admin").status == 201
+
+
+def test_open_registration_lets_everybody_make_a_few_users(make_server):
+    server = make_server("--open-registration")
+    statuses = [server.put("/user%d" % n, {"password": "x"}, headers=ELSEWHERE).status for n in range(22)]
+    assert statuses[0] == 201 and statuses[-1] == 429 and set(statuses) == {201, 429}
+    assert server.put("/other", {"password": "x"}, headers={"X-Real-IP": "192.0.2.10"}).status == 201
+    assert server.put("/root-made", {"password": "x"}, headers=ELSEWHERE, user="root", password="secret").status == 201
+
+
+def test_email_addresses_are_for_who_is_logged_in_or_on_this_machine(shared_server, reader, person):
+    assert shared_server.patch("/" + person, {"email": "a@b.example"}, user=person, password="pw").status == 200
+    for headers, user, seen in (({}, None, True), (ELSEWHERE, None, False), (HIDDEN, None, False), (ELSEWHERE, "reader", True)):
+        one = shared_server.get("/" + person, headers=headers, user=user).result
+        every = shared_server.get("/", headers=headers, user=user).result
+        assert ("email" in one, "email" in every[person]) == (seen, seen)
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE"])
+@pytest.mark.parametrize("path", ["/+changelog", "/+changelog/5", "/+changelog/5-"])
+def test_there_is_no_feed_for_replicas_of_devpi(shared_server, method, path):
+    assert shared_server.request(method, path).status == 403
