@@ -262,10 +262,10 @@ def strip_archive_extension(filename):
 
 # Where a platform or a Python begins behind a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`.
 _PLATFORM_TAIL = re.compile(r"""
-    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | win(?:32|64|dows)?
-        | mac(?:osx?|os-x|intosh)?[0-9]* | osx | darwin | linux(?:32|64|2)? | manylinux\w* | cygwin
-        | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | solaris | sunos | aix | irix | hp-ux | noarch
-        | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l | aarch64 | universal2? | superpack )
+    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | (?:win|mac|osx|darwin|linux|manylinux)\w*
+        | cygwin | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | solaris | sunos | aix | irix | hp-ux
+        | noarch | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l | aarch64
+        | universal2? | superpack )
     (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
 # Behind the version of an rpm or deb package: the package's own revision, and the machine.
 _PACKAGE_TAILS = {
@@ -309,7 +309,8 @@ def version_of_file(filename, project=""):
         version = _version_of_rest(stem[cut:], extension)
         if parse_version(version):
             return version
-        found = version or found
+        if version and not found[:1].isdigit():     # else the first that looks like one, or the last
+            found = version
     return found
 
 
@@ -7486,7 +7487,8 @@ def upload_kind(filename):
             return "2.7", "bdist_wheel"
         found = re.match(r"[a-z]+([0-9])_?([0-9]*)", tag)
         return (found[1] + (f".{found[2]}" if found[2] else "") if found else "any"), "bdist_wheel"
-    found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", lower)
+    behind_name = re.sub(r"^.*?-(?=[0-9])", "-", lower, count=1)      # the name may be suds-py3
+    found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", behind_name)
     kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(lower.rpartition(".")[2])
     if kind and found:
         return found[1] + (f".{found[2]}" if found[2] else ""), kind

@@ -58,7 +58,7 @@ def test_the_versions_of_thousands_of_real_file_names():
 def test_real_file_names_are_read_without_the_project_too():
     """All but one, whose version is of an old form that only the project's name sets apart."""
     wrong = [filename for _, version, filename in real_file_names() if d.version_of_file(filename) != version]
-    assert wrong == ["zope.interface-1.0.dev-r65726.tar.gz"]
+    assert wrong == ["elementtree-1.2.7-20070827-preview.zip"]
 
 
 @pytest.mark.parametrize("filename, project, version", [
@@ -96,6 +96,17 @@ def test_real_file_names_are_read_without_the_project_too():
     ("foo-1.0-variants.json", "foo", ""), ("foo-1.0.tar.gz.asc", "foo", ""), ("foo-1.0.txt", "foo", ""), ("foo-1.0", "foo", "")])
 def test_the_version_of_a_file_stands_in_its_name(filename, project, version):
     assert d.version_of_file(filename, project) == version
+
+
+@pytest.mark.parametrize("filename, python, kind", [
+    ("foo-1.0-py2.7.egg", "2.7", "bdist_egg"), ("foo-1.0.win32-py2.5.exe", "2.5", "bdist_wininst"),
+    ("suds-py3-1.1.win32-py2.5.exe", "2.5", "bdist_wininst"), ("suds_py3-1.1-py3.9.egg", "3.9", "bdist_egg"),
+    ("suds-py3-1.1-py3.9.egg", "3.9", "bdist_egg"), ("suds-py3-1.1.win32.exe", "any", "bdist_dumb"),
+    ("suds-py3-1.1.tar.gz", "source", "sdist"), ("foo-1.0-cp312-cp312-win_amd64.whl", "3.12", "bdist_wheel"),
+    ("foo-1.0-cp312-cp312-win_amd64-x86_64_v3.whl", "3.12", "bdist_wheel"),
+    ("foo-1.0-1-cp312-cp312-win_amd64.whl", "3.12", "bdist_wheel")])
+def test_the_python_of_an_upload_stands_behind_the_name(filename, python, kind):
+    assert d.upload_kind(filename) == (python, kind)
 
 
 def test_hostile_file_names_are_read_in_no_time():
