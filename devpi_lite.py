@@ -975,6 +975,8 @@ class Limits:
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # a minute
+    audited_refusals = 1000         # an hour, of acts that somebody may not do, or that conflict with what is there
+    audited_refusals_of_one = 100   # of them, of one user and address
     audit_repeat = 60               # seconds within which the same, done again, is counted in the row that is there
     audit_repeats = 10000           # indexes and users whose last one is remembered for that
     history = 100                   # log entries of one file
@@ -1015,6 +1017,8 @@ class Limits:
     pushes_of_one = 8               # of them, of one user
     push_time = 1800                # of one push to an outside server
     attestations = 256 << 10        # characters, of one file
+    told_reason = 1000              # characters of what another server says of a refusal
+    named_stages = 5                # that a message offers in place of the one that does not take something
     posted_answer = 64 << 10        # what is read of the answer to a POST
     slowest_post = 16 << 10         # bytes a second
     busy = 10                       # seconds a writer waits for another process
@@ -1290,6 +1294,34 @@ class Shares:
                 self.taken[owner] -= 1
                 self.taken += collections.Counter()     # without those who have none
                 self.changed.notify_all()
+
+
+class Rate:
+    """Counts what happened within the last so many seconds: by one key, and in all.  Its memory is bounded by both bounds."""
+
+    def __init__(self, seconds, of_one, of_all):
+        self.seconds, self.of_one, self.of_all = seconds, of_one, of_all
+        self.events = collections.deque()           # (time.monotonic(), key, amount)
+        self.sums = collections.Counter()
+        self.total = 0
+        self.lock = threading.Lock()
+
+    def take(self, key, amount=1):
+        """Count it, and return 0; if that would pass a bound count nothing, and return the seconds after which to try again."""
+        now = time.monotonic()
+        with self.lock:
+            while self.events and self.events[0][0] < now - self.seconds:
+                _, old, taken = self.events.popleft()
+                self.total -= taken
+                self.sums[old] -= taken
+                if not self.sums[old]:
+                    del self.sums[old]
+            if self.total + amount > self.of_all or self.sums[key] + amount > self.of_one:
+                return max(1, int(self.events[0][0] + self.seconds - now + 0.999)) if self.events else self.seconds
+            self.events.append((now, key, amount))
+            self.total += amount
+            self.sums[key] += amount
+        return 0
 
 
 class Turns:
@@ -7401,6 +7433,35 @@ def _pushed_history(change, source, target, file):
     return history + [_log_entry("push", who=change.who, src=source.path, dst=target.path)]
 
 
+_HTML = re.compile(r"<(?:!doctype html|html|head|title|body|h1|p|div)\b", re.IGNORECASE)
+_HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+
+
+def told_reason(answer):
+    """Why another server refused a POST (a `PostAnswer`), as one line: what its body says, else its status line."""
+    phrase, text = reason_phrase(answer.status), answer.text.strip()
+    if text.startswith("{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.loads(text, parse_int=len, parse_float=len)
+            text = next((content[key] for key in ("message", "detail", "error") if isinstance(content.get(key), str)), text)
+    elif _HTML.search(text[:1000]):
+        text = _reason_in_html(text[:8 << 10], answer.status, "" if answer.reason in ("", phrase) else answer.reason)
+    text = " ".join(sound(text).split()) or " ".join(sound(answer.reason).split()) or phrase
+    return text if len(text) <= Limits.told_reason else text[:Limits.told_reason] + "..."
+
+
+def _reason_in_html(page, status, own_phrase):
+    """What an error page says: its title, unless that is only the status by name; then the status line, then its text."""
+    page = _HTML_UNSEEN.sub(" ", page)
+    title = re.search(r"<title\b[^>]*>([^<]*)", page, re.IGNORECASE)
+    title = " ".join(unescaped(title[1]).split()) if title else ""
+    title = re.sub(r"^(?:HTTP\s+)?(?:Error\s+)?%d\b[\s:-]*" % status, "", title)
+    if title and title.lower() not in (reason_phrase(status).lower(), "error"):
+        return title
+    body = re.split(r"</title\s*>|</head\s*>|<body\b[^>]*>", page, flags=re.IGNORECASE)[-1]
+    return own_phrase or unescaped(re.sub(r"<[^>]*>", " ", body)) or title
+
+
 class OutsideServer:
     """An outside server that takes uploads as PyPI does (multipart/form-data, Basic credentials)."""
 
@@ -7415,7 +7476,7 @@ class OutsideServer:
         body = urllib.parse.urlencode(fields).encode()
         headers = {**self.headers, "Content-Type": "application/x-www-form-urlencoded"}
         return self._attempt("register", lambda: self.client.post(self.url, headers, [body], len(body), self.timeout),
-                             lambda answer: [answer.status, "register", metadata["name"], metadata["version"]])
+                             lambda answer: [answer.status, "register", metadata["name"], metadata["version"], *_refusal(answer)])
 
     def upload(self, blobs, index, metadata, file, attestations):
         """Send a file, with what is attested of it.  PyPI takes that with a Trusted Publisher's token only: where a refusal
@@ -7432,13 +7493,13 @@ class OutsideServer:
                 log.info("%s takes %s without its attestations only", url_origin(self.url), file.filename)
             return self._send(blobs, fields, file, file.filename)
         return self._attempt("release upload", send, lambda answer: [
-            answer.status, "upload", f"{index.path}/{file.path}", "" if answer.status in (200, 201) else answer.text])
+            answer.status, "upload", f"{index.path}/{file.path}", *(_refusal(answer) or [""])])
 
     def upload_docs(self, blobs, metadata, docs):
         name = metadata["name"]
         fields = [(":action", "doc_upload"), ("name", name), ("version", docs.version)]
         return self._attempt("documentation upload", lambda: self._send(blobs, fields, docs, f"{name}.zip"),
-                             lambda answer: [answer.status, "docfile", name])
+                             lambda answer: [answer.status, "docfile", name, *_refusal(answer)])
 
     def _attempt(self, what, send, entry):
         """One request as an entry of the action log."""
@@ -7460,6 +7521,20 @@ class OutsideServer:
         with blobs.open(file.sha256, file.size) as blob:
             pieces = itertools.chain([head], iter(lambda: blob.read(256 << 10), b""), [tail])
             return self.client.post(self.url, headers, pieces, len(head) + file.size + len(tail), self.timeout)
+
+
+def _refusal(answer):
+    """The end of an entry of the action log: the reason of a refusal."""
+    return [] if answer.status in (200, 201) else [told_reason(answer)]
+
+
+def is_released(log_):
+    """Whether a push to an outside server succeeded, by its action log: all files are there.  That a server takes no
+    documentation (404, 410), as PyPI does, is no failure, unless nothing else was sent; a register may be answered 410."""
+    kinds = {entry[1] for entry in log_}
+    return not kinds.isdisjoint(("upload", "docfile")) and all(
+        entry[0] in (200, 201) or entry[0] == 410 and entry[1] == "register"
+        or entry[0] in (404, 410) and entry[1] == "docfile" and "upload" in kinds for entry in log_)
 
 
 def _in_quotes(name):
@@ -10006,6 +10081,7 @@ class App:
         self.ready = {trusted: store.freshness.cache(Limits.answer_cache // 2) for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
         self.noted = set()
+        self.refusals = Rate(3600, Limits.audited_refusals_of_one, Limits.audited_refusals)
         self.started = time.time()
         node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
@@ -10069,6 +10145,8 @@ class App:
         except Problem as problem:
             if isinstance(problem, NoIndex):
                 problem.message += near_indexes(request, problem.path)
+            if problem.status in (401, 403, 409):
+                self.note_refusal(request, problem)
             response = problem_response(problem, request.accept, request.errors)
         except Exception:
             name = secrets.token_hex(4)
@@ -10077,6 +10155,24 @@ class App:
         if request.method not in ("GET", "HEAD"):
             request.serial = self.store.serial
         return response
+
+    def note_refusal(self, request, problem):
+        """Enter a change that somebody was refused into the audit log: only so many an hour, so that nobody can wash the log
+        out with them.  401 is how a client learns that a login is wanted: it counts for those who have one."""
+        if request.method in ("GET", "HEAD"):
+            return
+        try:
+            user = request.identity.user
+        except Problem:     # who it is can't be found out just now
+            user = None
+        if problem.status == 401 and user is None or self.refusals.take((user, request.address)):
+            return
+        path = sound(request.path)[:1000]
+        index = self.indexes.find("/".join(path.split("/")[1:3]))
+        actor = Actor(user, request.address)
+        with contextlib.suppress(Problem):      # who asked is told of the refusal, whatever the database does
+            self.store.write(_note, "refused", index.path if index else "", path,
+                             f"{request.method}: {problem.status} {sound(problem.message)[:1000]}", actor=actor, durable=False)
 
     @staticmethod
     def _endpoint(request):
@@ -10350,10 +10446,11 @@ def audit(request):
             raise BadRequest(f"'{name}' must be a number")
     limit = min(max(1, int(query.get("limit", 100))), 1000)
     conditions, values = ["id < ?"], [int(query.get("before", 1 << 60))]
-    for name, column in (("who", "who"), ("index", "index_path"), ("action", "action")):
+    for name, condition in (("who", "(who = ? OR action = 'login.failed' AND target = ?)"), ("index", "index_path = ?"),
+                            ("action", "action = ?")):
         if name in query:
-            conditions.append(f"{column} = ?")
-            values.append(query[name])
+            conditions.append(condition)
+            values += [query[name]] * condition.count("?")
     with request.app.store.read() as db:
         rows = db.execute(f"SELECT * FROM audit WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",
                           (*values, limit + 1)).fetchall()
@@ -11558,7 +11655,7 @@ def upload(request, user, index):
             or type_ == "application/x-www-form-urlencoded" and request.body.begins_with(b"{"):      # curl -d '{...}'
         return push(request, user, index)
     if found.is_mirror:
-        raise NotFound("cannot submit to mirror index")
+        raise NotFound(f"cannot submit to mirror index {found.path}, which caches another server{other_stages(request)}")
     require_upload(request, found)
     if type_ == "application/x-www-form-urlencoded":
         return _take_upload(request, found, UploadForm(None), _urlencoded_form(request))
@@ -11581,6 +11678,18 @@ def who_may_upload(request, index):
         return ""
     more = f" and {len(acl) - 10} more" if len(acl) > 10 else ""
     return f" to {index.path}: {', '.join(acl[:10])}{more} may" if acl else f" to {index.path}: its acl_upload is empty"
+
+
+def other_stages(request):
+    """Some stages that the caller may upload to, the caller's own first: the end of a sentence, or ""."""
+    app, user = request.app, request.identity.user
+    if user is None:
+        return ""
+    stages = [index for index in app.indexes.all() if not index.is_mirror and app.permissions.upload(request.identity, index)
+              and app.permissions.read(request.identity, index)]
+    stages.sort(key=lambda index: index.user != user)
+    more = ", ..." if len(stages) > Limits.named_stages else ""
+    return f"; you may upload to {', '.join(index.path for index in stages[:Limits.named_stages])}{more}" if stages else ""
 
 
 def _take_upload(request, index, form, fields):
@@ -11632,7 +11741,7 @@ def push(request, user, index):
         _check_push_value(body, key, str)
     if outside:
         log_ = _push_outside(request, found, pushed, body)
-        return result_response("actionlog", log_, 200 if log_[-1][0] in (200, 201) else 502)
+        return result_response("actionlog", log_, 200 if is_released(log_) else 502)
     _push_target(request, found, body["targetindex"])
     pushed = app.staging.complete(found, pushed, request.identity.user)
     request.look_again_who()
@@ -11658,7 +11767,9 @@ def _push_target(request, index, path):
     target = app.indexes.get(path)
     if not app.permissions.upload(request.identity, target):
         who = f"'{request.identity.user}'" if request.identity.user else "None"
-        hint = "" if request.identity.user or request.has_credentials else ": pushing takes a login"
+        hint = "" if request.has_credentials else ": pushing takes a login"
+        if request.identity.user:
+            hint = f": it is a mirror{other_stages(request)}" if target.is_mirror else other_stages(request)
         request.refuse(Unauthorized(f"user {who} cannot upload to '{path}'{hint}"))
     if target.path == index.path and target.volatile:      # a non-volatile one says what is there already
         raise BadRequest(f"{path} is the index that is pushed from")
@@ -11687,7 +11798,10 @@ def _push_outside(request, index, pushed, body):
 @route("POST", "/", "upload")
 @route("POST", "/{user}[/]", "upload")
 @route("POST", "/{user}/{index}/+simple[/]", "upload")
-def upload_elsewhere(request, user="USER", index="INDEX"):
+@route("POST", "/{user}/{index}/+simple/{project}[/]", "upload")
+@route("POST", "/{user}/{index}/{project}[/]", "upload")
+@route("POST", "/{user}/{index}/{project}/{version}[/]", "upload")
+def upload_elsewhere(request, user="USER", index="INDEX", project=None, version=None):
     """Where people upload by mistake."""
     raise NotFound(f"nothing is uploaded here: the address to upload to is {request.url(f'{user}/{index}/')}")
 

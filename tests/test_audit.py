@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from harness import Archive, eventually, multipart, sdist, wheel
+from harness import Archive, Server, eventually, multipart, patched, sdist, wheel
 from receiver import Receiver
 
 KEYS = {"times", "id", "time", "who", "address", "action", "index", "target", "detail", "serial"}
@@ -248,35 +248,75 @@ def test_address_is_that_of_the_person_behind_the_proxy(site, index):
         assert site.patch("/" + index, {"title": "t"}, user="aud", headers=headers).status == 200
 
 
-# What is no change leaves no entry
+# What is no change leaves no entry, unless somebody may not do it or something stands against it
 
 
-def test_refused_requests_leave_no_entry(site, index):
+def test_acts_that_are_refused_to_somebody_or_conflict_are_recorded(site, index):
+    stable = "aud/stable%d" % next(numbers)
+    site.add_index(stable, volatile=False)
+    archive = wheel("refused", "1.0")
+    upload(site, stable, archive)
+    file, conflict = path_of(archive, stable), archive.filename + " already exists in non-volatile index"
+    acts = [
+        (lambda: site.put("/aud", {"password": "pw"}), None, "", "/aud", "PUT: 409 user already exists"),
+        (lambda: site.patch("/aud", {"title": "t"}, user="stranger"), "stranger", "", "/aud", "PATCH: 403"),
+        (lambda: site.put("/" + stable, {}, user="aud"), "aud", stable, "/" + stable, "PUT: 409 index '%s' exists" % stable),
+        (lambda: site.delete("/" + stable, user="aud"), "aud", stable, "/" + stable, "DELETE: 403 index %s non-vol" % stable),
+        (lambda: upload(site, stable, wheel("refused", "1.0", size=9)), "aud", stable, "/%s/" % stable, "POST: 409 " + conflict),
+        (lambda: upload(site, stable, wheel("refused", "2.0"), user="stranger"), "stranger", stable, "/%s/" % stable,
+         "POST: 403 no permission to submit"),
+        (lambda: push(site, stable, {"name": "refused", "version": "1.0", "targetindex": stable}), "aud", stable, "/" + stable,
+         "PUSH: 409 " + conflict),
+        (lambda: site.delete(file, user="aud"), "aud", stable, file, "DELETE: 403 cannot delete version on non-vol"),
+        (lambda: site.delete(file), None, stable, file, "DELETE: 403 no permission to change")]
+    for act, who, index, path, detail in acts:
+        mark, before = newest(site), serial(site)
+        assert act().status in (401, 403, 409)
+        [row] = since(site, mark)
+        assert (row["action"], row["who"], row["address"], row["index"], row["target"]) == (
+            "refused", who, "127.0.0.1", index, path)
+        assert row["detail"].startswith(detail)
+        assert (row["serial"], serial(site)) == (None, before)
+
+
+def test_refusals_do_not_wash_the_audit_log_out(tmp_path):
+    script = patched(tmp_path, "devpi_lite.Limits.audited_refusals, devpi_lite.Limits.audited_refusals_of_one = 5, 3")
+    server = Server(tmp_path / "server", script=script).start()
+    try:
+        for name in ("ann", "bob"):
+            server.add_user(name)
+        for name in ("ann", "bob"):
+            for _ in range(4):
+                assert server.patch("/root", {"title": "t"}, user=name).status == 403
+        assert [(row["who"], row["times"]) for row in rows(server, action="refused")] == [("bob", 2), ("ann", 3)]
+    finally:
+        server.kill()
+
+
+def test_a_user_s_failed_logins_are_among_what_the_user_did(site):
+    site.add_user("forgetful")
+    site.post("/+login", {"user": "forgetful", "password": "wrong"}, headers={"X-Real-IP": "203.0.113.9"})
+    site.patch("/forgetful", {"title": "t"}, user="forgetful")
+    assert [(row["action"], row["who"], row["target"]) for row in rows(site, who="forgetful")] == [
+        ("user.modify", "forgetful", "forgetful"), ("login.failed", None, "forgetful")]
+    assert [row["action"] for row in rows(site, who="forgetful", action="login.failed")] == ["login.failed"]
+
+
+def test_other_refused_requests_leave_no_entry(site, index):
     stable = "aud/stable%d" % next(numbers)
     site.add_index(stable, volatile=False)
     archive = wheel("refused", "1.0")
     upload(site, stable, archive)
     with no_row(site):
         replies = [
-            site.put("/aud", {"password": "pw"}),
             site.put("/b x", {"password": "pw"}),
-            site.patch("/aud", {"title": "t"}, user="stranger"),
-            site.delete("/aud", user="stranger"),
-            site.delete("/aud", user="aud"),                                # it has a non-volatile index
-            site.put("/" + stable, {}, user="aud"),
             site.put("/nobody/dev", {}, user="root"),
             site.patch("/" + stable, {"unknown": "1"}, user="aud"),
-            site.patch("/" + stable, {"title": "t"}, user="stranger"),
-            site.delete("/" + stable, user="aud"),
-            upload(site, stable, wheel("refused", "1.0", size=9)),
-            upload(site, stable, wheel("refused", "2.0"), user="stranger"),
             upload(site, stable, wheel("refused", "2.0"), user=None),
             post_form(site, stable, {":action": "submit", "name": "-bad", "version": "1"}),
             site.post(path_of(archive, stable), b"{", user="aud"),
             push(site, stable, {"name": "refused", "version": "1.0", "targetindex": "aud/nowhere"}),
             push(site, index, {"name": "refused", "version": "1.0", "targetindex": stable}),
-            site.delete(path_of(archive, stable), user="aud"),
-            site.delete("/%s/refused" % stable, user="stranger"),
             site.delete("/%s/unknown?force" % stable, user="aud"),
             site.patch("/%s/refused/9.9" % stable, {"yanked": True}, user="aud"),
             site.patch("/%s/refused" % stable, {"project-status": {"status": "nonsense"}}, user="aud")]
@@ -376,7 +416,9 @@ def test_filters_choose_and_combine(site, index):
         {"who": "root"}, {"who": "aud"}, {"index": index}, {"action": "upload"}, {"action": "delete.version", "who": "root"},
         {"index": index, "action": "upload"}, {"index": index, "who": "aud", "action": "index.create"},
     ):
-        expected = [row for row in everything if all(row[key] == value for key, value in filters.items())]
+        expected = [row for row in everything if all(
+            row[key] == value or key == "who" and (row["action"], row["target"]) == ("login.failed", value)
+            for key, value in filters.items())]
         assert expected and expected != everything
         assert rows(site, limit=1000, **filters) == expected
     assert [row["action"] for row in rows(site, index=index)] == ["delete.version", "upload", "upload", "index.create"]

@@ -81,7 +81,7 @@ def test_a_push_that_can_not_be_is_refused_with_the_reason(devpi, site, index):
             (["pushed>=1.0", theirs], "The release specification needs to be of this form: name==version"),
             (["pushed", theirs], "The release specification needs to be of this form: name==version"),
             (["pushed==1.0", "pypi:ext"], "no pypirc file found at: %s" % (devpi.home / ".pypirc"))]:
-        assert reason in devpi("push", *arguments, expect=1).lines, arguments
+        assert any(line.startswith(reason) for line in devpi("push", *arguments, expect=1).lines), arguments
     assert site.get("/" + theirs).result["projects"] == []
 
 
@@ -159,7 +159,7 @@ PYPI = """<html>
     (403, "<!DOCTYPE html><title>403 Forbidden</title><style>p {}</style><p>no such\n<b>token</b>", "no such token"),
     (403, "<html><head><title>Forbidden</title></head><body><h1>403 Forbidden</h1></body></html>", "Forbidden"),
     (400, '{"message": "the\\nname is taken"}', "the name is taken"), (400, "{" * 5000, "{" * 497 + "..."),
-    (422, "", "Unprocessable"), (400, "a\n\n  b\x1b[31m\n", "a b?[31m"), (401, "HTTP/1.1 401 Unauthorized", "Unauthorized")])
+    (422, "", "Unprocessable"), (400, "a\n\n  b\x1b[31m\n", "a b [31m"), (401, "HTTP/1.1 401 Unauthorized", "Unauthorized")])
 def test_a_refusal_is_one_line_with_the_reason(devpi, index, release, sink, status, body, shown):
     sink.answer(status, body)
     printed = devpi("push", "--no-docs", "pushed==1.0", "pypi:ext", expect=1)

@@ -186,7 +186,7 @@ def refused(reply, status, phrase=None):
     if phrase is None:
         assert len(message) > len("Bad Request") and " " in message
     else:
-        assert message == phrase
+        assert message == phrase or phrase.endswith("...") and message.startswith(phrase[:-3])
     return True
 
 
@@ -274,7 +274,7 @@ def test_an_empty_version_is_no_version(site):
 
 @pytest.mark.parametrize("index, user, name, version, content, status, phrase", [
     ("doc/none", "doc", "refused", "1.0", guide(), 404, None),
-    ("doc/mirror", "doc", "refused", "1.0", guide(), 404, "cannot submit to mirror index"),
+    ("doc/mirror", "doc", "refused", "1.0", guide(), 404, "cannot submit to mirror index doc/mirror, which caches another server..."),
     ("doc/dev", "stranger", "refused", "1.0", guide(), 403, "no permission to submit to doc/dev: doc may"),
     ("doc/dev", "stranger", "refused", "1.0", None, 403, "no permission to submit to doc/dev: doc may"),
     ("doc/dev", "root", "refused", "1.0", guide(), 403, "no permission to submit to doc/dev: doc may"),

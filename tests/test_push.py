@@ -3,11 +3,14 @@ import base64
 import contextlib
 import dataclasses
 import hashlib
+import http
 import io
 import json
 import os
 import re
+import socket
 import sqlite3
+import threading
 import time
 import urllib.parse
 import zipfile
@@ -510,11 +513,14 @@ def test_bases_are_no_source(site):
 def test_only_who_may_upload_to_the_target_may_push_to_it(site, demo, user, target):
     with unchanged(site):
         reply = push(site, "pu/dev", "demo", "1.0", target, user=user)
-        hint = "" if user else ": pushing takes a login"
-        assert refusal(reply) == (401, "user %r cannot upload to '%s'%s" % (user, target, hint))
+        status, message = refusal(reply)
+        assert status == 401 and message.startswith("user %r cannot upload to '%s'%s" % (
+            user, target, ": pushing takes a login" if not user else ": it is a mirror" if target == "pu/mirrored" else ""))
         assert reply.headers.get("Location") is None
     if target == "pu/mirrored":
-        assert refusal(push(site, "pu/dev", "demo", "1.0", target)) == (401, "user 'pu' cannot upload to 'pu/mirrored'")
+        status, message = refusal(push(site, "pu/dev", "demo", "1.0", target))
+        assert status == 401
+        assert message.startswith("user 'pu' cannot upload to 'pu/mirrored': it is a mirror; you may upload to pu/")
 
 
 def test_wrong_credentials_are_nobody_s(site, demo):
@@ -826,7 +832,7 @@ def test_registering_goes_first_as_a_plain_form(site, receiver, status):
     archive = external(site, "registered", author="Änn & Co", classifiers=["A :: B", "C"])
     receiver.answer(status, b"as you like", times=1)
     assert answer_of(send(site, "pu/dev", "registered", "1.0", receiver.url + "/x", register_project=True)) == (200, [
-        [status, "register", "registered", "1.0"], [200, "upload", path_of(archive, "pu/dev")[1:], ""]])
+        [status, "register", "registered", "1.0"] + ["as you like"] * (status == 410), [200, "upload", path_of(archive, "pu/dev")[1:], ""]])
     submit, file_upload = receiver.requests
     assert (submit.method, submit.path, submit.credentials) == ("POST", "/x", ("ext", PASSWORD))
     assert submit.headers["Content-Type"].partition(";")[0] == "application/x-www-form-urlencoded"
@@ -838,7 +844,7 @@ def test_registering_goes_first_as_a_plain_form(site, receiver, status):
 def test_registering_that_is_refused_ends_the_push(site, receiver, documented, status):
     receiver.answer(status, b"")
     assert answer_of(send(site, "pu/dev", "documented", "1.0", receiver.url, register_project=True)) == (
-        502, [[status, "register", "documented", "1.0"]])
+        502, [[status, "register", "documented", "1.0", http.HTTPStatus(status).phrase]])
     assert len(receiver.requests) == 1
 
 
@@ -855,23 +861,62 @@ def test_files_of_a_mirror_are_sent_too(site, upstream, mirror, receiver):
 
 
 @pytest.mark.parametrize("statuses, overall", [
-    ((200, 200), 200), ((201, 201), 200), ((400, 200), 200), ((500, 201), 200),
+    ((200, 200), 200), ((201, 201), 200), ((200, 201), 200), ((400, 200), 502), ((500, 201), 502),
     ((200, 400), 502), ((200, 410), 502), ((403, 403), 502)])
-def test_the_last_answer_decides_and_every_answer_is_told(site, receiver, statuses, overall):
+def test_every_answer_decides_and_is_told_in_one_line(site, receiver, statuses, overall):
     archives = external(site, "answered", wheel("answered", "1.0"), sdist("answered", "1.0"))
     for status in statuses:
         receiver.answer(status, "line1: %d ü\nline2" % status, times=1)
-    texts = ["" if status in (200, 201) else "line1: %d ü\nline2" % status for status in statuses]
+    texts = ["" if status in (200, 201) else "line1: %d ü line2" % status for status in statuses]
     assert answer_of(send(site, "pu/dev", "answered", "1.0", receiver.url)) == (overall, [
         [status, "upload", path_of(archive, "pu/dev")[1:], text] for status, archive, text in zip(statuses, archives, texts)])
 
 
-@pytest.mark.parametrize("status, overall", [(200, 200), (201, 200), (400, 502), (500, 502)])
-def test_the_answer_to_the_documentation_is_the_last(site, receiver, documented, status, overall):
+@pytest.mark.parametrize("status, overall", [(200, 200), (201, 200), (404, 200), (410, 200), (400, 502), (500, 502)])
+def test_the_answer_to_the_documentation_is_the_last_and_a_server_without_any_is_no_failure(
+        site, receiver, documented, status, overall):
     receiver.answer(200, times=1)
-    receiver.answer(status, b"not told")
+    receiver.answer(status, b"why")
+    told = [] if status in (200, 201) else ["why"]
     assert answer_of(send(site, "pu/dev", "documented", "1.0", receiver.url)) == (overall, [
-        [200, "upload", path_of(documented, "pu/dev")[1:], ""], [status, "docfile", "documented"]])
+        [200, "upload", path_of(documented, "pu/dev")[1:], ""], [status, "docfile", "documented"] + told])
+    receiver.reset()
+    receiver.answer(status, b"why")     # nothing else is sent
+    assert answer_of(send(site, "pu/dev", "documented", "1.0", receiver.url, only_docs=True)) == (
+        200 if status in (200, 201) else 502, [[status, "docfile", "documented"] + told])
+
+
+_LONG = "See https://pypi.org/help/#file-name-reuse for more information."
+_PAGE = "<html>\n <head>\n  <title>%s</title>\n </head>\n <body>\n  <h1>%s</h1>\n  The server says:<br/><br/>\n%s\n\n </body>\n</html>"
+
+
+@pytest.mark.parametrize("phrase, body, told", [
+    ("File already exists", _PAGE % (("400 File already exists. " + _LONG,) * 3), "File already exists. " + _LONG),
+    ("Bad Request", _PAGE % ("400 Bad Request", "400 Bad Request", "unknown &lt;field&gt;\n x"),
+     "400 Bad Request The server says: unknown <field> x"),
+    ("Only wheels, please", _PAGE % ("400 Bad Request", "Bad Request", ""), "Only wheels, please"),
+    ("Only wheels, please", "", "Only wheels, please"), ("", "", "Bad Request"),
+    ("Bad Request", '{"message": "no such\\nproject", "code": 7}', "no such project"),
+    ("Bad Request", '{"errors": []}', '{"errors": []}'), ("Bad Request", "{" * 5000, "{" * 1000 + "..."),
+    ("Bad Request", "<script>x</script>" + "<script" * 8000, None), ("Bad Request", "<p>" + "<!--" * 8000, None)],
+    ids=lambda text: ascii(text)[:25])
+def test_a_refusal_comes_as_one_line_of_text(site, demo, phrase, body, told):
+    """As PyPI says it: twelve lines of HTML, or in the status line."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        def serve():
+            connection = listener.accept()[0]
+            with connection, connection.makefile("rb") as incoming:
+                length = 0
+                for line in iter(incoming.readline, b"\r\n"):
+                    name, _, value = line.partition(b":")
+                    length = int(value) if name.lower() == b"content-length" else length
+                incoming.read(length)
+                connection.sendall(("HTTP/1.1 400 %s\r\nConnection: close\r\n\r\n%s" % (phrase, body)).encode())
+        thread = threading.Thread(target=serve)
+        thread.start()
+        status, [(_, _, _, text)] = answer_of(send(site, "pu/dev", "demo", "1.0", "http://127.0.0.1:%d/" % listener.getsockname()[1]))
+        thread.join()
+    assert status == 502 and "\n" not in text and text == (told or text)
 
 
 @pytest.mark.parametrize("fault", ["refuse", "reset", "drop", "garbage"])
@@ -894,7 +939,7 @@ def test_every_file_is_tried_although_one_was_not_answered(site, receiver):
     receiver.fault("drop", times=1)
     status, result = answer_of(send(site, "pu/dev", "secondtry", "1.0", receiver.url))
     assert (status, result[0][:2], result[1:]) == (
-        200, [-1, "exception on release upload:"], [[200, "upload", path_of(archives[1], "pu/dev")[1:], ""]])
+        502, [-1, "exception on release upload:"], [[200, "upload", path_of(archives[1], "pu/dev")[1:], ""]])
 
 
 def test_a_plain_target_named_https_is_an_entry(site, receiver, demo):

@@ -496,6 +496,31 @@ def test_password_and_session_token_both_work_as_basic_password(site):
         assert reply.status == 200
 
 
+def test_messages_name_the_stages_that_take_an_upload(site):
+    site.add_user("helpless")
+    site.login("helpless", "pw")
+    site.delete("/up/open", user="up")      # where anybody may
+    archive = wheel("messages", "1.0")
+    message = "cannot submit to mirror index up/mirror, which caches another server"
+    site.put("/up/secret", {"acl_upload": ["helpless"], "acl_pkg_read": ["up"]}, user="up")
+    for user in ("helpless", None):
+        assert put_file(site, "up/mirror", archive, user=user).reason == message
+    for number in range(6):
+        site.put("/up/help%d" % number, {"acl_upload": ["helpless"]}, user="up")
+    site.add_index("helpless/own")
+    assert put_file(site, "up/mirror", archive, user="helpless").reason.endswith(
+        "; you may upload to helpless/own, up/help0, up/help1, up/help2, up/help3, ...")
+
+
+@pytest.mark.parametrize("path", [
+    "/up/dev/foo", "/up/dev/foo/", "/up/dev/foo/1.0", "/up/dev/+simple/", "/up/dev/+simple/foo/", "/up/dev/+simple"])
+def test_who_uploads_to_another_page_of_the_index_hears_where_to(site, path):
+    body, content_type = multipart(dict(GOOD), {"content": FILE})
+    reply = site.post(path, body, user="up", headers={"Content-Type": content_type})
+    assert (reply.status, reply.reason) == (
+        404, "nothing is uploaded here: the address to upload to is %s/up/dev/" % site.url)
+
+
 # Refusals, their order and their words
 
 GOOD = {":action": "file_upload", "name": "Foo", "version": "1.0"}
@@ -504,8 +529,8 @@ REFUSALS = [
     # index, user, changes to the form, file, status, phrase (None: any)
     ("up/none", "up", {}, FILE, 404, None),
     ("nobody/none", "up", {}, FILE, 404, None),
-    ("up/mirror", "up", {}, FILE, 404, "cannot submit to mirror index"),
-    ("up/mirror", None, {}, FILE, 404, "cannot submit to mirror index"),
+    ("up/mirror", "up", {}, FILE, 404, "cannot submit to mirror index up/mirror, which caches another server..."),
+    ("up/mirror", None, {}, FILE, 404, "cannot submit to mirror index up/mirror, which caches another server..."),
     ("up/dev", "stranger", {}, FILE, 403, "no permission to submit to up/dev: up may"),
     ("up/dev", "stranger", {":action": "foo"}, FILE, 403, "no permission to submit to up/dev: up may"),
     ("up/dev", "up", {":action": "foo"}, FILE, 400, "action 'foo' not supported"),
@@ -539,8 +564,9 @@ def test_every_refusal_has_its_status_and_its_words_and_changes_nothing(
     reply = post(site, index, fields, file, user=user)
     assert reply.status == status
     if phrase is not None:
-        assert reply.json()["message"] == phrase
-        said = "Forbidden: " + phrase if status == 403 else phrase
+        message = reply.json()["message"]
+        assert message == phrase or phrase.endswith("...") and message.startswith(phrase[:-3])
+        said = "Forbidden: " + message if status == 403 else message
         assert reply.reason == said
         assert reply.json()["code"] == "%d %s" % (status, said)
     assert reply.headers.get("Content-Type") == "application/json"
