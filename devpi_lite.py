@@ -855,6 +855,9 @@ class Settings:
         "max-request-body-size", _positive, 1 << 30, "bytes; larger bodies get 413")
     max_doc_size: int = option(
         "max-doc-size", _positive, 100 << 20, "bytes of a documentation zip; larger ones get 413")
+    accept_broken_archives: bool = option(
+        "accept-broken-archives", None, False,
+        "take uploads that installers can't read or that lack metadata, as devpi does")
     push_timeout: float = option(
         "push-timeout", _seconds, 60.0, "seconds without progress, when a release is pushed to an outside server")
     webhook_allow: tuple | None = option(       # None = all
@@ -960,8 +963,16 @@ class Limits:
     metadata_file = 10 << 20
     metadata_lines = METADATA_FIELDS        # before its body
     archive_members = 100000
-    archive_bytes = 2 << 30         # unpacked, while an archive is looked through
-    archive_read = 16 << 20         # at once, while a tar is looked through
+    archive_free = 64 << 20         # to which the smallest archive may unpack
+    archive_ratio = 300             # times its size it may unpack to besides; tables reach 100 ...
+    archive_bytes = 4 << 30         # ... up to so much; from there on ...
+    large_archive_ratio = 20        # ... only so many times its size; libraries have 2 to 5
+    large_archive = 64 << 20        # unpacked; larger ones are looked through a few at a time
+    large_checks = 2                # of them
+    large_wait = 300                # seconds that one waits for its turn
+    tar_header = 1 << 20            # an extended header of a tar
+    tar_headers = 32 << 20          # all of them
+    xz_memory = 128 << 20           # that unpacking may take; `xz -9` needs 65 MiB
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password need not be hashed again
     session = 36000                 # life of a session token
@@ -2332,64 +2343,308 @@ def sync_directory(path):
             os.close(fd)
 
 
-# What reading a broken archive may raise; such an archive is kept, without metadata.
-_UNREADABLE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, NotImplementedError,
-               RuntimeError, struct.error, LookupError)
+class BrokenArchive(BadRequest):
+    """An archive that installers can't use: unreadable, cut, without its metadata file. Uploads of
+    one are refused unless the operator takes them (--accept-broken-archives); what a mirror brings
+    is kept, without metadata."""
 
 
-def archive_metadata(file, filename):
-    """The METADATA of a wheel or the PKG-INFO of an sdist (bytes), from an open binary file.
+# Archives whose metadata file is looked for, and how their bytes are packed.
+_ZIPS = (".whl", ".zip", ".egg")
+_TARS = ((".tar.gz", "gzip"), (".tgz", "gzip"), (".tar.bz2", "bzip2"), (".tar.xz", "xz"),
+         (".tar", ""))
+_WHEEL_NAME = re.compile(r"[\w.]+-[\w.!+]+(-[0-9][\w.]*)?(-[\w.]+){3,4}\.whl", re.IGNORECASE)
 
-    None if the archive can't be read as what its name says, or has no such member.  BadRequest if it can, but holds what
-    no honest tool writes: members that leave it, duplicates, a second archive before or behind it."""
+
+def check_archive_name(filename):
+    """Refuse (BrokenArchive) the name of a wheel that installers pass over or stumble on (PEP 427,
+    and PEP 825 for the label of a variant behind it)."""
+    if filename.lower().endswith(".whl") and not _WHEEL_NAME.fullmatch(filename):
+        raise BrokenArchive(f"'{filename}' is no file name of a wheel, such as "
+                            "name-1.0-py3-none-any.whl: renamed by a browser?")
+
+
+def archive_metadata(file, filename, is_whole=False, is_needed=True):
+    """The METADATA of a wheel or the PKG-INFO of an sdist (bytes), from an open binary file; None
+    for other files, and where there is none and it is not needed.
+
+    `is_whole`: every member of a zip is read through, too; those of a tar always are. BrokenArchive
+    if the archive can't be read as what its name says, or lacks what is needed. BadRequest if it
+    can, but holds what no honest tool writes: members that leave it, duplicates, a second archive
+    before or behind it, too much. Busy if it is large and many such are looked through just now."""
     lower = filename.lower()
-    try:
-        if lower.endswith((".whl", ".zip", ".egg")):
-            return _zip_metadata(file, filename)
-        if lower.endswith((".tar.gz", ".tgz", ".tar.bz2")):
-            return _tar_metadata(file, filename)
-    except Problem:
-        raise
-    except _UNREADABLE as error:
-        log.info("%s can't be read: %s", one_line(filename), reason_of(error))
-    return None
-
-
-def _zip_metadata(file, filename):
-    check_zip_directory(file, filename, Limits.archive_members)
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        check = MemberCheck(filename)
-        for member in members:
-            check(member.filename, member.file_size)
-            if check.names[member.filename] > 1:
-                raise BadRequest(f"'{filename}' holds '{one_line(member.filename)}' twice")
-        _check_zip_ends(file, filename, members)
-        if filename.lower().endswith(".whl"):
-            wanted = [m for m in members if re.fullmatch(r"[^/]+\.dist-info/METADATA", m.filename)]
-            if len(wanted) > 1:
-                raise BadRequest(f"'{filename}' holds more than one .dist-info")
+    packing = next((packing for ending, packing in _TARS if lower.endswith(ending)), None)
+    if not lower.endswith(_ZIPS) and packing is None:
+        return None
+    with Effort(file, filename) as effort:
+        if packing is None:
+            found, wanted = _zip_metadata(file, filename, effort, is_whole)
         else:
-            wanted = [m for m in members if re.fullmatch(r"[^/]+/PKG-INFO", m.filename)]
-        if not wanted:
-            return None
-        with archive.open(wanted[0]) as member:
-            return _bounded_metadata(member, filename)
+            found, wanted = _tar_metadata(file, filename, effort, packing), "PKG-INFO"
+    if found is None and is_needed:
+        raise BrokenArchive(f"'{filename}' has no {wanted}: built or sent incompletely?")
+    return found
+
+
+# -- what looking through an archive may cost
+
+_large_checks = threading.BoundedSemaphore(Limits.large_checks)
+
+
+class Effort:
+    """Bounds what looking through one archive costs. Every byte that it unpacks to counts, and what
+    it says it unpacks to.
+
+    An archive that unpacks to more than `Limits.large_archive` waits for its turn: so many that are
+    large are looked through at a time, or a few accounts could keep all processors busy."""
+
+    def __init__(self, file, filename, limit=None):
+        self.filename, self.packed = filename, file.seek(0, io.SEEK_END)
+        self.limit = limit or unpacked_limit(self.packed)
+        self.unpacked = self.announced = 0
+        self.has_turn = False
+
+    def announce(self, size):
+        """So many bytes are said to come."""
+        self.announced += size
+        if self.announced > self.limit:
+            raise self._too_much()
+
+    def spend(self, size):
+        """So many bytes have been unpacked."""
+        self.unpacked += size
+        if self.unpacked > self.limit:
+            raise self._too_much()
+        if self.unpacked > Limits.large_archive and not self.has_turn:
+            self._wait_for_turn()
+
+    def _wait_for_turn(self):
+        with outside_wait() as room:
+            self.has_turn = _large_checks.acquire(timeout=Limits.large_wait if room else 0)
+        if not self.has_turn:
+            raise Busy("too many large archives are being looked through just now, try again", 10)
+
+    def _too_much(self):
+        return BadRequest(f"'{self.filename}' holds too much: its {self.packed} bytes unpack to "
+                          f"over {self.limit}, which is the limit for an archive of that size")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.has_turn:
+            _large_checks.release()
+
+
+def unpacked_limit(packed):
+    """How many bytes an archive of so many may unpack to: text repeats itself more than programs
+    do, but not by gigabytes."""
+    return max(min(Limits.archive_free + Limits.archive_ratio * packed, Limits.archive_bytes),
+               Limits.large_archive_ratio * packed)
+
+
+class MemberCheck:
+    """Refuses an archive, member by member, that holds too many of them, or one that leaves it."""
+
+    def __init__(self, filename):
+        self.filename, self.count = filename, 0
+
+    def __call__(self, name):
+        self.count += 1
+        if self.count > Limits.archive_members:
+            raise too_many_members(self.filename, Limits.archive_members)
+        self.check_name(name)
+
+    def check_name(self, name):
+        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name \
+                or re.search(r"(?:^|[/\\])\.\.(?:$|[/\\])", name):
+            raise BadRequest(f"'{self.filename}' holds the member '{one_line(name)}', "
+                             "which leaves the archive")
+
+
+def too_many_members(filename, limit):
+    return BadRequest(f"'{filename}' holds too much: over {limit} members")
+
+
+def _check_metadata(data, filename):
+    if len(data) > Limits.metadata_file:
+        raise BadRequest(f"the metadata in '{filename}' is larger than "
+                         f"{Limits.metadata_file} bytes")
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    if lines.partition(b"\n\n")[0].count(b"\n") > Limits.metadata_lines:
+        raise BadRequest(f"the metadata in '{filename}' has more than "
+                         f"{Limits.metadata_lines} header lines")
+
+
+# -- zips
+
+
+def _zip_metadata(file, filename, effort, is_whole):
+    """(the metadata file of a zip or None, the name of that)."""
+    members = _zip_members(file, filename, Limits.archive_members)
+    check, names = MemberCheck(filename), set()
+    for member in members:
+        check(member.filename)
+        check.check_name(member.orig_filename)        # the same, but for a NUL and what follows it
+        if member.filename in names:
+            raise BadRequest(f"'{filename}' holds '{one_line(member.filename)}' twice")
+        names.add(member.filename)
+        if is_whole:
+            effort.announce(member.file_size)
+    _check_zip_ends(file, filename, members)
+    if filename.lower().endswith(".whl"):
+        wanted, pattern = ".dist-info/METADATA", r"[^/]+\.dist-info/METADATA"
+    else:
+        wanted, pattern = "PKG-INFO", r"[^/]+/PKG-INFO"
+    matching = [member for member in members if re.fullmatch(pattern, member.filename)]
+    if len(matching) > 1 and wanted != "PKG-INFO":
+        raise BadRequest(f"'{filename}' holds more than one .dist-info")
+    found = None
+    if matching:
+        found = _small_member(file, filename, matching[0], effort)
+        _check_metadata(found, filename)
+    if is_whole:
+        _check_zip_members(file, filename, members, effort)
+    return found, wanted
+
+
+def _zip_members(file, filename, limit):
+    """The members as a zip's directory has them, `limit` at most."""
+    check_zip_directory(file, filename, limit)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return archive.infolist()
+    except Exception as error:      # our own bounds came before: whatever it is, it can't be read
+        raise BrokenArchive(f"'{filename}' is no zip file: built or sent incompletely? "
+                            f"({reason_of(error)})") from None
+
+
+def _check_zip_members(file, filename, members, effort):
+    """Read every member through: the archive can be unpacked, to what its directory says, and each
+    byte is one member's."""
+    end, scripts = 0, re.compile(r"([^/]+\.dist-info|EGG-INFO)/entry_points\.txt")
+    for member in sorted(members, key=lambda member: member.header_offset):
+        if member.header_offset < end:
+            raise BadRequest(f"'{filename}' holds members that lie in one another")
+        if scripts.fullmatch(member.filename):
+            _check_entry_points(_small_member(file, filename, member, effort), filename)
+        else:
+            for _ in _member_pieces(file, filename, member, effort):
+                pass
+        end = file.tell()
+
+
+def _small_member(file, filename, member, effort):
+    """The bytes of a zip's member that is read whole."""
+    if member.file_size > Limits.metadata_file:
+        raise BadRequest(f"'{one_line(member.filename)}' in '{filename}' is larger than "
+                         f"{Limits.metadata_file} bytes")
+    return b"".join(_member_pieces(file, filename, member, effort))
+
+
+def _member_pieces(file, filename, member, effort):
+    """The bytes of a zip's member, piece by piece; BrokenArchive if it can't be unpacked to what
+    the directory says of it."""
+    try:
+        for piece in zip_member_pieces(file, member):
+            effort.spend(len(piece))
+            yield piece
+    except (ValueError, OverflowError, zlib.error) as error:
+        raise BrokenArchive(f"'{filename}' is damaged: its member '{one_line(member.filename)}' "
+                            f"can't be unpacked ({reason_of(error)}); built or sent incompletely?"
+                            ) from None
+
+
+def zip_member_pieces(file, member):
+    """The bytes of a zip's member, piece by piece; the file is read up to its end. ValueError or
+    zlib.error if it is not what the directory says: other name, size or checksum, encrypted, packed
+    in a way that not all installers know."""
+    file.seek(max(0, member.header_offset))     # below zero where the beginning is missing
+    head = file.read(30)
+    if member.header_offset < 0 or len(head) < 30 or head[:4] != b"PK\3\4":
+        raise ValueError("there is none at its place")
+    flags, method = struct.unpack("<2H", head[6:10])
+    name_size, extra_size = struct.unpack("<2H", head[26:30])
+    encoding = "utf-8" if member.flag_bits & 0x800 else "cp437"
+    if file.read(name_size).decode(encoding) != member.orig_filename:
+        raise ValueError("another one is at its place")
+    if (flags | member.flag_bits) & 0x61:       # 0x40: by another method; 0x20: patch data
+        raise ValueError("it is encrypted or patch data")
+    if method != member.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"it is packed by method {method}, not stored or deflated")
+    file.seek(extra_size, io.SEEK_CUR)
+    pieces = _stored_pieces(file, member.compress_size) if method == zipfile.ZIP_STORED else \
+        _deflated_pieces(file, member.compress_size)
+    size = crc = 0
+    for piece in pieces:
+        size, crc = size + len(piece), zlib.crc32(piece, crc)
+        if size > member.file_size:
+            raise ValueError(f"it has over the {member.file_size} bytes that the archive says")
+        yield piece
+    if size != member.file_size:
+        raise ValueError(f"it has {size} bytes, the archive says {member.file_size}")
+    if crc != member.CRC:
+        raise ValueError("its checksum is wrong")
+
+
+def _stored_pieces(file, left):
+    while left:
+        data = file.read(min(left, 256 << 10))
+        if not data:
+            raise ValueError("it was cut")
+        left -= len(data)
+        yield data
+
+
+def _deflated_pieces(file, left):
+    """What `left` bytes of deflated data unpack to, which must end where the data does."""
+    unzip, data = zlib.decompressobj(-15), b""
+    while not unzip.eof:
+        if not data and left:
+            data = file.read(min(left, 64 << 10))
+            if not data:
+                raise ValueError("it was cut")
+            left -= len(data)
+        piece, data = unzip.decompress(data, 256 << 10), unzip.unconsumed_tail
+        if piece:
+            yield piece
+        elif not (data or left or unzip.eof):
+            raise ValueError("it ends early")
+    if left or unzip.unused_data:
+        raise ValueError("it ends before its place does")
+
+
+def _check_entry_points(data, filename):
+    """Refuse names of scripts that would be written elsewhere, or be more than a command where a
+    shell reads them."""
+    section = ""
+    for line in data.decode("utf-8", "replace").splitlines():
+        line = line.strip()
+        if line.startswith("["):
+            section = line.strip("[] \t")
+        elif section in ("console_scripts", "gui_scripts") and not line.startswith("#"):
+            name = line.partition("=")[0].strip()
+            if re.search(r"[/\\;\x00-\x1f\x7f]", name) or name in (".", ".."):
+                raise BrokenArchive(f"'{filename}' has the entry point '{one_line(name, 80)}': "
+                                    "the name of a script holds no slash, backslash or semicolon")
 
 
 def _check_zip_ends(file, filename, members):
     """One archive from the first byte to the last: readers differ on which one they see where there are two."""
     found = _zip_end(file)
-    if found is None or found.end != file.seek(0, io.SEEK_END) or found.directory_at + found.directory_size != found.at \
+    if found is None or found.end != file.seek(0, io.SEEK_END) or found.members != len(members) \
+            or found.directory_at + found.directory_size != found.at \
             or members and min(m.header_offset for m in members) != 0:
         raise BadRequest(f"'{filename}' holds data outside its zip archive, or more than one")
 
 
 class _ZipEnd(typing.NamedTuple):
-    """Where a zip archive's end record lies (`at`), what it says of the directory, and where the archive ends."""
+    """Where a zip archive's end record lies (`at`), what it says of the directory and of the number
+    of members, and where the archive ends."""
     at: int
     directory_at: int
     directory_size: int
+    members: int
     end: int
 
 
@@ -2402,85 +2657,298 @@ def _zip_end(file):
     at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) < at + 22:
         return None
-    _, _, _, _, _, directory_size, directory_at, comment = struct.unpack("<4s4H2LH", tail[at:at + 22])
+    members, directory_size, directory_at, comment = struct.unpack("<H2LH", tail[at + 10:at + 22])
     record = start + at
     if tail[max(0, at - 20):at][:4] == b"PK\6\7":       # zip64
         record = struct.unpack("<Q", tail[at - 12:at - 4])[0]
-        file.seek(record)
-        numbers = file.read(56)[40:56]
-        if len(numbers) < 16:
+        file.seek(min(record, size))
+        numbers = file.read(56)
+        if len(numbers) < 56 or numbers[:4] != b"PK\6\6":
             return None
-        directory_size, directory_at = struct.unpack("<2Q", numbers)
-    return _ZipEnd(record, directory_at, directory_size, start + at + 22 + comment)
+        members, directory_size, directory_at = struct.unpack("<3Q", numbers[32:])
+    return _ZipEnd(record, directory_at, directory_size, members, start + at + 22 + comment)
 
 
 def check_zip_directory(file, filename, members):
-    """Refuse a zip whose directory is larger than so many members need, before `zipfile` reads it into memory."""
+    """Refuse a zip of more than so many members, or with a larger directory than they need, before
+    `zipfile` reads that into memory: it goes by the directory's size, whatever number the end
+    record states."""
     found = _zip_end(file)
-    if found and found.directory_size > members * 256:
-        raise BadRequest(f"'{filename}' holds too much: over {members} members")
+    if found is None:
+        raise BrokenArchive(f"'{filename}' is no zip file: built or sent incompletely?")
+    if found.members > members or found.directory_size > members * 256:
+        raise too_many_members(filename, members)
+    file.seek(max(0, found.at - found.directory_size))      # where `zipfile` looks for it
+    left, count = found.directory_size, 0
+    while left > 0:
+        head = file.read(46)
+        if len(head) < 46:
+            return
+        rest = sum(struct.unpack("<3H", head[28:34]))
+        file.seek(rest, io.SEEK_CUR)
+        left, count = left - 46 - rest, count + 1
+        if count > members:
+            raise too_many_members(filename, members)
 
 
-def _tar_metadata(file, filename):
-    found = None
-    unpacked = bz2.BZ2File(file) if filename.lower().endswith("bz2") else gzip.GzipFile(fileobj=file, mode="rb")
-    with tarfile.open(fileobj=BoundedReads(unpacked, filename), mode="r:") as archive:
-        check = MemberCheck(filename)
-        for member in archive:
-            check(member.name, member.size)
-            if found is None and member.isfile() and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
-                found = _bounded_metadata(archive.extractfile(member), filename)
-            archive.members = []        # tarfile would keep them all
+# -- tars
+
+
+class _TarMember(typing.NamedTuple):
+    name: str
+    size: int               # of its data, which follows
+    is_file: bool           # a plain one
+
+
+def _tar_metadata(file, filename, effort, packing):
+    """The PKG-INFO of a tar (the last one, as unpacking would leave it), or None; the tar is read
+    to its last byte."""
+    found, check = None, MemberCheck(filename)
+    try:
+        stream = _Forwards(_unpacked(file, filename, packing), effort)
+        for member in _tar_members(stream, filename, effort):
+            check(member.name)
+            if member.is_file and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
+                found = stream.read(min(member.size, Limits.metadata_file + 1))
+                _check_metadata(found, filename)
+        stream.skip_to(sys.maxsize)     # a cut or a wrong checksum shows at the end
+    except (ValueError, EOFError, zlib.error) as error:
+        packed = f" packed by {packing}" if packing else ""
+        raise BrokenArchive(f"'{filename}' is no tar file{packed}, or damaged: built or sent "
+                            f"incompletely? ({reason_of(error)})") from None
     return found
 
 
-class BoundedReads:
-    """An unpacked tar as `tarfile` reads it, refusing what a bomb needs: extension headers of a gigabyte, read at once, and
-    endless data."""
+def _unpacked(file, filename, packing):
+    """What a packed file holds, piece by piece: one stream, or several behind each other.
+    ValueError, EOFError or zlib.error if it is not packed like that to its end."""
+    file.seek(0)
+    if not packing:
+        yield from iter(lambda: file.read(256 << 10), b"")
+        return
+    make, errors = _unpacker(packing)
+    unpacker, data, count = make(), b"", 1
+    while True:
+        if not data and getattr(unpacker, "needs_input", True):
+            data = file.read(64 << 10)
+            if not data:
+                raise EOFError("it ends early")
+        try:
+            piece = unpacker.decompress(data, 256 << 10)
+        except errors as error:
+            raise ValueError(reason_of(error)) from None
+        data = getattr(unpacker, "unconsumed_tail", b"")
+        if piece:
+            yield piece
+        if unpacker.eof:
+            data = unpacker.unused_data.lstrip(b"\0")       # zeros fill the last block of a tape
+            while not data:
+                data = file.read(64 << 10)
+                if not data:
+                    return
+                data = data.lstrip(b"\0")
+            count += 1
+            if count > Limits.archive_members:
+                raise BadRequest(f"'{filename}' holds too much: over {Limits.archive_members} "
+                                 "packed streams")
+            unpacker = make()
 
-    def __init__(self, file, filename):
-        self.file, self.filename, self.tell = file, filename, file.tell
+
+def _unpacker(packing):
+    """(a function that makes a decompressor, what the decompressor raises)."""
+    if packing == "gzip":
+        return functools.partial(zlib.decompressobj, 31), zlib.error
+    if packing == "bzip2":
+        return bz2.BZ2Decompressor, OSError
+    try:
+        import lzma     # not at the top: a Python can be built without it
+    except ImportError:
+        raise ValueError("this Python has no lzma module") from None
+    return (functools.partial(lzma.LZMADecompressor, lzma.FORMAT_XZ, Limits.xz_memory),
+            lzma.LZMAError)
+
+
+class _Forwards:
+    """Pieces of bytes read as one stream: forwards only, every byte once, every byte counted."""
+
+    def __init__(self, pieces, effort):
+        self.pieces, self.effort = pieces, effort
+        self.piece, self.at = b"", 0        # the piece at hand, and what of it was read
+        self.position = 0
+
+    def _next(self):
+        self.piece, self.at = next(self.pieces, b""), 0
+        self.effort.spend(len(self.piece))
+        return bool(self.piece)
 
     def read(self, size):
-        if size > Limits.archive_read or self.tell() > Limits.archive_bytes:
-            raise too_much_in(self.filename)
-        return self.file.read(size)
+        """So many bytes, fewer only at the end."""
+        data = self.piece[self.at:self.at + size]
+        self.at += len(data)
+        if len(data) < size:
+            parts, left = [data], size - len(data)
+            while left and self._next():
+                parts.append(self.piece[:left])
+                self.at = len(parts[-1])
+                left -= self.at
+            data = b"".join(parts)
+        self.position += len(data)
+        return data
 
-    def seek(self, position, whence=io.SEEK_SET):
-        if position > Limits.archive_bytes:
-            raise too_much_in(self.filename)
-        return self.file.seek(position, whence)
-
-
-def too_much_in(filename):
-    return BadRequest(f"'{filename}' holds too much: over {Limits.archive_members} members "
-                      f"or {Limits.archive_bytes} bytes")
-
-
-class MemberCheck:
-    """Refuses an archive, member by member, that unpacks to too much or to outside of it."""
-
-    def __init__(self, filename):
-        self.filename, self.unpacked, self.count, self.names = filename, 0, 0, collections.Counter()
-
-    def __call__(self, name, size):
-        self.unpacked += size
-        self.count += 1
-        self.names[name] += 1
-        if self.count > Limits.archive_members or self.unpacked > Limits.archive_bytes:
-            raise too_much_in(self.filename)
-        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name \
-                or ".." in re.split(r"[/\\]", name):
-            raise BadRequest(f"'{self.filename}' holds the member '{one_line(name)}', which leaves the archive")
+    def skip_to(self, position):
+        """Pass over what comes before a position; whether that was there."""
+        left = position - self.position
+        step = min(left, len(self.piece) - self.at)
+        while True:
+            self.at, left = self.at + step, left - step
+            self.position += step
+            if not left or not self._next():
+                return not left
+            step = min(left, len(self.piece))
 
 
-def _bounded_metadata(member, filename):
-    data = member.read(Limits.metadata_file + 1)
-    if len(data) > Limits.metadata_file:
-        raise BadRequest(f"the metadata in '{filename}' is larger than {Limits.metadata_file} bytes")
-    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    if lines.partition(b"\n\n")[0].count(b"\n") > Limits.metadata_lines:
-        raise BadRequest(f"the metadata in '{filename}' has more than {Limits.metadata_lines} header lines")
+def _tar_members(stream, filename, effort):
+    """The members of a tar (ustar, pax, GNU, V7) as `_TarMember`s; the caller may read the data of
+    the one at hand.
+
+    Not by `tarfile`, which is not meant for what strangers send: it believes a size below zero,
+    which takes it back to a header that it has read, reads an extended header of any size at once,
+    copies all global fields for each member, keeps a list of all holes of a sparse file, and takes
+    a damaged header for the end. ValueError for what is damaged."""
+    before = _Extended(filename)        # what stands in front of a member
+    headers = 0
+    while True:
+        block = stream.read(512)
+        if not block.strip(b"\0"):
+            if before.kinds or not headers:
+                raise ValueError("it ends behind an extended header" if headers else
+                                 "it has no member")
+            return
+        headers += 1
+        if headers > 4 * Limits.archive_members:
+            raise too_many_members(filename, Limits.archive_members)
+        kind, size = _tar_kind(block), _tar_number(block[124:136], filename)
+        if kind in "LKxXg":
+            before.add(kind, size, stream)
+            continue
+        fields, before = before.fields, before.next()
+        name = _tar_text(block[:100])
+        if kind != "S" and block[345]:
+            name = f"{_tar_text(block[345:500])}/{name}"
+        name = fields.get("GNU.sparse.name", fields.get("path", name))
+        size = _tar_number(fields.get("size", size), filename)
+        if kind == "\0" and name.endswith("/") and size:
+            raise BadRequest(f"'{filename}' holds '{one_line(name)}', which some readers take "
+                             "for a directory, some not")
+        if kind in "123456":    # links, devices, directories, pipes: no data, whatever they state
+            size = 0
+        is_sparse = kind == "S" or any(field.startswith("GNU.sparse.") for field in fields)
+        real = (_tar_number(fields[field], filename) for field in _REAL_SIZES if field in fields)
+        effort.announce(max((size, *real)))
+        if kind == "S":
+            effort.announce(_tar_number(block[483:495], filename))
+            more = block[482]
+            while more and headers <= 4 * Limits.archive_members:       # its list of holes goes on
+                more, headers = _whole(stream, 512)[504], headers + 1
+        end = stream.position + size + -size % 512
+        yield _TarMember(name, size, kind in "\x0007" and not name.endswith("/") and not is_sparse)
+        if not stream.skip_to(end):
+            raise ValueError(f"its member '{one_line(name)}' was cut")
+
+
+_REAL_SIZES = ("GNU.sparse.size", "GNU.sparse.realsize")        # of sparse files, by pax headers
+_PAX_OF_ONE = ("path", "linkpath", "size")      # that can't be true of all members
+_PAX_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ([^=\n]+)=")
+
+
+class _Extended:
+    """What the extended headers in front of a tar's member say: its long name, its pax fields."""
+
+    def __init__(self, filename, sum_=0):
+        self.filename, self.sum = filename, sum_        # sum: the size of all of the archive
+        self.kinds, self.fields = set(), {}
+
+    def next(self):
+        """For the next member."""
+        return _Extended(self.filename, self.sum)
+
+    def add(self, kind, size, stream):
+        """Read one of `size` bytes."""
+        self.sum += size
+        if size > Limits.tar_header or self.sum > Limits.tar_headers:
+            raise BadRequest(f"'{self.filename}' holds too much: extended headers of over "
+                             f"{Limits.tar_header} bytes or {Limits.tar_headers} in all")
+        data = _whole(stream, size + -size % 512)[:size]
+        found = {}
+        if kind in "xXg":
+            found = _pax_fields(data)
+        elif kind == "L":
+            found["path"] = _tar_text(data)
+        if kind == "g":
+            if any(field in _PAX_OF_ONE or field.startswith("GNU.sparse.") for field in found):
+                raise BadRequest(f"'{self.filename}' holds one name or size for all its members")
+            return
+        if kind.lower() in self.kinds or found.keys() & self.fields.keys():
+            raise BadRequest(f"'{self.filename}' holds a member with two extended headers that "
+                             "say the same")
+        self.kinds.add(kind.lower())
+        self.fields.update(found)
+
+
+def _pax_fields(data):
+    """The fields of a pax header: `20 path=some/where\\n`, where 20 is the length of all of it."""
+    fields, at = {}, 0
+    while at < len(data):
+        match = _PAX_RECORD.match(data, at)
+        end = at + int(match[1]) if match else 0
+        if not match or match.end() >= end or data[end - 1:end] != b"\n":
+            raise ValueError("an extended header is damaged")
+        field, value = match[2], data[match.end():end - 1]
+        fields[field.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        at = end
+    return fields
+
+
+def _tar_kind(block):
+    """The type of a tar's header, one character; ValueError if the header is damaged."""
+    if len(block) < 512:
+        raise ValueError("it was cut")
+    stated = re.match(rb"[ \0]*([0-7]{1,8})", block[148:156])
+    rest = block[:148] + block[156:]
+    found = sum(rest) + 8 * 32      # the checksum's own field counts as spaces
+    signed = found - 256 * sum(byte > 127 for byte in rest)     # as some tools add them up
+    if not stated or int(stated[1], 8) not in (found, signed):
+        raise ValueError("a header is damaged")
+    return chr(block[156])
+
+
+def _tar_number(field, filename):
+    """A number of a header (octal, or base 256 as GNU tar writes large ones) or of a pax field (a
+    text)."""
+    if isinstance(field, int):
+        return field
+    if isinstance(field, str):
+        text, base = field, 10
+    elif field[0] in (0x80, 0xff):
+        below = 256 ** (len(field) - 1) if field[0] == 0xff else 0
+        text, base = str(int.from_bytes(field[1:], "big") - below), 10
+    else:
+        text, base = field.partition(b"\0")[0].decode("latin-1").strip() or "0", 8
+    if re.fullmatch(r"-[0-9]{1,40}", text):
+        raise BadRequest(f"'{filename}' holds a member with a size below zero")
+    if not re.fullmatch(r"[0-7]{1,12}" if base == 8 else r"[0-9]{1,40}", text):
+        raise ValueError("a number in a header is damaged")
+    return int(text, base)
+
+
+def _tar_text(data):
+    return data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _whole(stream, size):
+    data = stream.read(size)
+    if len(data) < size:
+        raise ValueError("it was cut")
     return data
 
 
@@ -2529,19 +2997,26 @@ class DocMember(typing.NamedTuple):
 
 
 def doc_members(file, filename):
-    """The members of a documentation zip that can be served; None if the file is no zip at all.
+    """(the members of a documentation zip that can be served, how many others it has); None if the
+    file is no zip at all.
 
-    Every member is read through once, so that serving it later can't fail.  BadRequest for a zip that is encrypted, has no
-    readable member, or unpacks to too much."""
+    Every member is read through once, so that serving it later can't fail. BadRequest for a zip
+    that is encrypted, has no readable member, or unpacks to too much."""
     try:
-        check_zip_directory(file, filename, Limits.doc_members)
-        with zipfile.ZipFile(file) as archive:
-            infos = archive.infolist()
-            _check_doc_sizes(infos, filename)
-            readable = {info.filename: info for info in infos if _is_servable(info) and _reads_well(archive, info, filename)}
-    except _UNREADABLE as error:
-        log.info("%s is no zip: %s", one_line(filename), reason_of(error))
+        infos = _zip_members(file, filename, Limits.doc_members)
+    except BrokenArchive as problem:
+        log.info("documentation: %s", problem.message)
         return None
+    infos = [info for info in infos if not info.orig_filename.endswith(("/", "\\"))]
+    _check_doc_sizes(infos, filename)
+    # some tools write Windows' separator, and no other: what unpacks zips takes it for one
+    has_slashes = any("/" in info.orig_filename for info in infos)
+    readable = {}
+    with Effort(file, filename, Limits.doc_bytes) as effort:
+        for info in infos:
+            name = _doc_name(info.orig_filename, has_slashes)
+            if _is_servable(name, info) and _reads_well(file, info, filename, effort):
+                readable[name] = info
     if not readable:
         raise BadRequest(f"'{filename}' has no member that can be read")
     root = _doc_root(readable)
@@ -2552,7 +3027,16 @@ def doc_members(file, filename):
             start = info.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
             members.append(DocMember(name[len(root):], len(members), start, info.compress_size, info.file_size,
                                      info.compress_type == zipfile.ZIP_DEFLATED))
-    return members
+    return members, len(infos) - len(members)
+
+
+def _doc_name(name, has_slashes):
+    """A member's name as a path of the documentation."""
+    if not has_slashes:
+        name = name.replace("\\", "/")
+    while name.startswith("./"):
+        name = name[2:]
+    return name
 
 
 def _check_doc_sizes(infos, filename):
@@ -2576,21 +3060,19 @@ def is_doc_path(path):
         re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", path) is None and len(path) <= 1000
 
 
-def _is_servable(info):
+def _is_servable(name, info):
     """Whether a zip's entry is a plain file under a safe name."""
     is_link = info.create_system == 3 and info.external_attr >> 28 == 0o12
-    return not is_link and is_doc_path(info.filename) and info.orig_filename == info.filename and \
-        info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return not is_link and is_doc_path(name)
 
 
-def _reads_well(archive, info, filename):
-    """Whether a member gives the bytes that the directory says; zipfile never reads more of it, and checks their CRC."""
+def _reads_well(file, info, filename, effort):
+    """Whether a member gives the bytes that the directory says."""
     try:
-        with archive.open(info) as member:
-            while member.read(256 << 10):
-                pass
-    except _UNREADABLE as error:
-        log.info("%s: the member %s can't be read: %s", one_line(filename), one_line(info.filename), reason_of(error))
+        for _ in _member_pieces(file, filename, info, effort):
+            pass
+    except BrokenArchive as problem:
+        log.info("documentation: %s", problem.message)
         return False
     return True
 
@@ -6608,9 +7090,7 @@ class Releases:
         name, version = check_form_names(form)
         check_form_filename(filename, name, version)
         self._check_digests(form, incoming)
-        with incoming.reader() as file:
-            check_variants(file, filename)
-            data = archive_metadata(file, filename)
+        data = self._look_through(incoming, filename, form.get("filetype") == ["bdist_dumb"])
         archive = parse_core_metadata(data) if data is not None else {}
         self._check_archive(filename, name, version, archive)
         offered = data is not None and filename.lower().endswith(".whl")
@@ -6620,10 +7100,29 @@ class Releases:
         incoming.keep()
         return self.store.write(_store_upload, index, upload, may_replace, actor=actor)
 
-    def upload_docs(self, index, form, filename, incoming, may_replace, actor):
-        """devpi: `:action=doc_upload`.  Keep an incoming zip as the documentation of a release, by default the latest.
+    def _look_through(self, incoming, filename, is_dumb):
+        """The metadata file of an incoming archive (bytes), None if it has none; BadRequest if it
+        is not fit to be kept.
 
-        `may_replace`: as for `upload`.  Returns False if the very same zip was there already on a non-volatile index."""
+        A dumb binary (distutils' bdist_dumb) is a picture of what to unpack at `/`, and needs
+        none."""
+        with incoming.reader() as file:
+            check_variants(file, filename)
+            if not self.settings.accept_broken_archives:
+                check_archive_name(filename)
+                return archive_metadata(file, filename, is_whole=True, is_needed=not is_dumb)
+            try:
+                return archive_metadata(file, filename)
+            except BrokenArchive as problem:
+                log.info("kept without metadata: %s", problem.message)
+                return None
+
+    def upload_docs(self, index, form, filename, incoming, may_replace, actor):
+        """devpi: `:action=doc_upload`. Keep an incoming zip as the documentation of a release, by
+        default the latest.
+
+        `may_replace`: as for `upload`. Returns (False if the very same zip was there already on a
+        non-volatile index, how many of its members can't be shown)."""
         if "version" not in form:
             name, _ = check_form_names({**form, "version": ["0"]})
             form = {**form, "version": [self._newest_version(index, name)]}
@@ -6631,10 +7130,12 @@ class Releases:
         if incoming.size > self.settings.max_doc_size:
             raise TooLarge(f"the documentation is larger than {self.settings.max_doc_size} bytes (--max-doc-size)")
         with incoming.reader() as file:
-            members = doc_members(file, filename)
+            members, left_out = doc_members(file, filename) or (None, 0)
         docs = Attachment("doczip", f"{normalize(name)}-{version}.doc.zip", incoming.sha256.hexdigest(), incoming.size)
         incoming.keep()
-        return self.store.write(_store_docs, index, name, version, docs, filename, members, may_replace, actor=actor)
+        is_new = self.store.write(_store_docs, index, name, version, docs, filename, members,
+                                  may_replace, actor=actor)
+        return is_new, left_out
 
     def _newest_version(self, index, name):
         with self.store.read() as db:
@@ -7324,6 +7825,10 @@ class Staging:
             with self.blobs.open(file.sha256) as blob:
                 try:
                     data = archive_metadata(blob, file.filename)
+                except BrokenArchive as problem:        # so upstream has it, and so it is wanted
+                    log.warning("pushed from the mirror %s as it is: %s", index.path,
+                                problem.message)
+                    data = None
                 except BadRequest as problem:
                     raise UpstreamTrouble(f"upstream's file is refused: {problem.message}") from None
             if data is not None:
@@ -11708,11 +12213,21 @@ def _take_upload(request, index, form, fields):
         raise BadRequest(f"action '{one_line(action, 60)}' not supported")
     if form.filename is None:
         raise BadRequest("content file field not found")
-    take, event = (releases.upload, "upload") if action == "file_upload" else (releases.upload_docs, "docs")
     may_replace = request.app.permissions.index_modify(request.identity, index.user)
-    if not take(index, fields, form.filename, form.incoming, may_replace, request.actor):
+    parts, left_out = (index, fields, form.filename, form.incoming, may_replace, request.actor), 0
+    if action == "file_upload":
+        is_new, event = releases.upload(*parts), "upload"
+    else:
+        (is_new, left_out), event = releases.upload_docs(*parts), "docs"
+    if not is_new:
         return Response(200, [("Content-Type", HTML)], reason="Upload of identical file to non volatile index.")
-    return Response(200, [("Content-Type", HTML), *([("X-Devpi-Trigger", "queued")] if is_told(index, event) else [])])
+    headers = [("X-Devpi-Trigger", "queued")] if is_told(index, event) else []
+    if left_out:
+        note = (f"{left_out} of the documentation's members are not shown: damaged, links, under "
+                "names that lead out of it, or beside the folder that holds its index.html\n")
+        headers.insert(0, ("Content-Type", "text/plain; charset=utf-8"))
+        return Response(200, headers, note.encode())
+    return Response(200, [("Content-Type", HTML), *headers])
 
 
 @route("PUSH", "/{user}/{index}[/]")

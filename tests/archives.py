@@ -5,6 +5,7 @@ The same arguments always give the same bytes; for other bytes under the same na
 """
 
 import base64
+import bz2
 import dataclasses
 import gzip
 import hashlib
@@ -119,6 +120,36 @@ def sdist(
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=TAR_TIME) as archive:
         archive.write(plain.getvalue())
     return Archive(stem + ".tar.gz", packed.getvalue(), name, version, metadata, fields)
+
+
+def around(filename, content, name, version):
+    """An archive as its file name says, of that project and release, with the bytes as they are in one of its members.
+
+    Of a file that is no wheel, egg, zip or tar, the bytes alone."""
+    lower, stem, metadata = filename.lower(), "%s-%s" % (_escaped(name), version), (
+        "Metadata-Version: 2.1\nName: %s\nVersion: %s\n" % (name, version)
+    ).encode()
+    place = {"whl": stem + ".dist-info/METADATA", "egg": "EGG-INFO/PKG-INFO"}
+    members = {place.get(lower[-3:], stem + "/PKG-INFO"): metadata, stem + "/content": content}
+    packed = io.BytesIO()
+    if lower.endswith((".whl", ".egg", ".zip")):
+        with zipfile.ZipFile(packed, "w") as archive:
+            for member, data in members.items():
+                archive.writestr(zipfile.ZipInfo(member, ZIP_TIME), data)
+        return packed.getvalue()
+    if not lower.endswith((".tar.gz", ".tgz", ".tar.bz2")):
+        return content
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for member, data in members.items():
+            entry = tarfile.TarInfo(member)
+            entry.size, entry.mtime = len(data), TAR_TIME
+            archive.addfile(entry, io.BytesIO(data))
+    if lower.endswith("bz2"):
+        return bz2.compress(packed.getvalue())
+    stored = io.BytesIO()
+    with gzip.GzipFile(fileobj=stored, mode="wb", compresslevel=0, mtime=TAR_TIME) as archive:
+        archive.write(packed.getvalue())
+    return stored.getvalue()
 
 
 def multipart(fields, files):

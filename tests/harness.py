@@ -24,7 +24,7 @@ import threading
 import time
 import urllib.parse
 
-from archives import Archive, multipart, normal_name, sdist, wheel  # noqa: F401  (for the tests)
+from archives import Archive, around, multipart, normal_name, sdist, wheel  # noqa: F401  (for the tests)
 from upstream import SIMPLE_JSON, Upstream  # noqa: F401
 
 SOURCE = pathlib.Path(__file__).resolve().parent.parent / "devpi_lite.py"

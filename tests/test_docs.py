@@ -807,7 +807,7 @@ def test_a_list_that_names_everybody_restricts_nothing(site):
 # Evil members, evil requests
 
 EVIL_NAMES = [
-    "../index.html", "../../../../etc/evil", "sub/../climb.html", "./dot.html", "sub/./dot.html", "sub//double.html", "/root.html",
+    "../index.html", "../../../../etc/evil", "sub/../climb.html", "sub/./dot.html", "sub//double.html", "/root.html",
     "//host/x.html", "C:/drive.html", "c:drive.html", "C:\\drive.html", "scheme:page.html", "sub\\page2.html", "..\\climb.html",
     "\\\\host\\share.html", "..", ".", "sub/..", "sub/.", "nul.html\0.txt", "sub/\0", "\0"]
 EVIL_ZIP = docs_zip(
@@ -1016,7 +1016,7 @@ def test_a_zip_without_one_index_page_is_served_under_its_own_names(site, member
     assert site.get("/doc/dev/unindexed/1.0/+doc/", headers={"Accept": BROWSER}, follow=True).status == 404
 
 
-@pytest.mark.parametrize("name", ["../index.html", "./index.html", "/index.html", "C:/index.html", "a\\index.html", ".\\index.html"])
+@pytest.mark.parametrize("name", ["../index.html", "/index.html", "C:/index.html", "..\\index.html", "./../index.html"])
 def test_an_evil_directory_never_becomes_the_root(site, name):
     content = docs_zip(("page.html", b"page"), (name, b"EVIL"))
     add_docs(site, "doc/dev", "evilroot", "1.0", content)

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from harness import multipart, sdist, wheel
+from harness import around, multipart, sdist, wheel
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_head_has_the_headers_of_get_and_no_body(site, archive):
     ("types-1.0.tar.bz2", "application/x-tar"), ("types-1.0.zip", "application/zip"),
     ("types-1.0-py3-none-any.whl", "application/octet-stream"), ("types-1.0.egg", "application/octet-stream")])
 def test_the_content_type_goes_by_the_file_name(site, filename, content_type):
-    content = filename.encode()
+    content = around(filename, filename.encode(), "types", "1.0")
     assert upload_raw(site, "fil/dev", "types", "1.0", filename, content).status == 200
     digest = hashlib.sha256(content).hexdigest()
     reply = get(site, "/fil/dev/+f/%s/%s/%s" % (digest[:3], digest[3:16], filename), Accept_Encoding="gzip")
@@ -85,7 +85,7 @@ def test_the_content_type_goes_by_the_file_name(site, filename, content_type):
 
 
 def test_no_file_is_ever_compressed_on_the_way(site):
-    content = b"a" * 100000
+    content = around("plain-1.0.zip", b"a" * 100000, "plain", "1.0")
     assert upload_raw(site, "fil/dev", "plain", "1.0", "plain-1.0.zip", content).status == 200
     digest = hashlib.sha256(content).hexdigest()
     reply = get(site, "/fil/dev/+f/%s/%s/plain-1.0.zip" % (digest[:3], digest[3:16]), Accept_Encoding="gzip, deflate")
@@ -107,13 +107,13 @@ def test_a_file_of_a_base_lies_under_the_base_only(site):
 
 
 def test_one_content_under_two_names_shares_the_directory(site):
-    for filename in ("twin-1.0.zip", "twin-1.0.tar.gz"):
+    for filename in ("twin-1.0.exe", "twin-1.0.msi"):
         assert upload_raw(site, "fil/dev", "twin", "1.0", filename, b"twins").status == 200
     digest = hashlib.sha256(b"twins").hexdigest()
-    for filename in ("twin-1.0.zip", "twin-1.0.tar.gz"):
+    for filename in ("twin-1.0.exe", "twin-1.0.msi"):
         assert get(site, "/fil/dev/+f/%s/%s/%s" % (digest[:3], digest[3:16], filename)).body == b"twins"
-    assert site.delete("/fil/dev/+f/%s/%s/twin-1.0.zip" % (digest[:3], digest[3:16]), user="fil").status == 200
-    assert site.fetch("fil/dev", "twin-1.0.tar.gz", "twin") == b"twins"
+    assert site.delete("/fil/dev/+f/%s/%s/twin-1.0.exe" % (digest[:3], digest[3:16]), user="fil").status == 200
+    assert site.fetch("fil/dev", "twin-1.0.msi", "twin") == b"twins"
 
 
 def test_json_asks_for_the_record_of_the_file(site):
@@ -189,9 +189,9 @@ def test_if_range_gives_the_piece_only_of_the_same_file(site, template, status):
 
 
 def test_an_empty_file_has_no_ranges(site):
-    assert upload_raw(site, "fil/dev", "nothing", "1.0", "nothing-1.0.zip", b"").status == 200
+    assert upload_raw(site, "fil/dev", "nothing", "1.0", "nothing-1.0.exe", b"").status == 200
     digest = hashlib.sha256(b"").hexdigest()
-    path = "/fil/dev/+f/%s/%s/nothing-1.0.zip" % (digest[:3], digest[3:16])
+    path = "/fil/dev/+f/%s/%s/nothing-1.0.exe" % (digest[:3], digest[3:16])
     assert (get(site, path).status, get(site, path).headers.get("Content-Length")) == (200, "0")
     reply = get(site, path, Range="bytes=0-0")
     assert (reply.status, reply.headers.get("Content-Range")) == (416, "bytes */0")

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import OWNER, Archive, Server, eventually, multipart, sdist, wheel
+from harness import OWNER, Archive, Server, around, eventually, multipart, sdist, wheel
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
@@ -799,7 +799,7 @@ TABLE = [
 
 def test_filetype_and_pyversion_follow_from_the_file_name(site, receiver):
     for filename, _, _ in TABLE:
-        content = b"content of " + filename.encode()
+        content = around(filename, b"content of " + filename.encode(), "table", "1.0")
         upload(site, "pu/dev", Archive(filename, content, "table", "1.0", b"", {"name": "table", "version": "1.0"}))
     status, result = answer_of(send(site, "pu/dev", "table", "1.0", receiver.url))
     assert (status, len(result)) == (200, len(TABLE))
@@ -1007,7 +1007,7 @@ class Slow:
 @pytest.fixture(scope="module")
 def slow(site):
     """Of a large file to a target that reads a piece now and then, or none, and of a small one that is not answered."""
-    content = hashlib.shake_128(b"streamed").digest(BIG)
+    content = around("streamed-1.0.zip", hashlib.shake_128(b"streamed").digest(BIG), "streamed", "1.0")
     upload(site, "pu/dev", Archive("streamed-1.0.zip", content, "streamed", "1.0", b"", {"name": "streamed", "version": "1.0"}))
     external(site, "hanging")
     receiver = Receiver().start()

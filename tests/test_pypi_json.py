@@ -538,7 +538,7 @@ def test_any_metadata_makes_valid_json(site, index, fields):
 
 def test_a_file_whose_contents_cannot_be_read_is_listed_all_the_same(site, index):
     content = b"no archive at all"
-    archive = dataclasses.replace(sdist("opaque", "1.0"), content=content)
+    archive = dataclasses.replace(sdist("opaque", "1.0"), filename="opaque-1.0.exe", content=content)
     put(site, index, archive)
     [file] = document(site, index, "opaque")["urls"]
-    assert (file["packagetype"], file["size"], file["digests"]["sha256"]) == ("sdist", len(content), archive.sha256)
+    assert (file["packagetype"], file["size"], file["digests"]["sha256"]) == ("bdist_dumb", len(content), archive.sha256)
