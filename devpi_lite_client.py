@@ -349,7 +349,7 @@ def server_of(url):
 
 
 def is_same_server(url, other):
-    """Whether a URL is on the same server as another one, or on the same host's standard TLS port in place of 80."""
+    """Whether a URL is on the same server as another one, or on the TLS port in place of 80."""
     one, other = origin_of(url), origin_of(other)
     return one == other or (one, other) == (("https", other[1], 443), ("http", one[1], 80))
 
@@ -407,9 +407,9 @@ REASON_SHOWN = 500
 
 
 def readable_reason(status, text):
-    """What a server's body says of a refusal, as one line: the message of JSON, the title or else the text of HTML.
+    """What a server's body says of a refusal, as one line; "" if it only repeats the status.
 
-    "" if it only repeats the status."""
+    Of JSON that is the message, of HTML the title, or else the text."""
     import html
     text = text[:REASON_READ]
     phrase = http.client.responses.get(status, "")
@@ -420,12 +420,15 @@ def readable_reason(status, text):
             candidates = [value[key] for key in ("message", "detail", "error")
                           if isinstance(value.get(key), str)] + [text]
     elif re.search(r"<(html|!doctype|head|title|body|h1|p)\b", text, re.IGNORECASE):
-        text = re.sub(r"<(script|style)\b.*?</\1>|<!--.*?-->", " ", text, flags=re.DOTALL | re.IGNORECASE)
-        title = re.search(r"<title\b[^>]*>([^<]*)", text, re.IGNORECASE)
-        body = re.sub(r"<(head|title)\b.*?</\1\s*>", " ", text, flags=re.DOTALL | re.IGNORECASE)
-        candidates = [html.unescape(each) for each in (title[1] if title else "", re.sub(r"<[^>]*>", " ", body))]
+        flags = re.DOTALL | re.IGNORECASE
+        text = re.sub(r"<(script|style)\b.*?</\1>|<!--.*?-->", " ", text, flags=flags)
+        title = re.search(r"<title\b[^>]*>([^<]*)", text, flags)
+        body = re.sub(r"<(head|title)\b.*?</\1\s*>", " ", text, flags=flags)
+        candidates = [html.unescape(title[1] if title else ""),
+                      html.unescape(re.sub(r"<[^>]*>", " ", body))]
     for candidate in candidates:
-        line = re.sub(rf"^(HTTP\S* )?{status}\b[\s:,-]*", "", " ".join(printable(candidate).split()))
+        line = " ".join(printable(candidate).split())
+        line = re.sub(rf"^(HTTP\S* )?{status}\b[\s:,-]*", "", line)
         if line and line.lower() != phrase.lower():
             return line if len(line) <= REASON_SHOWN else line[:REASON_SHOWN - 3] + "..."
     return ""
@@ -454,7 +457,7 @@ def printable(text):
 
 
 def shell_word(text):
-    """A server's text as one word for a command line that people copy: in quotes where a shell would see more in it."""
+    """A server's text as one word of a command line that people copy, in quotes if need be."""
     import shlex
     return shlex.quote(text)
 
@@ -754,7 +757,9 @@ NUMBER_DIGITS = 400             # of a whole number in JSON: some Pythons take m
 
 
 def parse_json(data):
-    """The value of a JSON text (str or bytes); ValueError if it is none, nested too deeply, or has an endless number."""
+    """The value of a JSON text (str or bytes).
+
+    ValueError if it is none, is nested too deeply, or has a number of too many digits."""
     try:
         return json.loads(data, parse_int=_parse_int)
     except RecursionError:
@@ -882,7 +887,7 @@ def write_whole(path, text, mode=None):
 
 @contextlib.contextmanager
 def writing(path):
-    """A Failure that names the file for a disk that fails in a block that writes it, whatever else that disk says."""
+    """Around what writes a file: a disk that fails becomes a Failure that names the file."""
     try:
         yield
     except OSError as error:
@@ -892,7 +897,9 @@ def writing(path):
 
 
 class OutputFile:
-    """A new file of bytes.  It has no buffer, so that a full disk is met by what writes, not by what closes."""
+    """A new file of bytes.
+
+    It has no buffer, so that a full disk is met by what writes, not by what closes."""
 
     def __init__(self, path):
         self.name = path
@@ -1097,7 +1104,8 @@ class Http:
         """Send a request and follow redirects (`follows`); returns its `Reply`, whatever its status.  Unreachable if none came.
 
         `credentials(url)`: the headers that say who asks, for that URL.  `patient`: wait for the answer without end.
-        `repeatable`: may be sent again after a broken connection (GET may).  `sink`: an `OutputFile` for the body of a 200."""
+        `repeatable`: may be sent again after a broken connection (GET may).
+        `sink`: an `OutputFile` for the body of a 200."""
         repeatable = method in ("GET", "HEAD") if repeatable is None else repeatable
         for _ in range(MAX_REDIRECTS):
             sent = {"User-Agent": USER_AGENT, **(headers or {}), **credentials(url)}
@@ -1238,10 +1246,11 @@ class Http:
         if proxy:
             through = urllib.parse.urlsplit(proxy)
             if through.scheme != "http":
-                raise Failure(f"the proxy {masked(proxy)} can't be used: only http:// proxies are spoken to, not "
-                              f"{'SOCKS' if through.scheme.startswith('socks') else f'{through.scheme}://'}",
-                              f"name an http:// proxy in {scheme.upper()}_PROXY, or in NO_PROXY what is reached without "
-                              f"one: {host}")
+                kind = "SOCKS" if through.scheme.startswith("socks") else f"{through.scheme}://"
+                raise Failure(
+                    f"the proxy {masked(proxy)} can't be used: only http:// is spoken, not {kind}",
+                    f"name an http:// proxy in {scheme.upper()}_PROXY, "
+                    f"or in NO_PROXY the host that is reached without one: {host}")
             connection = kind(through.hostname, through.port or 80, **arguments)
             if scheme == "https":
                 credentials = credentials_of(proxy)
@@ -1283,14 +1292,15 @@ def proxy_for(url):
 
 
 def _is_exempt(url, exempt):
-    """Whether a URL is asked without the proxy: `exempt` is NO_PROXY, None if no variable says anything of proxies.
+    """Whether a URL is asked without the proxy; `exempt`: the value of NO_PROXY, or None.
 
-    Its entries are hosts, with all below them; with a port or without; networks as 10.0.0.0/8; or `*`."""
+    Its entries are hosts, which stand for all below them too, with a port or without; networks
+    such as 10.0.0.0/8; or `*`."""
     import ipaddress
     import urllib.request
     _, host, port = origin_of(url)
-    if exempt is None and not urllib.request.getproxies_environment():      # macOS and Windows have settings of their own
-        return bool(urllib.request.proxy_bypass(host))
+    if exempt is None and not urllib.request.getproxies_environment():
+        return bool(urllib.request.proxy_bypass(host))      # the settings of macOS or Windows
     for entry in re.split(r"[,\s]+", (exempt or "").lower()):
         if entry == "*":
             return True
@@ -1298,7 +1308,8 @@ def _is_exempt(url, exempt):
             if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False):
                 return True
         name, number = re.fullmatch(r"(?:\*?\.)?(.*?)(?::([0-9]+))?", entry).groups()
-        if name and number in (None, str(port)) and (host == name.strip("[]") or host.endswith("." + name)):
+        is_named = host == name.strip("[]") or host.endswith("." + name)
+        if name and is_named and number in (None, str(port)):
             return True
     return False
 
@@ -1469,9 +1480,9 @@ def with_port(url):
 
 
 def netrc_entry(console, url):
-    """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.  `default` entries don't count.
+    """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.
 
-    Only for a URL that the person has named: see `Run.netrc_entry` for those that a server has."""
+    `default` entries don't count.  For URLs that a server has named there is `Run.netrc_entry`."""
     hosts, parts = _netrc_hosts(console), urllib.parse.urlsplit(url)
     entry = hosts.get(parts.netloc.rpartition("@")[2]) or hosts.get(parts.hostname)
     return (entry[0] or "", entry[2] or "") if entry else None
@@ -1782,15 +1793,16 @@ class Run:
 
     @property
     def named(self):
-        """The URL by which the person has named the server: now, or in the `use` that stored it; "" if there is no server.
+        """The URL by which the person has named the server, now or in the `use` that stored it.
 
-        What a server says of itself does not count.  State files of devpi-client don't tell; their server counts as named."""
+        "" if there is no server.  What a server says of itself does not count.  State files of
+        devpi-client don't tell who named it: their server counts as named."""
         if self.asked is not None:
             return self.asked
         known, root = self.state.get("devpi_lite_named"), Place.of_state(self.state).root
-        if isinstance(known, dict) and known.get("root") == root and isinstance(known.get("url"), str):
+        if isinstance(known, dict) and known.get("root") == root:
             with contextlib.suppress(Failure):
-                return checked_url(known["url"])
+                return checked_url(str(known.get("url")))
         return root
 
     def index_url(self, text, root):
@@ -1875,7 +1887,9 @@ class Run:
         """(user, password) of .netrc for a URL on the server that the person has named, or None.
 
         A server may link and redirect to any host, one that .netrc has for other programs too."""
-        return netrc_entry(self.console, url) if self.named and is_same_server(url, self.named) else None
+        if not self.named or not is_same_server(url, self.named):
+            return None
+        return netrc_entry(self.console, url)
 
     def _login_from_environment(self, place, user, password):
         try:
@@ -1923,7 +1937,8 @@ class Run:
         checked_secret(user, password)
         if not self.is_asked_for(place.login):
             raise Failure(f"the server at {masked(self.asked)} wants the password to be sent to {place.root}",
-                          f"if that is right, type 'devpi use {shell_word(place.index or place.root)}' first, or name that URL")
+                          "if that is right, type 'devpi use "
+                          f"{shell_word(place.index or place.root)}' first, or name that URL")
         reply = self.http.request("POST", place.login, json_headers(), json_body({"user": user, "password": password}),
                                   credentials=self._proxy_credentials)
         answer = self.answer(reply, "proxyauth")
@@ -2043,8 +2058,9 @@ class Run:
                 if os.environ.get("DEVPI_PASSWORD") and not os.environ.get("DEVPI_USER"):
                     return "the variable DEVPI_PASSWORD is set, but not DEVPI_USER, which says whose password it is"
                 if netrc_entry(self.console, reply.url) and not self.netrc_entry(reply.url):
-                    return (f"what .netrc has for {origin_of(reply.url)[1]} is not sent where a server leads to by itself; "
-                            f"if that is where you want to be: devpi use {shell_word(server_of(reply.url))}")
+                    return (f"what .netrc has for {origin_of(reply.url)[1]} is not sent, because "
+                            "another server has led there; if that is where you want to be: "
+                            f"devpi use {shell_word(server_of(reply.url))}")
                 user = os.environ.get("DEVPI_USER") or self.stored_user or "USER"
                 return f"not logged in, or the login has expired (one lasts 10 hours): devpi login {user}"
         if reply.status == 413:
@@ -2309,7 +2325,9 @@ def undo_settings(file):
 
 
 def installer_variables(run, url=None):
-    """The variables that make pip and uv use the index; `url`: its simple index with credentials, if they are needed."""
+    """The variables that make pip and uv use the index.
+
+    `url`: its simple index with credentials, if they are needed."""
     url = url or run.place.simpleindex
     variables = {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url, "UV_INDEX_URL": url}
     parts = urllib.parse.urlsplit(url)
@@ -2319,14 +2337,16 @@ def installer_variables(run, url=None):
 
 
 def may_be_trusted(run, url):
-    """Whether pip may be told to trust a URL's host without TLS: the person has named it.  If not, that is said.
+    """Whether pip may be told to trust a URL's host without TLS: if the person has named that host.
 
-    pip then takes anything from that host, from any port and with any certificate, so that no server may choose which."""
+    pip then takes anything from it, from any port and with any certificate: no server chooses
+    such a host for others.  A refusal is told."""
     host, named = origin_of(url)[1], origin_of(run.named)[1] if run.named else None
     if host == named:
         return True
-    run.console.warn(f"the server says that its index is at {host}, which you have not named: pip is not told to trust that host"
-                     f" (if it is right: devpi use {shell_word(server_of(url))})")
+    run.console.warn(f"the server says that its index is at {host}, which you have not named: "
+                     "pip is not told to trust that host "
+                     f"(if it is right: devpi use {shell_word(server_of(url))})")
     return False
 
 
@@ -2335,22 +2355,24 @@ MEMBERS_ASKED = 50              # of an index and its bases
 
 
 def index_with_credentials(run, place):
-    """The simple index's URL as tools need it that know nothing of devpi's header: with the login for where that URL is."""
+    """The simple index's URL with the login for it, for tools that don't know devpi's header."""
     pair = run.credential_pair(place.simpleindex)
     return with_credentials(place.simpleindex, *pair) if pair else place.simpleindex
 
 
 def index_for_tools(run):
-    """The simple index's URL for what this client starts: with our login only if the index can't be read without.
+    """The simple index's URL for what this client starts, with our login only if reading needs it.
 
-    What is built, tested or installed sees that URL too, and all that a login may do is more than it should get."""
+    What is built, tested or installed sees that URL too, and a login may do more than read."""
     place = run.place
     pair = run.credential_pair(place.simpleindex)
-    return with_credentials(place.simpleindex, *pair) if pair and not _everybody_reads(run, place) else place.simpleindex
+    if pair is None or _everybody_reads(run, place):
+        return place.simpleindex
+    return with_credentials(place.simpleindex, *pair)
 
 
 def tool_variables(run):
-    """The variables for what this client starts: the index, and by what its server's certificate is verified here."""
+    """The variables for what this client starts: the index, and what verifies its certificate."""
     url = index_for_tools(run)
     variables = installer_variables(run, url)
     if urllib.parse.urlsplit(url).scheme == "https":
@@ -2359,10 +2381,11 @@ def tool_variables(run):
 
 
 def _certificate_variables(run, url):
-    """What the person has set for one tool, for the others too: not every pip, nor uv, knows each of `CA_VARIABLES`.
+    """The authority that the person has named to one tool, for the others too.
 
     As absolute paths: a build or a test runs in another directory."""
-    found = {name: os.path.abspath(os.environ[name]) for name in CA_VARIABLES if os.environ.get(name)}
+    found = {name: os.path.abspath(os.environ[name])
+             for name in CA_VARIABLES if os.environ.get(name)}
     if found:
         bundle = next(iter(found.values()))
         system = "SSL_CERT_DIR" if os.path.isdir(bundle) else "SSL_CERT_FILE"
@@ -2520,8 +2543,9 @@ def _root_for(run, url, stored, environment):
     if environment and "://" in environment:
         return run.place.root
     if not stored.root:
-        hint = f"a URL starts with http:// or https://, as in http://{masked(url)}" if re.search("[:.]", url) else \
-            f"'{url}' is relative to one; type 'devpi use URL' first"
+        hint = f"'{url}' is relative to one; type 'devpi use URL' first"
+        if re.search("[:.]", url):
+            hint = f"a URL starts with http:// or https://, as in http://{masked(url)}"
         raise Failure("not connected to a server, see 'devpi use'", hint)
     return stored.root
 
@@ -2658,7 +2682,7 @@ def _index_is_accessible(run, place, user):
 
 
 def _trusts(run, place):
-    """Whether pip is to be told to use the index's host without TLS: never one that only the server has named."""
+    """Whether pip is to be told to use the index's host without TLS."""
     if not place.simpleindex or run.options.pip_set_trusted == "no":
         return False
     parts = urllib.parse.urlsplit(place.simpleindex)
@@ -2693,7 +2717,7 @@ def _set_configuration(run, place, file, trusted):
     """Write the index into a configuration file."""
     urls = {"simpleindex": place.simpleindex, "index": place.index + "/"}
     for key, url in urls.items():
-        pair = run.auth.basic_auth(url)     # each URL for itself: a server may state one of another server
+        pair = run.auth.basic_auth(url)     # of each URL: a server may state one of another server
         urls[key] = with_credentials(url, *pair) if pair else url
     if file.settings[0][0] is None and winning_index(_text_of(file.path) or "") is not None:
         run.console.error(f"{for_people(file.path)} has a default [[index]], which goes before index-url: left alone")
@@ -2768,7 +2792,8 @@ def _keep_login(run, user, token, seconds):
 def _login_with_token(run, user, token):
     checked_secret(user, token)
     if not run.is_asked_for(run.root):
-        raise Failure(f"the server at {masked(run.asked)} calls itself {run.root}", f"type 'devpi use {shell_word(run.root)}' first")
+        raise Failure(f"the server at {masked(run.asked)} calls itself {run.root}",
+                      f"type 'devpi use {shell_word(run.root)}' first")
     headers = Identity(user, token, "login").headers()
     reply = run.http.request("GET", run.root + "+api", json_headers(),
                              credentials=lambda url: headers if is_below(url, run.root) else {})
@@ -2855,11 +2880,11 @@ def _shell_line(shell, name, value):
 
 HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
 FORCE = argument("-f", "--force", action="store_true",
-                 help="with --delete: also what other users' indexes have as a base; it is taken out of them")
+                 help="with --delete: although other users' indexes build on it")
 
 
 def delete_in_use(run, url):
-    """Delete a user or an index: with --force also one that others build on.  The JSON document's `note`, or ""."""
+    """Delete a user or an index, with --force although others build on it; what the server adds."""
     try:
         return run.delete(url, run.options.force)
     except Refused as refusal:
@@ -3405,14 +3430,15 @@ def remove_command(run):
         run.console.say(f"deleting project {wanted.name}")
         notes = [_delete(run, run.project_url(wanted.name))]
     run.console.document({"index": run.index, "project": normalize(wanted.name), "removed": [
-        {"version": release.version, "files": [link.url for link in links]} for release, links in found],
+        {"version": release.version, "files": [link.url for link in links]}
+        for release, links in found],
         "notes": [note for note in notes if note]})
 
 
 def _delete_releases(run, project, versions):
     """Delete releases; returns what the server adds to each.
 
-    With one of them those go too whose version is the same, spelled in another way (3.0.0-rc.1, 3.0.0rc1)."""
+    With one of them go those of the same version in another spelling (3.0.0-rc.1, 3.0.0rc1)."""
     notes, gone = [], set()
     for version in versions:
         run.console.say(f"deleting release {version} of {project}")
@@ -3426,7 +3452,7 @@ def _delete_releases(run, project, versions):
 
 
 def _delete(run, url):
-    """Delete a project, a release or a file, with --force also from a non-volatile index; what the server adds, or ""."""
+    """Delete something of an index, with --force of a non-volatile one; what the server adds."""
     try:
         return run.delete(url, run.options.force)
     except Refused as refusal:
@@ -3449,7 +3475,8 @@ def _remove_file(run, url):
     run.console.say(f"About to remove the following file:\n{masked(url)}")
     if run.console.is_sure({"removed": []}):
         note = _delete(run, url)
-        run.console.document({"removed": [{"files": [masked(url)]}], "notes": [note] if note else []})
+        run.console.document({"removed": [{"files": [masked(url)]}],
+                              "notes": [note] if note else []})
 
 
 @command(
@@ -3622,30 +3649,33 @@ def _outside_target(run, section, path):
     return {"posturl": url, "username": user, "password": password}
 
 
-NO_DOCS = (404, 410)            # what servers answer to documentation if they take none, as PyPI does
+NO_DOCS = (404, 410)            # what servers that take no documentation answer to it, as PyPI
 
 
 def _show_actions(run, reply, actions):
     """Print what a push did, a line each; exit status 1 if any of it failed.
 
-    A server that takes no documentation has the release all the same, unless nothing else was pushed."""
-    shown = [(action[0], _pushed(action[0], [str(word) for word in action[1:]])) for action in actions]
+    A server that takes no documentation has the release all the same, if there was more to push."""
+    shown = [(status, _pushed(status, list(map(str, words)))) for status, *words in actions]
     is_released = any(status in (200, 201) and not _is_docs(words) for status, words in shown)
-    is_docless = is_released and any(status in NO_DOCS and _is_docs(words) for status, words in shown)
+    is_docless = is_released and any(
+        status in NO_DOCS and _is_docs(words) for status, words in shown)
     fine = [status in (200, 201) or status in NO_DOCS and is_docless and _is_docs(words)
             or status == 410 and not _is_docs(words) for status, words in shown]
     failed = not all(fine) or reply.status not in (200, 201) and not is_docless
     if failed and reply.status not in (200, 201):
         run.console.error(f"{reply.method} {public_url(reply.url)}\n{reply.status} {reply.reason}")
     for (status, words), is_fine in zip(shown, fine):
-        (run.console.say if is_fine else run.console.error)(f"   {' '.join([str(status), *words])}".rstrip())
+        tell = run.console.say if is_fine else run.console.error
+        tell(f"   {' '.join([str(status), *words])}".rstrip())
     if is_docless:
         run.console.say("the documentation was not taken, the release is there without it "
                         "(--no-docs does not try)")
     if failed:
         run.console.error("Failure during upload")
     run.console.document({"ok": not failed, "status": reply.status, "actions": [
-        {"status": status, "action": words[0] if words else "", "details": words[1:]} for status, words in shown]})
+        {"status": status, "action": words[0] if words else "", "details": words[1:]}
+        for status, words in shown]})
     return 1 if failed else 0
 
 
@@ -3654,7 +3684,7 @@ def _is_docs(words):
 
 
 def _pushed(status, words):
-    """The words of what a push did, each a line; of a refusal with the reason, that of the status if there is no other."""
+    """The words of what a push did, each a line; of a refusal with its reason, or the status's."""
     if status in (200, 201) or not isinstance(status, int) or status < 0:
         return [" ".join(word.split()) for word in words]
     words, reason = words[:2], readable_reason(status, " ".join(words[2:]))
@@ -3672,9 +3702,9 @@ ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip"
 METADATA_LIMIT = 20 << 20       # bytes of a metadata file
 UNPACKED_LIMIT = 8 << 30        # bytes that an archive may unpack to
 MEMBERS_LIMIT = 200_000
-HEADER_LIMIT = 1 << 20          # bytes of what extends the header of a tar's member: a long name, pax records
-DIRECTORY_LIMIT = 20 << 20      # bytes of a zip's directory, which is read whole: some 100 for each of MEMBERS_LIMIT
-SMALL_PIECE = 4096
+HEADER_LIMIT = 1 << 20          # bytes of a tar's long name or pax records
+DIRECTORY_LIMIT = 20 << 20      # bytes of a zip's directory, which is read whole
+SMALL_PIECE = 4096              # bytes of what unpacks at once, however much that makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3709,7 +3739,8 @@ def read_archive(path):
     if not filename.endswith(ARCHIVE_ENDINGS):
         raise Failure(f"{filename}: does not contain PKGINFO, skipping")
     with opened_archive(path) as file:
-        data = (_zip_metadata if filename.endswith((".whl", ".zip", ".egg")) else _tar_metadata)(file, filename)
+        is_zip = filename.endswith((".whl", ".zip", ".egg"))
+        data = _zip_metadata(file, filename) if is_zip else _tar_metadata(file)
     fields = parse_core_metadata(data) if data is not None else {}
     if not fields.get("name") or not fields.get("version"):
         raise Failure(f"{filename}: does not contain PKGINFO, skipping")
@@ -3720,7 +3751,7 @@ def read_archive(path):
 def opened_archive(path):
     """The open file of an archive; a Failure that names it for whatever is wrong with it.
 
-    What a library raises for a broken archive differs between Pythons, so that no list of exceptions would be complete."""
+    What a library raises for one differs between Pythons: no list would be complete."""
     filename = os.path.basename(path)
     try:
         with open(path, "rb") as file:
@@ -3734,11 +3765,12 @@ def opened_archive(path):
 
 
 class _SmallReads:
-    """A file of which no more than `DIRECTORY_LIMIT` is read at once, for zipfile, which reads a directory whole."""
+    """A file that gives no more than `DIRECTORY_LIMIT` at once: zipfile reads a directory whole."""
 
     def __init__(self, file):
         self.file, self.size = file, os.fstat(file.fileno()).st_size
-        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+        self.close = file.close
 
     def read(self, size=-1):
         left = max(self.size - self.file.tell(), 0)
@@ -3757,9 +3789,10 @@ def open_zip(file):
 def zip_pieces(archive, info):
     """The content of a zip's member, no longer than its stated size.
 
-    All methods but deflate unpack at once whatever they are given, to a multiple of a thousand: they are given little."""
+    All methods but deflate unpack at once whatever they are given: they are given little."""
     import zipfile
-    size = PIECE if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) else SMALL_PIECE
+    is_bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    size = PIECE if is_bounded else SMALL_PIECE
     with archive.open(info) as member:
         yield from iter(lambda: member.read(size), b"")
 
@@ -3775,7 +3808,7 @@ def _zip_metadata(file, filename):
     return None
 
 
-def _tar_metadata(file, filename):
+def _tar_metadata(file):
     """The PKG-INFO of an sdist; the archive is only read as far as needed."""
     tar = TarReader(file)
     for member in tar.members():
@@ -3797,7 +3830,7 @@ def _metadata(pieces):
 
 
 class TarMember(typing.NamedTuple):
-    """A member of a tar; `kind`: file, folder, symlink, hardlink, or "" for what has no place in a package."""
+    """A member of a tar; `kind`: file, folder, symlink, hardlink, or "" for anything else."""
     name: str
     kind: str
     size: int                       # of its content
@@ -3805,15 +3838,16 @@ class TarMember(typing.NamedTuple):
     target: str                     # of a link
 
 
-_TAR_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hardlink", b"2": "symlink", b"5": "folder"}
+_TAR_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hardlink", b"2": "symlink",
+              b"5": "folder"}
 _TAR_BLOCK = 512
 
 
 class TarReader:
-    """Reads a tar (POSIX.1-2001, or GNU's with long names), perhaps in gzip or bzip2, once and forwards.  ValueError if broken.
+    """Reads a tar once and forwards: POSIX.1-2001, or GNU's with long names, in gzip or bzip2.
 
-    In bounds of its own: tarfile, depending on its version, goes back for a size below 0, or reads a long name of gigabytes
-    into memory."""
+    ValueError if it is broken.  Its bounds are its own: tarfile, depending on its version, goes
+    back for a size below 0, or reads a long name of gigabytes into memory."""
 
     def __init__(self, file):
         self.file = _decompressed(file)
@@ -3839,7 +3873,8 @@ class TarReader:
             self._content(size)
             if kind in (b"L", b"K", b"x", b"X"):
                 if size > HEADER_LIMIT:
-                    raise ValueError(f"the header of a member is larger than {byte_size(HEADER_LIMIT)}")
+                    limit = byte_size(HEADER_LIMIT)
+                    raise ValueError(f"the header of a member is larger than {limit}")
                 data = b"".join(self.pieces())
                 if kind == b"L":
                     name = data
@@ -3908,14 +3943,16 @@ def _decompressed(file):
 
 
 def _check_sum(block):
-    """A ValueError if that is no header of a tar: it holds the sum of its bytes, in some old ones taken as signed."""
+    """A ValueError if that is no tar's header: it holds the sum of its bytes (of old: signed)."""
     rest, stated = block[:148] + b" " * 8 + block[156:], _tar_number(block[148:156])
     if stated != sum(rest) and stated != sum(rest) - 256 * sum(byte > 127 for byte in rest):
         raise ValueError("it is no tar")
 
 
 def _tar_number(field):
-    """A number of a tar's header: octal digits, or GNU's binary form, in which it may be below 0, but not here."""
+    """A number of a tar's header: octal digits, or GNU's binary form for large ones.
+
+    That form can say numbers below 0, which have no place in a package."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = _until_null(field).strip()
@@ -4004,7 +4041,8 @@ def zip_directory(source, target):
     Links that lead out of the directory, or nowhere, are left out: what they name was not meant to be published."""
     import zipfile
     count, source = 0, os.path.realpath(source)
-    with writing(target), zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+    with writing(target), zipfile.ZipFile(
+            target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for folder, folders, names in os.walk(source):
             folders.sort()
             for name in sorted(names):
@@ -4097,10 +4135,12 @@ def _unpack_tar(tar, target, place, charge, filename):
         if member.kind == "folder":
             os.makedirs(found, exist_ok=True)
         elif member.kind in ("symlink", "hardlink"):
-            pointed = os.path.join(os.path.dirname(found) if member.kind == "symlink" else target, member.target)
+            folder = os.path.dirname(found) if member.kind == "symlink" else target
+            pointed = os.path.join(folder, member.target)
             if not _link_stays_inside(member):
-                raise Failure(f"{filename} holds the link '{member.name}' to '{member.target}', which leaves the archive")
-            if os.path.islink(found):       # what comes later replaces it, and is not written to where it leads
+                raise Failure(f"{filename} holds the link '{member.name}' to '{member.target}', "
+                              "which leaves the archive")
+            if os.path.islink(found):       # replaced by what comes later, not followed
                 os.unlink(found)
             if member.kind == "symlink" and os.name != "nt":
                 os.symlink(member.target, found)
@@ -4116,7 +4156,8 @@ def _unpack_tar(tar, target, place, charge, filename):
                     output.write(piece)
             os.chmod(found, 0o755 if member.mode & 0o100 else 0o644)
         else:
-            raise Failure(f"{filename} holds '{member.name}', which is neither a file nor a directory")
+            raise Failure(f"{filename} holds '{member.name}', "
+                          "which is neither a file nor a directory")
 
 
 # ======================================================================================================================
@@ -4689,8 +4730,9 @@ def _only_latest(archives):
     for archive in archives:
         key = normalize(archive.name), archive.is_docs
         newest[key] = max(newest.get(key, archive.version), archive.version, key=version_key)
+    newest = {key: version_key(version) for key, version in newest.items()}
     return [archive for archive in archives
-            if version_key(archive.version) == version_key(newest[normalize(archive.name), archive.is_docs])]
+            if version_key(archive.version) == newest[normalize(archive.name), archive.is_docs]]
 
 
 def _built_archives(run, temporary):
@@ -4762,7 +4804,8 @@ def _upload(run, archives, problems):
     if run.options.skip_existing or left or problems:
         others = sum("sha256_there" in entry for entry in done)
         more = {"skipped": f" ({others} with other content)" if others else ""}
-        text = ", ".join(f"{count} {status}{more.get(status, '')}" for status, count in counts.items() if count)
+        text = ", ".join(f"{count} {status}{more.get(status, '')}"
+                         for status, count in counts.items() if count)
         text += f"{', ' if text else ''}{left} not tried" if left else ""
         run.console.say((text or "nothing uploaded") + (f", {len(problems)} not usable" if problems else ""))
     if not archives and not problems:
@@ -4846,16 +4889,19 @@ def _send_archive(run, archive, known, progress):
 
 
 def _skip(run, entry, sha256=None):
-    """Pass over a file that the index has; `sha256`: of what it has, "" if that is another one, None if that is not known.
+    """Pass over a file that the index has; `sha256`: of what it has, "" if all that is known is
+    that it is another one, None if not even that.
 
-    Other content is a warning and no failure: a job that is run again builds anew, and few builds give the same bytes."""
+    Other content is a warning and no failure: a job that is run again builds anew, and few builds
+    give the same bytes."""
     if sha256 in (None, entry["sha256"]):
         run.console.say(f"skipped, exists: {entry['file']}")
         return {**entry, "status": "skipped", "message": "exists"}
     there = f" (sha256 {sha256[:12]}... there, {entry['sha256'][:12]}... here)" if sha256 else ""
-    run.console.warn(f"skipped, exists with other content: {entry['file']}{there}: the index keeps what it has; "
-                     "what has changed needs a new version")
-    return {**entry, "status": "skipped", "message": "exists with other content", "sha256_there": sha256 or None}
+    run.console.warn(f"skipped, exists with other content: {entry['file']}{there}: "
+                     "the index keeps what it has; what has changed needs a new version")
+    return {**entry, "status": "skipped", "message": "exists with other content",
+            "sha256_there": sha256 or None}
 
 
 def _refused_upload(run, reply, action, archive, target):
@@ -4958,7 +5004,8 @@ def _files_to_test(run, wanted, select):
         raise Failure(f"could not find/receive links for {wanted.text}")
     same = [release for release in releases     # 3.0.0-rc.1 and 3.0.0rc1 are one
             if canonical_version(release.version) == canonical_version(releases[-1].version)]
-    release = dataclasses.replace(releases[-1], links=tuple(link for each in same for link in each.links))
+    links = tuple(link for each in same for link in each.links)
+    release = dataclasses.replace(releases[-1], links=links)
     sdists = _sdists(release)
     if select:
         chosen = [file for file in release.files if select.search(file.filename)]
@@ -5041,7 +5088,8 @@ class _CountedSink:
     """An `OutputFile` that tells a `Progress` what is written."""
 
     def __init__(self, file, progress):
-        self.file, self.progress, self.tell, self.truncate = file, progress, file.tell, file.truncate
+        self.file, self.progress = file, progress
+        self.tell, self.truncate = file.tell, file.truncate
 
     def write(self, data):
         self.file.write(data)
@@ -5117,7 +5165,8 @@ def _run_tox(run, command, source, config, archive, report):
 def _post_report(run, file, report):
     """Post tox's report to its archive: (path of the result or None, what went wrong or "")."""
     if not is_same_server(file.url, run.root):
-        raise Failure(f"{file.filename} is on another server, {server_of(file.url)}: nothing is posted to it")
+        raise Failure(f"{file.filename} is on another server, {server_of(file.url)}: "
+                      "nothing is posted to it")
     try:
         with open(report, encoding="utf-8") as content:
             value = parse_json(content.read(ANSWER_LIMIT))
@@ -5156,7 +5205,8 @@ def _post_report(run, file, report):
 def install_command(run):
     """Install packages from the index, with the pip of the virtual environment, or with uv.
 
-    Without one it is the pip of the Python that runs this client.  Pre-releases count, but with --no-pre."""
+    Without one it is the pip of the Python that runs this client.  Pre-releases count, unless
+    --no-pre says otherwise."""
     options = run.options
     if options.editable and options.packages:
         raise Failure("cannot specify packagespecs and --editable")
@@ -5196,14 +5246,14 @@ def install_command(run):
 
 
 def _pip_command(run, venv):
-    """How to start the pip of the virtual environment, or without one that of the Python which a person means; or None.
+    """How to start pip: that of the virtual environment, or without one of the running Python.
 
-    That is the Python that runs this file, if it was named (`python devpi_lite_client.py`) or is on the PATH.  One that
-    runs it without being either, as that of a program of its own in pipx's way, is passed over for the pip of the PATH."""
+    The running Python counts if it was named (`python devpi_lite_client.py`) or is on the PATH.
+    One in an environment of the client alone (pipx) does not: then it is the PATH's, or None."""
     if not venv and _is_named_python():
-        own = [sys.executable, "-m", "pip"]
-        if run_child(run.console, [sys.executable, "-c", "import pip.__main__"], capture=True).code == 0:
-            return own
+        probe = [sys.executable, "-c", "import pip.__main__"]
+        if run_child(run.console, probe, capture=True).code == 0:
+            return [sys.executable, "-m", "pip"]
     program = find_program("pip", venv)
     return [program] if program else None
 
@@ -5219,7 +5269,8 @@ def _refuse_old_pip(run, pip):
     told = run_child(run.console, [*pip, "--version"], capture=True)
     version = re.match(r"pip (\d+)\.(\d+)", told.output)
     if told.code or version and (int(version[1]), int(version[2])) < (19, 3):
-        raise Failure(f"{' '.join(pip)} can't be used: {told.output.strip() or 'it does not run'}", "pip 19.3 or newer is needed")
+        reason = told.output.strip() or "it does not run"
+        raise Failure(f"{' '.join(pip)} can't be used: {reason}", "pip 19.3 or newer is needed")
 
 
 def _run_installer(run, words, variables, shown):
@@ -5581,12 +5632,12 @@ def _completions(before, word):
     return [name for name in found if name.startswith(word)]
 
 
-# What a shell takes for nothing but a word, and the client for no option and no setting: a server may have any names.
+# What is but a word for a shell, and no option or setting for the client: servers have any names.
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+-]*")
 
 
 def _named_things(kind):
-    """The names of all indexes, projects or users that the current server and index have, but for odd ones."""
+    """The names of all indexes, projects or users that server or index have, but for odd ones."""
     return [name for name in map(str, _all_named_things(kind)) if _HARMLESS_NAME.fullmatch(name)]
 
 

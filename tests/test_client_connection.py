@@ -451,11 +451,12 @@ def test_a_redirect_is_followed_but_gives_no_credentials_away(devpi, site, gate)
 
 
 def test_proxies_are_used_and_passed_over_as_the_variables_say(devpi, site, gate):
-    devpi.sign_in(site, "alice", "alice/dev", url="http://devpi.example.org")
+    """127.0.0.2: a server on loopback answers to no name."""
+    devpi.sign_in(site, "alice", "alice/dev", url="http://127.0.0.2")
     proxy = gate.url.replace("://", "://me:pw-of-proxy@")
-    printed = devpi("getjson", "http://devpi.example.org/alice/dev", HTTP_PROXY=proxy, http_proxy=proxy)
+    printed = devpi("getjson", "http://127.0.0.2/alice/dev", HTTP_PROXY=proxy, http_proxy=proxy)
     assert printed.json()["type"] == "indexconfig"
-    assert gate.passed[-1].path == "http://devpi.example.org/alice/dev"
+    assert gate.passed[-1].path == "http://127.0.0.2/alice/dev"
     assert gate.passed[-1].headers["Proxy-Authorization"] == "Basic " + header_of("me", "pw-of-proxy")
     devpi.sign_in(site, "alice", "alice/dev")
     devpi("getjson", "/alice/dev", http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1",
