@@ -374,7 +374,7 @@ def python_tag(filename):
 
 
 def project_of_wheel(filename):
-    """The project that a wheel's file name states (PEP 427), normalised; "" if it is no such name."""
+    """The project that a wheel's file name states (PEP 427), normalised; "" if it states none."""
     parts = filename[:-len(".whl")].split("-") if filename.lower().endswith(".whl") else ()
     if not 5 <= len(parts) <= 7 or not parse_version(parts[1].replace("_", "-")):
         return ""
@@ -528,7 +528,8 @@ def ascii_url(url):
     user, at, _ = parts.netloc.rpartition("@")
     host = parts.hostname.encode("idna").decode()
     netloc = f"{user}{at}{host}" + (f":{parts.port}" if parts.port else "")
-    return urllib.parse.quote(urllib.parse.urlunsplit(parts._replace(netloc=netloc)), safe=_SENT_AS_IT_IS)
+    url = urllib.parse.urlunsplit(parts._replace(netloc=netloc))
+    return urllib.parse.quote(url, safe=_SENT_AS_IT_IS)
 
 
 def url_origin(url):
@@ -950,9 +951,9 @@ class Limits:
     first_list = 30                 # that a request waits for the project list of a mirror of which none is here
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
-    upstream_pause = 10             # seconds for which a host or a page that failed is not asked again
+    upstream_pause = 10             # seconds for which a host or page that failed is not asked again
     refresh_pause = 1               # between two refreshes of one project of a mirror
-    metadata_wait = 12              # for a wheel whose metadata upstream fails to give; pip waits 15
+    metadata_wait = 12              # for a wheel fetched for its metadata; pip waits 15
     bases = 100                     # of one index
     fetches = 64                    # busy with pages and metadata files; thrice as many under way
     fetches_of_one = 24             # from one host; one index alone gets two thirds of them
@@ -1521,7 +1522,8 @@ def _migrate_to_4(db):
 
     # ids of files that are gone are not used again either
     db.execute("DELETE FROM sqlite_sequence WHERE name = 'files_new'")
-    db.execute("INSERT INTO sqlite_sequence SELECT 'files_new', seq FROM sqlite_sequence WHERE name = 'files'")
+    db.execute("INSERT INTO sqlite_sequence "
+               "SELECT 'files_new', seq FROM sqlite_sequence WHERE name = 'files'")
     db.execute("DROP TABLE files")
     db.execute("ALTER TABLE files_new RENAME TO files")
     for index in indexes:
@@ -1529,7 +1531,8 @@ def _migrate_to_4(db):
     run_script(db, SCHEMA_SINCE_4)
 
     db.execute("UPDATE projects SET etag = NULL WHERE fetched IS NOT NULL")
-    db.execute("UPDATE files SET metadata_sha256 = NULL WHERE release_id IS NULL AND sha256 IS NOT NULL")
+    db.execute("UPDATE files SET metadata_sha256 = NULL "
+               "WHERE release_id IS NULL AND sha256 IS NOT NULL")
 
 
 def _migrate_to_5(db):
@@ -1756,7 +1759,7 @@ class Store:
             with contextlib.closing(sqlite3.connect(aside + ".tmp")) as copy_:
                 db.backup(copy_)
             os.replace(aside + ".tmp", aside)
-            # a step may put a table in place of another: what refers to it must not go with the old one
+            # a step may put a table in another's place: what refers to it must not go with the old one
             db.execute("PRAGMA foreign_keys = OFF")
             for step in range(version, SCHEMA_VERSION):
                 db.execute("BEGIN IMMEDIATE")
@@ -3846,8 +3849,8 @@ def _to_statuses(key, value):
     statuses = _to_list(key, [str(item) for item in items] if isinstance(items, list) else items)
     for status in statuses:
         if not re.fullmatch(r"4[0-9][0-9]", status) or status in _PASSING:
-            raise BadRequest(f"'{key}' may name statuses from 400 to 499 which say that there is nothing, "
-                             f"such as 403, not {status!r}")
+            raise BadRequest(f"'{key}' may name statuses from 400 to 499 which say that there is "
+                             f"nothing, such as 403, not {status!r}")
     return statuses
 
 
@@ -4137,9 +4140,11 @@ class Indexes:
                 raise BadRequest(f"the host of {public_url(url)} is not among those that --webhook-allow names")
         url = config.get("mirror_url")
         if url and not is_allowed_target(url, self.upstream_allow):
-            raise BadRequest(f"the host of {public_url(url)} is not among those that --upstream-allow names")
+            raise BadRequest(f"the host of {public_url(url)} is not among those "
+                             "that --upstream-allow names")
         if len(config.get("bases", ())) > Limits.bases:
-            raise BadRequest(f"an index may have {Limits.bases} bases at most, not {len(config['bases'])}")
+            raise BadRequest(f"an index may have {Limits.bases} bases at most, "
+                             f"not {len(config['bases'])}")
         if "bases" in keys:
             wrong = []
             for base in config.get("bases", ()):
@@ -4381,13 +4386,13 @@ class PostAnswer(typing.NamedTuple):
 
 
 def is_near(address):
-    """Whether an IP address is this machine's own or of its link alone: loopback, link-local, unspecified."""
+    """Whether an IP address is this machine's own or its link's: loopback, link-local, unspecified."""
     ip = _plain_address(address)
     return ip.is_loopback or ip.is_link_local or ip.is_unspecified
 
 
 def is_link_local(address):
-    """Whether an IP address is of this machine's link alone, as that of a cloud's metadata service is."""
+    """Whether an IP address is of this machine's link, as that of a cloud's metadata service is."""
     return _plain_address(address).is_link_local
 
 
@@ -4397,7 +4402,7 @@ def _plain_address(address):
 
 
 def _fixed_place(host):
-    """A host that nobody can turn to another address: "loopback", or an IP address; None: by a name."""
+    """A host that no name server can turn elsewhere: "loopback", or an IP address; None: it can."""
     if host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower():
         return "loopback"
     try:
@@ -4420,7 +4425,8 @@ def is_same_place(url, other):
     return place is not None and place == _fixed_place(other_host) and port == other_port
 
 
-_TOO_NEAR = "is on this machine or its link, not where the mirror_url is; --upstream-allow could name its host"
+_TOO_NEAR = ("is on this machine or its link, not where the mirror_url is; "
+             "--upstream-allow could name its host")
 _LINK_LOCAL = "is on this machine's link; --webhook-allow or --push-allow could name its host"
 
 
@@ -4428,7 +4434,7 @@ class UpstreamConnection(http.client.HTTPConnection):
     """An HTTP connection that looks at addresses before it goes there."""
     has_proxy = False
     is_near = False         # known once it is connected
-    refused = None          # (says whether an address may not be gone to, and why, as a text)
+    refused = None          # (says whether an address may not be gone to, the sentence for that)
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
@@ -4438,11 +4444,11 @@ class UpstreamConnection(http.client.HTTPConnection):
         """As socket.create_connection, to the first address of a host that may be gone to."""
         if self.refused is None or self.has_proxy:
             return socket.create_connection(address, timeout)
-        is_refused, reason = self.refused
+        is_refused, sentence = self.refused
         found = [place[0] for *_, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM)]
         allowed = [place for place in found if not is_refused(place)]
         if not allowed:
-            raise UpstreamTrouble(f"{address[0]} ({', '.join(dict.fromkeys(found))}) {reason}")
+            raise UpstreamTrouble(sentence)
         for place in allowed:
             try:
                 return socket.create_connection((place, address[1]), timeout)
@@ -4475,6 +4481,8 @@ class UpstreamClient:
         self.idle = {}              # (scheme, host, port) -> [(connection, since)]
         self.paused = {}            # (scheme, host, port) -> time.monotonic() until which it counts as down
         self.proxies = urllib.request.getproxies()
+        if os.environ.get("ALL_PROXY"):     # which urllib drops where all_proxy is empty
+            self.proxies.setdefault("all", os.environ["ALL_PROXY"])
 
     @functools.cached_property
     def tls(self):
@@ -4484,7 +4492,8 @@ class UpstreamClient:
         """Ask for a URL and follow redirects.  `UserInfo` in the URL becomes Basic credentials for that origin alone.
 
         `mirror_url`: of the mirror whose page names the URL; None: the URL is below it.  Raises
-        UpstreamTrouble if there is no answer, or none may be asked for.  The caller closes the response."""
+        UpstreamTrouble if there is no answer, or none may be asked for.  The caller closes the
+        response."""
         if self.offline:
             raise UpstreamTrouble("offline mode: upstream is not asked")
         authority = origin_of(url)
@@ -4505,7 +4514,7 @@ class UpstreamClient:
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
     def _check_step(self, before, url, home):
-        """Whether a URL may lead to this machine; UpstreamTrouble if it may not be asked for at all.
+        """Whether a URL may lead to this machine; UpstreamTrouble if it may not be asked for.
 
         `before`: where it was named, None for a mirror's own URL; `home`: that one."""
         if not is_allowed_target(url, self.upstream_allow):
@@ -4513,8 +4522,8 @@ class UpstreamClient:
         if before is None or self.upstream_allow is not None:
             return True
         if before.startswith("https:") and url.startswith("http:"):
-            raise UpstreamTrouble(f"{public_url(url)} is plain http, and {public_url(before)}, which names it, is not; "
-                                  "--upstream-allow would admit its host")
+            raise UpstreamTrouble(f"{public_url(url)} is plain http, and {public_url(before)}, which names "
+                                  "it, is not; --upstream-allow could name its host")
         return is_same_place(url, home)
 
     def _ask(self, method, url, headers, may_be_near):
@@ -4534,8 +4543,8 @@ class UpstreamClient:
             raise kind(f"{public_url(url)}: {reason_of(error)}") from error
 
     def _connect(self, key, connection):
-        """Open a connection.  Only here a host turns out to be down, for everybody: whatever else goes
-        wrong may be the fault of the one request."""
+        """Open a connection.  Only here a host turns out to be down, for everybody: whatever else
+        goes wrong may be the fault of the one request."""
         try:
             with outside_wait():
                 connection.connect()
@@ -4545,7 +4554,7 @@ class UpstreamClient:
             if error.errno not in _OWN_TROUBLE or isinstance(error, socket.gaierror):
                 with self.lock:
                     now = time.monotonic()
-                    self.paused = {origin: until for origin, until in self.paused.items() if until > now}
+                    self.paused = {other: until for other, until in self.paused.items() if until > now}
                     self.paused[key] = now + Limits.upstream_pause
             raise
 
@@ -4569,7 +4578,7 @@ class UpstreamClient:
         try:
             connection = self._new_connection(origin_of(url), url, timeout)
             if not is_allowed_target(url, self.post_allow):
-                connection.refused = (is_link_local, _LINK_LOCAL)
+                connection.refused = (is_link_local, f"{public_url(url)} {_LINK_LOCAL}")
             try:
                 return self._post(connection, url, headers, pieces, length, timeout)
             finally:
@@ -4606,9 +4615,10 @@ class UpstreamClient:
         target, headers = self._target(url, headers)
         try:
             if connection.sock is None:
-                connection.refused = None if may_be_near else (is_near, _TOO_NEAR)
+                if not may_be_near:
+                    connection.refused = is_near, f"{public_url(url)} {_TOO_NEAR}"
                 self._connect(key, connection)
-            if connection.is_near and not may_be_near:      # also where another mirror may, and left it open
+            if connection.is_near and not may_be_near:      # another mirror, which may, left it open
                 raise UpstreamTrouble(f"{public_url(url)} {_TOO_NEAR}")
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
@@ -4668,13 +4678,14 @@ class UpstreamClient:
         if "//" not in proxy:
             return "http://" + proxy
         if proxy.lower().startswith("socks"):
-            raise UpstreamTrouble(f"the proxy {public_url(proxy)} of the environment speaks SOCKS, which is not supported: "
-                                  f"name one that speaks HTTP, or put {parts.hostname} into no_proxy")
+            raise UpstreamTrouble(f"the proxy {public_url(proxy)} of the environment speaks SOCKS, which is "
+                                  "not supported: name one that speaks HTTP, or put "
+                                  f"{parts.hostname} into no_proxy")
         return proxy
 
     def _goes_without_proxy(self, parts):
-        """Whether no_proxy excepts the host of a URL: by its name or a domain, with or without a port
-        (`urllib.request`), or by its address or a network of addresses (curl)."""
+        """Whether no_proxy excepts the host of a URL: by its name or a domain, with or without a
+        port (`urllib.request`), or by its address or a network of addresses (curl)."""
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:
             address = ipaddress.ip_address(parts.hostname)
@@ -4712,7 +4723,7 @@ class UpstreamClient:
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def is_paused(self, url):
-        """Whether this host could not be reached within the last seconds: no use in waiting for it."""
+        """Whether this host could not be reached within the last seconds: no use in waiting."""
         return self.paused.get(origin_of(url), 0) > time.monotonic()
 
 
@@ -5343,7 +5354,8 @@ class Projects:
     def own(self, index, name, deadline=None, kind=File, again=True):
         """The page of this index alone.  UpstreamTrouble if a mirror has nothing to show and upstream fails.
 
-        `kind`: what a stage's files are given as, `File` or `PageFile`; `again`: see `Mirrors.ask`."""
+        `kind`: what a stage's files are given as, `File` or `PageFile`; `again`: as in
+        `Mirrors.ask`."""
         if index.is_mirror:
             return self.mirrors.project(index, name, deadline, again)
         return self.stage_project(index, name, kind)
@@ -5438,13 +5450,15 @@ class Projects:
             upstream_serial=only.upstream_serial if only else None)
 
     def unknown(self, index, name, sentence=""):
-        """NotFound, for a project that neither an index nor its bases have; `sentence` says so otherwise."""
-        if self.mirrors.settings.offline_mode and any(member.is_mirror for member in self.indexes.order(index)):
-            return NotFound(f"The project {name} is not here, and in offline mode nobody else is asked for it.")
+        """NotFound, for a project that neither an index nor its bases have, with this `sentence`."""
+        has_mirrors = any(member.is_mirror for member in self.indexes.order(index))
+        if has_mirrors and self.mirrors.settings.offline_mode:
+            return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
+                            "asked for it.")
         return NotFound(sentence or f"The project {name} does not exist.")
 
     def is_here(self, index, name):
-        """Whether this index alone has a project, as far as that is known without asking upstream."""
+        """Whether this index alone has a project, as far as is known without asking upstream."""
         with self.store.read() as db:
             row = db.execute("SELECT fetched FROM projects WHERE index_id = ? AND name = ?",
                              (index.id, name)).fetchone()
@@ -5475,7 +5489,8 @@ class Projects:
     def file(self, index, path):
         """(File, project name, project status) of the file at `path` below an index; Gone or NotFound.
 
-        Where several projects of a mirror list it: of one that is quarantined, else of one whose page has it still."""
+        Where several projects of a mirror list it: of one that is quarantined, else of one whose
+        page has it still."""
         with self.store.read() as db:
             rows = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
                               "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ?",
@@ -5507,8 +5522,8 @@ class Mirrors:
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
         self.not_found = collections.OrderedDict()      # (*_source(index), project) -> until
-        self.failed = collections.OrderedDict()         # the same -> (until, UpstreamTrouble): what it answered
-        self.silent = {}                                # _source(index) -> (until, NoAnswer)
+        self.failed = collections.OrderedDict()         # the same -> (until, kind and message of the error)
+        self.silent = {}        # (_source(index), for its project list) -> the same, where no answer came
         self.refreshed = collections.OrderedDict()      # (*_source(index), project) -> when
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.list_readers = Shares(Limits.list_readers, Limits.list_readers_of_one)
@@ -5532,9 +5547,9 @@ class Mirrors:
     def ask(self, index, name, again=True):
         """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
 
-        Where upstream failed just now, an old page is as good; and if there is none, the failure is raised
-        again where asking `again` is not worth while, or of no use.  Busy if too much is being asked of that
-        upstream and nothing is known."""
+        Where upstream failed just now, an old page is as good; and if there is none, the failure is
+        raised again where asking `again` is not worth while, or of no use.  Busy if too much is being
+        asked of that upstream and nothing is known."""
         if len(name) > Limits.project_name:
             return ProjectPage(name), None      # "not found" need not be remembered
         page = self.cached(index, name)
@@ -5591,43 +5606,49 @@ class Mirrors:
             if what == "page":
                 with self.lock:
                     self.failed.pop((*_source(index), name), None)
-                    self.silent.pop(_source(index), None)
-        return self.fetches.start((what, index.id, url, name), origin_of(url), index, Flight(counted))
+                    self.silent.pop((_source(index), False), None)
+        key = (what, index.id, url, name)
+        return self.fetches.start(key, origin_of(url), index, Flight(counted))
 
     def _remember_failure(self, index, name, error):
         """Note what upstream answered for a page, or that it did not answer this mirror at all.
 
         That says nothing of what it answers another one."""
-        again = type(error)(error.message)
-        again.remembered = True
         now = time.monotonic()
+        note = now + Limits.upstream_pause, type(error), error.message
         with self.lock:
             if isinstance(error, NoAnswer):
                 self.silent = {key: note for key, note in self.silent.items() if note[0] > now}
-                self.silent[_source(index)] = now + Limits.upstream_pause, again
+                self.silent[_source(index), name is None] = note
             elif name is not None:
-                self.failed[(*_source(index), name)] = now + Limits.upstream_pause, again
+                self.failed[(*_source(index), name)] = note
                 while len(self.failed) > Limits.missing_projects:
                     self.failed.popitem(last=False)
 
     def _failure(self, index, name):
-        """The trouble that upstream was in within the last seconds when it was asked for a page, or None."""
-        for notes, key in ((self.failed, (*_source(index), name)), (self.silent, _source(index))):
-            until, trouble = notes.get(key, (0, None))
+        """The trouble that upstream was in within the last seconds, asked for a page; or None."""
+        source = _source(index)
+        for notes, key in ((self.failed, (*source, name)), (self.silent, (source, False))):
+            until, kind, message = notes.get(key, (0, None, ""))
             if until > time.monotonic():
+                trouble = kind(message)
+                trouble.remembered = True
                 return trouble
         return None
 
-    def is_paused(self, index):
-        """Whether this mirror's upstream was not reached within the last seconds: what is here is as good."""
-        return self.client.is_paused(index.mirror_url) \
-            or self.silent.get(_source(index), (0,))[0] > time.monotonic()
+    def is_paused(self, index, for_list=False):
+        """Whether this mirror's upstream was not reached within the last seconds: what is here will do.
+
+        A project list that did not come says nothing of pages."""
+        return self.client.is_paused(index.mirror_url) or any(
+            self.silent.get((_source(index), of_list), (0,))[0] > time.monotonic()
+            for of_list in {False, for_list})
 
     def refresh(self, indexes, name):
         """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
 
-        A page that was refreshed within the last second, whoever asked for it, is not fetched again.  A
-        request waits for `request_timeout`, for all of them together."""
+        A page that was refreshed within the last second, whoever asked for it, is not fetched again.
+        A request waits for `request_timeout`, for all of them together."""
         if len(name) > Limits.project_name:
             return
         flights = []
@@ -5667,14 +5688,14 @@ class Mirrors:
             expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=_status_of(row))
 
     def _local_only(self, index, name, page):
-        """Of a mirror that is cut off: the files that are here, their metadata offered where it is here too."""
+        """Of a mirror that is cut off: the files that are here, their metadata where it is, too."""
         files = tuple(f if f.metadata_sha256 else f._replace(core_metadata=None)
                       for f in page.files if self.is_local(f)) if page else ()
         if not files:
             return ProjectPage(name)
-        versions = {file.version for file in files}
-        return dataclasses.replace(page, parts=((index, files),), expires=0,
-                                   versions=tuple(version for version in page.versions if version in versions))
+        here = {file.version for file in files}
+        versions = tuple(version for version in page.versions if version in here)
+        return dataclasses.replace(page, parts=((index, files),), versions=versions, expires=0)
 
     def _fetch_page(self, index, name, unconditionally=False):
         mirror_url = index.mirror_url
@@ -5720,11 +5741,11 @@ class Mirrors:
         return status == 404 or str(status) in index.config.get("mirror_missing_statuses", ())
 
     def _remember_missing(self, index, name, row):
-        """Upstream has no such project, any more or at all; files that it once listed are kept at their URLs."""
+        """Upstream has no such project, any more or at all; its files are kept at their URLs."""
         if row and row["fetched"] is not None:
             count = self.store.write(_page_gone, index, name, durable=False)
-            log.warning("mirror %s: upstream does not have the project %s any more; %d files stay at their URLs",
-                        index.path, name, count)
+            log.warning("mirror %s: upstream does not have the project %s any more; "
+                        "%d files stay at their URLs", index.path, name, count)
         with self.lock:
             self.not_found[(*_source(index), name)] = time.monotonic() + self.expiry(index)
             while len(self.not_found) > Limits.missing_projects:
@@ -5738,8 +5759,8 @@ class Mirrors:
     def local(self, index, file):
         """The file with its blob at hand, or None.
 
-        Bytes count that this mirror has under another name, or another mirror that everybody may read:
-        to know a hash is no right to what an index keeps to itself."""
+        Bytes count that this mirror has under another name, or another mirror that everybody may
+        read: to know a hash is no right to what an index keeps to itself."""
         if self.is_local(file):
             return file
         algorithm, _, digest = file.hash_spec.partition("=")
@@ -5755,9 +5776,10 @@ class Mirrors:
     def _shared_size(self, index, sha256):
         """The size of a blob that this mirror may serve although it did not fetch it, or None."""
         with self.store.read() as db:
-            rows = db.execute("SELECT size, files.index_id, config, status FROM files "
-                              "JOIN indexes ON indexes.id = files.index_id JOIN projects ON projects.id = project_id "
-                              "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
+            rows = db.execute(
+                "SELECT size, files.index_id, config, status FROM files "
+                "JOIN indexes ON indexes.id = files.index_id JOIN projects ON projects.id = project_id "
+                "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
         for row in rows:
             theirs = Index(row["index_id"], "", "", json.loads(row["config"]))
             status = _status_of(row)
@@ -5771,7 +5793,8 @@ class Mirrors:
         self.refuse_cut_off(index, file)
         # not by hash alone: another index's upstream may be slow, or have something else under it
         key = (index.id, file.path, file.hash_spec, file.url)
-        download = self.downloads.start(key, origin_of(file.url), index, Download(self, index, file))
+        download = Download(self, index, file)
+        download = self.downloads.start(key, origin_of(file.url), index, download)
         with outside_wait():
             download.started.wait(Limits.longest_queue)
             begun = download.begun.wait(self.settings.request_timeout)
@@ -5785,7 +5808,8 @@ class Mirrors:
     def refuse_cut_off(self, index, file):
         """NotFound for a file that is not here, if nobody can be asked for it."""
         if self.settings.offline_mode:
-            raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked for it")
+            raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked "
+                           "for it")
         if not index.mirror_url:
             raise NotFound(f"{file.filename} is not here, and {index.path} has no mirror_url")
 
@@ -5826,9 +5850,10 @@ class Mirrors:
     def metadata_hash(self, index, file, by_wheel=True):
         """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), which is here then; NotFound if there is none.
 
-        It is read out of the wheel if that is here, else fetched from upstream and checked against the announced
-        hash.  Installers do without a wheel whose announced metadata can't be had, so what upstream fails to give
-        is read out of the wheel, which is fetched for that, unless `by_wheel` is false."""
+        It is read out of the wheel if that is here, else fetched from upstream and checked against the
+        announced hash.  To installers, metadata that is announced and can't be had is fatal: so what
+        upstream fails to give is read out of the wheel, which is fetched for that, unless `by_wheel`
+        is false."""
         if file.metadata_sha256 and metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
             return file.metadata_sha256
         if self.is_local(file):
@@ -5839,7 +5864,8 @@ class Mirrors:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
         self.refuse_cut_off(index, file)
         began = time.monotonic()
-        flight = self._start(index, "metadata", file.path, lambda: self._fetch_metadata(index, file))
+        fetch = functools.partial(self._fetch_metadata, index, file)
+        flight = self._start(index, "metadata", file.path, fetch)
         trouble = UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
         if flight.wait(self.settings.request_timeout):
             trouble = flight.error
@@ -5853,14 +5879,14 @@ class Mirrors:
         return self._metadata_by_wheel(index, file, began + Limits.metadata_wait)
 
     def _metadata_by_wheel(self, index, file, deadline):
-        """Fetch a wheel for the metadata file in it; where there is none, pages don't announce it any more."""
+        """Fetch a wheel for the metadata file in it; if it has none, pages don't announce it any more."""
         here = self.local(index, file)
         if here is None:
             download = self.download(index, file)
             with outside_wait():
                 arrived = download.ended.wait(max(0, deadline - time.monotonic()))
             if not arrived:
-                raise UpstreamTrouble(f"{file.filename} is being fetched for its metadata, try again")
+                raise UpstreamTrouble(f"{file.filename} is on its way, for its metadata: try again")
             if download.error:
                 raise download.error
         try:
@@ -5886,7 +5912,7 @@ class Mirrors:
         self.store.write(_metadata_arrived, index, file, found, False, durable=False)
 
     def metadata_of_wheel(self, index, file):
-        """The SHA-256 of the metadata file in a wheel that is here, entered as its own; None if there is none."""
+        """The SHA-256 of the metadata file in a wheel that is here, now entered; None if it has none."""
         found = self._metadata_of_blob(file, file.sha256)
         if found is None:
             return None
@@ -5915,7 +5941,7 @@ class Mirrors:
             return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
         if names and (0 <= time.time() - names.fetched < self.expiry(index)
-                      or self.is_paused(index)):
+                      or self.is_paused(index, True)):
             return names, None
         try:
             return names, self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
@@ -5963,15 +5989,16 @@ class Mirrors:
     def wants_names(self, index):
         """Whether upstream may be asked for its project list now."""
         return not (self.is_cut_off(index) or index.config.get("mirror_no_project_list")
-                    or self.is_paused(index))
+                    or self.is_paused(index, True))
 
     def cached_names(self, index):
-        """The projects whose pages are kept here; of a mirror that is cut off, those with files that are here."""
-        here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id AND position IS NOT NULL " \
-               "AND sha256 IS NOT NULL)" if self.is_cut_off(index) else ""
+        """The projects whose pages are kept here; of a mirror that is cut off, those with files here."""
+        here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id " \
+               "AND position IS NOT NULL AND sha256 IS NOT NULL)" if self.is_cut_off(index) else ""
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
-                f"SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL {here} ORDER BY name", (index.id,))]
+                f"SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL {here} "
+                "ORDER BY name", (index.id,))]
 
     def _fetch_names(self, index, old):
         """Fetch the list into a file, and have a child process make of it what `MirrorNames` needs."""
@@ -6061,19 +6088,21 @@ def _current_mirror(change, index):
 
 
 def _source(index):
-    """What a mirror is asked for and how its answers are taken: after a change, all is asked anew."""
+    """Whom a mirror asks and how it takes the answers: after a change, all is asked anew."""
     return index.id, index.mirror_url, tuple(index.config.get("mirror_missing_statuses", ()))
 
 
 def _page_gone(change, index, name):
     """Upstream has the project no more: returns how many of its files stay."""
-    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?",
+                         (index.id, name)).fetchone()
     if row is None or not _current_mirror(change, index):
         return 0
-    change.execute("UPDATE files SET position = NULL WHERE project_id = ?", (row["id"],))
-    change.execute("UPDATE projects SET fetched = NULL, etag = NULL, versions = NULL WHERE id = ?", (row["id"],))
+    found = change.execute("UPDATE files SET position = NULL WHERE project_id = ?", (row["id"],))
+    change.execute("UPDATE projects SET fetched = NULL, etag = NULL, versions = NULL WHERE id = ?",
+                   (row["id"],))
     change.touch(project_tag(index.id, name), names_tag(index.id))
-    return change.execute("SELECT count(*) FROM files WHERE project_id = ?", (row["id"],)).fetchone()[0]
+    return found.rowcount
 
 
 def _page_checked(change, index, name):
@@ -6137,13 +6166,15 @@ def _insert_mirror_file(change, index, project_id, version, position, path, new,
 
 
 def _share_arrived(change, project_id):
-    """Enter for the files of a project what arrived of them for another project of the mirror that lists them."""
+    """Enter for a project's files what arrived of them for another project that lists them, too."""
     arrived = change.execute(
         "SELECT theirs.sha256, theirs.size, theirs.last_modified, theirs.metadata_sha256, "
         "coalesce(mine.core_metadata, theirs.metadata_sha256), mine.id FROM files AS mine "
         "JOIN files AS theirs ON theirs.index_id = mine.index_id AND theirs.path = mine.path "
-        "AND theirs.hash_spec = mine.hash_spec AND theirs.url = mine.url AND theirs.project_id != mine.project_id "
-        "WHERE mine.project_id = ? AND mine.sha256 IS NULL AND theirs.sha256 IS NOT NULL", (project_id,)).fetchall()
+        "AND theirs.hash_spec = mine.hash_spec AND theirs.url = mine.url "
+        "AND theirs.project_id != mine.project_id "
+        "WHERE mine.project_id = ? AND mine.sha256 IS NULL AND theirs.sha256 IS NOT NULL",
+        (project_id,)).fetchall()
     change.executemany("UPDATE files SET sha256 = ?, size = ?, last_modified = ?, metadata_sha256 = ?, "
                        "core_metadata = ? WHERE id = ?", map(tuple, arrived))
 
@@ -6157,7 +6188,7 @@ def _update_mirror_file(change, version, before, position, new):
         after = after._replace(uploaded=new.uploaded, first_seen=0)
     if new.hash_spec != before.hash_spec:
         after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None, size=new.size)
-    if after.sha256 and after.filename.endswith(".whl"):        # what it holds counts, not what is announced
+    if after.sha256 and after.filename.endswith(".whl"):    # what it holds counts, whatever is announced
         after = after._replace(core_metadata=after.metadata_sha256 or before.core_metadata)
     elif after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
         after = after._replace(metadata_sha256=None)
@@ -6190,13 +6221,14 @@ def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
 
 
 def _tell_of_other_metadata(index, file, row, sha256):
-    if row["core_metadata"] not in (None, "true", sha256) or row["metadata_sha256"] not in (None, sha256):
-        log.warning("mirror %s: upstream's metadata of %s is not what the wheel holds, which counts",
-                    index.path, one_line(file.filename))
+    announced, arrived = row["core_metadata"], row["metadata_sha256"]
+    if announced not in (None, "true", sha256) or arrived not in (None, sha256):
+        log.warning("mirror %s: upstream's metadata of %s is not what the wheel holds, which "
+                    "counts", index.path, one_line(file.filename))
 
 
 def _metadata_arrived(change, index, file, metadata, from_wheel):
-    """A metadata file is here.  What does not come from the wheel does not count if the wheel said it."""
+    """A metadata file is here.  One from elsewhere does not count where the wheel's own is known."""
     sha256 = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
         if from_wheel:
@@ -6220,8 +6252,9 @@ def _no_metadata(change, index, file):
 def _rows_of(change, file):
     """The rows of this very file, one for each project of the mirror that lists it."""
     return change.execute(
-        "SELECT files.id, uploaded, first_seen, core_metadata, metadata_sha256, projects.name AS project FROM files "
-        "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ? AND hash_spec = ?",
+        "SELECT files.id, uploaded, first_seen, core_metadata, metadata_sha256, "
+        "projects.name AS project FROM files JOIN projects ON projects.id = project_id "
+        "WHERE files.index_id = ? AND path = ? AND hash_spec = ?",
         (file.index_id, file.path, file.hash_spec)).fetchall()
 
 
@@ -11604,7 +11637,8 @@ def refresh_project(request, user, index, project):
     found = app.indexes.get(f"{user}/{index}")
     require_read(request, found)
     if app.settings.offline_mode:
-        raise Conflict(f"The project {normalize(project)} is not refreshed: in offline mode upstream is not asked.")
+        raise Conflict(f"The project {normalize(project)} is not refreshed: "
+                       "in offline mode upstream is not asked.")
     mirrors = [member for member in app.indexes.order(found) if member.is_mirror
                and (member is found or app.permissions.read(request.identity, member))]
     app.mirrors.refresh(mirrors, normalize(project))
@@ -11857,7 +11891,8 @@ def version_objects(request, index, project, ignore_bases, only=None):
     if ignore_bases:        # the bases' upstreams are not told the name
         own = app.projects.own(index, project)
         pages = [own] if own.known else []
-        known = own.known or any(app.projects.is_here(member, project) for member in app.indexes.order(index)
+        known = own.known or any(app.projects.is_here(member, project)
+                                 for member in app.indexes.order(index)
                                  if app.permissions.read(request.identity, member))
     else:
         pages = app.projects.contributions(index, project).pages
@@ -12037,7 +12072,8 @@ def _metadata_of(request, page, version):
         for file in files:
             if origin.is_mirror and file.version in texts and file.core_metadata:
                 try:
-                    data = metadata_bytes(app.store, app.blobs, app.mirrors.metadata_hash(origin, file, by_wheel=False))
+                    sha256 = app.mirrors.metadata_hash(origin, file, by_wheel=False)
+                    data = metadata_bytes(app.store, app.blobs, sha256)
                     return {**stated, **parse_core_metadata(data)}, True
                 except Problem as problem:
                     log.warning("mirror %s: %s", origin.path, problem.message)

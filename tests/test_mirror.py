@@ -483,6 +483,15 @@ def test_an_old_page_does_for_a_while_where_a_new_one_failed(mirrors, scripted):
     assert len(asked(scripted, "/simple/lib/")) == 2
 
 
+def test_a_list_that_does_not_come_pauses_no_pages(mirrors, scripted):
+    scripted.page("lib", entry("lib-1.0.tar.gz"))
+    scripted.answers["/simple/"] = lambda handler: handler.rfile.close()
+    index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
+    page(mirrors, index, "lib")
+    assert names(mirrors, index) == ["lib"] and asked(scripted, "/simple/")
+    assert not is_stale(page(mirrors, index, "lib"))
+
+
 def test_a_mirror_that_hangs_is_waited_for_once(own, tmp_path, upstream):
     own.stop()
     own.script = patched(tmp_path, "devpi_lite.Limits.upstream_stall = 0.3")

@@ -79,7 +79,7 @@ def test_a_page_does_not_lead_to_this_machine(mirrors, scripted, inner, host):
     filename = named_file(scripted, at(inner.host_url, host) + "/secret")
     index = mirror(mirrors, scripted.url)
     reply = get(mirrors, link_to(mirrors, index, filename))
-    assert reply.status == 502 and "--upstream-allow" in reply.text
+    assert reply.status == 502 and "--upstream-allow" in reply.text and "/secret" in reply.text
     head = mirrors.request("HEAD", link_to(mirrors, index, filename), headers={"Accept": "*/*"})
     assert (head.status, inner.requests) == (502, [])
 
@@ -217,6 +217,8 @@ def test_posts_go_to_no_link_local_address_unless_it_is_named(monkeypatch, allow
 @pytest.mark.parametrize("environment, url, proxy", (
     ({"all_proxy": "http://p:1"}, "http://ex.org/", "http://p:1"),
     ({"all_proxy": "http://p:1"}, "https://ex.org/", "http://p:1"),
+    ({"ALL_PROXY": "http://p:1", "all_proxy": ""}, "http://ex.org/", "http://p:1"),
+    ({"ALL_PROXY": "http://p:1", "all_proxy": "http://p:2"}, "http://ex.org/", "http://p:2"),
     ({"all_proxy": "http://p:1", "https_proxy": "p:2"}, "https://ex.org/", "http://p:2"),
     ({"all_proxy": "http://p:1", "no_proxy": "ex.org"}, "http://ex.org/", None),
     ({"http_proxy": "http://p:1", "no_proxy": "ex.org:8080"}, "http://ex.org:8080/", None),
@@ -235,6 +237,7 @@ def test_proxies_of_the_environment(monkeypatch, environment, url, proxy):
             monkeypatch.delenv(spelling, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(d.urllib.request, "getproxies", d.urllib.request.getproxies_environment)
     assert made()._proxy(urllib.parse.urlsplit(url)) == proxy
 
 
