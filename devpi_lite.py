@@ -903,10 +903,12 @@ class Limits:
     json_body = 16 << 10            # of a login, a push, a yank, a status
     config_body = 320 << 10         # of a user or an index: `attributes`, and a little
     json_cost = 30                  # bytes of memory that a byte of JSON may take, parsed: "[[],[],..."
+    file_cost = 1500                # bytes of memory that a file on a page takes while the page is made
     answer_cost = 5                 # bytes of memory that a byte of stored JSON takes on its way into an answer
     json_marks = 40000              # brackets and commas in a body, in texts too
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
     json_depth = 50
+    spooled = 64 << 10              # bytes that wait in memory for more of them, from a client or upstream
     unclaimed = 1 << 20             # memory that each request takes without asking
     claimed = 192 << 20             # what all that need more may take together
     claim_time = 20                 # that they wait for one another
@@ -916,7 +918,6 @@ class Limits:
     user_name = 200                 # characters, of an index's too
     edits = 100                     # of one index, each tried on what another has just left
     form_field = 10 << 20
-    field_memory = 64 << 10         # the longest field that waits in memory for the end of its form
     field_cost = 8                  # bytes of memory that a byte of a field may take, until it is stored
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
@@ -934,6 +935,7 @@ class Limits:
     ready_head = 4 << 10            # the largest head of a request that it is kept under
     small_file = 256 << 10          # a file up to this size leaves in one send, from memory
     upstream_page = 100 << 20
+    page_cost = 8                   # bytes of memory that a byte of a page takes while it is read and stored
     gzip_members = 10000            # of one page
     upstream_list = 128 << 20       # unzipped; that of pypi.org has some 60 MB
     listed_names = 3_000_000
@@ -2328,6 +2330,43 @@ class IncomingBlob:
         if not self.is_kept:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+
+
+class Spool:
+    """Bytes that come slowly, and from many at a time: in memory, or in a file once they are many."""
+    __slots__ = ("folder", "data", "file", "size")
+
+    def __init__(self, blobs):
+        self.folder, self.data, self.file, self.size = blobs.tmp, bytearray(), None, 0
+
+    def write(self, data):
+        self.size += len(data)
+        if self.size <= Limits.spooled:
+            self.data += data
+            return
+        try:
+            if self.file is None:
+                self.file = tempfile.TemporaryFile(dir=self.folder)
+                self.file.write(self.data)
+                self.data = bytearray()
+            self.file.write(data)
+            self.file.flush()
+        except OSError as error:
+            raise _disk_problem(error) from error
+
+    def value(self):
+        """All of it, in memory."""
+        if self.file is None:
+            return bytes(self.data)
+        self.file.seek(0)
+        return self.file.read()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.file is not None:
+            self.file.close()
 
 
 def _disk_problem(error):
@@ -5428,6 +5467,13 @@ class Projects:
             with contextlib.suppress(UpstreamTrouble, Busy):        # told when its turn comes
                 ask(mirror)
 
+    def file_count(self, index, name):
+        """How many files an index and its first 900 bases have of a project (older SQLites take 999 values)."""
+        ids = [member.id for member in self.indexes.order(index)[:900]]
+        with self.store.read() as db:
+            return db.execute("SELECT count(*) FROM projects JOIN files ON project_id = projects.id WHERE name = ? "
+                              f"AND projects.index_id IN ({', '.join('?' * len(ids))})", (name, *ids)).fetchone()[0]
+
     def page(self, index, name):
         """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).
 
@@ -5698,6 +5744,11 @@ class Mirrors:
         return dataclasses.replace(page, parts=((index, files),), versions=versions, expires=0)
 
     def _fetch_page(self, index, name, unconditionally=False):
+        with Spool(self.blobs) as body:
+            self._take_page(index, name, unconditionally, body)
+
+    def _take_page(self, index, name, unconditionally, body):
+        """Ask for a project's page, which comes into `body`, and enter what came."""
         mirror_url = index.mirror_url
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
@@ -5715,7 +5766,8 @@ class Mirrors:
                 kind = Refused if refused else UpstreamTrouble
                 raise kind(f"{public_url(response.url)} answered {status}")
             if status == 200:
-                body = read_page(response, Limits.upstream_page, deadline)
+                for piece in page_pieces(response, Limits.upstream_page, deadline):
+                    body.write(piece)
             else:
                 with contextlib.suppress(UpstreamTrouble):      # the status says all; the rest is for the next request's sake
                     response.read(64 << 10)
@@ -5731,8 +5783,10 @@ class Mirrors:
         if response.status == 304:
             return self.store.write(_page_checked, index, name, durable=False)
         content_type = response.header("Content-Type")
-        page = parse_simple_page(name, response.url, body, is_json_page(content_type, body), content_type)
-        self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial, durable=False)
+        with bulk.claim(Limits.page_cost * body.size):
+            data = body.value()
+            page = parse_simple_page(name, response.url, data, is_json_page(content_type, data), content_type)
+            self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial, durable=False)
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -11666,6 +11720,7 @@ def simple_project(request, index, project, depth):
     tags = app.projects.tags(index, project)
 
     def render():
+        request.claim(Limits.file_cost * app.projects.file_count(index, project))
         page = app.projects.page(index, project)
         if not page.known:
             raise app.projects.unknown(index, project)
@@ -12359,7 +12414,7 @@ def upload_elsewhere(request, user="USER", index="INDEX", project=None, version=
 
 def _urlencoded_form(request):
     """An urlencoded form as {field: [value, ...]}."""
-    with FormField(request.app.blobs.tmp) as whole:
+    with Spool(request.app.blobs) as whole:
         for piece in iter(request.body.read, b""):
             whole.write(piece)
             if whole.size > Limits.form_fields:
@@ -12380,43 +12435,6 @@ def _boundary(parameters):
     return (match[1] or match[2]).encode("latin-1")
 
 
-class FormField:
-    """A field's value (bytes) while its form comes: in memory, or in a file of `folder` once it is
-    long, for a form may come slowly, and many of them at a time."""
-    __slots__ = ("folder", "data", "file", "size")
-
-    def __init__(self, folder):
-        self.folder, self.data, self.file, self.size = folder, bytearray(), None, 0
-
-    def write(self, data):
-        self.size += len(data)
-        if self.size <= Limits.field_memory:
-            self.data += data
-            return
-        try:
-            if self.file is None:
-                self.file = tempfile.TemporaryFile(dir=self.folder)
-                self.file.write(self.data)
-                self.data = bytearray()
-            self.file.write(data)
-            self.file.flush()
-        except OSError as error:
-            raise _disk_problem(error) from error
-
-    def value(self):
-        if self.file is None:
-            return self.data
-        self.file.seek(0)
-        return self.file.read()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.file is not None:
-            self.file.close()
-
-
 class UploadForm:
     """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to an incoming blob.
 
@@ -12425,7 +12443,7 @@ class UploadForm:
     def __init__(self, incoming):
         self.incoming = incoming
         self.filename = None
-        self.taken = []             # (name, FormField)
+        self.taken = []             # (name, Spool)
         self.size = self.parts = 0
 
     def __enter__(self):
@@ -12497,7 +12515,7 @@ class UploadForm:
         elif filename is not None:      # gpg_signature
             take = len
         else:
-            self.taken.append((name, FormField(self.incoming.blobs.tmp)))
+            self.taken.append((name, Spool(self.incoming.blobs)))
             take = self._take_field
         while True:
             start = buffer.find(delimiter)
