@@ -4128,10 +4128,10 @@ class Indexes:
         if self.find(f"{user}/{name}"):
             raise Conflict(f"index '{user}/{name}' exists")
 
-    def create(self, user, name, body, actor=NO_ACTOR, may_inherit=True):
+    def create(self, user, name, body, actor=NO_ACTOR, may_inherit=True, may_read=None):
         """devpi: PUT /user/index.  Returns the new `Index`.
 
-        `may_inherit`: also one that other users' indexes still have as a base."""
+        `may_inherit`: also one that other users' indexes still have as a base; `may_read`: see `_require_readable`."""
         self.refuse_existing(user, name)
         check_name("indexname", name)
         body = _unwrapped(body)
@@ -4140,9 +4140,10 @@ class Indexes:
         edit = ConfigEdit(defaults["type"], defaults, ())
         edit.apply_object({key: value for key, value in body.items() if value is not None})
         self._check_config(edit.config, "bases")
+        self._require_readable(edit.config, (), may_read)
         return self.store.write(_insert_index, user, name, edit.config, may_inherit, actor=actor)
 
-    def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR):
+    def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR, may_read=None):
         """devpi: PATCH /user/index with an object or a list of operators.  Returns the `Index` as it is then.
 
         Of two who do so at once, each one's edit is made on what the other left."""
@@ -4152,6 +4153,7 @@ class Indexes:
                 if error_on_noop:
                     raise BadRequest("The requested modifications resulted in no changes")
                 return index
+            self._require_readable(config, index.config.get("bases", ()), may_read)
             modified = self.store.write(_update_index, index, config, actor=actor)
             if modified:
                 return modified
@@ -4171,6 +4173,13 @@ class Indexes:
             edit.apply_object(body)
             self._check_config(edit.config, *edit.set_keys)
         return edit.config
+
+    def _require_readable(self, config, before, may_read):
+        """Refuse a new base that the caller may not read: `may_read` is a function of an Index, None admits all."""
+        for base in config.get("bases", ()):
+            found = self.find(base) if may_read and base not in before else None
+            if found and not may_read(found):
+                raise Forbidden(f"index {base} can't be a base: you have no permission to read it")
 
     def _check_config(self, config, *keys):
         check_size("index", config)
@@ -5376,7 +5385,7 @@ class MirrorBlocking:
             self.hit = True
 
     def misses_stage(self):
-        """A base does not exist: it may have had the project, for all that is known."""
+        """A base does not exist, or is not for the caller: it may have the project, for all that is known."""
         self.hit = True
 
     @property
@@ -5419,18 +5428,21 @@ class Projects:
             return select_files(db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? AND name = ? "
                                 "AND kind != 'releasefile' ORDER BY files.id", index.id, name)
 
-    def contributions(self, index, name, kind=File, again=False):
+    def contributions(self, index, name, kind=File, again=False, hidden=()):
         """What each index of the resolution order has to offer, as `Contributions`; `kind`: see `own`.
+
+        `hidden`: members of the order that are not asked, as the caller may not read them.  Any name may be private there,
+        so that mirrors are shut out but for what a whitelist admits: the answer tells nothing of what they have.
 
         A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
         is raised if nobody else knows the project, and asked `again` only then if it failed just now.
         Where a base is missing any name may have been private: mirrors are shut
         out but for what a whitelist admits, and Forbidden is raised if nobody else knows the project."""
         blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
-        if missing:
+        if missing or hidden:
             blocking.misses_stage()
         pages, blocked, trouble, expires, remembered = [], None, None, [], False
-        order, deadline = self.indexes.order(index), None
+        order, deadline = [member for member in self.indexes.order(index) if member not in hidden], None
         for member in order:
             if member.is_mirror and blocking.blocks:
                 blocked = blocked or member
@@ -5452,7 +5464,7 @@ class Projects:
                 pages.append(page)
         if trouble and not pages:
             if remembered and not again:
-                return self.contributions(index, name, kind, True)
+                return self.contributions(index, name, kind, True, hidden)
             raise trouble
         if missing and blocked and not pages:
             raise Forbidden(f"index {index.path} builds on {missing[0]}, which does not exist and may have had {name}: mirrors "
@@ -5474,17 +5486,19 @@ class Projects:
             return db.execute("SELECT count(*) FROM projects JOIN files ON project_id = projects.id WHERE name = ? "
                               f"AND projects.index_id IN ({', '.join('?' * len(ids))})", (name, *ids)).fetchone()[0]
 
-    def page(self, index, name):
+    def page(self, index, name, hidden=()):
         """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).
+
+        `hidden`: see `contributions`.
 
         The project's status is what the first index that knows it says; files of a quarantined project are left out
         (PEP 792).  A mirror that fails is passed over if the project is known elsewhere, else its UpstreamTrouble is raised."""
-        found = self.contributions(index, name, PageFile)
+        found = self.contributions(index, name, PageFile, hidden=hidden)
         parts, seen = [], set()
         for page in found.pages:
-            hidden = page.is_quarantined or found.pages[0].is_quarantined
+            left_out = page.is_quarantined or found.pages[0].is_quarantined
             for origin, files in page.parts:
-                parts.append((origin, () if hidden else tuple(f for f in files if f.filename not in seen)
+                parts.append((origin, () if left_out else tuple(f for f in files if f.filename not in seen)
                               if seen else files))
                 if len(found.pages) > 1:
                     seen.update(f.filename for f in files)
@@ -10874,11 +10888,28 @@ def require_read(request, index):
     """Refuse who may not read an index: 401 without good credentials, 403 with them, never 404 (standards 13).
 
     The devpi client goes on after 403 and not after 401, so it gets the former."""
-    if request.app.permissions.read(request.identity, index):
-        return
+    if not request.app.permissions.read(request.identity, index):
+        refuse_reading(request, f"reading {index.path} takes a login" if request.identity.user is None
+                       else f"no permission to read index {index.path}")
+
+
+def refuse_reading(request, message):
     if request.identity.user is None and "devpi-client" not in request.header("user-agent"):
-        request.refuse(Unauthorized(f"reading {index.path} takes a login"))
-    request.refuse(Forbidden(f"no permission to read index {index.path}"))
+        request.refuse(Unauthorized(message))
+    request.refuse(Forbidden(message))
+
+
+def hidden_members(request, index):
+    """The members of an index's resolution order, itself apart, that the caller may not read."""
+    return tuple(member for member in request.app.indexes.order(index)
+                 if member.restricted and member.path != index.path and not may_read(request, member))
+
+
+def refuse_unknown(request, index, project, hidden, sentence=""):
+    """Refuse a project that is nowhere where the caller may look: in the same way whether a `hidden` base has it or not."""
+    if hidden:
+        refuse_reading(request, f"{index.path} builds on an index that is not open to all, and nothing else there has {project}")
+    raise request.app.projects.unknown(index, project, sentence)
 
 
 def near_indexes(request, path):
@@ -11717,23 +11748,20 @@ def simple_project(request, index, project, depth):
     absolute = ""
     if app.settings.absolute_urls or "x-devpi-absolute-urls" in request.headers:
         absolute = request.base_url
-    tags = app.projects.tags(index, project)
+    tags, hidden = app.projects.tags(index, project), hidden_members(request, index)
 
     def render():
         request.claim(Limits.file_cost * app.projects.file_count(index, project))
-        page = app.projects.page(index, project)
+        page = app.projects.page(index, project, hidden)
         if not page.known:
-            raise app.projects.unknown(index, project)
+            refuse_unknown(request, index, project, hidden)
         prefix = functools.partial(link_prefix, index, depth=depth, absolute=absolute)
         if form == SIMPLE_JSON:
             return Rendered(json_page(page, prefix, page.upstream_serial if index.is_mirror else None), "json", page)
         label = "html" if form == "text/html" else "v1html"
         return Rendered(html_page(index, page, prefix, for_people), label, page)
-    rendered = app.rendered(request, (index.id, project, form, for_people, depth, absolute), tags, render)
-    for origin in rendered.origins:
-        if origin.restricted:
-            require_read(request, origin)
-    return _page_response(request, index, rendered, form, tags)
+    key = index.id, project, form, for_people, depth, absolute, tuple(member.id for member in hidden)
+    return _page_response(request, index, app.rendered(request, key, tags, render), form, tags)
 
 
 def _page_response(request, index, rendered, form, tags):
@@ -11743,7 +11771,7 @@ def _page_response(request, index, rendered, form, tags):
     zipped = len(body) > 1024 and _quality_of_gzip(request.header("accept-encoding")) > 0
     if zipped:
         etag = f'"{rendered.etag}-gzip"'
-    private = index.restricted or any(origin.restricted for origin in rendered.origins)
+    private = any(member.restricted for member in request.app.indexes.order(index))     # what one sees depends on who asks
     if rendered.stale:
         now = http_date(time.time())
         headers += [("Cache-Control", "max-age=0, must-revalidate, no-cache, no-store"), ("Pragma", "no-cache"),
@@ -11805,7 +11833,7 @@ def _small_list(request, index, lists, stale):
     elif form == SIMPLE_HTML or request.is_installer:
         label, body = "v1html" if form == SIMPLE_HTML else "html", _list_in_one("projects.html", names)
     else:
-        label, body = "people", b"".join(_list_for_people(index, lists, None))
+        label, body = "people", b"".join(_list_for_people(request, index, lists, None))
     page = ProjectPage("", tuple((member, ()) for member, _ in lists), stale=stale)
     order = request.app.indexes.order(index)
     tags = frozenset(names_tag(member.id) for member in order)
@@ -11833,7 +11861,7 @@ def _large_list(request, index, lists, whole, caching):
         headers.append(("Content-Encoding", "gzip"))
         return _parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
     if for_people:
-        return _parts_response(request, headers, etag + '"', list(_list_for_people(index, lists, whole)))
+        return _parts_response(request, headers, etag + '"', list(_list_for_people(request, index, lists, whole)))
     head, separator, tail = LIST_PAGE[entries]
     before = head + list_entries(entries, own) + (separator if own and whole.count else "")
     return _parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
@@ -11877,13 +11905,13 @@ def _parts_response(request, headers, etag, parts):
     return Response(200, headers, parts=parts)
 
 
-def _list_for_people(index, lists, whole):
+def _list_for_people(request, index, lists, whole):
     """The project list as people see it, by index: byte strings, and the path of what `whole` has on disk."""
     title = html.escape(f"{index.path}: simple list (including inherited indices)")
     head = LIST_PAGE["projects.html"][0].replace("Simple index", title)
     yield f"{head}<h1>{title}</h1>\n".encode()
     for member, names in lists:
-        bases = ",".join(member.config.get("bases", ()))
+        bases = ",".join(shown_bases(request, member))
         yield f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n".encode()
         if names is whole:
             yield whole.part("projects.html")
@@ -11950,12 +11978,14 @@ def version_objects(request, index, project, ignore_bases, only=None):
                                  for member in app.indexes.order(index)
                                  if app.permissions.read(request.identity, member))
     else:
-        pages = app.projects.contributions(index, project).pages
+        hidden = hidden_members(request, index)
+        pages = app.projects.contributions(index, project, hidden=hidden).pages
         known = bool(pages)
+        if not known and hidden:
+            refuse_unknown(request, index, project, hidden)
     versions = {}
     for page in pages:
         origin, files = page.parts[0]
-        require_read(request, origin)
         if not origin.is_mirror:
             ids = {file.id for file in files}       # a test result may have come since, of a file that did so too
             files = sorted([*files, *(attached for attached in app.projects.attachments(origin, project)
@@ -12087,18 +12117,16 @@ def serve_pypi_json(request, index_path, project, version):
         return redirect(request.url("/".join((index_path, rest[0], normalize(project), *rest[2:]))))
     wants_json(request)
     require_read(request, index)
-    tags = app.projects.tags(index, project)
+    tags, hidden = app.projects.tags(index, project), hidden_members(request, index)
 
     def render():
-        page = app.projects.page(index, project)
-        for origin, _ in page.parts:
-            require_read(request, origin)
+        page = app.projects.page(index, project, hidden)
         releases = files_by_version(page)
         shown = latest_version(releases) if releases and version is None else version
         shown = shown and next(iter(spellings(shown, releases)), shown)
         if shown not in releases:
             if not page.known:
-                raise app.projects.unknown(index, project, f"no project '{project}'")
+                refuse_unknown(request, index, project, hidden, f"no project '{project}'")
             raise NotFound(f"The project {project} has no releases." if shown is None else
                            f"The version {shown} of project {project} does not exist.")
         metadata, complete = _metadata_of(request, page, shown)
@@ -12106,10 +12134,8 @@ def serve_pypi_json(request, index_path, project, version):
         rendered = Rendered(body, "pypi", page)
         rendered.stale |= not complete
         return rendered
-    rendered = app.rendered(request, (index.id, project, version, "pypi", request.base_url), tags, render)
-    for origin in rendered.origins:
-        require_read(request, origin)
-    return _page_response(request, index, rendered, "application/json", tags)
+    key = index.id, project, version, "pypi", request.base_url, tuple(member.id for member in hidden)
+    return _page_response(request, index, app.rendered(request, key, tags, render), "application/json", tags)
 
 
 def _metadata_of(request, page, version):
@@ -12185,11 +12211,19 @@ def get_index(request, user, index):
                            [before.encode(), names.part("names.json"), b"]}}\n"])
 
 
+def shown_bases(request, index):
+    """The bases of an index, but for those that the caller may not read."""
+    found = ((base, request.app.indexes.find(base)) for base in index.config.get("bases", ()))
+    return [base for base, member in found if member is None or may_read(request, member)]
+
+
 def shown_config(request, index):
     """An index's configuration as this caller may see it: credentials in URLs are for who may change it, the
     secret of webhooks for nobody."""
     config = {key: value for key, value in index.config.items() if key != "webhook_secret"}
     if not request.app.permissions.index_modify(request.identity, index.user):
+        if "bases" in config:
+            config["bases"] = shown_bases(request, index)
         if "mirror_url" in config:
             config["mirror_url"] = public_url(config["mirror_url"])
         if "uploadtrigger_jenkins" in config:
@@ -12206,7 +12240,8 @@ def create_index(request, user, index):
     require(request, app.permissions.index_modify(request.identity, user),
             f"no permission to create index {user}/{index}")
     created = app.indexes.create(user, index, request.json(dict, limit=Limits.config_body), actor=request.actor,
-                                 may_inherit=app.permissions.user_create_named(request.identity))
+                                 may_inherit=app.permissions.user_create_named(request.identity),
+                                 may_read=functools.partial(may_read, request))
     return _told_of_config(request, created, {})
 
 
@@ -12214,7 +12249,8 @@ def create_index(request, user, index):
 def modify_index(request, user, index):
     found = require_modify_index(request, user, index)
     body = request.json(dict, list, limit=Limits.config_body)
-    modified = request.app.indexes.modify(found, body, "error_on_noop" in request.query, actor=request.actor)
+    modified = request.app.indexes.modify(found, body, "error_on_noop" in request.query, actor=request.actor,
+                                            may_read=functools.partial(may_read, request))
     return _told_of_config(request, modified, found.config)
 
 
