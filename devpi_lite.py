@@ -1007,6 +1007,7 @@ class Limits:
     write_ahead_log = 64 << 20      # bytes that it keeps when it has been folded in
     trash = 7 * 86400               # that a file stays which nothing in the database names
     outbox = 10000                  # messages of one index; the oldest go
+    outbox_of_all = 50000           # messages of all indexes; the oldest of the account that has the most go
     outbox_rest = 30                # for a target whose last message could not be written down as sent
     webhooks = 20                   # URLs of one index
     dead_messages = 1000
@@ -1024,6 +1025,11 @@ class Limits:
     search_warn, search_fatal = 300, 3600           # seconds that the search index may lag behind
     disk_warn, disk_fatal = 1 << 30, 100 << 20      # bytes free
     targets = 32                    # of the outbox, served at a time
+    targets_of_one = 8              # of them, for one account
+    slow_targets = 8                # of them, that kept somebody waiting last time
+    slow_delivery = 2               # seconds after which a target counts as slow
+    delivery_turn = 2               # seconds for which a target is served before others have their turn
+    webhook_connect = 3             # seconds for a connection to a target
     webhook_time = 10
     longest_retry = 3600
     delivery_tries = 10
@@ -4618,13 +4624,13 @@ class UpstreamClient:
                 headers = {**headers, "Proxy-Authorization": credentials_of(proxy)}
         return target, headers
 
-    def post(self, url, headers, pieces, length, timeout):
+    def post(self, url, headers, pieces, length, timeout, connect_time=None):
         """Send a POST whose body is `length` bytes in byte strings; returns its `PostAnswer`.  Redirects are not followed.
 
-        `timeout`: seconds that connecting, each step of sending, and the answer may take; the whole body may take so long
-        as `Limits.slowest_post` allows.  UpstreamTrouble if there is no answer."""
+        `timeout`: seconds that connecting (or `connect_time` for that), each step of sending, and the answer may take; the
+        whole body may take so long as `Limits.slowest_post` allows.  UpstreamTrouble if there is no answer."""
         try:
-            connection = self._new_connection(origin_of(url), url, timeout)
+            connection = self._new_connection(origin_of(url), url, connect_time or timeout)
             if not is_allowed_target(url, self.post_allow):
                 connection.refused = (is_link_local, f"{public_url(url)} {_LINK_LOCAL}")
             try:
@@ -4647,6 +4653,7 @@ class UpstreamClient:
                 connection.connect()
             except OSError as error:
                 raise Unreachable(f"{url_origin(url)}: {reason_of(error)}") from error
+            connection.sock.settimeout(timeout)
             until(timeout + length / Limits.slowest_post)
             connection.request("POST", target, pieces, headers)
             until(timeout)
@@ -6810,8 +6817,8 @@ class _JsonReader:
 # 9  Outbox
 #
 # Messages that tell outside servers what happened on an index: a Jenkins job to start, webhooks.  The very change that they
-# speak of enters them; they are delivered behind it, by a thread of its own for each target, until they arrive or are given
-# up.  So a target that is down or slow costs nobody else anything, and nothing is forgotten by a crash; a message may come
+# speak of enters them; they are delivered behind it, by a thread of its own for each target and account, until they arrive or
+# are given up.  Accounts take turns, and targets that hung come after those that did not.  So a target that is down or slow costs nobody else anything, and nothing is forgotten by a crash; a message may come
 # twice, under the same delivery number.
 # ======================================================================================================================
 
@@ -6852,6 +6859,7 @@ def tell(change, index, event):
             headers["X-Devpi-Signature-256"] = f"sha256={mac}"
         for url in config.get("webhook_url", ()):
             _post_later(change, index, "webhook", url, headers, body)
+    _bound_outbox(change)
 
 
 def _webhook_content(change, index, event):
@@ -6873,13 +6881,27 @@ def _webhook_content(change, index, event):
 def _post_later(change, index, kind, url, headers, body):
     """Enter a message; an index that has too many waiting loses its oldest."""
     target = "%s://%s:%d" % origin_of(url)
-    change.execute("INSERT INTO outbox (delivery, index_id, target, kind, url, headers, body, due) "
-                   "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                   (str(uuid.uuid4()), index.id, target, kind, url, json.dumps(headers), body, time.time()))
+    change.execute("INSERT INTO outbox (delivery, index_id, target, kind, url, headers, body, due, account) "
+                   "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT user_id FROM indexes WHERE id = ?), 0))",
+                   (str(uuid.uuid4()), index.id, target, kind, url, json.dumps(headers), body, time.time(), index.id))
     change.execute("DELETE FROM outbox WHERE index_id = ? AND id <= "
                    "(SELECT id FROM outbox WHERE index_id = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
                    (index.id, index.id, Limits.outbox))
     change.wake("outbox")
+
+
+def _bound_outbox(change):
+    """Where too many messages wait in all, the account that has the most loses its oldest."""
+    first, last = change.execute("SELECT min(id), max(id) FROM outbox").fetchone()
+    if first is None or last - first < Limits.outbox_of_all:        # ids go up: there can't be more
+        return
+    excess = change.execute("SELECT count(*) FROM outbox").fetchone()[0] - Limits.outbox_of_all
+    if excess > 0:
+        account = change.execute("SELECT account FROM outbox GROUP BY account ORDER BY count(*) DESC LIMIT 1").fetchone()[0]
+        excess += Limits.outbox_of_all // 100       # so that not each message has to look for one that goes
+        change.execute("DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE account = ? ORDER BY id LIMIT ?)",
+                       (account, excess))
+        log.warning("too many messages wait in the outbox: the oldest %d of one account are dropped", excess)
 
 
 _JENKINS_SCRIPT = '''\
@@ -6924,16 +6946,20 @@ def _jenkins_form(index_url, spec):
 
 
 class Outbox:
-    """Delivers what is in the outbox: at most one message at a time to a target (scheme, host and port)."""
+    """Delivers what is in the outbox: for each account at most one message at a time to a target (scheme, host and port).
+
+    A lane is (target, account).  The account with the fewest lanes under way has its turn first; a lane whose target kept us
+    waiting last time comes after all others, and a few of those are under way at a time."""
 
     def __init__(self, store, client, settings):
         self.store, self.client, self.settings = store, client, settings
         self.workers = Workers("outbox", Limits.targets, self._deliver_to)
-        self.busy = set()       # targets that a worker has
-        self.resting = {}       # target -> time.time() until which it is left alone
+        self.busy = set()       # lanes that a worker has
+        self.resting = {}       # lane -> time.time() until which it is left alone
+        self.slow = collections.OrderedDict()       # lanes whose target kept us waiting last time, the latest last
 
     def run(self):
-        """A loop for a thread: start a worker for each target that something is due for."""
+        """A loop for a thread: start a worker for each lane that something is due for, as far as there are any."""
         ready = self.store.signals["outbox"]
         while True:
             ready.clear()
@@ -6946,50 +6972,83 @@ class Outbox:
 
     def _dispatch(self):
         """Returns the seconds until something is due next."""
-        with self.store.read() as db:
-            targets = db.execute("SELECT target, min(due) AS due FROM outbox WHERE dead = 0 "
-                                 "GROUP BY target ORDER BY due").fetchall()
         pause, now = 60, time.time()
-        for target, until in tuple(self.resting.items()):
+        for lane, until in tuple(self.resting.items()):
             if until <= now:
-                self.resting.pop(target, None)
-        for row in targets:
-            if row["target"] in self.busy:
+                self.resting.pop(lane, None)
+        if len(self.busy) >= Limits.targets:
+            return pause        # whoever ends its turn wakes us
+        with self.store.read() as db:
+            rows = db.execute("SELECT target, account, min(due) AS due FROM outbox WHERE dead = 0 "
+                              "GROUP BY target, account").fetchall()
+        waiting = []
+        for row in rows:
+            lane = row["target"], row["account"]
+            due = max(row["due"], self.resting.get(lane, 0))
+            if lane in self.busy:
                 continue
-            due = max(row["due"], self.resting.get(row["target"], 0))
             if due <= now:
-                self.busy.add(row["target"])
-                self.workers.submit(row["target"])
+                waiting.append((lane in self.slow, due, lane))
             else:
                 pause = min(pause, due - now)
+        self._start(waiting)
         return pause
 
-    def _deliver_to(self, target):
-        """Deliver what is due for a target, oldest first, until one fails: then it is the others' turn."""
+    def _start(self, waiting):
+        """Start workers for lanes, given as (whether it is slow, when it was due, lane), as far as the bounds allow."""
+        busy = tuple(self.busy)
+        running = collections.Counter(account for _, account in busy)
+        slow = sum(lane in self.slow for lane in busy)
+        for _ in range(Limits.targets - len(busy)):
+            free = [(is_slow, running[lane[1]], due, lane) for is_slow, due, lane in waiting
+                    if running[lane[1]] < Limits.targets_of_one and not (is_slow and slow >= Limits.slow_targets)]
+            if not free:
+                return
+            is_slow, _, due, lane = min(free)
+            waiting.remove((is_slow, due, lane))
+            running[lane[1]] += 1
+            slow += is_slow
+            self.busy.add(lane)
+            self.workers.submit(lane)
+
+    def _deliver_to(self, lane):
+        """Deliver what is due in a lane, oldest first, until one fails or its turn is over: then it is the others' turn."""
+        until = time.monotonic() + Limits.delivery_turn
         try:
-            while self._deliver_one(target) and not self.store.closed:
+            while self._deliver_one(lane) and not self.store.closed and time.monotonic() < until:
                 pass
         except Exception as error:      # no room, or the database is held: what was sent may be sent again, but not at once
             log.error("outbox: %s", error)
-            self.resting[target] = time.time() + Limits.outbox_rest
+            self.resting[lane] = time.time() + Limits.outbox_rest
         finally:
-            self.busy.discard(target)
+            self.busy.discard(lane)
             self.store.signals["outbox"].set()
 
-    def _deliver_one(self, target):
-        """Whether there was a message for a target, and it arrived."""
+    def _deliver_one(self, lane):
+        """Whether there was a message in a lane, and it arrived."""
+        target, account = lane
         with self.store.read() as db:
-            row = db.execute("SELECT * FROM outbox WHERE dead = 0 AND target = ? AND due <= ? ORDER BY due, id LIMIT 1",
-                             (target, time.time())).fetchone()
+            row = db.execute("SELECT * FROM outbox WHERE dead = 0 AND target = ? AND account = ? AND due <= ? "
+                             "ORDER BY due, id LIMIT 1", (target, account, time.time())).fetchone()
         if row is None:
             return False
+        began = time.monotonic()
         error, unreachable = self._send(row)
+        self._judge(lane, time.monotonic() - began > Limits.slow_delivery)
         if error is None:
             self.store.write(_delivered, row["id"], durable=False)
             return True
         log.warning("%s to %s failed (try %d of %d): %s", row["kind"], target, row["tries"] + 1, Limits.delivery_tries, error)
         self.store.write(_not_delivered, row, error, unreachable, self.settings.webhook_retry, durable=False)
         return False
+
+    def _judge(self, lane, is_slow):
+        """Remember which lanes kept us waiting; of too many the oldest are forgiven."""
+        self.slow.pop(lane, None)
+        if is_slow:
+            self.slow[lane] = True
+            while len(self.slow) > Limits.outbox_of_all:
+                self.slow.popitem(last=False)
 
     def _send(self, row):
         """(None, False) if the message arrived; else (what went wrong, whether its target can't be reached at all)."""
@@ -7000,7 +7059,8 @@ class Outbox:
         if credentials:
             headers["Authorization"] = credentials
         try:
-            answer = self.client.post(row["url"], headers, [row["body"]], len(row["body"]), Limits.webhook_time)
+            answer = self.client.post(row["url"], headers, [row["body"]], len(row["body"]), Limits.webhook_time,
+                                      Limits.webhook_connect)
         except UpstreamTrouble as problem:
             return problem.message, isinstance(problem, Unreachable)
         return (None if 200 <= answer.status < 300 else f"answered {answer.status}"), False
@@ -7019,6 +7079,7 @@ class Outbox:
     def retry(self, actor):
         """Try now what waits and what was given up; returns how much that is."""
         self.resting.clear()
+        self.slow.clear()
         return self.store.write(_revive, actor=actor)
 
 

@@ -1,5 +1,6 @@
 """Triggers: Jenkins jobs and signed webhooks, told of changes by an outbox that outlives the process (operations.md 6)."""
 import ast
+import contextlib
 import datetime
 import hashlib
 import hmac
@@ -7,6 +8,8 @@ import io
 import itertools
 import json
 import re
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +18,8 @@ import zipfile
 
 import pytest
 
-from harness import Archive, Server, eventually, multipart, sdist, wheel
+import devpi_lite
+from harness import Archive, Server, eventually, multipart, patched, sdist, wheel
 from receiver import Receiver
 
 BODY_KEYS = {"id", "event", "index", "project", "version", "file", "sha256", "url", "user", "serial", "ts"}
@@ -358,7 +362,7 @@ def test_deleting_the_last_file_of_a_project_is_one_event(site, receiver):
     archive = wheel("lastone", "1.0")
     upload(site, index, archive)
     site.delete(path_of(archive, index), user="tri")
-    assert site.get("/%s/lastone" % index).status == 404
+    assert site.get("/%s/lastone" % index).result == {}
     assert only_one(site, receiver)["file"] == archive.filename
 
 
@@ -691,6 +695,108 @@ def test_the_last_error_is_that_of_the_newest_message(guarded, receiver):
     receiver.reset()
     assert guarded.post("/+outbox/retry", user="root").status == 200
     delivered(guarded, receiver, 2)
+
+
+# Turns
+
+
+@contextlib.contextmanager
+def hanging_targets(count):
+    """URLs of servers that let us connect and say nothing."""
+    with contextlib.ExitStack() as stack:
+        yield ["http://127.0.0.1:%d/" % stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=9)).getsockname()[1]
+               for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+    """A server of eve, all of whose targets hang, and of alice."""
+    server = Server(tmp_path_factory.mktemp("crowded") / "server").start()
+    for name in ("alice", "eve"):
+        server.add_user(name)
+        server.login(name)
+    server.login("root")
+    with hanging_targets(140) as urls:
+        for number in range(7):
+            server.add_index("eve/dev%d" % number, webhook_url=urls[20 * number:20 * number + 20])
+            assert server.upload("eve/dev%d" % number, wheel("many", "1.0"), user="eve").status == 200
+        yield server
+    server.kill()
+
+
+def test_one_account_s_hanging_targets_hold_up_nobody_else_s(crowded, receiver):
+    crowded.add_index("alice/dev", webhook_url=[receiver.url])
+    for version in ("1.0", "2.0"):
+        assert crowded.upload("alice/dev", wheel("prompt", version), user="alice").status == 200
+        receiver.wait_for(int(version[0]), seconds=2)
+
+
+def test_a_target_that_two_accounts_name_serves_each_in_a_lane_of_its_own(crowded, receiver):
+    receiver.fault("hang", path="/eve")
+    crowded.add_index("eve/same", webhook_url=[receiver.url + "/eve"])
+    crowded.add_index("alice/same", webhook_url=[receiver.url + "/alice"])
+    # before eve's other targets, which hang
+    for user in ("eve", "alice"):
+        assert crowded.upload(user + "/same", wheel("same", "1.0"), user=user).status == 200
+    receiver.wait_for(1, "/alice", seconds=2)
+
+
+def started(outbox, *waiting):
+    """The lanes that the outbox starts out of those waiting, each given as (is it slow, when it was due, target, account)."""
+    outbox.workers = devpi_lite.Workers("test", 0, None)        # which keeps what it is given
+    for is_slow, _, target, account in waiting:
+        if is_slow:
+            outbox.slow[target, account] = True
+    outbox._start([(is_slow, due, (target, account)) for is_slow, due, target, account in waiting])
+    return list(outbox.workers.waiting)
+
+
+def test_accounts_take_turns_and_slow_targets_wait_for_the_others(monkeypatch):
+    for name, value in (("targets", 6), ("targets_of_one", 3), ("slow_targets", 1)):
+        monkeypatch.setattr(devpi_lite.Limits, name, value)
+    outbox = devpi_lite.Outbox(None, None, None)
+    eves = [(False, number, "e%d" % number, 1) for number in range(9)]
+    assert started(outbox, *eves, (False, 99, "a", 2), (True, 0, "slow", 3)) == [
+        ("e0", 1), ("a", 2), ("e1", 1), ("e2", 1), ("slow", 3)]
+    assert started(outbox, *eves[3:], (True, 1, "other slow", 4), (False, 100, "b", 4)) == [("b", 4)]
+    outbox.busy.discard(("e0", 1))
+    assert started(outbox, (True, 1, "other slow", 4), (False, 200, "e3", 1)) == [("e3", 1)]      # all six are taken again
+    outbox.busy.clear()
+    assert started(outbox, (True, 1, "slow", 3), (True, 2, "other slow", 4)) == [("slow", 3)]
+
+
+def test_a_target_is_slow_until_it_is_not():
+    outbox = devpi_lite.Outbox(None, None, None)
+    outbox._judge(("t", 1), True)
+    assert list(outbox.slow) == [("t", 1)]
+    outbox._judge(("t", 1), False)
+    assert not outbox.slow
+
+
+def test_an_outbox_with_narrow_bounds(tmp_path):
+    """Of too many messages the account with the most loses its oldest; who does not finish connecting is soon given up."""
+    script = patched(tmp_path, "devpi_lite.Limits.outbox_of_all, devpi_lite.Limits.webhook_connect = 20, 0.2")
+    server = Server(tmp_path / "server", "--webhook-retry", "1000", script=script).start()
+    try:
+        for name in ("alice", "eve"):
+            server.add_user(name)
+            server.login(name)
+        server.login("root")
+        with hanging_targets(1) as [url]:
+            url = url.replace("http:", "https:")
+            server.add_index("alice/dev", webhook_url=[url + str(number) for number in range(3)])
+            server.upload("alice/dev", wheel("kept", "1.0"), user="alice")
+            began = time.monotonic()
+            for number in range(4):
+                server.add_index("eve/dev%d" % number, webhook_url=[url + str(number) for number in range(8)])
+                server.upload("eve/dev%d" % number, wheel("many", "1.0"), user="eve")
+            with contextlib.closing(sqlite3.connect(str(server.directory / "devpi_lite.db"))) as db:
+                owners = [name for name, in db.execute("SELECT name FROM outbox JOIN users ON users.id = account")]
+            assert owners.count("alice") == 3 and 16 <= owners.count("eve") <= 17
+            eventually(lambda: "timed out" in str(server.get("/+status", user="root").result["outbox"]))
+            assert time.monotonic() - began < 8
+    finally:
+        server.kill()
 
 
 # The outbox outlives the process
