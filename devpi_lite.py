@@ -12904,8 +12904,8 @@ def _refuse_word(parser, command, word):
 
 def _nearest(word, known):
     """`; did you mean --port?` for `--prot`; nothing where nothing is near."""
-    close = nearest(word, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    near = nearest(word, known, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _from_environment(parser):

@@ -109,7 +109,10 @@ def test_root_gets_a_random_password_that_no_journal_sees(make_server, directory
 def test_who_sits_at_a_terminal_is_told_the_random_password(directory):
     import pty
 
-    ours, theirs = pty.openpty()
+    try:
+        ours, theirs = pty.openpty()
+    except OSError as error:        # a chroot without /dev/pts
+        pytest.skip(str(error))
     with subprocess.Popen([sys.executable, str(SCRIPT), "init", "--serverdir", str(directory)], stdout=theirs,
                           env=clean_environment()) as process:
         os.close(theirs)
