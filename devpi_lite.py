@@ -1293,8 +1293,8 @@ class Shares:
     """Room for a few at a time of what costs much, of which each owner has a part: who waits for it waits for no stranger's
     second."""
 
-    def __init__(self, limit, limit_of_one):
-        self.limit, self.limit_of_one = limit, limit_of_one
+    def __init__(self, what, limit, limit_of_one):
+        self.what, self.limit, self.limit_of_one = what, limit, limit_of_one
         self.taken = collections.Counter()      # owner -> how many
         self.changed = threading.Condition()
 
@@ -1305,7 +1305,7 @@ class Shares:
             return sum(self.taken.values()) < self.limit and self.taken[owner] < self.limit_of_one
         with outside_wait(), self.changed:
             if not self.changed.wait_for(has_room, seconds):
-                raise Busy(f"no room for more of this within {seconds:g} seconds, try again later")
+                raise Busy(f"too many {self.what} just now, try again in a minute")
             self.taken[owner] += 1
         try:
             yield
@@ -5009,7 +5009,7 @@ def _parse_html_page(project, url, text):
         try:
             file = _html_file(project, base, attributes)
         except ValueError as error:
-            log.info("%s lists an unusable file: %s: %s", public_url(url), one_line(attributes["href"], 200), error)
+            log.info("%s lists an unusable file: %s: %s", public_url(url), one_line(attributes["href"], 200), reason_of(error))
             continue
         if file:
             _add_file(files, file)
@@ -5196,6 +5196,8 @@ class _Decoder:
         return self.unzip is None and self.members > 0
 
 
+# The beginning of a page that is not compressed, whatever its Content-Encoding (utf-8, aws-chunked, none) says.
+_LOOKS_PLAIN = re.compile(rb"(\xef\xbb\xbf)?(\s*[<{]|[\t\n\r -~]{64}|[\t\n\r -~]{0,63}\Z)")
 _ENCODINGS = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
@@ -5211,7 +5213,7 @@ def page_pieces(response, limit, deadline):
         piece = response.read(64 << 10)
         if not piece:
             break
-        if is_odd and not received and piece.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] not in (b"<", b"{"):
+        if is_odd and not received and not _LOOKS_PLAIN.match(piece):
             raise UnreadablePage(f"{url} is encoded as {one_line(stated, 40)!r}, which was not asked for")
         received += len(piece)
         try:
@@ -5593,7 +5595,8 @@ class Mirrors:
         self.silent = {}        # (_source(index), for its project list) -> the same, where no answer came
         self.refreshed = collections.OrderedDict()      # (*_source(index), project) -> when
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
-        self.list_readers = Shares(Limits.list_readers, Limits.list_readers_of_one)
+        self.list_readers = Shares("project lists are being read", Limits.list_readers,
+                                   Limits.list_readers_of_one)
         self.unreadable = {}                            # index id -> (mirror_url, until, why its list could not be read)
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
         self.lock = threading.Lock()

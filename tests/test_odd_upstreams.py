@@ -10,6 +10,7 @@ import json
 import socketserver
 import string
 import threading
+import urllib.parse
 import zlib
 
 import pytest
@@ -82,10 +83,12 @@ ABSENT = object()
 
 @dataclasses.dataclass
 class Row:
-    """`files`: {number or name: what its entry must say}, in page order; `status` and `says` of a page that is refused.
+    """What upstream answers to a project's page, and what must come of it.
 
-    A file's expectations: `hash` (sha256, md5, None), `gets` (the status of the file, None: it is not fetched), and keys of the
-    JSON form with `_` for `-`.  `elsewhere`: what upstream answers at other paths."""
+    `files`: {number or name: what its entry must say}, in page order; `status` and `says` of a page that is refused.
+
+    A file's expectations: `hash` (sha256, md5, None; ...: any), `gets` (the status of the file, None: it is not fetched),
+    `metadata` (the text of its metadata file), and keys of the JSON form with `_` for `-`.  `elsewhere`: what upstream answers at other paths."""
     name: str
     response: tuple
     files: dict = dataclasses.field(default_factory=dict)
@@ -113,6 +116,12 @@ ROWS = [
     Row("http-1-0", one_html(version="1.0"), ONE),
     Row("http-1-0-until-the-end", one_html(version="1.0", Content_Length=None), ONE),
     refused("ended-early", one_html(Content_Length="5000", Connection="close"), "ended early"),
+    Row("chunks-in-capitals", ("HTTP/1.1 200\r\nTRANSFER-ENCODING: CHUNKED\r\ncontent-type:text/html\r\n\r\n",
+                               *chunked(link(1), 9)[1:]), ONE),
+    Row("after-continue", ("HTTP/1.1 100 Continue\r\n\r\n" + one_html()[0], one_html()[1]), ONE),
+    Row("lines-without-return", (one_html()[0].replace("\r", ""), one_html()[1]), ONE),
+    Row("folded-header", one_html(X_Long="a\r\n b"), ONE),
+    Row("length-0", sent(link(1), Content_Length="0", Connection="close"), {}),
     refused("no-answer", ("", b""), "no-answer/: "),
     refused("garbage-head", ("SSH-2.0-OpenSSH\r\n", b""), "garbage-head/: "),
     Row("very-long-lines", sent("<!-- %s -->" % ("x" * 300000) + link(1) + " " * 300000 + '<p title="%s">' % ("y" * 300000)), ONE),
@@ -135,6 +144,11 @@ ROWS = [
     Row("identity", zipped(link(1), "identity", bytes), ONE),
     Row("a-charset-as-encoding", zipped(link(1), "utf-8", bytes), ONE),
     refused("an-unknown-encoding", zipped(link(1), "br", bz2.compress), "encoded as 'br'"),
+    Row("aws-chunked-as-encoding", zipped(" \n" + link(1), "aws-chunked", bytes), ONE),
+    Row("another-encoding-of-the-metadata", page(entry(filename="$W1", url="/f/$W1", hashes={}, core_metadata=True)),
+        {"$W1": {"hash": None, "metadata": "Metadata-Version: 2.1\nName: x\nVersion: 1.0\n"}}, elsewhere={
+            "/f/another_encoding_of_the_metadata-1.0-py3-none-any.whl.metadata": sent(
+                "Metadata-Version: 2.1\nName: x\nVersion: 1.0\n", Content_Encoding="aws-chunked")}),
     refused("two-encodings", zipped(link(1), "gzip, br", bz2.compress), "encoded as 'gzip, br'"),
     # -- statuses and redirects
     Row("status-404", sent("no", status=404), status=404),
@@ -233,6 +247,8 @@ ROWS = [
     Row("empty-base", sent("<base href=''><base>" + link(1)), ONE),
     Row("base-that-is-no-url", sent("<base href='http://[/'>" + link(1)), ONE),
     Row("no-href", sent("<a name=top>x</a><a href>x</a><a href=''>x</a><a href='#top'>x</a><a href='?C=M'>x</a><a href='../'>x</a>" + link(1)), ONE),
+    Row("extension-in-capitals", sent("<a href='/f/$P-1.0.ZIP'>x</a>"), {"$P-1.0.ZIP": {"hash": None}}),
+    Row("letters-of-the-world", sent("<a href='/f/$P-1.0.caf\u00e9.zip'>x</a>"), {"$P-1.0.caf\u00e9.zip": {"hash": None}}),
     Row("another-project", sent("<a href='/f/other-1.0.tar.gz'>x</a><a href='/f/$P.txt'>x</a>" + link(1)), ONE),
     Row("name-in-another-spelling", sent("<a href='/f/Name.In_Another__Spelling-1.0.zip'>x</a>"), {"Name.In_Another__Spelling-1.0.zip": {"hash": None}}),
     Row("twice", sent(link(1, fragment="") + link(1) + link(1, fragment="#sha256=" + OTHER)), ONE),
@@ -327,6 +343,14 @@ ROWS = [
     Row("size-wrong-and-hash-wrong", page(entry(size=5, hashes={"sha256": OTHER})), {1: {"hash": ..., "gets": 502}}),
     Row("size-wrong-chunked", page(entry(size=5)), ONE, elsewhere={
         "/f/size-wrong-chunked-1.0.tar.gz": chunked("bytes of size-wrong-chunked-1.0.tar.gz", 3, 10)}),
+    Row("file-encoded", page(entry()), ONE, elsewhere={
+        "/f/file-encoded-1.0.tar.gz": sent("bytes of file-encoded-1.0.tar.gz", Content_Encoding="x-gzip")}),
+    Row("file-redirected", page(entry()), ONE, elsewhere={
+        "/f/file-redirected-1.0.tar.gz": sent(status=302, Location="/g/x?y=z"), "/g/x?y=z": sent("bytes of file-redirected-1.0.tar.gz")}),
+    Row("file-until-the-end", page(entry(size=5, hashes={"md5": "$M1"})), {1: {"hash": "md5"}}, elsewhere={
+        "/f/file-until-the-end-1.0.tar.gz": sent("bytes of file-until-the-end-1.0.tar.gz", version="1.0", Content_Length=None)}),
+    Row("file-gone", page(entry()), {1: {"gets": 404}}, elsewhere={"/f/file-gone-1.0.tar.gz": sent("no", status=404)}),
+    Row("file-forbidden", page(entry()), {1: {"gets": 502}}, elsewhere={"/f/file-forbidden-1.0.tar.gz": sent("no", status=403)}),
     Row("file-cut", page(entry()), {1: {"gets": 502}}, elsewhere={
         "/f/file-cut-1.0.tar.gz": sent("bytes of fil", Content_Length="38", Connection="close")}),
 ]
@@ -350,6 +374,7 @@ class Odd(socketserver.ThreadingTCPServer):
 
     def words(self, project):
         words = {"P": project, "UP": "http://" + self.host, "HOST": self.host, "PORT": self.host.partition(":")[2]}
+        words["W1"] = project.replace("-", "_") + "-1.0-py3-none-any.whl"
         for number in (1, 2):
             name = "%s-%d.0.tar.gz" % (project, number)
             data = content(name)
@@ -377,7 +402,7 @@ class OddHandler(socketserver.StreamRequestHandler):
             path = request.split()[1].decode()
             answer = self.server.answers.get(path)
             if answer is None and path.startswith("/f/"):
-                data = content(path[3:].replace("%20", " ").replace("%2B", "+"))
+                data = content(urllib.parse.unquote(path[3:]))
                 answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
             if answer is None:
                 answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
@@ -433,11 +458,13 @@ def test_an_odd_upstream(server, odd, row):
     assert list(found) == list(wanted)
     for name, what in wanted.items():
         what, file = dict(what), found[name]
-        algorithm, gets = what.pop("hash", "sha256"), what.pop("gets", 200)
+        algorithm, gets, metadata = what.pop("hash", "sha256"), what.pop("gets", 200), what.pop("metadata", None)
         if algorithm is not ...:
             assert file["hashes"] == ({algorithm: hashlib.new(algorithm, content(name)).hexdigest()} if algorithm else {})
         for key, value in what.items():
             assert file.get(key.replace("_", "-"), ABSENT) == value, key
+        if metadata:
+            assert fetched(server, "/mia/m/%s.metadata" % file["url"].replace("../", "")) == (200, metadata.encode())
         if gets is None:
             continue
         status, body = fetched(server, "/mia/m/" + file["url"].replace("../", ""))

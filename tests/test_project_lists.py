@@ -209,7 +209,7 @@ def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_pa
 
 
 def test_who_waits_for_a_share_waits_for_his_own(tmp_path):
-    shares = d.Shares(2, 1)
+    shares = d.Shares("lists", 2, 1)
     with shares.one("mia", 1):
         with pytest.raises(d.Busy):
             with shares.one("mia", 0.01):
