@@ -653,7 +653,7 @@ class UpstreamTrouble(Problem):
 
 
 class UnreadablePage(UpstreamTrouble):
-    """Upstream's page is larger than what is read, costs too much, or is in no form that is known."""
+    """Upstream's page is larger than what is read, costs too much, or is in no known form."""
 
 
 class Unreachable(UpstreamTrouble):
@@ -1290,8 +1290,8 @@ bulk = MemoryPool(Limits.claimed)
 
 
 class Shares:
-    """Room for a few at a time of what costs much, of which each owner has a part: who waits for it waits for no stranger's
-    second."""
+    """Room for a few at a time of what costs much, of which each owner has a part, so that nobody
+    waits for a stranger's second."""
 
     def __init__(self, what, limit, limit_of_one):
         self.what, self.limit, self.limit_of_one = what, limit, limit_of_one
@@ -4881,9 +4881,10 @@ def _json_file(url, entry):
     if metadata is None:
         metadata = entry.get("dist-info-metadata")
     return UpstreamFile(
-        filename, file_url, _stated_hash({**_fragment_pairs(entry["url"]), **(entry.get("hashes") or {})}),
-        # 0 is what indexes say that don't know
-        size=size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 60 else None,
+        filename, file_url,
+        _stated_hash({**_fragment_pairs(entry["url"]), **(entry.get("hashes") or {})}),
+        # 0 is what indexes say that don't know; True is a number, too
+        size=size if type(size) is int and 0 < size < 1 << 60 else None,
         uploaded=_sound_time(entry.get("upload-time"), url),
         requires_python=_sound_specifiers(entry.get("requires-python")),
         yanked=_sound_text(yanked) if yanked or yanked == "" else None,
@@ -4896,7 +4897,7 @@ def _last_part(url):
 
 
 def _fragment_pairs(link):
-    """What a link's fragment says, as {key: value}: hashes, and pip's `egg` and `subdirectory`, in any order."""
+    """What a link's fragment says, as {key: value}: hashes, pip's `egg` and `subdirectory`."""
     pairs = {}
     for pair in re.split("[&;]", urllib.parse.unquote(link.partition("#")[2])):
         key, _, value = pair.partition("=")
@@ -4907,7 +4908,8 @@ def _fragment_pairs(link):
 def _stated_hash(hashes):
     """The hash spec to keep of {algorithm: hex digest}, "" if none is stated.
 
-    ValueError if the only digests stated are damaged: installers would refuse such a file, so it can't go on as one without."""
+    ValueError if the only digests stated are damaged: installers would refuse such a file, so it
+    can't go on as one without."""
     hashes = {algorithm.strip().lower(): digest.strip() if isinstance(digest, str) else digest
               for algorithm, digest in hashes.items()}
     spec = best_hash(hashes)
@@ -4924,16 +4926,19 @@ _ATTRIBUTE = re.compile(r"""[\s/]*(?:(>)|([^\s/>][^\s/>=]*)"""
                         r"""(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)|(?=>)|(["'])))?)""")
 _COMMENT_END = re.compile(r"--!?>")
 # Elements whose content is text, whatever stands in it.
-_RAW_TEXT = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in ("script", "style", "textarea", "title")}
-_REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|[a-zA-Z][a-zA-Z0-9]*(?:;|(?![=a-zA-Z0-9])))")
+_RAW_TEXT = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
+             for name in ("script", "style", "textarea", "title")}
+_REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|"
+                        r"[a-zA-Z][a-zA-Z0-9]*(?:;|(?![=a-zA-Z0-9])))")
 
 
 def _tags(text, wanted=("a", "base", "meta")):
-    """The start tags of an HTML page that are wanted, as (name, {attribute: value}, where the tag ends).
+    """The start tags of an HTML page that are wanted, as (name, {attribute: value}, where it ends).
 
-    By regular expression, tens of times faster than `html.parser`, and linear for every text.  Read as HTML's standard says:
-    nothing in comments and scripts is a tag, the first of two attributes with one name counts, what does not fit belongs to a
-    name or a value.  A quote that never ends spoils its own tag alone; a page that ends inside a tag is a ValueError."""
+    By regular expression, tens of times faster than `html.parser`, and linear for every text.  Read
+    as HTML's standard says: nothing in comments and scripts is a tag, the first of two attributes
+    with one name counts, what does not fit belongs to a name or a value.  A quote that never ends
+    spoils its own tag alone; a page that ends inside a tag is a ValueError."""
     position = 0
     while True:
         markup = _MARKUP.search(text, position)
@@ -4953,7 +4958,8 @@ def _tags(text, wanted=("a", "base", "meta")):
         while True:
             match = _ATTRIBUTE.match(text, position)
             if match is None:
-                raise ValueError(f"the page ends inside of {text[markup.start():markup.start() + 60]!r}")
+                begun = text[markup.start():markup.start() + 60]
+                raise ValueError(f"the page ends inside of {begun!r}")
             position = match.end()
             closing, attribute, double, single, bare, quote = match.groups()
             if closing:
@@ -4986,9 +4992,11 @@ def _attribute_text(value):
 
 
 def _resolved(reference):
-    """The text of one reference; an unknown name stays as it is, as does `&copy=1`, which is part of a query."""
+    """The text of one reference.  An unknown name stays as it is, as does `&copy=1` of a query."""
     name = reference[0][1:]
-    return unescaped(reference[0]) if name[0] == "#" else html.entities.html5.get(name, reference[0])
+    if name[0] == "#":
+        return unescaped(reference[0])
+    return html.entities.html5.get(name, reference[0])
 
 
 def _parse_html_page(project, url, text):
@@ -4999,17 +5007,20 @@ def _parse_html_page(project, url, text):
         if tag == "base":
             base = base or attributes.get("href")
         elif tag == "meta":
-            meta.setdefault(attributes.get("name", "").strip().lower(), attributes.get("content", ""))
+            name = attributes.get("name", "").strip().lower()
+            meta.setdefault(name, attributes.get("content", ""))
         elif attributes.get("href"):
             anchors.append(attributes)
     check_api_version(meta.get("pypi:repository-version", "1.0"))
 
-    files, base = {}, base and joined_url(url, base) or url       # a base is that of the links before it, too
+    base = base and joined_url(url, base) or url        # that of the links before it, too
+    files = {}
     for attributes in anchors:
         try:
             file = _html_file(project, base, attributes)
         except ValueError as error:
-            log.info("%s lists an unusable file: %s: %s", public_url(url), one_line(attributes["href"], 200), reason_of(error))
+            log.info("%s lists an unusable file: %s: %s", public_url(url),
+                     one_line(attributes["href"], 200), reason_of(error))
             continue
         if file:
             _add_file(files, file)
@@ -5018,7 +5029,7 @@ def _parse_html_page(project, url, text):
 
 
 def _add_file(files, file):
-    """Enter a page's file into {file name: file}: the first of one name, but one with a hash before one without."""
+    """Enter a page's file into {file name: file}: the first of a name, or the first with a hash."""
     if file.filename not in files or file.hash_spec and not files[file.filename].hash_spec:
         files[file.filename] = file
 
@@ -5051,7 +5062,7 @@ def check_api_version(text):
 
 
 def check_json_version(meta):
-    """The `meta` of a JSON page; a page that states no version is of version 1, as PEP 629 has it for HTML."""
+    """The `meta` of a JSON page; without a version it is of version 1, as for HTML (PEP 629)."""
     meta = {} if meta is None else meta
     version = meta.get("api-version")
     check_api_version("1.0" if version is None else str(version))
@@ -5064,7 +5075,7 @@ def _sound_text(value):
 
 
 def _sound_specifiers(value):
-    """A Requires-Python, or None.  Some indexes escape it twice, or in JSON; no specifier holds an `&`."""
+    """A Requires-Python, or None.  Some escape it twice, or in JSON; no specifier holds an `&`."""
     text = _sound_text(value)
     return (unescaped(text) if "&" in text else text) or None
 
@@ -5126,17 +5137,21 @@ def _offered_metadata(value):
 
 def is_json_page(content_type, body):
     """Whether a page is JSON: by its type, but a list or page that starts with `{` is JSON whatever was said."""
-    return body[:100].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" or "json" in content_type.partition(";")[0].lower()
+    begins = body[:100].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    return begins == b"{" or "json" in content_type.partition(";")[0].lower()
 
 
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;"']{1,40})""", re.IGNORECASE)
 # The codecs that are charsets, each linear; Python has others.
-_KNOWN_CODEC = re.compile(r"utf-8|utf-16(-[lb]e)?|ascii|iso8859-[0-9]+|cp[0-9]+|koi8-[rtu]|gbk|gb2312|gb18030|big5|shift_jis|euc_[jk][pr]")
+_KNOWN_CODEC = re.compile(r"utf-8|utf-16(-[lb]e)?|ascii|iso8859-[0-9]+|cp[0-9]+|koi8-[rtu]|"
+                          r"gbk|gb2312|gb18030|big5|shift_jis|euc_jp|euc_kr")
+_BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"),
+                     (codecs.BOM_UTF16_BE, "utf-16-be"))
 
 
 def html_text(content_type, body):
-    """The text of an HTML page: by its byte order mark, by the charset of its type, else as UTF-8."""
-    for mark, charset in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+    """The text of an HTML page by its byte order mark, the charset of its type, or as UTF-8."""
+    for mark, charset in _BYTE_ORDER_MARKS:
         if body.startswith(mark):
             return body[len(mark):].decode(charset, "replace")
     stated = _CHARSET.search(content_type)
@@ -5154,15 +5169,17 @@ def html_text(content_type, body):
 def check_html(text):
     """Refuse, as ValueError, what is no HTML page; an empty text is one."""
     text = text[:10000].lstrip()
-    if text and not text.startswith("<!--") and not re.search(r"<(!doctype html|html|head|body|a)\b", text, re.IGNORECASE):
+    if text and not text.startswith("<!--") and \
+            not re.search(r"<(!doctype html|html|head|body|a)\b", text, re.IGNORECASE):
         raise ValueError(f"no HTML, it begins with {text[:40]!r}")
 
 
 class _Decoder:
-    """Undoes the Content-Encoding of a body as it arrives.  At most `limit` bytes come out in all, and one more."""
+    """Undoes the Content-Encoding of a body as it arrives: at most `limit` bytes, and one more."""
 
     def __init__(self, encoding, limit):
-        self.encoding, self.left, self.unzip, self.members, self.ended = encoding, limit + 1, None, 0, False
+        self.encoding, self.left = encoding, limit + 1
+        self.unzip, self.members, self.ended = None, 0, False
 
     def decode(self, data):
         """Yield what the next bytes of the body stand for."""
@@ -5178,13 +5195,14 @@ class _Decoder:
             self.ended = self.encoding == "deflate"
 
     def _begin(self, data):
-        """Begin a member at these bytes; what follows the last one, zeros or garbage, says nothing."""
+        """Begin a member at these bytes; zeros or garbage behind the last one say nothing."""
         self.members += 1
         if self.members > Limits.gzip_members:
             raise zlib.error(f"more than {Limits.gzip_members} members")
         if self.encoding == "deflate":
-            is_wrapped = data[0] & 15 == 8 and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
-            self.unzip = zlib.decompressobj(15 if is_wrapped else -15)      # RFC 9110 wants the former, some send the latter
+            # RFC 9110 wants a zlib head before it, some send none
+            has_head = data[0] & 15 == 8 and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
+            self.unzip = zlib.decompressobj(15 if has_head else -15)
         elif self.members == 1 or data[:1] == b"\x1f" and data[1:2] in (b"\x8b", b""):
             self.unzip = zlib.decompressobj(31)
         else:
@@ -5196,7 +5214,7 @@ class _Decoder:
         return self.unzip is None and self.members > 0
 
 
-# The beginning of a page that is not compressed, whatever its Content-Encoding (utf-8, aws-chunked, none) says.
+# The beginning of what is not compressed, whatever its Content-Encoding (utf-8, aws-chunked) says.
 _LOOKS_PLAIN = re.compile(rb"(\xef\xbb\xbf)?(\s*[<{]|[\t\n\r -~]{64}|[\t\n\r -~]{0,63}\Z)")
 _ENCODINGS = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
@@ -5204,9 +5222,10 @@ _ENCODINGS = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "def
 def page_pieces(response, limit, deadline):
     """Yield the body of a page in pieces, unzipped.
 
-    Raises UpstreamTrouble if it breaks off, is damaged, or takes past `deadline` (time.monotonic()), UnreadablePage if it is
-    larger than `limit` bytes or encoded in a way that nobody asked for."""
-    url, stated, size, received = public_url(response.url), response.header("Content-Encoding").strip().lower(), 0, 0
+    Raises UpstreamTrouble if it breaks off, is damaged, or takes past `deadline` (time.monotonic()),
+    UnreadablePage if it is larger than `limit` bytes or encoded in a way that nobody asked for."""
+    url, stated = public_url(response.url), response.header("Content-Encoding").strip().lower()
+    size = received = 0
     encoding, is_odd = _ENCODINGS.get(stated), stated not in _ENCODINGS
     decoder = _Decoder(encoding, limit) if encoding else None
     while True:
@@ -5214,7 +5233,8 @@ def page_pieces(response, limit, deadline):
         if not piece:
             break
         if is_odd and not received and not _LOOKS_PLAIN.match(piece):
-            raise UnreadablePage(f"{url} is encoded as {one_line(stated, 40)!r}, which was not asked for")
+            raise UnreadablePage(f"{url} is encoded as {one_line(stated, 40)!r}, "
+                                 "which was not asked for")
         received += len(piece)
         try:
             for data in decoder.decode(piece) if decoder else (piece,):
@@ -5597,7 +5617,7 @@ class Mirrors:
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.list_readers = Shares("project lists are being read", Limits.list_readers,
                                    Limits.list_readers_of_one)
-        self.unreadable = {}                            # index id -> (mirror_url, until, why its list could not be read)
+        self.unreadable = {}    # index id -> (mirror_url, until, why its list could not be read)
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
         self.lock = threading.Lock()
         self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
@@ -5793,7 +5813,7 @@ class Mirrors:
                 for piece in page_pieces(response, Limits.upstream_page, deadline):
                     body.write(piece)
             else:
-                with contextlib.suppress(UpstreamTrouble):      # the status says all; the rest is for the next request's sake
+                with contextlib.suppress(UpstreamTrouble):      # the status says all that counts
                     response.read(64 << 10)
         if is_missing:
             return self._remember_missing(index, name, row)
@@ -5809,8 +5829,10 @@ class Mirrors:
         content_type = response.header("Content-Type")
         with bulk.claim(Limits.page_cost * body.size):
             data = body.value()
-            page = parse_simple_page(name, response.url, data, is_json_page(content_type, data), content_type)
-            self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin, serial, durable=False)
+            page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
+                                     content_type)
+            self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin,
+                             serial, durable=False)
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -6079,14 +6101,15 @@ class Mirrors:
                 "ORDER BY name", (index.id,))]
 
     def _fetch_names(self, index, old):
-        """Fetch the list into a file, and have a child process make of it what `MirrorNames` needs."""
+        """Fetch the list into a file; a child process makes of it what `MirrorNames` needs."""
         mirror_url = index.mirror_url
         url, until, trouble = self.unreadable.get(index.id, ("", 0, None))
         if url == mirror_url and until > time.monotonic():
             raise trouble
         folder = tempfile.mkdtemp(dir=self.blobs.tmp)
         try:
-            facts, content_type = self._download_list(mirror_url.rstrip("/") + "/", folder, old.etag if old else "")
+            facts, content_type = self._download_list(
+                mirror_url.rstrip("/") + "/", folder, old.etag if old else "")
             if content_type is not None:
                 with self.list_readers.one(index.user, Limits.list_turn):
                     facts["count"] = self._read_list(public_url(mirror_url), folder, content_type)
@@ -6104,8 +6127,8 @@ class Mirrors:
         """Put the list into `folder`, unzipped; returns (facts, its Content-Type).
 
         The type is None if upstream says that the list with this ETag is still the newest."""
-        headers = {"Accept": f"{SIMPLE_JSON}, {SIMPLE_HTML};q=0.2, text/html;q=0.01", "Accept-Encoding": "gzip",
-                   "User-Agent": user_agent()}
+        headers = {"Accept": f"{SIMPLE_JSON}, {SIMPLE_HTML};q=0.2, text/html;q=0.01",
+                   "Accept-Encoding": "gzip", "User-Agent": user_agent()}
         if etag:
             headers["If-None-Match"] = etag
         deadline = time.monotonic() + Limits.upstream_list_time
@@ -6128,21 +6151,23 @@ class Mirrors:
     def _read_list(self, url, folder, content_type):
         """Make the forms of the list that lies in `folder`; returns the number of its names.
 
-        A child process does it: one busy thread here would slow every answer, and a hostile list takes the child's memory and
-        time.  The child ends with its standard input, so also if this server is killed."""
-        job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names, "memory": Limits.list_memory,
-               "cpu": Limits.list_cpu}
-        with subprocess.Popen([sys.executable, os.path.abspath(__file__), "_read-names"], text=True, stdin=subprocess.PIPE,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        A child process does it: one busy thread here would slow every answer, and a hostile list
+        takes the child's memory and time.  The child ends with its standard input, so also if this
+        server is killed."""
+        job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names,
+               "memory": Limits.list_memory, "cpu": Limits.list_cpu}
+        command, pipe = [sys.executable, os.path.abspath(__file__), "_read-names"], subprocess.PIPE
+        with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
             held_open, child.stdin = child.stdin, None          # communicate() would close it
             try:
-                with contextlib.suppress(OSError):              # the child has ended: its return code says why
+                with contextlib.suppress(OSError):      # it has ended: its return code says why
                     held_open.write(json.dumps(job) + "\n")
                     held_open.flush()
                 with outside_wait():
                     said, complaint = child.communicate(timeout=Limits.list_reading)
             except subprocess.TimeoutExpired:
-                raise UnreadablePage(f"{url}: reading the project list took over {Limits.list_reading} seconds") from None
+                raise UnreadablePage(f"{url}: reading the project list took over "
+                                     f"{Limits.list_reading} seconds") from None
             finally:
                 child.kill()
                 with contextlib.suppress(OSError):
@@ -6150,7 +6175,7 @@ class Mirrors:
         if child.returncode == 0:
             return json.loads(said)["count"]
         if hasattr(signal, "SIGXCPU") and child.returncode == -signal.SIGXCPU:
-            complaint = f"reading the project list took over {Limits.list_cpu} seconds of processor time"
+            complaint = f"reading the project list took over {Limits.list_cpu} s of processor time"
         complaint = one_line(complaint.strip()[-300:]) or "the project list could not be read"
         raise UnreadablePage(complaint if url in complaint else f"{url}: {complaint}")
 
@@ -6260,12 +6285,14 @@ def _share_arrived(change, project_id):
 def _update_mirror_file(change, version, before, position, new):
     after = before._replace(position=position, version=version, url=new.url,
                             requires_python=new.requires_python, yanked=new.yanked, provenance=new.provenance,
-                            size=before.size if new.size is None or before.sha256 and new.hash_spec else new.size,
+                            size=before.size if before.sha256 and new.hash_spec
+                            else new.size or before.size,
                             core_metadata=new.core_metadata or before.metadata_sha256)
     if new.uploaded:
         after = after._replace(uploaded=new.uploaded, first_seen=0)
     if new.hash_spec != before.hash_spec:
-        after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None, size=new.size)
+        after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None,
+                               size=new.size)
     if after.sha256 and after.filename.endswith(".whl"):    # what it holds counts, whatever is announced
         after = after._replace(core_metadata=after.metadata_sha256 or before.core_metadata)
     elif after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
@@ -6391,13 +6418,14 @@ class Download(Flight):
 
     @property
     def _expected(self):
-        """The size that the file must have, or None.  What the page says counts only where no hash can decide."""
+        """The size that the file must have, or None: that of the page only where no hash decides."""
         return self.length if self.length is not None or self.file.hash_spec else self.file.size
 
     def _check_announced(self):
         """Refuse what can't turn out right, before anything is sent on."""
         if None not in (self.length, self.file.size) and self.length != self.file.size:
-            trouble = f"{public_url(self.file.url)} has {self.length} bytes, announced were {self.file.size}"
+            trouble = (f"{public_url(self.file.url)} has {self.length} bytes, "
+                       f"announced were {self.file.size}")
             if not self.file.hash_spec:
                 raise UpstreamTrouble(trouble)
             log.warning("mirror %s: %s", self.index.path, trouble)
@@ -6633,7 +6661,9 @@ LIST_BODY = "body"      # the file with a list as upstream sent it
 
 
 def read_names(job):
-    """What the child process does: read the list in `job["folder"]`, write its forms beside it, return the facts."""
+    """What the child process does: read the list in `job["folder"]`, write its forms beside it.
+
+    Returns the facts."""
     folder = job["folder"]
     with open(os.path.join(folder, LIST_BODY), "rb") as file:
         body = file.read()
@@ -6661,12 +6691,15 @@ def read_names(job):
 
 
 def limit_process(memory, cpu):
-    """Bound this process's memory (bytes) and processor time (seconds), where the system can; it leaves no core file."""
+    """Bound this process's memory (bytes) and processor time (seconds), where the system can.
+
+    It leaves no core file."""
     try:
         import resource         # not on Windows: there the bounds on bytes and names hold alone
     except ImportError:
         return
-    for which, bound in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, cpu), (resource.RLIMIT_CORE, 0)):
+    bounds = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0}
+    for which, bound in bounds.items():
         _, hard = resource.getrlimit(which)
         if hard != resource.RLIM_INFINITY:
             bound = min(bound, hard)
@@ -6677,7 +6710,9 @@ def limit_process(memory, cpu):
 
 
 def parse_names(url, body, content_type, most):
-    """The normalised names of a project list (bytes), sorted, each once; UpstreamTrouble if it is none, or has over `most`."""
+    """The normalised names of a project list (bytes), sorted, each once.
+
+    UpstreamTrouble if it is none, or has more than `most`."""
     names = set()
     try:
         if is_json_page(content_type, body):
@@ -6701,9 +6736,10 @@ _NAME_TEXT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def _names_in_html(url, text):
-    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links where a text is no name.
+    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links where a
+    text is no name.
 
-    So the listing of a directory serves too, in which long names are cut and other links lead up or sort it."""
+    So the listing of a directory serves, too; there long names are cut, and links lead up or sort."""
     check_html(text)
     for tag, attributes, end in _tags(text, ("a", "meta")):
         if tag == "meta":
@@ -6730,8 +6766,8 @@ def _names_in_html(url, text):
 def _names_in_json(text):
     """Yield the names in a list of the JSON form (PEP 691).
 
-    The values are read one after the other, some thousands at once: the objects of a whole list would take ten times the
-    memory of its text."""
+    The values are read some thousands at a time: the objects of a whole list would take ten times
+    the memory of its text."""
     reader, has_list = _JsonReader(text), False
     reader.take("{")
     while not reader.takes("}"):
@@ -6755,10 +6791,12 @@ def _names_in_json(text):
 
 
 class _JsonReader:
-    """Reads the values of a JSON text piece by piece; ValueError where it is none, or a value has over 1 MiB."""
+    """Reads the values of a JSON text piece by piece.
+
+    ValueError where it is none, or a value has more than 1 MiB."""
 
     space = re.compile(r"[ \t\r\n]*")
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str)      # numbers of any length, at no cost
+    decoder = json.JSONDecoder(parse_int=str, parse_float=str)      # of any length, at no cost
 
     def __init__(self, text):
         self.text, self.position = text, self.space.match(text).end()
@@ -6788,7 +6826,8 @@ class _JsonReader:
                 value, end = self.decoder.raw_decode(piece)
             except ValueError:
                 continue
-            if end < len(piece) or self.position + end == len(self.text):       # a number might go on
+            end_of_all = self.position + end == len(self.text)
+            if end < len(piece) or end_of_all:      # else a number might go on
                 self.position = self.space.match(self.text, self.position + end).end()
                 return value
         raise ValueError(f"no value at {self.around()}")
@@ -13440,13 +13479,14 @@ def command_read_names(arguments):
     limit_process(job["memory"], job["cpu"])
 
     def end_with_server():
-        os.read(0, 1)           # not by sys.stdin, whose lock a thread must not hold when the process ends
+        os.read(0, 1)           # sys.stdin has a lock that no thread must hold when the process ends
         os._exit(1)
     threading.Thread(target=end_with_server, daemon=True).start()
     try:
         facts = read_names(job)
     except MemoryError:
-        print(f"reading the project list takes more than {job['memory'] >> 20} MiB of memory", file=sys.stderr)
+        print(f"reading the project list takes more than {job['memory'] >> 20} MiB of memory",
+              file=sys.stderr)
         return 1
     except Problem as problem:
         print(problem.message, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The project lists of mirrors: what is read out of them, and what reading a hostile one may cost (chapters 7 and 8)."""
+"""The project lists of mirrors: what is read, and what reading a hostile one costs (chapters 7, 8)."""
 import json
 import os
 import pathlib
@@ -19,21 +19,24 @@ URL = "http://localhost/mirror/simple/"
 
 
 def listed(*found, **keys):
-    return json.dumps(dict({"meta": {"api-version": "1.0"}, "projects": [{"name": name} for name in found]}, **keys)).encode()
+    return json.dumps(dict({"meta": {"api-version": "1.0"},
+                            "projects": [{"name": name} for name in found]}, **keys)).encode()
 
 
-# ---------------------------------------------------------------------------------------------- what a list says
+# -------------------------------------------------------------------------------- what a list says
 
 @pytest.mark.parametrize("body, found", [
     (listed("b", "A.b", "a_B", "a-b", "b"), "a-b b"),
     (listed("-x-", "", "a b", "../../etc", '"><script>', "ok", "x" * 201, "\u00e4"), "ok x"),
     (listed("x", **{"meta": None}), "x"),
-    (b'\xef\xbb\xbf {"projects": [{"name": "x"}], "meta": {"api-version": 1.0}, "other": [{"name": "no"}]} ', "x"),
-    (b'{"projects":[{"name":"a","deep":{"name":"no"},"list":[{},{"x":1}],"n":1e5},null,5,[],{"name":null},{"name":"b"}]}', "a b"),
+    (b'\xef\xbb\xbf {"projects": [{"name": "x"}], "meta": {"api-version": 1.0}, "z": [{"name": "no"}]} ', "x"),
+    (b'{"projects":[{"name":"a","deep":{"name":"no"},"list":[{},{"x":1}],"n":1e5},null,5,[],'
+     b'{"name":null},{"name":"b"}]}', "a b"),
     (b'{"projects":[{"name":"a\\u002db"},{"other":1,"name":"c"}]}', "a-b c"),
     (b'{"projects":[]}', ""),
     ('{"projects":[{"name":"x","n":%s}]}'.__mod__("9" * 5000).encode(), "x"),
-    (listed(*["p%05d" % number for number in range(6000)]), " ".join("p%05d" % number for number in range(6000))),
+    (listed(*["p%05d" % number for number in range(6000)]),
+     " ".join("p%05d" % number for number in range(6000))),
     (listed("x").decode().encode("utf-16"), "x"),
 ])
 def test_a_list_in_json(body, found):
@@ -44,13 +47,15 @@ def test_a_list_in_json(body, found):
     ("<a href='/simple/Foo_Bar/'>Foo.Bar</a><A HREF=x>X</A>", "foo-bar x"),
     ("<!-- <a href='gone/'>gone</a> --><a href='here/'>here</a>", "here"),
     ("<!-- <a href=x\"> --><a href='here/'>here</a>", "here"),
-    ("<script>'<a href=no/>no</a>'</script><div title='<a href=no/>no</a>'></div><a href=here/>here</a>", "here"),
+    ("<script>'<a href=no/>no</a>'</script><p title='<a href=no/>no</a>'></p><a href=a/>a</a>", "a"),
     ("<a href='a/' title=\"the \"new\" one\">a</a><a href='b/'>b</a>", "a b"),
     ("<a name='top'>top</a><a>none</a><a href='#x'>none</a><a href='a/'>a</a>", "a"),
-    ("<a href='foo/'><b>foo</b></a><a href='bar/'>  bar\n</a><a href='baz/'></a><a href='qux/'>The Qux project</a>", "bar baz foo qux"),
+    ("<a href='foo/'><b>foo</b></a><a href='bar/'>  bar\n</a>", "bar foo"),
+    ("<a href='baz/'></a><a href='qux/'>The Qux project</a>", "baz qux"),
     ("<a href='a-b/'>a&#45;b</a>", "a-b"),
     # directories as web servers list them
-    ("<a href='../'>../</a><a href='a/'>a/</a><a href='long-name-of-a-project/'>long-name-of-a..&gt;</a>", "a long-name-of-a-project"),
+    ("<a href='../'>../</a><a href='a/'>a/</a><a href='long-name-of-one/'>long-name-..&gt;</a>",
+     "a long-name-of-one"),
     ("<a href='?C=N;O=D'>Name</a><a href='/mirror/'>Parent Directory</a><a href='a/'>a/</a>", "a"),
     ("\ufeff<a href='a/'>a</a>", "a"),
     ("", ""),
@@ -64,11 +69,17 @@ def test_a_list_in_html(page, found):
 @pytest.mark.parametrize("body, complaint", [
     (listed("x", meta={"api-version": "2.0"}), "API version '2.0'"),
     (b'{"projects": [{"name": "x"}], "meta": {"api-version": "2.0"}}', "API version '2.0'"),
-    (b'<html><meta name="pypi:repository-version" content="2.0"><a href=x>x</a>', "API version '2.0'"),
-    (b'{"message": "please log in"}', "it has no projects"), (b'{"projects": {"x": 1}}', "no ["), (b'{"projects": null}', "no ["),
-    (listed("x")[:-2], "no ,"), (listed("x")[:-5], "no value"), (listed("x") + b"}", "text after its end"),
-    (b'{"projects": [' + b"[" * 100000, "not a project list"), (b'{"projects": ["' + b"x" * (2 << 20) + b'"]}', "no value at"),
-    (b"please log in", "no HTML"), (b"<html><a href=x", "the page ends inside"), (listed("a", "b", "c"), "more than 2 projects"),
+    (b'<html><meta name="pypi:repository-version" content="2.0"><a href=x>x</a>',
+     "API version '2.0'"),
+    (b'{"message": "please log in"}', "it has no projects"), (b'{"projects": {"x": 1}}', "no ["),
+                                             (b'{"projects": null}', "no ["),
+    (listed("x")[:-2], "no ,"), (listed("x")[:-5], "no value"),
+                                             (listed("x") + b"}", "text after its end"),
+    (b'{"projects": [' + b"[" * 100000, "not a project list"),
+                                             (b'{"projects": ["' + b"x" * (2 << 20) + b'"]}',
+                                              "no value at"),
+    (b"please log in", "no HTML"), (b"<html><a href=x", "the page ends inside"),
+                                             (listed("a", "b", "c"), "more than 2 projects"),
 ], ids=lambda value: ascii(value)[:40])
 def test_what_is_no_list_is_refused_with_a_reason(body, complaint):
     with pytest.raises(d.UpstreamTrouble) as trouble:
@@ -77,9 +88,12 @@ def test_what_is_no_list_is_refused_with_a_reason(body, complaint):
 
 
 @pytest.mark.parametrize("body", [
-    b"<a " * 300000, b"<a href=x>" * 60000, b"<html>" + b"<!--" * 300000, b"<a href='x'>" + b"<" * 500000, b"<script>" * 100000,
-    b"<a href=\"x\" y='" + b"<a x='>' " * 100000, b'{"projects":[' + b"{}," * 100000 + b"5]}", b'{"projects":[' + b"[]," * 60000 + b"5]}",
-    b'{"projects":[' + b'{"x":{},"y":5},' * 30000 + b"5]}", b'{"projects":[' + b'"},' * 300000, b'{"":1' + b',"":1' * 60000],
+    b"<a " * 300000, b"<a href=x>" * 60000, b"<html>" + b"<!--" * 300000,
+                                  b"<a href='x'>" + b"<" * 500000, b"<script>" * 100000,
+    b"<a href=\"x\" y='" + b"<a x='>' " * 100000, b'{"projects":[' + b"{}," * 100000 + b"5]}",
+                                  b'{"projects":[' + b"[]," * 60000 + b"5]}",
+    b'{"projects":[' + b'{"x":{},"y":5},' * 30000 + b"5]}", b'{"projects":[' + b'"},' * 300000,
+                                  b'{"":1' + b',"":1' * 60000],
     ids=lambda value: ascii(value)[:30])
 def test_a_hostile_list_is_read_in_linear_time(body):
     began = time.process_time()
@@ -90,22 +104,24 @@ def test_a_hostile_list_is_read_in_linear_time(body):
     assert time.process_time() - began < 3
 
 
-# ---------------------------------------------------------------------------------------------- the process that reads it
+# ----------------------------------------------------------------------- the process that reads it
 
 def reader(folder, body=None, **job):
     """A started child process that reads the list in the folder."""
     if body is not None:
         (folder / "body").write_bytes(body)
-    child = subprocess.Popen([sys.executable, str(SCRIPT), "_read-names"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    child = subprocess.Popen([sys.executable, str(SCRIPT), "_read-names"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
-    job = dict({"url": URL, "folder": str(folder), "type": SIMPLE_JSON, "names": 1000000, "memory": 1 << 30, "cpu": 60}, **job)
+    job = dict({"url": URL, "folder": str(folder), "type": SIMPLE_JSON, "names": 1000000,
+                "memory": 1 << 30, "cpu": 60}, **job)
     child.stdin.write(json.dumps(job).encode() + b"\n")
     child.stdin.flush()
     return child
 
 
 def outcome(child):
-    """(return code, what it said on standard output, on standard error) of a child whose input stays open."""
+    """(return code, standard output, standard error) of a child whose input stays open."""
     with child:
         said, complaint = child.stdout.read().decode(), child.stderr.read().decode()
     return child.returncode, said, complaint
@@ -116,18 +132,24 @@ def test_the_forms_of_a_list(tmp_path):
     assert outcome(reader(tmp_path, listed(*many))) == (0, '{"count": 25000}', "")
     assert (tmp_path / "names").read_text().split("\n") == many + [""]
     assert json.loads("[%s]" % (tmp_path / "names.json").read_text()) == many
-    assert (tmp_path / "projects.html").read_text() == "".join('<a href="%s/">%s</a>\n' % (name, name) for name in many)
-    assert [entry["name"] for entry in json.loads("[%s]" % (tmp_path / "projects.json").read_text())] == many
+    assert (tmp_path / "projects.html").read_text() == "".join('<a href="%s/">%s</a>\n' % (name,
+        name) for name in many)
+    entries = json.loads("[%s]" % (tmp_path / "projects.json").read_text())
+    assert [entry["name"] for entry in entries] == many
     whole = json.loads(d.gzip.decompress((tmp_path / "projects.json.gz").read_bytes()))
     assert [entry["name"] for entry in whole["projects"]] == many
-    assert d.gzip.decompress((tmp_path / "projects.html.gz").read_bytes()).endswith(b'<a href="p24999/">p24999</a>\n</body></html>\n')
+    whole = d.gzip.decompress((tmp_path / "projects.html.gz").read_bytes())
+    assert whole.endswith(b'<a href="p24999/">p24999</a>\n</body></html>\n')
     assert not (tmp_path / "body").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems know no bound on memory")
 def test_a_list_that_takes_too_much_memory_ends_its_reader_alone(tmp_path):
-    code, said, complaint = outcome(reader(tmp_path, '{"projects":["\U0001f600'.encode() + b"x" * (40 << 20), memory=160 << 20))
-    assert (code, said) == (1, "") and "reading the project list takes more than 160 MiB of memory" in complaint
+    code, said, complaint = outcome(reader(tmp_path,
+                                           '{"projects":["\U0001f600'.encode() + b"x" * (40 << 20),
+                                           memory=160 << 20))
+    assert (code, said) == (1, "")
+    assert "reading the project list takes more than 160 MiB of memory" in complaint
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
@@ -141,7 +163,7 @@ def test_the_reader_ends_when_its_server_has_gone(tmp_path):
     child.stdout.close(), child.stderr.close()
 
 
-# The program with small bounds, in which the lists in the folder `going` are those that are being read, by the user's name.
+# The program with small bounds; while it reads a list, a file in `cache` names the list's user.
 FEW_READERS = """
 import os, time
 devpi_lite.__file__ = %r        # compiled
@@ -149,7 +171,8 @@ limits = devpi_lite.Limits
 limits.listed_names, limits.list_memory, limits.upstream_list = 50, 300 << 20, 5000
 
 def read_slowly(self, url, folder, content_type):
-    mark = os.path.join(os.path.dirname(os.path.dirname(folder)), "cache", "going-" + url.split("/")[-2] + "-" + str(time.time_ns()))
+    cache = os.path.join(os.path.dirname(os.path.dirname(folder)), "cache")
+    mark = os.path.join(cache, "going-" + url.split("/")[-2] + "-" + str(time.time_ns()))
     open(mark, "w").close()
     time.sleep(0.15)
     try:
@@ -182,18 +205,21 @@ def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_pa
                 body, SIMPLE_JSON, Content_Encoding="gzip")
             server.add_mirror(index, scripted.host_url + "/%s/%s/" % (index, user))
         seen, found, cache = [], {}, os.path.join(str(server.directory), "cache")
-        askers = [threading.Thread(target=lambda index=index: found.update({index: names(server, index)})) for index in indexes]
+        askers = [threading.Thread(target=lambda index=index: found.update({index: names(server,
+            index)})) for index in indexes]
         for asker in askers:
             asker.start()
         while any(asker.is_alive() for asker in askers):
-            seen.append([name.split("-")[1] for name in os.listdir(cache) if name.startswith("going")])
+            going = [name for name in os.listdir(cache) if name.startswith("going")]
+            seen.append([name.split("-")[1] for name in going])
             time.sleep(0.01)
         assert found == {index: sorted([index[:3], index[-1]]) for index in indexes}
         assert max(map(len, seen)) <= 2
-        assert all(len(users) == len(set(users)) for users in seen)     # each user's lists take turns
+        assert all(len(users) == len(set(users)) for users in seen)     # each user's take turns
         assert server.output().count("child: _read-names") == 3
 
-        for name, body, complaint in (("many", listed(*["p%d" % number for number in range(51)]), "more than 50 projects"),
+        for name, body, complaint in (("many", listed(*["p%d" % number for number in range(51)]),
+                                       "more than 50 projects"),
                                       ("long", listed("x" * 5000), "larger than 5000 bytes")):
             path = "/bob/%s/" % name
             scripted.answers[path] = lambda handler, body=body: handler.reply(body, SIMPLE_JSON)
