@@ -684,6 +684,14 @@ class TooManyLogins(Problem):
         super().__init__(f"too many {what}, try again in {wait} seconds", headers=[("Retry-After", str(wait))])
 
 
+class TooMany(Problem):
+    """Too much of something within a time; the same request may well succeed after `wait` seconds."""
+    status = 429
+
+    def __init__(self, message, wait):
+        super().__init__(f"{message}: try again in {wait} seconds", headers=[("Retry-After", str(wait))])
+
+
 class NoSpace(Problem):
     status = 507
 
@@ -1002,6 +1010,12 @@ class Limits:
     test_result = 16 << 20
     parsed_here = 1 << 20           # a larger one is looked at in a child process
     test_results = 1000             # of one file
+    nameless_results = 100          # of them, from those who are not logged in
+    nameless_result_bytes = 64 << 20        # of one file, all of those together
+    nameless_an_hour = 3000         # test results from those who are not logged in, on all indexes
+    nameless_of_one = 1000          # of them, from one address
+    nameless_bytes = 256 << 20      # an hour, all of those together
+    nameless_bytes_of_one = 128 << 20       # of them, from one address
     cleaning = 3600                 # between two looks for files that nothing names
     changelog = 8 << 20             # bytes; the oldest entries go
     write_ahead_log = 64 << 20      # bytes that it keeps when it has been folded in
@@ -7355,10 +7369,12 @@ class Releases:
         incoming.keep()
         return self.store.write(_store_test_result, index, path, sha256, incoming.size, actor=actor)
 
-    def check_tested(self, index, path):
+    def check_tested(self, index, path, user):
         """Refuse what a test result can't be of, before it is received: NotFound, Forbidden."""
         with self.store.read() as db:
-            _tested_file(db, index, path)
+            tested, _ = _tested_file(db, index, path)
+            if user is None:
+                _bound_nameless(db, tested, 0)
 
     def docs_of(self, index, name):
         """{version: File} of the documentation zips of a stage's project; Forbidden if it is quarantined (PEP 792)."""
@@ -7727,11 +7743,22 @@ def _tested_file(db, index, path):
 def _store_test_result(change, index, path, sha256, size):
     index = _current(change, index)
     tested, project = _tested_file(change, index, path)
+    if change.who is None:
+        _bound_nameless(change, tested, size)
     result = _add_test_result(change, index, project, tested, sha256, size,
                               [_log_entry("upload", who=change.who, dst=index.path)])
     change.audit("toxresult", index.path, result.filename)
     tell(change, index, Event("toxresult", project, tested.version, result))
     return result
+
+
+def _bound_nameless(db, tested, size):
+    """Forbidden if a file has too many test results from those who are not logged in, or too much with one of this size."""
+    count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files WHERE for_id = ? AND history LIKE ?",
+                              (tested.id, '[{"what": "upload", "who": null%')).fetchone()
+    if count >= Limits.nameless_results or total + size > Limits.nameless_result_bytes:
+        raise Forbidden(f"{tested.filename} has {count} test results of {total} bytes from users who are not logged in; it "
+                        f"takes {Limits.nameless_results} of {Limits.nameless_result_bytes} bytes in all: log in, or delete some")
 
 
 def _add_test_result(change, index, project, tested, sha256, size, history):
@@ -10790,6 +10817,8 @@ class App:
         self.ready = {trusted: store.freshness.cache(Limits.answer_cache // 2) for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
         self.noted = set()
+        self.nameless_results = Rate(3600, Limits.nameless_of_one, Limits.nameless_an_hour)
+        self.nameless_bytes = Rate(3600, Limits.nameless_bytes_of_one, Limits.nameless_bytes)
         self.refusals = Rate(3600, Limits.audited_refusals_of_one, Limits.audited_refusals)
         self.started = time.time()
         node = store.node["uuid"]
@@ -11448,17 +11477,29 @@ def add_test_result(request, user, index, file):
     app = request.app
     found = app.indexes.get(f"{user}/{index}")
     require_test_results(request, found)
-    app.releases.check_tested(found, file)
+    user = request.identity.user
+    app.releases.check_tested(found, file, user)
+    if user is None:
+        refuse_beyond(app.nameless_results, request, 1)
     request.body.narrow(Limits.test_result)
     with app.blobs.incoming() as incoming:
         for piece in iter(request.body.read, b""):
             incoming.write(piece)
+        if user is None:
+            refuse_beyond(app.nameless_bytes, request, incoming.size)
         _check_is_json(incoming)
         request.look_again_who()
         found = app.indexes.get(found.path)
         require_test_results(request, found)
         result = app.releases.add_test_result(found, file, incoming, request.actor)
     return result_response("toxresultpath", f"{found.path}/{result.path}#{result.hash_spec}")
+
+
+def refuse_beyond(rate, request, amount):
+    """TooMany for what would pass a `Rate` of test results from those who are not logged in."""
+    wait = rate.take(request.address, amount)
+    if wait:
+        raise TooMany("too many test results from users who are not logged in", wait)
 
 
 def require_test_results(request, index):

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import Wire, eventually, multipart, patched, sdist, wheel
+import devpi_lite
+from harness import Server, Wire, eventually, multipart, patched, sdist, wheel
 
 # Nothing that parses and writes JSON again would give these bytes back.
 RESULT = (
@@ -573,3 +574,60 @@ def test_results_survive_a_restart(site):
     assert after == before
     eventually(lambda: time.time() > calendar.timegm(time.strptime(NAME.fullmatch(stored)[2], "%Y%m%d%H%M%S")) + 1)
     assert NAME.fullmatch(added(site, path))[3] == "1"      # though nothing else has this time in its name
+
+
+# Who is not logged in
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A server that takes 3 results of 2,000 bytes in all for a file from the nameless, 4 of one address an hour."""
+    folder = tmp_path_factory.mktemp("narrow")
+    script = patched(folder, """\
+limits = devpi_lite.Limits
+limits.nameless_results, limits.nameless_result_bytes = 3, 2000
+limits.nameless_of_one, limits.nameless_bytes_of_one = 4, 2500""")
+    server = Server(folder / "server", script=script).start()
+    server.add_user("tox")
+    server.login("tox")
+    server.add_index("tox/dev")
+    yield server
+    server.kill()
+
+
+def posted(server, path, size, address, user=None):
+    """(status, message) of a result of that size."""
+    reply = server.post(path, b'"%s"' % (b"x" * (size - 2)), user=user, headers={"X-Real-IP": address})
+    return reply.status, reply.json().get("message", ""), reply.headers.get("Retry-After")
+
+
+def test_results_of_the_nameless_are_bounded_for_a_file_and_those_of_others_are_not(narrow):
+    path = uploaded(narrow, "bounded")
+    said = "%s has %d test results of %d bytes from users who are not logged in; it takes 3 of 2000 bytes in all: log in, or delete some"
+    name = path.rpartition("/")[2]
+    assert posted(narrow, path, 1500, "192.0.2.1")[0] == 200
+    assert posted(narrow, path, 600, "192.0.2.1")[:2] == (403, said % (name, 1, 1500))
+    for _ in range(2):
+        assert posted(narrow, path, 100, "192.0.2.2")[0] == 200
+    assert posted(narrow, path, 2, "192.0.2.2")[:2] == (403, said % (name, 3, 1700))
+    for _ in range(4):
+        assert posted(narrow, path, 1500, "192.0.2.2", user="tox")[0] == 200
+    assert posted(narrow, uploaded(narrow, "another"), 2, "192.0.2.2")[0] == 200
+
+
+def test_results_of_the_nameless_are_bounded_in_rate(narrow):
+    paths = [uploaded(narrow, "rate%d" % number) for number in range(3)]
+    answers = [posted(narrow, paths[number // 2], 900, "198.51.100.1") for number in range(5)]
+    assert [status for status, _, _ in answers] == [200, 200, 429, 429, 429]       # bytes, then how many
+    assert all("users who are not logged in: try again in" in message and int(wait) > 0 for _, message, wait in answers[2:])
+    assert all(3000 < int(wait) <= 3600 for _, _, wait in answers[2:])
+    assert posted(narrow, paths[2], 900, "198.51.100.1", user="tox")[0] == 200
+    assert posted(narrow, paths[2], 2, "198.51.100.2")[0] == 200
+
+
+def test_a_rate_forgets_and_counts_by_key():
+    rate = devpi_lite.Rate(0.05, 2, 3)
+    assert [rate.take(key) for key in "aaabc"] == [0, 0, 1, 0, 1]
+    time.sleep(0.06)
+    assert [rate.take("a"), rate.take("b", 2), rate.total, dict(rate.sums)] == [0, 0, 3, {"a": 1, "b": 2}]
+    assert rate.take("c", 4) == 1
