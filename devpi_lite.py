@@ -970,6 +970,8 @@ class Limits:
     downloads = 128                 # busy with files; thrice as many under way
     downloads_of_one = 96           # from one host; one index alone gets two thirds of them
     waiting_flights = 1000          # of one index
+    crowded_wait = 1                # seconds that more requests of one owner wait than have a place
+    crowded_retry = 10              # seconds after which one of them may come again for a file
     missing_projects = 10000        # remembered "not found" answers
     metadata_file = 10 << 20
     metadata_lines = METADATA_FIELDS        # before its body
@@ -1301,6 +1303,48 @@ class MemoryPool:
 
 
 bulk = MemoryPool(Limits.claimed)
+
+
+class Patience:
+    """Places for requests that wait for upstream, each of which holds a thread, shared out by owner.
+
+    An owner gets at most five times as many as are free then.  Who comes beyond that waits too, but for
+    no longer than it takes to see that upstream is slow: so a crowd at a fast upstream notices nothing,
+    and one at an upstream that hangs leaves threads to others."""
+
+    def __init__(self, places):
+        self.places, self.count = places, 0
+        self.waiting = {}           # owner -> {object of its own: since}, the oldest first
+        self.lock = threading.Lock()
+
+    def longest(self, owner):
+        """Seconds that a request may wait which comes now."""
+        with self.lock:
+            return self._longest(owner)
+
+    def _longest(self, owner):
+        mine = self.waiting.get(owner, {})
+        if len(mine) < 5 * (self.places - self.count):
+            return float("inf")
+        oldest = next(iter(mine.values()), time.monotonic())
+        return max(0, oldest + Limits.crowded_wait - time.monotonic())
+
+    @contextlib.contextmanager
+    def place(self, owner):
+        """While a request waits; gives what `longest` says."""
+        token = object()
+        with self.lock:
+            longest = self._longest(owner)
+            self.waiting.setdefault(owner, {})[token] = time.monotonic()
+            self.count += 1
+        try:
+            yield longest
+        finally:
+            with self.lock:
+                self.count -= 1
+                del self.waiting[owner][token]
+                if not self.waiting[owner]:
+                    del self.waiting[owner]
 
 
 class Shares:
@@ -5624,6 +5668,7 @@ class Mirrors:
         self.store, self.blobs, self.client, self.settings = store, blobs, client, settings
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
+        self.patience = Patience(3 * settings.threads)
         self.not_found = collections.OrderedDict()      # (*_source(index), project) -> until
         self.failed = collections.OrderedDict()         # the same -> (until, kind and message of the error)
         self.silent = {}        # (_source(index), for its project list) -> the same, where no answer came
@@ -5685,15 +5730,35 @@ class Mirrors:
             return page
         trouble = UpstreamTrouble(f"{public_url(index.mirror_url)} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
-        if flight.wait(self.settings.request_timeout if deadline is None else max(0, deadline - time.monotonic())):
-            trouble = flight.error
+        patience = self.settings.request_timeout if deadline is None else deadline - time.monotonic()
+        try:
+            if self._wait(index, flight.wait, patience):
+                trouble = flight.error
+        except Busy as busy:
+            trouble = busy
         page = self.cached(index, name)
         if trouble is None:
             return page or ProjectPage(name, expires=time.monotonic() + self.expiry(index))
-        log.warning("mirror %s: %s", index.path, trouble.message)
+        if not isinstance(trouble, Busy):
+            log.warning("mirror %s: %s", index.path, trouble.message)
         if page is None:
             raise trouble
         return dataclasses.replace(page, stale=True)
+
+    def _wait(self, index, wait, seconds):
+        """Whether `wait` for at most so many seconds says that it happened.
+
+        Busy if it did not, and too many wait for this owner's mirrors to let this request wait on."""
+        with self.patience.place(index.user) as longest:
+            if wait(max(0, min(seconds, longest))):
+                return True
+        if longest < seconds:
+            raise self._crowded(index)
+        return False
+
+    @staticmethod
+    def _crowded(index, retry_after=1):
+        return Busy(f"too many requests wait for the mirrors of {index.user} just now, try again", retry_after)
 
     def _start(self, index, what, name, function):
         """The flight that fetches this from the mirror's upstream, which may be under way already."""
@@ -5775,8 +5840,9 @@ class Mirrors:
                 log.warning("mirror %s is not refreshed: %s", index.path, problem.message)
         deadline = time.monotonic() + self.settings.request_timeout
         for index, flight in flights:
-            if flight.wait(max(0, deadline - time.monotonic())) and flight.error:
-                log.warning("mirror %s: %s", index.path, flight.error.message)
+            with contextlib.suppress(Busy):         # it goes on behind this request
+                if self._wait(index, flight.wait, deadline - time.monotonic()) and flight.error:
+                    log.warning("mirror %s: %s", index.path, flight.error.message)
 
     def cached(self, index, name):
         """What upstream said last, or None if it was never asked or never knew the project."""
@@ -5909,15 +5975,33 @@ class Mirrors:
         key = (index.id, file.path, file.hash_spec, file.url)
         download = Download(self, index, file)
         download = self.downloads.start(key, origin_of(file.url), index, download)
-        with outside_wait():
-            download.started.wait(Limits.longest_queue)
-            begun = download.begun.wait(self.settings.request_timeout)
-        if not begun:
+
+        def begins(seconds):
+            until = time.monotonic() + seconds
+            with outside_wait():
+                download.started.wait(min(seconds, Limits.longest_queue))
+                return download.begun.wait(
+                    min(self.settings.request_timeout, max(0, until - time.monotonic())))
+        if not self._wait(index, begins, Limits.longest_queue + self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
                                   f"{self.settings.request_timeout:g} seconds")
         if download.error and not download.finished:
             raise download.error
         return download
+
+    def pieces(self, index, download):
+        """What `Download.pieces` gives, for a request that takes it as it arrives.  Busy as in `_wait`."""
+        longest = self.patience.longest(index.user)
+        if longest < float("inf"):
+            with self.patience.place(index.user):
+                download.wait(longest)
+            if not download.finished:
+                raise self._crowded(index, Limits.crowded_retry)
+
+        def patiently():
+            with self.patience.place(index.user):
+                yield from download.pieces()
+        return patiently()
 
     def refuse_cut_off(self, index, file):
         """NotFound for a file that is not here, if nobody can be asked for it."""
@@ -5943,7 +6027,7 @@ class Mirrors:
             with self._get_file(index, file, "", "HEAD") as head:
                 sizes.append(head.length())
         flight = self._start(index, "size", file.path, ask)
-        if not flight.wait(self.settings.request_timeout):
+        if not self._wait(index, flight.wait, self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within {self.settings.request_timeout:g} seconds")
         if flight.error:
             raise flight.error
@@ -5981,7 +6065,7 @@ class Mirrors:
         fetch = functools.partial(self._fetch_metadata, index, file)
         flight = self._start(index, "metadata", file.path, fetch)
         trouble = UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
-        if flight.wait(self.settings.request_timeout):
+        if self._wait(index, flight.wait, self.settings.request_timeout):
             trouble = flight.error
         if trouble is None:
             return self._metadata_here(index, file)
@@ -5997,9 +6081,7 @@ class Mirrors:
         here = self.local(index, file)
         if here is None:
             download = self.download(index, file)
-            with outside_wait():
-                arrived = download.ended.wait(max(0, deadline - time.monotonic()))
-            if not arrived:
+            if not self._wait(index, download.wait, deadline - time.monotonic()):
                 raise UpstreamTrouble(f"{file.filename} is on its way, for its metadata: try again")
             if download.error:
                 raise download.error
@@ -6075,15 +6157,19 @@ class Mirrors:
         patience = self.settings.request_timeout if names else max(Limits.first_list, self.settings.request_timeout)
         if began is not None:
             patience = max(0, began + patience - time.monotonic())
-        if flight.wait(patience) and flight.error is None:
-            names = MirrorNames.load(self.cache, index)
-        elif flight.error:
-            log.warning("mirror %s: %s", index.path, flight.error.message)
+        crowd = None
+        try:
+            if self._wait(index, flight.wait, patience) and flight.error is None:
+                names = MirrorNames.load(self.cache, index)
+            elif flight.error:
+                log.warning("mirror %s: %s", index.path, flight.error.message)
+        except Busy as busy:
+            crowd = busy
         if names:
             return names
         cached = self.cached_names(index)
         if not cached:
-            raise flight.error or UpstreamTrouble(f"the project list of {public_url(index.mirror_url)} is on its "
+            raise flight.error or crowd or UpstreamTrouble(f"the project list of {public_url(index.mirror_url)} is on its "
                                                   "way, try again in a minute")
         return cached
 
@@ -11699,7 +11785,8 @@ def stream_from_upstream(request, index, file):
     headers = [("Content-Type", content_type(file.filename)), NOSNIFF, ("X-Accel-Buffering", "no")]
     if download.last_modified:
         headers.append(("Last-Modified", download.last_modified))
-    return Response(200, headers, stream=download.pieces(), length=download.length)
+    return Response(200, headers, stream=app.mirrors.pieces(index, download),
+                    length=download.length)
 
 
 def _upstream_head(request, index, file):

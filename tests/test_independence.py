@@ -8,8 +8,8 @@ import pytest
 
 import devpi_lite as d
 from harness import Server, eventually, patched, sdist, wheel
-from test_mirror import Scripted, asked, is_stale, mirror, page
-from test_mirror_files import get, link_to, publish_at
+from test_mirror import Scripted, asked, entry, is_stale, mirror, page
+from test_mirror_files import Gate, begin, get, link_to, publish_at
 
 # One who asks waits for long; upstream is given up soon.
 BOUNDS = "devpi_lite.Limits.upstream_stall = 0.3"
@@ -280,3 +280,82 @@ def test_a_flood_of_names_that_hang_holds_up_no_other_mirror_of_the_host(indexes
     scripted.gate.set()
     for thread in flood:
         thread.join(30)
+
+
+# -- threads of requests
+
+
+def test_places_to_wait_are_shared_out_by_owner(monkeypatch):
+    monkeypatch.setattr(d.Limits, "crowded_wait", 0.2)
+    patience, held = d.Patience(12), []
+
+    def take(owner):
+        place = patience.place(owner)
+        held.append(place)
+        return place.__enter__()
+    assert [take("eve") for _ in range(10)] == [float("inf")] * 10
+    assert 0 < take("eve") <= 0.2       # it sees whether upstream is slow
+    time.sleep(0.2)
+    assert patience.longest("eve") == 0
+    assert take("mia") == float("inf")
+    for place in held:
+        place.__exit__(None, None, None)
+    assert patience.longest("eve") == float("inf") and patience.waiting == {} and patience.count == 0
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A server of few threads: 2 that work, 6 more that wait; so 5 may wait for one owner's mirrors."""
+    folder = tmp_path_factory.mktemp("narrow")
+    server = Server(folder / "data", "--threads", 2, "--request-timeout", 20)
+    server.script = patched(folder, "devpi_lite.Limits.crowded_wait = 0.2")
+    server.start()
+    server.add_user("mia")
+    server.add_user("eve")
+    yield server
+    server.stop()
+
+
+def test_a_crowd_at_a_mirror_that_hangs_leaves_threads_to_others(narrow, scripted):
+    lib(scripted, "1.0")
+    narrow.add_mirror("eve/m", scripted.host_url + "/slow/", mirror_cache_expiry=0)
+    narrow.add_mirror("mia/m", scripted)
+    scripted.page("old", entry("old-1.0.tar.gz"))
+    scripted.answers["/slow/old/"] = scripted.answers["/simple/old/"]
+    assert page(narrow, "eve/m", "old").status == 200
+    for number in range(20):
+        scripted.answers["/slow/n%d/" % number] = hangs(scripted)
+    scripted.answers["/slow/old/"] = hangs(scripted)
+    for number in range(20):
+        behind(page, narrow, "eve/m", "n%d" % number)
+    eventually(lambda: page(narrow, "eve/m", "late").status == 503)
+    began = time.monotonic()
+    assert narrow.filenames("mia/m", "lib") == ["lib-1.0.tar.gz"]
+    assert is_stale(page(narrow, "eve/m", "old"))       # what is here is served
+    assert time.monotonic() - began < 10
+
+
+def test_a_crowd_at_files_that_do_not_end_leaves_threads_to_others(narrow, scripted):
+    archives = [sdist("lib", "1.%d" % number, summary=os.urandom(8).hex()) for number in range(12)]
+    gates = [Gate(scripted, "/files/" + archive.filename, archive.content) for archive in archives]
+    try:
+        scripted.page("lib", *(entry(archive.filename, hashes={"sha256": archive.sha256})
+                               for archive in archives))
+        narrow.add_mirror("eve/files", scripted)
+        narrow.add_mirror("mia/files", scripted.host_url + "/other/")
+        scripted.answers["/other/lib/"] = {"meta": {"api-version": "1.0"}, "files": []}
+        links = [link_to(narrow, "eve/files", archive.filename, "lib") for archive in archives]
+        for link in links[:-1]:
+            behind(get, narrow, link)
+
+        def refused():
+            connection, response = begin(narrow, links[-1])
+            connection.close()
+            return response.status == 503 and response.getheader("Retry-After") == "10"
+        eventually(refused)
+        began = time.monotonic()
+        assert page(narrow, "mia/files", "lib").status == 200
+        assert time.monotonic() - began < 10
+    finally:
+        for gate in gates:
+            gate.opened.set()
