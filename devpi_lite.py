@@ -1608,7 +1608,8 @@ def _migrate_to_5(db):
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
 MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
-EVERYTHING = "everything"       # the tag of changes to users and index configurations: all caches start anew
+EVERYTHING = "everything"       # the tag of what another process may have changed: all caches start anew
+INDEXES = "indexes"             # the tag of any change to any index's configuration
 
 
 class Cache:
@@ -1722,7 +1723,7 @@ class Change:
         self.ops.append({"t": kind, "k": list(key), "v": value})
 
     def touch(self, *tags):
-        """Name what caches must drop; see `EVERYTHING`, `project_tag`, `names_tag`."""
+        """Name what caches must drop; see `EVERYTHING`, `INDEXES`, `user_tag`, `index_tag`, `project_tag`, `names_tag`."""
         self.tags.update(tags)
 
     def wake(self, name):
@@ -1746,6 +1747,18 @@ class Change:
 def project_tag(index_id, project):
     """Touched by whatever changes the page of one project of one index."""
     return (index_id, project)
+
+
+def user_tag(name):
+    """Touched by whatever changes an account."""
+    return ("user", name)
+
+
+def index_tag(path):
+    """Touched when the configuration of the index at this path changes, or such an index is made or deleted.
+
+    What depends on an index depends on those that it builds on, too, also on such that do not exist: `Indexes.reach`."""
+    return ("index", path)
 
 
 def names_tag(index_id):
@@ -3349,7 +3362,7 @@ class Users:
             if row is None:
                 return None
             account = _account(row)
-            self.store.freshness.keep(self.cache, name, account, 1000, frozenset((EVERYTHING,)), since)
+            self.store.freshness.keep(self.cache, name, account, 1000, frozenset((user_tag(name),)), since)
         return account
 
     def get(self, name):
@@ -3495,7 +3508,7 @@ def _update_user(change, name, changes):
 def _record_user(change, name):
     row = change.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
     change.record("user", [name], {k: row[k] for k in row.keys() if k != "id"})
-    change.touch(EVERYTHING)
+    change.touch(user_tag(name))
     return _account(row)
 
 
@@ -4116,7 +4129,8 @@ class Indexes:
             if row is None:
                 return None
             index = _index(row)
-            self.store.freshness.keep(self.cache, path, index, len(row["config"]) + 500, frozenset((EVERYTHING,)), since)
+            tags = frozenset((index_tag(path),))
+            self.store.freshness.keep(self.cache, path, index, len(row["config"]) + 500, tags, since)
         return index
 
     def get(self, path):
@@ -4136,7 +4150,7 @@ class Indexes:
                                   {"user": user}).fetchall()
             found = tuple(_index(row) for row in rows)
             size = 500 + sum(len(row["config"]) + 500 for row in rows)
-            self.store.freshness.keep(self.cache, ("all", user), found, size, frozenset((EVERYTHING,)), since)
+            self.store.freshness.keep(self.cache, ("all", user), found, size, frozenset((INDEXES,)), since)
         return found
 
     def order(self, index):
@@ -4147,8 +4161,12 @@ class Indexes:
         """The paths of indexes that an index or one of its bases names as a base, and that do not exist."""
         return self._resolved(index)[1]
 
+    def reach(self, index):
+        """What an answer about an index depends on: the tags of its own configuration and of all that it builds on."""
+        return self._resolved(index)[2]
+
     def _resolved(self, index):
-        """(resolution order, missing bases) of an index."""
+        """(resolution order, missing bases, `reach`) of an index."""
         key = ("order", index.path)
         resolved = self.cache.get(key)
         if resolved is None:
@@ -4166,8 +4184,9 @@ class Indexes:
                             queue_.append(found)
                         else:
                             missing.append(base)
-            resolved = tuple(first + mirrors), tuple(missing)
-            self.store.freshness.keep(self.cache, key, resolved, 500 * len(seen), frozenset((EVERYTHING,)), since)
+            tags = frozenset(map(index_tag, seen))
+            resolved = tuple(first + mirrors), tuple(missing), tags
+            self.store.freshness.keep(self.cache, key, resolved, 1000 * len(seen), tags, since)
         return resolved
 
     def incomplete(self):
@@ -4347,7 +4366,7 @@ def _update_index(change, index, config):
 
 def _record_index(change, index):
     change.record("index", [index.user, index.name], index.config)
-    change.touch(EVERYTHING)
+    change.touch(index_tag(index.path), INDEXES)
     return index
 
 
@@ -4396,7 +4415,7 @@ def _delete_index(change, index, force, may_read):
     change.audit("index.delete", index.path)
     change.look_again(0, "")
     change.record("index", [index.user, index.name], None)
-    change.touch(EVERYTHING)
+    change.touch(index_tag(index.path), INDEXES)
 
 
 def _refuse_non_volatile(index):
@@ -4421,7 +4440,7 @@ def _delete_user(change, name, force, may_read):
             _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
     change.look_again(0, "")
     change.record("user", [name], None)
-    change.touch(EVERYTHING)
+    change.touch(user_tag(name), INDEXES, *(index_tag(f"{name}/{row['name']}") for row in rows))
 
 
 def _bury_files(change, index, condition="1", *values):
@@ -9949,6 +9968,7 @@ class Request:
         self.serial = app.store.serial
         self.errors = "json"
         self.path, self.query = "/", {}
+        self.index_path = ""        # of the index that the path names, once its endpoint is found
 
     def path_in(self, uri):
         """The path below our root in another URI, by the rules for this request's own."""
@@ -10943,7 +10963,18 @@ class App:
         Else who is not let in any more, after too many wrong passwords, would find the right one here."""
         address = request.connection.address
         key = request.raw_head if ready.user is None else (address, request.raw_head)
-        self.store.freshness.keep(self.answers(address), key, ready, size, tags, request.moment, expires)
+        tags |= self.reach(request)
+        if ready.user is not None:
+            tags |= {user_tag(ready.user)}
+        self.store.freshness.keep(self.answers(address), key, ready, size + 100 * len(tags), tags, request.moment, expires)
+
+    def reach(self, request):
+        """The tags of the index configurations that an answer to this request depends on, whatever its endpoint looked at.
+
+        It is asked for when the answer has been made.  That is no harm: where a configuration changed meanwhile, the first
+        one that did on the way from the path's index to what it builds on is still among them, so that nothing is kept."""
+        index = self.indexes.find(request.index_path)
+        return self.indexes.reach(index) if index else frozenset((index_tag(request.index_path), INDEXES))
 
     def ignored_header(self, address, name, value, why=""):
         """Say once an address why a header of it that only proxies send does not count."""
@@ -11005,7 +11036,10 @@ class App:
             match = pattern.fullmatch(request.path)
             if match and (method in methods or methods == ("ANY",)):
                 request.errors = errors
-                return endpoint(request, **match.groupdict())
+                places = match.groupdict()
+                if places.get("index"):
+                    request.index_path = f"{places['user']}/{places['index']}"
+                return endpoint(request, **places)
         raise NotFound(f"there is nothing at {one_line(request.path, 100)} for {one_line(request.method, 20)}")
 
     def gauges(self):
@@ -11045,8 +11079,9 @@ class App:
                 if found is None:
                     found = render()
                     if not found.stale:
-                        self.store.freshness.keep(self.pages, key, found, 2 * len(found.body) + 1000, tags, request.moment,
-                                                  found.expires)
+                        tags |= self.reach(request)
+                        size = 2 * len(found.body) + 1000 + 100 * len(tags)
+                        self.store.freshness.keep(self.pages, key, found, size, tags, request.moment, found.expires)
         return found
 
     def health(self, gauges):
@@ -11133,7 +11168,13 @@ def refuse_unknown(request, index, project, hidden, sentence=""):
 def near_indexes(request, path):
     """` (alice has: dev, prod)` for alice/dve: the indexes of that user that the caller may read, where one is near."""
     user, _, name = path.partition("/")
-    names = [index.name for index in request.app.indexes.all(user) if may_read(request, index)]
+    indexes = request.app.indexes.all(user)
+    if not nearest(name, [index.name for index in indexes]):
+        return ""
+    try:
+        names = [index.name for index in indexes if may_read(request, index)]
+    except Busy:        # who asks can't be found out just now
+        return ""
     near = nearest(name, names)
     if not near:
         return ""

@@ -10,7 +10,7 @@ from harness import Upstream, eventually, multipart, patched, sdist, wheel
 
 USERS, STAGES, VERSIONS = ("ada", "bob"), ("ada/a", "ada/b", "bob/a", "bob/b"), ("1.0", "2.0")
 CROWD = 6
-UNSETTLED = 500         # moves in which indexes are changed, which empties all that is kept in memory
+UNSETTLED = 500         # moves in which indexes are changed, which empties all that is kept of them and of those above
 MOVES_OF_PROJECT = 100  # then the crowd turns to the next one, and what was kept of this one stays as it was last
 PROJECTS = ["project-%d" % number for number in range(25)]
 JSON, JSON_PAGE, HTML = "application/json", "application/vnd.pypi.simple.v1+json", "text/html"
@@ -31,7 +31,7 @@ class Player:
     def __init__(self, server, moves, seed):
         self.server, self.moves, self.random = server, moves, random.Random(seed)
         self.on_projects = [self.upload, self.upload, self.push, self.mirrored, self.docs, self.remove, self.yank, self.status]
-        self.on_indexes = [self.remake, self.rebase, self.close]
+        self.on_indexes = [self.remake, self.rebase, self.close, self.retitle]
 
     def pick(self, *names):
         return self.random.choice(names)
@@ -86,6 +86,10 @@ class Player:
 
     def close(self):
         return self.ask("PATCH", self.index, {"acl_pkg_read": self.pick([":ANONYMOUS:"], ["ada"], ["bob"])})
+
+    def retitle(self):
+        title = {"title": str(self.random.random())}
+        return self.ask("PATCH", self.pick(self.index, self.user), title)
 
     def read(self):
         return see(self.server, self.user, self.index, self.project, self.pick(*PAGES))
@@ -188,3 +192,65 @@ def test_an_index_that_changes_while_one_reads_is_kept_as_it_is_then(make_server
         go.touch()
         assert reading.result().status == 200
     assert server.get(page).status == 200
+
+
+def test_what_one_account_changes_leaves_the_pages_of_others_in_memory(server):
+    server.login("root", "secret")
+    for user in ("ada", "eve"):
+        server.add_user(user)
+        server.login(user)
+    server.add_index("ada/below")
+    server.add_index("ada/top", bases=["ada/below"])
+    server.add_index("eve/x", bases=["ada/below"])
+    assert server.upload("ada/below", wheel("shared", "1.0")).status == 200
+
+    def kept(look=True):
+        """Whether the page of ada/top, and its answer for nobody and for ada, are in memory; then they are."""
+        lines = dict(line.rsplit(" ", 1) for line in server.get("/+metrics").text.splitlines() if line[:1] != "#")
+        sizes = int(lines["devpi_lite_page_cache_bytes"]), int(lines["devpi_lite_answer_cache_bytes"])
+        for user in (None, "ada") if look else ():
+            assert see(server, user, "ada/top", "shared", PAGES[1]).status == 200
+        return all(sizes)
+
+    kept()
+    of_others = [("PATCH", "/eve/x", {"title": "x"}), ("PATCH", "/eve/x", {"acl_upload": ["eve", "ada"], "bases": []}),
+                 ("PATCH", "/eve", {"title": "x", "custom_data": 1}), ("PUT", "/eve/y", {}), ("PUT", "/mia", {"password": "x"}),
+                 ("DELETE", "/eve/y", None), ("PATCH", "/eve", {"password": "x"}), ("DELETE", "/mia", None)]
+    for method, path, body in of_others:
+        assert server.request(method, path, body, user="root").status in (200, 201)
+        assert kept(), (method, path, body)
+    of_these = [("PATCH", "/ada/top", {"title": "x"}), ("PATCH", "/ada/below", {"title": "x"}),
+                ("PATCH", "/ada/below", {"acl_pkg_read": [":AUTHENTICATED:", ":ANONYMOUS:"]}), ("PATCH", "/ada/top", {"bases": []})]
+    for method, path, body in of_these:
+        assert server.request(method, path, body, user="root").status == 200
+        assert not kept(look=body != {"bases": []}), (method, path, body)
+    assert see(server, None, "ada/top", "shared", PAGES[1]).status == 404
+
+
+def test_a_changed_account_or_acl_ends_what_was_kept_for_it(server):
+    """Each answer is asked for twice, under the same head, so that it comes from memory."""
+    server.login("root", "secret")
+    for user in ("ada", "bob"):
+        server.add_user(user)
+        server.login(user)
+    server.add_index("ada/below", acl_pkg_read=["bob"])
+    server.add_index("ada/top", bases=["ada/below"])
+    assert server.upload("ada/below", wheel("shared", "1.0")).status == 200
+    link = server.simple("ada/below", "shared", user="bob")["files"][0]["url"].split("#")[0].replace("../../", "/ada/below/")
+
+    paths = ["/ada/below/+simple/shared/", "/ada/top/+simple/shared/", "/ada/below/+simple/", link, link + ".metadata",
+             "/ada/top/+pypi/shared/json"]
+
+    def statuses():
+        return {server.get(path, user="bob", headers={"Accept": "*/*"}).status for path in 2 * paths}
+    assert statuses() == {200}
+    assert server.patch("/ada/below", {"acl_pkg_read": ["ada"]}, user="ada").status == 200
+    assert statuses() == {403}
+    assert server.patch("/ada/below", {"acl_pkg_read": ["bob"]}, user="ada").status == 200
+    assert statuses() == {200}
+    assert server.patch("/bob", {"password": "new"}, user="root").status == 200
+    assert statuses() == {401}
+    server.login("bob", "new")
+    assert statuses() == {200}
+    assert server.delete("/bob", user="root").status == 200
+    assert statuses() == {401}
