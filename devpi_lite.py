@@ -945,6 +945,7 @@ class Limits:
     upstream_page = 100 << 20
     page_cost = 8                   # bytes of memory that a byte of a page takes while it is read and stored
     gzip_members = 10000            # of one page
+    page_files = 300_000            # on one page; the largest of pypi.org have some 20,000
     upstream_list = 128 << 20       # unzipped; that of pypi.org has some 60 MB
     listed_names = 3_000_000
     upstream_file = 20 << 30        # where upstream does not say how large it is
@@ -4913,6 +4914,97 @@ class UpstreamPage:
 PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
 
 
+class _JsonReader:
+    """Reads the values of a JSON text piece by piece: the objects of a whole page or list would take
+    ten times the memory of its text.
+
+    ValueError where it is none, a value has more than 8 MiB, or there are more than `most` values.
+    An integer of 20 digits and more is None."""
+
+    space = re.compile(r"[ \t\r\n]*")
+    decoder = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else None)
+
+    def __init__(self, text, most):
+        self.text, self.left, self.most = text, most, most
+        self.position = self.space.match(text).end()
+
+    def _count(self, values):
+        self.left -= values
+        if self.left < 0:
+            raise ValueError(f"more than {self.most} values")
+
+    def members(self, long):
+        """Yield (key, value) for an object that is the whole text.
+
+        The value of the key `long`, an array, is an iterator that must be used up at once."""
+        self.take("{")
+        while not self.takes("}"):
+            key = self.value()
+            self.take(":")
+            if key == long and not self.at_end("["):
+                raise ValueError(f"its {long} are no array")
+            yield key, self.items() if key == long else self.value()
+            if not self.at_end("}"):
+                self.take(",")
+        if self.position < len(self.text):
+            raise ValueError(f"text after its end: {self.around()}")
+
+    def around(self):
+        return repr(self.text[self.position:self.position + 40])
+
+    def at_end(self, mark):
+        """Whether this mark comes next."""
+        return self.text.startswith(mark, self.position)
+
+    def takes(self, mark):
+        """Whether this mark came next; then the reader is behind it."""
+        if not self.at_end(mark):
+            return False
+        self.position = self.space.match(self.text, self.position + len(mark)).end()
+        return True
+
+    def take(self, mark):
+        if not self.takes(mark):
+            raise ValueError(f"no {mark} at {self.around()}")
+
+    def value(self):
+        self._count(1)
+        for size in (1 << 10, 64 << 10, 1 << 20, 8 << 20):
+            piece = self.text[self.position:self.position + size]
+            try:
+                value, end = self.decoder.raw_decode(piece)
+            except ValueError:
+                continue
+            end_of_all = self.position + end == len(self.text)
+            if end < len(piece) or end_of_all:      # else a number might go on
+                self.position = self.space.match(self.text, self.position + end).end()
+                return value
+        raise ValueError(f"no value at {self.around()}")
+
+    def items(self):
+        """Yield the items of an array."""
+        self.take("[")
+        while not self.takes("]"):
+            # a stretch that ends behind an object holds whole items, nearly always
+            stretch = self.text[self.position:self.position + (64 << 10)]
+            past = self.position + len(stretch)
+            stretch = stretch[:stretch.rfind("},") + 1]
+            try:
+                items = self.decoder.decode(f"[{stretch}]") if stretch else []
+            except ValueError:
+                items = []
+            if items:
+                self._count(len(items))
+                yield from items
+                self.position = self.space.match(self.text, self.position + len(stretch)).end()
+                self.take(",")
+                continue
+            while not self.at_end("]") and self.position < past:
+                yield self.value()
+                if not self.at_end("]"):
+                    self.take(",")
+
+
 def parse_simple_page(project, url, body, is_json, content_type=""):
     """An upstream page (bytes) as an `UpstreamPage`; UpstreamTrouble if it is no simple page (PEP 503, 691, 700)."""
     try:
@@ -4923,20 +5015,26 @@ def parse_simple_page(project, url, body, is_json, content_type=""):
 
 
 def _parse_json_page(project, url, body):
-    page = json.loads(body, parse_int=bounded_int)
+    page, files, unusable = {}, None, 0
+    reader = _JsonReader(body.decode(json.detect_encoding(body)), Limits.page_files)
+    for key, value in reader.members("files"):
+        if key != "files":
+            page[key] = value
+            continue
+        files = {}
+        for entry in value:
+            try:
+                file = _json_file(url, entry)
+            except (ValueError, TypeError, KeyError, AttributeError):
+                file = None
+            if file is None:
+                unusable += 1
+                _log_unusable(url, unusable, repr(entry))
+            else:
+                _add_file(files, file)
     meta = check_json_version(page.get("meta"))
-    if not isinstance(page.get("files"), list):
+    if files is None:
         raise ValueError("it has no files")
-    files = {}
-    for entry in page["files"]:
-        try:
-            file = _json_file(url, entry)
-        except (ValueError, TypeError, KeyError, AttributeError):
-            file = None
-        if file is None:
-            log.info("%s lists an unusable file: %s", public_url(url), one_line(repr(entry), 200))
-        else:
-            _add_file(files, file)
     known = {canonical_version(version_of_file(filename, project)) for filename in files}
     versions = tuple(v for v in page.get("versions") or () if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable())
     status = page.get("project-status") or meta.get("project-status") or {}
@@ -4944,6 +5042,14 @@ def _parse_json_page(project, url, body):
         status = {"status": status, "reason": meta.get("project-status-reason")}
     return UpstreamPage(tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
                         tuple(v for v in versions if canonical_version(v) not in known))
+
+
+def _log_unusable(url, number, what):
+    """Log the first few of a page's files that can't be used: it may list any number of them."""
+    if number <= 10:
+        log.info("%s lists an unusable file: %s", public_url(url), one_line(what, 200))
+    elif number == 11:
+        log.info("%s lists more unusable files", public_url(url))
 
 
 def _json_file(url, entry):
@@ -5009,18 +5115,22 @@ _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|"
                         r"[a-zA-Z][a-zA-Z0-9]*(?:;|(?![=a-zA-Z0-9])))")
 
 
-def _tags(text, wanted=("a", "base", "meta")):
+def _tags(text, wanted, most):
     """The start tags of an HTML page that are wanted, as (name, {attribute: value}, where it ends).
 
     By regular expression, tens of times faster than `html.parser`, and linear for every text.  Read
     as HTML's standard says: nothing in comments and scripts is a tag, the first of two attributes
     with one name counts, what does not fit belongs to a name or a value.  A quote that never ends
-    spoils its own tag alone; a page that ends inside a tag is a ValueError."""
+    spoils its own tag alone; a page that ends inside a tag is a ValueError, as is one with more than
+    `most` tags, attributes and comments together."""
     position = 0
     while True:
+        most -= 1
         markup = _MARKUP.search(text, position)
         if markup is None:
             return
+        if most < 0:
+            raise ValueError("too many tags")
         if markup[1]:
             end = _COMMENT_END.search(text, markup.end() - 2)
             if end is None:
@@ -5034,6 +5144,9 @@ def _tags(text, wanted=("a", "base", "meta")):
         is_wanted = name in wanted
         while True:
             match = _ATTRIBUTE.match(text, position)
+            most -= 1
+            if most < 0:
+                raise ValueError("too many tags")
             if match is None:
                 begun = text[markup.start():markup.start() + 60]
                 raise ValueError(f"the page ends inside of {begun!r}")
@@ -5080,7 +5193,7 @@ def _parse_html_page(project, url, text):
     """A page in the HTML form (PEP 503, 592, 658, 714, 740, 792)."""
     check_html(text)
     anchors, base, meta = [], None, {}
-    for tag, attributes, _ in _tags(text):
+    for tag, attributes, _ in _tags(text, ("a", "base", "meta"), 10 * Limits.page_files):
         if tag == "base":
             base = base or attributes.get("href")
         elif tag == "meta":
@@ -5088,16 +5201,18 @@ def _parse_html_page(project, url, text):
             meta.setdefault(name, attributes.get("content", ""))
         elif attributes.get("href"):
             anchors.append(attributes)
+            if len(anchors) > Limits.page_files:
+                raise ValueError(f"more than {Limits.page_files} links")
     check_api_version(meta.get("pypi:repository-version", "1.0"))
 
     base = base and joined_url(url, base) or url        # that of the links before it, too
-    files = {}
+    files, unusable = {}, 0
     for attributes in anchors:
         try:
             file = _html_file(project, base, attributes)
         except ValueError as error:
-            log.info("%s lists an unusable file: %s: %s", public_url(url),
-                     one_line(attributes["href"], 200), reason_of(error))
+            unusable += 1
+            _log_unusable(url, unusable, f"{attributes['href']}: {reason_of(error)}")
             continue
         if file:
             _add_file(files, file)
@@ -5254,22 +5369,29 @@ def check_html(text):
 class _Decoder:
     """Undoes the Content-Encoding of a body as it arrives: at most `limit` bytes, and one more."""
 
+    step = 256 << 10
+
     def __init__(self, encoding, limit):
         self.encoding, self.left = encoding, limit + 1
         self.unzip, self.members, self.ended = None, 0, False
 
     def decode(self, data):
-        """Yield what the next bytes of the body stand for."""
-        while data and not self.ended and self.left > 0:
-            if self.unzip is None and not self._begin(data):
+        """Yield what the next bytes of the body stand for, in pieces of at most `step` bytes: of
+        64 KiB may come 64 MiB."""
+        more = True
+        while more and not self.ended and self.left > 0:
+            if self.unzip is None and not (data and self._begin(data)):
                 return
-            found = self.unzip.decompress(data, self.left)
+            room = min(self.left, self.step)
+            found = self.unzip.decompress(data, room)
             self.left -= len(found)
             yield found
-            if not self.unzip.eof:
-                return
-            data, self.unzip = self.unzip.unused_data, None
-            self.ended = self.encoding == "deflate"
+            if self.unzip.eof:
+                data, self.unzip = self.unzip.unused_data, None
+                self.ended = self.encoding == "deflate"
+            else:
+                data = self.unzip.unconsumed_tail
+                more = bool(data) or len(found) == room     # it may hold some back
 
     def _begin(self, data):
         """Begin a member at these bytes; zeros or garbage behind the last one say nothing."""
@@ -6860,7 +6982,7 @@ def _names_in_html(url, text):
 
     So the listing of a directory serves, too; there long names are cut, and links lead up or sort."""
     check_html(text)
-    for tag, attributes, end in _tags(text, ("a", "meta")):
+    for tag, attributes, end in _tags(text, ("a", "meta"), len(text)):
         if tag == "meta":
             if attributes.get("name", "").lower() == "pypi:repository-version":
                 check_api_version(attributes.get("content", ""))
@@ -6883,95 +7005,18 @@ def _names_in_html(url, text):
 
 
 def _names_in_json(text):
-    """Yield the names in a list of the JSON form (PEP 691).
-
-    The values are read some thousands at a time: the objects of a whole list would take ten times
-    the memory of its text."""
-    reader, has_list = _JsonReader(text), False
-    reader.take("{")
-    while not reader.takes("}"):
-        key = reader.value()
-        reader.take(":")
+    """Yield the names in a list of the JSON form (PEP 691)."""
+    has_list = False
+    for key, value in _JsonReader(text, len(text)).members("projects"):
         if key == "projects":
             has_list = True
-            for entry in reader.items():
+            for entry in value:
                 if isinstance(entry, dict) and isinstance(entry.get("name"), str):
                     yield entry["name"].strip()
-        else:
-            value = reader.value()
-            if key == "meta":
-                check_json_version(value)
-        if not reader.at_end("}"):
-            reader.take(",")
-    if reader.position < len(text):
-        raise ValueError(f"text after its end: {reader.around()}")
+        elif key == "meta":
+            check_json_version(value)
     if not has_list:
         raise ValueError("it has no projects")
-
-
-class _JsonReader:
-    """Reads the values of a JSON text piece by piece.
-
-    ValueError where it is none, or a value has more than 1 MiB."""
-
-    space = re.compile(r"[ \t\r\n]*")
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str)      # of any length, at no cost
-
-    def __init__(self, text):
-        self.text, self.position = text, self.space.match(text).end()
-
-    def around(self):
-        return repr(self.text[self.position:self.position + 40])
-
-    def at_end(self, mark):
-        """Whether this mark comes next."""
-        return self.text.startswith(mark, self.position)
-
-    def takes(self, mark):
-        """Whether this mark came next; then the reader is behind it."""
-        if not self.at_end(mark):
-            return False
-        self.position = self.space.match(self.text, self.position + len(mark)).end()
-        return True
-
-    def take(self, mark):
-        if not self.takes(mark):
-            raise ValueError(f"no {mark} at {self.around()}")
-
-    def value(self):
-        for size in (1 << 10, 64 << 10, 1 << 20):
-            piece = self.text[self.position:self.position + size]
-            try:
-                value, end = self.decoder.raw_decode(piece)
-            except ValueError:
-                continue
-            end_of_all = self.position + end == len(self.text)
-            if end < len(piece) or end_of_all:      # else a number might go on
-                self.position = self.space.match(self.text, self.position + end).end()
-                return value
-        raise ValueError(f"no value at {self.around()}")
-
-    def items(self):
-        """Yield the items of an array."""
-        self.take("[")
-        while not self.takes("]"):
-            # a stretch that ends behind an object holds whole items, nearly always
-            stretch = self.text[self.position:self.position + (64 << 10)]
-            past = self.position + len(stretch)
-            stretch = stretch[:stretch.rfind("},") + 1]
-            try:
-                items = self.decoder.decode(f"[{stretch}]") if stretch else []
-            except ValueError:
-                items = []
-            if items:
-                yield from items
-                self.position = self.space.match(self.text, self.position + len(stretch)).end()
-                self.take(",")
-                continue
-            while not self.at_end("]") and self.position < past:
-                yield self.value()
-                if not self.at_end("]"):
-                    self.take(",")
 
 
 # ======================================================================================================================

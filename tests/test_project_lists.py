@@ -71,15 +71,15 @@ def test_a_list_in_html(page, found):
     (b'{"projects": [{"name": "x"}], "meta": {"api-version": "2.0"}}', "API version '2.0'"),
     (b'<html><meta name="pypi:repository-version" content="2.0"><a href=x>x</a>',
      "API version '2.0'"),
-    (b'{"message": "please log in"}', "it has no projects"), (b'{"projects": {"x": 1}}', "no ["),
-                                             (b'{"projects": null}', "no ["),
+    (b'{"message": "please log in"}', "it has no projects"),
+    (b'{"projects": {"x": 1}}', "its projects are no array"),
+    (b'{"projects": null}', "its projects are no array"),
     (listed("x")[:-2], "no ,"), (listed("x")[:-5], "no value"),
-                                             (listed("x") + b"}", "text after its end"),
+    (listed("x") + b"}", "text after its end"),
     (b'{"projects": [' + b"[" * 100000, "not a project list"),
-                                             (b'{"projects": ["' + b"x" * (2 << 20) + b'"]}',
-                                              "no value at"),
+    (b'{"projects": ["' + b"x" * (8 << 20) + b'"]}', "no value at"),
     (b"please log in", "no HTML"), (b"<html><a href=x", "the page ends inside"),
-                                             (listed("a", "b", "c"), "more than 2 projects"),
+    (listed("a", "b", "c"), "more than 2 projects"),
 ], ids=lambda value: ascii(value)[:40])
 def test_what_is_no_list_is_refused_with_a_reason(body, complaint):
     with pytest.raises(d.UpstreamTrouble) as trouble:
@@ -88,12 +88,12 @@ def test_what_is_no_list_is_refused_with_a_reason(body, complaint):
 
 
 @pytest.mark.parametrize("body", [
-    b"<a " * 300000, b"<a href=x>" * 60000, b"<html>" + b"<!--" * 300000,
+    b"<a " * 200000, b"<a href=x>" * 30000, b"<html>" + b"<!--" * 300000,
                                   b"<a href='x'>" + b"<" * 500000, b"<script>" * 100000,
     b"<a href=\"x\" y='" + b"<a x='>' " * 100000, b'{"projects":[' + b"{}," * 100000 + b"5]}",
-                                  b'{"projects":[' + b"[]," * 60000 + b"5]}",
-    b'{"projects":[' + b'{"x":{},"y":5},' * 30000 + b"5]}", b'{"projects":[' + b'"},' * 300000,
-                                  b'{"":1' + b',"":1' * 60000],
+                                  b'{"projects":[' + b"[]," * 30000 + b"5]}",
+    b'{"projects":[' + b'{"x":{},"y":5},' * 20000 + b"5]}", b'{"projects":[' + b'"},' * 300000,
+                                  b'{"":1' + b',"":1' * 20000],
     ids=lambda value: ascii(value)[:30])
 def test_a_hostile_list_is_read_in_linear_time(body):
     began = time.process_time()
@@ -249,3 +249,52 @@ def test_who_waits_for_a_share_waits_for_his_own(tmp_path):
     with shares.one("mia", 1):
         pass
     assert not shares.taken
+
+
+# ------------------------------------------------------------------------------ what a page may cost
+
+@pytest.mark.parametrize("body, complaint", [
+    (b'{"files":[' + b"{}," * 1000 + b"{}]}", "more than 1000 values"),
+    (b'{"files":[' + b"[]," * 1000 + b"[]]}", "more than 1000 values"),
+    (b'{"files":[]' + b',"":1' * 600 + b"}", "more than 1000 values"),
+    (b"<a href=x>" * 1001, "more than 1000 links"), (b"<html>" + b"<p>" * 6000, "too many tags"),
+    (b"<html>" + b"<!---->" * 10001, "too many tags"), (b"<html" + b" x" * 11000, "too many tags"),
+], ids=lambda value: ascii(value)[:20])
+def test_a_page_of_too_much_is_refused(monkeypatch, body, complaint):
+    monkeypatch.setattr(d.Limits, "page_files", 1000)
+    with pytest.raises(d.UpstreamTrouble) as trouble:
+        d.parse_simple_page("x", URL, body, body[:1] == b"{")
+    assert complaint in trouble.value.message
+
+
+def test_the_log_names_the_first_of_many_unusable_files(caplog):
+    caplog.set_level("INFO")
+    d.parse_simple_page("x", URL, b'{"files":[' + b"{}," * 1000 + b"{}]}", True)
+    d.parse_simple_page("x", URL, b"<a href='x-1.zip#sha256=1'>" * 1000, False)
+    assert len(caplog.messages) == 22
+
+
+class Body:
+    """An upstream's response whose body is at hand."""
+
+    def __init__(self, data, encoding):
+        self.file, self.size, self.encoding, self.url = d.io.BytesIO(data), len(data), encoding, URL
+
+    def read(self, size):
+        return self.file.read(size)
+
+    def header(self, name):
+        return self.encoding
+
+    def length(self):
+        return self.size
+
+
+@pytest.mark.parametrize("encoding, squeeze", [("gzip", d.gzip.compress), ("deflate", d.zlib.compress)])
+def test_a_small_body_that_becomes_a_large_one_comes_in_pieces(encoding, squeeze):
+    large = bytes(5 << 20) + os.urandom(300000) + bytes(1 << 20)
+    pieces = list(d.page_pieces(Body(squeeze(large), encoding), len(large), time.monotonic() + 60))
+    assert b"".join(pieces) == large
+    assert max(map(len, pieces)) <= 256 << 10
+    with pytest.raises(d.UnreadablePage):
+        d.read_page(Body(squeeze(large), encoding), len(large) - 1, time.monotonic() + 60)
