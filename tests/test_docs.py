@@ -897,6 +897,38 @@ def test_the_version_in_the_path_cannot_climb(evil, version):
     assert b"good" not in answer
 
 
+# Names as other zip tools write them
+
+
+@pytest.mark.parametrize("names", [
+    ("./index.html", "./_static/a.css"), ("index.html", "_static\\a.css"), (".\\index.html", ".\\_static\\a.css"),
+    ("html\\index.html", "html\\_static\\a.css"), ("././index.html", "_static/a.css"), ("./html/index.html", "./html/_static/a.css")])
+def test_names_with_a_leading_dot_or_backslashes_are_shown_as_what_they_mean(site, names):
+    reply = upload(site, "doc/dev", "spelled-by-tools", "1.0", docs_zip((names[0], b"index"), (names[1], b"style")))
+    assert (reply.status, reply.reason, reply.body) == (200, "OK", b"")
+    for path, body in (("index.html", b"index"), ("_static/a.css", b"style")):
+        assert get(site, doc("spelled-by-tools", path)).body == body
+    assert site.delete("/doc/dev/spelled-by-tools", user="doc").status == 200
+
+
+def test_a_backslash_beside_slashes_is_part_of_a_name_and_not_shown(site):
+    reply = upload(site, "doc/dev", "mixed", "1.0", docs_zip(("index.html", b"index"), ("a/b.html", b"b"), ("a\\c.html", b"c")))
+    assert (reply.status, reply.headers.get("Content-Type")) == (200, "text/plain; charset=utf-8")
+    assert reply.text.startswith("1 of the documentation's members are not shown: ")
+    assert [get(site, doc("mixed", path)).status for path in ("a/b.html", "a/c.html", "a%5Cc.html")] == [200, 404, 404]
+
+
+def test_the_answer_says_how_many_members_are_not_shown(site):
+    content = docs_zip(
+        Member("html/", mode=0o040755, method=0), ("html/index.html", b"index"), ("html/../../x", b"x"), ("beside.html", b"x"),
+        Member("html/link", b"index.html", mode=0o120777), Member("html/torn.html", b"x" * 40, crc=5))
+    reply = upload(site, "doc/dev", "leftout", "1.0", content)
+    assert (reply.status, reply.reason) == (200, "OK")
+    assert reply.text.startswith("4 of the documentation's members are not shown: ")
+    assert get(site, doc("leftout")).body == b"index"
+    assert upload(site, "doc/dev", "leftout", "1.0", b"no zip").body == b""     # of which nothing is shown anyway
+
+
 # Evil zips
 
 
