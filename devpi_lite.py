@@ -982,7 +982,8 @@ class Limits:
     archive_bytes = 4 << 30         # ... up to so much; from there on ...
     large_archive_ratio = 20        # ... only so many times its size; libraries have 2 to 5
     large_archive = 64 << 20        # unpacked; larger ones are looked through a few at a time
-    large_checks = 2                # of them
+    large_directory = 10000         # members of a zip, which take 6 MB; as large archives
+    large_checks = 2                # of both
     large_wait = 300                # seconds that one waits for its turn
     tar_header = 1 << 20            # an extended header of a tar
     tar_headers = 32 << 20          # all of them
@@ -2535,10 +2536,13 @@ class Effort:
         self.unpacked += size
         if self.unpacked > self.limit:
             raise self._too_much()
-        if self.unpacked > Limits.large_archive and not self.has_turn:
-            self._wait_for_turn()
+        if self.unpacked > Limits.large_archive:
+            self.wait_for_turn()
 
-    def _wait_for_turn(self):
+    def wait_for_turn(self):
+        """Go on only while few others do what takes much; Busy if that is not soon."""
+        if self.has_turn:
+            return
         with outside_wait() as room:
             self.has_turn = _large_checks.acquire(timeout=Limits.large_wait if room else 0)
         if not self.has_turn:
@@ -2601,7 +2605,7 @@ def _check_metadata(data, filename):
 
 def _zip_metadata(file, filename, effort, is_whole):
     """(the metadata file of a zip or None, the name of that)."""
-    members = _zip_members(file, filename, Limits.archive_members)
+    members = _zip_members(file, filename, Limits.archive_members, effort)
     check, names = MemberCheck(filename), set()
     for member in members:
         check(member.filename)
@@ -2628,9 +2632,10 @@ def _zip_metadata(file, filename, effort, is_whole):
     return found, wanted
 
 
-def _zip_members(file, filename, limit):
+def _zip_members(file, filename, limit, effort):
     """The members as a zip's directory has them, `limit` at most."""
-    check_zip_directory(file, filename, limit)
+    if check_zip_directory(file, filename, limit) > Limits.large_directory:
+        effort.wait_for_turn()
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.infolist()
@@ -2790,9 +2795,9 @@ def _zip_end(file):
 
 
 def check_zip_directory(file, filename, members):
-    """Refuse a zip of more than so many members, or with a larger directory than they need, before
-    `zipfile` reads that into memory: it goes by the directory's size, whatever number the end
-    record states."""
+    """The number of a zip's members, counted before `zipfile` reads its directory into memory: that
+    goes by the directory's size, whatever number the end record states. BadRequest if there are
+    more than `members`, or the directory is larger than they need."""
     found = _zip_end(file)
     if found is None:
         raise BrokenArchive(f"'{filename}' is no zip file: built or sent incompletely?")
@@ -2800,15 +2805,16 @@ def check_zip_directory(file, filename, members):
         raise too_many_members(filename, members)
     file.seek(max(0, found.at - found.directory_size))      # where `zipfile` looks for it
     left, count = found.directory_size, 0
-    while left > 0:
+    while left > 0 and count <= members:
         head = file.read(46)
         if len(head) < 46:
-            return
+            break
         rest = sum(struct.unpack("<3H", head[28:34]))
         file.seek(rest, io.SEEK_CUR)
         left, count = left - 46 - rest, count + 1
-        if count > members:
-            raise too_many_members(filename, members)
+    if count > members:
+        raise too_many_members(filename, members)
+    return count
 
 
 # -- tars
@@ -3122,21 +3128,25 @@ def doc_members(file, filename):
 
     Every member is read through once, so that serving it later can't fail. BadRequest for a zip
     that is encrypted, has no readable member, or unpacks to too much."""
-    try:
-        infos = _zip_members(file, filename, Limits.doc_members)
-    except BrokenArchive as problem:
-        log.info("documentation: %s", problem.message)
-        return None
-    infos = [info for info in infos if not info.orig_filename.endswith(("/", "\\"))]
-    _check_doc_sizes(infos, filename)
+    with Effort(file, filename, Limits.doc_bytes) as effort:
+        try:
+            infos = _zip_members(file, filename, Limits.doc_members, effort)
+        except BrokenArchive as problem:
+            log.info("documentation: %s", problem.message)
+            return None
+        return _readable_members(file, filename, infos, effort)
+
+
+def _readable_members(file, filename, infos, effort):
     # some tools write Windows' separator, and no other: what unpacks zips takes it for one
     has_slashes = any("/" in info.orig_filename for info in infos)
+    infos = [info for info in infos if not info.orig_filename.endswith(("/", "\\"))]
+    _check_doc_sizes(infos, filename)
     readable = {}
-    with Effort(file, filename, Limits.doc_bytes) as effort:
-        for info in infos:
-            name = _doc_name(info.orig_filename, has_slashes)
-            if _is_servable(name, info) and _reads_well(file, info, filename, effort):
-                readable[name] = info
+    for info in infos:
+        name = _doc_name(info.orig_filename, has_slashes)
+        if _is_servable(name, info) and _reads_well(file, info, filename, effort):
+            readable[name] = info
     if not readable:
         raise BadRequest(f"'{filename}' has no member that can be read")
     root = _doc_root(readable)

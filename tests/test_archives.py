@@ -1,6 +1,10 @@
-"""What is read out of archives (chapter 4): what installers can't use or no honest tool writes is refused, at a bounded cost.
+"""What is read out of archives (chapter 4): what installers can't use, or no honest tool writes, is
+refused at a bounded cost.
 
-The functions alone where a bound or a format is looked at; a server where it matters what an uploader is told."""
+The functions alone where a bound or a format is looked at; a server where it matters what an
+uploader is told.
+"""
+
 import bz2
 import dataclasses
 import gzip
@@ -28,7 +32,12 @@ import devpi_lite as d  # noqa: E402
 
 MIB = 1 << 20
 INFO = b"Metadata-Version: 2.1\nName: a\nVersion: 1.0\n"
-PACKINGS = {".tar.gz": lambda data: gzip.compress(data, 1), ".tar.bz2": bz2.compress, ".tar.xz": lzma.compress, ".tar": bytes}
+PACKINGS = {
+    ".tar.gz": lambda data: gzip.compress(data, 1),
+    ".tar.bz2": bz2.compress,
+    ".tar.xz": lzma.compress,
+    ".tar": bytes,
+}
 
 
 def look(content, filename="a-1.0.tar.gz", **options):
@@ -47,13 +56,15 @@ def refusal(content, filename="a-1.0.tar.gz", kind=d.BadRequest, **options):
 
 
 def header(name, size=0, kind=b"0", **changes):
-    """A header of a tar; `size` may be the bytes of its field, `changes` name the place of other bytes: at345=b"..."."""
+    """A header of a tar; `size` may be the bytes of its field, `changes` name the place of other
+    bytes: at345=b"...".
+    """
     block = bytearray(512)
-    block[:len(name)] = name
+    block[: len(name)] = name
     block[100:108], block[156:157], block[257:265] = b"0000644\0", kind, b"ustar\x0000"
     block[124:136] = size if isinstance(size, bytes) else b"%011o\0" % size
     for place, data in changes.items():
-        block[int(place[2:]):int(place[2:]) + len(data)] = data
+        block[int(place[2:]) : int(place[2:]) + len(data)] = data
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -73,7 +84,11 @@ def pax(*fields, kind=b"x"):
     records = []
     for key, value in fields:
         rest = b" %s=%s\n" % (key, value)
-        length = next(length for length in itertools.count(len(rest)) if length == len(rest) + len(str(length)))
+        length = next(
+            length
+            for length in itertools.count(len(rest))
+            if length == len(rest) + len(str(length))
+        )
         records.append(b"%d%s" % (length, rest))
     return member(b"PaxHeaders/a", b"".join(records), kind)
 
@@ -81,9 +96,10 @@ def pax(*fields, kind=b"x"):
 PKG_INFO, END = member(b"a-1.0/PKG-INFO", INFO), bytes(1024)
 BACKWARDS = {
     "base 256": lambda size: header(b"a/c", below_zero(-size)),
-    "octal": lambda size: header(b"a/c", b"-%010o\0" % min(size, 8 ** 10 - 1)),
+    "octal": lambda size: header(b"a/c", b"-%010o\0" % min(size, 8**10 - 1)),
     "pax": lambda size: pax((b"size", b"-%d" % size)) + header(b"a/c"),
-    "behind a long name": lambda size: member(b"././@LongLink", b"a/" + b"n" * 200 + b"\0", b"L") + header(b"a/c", below_zero(-size)),
+    "behind a long name": lambda size: member(b"././@LongLink", b"a/" + b"n" * 200 + b"\0", b"L")
+    + header(b"a/c", below_zero(-size)),
     "of an extended header": lambda size: header(b"a/c", below_zero(-size), b"x"),
     "of a sparse file": lambda size: header(b"a/c", 0, b"S", at483=below_zero(-size)),
 }
@@ -92,9 +108,14 @@ BACKWARDS = {
 @pytest.mark.parametrize("suffix", sorted(PACKINGS))
 @pytest.mark.parametrize("how", sorted(BACKWARDS))
 def test_a_member_with_a_size_below_zero_is_refused(suffix, how):
-    """Readers that believe it go back to a header before, and unpack what lies between again, for hours."""
-    content = PACKINGS[suffix](PKG_INFO + member(b"a/b", bytes(MIB)) + BACKWARDS[how](MIB + 1024) + END)
-    assert refusal(content, "a-1.0" + suffix) == "'a-1.0%s' holds a member with a size below zero" % suffix
+    """Readers that believe it go back to a header before, and unpack what lies between again."""
+    content = PACKINGS[suffix](
+        PKG_INFO + member(b"a/b", bytes(MIB)) + BACKWARDS[how](MIB + 1024) + END
+    )
+    assert (
+        refusal(content, "a-1.0" + suffix)
+        == "'a-1.0%s' holds a member with a size below zero" % suffix
+    )
 
 
 @pytest.mark.parametrize("suffix", sorted(PACKINGS))
@@ -102,12 +123,20 @@ def test_a_member_with_a_size_below_zero_is_refused(suffix, how):
 def test_the_members_of_a_tar_are_those_that_tarfile_sees(suffix, format):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=format) as archive:
-        names = ["a-1.0", "a-1.0/PKG-INFO", "a-1.0/" + "d" * 70 + "/" + "n" * 90, "a-1.0/link", "a-1.0/hard"]
+        names = [
+            "a-1.0",
+            "a-1.0/PKG-INFO",
+            "a-1.0/" + "d" * 70 + "/" + "n" * 90,
+            "a-1.0/link",
+            "a-1.0/hard",
+        ]
         if format != tarfile.USTAR_FORMAT:
             names += ["a-1.0/" + "very/" * 60 + "long", "a-1.0/caf\u00e9"]
         for number, name in enumerate(names):
             info = tarfile.TarInfo(name)
-            info.type = {0: tarfile.DIRTYPE, 3: tarfile.SYMTYPE, 4: tarfile.LNKTYPE}.get(number, tarfile.REGTYPE)
+            info.type = {0: tarfile.DIRTYPE, 3: tarfile.SYMTYPE, 4: tarfile.LNKTYPE}.get(
+                number, tarfile.REGTYPE
+            )
             info.linkname = "a-1.0/" + "l" * 90 if number in (3, 4) else ""
             data = INFO if number == 1 else b"x" * (500 * number) if info.isreg() else b""
             info.size = len(data)
@@ -117,21 +146,47 @@ def test_the_members_of_a_tar_are_those_that_tarfile_sees(suffix, format):
     effort = d.Effort(io.BytesIO(content), "x")
     stream = d._Forwards(iter([packed.getvalue()]), effort)
     with tarfile.open(fileobj=io.BytesIO(packed.getvalue())) as archive:
-        assert [found.name.rstrip("/") for found in d._tar_members(stream, "x", effort)] == archive.getnames() == names
+        assert (
+            [found.name.rstrip("/") for found in d._tar_members(stream, "x", effort)]
+            == archive.getnames()
+            == names
+        )
 
 
 def test_what_old_tars_and_tars_of_git_hold_is_understood():
     old = member(b"a-1.0/", kind=b"\0") + member(b"./a-1.0/PKG-INFO", INFO, b"\0")
     git = pax((b"comment", b"0" * 40), kind=b"g") + PKG_INFO
-    volume = member(b"a volume", kind=b"V") + member(b"a-1.0/x", b"data of an unknown type", b"Q") + PKG_INFO
-    sparse = member(b"a-1.0/holes", b"x" * 512, b"S", at386=b"%011o\0%011o\0" % (1024, 512), at483=b"%011o\0" % 1536) + PKG_INFO
-    more = header(b"a-1.0/holes", 512, b"S", at482=b"\1", at483=b"%011o\0" % 1536) + bytes(504) + b"\1" + bytes(519) + bytes(512) + PKG_INFO
+    volume = (
+        member(b"a volume", kind=b"V")
+        + member(b"a-1.0/x", b"data of an unknown type", b"Q")
+        + PKG_INFO
+    )
+    sparse = (
+        member(
+            b"a-1.0/holes",
+            b"x" * 512,
+            b"S",
+            at386=b"%011o\0%011o\0" % (1024, 512),
+            at483=b"%011o\0" % 1536,
+        )
+        + PKG_INFO
+    )
+    more = (
+        header(b"a-1.0/holes", 512, b"S", at482=b"\1", at483=b"%011o\0" % 1536)
+        + bytes(504)
+        + b"\1"
+        + bytes(519)
+        + bytes(512)
+        + PKG_INFO
+    )
     for content in (old, git, volume, sparse, more):
         assert look(content + END, "a-1.0.tar") == INFO
-        assert look(content, "a-1.0.tar") == INFO       # without an end mark
-        assert look(gzip.compress(content) + gzip.compress(END) + bytes(100)) == INFO      # two streams, the rest of a block
+        assert look(content, "a-1.0.tar") == INFO  # without an end mark
+        assert (
+            look(gzip.compress(content) + gzip.compress(END) + bytes(100)) == INFO
+        )  # two streams, the rest of a block
     twice = member(b"a-1.0/PKG-INFO", b"Name: first") + PKG_INFO
-    assert look(twice, "a-1.0.tar") == INFO         # the last one is what unpacking leaves
+    assert look(twice, "a-1.0.tar") == INFO  # the last one is what unpacking leaves
 
 
 LONG = b"a" * 5000
@@ -139,28 +194,68 @@ HOSTILE_TARS = {
     "..": (member(b"a/../../b"), "leaves the archive"),
     "absolute": (member(b"/etc/x"), "leaves the archive"),
     "a prefix of ..": (member(b"x", at345=b"../.."), "leaves the archive"),
-    ".. in a long name": (member(b"x", b"a/../../b\0", b"L") + member(b"a/b"), "leaves the archive"),
+    ".. in a long name": (
+        member(b"x", b"a/../../b\0", b"L") + member(b"a/b"),
+        "leaves the archive",
+    ),
     ".. in a pax path": (pax((b"path", b"a/../../b")) + member(b"a/b"), "leaves the archive"),
-    ".. in a sparse name": (pax((b"GNU.sparse.name", b"../b")) + member(b"a/b"), "leaves the archive"),
+    ".. in a sparse name": (
+        pax((b"GNU.sparse.name", b"../b")) + member(b"a/b"),
+        "leaves the archive",
+    ),
     "NUL in a pax path": (pax((b"path", b"a/b\0c")) + member(b"a/b"), "leaves the archive"),
-    "two pax headers": (pax((b"size", b"0")) + pax((b"size", b"512")) + member(b"a/b"), "two extended headers that say the same"),
-    "two long names": (member(b"x", b"a/b\0", b"L") * 2 + member(b"a/b"), "two extended headers that say the same"),
+    "two pax headers": (
+        pax((b"size", b"0")) + pax((b"size", b"512")) + member(b"a/b"),
+        "two extended headers that say the same",
+    ),
+    "two long names": (
+        member(b"x", b"a/b\0", b"L") * 2 + member(b"a/b"),
+        "two extended headers that say the same",
+    ),
     "two kinds of long names": (
-        member(b"x", b"a/b\0", b"L") + pax((b"path", b"a/c")) + member(b"a/b"), "two extended headers that say the same"),
-    "one name for all": (pax((b"path", b"a/b"), kind=b"g") + member(b"a/b"), "one name or size for all its members"),
-    "one size for all": (pax((b"size", b"0"), kind=b"g") + member(b"a/b"), "one name or size for all its members"),
-    "a directory with data": (member(b"a/b/", b"x", b"\0"), "which some readers take for a directory, some not"),
+        member(b"x", b"a/b\0", b"L") + pax((b"path", b"a/c")) + member(b"a/b"),
+        "two extended headers that say the same",
+    ),
+    "one name for all": (
+        pax((b"path", b"a/b"), kind=b"g") + member(b"a/b"),
+        "one name or size for all its members",
+    ),
+    "one size for all": (
+        pax((b"size", b"0"), kind=b"g") + member(b"a/b"),
+        "one name or size for all its members",
+    ),
+    "a directory with data": (
+        member(b"a/b/", b"x", b"\0"),
+        "which some readers take for a directory, some not",
+    ),
     "a terabyte": (header(b"a/b", 1 << 32), "holds too much"),
     "a terabyte by pax": (pax((b"size", b"%d" % (1 << 40))) + member(b"a/b"), "holds too much"),
-    "a terabyte of holes": (header(b"a/b", 0, b"S", at483=b"\x80\0\0\0\0\0\0\1\0\0\0\0"), "holds too much"),
+    "a terabyte of holes": (
+        header(b"a/b", 0, b"S", at483=b"\x80\0\0\0\0\0\0\1\0\0\0\0"),
+        "holds too much",
+    ),
     "a terabyte of pax holes": (
-        pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.realsize", b"%d" % (1 << 40))) + member(b"a/b"), "holds too much"),
-    "holes without end": (header(b"a/b", 0, b"S", at482=b"\1") + (bytes(504) + b"\1" + bytes(7)) * 9000, "holds too much"),
-    "a large extended header": (member(b"x", bytes(d.Limits.tar_header + 1), b"x"), "holds too much: extended headers of over"),
-    "a gigabyte of an extended header": (header(b"x", 1 << 30, b"x"), "holds too much: extended headers of over"),
+        pax((b"GNU.sparse.major", b"1"), (b"GNU.sparse.realsize", b"%d" % (1 << 40)))
+        + member(b"a/b"),
+        "holds too much",
+    ),
+    "holes without end": (
+        header(b"a/b", 0, b"S", at482=b"\1") + (bytes(504) + b"\1" + bytes(7)) * 9000,
+        "holds too much",
+    ),
+    "a large extended header": (
+        member(b"x", bytes(d.Limits.tar_header + 1), b"x"),
+        "holds too much: extended headers of over",
+    ),
+    "a gigabyte of an extended header": (
+        header(b"x", 1 << 30, b"x"),
+        "holds too much: extended headers of over",
+    ),
     "many extended headers": (
-        (member(b"x", b"%d K=%s\n" % (MIB - 512, b"v" * (MIB - 512 - 11)), b"x") + member(b"a/b")) * 40,
-        "holds too much: extended headers of over"),
+        (member(b"x", b"%d K=%s\n" % (MIB - 512, b"v" * (MIB - 512 - 11)), b"x") + member(b"a/b"))
+        * 40,
+        "holds too much: extended headers of over",
+    ),
 }
 
 
@@ -185,12 +280,18 @@ BROKEN_TARS = {
     "empty": b"",
     "only an end": END,
     "text": b"no archive at all, whatever its name says" * 40,
-    "a damaged header": PKG_INFO + member(b"a/b", b"x").replace(b"a/b", b"a/c") + member(b"a/d") + END,
+    "a damaged header": PKG_INFO
+    + member(b"a/b", b"x").replace(b"a/b", b"a/c")
+    + member(b"a/d")
+    + END,
     "a damaged size": PKG_INFO + header(b"a/b", b"000000009zz\0") + END,
     "a cut header": PKG_INFO + member(b"a/b")[:100],
     "a cut member": PKG_INFO + member(b"a/b", b"x" * 1000)[:1000],
     "an extended header of nothing": PKG_INFO + pax((b"path", b"x")) + END,
-    "a damaged extended header": PKG_INFO + member(b"x", b"99 path=x\n", b"x") + member(b"a/b") + END,
+    "a damaged extended header": PKG_INFO
+    + member(b"x", b"99 path=x\n", b"x")
+    + member(b"a/b")
+    + END,
     "a size by pax that is none": PKG_INFO + pax((b"size", b"many")) + member(b"a/b") + END,
 }
 
@@ -199,7 +300,9 @@ BROKEN_TARS = {
 @pytest.mark.parametrize("kind", sorted(BROKEN_TARS))
 def test_a_tar_that_can_not_be_read_to_its_last_member_is_broken(kind, suffix):
     message = refusal(PACKINGS[suffix](BROKEN_TARS[kind]), "a-1.0" + suffix, d.BrokenArchive)
-    assert "built or sent incompletely?" in message and message.startswith("'a-1.0%s' is no tar file" % suffix)
+    assert "built or sent incompletely?" in message and message.startswith(
+        "'a-1.0%s' is no tar file" % suffix
+    )
 
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.bz2", ".tar.xz"])
@@ -212,35 +315,63 @@ def test_every_packed_tar_that_was_cut_is_broken(suffix):
 
 @pytest.mark.parametrize("suffix", [".tar.gz", ".tar.xz"])
 def test_a_packed_tar_with_a_byte_changed_is_broken_or_says_the_same(suffix):
-    content = bytearray(PACKINGS[suffix](PKG_INFO + member(b"a/b", random.Random(1).randbytes(700)) + END))
+    content = bytearray(
+        PACKINGS[suffix](PKG_INFO + member(b"a/b", random.Random(1).randbytes(700)) + END)
+    )
     for place in range(0, len(content), 3):
-        changed = content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1:]
+        changed = content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :]
         try:
             assert look(bytes(changed), "a-1.0" + suffix) == INFO
         except d.BrokenArchive:
             pass
 
 
-def test_whatever_stands_in_an_archive_only_refusals_come_out_and_no_more_is_unpacked_than_allowed(monkeypatch):
+def test_whatever_stands_in_an_archive_only_refusals_come_out_and_no_more_is_unpacked_than_allowed(
+    monkeypatch,
+):
     monkeypatch.setattr(d.Limits, "archive_free", 200000)
     spent = []
     spend = d.Effort.spend
-    monkeypatch.setattr(d.Effort, "spend", lambda effort, size: (spent.append((effort.unpacked + size, effort.limit)), spend(effort, size)))
+    monkeypatch.setattr(
+        d.Effort,
+        "spend",
+        lambda effort, size: (
+            spent.append((effort.unpacked + size, effort.limit)),
+            spend(effort, size),
+        ),
+    )
     dice = random.Random(4)
-    seeds = [("a-1.0.tar", PKG_INFO + pax((b"size", b"512")) + member(b"a/b", b"x" * 512) + member(b"a/c", bytes(60000)) + END)]
+    seeds = [
+        (
+            "a-1.0.tar",
+            PKG_INFO
+            + pax((b"size", b"512"))
+            + member(b"a/b", b"x" * 512)
+            + member(b"a/c", bytes(60000))
+            + END,
+        )
+    ]
     seeds += [("a-1.0-py3-none-any.whl", wheel("a", "1.0", size=3000).content)]
     for _ in range(400):
         filename, content = dice.choice(seeds)
         content = bytearray(content)
         for _ in range(dice.choice((1, 1, 2, 8))):
             place = dice.randrange(len(content))
-            content[place:place + 1] = bytes([dice.choice((0, 0x80, 0xff, 0x2d, dice.randrange(256)))]) * dice.choice((1, 1, 11, 0))
+            content[place : place + 1] = bytes(
+                [dice.choice((0, 0x80, 0xFF, 0x2D, dice.randrange(256)))]
+            ) * dice.choice((1, 1, 11, 0))
         if filename.endswith(".tar"):
-            for at in range(0, len(content) - 511, 512):        # so that the checksum is not all that is looked at
-                if content[at + 257:at + 262] == b"ustar":
-                    content[at + 148:at + 156] = b" " * 8
-                    content[at + 148:at + 156] = b"%06o\0 " % sum(content[at:at + 512])
-        packed, name = (gzip.compress(content, 1), "a-1.0.tar.gz") if filename.endswith(".tar") else (bytes(content), filename)
+            for at in range(
+                0, len(content) - 511, 512
+            ):  # so that the checksum is not all that is looked at
+                if content[at + 257 : at + 262] == b"ustar":
+                    content[at + 148 : at + 156] = b" " * 8
+                    content[at + 148 : at + 156] = b"%06o\0 " % sum(content[at : at + 512])
+        packed, name = (
+            (gzip.compress(content, 1), "a-1.0.tar.gz")
+            if filename.endswith(".tar")
+            else (bytes(content), filename)
+        )
         try:
             look(packed, name)
         except d.BadRequest:
@@ -259,15 +390,24 @@ def test_a_small_archive_that_unpacks_to_much_is_refused_early(suffix):
     assert "holds too much: its %d bytes unpack to over " % len(stated) in refusal(stated, name)
     zeros = gzip.compress(bytes(8 * MIB), 9) if suffix == ".tar.gz" else pack(bytes(8 * MIB))
     behind_the_end = pack(PKG_INFO + END) + zeros * 12
-    assert "holds too much: its %d bytes unpack to over " % len(behind_the_end) in refusal(behind_the_end, name)
+    assert "holds too much: its %d bytes unpack to over " % len(behind_the_end) in refusal(
+        behind_the_end, name
+    )
     assert time.process_time() - began < 3
 
 
 def test_an_honest_sdist_with_a_text_of_a_hundred_megabytes_passes():
-    text = b"".join(b"%d,measured at the %d. place,%d\n" % (n, n * n % 1000003, n ** 3 % 99991) for n in range(2500))
+    text = b"".join(
+        b"%d,measured at the %d. place,%d\n" % (n, n * n % 1000003, n**3 % 99991)
+        for n in range(2500)
+    )
     block = text + bytes(-len(text) % 512)
     count = 100 * MIB // len(block) + 1
-    content = gzip.compress(PKG_INFO + header(b"a/data.csv", count * len(block)), 1) + gzip.compress(block, 1) * count + gzip.compress(END)
+    content = (
+        gzip.compress(PKG_INFO + header(b"a/data.csv", count * len(block)), 1)
+        + gzip.compress(block, 1) * count
+        + gzip.compress(END)
+    )
     assert look(content) == INFO
 
 
@@ -287,10 +427,17 @@ def test_how_much_a_zip_may_unpack_to_follows_from_its_size(monkeypatch):
     monkeypatch.setattr(d.Limits, "archive_free", 60000)
     monkeypatch.setattr(d.Limits, "archive_bytes", 400000)
     noise = random.Random(1).randbytes
-    small, large = zipped(META, ("a/zeros", bytes(300000))), zipped(META, ("a/lib.so", noise(300000) + bytes(400000)))
-    assert "holds too much: its %d bytes unpack to over %d" % (len(small), 60000 + 300 * len(small)) in refusal(small, WHEEL)
-    assert look(large, WHEEL) == INFO       # half of it libraries, more than archive_bytes in all
-    many = zipped(META, *(("a/%d" % n, bytes(20000)) for n in range(100)), ("a/lib.so", noise(1000)))
+    small, large = zipped(META, ("a/zeros", bytes(300000))), zipped(
+        META, ("a/lib.so", noise(300000) + bytes(400000))
+    )
+    assert "holds too much: its %d bytes unpack to over %d" % (
+        len(small),
+        60000 + 300 * len(small),
+    ) in refusal(small, WHEEL)
+    assert look(large, WHEEL) == INFO  # half of it libraries, more than archive_bytes in all
+    many = zipped(
+        META, *(("a/%d" % n, bytes(20000)) for n in range(100)), ("a/lib.so", noise(1000))
+    )
     assert "unpack to over 400000" in refusal(many, WHEEL)
 
 
@@ -298,8 +445,8 @@ def test_of_a_mirrored_wheel_only_the_metadata_is_read_however_large_it_is():
     content = zipped(META, ("a/lib.so", b"lib"))
     size = struct.pack("<L", 3)
     at = content.rindex(b"PK\1\2") + 24
-    assert content[at:at + 4] == size
-    huge = content[:at] + struct.pack("<L", 0xfffffffe) + content[at + 4:]
+    assert content[at : at + 4] == size
+    huge = content[:at] + struct.pack("<L", 0xFFFFFFFE) + content[at + 4 :]
     assert d.archive_metadata(io.BytesIO(huge), WHEEL) == INFO
     assert "holds too much" in refusal(huge, WHEEL)
 
@@ -313,9 +460,9 @@ def test_large_archives_are_looked_through_a_few_at_a_time(monkeypatch):
         effort.spend(150000)
     with pytest.raises(d.Busy):
         look(content, WHEEL)
-    assert look(zipped(META), WHEEL) == INFO        # what is small waits for nobody
+    assert look(zipped(META), WHEEL) == INFO  # what is small waits for nobody
     efforts[0].__exit__()
-    assert look(content, WHEEL) == look(content, WHEEL) == INFO         # and gives the turn back
+    assert look(content, WHEEL) == look(content, WHEEL) == INFO  # and gives the turn back
     refused = zipped(META, ("a/text", random.Random(1).randbytes(200000)), ("a/../../b", b""))
     for _ in range(3):
         refusal(refused, WHEEL)
@@ -323,11 +470,30 @@ def test_large_archives_are_looked_through_a_few_at_a_time(monkeypatch):
         effort.__exit__()
 
 
+def test_zips_of_very_many_members_are_looked_through_a_few_at_a_time(monkeypatch):
+    """Their directories take much memory, however little they unpack to."""
+    monkeypatch.setattr(d.Limits, "large_directory", 20)
+    monkeypatch.setattr(d.Limits, "large_wait", 0.1)
+    many = zipped(META, *(("a/%d" % number, b"") for number in range(20)))
+    efforts = [d.Effort(io.BytesIO(many), WHEEL) for _ in range(d.Limits.large_checks)]
+    for effort in efforts:
+        effort.wait_for_turn()
+    for look_at in (look, d.doc_members):
+        with pytest.raises(d.Busy):
+            look_at(io.BytesIO(many) if look_at is d.doc_members else many, WHEEL)
+    for effort in efforts:
+        effort.__exit__()
+    assert look(many, WHEEL) == INFO
+    assert len(d.doc_members(io.BytesIO(many), WHEEL)[0]) == 21
+
+
 def test_those_who_wait_for_a_turn_are_not_counted_as_busy(monkeypatch):
     monkeypatch.setattr(d.Limits, "large_archive", 1000)
     monkeypatch.setattr(d.Limits, "large_wait", 20)
     content, done = zipped(META, ("a/text", random.Random(1).randbytes(20000))), []
-    crew = d.Workers("lookers", 2, lambda item: done.append(look(content, WHEEL) if item else "small"))
+    crew = d.Workers(
+        "lookers", 2, lambda item: done.append(look(content, WHEEL) if item else "small")
+    )
     efforts = [d.Effort(io.BytesIO(content), WHEEL) for _ in range(d.Limits.large_checks)]
     for effort in efforts:
         effort.spend(2000)
@@ -345,10 +511,18 @@ def test_a_zip_of_many_members_is_refused_before_its_directory_is_in_memory(stat
     entry = b"PK\1\2" + bytes(24) + struct.pack("<5H2L", 1, 0, 0, 0, 0, 0, 0) + b"x"
     count = 50000
     directory = entry * count
-    content = directory + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, stated & 0xffff, stated & 0xffff, len(directory), 0, 0)
-    if stated > 0xffff:
-        content = directory + struct.pack("<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, stated, stated, len(directory), 0) + struct.pack(
-            "<4sLQL", b"PK\6\7", 0, len(directory), 1) + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xffff, 0xffff, 2 ** 32 - 1, 2 ** 32 - 1, 0)
+    content = directory + struct.pack(
+        "<4s4H2LH", b"PK\5\6", 0, 0, stated & 0xFFFF, stated & 0xFFFF, len(directory), 0, 0
+    )
+    if stated > 0xFFFF:
+        content = (
+            directory
+            + struct.pack(
+                "<4sQ2H2L4Q", b"PK\6\6", 44, 45, 45, 0, 0, stated, stated, len(directory), 0
+            )
+            + struct.pack("<4sLQL", b"PK\6\7", 0, len(directory), 1)
+            + struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 2**32 - 1, 2**32 - 1, 0)
+        )
     file = io.BytesIO(content)
     tracemalloc.start()
     try:
@@ -365,7 +539,7 @@ def test_a_zip_of_many_members_is_refused_before_its_directory_is_in_memory(stat
 def changed(content, what, signature=b"PK\1\2", place=0, last=True):
     """A zip with some bytes of its last (or first) entry's directory head or own head replaced."""
     at = (content.rindex if last else content.index)(signature) + place
-    return content[:at] + what + content[at + len(what):]
+    return content[:at] + what + content[at + len(what) :]
 
 
 GOOD = zipped(("a/__init__.py", b"x = 1\n" * 100), META, ("a/data", b"some data " * 50))
@@ -374,7 +548,13 @@ DATA_AT = GOOD.rindex(b"a/data", 0, GOOD.index(b"PK\1\2")) + 6
 
 def doctored(content, **values):
     """The archive with a member's facts changed in both its heads."""
-    places = {"method": ("<H", 10, 8), "flags": ("<H", 8, 6), "crc": ("<L", 16, 14), "packed": ("<L", 20, 18), "size": ("<L", 24, 22)}
+    places = {
+        "method": ("<H", 10, 8),
+        "flags": ("<H", 8, 6),
+        "crc": ("<L", 16, 14),
+        "packed": ("<L", 20, 18),
+        "size": ("<L", 24, 22),
+    }
     for name, value in values.items():
         form, central, local = places[name]
         content = changed(content, struct.pack(form, value), b"PK\1\2", central)
@@ -390,7 +570,9 @@ def bomb_of_two_hundred_mebibytes():
 
 
 def scripts(*lines, section="console_scripts"):
-    return zipped(META, ("a-1.0.dist-info/entry_points.txt", "\n".join(("[%s]" % section,) + lines)))
+    return zipped(
+        META, ("a-1.0.dist-info/entry_points.txt", "\n".join(("[%s]" % section,) + lines))
+    )
 
 
 ENTRY_POINT = "the name of a script holds no slash, backslash or semicolon"
@@ -402,31 +584,78 @@ BROKEN = {
     "a zip of text": ("a-1.0.zip", b"text", "is no zip file: built or sent incompletely?"),
     "no METADATA": (WHEEL, zipped(("a/__init__.py", b"")), "has no .dist-info/METADATA"),
     "an empty wheel": (WHEEL, zipped(), "has no .dist-info/METADATA"),
-    "an egg without PKG-INFO": ("a-1.0-py3.9.egg", zipped(("a/__init__.py", b"")), "has no PKG-INFO"),
+    "an egg without PKG-INFO": (
+        "a-1.0-py3.9.egg",
+        zipped(("a/__init__.py", b"")),
+        "has no PKG-INFO",
+    ),
     "a zip without PKG-INFO": ("a-1.0.zip", zipped(("a-1.0/setup.py", b"")), "has no PKG-INFO"),
     "PKG-INFO at the top": ("a-1.0.zip", zipped(("PKG-INFO", INFO)), "has no PKG-INFO"),
-    "an sdist without PKG-INFO": ("a-1.0.tar.gz", gzip.compress(member(b"a-1.0/setup.py") + END), "has no PKG-INFO"),
+    "an sdist without PKG-INFO": (
+        "a-1.0.tar.gz",
+        gzip.compress(member(b"a-1.0/setup.py") + END),
+        "has no PKG-INFO",
+    ),
     "PKG-INFO that is a link": (
-        "a-1.0.tar.gz", gzip.compress(member(b"a-1.0/PKG-INFO", kind=b"2") + END), "has no PKG-INFO"),
+        "a-1.0.tar.gz",
+        gzip.compress(member(b"a-1.0/PKG-INFO", kind=b"2") + END),
+        "has no PKG-INFO",
+    ),
     "text as .tar.gz": ("a-1.0.tar.gz", b"text", "is no tar file packed by gzip"),
     "an empty tar": ("a-1.0.tar.gz", gzip.compress(bytes(10240)), "it has no member"),
     "a name with (1)": ("a-1.0 (1)-py2.py3-none-any.whl", GOOD, "is no file name of a wheel"),
     "a name with (1) behind": ("a-1.0-py3-none-any (1).whl", GOOD, "is no file name of a wheel"),
     "a name without tags": ("a-1.0.whl", GOOD, "is no file name of a wheel"),
-    "a broken deflate stream": (WHEEL, GOOD[:DATA_AT] + b"\xff\xff" + GOOD[DATA_AT + 2:], "its member 'a/data' can't be unpacked"),
+    "a broken deflate stream": (
+        WHEEL,
+        GOOD[:DATA_AT] + b"\xff\xff" + GOOD[DATA_AT + 2 :],
+        "its member 'a/data' can't be unpacked",
+    ),
     "a wrong checksum": (WHEEL, doctored(GOOD, crc=5), "its checksum is wrong"),
-    "a size that is too small": (WHEEL, doctored(GOOD, size=10), "it has over the 10 bytes that the archive says"),
-    "a size that is too large": (WHEEL, doctored(GOOD, size=5000), "it has 500 bytes, the archive says 5000"),
-    "ten bytes of 200 MiB": (WHEEL, bomb_of_two_hundred_mebibytes(), "it has over the 10 bytes that the archive says"),
+    "a size that is too small": (
+        WHEEL,
+        doctored(GOOD, size=10),
+        "it has over the 10 bytes that the archive says",
+    ),
+    "a size that is too large": (
+        WHEEL,
+        doctored(GOOD, size=5000),
+        "it has 500 bytes, the archive says 5000",
+    ),
+    "ten bytes of 200 MiB": (
+        WHEEL,
+        bomb_of_two_hundred_mebibytes(),
+        "it has over the 10 bytes that the archive says",
+    ),
     "an encrypted member": (WHEEL, doctored(GOOD, flags=1), "it is encrypted or patch data"),
     "patch data": (WHEEL, doctored(GOOD, flags=0x20), "it is encrypted or patch data"),
-    "packed by bzip2": (WHEEL, zipped(META, ("a/b", b"x"), compression=zipfile.ZIP_BZIP2), "packed by method 12"),
+    "packed by bzip2": (
+        WHEEL,
+        zipped(META, ("a/b", b"x"), compression=zipfile.ZIP_BZIP2),
+        "packed by method 12",
+    ),
     "an unknown method": (WHEEL, doctored(GOOD, method=99), "packed by method 99"),
-    "another name at its place": (WHEEL, changed(GOOD, b"b/data", b"PK\3\4", 30), "another one is at its place"),
-    "nothing at its place": (WHEEL, changed(GOOD, b"PK\3\5", b"PK\3\4"), "there is none at its place"),
-    "a script that is a path": (WHEEL, scripts("run = a:b", "../../evil = a:b"), "has the entry point '../../evil': " + ENTRY_POINT),
+    "another name at its place": (
+        WHEEL,
+        changed(GOOD, b"b/data", b"PK\3\4", 30),
+        "another one is at its place",
+    ),
+    "nothing at its place": (
+        WHEEL,
+        changed(GOOD, b"PK\3\5", b"PK\3\4"),
+        "there is none at its place",
+    ),
+    "a script that is a path": (
+        WHEEL,
+        scripts("run = a:b", "../../evil = a:b"),
+        "has the entry point '../../evil': " + ENTRY_POINT,
+    ),
     "a script of Windows": (WHEEL, scripts("..\\evil = a:b"), ENTRY_POINT),
-    "a script with a semicolon": (WHEEL, scripts("a;b=a:b", section="gui_scripts"), "has the entry point 'a;b': " + ENTRY_POINT),
+    "a script with a semicolon": (
+        WHEEL,
+        scripts("a;b=a:b", section="gui_scripts"),
+        "has the entry point 'a;b': " + ENTRY_POINT,
+    ),
 }
 
 
@@ -442,7 +671,10 @@ def site(shared_server):
 @pytest.fixture(scope="module")
 def lenient(tmp_path_factory):
     """The same, of a server that takes broken archives, told so by the environment."""
-    server = Server(tmp_path_factory.mktemp("lenient") / "server", env={"DEVPISERVER_ACCEPT_BROKEN_ARCHIVES": "1"}).start()
+    server = Server(
+        tmp_path_factory.mktemp("lenient") / "server",
+        env={"DEVPISERVER_ACCEPT_BROKEN_ARCHIVES": "1"},
+    ).start()
     server.add_user("arc")
     server.login("arc", "pw")
     server.add_index("arc/dev", bases=[])
@@ -495,14 +727,24 @@ def test_a_zip_that_no_honest_tool_writes_is_refused_also_there(site, lenient, k
 
 
 def test_no_byte_of_a_zip_belongs_to_two_members(site):
-    content = changed(GOOD, struct.pack("<L", 3), b"PK\1\2", 42)       # the last one begins within the first
+    content = changed(
+        GOOD, struct.pack("<L", 3), b"PK\1\2", 42
+    )  # the last one begins within the first
     assert post(site, WHEEL, content).reason == "'%s' holds members that lie in one another" % WHEEL
 
 
-@pytest.mark.parametrize("content", [
-    GOOD, scripts("run = a:b", "# a/b;c", "", "run2.x-y = a.b:c [extra]", "spaced name=a:b"), scripts("text/html;x = a:b", section="plugins"),
-    zipped(META, ("a/empty", b""), ("a/", b"")), zipped(META, ("a/b", b"x" * 99999), compression=zipfile.ZIP_STORED),
-    wheel("a", "1.0", size=100000).content], ids=["plain", "scripts", "plugins", "empty", "stored", "built"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        GOOD,
+        scripts("run = a:b", "# a/b;c", "", "run2.x-y = a.b:c [extra]", "spaced name=a:b"),
+        scripts("text/html;x = a:b", section="plugins"),
+        zipped(META, ("a/empty", b""), ("a/", b"")),
+        zipped(META, ("a/b", b"x" * 99999), compression=zipfile.ZIP_STORED),
+        wheel("a", "1.0", size=100000).content,
+    ],
+    ids=["plain", "scripts", "plugins", "empty", "stored", "built"],
+)
 def test_sound_wheels_pass(site, content):
     for name in (WHEEL, "A-1.0-1abc-cp39.cp310-abi3-manylinux_2_17_x86_64.whl"):
         reply = post(site, name, content)
@@ -517,6 +759,7 @@ def test_a_zip_written_as_a_stream_passes(site):
 
         def tell(self):
             raise OSError("a pipe")
+
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in (META, ("a/b", b"x" * 5000)):
@@ -526,7 +769,9 @@ def test_a_zip_written_as_a_stream_passes(site):
 
 
 def test_a_dumb_binary_needs_no_metadata_and_must_be_readable(site):
-    filename, content = "a-1.0.linux-x86_64.tar.gz", gzip.compress(member(b"./usr/lib/a.py", b"x = 1") + END)
+    filename, content = "a-1.0.linux-x86_64.tar.gz", gzip.compress(
+        member(b"./usr/lib/a.py", b"x = 1") + END
+    )
     assert post(site, filename, content, filetype="bdist_dumb").status == 200
     assert post(site, filename, content[:-20], filetype="bdist_dumb").status == 400
     assert post(site, filename, content, filetype="sdist").status == 400
@@ -535,26 +780,48 @@ def test_a_dumb_binary_needs_no_metadata_and_must_be_readable(site):
 
 def test_what_a_mirror_brings_is_pushed_as_it_is_with_a_line_in_the_log(site, upstream):
     site.add_mirror("arc/mirror", upstream.url)
-    broken = [dataclasses.replace(make("torn", "1.0"), content=content) for make, content in (
-        (sdist, sdist("torn", "1.0").content[:-30]), (wheel, doctored(GOOD, crc=5)[:-10]))]
+    broken = [
+        dataclasses.replace(make("torn", "1.0"), content=content)
+        for make, content in (
+            (sdist, sdist("torn", "1.0").content[:-30]),
+            (wheel, doctored(GOOD, crc=5)[:-10]),
+        )
+    ]
     for archive in broken:
         upstream.publish(archive)
-    reply = site.request("PUSH", "/arc/mirror", {"name": "torn", "version": "1.0", "targetindex": "arc/dev"}, user="arc")
+    reply = site.request(
+        "PUSH",
+        "/arc/mirror",
+        {"name": "torn", "version": "1.0", "targetindex": "arc/dev"},
+        user="arc",
+    )
     assert (reply.status, len(reply.result)) == (200, 3)
     for archive in broken:
         assert site.fetch("arc/dev", archive.filename, "torn") == archive.content
-        assert "pushed from the mirror arc/mirror as it is: '%s'" % archive.filename in site.whole_output()
+        assert (
+            "pushed from the mirror arc/mirror as it is: '%s'" % archive.filename
+            in site.whole_output()
+        )
 
 
 def test_uploads_of_bombs_by_many_leave_room_for_others(site):
     """Each is refused after little work, and nothing of it stays."""
-    bomb = gzip.compress(PKG_INFO + header(b"a/zeros", 64 * MIB), 1) + gzip.compress(bytes(8 * MIB), 9) * 16
+    bomb = (
+        gzip.compress(PKG_INFO + header(b"a/zeros", 64 * MIB), 1)
+        + gzip.compress(bytes(8 * MIB), 9) * 16
+    )
     replies = []
-    threads = [threading.Thread(target=lambda: replies.append(post(site, "a-1.0.tar.gz", bomb).status)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: replies.append(post(site, "a-1.0.tar.gz", bomb).status))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     began = time.monotonic()
-    assert post(site, "other-1.0.zip", around("other-1.0.zip", b"x", "other", "1.0"), "other").status == 200
+    assert (
+        post(site, "other-1.0.zip", around("other-1.0.zip", b"x", "other", "1.0"), "other").status
+        == 200
+    )
     assert time.monotonic() - began < 10
     for thread in threads:
         thread.join(60)
