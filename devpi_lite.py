@@ -912,6 +912,7 @@ class Limits:
     config_body = 320 << 10         # of a user or an index: `attributes`, and a little
     json_cost = 30                  # bytes of memory that a byte of JSON may take, parsed: "[[],[],..."
     file_cost = 1500                # bytes of memory that a file on a page takes while the page is made
+    raw_cost = 2                    # the same, of what is in an answer as it is stored
     answer_cost = 5                 # bytes of memory that a byte of stored JSON takes on its way into an answer
     json_marks = 40000              # brackets and commas in a body, in texts too
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
@@ -920,8 +921,14 @@ class Limits:
     unclaimed = 1 << 20             # memory that each request takes without asking
     claimed = 192 << 20             # what all that need more may take together
     claim_time = 20                 # that they wait for one another
+    claimers = 24                   # that wait for one another, at most
+    large_claim = 16 << 20          # what takes more is done one at a time
+    longest_rest = 1                # of seconds, between two of these
+    parsed_metadata = 1 << 20       # of a project's releases, up to which READMEs are read to be written again
+    streamed_metadata = 16 << 20    # from which on the answer is sent in pieces
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
+    account_attributes = 1 << 20    # of all indexes of a user, 1 KiB of each not counted
     attribute_values = 10000        # in them, however deep: each takes some 100 bytes of memory
     user_name = 200                 # characters, of an index's too
     edits = 100                     # of one index, each tried on what another has just left
@@ -1260,31 +1267,66 @@ class SingleFlight:
                     del self.waiting_of[party[1]]
 
 
+# The interpreter's lock is let go for what unpacks and for what hashes passwords: without a bound as
+# many threads would compute as there are requests, and the front wait for a processor among them.
+# Each kind leaves it one, and takes turns piece by piece.
+PROCESSORS = max(1, min(4, (os.cpu_count() or 1) - 1))
+unpacking = threading.BoundedSemaphore(PROCESSORS)
+
+
 class MemoryPool:
     """Memory that large work has together: who needs more than is left waits until others are done.
 
     For work that computes and nothing else: whoever waits for a client or for upstream while it holds
-    some would keep others waiting with it."""
+    some would keep others waiting with it.  What is very large is done one at a time, with a rest
+    between: to write ten megabytes as JSON keeps the interpreter's lock for a tenth of a second, and
+    everybody else waiting."""
 
     def __init__(self, size):
         self.size = self.left = size
         self.freed = threading.Condition()
         self.queue = threading.Lock()       # one waits for room, the others for their turn to do so
+        self.large = threading.Lock()
+        self.line = threading.BoundedSemaphore(Limits.claimers)
 
     @contextlib.contextmanager
     def claim(self, size):
-        """So many bytes, or all if that is less, while the `with` lasts; Busy after `Limits.claim_time`."""
+        """So many bytes, or all if that is less, while the `with` lasts; Busy after `Limits.claim_time`, or if many wait."""
         size = min(size, self.size) if size > Limits.unclaimed else 0
         until = time.monotonic() + Limits.claim_time
-        if not self._take(size):
+        with self._turn_of_large() if size > Limits.large_claim else contextlib.nullcontext():
+            if not self._take(size):
+                with self._standing_in_line():
+                    self._wait(size, until)
+            try:
+                yield
+            finally:
+                with self.freed:
+                    self.left += size
+                    self.freed.notify()
+
+    @contextlib.contextmanager
+    def _standing_in_line(self):
+        if not self.line.acquire(blocking=False):
+            raise _too_much_memory()
+        try:
             with outside_wait():
-                self._wait(size, until)
+                yield
+        finally:
+            self.line.release()
+
+    @contextlib.contextmanager
+    def _turn_of_large(self):
+        with self._standing_in_line():
+            if not self.large.acquire(timeout=Limits.claim_time):
+                raise _too_much_memory()
+        began = time.monotonic()
         try:
             yield
         finally:
-            with self.freed:
-                self.left += size
-                self.freed.notify()
+            with outside_wait():
+                time.sleep(min(time.monotonic() - began, Limits.longest_rest))
+            self.large.release()
 
     def _take(self, size):
         with self.freed:
@@ -1301,7 +1343,11 @@ class MemoryPool:
                         return
             finally:
                 self.queue.release()
-        raise Busy("too much that takes much memory is asked for just now, try again", 5)
+        raise _too_much_memory()
+
+
+def _too_much_memory():
+    return Busy("too much that takes much memory is asked for just now, try again", 5)
 
 
 bulk = MemoryPool(Limits.claimed)
@@ -1794,6 +1840,17 @@ class Store:
         if not read_only:
             self.thread.start()
         self.node = self._node_facts()
+        self.has_json = self._has_json()
+        self.has_json = self._has_json()
+
+    def _has_json(self):
+        """Whether SQLite has its JSON functions; older ones could be built without."""
+        with self.read() as db:
+            try:
+                db.execute("SELECT json_remove('{}', '$.a'), json_quote(json_extract('{}', '$.a'))")
+            except sqlite3.OperationalError:
+                return False
+        return True
 
     def _node_facts(self):
         with self.read() as db:
@@ -2730,7 +2787,8 @@ def _deflated_pieces(file, left):
             if not data:
                 raise ValueError("it was cut")
             left -= len(data)
-        piece, data = unzip.decompress(data, 256 << 10), unzip.unconsumed_tail
+        with unpacking:
+            piece, data = unzip.decompress(data, 256 << 10), unzip.unconsumed_tail
         if piece:
             yield piece
         elif not (data or left or unzip.eof):
@@ -2860,7 +2918,8 @@ def _unpacked(file, filename, packing):
             if not data:
                 raise EOFError("it ends early")
         try:
-            piece = unpacker.decompress(data, 256 << 10)
+            with unpacking:
+                piece = unpacker.decompress(data, 256 << 10)
         except errors as error:
             raise ValueError(reason_of(error)) from None
         data = getattr(unpacker, "unconsumed_tail", b"")
@@ -3251,8 +3310,8 @@ def member_bytes(file, member):
 ANONYMOUS, AUTHENTICATED = ":ANONYMOUS:", ":AUTHENTICATED:"
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20}
 _PBKDF2_ROUNDS = 600000
-_hashing = threading.BoundedSemaphore(4)        # scrypt takes 32 MiB a piece
-_hash_line = threading.BoundedSemaphore(4 + Limits.waiting_hashes)
+_hashing = threading.BoundedSemaphore(PROCESSORS)       # scrypt takes 32 MiB a piece
+_hash_line = threading.BoundedSemaphore(PROCESSORS + Limits.waiting_hashes)
 
 
 def hash_password(password):
@@ -4332,6 +4391,7 @@ def _insert_index(change, user, name, config, may_inherit=True):
     if not may_inherit and _built_on(change, user, f"{user}/{name}"):
         raise Forbidden(f"{user}/{name} still stands in the bases of other users' indexes: only root may make it again")
     _require_bases(change, config, ())
+    _require_room(change, row["id"], 0, config)
     try:
         cursor = change.execute("INSERT INTO indexes (user_id, name, config) VALUES (?, ?, ?)",
                                 (row["id"], name, json.dumps(config)))
@@ -4359,6 +4419,14 @@ def _require_bases(change, config, before):
             raise BadRequest(f"base index '{base}' does not exist")
 
 
+def _require_room(change, user_id, index_id, config):
+    """Refuse what would make lists of all indexes huge."""
+    others = change.execute("SELECT coalesce(sum(max(0, length(config) - 1024)), 0) FROM indexes "
+                            "WHERE user_id = ? AND id != ?", (user_id, index_id)).fetchone()[0]
+    if len(json.dumps(config)) > 1024 and others + len(json.dumps(config)) > Limits.account_attributes:
+        raise TooLarge(f"the attributes of all indexes of a user may take {Limits.account_attributes} bytes at most")
+
+
 def _update_index(change, index, config):
     """Returns the index as it is then, or None if another change came first."""
     if _current(change, index).config != index.config:
@@ -4369,6 +4437,8 @@ def _update_index(change, index, config):
         change.execute("UPDATE files SET position = NULL WHERE index_id = ?", (index.id,))
         change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, upstream_serial = NULL, "
                        "status = NULL WHERE index_id = ?", (index.id,))
+    _require_room(change, change.execute("SELECT user_id FROM indexes WHERE id = ?", (index.id,)).fetchone()[0],
+                  index.id, config)
     change.execute("UPDATE indexes SET config = ? WHERE id = ?", (json.dumps(config), index.id))
     change.audit("index.modify", index.path, detail=", ".join(sorted(
         key for key in {*config, *index.config} if config.get(key) != index.config.get(key))))
@@ -5393,7 +5463,8 @@ class _Decoder:
             if self.unzip is None and not (data and self._begin(data)):
                 return
             room = min(self.left, self.step)
-            found = self.unzip.decompress(data, room)
+            with unpacking:
+                found = self.unzip.decompress(data, room)
             self.left -= len(found)
             yield found
             if self.unzip.eof:
@@ -8235,8 +8306,8 @@ class Staging:
             here = self.mirrors.local(index, file)
             if here is None:
                 download = self.mirrors.download(index, file)
-                with outside_wait():
-                    download.ended.wait()       # which its own bounds end
+                while not download.wait(Limits.stall):      # its own bounds end it
+                    pass
                 if download.error:
                     raise download.error
                 here = file._replace(sha256=download.sha256, size=download.available,
@@ -9937,12 +10008,45 @@ NOSNIFF = ("X-Content-Type-Options", "nosniff")     # what is uploaded is what w
 PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]         # what may depend on who asks
 
 
+class RawJson:
+    """A part of an answer that is JSON already: some `size` bytes, which `read()` gives when they are sent."""
+    __slots__ = ("size", "read")
+
+    def __init__(self, size, read):
+        self.size, self.read = size, read
+
+
 def json_response(content, status=200, headers=()):
     """Any JSON; the type without a charset, which the devpi client compares as a whole.
 
-    What it says may depend on who asks, by a header that shared caches don't know."""
-    return Response(status, [("Content-Type", "application/json"), *PERSONAL, *headers],
-                    json.dumps(content, separators=(", ", ": ")).encode() + b"\n")
+    What it says may depend on who asks, by a header that shared caches don't know.  With RawJson
+    in it, it consists of several parts; where these are large, they are read one by one as they leave."""
+    raws = []
+    text = json.dumps(content, separators=(", ", ": "), default=functools.partial(_put_aside, raws))
+    headers = [("Content-Type", "application/json"), *PERSONAL, *headers]
+    if not raws:
+        return Response(status, headers, text.encode() + b"\n")
+    pieces = _with_raw_parts(text, raws)
+    if sum(raw.size for raw in raws) > Limits.streamed_metadata:
+        return Response(status, headers, stream=pieces)
+    return Response(status, headers, b"".join(pieces))
+
+
+_RAW_MARK = secrets.token_hex(16)       # nobody knows it, so no text can hold it
+
+
+def _put_aside(raws, value):
+    raws.append(value)
+    return f"{_RAW_MARK}{len(raws) - 1}"
+
+
+def _with_raw_parts(text, raws):
+    """Yield an answer's text, in bytes, with what was put aside in its places."""
+    for part, raw in itertools.zip_longest(re.split(f'"{_RAW_MARK}[0-9]+"', text), raws):
+        yield part.encode()
+        if raw is not None:
+            yield raw.read()
+    yield b"\n"
 
 
 def result_response(type_, result, status=200, message=None):
@@ -12336,23 +12440,40 @@ def version_objects(request, index, project, ignore_bases, only=None):
     return known, versions
 
 
-def _stage_metadata(request, index, project, files_of, only=None):
-    """{version: metadata} of a stage's project; `files_of`: its files by version."""
-    wanted = ("FROM releases JOIN projects ON projects.id = project_id "
-              "WHERE index_id = ? AND name = ? AND version = coalesce(?, version)", (index.id, project, only))
-    with request.app.store.read() as db:
-        size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {wanted[0]}", wanted[1]).fetchone()[0]
-    request.claim(Limits.answer_cost * size)
-    with request.app.store.read() as db:
-        rows = db.execute(f"SELECT version, metadata {wanted[0]} ORDER BY releases.id", wanted[1]).fetchall()
+def _stage_metadata(request, index, project, files_of, only=None, may_be_raw=True):
+    """{version: metadata} of a stage's project; `files_of`: its files by version.
+
+    Where there is much of it the READMEs are RawJson, if they may be: parsing ten megabytes and
+    writing them again keeps the interpreter's lock for a tenth of a second, and SQLite needs none."""
+    store = request.app.store
+    source = "FROM releases JOIN projects ON projects.id = project_id WHERE index_id = ? AND projects.name = ? " \
+             "AND version = coalesce(?, version)"
+    with store.read() as db:
+        size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {source}", (index.id, project, only)).fetchone()[0]
+        is_large = may_be_raw and size > Limits.parsed_metadata and store.has_json
+        if size <= Limits.streamed_metadata or not is_large:
+            request.claim((Limits.raw_cost if is_large else Limits.answer_cost) * size)
+        column = "json_remove(metadata, '$.description')" if is_large else "metadata"
+        rows = db.execute(f"SELECT releases.id, version, length(metadata) AS size, {column} AS metadata {source} ORDER BY releases.id",
+                          (index.id, project, only)).fetchall()
     shown = {}
     for row in rows:
         metadata = json.loads(row["metadata"])
         shown[row["version"]] = {key: value for key, value in metadata.items() if key != "other" and key[:1] != "+"}
+        if is_large:
+            shown[row["version"]]["description"] = RawJson(row["size"], functools.partial(_description, store, row["id"]))
         reasons = [file.yanked for file in files_of.get(row["version"], ()) if file.kind == "releasefile"]
         if reasons and None not in reasons:
             shown[row["version"]]["yanked"] = reasons[0] or True
     return shown
+
+
+def _description(store, release_id):
+    """The README of a release as JSON (bytes)."""
+    with store.read() as db:
+        row = db.execute("SELECT json_quote(json_extract(metadata, '$.description')) FROM releases WHERE id = ?",
+                         (release_id,)).fetchone()
+    return (row[0] if row else '""').encode()
 
 
 def _mirror_metadata(project, files_of):
@@ -12474,7 +12595,7 @@ def _metadata_of(request, page, version):
                                        if file.version in texts and file.requires_python), "")}
     for origin, files in page.parts:
         for text in () if origin.is_mirror else texts:
-            found = _stage_metadata(request, origin, page.name, {}, text).get(text)
+            found = _stage_metadata(request, origin, page.name, {}, text, may_be_raw=False).get(text)
             if found:
                 return found, True
         for file in files:
@@ -13006,6 +13127,9 @@ def get_root(request):
     wants_json(request)
     app = request.app
     with app.store.read() as db:
+        size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "
+                          "(SELECT coalesce(sum(length(config)), 0) FROM indexes)").fetchone()[0]
+        request.claim(Limits.answer_cost * size)
         accounts = [_account(row) for row in db.execute("SELECT * FROM users ORDER BY name")]
     indexes = collections.defaultdict(list)
     for index in app.indexes.all():
