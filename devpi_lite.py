@@ -557,8 +557,9 @@ def one_line(text, limit=300):
 
 
 def bounded_int(text):
-    """An integer of JSON from outside; ValueError if it is absurdly long, which newer Pythons see to by themselves: int() of
-    millions of digits would hold the interpreter for minutes (CVE-2020-10735)."""
+    """An integer of JSON from outside; ValueError if it is absurdly long, which newer Pythons see
+    to by themselves: int() of millions of digits would hold the interpreter for minutes
+    (CVE-2020-10735)."""
     if len(text) > 1000:
         raise ValueError(f"an integer of {len(text)} digits")
     return int(text)
@@ -701,7 +702,8 @@ class ReadOnly(Problem):
     status = 403
 
     def __init__(self):
-        super().__init__("this server's directory is on read-only media: what is there is served, nothing can be changed")
+        super().__init__("this server's directory is on read-only media: what is there is served, "
+                         "nothing can be changed")
 
 
 class FatalError(Exception):
@@ -712,7 +714,8 @@ class FatalError(Exception):
         self.exit_status = exit_status
 
 
-# -- settings: one line an option, from which the parser, the variables and the configuration file are made
+# -- settings: one line an option, from which the parser, the variables and the configuration file
+# are made
 
 
 def _boolean(text):
@@ -769,7 +772,7 @@ def _names(text):
 
 
 def _networks(text):
-    return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+    return tuple(ipaddress.ip_network(name, strict=False) for name in _names(text))
 
 
 def _path(text):
@@ -790,9 +793,11 @@ def _mode(text):
 
 
 class Option(typing.NamedTuple):
-    """One option: `--name` on the command line, DEVPISERVER_<NAME> in the environment, `name` in the configuration file.
+    """One option: `--name` on the command line, DEVPISERVER_<NAME> in the environment, `name` in
+    the configuration file.
 
-    `convert` makes the setting out of the text, or raises ValueError; None for a flag, which turns its default round."""
+    `convert` makes the setting out of the text, or raises ValueError; None for a flag, which turns
+    its default round."""
     name: str
     convert: typing.Callable | None
     help: str
@@ -807,55 +812,73 @@ _FIRST_START = ("serve", "init", "gen-config")
 
 def option(name, convert, default, text, **more):
     """A field of `Settings` with the option that sets it."""
-    return dataclasses.field(default=default, metadata={"option": Option(name, convert, text, **more)})
+    setter = Option(name, convert, text, **more)
+    return dataclasses.field(default=default, metadata={"option": setter})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the operator chose: on the command line, else in DEVPISERVER_* variables, else in the configuration file, else
-    these defaults."""
+    """What the operator chose: on the command line, else in DEVPISERVER_* variables, else in the
+    configuration file, else these defaults."""
     serverdir: str = option(
-        "serverdir", _path, os.path.join("~", ".devpi", "server"), "directory of all data; made if missing or empty",
+        "serverdir", _path, os.path.join("~", ".devpi", "server"),
+        "directory of all data; made if missing or empty",
         commands=_EVERY_COMMAND)
     configfile: str = option(
-        "configfile", _path, "", "file with options: JSON, or INI with a section [devpi-server]", commands=_EVERY_COMMAND,
-        aliases=("-c",))
+        "configfile", _path, "", "file with options: JSON, or INI with a section [devpi-server]",
+        commands=_EVERY_COMMAND, aliases=("-c",))
     debug: bool = option("debug", None, False, "log more", commands=_EVERY_COMMAND)
     logger_cfg: str = option(
-        "logger-cfg", _path, "", "JSON file for logging.config.dictConfig: where the log goes, in place of standard error")
+        "logger-cfg", _path, "", "JSON file for logging.config.dictConfig: where the log goes, in "
+                                 "place of standard error")
     root_passwd: str | None = option(
-        "root-passwd", str, None, "root's password, at the first start only; random if not given. The list of processes shows "
+        "root-passwd", str, None,
+        "root's password, at the first start only; random if not given. "
+        "The list of processes shows "
         "it: better a file, or DEVPISERVER_ROOT_PASSWD", commands=_FIRST_START)
     root_passwd_file: str = option(
-        "root-passwd-file", _path, "", "file whose first line is root's password, at the first start only",
+        "root-passwd-file", _path, "", "file whose first line is root's password, at the first "
+                                       "start only",
         commands=_FIRST_START)
     root_pypi: bool = option(
-        "no-root-pypi", None, True, "don't make the mirror root/pypi at the first start", commands=_FIRST_START)
+        "no-root-pypi", None, True, "don't make the mirror root/pypi at the first start",
+        commands=_FIRST_START)
     host: str = option("host", str, "127.0.0.1", "address to listen on")
     port: int = option("port", _port, 3141, "port to listen on; 0: any free one")
-    listen: tuple = option(                     # (host, port) pairs; those of the open sockets once the server listens
-        "listen", _listen_address, (), "HOST:PORT to listen on, in place of --host and --port; may be repeated",
+    listen: tuple = option(     # (host, port) pairs; of the open sockets once the server listens
+        "listen", _listen_address, (),
+        "HOST:PORT to listen on, in place of --host and --port; "
+        "may be repeated",
         repeats=True)
     unix_socket: str = option(
-        "unix-socket", _path, "", "listen on this unix socket; on TCP too only if an address is given")
+        "unix-socket", _path, "", "listen on this unix socket; on TCP too only if an address is "
+                                  "given")
     unix_socket_perms: int = option(
         "unix-socket-perms", _mode, 0o600, "mode of the unix socket, as 660 (default: 600)")
     outside_url: str = option(                  # without final slash
         "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
-    absolute_urls: bool = option("absolute-urls", None, False, "absolute file links on simple pages")
+    absolute_urls: bool = option(
+        "absolute-urls", None, False, "absolute file links on simple pages")
     trusted_proxies: tuple = option(            # ipaddress networks, besides loopback
-        "trusted-proxy", _networks, (), "addresses or networks of proxies, besides loopback: what they say of their clients counts, by X-Outside-URL, "
+        "trusted-proxy", _networks, (),
+        "addresses or networks of proxies, besides loopback: what "
+        "they say of their clients counts, by X-Outside-URL, "
         "X-Forwarded-Proto, -Host and -Prefix, and the header of --real-ip-header")
     real_ip_header: str = option(               # in lower case
         "real-ip-header", _header_name, "x-real-ip",
-        "the one header in which a proxy names its client's address; of several addresses in it the last counts")
+        "the one header in which a proxy names its client's address; of several addresses in it "
+        "the last counts")
     restrict_modify: tuple | None = option(     # None = no restriction
-        "restrict-modify", _names, None, "the only users and :groups who may create and change users and indexes")
+        "restrict-modify", _names, None,
+        "the only users and :groups who may create and change "
+        "users and indexes")
     open_registration: bool = option(
         "open-registration", None, False,
         "anybody may create users from everywhere, as in devpi; else only from this machine, and root")
     mirror_cache_expiry: int = option(
-        "mirror-cache-expiry", _not_negative, 1800, "seconds for which a mirrored page is not asked for again")
+        "mirror-cache-expiry", _not_negative, 1800,
+        "seconds for which a mirrored page is not "
+        "asked for again")
     request_timeout: float = option(
         "request-timeout", _seconds, 5.0, "seconds for which a request waits for upstream")
     offline_mode: bool = option(
@@ -868,16 +891,24 @@ class Settings:
         "accept-broken-archives", None, False,
         "take uploads that installers can't read or that lack metadata, as devpi does")
     push_timeout: float = option(
-        "push-timeout", _seconds, 60.0, "seconds without progress, when a release is pushed to an outside server")
+        "push-timeout", _seconds, 60.0,
+        "seconds without progress, when a release is pushed to an "
+        "outside server")
     webhook_allow: tuple | None = option(       # None = all
-        "webhook-allow", _names, None, "the only hosts that webhooks and Jenkins triggers may name, with * and ?")
+        "webhook-allow", _names, None,
+        "the only hosts that webhooks and Jenkins triggers may "
+        "name, with * and ?")
     upstream_allow: tuple | None = option(      # None = all but what is near this machine
         "upstream-allow", _names, None, "the only hosts that mirrors may ask, with * and ?; files and "
         "redirects may then be on loopback addresses and plain http, too")
     push_allow: tuple | None = option(          # None = all
-        "push-allow", _names, None, "the only hosts that releases may be pushed to from here, with * and ?")
+        "push-allow", _names, None,
+        "the only hosts that releases may be pushed to from here, "
+        "with * and ?")
     webhook_retry: float = option(
-        "webhook-retry", _seconds, 10.0, "seconds before a webhook is tried again; doubled each time")
+        "webhook-retry", _seconds, 10.0,
+        "seconds before a webhook is tried again; doubled each "
+        "time")
     full_text: bool = option(
         "no-full-text", None, True, "search by simple comparison, as where SQLite has no FTS5")
     audit_rows: int = option("audit-rows", _positive, 100000, "rows that the audit log keeps")
@@ -885,13 +916,14 @@ class Settings:
         "connections", _positive, 4096, "connections at a time", aliases=("--connection-limit",))
     threads: int = option("threads", _positive, 64, "worker threads at most")
     secretfile: str = option(
-        "secretfile", _path, "", "file with the secret behind logins; default: .secret in the server directory")
+        "secretfile", _path, "", "file with the secret behind logins; default: .secret in the "
+                                 "server directory")
     access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
     read_only: bool = False     # no option: found out at the start
 
 
-OPTIONS = {field.name: (field.metadata["option"], field.default) for field in dataclasses.fields(Settings)
-           if field.metadata}
+OPTIONS = {field.name: (field.metadata["option"], field.default)
+           for field in dataclasses.fields(Settings) if field.metadata}
 
 
 class Limits:
@@ -1815,7 +1847,8 @@ def names_tag(index_id):
 
 
 class Store:
-    """The database of one server directory.  `read()` gives a connection for reading, `write()` runs a change.
+    """The database of one server directory.  `read()` gives a connection for reading, `write()`
+    runs a change.
 
     `read_only`: the directory is on media that nobody can write to.  No file is made there then."""
 
@@ -1859,8 +1892,9 @@ class Store:
     def _connect(self, read_only=False):
         if self.read_only:
             refuse_unfolded(self.path)
-        db = sqlite3.connect(immutable_uri(self.path) if self.read_only else self.path, timeout=Limits.busy,
-                             isolation_level=None, check_same_thread=False, cached_statements=200, uri=self.read_only)
+        place = immutable_uri(self.path) if self.read_only else self.path
+        db = sqlite3.connect(place, timeout=Limits.busy, isolation_level=None, uri=self.read_only,
+                             check_same_thread=False, cached_statements=200)
         db.row_factory = sqlite3.Row
         db.execute("PRAGMA foreign_keys = ON")
         if read_only or self.read_only:
@@ -1886,8 +1920,8 @@ class Store:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             db.execute("COMMIT")
         elif version < SCHEMA_VERSION and self.read_only:
-            raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once on a copy that can be "
-                             "written to, it brings it up")
+            raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server "
+                             "once on a copy that can be written to, it brings it up")
         elif version < SCHEMA_VERSION and not create:
             raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once, it brings it up")
         elif version < SCHEMA_VERSION:
@@ -1936,8 +1970,9 @@ class Store:
         """Run `function(change, *args)` as one change and return its value once it is on disk.
 
         Not `durable`: once it is committed; a power cut may take it back (what a mirror caches can be fetched again).
-        Whatever it raises is raised here, with the change undone.  `Busy` if another process holds the database.  On
-        read-only media: `ReadOnly`; what need not be durable, as it can be fetched or made again, is just not kept."""
+        Whatever it raises is raised here, with the change undone.  `Busy` if another process holds
+        the database.  On read-only media: `ReadOnly`; what need not be durable, as it can be
+        fetched or made again, is just not kept."""
         if self.read_only:
             if durable:
                 raise ReadOnly()
@@ -2154,8 +2189,8 @@ class WriteTask:
 class CommitCounter:
     """A number in a small mapped file, raised after each commit by a process that is not the server.
 
-    The server compares it with what it saw last (a memory read; SQLite's `data_version` would cost 7 us a request).
-    Without a path the number stays what it is."""
+    The server compares it with what it saw last (a memory read; SQLite's `data_version` would cost
+    7 us a request). Without a path the number stays what it is."""
 
     def __init__(self, path):
         self.file = open(path, "a+b") if path else None
@@ -2186,16 +2221,19 @@ class CommitCounter:
 
 
 def immutable_uri(path):
-    """What SQLite is told so that it neither locks a database nor makes files beside it, where nobody can change it."""
+    """What SQLite is told so that it neither locks a database nor makes files beside it, where
+    nobody can change it."""
     return "file:" + urllib.request.pathname2url(path) + "?mode=ro&immutable=1"
 
 
 def refuse_unfolded(path):
-    """FatalError if the newest changes of a database on read-only media are still in its write-ahead log."""
+    """FatalError if the newest changes of a database on read-only media are still in its
+    write-ahead log."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.getsize(path + "-wal"):
-            raise FatalError(f"{path} was not closed before it was copied to read-only media: its newest changes are in "
-                             f"{os.path.basename(path)}-wal.  Stop the server and copy its directory again")
+            raise FatalError(f"{path} was not closed before it was copied to read-only media: its "
+                             f"newest changes are in {os.path.basename(path)}-wal.  Stop the "
+                             "server and copy its directory again")
 
 
 @contextlib.contextmanager
@@ -2445,7 +2483,8 @@ class IncomingBlob:
         return digest
 
     def _move(self, target):
-        """Rename; the folder is made anew where a copy of the server directory was made without its empty ones."""
+        """Rename; the folder is made anew where a copy of the server directory was made without its
+        empty ones."""
         try:
             os.replace(self.path, target)
         except FileNotFoundError:
@@ -8327,7 +8366,7 @@ class Staging:
 
         What fails is told there, per file; files that come after it are tried all the same, within `Limits.push_time`."""
         if self.store.read_only:
-            raise ReadOnly()        # before anything is sent, for it could not be entered into the audit log
+            raise ReadOnly()        # before anything is sent that the audit log could not tell of
         server = OutsideServer(self.mirrors.client, url, username, password, self.settings.push_timeout)
         log_ = []
         with self.turn("outside", actor.user):
@@ -8910,8 +8949,8 @@ class SearchIndex:
 
     def _connect(self):
         read_only = self.store.read_only
-        db = sqlite3.connect(self.place if read_only else self.path, timeout=Limits.busy, isolation_level=None,
-                             check_same_thread=False, uri=read_only)
+        db = sqlite3.connect(self.place if read_only else self.path, timeout=Limits.busy,
+                             isolation_level=None, check_same_thread=False, uri=read_only)
         db.row_factory = sqlite3.Row
         if not read_only:
             db.execute("PRAGMA journal_mode = WAL")
@@ -8937,7 +8976,7 @@ class SearchIndex:
         if db is not None:
             db.close()
         if self.store.read_only:
-            self.error = "there is no search index in the read-only directory: nothing will be found"
+            self.error = "there is no search index in the read-only directory: nothing is found"
             self.place = f"file:devpi_lite-{secrets.token_hex(8)}?mode=memory&cache=shared"
         else:
             for ending in ("", "-wal", "-shm"):
@@ -10198,14 +10237,16 @@ class Request:
 
     @kept_property
     def address(self):
-        """The client's address; a trusted proxy's word for it counts, in one header alone: what else comes is passed on by the
-        proxy just as the client sent it."""
+        """The client's address; a trusted proxy's word for it counts, in one header alone: what
+        else comes is passed on by the proxy just as the client sent it."""
         name = self.app.settings.real_ip_header
         said = self.header(name)
         if not said:
             if "x-forwarded-for" in self.headers and self.connection.trusted:
-                self.app.note_once(self.connection.address, "X-Forwarded-For from %s is not looked at: --real-ip-header "
-                                   "X-Forwarded-For would make it the client's address", self.connection.address)
+                self.app.note_once(
+                    self.connection.address, "X-Forwarded-For from %s is not looked at: "
+                    "--real-ip-header X-Forwarded-For would make it the client's address",
+                    self.connection.address)
             return self.connection.address
         if not self.connection.trusted:
             self.app.ignored_header(self.connection.address, name, said)
@@ -10232,18 +10273,20 @@ class Request:
 
     @kept_property
     def base_url(self):
-        """The start of absolute links, without final slash: X-Outside-URL of a trusted peer, --outside-url, X-Forwarded-Proto,
-        -Host and -Prefix of a trusted peer, or Host."""
+        """The start of absolute links, without final slash: X-Outside-URL of a trusted peer,
+        --outside-url, X-Forwarded-Proto, -Host and -Prefix of a trusted peer, or Host."""
         outside = self._forwarded("x-outside-url", _BASE_URL)
         if outside or self.app.settings.outside_url:
             return outside.rstrip("/") or self.app.settings.outside_url
         scheme = self._forwarded("x-forwarded-proto", _SCHEME).lower() or "http"
-        host = self._forwarded("x-forwarded-host", _HOST_HEADER) or self.header("host") or self.app.address_text
+        host = (self._forwarded("x-forwarded-host", _HOST_HEADER) or self.header("host")
+                or self.app.address_text)
         prefix = self._forwarded("x-forwarded-prefix", _PREFIX).rstrip("/")
         return f"{scheme}://{re.sub(':443$' if scheme == 'https' else ':80$', '', host)}{prefix}"
 
     def _forwarded(self, name, pattern):
-        """What a trusted peer says of how it was asked; "" if it says nothing, or nothing that fits.
+        """What a trusted peer says of how it was asked; "" if it says nothing, or nothing that
+        fits.
 
         Of several values in one of the X-Forwarded headers the last is the peer's own."""
         said = self.header(name)
@@ -10462,8 +10505,10 @@ class AccessLog:
                 sys.stdout.write(text)
                 sys.stdout.flush()
             except Exception as error:
-                # a full disk has room again some time; a reader that is gone stays gone, as does a closed file (ValueError)
-                is_gone = getattr(error, "errno", None) in (errno.EPIPE, errno.EBADF) or sys.stdout.closed
+                # a full disk has room again some time; a reader that is gone stays gone, as does a
+                # closed file (ValueError)
+                number = getattr(error, "errno", None)
+                is_gone = number in (errno.EPIPE, errno.EBADF) or sys.stdout.closed
                 self.enabled = not is_gone
                 if is_gone or time.monotonic() - self.complained > 60:
                     self.complained = time.monotonic()
@@ -10533,10 +10578,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if len(raw) > Limits.head:
                     raise BadHead(f"the request's head is larger than {Limits.head} bytes", 431)
                 if raw.startswith(b"\x16\x03"):
-                    app.note_once(connection.address, "%s speaks TLS to this port, which speaks plain HTTP: its URL has to begin "
-                                  "with http://, or a proxy with TLS has to stand in front (gen-config nginx)",
-                                  connection.address)
-                    raise BadHead("this port speaks plain HTTP: the URL has to begin with http://, not https://")
+                    app.note_once(
+                        connection.address, "%s speaks TLS to this port, which speaks plain HTTP: "
+                        "its URL has to begin with http://, or a proxy with TLS has to stand in "
+                        "front (gen-config nginx)",
+                        connection.address)
+                    raise BadHead("this port speaks plain HTTP: the URL has to begin with "
+                                  "http://, not https://")
                 raise BadHead("malformed request head")
             connection.buffer = rest
             request = Request(app, connection, *parse_head(raw), raw + blank)
@@ -10773,7 +10821,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 self._turn_away(sock)
                 continue
             address = UNIX_PEER if listener.family == UNIX_FAMILY else address[0]
-            connection = Connection(sock, address, self.app.trusts(address), self.app.answers(address).entries)
+            connection = Connection(sock, address, self.app.trusts(address),
+                                    self.app.answers(address).entries)
             self.connections.add(connection)
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
@@ -11137,7 +11186,8 @@ class App:
 
     def ignored_header(self, address, name, value, why=""):
         """Say once an address why a header of it that only proxies send does not count."""
-        self.note_once(address, "%s %r from %s is ignored: %s", header_title(name), one_line(value, 100), address,
+        self.note_once(address, "%s %r from %s is ignored: %s", header_title(name),
+                       one_line(value, 100), address,
                        why or f"--trusted-proxy {address} would make it count")
 
     def note_once(self, address, text, *values):
@@ -11212,7 +11262,8 @@ class App:
             ("devpi_lite_uptime_seconds", "gauge", "Since the start.", round(time.time() - self.started, 3)),
             ("devpi_lite_disk_free_bytes", "gauge", "Of the disk with the server directory.",
              shutil.disk_usage(self.settings.serverdir).free),
-            ("devpi_lite_offline_mode", "gauge", "1 if upstream is never asked.", int(self.settings.offline_mode)),
+            ("devpi_lite_offline_mode", "gauge", "1 if upstream is never asked.",
+             int(self.settings.offline_mode)),
             ("devpi_lite_read_only", "gauge", "1 if the server directory is on read-only media.",
              int(self.settings.read_only)),
             ("devpi_lite_database_bytes", "gauge", "Size of the database.", os.path.getsize(self.store.path)),
@@ -13148,7 +13199,8 @@ def forget_root_password(serverdir):
 # 16  Commands
 #
 # The argument parser, one function a command, and `main`.  An option's value comes from the command line, else from the
-# environment variable DEVPISERVER_<NAME>, else from the file that -c names, else from its default (see `Settings`).
+# environment variable DEVPISERVER_<NAME>, else from the file that -c names, else from its default
+# (see `Settings`).
 # ======================================================================================================================
 
 PYPI = {"type": "mirror", "volatile": False, "title": "PyPI", "mirror_url": "https://pypi.org/simple/",
@@ -13161,15 +13213,17 @@ OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm", "files",
 
 
 class Stranger(typing.NamedTuple):
-    """An option of devpi-server that this program has no use for: passed over with a note where leaving it out changes
-    nothing for anybody, else refused, and the reader is told what to do instead."""
-    harmless: str | None        # pattern of the values that are passed over; "" for all, None for none
+    """An option of devpi-server that this program has no use for: passed over with a note where
+    leaving it out changes nothing for anybody, else refused, and the reader is told what to do
+    instead."""
+    harmless: str | None        # pattern of the values that are passed over; "": all, None: none
     advice: str
     is_flag: bool = False
 
 
 _OF_REPLICAS = Stranger("", "it counts on replicas only, and there are none")
-_NO_REPLICAS = "there are no replicas: an index of type=mirror on another server keeps copies of what this one has"
+_NO_REPLICAS = ("there are no replicas: an index of type=mirror on another server keeps copies of "
+                "what this one has")
 STRANGERS = {
     "role": Stranger("standalone|auto", _NO_REPLICAS),
     "primary-url": Stranger(None, _NO_REPLICAS),
@@ -13181,9 +13235,11 @@ STRANGERS = {
     "file-replication-skip-indexes": _OF_REPLICAS,
     "proxy-timeout": _OF_REPLICAS,
     "no-replica-streaming": _OF_REPLICAS._replace(is_flag=True),
-    "storage": Stranger("sqlite", "there is one kind of storage, SQLite and files in --serverdir: leave it out"),
+    "storage": Stranger("sqlite", "there is one kind of storage, SQLite and files in --serverdir: "
+                                  "leave it out"),
     "keyfs-cache-size": Stranger("", "the caches have sizes of their own"),
-    "requests-only": Stranger("", "one process serves all; --threads bounds its workers", is_flag=True),
+    "requests-only": Stranger(
+        "", "one process serves all; --threads bounds its workers", is_flag=True),
     "hard-links": Stranger("", "a file is kept once, however many indexes have it", is_flag=True),
     "enable-core-metadata": Stranger("", "it is always on", is_flag=True),
     "argon2-memory-cost": Stranger("", "the secret is used without argon2"),
@@ -13191,37 +13247,47 @@ STRANGERS = {
     "argon2-time-cost": Stranger("", "the secret is used without argon2"),
     "documentation-path": Stranger("", "documentation is served out of its zip"),
     "keep-docs-packed": Stranger("", "documentation is served out of its zip", is_flag=True),
-    "indexer-backend": Stranger("whoosh", "there is one search index, search.db in --serverdir: leave it out"),
+    "indexer-backend": Stranger("whoosh", "there is one search index, search.db in --serverdir: "
+                                          "leave it out"),
     "debug-macros": Stranger("", "there are no page templates", is_flag=True),
     "theme": Stranger(None, "there are no page templates: leave it out"),
     "profile-requests": Stranger("0", "there is no profiler inside: leave it out"),
-    "trusted-proxy-count": Stranger("1", "the nearest proxy counts: name it by --trusted-proxy ADDRESS"),
-    "trusted-proxy-headers": Stranger(None, "the headers that count are fixed: name the proxy by --trusted-proxy ADDRESS"),
-    "autocreate-users": Stranger(None, "no plugin has accounts of its own here: root makes the users", is_flag=True),
-    "root-passwd-hash": Stranger(None, "devpi's hashes can't be set: --root-passwd-file FILE sets the password"),
+    "trusted-proxy-count": Stranger("1", "the nearest proxy counts: name it by --trusted-proxy "
+                                         "ADDRESS"),
+    "trusted-proxy-headers": Stranger(None, "the headers that count are fixed: name the proxy by "
+                                            "--trusted-proxy ADDRESS"),
+    "autocreate-users": Stranger(None, "no plugin has accounts of its own here: root makes the "
+                                       "users", is_flag=True),
+    "root-passwd-hash": Stranger(None, "devpi's hashes can't be set: --root-passwd-file FILE sets "
+                                       "the password"),
     "passwd": Stranger(None, "a command does that: passwd USER"),
     "init": Stranger(None, "a command does that: init; a start does it too", is_flag=True),
-    "start": Stranger(None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
-    "stop": Stranger(None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
+    "start": Stranger(
+        None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
+    "stop": Stranger(
+        None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
 }
 
 
 class Parsed(typing.NamedTuple):
     """What a command was told."""
     settings: Settings
-    said: dict                      # {option name: its text, a list of them, or True}, on the command line or by a variable
-    in_file: dict                   # the same of the configuration file
+    said: dict      # {option name: its text, a list of them, or True}, by word or by variable
+    in_file: dict   # the same of the configuration file
     rest: argparse.Namespace        # the command's own words
 
 
 def make_parser(command):
     """The argument parser of one command.  Texts stay texts: `_settle` makes settings of them."""
     name = os.path.basename(sys.argv[0] or "devpi_lite.py")
-    words = {"serve": "[COMMAND] ", "passwd": "[USER] ", "gen-config": f"{'|'.join(GENERATORS)} "}.get(command, "")
+    words = {"serve": "[COMMAND] ", "passwd": "[USER] ",
+             "gen-config": f"{'|'.join(GENERATORS)} "}.get(command, "")
     parser = argparse.ArgumentParser(
-        prog=name if command == "serve" else f"{name} {command}", usage=f"%(prog)s {words}[--OPTION ...]",
+        prog=name if command == "serve" else f"{name} {command}",
+        usage=f"%(prog)s {words}[--OPTION ...]",
         description=COMMANDS[command].__doc__, allow_abbrev=False,
-        epilog=f"commands (as first word): {', '.join(COMMANDS)}; without one: serve" if command == "serve" else None)
+        epilog=f"commands (as first word): {', '.join(COMMANDS)}; without one: serve"
+        if command == "serve" else None)
     if command == "serve":
         parser.add_argument("--version", action="version", version=__version__)
     if command == "passwd":
@@ -13229,13 +13295,17 @@ def make_parser(command):
         parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
     if command == "gen-config":
         parser.add_argument("kind", choices=GENERATORS, help="what to print")
-        parser.add_argument("--tls-certificate", metavar="FILE", help="of nginx; default: where certbot puts it")
+        parser.add_argument("--tls-certificate", metavar="FILE",
+                            help="of nginx; default: where certbot puts it")
         parser.add_argument("--tls-key", metavar="FILE", help="its key")
     for option_, default in OPTIONS.values():
         if command not in option_.commands:
             continue
-        shown = "" if default in (None, "", (), 0o600) or isinstance(default, bool) else f" (default: {default})"
-        arguments = {"help": option_.help.replace("%", "%%") + shown, "default": argparse.SUPPRESS, "dest": option_.name}
+        shown = f" (default: {default})"
+        if default in (None, "", (), Settings.unix_socket_perms) or isinstance(default, bool):
+            shown = ""
+        arguments = {"help": option_.help.replace("%", "%%") + shown, "default": argparse.SUPPRESS,
+                     "dest": option_.name}
         if option_.convert is None:
             arguments["action"] = "store_true"
         else:
@@ -13244,20 +13314,23 @@ def make_parser(command):
             arguments["action"] = "append"
         parser.add_argument(f"--{option_.name}", *option_.aliases, **arguments)
     for name, stranger in STRANGERS.items():
-        parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS, default=argparse.SUPPRESS,
+        parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS,
+                            default=argparse.SUPPRESS,
                             action="store_true" if stranger.is_flag else "store")
     return parser
 
 
 def parse_options(command, arguments):
-    """What a command was told, by its words, by the environment and by the configuration file: a Parsed."""
+    """What a command was told, by its words, by the environment and by the configuration file: a
+    Parsed."""
     parser = make_parser(command)
     rest, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse_word(parser, command, unknown[0])
     names = {option_.name for option_, _ in OPTIONS.values()} | set(STRANGERS)
     line = {name: vars(rest).pop(name) for name in tuple(vars(rest)) if name in names}
-    sources = [(line, lambda name: f"--{name}", parser.error), (_from_environment(parser), variable_of, parser.error)]
+    sources = [(line, lambda name: f"--{name}", parser.error),
+               (_from_environment(parser), variable_of, parser.error)]
     file = next((texts["configfile"] for texts, _, _ in sources if "configfile" in texts), None)
     if file is not None:
         def refuse_file(message):
@@ -13283,12 +13356,14 @@ def _refuse_word(parser, command, word):
         own = word.partition("=")[0]
         if own.lstrip("-") in _SPELLINGS:
             parser.error(f"{own} is an option of other commands")
-        known = [spelling for action in parser._actions for spelling in action.option_strings if action.help != argparse.SUPPRESS]
+        known = [spelling for action in parser._actions for spelling in action.option_strings
+                 if action.help != argparse.SUPPRESS]
         parser.error(f"there is no option {own}{_nearest(own, known)}")
     if command == "serve" and word in COMMANDS:
         parser.error(f"the command comes first: {parser.prog} {word} ...")
     if command == "serve":
-        parser.error(f"there is no command {word!r}{_nearest(word.replace('devpi-', ''), COMMANDS) or '; there are ' + ', '.join(COMMANDS)}")
+        hint = _nearest(word.replace("devpi-", ""), COMMANDS)
+        parser.error(f"there is no command {word!r}{hint or '; there are ' + ', '.join(COMMANDS)}")
     parser.error(f"{word!r} is one word too many")
 
 
@@ -13300,7 +13375,8 @@ def _nearest(word, known):
 
 def _from_environment(parser):
     """{option name: text} of the variables that are set and not empty."""
-    known = {variable_of(spelling): name for spelling, name in [*_SPELLINGS.items(), *zip(STRANGERS, STRANGERS)]}
+    known = {variable_of(spelling): name
+             for spelling, name in [*_SPELLINGS.items(), *zip(STRANGERS, STRANGERS)]}
     texts = {}
     for variable, text in os.environ.items():
         if not variable.startswith("DEVPISERVER_"):
@@ -13308,7 +13384,8 @@ def _from_environment(parser):
         if variable not in known:
             hint = _nearest(variable, known)
             if re.search("_SERVICE_|_PORT_", variable):
-                hint = "; if it comes from a Kubernetes service named devpiserver: enableServiceLinks: false"
+                hint = ("; if it comes from a Kubernetes service named devpiserver: "
+                        "enableServiceLinks: false")
             parser.error(f"there is no option behind the variable {variable}{hint}")
         if text:
             texts[known[variable]] = text
@@ -13316,17 +13393,20 @@ def _from_environment(parser):
 
 
 def _from_file(path):
-    """{option name: text} of a configuration file: JSON {"devpi-server": {...}} or INI with a section [devpi-server].
+    """{option name: text} of a configuration file: JSON {"devpi-server": {...}} or INI with a
+    section [devpi-server].
 
     FatalError with exit status 4 if it can't be understood."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise FatalError(f"can't read the configuration file {path}: {reason_of(error)}", 4) from None
-    if path.endswith((".yml", ".yaml")) or re.match(r"(?:\s*#.*\n|\s)*(?:---|devpi-server\s*:)", text):
-        raise FatalError(f"{path} is YAML, which can't be read here: write [devpi-server] in place of `devpi-server:`, and "
-                         "`port = 3141` in place of `port: 3141`", 4)
+        raise FatalError(f"can't read the configuration file {path}: {reason_of(error)}",
+                         4) from None
+    is_yaml = re.match(r"(?:\s*#.*\n|\s)*(?:---|devpi-server\s*:)", text)
+    if is_yaml or path.endswith((".yml", ".yaml")):
+        raise FatalError(f"{path} is YAML, which can't be read here: write [devpi-server] in place "
+                         "of `devpi-server:`, and `port = 3141` in place of `port: 3141`", 4)
     if text.lstrip().startswith("{"):
         try:
             content = json.loads(text)
@@ -13334,7 +13414,8 @@ def _from_file(path):
             raise FatalError(f"{path} is not JSON: {reason_of(error)}", 4) from None
         options = content.get("devpi-server")
         if not isinstance(options, dict) or len(content) > 1:
-            raise FatalError(f'{path} must be of the form {{"devpi-server": {{"port": 3141, ...}}}}', 4)
+            form = '{"devpi-server": {"port": 3141, ...}}'
+            raise FatalError(f"{path} must be of the form {form}", 4)
         pairs = options.items()
     else:
         import configparser     # not at the top: nothing else needs it
@@ -13357,7 +13438,8 @@ def _from_file(path):
 
 
 def _as_text(path, name, value):
-    """A value of a configuration file as it would stand on the command line; None is an INI line without `=`."""
+    """A value of a configuration file as it would stand on the command line; None is an INI line
+    without `=`."""
     if value is None or isinstance(value, bool):
         return "no" if value is False else "yes"
     if isinstance(value, list) and all(isinstance(each, (str, int)) for each in value):
@@ -13367,13 +13449,14 @@ def _as_text(path, name, value):
     raise FatalError(f"{path}: {name} must be a text, a number, true, false or a list of texts", 4)
 
 
-# Of two that say the same thing in two ways one may be given; one from a better source puts the other out of effect.
+# Of two that say the same thing in two ways one may be given; one from a better source puts the
+# other out of effect.
 _RIVALS = [("listen", "host"), ("listen", "port"), ("root-passwd", "root-passwd-file")]
 
 
 def _settle(command, parser, sources):
-    """The values of `Settings` by field name; `sources` is [({option name: text}, how it is called there, what to do
-    about a wrong one)], the one that wins first."""
+    """The values of `Settings` by field name; `sources` is [({option name: text}, how it is called
+    there, what to do about a wrong one)], the one that wins first."""
     for place, (texts, called, refuse) in enumerate(sources):
         for one, other in _RIVALS:
             if one in texts and other in texts:
@@ -13398,7 +13481,8 @@ def _settle(command, parser, sources):
                     refuse(f"{called(option_.name)}: {error}")
                 break
     values.setdefault("serverdir", _path(Settings.serverdir))
-    if not values.get("listen") and ("unix_socket" not in values or {"host", "port"} & values.keys()):
+    by_address = "unix_socket" not in values or {"host", "port"} & values.keys()
+    if by_address and not values.get("listen"):
         values["listen"] = ((values.get("host", Settings.host), values.get("port", Settings.port)),)
     return values
 
@@ -13408,16 +13492,20 @@ def _value(option_, default, text):
     if option_.convert is None:
         return default if text is not True and not _boolean(text) else not default
     if option_.repeats:
-        return tuple(option_.convert(each) for each in (text if isinstance(text, list) else _names(text)))
+        texts = text if isinstance(text, list) else _names(text)
+        return tuple(option_.convert(each) for each in texts)
     return option_.convert(text)
 
 
 def _judge_stranger(command, parser, called, stranger, text):
-    """Pass over an option of devpi-server, with a line in the log, or end with one that says what to do instead."""
+    """Pass over an option of devpi-server, with a line in the log, or end with one that says what
+    to do instead."""
     if stranger.is_flag and text is not True and not _boolean(text):
         return
-    if stranger.harmless is None or stranger.harmless and not re.fullmatch(stranger.harmless, str(text)):
-        parser.exit(2, f"{parser.prog}: error: {called}{'' if text is True else ' ' + repr(text)} has no meaning here: "
+    harmless = stranger.harmless
+    if harmless is None or harmless and not re.fullmatch(harmless, str(text)):
+        shown = "" if text is True else f" {text!r}"
+        parser.exit(2, f"{parser.prog}: error: {called}{shown} has no meaning here: "
                        f"{stranger.advice}\n")
     if command == "serve":
         log.info("%s changes nothing here: %s", called, stranger.advice)
@@ -13427,7 +13515,8 @@ def _judge_stranger(command, parser, called, stranger, text):
 
 
 def is_read_only(path):
-    """Whether a directory lies on media that nobody can write to: a disc, an image, a volume mounted so."""
+    """Whether a directory lies on media that nobody can write to: a disc, an image, a volume
+    mounted so."""
     try:
         if hasattr(os, "statvfs"):
             return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
@@ -13439,7 +13528,8 @@ def is_read_only(path):
 
 
 def prepare_directory(path):
-    """Make the server directory, or refuse one that holds something else; returns whether it can only be read."""
+    """Make the server directory, or refuse one that holds something else; returns whether it can
+    only be read."""
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         names = set(os.listdir(path))
@@ -13540,9 +13630,12 @@ def read_secret(serverdir, secretfile):
 
 
 def passing_secret(settings):
-    """The secret of a server on read-only media: a new one at each start, unless the operator names a file.  The one in the
-    directory may be readable by everybody there, and is that of another server that goes on."""
-    return read_secret(settings.serverdir, settings.secretfile) if settings.secretfile else secrets.token_bytes(32)
+    """The secret of a server on read-only media: a new one at each start, unless the operator names
+    a file.  The one in the directory may be readable by everybody there, and is that of another
+    server that goes on."""
+    if settings.secretfile:
+        return read_secret(settings.serverdir, settings.secretfile)
+    return secrets.token_bytes(32)
 
 
 def write_private(path, data):
@@ -13564,16 +13657,19 @@ def is_initialised(store):
 def initialise(store, settings):
     """Make root, and root/pypi unless unwanted, as the first change (serial 0).
 
-    A random password is told to who sits at a terminal; a journal, which keeps what it reads, gets the file's name."""
+    A random password is told to who sits at a terminal; a journal, which keeps what it reads, gets
+    the file's name."""
     password = settings.root_passwd
     if settings.root_passwd_file:
         try:
             with open(settings.root_passwd_file, encoding="utf-8") as file:
                 password = file.readline().rstrip("\r\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise FatalError(f"can't read root's password from {settings.root_passwd_file}: {reason_of(error)}") from None
+            raise FatalError(f"can't read root's password from {settings.root_passwd_file}: "
+                             f"{reason_of(error)}") from None
         if not password:
-            raise FatalError(f"the first line of {settings.root_passwd_file} is empty: it has to be root's password")
+            raise FatalError(f"the first line of {settings.root_passwd_file} is empty: it has to "
+                             "be root's password")
     if password is None:
         password = secrets.token_urlsafe(12)
         path = os.path.join(settings.serverdir, "root-password")
@@ -13622,7 +13718,8 @@ def _listening(settings):
 
 
 def _service_user(settings):
-    """The user to run as: the owner of the server directory, or of its home, who may as yet be nobody in particular."""
+    """The user to run as: the owner of the server directory, or of its home, who may as yet be
+    nobody in particular."""
     if os.name == "nt":
         return getpass.getuser()
     import pwd      # not at the top: POSIX only
@@ -13636,18 +13733,27 @@ def _service_user(settings):
 
 
 def _systemd_word(word):
-    """A word of ExecStart: `%` and `$` mean something there, and blanks end a word (systemd.service, "Command lines")."""
+    """A word of ExecStart: `%` and `$` mean something there, and blanks end a word
+    (systemd.service, "Command lines")."""
     word = word.replace("%", "%%").replace("$", "$$")
-    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./*$-]+", word) else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", word))
+    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./*$-]+", word) else _double_quoted(word)
+
+
+def _double_quoted(word):
+    return '"{}"'.format(re.sub(r'(["\\])', r"\\\1", word))
 
 
 def systemd_unit(parsed):
     """A unit for systemd."""
     settings = parsed.settings
     user, directory = _service_user(settings), settings.serverdir
-    privilege = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n" if any(port < 1024 for _, port in settings.listen) else ""
-    folders = [directory] + ([os.path.dirname(settings.unix_socket)] if settings.unix_socket else [])
-    command = [sys.executable, os.path.abspath(__file__), *_server_options(parsed.said, ("serverdir", "root-passwd")),
+    privilege, folders = "", [directory]
+    if any(port < 1024 for _, port in settings.listen):
+        privilege = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n"
+    if settings.unix_socket:
+        folders.append(os.path.dirname(settings.unix_socket))
+    command = [sys.executable, os.path.abspath(__file__),
+               *_server_options(parsed.said, ("serverdir", "root-passwd")),
                "--serverdir", directory]
     return f"""\
 # /etc/systemd/system/devpi_lite.service.  The user and the directory have to be there:
@@ -13676,25 +13782,29 @@ WantedBy=multi-user.target
 
 
 def _shell_word(word):
-    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word) else "'" + word.replace("'", "'\\''") + "'"
+    if re.fullmatch(r"[A-Za-z0-9_@%+=:,./-]+", word):
+        return word
+    return "'" + word.replace("'", "'\\''") + "'"
 
 
 def _nginx_word(word):
     """A parameter in nginx's configuration, which has no way to write a dollar sign."""
     if "$" in word:
         raise FatalError(f"nginx can't be told {word!r}: there must be no dollar sign in it")
-    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word) else '"{}"'.format(re.sub(r'(["\\])', r"\\\1", word))
+    return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word) else _double_quoted(word)
 
 
 def nginx_configuration(parsed):
     """A proxy with TLS for nginx, under the name, port and path of --outside-url.
 
-    The path goes on to the server as it is, which takes its prefix off: only so is a user of that name found."""
+    The path goes on to the server as it is, which takes its prefix off: only so is a user of that
+    name found."""
     settings, rest = parsed.settings, parsed.rest
     outside = settings.outside_url or f"https://{socket.gethostname() or 'localhost'}"
     parts = urllib.parse.urlsplit(outside)
     if parts.scheme != "https":
-        raise FatalError(f"--outside-url {outside}: nginx speaks TLS here, so it begins with https://")
+        raise FatalError(f"--outside-url {outside}: nginx speaks TLS here, so it begins with "
+                         "https://")
     port = parts.port or 443
     certificate = rest.tls_certificate or f"/etc/letsencrypt/live/{parts.hostname}/fullchain.pem"
     key = rest.tls_key or f"/etc/letsencrypt/live/{parts.hostname}/privkey.pem"
@@ -13737,8 +13847,8 @@ server {{
 
 def dockerfile(parsed):
     """An image of the server; its data is a volume."""
-    without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms", "root-passwd",
-               "root-passwd-file", "configfile", "secretfile", "logger-cfg")
+    without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms",
+               "root-passwd", "root-passwd-file", "configfile", "secretfile", "logger-cfg")
     host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
@@ -13778,7 +13888,8 @@ def command_passwd(arguments):
     parsed = parse_options("passwd", arguments)
     settings, rest = parsed.settings, parsed.rest
     if is_read_only(settings.serverdir):
-        raise FatalError(f"{settings.serverdir} is on read-only media: its passwords can't be changed")
+        raise FatalError(f"{settings.serverdir} is on read-only media: its passwords can't be "
+                         "changed")
     with contextlib.closing(Store(settings.serverdir)) as store:
         users = Users(store)
         name = rest.user or _ask(input, "user: ").strip()
@@ -13810,7 +13921,8 @@ def _ask_twice(name):
 
 
 def command_gen_config(arguments):
-    """Print a systemd unit, an nginx configuration or a Dockerfile for a server with the options that are given."""
+    """Print a systemd unit, an nginx configuration or a Dockerfile for a server with the options
+    that are given."""
     parsed = parse_options("gen-config", arguments)
     print(GENERATORS[parsed.rest.kind](parsed), end="")
 
@@ -13854,7 +13966,10 @@ def command_serve(arguments):
     listeners = [listen(host, port) for host, port in settings.listen]
     if settings.unix_socket:
         listeners.append(listen_on_path(settings.unix_socket, settings.unix_socket_perms))
-    secret = passing_secret(settings) if settings.read_only else read_secret(settings.serverdir, settings.secretfile)
+    if settings.read_only:
+        secret = passing_secret(settings)
+    else:
+        secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings.serverdir, create=True, read_only=settings.read_only)
     store.commits.is_server = True
     store.audit_log.rows = settings.audit_rows
@@ -13862,10 +13977,12 @@ def command_serve(arguments):
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):
         if settings.read_only:
-            raise FatalError(f"{settings.serverdir} is on read-only media, and was never initialised")
+            raise FatalError(f"{settings.serverdir} is on read-only media, and was never "
+                             "initialised")
         initialise(store, settings)
     elif settings.root_passwd is not None or settings.root_passwd_file:
-        log.info("root's password is set by option at the first start only; `passwd root` changes it")
+        log.info("root's password is set by option at the first start only; `passwd root` changes "
+                 "it")
     app = App(settings, store, secret)
     if not settings.read_only:
         app.blobs.clear_tmp()
@@ -13883,18 +14000,21 @@ def command_serve(arguments):
 
 
 def warn_of_unknown_users(settings, app):
-    """Say which users that an option names do not exist (yet): a mistyped one would keep everybody out."""
+    """Say which users that an option names do not exist (yet): a mistyped one would keep everybody
+    out."""
     unknown = [name for name in settings.restrict_modify or ()
                if not name.startswith(":") and app.users.find(name) is None]
     if unknown:
         with app.store.read() as db:
             known = [row["name"] for row in db.execute("SELECT name FROM users LIMIT 10000")]
         for name in unknown:
-            log.warning("--restrict-modify %s: there is no such user%s", name, _nearest(name, known))
+            log.warning("--restrict-modify %s: there is no such user%s", name,
+                        _nearest(name, known))
 
 
 def configure_logging(settings):
-    """Log what --debug wants, to where --logger-cfg says; the access log goes to standard output, whatever it says."""
+    """Log what --debug wants, to where --logger-cfg says; the access log goes to standard output,
+    whatever it says."""
     logging.getLogger().setLevel(logging.DEBUG if settings.debug else logging.INFO)
     if not settings.logger_cfg:
         return
@@ -13903,15 +14023,19 @@ def configure_logging(settings):
         with open(settings.logger_cfg, encoding="utf-8") as file:
             content = json.load(file)
         config.dictConfig({"disable_existing_loggers": False, **content})
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RecursionError) as error:
-        raise FatalError(f"{settings.logger_cfg} does not configure logging: it has to be the JSON that "
-                         f"logging.config.dictConfig takes ({reason_of(error)})", 4) from None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError,
+            RecursionError) as error:
+        raise FatalError(f"{settings.logger_cfg} does not configure logging: it has to be the "
+                         f"JSON that logging.config.dictConfig takes ({reason_of(error)})",
+                         4) from None
 
 
 def start_loops(app):
-    """What goes on beside the requests, each in a daemon thread of its own; on read-only media next to nothing does."""
-    loops = [("access log", app.access_log.run), ("cleaner", app.clean_regularly), ("upstream watch", app.client.watch),
-             ("outbox", app.outbox.run), ("search index", app.search.run)]
+    """What goes on beside the requests, each in a daemon thread of its own; on read-only media next
+    to nothing does."""
+    loops = [("access log", app.access_log.run), ("cleaner", app.clean_regularly),
+             ("upstream watch", app.client.watch), ("outbox", app.outbox.run),
+             ("search index", app.search.run)]
     for name, loop in loops[:1] if app.settings.read_only else loops:
         threading.Thread(target=loop, name=name, daemon=True).start()
 
@@ -13985,7 +14109,8 @@ def listen_on_path(path, mode):
         os.chmod(path, mode)
         listener.listen(1024)
     except OSError as error:
-        raise FatalError(f"can't listen on {path}: {error.strerror or error}; --unix-socket names another") from None
+        raise FatalError(f"can't listen on {path}: {error.strerror or error}; --unix-socket names "
+                         "another") from None
     listener.setblocking(False)
     return listener
 
@@ -13995,14 +14120,17 @@ def announce(settings, app):
     base, places = settings.outside_url, [f"http://{authority(*pair)}/" for pair in settings.listen]
     if settings.listen:
         host, port = settings.listen[0]
-        base = base or f"http://{authority('127.0.0.1' if host in ('0.0.0.0', '::') else host, port)}"
+        host = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+        base = base or f"http://{authority(host, port)}"
     if settings.unix_socket:
         places.append(f"unix:{settings.unix_socket}")
         base = base or "the address of the proxy in front"
     for place in places:
-        print(f"devpi_lite {__version__} listens on {place} and keeps its data in {settings.serverdir}")
+        print(f"devpi_lite {__version__} listens on {place} and keeps its data in "
+              f"{settings.serverdir}")
     if settings.read_only:
-        print("the directory is on read-only media: what is there is served, every change is refused, upstream is not asked")
+        print("the directory is on read-only media: what is there is served, every change is "
+              "refused, upstream is not asked")
     elif settings.offline_mode:
         print("offline mode: upstream is not asked, of mirrors only what is here is served")
     if app.indexes.find("root/pypi"):
@@ -14032,7 +14160,8 @@ def stop_on_signals(server):
     signal.signal(signal.SIGINT, stop)
 
 
-COMMANDS = {"serve": command_serve, "init": command_init, "passwd": command_passwd, "gen-config": command_gen_config}
+COMMANDS = {"serve": command_serve, "init": command_init, "passwd": command_passwd,
+            "gen-config": command_gen_config}
 
 
 def main(arguments):

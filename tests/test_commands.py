@@ -675,7 +675,8 @@ def test_an_option_of_devpi_server_that_changes_nothing_is_passed_over_with_a_no
     [
         ("c.json", '{"devpi-server": {"port": 4040, "offline-mode": true, "trusted-proxy": ["10.0.0.0/8", "192.0.2.1"],'
                    ' "absolute-urls": false, "restrict-modify": "root", "debug": null}}'),
-        ("c.ini", "[devpi-server]\nport = 4040\noffline-mode\nabsolute-urls = no\ntrusted-proxy = 10.0.0.0/8,192.0.2.1\n"
+        ("c.ini", "[devpi-server]\nport = 4040\noffline-mode\nabsolute-urls = no\ntrusted-proxy = "
+                  "10.0.0.0/8,192.0.2.1\n"
                   "# a comment\nrestrict-modify: root\n"),
     ],
 )
@@ -688,7 +689,8 @@ def test_a_configuration_file_is_json_or_ini(parse, tmp_path, name, text):
 
 
 def test_the_command_line_wins_over_variables_and_those_over_the_file(parse, tmp_path):
-    (tmp_path / "c.ini").write_text("[devpi-server]\nport = 1\nthreads = 1\nconnection-limit = 1\nlisten = [::1]:80, *:81\n")
+    (tmp_path / "c.ini").write_text("[devpi-server]\nport = 1\nthreads = 1\nconnection-limit = "
+                                    "1\nlisten = [::1]:80, *:81\n")
     settings, _ = parse("-c", tmp_path / "c.ini", "--threads", "3", CONNECTIONS="2", THREADS="2", PORT="5")
     assert (settings.threads, settings.connections, settings.listen) == (3, 2, (("127.0.0.1", 5),))
     (tmp_path / "c.ini").write_text("[devpi-server]\nlisten = [::1]:80, *:81\n")

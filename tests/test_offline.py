@@ -1,4 +1,5 @@
-"""A server that asks nobody and, on read-only media, keeps nothing: it says so, and serves what is there."""
+"""A server that asks nobody and, on read-only media, keeps nothing: it says so, and serves what is
+there."""
 
 import pathlib
 import shutil
@@ -23,7 +24,8 @@ def found(server):
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    """A stopped server's directory: a stage with a file, a search index, a mirror that has one file."""
+    """A stopped server's directory: a stage with a file, a search index, a mirror that has one
+    file."""
     from upstream import Upstream
 
     upstream = Upstream().start()
@@ -58,7 +60,8 @@ def test_offline_mode_is_said_at_the_start_in_status_and_metrics(make_server):
 
 
 def wrapper(folder, directory):
-    """An interpreter for `Server` which sees the directory mounted read-only; None where that can't be had."""
+    """An interpreter for `Server` which sees the directory mounted read-only; None where that can't
+    be had."""
     script = pathlib.Path(folder) / "python"
     script.write_text("""#!/bin/sh
 exec unshare -rm sh -c 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"' '%s' '%s' "$@"
@@ -73,7 +76,8 @@ exec unshare -rm sh -c 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" 
 
 @pytest.fixture(params=["said to be", "mounted"])
 def read_only(request, tmp_path, filled):
-    """A server on a copy of the directory without what a careful copy leaves out, that is read-only; and the mirror's file."""
+    """A server on a copy of the directory without what a careful copy leaves out, that is
+    read-only; and the mirror's file."""
     directory = tmp_path / "copy"
     shutil.copytree(str(filled[0]), str(directory))
     for name in (".lock", ".commits", ".secret"):
@@ -132,7 +136,8 @@ def test_without_a_search_index_nothing_is_found_and_the_status_says_so(tmp_path
     shutil.copytree(str(filled[0]), str(directory))
     for path in directory.glob("search.db*"):
         path.unlink()
-    server = Server(directory, script=patched(tmp_path, "devpi_lite.is_read_only = lambda path: True")).start()
+    server = Server(directory, script=patched(tmp_path, "devpi_lite.is_read_only = lambda path: "
+                                                        "True")).start()
     try:
         assert found(server) == []
         assert server.get("/+status").result["status"] == "warn"

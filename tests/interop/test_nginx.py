@@ -1,7 +1,8 @@
-"""The real nginx in front, with TLS and the configuration that `gen-config nginx` prints, under / and under /pypi/.
+"""The real nginx in front, with TLS and the configuration that `gen-config nginx` prints, under /
+and under /pypi/.
 
-`make interop` installs nginx where it may; where there is none these tests are skipped, and the run says so.
-"""
+`make interop` installs nginx where it may; where there is none these tests are skipped, and the run
+says so. """
 
 import hashlib
 import http.client
@@ -60,7 +61,8 @@ LARGE = 200 << 20
 
 
 class Site:
-    """A server behind nginx, with alice and her stage `alice/dev`; `url` is what her clients are told."""
+    """A server behind nginx, with alice and her stage `alice/dev`; `url` is what her clients are
+    told."""
 
     def __init__(self, server, url, certificate):
         self.server, self.url, self.certificate = server, url, certificate
