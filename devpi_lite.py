@@ -1213,7 +1213,10 @@ class Flight:
                 raise UpstreamTrouble("upstream is too busy: nothing was asked of it in time")
             self.function()
         except Problem as error:
-            self.error = error
+            # With its traceback it would keep what the work had in hand, a page of 100 MB, until
+            # the garbage collector comes by.
+            self.error = error.with_traceback(None)
+            error.__cause__ = error.__context__ = None
         except Exception as error:
             log.exception("background work failed")
             self.error = UpstreamTrouble(reason_of(error))
@@ -6464,9 +6467,9 @@ class Mirrors:
     def _fetch_names(self, index, old):
         """Fetch the list into a file; a child process makes of it what `MirrorNames` needs."""
         mirror_url = index.mirror_url
-        url, until, trouble = self.unreadable.get(index.id, ("", 0, None))
+        url, until, trouble = self.unreadable.get(index.id, ("", 0, ""))
         if url == mirror_url and until > time.monotonic():
-            raise trouble
+            raise UnreadablePage(trouble)
         folder = tempfile.mkdtemp(dir=self.blobs.tmp)
         try:
             facts, content_type = self._download_list(
@@ -6478,7 +6481,7 @@ class Mirrors:
         except UnreadablePage as error:
             now = time.monotonic()
             self.unreadable = {id: entry for id, entry in self.unreadable.items() if entry[1] > now}
-            self.unreadable[index.id] = mirror_url, now + Limits.list_pause, error
+            self.unreadable[index.id] = mirror_url, now + Limits.list_pause, error.message
             raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)

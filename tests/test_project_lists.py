@@ -1,4 +1,5 @@
 """The project lists of mirrors: what is read, and what reading a hostile one costs (chapters 7, 8)."""
+import gc
 import json
 import os
 import pathlib
@@ -6,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -298,3 +300,25 @@ def test_a_small_body_that_becomes_a_large_one_comes_in_pieces(encoding, squeeze
     assert max(map(len, pieces)) <= 256 << 10
     with pytest.raises(d.UnreadablePage):
         d.read_page(Body(squeeze(large), encoding), len(large) - 1, time.monotonic() + 60)
+
+
+def test_a_failure_does_not_keep_the_page_that_it_came_from():
+    class Page:
+        data = b"not JSON"
+    watched = []
+
+    def work():
+        page = Page()
+        watched.append(weakref.ref(page))
+        try:
+            d.parse_simple_page("x", URL, page.data, True)
+        except d.UpstreamTrouble as trouble:
+            raise d.UnreadablePage("again: " + trouble.message) from trouble
+    gc.disable()        # which would find it, some time
+    try:
+        flight = d.Flight(work)
+        flight.run()
+        assert watched[0]() is None
+    finally:
+        gc.enable()
+    assert flight.error.message.startswith("again: http://localhost/mirror/simple/: not a simple page")
