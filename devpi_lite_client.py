@@ -281,18 +281,28 @@ def _line_end(text, position):
     return len(text) if newline < 0 else newline + 1
 
 
+def python_tag(filename):
+    """The tag of Python in a wheel's name: the third field, behind a build number the fourth.
+
+    Counted from the front: behind the platform there may be the label of a variant (PEP 825)."""
+    parts = filename[:-len(".whl")].split("-")
+    has_build = len(parts) > 5 and parts[2][:1].isdigit()
+    return parts[3] if has_build else parts[2] if len(parts) > 4 else ""
+
+
 def upload_kind(filename):
     """(pyversion, filetype) that an upload form states for a file of that name (http-api 13.4)."""
     lower = filename.lower()
     if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"
     if lower.endswith(".whl"):
-        tag = filename[:-4].split("-")[-3:][0]
+        tag = python_tag(filename)
         if tag == "py2.py3":
             return "2.7", "bdist_wheel"
         found = re.match(r"[a-z]+([0-9])_?([0-9]*)", tag)
         return (found[1] + (f".{found[2]}" if found[2] else "") if found else "any"), "bdist_wheel"
-    found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", lower)
+    behind_name = re.sub(r"^.*?-(?=[0-9])", "-", lower, count=1)      # the name may be suds-py3
+    found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", behind_name)
     kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(lower.rpartition(".")[2])
     if kind and found:
         return found[1] + (f".{found[2]}" if found[2] else ""), kind
@@ -304,7 +314,9 @@ def _digest_length(algorithm):
     import hashlib
     if algorithm not in hashlib.algorithms_available or not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
         return 0
-    return hashlib.new(algorithm).digest_size * 2
+    with contextlib.suppress(ValueError):       # OpenSSL may list what its configuration forbids
+        return hashlib.new(algorithm).digest_size * 2
+    return 0
 
 
 def is_digest(algorithm, text):
