@@ -196,3 +196,45 @@ def test_a_base_has_to_be_readable_by_who_sets_it(site):
     assert site.patch("/" + name, ["bases+=owner/secret"], user="root").status == 200
     assert site.patch("/" + name, ["title=x"], user="stranger").status == 200        # it was there before
     assert site.patch("/" + name, {"bases": ["owner/secret"]}, user="stranger").status == 200
+
+
+OTHERS = [      # method, path below the index, body, headers: what else can be asked about a project or one of its files
+    ("GET", "{project}/1.0/+doc/index.html", None, {"Accept": "text/html"}),
+    ("GET", "{project}/latest/+doc/", None, {"Accept": "text/html"}),
+    ("GET", "{file}", None, {"Accept": "*/*"}),
+    ("GET", "{file}", None, {}),
+    ("HEAD", "{file}.metadata", None, {"Accept": "*/*"}),
+    ("POST", "{file}", {"a": 1}, {}),
+    ("DELETE", "{file}", None, {}),
+    ("DELETE", "{project}", None, {}),
+    ("DELETE", "{project}/1.0?force", None, {}),
+    ("PATCH", "{project}", {"project-status": {"status": "archived"}}, {}),
+    ("PATCH", "{project}/1.0", {"yanked": True}, {}),
+    ("PATCH", "{file}?yank", None, {}),
+    ("PUSH", "", {"name": "{project}", "version": "1.0", "targetindex": "stranger/own"}, {}),
+    ("PUSH", "", {"name": "{project}", "version": "1.0", "posturl": "http://127.0.0.1:9/", "username": "a", "password": "b"}, {}),
+    ("POST", "+simple/{project}/refresh", None, {}),
+    ("GET", "{project}?ignore_bases", None, {}),
+    ("GET", "+simple/{project}/?format=application/vnd.pypi.simple.v1+json", None, {"If-None-Match": "*"}),
+]
+
+
+@pytest.mark.parametrize("caller", REFUSED)
+@pytest.mark.parametrize("index", ["owner/secret", "owner/above"])
+def test_all_that_can_be_asked_is_answered_alike_for_known_and_unknown_names(site, index, caller):
+    if site.get("/stranger/own").status == 404:
+        site.add_index("stranger/own")
+    there = site.get("/owner/secret/merger/1.0", user="owner").result["+links"][0]["href"].partition("/owner/secret/")[2]
+    for method, path, body, headers in OTHERS:
+        said = set()
+        for project, file in (("merger", there), ("unknown", "+f/abc/0123456789abc/unknown-1.0-py3-none-any.whl")):
+            sent = body and {key: project if value == "{project}" else value for key, value in body.items()}
+            user, password, more = CALLERS[caller]
+            reply = site.request(method, "/%s/%s" % (index, path.format(project=project, file=file)), sent,
+                                 headers={**headers, **more}, user=user, password=password)
+            text = reply.text.replace(file, "FILE").replace(project, "NAME").replace(file.rpartition("/")[2], "FILE")
+            location = (reply.headers.get("Location") or "").replace(project, "NAME")
+            said.add((reply.status, text, location))
+        assert len(said) == 1, (method, path, said)
+        assert index == "owner/above" or said.pop()[0] in (401, 403), (method, path)
+    assert site.get("/owner/secret/merger/1.0", user="owner").result["+links"][0]["href"].endswith(there)
