@@ -650,7 +650,7 @@ class Misdirected(Problem):
 class UpstreamTrouble(Problem):
     """Upstream did not give what was asked for: unreachable, too slow, an error, garbage."""
     status = 502
-    remembered = False      # raised again in place of asking again
+    noted = float("inf")    # time.monotonic() at which it came, where it is raised in place of asking again
 
 
 class UnreadablePage(UpstreamTrouble):
@@ -1386,6 +1386,39 @@ def _too_much_memory():
 
 
 bulk = MemoryPool(Limits.claimed)
+
+
+class FairMemory:
+    """What is remembered of several parties, `limit` notes in all: who has most loses the oldest first."""
+
+    def __init__(self, limit):
+        self.limit, self.count = limit, 0
+        self.notes = {}             # party -> {key: note}, the oldest first
+        self.lock = threading.Lock()
+
+    def get(self, party, key, default):
+        return self.notes.get(party, {}).get(key, default)
+
+    def put(self, party, key, note):
+        with self.lock:
+            self._pop(party, key)
+            self.notes.setdefault(party, {})[key] = note
+            self.count += 1
+            if self.count > self.limit:
+                most = max(self.notes, key=lambda party: len(self.notes[party]))
+                self._pop(most, next(iter(self.notes[most])))
+
+    def pop(self, party, key):
+        with self.lock:
+            self._pop(party, key)
+
+    def _pop(self, party, key):
+        notes = self.notes.get(party)
+        if notes and key in notes:
+            del notes[key]
+            self.count -= 1
+            if not notes:
+                del self.notes[party]
 
 
 class Patience:
@@ -5793,19 +5826,21 @@ class Projects:
         if missing or hidden:
             blocking.misses_stage()
         pages, blocked, trouble, expires, remembered = [], None, None, [], False
+        began = time.monotonic()
         order, deadline = [member for member in self.indexes.order(index) if member not in hidden], None
         for member in order:
             if member.is_mirror and blocking.blocks:
                 blocked = blocked or member
                 continue
             if member.is_mirror and deadline is None:
-                self._ask_at_once(order, lambda mirror: self.mirrors.ask(mirror, name, again))
+                if not again:       # or what fails at once would be asked twice
+                    self._ask_at_once(order, lambda mirror: self.mirrors.ask(mirror, name, False))
                 deadline = time.monotonic() + self.mirrors.settings.request_timeout
             try:
                 page = self.own(member, name, deadline, kind, again)
             except (UpstreamTrouble, Busy) as error:
                 trouble = error
-                remembered = remembered or getattr(error, "remembered", False)
+                remembered = remembered or getattr(error, "noted", began) < began
                 continue
             if not member.is_mirror:
                 blocking.saw_stage(member, page.known)
@@ -5933,10 +5968,10 @@ class Mirrors:
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
         self.patience = Patience(3 * settings.threads)
-        self.not_found = collections.OrderedDict()      # (*_source(index), project) -> until
-        self.failed = collections.OrderedDict()         # the same -> (until, kind and message of the error)
-        self.silent = {}        # (_source(index), for its project list) -> the same, where no answer came
-        self.refreshed = collections.OrderedDict()      # (*_source(index), project) -> when
+        self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
+        self.failed = FairMemory(Limits.missing_projects)       # the same -> (until, kind, message)
+        self.refreshed = FairMemory(Limits.missing_projects)    # the same -> when
+        self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer came
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.list_readers = Shares("project lists are being read", Limits.list_readers,
                                    Limits.list_readers_of_one)
@@ -5970,7 +6005,7 @@ class Mirrors:
             return self._local_only(index, name, page), None
         if page and page.expires > time.monotonic():
             return page, None
-        missing_until = self.not_found.get((*_source(index), name), 0)
+        missing_until = self.not_found.get(_source(index), name, 0)
         if page is None and missing_until > time.monotonic():
             return ProjectPage(name, expires=missing_until), None
         failure = self._failure(index, name)
@@ -6037,8 +6072,8 @@ class Mirrors:
                     self._remember_failure(index, name if what == "page" else None, error)
                 raise
             if what == "page":
+                self.failed.pop(_source(index), name)
                 with self.lock:
-                    self.failed.pop((*_source(index), name), None)
                     self.silent.pop((_source(index), False), None)
         key = (what, index.id, url, name)
         return self.fetches.start(key, origin_of(url), index, Flight(counted))
@@ -6049,23 +6084,21 @@ class Mirrors:
         That says nothing of what it answers another one."""
         now = time.monotonic()
         note = now + Limits.upstream_pause, type(error), error.message
-        with self.lock:
-            if isinstance(error, NoAnswer):
-                self.silent = {key: note for key, note in self.silent.items() if note[0] > now}
+        if isinstance(error, NoAnswer):
+            with self.lock:
+                self.silent = {key: other for key, other in self.silent.items() if other[0] > now}
                 self.silent[_source(index), name is None] = note
-            elif name is not None:
-                self.failed[(*_source(index), name)] = note
-                while len(self.failed) > Limits.missing_projects:
-                    self.failed.popitem(last=False)
+        elif name is not None:
+            self.failed.put(_source(index), name, note)
 
     def _failure(self, index, name):
         """The trouble that upstream was in within the last seconds, asked for a page; or None."""
-        source = _source(index)
-        for notes, key in ((self.failed, (*source, name)), (self.silent, (source, False))):
-            until, kind, message = notes.get(key, (0, None, ""))
+        source, none = _source(index), (0, None, "")
+        for note in (self.failed.get(source, name, none), self.silent.get((source, False), none)):
+            until, kind, message = note
             if until > time.monotonic():
                 trouble = kind(message)
-                trouble.remembered = True
+                trouble.noted = until - Limits.upstream_pause
                 return trouble
         return None
 
@@ -6088,15 +6121,11 @@ class Mirrors:
         for index in indexes:
             if self.is_cut_off(index):
                 continue
-            key, now = (*_source(index), name), time.monotonic()
-            with self.lock:
-                if now - self.refreshed.get(key, -Limits.refresh_pause) < Limits.refresh_pause:
-                    continue
-                self.refreshed[key] = now
-                self.refreshed.move_to_end(key)
-                while len(self.refreshed) > Limits.missing_projects:
-                    self.refreshed.popitem(last=False)
-                self.not_found.pop(key, None)
+            source, now = _source(index), time.monotonic()
+            if now - self.refreshed.get(source, name, -Limits.refresh_pause) < Limits.refresh_pause:
+                continue
+            self.refreshed.put(source, name, now)
+            self.not_found.pop(source, name)
             try:
                 flights.append((index, self._start(
                     index, "page", name, functools.partial(self._fetch_page, index, name, True))))
@@ -6190,10 +6219,7 @@ class Mirrors:
             count = self.store.write(_page_gone, index, name, durable=False)
             log.warning("mirror %s: upstream does not have the project %s any more; "
                         "%d files stay at their URLs", index.path, name, count)
-        with self.lock:
-            self.not_found[(*_source(index), name)] = time.monotonic() + self.expiry(index)
-            while len(self.not_found) > Limits.missing_projects:
-                self.not_found.popitem(last=False)
+        self.not_found.put(_source(index), name, time.monotonic() + self.expiry(index))
 
     # -- files
 
@@ -6613,12 +6639,17 @@ def _store_page(change, index, name, page, etag, origin, serial):
             _update_mirror_file(change, version, before, position, new)
     if inserted:
         _share_arrived(change, project_id)
-    listed = {new.filename for new in own}
+    listed, gone = {new.filename for new in own}, []
     for file in old.values():
         if file.position is not None:
             change.execute("UPDATE files SET position = NULL WHERE id = ?", (file.id,))
             if file.filename in listed:
                 log.warning("mirror %s: upstream changed the bytes of %s", index.path, one_line(file.filename))
+            else:
+                gone.append(one_line(file.filename))
+    if gone:
+        log.warning("mirror %s: upstream does not list %s of %s any more; what is not listed stays at its URL",
+                    index.path, gone[0] if len(gone) == 1 else f"{len(gone)} files", name)
     change.touch(project_tag(index.id, name))
 
 

@@ -282,6 +282,38 @@ def test_a_flood_of_names_that_hang_holds_up_no_other_mirror_of_the_host(indexes
         thread.join(30)
 
 
+# -- what is remembered
+
+
+def test_who_has_most_in_memory_loses_first():
+    memory = d.FairMemory(10)
+    for number in range(3):
+        memory.put("mia", number, "note")
+    for number in range(100):
+        memory.put("eve", number, "note")
+    assert [memory.get("mia", number, None) for number in range(3)] == ["note"] * 3
+    assert sorted(memory.notes["eve"]) == list(range(93, 100)) and memory.count == 10
+    for number in range(3):
+        memory.pop("mia", number)
+    memory.pop("mia", 0)
+    assert sorted(memory.notes) == ["eve"] and memory.count == 7
+
+
+def test_a_flood_of_missing_names_makes_no_other_mirror_forget(tmp_path, scripted):
+    server = Server(tmp_path / "data")
+    server.script = patched(tmp_path, "devpi_lite.Limits.missing_projects = 6")
+    server.start()
+    try:
+        server.add_user("mia")
+        good, evil = mirror(server, scripted), mirror(server, scripted.host_url + "/other/")
+        for number in range(8):
+            assert page(server, good, "missing").status == 404
+            assert page(server, evil, "n%d" % number).status == 404
+        assert len(asked(scripted, "/simple/missing/")) == 1
+    finally:
+        server.kill()
+
+
 # -- threads of requests
 
 

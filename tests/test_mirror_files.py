@@ -584,6 +584,7 @@ def test_file_removed_upstream_stays_at_its_path(mirrors, upstream):
     upstream.remove("demo", gone.filename)
     assert mirrors.filenames(index, "demo") == [other.filename]
     assert get(mirrors, path).body == gone.content
+    assert "does not list %s of demo any more" % gone.filename in mirrors.whole_output()
 
 
 @pytest.mark.parametrize("downloaded", [True, False], ids=["downloaded", "only-listed"])
