@@ -5191,10 +5191,14 @@ def _parse_json_page(project, url, body):
     if files is None:
         raise ValueError("it has no files")
     known = {canonical_version(version_of_file(filename, project)) for filename in files}
-    versions = tuple(v for v in page.get("versions") or () if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable())
-    status = page.get("project-status") or meta.get("project-status") or {}
+    versions = page.get("versions")
+    versions = [v for v in versions if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()] \
+        if isinstance(versions, list) else ()
+    status = page.get("project-status") or meta.get("project-status")
     if isinstance(status, str):
         status = {"status": status, "reason": meta.get("project-status-reason")}
+    elif not isinstance(status, dict):
+        status = {}
     return UpstreamPage(tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
                         tuple(v for v in versions if canonical_version(v) not in known))
 
@@ -7093,15 +7097,18 @@ def limit_process(memory, cpu):
         import resource         # not on Windows: there the bounds on bytes and names hold alone
     except ImportError:
         return
-    bounds = {resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: cpu, resource.RLIMIT_CORE: 0}
-    for which, bound in bounds.items():
+    bounds = {"RLIMIT_AS": memory, "RLIMIT_CPU": cpu, "RLIMIT_CORE": 0}
+    for name, bound in bounds.items():
+        which = getattr(resource, name, None)
+        if which is None:       # OpenBSD has no RLIMIT_AS
+            continue
         _, hard = resource.getrlimit(which)
         if hard != resource.RLIM_INFINITY:
             bound = min(bound, hard)
         try:
             resource.setrlimit(which, (bound, hard))
         except (ValueError, OSError) as error:      # macOS knows no bound on memory
-            log.debug("no bound on resource %s: %s", which, error)
+            log.debug("no bound %s: %s", name, error)
 
 
 def parse_names(url, body, content_type, most):
