@@ -507,8 +507,8 @@ class Odd(socketserver.ThreadingTCPServer):
         words = self.words(project)
         body = string.Template(body.decode("latin-1")).safe_substitute(words)
         body = travel(body.encode("latin-1"))
-        return string.Template(head).safe_substitute(words,
-                                                     LENGTH=len(body)).encode("latin-1") + body
+        head = string.Template(head).safe_substitute(words, LENGTH=len(body))
+        return head.encode("latin-1") + body
 
 
 class OddHandler(socketserver.StreamRequestHandler):
@@ -580,22 +580,22 @@ def test_an_odd_upstream(server, odd, row):
     assert list(found) == list(wanted)
     assert row.versions is None or reply.json()["versions"] == row.versions
     for name, what in wanted.items():
-        what, file = dict(what), found[name]
-        algorithm, gets, metadata = what.pop("hash", "sha256"), what.pop("gets",
-            200), what.pop("metadata", None)
-        if algorithm is not ...:
-            assert file["hashes"] == ({algorithm: hashlib.new(algorithm,
-                content(name)).hexdigest()} if algorithm else {})
+        what, file, path = dict(what), found[name], "/mia/m/" + found[name]["url"].replace("../", "")
+        algorithm, gets = what.pop("hash", "sha256"), what.pop("gets", 200)
+        metadata = what.pop("metadata", None)
+        if algorithm is None:
+            assert file["hashes"] == {}
+        elif algorithm is not ...:
+            digest = hashlib.new(algorithm, content(name)).hexdigest()
+            assert file["hashes"] == {algorithm: digest}
         for key, value in what.items():
             assert file.get(key.replace("_", "-"), ABSENT) == value, key
         if metadata:
-            assert fetched(server, "/mia/m/%s.metadata" % file["url"].replace("../", "")) == (200,
-                metadata.encode())
-        if gets is None:
-            continue
-        status, body = fetched(server, "/mia/m/" + file["url"].replace("../", ""))
-        assert status == gets
-        assert status != 200 or body == content(name)
+            assert fetched(server, path + ".metadata") == (200, metadata.encode())
+        if gets:
+            status, body = fetched(server, path)
+            assert status == gets
+            assert status != 200 or body == content(name)
 
 
 def test_the_rows_have_names_of_their_own():
