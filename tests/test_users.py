@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import re
+import sqlite3
 import time
 from urllib.parse import quote
 
@@ -407,6 +408,28 @@ def test_names_that_look_like_others_or_like_paths_are_refused(shared_server, re
         assert reply.status == 400 and "name" in reply.json()["message"]
         assert reply.json()["message"].isascii()
     assert name not in shared_server.get("/").result
+
+
+def test_names_that_an_older_program_let_in_go_on(server):
+    server.add_user("cafe", "pw")
+    server.add_index("cafe/dev")
+    server.add_index("cafe/above", bases=["cafe/dev"])
+    server.stop()
+    with sqlite3.connect(str(server.directory / "devpi_lite.db")) as db:
+        db.execute("UPDATE users SET name = 'caf\u00e9' WHERE name = 'cafe'")
+        db.execute("UPDATE indexes SET name = '_d\u00e9v' WHERE name = 'dev'")
+    db.close()
+    server.start()
+    user, index = quote("caf\u00e9"), quote("caf\u00e9/_d\u00e9v")
+    credentials = basic("caf\u00e9", "pw")
+    assert authstatus(server, credentials) == ["ok", "caf\u00e9", []]
+    assert server.patch("/" + index, {"title": "x", "acl_upload": "caf\u00e9"}, headers=credentials).status == 200
+    assert server.patch("/%s/above" % user, {"bases": "caf\u00e9/_d\u00e9v"}, headers=credentials).status == 200
+    assert server.get("/%s/+simple/" % index).status == 200
+    assert server.delete("/" + index, headers=credentials).status == 201
+    assert server.put("/" + index, {}, headers=credentials).status == 400
+    assert server.patch("/" + user, {"password": "new"}, headers=credentials).status == 200
+    assert server.delete("/" + user, headers=basic("caf\u00e9", "new")).status == 200
 
 
 def test_user_names_are_case_sensitive(shared_server, person):
