@@ -72,7 +72,6 @@ import stat
 import struct
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import time
@@ -2309,7 +2308,8 @@ except ImportError:     # Windows
 #
 # The bytes of files, named by their SHA-256, once each.  The one place that puts a file on disk: written in `tmp/`,
 # synced, renamed into `files/`, directory synced; only then may a commit name it.  And what is read out of archives:
-# their metadata file, after a look for members that no honest tool writes, and the members of documentation zips.
+# their metadata file, and the members of documentation zips.  What strangers send is read within bounds of our own, for
+# no library promises any: nothing below rests on which exception one raises, or on what it makes of a damaged header.
 # ======================================================================================================================
 
 
@@ -2778,7 +2778,8 @@ def _zip_members(file, filename, limit, effort):
 
 def _check_zip_members(file, filename, members, effort):
     """Read every member through: the archive can be unpacked, to what its directory says, and each
-    byte is one member's."""
+    byte is one member's. Three quarters of the time are zlib's: 2.4 ms for a wheel of 100 KB, 0.2 s
+    for 10 MB, and it lets other threads run meanwhile."""
     end, scripts = 0, re.compile(r"([^/]+\.dist-info|EGG-INFO)/entry_points\.txt")
     for member in sorted(members, key=lambda member: member.header_offset):
         if member.header_offset < end:
@@ -3074,7 +3075,8 @@ def _tar_members(stream, filename, effort):
     Not by `tarfile`, which is not meant for what strangers send: it believes a size below zero,
     which takes it back to a header that it has read, reads an extended header of any size at once,
     copies all global fields for each member, keeps a list of all holes of a sparse file, and takes
-    a damaged header for the end. ValueError for what is damaged."""
+    a damaged header for the end. (It is slower, too: 258 ms for 10 MB of libraries, this 190.)
+    ValueError for what is damaged."""
     before = _Extended(filename)        # what stands in front of a member
     headers = 0
     while True:
