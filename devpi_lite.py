@@ -150,11 +150,13 @@ def canonical_version(text):
 
 
 def spellings(version, among):
-    """Those of some texts that spell the same version (PEP 440: `1.0-RC1`, `1.0rc1`), the text itself before others.
+    """Those of some texts that spell the same version (PEP 440: `1.0-RC1`, `1.0rc1`), the text
+    itself before others.
 
     `1.0` and `1.0.0` are two versions here: each can be a release of its own."""
     wanted = canonical_version(version)
-    return sorted((text for text in among if canonical_version(text) == wanted), key=lambda text: text != version)
+    same = (text for text in among if canonical_version(text) == wanted)
+    return sorted(same, key=lambda text: text != version)
 
 
 @functools.lru_cache(maxsize=20000)
@@ -685,11 +687,12 @@ class TooManyLogins(Problem):
 
 
 class TooMany(Problem):
-    """Too much of something within a time; the same request may well succeed after `wait` seconds."""
+    """Too much of something within a time; the same may well succeed after `wait` seconds."""
     status = 429
 
     def __init__(self, message, wait):
-        super().__init__(f"{message}: try again in {wait} seconds", headers=[("Retry-After", str(wait))])
+        super().__init__(f"{message}: try again in {wait} seconds",
+                         headers=[("Retry-After", str(wait))])
 
 
 class NoSpace(Problem):
@@ -1039,7 +1042,7 @@ class Limits:
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # a minute
-    audited_refusals = 1000         # an hour, of acts that somebody may not do, or that conflict with what is there
+    audited_refusals = 1000         # an hour, of acts that are forbidden or conflict with others
     audited_refusals_of_one = 100   # of them, of one user and address
     audit_repeat = 60               # seconds within which the same, done again, is counted in the row that is there
     audit_repeats = 10000           # indexes and users whose last one is remembered for that
@@ -1063,7 +1066,7 @@ class Limits:
     write_ahead_log = 64 << 20      # bytes that it keeps when it has been folded in
     trash = 7 * 86400               # that a file stays which nothing in the database names
     outbox = 10000                  # messages of one index; the oldest go
-    outbox_of_all = 50000           # messages of all indexes; the oldest of the account that has the most go
+    outbox_of_all = 50000           # of all; the oldest of the account that has the most go
     outbox_rest = 30                # for a target whose last message could not be written down as sent
     webhooks = 20                   # URLs of one index
     dead_messages = 1000
@@ -1084,7 +1087,7 @@ class Limits:
     targets_of_one = 8              # of them, for one account
     slow_targets = 8                # of them, that kept somebody waiting last time
     slow_delivery = 2               # seconds after which a target counts as slow
-    delivery_turn = 2               # seconds for which a target is served before others have their turn
+    delivery_turn = 2               # seconds that a target is served before others
     webhook_connect = 3             # seconds for a connection to a target
     webhook_time = 10
     longest_retry = 3600
@@ -1094,7 +1097,7 @@ class Limits:
     push_time = 1800                # of one push to an outside server
     attestations = 256 << 10        # characters, of one file
     told_reason = 1000              # characters of what another server says of a refusal
-    named_stages = 5                # that a message offers in place of the one that does not take something
+    named_stages = 5                # that a refusal offers in place of an index
     posted_answer = 64 << 10        # what is read of the answer to a POST
     slowest_post = 16 << 10         # bytes a second
     busy = 10                       # seconds a writer waits for another process
@@ -1490,7 +1493,9 @@ class Shares:
 
 
 class Rate:
-    """Counts what happened within the last so many seconds: by one key, and in all.  Its memory is bounded by both bounds."""
+    """Counts what happened within the last so many seconds: by one key, and in all.
+
+    Its memory is bounded by both bounds."""
 
     def __init__(self, seconds, of_one, of_all):
         self.seconds, self.of_one, self.of_all = seconds, of_one, of_all
@@ -1500,7 +1505,9 @@ class Rate:
         self.lock = threading.Lock()
 
     def take(self, key, amount=1):
-        """Count it, and return 0; if that would pass a bound count nothing, and return the seconds after which to try again."""
+        """Count it, and return 0.
+
+        If that would pass a bound count nothing, and return the seconds after which to try again."""
         now = time.monotonic()
         with self.lock:
             while self.events and self.events[0][0] < now - self.seconds:
@@ -1510,7 +1517,8 @@ class Rate:
                 if not self.sums[old]:
                     del self.sums[old]
             if self.total + amount > self.of_all or self.sums[key] + amount > self.of_one:
-                return max(1, int(self.events[0][0] + self.seconds - now + 0.999)) if self.events else self.seconds
+                oldest = self.events[0][0] if self.events else now
+                return max(1, int(oldest + self.seconds - now + 0.999))
             self.events.append((now, key, amount))
             self.total += amount
             self.sums[key] += amount
@@ -1641,10 +1649,11 @@ CREATE INDEX search_queue_order ON search_queue (since);
 """
 
 SCHEMA_SINCE_3 = """
--- one row: a name that a file of a stage had until it went, and what it stood for; kept: 1 if the index was not volatile then
+-- one row: a name that a file of a stage had until it went, and what it stood for; kept: 1 if the
+-- index was not volatile then
 CREATE TABLE withdrawn (
-    index_path TEXT NOT NULL, kind TEXT NOT NULL, filename TEXT NOT NULL, sha256 TEXT NOT NULL, kept INTEGER NOT NULL,
-    PRIMARY KEY (index_path, kind, filename)) WITHOUT ROWID;
+    index_path TEXT NOT NULL, kind TEXT NOT NULL, filename TEXT NOT NULL, sha256 TEXT NOT NULL,
+    kept INTEGER NOT NULL, PRIMARY KEY (index_path, kind, filename)) WITHOUT ROWID;
 
 -- one row: what the uploader of a file attests of it (PEP 740), as it came
 CREATE TABLE attestations (
@@ -1683,7 +1692,8 @@ def _migrate_to_2(db):
 
 def _migrate_to_3(db):
     run_script(db, SCHEMA_SINCE_3)
-    db.execute("UPDATE outbox SET account = coalesce((SELECT user_id FROM indexes WHERE indexes.id = index_id), 0)")
+    db.execute("UPDATE outbox SET account = "
+               "coalesce((SELECT user_id FROM indexes WHERE indexes.id = index_id), 0)")
 
 
 def _migrate_to_4(db):
@@ -4305,7 +4315,7 @@ class Indexes:
         return self._resolved(index)[0]
 
     def missing_bases(self, index):
-        """The paths of indexes that an index or one of its bases names as a base, and that do not exist."""
+        """The paths that an index or one of its bases names as bases, and that do not exist."""
         return self._resolved(index)[1]
 
     def reach(self, index):
@@ -4339,7 +4349,8 @@ class Indexes:
     def incomplete(self):
         """(Index, path of a base of its own that does not exist) for every such base."""
         there = {index.path for index in self.all()}
-        return [(index, base) for index in self.all() for base in index.config.get("bases", ()) if base not in there]
+        return [(index, base) for index in self.all() for base in index.config.get("bases", ())
+                if base not in there]
 
     def unknown_users(self, index, before):
         """Sentences about names in an index's ACLs that are no users: a typing error, or not made yet.
@@ -4602,14 +4613,16 @@ def _delete_user(change, name, force, may_read):
 
 
 def _bury_files(change, index, condition="1", *values):
-    """Remember the paths of files about to be deleted, which answer 410 from now on, and what a stage's names stood for.
+    """Remember the paths of files about to be deleted, which answer 410 from now on, and what a
+    stage's names stood for.
 
     A mirror's links that were never followed are not remembered."""
     change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files WHERE index_id = ? "
                    f"AND sha256 IS NOT NULL AND {condition}", (index.path, index.id, *values))
     if not index.is_mirror:
-        change.execute("INSERT OR REPLACE INTO withdrawn SELECT ?, kind, filename, sha256, ? FROM files WHERE index_id = ? "
-                       f"AND sha256 IS NOT NULL AND kind != 'toxresult' AND {condition}",
+        change.execute("INSERT OR REPLACE INTO withdrawn SELECT ?, kind, filename, sha256, ? "
+                       "FROM files WHERE index_id = ? AND sha256 IS NOT NULL "
+                       f"AND kind != 'toxresult' AND {condition}",
                        (index.path, not index.volatile, index.id, *values))
 
 
@@ -4862,8 +4875,9 @@ class UpstreamClient:
     def post(self, url, headers, pieces, length, timeout, connect_time=None):
         """Send a POST whose body is `length` bytes in byte strings; returns its `PostAnswer`.  Redirects are not followed.
 
-        `timeout`: seconds that connecting (or `connect_time` for that), each step of sending, and the answer may take; the
-        whole body may take so long as `Limits.slowest_post` allows.  UpstreamTrouble if there is no answer."""
+        `timeout`: seconds that connecting (or `connect_time` for that), each step of sending, and
+        the answer may take; the whole body may take so long as `Limits.slowest_post` allows.
+        UpstreamTrouble if there is no answer."""
         try:
             connection = self._new_connection(origin_of(url), url, connect_time or timeout)
             if not is_allowed_target(url, self.post_allow):
@@ -5723,7 +5737,9 @@ def _status_of(row):
 
 
 def files_by_version(page):
-    """{version: [(Index, File), ...]} of a page, in the order of versions; all spellings of one are under the first."""
+    """{version: [(Index, File), ...]} of a page, in the order of versions.
+
+    All spellings of a version are under the first."""
     first, found = {}, {}
     for version in page.versions:
         found.setdefault(first.setdefault(canonical_version(version), version), [])
@@ -5827,7 +5843,8 @@ class Projects:
         A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
         is raised if nobody else knows the project, and asked `again` only then if it failed just now.
         Where a base is missing any name may have been private: mirrors are shut
-        out but for what a whitelist admits, and Forbidden is raised if nobody else knows the project."""
+        out but for what a whitelist admits, and Forbidden is raised if nobody else knows the
+        project."""
         blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
         if missing or hidden:
             blocking.misses_stage()
@@ -5859,8 +5876,9 @@ class Projects:
                 return self.contributions(index, name, kind, True, hidden)
             raise trouble
         if missing and blocked and not pages:
-            raise Forbidden(f"index {index.path} builds on {missing[0]}, which does not exist and may have had {name}: mirrors "
-                            f"are shut out until the bases of {index.path} are mended")
+            raise Forbidden(
+                f"index {index.path} builds on {missing[0]}, which does not exist and may have had "
+                f"{name}: mirrors are shut out until the bases of {index.path} are mended")
         return Contributions(pages, blocked, trouble, min(expires, default=0))
 
     @staticmethod
@@ -7185,10 +7203,12 @@ def _names_in_json(text):
 # ======================================================================================================================
 # 9  Outbox
 #
-# Messages that tell outside servers what happened on an index: a Jenkins job to start, webhooks.  The very change that they
-# speak of enters them; they are delivered behind it, by a thread of its own for each target and account, until they arrive or
-# are given up.  Accounts take turns, and targets that hung come after those that did not.  So a target that is down or slow costs nobody else anything, and nothing is forgotten by a crash; a message may come
-# twice, under the same delivery number.
+# Messages that tell outside servers what happened on an index: a Jenkins job to start, webhooks.
+# The very change that they speak of enters them; they are delivered behind it, by a thread of its
+# own for each target and account, until they arrive or are given up.  Accounts take turns, and
+# targets that hung come after those that did not: a target that is down or slow costs nobody else
+# anything.  Nothing is forgotten by a crash; a message may come twice, under the same delivery
+# number.
 # ======================================================================================================================
 
 
@@ -7250,9 +7270,11 @@ def _webhook_content(change, index, event):
 def _post_later(change, index, kind, url, headers, body):
     """Enter a message; an index that has too many waiting loses its oldest."""
     target = "%s://%s:%d" % origin_of(url)
-    change.execute("INSERT INTO outbox (delivery, index_id, target, kind, url, headers, body, due, account) "
-                   "VALUES (?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT user_id FROM indexes WHERE id = ?), 0))",
-                   (str(uuid.uuid4()), index.id, target, kind, url, json.dumps(headers), body, time.time(), index.id))
+    change.execute("INSERT INTO outbox "
+                   "(delivery, index_id, target, kind, url, headers, body, due, account) VALUES "
+                   "(?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT user_id FROM indexes WHERE id = ?), 0))",
+                   (str(uuid.uuid4()), index.id, target, kind, url, json.dumps(headers), body,
+                    time.time(), index.id))
     change.execute("DELETE FROM outbox WHERE index_id = ? AND id <= "
                    "(SELECT id FROM outbox WHERE index_id = ? ORDER BY id DESC LIMIT 1 OFFSET ?)",
                    (index.id, index.id, Limits.outbox))
@@ -7266,11 +7288,14 @@ def _bound_outbox(change):
         return
     excess = change.execute("SELECT count(*) FROM outbox").fetchone()[0] - Limits.outbox_of_all
     if excess > 0:
-        account = change.execute("SELECT account FROM outbox GROUP BY account ORDER BY count(*) DESC LIMIT 1").fetchone()[0]
-        excess += Limits.outbox_of_all // 100       # so that not each message has to look for one that goes
-        change.execute("DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE account = ? ORDER BY id LIMIT ?)",
+        account = change.execute("SELECT account FROM outbox GROUP BY account "
+                                 "ORDER BY count(*) DESC LIMIT 1").fetchone()[0]
+        excess += Limits.outbox_of_all // 100       # so that not each message has to do this
+        change.execute("DELETE FROM outbox WHERE id IN "
+                       "(SELECT id FROM outbox WHERE account = ? ORDER BY id LIMIT ?)",
                        (account, excess))
-        log.warning("too many messages wait in the outbox: the oldest %d of one account are dropped", excess)
+        log.warning("too many messages in the outbox: the oldest %d of one account are dropped",
+                    excess)
 
 
 _JENKINS_SCRIPT = '''\
@@ -7315,20 +7340,22 @@ def _jenkins_form(index_url, spec):
 
 
 class Outbox:
-    """Delivers what is in the outbox: for each account at most one message at a time to a target (scheme, host and port).
+    """Delivers what is in the outbox: for each account at most one message at a time to a target
+    (scheme, host and port).
 
-    A lane is (target, account).  The account with the fewest lanes under way has its turn first; a lane whose target kept us
-    waiting last time comes after all others, and a few of those are under way at a time."""
+    A lane is (target, account).  The account with the fewest lanes under way has its turn first;
+    a lane whose target kept us waiting last time comes after all others, and a few of those are
+    under way at a time."""
 
     def __init__(self, store, client, settings):
         self.store, self.client, self.settings = store, client, settings
         self.workers = Workers("outbox", Limits.targets, self._deliver_to)
         self.busy = set()       # lanes that a worker has
         self.resting = {}       # lane -> time.time() until which it is left alone
-        self.slow = collections.OrderedDict()       # lanes whose target kept us waiting last time, the latest last
+        self.slow = collections.OrderedDict()       # lanes whose target kept us waiting last time
 
     def run(self):
-        """A loop for a thread: start a worker for each lane that something is due for, as far as there are any."""
+        """A loop for a thread: start workers for lanes that something is due for."""
         ready = self.store.signals["outbox"]
         while True:
             ready.clear()
@@ -7364,13 +7391,15 @@ class Outbox:
         return pause
 
     def _start(self, waiting):
-        """Start workers for lanes, given as (whether it is slow, when it was due, lane), as far as the bounds allow."""
+        """Start workers for lanes, given as (whether it is slow, when it was due, lane), as far as
+        the bounds allow."""
         busy = tuple(self.busy)
         running = collections.Counter(account for _, account in busy)
         slow = sum(lane in self.slow for lane in busy)
         for _ in range(Limits.targets - len(busy)):
             free = [(is_slow, running[lane[1]], due, lane) for is_slow, due, lane in waiting
-                    if running[lane[1]] < Limits.targets_of_one and not (is_slow and slow >= Limits.slow_targets)]
+                    if running[lane[1]] < Limits.targets_of_one
+                    and not (is_slow and slow >= Limits.slow_targets)]
             if not free:
                 return
             is_slow, _, due, lane = min(free)
@@ -7381,7 +7410,7 @@ class Outbox:
             self.workers.submit(lane)
 
     def _deliver_to(self, lane):
-        """Deliver what is due in a lane, oldest first, until one fails or its turn is over: then it is the others' turn."""
+        """Deliver what is due in a lane, oldest first, until one fails or its turn is over."""
         until = time.monotonic() + Limits.delivery_turn
         try:
             while self._deliver_one(lane) and not self.store.closed and time.monotonic() < until:
@@ -7397,8 +7426,9 @@ class Outbox:
         """Whether there was a message in a lane, and it arrived."""
         target, account = lane
         with self.store.read() as db:
-            row = db.execute("SELECT * FROM outbox WHERE dead = 0 AND target = ? AND account = ? AND due <= ? "
-                             "ORDER BY due, id LIMIT 1", (target, account, time.time())).fetchone()
+            row = db.execute("SELECT * FROM outbox WHERE dead = 0 AND target = ? AND account = ? "
+                             "AND due <= ? ORDER BY due, id LIMIT 1",
+                             (target, account, time.time())).fetchone()
         if row is None:
             return False
         began = time.monotonic()
@@ -7428,8 +7458,8 @@ class Outbox:
         if credentials:
             headers["Authorization"] = credentials
         try:
-            answer = self.client.post(row["url"], headers, [row["body"]], len(row["body"]), Limits.webhook_time,
-                                      Limits.webhook_connect)
+            answer = self.client.post(row["url"], headers, [row["body"]], len(row["body"]),
+                                      Limits.webhook_time, Limits.webhook_connect)
         except UpstreamTrouble as problem:
             return problem.message, isinstance(problem, Unreachable)
         return (None if 200 <= answer.status < 300 else f"answered {answer.status}"), False
@@ -7562,11 +7592,13 @@ def form_metadata(form):
 
 
 def stored_metadata(text):
-    """A release's metadata as they are stored (JSON), without what describes one file only: older programs kept that too."""
+    """A release's metadata as they are stored (JSON), without what describes one file only: older
+    programs kept that too."""
     metadata = json.loads(text)
     other = metadata.get("other")
     if isinstance(other, dict) and not _FORM_ONLY.isdisjoint(other):
-        metadata["other"] = {field: value for field, value in other.items() if field not in _FORM_ONLY}
+        metadata["other"] = {field: value for field, value in other.items()
+                             if field not in _FORM_ONLY}
     return metadata
 
 
@@ -7616,7 +7648,8 @@ class Releases:
     def upload(self, index, form, filename, incoming, may_replace, actor):
         """devpi: `:action=file_upload`.  Keep an incoming file as a file of a release.
 
-        `may_replace`: whether the actor may put other bytes under a name that was deleted from a non-volatile index.
+        `may_replace`: whether the actor may put other bytes under a name that was deleted from a
+        non-volatile index.
         Returns False if the very same file was there already on a non-volatile index."""
         name, version = check_form_names(form)
         check_form_filename(filename, name, version)
@@ -7777,7 +7810,8 @@ class Releases:
     # -- removal
 
     def remove_project(self, index, name, refusal, actor):
-        """devpi: DELETE /user/index/project.  `refusal`: what a non-volatile index says to that; None: it is done there too.
+        """devpi: DELETE /user/index/project.  `refusal`: what a non-volatile index says to that;
+        None: it is done there too.
 
         This and the next two return what is to be said about the project's name (see `_remove`)."""
         return self.store.write(_remove, index, refusal, _remove_project, (name,), actor=actor)
@@ -7798,15 +7832,19 @@ def _already_exists(filename, more=""):
 
 def _withdrawn(db, index, kind, filename):
     """What the name of a file of the stage stood for until that went: (sha256, kept), or None."""
-    return db.execute("SELECT sha256, kept FROM withdrawn WHERE index_path = ? AND kind = ? AND filename = ?",
+    return db.execute("SELECT sha256, kept FROM withdrawn "
+                      "WHERE index_path = ? AND kind = ? AND filename = ?",
                       (index.path, kind, filename)).fetchone()
 
 
 def _refuse_other_bytes(index, before, filename, sha256, may_replace):
-    """A name that a non-volatile index once gave to other bytes is given again by the index's owner and root only."""
-    if before and before["kept"] and before["sha256"] != sha256 and not index.volatile and not may_replace:
-        raise Conflict(f"{filename} was deleted from the non-volatile index {index.path}, where this name stands for "
-                       f"sha256={before['sha256']}: only {index.user} and root may give it to other content")
+    """A name that a non-volatile index once gave to other bytes is given again by the index's owner
+    and root only."""
+    is_taken = before and before["kept"] and before["sha256"] != sha256
+    if is_taken and not index.volatile and not may_replace:
+        raise Conflict(f"{filename} was deleted from the non-volatile index {index.path}, where this "
+                       f"name stands for sha256={before['sha256']}: only {index.user} and root may "
+                       "give it to other content")
 
 
 def _register(change, index, name, version, metadata):
@@ -7863,7 +7901,8 @@ def _store_upload(change, index, upload, may_replace):
         if old.sha256 != upload.sha256:
             raise _already_exists(upload.filename)
         return False
-    history = _make_room(change, index, old, "releasefile", upload.filename, upload.sha256, may_replace)
+    history = _make_room(change, index, old, "releasefile", upload.filename, upload.sha256,
+                         may_replace)
     history.append(_log_entry("upload", who=change.who, dst=index.path))
     release_id = _merge_release(change, index, project_id, upload)
     if old and old.release_id != release_id:
@@ -7912,9 +7951,11 @@ def _as_history(entries):
 
 
 def _make_room(change, index, old, kind, filename, sha256, may_replace):
-    """Give a name to new bytes: `old`, the file that has it, goes with its test results.  Conflict if the name was kept for
-    other bytes (see `_refuse_other_bytes`).  Returns the beginning of the new file's history; what was replaced by what
-    stands there and in the audit log."""
+    """Give a name to new bytes: `old`, the file that has it, goes with its test results.
+
+    Conflict if the name was kept for other bytes (see `_refuse_other_bytes`).  Returns the
+    beginning of the new file's history; what was replaced by what stands there and in the audit
+    log."""
     if old:
         _drop_file(change, index, old)
     before = _withdrawn(change, index, kind, filename)
@@ -7925,7 +7966,8 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
                        (index.path, kind, filename))
         if before["sha256"] != sha256:
             replaced = {"replaced": f"sha256={before['sha256']}", "by": f"sha256={sha256}"}
-            change.audit("replaced", index.path, filename, f"{replaced['replaced']} by {replaced['by']}")
+            change.audit("replaced", index.path, filename,
+                         f"{replaced['replaced']} by {replaced['by']}")
     if old is None:
         return []
     count = next((entry["count"] for entry in json.loads(old.history or "[]") if entry["what"] == "overwrite"), 0)
@@ -7933,7 +7975,8 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
 
 
 def _drop_file(change, index, file):
-    """Delete a file and its test results; their paths answer 410 from now on, and a stage remembers what the name stood for."""
+    """Delete a file and its test results; their paths answer 410 from now on, and a stage remembers
+    what the name stood for."""
     if not index.is_mirror and file.kind != "toxresult":
         change.execute("INSERT OR REPLACE INTO withdrawn VALUES (?, ?, ?, ?, ?)",
                        (index.path, file.kind, file.filename, file.sha256, not index.volatile))
@@ -7997,14 +8040,14 @@ class Attachment(typing.NamedTuple):
 def _store_docs(change, index, name, version, docs, uploaded_name, members, may_replace):
     """Enter a documentation zip, and its release if that is new; False as for an upload.
 
-    It goes to the release that spells the version in another way, if there is none by this spelling or that has some."""
+    It goes to the release that spells the version in another way, if there is none by this
+    spelling, or that one has documentation."""
     index = _current(change, index)
     project_id = _project_for(change, index, name)
-    for kind in ("release", "doczip"):
-        there = [row["version"] for row in change.execute(
-            "SELECT version FROM releases WHERE project_id = ?" if kind == "release" else
-            "SELECT version FROM files WHERE project_id = ? AND kind = 'doczip' AND kind != 'releasefile'", (project_id,))]
-        version = next(iter(spellings(version, there)), version)
+    for table in ("releases WHERE", "files WHERE kind = 'doczip' AND kind != 'releasefile' AND"):
+        rows = change.execute(f"SELECT version FROM {table} project_id = ?", (project_id,))
+        found = spellings(version, [row["version"] for row in rows])
+        version = found[0] if found else version
     docs = docs._replace(filename=f"{normalize(name)}-{version}.doc.zip")
     old = _file_named(change, project_id, docs.filename, "doczip")
     if old and not index.volatile:
@@ -8066,12 +8109,16 @@ def _store_test_result(change, index, path, sha256, size):
 
 
 def _bound_nameless(db, tested, size):
-    """Forbidden if a file has too many test results from those who are not logged in, or too much with one of this size."""
-    count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files WHERE for_id = ? AND history LIKE ?",
+    """Forbidden if a file has too many test results from those who are not logged in, or too much
+    with one of this size."""
+    count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files "
+                              "WHERE for_id = ? AND history LIKE ?",
                               (tested.id, '[{"what": "upload", "who": null%')).fetchone()
     if count >= Limits.nameless_results or total + size > Limits.nameless_result_bytes:
-        raise Forbidden(f"{tested.filename} has {count} test results of {total} bytes from users who are not logged in; it "
-                        f"takes {Limits.nameless_results} of {Limits.nameless_result_bytes} bytes in all: log in, or delete some")
+        raise Forbidden(
+            f"{tested.filename} has {count} test results of {total} bytes from users who are not "
+            f"logged in; it takes {Limits.nameless_results} of {Limits.nameless_result_bytes} bytes "
+            "in all: log in, or delete some")
 
 
 def _add_test_result(change, index, project, tested, sha256, size, history):
@@ -8103,10 +8150,12 @@ def _yank(change, index, name, version, path, reason):
     index = _current(change, index)
     condition, values = "files.index_id = ? AND path = ?", (path,)
     if not path:
-        there = change.execute("SELECT DISTINCT version FROM files JOIN projects ON projects.id = project_id "
-                               "WHERE projects.index_id = ? AND name = ?", (index.id, name))
+        there = change.execute(
+            "SELECT DISTINCT version FROM files JOIN projects ON projects.id = project_id "
+            "WHERE projects.index_id = ? AND name = ?", (index.id, name))
         texts = spellings(version, [row["version"] for row in there])
-        condition = f"projects.index_id = ? AND projects.name = ? AND files.version IN ({_marks(texts)})"
+        condition = ("projects.index_id = ? AND projects.name = ? "
+                     f"AND files.version IN ({_marks(texts)})")
         values = (name, *texts)
     rows = change.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
                           f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
@@ -8156,25 +8205,32 @@ class Removed(typing.NamedTuple):
 
 
 def _remove(change, index, refusal, remove, what):
-    """One removal that somebody asked for: refused on a non-volatile index, unless `refusal` is None.
-
-    Returns what is to be said about the name of a stage's project that lost its last release, or is gone; or ""."""
+    """One removal that somebody asked for: refused on a non-volatile index, unless `refusal` is
+    None.  Returns what is to be said about the project's name; see `_name_note`."""
     index = _current(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
     removed = remove(change, index, *what)
     kind, target = ("file", removed.file.filename) if removed.file else \
         ("version", f"{removed.project}=={removed.version}") if removed.version else ("project", removed.project)
-    note = ""
-    if not index.is_mirror:
-        left = change.execute("SELECT projects.id, releases.id FROM projects LEFT JOIN releases ON project_id = projects.id "
-                              "WHERE index_id = ? AND name = ? LIMIT 1", (index.id, removed.project)).fetchone()
-        note = f"the name {removed.project} is free on {index.path} now: mirrors may answer for it" if left is None else "" \
-            if left[1] else (f"{removed.project} is empty now and stays private: mirrors are shut out until the project "
-                             "itself is deleted")
+    note = "" if index.is_mirror else _name_note(change, index, removed.project)
     change.audit(f"delete.{kind}", index.path, target, note)
     tell(change, index, Event("delete", *removed))
     return note
+
+
+def _name_note(change, index, project):
+    """Whom a name belongs to after a removal, where that changed: a stage's project that lost its
+    last release keeps it, one that was deleted does not."""
+    left = change.execute(
+        "SELECT releases.id AS release_id FROM projects LEFT JOIN releases ON project_id = projects.id "
+        "WHERE index_id = ? AND name = ? LIMIT 1", (index.id, project)).fetchone()
+    if left is None:
+        return f"the name {project} is free on {index.path} now: mirrors may answer for it"
+    if left["release_id"] is None:
+        return (f"{project} is empty now and stays private: mirrors are shut out until the project "
+                "itself is deleted")
+    return ""
 
 
 def _remove_project(change, index, name):
@@ -8199,10 +8255,11 @@ def _remove_version(change, index, name, version):
 
 
 def _releases_of(db, index, name, version):
-    """The rows (id, version, project status) of the releases of a stage's project that spell this version, the text itself
-    first."""
+    """The rows (id, version, project status) of the releases of a stage's project that spell this
+    version, the text itself first."""
     rows = {row["version"]: row for row in db.execute(
-        "SELECT releases.id, version, status FROM releases JOIN projects ON projects.id = project_id "
+        "SELECT releases.id, version, status FROM releases "
+        "JOIN projects ON projects.id = project_id "
         "WHERE index_id = ? AND name = ? ORDER BY releases.id", (index.id, name))}
     return [rows[text] for text in spellings(version, rows)]
 
@@ -8216,8 +8273,9 @@ def _remove_release(change, index, name, release_id, version):
 
 def _forget_version(change, index, name, version):
     """On a mirror: let go of the bytes; the links stay."""
-    rows = change.execute("SELECT path, version FROM files JOIN projects ON projects.id = project_id "
-                          "WHERE projects.index_id = ? AND name = ?", (index.id, name)).fetchall()
+    rows = change.execute(
+        "SELECT path, version FROM files JOIN projects ON projects.id = project_id "
+        "WHERE projects.index_id = ? AND name = ?", (index.id, name)).fetchall()
     texts = spellings(version, {row["version"] for row in rows})
     found = [row for row in rows if row["version"] in texts]
     if not found:
@@ -8254,7 +8312,8 @@ def _remove_file(change, index, path):
 
 
 def _remove_if_empty(change, index, name, file):
-    """The release of a file that went goes with its last file; the project stays, for its name is private still."""
+    """The release of a file that went goes with its last file; the project stays, for its name is
+    private still."""
     if change.execute("SELECT 1 FROM files WHERE release_id = ?", (file.release_id,)).fetchone() is None:
         _remove_release(change, index, name, file.release_id, file.version)
 
@@ -8269,9 +8328,11 @@ def _remove_if_empty(change, index, name, file):
 
 @dataclasses.dataclass(frozen=True)
 class StagedRelease:
-    """A release of an index with all that may be pushed: each file with its test results, and its documentation.
+    """A release of an index with all that may be pushed: each file with its test results, and its
+    documentation.
 
-    Where its version is spelled in several ways (`1.0-RC1`, `1.0rc1`), it is all that has one of these spellings."""
+    Where its version is spelled in several ways (`1.0-RC1`, `1.0rc1`), it is all that has one of
+    these spellings."""
     name: str                       # normalised
     version: str                    # as it is asked for, or the first spelling
     metadata: dict                  # spelling of the version -> metadata of what is spelled so
@@ -8285,7 +8346,8 @@ class StagedRelease:
 
     def only(self, no_docs, only_docs):
         """The part of it that is wanted; NotFound if that is nothing."""
-        part = dataclasses.replace(self, files=() if only_docs else self.files, docs=() if no_docs else self.docs)
+        part = dataclasses.replace(self, files=() if only_docs else self.files,
+                                   docs=() if no_docs else self.docs)
         if not part.files and not part.docs:
             raise NotFound(f"no release/files found for {self.name} {self.version}")
         return part
@@ -8296,9 +8358,9 @@ def _released(db, index, name, version):
     rows = _releases_of(db, index, name, version)
     if not rows:
         raise _nothing_to_push(index, name, version)
-    metadata = {row["version"]: stored_metadata(db.execute(
-        "SELECT metadata FROM releases WHERE id = ?", (row["id"],)).fetchone()["metadata"]) for row in rows}
     ids = [row["id"] for row in rows]
+    metadata = {row["version"]: stored_metadata(row["metadata"]) for row in db.execute(
+        f"SELECT version, metadata FROM releases WHERE id IN ({_marks(ids)})", ids)}
     files = select_files(db, f"WHERE release_id IN ({_marks(ids)}) ORDER BY filename, id", *ids)
     results = collections.defaultdict(list)
     for file in files:
@@ -8306,7 +8368,8 @@ def _released(db, index, name, version):
     return StagedRelease(
         name, rows[0]["version"], metadata,
         tuple((file, tuple(results[file.id])) for file in files if file.kind == "releasefile"),
-        tuple(file for file in files if file.kind == "doczip"), (_status_of(rows[0]) or ("",))[0] == "quarantined")
+        tuple(file for file in files if file.kind == "doczip"),
+        (_status_of(rows[0]) or ("",))[0] == "quarantined")
 
 
 def _nothing_to_push(index, name, version):
@@ -8343,11 +8406,13 @@ class Staging:
                 return _released(db, index, name, version)
         page = self.mirrors.project(index, name)
         texts = spellings(version, {file.version for file in page.files})
-        files = sorted((file for file in page.files if file.version in texts), key=lambda file: file.filename)
+        files = sorted((file for file in page.files if file.version in texts),
+                       key=lambda file: file.filename)
         if not files:
             raise _nothing_to_push(index, name, version)
-        return StagedRelease(name, texts[0], {text: {"name": name, "version": text} for text in texts},
-                             tuple((file, ()) for file in files), is_quarantined=page.is_quarantined)
+        metadata = {text: {"name": name, "version": text} for text in texts}
+        return StagedRelease(name, texts[0], metadata, tuple((file, ()) for file in files),
+                             is_quarantined=page.is_quarantined)
 
     def complete(self, index, pushed, user):
         """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out of them.
@@ -8400,9 +8465,11 @@ class Staging:
         return here._replace(core_metadata=found, metadata_sha256=found)
 
     def push(self, index, pushed, target, said_name, part, may_replace, actor):
-        """devpi: PUSH to another index, one change.  `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`.
-        Returns devpi's action log."""
-        return self.store.write(_push, index, pushed, target, said_name, part, may_replace, actor=actor)
+        """devpi: PUSH to another index, one change.  Returns devpi's action log.
+
+        `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`."""
+        return self.store.write(_push, index, pushed, target, said_name, part, may_replace,
+                                actor=actor)
 
     def push_outside(self, index, pushed, url, username, password, register, actor):
         """devpi: PUSH to a server that takes PyPI's uploads, one request a file.  Returns devpi's action log.
@@ -8418,9 +8485,10 @@ class Staging:
             if all(entry[0] in (200, 201, 410) for entry in log_):
                 with self.store.read() as db:
                     attested = {file.id: _attestations_of(db, file) for file, _ in pushed.files}
-                log_ += [server.upload(self.blobs, index, pushed.metadata[file.version], file, attested[file.id])
-                         for file, _ in pushed.files]
-                log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs) for docs in pushed.docs]
+                log_ += [server.upload(self.blobs, index, pushed.metadata[file.version], file,
+                                       attested[file.id]) for file, _ in pushed.files]
+                log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs)
+                         for docs in pushed.docs]
         self.store.write(_note, "push.external", index.path, f"{pushed.name}=={pushed.version}",
                          f"to {url_origin(url)}: {', '.join(str(entry[0]) for entry in log_)}", actor=actor)
         return log_
@@ -8436,7 +8504,8 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
     project_id = _project_for(change, target, said_name)
     places, log_ = {}, []
     for version, metadata in pushed.metadata.items():
-        row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
+        row = change.execute("SELECT id, metadata FROM releases "
+                             "WHERE project_id = ? AND version = ?",
                              (project_id, version)).fetchone()
         before = stored_metadata(row["metadata"]) if row else {}
         metadata = {**before, **metadata}
@@ -8465,14 +8534,16 @@ def _push_file(change, source, target, project, places, may_replace, file):
     place = places[file.version]
     old = _file_named(change, place["project_id"], file.filename, file.kind)
     if old and not target.volatile:
-        raise _already_exists(file.filename, f", with {'the same' if old.sha256 == file.sha256 else 'other'} content")
+        content = "the same" if old.sha256 == file.sha256 else "other"
+        raise _already_exists(file.filename, f", with {content} content")
     history = _make_room(change, target, old, file.kind, file.filename, file.sha256, may_replace)
     history += _pushed_history(change, source, target, file)
     if old and old.release_id != place["release_id"]:
         _remove_if_empty(change, target, project, old)
     kept = ("version", "filename", "sha256", "size", "uploaded", "first_seen", "requires_python", "yanked", "core_metadata",
             "metadata_sha256", "provenance", "last_modified", "kind")
-    new = _insert_file(change, target, project, history=history, **place, **{name: getattr(file, name) for name in kept})
+    new = _insert_file(change, target, project, history=history, **place,
+                       **{name: getattr(file, name) for name in kept})
     _attest(change, target, new, _attestations_of(change, file))
     return new
 
@@ -8483,24 +8554,29 @@ def _pushed_history(change, source, target, file):
 
 
 _HTML = re.compile(r"<(?:!doctype html|html|head|title|body|h1|p|div)\b", re.IGNORECASE)
-_HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->", re.IGNORECASE | re.DOTALL)
+_HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->",
+                          re.IGNORECASE | re.DOTALL)
 
 
 def told_reason(answer):
-    """Why another server refused a POST (a `PostAnswer`), as one line: what its body says, else its status line."""
+    """Why another server refused a POST (a `PostAnswer`), as one line: what its body says, else
+    its status line."""
     phrase, text = reason_phrase(answer.status), answer.text.strip()
     if text.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
             content = json.loads(text, parse_int=len, parse_float=len)
-            text = next((content[key] for key in ("message", "detail", "error") if isinstance(content.get(key), str)), text)
+            text = next((content[key] for key in ("message", "detail", "error")
+                         if isinstance(content.get(key), str)), text)
     elif _HTML.search(text[:1000]):
-        text = _reason_in_html(text[:8 << 10], answer.status, "" if answer.reason in ("", phrase) else answer.reason)
+        own_phrase = "" if answer.reason in ("", phrase) else answer.reason
+        text = _reason_in_html(text[:8 << 10], answer.status, own_phrase)
     text = " ".join(sound(text).split()) or " ".join(sound(answer.reason).split()) or phrase
     return text if len(text) <= Limits.told_reason else text[:Limits.told_reason] + "..."
 
 
 def _reason_in_html(page, status, own_phrase):
-    """What an error page says: its title, unless that is only the status by name; then the status line, then its text."""
+    """What an error page says: its title, unless that is only the status by name; then the status
+    line, then its text."""
     page = _HTML_UNSEEN.sub(" ", page)
     title = re.search(r"<title\b[^>]*>([^<]*)", page, re.IGNORECASE)
     title = " ".join(unescaped(title[1]).split()) if title else ""
@@ -8525,21 +8601,25 @@ class OutsideServer:
         body = urllib.parse.urlencode(fields).encode()
         headers = {**self.headers, "Content-Type": "application/x-www-form-urlencoded"}
         return self._attempt("register", lambda: self.client.post(self.url, headers, [body], len(body), self.timeout),
-                             lambda answer: [answer.status, "register", metadata["name"], metadata["version"], *_refusal(answer)])
+                             lambda answer: [answer.status, "register", metadata["name"],
+                                             metadata["version"], *_refusal(answer)])
 
     def upload(self, blobs, index, metadata, file, attestations):
-        """Send a file, with what is attested of it.  PyPI takes that with a Trusted Publisher's token only: where a refusal
-        speaks of it, the file is sent once more without."""
+        """Send a file, with what is attested of it.  PyPI takes that with a Trusted Publisher's
+        token only: where a refusal speaks of it, the file is sent once more without."""
         python, kind = upload_kind(file.filename)
         fields = [(":action", "file_upload"), ("filetype", kind), ("pyversion", python),
                   ("sha256_digest", file.sha256), *_form_fields(metadata)]
 
         def send():
             if attestations:
-                answer = self._send(blobs, [*fields, ("attestations", attestations)], file, file.filename)
-                if answer.status not in (400, 403, 422) or "attestation" not in f"{answer.reason} {answer.text}".lower():
+                answer = self._send(blobs, [*fields, ("attestations", attestations)], file,
+                                    file.filename)
+                said = f"{answer.reason} {answer.text}".lower()
+                if answer.status not in (400, 403, 422) or "attestation" not in said:
                     return answer
-                log.info("%s takes %s without its attestations only", url_origin(self.url), file.filename)
+                log.info("%s takes %s without its attestations only", url_origin(self.url),
+                         file.filename)
             return self._send(blobs, fields, file, file.filename)
         return self._attempt("release upload", send, lambda answer: [
             answer.status, "upload", f"{index.path}/{file.path}", *(_refusal(answer) or [""])])
@@ -8547,7 +8627,8 @@ class OutsideServer:
     def upload_docs(self, blobs, metadata, docs):
         name = metadata["name"]
         fields = [(":action", "doc_upload"), ("name", name), ("version", docs.version)]
-        return self._attempt("documentation upload", lambda: self._send(blobs, fields, docs, f"{name}.zip"),
+        return self._attempt("documentation upload",
+                             lambda: self._send(blobs, fields, docs, f"{name}.zip"),
                              lambda answer: [answer.status, "docfile", name, *_refusal(answer)])
 
     def _attempt(self, what, send, entry):
@@ -8578,8 +8659,10 @@ def _refusal(answer):
 
 
 def is_released(log_):
-    """Whether a push to an outside server succeeded, by its action log: all files are there.  That a server takes no
-    documentation (404, 410), as PyPI does, is no failure, unless nothing else was sent; a register may be answered 410."""
+    """Whether a push to an outside server succeeded, by its action log: all files are there.
+
+    That a server takes no documentation (404, 410), as PyPI does, is no failure, unless nothing
+    else was sent; a register may be answered 410."""
     kinds = {entry[1] for entry in log_}
     return not kinds.isdisjoint(("upload", "docfile")) and all(
         entry[0] in (200, 201) or entry[0] == 410 and entry[1] == "register"
@@ -9333,7 +9416,8 @@ class SearchEntry:
 
 
 def _project_to_index(db, index_id, project):
-    """The `SearchEntry` of a stage's project; None if there is no such project any more, or it has no releases left."""
+    """The `SearchEntry` of a stage's project; None if there is no such project any more, or it has
+    no releases left."""
     row = db.execute("SELECT projects.id, status, users.name AS user, indexes.name AS idx, config FROM projects "
                      "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id "
                      "WHERE index_id = ? AND projects.name = ?", (index_id, project)).fetchone()
@@ -11264,8 +11348,10 @@ class App:
         return response
 
     def note_refusal(self, request, problem):
-        """Enter a change that somebody was refused into the audit log: only so many an hour, so that nobody can wash the log
-        out with them.  401 is how a client learns that a login is wanted: it counts for those who have one."""
+        """Enter a change that somebody was refused into the audit log: only so many an hour, so
+        that nobody can wash the log out with them.
+
+        401 is how a client learns that a login is wanted: it counts for those who have one."""
         if request.method in ("GET", "HEAD"):
             return
         try:
@@ -11277,9 +11363,10 @@ class App:
         path = sound(request.path)[:1000]
         index = self.indexes.find("/".join(path.split("/")[1:3]))
         actor = Actor(user, request.address)
-        with contextlib.suppress(Problem):      # who asked is told of the refusal, whatever the database does
-            self.store.write(_note, "refused", index.path if index else "", path,
-                             f"{request.method}: {problem.status} {sound(problem.message)[:1000]}", actor=actor, durable=False)
+        detail = f"{request.method}: {problem.status} {sound(problem.message)[:1000]}"
+        with contextlib.suppress(Problem):      # who asked is told, whatever the database does
+            self.store.write(_note, "refused", index.path if index else "", path, detail,
+                             actor=actor, durable=False)
 
     @staticmethod
     def _endpoint(request):
@@ -11354,8 +11441,8 @@ class App:
             found.append(("warn", "the search index failed, see the log"))
         incomplete = {index.path for index, _ in self.indexes.incomplete()}
         if incomplete:
-            found.append(("warn", f"{len(incomplete)} index{'' if len(incomplete) == 1 else 'es'} name a base that does not "
-                                  "exist: what builds on that gets nothing from mirrors"))
+            found.append(("warn", f"indexes that name a base that does not exist: {len(incomplete)};"
+                                  " what builds on them gets nothing from mirrors"))
         if now["devpi_lite_outbox_dead"]:
             found.append(("warn", f"{now['devpi_lite_outbox_dead']} messages to outside servers were given up"))
         level = max((level for level, _ in found), key=("ok", "warn", "fatal").index, default="ok")
@@ -11461,12 +11548,14 @@ _NO_DELETION = "cannot delete version on non-volatile index"
 
 
 def refusal_to_delete(request, index, usual):
-    """What a non-volatile index says to a deletion: `usual`; with `?force` nothing (None) to its owner and root."""
+    """What a non-volatile index says to a deletion: `usual`; with `?force` nothing (None) to its
+    owner and root."""
     if "force" not in request.query:
         return usual
     if request.app.permissions.index_modify(request.identity, index.user):
         return None
-    return f"index {index.path} is non-volatile: only {index.user} and root may delete from it, by ?force"
+    return (f"index {index.path} is non-volatile: only {index.user} and root may delete from it, "
+            "by ?force")
 
 
 def wants_json(request):
@@ -11502,7 +11591,8 @@ def status(request):
     gauges = app.gauges()
     level, messages = app.health(gauges)
     if is_root:
-        messages += [f"{index.path} builds on {base}, which does not exist" for index, base in app.indexes.incomplete()[:100]]
+        messages += [f"{index.path} builds on {base}, which does not exist"
+                     for index, base in app.indexes.incomplete()[:100]]
     return result_response("status", {
         "serverdir": app.settings.serverdir if is_root else None, "uuid": app.store.node["uuid"],
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
@@ -11581,8 +11671,8 @@ def audit(request):
             raise BadRequest(f"'{name}' must be a number")
     limit = min(max(1, int(query.get("limit", 100))), 1000)
     conditions, values = ["id < ?"], [int(query.get("before", 1 << 60))]
-    for name, condition in (("who", "(who = ? OR action = 'login.failed' AND target = ?)"), ("index", "index_path = ?"),
-                            ("action", "action = ?")):
+    for name, condition in (("who", "(who = ? OR action = 'login.failed' AND target = ?)"),
+                            ("index", "index_path = ?"), ("action", "action = ?")):
         if name in query:
             conditions.append(condition)
             values += [query[name]] * condition.count("?")
@@ -11936,7 +12026,8 @@ def _refuse_constant(name):
 @route("DELETE", "/{user}/{index}/{file}[/]")
 def delete_file(request, user, index, file):
     found = require_delete_files(request, user, index)
-    note = request.app.releases.remove_file(found, file, refusal_to_delete(request, found, _NO_DELETION), request.actor)
+    refusal = refusal_to_delete(request, found, _NO_DELETION)
+    note = request.app.releases.remove_file(found, file, refusal, request.actor)
     return _deleted(f"package '{found.path}/{file}' deleted", note)
 
 
@@ -12494,7 +12585,8 @@ def get_version(request, user, index, project, version):
 def version_objects(request, index, project, ignore_bases, only=None):
     """(whether the project is known, {version: devpi's version object}) over an index and its bases (http-api 8).
 
-    `only`: the one version that is wanted; what an index has under other spellings of it is one with it."""
+    `only`: the one version that is wanted; what an index has under other spellings of it is one
+    with it."""
     app = request.app
     if ignore_bases:        # the bases' upstreams are not told the name
         own = app.projects.own(index, project)
@@ -12515,7 +12607,8 @@ def version_objects(request, index, project, ignore_bases, only=None):
             ids = {file.id for file in files}       # a test result may have come since, of a file that did so too
             files = sorted([*files, *(attached for attached in app.projects.attachments(origin, project)
                                       if attached.for_id is None or attached.for_id in ids)])        # by id: as they came
-        texts = only and spellings(only, dict.fromkeys((*page.versions, *(file.version for file in files))))
+        there = dict.fromkeys((*page.versions, *(file.version for file in files)))
+        texts = only and spellings(only, there)
         files_of = collections.defaultdict(list)
         for file in files:
             if file.version and (only is None or file.version in texts):
@@ -12684,7 +12777,8 @@ def _metadata_of(request, page, version):
     """(metadata of a version, whether nothing failed): what the first stage that has it says, else what a mirror's metadata
     file says."""
     app = request.app
-    texts = spellings(version, dict.fromkeys((*page.versions, *(file.version for file in page.files))))
+    known = dict.fromkeys((*page.versions, *(file.version for file in page.files)))
+    texts = spellings(version, known)
     stated = {"requires_python": next((file.requires_python for file in page.files
                                        if file.version in texts and file.requires_python), "")}
     for origin, files in page.parts:
@@ -12708,8 +12802,8 @@ def _metadata_of(request, page, version):
 def delete_version(request, user, index, project, version):
     found = require_delete_files(request, user, index)
     project = normalize(project)
-    note = request.app.releases.remove_version(found, project, version, refusal_to_delete(request, found, _NO_DELETION),
-                                               request.actor)
+    refusal = refusal_to_delete(request, found, _NO_DELETION)
+    note = request.app.releases.remove_version(found, project, version, refusal, request.actor)
     return _deleted(f"project '{project}' version '{version}' deleted", note)
 
 
@@ -12717,7 +12811,8 @@ def delete_version(request, user, index, project, version):
 def delete_project(request, user, index, project):
     found = require_delete_files(request, user, index)
     project = normalize(project)
-    refusal = refusal_to_delete(request, found, f"project '{project}' is on non-volatile index {found.path}")
+    refusal = refusal_to_delete(request, found,
+                                f"project '{project}' is on non-volatile index {found.path}")
     note = request.app.releases.remove_project(found, project, refusal, request.actor)
     return _deleted(f"project {project} deleted from stage {found.path}", note)
 
@@ -12829,7 +12924,8 @@ def upload(request, user, index):
             or type_ == "application/x-www-form-urlencoded" and request.body.begins_with(b"{"):      # curl -d '{...}'
         return push(request, user, index)
     if found.is_mirror:
-        raise NotFound(f"cannot submit to mirror index {found.path}, which caches another server{other_stages(request)}")
+        raise NotFound(f"cannot submit to mirror index {found.path}, which caches another server"
+                       + other_stages(request))
     require_upload(request, found)
     if type_ == "application/x-www-form-urlencoded":
         return _take_upload(request, found, UploadForm(None), _urlencoded_form(request))
@@ -12855,15 +12951,18 @@ def who_may_upload(request, index):
 
 
 def other_stages(request):
-    """Some stages that the caller may upload to, the caller's own first: the end of a sentence, or ""."""
+    """Some stages that the caller may upload to, the caller's own first: the end of a sentence."""
     app, user = request.app, request.identity.user
     if user is None:
         return ""
-    stages = [index for index in app.indexes.all() if not index.is_mirror and app.permissions.upload(request.identity, index)
+    stages = [index for index in app.indexes.all() if not index.is_mirror
+              and app.permissions.upload(request.identity, index)
               and app.permissions.read(request.identity, index)]
+    if not stages:
+        return ""
     stages.sort(key=lambda index: index.user != user)
-    more = ", ..." if len(stages) > Limits.named_stages else ""
-    return f"; you may upload to {', '.join(index.path for index in stages[:Limits.named_stages])}{more}" if stages else ""
+    named = [index.path for index in stages[:Limits.named_stages]]
+    return f"; you may upload to {', '.join(named + ['...'] * (len(stages) > len(named)))}"
 
 
 def _take_upload(request, index, form, fields):
@@ -12932,7 +13031,8 @@ def push(request, user, index):
     require_read(request, app.indexes.get(found.path))
     target = _push_target(request, found, body["targetindex"])
     may_replace = app.permissions.index_modify(request.identity, target.user)
-    return result_response("actionlog", app.staging.push(found, pushed, target, name, part, may_replace, request.actor))
+    log_ = app.staging.push(found, pushed, target, name, part, may_replace, request.actor)
+    return result_response("actionlog", log_)
 
 
 def _check_push_value(body, key, kind, default=None):
@@ -12953,7 +13053,7 @@ def _push_target(request, index, path):
         who = f"'{request.identity.user}'" if request.identity.user else "None"
         hint = "" if request.has_credentials else ": pushing takes a login"
         if request.identity.user:
-            hint = f": it is a mirror{other_stages(request)}" if target.is_mirror else other_stages(request)
+            hint = (": it is a mirror" if target.is_mirror else "") + other_stages(request)
         request.refuse(Unauthorized(f"user {who} cannot upload to '{path}'{hint}"))
     if target.path == index.path and target.volatile:      # a non-volatile one says what is there already
         raise BadRequest(f"{path} is the index that is pushed from")

@@ -307,9 +307,10 @@ def test_the_right_is_checked_before_anything_is_looked_up(site, path):
         assert site.delete(path, user=user).status == 403
 
 
-@pytest.mark.parametrize("path", ["/rem/none", "/rem/none/x", "/rem/none/x/1"])
-def test_on_a_missing_index_nobody_has_the_right(site, path):
-    assert site.delete(path, user="rem").status == 403
+@pytest.mark.parametrize("path, status", [("/rem/none", 404), ("/rem/none/x", 403), ("/rem/none/x/1", 403)])
+def test_on_a_missing_index_nobody_has_the_right_and_its_owner_hears_that_it_is_missing(site, path, status):
+    assert site.delete(path, user="rem").status == status
+    assert site.delete(path, user="rem2").status == 403
 
 
 # Afterwards
