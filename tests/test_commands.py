@@ -17,7 +17,16 @@ import time
 
 import pytest
 
-from harness import SCRIPT, SOURCE, Server, clean_environment, eventually, multipart, run_command, wheel
+from harness import (
+    SCRIPT,
+    SOURCE,
+    Server,
+    clean_environment,
+    eventually,
+    multipart,
+    run_command,
+    wheel,
+)
 
 sys.path.insert(0, str(SOURCE.parent))
 
@@ -113,8 +122,11 @@ def test_who_sits_at_a_terminal_is_told_the_random_password(directory):
         ours, theirs = pty.openpty()
     except OSError as error:        # a chroot without /dev/pts
         pytest.skip(str(error))
-    with subprocess.Popen([sys.executable, str(SCRIPT), "init", "--serverdir", str(directory)], stdout=theirs,
-                          env=clean_environment()) as process:
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPT), "init", "--serverdir", str(directory)],
+        stdout=theirs,
+        env=clean_environment(),
+    ) as process:
         os.close(theirs)
         shown = b""
         with open(ours, "rb", buffering=0) as terminal:
@@ -135,17 +147,28 @@ def test_roots_password_comes_from_a_file_or_a_variable(make_server, tmp_path):
     server = make_server("--root-passwd-file", tmp_path / "password", root_password=None)
     assert server.login("root", "fröm a file") and not (server.directory / "root-password").exists()
     other = tmp_path / "other"
-    assert run_command("init", "--serverdir", other, env={"DEVPISERVER_ROOT_PASSWD": "by-env"}).returncode == 0
+    assert (
+        run_command(
+            "init", "--serverdir", other, env={"DEVPISERVER_ROOT_PASSWD": "by-env"}
+        ).returncode
+        == 0
+    )
     assert not (other / "root-password").exists()
 
 
-@pytest.mark.parametrize("text", [None, b"", b"\nx\n", b"\xff\n"], ids=["missing", "empty", "empty line", "not UTF-8"])
+@pytest.mark.parametrize(
+    "text", [None, b"", b"\nx\n", b"\xff\n"], ids=["missing", "empty", "empty line", "not UTF-8"]
+)
 def test_a_file_without_a_password_is_refused(tmp_path, directory, text):
     if text is not None:
         (tmp_path / "password").write_bytes(text)
-    assert_fatal(run_command("init", "--serverdir", directory, "--root-passwd-file", tmp_path / "password"),
-                 tmp_path / "password")
-    assert run_command("init", "--serverdir", directory, "--root-passwd", "after-all").returncode == 0
+    assert_fatal(
+        run_command("init", "--serverdir", directory, "--root-passwd-file", tmp_path / "password"),
+        tmp_path / "password",
+    )
+    assert (
+        run_command("init", "--serverdir", directory, "--root-passwd", "after-all").returncode == 0
+    )
 
 
 def test_two_passwords_for_root_are_one_too_many(parse):
@@ -235,19 +258,33 @@ def test_a_copy_without_its_empty_folders_takes_uploads(server):
 
 
 def test_the_log_goes_where_a_file_for_logging_says(make_server, tmp_path):
-    (tmp_path / "logging.json").write_text(json.dumps({
-        "version": 1, "handlers": {"file": {"class": "logging.FileHandler", "filename": str(tmp_path / "log")}},
-        "root": {"level": "INFO", "handlers": ["file"]}}))
+    (tmp_path / "logging.json").write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "handlers": {
+                    "file": {"class": "logging.FileHandler", "filename": str(tmp_path / "log")}
+                },
+                "root": {"level": "INFO", "handlers": ["file"]},
+            }
+        )
+    )
     server = make_server("--logger-cfg", tmp_path / "logging.json", "--hard-links")
     server.get("/+api", headers={"X-Real-IP": "nonsense"})
     eventually(lambda: "X-Real-IP 'nonsense'" in (tmp_path / "log").read_text())
     assert "'nonsense'" not in server.whole_output()
 
 
-@pytest.mark.parametrize("text", ["version: 1\n", "[]", '{"version": 2}', '{"version": 1, "root": {"handlers": ["x"]}}'])
+@pytest.mark.parametrize(
+    "text", ["version: 1\n", "[]", '{"version": 2}', '{"version": 1, "root": {"handlers": ["x"]}}']
+)
 def test_a_file_that_does_not_configure_logging_ends_with_4(directory, tmp_path, text):
     (tmp_path / "logging.json").write_text(text)
-    assert_fatal(serve(directory, "--logger-cfg", tmp_path / "logging.json"), tmp_path / "logging.json", code=4)
+    assert_fatal(
+        serve(directory, "--logger-cfg", tmp_path / "logging.json"),
+        tmp_path / "logging.json",
+        code=4,
+    )
     assert not directory.exists()
 
 
@@ -255,8 +292,14 @@ def test_a_file_that_does_not_configure_logging_ends_with_4(directory, tmp_path,
 
 
 def test_the_access_log_goes_on_where_standard_output_knows_ascii_only(make_server, tmp_path):
-    server = make_server(directory=tmp_path / "caf\u00e9", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
-    server.raw("GET /+api?caf\u00e9 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode("latin-1"))
+    server = make_server(
+        directory=tmp_path / "caf\u00e9", env={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    )
+    server.raw(
+        "GET /+api?caf\u00e9 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode(
+            "latin-1"
+        )
+    )
     output = server.whole_output()
     assert "GET /+api?caf\\xe9 200 " in output and "caf\\xe9" in output.splitlines()[0]
 
@@ -272,7 +315,9 @@ def test_the_access_log_goes_on_where_standard_output_knows_ascii_only(make_serv
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_access_log_goes_on_after_an_error_unless_its_reader_is_gone(monkeypatch, error, goes_on):
+def test_the_access_log_goes_on_after_an_error_unless_its_reader_is_gone(
+    monkeypatch, error, goes_on
+):
     class Output(io.StringIO):
         def write(self, text):
             if self.error:
@@ -543,7 +588,9 @@ def test_a_user_who_may_change_things_and_does_not_exist_is_told_of(make_server)
     server.add_user("alice")
     server.restart("--restrict-modify", "root,alcie,:authenticated")
     lines = [line for line in server.whole_output().splitlines() if "there is no such user" in line]
-    assert len(lines) == 1 and "alcie" in lines[0] and "did you mean alice?" in lines[0], server.output()
+    assert (
+        len(lines) == 1 and "alcie" in lines[0] and "did you mean alice?" in lines[0]
+    ), server.output()
 
 
 # -- what is meant, and what means nothing here ---------------------------------------------------
@@ -561,7 +608,10 @@ def parse(monkeypatch, capsys):
             for name, value in variables.items():
                 patch.setenv("DEVPISERVER_" + name, value)
             try:
-                return devpi_lite.parse_options(command, [str(word) for word in words]).settings, None
+                return (
+                    devpi_lite.parse_options(command, [str(word) for word in words]).settings,
+                    None,
+                )
             except SystemExit as error:
                 return error.code, capsys.readouterr().err
             except devpi_lite.FatalError as error:
@@ -586,7 +636,9 @@ def parse(monkeypatch, capsys):
 )
 def test_the_nearest_word_is_named_for_a_mistyped_one(parse, words, meant):
     status, said = parse(*words)
-    assert status == 2 and ("did you mean %s?" % meant) in said and words[0].partition("=")[0] in said
+    assert (
+        status == 2 and ("did you mean %s?" % meant) in said and words[0].partition("=")[0] in said
+    )
     assert len(said.splitlines()) == 2, said
 
 
@@ -612,7 +664,9 @@ def test_an_unknown_variable_is_refused_with_the_nearest_name(parse, command, va
 
 
 def test_variables_of_other_commands_are_known_to_all(parse):
-    settings, _ = parse(command="passwd", PORT="1", NO_ROOT_PYPI="1", CONNECTION_LIMIT="7", ROLE="standalone")
+    settings, _ = parse(
+        command="passwd", PORT="1", NO_ROOT_PYPI="1", CONNECTION_LIMIT="7", ROLE="standalone"
+    )
     assert settings.serverdir and settings.port == 1
 
 
@@ -630,7 +684,9 @@ def test_variables_of_other_commands_are_known_to_all(parse):
     ],
     ids=str,
 )
-def test_an_option_of_devpi_server_that_would_change_something_is_refused_in_one_line(parse, words, advice):
+def test_an_option_of_devpi_server_that_would_change_something_is_refused_in_one_line(
+    parse, words, advice
+):
     status, said = parse(*words)
     assert status == 2 and words[0].partition("=")[0] in said and advice in said
     assert len(said.splitlines()) == 1, said
@@ -660,7 +716,9 @@ def test_such_an_option_is_refused_wherever_it_stands(parse, tmp_path):
     ],
     ids=str,
 )
-def test_an_option_of_devpi_server_that_changes_nothing_is_passed_over_with_a_note(parse, caplog, words):
+def test_an_option_of_devpi_server_that_changes_nothing_is_passed_over_with_a_note(
+    parse, caplog, words
+):
     caplog.set_level("INFO")
     assert parse(*words)[1] is None
     (record,) = caplog.records
@@ -673,11 +731,17 @@ def test_an_option_of_devpi_server_that_changes_nothing_is_passed_over_with_a_no
 @pytest.mark.parametrize(
     "name, text",
     [
-        ("c.json", '{"devpi-server": {"port": 4040, "offline-mode": true, "trusted-proxy": ["10.0.0.0/8", "192.0.2.1"],'
-                   ' "absolute-urls": false, "restrict-modify": "root", "debug": null}}'),
-        ("c.ini", "[devpi-server]\nport = 4040\noffline-mode\nabsolute-urls = no\ntrusted-proxy = "
-                  "10.0.0.0/8,192.0.2.1\n"
-                  "# a comment\nrestrict-modify: root\n"),
+        (
+            "c.json",
+            '{"devpi-server": {"port": 4040, "offline-mode": true, "trusted-proxy": ["10.0.0.0/8", "192.0.2.1"],'
+            ' "absolute-urls": false, "restrict-modify": "root", "debug": null}}',
+        ),
+        (
+            "c.ini",
+            "[devpi-server]\nport = 4040\noffline-mode\nabsolute-urls = no\ntrusted-proxy = "
+            "10.0.0.0/8,192.0.2.1\n"
+            "# a comment\nrestrict-modify: root\n",
+        ),
     ],
 )
 def test_a_configuration_file_is_json_or_ini(parse, tmp_path, name, text):
@@ -691,7 +755,9 @@ def test_a_configuration_file_is_json_or_ini(parse, tmp_path, name, text):
 def test_the_command_line_wins_over_variables_and_those_over_the_file(parse, tmp_path):
     (tmp_path / "c.ini").write_text("[devpi-server]\nport = 1\nthreads = 1\nconnection-limit = "
                                     "1\nlisten = [::1]:80, *:81\n")
-    settings, _ = parse("-c", tmp_path / "c.ini", "--threads", "3", CONNECTIONS="2", THREADS="2", PORT="5")
+    settings, _ = parse(
+        "-c", tmp_path / "c.ini", "--threads", "3", CONNECTIONS="2", THREADS="2", PORT="5"
+    )
     assert (settings.threads, settings.connections, settings.listen) == (3, 2, (("127.0.0.1", 5),))
     (tmp_path / "c.ini").write_text("[devpi-server]\nlisten = [::1]:80, *:81\n")
     assert parse("-c", tmp_path / "c.ini")[0].listen == (("::1", 80), ("0.0.0.0", 81))
@@ -718,7 +784,9 @@ def test_the_command_line_wins_over_variables_and_those_over_the_file(parse, tmp
     ],
     ids=str,
 )
-def test_a_configuration_file_that_makes_no_sense_ends_with_4_and_a_sentence(parse, tmp_path, name, text, words):
+def test_a_configuration_file_that_makes_no_sense_ends_with_4_and_a_sentence(
+    parse, tmp_path, name, text, words
+):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     status, said = parse("-c", tmp_path / name)
     assert status == 4 and len(said.splitlines()) == 1
@@ -749,46 +817,118 @@ def test_the_unit_has_this_servers_values(generate, tmp_path):
     odd = tmp_path / 'a "b" $c %d'
     odd.mkdir()
     (tmp_path / "c.ini").write_text("[devpi-server]\nthreads = 7\n")
-    unit = generate("systemd", "--serverdir", odd, "--listen", "*:80", "--listen", "[::1]:3141", "--offline-mode", "-c",
-                    tmp_path / "c.ini", "--root-passwd", "s3cret", "--trusted-proxy", "10.0.0.0/8,192.0.2.1")
+    unit = generate(
+        "systemd",
+        "--serverdir",
+        odd,
+        "--listen",
+        "*:80",
+        "--listen",
+        "[::1]:3141",
+        "--offline-mode",
+        "-c",
+        tmp_path / "c.ini",
+        "--root-passwd",
+        "s3cret",
+        "--trusted-proxy",
+        "10.0.0.0/8,192.0.2.1",
+    )
     (command,) = re.findall(r"(?m)^ExecStart=(.*)$", unit)
     directory = '"%s"' % str(odd).replace("%", "%%").replace("$", "$$").replace('"', '\\"')
-    assert command == " ".join([
-        sys.executable, str(SOURCE), "--configfile", str(tmp_path / "c.ini"), "--listen", "*:80", "--listen",
-        '"[::1]:3141"', "--trusted-proxy", "10.0.0.0/8,192.0.2.1", "--offline-mode", "--serverdir", directory])
-    assert "\nReadWritePaths=%s\n" % directory in unit and "\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
+    assert command == " ".join(
+        [
+            sys.executable,
+            str(SOURCE),
+            "--configfile",
+            str(tmp_path / "c.ini"),
+            "--listen",
+            "*:80",
+            "--listen",
+            '"[::1]:3141"',
+            "--trusted-proxy",
+            "10.0.0.0/8,192.0.2.1",
+            "--offline-mode",
+            "--serverdir",
+            directory,
+        ]
+    )
+    assert (
+        "\nReadWritePaths=%s\n" % directory in unit
+        and "\nAmbientCapabilities=CAP_NET_BIND_SERVICE\n" in unit
+    )
     assert "s3cret" not in unit
     assert re.search(r"(?m)^User=\w+$", unit) and "User=root" not in unit
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 def test_systemd_finds_nothing_wrong_with_the_unit(generate, tmp_path):
-    (tmp_path / "devpi_lite.service").write_text(generate("systemd", "--serverdir", tmp_path / "a b", "--port", "80"))
+    (tmp_path / "devpi_lite.service").write_text(
+        generate("systemd", "--serverdir", tmp_path / "a b", "--port", "80")
+    )
     done = subprocess.run(["systemd-analyze", "verify", str(tmp_path / "devpi_lite.service")],
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
-    assert (done.returncode, [line for line in done.stdout.splitlines() if "devpi_lite" in line]) == (0, [])
+    assert (
+        done.returncode,
+        [line for line in done.stdout.splitlines() if "devpi_lite" in line],
+    ) == (0, [])
 
 
 def test_the_nginx_configuration_follows_the_outside_url(generate):
-    printed = generate("nginx", "--outside-url", "https://pypi.example.org/sub/path/", "--host", "0.0.0.0", "--port", "4040")
-    for line in ("server 127.0.0.1:4040;", "listen 443 ssl;", "server_name pypi.example.org;", "location /sub/path/ {",
-                 "proxy_set_header X-Outside-URL https://pypi.example.org/sub/path;", "client_max_body_size 0;",
-                 "return 308 https://$host$request_uri;", "proxy_set_header X-Real-IP $remote_addr;"):
+    printed = generate(
+        "nginx",
+        "--outside-url",
+        "https://pypi.example.org/sub/path/",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "4040",
+    )
+    for line in (
+        "server 127.0.0.1:4040;",
+        "listen 443 ssl;",
+        "server_name pypi.example.org;",
+        "location /sub/path/ {",
+        "proxy_set_header X-Outside-URL https://pypi.example.org/sub/path;",
+        "client_max_body_size 0;",
+        "return 308 https://$host$request_uri;",
+        "proxy_set_header X-Real-IP $remote_addr;",
+    ):
         assert line in printed
-    assert "proxy_set_header X-Client $remote_addr;" in generate("nginx", "--real-ip-header", "x-client")
-    assert "location / {" in generate("nginx") and "location / {" in generate("nginx", "--outside-url", "https://x:8443")
+    assert "proxy_set_header X-Client $remote_addr;" in generate(
+        "nginx", "--real-ip-header", "x-client"
+    )
+    assert "location / {" in generate("nginx") and "location / {" in generate(
+        "nginx", "--outside-url", "https://x:8443"
+    )
     for url in ("http://pypi.example.org", "https://pypi.example.org/$host"):
         with pytest.raises(devpi_lite.FatalError):
             generate("nginx", "--outside-url", url)
 
 
 def test_the_dockerfile_has_five_lines_and_the_options(generate, tmp_path):
-    (tmp_path / "c.json").write_text('{"devpi-server": {"restrict-modify": "root", "serverdir": "/elsewhere", "port": 1}}')
-    lines = [line for line in generate("docker", "-c", tmp_path / "c.json", "--outside-url", "https://x").splitlines()
-             if not line.startswith("#")]
+    (tmp_path / "c.json").write_text(
+        '{"devpi-server": {"restrict-modify": "root", "serverdir": "/elsewhere", "port": 1}}'
+    )
+    lines = [
+        line
+        for line in generate(
+            "docker", "-c", tmp_path / "c.json", "--outside-url", "https://x"
+        ).splitlines()
+        if not line.startswith("#")
+    ]
     assert [line.split()[0] for line in lines] == ["FROM", "RUN", "COPY", "USER", "CMD"]
-    assert json.loads(lines[-1][4:]) == ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
-                                         "--outside-url", "https://x", "--restrict-modify", "root"]
+    assert json.loads(lines[-1][4:]) == [
+        "python",
+        "/devpi_lite.py",
+        "--serverdir",
+        "/data",
+        "--host",
+        "0.0.0.0",
+        "--outside-url",
+        "https://x",
+        "--restrict-modify",
+        "root",
+    ]
 
 
 def test_gen_config_says_what_it_can_print(parse):
@@ -809,7 +949,9 @@ def ask_on(path, target="/+api", *lines):
         return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
-needs_unix_sockets = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="no unix sockets here")
+needs_unix_sockets = pytest.mark.skipif(
+    not hasattr(socket, "AF_UNIX"), reason="no unix sockets here"
+)
 
 
 @pytest.fixture
@@ -822,8 +964,20 @@ def short_path():
 @needs_unix_sockets
 def test_a_unix_socket_alone_is_served_and_goes_with_the_server(directory, short_path):
     process = subprocess.Popen(
-        [sys.executable, str(SCRIPT), "--serverdir", str(directory), "--unix-socket", str(short_path), "--no-root-pypi"],
-        env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True)
+        [
+            sys.executable,
+            str(SCRIPT),
+            "--serverdir",
+            str(directory),
+            "--unix-socket",
+            str(short_path),
+            "--no-root-pypi",
+        ],
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        universal_newlines=True,
+    )
     try:
         eventually(lambda: short_path.exists() and process.poll() is None and ask_on(short_path))
         assert stat.S_IMODE(short_path.stat().st_mode) == 0o600
@@ -839,10 +993,14 @@ def test_a_unix_socket_alone_is_served_and_goes_with_the_server(directory, short
 def test_a_unix_socket_beside_an_address(make_server, tmp_path, short_path):
     server = make_server("--unix-socket", short_path, "--unix-socket-perms", "666")
     assert stat.S_IMODE(short_path.stat().st_mode) == 0o666
-    answer = ask_on(short_path, "/+api", "X-Outside-URL: https://pypi.example.org/sub", "X-Real-IP: 192.0.2.7")
+    answer = ask_on(
+        short_path, "/+api", "X-Outside-URL: https://pypi.example.org/sub", "X-Real-IP: 192.0.2.7"
+    )
     assert b"https://pypi.example.org/sub/+login" in answer and server.get("/+api").status == 200
     assert "192.0.2.7\n" in server.whole_output()
-    assert_fatal(serve(tmp_path / "other", "--unix-socket", short_path), short_path, "another server")
+    assert_fatal(
+        serve(tmp_path / "other", "--unix-socket", short_path), short_path, "another server"
+    )
     assert ask_on(short_path).startswith(b"HTTP/1.1 200 ")
     server.kill()
     assert short_path.exists()

@@ -361,10 +361,17 @@ def test_an_upload_with_expect_100_continue_arrives(site):
 
 @pytest.mark.parametrize(
     "path, method",
-    [("/+login", "POST"), ("/someone", "PUT"), ("/http", "PATCH"), ("/http/new", "PUT"), ("/http/dev", "PATCH")],
+    [
+        ("/+login", "POST"),
+        ("/someone", "PUT"),
+        ("/http", "PATCH"),
+        ("/http/new", "PUT"),
+        ("/http/dev", "PATCH"),
+    ],
 )
 @pytest.mark.parametrize(
-    "body", [b"{", b"{'user': 1}", b"\xff\xfe{}", b"nul", b'{"a": 1} x', b'{"a": [-%s]}' % (b"7" * 2000)],
+    "body",
+    [b"{", b"{'user': 1}", b"\xff\xfe{}", b"nul", b'{"a": 1} x', b'{"a": [-%s]}' % (b"7" * 2000)],
     ids=lambda body: repr(body[:20]),
 )
 def test_malformed_json_is_400_with_devpis_message(site, path, method, body):
@@ -873,9 +880,15 @@ def test_a_useless_x_outside_url_is_ignored(site, outside):
     "headers, base",
     [
         ({"Proto": "https", "Host": "pypi.example"}, "https://pypi.example"),
-        ({"Proto": "HTTPS", "Host": "pypi.example:443", "Prefix": "/sub/"}, "https://pypi.example/sub"),
+        (
+            {"Proto": "HTTPS", "Host": "pypi.example:443", "Prefix": "/sub/"},
+            "https://pypi.example/sub",
+        ),
         ({"Host": "pypi.example:80"}, "http://pypi.example"),
-        ({"Host": "client.example, pypi.example:8443", "Proto": "http, https"}, "https://pypi.example:8443"),
+        (
+            {"Host": "client.example, pypi.example:8443", "Proto": "http, https"},
+            "https://pypi.example:8443",
+        ),
         ({"Proto": "gopher", "Host": "a b", "Prefix": "sub"}, None),
         ({"Host": "evil.example/path", "Prefix": "//x\"y"}, None),
     ],
@@ -883,7 +896,10 @@ def test_a_useless_x_outside_url_is_ignored(site, outside):
 def test_forwarded_headers_from_loopback_replace_what_host_says(site, headers, base):
     headers = {"X_Forwarded_" + name: value for name, value in headers.items()}
     assert api_url(site, Forwarded="host=evil.example", **headers) == (base or site.url) + "/+login"
-    assert api_url(site, X_Outside_URL="https://out.example", **headers) == "https://out.example/+login"
+    assert (
+        api_url(site, X_Outside_URL="https://out.example", **headers)
+        == "https://out.example/+login"
+    )
 
 
 def test_the_forwarded_prefix_is_taken_off_the_path(site, proxied):
@@ -897,24 +913,47 @@ def addresses(server, *headers):
     for number, each in enumerate(headers):
         server.get("/+api?case=%d" % number, headers=each)
     output = server.whole_output()
-    return [re.search(r"(?m)\?case=%d .* (\S+)$" % number, output).group(1) for number in range(len(headers))]
+    return [
+        re.search(r"(?m)\?case=%d .* (\S+)$" % number, output).group(1)
+        for number in range(len(headers))
+    ]
 
 
 def test_of_the_headers_that_name_the_client_one_counts(make_server):
-    forged = {"X-Forwarded-For": "203.0.113.7", "Forwarded": "for=203.0.113.7", "True-Client-IP": "203.0.113.7"}
+    forged = {
+        "X-Forwarded-For": "203.0.113.7",
+        "Forwarded": "for=203.0.113.7",
+        "True-Client-IP": "203.0.113.7",
+    }
     server = make_server()
-    assert addresses(server, forged, {"X-Real-IP": "192.0.2.1", **forged}, {"X-Real-IP": "203.0.113.9, 192.0.2.1"},
-                     {"X-Real-IP": "nonsense"}, {"X-Real-IP": "[2001:db8::7]:443"}, {"X-Real-IP": "192.0.2.8:1"}) == [
-        "127.0.0.1", "192.0.2.1", "192.0.2.1", "127.0.0.1", "2001:db8::7", "192.0.2.8"]
+    assert addresses(
+        server,
+        forged,
+        {"X-Real-IP": "192.0.2.1", **forged},
+        {"X-Real-IP": "203.0.113.9, 192.0.2.1"},
+        {"X-Real-IP": "nonsense"},
+        {"X-Real-IP": "[2001:db8::7]:443"},
+        {"X-Real-IP": "192.0.2.8:1"},
+    ) == ["127.0.0.1", "192.0.2.1", "192.0.2.1", "127.0.0.1", "2001:db8::7", "192.0.2.8"]
     assert server.output().count("--real-ip-header X-Forwarded-For would make it") == 1
     server.restart("--real-ip-header", "X-Forwarded-For")
-    assert addresses(server, {"X-Real-IP": "203.0.113.9"}, {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "192.0.2.1"},
-                     {"X-Forwarded-For": "203.0.113.9, 192.0.2.1"}) == ["127.0.0.1", "192.0.2.1", "192.0.2.1"]
+    assert addresses(
+        server,
+        {"X-Real-IP": "203.0.113.9"},
+        {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "192.0.2.1"},
+        {"X-Forwarded-For": "203.0.113.9, 192.0.2.1"},
+    ) == ["127.0.0.1", "192.0.2.1", "192.0.2.1"]
 
 
 def test_what_a_stranger_says_of_clients_is_ignored_with_a_line_in_the_log(make_server, tmp_path):
-    server = make_server(script=patched(tmp_path, "devpi_lite.App.trusts = lambda self, address: False"))
-    headers = {"X-Real-IP": "203.0.113.9", "X-Forwarded-Host": "evil.example", "X-Outside-URL": "https://evil.example"}
+    server = make_server(
+        script=patched(tmp_path, "devpi_lite.App.trusts = lambda self, address: False")
+    )
+    headers = {
+        "X-Real-IP": "203.0.113.9",
+        "X-Forwarded-Host": "evil.example",
+        "X-Outside-URL": "https://evil.example",
+    }
     for _ in range(2):
         assert server.get("/+api", headers=headers).result["login"] == server.url + "/+login"
     output = server.whole_output()
@@ -927,7 +966,9 @@ def test_tls_on_the_plain_port_leaves_a_line_in_the_log(server):
     for _ in range(2):
         with server.connect() as connection, pytest.raises(ssl.SSLError):
             ssl.create_default_context().wrap_socket(connection, server_hostname="localhost")
-    (line,) = [line for line in server.whole_output().splitlines() if "speaks TLS to this port" in line]
+    (line,) = [
+        line for line in server.whole_output().splitlines() if "speaks TLS to this port" in line
+    ]
     assert "127.0.0.1" in line and "http://" in line
     answer = server.raw(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500))
     assert answer.startswith(b"HTTP/1.1 400 ") and b"plain HTTP" in answer

@@ -69,8 +69,13 @@ exec unshare -rm sh -c 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" 
     script.chmod(0o755)
     if not shutil.which("unshare"):
         return None
-    probe = subprocess.run([str(script), "-c", "import os; open(%r, 'w')" % str(directory / "probe")],
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, env=clean_environment())
+    probe = subprocess.run(
+        [str(script), "-c", "import os; open(%r, 'w')" % str(directory / "probe")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        universal_newlines=True,
+        env=clean_environment(),
+    )
     return script if "Read-only file system" in probe.stderr else None
 
 
@@ -102,13 +107,21 @@ def test_a_directory_on_read_only_media_is_served(read_only):
     server, mirrored = read_only
     assert server.versions("alice/dev", "own") == ["1.0"]
     assert server.fetch("alice/dev", "own-1.0-py3-none-any.whl", "own")
-    assert server.filenames("alice/dev", "mirrored") == [mirrored] and server.fetch("root/mirror", mirrored, "mirrored")
+    assert server.filenames("alice/dev", "mirrored") == [mirrored] and server.fetch(
+        "root/mirror", mirrored, "mirrored"
+    )
     assert found(server)
-    assert server.login("alice") and server.get("/+api", user="alice").result["authstatus"][0] == "ok"
+    assert (
+        server.login("alice") and server.get("/+api", user="alice").result["authstatus"][0] == "ok"
+    )
     assert server.post("/+login", {"user": "alice", "password": "wrong"}).status == 401
     assert server.get("/+health/ready").status == 200
     status = server.get("/+status").result
-    assert (status["read-only"], status["offline-mode"], status["status"]) == (True, True, "ok"), status["messages"]
+    assert (status["read-only"], status["offline-mode"], status["status"]) == (
+        True,
+        True,
+        "ok",
+    ), status["messages"]
     assert SENTENCE in server.whole_output()
 
     package = wheel("own", "2.0")
@@ -122,9 +135,22 @@ def test_a_directory_on_read_only_media_is_served(read_only):
         server.delete("/alice", user="alice"),
         server.put("/bob", {"password": "pw"}),
         server.patch("/alice", {"password": "new"}, user="alice"),
-        server.post("/alice/dev", {"name": "own", "version": "1.0", "targetindex": "alice/prod"}, user="alice"),
-        server.post("/alice/dev", {"name": "own", "version": "1.0", "posturl": "http://127.0.0.1:9/", "username": "x",
-                                   "password": "y"}, user="alice"),
+        server.post(
+            "/alice/dev",
+            {"name": "own", "version": "1.0", "targetindex": "alice/prod"},
+            user="alice",
+        ),
+        server.post(
+            "/alice/dev",
+            {
+                "name": "own",
+                "version": "1.0",
+                "posturl": "http://127.0.0.1:9/",
+                "username": "x",
+                "password": "y",
+            },
+            user="alice",
+        ),
         server.patch("/alice/dev/own/1.0", {"yanked": True}, user="alice"),
         server.post("/+outbox/retry", {}, user="root"),
     ):
@@ -152,7 +178,11 @@ def test_a_database_that_was_not_closed_is_not_served_without_its_newest_changes
     (directory / "devpi_lite.db-wal").write_bytes(b"changes")
     script = patched(tmp_path, "devpi_lite.is_read_only = lambda path: True")
     result = run_command("--serverdir", directory, "--port", "0", script=script)
-    assert result.returncode == 1 and "devpi_lite.db-wal" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert (
+        result.returncode == 1
+        and "devpi_lite.db-wal" in result.stderr
+        and len(result.stderr.splitlines()) == 1
+    )
     for command in ("init", "passwd"):
         result = run_command(command, "--serverdir", directory, script=script)
         assert result.returncode == 1 and SENTENCE in result.stderr, result

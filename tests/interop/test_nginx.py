@@ -23,7 +23,9 @@ from clients import Clients, Devpi
 from harness import Server, eventually, run_command, sdist, wheel
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-pytestmark = pytest.mark.skipif(not (NGINX and shutil.which("openssl")), reason="nginx or openssl is not installed")
+pytestmark = pytest.mark.skipif(
+    not (NGINX and shutil.which("openssl")), reason="nginx or openssl is not installed"
+)
 
 MAIN = """\
 daemon off;
@@ -68,14 +70,20 @@ class Site:
         self.server, self.url, self.certificate = server, url, certificate
         self.index = url + "/alice/dev"
         # pip without truststore, and requests, read names of their own
-        self.trust = dict.fromkeys(("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"), str(certificate))
+        self.trust = dict.fromkeys(
+            ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"), str(certificate)
+        )
 
     def get(self, path, source="127.0.0.1", **headers):
         """(status, headers, body) of a path below the URL, asked for from that address."""
         parts = urllib.parse.urlsplit(self.url)
         connection = http.client.HTTPSConnection(
-            parts.hostname, parts.port, timeout=60, context=ssl.create_default_context(cafile=str(self.certificate)),
-            source_address=(source, 0))
+            parts.hostname,
+            parts.port,
+            timeout=60,
+            context=ssl.create_default_context(cafile=str(self.certificate)),
+            source_address=(source, 0),
+        )
         try:
             connection.request("GET", parts.path + path, headers=headers)
             response = connection.getresponse()
@@ -96,9 +104,26 @@ def certificate(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tls")
     (folder / "config").write_text(CERTIFICATE)
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-config", str(folder / "config"),
-         "-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
-        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-config",
+            str(folder / "config"),
+            "-keyout",
+            str(folder / "key.pem"),
+            "-out",
+            str(folder / "cert.pem"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     return folder / "cert.pem", folder / "key.pem"
 
 
@@ -115,10 +140,16 @@ def site(request, tmp_path_factory, certificate):
                           "--tls-certificate", certificate[0], "--tls-key", certificate[1])
     assert printed.returncode == 0, printed.stderr
     (folder / "devpi_lite.conf").write_text(printed.stdout)
-    root = hasattr(os, "geteuid") and os.geteuid() == 0     # its workers read what the tests may read alone
-    (folder / "main.conf").write_text(MAIN % {"directory": folder, "user": "user root;" if root else ""})
+    root = (
+        hasattr(os, "geteuid") and os.geteuid() == 0
+    )  # its workers read what the tests may read alone
+    (folder / "main.conf").write_text(
+        MAIN % {"directory": folder, "user": "user root;" if root else ""}
+    )
     with open(str(folder / "log"), "wb") as log:
-        nginx = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "main.conf")], stdout=log, stderr=log)
+        nginx = subprocess.Popen(
+            [NGINX, "-p", str(folder), "-c", str(folder / "main.conf")], stdout=log, stderr=log
+        )
     try:
         port = urllib.parse.urlsplit(url).port
 
@@ -150,18 +181,28 @@ def test_the_tools_publish_through_it_and_install_what_was_published(site, clien
         clients.publish(publisher, site.index + "/", archive, "alice", "pw", **site.trust)
     clients.publish("uv", site.index + "/", wheel("by-uv", "1.0"), "alice", "pw", **site.trust)
     for installer in ("pip", "uv"):
-        found = clients.install(installer, site.index + "/+simple/", "by-twine", "by-uv", **site.trust)
+        found = clients.install(
+            installer, site.index + "/+simple/", "by-twine", "by-uv", **site.trust
+        )
         assert found == {"by-twine": "1.0", "by-uv": "1.0"}
 
 
 def test_without_the_certificate_nothing_is_believed(site, devpi, clients):
     assert "SSL verification failed" in devpi("use", site.url, expect=1, SSL_CERT_FILE=None)
-    assert "certificate" in clients.install("pip", site.index + "/+simple/", "none", expect=None, PIP_RETRIES="0").lower()
+    assert (
+        "certificate"
+        in clients.install(
+            "pip", site.index + "/+simple/", "none", expect=None, PIP_RETRIES="0"
+        ).lower()
+    )
 
 
 def test_200_megabytes_go_up_and_come_down(site, devpi, tmp_path):
     path = devpi.save(wheel("large", "1.0"))
-    with zipfile.ZipFile(str(path), "a", zipfile.ZIP_STORED) as archive, archive.open("large/data.bin", "w") as member:
+    with (
+        zipfile.ZipFile(str(path), "a", zipfile.ZIP_STORED) as archive,
+        archive.open("large/data.bin", "w") as member,
+    ):
         for _ in range(LARGE >> 20):
             member.write(os.urandom(1 << 20))
     devpi("upload", path, timeout=600)
@@ -180,7 +221,9 @@ def test_documentation_is_read_under_the_outside_url(site, devpi):
     assert (status, body) == (200, b"<p>how to")
     status, headers, body = site.get("/alice/dev/manual/1.0/+doc/", Accept="text/html")
     if status == 302:
-        assert urllib.parse.urljoin(site.index, headers["Location"]).startswith(site.index + "/manual/"), headers["Location"]
+        assert urllib.parse.urljoin(site.index, headers["Location"]).startswith(
+            site.index + "/manual/"
+        ), headers["Location"]
 
 
 def test_our_client_works_through_it(site, devpi):
@@ -203,12 +246,24 @@ def test_devpis_client_works_through_it(site, clients, tmp_path):
 
 def test_the_clients_address_and_our_links_come_through(site):
     site.get("/+api?from=elsewhere", source="127.0.0.2")
-    line = eventually(lambda: [line for line in site.server.output().splitlines() if "+api?from=elsewhere" in line])[0]
+    line = eventually(
+        lambda: [
+            line for line in site.server.output().splitlines() if "+api?from=elsewhere" in line
+        ]
+    )[0]
     assert line.endswith(" 127.0.0.2"), line
-    for headers in ({}, {"Host": "pypi.example.org"}):      # a server on loopback would not answer to that itself
-        assert json.loads(site.get("/+api", **headers)[2])["result"]["login"] == site.url + "/+login"
+    for headers in (
+        {},
+        {"Host": "pypi.example.org"},
+    ):  # a server on loopback would not answer to that itself
+        assert (
+            json.loads(site.get("/+api", **headers)[2])["result"]["login"] == site.url + "/+login"
+        )
     status, headers, _ = site.get("/alice/dev/+simple/By_Twine/", Accept="text/html")
-    assert status == 302 and urllib.parse.urljoin(site.url, headers["Location"]) == site.index + "/+simple/by-twine/"
+    assert (
+        status == 302
+        and urllib.parse.urljoin(site.url, headers["Location"]) == site.index + "/+simple/by-twine/"
+    )
 
 
 def test_a_user_called_like_the_path_is_found(site):
@@ -219,7 +274,10 @@ def test_a_user_called_like_the_path_is_found(site):
 def test_what_is_not_below_the_path_is_not_ours(site):
     if urllib.parse.urlsplit(site.url).path:
         parts = urllib.parse.urlsplit(site.url)
-        assert Site(site.server, "https://%s" % parts.netloc, site.certificate).get("/alice/dev")[0] == 404
+        assert (
+            Site(site.server, "https://%s" % parts.netloc, site.certificate).get("/alice/dev")[0]
+            == 404
+        )
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/net/tcp"), reason="no list of sockets here")
