@@ -12854,12 +12854,15 @@ def shown_bases(request, index):
     return [base for base, member in found if member is None or may_read(request, member)]
 
 
-def shown_config(request, index):
+def shown_config(request, index, in_list=False):
     """An index's configuration as this caller may see it: credentials in URLs are for who may change it, the
-    secret of webhooks for nobody."""
+    secret of webhooks for nobody.
+
+    Lists name no index that the caller may not read, as a base neither; the index itself tells all of its bases, so that a
+    client knows whether a login is needed for what comes from there."""
     config = {key: value for key, value in index.config.items() if key != "webhook_secret"}
     if not request.app.permissions.index_modify(request.identity, index.user):
-        if "bases" in config:
+        if in_list and "bases" in config:
             config["bases"] = shown_bases(request, index)
         if "mirror_url" in config:
             config["mirror_url"] = public_url(config["mirror_url"])
@@ -13261,7 +13264,7 @@ def shown_user(request, account, indexes):
         shown.pop("email", None)
     if account.modified:
         shown["modified"] = account.modified
-    shown["indexes"] = {index.name: shown_config(request, index) for index in indexes
+    shown["indexes"] = {index.name: shown_config(request, index, in_list=True) for index in indexes
                         if request.app.permissions.read(request.identity, index)}
     return shown
 

@@ -157,8 +157,7 @@ def test_what_a_stranger_gets_is_kept_apart_from_what_a_reader_gets(site):
 
 
 LISTS = [("/owner/above/+simple/", {"Accept": "text/html", "User-Agent": "Mozilla/5.0"}), ("/owner/above/+simple/", {"Accept": SIMPLE_JSON}),
-         ("/owner/above/+simple/", INSTALLER), ("/owner/above", {}), ("/owner/above?no_projects=", {}), ("/owner/higher/+simple/", {"Accept": "text/html"}),
-         ("/owner", {}), ("/", {}), ("/+search?query=merger", {})]
+         ("/owner/above/+simple/", INSTALLER), ("/owner/higher/+simple/", {"Accept": "text/html"}), ("/owner", {}), ("/", {}), ("/+search?query=merger", {})]
 
 
 @pytest.mark.parametrize("path, headers", LISTS)
@@ -170,8 +169,17 @@ def test_no_list_names_a_protected_index_or_what_it_has(site, path, headers):
             assert "secret" not in reply.text and "merger" not in reply.text.replace('"query": "merger"', "")
     for caller in ("owner", "root"):
         reply = ask(site, caller, path, headers)
-        if "above" in path and headers != INSTALLER and "Accept" not in headers:
-            assert "owner/secret" in reply.text
+        if path in ("/", "/owner"):
+            assert '"bases": ["owner/secret", "owner/pypi"]' in reply.text
+
+
+def test_an_index_itself_tells_all_of_its_bases(site):
+    """Clients ask so, without a login, whether they need one for what comes from there."""
+    for caller in CALLERS:
+        for path in ("/owner/above", "/owner/above?no_projects="):
+            result = ask(site, caller, path, {}).result
+            assert result["bases"] == ["owner/secret", "owner/pypi"]
+            assert "merger" not in result.get("projects", ())
 
 
 def test_files_of_quarantined_projects_are_for_nobody(site):
