@@ -651,7 +651,7 @@ class Misdirected(Problem):
 class UpstreamTrouble(Problem):
     """Upstream did not give what was asked for: unreachable, too slow, an error, garbage."""
     status = 502
-    noted = float("inf")    # time.monotonic() at which it came, where it is raised in place of asking again
+    noted = float("inf")    # time.monotonic() of when it came, where it stands for asking again
 
 
 class UnreadablePage(UpstreamTrouble):
@@ -901,8 +901,8 @@ class Settings:
         "the only hosts that webhooks and Jenkins triggers may "
         "name, with * and ?")
     upstream_allow: tuple | None = option(      # None = all but what is near this machine
-        "upstream-allow", _names, None, "the only hosts that mirrors may ask, with * and ?; files and "
-        "redirects may then be on loopback addresses and plain http, too")
+        "upstream-allow", _names, None, "the only hosts that mirrors may ask, with * and ?; files "
+        "and redirects may then be on loopback addresses and plain http, too")
     push_allow: tuple | None = option(          # None = all
         "push-allow", _names, None,
         "the only hosts that releases may be pushed to from here, "
@@ -1003,7 +1003,7 @@ class Limits:
     first_list = 30                 # that a request waits for the project list of a mirror of which none is here
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
-    upstream_pause = 10             # seconds for which a host or page that failed is not asked again
+    upstream_pause = 10             # seconds for which a host or page that failed is not asked
     refresh_pause = 1               # between two refreshes of one project of a mirror
     metadata_wait = 12              # for a wheel fetched for its metadata; pip waits 15
     bases = 100                     # of one index
@@ -1228,15 +1228,16 @@ class SingleFlight:
     """Runs one thing at a time for one key: who asks while it is under way waits for the same flight.
 
     A flight is an index's, and goes to an upstream host, its lane.  Each lane has `lane_limit`
-    flights at a time, so that a host that hangs can't hold up the others.  Nor can an index: it gets
-    at most twice as many places of a lane as are free then, and its owner twice as many of all
+    flights at a time, so that a host that hangs can't hold up the others.  Nor can an index: it
+    gets at most twice as many places of a lane as are free then, and its owner twice as many of all
     places as are free then, so that some are left whatever anybody asks for."""
 
     def __init__(self, name, limit, lane_limit):
         self.workers = Workers(name, limit, self._run)
         self.places, self.lane_limit = 3 * limit, lane_limit
         self.flights = {}
-        self.under_way = collections.Counter()      # None (all), lane, (lane, index id), owner -> flights
+        # None (all), lane, (lane, index id), owner -> number of flights
+        self.under_way = collections.Counter()
         self.waiting = {}           # (lane, index id) -> flights; who was served last stands last
         self.waiting_of = collections.Counter()     # index id -> of them
         self.lock = threading.Lock()
@@ -1391,7 +1392,9 @@ bulk = MemoryPool(Limits.claimed)
 
 
 class FairMemory:
-    """What is remembered of several parties, `limit` notes in all: who has most loses the oldest first."""
+    """What is remembered of several parties, `limit` notes in all.
+
+    The party that has most loses the oldest first."""
 
     def __init__(self, limit):
         self.limit, self.count = limit, 0
@@ -1426,9 +1429,9 @@ class FairMemory:
 class Patience:
     """Places for requests that wait for upstream, each of which holds a thread, shared out by owner.
 
-    An owner gets at most five times as many as are free then.  Who comes beyond that waits too, but for
-    no longer than it takes to see that upstream is slow: so a crowd at a fast upstream notices nothing,
-    and one at an upstream that hangs leaves threads to others."""
+    An owner gets at most five times as many as are free then.  Who comes beyond that waits too, but
+    for no longer than it takes to see that upstream is slow: so a crowd at a fast upstream notices
+    nothing, and one at an upstream that hangs leaves threads to others."""
 
     def __init__(self, places):
         self.places, self.count = places, 0
@@ -1976,7 +1979,7 @@ class Store:
             with contextlib.closing(sqlite3.connect(aside + ".tmp")) as copy_:
                 db.backup(copy_)
             os.replace(aside + ".tmp", aside)
-            # a step may put a table in another's place: what refers to it must not go with the old one
+            # a step may put a table in another's place: what refers to the old one must not go with it
             db.execute("PRAGMA foreign_keys = OFF")
             for step in range(version, SCHEMA_VERSION):
                 db.execute("BEGIN IMMEDIATE")
@@ -4688,7 +4691,7 @@ class PostAnswer(typing.NamedTuple):
 
 
 def is_near(address):
-    """Whether an IP address is this machine's own or its link's: loopback, link-local, unspecified."""
+    """Whether an IP address is loopback, link-local or unspecified: this machine's or its link's."""
     ip = _plain_address(address)
     return ip.is_loopback or ip.is_link_local or ip.is_unspecified
 
@@ -4824,8 +4827,8 @@ class UpstreamClient:
         if before is None or self.upstream_allow is not None:
             return True
         if before.startswith("https:") and url.startswith("http:"):
-            raise UpstreamTrouble(f"{public_url(url)} is plain http, and {public_url(before)}, which names "
-                                  "it, is not; --upstream-allow could name its host")
+            raise UpstreamTrouble(f"{public_url(url)} is plain http, and {public_url(before)}, which "
+                                  "names it, is not; --upstream-allow could name its host")
         return is_same_place(url, home)
 
     def _ask(self, method, url, headers, may_be_near):
@@ -4856,7 +4859,9 @@ class UpstreamClient:
             if error.errno not in _OWN_TROUBLE or isinstance(error, socket.gaierror):
                 with self.lock:
                     now = time.monotonic()
-                    self.paused = {other: until for other, until in self.paused.items() if until > now}
+                    over = [other for other, until in self.paused.items() if until < now]
+                    for other in over:
+                        del self.paused[other]
                     self.paused[key] = now + Limits.upstream_pause
             raise
 
@@ -4922,7 +4927,7 @@ class UpstreamClient:
                 if not may_be_near:
                     connection.refused = is_near, f"{public_url(url)} {_TOO_NEAR}"
                 self._connect(key, connection)
-            if connection.is_near and not may_be_near:      # another mirror, which may, left it open
+            if connection.is_near and not may_be_near:      # left open by a mirror that may
                 raise UpstreamTrouble(f"{public_url(url)} {_TOO_NEAR}")
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
@@ -4982,8 +4987,8 @@ class UpstreamClient:
         if "//" not in proxy:
             return "http://" + proxy
         if proxy.lower().startswith("socks"):
-            raise UpstreamTrouble(f"the proxy {public_url(proxy)} of the environment speaks SOCKS, which is "
-                                  "not supported: name one that speaks HTTP, or put "
+            raise UpstreamTrouble(f"the proxy {public_url(proxy)} of the environment speaks SOCKS, "
+                                  "which is not supported: name one that speaks HTTP, or put "
                                   f"{parts.hostname} into no_proxy")
         return proxy
 
@@ -5841,7 +5846,7 @@ class Projects:
         so that mirrors are shut out but for what a whitelist admits: the answer tells nothing of what they have.
 
         A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
-        is raised if nobody else knows the project, and asked `again` only then if it failed just now.
+        is raised if nobody else knows the project; one that failed just now is asked `again` only then.
         Where a base is missing any name may have been private: mirrors are shut
         out but for what a whitelist admits, and Forbidden is raised if nobody else knows the
         project."""
@@ -5920,7 +5925,7 @@ class Projects:
             upstream_serial=only.upstream_serial if only else None)
 
     def unknown(self, index, name, sentence=""):
-        """NotFound, for a project that neither an index nor its bases have, with this `sentence`."""
+        """NotFound for a project that neither an index nor its bases have, with this `sentence`."""
         has_mirrors = any(member.is_mirror for member in self.indexes.order(index))
         if has_mirrors and self.mirrors.settings.offline_mode:
             return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
@@ -5971,8 +5976,8 @@ class Projects:
         row = rows[0]
         if len(rows) > 1:
             def rank(row):
-                status = _status_of(row)
-                return not (status and status[0] == "quarantined"), row["position"] is None, row["id"]
+                status = _status_of(row) or ("active",)
+                return status[0] != "quarantined", row["position"] is None, row["id"]
             row = min(rows, key=rank)
         return File._make(tuple(row)[:-2]), row["project"], _status_of(row)
 
@@ -5995,7 +6000,7 @@ class Mirrors:
         self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
         self.failed = FairMemory(Limits.missing_projects)       # the same -> (until, kind, message)
         self.refreshed = FairMemory(Limits.missing_projects)    # the same -> when
-        self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer came
+        self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.list_readers = Shares("project lists are being read", Limits.list_readers,
                                    Limits.list_readers_of_one)
@@ -6020,8 +6025,8 @@ class Mirrors:
         """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
 
         Where upstream failed just now, an old page is as good; and if there is none, the failure is
-        raised again where asking `again` is not worth while, or of no use.  Busy if too much is being
-        asked of that upstream and nothing is known."""
+        raised again where asking `again` is not worth while, or of no use.  Busy if too much is
+        being asked of that upstream and nothing is known."""
         if len(name) > Limits.project_name:
             return ProjectPage(name), None      # "not found" need not be remembered
         page = self.cached(index, name)
@@ -6053,7 +6058,9 @@ class Mirrors:
             return page
         trouble = UpstreamTrouble(f"{public_url(index.mirror_url)} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
-        patience = self.settings.request_timeout if deadline is None else deadline - time.monotonic()
+        patience = self.settings.request_timeout
+        if deadline is not None:
+            patience = deadline - time.monotonic()
         try:
             if self._wait(index, flight.wait, patience):
                 trouble = flight.error
@@ -6071,7 +6078,7 @@ class Mirrors:
     def _wait(self, index, wait, seconds):
         """Whether `wait` for at most so many seconds says that it happened.
 
-        Busy if it did not, and too many wait for this owner's mirrors to let this request wait on."""
+        Busy if it did not, and too many wait for this owner's mirrors for this request to go on."""
         with self.patience.place(index.user) as longest:
             if wait(max(0, min(seconds, longest))):
                 return True
@@ -6081,7 +6088,8 @@ class Mirrors:
 
     @staticmethod
     def _crowded(index, retry_after=1):
-        return Busy(f"too many requests wait for the mirrors of {index.user} just now, try again", retry_after)
+        return Busy(f"too many requests wait for the mirrors of {index.user} just now, try again",
+                    retry_after)
 
     def _start(self, index, what, name, function):
         """The flight that fetches this from the mirror's upstream, which may be under way already."""
@@ -6127,7 +6135,7 @@ class Mirrors:
         return None
 
     def is_paused(self, index, for_list=False):
-        """Whether this mirror's upstream was not reached within the last seconds: what is here will do.
+        """Whether this mirror's upstream was not reached within the last seconds.
 
         A project list that did not come says nothing of pages."""
         return self.client.is_paused(index.mirror_url) or any(
@@ -6137,8 +6145,8 @@ class Mirrors:
     def refresh(self, indexes, name):
         """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
 
-        A page that was refreshed within the last second, whoever asked for it, is not fetched again.
-        A request waits for `request_timeout`, for all of them together."""
+        A page that was refreshed within the last second, for whomever, is not fetched again.  A
+        request waits for `request_timeout`, for all of them together."""
         if len(name) > Limits.project_name:
             return
         flights = []
@@ -6272,7 +6280,8 @@ class Mirrors:
         with self.store.read() as db:
             rows = db.execute(
                 "SELECT size, files.index_id, config, status FROM files "
-                "JOIN indexes ON indexes.id = files.index_id JOIN projects ON projects.id = project_id "
+                "JOIN indexes ON indexes.id = files.index_id "
+                "JOIN projects ON projects.id = project_id "
                 "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
         for row in rows:
             theirs = Index(row["index_id"], "", "", json.loads(row["config"]))
@@ -6304,7 +6313,7 @@ class Mirrors:
         return download
 
     def pieces(self, index, download):
-        """What `Download.pieces` gives, for a request that takes it as it arrives.  Busy as in `_wait`."""
+        """What `Download.pieces` gives, for a request that takes it as it comes; Busy as in `_wait`."""
         longest = self.patience.longest(index.user)
         if longest < float("inf"):
             with self.patience.place(index.user):
@@ -6351,8 +6360,8 @@ class Mirrors:
         """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
         parts = urllib.parse.urlsplit(self.upstream_url(index, file))
         url = urllib.parse.urlunsplit(parts._replace(path=parts.path + ending))
-        response = self.client.get(url, {"User-Agent": user_agent(), "Accept-Encoding": "identity"}, method,
-                                   index.mirror_url)
+        headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
+        response = self.client.get(url, headers, method, index.mirror_url)
         if response.status == 200:
             return response
         response.close()
@@ -6362,10 +6371,10 @@ class Mirrors:
     def metadata_hash(self, index, file, by_wheel=True):
         """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), which is here then; NotFound if there is none.
 
-        It is read out of the wheel if that is here, else fetched from upstream and checked against the
-        announced hash.  To installers, metadata that is announced and can't be had is fatal: so what
-        upstream fails to give is read out of the wheel, which is fetched for that, unless `by_wheel`
-        is false."""
+        It is read out of the wheel if that is here, else fetched from upstream and checked against
+        the announced hash.  To installers, metadata that is announced and can't be had is fatal: so
+        what upstream fails to give is read out of the wheel, which is fetched for that, unless
+        `by_wheel` is false."""
         if file.metadata_sha256 and metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
             return file.metadata_sha256
         if self.is_local(file):
@@ -6391,7 +6400,7 @@ class Mirrors:
         return self._metadata_by_wheel(index, file, began + Limits.metadata_wait)
 
     def _metadata_by_wheel(self, index, file, deadline):
-        """Fetch a wheel for the metadata file in it; if it has none, pages don't announce it any more."""
+        """Fetch a wheel for the metadata file in it; if it has none, pages announce it no more."""
         here = self.local(index, file)
         if here is None:
             download = self.download(index, file)
@@ -6422,7 +6431,7 @@ class Mirrors:
         self.store.write(_metadata_arrived, index, file, found, False, durable=False)
 
     def metadata_of_wheel(self, index, file):
-        """The SHA-256 of the metadata file in a wheel that is here, now entered; None if it has none."""
+        """The SHA-256 of the metadata file in a wheel that is here, now entered, or None."""
         found = self._metadata_of_blob(file, file.sha256)
         if found is None:
             return None
@@ -6506,7 +6515,7 @@ class Mirrors:
                     or self.is_paused(index, True))
 
     def cached_names(self, index):
-        """The projects whose pages are kept here; of a mirror that is cut off, those with files here."""
+        """The projects whose pages are kept; of a mirror that is cut off, those with files here."""
         here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id " \
                "AND position IS NOT NULL AND sha256 IS NOT NULL)" if self.is_cut_off(index) else ""
         with self.store.read() as db:
@@ -6672,7 +6681,8 @@ def _store_page(change, index, name, page, etag, origin, serial):
             else:
                 gone.append(one_line(file.filename))
     if gone:
-        log.warning("mirror %s: upstream does not list %s of %s any more; what is not listed stays at its URL",
+        log.warning("mirror %s: upstream does not list %s of %s any more; "
+                    "what it gave before stays at its URL",
                     index.path, gone[0] if len(gone) == 1 else f"{len(gone)} files", name)
     change.touch(project_tag(index.id, name))
 
@@ -6697,8 +6707,8 @@ def _share_arrived(change, project_id):
         "AND theirs.project_id != mine.project_id "
         "WHERE mine.project_id = ? AND mine.sha256 IS NULL AND theirs.sha256 IS NOT NULL",
         (project_id,)).fetchall()
-    change.executemany("UPDATE files SET sha256 = ?, size = ?, last_modified = ?, metadata_sha256 = ?, "
-                       "core_metadata = ? WHERE id = ?", map(tuple, arrived))
+    change.executemany("UPDATE files SET sha256 = ?, size = ?, last_modified = ?, "
+                       "metadata_sha256 = ?, core_metadata = ? WHERE id = ?", map(tuple, arrived))
 
 
 def _update_mirror_file(change, version, before, position, new):
@@ -6712,7 +6722,7 @@ def _update_mirror_file(change, version, before, position, new):
     if new.hash_spec != before.hash_spec:
         after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None,
                                size=new.size)
-    if after.sha256 and after.filename.endswith(".whl"):    # what it holds counts, whatever is announced
+    if after.sha256 and after.filename.endswith(".whl"):    # what it holds counts
         after = after._replace(core_metadata=after.metadata_sha256 or before.core_metadata)
     elif after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
         after = after._replace(metadata_sha256=None)
@@ -6752,7 +6762,7 @@ def _tell_of_other_metadata(index, file, row, sha256):
 
 
 def _metadata_arrived(change, index, file, metadata, from_wheel):
-    """A metadata file is here.  One from elsewhere does not count where the wheel's own is known."""
+    """A metadata file is here.  One from elsewhere does not count where the wheel's own is."""
     sha256 = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
         if from_wheel:
