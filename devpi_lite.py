@@ -679,7 +679,8 @@ class Busy(Problem):
 
 
 class TooManyLogins(Problem):
-    """Too many wrong passwords, or new users: for `wait` seconds not even the right one is looked at."""
+    """Too many wrong passwords, or new users: for `wait` seconds not even the right one is looked
+    at."""
     status = 429
 
     def __init__(self, wait, what="failed logins for this account or from this address"):
@@ -1851,7 +1852,8 @@ class Change:
         self.ops.append({"t": kind, "k": list(key), "v": value})
 
     def touch(self, *tags):
-        """Name what caches must drop; see `EVERYTHING`, `INDEXES`, `user_tag`, `index_tag`, `project_tag`, `names_tag`."""
+        """Name what caches must drop; see `EVERYTHING`, `INDEXES`, `user_tag`, `index_tag`,
+        `project_tag`, `names_tag`."""
         self.tags.update(tags)
 
     def wake(self, name):
@@ -1883,9 +1885,11 @@ def user_tag(name):
 
 
 def index_tag(path):
-    """Touched when the configuration of the index at this path changes, or such an index is made or deleted.
+    """Touched when the configuration of the index at this path changes, or such an index is made or
+    deleted.
 
-    What depends on an index depends on those that it builds on, too, also on such that do not exist: `Indexes.reach`."""
+    What depends on an index depends on those that it builds on, too, also on such that do not
+    exist: `Indexes.reach`."""
     return ("index", path)
 
 
@@ -3433,7 +3437,8 @@ def _derive(prefix, password, salt):
 
 @contextlib.contextmanager
 def _turn_to_hash():
-    """Wait for one of the few turns to hash, outside the crew of workers; Busy if too many wait already."""
+    """Wait for one of the few turns to hash, outside the crew of workers; Busy if too many wait
+    already."""
     busy = Busy("too many passwords are being checked just now, try again", 2)
     if not _hash_line.acquire(blocking=False):
         raise busy
@@ -3486,10 +3491,11 @@ USER_ATTRIBUTES = ("email", "title", "description", "custom_data")
 
 
 def check_name(kind, name):
-    """Refuse a new user or index name that devpi refuses (http-api 4.1), and what looks like another one.
+    """Refuse a new user or index name that devpi refuses (http-api 4.1), and what looks like
+    another one.
 
-    Of the letters only ASCII's: many others look like them, or like nothing at all.  A name that begins with a dot could be
-    a step up in a path."""
+    Of the letters only ASCII's: many others look like them, or like nothing at all.  A name that
+    begins with a dot could be a step up in a path."""
     if not name or re.search(r"""[\x00-\x20\x7f-\x9f!"#$%&'()*+,/:;<=>?\[\\\]^`{|}~\ud800-\udfff]""", name):
         raise BadRequest(f"{kind} '{name}' contains characters that aren't allowed. "
                          "Any ascii symbol besides -.@_ is blocked.")
@@ -3506,7 +3512,8 @@ def _note(change, *what):
 
 
 class Users:
-    """The accounts of a store.  `open_root`: root's password may be empty, as the operator has said at the start."""
+    """The accounts of a store.  `open_root`: root's password may be empty, as the operator has said
+    at the start."""
 
     def __init__(self, store, open_root=False):
         self.store, self.open_root = store, open_root
@@ -3532,7 +3539,8 @@ class Users:
         return account
 
     def create(self, name, body, actor=NO_ACTOR, may_inherit=True):
-        """devpi: PUT /user.  `body` as its JSON object; `may_inherit`: also a name that indexes still give rights to."""
+        """devpi: PUT /user.  `body` as its JSON object; `may_inherit`: also a name that indexes
+        still give rights to."""
         if self.find(name):
             raise Conflict("user already exists")
         check_name("username", name)
@@ -3583,7 +3591,8 @@ def json_kind(value):
 
 
 def check_attributes(body, before):
-    """Refuse attributes of the wrong type, but for what is stored already: the devpi client sends back what it was shown."""
+    """Refuse attributes of the wrong type, but for what is stored already: the devpi client sends
+    back what it was shown."""
     for key in USER_ATTRIBUTES:
         value = body.get(key)
         if key != "custom_data" and value not in (None, "", {}, []) and not isinstance(value, str) \
@@ -3621,7 +3630,8 @@ ACL_KEYS = ("acl_upload", "acl_toxresult_upload", "acl_pkg_read")
 
 
 def configs_naming(db, user):
-    """[(user, index name, configuration)] of the indexes in whose ACLs or bases a user's name stands."""
+    """[(user, index name, configuration)] of the indexes in whose ACLs or bases a user's name
+    stands."""
     word = json.dumps(user)[:-1]        # as it stands in the JSON, to its last character
     rows = db.execute("SELECT users.name AS user, indexes.name, config FROM indexes JOIN users ON users.id = user_id "
                       "WHERE instr(config, ?) OR instr(config, ?) ORDER BY users.name, indexes.name",
@@ -3673,7 +3683,8 @@ def _record_user(change, name):
 
 
 class Budget:
-    """How often each of many may do something: `burst` times at once, and once more every `pause` seconds.
+    """How often each of many may do something: `burst` times at once, and once more every `pause`
+    seconds.
 
     Keeps one number a key: the time.monotonic() by which all that it did is paid for."""
 
@@ -3697,8 +3708,8 @@ class Budget:
 
 @functools.lru_cache(maxsize=10000)
 def place_of(address):
-    """What counts as one place that logins come from: an IPv4 address, or the /64 of an IPv6 one, which is what one
-    customer has to choose from."""
+    """What counts as one place that logins come from: an IPv4 address, or the /64 of an IPv6 one,
+    which is what one customer has to choose from."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -3756,11 +3767,13 @@ class Logins:
     # -- passwords
 
     def check(self, user, secret, address, is_login=False):
-        """The identity for a user name with a session token or a password; anonymous if neither fits.
+        """The identity for a user name with a session token or a password; anonymous if neither
+        fits.
 
-        The answer for a password is remembered for some minutes under a keyed digest, for the slow hash costs 50 ms.
-        The same wrong password once more counts as an attempt only where somebody logs in: an installer with an old
-        password in its URL sends it with every request.  Busy if too many passwords wait for being hashed."""
+        The answer for a password is remembered for some minutes under a keyed digest, for the slow
+        hash costs 50 ms. The same wrong password once more counts as an attempt only where somebody
+        logs in: an installer with an old password in its URL sends it with every request.  Busy if
+        too many passwords wait for being hashed."""
         if len(user) > Limits.user_name:
             return NOBODY       # nobody has such a name, and it need not be remembered
         identity = self.check_token(user, secret)
@@ -3803,10 +3816,12 @@ class Logins:
         return Identity(user, expires=time.monotonic() + Limits.password_memory)
 
     def _passes_by(self, digest, user, place):
-        """Whether a password goes through while others from its place, or to its account, have to wait.
+        """Whether a password goes through while others from its place, or to its account, have to
+        wait.
 
-        Only one that is remembered, and fitted from this very place: else a guesser would be told at full speed what
-        somebody else uses just now.  Who guesses from the same place is stopped by the number of looks."""
+        Only one that is remembered, and fitted from this very place: else a guesser would be told
+        at full speed what somebody else uses just now.  Who guesses from the same place is stopped
+        by the number of looks."""
         with self.lock:
             if self.looks.wait((user, place)):
                 return False
@@ -3847,7 +3862,8 @@ class Logins:
                 self.remembered.popitem(last=False)
 
     def wait_for(self, user, place):
-        """Seconds for which this account is not looked at from this place, after too many wrong passwords."""
+        """Seconds for which this account is not looked at from this place, after too many wrong
+        passwords."""
         wait = max(self.failures.get((user, place), (0, 0, 0))[1] - time.monotonic(), self.at_place.wait(place),
                    0 if (user, place) in self.fitted else self.to_account.wait(user))
         return max(0, int(wait + 0.999))
@@ -3877,7 +3893,8 @@ class Logins:
         return wait
 
     def _succeeded(self, user, place, digest, was_tried=True):
-        """Take back what `_count_attempt` counted; a password that fitted ends the waiting at its place."""
+        """Take back what `_count_attempt` counted; a password that fitted ends the waiting at its
+        place."""
         with self.lock:
             count, until, last = self.failures.pop((user, place), (0, 0, 0))
             if count:
@@ -3894,7 +3911,8 @@ class Logins:
                 self.fitted.popitem(last=False)
 
     def count_new_user(self, address):
-        """TooManyLogins if nobody in particular made too many users from there: each one costs a slow hash."""
+        """TooManyLogins if nobody in particular made too many users from there: each one costs a
+        slow hash."""
         place = place_of(address)
         with self.lock:
             wait = self.new_users.wait(place)
@@ -3953,13 +3971,15 @@ class Permissions:
         return not self.listed.isdisjoint(identity.principals)
 
     def user_create(self, identity, is_local):
-        """Anybody on this machine (`is_local`), or everywhere with --open-registration; else root."""
+        """Anybody on this machine (`is_local`), or everywhere with --open-registration; else
+        root."""
         if self.listed is None and (is_local or self.open_registration):
             return True
         return self._modifier(identity, None)
 
     def user_create_named(self, identity):
-        """Create a user whose name stands in ACLs or bases already: who could write it there (root, the listed)."""
+        """Create a user whose name stands in ACLs or bases already: who could write it there (root,
+        the listed)."""
         if identity.user is None:
             return False
         listed = self.listed or ()
@@ -4201,7 +4221,8 @@ class ConfigEdit:
                              + (f" ({', '.join(near)}?)" if near else ""))
 
     def _meant(self, key):
-        """The key, in a list, that an unknown one may be a misspelling of; none for one of the other type of index."""
+        """The key, in a list, that an unknown one may be a misspelling of; none for one of the
+        other type of index."""
         return [] if key in STAGE_KEYS or key in MIRROR_KEYS else nearest(key, self.keys, 1)
 
     def apply_operators(self, items):
@@ -4322,7 +4343,8 @@ class Indexes:
         return self._resolved(index)[1]
 
     def reach(self, index):
-        """What an answer about an index depends on: the tags of its own configuration and of all that it builds on."""
+        """What an answer about an index depends on: the tags of its own configuration and of all
+        that it builds on."""
         return self._resolved(index)[2]
 
     def _resolved(self, index):
@@ -4356,7 +4378,8 @@ class Indexes:
                 if base not in there]
 
     def unknown_users(self, index, before):
-        """Sentences about names in an index's ACLs that are no users: a typing error, or not made yet.
+        """Sentences about names in an index's ACLs that are no users: a typing error, or not made
+        yet.
 
         `before`: an older configuration, whose names are passed over."""
         names = {}
@@ -4375,7 +4398,8 @@ class Indexes:
     def create(self, user, name, body, actor=NO_ACTOR, may_inherit=True, may_read=None):
         """devpi: PUT /user/index.  Returns the new `Index`.
 
-        `may_inherit`: also one that other users' indexes still have as a base; `may_read`: see `_require_readable`."""
+        `may_inherit`: also one that other users' indexes still have as a base; `may_read`: see
+        `_require_readable`."""
         self.refuse_existing(user, name)
         check_name("indexname", name)
         body = _unwrapped(body)
@@ -4419,7 +4443,8 @@ class Indexes:
         return edit.config
 
     def _require_readable(self, config, before, may_read):
-        """Refuse a new base that the caller may not read: `may_read` is a function of an Index, None admits all."""
+        """Refuse a new base that the caller may not read: `may_read` is a function of an Index,
+        None admits all."""
         for base in config.get("bases", ()):
             found = self.find(base) if may_read and base not in before else None
             if found and not may_read(found):
@@ -4450,13 +4475,14 @@ class Indexes:
     def delete(self, index, force=False, may_read=None, actor=NO_ACTOR):
         """devpi: DELETE /user/index.
 
-        Conflict if indexes of other users build on it, which names those that `may_read` (a function of an Index) admits;
-        `force` takes it out of their bases."""
+        Conflict if indexes of other users build on it, which names those that `may_read` (a
+        function of an Index) admits; `force` takes it out of their bases."""
         _refuse_non_volatile(index)
         self.store.write(_delete_index, index, force, may_read, actor=actor)
 
     def delete_user(self, name, force=False, may_read=None, actor=NO_ACTOR):
-        """devpi: DELETE /user, with all that the user has, and the rights that indexes of others give to this name.
+        """devpi: DELETE /user, with all that the user has, and the rights that indexes of others
+        give to this name.
 
         `force`, `may_read`: see `delete`."""
         self.store.write(_delete_user, name, force, may_read, actor=actor)
@@ -4501,7 +4527,8 @@ def _current(change, index):
 
 
 def _require_bases(change, config, before):
-    """Refuse new bases that are gone by now: who makes such an index later would serve all that build on it."""
+    """Refuse new bases that are gone by now: who makes such an index later would serve all that
+    build on it."""
     for base in config.get("bases", ()):
         user, _, name = base.partition("/")
         if base not in before and not change.execute(
@@ -4550,7 +4577,8 @@ def _built_on(change, user, path=None):
 
 
 def _leave_bases(change, user, path, force, may_read):
-    """Take an index, or all of a user, out of the bases of other users' indexes; without `force`, refuse if there are any."""
+    """Take an index, or all of a user, out of the bases of other users' indexes; without `force`,
+    refuse if there are any."""
     above = _built_on(change, user, path)
     if above and not force:
         named = [index.path for index in above if may_read is None or may_read(index)]
@@ -5796,7 +5824,8 @@ class MirrorBlocking:
             self.hit = True
 
     def misses_stage(self):
-        """A base does not exist, or is not for the caller: it may have the project, for all that is known."""
+        """A base does not exist, or is not for the caller: it may have the project, for all that is
+        known."""
         self.hit = True
 
     @property
@@ -5840,16 +5869,18 @@ class Projects:
                                 "AND kind != 'releasefile' ORDER BY files.id", index.id, name)
 
     def contributions(self, index, name, kind=File, again=False, hidden=()):
-        """What each index of the resolution order has to offer, as `Contributions`; `kind`: see `own`.
+        """What each index of the resolution order has to offer, as `Contributions`; `kind`: see
+        `own`.
 
-        `hidden`: members of the order that are not asked, as the caller may not read them.  Any name may be private there,
-        so that mirrors are shut out but for what a whitelist admits: the answer tells nothing of what they have.
+        `hidden`: members of the order that are not asked, as the caller may not read them.  Any
+        name may be private there, so that mirrors are shut out but for what a whitelist admits: the
+        answer tells nothing of what they have.
 
-        A mirror that a private name shuts out is not asked; one that fails is `trouble`, an UpstreamTrouble or Busy, which
-        is raised if nobody else knows the project; one that failed just now is asked `again` only then.
-        Where a base is missing any name may have been private: mirrors are shut
-        out but for what a whitelist admits, and Forbidden is raised if nobody else knows the
-        project."""
+        A mirror that a private name shuts out is not asked; one that fails is `trouble`, an
+        UpstreamTrouble or Busy, which is raised if nobody else knows the project; one that failed
+        just now is asked `again` only then. Where a base is missing any name may have been private:
+        mirrors are shut out but for what a whitelist admits, and Forbidden is raised if nobody else
+        knows the project."""
         blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
         if missing or hidden:
             blocking.misses_stage()
@@ -10278,8 +10309,8 @@ def problem_response(problem, accept, kind):
 class kept_property:
     """A property that is worked out once an object.
 
-    functools.cached_property holds one lock for all objects up to Python 3.11: while one request's password was hashed,
-    all others waited to learn who is asking."""
+    functools.cached_property holds one lock for all objects up to Python 3.11: while one request's
+    password was hashed, all others waited to learn who is asking."""
 
     def __init__(self, function):
         self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
@@ -10398,8 +10429,8 @@ class Request:
 
     @kept_property
     def is_local(self):
-        """Whether the client is on this machine, as far as proxies tell: one that names another address in a header that
-        does not count hides somebody else."""
+        """Whether the client is on this machine, as far as proxies tell: one that names another
+        address in a header that does not count hides somebody else."""
         hidden = self.app.settings.real_ip_header not in self.headers and not self.headers.keys().isdisjoint(
             ("x-real-ip", "x-forwarded-for", "forwarded"))
         try:
@@ -10460,7 +10491,8 @@ class Request:
 
     @property
     def known_user(self):
-        """The name for the access log: None for nobody, and where the password can't be checked just now."""
+        """The name for the access log: None for nobody, and where the password can't be checked
+        just now."""
         with contextlib.suppress(Busy):
             return self.identity.user if self.has_credentials else None
 
@@ -11303,9 +11335,11 @@ class App:
         return self.ready[self.trusts(address)]
 
     def keep_answer(self, request, ready, size, tags, expires):
-        """Keep an answer under the head of its request; one that a user got, for the address that it came from alone.
+        """Keep an answer under the head of its request; one that a user got, for the address that
+        it came from alone.
 
-        Else who is not let in any more, after too many wrong passwords, would find the right one here."""
+        Else who is not let in any more, after too many wrong passwords, would find the right one
+        here."""
         address = request.connection.address
         key = request.raw_head if ready.user is None else (address, request.raw_head)
         tags |= self.reach(request)
@@ -11314,10 +11348,12 @@ class App:
         self.store.freshness.keep(self.answers(address), key, ready, size + 100 * len(tags), tags, request.moment, expires)
 
     def reach(self, request):
-        """The tags of the index configurations that an answer to this request depends on, whatever its endpoint looked at.
+        """The tags of the index configurations that an answer to this request depends on, whatever
+        its endpoint looked at.
 
-        It is asked for when the answer has been made.  That is no harm: where a configuration changed meanwhile, the first
-        one that did on the way from the path's index to what it builds on is still among them, so that nothing is kept."""
+        It is asked for when the answer has been made.  That is no harm: where a configuration
+        changed meanwhile, the first one that did on the way from the path's index to what it builds
+        on is still among them, so that nothing is kept."""
         index = self.indexes.find(request.index_path)
         return self.indexes.reach(index) if index else frozenset((index_tag(request.index_path), INDEXES))
 
@@ -11509,14 +11545,16 @@ def hidden_members(request, index):
 
 
 def refuse_unknown(request, index, project, hidden, sentence=""):
-    """Refuse a project that is nowhere where the caller may look: in the same way whether a `hidden` base has it or not."""
+    """Refuse a project that is nowhere where the caller may look: in the same way whether a
+    `hidden` base has it or not."""
     if hidden:
         refuse_reading(request, f"{index.path} builds on an index that is not open to all, and nothing else there has {project}")
     raise request.app.projects.unknown(index, project, sentence)
 
 
 def near_indexes(request, path):
-    """` (alice has: dev, prod)` for alice/dve: the indexes of that user that the caller may read, where one is near."""
+    """` (alice has: dev, prod)` for alice/dve: the indexes of that user that the caller may read,
+    where one is near."""
     user, _, name = path.partition("/")
     indexes = request.app.indexes.all(user)
     if not nearest(name, [index.name for index in indexes]):
@@ -12865,11 +12903,11 @@ def shown_bases(request, index):
 
 
 def shown_config(request, index, in_list=False):
-    """An index's configuration as this caller may see it: credentials in URLs are for who may change it, the
-    secret of webhooks for nobody.
+    """An index's configuration as this caller may see it: credentials in URLs are for who may
+    change it, the secret of webhooks for nobody.
 
-    Lists name no index that the caller may not read, as a base neither; the index itself tells all of its bases, so that a
-    client knows whether a login is needed for what comes from there."""
+    Lists name no index that the caller may not read, as a base neither; the index itself tells all
+    of its bases, so that a client knows whether a login is needed for what comes from there."""
     config = {key: value for key, value in index.config.items() if key != "webhook_secret"}
     if not request.app.permissions.index_modify(request.identity, index.user):
         if in_list and "bases" in config:
@@ -12905,7 +12943,8 @@ def modify_index(request, user, index):
 
 
 def _told_of_config(request, index, before):
-    """An index's configuration after a change; a message beside it, which clients print, says which users do not exist."""
+    """An index's configuration after a change; a message beside it, which clients print, says which
+    users do not exist."""
     strange = request.app.indexes.unknown_users(index, before)[:10]
     for sentence in strange:
         log.warning("index %s: %s", index.path, sentence)
@@ -13268,7 +13307,8 @@ def get_user(request, user):
 
 
 def shown_user(request, account, indexes):
-    """devpi's user object, with the indexes that the caller may read, and the e-mail address for who is logged in."""
+    """devpi's user object, with the indexes that the caller may read, and the e-mail address for
+    who is logged in."""
     shown = {"username": account.name, "created": account.created, **account.attributes}
     if request.identity.user is None and not request.is_local:
         shown.pop("email", None)
