@@ -1084,9 +1084,9 @@ class Limits:
     xml_body = 64 << 10
     search_warn, search_fatal = 300, 3600           # seconds that the search index may lag behind
     disk_warn, disk_fatal = 1 << 30, 100 << 20      # bytes free
-    targets = 32                    # of the outbox, served at a time
-    targets_of_one = 8              # of them, for one account
-    slow_targets = 8                # of them, that kept somebody waiting last time
+    targets = 128                   # of the outbox, served at a time
+    targets_of_one = 64             # of them, for one account
+    slow_targets = 32               # of them, that kept somebody waiting last time
     slow_delivery = 2               # seconds after which a target counts as slow
     delivery_turn = 2               # seconds that a target is served before others
     webhook_connect = 3             # seconds for a connection to a target
@@ -7392,10 +7392,11 @@ class Outbox:
 
     def __init__(self, store, client, settings):
         self.store, self.client, self.settings = store, client, settings
-        self.workers = Workers("outbox", Limits.targets, self._deliver_to)
+        self.workers = Workers("outbox", Limits.targets // 4, self._deliver_to)
         self.busy = set()       # lanes that a worker has
         self.resting = {}       # lane -> time.time() until which it is left alone
         self.slow = collections.OrderedDict()       # lanes whose target kept us waiting last time
+        self.served = collections.OrderedDict()     # lane -> time.monotonic() of its last turn
 
     def run(self):
         """A loop for a thread: start workers for lanes that something is due for."""
@@ -7427,15 +7428,15 @@ class Outbox:
             if lane in self.busy:
                 continue
             if due <= now:
-                waiting.append((lane in self.slow, due, lane))
+                waiting.append((lane in self.slow, (self.served.get(lane, 0), due), lane))
             else:
                 pause = min(pause, due - now)
         self._start(waiting)
         return pause
 
     def _start(self, waiting):
-        """Start workers for lanes, given as (whether it is slow, when it was due, lane), as far as
-        the bounds allow."""
+        """Start workers for lanes, given as (whether it is slow, when it had its last turn and was
+        due, lane), as far as the bounds allow."""
         busy = tuple(self.busy)
         running = collections.Counter(account for _, account in busy)
         slow = sum(lane in self.slow for lane in busy)
@@ -7462,6 +7463,10 @@ class Outbox:
             log.error("outbox: %s", error)
             self.resting[lane] = time.time() + Limits.outbox_rest
         finally:
+            self.served.pop(lane, None)
+            self.served[lane] = time.monotonic()
+            while len(self.served) > Limits.outbox_of_all:
+                self.served.popitem(last=False)
             self.busy.discard(lane)
             self.store.signals["outbox"].set()
 
