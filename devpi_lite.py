@@ -1085,7 +1085,6 @@ class Limits:
     search_warn, search_fatal = 300, 3600           # seconds that the search index may lag behind
     disk_warn, disk_fatal = 1 << 30, 100 << 20      # bytes free
     targets = 128                   # of the outbox, served at a time
-    targets_of_one = 64             # of them, for one account
     slow_targets = 32               # of them, that kept somebody waiting last time
     slow_delivery = 2               # seconds after which a target counts as slow
     delivery_turn = 2               # seconds that a target is served before others
@@ -7386,9 +7385,10 @@ class Outbox:
     """Delivers what is in the outbox: for each account at most one message at a time to a target
     (scheme, host and port).
 
-    A lane is (target, account).  The account with the fewest lanes under way has its turn first;
-    a lane whose target kept us waiting last time comes after all others, and a few of those are
-    under way at a time."""
+    A lane is (target, account).  An account has at most twice as many lanes under way as are free
+    then, so that others find some; the one with the fewest has its turn first, and of its lanes the
+    one that had its last turn longest ago.  A lane whose target kept us waiting last time comes after
+    all others, and a few of those are under way at a time."""
 
     def __init__(self, store, client, settings):
         self.store, self.client, self.settings = store, client, settings
@@ -7441,13 +7441,13 @@ class Outbox:
         running = collections.Counter(account for _, account in busy)
         slow = sum(lane in self.slow for lane in busy)
         for _ in range(Limits.targets - len(busy)):
-            free = [(is_slow, running[lane[1]], due, lane) for is_slow, due, lane in waiting
-                    if running[lane[1]] < Limits.targets_of_one
+            free = [(is_slow, running[lane[1]], turn, lane) for is_slow, turn, lane in waiting
+                    if running[lane[1]] < 2 * (Limits.targets - sum(running.values()))
                     and not (is_slow and slow >= Limits.slow_targets)]
             if not free:
                 return
-            is_slow, _, due, lane = min(free)
-            waiting.remove((is_slow, due, lane))
+            is_slow, _, turn, lane = min(free)
+            waiting.remove((is_slow, turn, lane))
             running[lane[1]] += 1
             slow += is_slow
             self.busy.add(lane)
@@ -7463,10 +7463,7 @@ class Outbox:
             log.error("outbox: %s", error)
             self.resting[lane] = time.time() + Limits.outbox_rest
         finally:
-            self.served.pop(lane, None)
-            self.served[lane] = time.monotonic()
-            while len(self.served) > Limits.outbox_of_all:
-                self.served.popitem(last=False)
+            self._note(self.served, lane, time.monotonic())
             self.busy.discard(lane)
             self.store.signals["outbox"].set()
 
@@ -7490,12 +7487,18 @@ class Outbox:
         return False
 
     def _judge(self, lane, is_slow):
-        """Remember which lanes kept us waiting; of too many the oldest are forgiven."""
+        """Remember which lanes kept us waiting."""
         self.slow.pop(lane, None)
         if is_slow:
-            self.slow[lane] = True
-            while len(self.slow) > Limits.outbox_of_all:
-                self.slow.popitem(last=False)
+            self._note(self.slow, lane, True)
+
+    @staticmethod
+    def _note(memory, lane, value):
+        """Remember something of a lane; of too many the oldest are forgotten."""
+        memory[lane] = value
+        memory.move_to_end(lane)
+        while len(memory) > Limits.outbox_of_all:
+            memory.popitem(last=False)
 
     def _send(self, row):
         """(None, False) if the message arrived; else (what went wrong, whether its target can't be reached at all)."""

@@ -752,17 +752,24 @@ def started(outbox, *waiting):
 
 
 def test_accounts_take_turns_and_slow_targets_wait_for_the_others(monkeypatch):
-    for name, value in (("targets", 6), ("targets_of_one", 3), ("slow_targets", 1)):
+    for name, value in (("targets", 6), ("slow_targets", 1)):
         monkeypatch.setattr(devpi_lite.Limits, name, value)
     outbox = devpi_lite.Outbox(None, None, None)
     eves = [(False, number, "e%d" % number, 1) for number in range(9)]
     assert started(outbox, *eves, (False, 99, "a", 2), (True, 0, "slow", 3)) == [
-        ("e0", 1), ("a", 2), ("e1", 1), ("e2", 1), ("slow", 3)]
-    assert started(outbox, *eves[3:], (True, 1, "other slow", 4), (False, 100, "b", 4)) == [("b", 4)]
-    outbox.busy.discard(("e0", 1))
-    assert started(outbox, (True, 1, "other slow", 4), (False, 200, "e3", 1)) == [("e3", 1)]      # all six are taken again
+        ("e0", 1), ("a", 2), ("e1", 1), ("e2", 1), ("e3", 1), ("slow", 3)]
+    outbox.busy.discard(("a", 2))           # eve has twice as many as are free, and more
+    assert started(outbox, *eves[4:], (True, 1, "other slow", 4), (False, 100, "b", 4)) == [("b", 4)]
+    outbox.busy -= {("e0", 1), ("e1", 1)}
+    assert started(outbox, (True, 1, "other slow", 4), *eves[4:]) == [("e4", 1)]
     outbox.busy.clear()
     assert started(outbox, (True, 1, "slow", 3), (True, 2, "other slow", 4)) == [("slow", 3)]
+
+
+def test_a_target_that_had_its_turn_waits_for_those_that_had_none():
+    outbox = devpi_lite.Outbox(None, None, None)
+    assert started(outbox, (False, (5.0, 1), "old", 1), (False, (4.0, 2), "older", 1), (False, (0, 3), "new", 1)) == [
+        ("new", 1), ("older", 1), ("old", 1)]
 
 
 def test_a_target_is_slow_until_it_is_not():
