@@ -5191,6 +5191,9 @@ class _JsonReader:
         """Yield the items of an array."""
         self.take("[")
         while not self.takes("]"):
+            if self.position == len(self.text):
+                raise ValueError("it ends inside of an array")
+
             # a stretch that ends behind an object holds whole items, nearly always
             stretch = self.text[self.position:self.position + (64 << 10)]
             past = self.position + len(stretch)

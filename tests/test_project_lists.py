@@ -77,6 +77,8 @@ def test_a_list_in_html(page, found):
     (b'{"projects": {"x": 1}}', "its projects are no array"),
     (b'{"projects": null}', "its projects are no array"),
     (listed("x")[:-2], "no ,"), (listed("x")[:-5], "no value"),
+    (b'{"projects": [{"name": "x"}, ', "it ends inside of an array"),
+    (b'{"projects": [', "it ends inside of an array"),
     (listed("x") + b"}", "text after its end"),
     (b'{"projects": [' + b"[" * 100000, "not a project list"),
     (b'{"projects": ["' + b"x" * (8 << 20) + b'"]}', "no value at"),
@@ -104,6 +106,44 @@ def test_a_hostile_list_is_read_in_linear_time(body):
     except d.UpstreamTrouble:
         pass
     assert time.process_time() - began < 3
+
+
+def ends(function, *args):
+    """How a call ended: what it returned, or what of it upstream is to blame for.
+
+    It runs in a thread, for one that never ends must not hold up the tests."""
+    outcome = []
+
+    def run():
+        try:
+            outcome.append(function(*args))
+        except d.UpstreamTrouble as error:
+            outcome.append(error)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert outcome, args
+    return outcome[0]
+
+
+def test_a_list_that_is_cut_anywhere_is_read_to_its_end():
+    body = json.dumps(json.loads(listed("a", "b", x=["y", {"z": [1]}])), indent=1).encode()
+    for end in range(len(body)):
+        for cut in (body[:end], body[:end] + b" "):
+            outcome = ends(d.parse_names, URL, cut, SIMPLE_JSON, 9)
+            assert isinstance(outcome, d.UpstreamTrouble), cut
+    assert ends(d.parse_names, URL, body, SIMPLE_JSON, 9) == ["a", "b"]
+
+
+def test_a_page_that_is_cut_anywhere_is_read_to_its_end():
+    files = [{"filename": "x-%d.tar.gz" % number, "url": "x-%d.tar.gz" % number,
+              "hashes": {"sha256": "0" * 64}, "yanked": "[{"} for number in range(2)]
+    page = {"meta": {"api-version": "1.1"}, "files": files, "versions": ["0", "1"], "name": "x"}
+    for body in (json.dumps(page).encode(), json.dumps(page, indent=1).encode()):
+        for end in range(len(body)):
+            outcome = ends(d.parse_simple_page, "x", URL, body[:end], True)
+            assert isinstance(outcome, d.UpstreamTrouble), body[:end]
+        assert len(ends(d.parse_simple_page, "x", URL, body, True).files) == 2
 
 
 # ----------------------------------------------------------------------- the process that reads it
