@@ -956,7 +956,7 @@ class Limits:
     unclaimed = 1 << 20             # memory that each request takes without asking
     claimed = 192 << 20             # what all that need more may take together
     claim_time = 20                 # that they wait for one another
-    claimers = 24                   # that wait for one another, at most
+    claimers = 16                   # that wait for one another, at most
     large_claim = 16 << 20          # what takes more is done one at a time
     longest_rest = 1                # of seconds, between two of these
     parsed_metadata = 1 << 20       # of a project's releases, up to which READMEs are read to be written again
@@ -968,7 +968,8 @@ class Limits:
     user_name = 200                 # characters, of an index's too
     edits = 100                     # of one index, each tried on what another has just left
     form_field = 10 << 20
-    field_cost = 8                  # bytes of memory that a byte of a field may take, until it is stored
+    large_forms = 3                 # with more than `unclaimed` bytes of fields, taken at a time
+    large_forms_of_one = 2          # of them, of one user
     form_fields = 20 << 20          # all fields of an upload together, the file apart
     form_parts = 20000
     part_head = 8192
@@ -987,7 +988,7 @@ class Limits:
     upstream_page = 100 << 20
     page_cost = 8                   # bytes of memory that a byte of a page takes while it is read and stored
     gzip_members = 10000            # of one page
-    page_files = 300_000            # on one page; the largest of pypi.org have some 20,000
+    page_files = 100_000            # on one page; the largest of pypi.org have some 20,000
     upstream_list = 128 << 20       # unzipped; that of pypi.org has some 60 MB
     listed_names = 3_000_000
     upstream_file = 20 << 30        # where upstream does not say how large it is
@@ -1315,27 +1316,29 @@ unpacking = threading.BoundedSemaphore(PROCESSORS)
 class MemoryPool:
     """Memory that large work has together: who needs more than is left waits until others are done.
 
-    For work that computes and nothing else: whoever waits for a client or for upstream while it holds
-    some would keep others waiting with it.  What is very large is done one at a time, with a rest
-    between: to write ten megabytes as JSON keeps the interpreter's lock for a tenth of a second, and
-    everybody else waiting."""
+    For work that computes and nothing else: whoever waits for a client, for upstream or for more
+    memory while it holds some would keep others waiting with it.  What is very large is done one at
+    a time, with a rest between: to write ten megabytes as JSON keeps the interpreter's lock for a
+    tenth of a second, and everybody else waiting."""
 
     def __init__(self, size):
         self.size = self.left = size
         self.freed = threading.Condition()
         self.queue = threading.Lock()       # one waits for room, the others for their turn to do so
         self.large = threading.Lock()
+        self.rested = 0                     # time.monotonic() at which the next large work may begin
         self.line = threading.BoundedSemaphore(Limits.claimers)
 
     @contextlib.contextmanager
     def claim(self, size):
-        """So many bytes, or all if that is less, while the `with` lasts; Busy after `Limits.claim_time`, or if many wait."""
+        """So many bytes, or all if that is less, while the `with` lasts.
+
+        Busy after `Limits.claim_time`, or at once if many wait already."""
         size = min(size, self.size) if size > Limits.unclaimed else 0
-        until = time.monotonic() + Limits.claim_time
         with self._turn_of_large() if size > Limits.large_claim else contextlib.nullcontext():
             if not self._take(size):
                 with self._standing_in_line():
-                    self._wait(size, until)
+                    self._wait(size)
             try:
                 yield
             finally:
@@ -1358,12 +1361,13 @@ class MemoryPool:
         with self._standing_in_line():
             if not self.large.acquire(timeout=Limits.claim_time):
                 raise _too_much_memory()
+            time.sleep(max(0, self.rested - time.monotonic()))
         began = time.monotonic()
         try:
             yield
         finally:
-            with outside_wait():
-                time.sleep(min(time.monotonic() - began, Limits.longest_rest))
+            now = time.monotonic()
+            self.rested = now + min(now - began, Limits.longest_rest)
             self.large.release()
 
     def _take(self, size):
@@ -1372,7 +1376,8 @@ class MemoryPool:
             self.left -= size if fits else 0
         return fits
 
-    def _wait(self, size, until):
+    def _wait(self, size):
+        until = time.monotonic() + Limits.claim_time
         if self.queue.acquire(timeout=Limits.claim_time):
             try:
                 with self.freed:
@@ -5930,13 +5935,6 @@ class Projects:
             with contextlib.suppress(UpstreamTrouble, Busy):        # told when its turn comes
                 ask(mirror)
 
-    def file_count(self, index, name):
-        """How many files an index and its first 900 bases have of a project (older SQLites take 999 values)."""
-        ids = [member.id for member in self.indexes.order(index)[:900]]
-        with self.store.read() as db:
-            return db.execute("SELECT count(*) FROM projects JOIN files ON project_id = projects.id WHERE name = ? "
-                              f"AND projects.index_id IN ({', '.join('?' * len(ids))})", (name, *ids)).fetchone()[0]
-
     def page(self, index, name, hidden=()):
         """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).
 
@@ -6272,8 +6270,8 @@ class Mirrors:
             data = body.value()
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
-            self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin,
-                             serial, durable=False)
+        self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin,
+                         serial, durable=False)
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -7442,17 +7440,22 @@ class Outbox:
         due, lane), as far as the bounds allow."""
         busy = tuple(self.busy)
         running = collections.Counter(account for _, account in busy)
-        slow = sum(lane in self.slow for lane in busy)
-        for _ in range(Limits.targets - len(busy)):
-            free = [(is_slow, running[lane[1]], turn, lane) for is_slow, turn, lane in waiting
-                    if running[lane[1]] < 2 * (Limits.targets - sum(running.values()))
-                    and not (is_slow and slow >= Limits.slow_targets)]
-            if not free:
+        free, slow = Limits.targets - len(busy), sum(lane in self.slow for lane in busy)
+        queues = {}                 # (is slow, account) -> its lanes
+        for is_slow, _, lane in sorted(waiting):
+            queues.setdefault((is_slow, lane[1]), collections.deque()).append(lane)
+        while free > 0:
+            fitting = [(is_slow, running[account], account) for is_slow, account in queues
+                       if running[account] < 2 * free and not (is_slow and slow >= Limits.slow_targets)]
+            if not fitting:
                 return
-            is_slow, _, turn, lane = min(free)
-            waiting.remove((is_slow, turn, lane))
-            running[lane[1]] += 1
+            is_slow, _, account = min(fitting)
+            lane = queues[is_slow, account].popleft()
+            if not queues[is_slow, account]:
+                del queues[is_slow, account]
+            running[account] += 1
             slow += is_slow
+            free -= 1
             self.busy.add(lane)
             self.workers.submit(lane)
 
@@ -10319,6 +10322,13 @@ def problem_response(problem, accept, kind):
     return response
 
 
+@functools.lru_cache(maxsize=256)
+def _may_be_ours(host, outside_name):
+    """Whether a Host header names this machine or, by --outside-url, us; or has no dot, as no stranger's name can."""
+    name = re.sub(r":[0-9]*$", "", host).strip("[]").rstrip(".").lower()
+    return "." not in name or name.endswith(".localhost") or name == outside_name or is_address(name)
+
+
 class kept_property:
     """A property that is worked out once an object.
 
@@ -10347,6 +10357,7 @@ class Request:
         self.serial = app.store.serial
         self.errors = "json"
         self.path, self.query = "/", {}
+        self.claimed = 0            # bytes of memory: see `claim`
         self.index_path = ""        # of the index that the path names, once its endpoint is found
 
     def path_in(self, uri):
@@ -10387,12 +10398,11 @@ class Request:
         A web page may let its own name mean 127.0.0.1 (DNS rebinding), and would then be of the same
         origin as we are, with any header it likes.  Nobody can do that with an address, nor with a
         name that has no dot, for strangers can't own such a one."""
-        if not self.app.is_private or self.connection.sock.family == UNIX_FAMILY:
-            return
-        name = re.sub(r":[0-9]*$", "", self.header("host")).strip("[]").rstrip(".").lower()
-        if "." in name and not name.endswith(".localhost") and name != self.app.outside_name and not is_address(name):
-            raise Misdirected(f"this server, which only this machine can reach, is not called {one_line(name, 100)}: "
-                              f"--outside-url http://{one_line(name, 100)} would give it that name")
+        if self.app.is_private and not _may_be_ours(self.header("host"), self.app.outside_name) \
+                and self.connection.sock.family != UNIX_FAMILY:
+            name = one_line(self.header("host"), 100)
+            raise Misdirected(f"this server, which only this machine can reach, is not called {name}: "
+                              f"--outside-url http://{name} would give it that name")
 
     def refuse_foreign_page(self):
         """Refuse changes that a web page of another origin asks for with its reader's credentials, uploaded documentation
@@ -10530,15 +10540,17 @@ class Request:
                 problem.headers.append(("Location", self.url("+login")))
         raise problem
 
-    @functools.cached_property
+    @kept_property
     def claims(self):
         return contextlib.ExitStack()
 
     def claim(self, size):
-        """Have so many bytes of the memory that large work shares, until the answer was sent; Busy if
-        there are none for too long."""
+        """Have so many bytes more of the memory that large work shares, until the answer was made and
+        sent, or left to the front; Busy if there are none for too long."""
         if size > Limits.unclaimed:
-            self.claims.enter_context(bulk.claim(size))
+            self.claims.close()             # who waits for more holds nothing meanwhile
+            self.claimed += size
+            self.claims.enter_context(bulk.claim(self.claimed))
 
     def release_claims(self):
         if "claims" in self.__dict__:
@@ -10817,6 +10829,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif response.stream is None:
             self._send_or_leave(Outgoing([head, variable, *(response.parts or [response.body])]))
         else:
+            request.release_claims()        # what comes is made piece by piece, as slowly as the client reads
             try:
                 persistent = self._send_stream(response.stream, head + variable, length, chunked) and persistent
             except Problem as problem:      # before a single byte left: say what happened
@@ -10964,6 +10977,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             now = time.monotonic()
             for key, _ in events:
                 target = key.data
+                if type(target) is Connection and target not in self.connections:
+                    continue            # closed in this round, to make room
                 try:
                     if type(target) is not Connection:
                         self._take_back(now) if target is self.waker else self._accept(target)
@@ -11097,12 +11112,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         if self.held <= Limits.pending_memory:
             return
         slow = [other for other in self.connections if other.pending is not None and other.held]
-        for other in sorted(slow, key=lambda other: other.pending.slowness(now)):
+        count = 0
+        for count, other in enumerate(sorted(slow, key=lambda other: other.pending.slowness(now))):
             if self.held <= Limits.pending_memory:
                 break
-            log.warning("the answer to %s is given up: answers that nobody takes fill %d MiB", other.address,
-                        Limits.pending_memory >> 20)
             self._close(other)
+        log.warning("%d answers are given up, to %s for one: answers that nobody takes fill %d MiB", count,
+                    connection.address, Limits.pending_memory >> 20)
 
     def _let_go(self, connection):
         """The pending answer is sent, or given up."""
@@ -12428,10 +12444,10 @@ def simple_project(request, index, project, depth):
     tags, hidden = app.projects.tags(index, project), hidden_members(request, index)
 
     def render():
-        request.claim(Limits.file_cost * app.projects.file_count(index, project))
         page = app.projects.page(index, project, hidden)
         if not page.known:
             refuse_unknown(request, index, project, hidden)
+        request.claim(Limits.file_cost * sum(len(files) for _, files in page.parts))
         prefix = functools.partial(link_prefix, index, depth=depth, absolute=absolute)
         if form == SIMPLE_JSON:
             return Rendered(json_page(page, prefix, page.upstream_serial if index.is_mirror else None), "json", page)
@@ -12698,10 +12714,11 @@ def _stage_metadata(request, index, project, files_of, only=None, may_be_raw=Tru
              "AND version = coalesce(?, version)"
     with store.read() as db:
         size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {source}", (index.id, project, only)).fetchone()[0]
-        is_large = may_be_raw and size > Limits.parsed_metadata and store.has_json
-        if size <= Limits.streamed_metadata or not is_large:
-            request.claim((Limits.raw_cost if is_large else Limits.answer_cost) * size)
-        column = "json_remove(metadata, '$.description')" if is_large else "metadata"
+    is_large = may_be_raw and size > Limits.parsed_metadata and store.has_json
+    if size <= Limits.streamed_metadata or not is_large:
+        request.claim((Limits.raw_cost if is_large else Limits.answer_cost) * size)
+    column = "json_remove(metadata, '$.description')" if is_large else "metadata"
+    with store.read() as db:
         rows = db.execute(f"SELECT releases.id, version, length(metadata) AS size, {column} AS metadata {source} ORDER BY releases.id",
                           (index.id, project, only)).fetchall()
     shown = {}
@@ -12993,11 +13010,21 @@ def upload(request, user, index):
                        + other_stages(request))
     require_upload(request, found)
     if type_ == "application/x-www-form-urlencoded":
-        return _take_upload(request, found, UploadForm(None), _urlencoded_form(request))
+        return _take_urlencoded(request, found)
     with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
         form.read(request.body, _boundary(parameters))
-        request.claim(Limits.field_cost * form.size)
-        return _take_upload(request, found, form, form.fields())
+        with _turn_of_form(request, form.size):
+            return _take_upload(request, found, form, form.fields())
+
+
+_large_forms = Shares("forms with long fields", Limits.large_forms, Limits.large_forms_of_one)
+
+
+def _turn_of_form(request, size):
+    """Room for a form whose fields have so many bytes, with all that is made of them; what is short needs none."""
+    if size <= Limits.unclaimed:
+        return contextlib.nullcontext()
+    return _large_forms.one(request.identity.user, Limits.claim_time)
 
 
 def require_upload(request, index):
@@ -13155,20 +13182,20 @@ def upload_elsewhere(request, user="USER", index="INDEX", project=None, version=
     raise NotFound(f"nothing is uploaded here: the address to upload to is {request.url(f'{user}/{index}/')}")
 
 
-def _urlencoded_form(request):
-    """An urlencoded form as {field: [value, ...]}."""
+def _take_urlencoded(request, index):
+    """Do what an urlencoded form asks for."""
     with Spool(request.app.blobs) as whole:
         for piece in iter(request.body.read, b""):
             whole.write(piece)
             if whole.size > Limits.form_fields:
                 raise TooLarge(f"the form is larger than {Limits.form_fields} bytes")
-        request.claim(Limits.field_cost * whole.size)
-        data = whole.value()
-    try:
-        return urllib.parse.parse_qs(data.decode("utf-8"), keep_blank_values=True, errors="strict",
-                                     max_num_fields=Limits.form_parts)
-    except ValueError as error:
-        raise BadRequest(f"malformed form: {reason_of(error)}") from None
+        with _turn_of_form(request, whole.size):
+            try:
+                fields = urllib.parse.parse_qs(whole.value().decode("utf-8"), keep_blank_values=True, errors="strict",
+                                               max_num_fields=Limits.form_parts)
+            except ValueError as error:
+                raise BadRequest(f"malformed form: {reason_of(error)}") from None
+            return _take_upload(request, index, UploadForm(None), fields)
 
 
 def _boundary(parameters):
@@ -13389,7 +13416,8 @@ def get_root(request):
     with app.store.read() as db:
         size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "
                           "(SELECT coalesce(sum(length(config)), 0) FROM indexes)").fetchone()[0]
-        request.claim(Limits.answer_cost * size)
+    request.claim(Limits.answer_cost * size)
+    with app.store.read() as db:
         accounts = [_account(row) for row in db.execute("SELECT * FROM users ORDER BY name")]
     indexes = collections.defaultdict(list)
     for index in app.indexes.all():
