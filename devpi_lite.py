@@ -938,7 +938,7 @@ class Limits:
     head_time = 30                  # from the first byte of a head to its last
     stall = 60                      # without one byte sent or received inside a request
     slow_client = 0.2               # seconds that a worker waits for a client to take more; the front goes on then
-    pending_memory = 64 << 20       # bytes in memory of answers that the front goes on with
+    pending_memory = 32 << 20       # bytes in memory of answers that the front goes on with
     pending_grace = 5               # seconds for which one of them is no slow one yet
     slowest_answer = 1024           # bytes a second that an answer must average after the first minute
     gathered_body = 64 << 10        # a body up to this size is gathered by the front

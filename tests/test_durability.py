@@ -162,9 +162,9 @@ def test_every_acknowledged_user_and_index_survives_kill_9(make_server):
         for count in range(1000):
             name = "u%d-%d" % (worker, count)
             try:
-                if server.put("/" + name, {"password": "", "title": name}).status != 201:
+                if server.put("/" + name, {"password": "pw", "title": name}).status != 201:
                     return
-                token = server.post("/+login", {"user": name, "password": ""}).result["password"]
+                token = server.post("/+login", {"user": name, "password": "pw"}).result["password"]
                 auth = base64.b64encode(("%s:%s" % (name, token)).encode()).decode()
                 reply = server.put("/%s/dev" % name, {"bases": [INDEX]}, headers={"X-Devpi-Auth": auth})
             except Exception:  # the server died under the request
@@ -188,7 +188,7 @@ def test_every_acknowledged_user_and_index_survives_kill_9(make_server):
     for name, user in users.items():
         if name.startswith("u"):
             assert user["title"] == name and set(user["indexes"]) <= {"dev"}
-    assert server.post("/+login", {"user": acknowledged[-1], "password": ""}).status == 200
+    assert server.post("/+login", {"user": acknowledged[-1], "password": "pw"}).status == 200
 
 
 def test_deletions_and_replacements_survive_kill_9(make_server):
