@@ -992,6 +992,7 @@ class Limits:
     upstream_list = 128 << 20       # unzipped; that of pypi.org has some 60 MB
     listed_names = 3_000_000
     upstream_file = 20 << 30        # where upstream does not say how large it is
+    size_slack = 64 << 20           # bytes that a file with a hash may have more than its page says
     upstream_page_time = 60         # also for the head of a file's answer
     upstream_stall = 30             # seconds without a byte from upstream
     upstream_list_time = 300
@@ -6883,6 +6884,14 @@ class Download(Flight):
         """The size that the file must have, or None: that of the page only where no hash decides."""
         return self.length if self.length is not None or self.file.hash_spec else self.file.size
 
+    @property
+    def _most(self):
+        """How many bytes may come: where a hash decides, the page may be wrong by as much again, but
+        what is endless is no file."""
+        if self._expected is not None:
+            return self._expected
+        return self.file.size + max(self.file.size, Limits.size_slack) if self.file.size else Limits.upstream_file
+
     def _check_announced(self):
         """Refuse what can't turn out right, before anything is sent on."""
         if None not in (self.length, self.file.size) and self.length != self.file.size:
@@ -6896,8 +6905,8 @@ class Download(Flight):
 
     def _check_pace(self, size):
         """Stop what is longer than announced, endless, or hardly moving."""
-        if size > (Limits.upstream_file if self._expected is None else self._expected):
-            raise UpstreamTrouble(f"{public_url(self.file.url)} gives more than {self._expected or size} bytes")
+        if size > self._most:
+            raise UpstreamTrouble(f"{public_url(self.file.url)} gives more than {self._most} bytes")
         spent = time.monotonic() - self.created
         if spent > Limits.stall and size < (spent - Limits.stall) * Limits.slowest_body:
             raise UpstreamTrouble(f"{public_url(self.file.url)} comes too slowly")
