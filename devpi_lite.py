@@ -2370,9 +2370,13 @@ class Blobs:
     def has(self, sha256, size=None):
         """Whether the blob is there, and has that size."""
         try:
-            return os.stat(self.path(sha256)).st_size == size or size is None
+            found = os.stat(self.path(sha256)).st_size
         except FileNotFoundError:
-            return self._take_back(sha256) and self.has(sha256, size)
+            try:
+                found = os.stat(self._found_again(sha256)).st_size
+            except FileNotFoundError:
+                return False
+        return size is None or found == size
 
     def claim(self, sha256):
         """Whether the blob is there; if so it will not be collected before the caller had time to refer to it."""
@@ -2385,15 +2389,29 @@ class Blobs:
                 return self._take_back(sha256)
             return True
 
+    def _found_again(self, sha256):
+        """The path of a blob that was not in place a moment ago: it was taken back from the trash,
+        or can be read there only.  Where there is none at all it is the place where it should be."""
+        target, trashed = self.path(sha256), os.path.join(self.trash, sha256)
+        if not self.read_only:
+            with self.lock:             # `empty_trash` and others who take it back wait for us
+                self._take_back(sha256)
+        return trashed if os.path.exists(trashed) and not os.path.exists(target) else target
+
     def _take_back(self, sha256):
-        """Whether a blob that is not in place lay in the trash; it is in place then."""
-        place = os.path.join(self.trash, sha256)
+        """Whether a blob that is not in place lay in the trash, and could be moved back: it is in
+        place then.  For who holds the lock."""
+        target, trashed = self.path(sha256), os.path.join(self.trash, sha256)
         try:
-            os.utime(place)             # it is young again, or the next sweep would take it at once
-            os.replace(place, self.path(sha256))
+            os.utime(trashed)           # it is young again, or the next sweep would take it at once
+            move_into_folder(trashed, target)
         except FileNotFoundError:
             return False
-        sync_directory(os.path.dirname(self.path(sha256)))
+        except OSError as error:        # Windows: somebody reads it
+            log.warning("the file %s was not taken back from the trash: %s", sha256,
+                        reason_of(error))
+            return False
+        sync_directory(os.path.dirname(target))
         log.info("the file %s was taken back from the trash", sha256)
         return True
 
@@ -2424,8 +2442,8 @@ class Blobs:
             with self.lock:
                 if os.path.getmtime(entry.path) >= limit:
                     return False
-                os.replace(entry.path, target)
-            os.utime(target)            # from now on the trash counts
+                os.utime(entry.path)    # from now on the trash counts: before the move, lest a
+                os.replace(entry.path, target)      # crash leaves what is deleted at once
         except OSError as error:        # Windows: somebody reads it
             log.warning("%s was not moved to the trash: %s", entry.path, reason_of(error))
             return False
@@ -2437,12 +2455,14 @@ class Blobs:
         for entry in os.scandir(self.trash):
             with self.lock:             # not while somebody takes it back
                 try:
-                    facts = entry.stat()
+                    facts = os.stat(entry.path)     # entry.stat() may be what it was before
                     if facts.st_mtime < time.time() - Limits.trash:
                         os.unlink(entry.path)
                         continue
                 except FileNotFoundError:
                     continue
+                except OSError as error:            # Windows: somebody reads it
+                    log.warning("%s stays in the trash: %s", entry.path, reason_of(error))
             count, size = count + 1, size + facts.st_size
         self.trashed = (count, size)
         self.swept_much = self.swept_much if count else 0
@@ -2464,14 +2484,34 @@ class Blobs:
         try:
             return open(self.path(sha256), "rb")
         except FileNotFoundError:
-            self._take_back(sha256)
-            return open(self.path(sha256), "rb")
+            return open(self._found_again(sha256), "rb")
 
     def incoming(self):
         """A new blob, to be written piece by piece."""
         if self.read_only:
             raise ReadOnly()
         return IncomingBlob(self)
+
+
+def move_into_folder(path, target):
+    """Rename; the folder is made anew where a copy of the server directory was made without its
+    empty ones."""
+    try:
+        os.replace(path, target)
+    except FileNotFoundError:
+        folder = os.path.dirname(target)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        sync_directory(os.path.dirname(folder))
+        os.replace(path, target)
+
+
+def made_in(folder, make):
+    """What `make()` makes in this folder, which is made anew where somebody removed it."""
+    try:
+        return make()
+    except FileNotFoundError:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        return make()
 
 
 def holds_blobs(serverdir):
@@ -2499,7 +2539,7 @@ class IncomingBlob:
         self.blobs = blobs
         try:
             self.path = os.path.join(blobs.tmp, f"{os.getpid()}-{next(blobs.numbers)}")
-            self.file = open(self.path, "x+b", buffering=0)
+            self.file = made_in(blobs.tmp, lambda: open(self.path, "x+b", buffering=0))
         except OSError as error:
             raise _disk_problem(error) from error
         self.sha256 = hashlib.sha256()
@@ -2535,24 +2575,13 @@ class IncomingBlob:
             os.fsync(self.file.fileno())
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
-                self._move(target)
+                move_into_folder(self.path, target)
                 self.is_kept = True
             if durable:     # also where the blob was there: a mirror may have left its name unsynced
                 sync_directory(os.path.dirname(target))
         except OSError as error:
             raise _disk_problem(error) from error
         return digest
-
-    def _move(self, target):
-        """Rename; the folder is made anew where a copy of the server directory was made without its
-        empty ones."""
-        try:
-            os.replace(self.path, target)
-        except FileNotFoundError:
-            folder = os.path.dirname(target)
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-            sync_directory(os.path.dirname(folder))
-            os.replace(self.path, target)
 
     def __enter__(self):
         return self
@@ -2582,7 +2611,7 @@ class Spool:
             return
         try:
             if self.file is None:
-                self.file = tempfile.TemporaryFile(dir=self.folder)
+                self.file = made_in(self.folder, lambda: tempfile.TemporaryFile(dir=self.folder))
                 self.file.write(self.data)
                 self.data = bytearray()
             self.file.write(data)
@@ -6563,7 +6592,7 @@ class Mirrors:
         url, until, trouble = self.unreadable.get(index.id, ("", 0, ""))
         if url == mirror_url and until > time.monotonic():
             raise UnreadablePage(trouble)
-        folder = tempfile.mkdtemp(dir=self.blobs.tmp)
+        folder = made_in(self.blobs.tmp, lambda: tempfile.mkdtemp(dir=self.blobs.tmp))
         try:
             facts, content_type = self._download_list(
                 mirror_url.rstrip("/") + "/", folder, old.etag if old else "")
@@ -6900,7 +6929,7 @@ class Download(Flight):
             if not self.file.hash_spec:
                 raise UpstreamTrouble(trouble)
             log.warning("mirror %s: %s", self.index.path, trouble)
-        if (self._expected or 0) > shutil.disk_usage(self.mirrors.blobs.tmp).free:
+        if (self._expected or 0) > shutil.disk_usage(self.mirrors.blobs.files).free:
             raise NoSpace(f"{self.file.filename} has {self._expected} bytes, more than this server's disk has free")
 
     def _check_pace(self, size):

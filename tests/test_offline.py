@@ -103,6 +103,22 @@ def read_only(request, tmp_path, filled):
     assert content(directory) == before
 
 
+def test_what_lies_in_the_trash_of_read_only_media_is_served(read_only):
+    server, mirrored = read_only
+    trash = server.directory / "trash"
+    trash.mkdir()
+    moved = [(path, trash / path.name) for path in server.directory.glob("files/??/*")]
+    for path, place in moved:
+        path.rename(place)
+    try:
+        assert server.fetch("alice/dev", "own-1.0-py3-none-any.whl", "own")
+        assert server.fetch("root/mirror", mirrored, "mirrored")
+    finally:
+        for path, place in moved:
+            place.rename(path)
+        trash.rmdir()
+
+
 def test_a_directory_on_read_only_media_is_served(read_only):
     server, mirrored = read_only
     assert server.versions("alice/dev", "own") == ["1.0"]

@@ -1,4 +1,5 @@
 """Chapters 3 and 4: changes, serials, the changelog's chain, what caches keep, blobs."""
+import errno
 import hashlib
 import json
 import os
@@ -357,6 +358,109 @@ def test_what_lies_in_the_trash_comes_back_when_it_is_asked_for(tmp_path, ask):
     assert blobs.open(digest).read() == b"content"
     assert blobs.sweep(lambda digest: False) == 0       # it is young again
     assert ask == "keep" or os.listdir(blobs.trash) == []
+
+
+def in_trash(tmp_path, data=b"content"):
+    """(Blobs, the digest of one that lies in the trash)."""
+    blobs = d.Blobs(str(tmp_path))
+    digest = keep(blobs, data)
+    os.utime(blobs.path(digest), (1, 1))
+    assert blobs.sweep(lambda digest: False) == 1
+    return blobs, digest
+
+
+def fail(error):
+    def call(*_, **__):
+        raise OSError(error, os.strerror(error))
+    return call
+
+
+@pytest.mark.parametrize("name, error", [("utime", errno.EROFS), ("replace", errno.EACCES)])
+@pytest.mark.parametrize("read_only", [True, False])
+def test_what_cannot_be_moved_is_read_from_the_trash(tmp_path, monkeypatch, name, error, read_only):
+    _, digest = in_trash(tmp_path)
+    blobs = d.Blobs(str(tmp_path), read_only)
+    function = getattr(os, name)
+
+    def fail_in_trash(path, *args):
+        (fail(error) if path.startswith(blobs.trash) else function)(path, *args)
+    monkeypatch.setattr(os, name, fail_in_trash)
+    with blobs.open(digest, 7) as file:
+        assert file.read() == b"content"
+    assert blobs.has(digest, 7) and not blobs.has(digest, 8)
+    assert os.listdir(blobs.trash) == [digest]
+    # nothing may refer to what the trash deletes after its time
+    assert blobs.claim(digest) is read_only
+    assert not blobs.has("0" * 64) and not blobs.claim("0" * 64)
+
+
+@pytest.mark.parametrize("ask", ("open", "has", "claim"))
+def test_what_lies_in_the_trash_comes_back_where_its_folder_is_missing(tmp_path, ask):
+    blobs, digest = in_trash(tmp_path)
+    os.rmdir(os.path.dirname(blobs.path(digest)))
+    assert getattr(blobs, ask)(digest)
+    assert os.path.exists(blobs.path(digest))
+
+
+@pytest.mark.parametrize("ask", ("open", "has", "claim"))
+def test_nothing_comes_back_while_the_trash_is_emptied(tmp_path, ask):
+    blobs, digest = in_trash(tmp_path)
+    found = []
+    with blobs.lock:
+        thread = threading.Thread(target=lambda: found.append(getattr(blobs, ask)(digest)))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive() and os.listdir(blobs.trash) == [digest]
+    thread.join(10)
+    assert found and os.listdir(blobs.trash) == []
+
+
+def test_many_find_at_once_what_lies_in_the_trash(tmp_path):
+    blobs, digest = in_trash(tmp_path)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(blobs.has(digest))) for _ in range(20)]
+    with blobs.lock:        # all see that it is not in place
+        for thread in threads:
+            thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 20
+
+
+def test_what_a_crash_left_in_the_trash_stays_its_whole_time(tmp_path, monkeypatch):
+    blobs, digest = d.Blobs(str(tmp_path)), keep(d.Blobs(str(tmp_path)), b"content")
+    os.utime(blobs.path(digest), (1, 1))
+    replace = os.replace
+
+    def replace_and_crash(*paths):
+        replace(*paths)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(os, "replace", replace_and_crash)
+    with pytest.raises(KeyboardInterrupt):
+        blobs.sweep(lambda digest: False)
+    monkeypatch.undo()
+    blobs = d.Blobs(str(tmp_path))
+    blobs.sweep(lambda digest: False)
+    assert blobs.trashed == (1, 7) and blobs.has(digest)
+
+
+def test_what_cannot_be_deleted_stays_in_the_trash_and_counts(tmp_path, monkeypatch):
+    blobs, digest = in_trash(tmp_path)
+    monkeypatch.setattr(d.Limits, "trash", -1)
+    monkeypatch.setattr(os, "unlink", fail(errno.EACCES))
+    blobs.empty_trash()
+    assert blobs.trashed == (1, 7) and os.listdir(blobs.trash) == [digest]
+
+
+def test_the_folder_of_what_comes_in_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(d.Limits, "spooled", 5)
+    blobs = d.Blobs(str(tmp_path))
+    os.rmdir(blobs.tmp)
+    assert blobs.has(keep(blobs, b"content"))
+    os.rmdir(blobs.tmp)
+    with d.Spool(blobs) as spool:
+        spool.write(b"abcdefgh")
+        assert spool.value() == b"abcdefgh"
 
 
 def test_the_trash_is_emptied_after_its_time_and_not_before(tmp_path, monkeypatch):
