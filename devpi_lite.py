@@ -6070,6 +6070,7 @@ class Mirrors:
                                    Limits.list_readers_of_one)
         self.unreadable = {}    # index id -> (mirror_url, until, why its list could not be read)
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
+        self.removed = collections.Counter()    # index id -> files and projects that upstream removed
         self.lock = threading.Lock()
         self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
         if not store.read_only:
@@ -6300,8 +6301,9 @@ class Mirrors:
             data = body.value()
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
-        self.store.write(_store_page, index, name, page, response.header("ETag")[:1000], origin,
-                         serial, durable=False)
+        self.removed[index.id] += self.store.write(
+            _store_page, index, name, page, response.header("ETag")[:1000], origin, serial,
+            durable=False)
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -6313,6 +6315,7 @@ class Mirrors:
         """Upstream has no such project, any more or at all; its files are kept at their URLs."""
         if row and row["fetched"] is not None:
             count = self.store.write(_page_gone, index, name, durable=False)
+            self.removed[index.id] += 1
             log.warning("mirror %s: upstream does not have the project %s any more; "
                         "%d files stay at their URLs", index.path, name, count)
         self.not_found.put(_source(index), name, time.monotonic() + self.expiry(index))
@@ -6701,9 +6704,11 @@ def _page_checked(change, index, name):
 
 
 def _store_page(change, index, name, page, etag, origin, serial):
-    """Keep what upstream lists now.  Files that it no longer lists lose their place on the page, not their path."""
+    """Keep what upstream lists now; returns how many files it no longer lists.
+
+    They lose their place on the page, not their path."""
     if not _current_mirror(change, index):
-        return
+        return 0
     status = json.dumps(page.status) if page.status else None
     row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
     if row is None:
@@ -6748,6 +6753,7 @@ def _store_page(change, index, name, page, etag, origin, serial):
                     "what it gave before stays at its URL",
                     index.path, gone[0] if len(gone) == 1 else f"{len(gone)} files", name)
     change.touch(project_tag(index.id, name))
+    return len(gone)
 
 
 def _insert_mirror_file(change, index, project_id, version, position, path, new, now):
@@ -11718,6 +11724,7 @@ def status(request):
         "metrics": [[name, kind, value] for name, kind, _, value in gauges],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
         "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
+        "upstream-removed": sum(list(app.mirrors.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1], "days": Limits.trash // 86400},
         "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"], "dead": row["dead"],
                     "last-error": row["error"]} for row in app.outbox.summary(by_target=is_root)]})
@@ -11760,13 +11767,16 @@ def metrics(request):
     lines += ["# HELP devpi_lite_request_seconds Time from a request's head to its answer.",
               "# TYPE devpi_lite_request_seconds summary",
               f"devpi_lite_request_seconds_sum {sum(seconds for _, seconds in counts):.6f}",
-              f"devpi_lite_request_seconds_count {sum(count for count, _ in counts)}",
-              "# HELP devpi_lite_upstream_errors_total Failures of upstream, by the mirror that asked.",
-              "# TYPE devpi_lite_upstream_errors_total counter"]
-    for index in app.indexes.all():
-        if index.is_mirror and not index.restricted:
-            lines.append(f'devpi_lite_upstream_errors_total{{index="{_label(index.path)}"}} '
-                         f"{app.mirrors.failures.get(index.id, 0)}")
+              f"devpi_lite_request_seconds_count {sum(count for count, _ in counts)}"]
+    mirrors = [each for each in app.indexes.all() if each.is_mirror and not each.restricted]
+    for name, text, counts in (
+            ("devpi_lite_upstream_errors_total", "Failures of upstream, by the mirror that asked.",
+             app.mirrors.failures),
+            ("devpi_lite_upstream_removed_total", "Files and projects that upstream removed, by mirror.",
+             app.mirrors.removed)):
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
+        lines += [f'{name}{{index="{_label(index.path)}"}} {counts.get(index.id, 0)}'
+                  for index in mirrors]
     body = "\n".join(lines) + "\n"
     return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], body.encode())
 

@@ -440,6 +440,9 @@ def test_a_project_that_upstream_has_no_more_is_gone_but_for_its_files(mirrors, 
         assert mirrors.get("/%s/demo" % where).status == 404
     assert names(mirrors, index) == []
     assert "does not have the project demo any more; 1 files stay" in mirrors.whole_output()
+    assert mirrors.get("/+status").result["upstream-removed"] >= 1
+    counted = 'devpi_lite_upstream_removed_total{index="%s"} 1\n' % index
+    assert counted in mirrors.get("/+metrics").text
     reply = mirrors.get(urljoin("/%s/+simple/demo/" % index, path), headers={"Accept": "*/*"})
     assert (reply.status, reply.body) == (200, archive.content)
     upstream.clear_faults()

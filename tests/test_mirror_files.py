@@ -585,6 +585,9 @@ def test_file_removed_upstream_stays_at_its_path(mirrors, upstream):
     assert mirrors.filenames(index, "demo") == [other.filename]
     assert get(mirrors, path).body == gone.content
     assert "does not list %s of demo any more" % gone.filename in mirrors.whole_output()
+    counted = 'devpi_lite_upstream_removed_total{index="%s"} 1\n' % index
+    assert counted in mirrors.get("/+metrics").text
+    assert mirrors.get("/+status").result["upstream-removed"] >= 1
 
 
 @pytest.mark.parametrize("downloaded", [True, False], ids=["downloaded", "only-listed"])
