@@ -1021,6 +1021,8 @@ class Limits:
     metadata_file = 10 << 20
     metadata_lines = METADATA_FIELDS        # before its body
     archive_members = 100000
+    small_archive_members = 10000   # that the smallest tar may hold, and one more ...
+    tar_member = 16                 # ... for so many of its bytes; small files take 50 and more
     archive_free = 64 << 20         # to which the smallest archive may unpack
     archive_ratio = 300             # times its size it may unpack to besides; tables reach 100 ...
     archive_bytes = 4 << 30         # ... up to so much; from there on ...
@@ -2671,26 +2673,37 @@ def check_archive_name(filename):
                             "name-1.0-py3-none-any.whl: renamed by a browser?")
 
 
-def archive_metadata(file, filename, is_whole=False, is_needed=True):
+def archive_metadata(file, filename, is_whole=False, is_needed=True, patience=None):
     """The METADATA of a wheel or the PKG-INFO of an sdist (bytes), from an open binary file; None
-    for other files, and where there is none and it is not needed.
+    for other files, and where there is none (or one that names no release) and it is not needed.
 
-    `is_whole`: every member of a zip is read through, too; those of a tar always are. BrokenArchive
-    if the archive can't be read as what its name says, or lacks what is needed. BadRequest if it
-    can, but holds what no honest tool writes: members that leave it, duplicates, a second archive
-    before or behind it, too much. Busy if it is large and many such are looked through just now."""
+    `is_whole`: every member of a zip is read through, too, and a wheel has what installers need
+    besides; the members of a tar are always read. BrokenArchive if the archive can't be read as
+    what its name says, or lacks what is needed. BadRequest if it can, but holds what no honest tool
+    writes: members that leave it, duplicates, a second archive before or behind it, too much. Busy
+    if it is large and many such are looked through for longer than `patience` (see `Effort`)."""
     lower = filename.lower()
     packing = next((packing for ending, packing in _TARS if lower.endswith(ending)), None)
     if not lower.endswith(_ZIPS) and packing is None:
         return None
-    with Effort(file, filename) as effort:
+    with Effort(file, filename, patience=patience) as effort:
         if packing is None:
             found, wanted = _zip_metadata(file, filename, effort, is_whole)
         else:
             found, wanted = _tar_metadata(file, filename, effort, packing), "PKG-INFO"
-    if found is None and is_needed:
-        raise BrokenArchive(f"'{filename}' has no {wanted}: built or sent incompletely?")
-    return found
+    missing = f"no {wanted}" if found is None else _missing_fields(found, wanted)
+    if not missing:
+        return found
+    if is_needed:
+        raise BrokenArchive(f"'{filename}' has {missing}: built or sent incompletely?")
+    return None
+
+
+def _missing_fields(data, wanted):
+    """Which of the fields that every metadata file has are missing, in words; "" if none is."""
+    fields = parse_core_metadata(data)
+    missing = [field.title() for field in ("name", "version") if not fields.get(field, "").strip()]
+    return f"a {wanted} without {' and '.join(missing)}" if missing else ""
 
 
 # -- what looking through an archive may cost
@@ -2703,11 +2716,13 @@ class Effort:
     it says it unpacks to.
 
     An archive that unpacks to more than `Limits.large_archive` waits for its turn: so many that are
-    large are looked through at a time, or a few accounts could keep all processors busy."""
+    large are looked through at a time, or a few accounts could keep all processors busy. It waits
+    for `patience` seconds, by default `Limits.large_wait`."""
 
-    def __init__(self, file, filename, limit=None):
+    def __init__(self, file, filename, limit=None, patience=None):
         self.filename, self.packed = filename, file.seek(0, io.SEEK_END)
         self.limit = limit or unpacked_limit(self.packed)
+        self.patience = Limits.large_wait if patience is None else patience
         self.unpacked = self.announced = 0
         self.has_turn = False
 
@@ -2730,7 +2745,7 @@ class Effort:
         if self.has_turn:
             return
         with outside_wait() as room:
-            self.has_turn = _large_checks.acquire(timeout=Limits.large_wait if room else 0)
+            self.has_turn = _large_checks.acquire(timeout=self.patience if room else 0)
         if not self.has_turn:
             raise Busy("too many large archives are being looked through just now, try again", 10)
 
@@ -2753,16 +2768,22 @@ def unpacked_limit(packed):
                Limits.large_archive_ratio * packed)
 
 
-class MemberCheck:
-    """Refuses an archive, member by member, that holds too many of them, or one that leaves it."""
+def tar_members_limit(packed):
+    """How many members a tar of so many bytes may hold. (Each member of a zip takes 76 bytes of it
+    at least; of a packed tar, a hundred thousand can take a thousand.)"""
+    return min(Limits.small_archive_members + packed // Limits.tar_member, Limits.archive_members)
 
-    def __init__(self, filename):
-        self.filename, self.count = filename, 0
+
+class MemberCheck:
+    """Refuses an archive, member by member, that holds more than `limit`, or one that leaves it."""
+
+    def __init__(self, filename, limit):
+        self.filename, self.limit, self.count = filename, limit, 0
 
     def __call__(self, name):
         self.count += 1
-        if self.count > Limits.archive_members:
-            raise too_many_members(self.filename, Limits.archive_members)
+        if self.count > self.limit:
+            raise too_many_members(self.filename, self.limit)
         self.check_name(name)
 
     def check_name(self, name):
@@ -2792,7 +2813,7 @@ def _check_metadata(data, filename):
 def _zip_metadata(file, filename, effort, is_whole):
     """(the metadata file of a zip or None, the name of that)."""
     members = _zip_members(file, filename, Limits.archive_members, effort)
-    check, names = MemberCheck(filename), set()
+    check, names = MemberCheck(filename, Limits.archive_members), set()
     for member in members:
         check(member.filename)
         check.check_name(member.orig_filename)        # the same, but for a NUL and what follows it
@@ -2813,9 +2834,27 @@ def _zip_metadata(file, filename, effort, is_whole):
     if matching:
         found = _small_member(file, filename, matching[0], effort)
         _check_metadata(found, filename)
+    if is_whole and found is not None and filename.lower().endswith(".whl"):
+        _check_wheel_parts(filename, names)
     if is_whole:
         _check_zip_members(file, filename, members, effort)
     return found, wanted
+
+
+def _check_wheel_parts(filename, names):
+    """Refuse a wheel that lacks what installers look for besides METADATA (PEP 427)."""
+    infos = {name.partition("/")[0] for name in names}
+    infos = sorted(info for info in infos if info.endswith(".dist-info"))
+    if len(infos) > 1:
+        raise BrokenArchive(f"'{filename}' holds more than one .dist-info: "
+                            f"{one_line(' and '.join(infos))}")
+    if not normalize(infos[0]).startswith(normalize(filename.partition("-")[0])):
+        raise BrokenArchive(f"'{filename}' holds '{one_line(infos[0], 80)}', the .dist-info of "
+                            "another project")
+    for part in ("WHEEL", "RECORD"):
+        if f"{infos[0]}/{part}" not in names:
+            raise BrokenArchive(f"'{filename}' has no .dist-info/{part}: "
+                                "built or sent incompletely?")
 
 
 def _zip_members(file, filename, limit, effort):
@@ -2835,11 +2874,14 @@ def _check_zip_members(file, filename, members, effort):
     byte is one member's. Three quarters of the time are zlib's: 2.4 ms for a wheel of 100 KB, 0.2 s
     for 10 MB, and it lets other threads run meanwhile."""
     end, scripts = 0, re.compile(r"([^/]+\.dist-info|EGG-INFO)/entry_points\.txt")
+    formats = re.compile(r"[^/]+\.dist-info/WHEEL")
     for member in sorted(members, key=lambda member: member.header_offset):
         if member.header_offset < end:
             raise BadRequest(f"'{filename}' holds members that lie in one another")
         if scripts.fullmatch(member.filename):
             _check_entry_points(_small_member(file, filename, member, effort), filename)
+        elif formats.fullmatch(member.filename):
+            _check_wheel_file(_small_member(file, filename, member, effort), filename)
         else:
             for _ in _member_pieces(file, filename, member, effort):
                 pass
@@ -2858,7 +2900,7 @@ def _member_pieces(file, filename, member, effort):
     """The bytes of a zip's member, piece by piece; BrokenArchive if it can't be unpacked to what
     the directory says of it."""
     try:
-        for piece in zip_member_pieces(file, member):
+        for piece in zip_member_pieces(file, member, effort.packed):
             effort.spend(len(piece))
             yield piece
     except (ValueError, OverflowError, zlib.error) as error:
@@ -2867,13 +2909,15 @@ def _member_pieces(file, filename, member, effort):
                             ) from None
 
 
-def zip_member_pieces(file, member):
-    """The bytes of a zip's member, piece by piece; the file is read up to its end. ValueError or
-    zlib.error if it is not what the directory says: other name, size or checksum, encrypted, packed
-    in a way that not all installers know."""
-    file.seek(max(0, member.header_offset))     # below zero where the beginning is missing
+def zip_member_pieces(file, member, file_size):
+    """The bytes of a zip's member, piece by piece; the file is read up to the member's end.
+    ValueError or zlib.error if it is not what the directory says: other name, size or checksum,
+    encrypted, packed in a way that not all installers know."""
+    # below zero where the beginning is missing; no file system seeks to all that 64 bits can say
+    is_inside = 0 <= member.header_offset < file_size
+    file.seek(member.header_offset if is_inside else 0)
     head = file.read(30)
-    if member.header_offset < 0 or len(head) < 30 or head[:4] != b"PK\3\4":
+    if not is_inside or len(head) < 30 or head[:4] != b"PK\3\4":
         raise ValueError("there is none at its place")
     flags, method = struct.unpack("<2H", head[6:10])
     name_size, extra_size = struct.unpack("<2H", head[26:30])
@@ -2927,19 +2971,61 @@ def _deflated_pieces(file, left):
         raise ValueError("it ends before its place does")
 
 
+def _check_wheel_file(data, filename):
+    """Refuse a WHEEL file that does not say by which version of the format the wheel was made."""
+    if not _WHEEL_VERSION.search(_info_text(data, "WHEEL", filename)):
+        raise BrokenArchive(f"'{filename}' has a .dist-info/WHEEL without Wheel-Version: "
+                            "built or sent incompletely?")
+
+
+def _info_text(data, part, filename):
+    """The text of a file that describes the archive; BrokenArchive if it is none."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BrokenArchive(f"'{filename}' has an unreadable {part}: it is not UTF-8") from None
+
+
+_WHEEL_VERSION = re.compile(r"^wheel-version:[ \t]*[0-9]+(\.[0-9]+)*[ \t]*\r?$",
+                            re.IGNORECASE | re.MULTILINE)
+_SCRIPT_NAME = re.compile(r"(?!\.\.?$)[^/\\:;\x00-\x1f\x7f]+")
+_SCRIPT_VALUE = re.compile(r"[\w.]+\s*:\s*[\w.]")
+
+
 def _check_entry_points(data, filename):
-    """Refuse names of scripts that would be written elsewhere, or be more than a command where a
-    shell reads them."""
-    section = ""
-    for line in data.decode("utf-8", "replace").splitlines():
-        line = line.strip()
-        if line.startswith("["):
-            section = line.strip("[] \t")
-        elif section in ("console_scripts", "gui_scripts") and not line.startswith("#"):
-            name = line.partition("=")[0].strip()
-            if re.search(r"[/\\;\x00-\x1f\x7f]", name) or name in (".", ".."):
-                raise BrokenArchive(f"'{filename}' has the entry point '{one_line(name, 80)}': "
-                                    "the name of a script holds no slash, backslash or semicolon")
+    """Refuse what not every reader of entry points understands, and in the same way (some give up
+    the wheel for it), and names of scripts that would be written elsewhere, or be more than a
+    command where a shell reads them."""
+    section, seen, least = None, set(), sys.maxsize
+    for line in _info_text(data, "entry_points.txt", filename).splitlines():
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        name, equals, value = (part.strip() for part in text.partition("="))
+        indent, is_section = len(line) - len(line.lstrip()), text[0] == "[" and text[-1] == "]"
+        if is_section:
+            section = name = text.strip("[] \t")
+            equals = indent <= least        # else it belongs to the value before, for some readers
+        least = sys.maxsize if is_section else min(indent, least)
+        if section is None or not (name and equals) or text[0] == "[" and not is_section:
+            raise BrokenArchive(f"'{filename}' has an entry_points.txt that can't be read: "
+                                f"'{one_line(text, 80)}' is neither a [section] nor name = value "
+                                "in one")
+        if (section, is_section or name) in seen:
+            raise BrokenArchive(f"'{filename}' has an entry_points.txt that holds "
+                                f"'{one_line(name, 80)}' twice")
+        seen.add((section, is_section or name))
+        if not is_section and section in ("console_scripts", "gui_scripts"):
+            _check_script(name, value, filename)
+
+
+def _check_script(name, value, filename):
+    if not _SCRIPT_NAME.fullmatch(name):
+        raise BrokenArchive(f"'{filename}' has the entry point '{one_line(name, 80)}': the name of "
+                            "a script holds no slash, backslash, colon or semicolon")
+    if not _SCRIPT_VALUE.match(value):
+        raise BrokenArchive(f"'{filename}' has the entry point '{one_line(name, 80)}' for "
+                            f"'{one_line(value, 80)}', which is no module:function")
 
 
 def _check_zip_ends(file, filename, members):
@@ -3017,7 +3103,7 @@ class _TarMember(typing.NamedTuple):
 def _tar_metadata(file, filename, effort, packing):
     """The PKG-INFO of a tar (the last one, as unpacking would leave it), or None; the tar is read
     to its last byte."""
-    found, check = None, MemberCheck(filename)
+    found, check = None, MemberCheck(filename, tar_members_limit(effort.packed))
     try:
         stream = _Forwards(_unpacked(file, filename, packing), effort)
         for member in _tar_members(stream, filename, effort):
@@ -3132,7 +3218,7 @@ def _tar_members(stream, filename, effort):
     a damaged header for the end. (It is slower, too: 258 ms for 10 MB of libraries, this 190.)
     ValueError for what is damaged."""
     before = _Extended(filename)        # what stands in front of a member
-    headers = 0
+    headers, limit = 0, tar_members_limit(effort.packed)
     while True:
         block = stream.read(512)
         if not block.strip(b"\0"):
@@ -3141,8 +3227,10 @@ def _tar_members(stream, filename, effort):
                                  "it has no member")
             return
         headers += 1
-        if headers > 4 * Limits.archive_members:
-            raise too_many_members(filename, Limits.archive_members)
+        if headers > 4 * limit or before.count > 10 * limit:
+            raise too_many_members(filename, limit)
+        if headers > Limits.large_directory:
+            effort.wait_for_turn()
         kind, size = _tar_kind(block), _tar_number(block[124:136], filename)
         if kind in "LKxXg":
             before.add(kind, size, stream)
@@ -3164,7 +3252,7 @@ def _tar_members(stream, filename, effort):
         if kind == "S":
             effort.announce(_tar_number(block[483:495], filename))
             more = block[482]
-            while more and headers <= 4 * Limits.archive_members:       # its list of holes goes on
+            while more and headers <= 4 * limit:        # its list of holes goes on
                 more, headers = _whole(stream, 512)[504], headers + 1
         end = stream.position + size + -size % 512
         yield _TarMember(name, size, kind in "\x0007" and not name.endswith("/") and not is_sparse)
@@ -3180,13 +3268,16 @@ _PAX_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ([^=\n]+)=")
 class _Extended:
     """What the extended headers in front of a tar's member say: its long name, its pax fields."""
 
-    def __init__(self, filename, sum_=0):
-        self.filename, self.sum = filename, sum_        # sum: the size of all of the archive
+    def __init__(self, filename, sum_=0, count=0):
+        self.filename = filename
+        self.sum, self.count = sum_, count      # the size and fields of all of the archive
         self.kinds, self.fields = set(), {}
 
     def next(self):
         """For the next member."""
-        return _Extended(self.filename, self.sum)
+        if self.kinds:
+            return _Extended(self.filename, self.sum, self.count)
+        return self
 
     def add(self, kind, size, stream):
         """Read one of `size` bytes."""
@@ -3197,6 +3288,7 @@ class _Extended:
         data = _whole(stream, size + -size % 512)[:size]
         found = {}
         if kind in "xXg":
+            self.count += data.count(b"\n")     # one each, at least
             found = _pax_fields(data)
         elif kind == "L":
             found["path"] = _tar_text(data)
@@ -3225,6 +3317,9 @@ def _pax_fields(data):
     return fields
 
 
+_BELOW_128 = bytes(range(128))
+
+
 def _tar_kind(block):
     """The type of a tar's header, one character; ValueError if the header is damaged."""
     if len(block) < 512:
@@ -3232,9 +3327,9 @@ def _tar_kind(block):
     stated = re.match(rb"[ \0]*([0-7]{1,8})", block[148:156])
     rest = block[:148] + block[156:]
     found = sum(rest) + 8 * 32      # the checksum's own field counts as spaces
-    signed = found - 256 * sum(byte > 127 for byte in rest)     # as some tools add them up
-    if not stated or int(stated[1], 8) not in (found, signed):
-        raise ValueError("a header is damaged")
+    if not stated or int(stated[1], 8) != found and \
+            int(stated[1], 8) != found - 256 * len(rest.translate(None, _BELOW_128)):
+        raise ValueError("a header is damaged")     # also not as some tools add them up: signed
     return chr(block[156])
 
 
@@ -6505,12 +6600,13 @@ class Mirrors:
         return found.sha256
 
     def _metadata_of_blob(self, file, sha256):
-        """The `MetadataFile` of a wheel that is here; None if there is none."""
+        """The `MetadataFile` of a wheel that is here; None if there is none, or it would have to
+        wait: readers of a download wait for what comes after this."""
         if not file.filename.endswith(".whl"):
             return None
         try:
             with self.blobs.open(sha256) as blob:
-                data = archive_metadata(blob, file.filename)
+                data = archive_metadata(blob, file.filename, patience=0)
         except Problem as error:
             log.warning("mirrored file: %s", error.message)
             return None
@@ -7770,12 +7866,13 @@ class Releases:
         is not fit to be kept.
 
         A dumb binary (distutils' bdist_dumb) is a picture of what to unpack at `/`, and needs
-        none."""
+        none; a wheel is none, whatever the form calls it."""
         with incoming.reader() as file:
             check_variants(file, filename)
             if not self.settings.accept_broken_archives:
                 check_archive_name(filename)
-                return archive_metadata(file, filename, is_whole=True, is_needed=not is_dumb)
+                is_needed = not is_dumb or filename.lower().endswith(".whl")
+                return archive_metadata(file, filename, is_whole=True, is_needed=is_needed)
             try:
                 return archive_metadata(file, filename)
             except BrokenArchive as problem:

@@ -71,7 +71,7 @@ def wheel(
         members[_escaped(name) + "/padding.bin"] = _noise(size)
     members.update(extra_members or {})
     members[info + "/METADATA"] = metadata
-    members[info + "/WHEEL"] = ("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: %s\n" % tag).encode()
+    members[info + "/WHEEL"] = _wheel_file(tag)
     members[info + "/RECORD"] = _record(members, info)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -131,6 +131,9 @@ def around(filename, content, name, version):
     ).encode()
     place = {"whl": stem + ".dist-info/METADATA", "egg": "EGG-INFO/PKG-INFO"}
     members = {place.get(lower[-3:], stem + "/PKG-INFO"): metadata, stem + "/content": content}
+    if lower.endswith(".whl"):
+        members[stem + ".dist-info/WHEEL"] = _wheel_file("py3-none-any")
+        members[stem + ".dist-info/RECORD"] = _record(members, stem + ".dist-info")
     packed = io.BytesIO()
     if lower.endswith((".whl", ".egg", ".zip")):
         with zipfile.ZipFile(packed, "w") as archive:
@@ -221,6 +224,10 @@ def _metadata_file(fields):
 def _noise(size):
     """`size` bytes that look random, the same on every call."""
     return hashlib.shake_128(b"noise").digest(size)
+
+
+def _wheel_file(tag):
+    return ("Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: %s\n" % tag).encode()
 
 
 def _record(members, info):

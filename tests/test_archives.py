@@ -20,6 +20,7 @@ import tarfile
 import threading
 import time
 import tracemalloc
+import types
 import zipfile
 import zlib
 
@@ -397,6 +398,78 @@ def test_a_small_archive_that_unpacks_to_much_is_refused_early(suffix):
     assert time.process_time() - began < 3
 
 
+MANY_MEMBERS = {  # a piece, how often it comes
+    "empty ones": (member(b"a/b") * 2000, 20, True),
+    "behind extended headers": (
+        (member(b"x", b"a/b\0", b"K") + pax((b"path", b"a/b")) + member(b"a/b")) * 1000,
+        20,
+        True,
+    ),
+    "few, checked as signed": (member("a/\xe9".encode()) * 990, 10, False),
+    "extended headers alone": (pax((b"a", b"b"), kind=b"g") * 2000, 30, True),
+    "fields alone": (member(b"x", b"5 a=\n" * 200000, b"g"), 12, True),
+}
+
+
+@pytest.mark.parametrize("suffix", [".tar.xz", ".tar.bz2"])
+@pytest.mark.parametrize("kind", sorted(MANY_MEMBERS))
+def test_the_members_of_a_small_tar_cost_little(kind, suffix):
+    piece, count, is_refused = MANY_MEMBERS[kind]
+    pack = PACKINGS[suffix]
+    content = pack(PKG_INFO) + pack(piece) * count + pack(END)
+    assert len(content) < 60000
+    began = time.thread_time()
+    if is_refused:
+        assert "holds too much: over 1" in refusal(content, "a-1.0" + suffix)
+    else:
+        assert look(content, "a-1.0" + suffix) == INFO
+    assert time.thread_time() - began < 1
+
+
+def test_an_sdist_of_many_small_files_passes():
+    dice = random.Random(5)
+    files = b"".join(
+        member(b"a-1.0/data/%d.txt" % number, dice.randbytes(150)) for number in range(12000)
+    )
+    assert look(tar_gz(PKG_INFO, files)) == INFO
+
+
+def test_tars_of_very_many_members_are_looked_through_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(d.Limits, "large_directory", 20)
+    monkeypatch.setattr(d.Limits, "large_wait", 0.1)
+    many = tar_gz(PKG_INFO, member(b"a/b") * 20)
+    efforts = [d.Effort(io.BytesIO(many), WHEEL) for _ in range(d.Limits.large_checks)]
+    for effort in efforts:
+        effort.wait_for_turn()
+    with pytest.raises(d.Busy):
+        look(many)
+    for effort in efforts:
+        effort.__exit__()
+    assert look(many) == INFO
+
+
+def test_nobody_who_reads_a_mirrored_wheel_waits_for_others_to_be_looked_through(
+    monkeypatch, tmp_path
+):
+    """It is kept without metadata; the next one who asks for them finds out."""
+    monkeypatch.setattr(d.Limits, "large_directory", 2)
+    monkeypatch.setattr(d.Limits, "large_wait", 20)
+    blobs, content = d.Blobs(str(tmp_path)), zipped(*PARTS)
+    with blobs.incoming() as incoming:
+        incoming.write(content)
+        sha256 = incoming.keep()
+    mirrors, file = types.SimpleNamespace(blobs=blobs), types.SimpleNamespace(filename=WHEEL)
+    efforts = [d.Effort(io.BytesIO(content), WHEEL) for _ in range(d.Limits.large_checks)]
+    for effort in efforts:
+        effort.wait_for_turn()
+    began = time.monotonic()
+    assert d.Mirrors._metadata_of_blob(mirrors, file, sha256) is None
+    assert time.monotonic() - began < 5
+    for effort in efforts:
+        effort.__exit__()
+    assert d.Mirrors._metadata_of_blob(mirrors, file, sha256) == d.MetadataFile.of(INFO)
+
+
 def test_an_honest_sdist_with_a_text_of_a_hundred_megabytes_passes():
     text = b"".join(
         b"%d,measured at the %d. place,%d\n" % (n, n * n % 1000003, n**3 % 99991)
@@ -421,6 +494,8 @@ def zipped(*members, compression=zipfile.ZIP_DEFLATED):
 
 
 WHEEL, META = "a-1.0-py3-none-any.whl", ("a-1.0.dist-info/METADATA", INFO)
+FORMAT = ("a-1.0.dist-info/WHEEL", b"Wheel-Version: 1.0\nTag: py3-none-any\n")
+PARTS = (META, FORMAT, ("a-1.0.dist-info/RECORD", b""))
 
 
 def test_how_much_a_zip_may_unpack_to_follows_from_its_size(monkeypatch):
@@ -428,8 +503,8 @@ def test_how_much_a_zip_may_unpack_to_follows_from_its_size(monkeypatch):
     monkeypatch.setattr(d.Limits, "archive_free", 60000)
     monkeypatch.setattr(d.Limits, "archive_bytes", 400000)
     noise = random.Random(1).randbytes
-    small, large = zipped(META, ("a/zeros", bytes(300000))), zipped(
-        META, ("a/lib.so", noise(300000) + bytes(400000))
+    small, large = zipped(*PARTS, ("a/zeros", bytes(390000))), zipped(
+        *PARTS, ("a/lib.so", noise(300000) + bytes(400000))
     )
     assert "holds too much: its %d bytes unpack to over %d" % (
         len(small),
@@ -437,13 +512,13 @@ def test_how_much_a_zip_may_unpack_to_follows_from_its_size(monkeypatch):
     ) in refusal(small, WHEEL)
     assert look(large, WHEEL) == INFO  # half of it libraries, more than archive_bytes in all
     many = zipped(
-        META, *(("a/%d" % n, bytes(20000)) for n in range(100)), ("a/lib.so", noise(1000))
+        *PARTS, *(("a/%d" % n, bytes(20000)) for n in range(100)), ("a/lib.so", noise(1000))
     )
     assert "unpack to over 400000" in refusal(many, WHEEL)
 
 
 def test_of_a_mirrored_wheel_only_the_metadata_is_read_however_large_it_is():
-    content = zipped(META, ("a/lib.so", b"lib"))
+    content = zipped(*PARTS, ("a/lib.so", b"lib"))
     size = struct.pack("<L", 3)
     at = content.rindex(b"PK\1\2") + 24
     assert content[at : at + 4] == size
@@ -455,16 +530,16 @@ def test_of_a_mirrored_wheel_only_the_metadata_is_read_however_large_it_is():
 def test_large_archives_are_looked_through_a_few_at_a_time(monkeypatch):
     monkeypatch.setattr(d.Limits, "large_archive", 100000)
     monkeypatch.setattr(d.Limits, "large_wait", 0.1)
-    content = zipped(META, ("a/text", random.Random(1).randbytes(200000)))
+    content = zipped(*PARTS, ("a/text", random.Random(1).randbytes(200000)))
     efforts = [d.Effort(io.BytesIO(content), WHEEL) for _ in range(d.Limits.large_checks)]
     for effort in efforts:
         effort.spend(150000)
     with pytest.raises(d.Busy):
         look(content, WHEEL)
-    assert look(zipped(META), WHEEL) == INFO  # what is small waits for nobody
+    assert look(zipped(*PARTS), WHEEL) == INFO  # what is small waits for nobody
     efforts[0].__exit__()
     assert look(content, WHEEL) == look(content, WHEEL) == INFO  # and gives the turn back
-    refused = zipped(META, ("a/text", random.Random(1).randbytes(200000)), ("a/../../b", b""))
+    refused = zipped(*PARTS, ("a/text", random.Random(1).randbytes(200000)), ("a/../../b", b""))
     for _ in range(3):
         refusal(refused, WHEEL)
     for effort in efforts[1:]:
@@ -475,7 +550,7 @@ def test_zips_of_very_many_members_are_looked_through_a_few_at_a_time(monkeypatc
     """Their directories take much memory, however little they unpack to."""
     monkeypatch.setattr(d.Limits, "large_directory", 20)
     monkeypatch.setattr(d.Limits, "large_wait", 0.1)
-    many = zipped(META, *(("a/%d" % number, b"") for number in range(20)))
+    many = zipped(*PARTS, *(("a/%d" % number, b"") for number in range(20)))
     efforts = [d.Effort(io.BytesIO(many), WHEEL) for _ in range(d.Limits.large_checks)]
     for effort in efforts:
         effort.wait_for_turn()
@@ -485,13 +560,13 @@ def test_zips_of_very_many_members_are_looked_through_a_few_at_a_time(monkeypatc
     for effort in efforts:
         effort.__exit__()
     assert look(many, WHEEL) == INFO
-    assert len(d.doc_members(io.BytesIO(many), WHEEL)[0]) == 21
+    assert len(d.doc_members(io.BytesIO(many), WHEEL)[0]) == 23
 
 
 def test_those_who_wait_for_a_turn_are_not_counted_as_busy(monkeypatch):
     monkeypatch.setattr(d.Limits, "large_archive", 1000)
     monkeypatch.setattr(d.Limits, "large_wait", 20)
-    content, done = zipped(META, ("a/text", random.Random(1).randbytes(20000))), []
+    content, done = zipped(*PARTS, ("a/text", random.Random(1).randbytes(20000))), []
     crew = d.Workers(
         "lookers", 2, lambda item: done.append(look(content, WHEEL) if item else "small")
     )
@@ -543,7 +618,33 @@ def changed(content, what, signature=b"PK\1\2", place=0, last=True):
     return content[:at] + what + content[at + len(what) :]
 
 
-GOOD = zipped(("a/__init__.py", b"x = 1\n" * 100), META, ("a/data", b"some data " * 50))
+def by_zip64(content, place, number):
+    """A zip with a number of its last entry in the directory written with 64 bits."""
+    content = changed(content, b"\xff" * 4, place=place)
+    content = changed(content, struct.pack("<H", 12), place=30)
+    at = content.rindex(b"PK\5\6")
+    size = struct.unpack("<L", content[at + 12 : at + 16])[0] + 12
+    content = changed(content, struct.pack("<L", size), b"PK\5\6", 12)
+    return content[:at] + struct.pack("<2HQ", 1, 8, number) + content[at:]
+
+
+@pytest.mark.parametrize("number", [1 << 31, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
+@pytest.mark.parametrize("place", [20, 24, 42], ids=["packed", "size", "offset"])
+def test_whatever_number_a_zip_states_by_64_bits_only_refusals_come_out(place, number, tmp_path):
+    """Of a file on disk, whose system may refuse to go there."""
+    content = by_zip64(zipped(("a/index.html", b"x"), *PARTS[1:], META), place, number)
+    (tmp_path / WHEEL).write_bytes(content)
+    with open(str(tmp_path / WHEEL), "rb") as file:
+        for is_whole in (False, True):
+            with pytest.raises(d.BadRequest):
+                d.archive_metadata(file, WHEEL, is_whole)
+        try:
+            assert [member.path for member in d.doc_members(file, "docs.zip")[0]] == ["index.html"]
+        except d.BadRequest:
+            assert place == 24  # it would unpack to too much
+
+
+GOOD = zipped(("a/__init__.py", b"x = 1\n" * 100), *PARTS, ("a/data", b"some data " * 50))
 DATA_AT = GOOD.rindex(b"a/data", 0, GOOD.index(b"PK\1\2")) + 6
 
 
@@ -566,17 +667,32 @@ def doctored(content, **values):
 def bomb_of_two_hundred_mebibytes():
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     packed = b"".join(packer.compress(bytes(MIB)) for _ in range(200)) + packer.flush()
-    stored = zipped(META, ("a/data", packed), compression=zipfile.ZIP_STORED)
+    stored = zipped(*PARTS, ("a/data", packed), compression=zipfile.ZIP_STORED)
     return doctored(stored, method=8, size=10)
 
 
 def scripts(*lines, section="console_scripts"):
     return zipped(
-        META, ("a-1.0.dist-info/entry_points.txt", "\n".join(("[%s]" % section,) + lines))
+        *PARTS, ("a-1.0.dist-info/entry_points.txt", "\n".join(("[%s]" % section,) + lines))
     )
 
 
-ENTRY_POINT = "the name of a script holds no slash, backslash or semicolon"
+def without(*parts, **others):
+    """A wheel without some of its .dist-info, or with other bytes there."""
+    info = "a-1.0.dist-info/"
+    return zipped(
+        ("a/__init__.py", b""),
+        *((name, data) for name, data in PARTS if name[len(info) :] not in {*parts, *others}),
+        *((info + name, data) for name, data in others.items()),
+    )
+
+
+def tar_gz(*members):
+    return gzip.compress(b"".join(members) + END, 1)
+
+
+ENTRY_POINT = "the name of a script holds no slash, backslash, colon or semicolon"
+UNREADABLE = "has an entry_points.txt that can't be read"
 BROKEN = {
     "bytes": (WHEEL, b"123", "is no zip file: built or sent incompletely?"),
     "nothing": (WHEEL, b"", "is no zip file: built or sent incompletely?"),
@@ -632,7 +748,7 @@ BROKEN = {
     "patch data": (WHEEL, doctored(GOOD, flags=0x20), "it is encrypted or patch data"),
     "packed by bzip2": (
         WHEEL,
-        zipped(META, ("a/b", b"x"), compression=zipfile.ZIP_BZIP2),
+        zipped(*PARTS, ("a/b", b"x"), compression=zipfile.ZIP_BZIP2),
         "packed by method 12",
     ),
     "an unknown method": (WHEEL, doctored(GOOD, method=99), "packed by method 99"),
@@ -646,6 +762,94 @@ BROKEN = {
         changed(GOOD, b"PK\3\5", b"PK\3\4"),
         "there is none at its place",
     ),
+    "a member beyond what any file holds": (
+        WHEEL,
+        by_zip64(GOOD, 42, 1 << 62),
+        "there is none at its place",
+    ),
+    "METADATA of 0 bytes": (
+        WHEEL,
+        without(METADATA=b""),
+        "has a .dist-info/METADATA without Name and Version: built or sent incompletely?",
+    ),
+    "METADATA without Name": (WHEEL, without(METADATA=b"Version: 1.0\n"), "METADATA without Name:"),
+    "METADATA without Version": (
+        WHEEL,
+        without(METADATA=b"Name: a\n"),
+        "METADATA without Version:",
+    ),
+    "METADATA with an empty Version": (
+        WHEEL,
+        without(METADATA=b"Name: a\nVersion: \n"),
+        "METADATA without Version:",
+    ),
+    "PKG-INFO of 0 bytes": (
+        "a-1.0.tar.gz",
+        tar_gz(PKG_INFO, member(b"a-1.0/PKG-INFO")),  # the last one is what unpacking leaves
+        "has a PKG-INFO without Name and Version",
+    ),
+    "PKG-INFO without Version": (
+        "a-1.0.tar.gz",
+        tar_gz(member(b"a-1.0/PKG-INFO", b"Name: a\n")),
+        "has a PKG-INFO without Version",
+    ),
+    "PKG-INFO of 0 bytes in a zip": (
+        "a-1.0.zip",
+        zipped(("a-1.0/PKG-INFO", b"")),
+        "has a PKG-INFO without Name and Version",
+    ),
+    "no WHEEL": (WHEEL, without("WHEEL"), "has no .dist-info/WHEEL"),
+    "WHEEL of 0 bytes": (WHEEL, without(WHEEL=b""), "has a .dist-info/WHEEL without Wheel-Version"),
+    "WHEEL of no version": (WHEEL, without(WHEEL=b"Wheel-Version: x\n"), "without Wheel-Version"),
+    "WHEEL of bytes": (WHEEL, without(WHEEL=b"\xff"), "has an unreadable WHEEL: it is not UTF-8"),
+    "no RECORD": (WHEEL, without("RECORD"), "has no .dist-info/RECORD"),
+    "parts in another .dist-info": (
+        WHEEL,
+        zipped(META, *(("b-1.0.dist-info/" + part, b"") for part in ("WHEEL", "RECORD"))),
+        "holds more than one .dist-info: a-1.0.dist-info and b-1.0.dist-info",
+    ),
+    "the .dist-info of another project": (
+        WHEEL,
+        zipped(*(("b" + name, data) for name, data in PARTS)),
+        "holds 'ba-1.0.dist-info', the .dist-info of another project",
+    ),
+    "entry points that end in a bracket": (WHEEL, scripts("a", " [x = y"), UNREADABLE),
+    "entry points without a value": (WHEEL, scripts("a"), UNREADABLE),
+    "entry points without a name": (WHEEL, scripts("= a:b", section="plugins"), UNREADABLE),
+    "entry points on several lines": (
+        WHEEL,
+        scripts("a =", "  b:c", section="plugins"),
+        UNREADABLE,
+    ),
+    "entry points before a section": (WHEEL, without(**{"entry_points.txt": b"a=b:c"}), UNREADABLE),
+    "entry points twice": (
+        WHEEL,
+        scripts("a = b:c", "a = b:d"),
+        "has an entry_points.txt that holds 'a' twice",
+    ),
+    "a section twice": (
+        WHEEL,
+        scripts("a = b:c", "[console_scripts]"),
+        "has an entry_points.txt that holds 'console_scripts' twice",
+    ),
+    "entry points of bytes": (
+        WHEEL,
+        without(**{"entry_points.txt": b"[x]\na = b:\xff"}),
+        "has an unreadable entry_points.txt: it is not UTF-8",
+    ),
+    "a section that some readers take for a script": (
+        WHEEL,
+        scripts("[x = y", "../evil = a:b"),
+        UNREADABLE,
+    ),
+    "a section that some readers take for a value": (
+        WHEEL,
+        scripts("a = b:c", "   d = b:c", "  [x]", "../evil = a:b"),
+        UNREADABLE,
+    ),
+    "a script of no function": (WHEEL, scripts("a = b"), "which is no module:function"),
+    "a script of nothing": (WHEEL, scripts("a ="), "for '', which is no module:function"),
+    "a script of a drive": (WHEEL, scripts("C:x = a:b"), ENTRY_POINT),
     "a script that is a path": (
         WHEEL,
         scripts("run = a:b", "../../evil = a:b"),
@@ -715,9 +919,9 @@ def test_where_the_operator_says_so_it_is_taken(lenient, kind):
 HOSTILE_ZIPS = {
     "fewer members than stated": changed(GOOD, struct.pack("<2H", 9, 9), b"PK\5\6", 8),
     "more members than stated": changed(GOOD, struct.pack("<2H", 1, 1), b"PK\5\6", 8),
-    "NUL in a name": zipped(META, ("a/bcd", b"")).replace(b"a/bcd", b"a/b\0d"),
-    "..": zipped(META, ("a/../../b", b"")),
-    "twice": zipped(META, ("a/b", b""), ("a/c", b"")).replace(b"a/c", b"a/b"),
+    "NUL in a name": zipped(*PARTS, ("a/bcd", b"")).replace(b"a/bcd", b"a/b\0d"),
+    "..": zipped(*PARTS, ("a/../../b", b"")),
+    "twice": zipped(*PARTS, ("a/b", b""), ("a/c", b"")).replace(b"a/c", b"a/b"),
 }
 
 
@@ -739,12 +943,13 @@ def test_no_byte_of_a_zip_belongs_to_two_members(site):
     [
         GOOD,
         scripts("run = a:b", "# a/b;c", "", "run2.x-y = a.b:c [extra]", "spaced name=a:b"),
-        scripts("text/html;x = a:b", section="plugins"),
-        zipped(META, ("a/empty", b""), ("a/", b"")),
-        zipped(META, ("a/b", b"x" * 99999), compression=zipfile.ZIP_STORED),
+        scripts("text/html;x = a:b", "nothing =", section="plugins"),
+        scripts("  run = a:b  # as some write", "  [gui_scripts]", "  run = a:b"),
+        zipped(*PARTS, ("a/empty", b""), ("a/", b"")),
+        zipped(*PARTS, ("a/b", b"x" * 99999), compression=zipfile.ZIP_STORED),
         wheel("a", "1.0", size=100000).content,
     ],
-    ids=["plain", "scripts", "plugins", "empty", "stored", "built"],
+    ids=["plain", "scripts", "plugins", "indented", "empty", "stored", "built"],
 )
 def test_sound_wheels_pass(site, content):
     for name in (WHEEL, "A-1.0-1abc-cp39.cp310-abi3-manylinux_2_17_x86_64.whl"):
@@ -763,7 +968,7 @@ def test_a_zip_written_as_a_stream_passes(site):
 
     pipe = Pipe()
     with zipfile.ZipFile(pipe, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in (META, ("a/b", b"x" * 5000)):
+        for name, data in (*PARTS, ("a/b", b"x" * 5000)):
             archive.writestr(name, data)
     assert post(site, WHEEL, pipe.getvalue()).status == 200
     assert site.delete("/arc/dev/a", user="arc").status == 200
@@ -776,6 +981,7 @@ def test_a_dumb_binary_needs_no_metadata_and_must_be_readable(site):
     assert post(site, filename, content, filetype="bdist_dumb").status == 200
     assert post(site, filename, content[:-20], filetype="bdist_dumb").status == 400
     assert post(site, filename, content, filetype="sdist").status == 400
+    assert post(site, WHEEL, zipped(("a/b", b"")), filetype="bdist_dumb").status == 400
     assert site.delete("/arc/dev/a", user="arc").status == 200
 
 
