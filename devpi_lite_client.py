@@ -3427,7 +3427,9 @@ def remove_command(run):
     run.require_login()
     found = _removable(run, wanted)
     if not found:
-        raise Failure(f"No releases or distributions found matching '{wanted.text}'.")
+        if wanted.specifiers:
+            raise _nothing_matches(wanted)
+        return _remove_empty(run, wanted)
     run.console.say("About to remove the following releases and distributions")
     for release, links in found:
         run.console.say(f"version: {release.version}")
@@ -3445,6 +3447,26 @@ def remove_command(run):
         {"version": release.version, "files": [link.url for link in links]}
         for release, links in found],
         "notes": [note for note in notes if note]})
+
+
+def _nothing_matches(wanted):
+    return Failure(f"No releases or distributions found matching '{wanted.text}'.")
+
+
+def _remove_empty(run, wanted):
+    """Remove a project that has no files on the index, where it still keeps its name private."""
+    run.console.say(f"About to remove the project {wanted.name}, which has no files on {run.index}")
+    if not run.console.is_sure({"removed": []}):
+        return
+    try:
+        note = _delete(run, run.project_url(wanted.name))
+    except Refused as refusal:
+        if refusal.status == 404:       # a base has it, not the index
+            raise _nothing_matches(wanted) from None
+        raise
+    run.console.say(f"deleted project {wanted.name}")
+    run.console.document({"index": run.index, "project": normalize(wanted.name), "removed": [],
+                          "notes": [note] if note else []})
 
 
 def _delete_releases(run, project, versions):
@@ -3514,7 +3536,7 @@ def yank_command(run):
     run.require_login()
     versions = [release.version for release, _ in _removable(run, wanted)]
     if not versions:
-        raise Failure(f"No releases or distributions found matching '{wanted.text}'.")
+        raise _nothing_matches(wanted)
     for version in versions:
         _patch_yanked(run, run.project_url(wanted.name, version),
                       {"yanked": False if options.undo else options.reason or True})

@@ -162,10 +162,36 @@ def test_what_is_inherited_is_not_removed(devpi, site, index):
     base = new_index(site, "alice")
     site.patch("/" + index, ["bases=" + base], user="alice")
     upload(site, base, wheel("theirs", "1.0"))
-    devpi("remove", "-y", "theirs", expect=1)
+    refused = devpi("remove", "-y", "theirs", expect=1)
+    assert "No releases or distributions found matching 'theirs'." in refused.lines
     upload(site, index, wheel("theirs", "2.0"))
     devpi("remove", "-y", "theirs")
     assert site.versions(base, "theirs") == ["1.0"] and devpi("list") == ""
+
+
+def test_an_emptied_project_is_removed_and_its_name_is_free(devpi, site, index):
+    upload(site, index, wheel("emptied", "1.0"))
+    assert "stays private" in devpi("remove", "-y", "emptied==1.0")
+    assert devpi("list").lines == ["emptied"]
+    assert "No releases or distributions found" in devpi("remove", "-y", "emptied==1.0", expect=1)
+    assert "not deleting anything" in devpi("remove", "emptied", input="no\n")
+    printed = devpi("remove", "-y", "Emptied")
+    assert "the name emptied is free on %s now: mirrors may answer for it" % index in printed
+    assert devpi("list") == ""
+    upload(site, index, wheel("emptied", "2.0"))
+    devpi("remove", "-y", "emptied==2.0")
+    document = devpi("remove", "-y", "--json", "emptied").json()
+    assert (document["project"], document["removed"]) == ("emptied", [])
+    assert "is free" in document["notes"][0]
+    assert site.get("/" + index).result["projects"] == []
+
+
+def test_an_emptied_project_of_a_non_volatile_index_goes_by_force_only(devpi, site):
+    index = new_index(site, "alice", volatile=False)
+    upload(site, index, wheel("emptied", "1.0"))
+    devpi("remove", "-y", "-f", "--index", index, "emptied==1.0")
+    assert "-f does it" in devpi("remove", "-y", "--index", index, "emptied", expect=1)
+    assert "is free" in devpi("remove", "-y", "-f", "--index", index, "emptied")
 
 
 def test_a_file_is_removed_by_its_url(devpi, site, index):
