@@ -558,6 +558,11 @@ class Console:
     def warn(self, text):
         self._write(self.messages, text, "warning")
 
+    def aside(self, text):
+        """A warning on standard error, also where messages go to standard output: that holds what
+        was asked for, and a program may read it."""
+        self._write(sys.stderr, text, "warning")
+
     def error(self, text):
         self._write(self.errors, text, "error")
 
@@ -3059,29 +3064,34 @@ def index_command(run):
         operations = [key for key, _ in pairs if key.endswith(("+", "-"))]
         if operations:
             raise Failure(f"a new index has nothing to add to or take from: {operations[0]}={dict(pairs)[operations[0]]}")
-        run.call("PUT", url, dict(pairs), expect="indexconfig")
+        note = run.call("PUT", url, dict(pairs), expect="indexconfig").message
     elif words:
         run.require_login()
-        _modify_index(run, url, words, pairs)
-    _show_index(run, url, run.options.no_projects or action == "create" or bool(words))
+        note = _modify_index(run, url, words, pairs)
+    else:
+        note = ""
+    if note:        # before the index is shown: it is said although that may fail
+        run.console.aside(note)
+    without_projects = run.options.no_projects or action == "create" or bool(words)
+    _show_index(run, url, without_projects, note)
 
 
 def _modify_index(run, url, words, pairs):
+    """Change the settings of an index; returns what the server says beside them, or ""."""
     path, known = "/" + "/".join(url.split("/")[-2:]), run.call("GET", url + "?no_projects=", expect="indexconfig").result
     if "server-keyvalue-parsing" in run.place.features:
         for word in words:
             key = word.partition("=")[0].rstrip("+-")
             run.console.say(f"{path} {word.partition('=')[0]}=********" if key in HIDDEN_KEYS else f"{path} {word}")
-        run.call("PATCH", url, words, expect="indexconfig")
-        return
+        return run.call("PATCH", url, words, expect="indexconfig").message
     for key, value in pairs:
         if key.endswith(("+", "-")):
             raise Failure(f"this server only takes KEY=VALUE, not {key}={value}")
         run.console.say(f"{path} changing {key}: {'********' if key in HIDDEN_KEYS else value}")
-    run.call("PATCH", url, {**known, **dict(pairs)}, expect="indexconfig")
+    return run.call("PATCH", url, {**known, **dict(pairs)}, expect="indexconfig").message
 
 
-def _show_index(run, url, without_projects):
+def _show_index(run, url, without_projects, note=""):
     try:
         config = run.call("GET", url + ("?no_projects=" if without_projects else ""), expect="indexconfig").result
     except Refused as refusal:
@@ -3092,7 +3102,7 @@ def _show_index(run, url, without_projects):
     first = [key for key in ("type", "bases", "volatile", "acl_upload") if key in config]
     for key in first + sorted(set(config) - set(first) - {"projects"}):
         run.console.result(f"  {key}={shown_value(config[key])}")
-    run.console.document({"url": url, **config})
+    run.console.document({"url": url, **config, **({"note": note} if note else {})})
 
 
 def _list_user_indexes(run, name):

@@ -187,6 +187,23 @@ def test_a_mirror_shows_its_own_settings(devpi, site):
     assert shown[1:] == ["  type=mirror", "  volatile=True", "  mirror_url=https://example.org/simple/", "  title=PyPI"]
 
 
+@pytest.mark.parametrize("features", [None, []])
+def test_what_the_server_says_beside_the_settings_is_a_warning(devpi, site, index, features):
+    """Also for servers that get the whole configuration."""
+    if features is not None:
+        devpi.write_state("current.json", dict(devpi.state(), features=features))
+    warning = "there is no user 'typo', named in acl_upload"
+    for words in (["-c", "warned%d" % next(NUMBERS)], []):
+        printed = devpi("index", *words, "acl_upload=alice,typo")
+        assert warning in printed.errors and warning not in printed
+        assert "  acl_upload=alice,typo" in printed.lines
+    printed = devpi("index", "--json", "acl_upload=alice,typing-error")
+    assert printed.json()["note"] == "there is no user 'typing-error', named in acl_upload"
+    assert printed.json()["note"] in printed.errors
+    assert "note" not in devpi("index", "--json", "title=quiet").json()
+    assert devpi("index", "title=still").errors == ""
+
+
 def test_settings_that_can_not_be_are_refused_with_the_reason(devpi, site, index):
     before = site.get("/" + index).result
     for arguments, reason in [
