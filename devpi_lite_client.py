@@ -3235,7 +3235,7 @@ def in_parallel(function, items, jobs):
     argument("spec", metavar="SPEC", nargs="?", help="a project, perhaps with versions: 'hello>=1.2,!=1.4'"),
     JSON)
 def list_command(run):
-    """List the projects of the index; with -v also their newest version.
+    """List the projects of the index; with -v also their newest version, but for mirrored projects.
 
     With a project: its files, newest version first.  Bold: of this index; plain: of a base; red: shadowed."""
     if run.options.spec:
@@ -3246,15 +3246,62 @@ def list_command(run):
         for project in projects:
             run.console.result(project)
         return run.console.document({"index": run.index, "projects": projects})
-    shown = {}
+    if _is_mirror(config):
+        for project in projects:
+            run.console.result(project)
+        shown = dict.fromkeys(projects)
+        is_mirrored = True
+    else:
+        shown, is_mirrored = _list_versions(run, config, projects)
+    if is_mirrored:
+        run.console.aside("versions of mirrored projects are not asked for without naming "
+                          "a project: devpi list NAME")
+    run.console.document({"index": run.index, "projects": [
+        {"name": project, "versions": shown[project]} for project in shown]})
+
+
+def _list_versions(run, config, projects):
+    """Print the versions of a stage's own projects; returns ({project: versions}, whether a mirror
+    may have more of them, which it would have to ask its upstream for, one by one)."""
+    shown, mirrored = {}, set()
+    if not run.options.ignore_bases:
+        mirrored = _mirrored(run, config, projects)
 
     def versions_of(project):
-        return [release.version for release in releases_of(run, project, run.options.ignore_bases) if not release.is_shadowed]
+        found = releases_of(run, project, run.options.ignore_bases or project in mirrored)
+        return [release.version for release in found if not release.is_shadowed]
     for project, versions in zip(projects, in_parallel(versions_of, projects, PARALLEL_READS)):
         shown[project] = versions if run.options.all else versions[-1:]
         for version in shown[project]:
             run.console.result(f"{project}=={version}")
-    run.console.document({"index": run.index, "projects": [{"name": project, "versions": shown[project]} for project in shown]})
+    return shown, bool(mirrored)
+
+
+def _is_mirror(config):
+    return config.get("type") == "mirror" or "mirror_url" in config
+
+
+def _mirrored(run, config, projects):
+    """Those of a stage's own projects that mirrors behind it may add to: a whitelist on the way to
+    them names the project.  No mirror has to ask its upstream for this."""
+    configs, seen, has_mirror = [config], set(), False
+    for each in configs:        # which grows by the bases
+        has_mirror = has_mirror or _is_mirror(each)
+        for base in map(str, each.get("bases") or ()):
+            if base in seen:
+                continue
+            seen.add(base)
+            url = run.root + "/".join(map(url_part, base.split("/")))
+            try:
+                configs.append(run.call("GET", url + "?no_projects=", expect="indexconfig").result)
+            except Refused as refusal:      # not there, or not for this user's eyes: it may be one
+                if refusal.status not in (401, 403, 404):
+                    raise
+                has_mirror = True
+    listed = {str(name) for each in configs for name in each.get("mirror_whitelist") or ()}
+    normal = set(map(normalize, listed))
+    return {project for project in projects
+            if has_mirror and ("*" in listed or normalize(project) in normal)}
 
 
 def _list_files(run, wanted):

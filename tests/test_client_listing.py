@@ -136,6 +136,45 @@ def test_results_of_a_protected_index_are_shown_to_who_may_read_it(devpi, site):
     assert devpi("list", "--index", index, "-t", "guarded").lines[-1].endswith("tests passed")
 
 
+@pytest.mark.parametrize("options", [(), ("--all",), ("--ignore-bases",)])
+def test_a_mirrors_projects_are_listed_without_asking_for_each(devpi, site, index, upstream, options):
+    mirror = index + "m"
+    site.add_mirror(mirror, upstream, acl_pkg_read=["alice"])
+    for number in range(12):
+        upstream.publish("mirrored%d" % number, "1.0")
+    printed = devpi("list", "-v", "--index", mirror, *options)
+    assert printed.lines == sorted("mirrored%d" % number for number in range(12))
+    assert "versions of mirrored projects are not asked for" in printed.errors
+    assert upstream.count("/simple/mirrored*") == 0
+    listed = devpi("list", "-v", "--json", "--index", mirror, *options).json()["projects"]
+    assert listed[0] == {"name": "mirrored0", "versions": None} and len(listed) == 12
+
+
+def test_projects_that_a_mirror_may_add_to_are_listed_as_the_index_has_them(devpi, site, index, upstream):
+    """A mirror behind two bases; only what a whitelist names would get to it."""
+    mirror, base, theirs = index + "m", new_index(site, "alice"), new_index(site, "alice")
+    site.add_mirror(mirror, upstream)
+    for name in ("listed1", "listed2", "private1"):
+        upstream.publish(name, "9.0")
+        upload(site, index, wheel(name, "1.0"))
+    upload(site, base, wheel("private1", "2.0"))
+    site.patch("/" + theirs, ["bases=" + mirror], user="alice")
+    site.patch("/" + base, ["bases=" + theirs], user="alice")
+    site.patch("/" + index, ["bases=" + base, "mirror_whitelist=Listed1,listed2"], user="alice")
+    printed = devpi("list", "-v")
+    assert printed.lines == ["listed1==1.0", "listed2==1.0", "private1==2.0"]
+    assert "versions of mirrored projects are not asked for" in printed.errors
+    for name in (index, base, theirs):
+        site.patch("/" + name, ["mirror_whitelist=*"], user="alice")
+    assert devpi("list", "-v").lines == ["listed1==1.0", "listed2==1.0", "private1==1.0"]
+    site.patch("/" + index, ["mirror_whitelist="], user="alice")
+    for name in (base, theirs):
+        site.patch("/" + name, ["mirror_whitelist="], user="alice")
+    assert devpi("list", "-v") == "listed1==1.0\nlisted2==1.0\nprivate1==2.0\n"
+    assert devpi("list", "-v").errors == ""
+    assert upstream.count("*") == 0
+
+
 # -- remove
 
 
