@@ -3684,8 +3684,36 @@ def push_command(run):
     if reply.status == 500 and "posturl" in body:
         raise Refused(reply, reply.message(), f"so a devpi-server says that it can't reach {public_url(body['posturl'])}")
     if not isinstance(value, dict) or value.get("type") != "actionlog":
-        run.answer(reply, "actionlog")
+        try:
+            run.answer(reply, "actionlog")
+        except Refused as refusal:
+            if _is_docs_left(run, refusal, name, version, body):
+                at = ["--index", options.index] if options.index else []
+                words = ["devpi", "push", *at, "--only-docs", f"{name}=={version}", options.target]
+                line = " ".join(map(shell_word, words))
+                refusal.hint = f"the documentation is not there yet: {line}"
+            raise
     return _show_actions(run, reply, value["result"])
+
+
+def _is_docs_left(run, refusal, name, version, body):
+    """Whether a push was refused because all but the documentation had been pushed before."""
+    if refusal.status != 409 or "with the same content" not in refusal.text or \
+            "targetindex" not in body or "no_docs" in body or "only_docs" in body or \
+            "push-only-docs" not in run.place.features:
+        return False
+    target = run.root + "/".join(map(url_part, body["targetindex"].split("/")))
+
+    def has_docs(index):
+        url = f"{index}/{url_part(normalize(name))}"
+        answer = run.call("GET", url + "?ignore_bases=", expect="projectconfig")
+        return any(link.get("rel") == "doczip" for known, release in answer.result.items()
+                   if same_version(known, version)
+                   for link in release.get("+links") or ())
+    try:
+        return has_docs(run.index) and not has_docs(target)
+    except Failure:         # the refusal itself is what has to be told
+        return False
 
 
 def _released(run, text):

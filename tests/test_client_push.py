@@ -60,6 +60,21 @@ def test_a_release_is_pushed_to_another_index(devpi, site, index, release):
         % release[0].filename]
 
 
+def test_documentation_that_came_later_is_pushed_by_the_command_that_is_named(devpi, site, index):
+    target = new_index(site, "alice", volatile=False)
+    devpi("push", "--no-docs", "pushed==1.0", target)
+    printed = devpi("push", "pushed==1.0", target, expect=1)
+    hint = "devpi push --only-docs pushed==1.0 " + target
+    assert printed.lines[-1] == "the documentation is not there yet: " + hint
+    assert "--only-docs" not in devpi("push", "--no-docs", "pushed==1.0", target, expect=1)
+    elsewhere = devpi("push", "--index", index, "pushed==1.0", target.split("/")[1], expect=1)
+    assert elsewhere.lines[-1].endswith(
+        "devpi push --index %s --only-docs pushed==1.0 %s" % (index, target.split("/")[1]))
+    devpi(*hint.split()[1:])
+    assert manual(site, target + "/pushed/1.0") == "the manual"
+    assert "--only-docs" not in devpi("push", "pushed==1.0", target, expect=1)
+
+
 @pytest.mark.parametrize("option, kinds", [
     ("--no-docs", ["releasefile", "releasefile", "toxresult"]), ("--only-docs", ["doczip"])])
 def test_documentation_is_left_out_or_pushed_alone(devpi, site, index, option, kinds):
