@@ -1049,6 +1049,7 @@ class Limits:
     audited_failures = 60           # a minute
     audited_refusals = 1000         # an hour, of acts that are forbidden or conflict with others
     audited_refusals_of_one = 100   # of them, of one user and address
+    counted_events = 10000          # of one rate, as the nameless' test results in an hour
     audit_repeat = 60               # seconds within which the same, done again, is counted in the row that is there
     audit_repeats = 10000           # indexes and users whose last one is remembered for that
     history = 100                   # log entries of one file
@@ -1509,7 +1510,7 @@ class Shares:
 class Rate:
     """Counts what happened within the last so many seconds: by one key, and in all.
 
-    Its memory is bounded by both bounds."""
+    Amounts may be bytes, so the number of events has a bound of its own, `Limits.counted_events`."""
 
     def __init__(self, seconds, of_one, of_all):
         self.seconds, self.of_one, self.of_all = seconds, of_one, of_all
@@ -1521,7 +1522,7 @@ class Rate:
     def take(self, key, amount=1):
         """Count it, and return 0.
 
-        If that would pass a bound count nothing, and return the seconds after which to try again."""
+        If that would pass a bound count nothing, and return the seconds after which there is room."""
         now = time.monotonic()
         with self.lock:
             while self.events and self.events[0][0] < now - self.seconds:
@@ -1530,13 +1531,28 @@ class Rate:
                 self.sums[old] -= taken
                 if not self.sums[old]:
                     del self.sums[old]
-            if self.total + amount > self.of_all or self.sums[key] + amount > self.of_one:
-                oldest = self.events[0][0] if self.events else now
-                return max(1, int(oldest + self.seconds - now + 0.999))
+            if self.total + amount > self.of_all or self.sums[key] + amount > self.of_one \
+                    or len(self.events) >= Limits.counted_events:
+                return max(1, int(self._room_from(key, amount, now) - now + 0.999))
             self.events.append((now, key, amount))
             self.total += amount
             self.sums[key] += amount
         return 0
+
+    def _room_from(self, key, amount, now):
+        """When so much that is counted now has become too old that the amount has room under each
+        bound."""
+        in_all = self.total + amount - self.of_all
+        of_key = self.sums[key] + amount - self.of_one
+        number = len(self.events) + 1 - Limits.counted_events
+        since = now
+        for since, owner, taken in self.events:
+            in_all -= taken
+            of_key -= taken if owner == key else 0
+            number -= 1
+            if in_all <= 0 and of_key <= 0 and number <= 0:
+                break
+        return since + self.seconds
 
 
 class Turns:
@@ -1547,7 +1563,7 @@ class Turns:
 
     @contextlib.contextmanager
     def turn(self, key, seconds):
-        """A turn at this key.  Who has waited that long for it goes on without."""
+        """A turn at this key.  Who has waited that long for it (-1: for ever) goes on without."""
         with self.lock:
             entry = self.turns.setdefault(key, [threading.Lock(), 0])
             entry[1] += 1
@@ -3858,8 +3874,8 @@ class Logins:
         self.key = hmac.new(secret, b"devpi_lite session", "sha256").digest()
         self.memory_key = secrets.token_bytes(32)
         self.remembered = collections.OrderedDict()     # keyed digest of user, hash and password -> (fits, until)
-        self.checking = {}                              # such a digest -> [lock, how many hold or want it]
-        self.noted = collections.deque()                # time.monotonic() of failed logins that the audit log has
+        self.turns = Turns()                            # at such a digest: fifty parallel requests cost one slow hash
+        self.noted = Rate(60, Limits.audited_failures, Limits.audited_failures)     # failed logins in the audit log
         self.failures = collections.OrderedDict()       # (account, place) -> (count, wait until, last failure)
         self.fitted = collections.OrderedDict()         # (account, place) -> digest of what fitted from there last
         self.at_place = Budget(Limits.failed_logins_at_address, Limits.address_pause)
@@ -3903,7 +3919,7 @@ class Logins:
         fits.
 
         The answer for a password is remembered for some minutes under a keyed digest, for the slow
-        hash costs 50 ms. The same wrong password once more counts as an attempt only where somebody
+        hash costs 50 ms; one that fits, until it was not used for some minutes. The same wrong password once more counts as an attempt only where somebody
         logs in: an installer with an old password in its URL sends it with every request.  Busy if
         too many passwords wait for being hashed."""
         if len(user) > Limits.user_name:
@@ -3918,7 +3934,7 @@ class Logins:
         wait = self.wait_for(user, place)
         if wait:
             return self._identity(user) if self._passes_by(digest, user, place) else Identity(wait=wait)
-        with self._alone(digest):
+        with self.turns.turn(digest, -1):
             fits, known = self._recall(digest)
             if not known or is_login and not fits:
                 wait = self._count_attempt(user, place)
@@ -3937,8 +3953,10 @@ class Logins:
                 wait = self.wait_for(user, place)
                 return Identity(wait=wait) if wait else NOBODY
             if known and not is_login:
-                self._remember(digest, fits)
-                self.fitted[user, place] = digest
+                self._renew(digest)
+                if self.fitted.get((user, place)) != digest:
+                    with self.lock:
+                        self._note_fit((user, place), digest)
             else:       # what a program sends again and again is no reason to forget what others tried meanwhile
                 self._succeeded(user, place, digest)
         return self._identity(user)
@@ -3968,30 +3986,26 @@ class Logins:
         known = until >= time.monotonic()
         return fits and known, known
 
-    @contextlib.contextmanager
-    def _alone(self, digest):
-        """One thread at a time for the same credentials: fifty parallel requests cost one slow hash."""
-        with self.lock:
-            entry = self.checking.setdefault(digest, [threading.Lock(), 0])
-            entry[1] += 1
-        if not entry[0].acquire(blocking=False):
-            with outside_wait():
-                entry[0].acquire()
-        try:
-            yield
-        finally:
-            entry[0].release()
-            with self.lock:
-                entry[1] -= 1
-                if not entry[1]:
-                    del self.checking[digest]
-
     def _remember(self, digest, fits):
         with self.lock:
             self.remembered[digest] = (fits, time.monotonic() + Limits.password_memory)
             self.remembered.move_to_end(digest)
             while len(self.remembered) > Limits.remembered_passwords:
                 self.remembered.popitem(last=False)
+
+    def _renew(self, digest):
+        """Remember a password that fitted once more; only in the second half of its time, for this
+        is done on every request."""
+        until = self.remembered.get(digest, (True, 0))[1]
+        if until - time.monotonic() < Limits.password_memory / 2:
+            self._remember(digest, True)
+
+    def _note_fit(self, key, digest):
+        """Keep what fitted last for an (account, place); the caller holds the lock."""
+        self.fitted[key] = digest
+        self.fitted.move_to_end(key)
+        while len(self.fitted) > Limits.remembered_failures:
+            self.fitted.popitem(last=False)
 
     def wait_for(self, user, place):
         """Seconds for which this account is not looked at from this place, after too many wrong
@@ -4037,10 +4051,7 @@ class Logins:
                 if count > 1:
                     self.failures[user, place] = (count - 1, 0, last)
                 return
-            self.fitted[user, place] = digest
-            self.fitted.move_to_end((user, place))
-            while len(self.fitted) > Limits.remembered_failures:
-                self.fitted.popitem(last=False)
+            self._note_fit((user, place), digest)
 
     def count_new_user(self, address):
         """TooManyLogins if nobody in particular made too many users from there: each one costs a
@@ -4054,13 +4065,8 @@ class Logins:
 
     def _note_failure(self, user, address):
         """Enter a failed login into the audit log; only so many a minute, so that nobody can wash the log out with them."""
-        now = time.monotonic()
-        with self.lock:
-            while self.noted and self.noted[0] < now - 60:
-                self.noted.popleft()
-            if len(self.noted) >= Limits.audited_failures:
-                return
-            self.noted.append(now)
+        if self.noted.take(""):
+            return
         with contextlib.suppress(Problem):      # who asked is told that the login failed, whatever the database does
             self.users.store.write(_note, "login.failed", "", sound(user), actor=Actor(address=address), durable=False)
 

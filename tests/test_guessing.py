@@ -1,6 +1,7 @@
 """Who guesses passwords is slowed down, finds no faster way, and holds up nobody else for long."""
 
 import base64
+import pathlib
 import socket
 import sys
 import threading
@@ -9,6 +10,9 @@ import time
 import pytest
 
 from harness import Server, eventually, patched, wheel
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import devpi_lite as d  # noqa: E402
 
 ELSEWHERE = "127.0.0.9"
 CHEAP = "devpi_lite._SCRYPT['n'] = 16\n"        # there are many guesses here
@@ -177,3 +181,58 @@ hashlib.scrypt = slow""" % str(gate)))
     assert statuses.count(503) >= len(threads + more) - 36
     reply = server.get("/alice/dev/foo", user="alice", password="pw")
     assert reply.status == 200
+
+
+# ------------------------------------------------------------------------- what is kept of passwords
+
+@pytest.fixture
+def logins(tmp_path, monkeypatch):
+    """The `Logins` of a store whose user alice has the password `right`."""
+    monkeypatch.setitem(d._SCRYPT, "n", 16)
+    store = d.Store(str(tmp_path), create=True)
+    users = d.Users(store)
+    users.create("alice", {"password": "right"})
+    yield d.Logins(users, b"secret")
+    store.close()
+
+
+def test_where_a_password_fitted_is_kept_of_a_bounded_number_of_addresses(logins, monkeypatch):
+    monkeypatch.setattr(d.Limits, "remembered_failures", 5)
+    for number in range(20):
+        assert logins.check("alice", "right", "192.0.2.%d" % number).user == "alice"
+    assert [place for _, place in logins.fitted] == ["192.0.2.%d" % number for number in range(15, 20)]
+    assert set(logins.fitted.values()) == set(logins.remembered)
+
+
+class CountingLock:
+    """A lock that counts how often it was taken."""
+
+    def __init__(self):
+        self.lock, self.count = threading.Lock(), 0
+
+    def __enter__(self):
+        self.count += 1
+        return self.lock.__enter__()
+
+    def __exit__(self, *error):
+        return self.lock.__exit__(*error)
+
+
+def test_a_password_in_use_is_remembered_on_without_the_lock_of_all_logins(logins, monkeypatch):
+    logins.lock = CountingLock()
+    assert logins.check("alice", "right", "192.0.2.1").user == "alice"
+    (digest, (_, until)), taken = logins.remembered.copy().popitem(), logins.lock.count
+    for _ in range(5):
+        assert logins.check("alice", "right", "192.0.2.1").user == "alice"
+    assert logins.remembered[digest] == (True, until) and logins.lock.count == taken
+    logins.remembered[digest] = True, until - 0.6 * d.Limits.password_memory
+    assert logins.check("alice", "right", "192.0.2.1").user == "alice"
+    assert logins.remembered[digest][1] >= until and logins.lock.count == taken + 1
+
+
+def test_a_wrong_password_is_not_remembered_longer_for_being_sent_again(logins):
+    assert logins.check("alice", "wrong", "192.0.2.1").user is None
+    (digest, (fits, until)), = logins.remembered.items()
+    logins.remembered[digest] = fits, until - 0.6 * d.Limits.password_memory
+    assert logins.check("alice", "wrong", "192.0.2.1").user is None
+    assert logins.remembered[digest] == (False, until - 0.6 * d.Limits.password_memory)

@@ -541,3 +541,18 @@ def test_a_turn_is_not_waited_for_longer_than_said_nor_by_those_who_want_somethi
         # whoever went on without leaves the turn with the one that has it
         assert turns.turns["slow"][0].locked()
     assert entered and turns.turns == {}
+
+
+def test_a_turn_may_be_waited_for_for_ever():
+    turns, entered = d.Turns(), []
+
+    def want():
+        with turns.turn("slow", -1):
+            entered.append(turns.turns["slow"][0].locked())
+    thread = threading.Thread(target=want)
+    with turns.turn("slow", -1):
+        thread.start()
+        time.sleep(0.05)
+        assert not entered
+    thread.join(10)
+    assert entered == [True] and turns.turns == {}

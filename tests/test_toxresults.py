@@ -631,3 +631,18 @@ def test_a_rate_forgets_and_counts_by_key():
     time.sleep(0.06)
     assert [rate.take("a"), rate.take("b", 2), rate.total, dict(rate.sums)] == [0, 0, 3, {"a": 1, "b": 2}]
     assert rate.take("c", 4) == 1
+
+
+def test_who_is_over_a_rate_is_told_when_there_is_room_for_him(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(devpi_lite.time, "monotonic", lambda: clock[0])
+    rate = devpi_lite.Rate(100, 10, 25)
+    for key, amount in (("a", 5), ("b", 2), ("b", 8), ("c", 5)):
+        assert rate.take(key, amount) == 0
+        clock[0] += 10
+    # now 1040: a of 1000, b of 1010 and 1020, c of 1030; b has no room, and 5 are left for all
+    assert [rate.take("b"), rate.take("b", 2), rate.take("b", 3)] == [70, 70, 80]
+    assert [rate.take("c", 6), rate.take("a", 6), rate.take("d", 8)] == [90, 60, 60]
+    assert rate.take("d", 11) == 90             # never: when all of today is over
+    monkeypatch.setattr(devpi_lite.Limits, "counted_events", 5)
+    assert [rate.take("e", 0), rate.take("e", 0), len(rate.events)] == [0, 60, 5]
