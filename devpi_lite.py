@@ -1484,8 +1484,9 @@ class Shares:
     """Room for a few at a time of what costs much, of which each owner has a part, so that nobody
     waits for a stranger's second."""
 
-    def __init__(self, what, limit, limit_of_one):
+    def __init__(self, what, limit, limit_of_one, retry_after):
         self.what, self.limit, self.limit_of_one = what, limit, limit_of_one
+        self.retry_after = retry_after
         self.taken = collections.Counter()      # owner -> how many
         self.changed = threading.Condition()
 
@@ -1496,7 +1497,8 @@ class Shares:
             return sum(self.taken.values()) < self.limit and self.taken[owner] < self.limit_of_one
         with outside_wait(), self.changed:
             if not self.changed.wait_for(has_room, seconds):
-                raise Busy(f"too many {self.what} just now, try again in a minute")
+                raise Busy(f"too many {self.what} just now, try again in {self.retry_after} s",
+                           self.retry_after)
             self.taken[owner] += 1
         try:
             yield
@@ -1951,7 +1953,6 @@ class Store:
         if not read_only:
             self.thread.start()
         self.node = self._node_facts()
-        self.has_json = self._has_json()
         self.has_json = self._has_json()
 
     def _has_json(self):
@@ -4202,7 +4203,7 @@ def _to_bool(key, value):
         return value
     if isinstance(value, str) and value.lower() in ("true", "yes", "false", "no"):
         return value.lower() in ("true", "yes")
-    raise BadRequest(f"Unknown boolean value {value!r}.")
+    raise BadRequest(f"Unknown boolean value {value!r}. ({key})")
 
 
 def _to_list(key, value):
@@ -4211,7 +4212,7 @@ def _to_list(key, value):
         return [item for item in value if item]
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
-    raise BadRequest(f"Unknown list value {value!r}.")
+    raise BadRequest(f"Unknown list value {value!r}. ({key})")
 
 
 def _to_acl(key, value):
@@ -4306,6 +4307,26 @@ def _to_bases(key, value):
     return [item[1:] if item.startswith("/") else item for item in _to_list(key, value)]
 
 
+ALLOW_ALL, BLOCK_REMOTE = ["allow all"], ["block type:remote if local_exists"]
+
+
+def _to_rules(key, value):
+    """devpi 7: which projects of stages may also come from mirrors, all or none."""
+    rules = _to_list(key, value)
+    if rules not in (ALLOW_ALL, BLOCK_REMOTE):
+        raise BadRequest(f"Unknown value {rules!r} for {key}, must be {ALLOW_ALL!r} or {BLOCK_REMOTE!r}.")
+    return rules
+
+
+def _to_trust(key, value):
+    """devpi 7's words for `mirror_whitelist_inheritance`."""
+    trust = {"none": "intersection", "type:not remote": "union"}.get(
+        value.lower() if isinstance(value, str) else None)
+    if trust is None:
+        raise BadRequest(f"Unknown value {value!r} for {key}, must be 'none', 'type:not remote' or left unset.")
+    return trust
+
+
 # key -> (coercion, value at creation); None: absent until set
 STAGE_KEYS = {
     "volatile": (_to_bool, True), "bases": (_to_bases, []), "acl_upload": (_to_acl, None),
@@ -4321,6 +4342,16 @@ MIRROR_KEYS = {
     "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
     "mirror_use_external_urls": (_to_bool, None), "acl_pkg_read": (_to_acl, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
+# devpi 7's words, which are taken for the others and not shown: types, and
+# key -> (the same option here, coercion of its value; None: as here)
+NEWER_TYPES = {"local": "stage", "remote": "mirror"}
+NEWER_KEYS = {
+    "remote_url": ("mirror_url", None), "remote_refresh_delay": ("mirror_cache_expiry", None),
+    "remote_no_project_list": ("mirror_no_project_list", None),
+    "remote_use_external_urls": ("mirror_use_external_urls", None),
+    "remote_web_url_fmt": ("mirror_web_url_fmt", None),
+    "project_inheritance_rules": ("mirror_whitelist", _to_rules),
+    "trust_inheritance_rules_from": ("mirror_whitelist_inheritance", _to_trust)}
 _IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")      # old clients and dumps send them
 
 
@@ -4329,6 +4360,16 @@ def is_allowed_target(url, allowed):
     URL; None admits all."""
     host = urllib.parse.urlsplit(url).hostname or ""
     return allowed is None or any(fnmatch.fnmatchcase(host, pattern.lower()) for pattern in allowed)
+
+
+def index_type(word):
+    """The type that a word for it means, ours or devpi 7's; others as they are."""
+    return NEWER_TYPES.get(word, word) if isinstance(word, str) else word
+
+
+def option_key(key):
+    """The key under which an option is stored, of either name of it."""
+    return NEWER_KEYS.get(key, (key,))[0]
 
 
 class ConfigEdit:
@@ -4343,12 +4384,18 @@ class ConfigEdit:
     def apply_object(self, body):
         """Set what a JSON object names; null removes."""
         unknown = {}
-        for key, value in body.items():
-            if key in ("projects", "type") or self.config["type"] == "mirror" and key in _IGNORED_ON_MIRRORS:
+        # devpi 7's keys last: its rules go into the list that the same body may set
+        for key, value in sorted(body.items(), key=lambda item: item[0] in NEWER_KEYS):
+            own = option_key(key)
+            if key in ("projects", "type") or self.config["type"] == "mirror" and own in _IGNORED_ON_MIRRORS:
                 continue
-            if key not in self.keys:
+            if own not in self.keys:
                 unknown[key] = value
-            elif value is None or value == "" and self.keys[key][0] in (_to_template, _to_secret):
+                continue
+            if own != key and own != "mirror_whitelist" and own in body \
+                    and self._differ(own, body[own], key, value):
+                raise BadRequest(f"'{own}' and '{key}' are the same option")
+            if value is None or value == "" and self.keys[own][0] in (_to_template, _to_secret):
                 self.remove(key)
             else:
                 self.set(key, value)
@@ -4358,10 +4405,21 @@ class ConfigEdit:
                              + ", ".join(f"{key}={value}" for key, value in unknown.items())
                              + (f" ({', '.join(near)}?)" if near else ""))
 
+    def _differ(self, key, value, other, other_value):
+        """Whether two values, under two names of one option, do not mean the same."""
+        if value is None or other_value is None:
+            return value is not other_value
+        return self._coerced(key, value) != self._coerced(other, other_value)
+
+    def _coerced(self, key, value):
+        """A value as it is stored; errors name the key as it was sent."""
+        own, coerce = NEWER_KEYS.get(key, (key, None))
+        return (coerce or self.keys[own][0])(key, value)
+
     def _meant(self, key):
         """The key, in a list, that an unknown one may be a misspelling of; none for one of the
         other type of index."""
-        return [] if key in STAGE_KEYS or key in MIRROR_KEYS else nearest(key, self.keys, 1)
+        return [] if option_key(key) in (*STAGE_KEYS, *MIRROR_KEYS) else nearest(key, self.keys, 1)
 
     def apply_operators(self, items):
         """Apply `key=value`, `key+=value`, `key-=value` and `key-=` one after the other (devpi's list form)."""
@@ -4375,16 +4433,24 @@ class ConfigEdit:
                 self.take(key[:-1].strip(), value)
             elif key.endswith("-"):
                 self.remove(key[:-1].strip())
-            elif key.strip() == "type" and value != self.config["type"]:
+            elif key.strip() == "type" and index_type(value) != self.config["type"]:
                 raise BadRequest("the 'type' of an index can't be changed")
             else:
                 self.apply_object({key.strip(): value})
 
     def set(self, key, value):
-        if self.keys[key][0] is _to_text and key in self.config and self.config[key] == value:
+        own = option_key(key)
+        if self.keys[own][0] is _to_text and own in self.config and self.config[own] == value:
             return      # an older program let in other types, and clients send back what they were shown
-        self.config[key] = self.keys[key][0](key, value)
-        self.set_keys.add(key)
+        value = self._coerced(key, value)
+        if key == "project_inheritance_rules":      # the names in the list are rules of single projects
+            listed = self.config.get(own, [])
+            if value == BLOCK_REMOTE:
+                value = [name for name in listed if name != "*"]
+            else:
+                value = listed if "*" in listed else listed + ["*"]
+        self.config[own] = value
+        self.set_keys.add(own)
 
     def add(self, key, value):
         old = self._list_at(key)
@@ -4403,24 +4469,29 @@ class ConfigEdit:
             del self.config[key]
 
     def _list_at(self, key):
-        if key not in self.keys:
+        if option_key(key) not in self.keys:
             near = self._meant(key)
             raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}" + (f" ({near[0]}?)" if near else ""))
-        if self.keys[key][0] not in (_to_bases, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
+        if key in NEWER_KEYS or self.keys[key][0] not in (_to_bases, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
             raise BadRequest(f"The '{key}' setting is no list")
         return self.config.get(key, [])
 
     def remove(self, key):
-        if key == "type" or key in self.defaults or key == "mirror_url":
+        own = option_key(key)
+        if key == "trust_inheritance_rules_from" and own in self.keys:      # devpi 7: its default is to be absent
+            self.set(key, "none")
+            return
+        if key == "type" or own in self.defaults or own == "mirror_url":
             raise BadRequest("Default values can't be removed.")
-        self.config.pop(key, None)
+        self.config.pop(own, None)
 
 
 def index_defaults(type_, user):
     """The configuration of a new index of this type."""
+    said, type_ = type_, index_type(type_)
     keys = {"stage": STAGE_KEYS, "mirror": MIRROR_KEYS}.get(type_) if isinstance(type_, str) else None
     if keys is None:
-        raise BadRequest(f"unknown index type {type_!r}")
+        raise BadRequest(f"unknown index type {said!r}")
     config = {"type": type_}
     config.update((key, default) for key, (_, default) in keys.items() if default is not None)
     if type_ == "stage":
@@ -4574,7 +4645,7 @@ class Indexes:
             self._check_config(edit.config, "bases")
         else:
             body = _unwrapped(body)
-            if body.get("type", index.type) != index.type:
+            if index_type(body.get("type", index.type)) != index.type:
                 raise BadRequest("the 'type' of an index can't be changed")
             edit.apply_object(body)
             self._check_config(edit.config, *edit.set_keys)
@@ -4679,7 +4750,8 @@ def _require_room(change, user_id, index_id, config):
     """Refuse what would make lists of all indexes huge."""
     others = change.execute("SELECT coalesce(sum(max(0, length(config) - 1024)), 0) FROM indexes "
                             "WHERE user_id = ? AND id != ?", (user_id, index_id)).fetchone()[0]
-    if len(json.dumps(config)) > 1024 and others + len(json.dumps(config)) > Limits.account_attributes:
+    size = len(json.dumps(config))
+    if size > 1024 and others + size - 1024 > Limits.account_attributes:
         raise TooLarge(f"the attributes of all indexes of a user may take {Limits.account_attributes} bytes at most")
 
 
@@ -6168,7 +6240,7 @@ class Mirrors:
         self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer
         self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
         self.list_readers = Shares("project lists are being read", Limits.list_readers,
-                                   Limits.list_readers_of_one)
+                                   Limits.list_readers_of_one, 60)
         self.unreadable = {}    # index id -> (mirror_url, until, why its list could not be read)
         self.failures = collections.Counter()           # index id -> fetches and downloads that failed
         self.removed = collections.Counter()    # index id -> files and projects that upstream removed
@@ -8585,23 +8657,9 @@ class Staging:
 
     def __init__(self, store, blobs, mirrors, settings):
         self.store, self.blobs, self.mirrors, self.settings = store, blobs, mirrors, settings
-        self.under_way = collections.Counter()      # (whom, user) -> pushes that wait for such servers; "": of all
-        self.lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def turn(self, whom, user):
-        """While a push waits for other servers (`whom`: upstream, or outside); Busy if too many do, of that user or of all."""
-        keys = ((whom, user), (whom, ""))
-        with self.lock:
-            if self.under_way[keys[0]] >= Limits.pushes_of_one or self.under_way[keys[1]] >= Limits.pushes:
-                raise Busy("too many pushes wait for other servers just now, try again", 10)
-            self.under_way.update(keys)
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.under_way.subtract(keys)
-                self.under_way += collections.Counter()
+        self.upstream, self.outside = (
+            Shares("pushes wait for other servers", Limits.pushes, Limits.pushes_of_one, 10)
+            for _ in range(2))
 
     def release(self, index, name, version):
         """The release of an index itself as `StagedRelease`.  BadRequest if the index does not have it."""
@@ -8624,7 +8682,7 @@ class Staging:
         UpstreamTrouble if upstream fails."""
         files = [file for file, _ in pushed.files]
         if index.is_mirror:
-            with self.turn("upstream", user):
+            with self.upstream.one(user, 0):
                 files = [self._fetched(index, file) for file in files]
         for file in files:      # so that they can't be collected before the change refers to them
             if not self.blobs.claim(file.sha256):
@@ -8683,7 +8741,7 @@ class Staging:
             raise ReadOnly()        # before anything is sent that the audit log could not tell of
         server = OutsideServer(self.mirrors.client, url, username, password, self.settings.push_timeout)
         log_ = []
-        with self.turn("outside", actor.user):
+        with self.outside.one(actor.user, 0):
             if register:
                 log_ += map(server.register, pushed.metadata.values())
             if all(entry[0] in (200, 201, 410) for entry in log_):
@@ -13168,7 +13226,7 @@ def upload(request, user, index):
             return _take_upload(request, found, form, form.fields())
 
 
-_large_forms = Shares("forms with long fields", Limits.large_forms, Limits.large_forms_of_one)
+_large_forms = Shares("forms with long fields", Limits.large_forms, Limits.large_forms_of_one, 60)
 
 
 def _turn_of_form(request, size):

@@ -3,11 +3,16 @@
 import base64
 import itertools
 import json
+import pathlib
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from harness import wheel
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+import devpi_lite as d  # noqa: E402
 
 STAGE = {
     "type": "stage", "volatile": True, "bases": [], "acl_upload": ["alice"], "acl_toxresult_upload": [":ANONYMOUS:"],
@@ -244,10 +249,11 @@ def test_bases_are_kept_in_their_order(alice, index, mirror):
 
 
 REFUSED_STAGE = [
-    ({"volatile": "maybe"}, "Unknown boolean value 'maybe'."),
-    ({"volatile": 1}, "Unknown boolean value 1."),
-    ({"bases": 1}, "Unknown list value 1."),
-    ({"acl_upload": 5}, "Unknown list value 5."),
+    ({"volatile": "maybe"}, "Unknown boolean value 'maybe'. (volatile)"),
+    ({"volatile": 1}, "Unknown boolean value 1. (volatile)"),
+    ({"bases": 1}, "Unknown list value 1. (bases)"),
+    ({"acl_upload": {"a": 1}}, "Unknown list value {'a': 1}. (acl_upload)"),
+    ({"mirror_whitelist": {}}, "Unknown list value {}. (mirror_whitelist)"),
     ({"bases": "no/where"}, "base index 'no/where' does not exist"),
     ({"bases": "bad"}, "invalid base index spec: 'bad'"),
     ({"bases": ["bad", "no/where", "a/b/c"]},
@@ -279,7 +285,8 @@ def test_a_wrong_value_in_a_change_is_400_and_nothing_changes(alice, index, body
     ({"mirror_url": "ftp://example.org/"}, "'mirror_url' option must be a URL."),
     ({"mirror_url": "pypi.org/simple"}, "'mirror_url' option must be a URL."),
     ({"mirror_cache_expiry": "soon"}, "'mirror_cache_expiry' option must be an integer"),
-    ({"mirror_use_external_urls": "maybe"}, "Unknown boolean value 'maybe'."),
+    ({"mirror_use_external_urls": "maybe"},
+     "Unknown boolean value 'maybe'. (mirror_use_external_urls)"),
     ({"acl_toxresult_upload": "x"}, "indexconfig got unexpected keyword arguments: acl_toxresult_upload=x"),
     ({"mirror_whitelist_inheritance": "union"},
      "indexconfig got unexpected keyword arguments: mirror_whitelist_inheritance=union"),
@@ -318,6 +325,106 @@ def test_mirror_values_of_the_wrong_shape_are_400(alice, mirror, body):
     assert alice.patch("/" + mirror, body, headers={"Content-Type": "application/json"}, user="alice").status == 400
     assert alice.put("/alice/shapeless", dict(MIRROR, **json.loads(body)), user="alice").status == 400
     assert config(alice, mirror) == MIRROR
+
+
+# The words of devpi 7
+
+BLOCK = "block type:remote if local_exists"
+TRUST = "trust_inheritance_rules_from"
+RULES = "project_inheritance_rules"
+
+
+@pytest.mark.parametrize("given, stored", [
+    ({"type": "local"}, {}),
+    ({"type": "local", RULES: "allow all", TRUST: "type:not remote"},
+     {"mirror_whitelist": ["*"], "mirror_whitelist_inheritance": "union"}),
+    ({RULES: [BLOCK], TRUST: "None"}, {}),
+    ({RULES: ["allow all"], "mirror_whitelist": "a,B_c"}, {"mirror_whitelist": ["a", "b-c", "*"]}),
+    ({RULES: BLOCK, "mirror_whitelist": "a,*"}, {"mirror_whitelist": ["a"]}),
+    ({TRUST: "type:not remote", "mirror_whitelist_inheritance": "UNION"},
+     {"mirror_whitelist_inheritance": "union"}),
+])
+def test_a_stage_may_be_made_with_the_words_of_devpi_7(alice, given, stored):
+    assert create(alice, given).result == dict(STAGE, **stored)
+
+
+@pytest.mark.parametrize("given, stored", [
+    ({"remote_refresh_delay": "60"}, {"mirror_cache_expiry": 60}),
+    ({"remote_no_project_list": "YES"}, {"mirror_no_project_list": True}),
+    ({"remote_use_external_urls": False}, {"mirror_use_external_urls": False}),
+    ({"remote_web_url_fmt": "https://pypi.org/project/{name}/"},
+     {"mirror_web_url_fmt": "https://pypi.org/project/{name}/"}),
+    ({"mirror_url": URL}, {}),
+    ({"bases": "no/where", "acl_upload": "bob", RULES: "allow all"}, {}),
+])
+def test_a_mirror_may_be_made_with_the_words_of_devpi_7(alice, given, stored):
+    assert create(alice, dict({"type": "remote", "remote_url": URL}, **given)).result == dict(MIRROR, **stored)
+
+
+def test_an_index_may_be_changed_with_the_words_of_devpi_7(alice, index, mirror):
+    for body in ({"type": "remote"}, ["type=remote"], {"remote_url": URL}, ["remote_url=" + URL]):
+        assert change(alice, mirror, body).result == MIRROR
+    for body in ({"type": "local"}, ["type=local"]):
+        assert change(alice, mirror, body).status == 400
+        assert change(alice, index, body).result == STAGE
+    assert change(alice, mirror, ["remote_refresh_delay=5"]).result == dict(MIRROR, mirror_cache_expiry=5)
+    assert change(alice, mirror, ["remote_refresh_delay-="]).result == MIRROR
+    assert change(alice, index, ["mirror_whitelist=a", RULES + "=allow all", TRUST + "=type:not remote"]).result == \
+        dict(STAGE, mirror_whitelist=["a", "*"], mirror_whitelist_inheritance="union")
+    assert change(alice, index, {RULES: "allow all"}, "?error_on_noop").status == 400
+    assert change(alice, index, [RULES + "=" + BLOCK, TRUST + "-="]).result == dict(STAGE, mirror_whitelist=["a"])
+
+
+@pytest.mark.parametrize("body, error", [
+    ({RULES: "allow some"}, "Unknown value ['allow some'] for %s, must be ['allow all'] or ['%s']." % (RULES, BLOCK)),
+    ({RULES: []}, "Unknown value [] for %s, must be ['allow all'] or ['%s']." % (RULES, BLOCK)),
+    ({RULES: 5}, "Unknown list value 5. (%s)" % RULES),
+    ([RULES + "-="], DEFAULTS_STAY),
+    ([RULES + "+=allow all"], "The '%s' setting is no list" % RULES),
+    ([RULES + "-=allow all"], "The '%s' setting is no list" % RULES),
+    ([TRUST + "+=none"], "The '%s' setting is no list" % TRUST),
+    ({TRUST: "foo"}, "Unknown value 'foo' for %s, must be 'none', 'type:not remote' or left unset." % TRUST),
+    ({TRUST: ["none"]}, "Unknown value ['none'] for %s, must be 'none', 'type:not remote' or left unset." % TRUST),
+    ({TRUST: "none", "mirror_whitelist_inheritance": "union"},
+     "'mirror_whitelist_inheritance' and '%s' are the same option" % TRUST),
+    ({"remote_url": URL}, "indexconfig got unexpected keyword arguments: remote_url=" + URL),
+    (["remote_url+=x"], "indexconfig got unexpected keyword arguments: remote_url"),
+])
+def test_wrong_values_in_the_words_of_devpi_7_are_400_and_named_as_sent(alice, index, body, error):
+    assert message(change(alice, index, body)) == (400, error)
+    assert config(alice, index) == STAGE
+
+
+@pytest.mark.parametrize("body, error", [
+    ({"remote_url": "x"}, "'remote_url' option must be a URL."),
+    ({"remote_url": URL, "mirror_url": URL + "x/"}, "'mirror_url' and 'remote_url' are the same option"),
+    (["remote_url-="], DEFAULTS_STAY),
+    ({"remote_refresh_delay": "soon"}, "'remote_refresh_delay' option must be an integer"),
+    ({"remote_no_project_list": 1}, "Unknown boolean value 1. (remote_no_project_list)"),
+    ({TRUST: "none"}, "indexconfig got unexpected keyword arguments: %s=none" % TRUST),
+])
+def test_wrong_values_of_a_mirror_in_the_words_of_devpi_7_are_400(alice, mirror, body, error):
+    assert message(change(alice, mirror, body)) == (400, error)
+    assert config(alice, mirror) == MIRROR
+
+
+def test_the_first_kib_of_each_index_is_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(d.Limits, "account_attributes", 3000)
+    store = d.Store(str(tmp_path), create=True)
+    try:
+        users = d.Users(store)
+        indexes = d.Indexes(store, users)
+        users.create("carl", {"password": "pw"})
+        bare = len(json.dumps(dict(indexes.create("carl", "bare", {}).config, title="")))
+        title = "x" * (1024 + 1500 - bare)              # 1500 bytes are counted
+        first = indexes.create("carl", "a", {"title": title})
+        second = indexes.create("carl", "b", {"title": title})
+        for index in (first, second):
+            with pytest.raises(d.TooLarge):
+                indexes.modify(index, {"title": title + "y"})
+        indexes.modify(first, {"title": "y" * len(title)})
+    finally:
+        store.close()
 
 
 # Reading the configuration
@@ -426,7 +533,7 @@ def test_remove_takes_one_item_away(alice, index):
     ("mirror_whitelist-=", DEFAULTS_STAY),
     ("mirror_whitelist_inheritance-=", DEFAULTS_STAY),
     ("bases+=no/where", "base index 'no/where' does not exist"),
-    ("volatile=maybe", "Unknown boolean value 'maybe'."),
+    ("volatile=maybe", "Unknown boolean value 'maybe'. (volatile)"),
     ("foo=1", "indexconfig got unexpected keyword arguments: foo=1"),
     ("novalue", "indexconfig got unexpected keyword arguments: novalue="),
     ("type=mirror", "the 'type' of an index can't be changed"),

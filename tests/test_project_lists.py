@@ -277,11 +277,13 @@ def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_pa
 
 
 def test_who_waits_for_a_share_waits_for_his_own(tmp_path):
-    shares = d.Shares("lists", 2, 1)
+    shares = d.Shares("lists", 2, 1, 7)
     with shares.one("mia", 1):
-        with pytest.raises(d.Busy):
+        with pytest.raises(d.Busy) as caught:
             with shares.one("mia", 0.01):
                 pass
+        assert caught.value.headers == [("Retry-After", "7")]
+        assert caught.value.message == "too many lists just now, try again in 7 s"
         with shares.one("bob", 1):
             with pytest.raises(d.Busy):
                 with shares.one("eve", 0.01):
