@@ -551,6 +551,16 @@ def sound(text):
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", " ", text)
 
 
+def ip_of(text):
+    """The IP address (`ipaddress`) that a text is, without its zone, and an IPv4 address that is
+    mapped into IPv6 as IPv4; None for other texts."""
+    try:
+        ip = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(ip, "ipv4_mapped", None) or ip
+
+
 def one_line(text, limit=300):
     """Text as one printable ASCII line, for a reason phrase or a log line."""
     text = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "backslashreplace").decode("ascii")).strip()
@@ -1971,7 +1981,7 @@ class Store:
     def _connect(self, read_only=False):
         if self.read_only:
             refuse_unfolded(self.path)
-        place = immutable_uri(self.path) if self.read_only else self.path
+        place = read_only_uri(self.path, immutable=True) if self.read_only else self.path
         db = sqlite3.connect(place, timeout=Limits.busy, isolation_level=None, uri=self.read_only,
                              check_same_thread=False, cached_statements=200)
         db.row_factory = sqlite3.Row
@@ -2299,10 +2309,10 @@ class CommitCounter:
             self.file.close()
 
 
-def immutable_uri(path):
-    """What SQLite is told so that it neither locks a database nor makes files beside it, where
-    nobody can change it."""
-    return "file:" + urllib.request.pathname2url(path) + "?mode=ro&immutable=1"
+def read_only_uri(path, immutable=False):
+    """What SQLite is told so that it only reads a database; where nobody can change it
+    (`immutable`), it neither locks it nor makes files beside it."""
+    return f"file:{urllib.request.pathname2url(path)}?mode=ro{'&immutable=1' if immutable else ''}"
 
 
 def refuse_unfolded(path):
@@ -3859,11 +3869,9 @@ class Budget:
 def place_of(address):
     """What counts as one place that logins come from: an IPv4 address, or the /64 of an IPv6 one,
     which is what one customer has to choose from."""
-    try:
-        ip = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
+    ip = ip_of(address)
+    if ip is None:
         return address
-    ip = getattr(ip, "ipv4_mapped", None) or ip
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
@@ -4930,27 +4938,21 @@ class PostAnswer(typing.NamedTuple):
 
 def is_near(address):
     """Whether an IP address is loopback, link-local or unspecified: this machine's or its link's."""
-    ip = _plain_address(address)
+    ip = ip_of(address)
     return ip.is_loopback or ip.is_link_local or ip.is_unspecified
 
 
 def is_link_local(address):
     """Whether an IP address is of this machine's link, as that of a cloud's metadata service is."""
-    return _plain_address(address).is_link_local
-
-
-def _plain_address(address):
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    return getattr(ip, "ipv4_mapped", None) or ip
+    return ip_of(address).is_link_local
 
 
 def _fixed_place(host):
     """A host that no name server can turn elsewhere: "loopback", or an IP address; None: it can."""
     if host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower():
         return "loopback"
-    try:
-        ip = _plain_address(host)
-    except ValueError:
+    ip = ip_of(host)
+    if ip is None:
         return None
     return "loopback" if ip.is_loopback else str(ip)
 
@@ -5234,9 +5236,8 @@ class UpstreamClient:
         """Whether no_proxy excepts the host of a URL: by its name or a domain, with or without a
         port (`urllib.request`), or by its address or a network of addresses (curl)."""
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        try:
-            address = ipaddress.ip_address(parts.hostname)
-        except ValueError:
+        address = ip_of(parts.hostname or "")
+        if address is None:
             return urllib.request.proxy_bypass(f"{parts.hostname}:{port}")
         for entry in self.proxies.get("no", "").split(","):
             with contextlib.suppress(ValueError):       # a name
@@ -9318,7 +9319,7 @@ class SearchIndex:
     def __init__(self, store, indexes, releases, blobs, settings):
         self.store, self.indexes, self.releases, self.blobs = store, indexes, releases, blobs
         self.path = os.path.join(settings.serverdir, "search.db")
-        self.place = immutable_uri(self.path)       # on read-only media
+        self.place = read_only_uri(self.path, immutable=True)       # on read-only media
         self.full_text = settings.full_text and self._has_fts5()
         self.error = ""
         self.lost = False           # the database file was deleted or damaged while we run
@@ -10531,7 +10532,7 @@ def problem_response(problem, accept, kind):
 def _may_be_ours(host, outside_name):
     """Whether a Host header names this machine or, by --outside-url, us; or has no dot, as no stranger's name can."""
     name = re.sub(r":[0-9]*$", "", host).strip("[]").rstrip(".").lower()
-    return "." not in name or name.endswith(".localhost") or name == outside_name or is_address(name)
+    return "." not in name or name.endswith(".localhost") or name == outside_name or ip_of(name) is not None
 
 
 class kept_property:
@@ -10649,11 +10650,11 @@ class Request:
             return self.connection.address
         last = said.rpartition(",")[2].strip()
         port = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+", last)
-        try:
-            return str(ipaddress.ip_address((port[1] or port[2]) if port else last))
-        except ValueError:
+        ip = ip_of((port[1] or port[2]) if port else last)
+        if ip is None:
             self.app.ignored_header(self.connection.address, name, said, "it is no address")
             return self.connection.address
+        return str(ip)
 
     @kept_property
     def is_local(self):
@@ -10661,11 +10662,8 @@ class Request:
         address in a header that does not count hides somebody else."""
         hidden = self.app.settings.real_ip_header not in self.headers and not self.headers.keys().isdisjoint(
             ("x-real-ip", "x-forwarded-for", "forwarded"))
-        try:
-            ip = ipaddress.ip_address(self.address.partition("%")[0])
-        except ValueError:
-            return False
-        return (getattr(ip, "ipv4_mapped", None) or ip).is_loopback and not hidden
+        ip = ip_of(self.address)
+        return ip is not None and ip.is_loopback and not hidden
 
     @kept_property
     def base_url(self):
@@ -11503,15 +11501,6 @@ def authority(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def is_address(text):
-    """Whether a text is an IP address, as it is or with a zone."""
-    try:
-        ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return False
-    return True
-
-
 class App:
     """All parts of a running server, and what is shared by the requests."""
 
@@ -11541,8 +11530,8 @@ class App:
         node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
         # whether nobody but this machine's own processes can reach us by an address
-        self.is_private = all(is_address(host) and ipaddress.ip_address(host.partition("%")[0]).is_loopback
-                              for host, _ in settings.listen)
+        self.is_private = all(ip is not None and ip.is_loopback
+                              for ip in (ip_of(host) for host, _ in settings.listen))
         self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
         self.constant_headers = (
             f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {node}\r\n"
@@ -11560,8 +11549,7 @@ class App:
     @functools.lru_cache(maxsize=10000)
     def trusts(self, address):
         """Whether this peer may speak for others: loopback, --trusted-proxy (operations 5.5)."""
-        ip = ipaddress.ip_address(address.partition("%")[0])
-        ip = getattr(ip, "ipv4_mapped", None) or ip
+        ip = ip_of(address)
         return ip.is_loopback or any(ip in network for network in self.settings.trusted_proxies)
 
     def answers(self, address):
@@ -14026,8 +14014,7 @@ def refuse_lost_database(serverdir):
 
 def _has_accounts(database):
     """Whether a database, which is only read, has a user root."""
-    uri = "file:" + urllib.request.pathname2url(database) + "?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+    with contextlib.closing(sqlite3.connect(read_only_uri(database), uri=True)) as db:
         try:
             return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
         except sqlite3.OperationalError as error:
@@ -14583,8 +14570,7 @@ def announce(settings, app):
         print(f"try: pip install --index-url {base}/root/pypi/+simple/ PACKAGE")
     else:
         print(f"indexes are served at {base}/USER/INDEX/+simple/")
-    if settings.restrict_modify is None and settings.open_registration and not all(
-            ipaddress.ip_address(host.partition("%")[0]).is_loopback for host, _ in settings.listen):
+    if settings.restrict_modify is None and settings.open_registration and not app.is_private:
         print("warning: anybody who reaches this address may create users, as --open-registration says")
     sys.stdout.flush()
 

@@ -200,3 +200,10 @@ def test_what_specifiers_admit(specifier, admitted, refused):
 def test_old_requires_python_with_stars_is_read_as_pip_reads_it():
     assert d.admits_python(">=3.6.*, !=3.7.*", "3.8") and not d.admits_python(">=3.6.*, !=3.7.*", "3.7.2")
     assert not d.admits_python(">=3.6.*", "3.5") and d.admits_python("", "3.5") and d.admits_python(None, "3.5")
+
+
+@pytest.mark.parametrize("text, ip", [
+    ("10.1.2.3", "10.1.2.3"), ("::ffff:10.1.2.3", "10.1.2.3"), ("fe80::1%eth0", "fe80::1"), ("2001:DB8::1", "2001:db8::1"),
+    ("localhost", None), ("", None), ("1.2.3", None), ("[::1]", None), ("%eth0", None)])
+def test_an_address_is_read_without_its_zone_and_as_ipv4_where_it_is_one(text, ip):
+    assert str(d.ip_of(text)) == str(ip)
