@@ -1071,6 +1071,8 @@ class Limits:
     test_result = 16 << 20
     parsed_here = 1 << 20           # a larger one is looked at in a child process
     test_results = 1000             # of one file
+    large_jsons = 2                 # test results that a child process looks at, at a time
+    large_jsons_of_one = 1          # of them, from one address
     nameless_results = 100          # of them, from those who are not logged in
     nameless_result_bytes = 64 << 20        # of one file, all of those together
     nameless_an_hour = 3000         # test results from those who are not logged in, on all indexes
@@ -8222,6 +8224,12 @@ def _log_entry(what, **facts):
     return {"what": what, **facts, "when": list(time.gmtime()[:6])}
 
 
+def _nameless_upload():
+    """What the stored history of an upload begins with if nobody was logged in, for SQL's LIKE."""
+    text = json.dumps([_log_entry("upload", who=None)])
+    return text[:text.index("null") + len("null")] + "%"
+
+
 def _as_history(entries):
     """A file's history as it is stored: how the file came, and the newest of what happened to it since."""
     return entries[:2] + entries[2:][2 - Limits.history:]
@@ -8321,6 +8329,7 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
     spelling, or that one has documentation."""
     index = _current(change, index)
     project_id = _project_for(change, index, name)
+    # SQLite takes the partial index of files only where its condition, kind != 'releasefile', is said
     for table in ("releases WHERE", "files WHERE kind = 'doczip' AND kind != 'releasefile' AND"):
         rows = change.execute(f"SELECT version FROM {table} project_id = ?", (project_id,))
         found = spellings(version, [row["version"] for row in rows])
@@ -8390,7 +8399,7 @@ def _bound_nameless(db, tested, size):
     with one of this size."""
     count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files "
                               "WHERE for_id = ? AND history LIKE ?",
-                              (tested.id, '[{"what": "upload", "who": null%')).fetchone()
+                              (tested.id, _nameless_upload())).fetchone()
     if count >= Limits.nameless_results or total + size > Limits.nameless_result_bytes:
         raise Forbidden(
             f"{tested.filename} has {count} test results of {total} bytes from users who are not "
@@ -9351,7 +9360,7 @@ class SearchIndex:
     def _open(self):
         """The database, made anew if it is missing, damaged, another's, or of another form."""
         form = 2 if self.full_text else 102
-        db = None
+        db, reason = None, ""
         try:
             if self.store.read_only:
                 refuse_unfolded(self.path)
@@ -9361,11 +9370,15 @@ class SearchIndex:
                     db.execute("PRAGMA user_version").fetchone()[0] == form:
                 return db
         except (sqlite3.DatabaseError, FatalError) as error:
-            log.warning("the search database is made anew: %s", error)
+            reason = f": {error}"
+            if not self.store.read_only:
+                log.warning("the search database is made anew%s", reason)
         if db is not None:
             db.close()
         if self.store.read_only:
-            self.error = "there is no search index in the read-only directory: nothing is found"
+            self.error = ("nothing is found, for there is no search index in the read-only "
+                          f"directory{reason}")
+            log.warning("%s", self.error)
             self.place = f"file:devpi_lite-{secrets.token_hex(8)}?mode=memory&cache=shared"
         else:
             for ending in ("", "-wal", "-shm"):
@@ -12231,7 +12244,7 @@ def add_test_result(request, user, index, file):
             incoming.write(piece)
         if user is None:
             refuse_beyond(app.nameless_bytes, request, incoming.size)
-        _check_is_json(incoming)
+        _check_is_json(incoming, request.address)
         request.look_again_who()
         found = app.indexes.get(found.path)
         require_test_results(request, found)
@@ -12259,13 +12272,16 @@ def refuse(name): raise ValueError(name)
 with open(sys.argv[1], "rb") as file:
     json.loads(file.read().decode("utf-8"), parse_constant=refuse, parse_int=len, parse_float=len)
 """
-_large_jsons = threading.BoundedSemaphore(2)
+_large_jsons = Shares("large test results are coming in", Limits.large_jsons,
+                      Limits.large_jsons_of_one, 10)
 
 
-def _check_is_json(incoming):
-    """Refuse what is no JSON.  Anything large is looked at in a child process: 16 MiB can take 400 MB while they are parsed."""
+def _check_is_json(incoming, address):
+    """Refuse what is no JSON, from a client at this address.
+
+    Anything large is looked at in a child process: 16 MiB can take 400 MB while they are parsed."""
     if incoming.size > Limits.parsed_here:
-        fits = _fits_in_child(incoming.path)
+        fits = _fits_in_child(incoming.path, address)
     else:
         try:
             with bulk.claim(Limits.json_cost * incoming.size), incoming.reader() as file:
@@ -12277,17 +12293,16 @@ def _check_is_json(incoming):
         raise BadRequest("Bad request: could not decode json")
 
 
-def _fits_in_child(path):
+def _fits_in_child(path, address):
     """Whether a file holds JSON, by the word of a child process; Busy if it can't be asked just now."""
-    if not _large_jsons.acquire(timeout=5):
-        raise Busy("too many large test results are coming in just now, try again")
     try:
-        status = subprocess.run([sys.executable, "-I", "-c", _CHECK_JSON, path], stdin=subprocess.DEVNULL,
-                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=Limits.stall).returncode
+        with _large_jsons.one(address, 5), outside_wait():
+            status = subprocess.run(
+                [sys.executable, "-I", "-c", _CHECK_JSON, path], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                timeout=Limits.stall).returncode
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Busy(f"the test result could not be checked: {reason_of(error)}", 10) from error
-    finally:
-        _large_jsons.release()
     if status not in (0, 1):
         raise Busy("the test result could not be checked, try again", 10)
     return status == 0

@@ -188,6 +188,21 @@ def test_without_a_search_index_nothing_is_found_and_the_status_says_so(tmp_path
     assert not list(directory.glob("search.db*"))
 
 
+def test_a_search_index_whose_newest_changes_are_in_its_log_is_said_to_be_so(filled, tmp_path):
+    directory = tmp_path / "copy"
+    shutil.copytree(str(filled[0]), str(directory))
+    (directory / "search.db-wal").write_bytes(b"changes")
+    server = Server(directory, script=patched(tmp_path, "devpi_lite.is_read_only = lambda path: "
+                                                        "True")).start()
+    try:
+        assert server.get("/+status").result["messages"] == ["the search index failed, see the log"]
+        output = server.whole_output()
+    finally:
+        server.stop()
+    said, = [line for line in output.splitlines() if "no search index" in line]
+    assert "search.db-wal.  Stop the server" in said and "made anew" not in output
+
+
 def test_a_database_that_was_not_closed_is_not_served_without_its_newest_changes(tmp_path, filled):
     directory = tmp_path / "copy"
     shutil.copytree(str(filled[0]), str(directory))

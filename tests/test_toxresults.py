@@ -1,5 +1,6 @@
 """Test results: posted to a release file, kept byte for byte, and gone with it."""
 import calendar
+import contextlib
 import email.utils
 import hashlib
 import json
@@ -646,3 +647,32 @@ def test_who_is_over_a_rate_is_told_when_there_is_room_for_him(monkeypatch):
     assert rate.take("d", 11) == 90             # never: when all of today is over
     monkeypatch.setattr(devpi_lite.Limits, "counted_events", 5)
     assert [rate.take("e", 0), rate.take("e", 0), len(rate.events)] == [0, 60, 5]
+
+
+@pytest.mark.parametrize("who", [None, "null", "alice"])
+def test_a_stored_history_says_who_uploaded_in_the_way_that_is_searched(who):
+    stored = json.dumps([devpi_lite._log_entry("upload", who=who, dst="alice/dev")])
+    searched = devpi_lite._nameless_upload()
+    assert not set("%_") & set(searched[:-1]) and searched[-1] == "%"
+    assert stored.startswith(searched[:-1]) is (who is None)
+
+
+def test_a_large_result_that_is_checked_is_no_busy_worker(tmp_path, monkeypatch):
+    shares, away = devpi_lite._large_jsons, []
+
+    @contextlib.contextmanager
+    def outside_wait():
+        away.append(None)
+        yield True
+        away.pop()
+
+    def run(*_, **__):
+        assert away
+        assert shares.taken == {"192.0.2.1": 1}     # there is room for another address
+        raise OSError("seen")
+    monkeypatch.setattr(devpi_lite, "outside_wait", outside_wait)
+    monkeypatch.setattr(devpi_lite.subprocess, "run", run)
+    with pytest.raises(devpi_lite.Busy, match="seen"):
+        devpi_lite._fits_in_child(str(tmp_path / "result"), "192.0.2.1")
+    assert not shares.taken
+    assert shares.limit_of_one < shares.limit
