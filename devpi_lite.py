@@ -3256,7 +3256,7 @@ def _tar_members(stream, filename, effort):
                                  "it has no member")
             return
         headers += 1
-        if headers > 4 * limit or before.count > 10 * limit:
+        if headers > 2 * limit or before.count > 10 * limit:
             raise too_many_members(filename, limit)
         if headers > Limits.large_directory:
             effort.wait_for_turn()
@@ -3281,7 +3281,7 @@ def _tar_members(stream, filename, effort):
         if kind == "S":
             effort.announce(_tar_number(block[483:495], filename))
             more = block[482]
-            while more and headers <= 4 * limit:        # its list of holes goes on
+            while more and headers <= 2 * limit:        # its list of holes goes on
                 more, headers = _whole(stream, 512)[504], headers + 1
         end = stream.position + size + -size % 512
         yield _TarMember(name, size, kind in "\x0007" and not name.endswith("/") and not is_sparse)
