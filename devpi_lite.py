@@ -986,6 +986,7 @@ class Limits:
     project_name = 200              # characters; no index has a longer one
     drained_body = 64 << 20         # of a refused request, read so that its sender sees the answer
     drain_time = 10
+    pipelined = 0.05                # seconds for which a worker goes on with the next requests of a connection
     waiting_requests = 512          # handed to workers and not begun
     longest_queue = 20              # seconds that they may wait for a worker
     idle_thread = 30                # seconds after which a thread without work ends
@@ -1148,13 +1149,15 @@ class Workers:
     """A bounded crew of daemon threads for one kind of work; grows on demand, to `limit` threads that are busy.
 
     Threads that wait for a slow client or for upstream (see `outside_wait`) are not counted as busy, so that a few dozen
-    of those can't keep everybody else waiting; with them the crew has four times `limit` threads at most."""
+    of those can't keep everybody else waiting; with them the crew has four times `limit` threads at most.  Where they
+    wait for an owner (a user, an address), it gets at most twice as many of these places as are free then."""
 
     def __init__(self, name, limit, work):
         self.name, self.limit, self.work = name, limit, work
         self.waiting = collections.deque()
         self.ready = threading.Condition()
         self.count = self.idle = self.outside = 0       # threads: all, waiting for work, waiting for the outside
+        self.outside_of = collections.Counter()         # owner -> of the latter
 
     def submit(self, item):
         with self.ready:
@@ -1190,11 +1193,13 @@ class Workers:
                 log.exception("%s failed", self.name)
 
     @contextlib.contextmanager
-    def away(self):
+    def away(self, owner):
         """While one of the crew waits for the outside; gives whether there was room for one more such."""
         with self.ready:
-            room = self.outside < 3 * self.limit
+            free = 3 * self.limit - self.outside
+            room = free > 0 and (owner is None or self.outside_of[owner] < 2 * free)
             self.outside += room
+            self.outside_of[owner] += room
             if self.waiting:
                 self._grow()
         try:
@@ -1202,12 +1207,15 @@ class Workers:
         finally:
             with self.ready:
                 self.outside -= room
+                self.outside_of[owner] -= room
+                if not self.outside_of[owner]:
+                    del self.outside_of[owner]
 
 
-def outside_wait():
+def outside_wait(owner=None):
     """A context for waiting on what may take long: a slow client, upstream.  False where too many do that already."""
     crew = getattr(threading.current_thread(), "crew", None)
-    return crew.away() if crew else contextlib.nullcontext(True)
+    return crew.away(owner) if crew else contextlib.nullcontext(True)
 
 
 class Flight:
@@ -1343,17 +1351,18 @@ class MemoryPool:
         self.queue = threading.Lock()       # one waits for room, the others for their turn to do so
         self.large = threading.Lock()
         self.rested = 0                     # time.monotonic() at which the next large work may begin
-        self.line = threading.BoundedSemaphore(Limits.claimers)
+        self.standing = collections.Counter()       # owner -> those of it who wait
 
     @contextlib.contextmanager
-    def claim(self, size):
-        """So many bytes, or all if that is less, while the `with` lasts.
+    def claim(self, size, owner=None):
+        """So many bytes, or half of all if that is less, while the `with` lasts.
 
-        Busy after `Limits.claim_time`, or at once if many wait already."""
-        size = min(size, self.size) if size > Limits.unclaimed else 0
-        with self._turn_of_large() if size > Limits.large_claim else contextlib.nullcontext():
+        Busy after `Limits.claim_time`, or at once if many wait already: an `owner` (a user, an address)
+        gets at most as many places in the line as are free then."""
+        size = min(size, self.size // 2) if size > Limits.unclaimed else 0
+        with self._turn_of_large(owner) if size > Limits.large_claim else contextlib.nullcontext():
             if not self._take(size):
-                with self._standing_in_line():
+                with self._standing_in_line(owner):
                     self._wait(size)
             try:
                 yield
@@ -1363,18 +1372,23 @@ class MemoryPool:
                     self.freed.notify()
 
     @contextlib.contextmanager
-    def _standing_in_line(self):
-        if not self.line.acquire(blocking=False):
-            raise _too_much_memory()
+    def _standing_in_line(self, owner):
+        with self.freed:
+            if self.standing[owner] >= Limits.claimers - sum(self.standing.values()):
+                raise _too_much_memory()
+            self.standing[owner] += 1
         try:
-            with outside_wait():
+            with outside_wait(owner):
                 yield
         finally:
-            self.line.release()
+            with self.freed:
+                self.standing[owner] -= 1
+                if not self.standing[owner]:
+                    del self.standing[owner]
 
     @contextlib.contextmanager
-    def _turn_of_large(self):
-        with self._standing_in_line():
+    def _turn_of_large(self, owner):
+        with self._standing_in_line(owner):
             if not self.large.acquire(timeout=Limits.claim_time):
                 raise _too_much_memory()
             time.sleep(max(0, self.rested - time.monotonic()))
@@ -3566,11 +3580,21 @@ ANONYMOUS, AUTHENTICATED = ":ANONYMOUS:", ":AUTHENTICATED:"
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20}
 _PBKDF2_ROUNDS = 600000
 _hashing = threading.BoundedSemaphore(PROCESSORS)       # scrypt takes 32 MiB a piece
+_new_hashes = threading.BoundedSemaphore(4)             # for they stand in one line with those who log in
 _hash_line = threading.BoundedSemaphore(PROCESSORS + Limits.waiting_hashes)
 
 
 def hash_password(password):
     """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914), or `pbkdf2_sha256:rounds:salt:hash` where scrypt is missing."""
+    if not _new_hashes.acquire(timeout=0.1):
+        raise Busy("too many passwords are being set just now, try again", 2)
+    try:
+        return _new_hash_of(password)
+    finally:
+        _new_hashes.release()
+
+
+def _new_hash_of(password):
     salt = secrets.token_bytes(16)
     if hasattr(hashlib, "scrypt"):
         prefix = f"scrypt:n={_SCRYPT['n']},r={_SCRYPT['r']},p={_SCRYPT['p']}"
@@ -4772,7 +4796,7 @@ def _update_index(change, index, config):
     _require_bases(change, config, index.config.get("bases", ()))
     if index.is_mirror and config.get("mirror_url", "") != index.mirror_url:
         # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
-        change.execute("UPDATE files SET position = NULL WHERE index_id = ?", (index.id,))
+        change.execute("UPDATE files SET position = NULL WHERE index_id = ? AND position IS NOT NULL", (index.id,))
         change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, upstream_serial = NULL, "
                        "status = NULL WHERE index_id = ?", (index.id,))
     _require_room(change, change.execute("SELECT user_id FROM indexes WHERE id = ?", (index.id,)).fetchone()[0],
@@ -9484,8 +9508,11 @@ class SearchIndex:
         done = []
         for row in batch:
             began = time.thread_time()
-            if self._bring_in(row["index_id"], row["project"]):
-                done.append(tuple(row))
+            try:
+                if self._bring_in(row["index_id"], row["project"]):
+                    done.append(tuple(row))
+            except NoSpace:
+                break
             if self.lost:
                 break
             time.sleep(min(1, time.thread_time() - began))      # half a core at most: answers come first
@@ -9507,9 +9534,14 @@ class SearchIndex:
             if self._is_lost(error):
                 self._lose(error)
                 return False
-            log.exception("project %s of index %d can't be indexed", one_line(project, 200), index_id)
             self.error = reason_of(error)
-            return not isinstance(error, sqlite3.OperationalError)
+            if isinstance(error, sqlite3.OperationalError):
+                if "full" in self.error or "disk I/O" in self.error:
+                    log.error("the search index waits for room on the disk: %s", self.error)
+                    raise NoSpace(self.error) from error
+                log.error("project %s of index %d can't be indexed yet: %s", one_line(project, 200), index_id, self.error)
+                return False
+            log.exception("project %s of index %d can't be indexed", one_line(project, 200), index_id)
         return True
 
     def _look_at(self, index_id, project):
@@ -10152,9 +10184,10 @@ UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
 UNIX_PEER = "127.0.0.1"     # what counts as the address of those who come by the unix socket
 
 
-def wait_for(sock, event, seconds):
-    """Whether a socket becomes readable or writable within so many seconds; fewer where too many workers wait already."""
-    with _Selector() as selector, outside_wait() as room:
+def wait_for(sock, event, seconds, owner):
+    """Whether a socket becomes readable or writable within so many seconds; fewer where too many
+    workers wait already, for all clients or for those of this owner."""
+    with _Selector() as selector, outside_wait(owner) as room:
         selector.register(sock, event)
         return bool(selector.select(seconds if room else min(seconds, Limits.slow_client)))
 
@@ -10214,7 +10247,7 @@ class Outgoing:
             part.file.close()
             self.pieces.popleft()
 
-    def send(self, sock, patience, time_limit=None):
+    def send(self, sock, patience, time_limit=None, owner=None):
         """Send until all is gone (True), or the client has taken nothing for `patience` seconds, or not all within
         `time_limit` seconds (False)."""
         until = time.monotonic() + time_limit if time_limit else float("inf")
@@ -10224,7 +10257,7 @@ class Outgoing:
             try:
                 self.send_some(sock)
             except (BlockingIOError, InterruptedError):
-                if not wait_for(sock, selectors.EVENT_WRITE, patience):
+                if not wait_for(sock, selectors.EVENT_WRITE, patience, owner):
                     return False
         return True
 
@@ -10255,11 +10288,12 @@ class Outgoing:
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "trusted", "answers", "buffer", "scanned", "pending", "held", "closing", "broken",
+    __slots__ = ("sock", "address", "owner", "trusted", "answers", "buffer", "scanned", "pending", "held", "closing", "broken",
                  "draining", "allowance", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
         self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
+        self.owner = address        # whose waits these are; the user, once that is known
         self.buffer = b""           # bytes received and not used yet
         self.scanned = 0            # how many of them the front looked through for the end of a head, in vain
         self.pending = None         # an Outgoing: what the front has still to send
@@ -10277,12 +10311,12 @@ class Connection:
             try:
                 return self.sock.recv(256 << 10)
             except (BlockingIOError, InterruptedError):
-                if not wait_for(self.sock, selectors.EVENT_READ, patience):
+                if not wait_for(self.sock, selectors.EVENT_READ, patience, self.owner):
                     raise BadHead("the request comes too slowly", 408) from None
 
     def send(self, *pieces):
         """Send all of these byte strings; OSError if the client does not take them."""
-        if not Outgoing(pieces).send(self.sock, Limits.stall, Limits.stall):
+        if not Outgoing(pieces).send(self.sock, Limits.stall, Limits.stall, self.owner):
             raise TimeoutError("the client takes nothing")
 
 
@@ -10564,6 +10598,12 @@ class kept_property:
         return value
 
 
+def is_loopback(text):
+    """Whether a text is an address of this machine alone."""
+    ip = ip_of(text)
+    return ip is not None and ip.is_loopback
+
+
 class Request:
     """A request as endpoints see it."""
 
@@ -10577,6 +10617,7 @@ class Request:
         self.errors = "json"
         self.path, self.query = "/", {}
         self.claimed = 0            # bytes of memory: see `claim`
+        connection.owner = connection.address
         self.index_path = ""        # of the index that the path names, once its endpoint is found
 
     def path_in(self, uri):
@@ -10673,10 +10714,10 @@ class Request:
     def is_local(self):
         """Whether the client is on this machine, as far as proxies tell: one that names another
         address in a header that does not count hides somebody else."""
-        hidden = self.app.settings.real_ip_header not in self.headers and not self.headers.keys().isdisjoint(
-            ("x-real-ip", "x-forwarded-for", "forwarded"))
-        ip = ip_of(self.address)
-        return ip is not None and ip.is_loopback and not hidden
+        counts = self.app.settings.real_ip_header
+        hidden = any(name in self.headers and name != counts and (counts not in self.headers or not is_loopback(
+            self.header(name).rpartition(",")[2].strip())) for name in ("x-real-ip", "x-forwarded-for", "forwarded"))
+        return is_loopback(self.address) and not hidden
 
     @kept_property
     def base_url(self):
@@ -10718,7 +10759,9 @@ class Request:
         if credentials is None:
             return NOBODY
         try:
-            return self.app.logins.check(*credentials, self.address)
+            identity = self.app.logins.check(*credentials, self.address)
+            self.connection.owner = identity.user or self.connection.owner
+            return identity
         except Busy:
             self.__dict__["identity"] = NOBODY      # of the answer that says so, and of its line in the log
             raise
@@ -10766,7 +10809,7 @@ class Request:
         if size > Limits.unclaimed:
             self.claims.close()             # who waits for more holds nothing meanwhile
             self.claimed += size
-            self.claims.enter_context(bulk.claim(self.claimed))
+            self.claims.enter_context(bulk.claim(self.claimed, self.identity.user or self.address))
 
     def release_claims(self):
         if "claims" in self.__dict__:
@@ -10970,6 +11013,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def setup(self):
         self.connection = self.request      # what socketserver calls the request is a Connection here, not a socket
         self.keep = False
+        self.until = time.monotonic() + Limits.pipelined
 
     def finish(self):
         self.server.give_back(self.connection, self.keep)
@@ -10978,7 +11022,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Answer the request whose head is in the buffer.
 
         `handle` calls this again while `close_connection` is false, that is if the next request is here already
-        (pipelining); otherwise `keep` says whether the front gets the connection back open."""
+        (pipelining), for a moment: then the connection stands behind the others again.  Otherwise `keep`
+        says whether the front gets the connection back open."""
         connection, app = self.connection, self.server.app
         self.close_connection = True
         raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
@@ -11012,7 +11057,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 request.release_claims()
         if self.keep and connection.pending is None:
             connection.buffer = without_blank_lines(connection.buffer)
-            if b"\r\n\r\n" in connection.buffer:
+            if b"\r\n\r\n" in connection.buffer and time.monotonic() < self.until:
                 self.close_connection = self.keep = False
 
     def _refuse(self, request, problem):
@@ -12268,6 +12313,11 @@ def require_test_results(request, index):
 
 _CHECK_JSON = """
 import json, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))
+except (ImportError, OSError, ValueError):
+    pass        # no such bound here
 def refuse(name): raise ValueError(name)
 with open(sys.argv[1], "rb") as file:
     json.loads(file.read().decode("utf-8"), parse_constant=refuse, parse_int=len, parse_float=len)

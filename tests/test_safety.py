@@ -1,4 +1,6 @@
 """What browsers and caches between us and people may do with what we say."""
+import concurrent.futures
+
 import pytest
 
 from harness import sdist, wheel
@@ -85,3 +87,24 @@ def test_nothing_is_sniffed_and_nothing_personal_is_shared(site, index, path, ac
     if cached is None:
         cached = "max-age=365000000, immutable, " + ("private" if index == PROTECTED else "public")
     assert reply.headers["Cache-Control"] == cached
+
+
+@pytest.mark.parametrize("headers, status", [
+    ({"X-Real-IP": "127.0.0.1"}, 201),
+    ({"X-Real-IP": "127.0.0.1", "X-Forwarded-For": "127.0.0.1"}, 201),
+    ({"X-Real-IP": "127.0.0.1", "X-Forwarded-For": "203.0.113.9"}, 403),
+    ({"X-Real-IP": "::1", "X-Forwarded-For": "127.0.0.1, 203.0.113.9"}, 403),
+    ({"X-Real-IP": "127.0.0.1", "Forwarded": "for=203.0.113.9"}, 403),
+    ({"X-Forwarded-For": "127.0.0.1"}, 403)], ids=str)
+def test_who_comes_by_a_proxy_is_not_local_by_a_header_of_its_own(site, headers, status):
+    name = "byproxy%d" % abs(hash(str(headers)))
+    assert site.put("/" + name, {"password": "pw"}, headers=headers).status == status
+
+
+def test_setting_passwords_leaves_the_line_of_logins_to_others(site):
+    with concurrent.futures.ThreadPoolExecutor(30) as threads:
+        changes = [threads.submit(site.patch, "/safe", {"password": "pw"}, user="safe", password="pw") for _ in range(30)]
+        reply = site.get("/+api", user="root", password="secret")
+        statuses = {change.result().status for change in changes}
+    assert reply.status == 200 and reply.result["authstatus"][0] == "ok" and statuses <= {200, 503, 403, 401}
+    site.login("safe", "pw")

@@ -1,6 +1,7 @@
 """Nobody's account, connection or upstream costs others more than its share of memory and time."""
 import base64
 import concurrent.futures
+import contextlib
 import os
 import re
 import threading
@@ -223,3 +224,50 @@ def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
     assert memory(server) - before < 90     # of 112 MB that lie unread
     for wire in wires:
         wire.socket.close()
+
+
+def test_who_pipelines_stands_behind_the_others_again(make_server, tmp_path):
+    server = make_server("--threads", "4", "--no-access-log")
+    requests = b"GET /+search?query=x HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+    wires = [Wire(server, requests, receive_buffer=1 << 20) for _ in range(6)]
+    waits = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert server.get("/+health/live").status == 200
+        waits.append(time.monotonic() - began)
+    assert sorted(waits)[2] < 1
+    for wire in wires:
+        wire.socket.close()
+
+
+def test_an_owner_leaves_places_in_the_line_for_memory_to_others():
+    pool, large, begun = devpi_lite.MemoryPool(100 << 20), devpi_lite.Limits.large_claim + 1, threading.Event()
+
+    def wait(owner):
+        begun.wait()
+        try:
+            with pool.claim(large, owner):
+                time.sleep(0.001)
+                return "done"
+        except devpi_lite.Busy:
+            return "busy"
+    with pool.claim(large, "eve"), concurrent.futures.ThreadPoolExecutor(40) as threads:
+        begun.set()
+        eves = [threads.submit(wait, "eve") for _ in range(30)]
+        eventually(lambda: sum(future.done() for future in eves) >= 22)
+        alice = threads.submit(wait, "alice")
+        time.sleep(0.05)
+        assert not alice.done()
+        pool.large.release()        # as if the first had ended
+        results = [future.result() for future in eves]
+        assert alice.result() == "done" and results.count("done") == 8
+        pool.large.acquire()
+
+
+def test_waits_for_one_owner_leave_places_to_others():
+    crew = devpi_lite.Workers("test", 4, None)
+    with contextlib.ExitStack() as stack:
+        eves = [stack.enter_context(crew.away("eve")) for _ in range(12)]
+        assert eves == [True] * 8 + [False] * 4
+        assert stack.enter_context(crew.away("alice")) and stack.enter_context(crew.away(None))
+    assert crew.outside == 0 and not crew.outside_of
