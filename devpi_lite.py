@@ -970,6 +970,7 @@ class Limits:
     large_claim = 16 << 20          # what takes more is done one at a time
     longest_rest = 1                # of seconds, between two of these
     parsed_metadata = 1 << 20       # of a project's releases, up to which READMEs are read to be written again
+    long_metadata = 64 << 10        # of one release, above which its README is not read then
     streamed_metadata = 16 << 20    # from which on the answer is sent in pieces
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
@@ -1133,11 +1134,12 @@ def tell_malloc(function, *arguments):
 def spare_memory():
     """Let all threads share two pools of memory, not one a core and more: 16 MB less after pages of 2,000 files were made by
     eight threads, and no slower, for one thread at a time runs Python."""
-    arena_max, mmap_threshold = -8, -3      # M_ARENA_MAX, M_MMAP_THRESHOLD of <malloc.h>
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8      # M_TRIM_THRESHOLD, ... of <malloc.h>
     tell_malloc("mallopt", arena_max, 2)
     # what is larger goes back at once when it is freed; by itself the bound grows to 32 MiB, and 16
     # answers of 7 MB leave 180 MB behind
     tell_malloc("mallopt", mmap_threshold, 1 << 20)
+    tell_malloc("mallopt", trim_threshold, 8 << 20)     # else 128 KiB now: given back and taken again all the time
 
 
 def give_back_memory():
@@ -12969,8 +12971,9 @@ def version_objects(request, index, project, ignore_bases, only=None):
 def _stage_metadata(request, index, project, files_of, only=None, may_be_raw=True):
     """{version: metadata} of a stage's project; `files_of`: its files by version.
 
-    Where there is much of it the READMEs are RawJson, if they may be: parsing ten megabytes and
-    writing them again keeps the interpreter's lock for a tenth of a second, and SQLite needs none."""
+    Where there is much of it long READMEs are RawJson, if they may be: parsing ten megabytes and
+    writing them again keeps the interpreter's lock for a tenth of a second, and SQLite needs none.
+    Short ones are so only where the answer is sent in pieces: each costs a query of its own."""
     store = request.app.store
     source = "FROM releases JOIN projects ON projects.id = project_id WHERE index_id = ? AND projects.name = ? " \
              "AND version = coalesce(?, version)"
@@ -12979,15 +12982,17 @@ def _stage_metadata(request, index, project, files_of, only=None, may_be_raw=Tru
     is_large = may_be_raw and size > Limits.parsed_metadata and store.has_json
     if size <= Limits.streamed_metadata or not is_large:
         request.claim((Limits.raw_cost if is_large else Limits.answer_cost) * size)
-    column = "json_remove(metadata, '$.description')" if is_large else "metadata"
+    longest = Limits.long_metadata if size <= Limits.streamed_metadata else 0
+    column = f"CASE WHEN length(metadata) > {longest} THEN json_remove(metadata, '$.description') ELSE metadata END" \
+        if is_large else "metadata"
     with store.read() as db:
-        rows = db.execute(f"SELECT releases.id, version, length(metadata) AS size, {column} AS metadata {source} ORDER BY releases.id",
-                          (index.id, project, only)).fetchall()
+        rows = db.execute(f"SELECT releases.id, version, length(metadata) AS size, {column} AS metadata {source} "
+                          "ORDER BY releases.id", (index.id, project, only)).fetchall()
     shown = {}
     for row in rows:
         metadata = json.loads(row["metadata"])
         shown[row["version"]] = {key: value for key, value in metadata.items() if key != "other" and key[:1] != "+"}
-        if is_large:
+        if is_large and row["size"] > longest:
             shown[row["version"]]["description"] = RawJson(row["size"], functools.partial(_description, store, row["id"]))
         reasons = [file.yanked for file in files_of.get(row["version"], ()) if file.kind == "releasefile"]
         if reasons and None not in reasons:
