@@ -1332,11 +1332,37 @@ class SingleFlight:
                     del self.waiting_of[party[1]]
 
 
+class Line:
+    """A few places, given in the order of asking: whoever leaves one and asks again stands behind the others.
+
+    (A semaphore goes to whoever asks first after it was let go, that is to the one who has it.)"""
+
+    def __init__(self, places):
+        self.free, self.lock, self.waiting = places, threading.Lock(), collections.deque()
+
+    def __enter__(self):
+        with self.lock:
+            if self.free:
+                self.free -= 1
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self.waiting.append(turn)
+        turn.acquire()
+
+    def __exit__(self, *_):
+        with self.lock:
+            if self.waiting:
+                self.waiting.popleft().release()        # the place is handed over
+            else:
+                self.free += 1
+
+
 # The interpreter's lock is let go for what unpacks and for what hashes passwords: without a bound as
 # many threads would compute as there are requests, and the front wait for a processor among them.
 # Each kind leaves it one, and takes turns piece by piece.
 PROCESSORS = max(1, min(4, (os.cpu_count() or 1) - 1))
-unpacking = threading.BoundedSemaphore(PROCESSORS)
+unpacking = Line(PROCESSORS)
 
 
 class MemoryPool:

@@ -512,6 +512,24 @@ def test_nobody_joins_a_flight_that_has_failed_though_its_worker_has_not_left_it
     assert second.wait(30) and second.error is None and flights.flights == flights.under_way == {}
 
 
+def test_who_leaves_a_line_and_asks_again_stands_behind_the_others():
+    line, order = d.Line(1), []
+
+    def often(name):
+        for _ in range(5):
+            with line:
+                order.append(name)
+                time.sleep(0.02)        # the others ask meanwhile
+
+    threads = [threading.Thread(target=often, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert line.free == 1 and not line.waiting
+    assert all(set(order[at:at + 3]) == set("abc") for at in range(2, 10))
+
+
 def test_those_who_want_the_same_value_take_turns_and_find_it_made():
     turns, values, made, gate = d.Turns(), {}, [], threading.Barrier(8)
 
