@@ -935,7 +935,7 @@ def test_of_the_headers_that_name_the_client_one_counts(make_server):
         {"X-Real-IP": "[2001:db8::7]:443"},
         {"X-Real-IP": "192.0.2.8:1"},
     ) == ["127.0.0.1", "192.0.2.1", "192.0.2.1", "127.0.0.1", "2001:db8::7", "192.0.2.8"]
-    assert server.output().count("--real-ip-header X-Forwarded-For would make it") == 1
+    assert server.whole_output().count("--real-ip-header X-Forwarded-For would make it") == 1
     server.restart("--real-ip-header", "X-Forwarded-For")
     assert addresses(
         server,

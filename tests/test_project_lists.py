@@ -258,7 +258,7 @@ def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_pa
         assert found == {index: sorted([index[:3], index[-1]]) for index in indexes}
         assert max(map(len, seen)) <= 2
         assert all(len(users) == len(set(users)) for users in seen)     # each user's take turns
-        assert server.output().count("child: _read-names") == 3
+        assert server.whole_output().count("child: _read-names") == 3
 
         for name, body, complaint in (("many", listed(*["p%d" % number for number in range(51)]),
                                        "more than 50 projects"),
@@ -270,7 +270,7 @@ def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_pa
                 reply = server.get("/bob/%s/+simple/" % name, headers={"Accept": SIMPLE_JSON})
                 assert reply.status == 502 and complaint in reply.text
             assert len(asked(scripted, path)) == 1
-        assert server.output().count("child: _read-names") == 4
+        assert server.whole_output().count("child: _read-names") == 4
         assert not os.listdir(os.path.join(str(server.directory), "tmp"))
     finally:
         scripted.stop()
