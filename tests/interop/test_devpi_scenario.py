@@ -175,7 +175,7 @@ def test_26_push_to_staging(day, devpi):
     printed = devpi("push", "hello-pkg==1.0", "alice/staging").splitlines()
     assert [line.split()[:2] for line in printed] == [["200", action] for action in (
         "register", "store_releasefile", "store_releasefile", "store_toxresult", "store_doczip")]
-    assert "409 Conflict: %s already exists in non-volatile index" % WHEEL in \
+    assert "409 Conflict: %s already exists in non-volatile index, with the same content" % WHEEL in \
         devpi("push", "hello-pkg==1.0", "alice/staging", expect=1).splitlines()
 
 
@@ -192,7 +192,8 @@ def test_29_staging_gives_things_away_by_force_only(day, devpi):
     remove = ["remove", "-y", "--index", "alice/staging", "hello-pkg==1.0"]
     assert "403 Forbidden: cannot delete version on non-volatile index" in devpi(*remove, expect=1).splitlines()
     devpi(*remove, "-f")
-    assert day.server.get("/alice/staging").result["projects"] == []
+    assert day.server.get("/alice/staging").result["projects"] == ["hello-pkg"]     # empty, and private
+    assert day.server.get("/alice/staging/hello-pkg").result == {}
 
 
 def test_30_push_to_an_index_outside(day, devpi, sink):
