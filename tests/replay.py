@@ -17,6 +17,7 @@ import random
 import sqlite3
 import struct
 import typing
+import urllib.parse
 import xmlrpc.client
 import zipfile
 import zlib
@@ -163,6 +164,31 @@ def differences(old, new, order=True):
 def shown(value):
     text = repr(value)
     return text if len(text) <= 300 else text[:200] + " ... " + text[-100:]
+
+
+def misfits(rows):
+    """What does not fit together in a state, a line each."""
+    found, files, releases = [], rows.tables["files"], rows.tables["releases"]
+    names = collections.Counter()
+    for (user, index, path), values in files.items():
+        place = "%s/%s" % (user, index)
+        name = "%s/%s" % (place, path)
+        project, release = (values[column] for column in ("project_id", "release_id"))
+        if release not in releases or release != (user, index, project[2], values["version"]):
+            found.append("%s is of the release %s" % (name, shown(release)))
+        if (values["kind"] == "toxresult") != (values["for_id"] is not None) or \
+                values["for_id"] and files[values["for_id"]]["release_id"] != release:
+            found.append("%s is a %s for %s" % (name, values["kind"], shown(values["for_id"])))
+        if (name,) in rows.tables["gone"]:
+            found.append("%s is there, and gone" % name)
+        if (place, values["kind"], values["filename"]) in rows.tables["withdrawn"]:
+            found.append("%s is there, and withdrawn" % name)
+        if values["metadata_sha256"] and \
+                (values["metadata_sha256"],) not in rows.tables["metadata_files"]:
+            found.append("%s has no metadata" % name)
+        names[project, values["filename"]] += 1
+    return found + ["%s is there %d times" % (shown(name), count) for name, count in names.items()
+                    if count > 1]
 
 
 # -- files and changelog --------------------------------------------------------------------------
@@ -441,15 +467,17 @@ def served_otherwise(old, new, rows, users=("root", None), about=""):
 
 USERS, GUESTS = ("ada", "bob", "mia"), ("guest", "visitor")
 STAGES = ("ada/dev", "ada/stable", "bob/dev", "bob/prod", "mia/x")
-PASSING = ("guest/own", "guest/more", "visitor/own", "ada/turn", "bob/short")   # come and go
-MIRRORS = ("root/mirror", "ada/turn")                   # are mirrors, or may be one for a while
+PASSING = ("guest/own", "guest/more", "visitor/own", "visitor/cache", "ada/turn", "bob/short")
+MIRRORS = ("root/mirror", "visitor/cache", "ada/turn")      # the last may also be a stage
 PROJECTS = ("alpha", "Beta.Two", "gamma_x", "delta")
 MIRRORED = ("mirrored", "delta", "elsewhere")
 VERSIONS = ("1.0", "1.0.0", "2.0rc1", "2.1")
 WHO_MAY = [*USERS, *GUESTS]
 STATUSES = ("active", "active", "deprecated", "archived", "quarantined")
-TEXTS = ("", "one", "zw\u00f6lf \U0001f40d \u2028", '"quoted" \\ and {"a": [1]}', "a" * 3000)
-DATA = (None, {}, {"a": [1, 2.5, None, True]}, "text", 7, [[]], {"\u00fc": {"deep": ["x"] * 5}})
+TEXTS = ("", "one", "zw\u00f6lf \U0001f40d \u2028\x00\x7f", '"quoted" \\ and {"a": [1]}',
+         "a" * 3000, "\ud800")
+DATA = (None, {}, {"a": [1, 2.5, None, True]}, "text", 7, [[]], {"\u00fc": {"deep": ["x"] * 5}},
+        {"n": 10 ** 30, "f": [1e-7, -0.0, 1e300], "": "\udc80"})
 
 
 def documentation(mark):
@@ -605,7 +633,7 @@ class Player:
         return self.ask("PATCH", self.pick(*USERS, *GUESTS), {key: value})
 
     def password(self):
-        user = self.pick(*USERS)
+        user = self.pick(*USERS, "root")
         password = "secret %d" % next(self.crowd.marks)
         reply = self.ask("PATCH", user, {"password": password}, by=self.pick(user, "root"))
         if reply.status == 200:
@@ -642,7 +670,7 @@ class Player:
         path = self.pick(*PASSING, *STAGES)
         owner = path.partition("/")[0]
         body = {"acl_upload": WHO_MAY, **self.config()}
-        if path == "ada/turn" and self.pick(True, False):
+        if path == "visitor/cache" or path == "ada/turn" and self.pick(True, False):
             body = {"type": "mirror", "mirror_url": self.crowd.upstream.url, "title": "turned"}
         body.setdefault("volatile", True)
         body = {key: value for key, value in body.items() if value is not None}
@@ -679,9 +707,17 @@ class Player:
     def register(self):
         metadata = {"summary": self.mark_(), "keywords": self.pick("", "one two"),
                     "classifiers": self.pick([], ["A :: B", "C"]), "odd_field": "kept",
-                    "description": self.pick(*TEXTS), "requires_dist": ["alpha>=1"]}
-        return self.form(self.index, {":action": "submit", "name": self.project,
+                    "description": self.text(), "requires_dist": ["alpha>=1"]}
+        return self.form(self.index, {":action": "submit", "name": self.spelled(self.project),
                                       "version": self.version, **metadata}, {})
+
+    def text(self):
+        """For a form: also bytes that are no UTF-8."""
+        texts = (text.encode("utf-8", "surrogatepass") for text in TEXTS)
+        return self.pick(b"caf\xe9 \xff", *texts)
+
+    def spelled(self, project):
+        return self.pick(project, project, project.upper(), normal_name(project))
 
     def upload(self, more=None):
         """Some other bytes under a name that may be there; now and then the same; now and then what
@@ -695,7 +731,10 @@ class Player:
                 requires_dist=self.pick((), ("alpha>=1", "x; python_version<'3'")),
                 summary=self.pick("summary", "summary", self.mark_()))
         fields = {":action": "file_upload", **archive.fields, "sha256_digest": archive.sha256,
-                  "description": self.pick("", "alpha readme"), **(more or {})}
+                  "description": self.pick("", "alpha readme"), **(more or {}),
+                  "name": self.spelled(archive.name)}
+        if archive.version == "2.0rc1":     # the same file may be of a release that is spelled so
+            fields["version"] = self.pick("2.0rc1", "2.0-RC1")
         return self.form(self.index, fields, {"content": (archive.filename, archive.content)})
 
     def attest(self):
@@ -704,7 +743,7 @@ class Player:
         return self.upload({"attestations": text})
 
     def documents(self):
-        fields = {":action": "doc_upload", "name": self.project}
+        fields = {":action": "doc_upload", "name": self.spelled(self.project)}
         if self.pick(True, True, False):
             fields["version"] = self.version
         content = documentation(self.pick("alpha", "alpha", self.mark_()))
@@ -795,15 +834,13 @@ class Player:
     # -- the mirror
 
     def read_mirror(self):
-        index, project = self.pick("root/mirror", "bob/dev", "ada/turn"), self.pick(*MIRRORED)
+        index, project = self.pick("bob/dev", *MIRRORS), self.pick(*MIRRORED)
         page = "%s/+simple/%s/" % (index, project)
         reply = self.ask("GET", page, headers={"Accept": SIMPLE_JSON}, by="root")
         files = reply.json()["files"] if reply.status == 200 else []
         if files:
-            url = self.pick(*files)["url"].partition("#")[0]
-            path = url[len(self.server.url) + 1:] if url.startswith("http") else \
-                "/".join(page.split("/")[:2]) + "/" + url.replace("../", "")
-            self.ask("GET", path + self.pick("", "", ".metadata"), headers={"Accept": ANY},
+            url = urllib.parse.urljoin("/" + page, self.pick(*files)["url"].partition("#")[0])
+            self.ask("GET", url[1:] + self.pick("", "", ".metadata"), headers={"Accept": ANY},
                      by="root")
         return reply
 

@@ -10,13 +10,15 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import sqlite3
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from harness import Server, Upstream, patched, run_command
+from harness import (
+    Server, Upstream, eventually, multipart, patched, run_command, sdist, wheel)
 
 import replay
 from replay import MIRRORS, Crowd, differences, log_of, rows_of
@@ -30,7 +32,9 @@ no_replay = pytest.mark.xfail(
 
 # The program, to which passwords cost little: most of the time would go there.
 HASTY = "devpi_lite._SCRYPT['n'] = 1 << 10"
-# And with room for so few changes that it soon forgets the first.
+# Which also cleans all the time, and at once.
+CLEANING = "devpi_lite.Limits.cleaning = 0.1\ndevpi_lite.Blobs.sweep.__defaults__ = (-1,)"
+# With room for so few changes that it soon forgets the first.
 SHORT_LOG = HASTY + "\ndevpi_lite.Limits.changelog = 20000"
 
 
@@ -43,8 +47,8 @@ class Played:
         self.server = Server(folder / "old", script=patched(folder, HASTY)).start()
         self.crowd = Crowd(self.server, self.upstream, seed).settle()
         self.crowd.tour()
-        self.crowd.alone(200, looks=5)
-        self.crowd.together(4, 50)
+        self.crowd.alone(120, looks=4)
+        self.crowd.together(4, 30)
         self.crowd.look()
         self.crowd.close()
         self.rows = rows_of(self.server.directory, MIRRORS)
@@ -107,6 +111,11 @@ def test_the_crowd_does_everything_and_is_refused_some(played):
     assert "Traceback" not in played.server.whole_output()
     empty = [table for table, rows in played.rows.tables.items() if not rows]
     assert empty == []
+
+
+def test_the_rows_fit_together_at_all_times(played):
+    assert [(rows.serial, found) for rows in [*played.crowd.seen, played.rows]
+            for found in replay.misfits(rows)] == []
 
 
 def test_each_entry_of_the_changelog_holds_the_hash_of_the_one_before(played):
@@ -228,10 +237,21 @@ def test_all_rows_are_the_same(played):
 
 
 @no_replay
-def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, long):
-    old, new = played.server, played.replayed()
+def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, tmp_path, long):
+    """Also if it has shown an earlier state, with what its mirrors had then, and has cleaned."""
+    old, new = played.server, played.new()
+    replay_into(new, old.directory, "--until", played.crowd.seen[-2].serial)
     replay.take_secret(old.directory, new)
-    server = make_server(directory=new)
+    server = make_server(directory=new, script=patched(tmp_path, CLEANING))
+    for path in (*MIRRORS, "bob/dev"):
+        for name in replay.MIRRORED:
+            server.get("/%s/+simple/%s/" % (path, name), headers={"Accept": replay.SIMPLE_JSON})
+    eventually(lambda: replay.is_settled(server))
+    server.stop()
+    replay_into(new, old.directory)
+    no_difference(played.rows, rows_of(new, MIRRORS))
+
+    server.start()
     assert replay.served_otherwise(old, server, played.rows) == []
     for user, in played.rows.tables["users"]:
         assert server.login(user, "pw" if user in replay.GUESTS else old.passwords[user])
@@ -240,6 +260,49 @@ def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, long):
     assert log == played.log
     assert server.patch("/ada", {"title": "goes on"}, user="ada").status == 200
     assert replay.breaks(log_of(new)) == [] and len(log_of(new)) == len(log) + 1
+
+
+@no_replay
+def test_what_was_cleaned_away_on_either_side_comes_again(make_server, tmp_path):
+    server = make_server(script=patched(tmp_path, HASTY))
+    server.add_user("ada")
+    server.add_index("ada/dev")
+    archive, other, new = wheel("again", "1.0"), sdist("never", "1.0"), tmp_path / "new"
+    docs, type_ = multipart({":action": "doc_upload", "name": "again", "version": "1.0"},
+                            {"content": ("docs.zip", replay.documentation("again"))})
+
+    def upload():
+        assert server.upload("ada/dev", archive).status == 200
+        reply = server.post("/ada/dev/", docs, user="ada", headers={"Content-Type": type_})
+        assert reply.status == 200
+
+    def cleaned(directory):
+        """A server there, which has cleaned."""
+        cleaner = make_server(directory=directory, script=patched(tmp_path, CLEANING))
+        named = replay.blobs_named(rows_of(directory))
+        eventually(lambda: set(replay.blobs_of(directory)) == named)
+        return cleaner
+    upload()
+    assert server.upload("ada/dev", other).status == 200
+    for project in ("again", "never"):
+        assert server.delete("/ada/dev/" + project, user="ada").status == 200
+    replay_into(new, server.directory)
+    replay.take_secret(server.directory, new)
+    cleaned(new).stop()
+    upload()
+    replay_into(new, server.directory)
+    no_difference(rows_of(server.directory), rows_of(new))
+
+    server.stop()
+    cleaner = cleaned(server.directory)
+    shutil.rmtree(str(server.directory / "trash"))      # as a week later
+    replay_into(tmp_path / "fresh", server.directory)
+    replay_into(new, server.directory)
+    for directory in (new, tmp_path / "fresh"):
+        no_difference(rows_of(server.directory), rows_of(directory))
+    cleaner.login("ada", "pw")
+    found = replay.served_otherwise(cleaner, make_server(directory=new), rows_of(new), ["ada"])
+    assert found == []
 
 
 @no_replay
