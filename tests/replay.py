@@ -4,18 +4,25 @@ of a server directory by names in place of ids, what a server shows, and what is
 Standard library only, but for the harness.
 """
 
+import atexit
 import base64
 import collections
 import contextlib
+import functools
 import hashlib
 import http.client
 import io
 import itertools
 import json
+import os
 import pathlib
 import random
+import shutil
 import sqlite3
 import struct
+import subprocess
+import sys
+import tempfile
 import typing
 import urllib.parse
 import xmlrpc.client
@@ -23,7 +30,9 @@ import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
-from harness import SIMPLE_JSON, eventually, multipart, normal_name, sdist, wheel
+from harness import (
+    SCRIPT, SIMPLE_JSON, clean_environment, eventually, multipart, normal_name, run_command, sdist,
+    wheel)
 
 # -- rows -----------------------------------------------------------------------------------------
 
@@ -852,6 +861,57 @@ class Player:
         if self.pick(True, False):
             return self.ask("DELETE", "root/mirror/%s/1.0" % project, by="root")
         return self.ask("DELETE", "root/mirror/%s" % project, by="root")
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+class _Nursery:
+    """A process that has imported the program; each run is a fork of it, which is most of the time
+    that a start takes."""
+
+    _PROGRAM = """if True:
+        import importlib.machinery, importlib.util, json, os, sys
+        loader = importlib.machinery.SourcelessFileLoader("devpi_lite", sys.argv[1])
+        spec = importlib.util.spec_from_file_location("devpi_lite", sys.argv[1], loader=loader)
+        program = sys.modules["devpi_lite"] = importlib.util.module_from_spec(spec)
+        loader.exec_module(program)
+        for line in sys.stdin:
+            arguments, *files = json.loads(line)
+            pid = os.fork()
+            if pid == 0:
+                sys.argv[1:] = arguments
+                for number, file in enumerate((os.devnull, *files)):
+                    os.dup2(os.open(file, os.O_RDWR | os.O_CREAT, 0o600), number)
+                sys.exit(program.main(arguments))
+            print(os.waitpid(pid, 0)[1], flush=True)"""
+
+    def __init__(self):
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="devpi_lite-"))
+        atexit.register(shutil.rmtree, str(self._folder), True)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", self._PROGRAM, str(SCRIPT)], env=clean_environment(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
+        self._numbers = itertools.count()
+
+    def run(self, *arguments):
+        files = [self._folder / ("%d.%s" % (next(self._numbers), name)) for name in ("out", "err")]
+        job = [[str(argument) for argument in arguments], *map(str, files)]
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        status = int(self._process.stdout.readline())
+        code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+        return subprocess.CompletedProcess(arguments, code, *(file.read_text() for file in files))
+
+
+@functools.lru_cache(maxsize=None)
+def _nursery():
+    return _Nursery()
+
+
+def run(*arguments):
+    """The same as harness.run_command, faster where processes can fork."""
+    return _nursery().run(*arguments) if os.name == "posix" else run_command(*arguments)
 
 
 # -- copies and damage ----------------------------------------------------------------------------

@@ -65,7 +65,7 @@ class Played:
         """A directory into which all is replayed."""
         if self.whole is None:
             self.whole = self.new()
-            self.said = replay_into(self.whole, self.server.directory)
+            self.said = replay_into(self.whole, self.server.directory, run=run_command)
         return self.whole
 
     def end(self):
@@ -87,9 +87,9 @@ def long(played):
         pytest.skip("with the first crowd only, unless DEVPI_LITE_ROUNDS is set")
 
 
-def replay_into(new, old, *options):
+def replay_into(new, old, *options, run=replay.run):
     """Replays; returns what is written to standard output."""
-    done = run_command("_replay", "--serverdir", new, old, *options)
+    done = run("_replay", "--serverdir", new, old, *options)
     assert (done.returncode, done.stderr) == (0, ""), done
     return done.stdout
 
@@ -234,6 +234,21 @@ def test_all_rows_are_the_same(played):
     replay_into(new, old)                   # there is nothing more
     no_difference(played.rows, rows_of(new, MIRRORS))
     assert log_of(new) == played.log
+
+
+@no_replay
+def test_what_can_not_be_replayed_is_told_in_a_line_and_changes_nothing(tmp_path, shared_server):
+    """A directory that is not there; one that another server has gone on in."""
+    new, other, there = tmp_path / "new", tmp_path / "other", shared_server.directory
+    assert replay.run("init", "--serverdir", other, "--root-passwd", "x").returncode == 0
+    before = rows_of(other), log_of(other)
+    for target, source in ((new, tmp_path / "nowhere"), (other, there)):
+        done = replay.run("_replay", "--serverdir", target, source)
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "nowhere").exists()
+    assert not (new / "devpi_lite.db").exists()
+    assert (rows_of(other), log_of(other)) == before
 
 
 @no_replay
