@@ -15,10 +15,8 @@ import itertools
 import json
 import os
 import pathlib
-import py_compile
 import re
 import shlex
-import shutil
 import signal
 import socket
 import ssl
@@ -33,7 +31,7 @@ import zipfile
 
 from archives import Archive
 from harness import SOURCE as SERVER_SOURCE
-from harness import Server
+from harness import Server, compiled, temporary_folder
 
 SOURCE = SERVER_SOURCE.with_name("devpi_lite_client.py")
 SECONDS = 180           # for one command
@@ -47,20 +45,13 @@ _CONFIGURATION = re.compile(
     "force_color|netrc|ci$|columns$|lines$|term$).*|.*_proxy")
 
 
-def _compiled():
-    """The client as bytecode, as pip leaves an installed module: compiling would take most of each start."""
-    folder = tempfile.mkdtemp(prefix="devpi_lite_client-")
-    atexit.register(shutil.rmtree, folder, True)
-    return pathlib.Path(py_compile.compile(str(SOURCE), os.path.join(folder, "devpi_lite_client.pyc"), doraise=True))
-
-
-SCRIPT = _compiled()
+SCRIPT = compiled("devpi_lite_client")      # as pip leaves an installed module
 
 
 @functools.lru_cache(maxsize=None)
 def imported():
     """The client as a module of this process, for what no command shows by itself."""
-    spec = importlib.util.spec_from_file_location("devpi_lite_client", str(SOURCE))
+    spec = importlib.util.spec_from_file_location("devpi_lite_client", str(SCRIPT))
     module = sys.modules["devpi_lite_client"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -429,9 +420,7 @@ def shared_site():
 
     Each test makes indexes of its own, by new_index().
     """
-    folder = tempfile.mkdtemp(prefix="devpi_lite_client-")
-    atexit.register(shutil.rmtree, folder, True)
-    server = Server(os.path.join(folder, "server")).start()
+    server = Server(os.path.join(temporary_folder(), "server")).start()
     atexit.register(server.kill)
     for name in ("alice", "bob"):
         server.add_user(name, "pw-of-" + name)

@@ -33,30 +33,49 @@ START_SECONDS = 60
 STOP_SECONDS = 25     # less than the 30 s that running requests may take to end
 
 
-def _compiled():
-    """The program as bytecode: hundreds of servers are started, and compiling takes half of each start."""
+def temporary_folder():
+    """A folder that goes with this process."""
     folder = tempfile.mkdtemp(prefix="devpi_lite-")
     atexit.register(shutil.rmtree, folder, True)
-    return pathlib.Path(py_compile.compile(str(SOURCE), os.path.join(folder, "devpi_lite.pyc"), doraise=True))
+    return folder
 
 
-SCRIPT = _compiled()
+def compiled(name):
+    """A module of the project as bytecode: hundreds of processes start it, and compiling takes half of each start.
 
+    Where in_parallel.py runs the tests, all of them share what it has compiled.
+    """
+    folder = os.environ.get("DEVPI_LITE_BYTECODE")
+    if folder:
+        return pathlib.Path(folder) / (name + ".pyc")
+    path = os.path.join(temporary_folder(), name + ".pyc")
+    return pathlib.Path(py_compile.compile(str(SOURCE.with_name(name + ".py")), path, doraise=True))
+
+
+PROGRAM = compiled("devpi_lite")        # as it is
+sys.path.insert(0, str(PROGRAM.parent))         # for tests that import it
 
 PATCHED = """\
 import sys
 sys.path.insert(0, %r)
 import devpi_lite
+devpi_lite._SCRYPT["n"] = 16
 %s
 sys.exit(devpi_lite.main(sys.argv[1:]))
 """
 
 
 def patched(folder, code):
-    """A script for `Server`, the program after some Python has changed `devpi_lite`: so that a rare moment comes for sure."""
+    """A script for `Server`, the program after some Python has changed `devpi_lite`: so that a rare moment comes for sure.
+
+    Passwords are hashed with little work, for nearly every test makes some; checking one takes what making its hash took.
+    """
     script = pathlib.Path(folder) / "patched.py"
-    script.write_text(PATCHED % (str(SOURCE.parent), code))
+    script.write_text(PATCHED % (str(PROGRAM.parent), code))
     return script
+
+
+SCRIPT = patched(temporary_folder(), "")        # what a `Server` runs; tests in which a hash must be slow run PROGRAM
 
 
 class Reply:

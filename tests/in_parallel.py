@@ -9,11 +9,14 @@ of one that passed, its last line.
 
 import argparse
 import collections
+import os
 import pathlib
+import py_compile
 import queue
 import re
 import subprocess
 import sys
+import tempfile
 import threading
 
 NOTHING_COLLECTED = 5       # pytest's exit status, for which an argument like -k is enough
@@ -70,6 +73,13 @@ def side_by_side(paths, arguments, workers):
     return runs
 
 
+def compile_modules(folder):
+    """Compiles the project's modules, once for all files: harness.compiled() takes them from there."""
+    for path in TESTS.parent.glob("*.py"):
+        py_compile.compile(str(path), os.path.join(folder, path.stem + ".pyc"), doraise=True)
+    os.environ["DEVPI_LITE_BYTECODE"] = folder
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--folder", type=pathlib.Path, default=TESTS)
@@ -78,12 +88,14 @@ def main():
     options, arguments = parser.parse_known_args()
     # the large ones first: they take longest, roughly
     paths = sorted(options.folder.resolve().glob("test_*.py"), key=lambda path: path.stat().st_size, reverse=True)
-    runs = {run.path: run for run in side_by_side(paths, arguments, options.workers)}
-    unsteady = [path for path, run in runs.items() if run.failed] if options.again else []
-    if unsteady:
-        print("once more: %s" % ", ".join(path.name for path in unsteady), flush=True)
-        runs.update((run.path, run) for run in side_by_side(unsteady, arguments, 1))
-        unsteady = [path for path in unsteady if not runs[path].failed]
+    with tempfile.TemporaryDirectory(prefix="devpi_lite-") as folder:
+        compile_modules(folder)
+        runs = {run.path: run for run in side_by_side(paths, arguments, options.workers)}
+        unsteady = [path for path, run in runs.items() if run.failed] if options.again else []
+        if unsteady:
+            print("once more: %s" % ", ".join(path.name for path in unsteady), flush=True)
+            runs.update((run.path, run) for run in side_by_side(unsteady, arguments, 1))
+            unsteady = [path for path in unsteady if not runs[path].failed]
     counts = collections.Counter()
     for run in runs.values():
         for count, what in re.findall(r"(\d+) (passed|failed|error)", run.last_line):

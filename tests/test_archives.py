@@ -12,10 +12,8 @@ import io
 import itertools
 import lzma
 import os
-import pathlib
 import random
 import struct
-import sys
 import tarfile
 import threading
 import time
@@ -26,10 +24,8 @@ import zlib
 
 import pytest
 
+import devpi_lite as d
 from harness import Server, around, eventually, multipart, sdist, wheel
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite as d  # noqa: E402
 
 MIB = 1 << 20
 INFO = b"Metadata-Version: 2.1\nName: a\nVersion: 1.0\n"

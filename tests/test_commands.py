@@ -1,6 +1,7 @@
 """Starting, stopping, and the commands: what an operator meets before the first request."""
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,9 @@ import time
 
 import pytest
 
+import devpi_lite
 from harness import (
+    PROGRAM,
     SCRIPT,
     SOURCE,
     Server,
@@ -27,10 +30,6 @@ from harness import (
     run_command,
     wheel,
 )
-
-sys.path.insert(0, str(SOURCE.parent))
-
-import devpi_lite  # noqa: E402
 
 
 def modes(directory):
@@ -838,7 +837,7 @@ def test_the_unit_has_this_servers_values(generate, tmp_path):
     assert command == " ".join(
         [
             sys.executable,
-            str(SOURCE),
+            str(PROGRAM),
             "--configfile",
             str(tmp_path / "c.ini"),
             "--listen",
@@ -1084,6 +1083,12 @@ def test_init_prepares_a_directory_and_ends(make_server, directory):
     assert server.get("/root/pypi").status == 404
 
 
+def test_passwords_are_hashed_with_scrypt_in_32_mib(directory):
+    assert run_command("init", "--serverdir", directory, script=PROGRAM).returncode == 0
+    database = b"".join(path.read_bytes() for path in directory.glob("devpi_lite.db*"))
+    assert b"scrypt:n=32768,r=8,p=1:" in database or not hasattr(hashlib, "scrypt")
+
+
 def test_init_names_the_file_with_the_random_password(directory):
     result = run_command("init", "--serverdir", directory)
     assert result.returncode == 0
@@ -1221,7 +1226,7 @@ sys.exit(code)
 def test_a_signal_that_the_main_thread_sleeps_through_ends_the_server(tmp_path, number):
     """As when it comes just before that thread begins to wait for the end, and nothing wakes it to run the handler."""
     script = tmp_path / "deaf.py"
-    script.write_text(DEAF_MAIN_THREAD % str(SOURCE.parent))
+    script.write_text(DEAF_MAIN_THREAD % str(PROGRAM.parent))
     server = Server(tmp_path / "data", script=script).start()
     assert server.get("/+api").status == 200        # which comes when the main thread has done
     server.process.send_signal(number)

@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import os
-import pathlib
 import re
 import selectors
 import socket
@@ -25,13 +24,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import devpi_lite
 from harness import Server, Wire, eventually, multipart, wheel
 from misbehaving import keep_port
 from receiver import Receiver
 from test_resilience import worked
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite  # noqa: E402
 
 OUTSIDE_URL = "https://pypi.example.org/sub"
 SECRET = "a-token-in-an-url"

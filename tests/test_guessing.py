@@ -1,7 +1,6 @@
 """Who guesses passwords is slowed down, finds no faster way, and holds up nobody else for long."""
 
 import base64
-import pathlib
 import socket
 import sys
 import threading
@@ -9,22 +8,11 @@ import time
 
 import pytest
 
-from harness import Server, eventually, patched, wheel
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite as d  # noqa: E402
+import devpi_lite as d
+from harness import eventually, patched, wheel
 
 ELSEWHERE = "127.0.0.9"
-CHEAP = "devpi_lite._SCRYPT['n'] = 16\n"        # there are many guesses here
 needs_other_loopback = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.9 is a local address on Linux only")
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shared")
-    server = Server(folder / "server", script=patched(folder, CHEAP)).start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -101,7 +89,7 @@ def test_a_password_that_was_not_used_before_has_to_wait(shared_server):
 
 def test_a_remembered_password_is_no_faster_way_to_guess_it(make_server, tmp_path):
     """From the very place where it is in use, only so many are looked for."""
-    server = make_server(script=patched(tmp_path, CHEAP + "devpi_lite.Limits.failed_logins = 1"))
+    server = make_server(script=patched(tmp_path, "devpi_lite.Limits.failed_logins = 1"))
     server.add_user("alice", "right")
     server.add_index("alice/priv", acl_pkg_read=["alice"])
     assert ask(server, "alice", "right") == 200
@@ -142,7 +130,7 @@ def test_guesses_at_many_accounts_count_for_the_address(shared_server, alice):
 def test_passwords_that_wait_to_be_hashed_hold_up_nobody(make_server, tmp_path):
     """While four are hashed and others wait, all else is answered at once, and the next password has to come later."""
     gate = tmp_path / "gate"
-    server = make_server("--threads", "8", script=patched(tmp_path, CHEAP + """
+    server = make_server("--threads", "8", script=patched(tmp_path, """
 import hashlib, os, time
 scrypt = hashlib.scrypt
 def slow(*args, **more):

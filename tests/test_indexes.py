@@ -3,16 +3,12 @@
 import base64
 import itertools
 import json
-import pathlib
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import devpi_lite as d
 from harness import wheel
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite as d  # noqa: E402
 
 STAGE = {
     "type": "stage", "volatile": True, "bases": [], "acl_upload": ["alice"], "acl_toxresult_upload": [":ANONYMOUS:"],

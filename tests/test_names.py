@@ -1,12 +1,10 @@
 """Chapter 1: names, versions, file names, core metadata, hashes, times; the pages of other indexes (chapter 7)."""
 import pathlib
-import sys
 import time
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite as d  # noqa: E402
+import devpi_lite as d
 
 ORDER = ("not a version", "zebra", "1.0.dev1", "1.0a1.dev1", "1.0a1", "1.0b2", "1.0rc1", "1.0", "1.0+abc", "1.0+abc.5", "1.0+5",
          "1.0.post1.dev0", "1.0.post1", "1.1", "1.10", "2!0.1")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness import SCRIPT, Server, eventually, wheel
+from harness import PROGRAM, Server, eventually, wheel
 
 FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -161,11 +161,11 @@ def test_paths_are_shown_to_root_alone(site):
     for user in (None, "ops"):
         reply = site.get("/+status", user=user)
         assert (reply.result["serverdir"], reply.result["server-code"]) == (None, None)
-        for path in (str(site.directory), str(SCRIPT), str(SCRIPT.parent)):
+        for path in (str(site.directory), str(PROGRAM), str(PROGRAM.parent)):
             assert path not in reply.text
     shown = site.get("/+status", user="root").result
     assert os.path.realpath(shown["serverdir"]) == os.path.realpath(str(site.directory))
-    assert os.path.realpath(shown["server-code"]) == os.path.realpath(str(SCRIPT))
+    assert os.path.realpath(shown["server-code"]) == os.path.realpath(str(PROGRAM))
     assert set(shown) == set(site.get("/+status").result)
 
 

@@ -2,7 +2,6 @@
 import gc
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import threading
@@ -11,11 +10,9 @@ import weakref
 
 import pytest
 
-from harness import SCRIPT, SIMPLE_JSON, patched
+import devpi_lite as d
+from harness import PROGRAM, SIMPLE_JSON, patched
 from test_mirror import Scripted, asked, names
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite as d  # noqa: E402
 
 URL = "http://localhost/mirror/simple/"
 
@@ -152,7 +149,7 @@ def reader(folder, body=None, **job):
     """A started child process that reads the list in the folder."""
     if body is not None:
         (folder / "body").write_bytes(body)
-    child = subprocess.Popen([sys.executable, str(SCRIPT), "_read-names"], stdin=subprocess.PIPE,
+    child = subprocess.Popen([sys.executable, str(PROGRAM), "_read-names"], stdin=subprocess.PIPE,
                              stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
     job = dict({"url": URL, "folder": str(folder), "type": SIMPLE_JSON, "names": 1000000,
@@ -208,7 +205,6 @@ def test_the_reader_ends_when_its_server_has_gone(tmp_path):
 # The program with small bounds; while it reads a list, a file in `cache` names the list's user.
 FEW_READERS = """
 import os, time
-devpi_lite.__file__ = %r        # compiled
 limits = devpi_lite.Limits
 limits.listed_names, limits.list_memory, limits.upstream_list = 50, 300 << 20, 5000
 
@@ -230,7 +226,7 @@ def logged(command, **keywords):
     return popen(command, **keywords)
 
 devpi_lite.subprocess.Popen = logged
-""" % str(SCRIPT)
+"""
 
 
 def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_path):

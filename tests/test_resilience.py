@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, patched, sdist, wheel
+from harness import PROGRAM, SIMPLE_JSON, Server, Wire, eventually, multipart, patched, sdist, wheel
 
 HTML, ANY = {"Accept": "text/html"}, {"Accept": "*/*"}
 GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
@@ -246,7 +246,7 @@ def test_a_stop_lets_a_slow_reader_have_the_whole_answer(make_server):
 
 
 def test_a_crowd_that_had_to_queue_leaves_as_many_workers_as_before(make_server):
-    server = make_server("--threads", "4")
+    server = make_server("--threads", "4", script=PROGRAM)
     with ThreadPoolExecutor(40) as crowd:       # each takes a slow hash, so that most of them queue
         list(crowd.map(lambda number: server.post("/+login", {"user": "root", "password": str(number)},
                                                   headers={"X-Real-IP": "10.0.0.%d" % number}), range(40)))
@@ -694,7 +694,7 @@ def test_the_list_of_a_mirror_is_gzipped_and_has_an_etag(mirrors, upstream):
 
 
 def test_a_right_password_is_right_thirty_times_at_once(make_server):
-    server = make_server()
+    server = make_server(script=PROGRAM)
     server.add_user("team")
     server.add_index("team/dev", bases=[], acl_pkg_read=["team"])
     server.restart()  # nothing remembered
@@ -703,12 +703,21 @@ def test_a_right_password_is_right_thirty_times_at_once(make_server):
     assert server.get("/team/dev/+simple/").status == 401
 
 
+@pytest.fixture(scope="module")
+def slow_hashes(tmp_path_factory):
+    """A server that hashes passwords as slowly as it should."""
+    server = Server(tmp_path_factory.mktemp("slow") / "server", script=PROGRAM).start()
+    yield server
+    server.kill()
+
+
 @pytest.mark.parametrize("same", [True, False])
-def test_of_thirty_wrong_logins_at_once_some_have_to_wait(site, same):
+def test_of_thirty_wrong_logins_at_once_some_have_to_wait(slow_hashes, same):
     user = "guessed-%d" % same
-    site.add_user(user)
+    slow_hashes.add_user(user)
     replies, seconds = timed(
-        together, 30, lambda number: site.post("/+login", {"user": user, "password": "wrong-%d" % (0 if same else number)})
+        together, 30,
+        lambda number: slow_hashes.post("/+login", {"user": user, "password": "wrong-%d" % (0 if same else number)})
     )
     statuses = [reply.status for reply in replies]
     assert set(statuses) <= {401, 429} and 429 in statuses

@@ -3,18 +3,15 @@ import errno
 import hashlib
 import json
 import os
-import pathlib
 import sqlite3
 import struct
-import sys
 import threading
 import time
 import zlib
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-import devpi_lite as d  # noqa: E402
+import devpi_lite as d
 
 
 @pytest.fixture

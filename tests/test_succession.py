@@ -5,19 +5,10 @@ import sqlite3
 
 import pytest
 
-from harness import Server, patched, wheel
+from harness import wheel
 
 numbers = itertools.count(1)
 ACLS = ("acl_upload", "acl_toxresult_upload", "acl_pkg_read")
-
-
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory):
-    """A server that hashes passwords fast, for there are many users here."""
-    folder = tmp_path_factory.mktemp("shared")
-    server = Server(folder / "server", script=patched(folder, "devpi_lite._SCRYPT['n'] = 16")).start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

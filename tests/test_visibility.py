@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Upstream, patched, wheel
+from harness import SIMPLE_JSON, Server, Upstream, wheel
 
 INSTALLER = {"User-Agent": "pip/26.3", "Accept": "*/*"}
 ROUTES = {
@@ -72,8 +72,7 @@ def upstreams():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, upstreams):
-    folder = tmp_path_factory.mktemp("visibility")
-    site = Server(folder / "server", script=patched(folder, "devpi_lite._SCRYPT['n'] = 16")).start()
+    site = Server(tmp_path_factory.mktemp("visibility") / "server").start()
     site.login("root", "secret")
     for user in ("owner", "reader", "stranger"):
         site.add_user(user)
