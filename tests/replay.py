@@ -31,7 +31,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 from harness import (
-    SCRIPT, SIMPLE_JSON, clean_environment, eventually, multipart, normal_name, run_command, sdist,
+    PROGRAM, SIMPLE_JSON, clean_environment, eventually, multipart, normal_name, run_command, sdist,
     wheel)
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -890,7 +890,7 @@ class _Nursery:
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="devpi_lite-"))
         atexit.register(shutil.rmtree, str(self._folder), True)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", self._PROGRAM, str(SCRIPT)], env=clean_environment(),
+            [sys.executable, "-c", self._PROGRAM, str(PROGRAM)], env=clean_environment(),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, universal_newlines=True)
         self._numbers = itertools.count()
 
