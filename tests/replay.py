@@ -534,8 +534,10 @@ class Crowd:
         player = Player(self, self.seed)
         for act in acts or player.acts:
             for _ in range(200):
-                if player.play(act, Player.upload) in (200, 201):
+                if player.play(act) in (200, 201):
                     break
+                player.play("upload")       # there may be nothing to do it with,
+                player.play()               # or all is archived, or not volatile
             else:
                 raise AssertionError("%s never succeeds: %s" % (act, self.counts[act]))
 
@@ -580,9 +582,8 @@ class Player:
         self.choices = [act for act in self.acts if is_alone or act not in self.once]
         self.weights = [self.often.get(act, 1) for act in self.choices]
 
-    def play(self, act=None, instead=None):
-        """One act; returns the status, None if there was nothing to do it with, and `instead` was
-        done."""
+    def play(self, act=None):
+        """One act; returns the status, None if there was nothing to do it with."""
         act = act or self.random.choices(self.choices, self.weights)[0]
         self.user = self.pick(*USERS, *USERS, "root", self.pick(*GUESTS))
         self.index, self.project, self.version = self.pick(*STAGES, self.pick(*PASSING)), \
@@ -590,8 +591,6 @@ class Player:
         reply = getattr(self, act)()
         if reply is None:
             self.crowd.counts[act][None] += 1
-            if instead:
-                instead(self)
             return None
         assert reply.status < 500 or reply.status == 503, (act, reply, self.server.output()[-3000:])
         self.crowd.counts[act][reply.status] += 1
@@ -661,7 +660,7 @@ class Player:
         """Some of an index's configuration."""
         everything = {
             "title": self.pick(*TEXTS), "description": self.pick(*TEXTS),
-            "custom_data": self.pick(*DATA), "volatile": self.pick(True, True, True, False),
+            "custom_data": self.pick(*DATA), "volatile": self.pick(*[True] * 7, False),
             "bases": self.random.sample([*STAGES, "root/mirror", "ada/turn"], self.pick(0, 1, 2)),
             "acl_upload": self.pick(WHO_MAY, WHO_MAY, [*USERS], ["ada", "nobody", *GUESTS]),
             "acl_toxresult_upload": self.pick([":ANONYMOUS:"], [":AUTHENTICATED:"], ["bob"]),
@@ -686,19 +685,21 @@ class Player:
         return self.ask("PUT", path, body, by=self.pick(owner, owner, owner, self.user))
 
     def change_index(self):
-        body = self.config()
-        if self.index in STAGES:        # these stay what they are made for
+        body, path = self.config(), self.pick(self.index, self.pick(*PASSING))
+        if path in STAGES:              # these stay what they are made for
             body.pop("volatile", None)
             body.pop("acl_upload", None)
-        return self.ask("PATCH", self.index, body,
-                        by=self.pick(self.index.partition("/")[0], "root", self.user))
+        return self.ask("PATCH", path, body,
+                        by=self.pick(path.partition("/")[0], "root", self.user))
 
     def edit_index(self):
         edits = self.pick(["bases+=bob/dev"], ["bases-=bob/dev"], ["title=edited", "description-="],
                           ["acl_toxresult_upload=:ANONYMOUS:", "mirror_whitelist+=delta"],
                           ["webhook_url-="], ["custom_data-="])
-        return self.ask("PATCH", self.index, edits,
-                        by=self.pick(self.index.partition("/")[0], "root"))
+        path = self.pick(self.index, self.pick(*PASSING))
+        if path in PASSING:
+            edits = self.pick(edits, ["volatile=True"])
+        return self.ask("PATCH", path, edits, by=self.pick(path.partition("/")[0], "root"))
 
     def delete_index(self):
         path = self.pick(*PASSING)

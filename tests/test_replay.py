@@ -43,18 +43,20 @@ class Played:
 
     def __init__(self, folder, seed):
         self.seed, self.folder = seed, folder
+        self.copies, self.whole = 0, None
+        self.is_long = bool(ROUNDS) or seed == SEEDS[0]     # what costs a second each, too
         self.upstream = Upstream().start()
         self.server = Server(folder / "old", script=patched(folder, HASTY)).start()
-        self.crowd = Crowd(self.server, self.upstream, seed).settle()
-        self.crowd.tour()
+        self.crowd = Crowd(self.server, self.upstream, seed)
+
+    def play(self):
+        self.crowd.settle().tour()
         self.crowd.alone(120, looks=4)
         self.crowd.together(4, 30)
         self.crowd.look()
         self.crowd.close()
         self.rows = rows_of(self.server.directory, MIRRORS)
         self.log = log_of(self.server.directory)
-        self.copies, self.whole = 0, None
-        self.is_long = bool(ROUNDS) or seed == SEEDS[0]     # what costs a second each, too
 
     def new(self):
         """The path of a directory that is not there yet."""
@@ -77,8 +79,11 @@ class Played:
 @pytest.fixture(scope="module", params=SEEDS)
 def played(request, tmp_path_factory):
     played = Played(tmp_path_factory.mktemp("seed"), request.param)
-    yield played
-    played.end()
+    try:
+        played.play()
+        yield played
+    finally:
+        played.end()
 
 
 @pytest.fixture
@@ -95,7 +100,10 @@ def replay_into(new, old, *options, run=replay.run):
 
 
 def no_difference(old, new, **options):
-    found = differences(old, new, **options)
+    none_of(differences(old, new, **options))
+
+
+def none_of(found):
     assert not found, "\n".join(found[:50])
 
 
@@ -200,7 +208,7 @@ def test_the_rules_of_the_changelog_are_kept_up():
 @no_replay
 def test_the_changelog_has_whole_rows_and_nothing_that_a_mirror_caches(played):
     found, live, mirrors = replay.faults(played.log)
-    assert not found, "\n".join(found[:50])
+    none_of(found)
     assert mirrors <= set(MIRRORS)
     passed_over = tuple(path + "/" for path in MIRRORS)
     for kind, table in replay.TABLES.items():
@@ -267,7 +275,7 @@ def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, tmp_path
     no_difference(played.rows, rows_of(new, MIRRORS))
 
     server.start()
-    assert replay.served_otherwise(old, server, played.rows) == []
+    none_of(replay.served_otherwise(old, server, played.rows))
     for user, in played.rows.tables["users"]:
         assert server.login(user, "pw" if user in replay.GUESTS else old.passwords[user])
     no_difference(played.rows, rows_of(new, MIRRORS))
@@ -316,8 +324,7 @@ def test_what_was_cleaned_away_on_either_side_comes_again(make_server, tmp_path)
     for directory in (new, tmp_path / "fresh"):
         no_difference(rows_of(server.directory), rows_of(directory))
     cleaner.login("ada", "pw")
-    found = replay.served_otherwise(cleaner, make_server(directory=new), rows_of(new), ["ada"])
-    assert found == []
+    none_of(replay.served_otherwise(cleaner, make_server(directory=new), rows_of(new), ["ada"]))
 
 
 @no_replay
