@@ -957,7 +957,6 @@ class Limits:
     config_body = 320 << 10         # of a user or an index: `attributes`, and a little
     json_cost = 30                  # bytes of memory that a byte of JSON may take, parsed: "[[],[],..."
     file_cost = 1500                # bytes of memory that a file on a page takes while the page is made
-    raw_cost = 2                    # the same, of what is in an answer as it is stored
     answer_cost = 5                 # bytes of memory that a byte of stored JSON takes on its way into an answer
     json_marks = 40000              # brackets and commas in a body, in texts too
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
@@ -969,9 +968,8 @@ class Limits:
     claimers = 16                   # that wait for one another, at most
     large_claim = 16 << 20          # what takes more is done one at a time
     longest_rest = 1                # of seconds, between two of these
-    parsed_metadata = 1 << 20       # of a project's releases, up to which READMEs are read to be written again
-    long_metadata = 64 << 10        # of one release, above which its README is not read then
-    streamed_metadata = 16 << 20    # from which on the answer is sent in pieces
+    readme_piece = 64 << 10         # in which a README is stored
+    streamed = 1 << 20              # of READMEs, above which the response is sent in pieces
     reason = 1000                   # characters, of a yank or a project's status
     attributes = 256 << 10          # of a user or of an index
     account_attributes = 1 << 20    # of all indexes of a user, 1 KiB of each not counted
@@ -990,6 +988,10 @@ class Limits:
     pipelined = 0.05                # seconds for which a worker goes on with the next requests of a connection
     waiting_requests = 512          # handed to workers and not begun
     longest_queue = 20              # seconds that they may wait for a worker
+    unlined = 512 << 10             # unpacked bytes, up to which nobody waits for others who unpack
+    group_time = 0.02               # seconds of changes that are committed together
+    workers_at_ease = 1 + (os.cpu_count() or 1)     # requests that are worked on at a time
+    no_progress = 0.02              # seconds after which a crew of threads gets one more
     idle_thread = 30                # seconds after which a thread without work ends
     answer_cache = 64 << 20
     page_cache = 64 << 20
@@ -1147,44 +1149,155 @@ def give_back_memory():
     tell_malloc("malloc_trim", 0)
 
 
+class Recruiter:
+    """Starts threads for crews of `Workers`, in a thread of its own: `Thread.start` waits until
+    the new thread runs, which it does late on busy processors, and the front must not wait.
+
+    A crew that is at its ease gets a thread more whenever nothing of its work was begun for a
+    while: what its threads do waits for something that nobody has said."""
+
+    def __init__(self):
+        self.wanted = queue.SimpleQueue()       # crews that have too few threads
+        self.thread = None
+
+    def start(self):
+        """Begin, when the first crew is made."""
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._run, name="recruiter", daemon=True)
+            self.thread.start()
+
+    def _run(self):
+        behind, looked = {}, 0          # crew -> how much it had begun when we looked last
+        while True:
+            crew = None
+            with contextlib.suppress(queue.Empty):
+                crew = self.wanted.get(timeout=Limits.no_progress if behind else None)
+            try:
+                if crew is not None:
+                    crew.recruit(crew.at_ease)
+                    behind.setdefault(crew, crew.begun)
+                if time.monotonic() - looked < Limits.no_progress:
+                    continue
+                looked = time.monotonic()
+                for crew, begun in list(behind.items()):
+                    if crew.begun == begun:
+                        crew.recruit(crew.limit, 1)
+                    behind[crew] = crew.begun
+                    if not crew.is_behind():
+                        del behind[crew]
+            except RuntimeError as error:       # the system has no more threads
+                log.error("%s: %s", crew.name, error)
+                time.sleep(1)
+
+
+recruiter = Recruiter()
+
+
+class FairQueue:
+    """Items that wait, by party: whoever takes them gets one of each party in turn."""
+
+    def __init__(self):
+        self.tokens = queue.SimpleQueue()       # one for each item
+        self.lock = threading.Lock()
+        self.items = {}                         # party -> its items; who was served last stands last
+
+    def __len__(self):
+        return self.tokens.qsize()
+
+    def put(self, item, party=None):
+        with self.lock:
+            self.items.setdefault(party, collections.deque()).append(item)
+        self.tokens.put(None)
+
+    def get(self, timeout=None):
+        """The next item; queue.Empty if none comes within so many seconds."""
+        self.tokens.get(timeout=timeout)
+        with self.lock:
+            return self._take(next(iter(self.items)))
+
+    def get_if(self, is_wanted):
+        """The next item that is here and wanted, of those that are first of their party; queue.Empty
+        if there is none."""
+        self.tokens.get_nowait()
+        with self.lock:
+            for party, items in self.items.items():
+                if is_wanted(items[0]):
+                    return self._take(party)
+        self.tokens.put(None)
+        raise queue.Empty
+
+    def _take(self, party):
+        mine = self.items.pop(party)
+        item = mine.popleft()
+        if mine:
+            self.items[party] = mine
+        return item
+
+
 class Workers:
     """A bounded crew of daemon threads for one kind of work; grows on demand, to `limit` threads that are busy.
 
     Threads that wait for a slow client or for upstream (see `outside_wait`) are not counted as busy, so that a few dozen
     of those can't keep everybody else waiting; with them the crew has four times `limit` threads at most.  Where they
-    wait for an owner (a user, an address), it gets at most twice as many of these places as are free then."""
+    wait for an owner (a user, an address), it gets at most twice as many of these places as are free then.
 
-    def __init__(self, name, limit, work):
+    As long as the work goes on there are only `at_ease` busy threads: more that compute at a time
+    would make each slower, and keep the front from a processor."""
+
+    def __init__(self, name, limit, work, at_ease=None):
+        recruiter.start()
         self.name, self.limit, self.work = name, limit, work
-        self.waiting = collections.deque()
-        self.ready = threading.Condition()
+        self.at_ease = min(at_ease or limit, limit)
+        self.waiting = FairQueue()
+        self.lock = threading.Lock()
         self.count = self.idle = self.outside = 0       # threads: all, waiting for work, waiting for the outside
         self.outside_of = collections.Counter()         # owner -> of the latter
+        self.begun = 0                                  # pieces of work so far
 
-    def submit(self, item):
-        with self.ready:
-            self.waiting.append(item)
-            if self.idle >= len(self.waiting):
-                self.ready.notify()
-            else:
-                self._grow()
+    def submit(self, item, party=None):
+        """Have a thread do it, one item of each party in turn."""
+        self.waiting.put(item, party)
+        self._ask_for_more()
 
-    def _grow(self):
-        if self.count < self.limit + self.outside:
-            self.count += 1
-            threading.Thread(target=self._run, name=self.name, daemon=True).start()
+    def is_behind(self):
+        """Whether there is more work than threads wait for, and the limit allows another one."""
+        return len(self.waiting) > self.idle and self.count < self.limit + self.outside
+
+    def _ask_for_more(self):
+        if self.is_behind():
+            recruiter.wanted.put(self)
+
+    def recruit(self, busy, most=None):
+        """Start as many threads as there is work for, until so many are busy; `most` at a time."""
+        started = 0
+        while started != most:
+            with self.lock:
+                if not len(self.waiting) > self.idle or self.count >= busy + self.outside:
+                    return
+                self.count += 1
+                self.idle += 1
+            try:
+                threading.Thread(target=self._run, name=self.name, daemon=True).start()
+            except RuntimeError:
+                with self.lock:
+                    self.count -= 1
+                    self.idle -= 1
+                raise
+            started += 1
 
     def _run(self):
         threading.current_thread().crew = self
         while True:
-            with self.ready:
-                self.idle += 1
-                while not self.waiting and (self.ready.wait(Limits.idle_thread) or self.waiting):
-                    pass
+            try:
+                item = self.waiting.get(timeout=Limits.idle_thread)
+            except queue.Empty:
+                item = None
+            with self.lock:
                 self.idle -= 1
-                item = self.waiting.popleft() if self.waiting else None
+                self.begun += 1
                 self.count -= item is None
                 is_last = not self.count
+            self._ask_for_more()        # who submitted meanwhile may have taken this thread for idle
             if item is None:
                 if is_last:
                     give_back_memory()      # the load is over
@@ -1193,21 +1306,23 @@ class Workers:
                 self.work(item)
             except Exception:
                 log.exception("%s failed", self.name)
+            del item
+            with self.lock:
+                self.idle += 1
 
     @contextlib.contextmanager
     def away(self, owner):
         """While one of the crew waits for the outside; gives whether there was room for one more such."""
-        with self.ready:
+        with self.lock:
             free = 3 * self.limit - self.outside
             room = free > 0 and (owner is None or self.outside_of[owner] < 2 * free)
             self.outside += room
             self.outside_of[owner] += room
-            if self.waiting:
-                self._grow()
+        self._ask_for_more()
         try:
             yield room
         finally:
-            with self.ready:
+            with self.lock:
                 self.outside -= room
                 self.outside_of[owner] -= room
                 if not self.outside_of[owner]:
@@ -1363,6 +1478,11 @@ class Line:
 # Each kind leaves it one, and takes turns piece by piece.
 PROCESSORS = max(1, min(4, (os.cpu_count() or 1) - 1))
 unpacking = Line(PROCESSORS)
+
+
+def turn_to_unpack(size):
+    """A context for unpacking a piece of what has given `size` bytes so far.  What is small does not stand in line."""
+    return unpacking if size > Limits.unlined else contextlib.nullcontext()
 
 
 class MemoryPool:
@@ -1761,6 +1881,15 @@ ALTER TABLE audit ADD COLUMN times INTEGER NOT NULL DEFAULT 1;
 CREATE INDEX audit_of_account ON audit (who);
 """
 
+SCHEMA_SINCE_6 = """
+-- a release's README as JSON (UTF-8) in pieces, for which `metadata` has ""; readme_size: its bytes in all
+CREATE TABLE readmes (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, release_id INTEGER NOT NULL REFERENCES releases ON DELETE CASCADE,
+    piece BLOB NOT NULL);
+CREATE INDEX readmes_of_release ON readmes (release_id);
+ALTER TABLE releases ADD COLUMN readme_size INTEGER NOT NULL DEFAULT 0;
+"""
+
 
 def run_script(db, script):
     """Run SQL statements, each of which ends with its line, inside the transaction that is open."""
@@ -1816,8 +1945,50 @@ def _migrate_to_5(db):
     run_script(db, SCHEMA_SINCE_5)
 
 
+def _migrate_to_6(db):
+    """Keep READMEs apart from the other metadata; and drop what describes one file only, which
+    older programs kept with the release."""
+    run_script(db, SCHEMA_SINCE_6)
+    for release_id, in db.execute("SELECT id FROM releases ORDER BY id").fetchall():
+        text, = db.execute("SELECT metadata FROM releases WHERE id = ?", (release_id,)).fetchone()
+        metadata = json.loads(text)
+        if isinstance(metadata.get("other"), dict):
+            metadata["other"] = {field: values for field, values in metadata["other"].items()
+                                 if field not in FORM_ONLY}
+        put_metadata(db, release_id, metadata)
+
+
+# Fields of an upload form that describe the upload or its file, not the release.
+FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest", "sha256_digest",
+             "blake2_256_digest", "gpg_signature", "content", "attestations"}
+
+
+def put_metadata(db, release_id, metadata):
+    """Write a release's metadata, its README apart from the rest and in pieces: most requests need
+    none, and one of megabytes is to be read no faster than a client takes it."""
+    readme = json.dumps(metadata["description"]).encode() if metadata.get("description") else b""
+    text = json.dumps({**metadata, "description": ""} if readme else metadata)
+    db.execute("UPDATE releases SET metadata = ?, readme_size = ? WHERE id = ?",
+               (text, len(readme), release_id))
+    db.execute("DELETE FROM readmes WHERE release_id = ?", (release_id,))
+    for start in range(0, len(readme), Limits.readme_piece):
+        db.execute("INSERT INTO readmes (release_id, piece) VALUES (?, ?)",
+                   (release_id, readme[start:start + Limits.readme_piece]))
+
+
+def stored_metadata(db, row):
+    """A release's metadata as `put_metadata` got them; `row` has the columns id, metadata and
+    readme_size."""
+    metadata = json.loads(row["metadata"])
+    if row["readme_size"]:
+        pieces = db.execute("SELECT piece FROM readmes WHERE release_id = ? ORDER BY id",
+                            (row["id"],))
+        metadata["description"] = json.loads(b"".join(piece for piece, in pieces))
+    return metadata
+
+
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
-MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5)
+MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5, _migrate_to_6)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 EVERYTHING = "everything"       # the tag of what another process may have changed: all caches start anew
 INDEXES = "indexes"             # the tag of any change to any index's configuration
@@ -1992,7 +2163,7 @@ class Store:
         if not create and not os.path.exists(self.path):
             raise FatalError(f"no devpi_lite database in {serverdir}")
         self.freshness = Freshness()
-        self.tasks = queue.SimpleQueue()
+        self.tasks = FairQueue()        # of changes, by who makes them
         self.idle_readers = []
         self.closed = False
         self.durable = True         # how the writer commits just now
@@ -2007,16 +2178,6 @@ class Store:
         if not read_only:
             self.thread.start()
         self.node = self._node_facts()
-        self.has_json = self._has_json()
-
-    def _has_json(self):
-        """Whether SQLite has its JSON functions; older ones could be built without."""
-        with self.read() as db:
-            try:
-                db.execute("SELECT json_remove('{}', '$.a'), json_quote(json_extract('{}', '$.a'))")
-            except sqlite3.OperationalError:
-                return False
-        return True
 
     def _node_facts(self):
         with self.read() as db:
@@ -2047,7 +2208,8 @@ class Store:
                              f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4 + SCHEMA_SINCE_5)
+            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4 + SCHEMA_SINCE_5
+                       + SCHEMA_SINCE_6)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -2113,35 +2275,49 @@ class Store:
         if self.closed:
             raise Busy("the server is shutting down, try again", 5)
         task = WriteTask(function, args, actor, durable)
-        self.tasks.put(task)
-        task.done.acquire()
+        self.tasks.put(task, actor.user or actor.address)
+        with outside_wait():
+            task.done.acquire()
         if task.error is not None:
             raise task.error
         return task.value
 
     def _write_loop(self):
-        while True:
-            group = [self.tasks.get()]
-            while len(group) < 64:
-                try:
-                    group.append(self.tasks.get_nowait())
-                except queue.Empty:
-                    break
-            stop = None in group
-            group = [task for task in group if task is not None]
+        group, stopping = [], False
+        while not stopping or len(self.tasks):
+            task = self.tasks.get()
+            if task is None:            # the last of the party that closes the store
+                stopping = True
+                continue
+            group = [task]
             try:
                 self._commit(group)
             except Exception as error:
                 self._give_up(group, error)
             for task in group:
                 task.done.release()
-            if stop:
+
+    def _next_tasks(self, group):
+        """Yield the task in `group`, then others that wait and add them: as many as one commit is to
+        take, for who comes next waits for all of them.
+
+        A commit that need not be durable takes no task that has to be."""
+        until = time.monotonic() + Limits.group_time
+        yield group[0]
+        while len(group) < 64 and time.monotonic() < until:
+            try:
+                task = self.tasks.get_if(lambda task: task and task.durable <= group[0].durable)
+            except queue.Empty:
                 return
+            group.append(task)
+            yield task
 
     def _commit(self, group):
-        """Run each change of the group in a savepoint of its own, commit once, then tell the caches."""
+        """Run changes, each in a savepoint of its own, commit once, then tell the caches.
+
+        `group` has the first; the others that wait are added."""
         db = self.writer
-        durable = any(task.durable for task in group)
+        durable = group[0].durable
         if durable != self.durable:
             db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self.durable = durable
@@ -2150,7 +2326,7 @@ class Store:
         serial, chain = last or (-1, b"")
         self.serial = serial
         tags, signals = set(), set()
-        for task in group:
+        for task in self._next_tasks(group):
             change = Change(db, task.actor, serial + 1)
             db.execute("SAVEPOINT change")
             try:
@@ -2645,13 +2821,15 @@ class IncomingBlob:
         digest = self.sha256.hexdigest()
         target = self.blobs.path(digest)
         try:
-            os.fsync(self.file.fileno())
+            with outside_wait():
+                os.fsync(self.file.fileno())
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
                 move_into_folder(self.path, target)
                 self.is_kept = True
             if durable:     # also where the blob was there: a mirror may have left its name unsynced
-                sync_directory(os.path.dirname(target))
+                with outside_wait():
+                    sync_directory(os.path.dirname(target))
         except OSError as error:
             raise _disk_problem(error) from error
         return digest
@@ -3025,15 +3203,16 @@ def _stored_pieces(file, left):
 
 def _deflated_pieces(file, left):
     """What `left` bytes of deflated data unpack to, which must end where the data does."""
-    unzip, data = zlib.decompressobj(-15), b""
+    unzip, data, size = zlib.decompressobj(-15), b"", 0
     while not unzip.eof:
         if not data and left:
             data = file.read(min(left, 64 << 10))
             if not data:
                 raise ValueError("it was cut")
             left -= len(data)
-        with unpacking:
+        with turn_to_unpack(size):
             piece, data = unzip.decompress(data, 256 << 10), unzip.unconsumed_tail
+        size += len(piece)
         if piece:
             yield piece
         elif not (data or left or unzip.eof):
@@ -3198,18 +3377,19 @@ def _unpacked(file, filename, packing):
         yield from iter(lambda: file.read(256 << 10), b"")
         return
     make, errors = _unpacker(packing)
-    unpacker, data, count = make(), b"", 1
+    unpacker, data, count, size = make(), b"", 1, 0
     while True:
         if not data and getattr(unpacker, "needs_input", True):
             data = file.read(64 << 10)
             if not data:
                 raise EOFError("it ends early")
         try:
-            with unpacking:
+            with turn_to_unpack(size):
                 piece = unpacker.decompress(data, 256 << 10)
         except errors as error:
             raise ValueError(reason_of(error)) from None
         data = getattr(unpacker, "unconsumed_tail", b"")
+        size += len(piece)
         if piece:
             yield piece
         if unpacker.eof:
@@ -5848,7 +6028,7 @@ class _Decoder:
     step = 256 << 10
 
     def __init__(self, encoding, limit):
-        self.encoding, self.left = encoding, limit + 1
+        self.encoding, self.left, self.limit = encoding, limit + 1, limit + 1
         self.unzip, self.members, self.ended = None, 0, False
 
     def decode(self, data):
@@ -5859,7 +6039,7 @@ class _Decoder:
             if self.unzip is None and not (data and self._begin(data)):
                 return
             room = min(self.left, self.step)
-            with unpacking:
+            with turn_to_unpack(self.limit - self.left):
                 found = self.unzip.decompress(data, room)
             self.left -= len(found)
             yield found
@@ -7838,11 +8018,6 @@ def _revive(change):
 # before anything is stored; then its blob is kept and one change enters project, release and file.
 # ======================================================================================================================
 
-# Fields of an upload form that describe the upload or its file, not the release.
-_FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest", "sha256_digest", "blake2_256_digest",
-              "gpg_signature", "content", "attestations"}
-
-
 def check_form_names(form):
     """The (name, version) of an upload form; BadRequest in devpi's words if they are missing or unfit (http-api 9.2)."""
     for field in ("name", "version"):
@@ -7902,7 +8077,7 @@ def form_metadata(form):
     metadata, other = {}, {}
     for field, values in form.items():
         field = FIELD_SPELLINGS.get(field, field)
-        if field in _FORM_ONLY:
+        if field in FORM_ONLY:
             continue
         values = ["" if value == "UNKNOWN" else value for value in values]
         if field in TEXT_FIELDS:
@@ -7918,17 +8093,6 @@ def form_metadata(form):
             other[field] = values
     if other:
         metadata["other"] = other
-    return metadata
-
-
-def stored_metadata(text):
-    """A release's metadata as they are stored (JSON), without what describes one file only: older
-    programs kept that too."""
-    metadata = json.loads(text)
-    other = metadata.get("other")
-    if isinstance(other, dict) and not _FORM_ONLY.isdisjoint(other):
-        metadata["other"] = {field: value for field, value in other.items()
-                             if field not in _FORM_ONLY}
     return metadata
 
 
@@ -8181,9 +8345,10 @@ def _refuse_other_bytes(index, before, filename, sha256, may_replace):
 def _register(change, index, name, version, metadata):
     index = _current(change, index)
     project_id = _project_for(change, index, name)
-    row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
+    row = change.execute("SELECT id, metadata, readme_size FROM releases "
+                         "WHERE project_id = ? AND version = ?",
                          (project_id, version)).fetchone()
-    if row and stored_metadata(row["metadata"]) == with_defaults(metadata):
+    if row and stored_metadata(change, row) == with_defaults(metadata):
         return
     _put_release(change, index, name, version, project_id, with_defaults(metadata))
     change.audit("register", index.path, f"{normalize(name)}=={version}")
@@ -8214,13 +8379,15 @@ def _project_for(change, index, name):
 
 def _put_release(change, index, name, version, project_id, metadata):
     """Insert or replace a release; returns its id."""
-    change.execute("INSERT INTO releases (project_id, version, metadata) VALUES (?, ?, ?) "
-                   "ON CONFLICT (project_id, version) DO UPDATE SET metadata = excluded.metadata",
-                   (project_id, version, json.dumps(metadata)))
+    row = change.execute("SELECT id FROM releases WHERE project_id = ? AND version = ?",
+                         (project_id, version)).fetchone()
+    release_id = row["id"] if row else change.execute(
+        "INSERT INTO releases (project_id, version, metadata) VALUES (?, ?, '')",
+        (project_id, version)).lastrowid
+    put_metadata(change, release_id, metadata)
     change.record("release", [index.user, index.name, normalize(name), version], metadata)
     _project_changed(change, index, normalize(name))
-    return change.execute("SELECT id FROM releases WHERE project_id = ? AND version = ?",
-                          (project_id, version)).fetchone()["id"]
+    return release_id
 
 
 def _store_upload(change, index, upload, may_replace):
@@ -8326,9 +8493,10 @@ def _drop_file(change, index, file):
 
 def _merge_release(change, index, project_id, upload):
     """Bring a release's metadata up to what form and archive say: the form first, gaps filled from the archive."""
-    row = change.execute("SELECT id, metadata FROM releases WHERE project_id = ? AND version = ?",
+    row = change.execute("SELECT id, metadata, readme_size FROM releases "
+                         "WHERE project_id = ? AND version = ?",
                          (project_id, upload.version)).fetchone()
-    before = stored_metadata(row["metadata"]) if row else with_defaults({})
+    before = stored_metadata(change, row) if row else with_defaults({})
     metadata = {**before, **upload.metadata}
     for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
         if not metadata.get(field) and upload.archive.get(field):
@@ -8697,8 +8865,8 @@ def _released(db, index, name, version):
     if not rows:
         raise _nothing_to_push(index, name, version)
     ids = [row["id"] for row in rows]
-    metadata = {row["version"]: stored_metadata(row["metadata"]) for row in db.execute(
-        f"SELECT version, metadata FROM releases WHERE id IN ({_marks(ids)})", ids)}
+    metadata = {row["version"]: stored_metadata(db, row) for row in db.execute(
+        f"SELECT id, version, metadata, readme_size FROM releases WHERE id IN ({_marks(ids)})", ids)}
     files = select_files(db, f"WHERE release_id IN ({_marks(ids)}) ORDER BY filename, id", *ids)
     results = collections.defaultdict(list)
     for file in files:
@@ -8828,10 +8996,10 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
     project_id = _project_for(change, target, said_name)
     places, log_ = {}, []
     for version, metadata in pushed.metadata.items():
-        row = change.execute("SELECT id, metadata FROM releases "
+        row = change.execute("SELECT id, metadata, readme_size FROM releases "
                              "WHERE project_id = ? AND version = ?",
                              (project_id, version)).fetchone()
-        before = stored_metadata(row["metadata"]) if row else {}
+        before = stored_metadata(change, row) if row else {}
         metadata = {**before, **metadata}
         release_id = row["id"] if row and metadata == before else \
             _put_release(change, target, said_name, version, project_id, metadata)
@@ -9768,8 +9936,9 @@ def _project_to_index(db, index_id, project):
         if file.kind == "releasefile":
             own.setdefault(file.version, []).append((None, file))
     version = latest_version(own)
-    found = db.execute("SELECT metadata FROM releases WHERE project_id = ? AND version = ?", (row["id"], version)).fetchone()
-    metadata = json.loads(found["metadata"]) if found else {}
+    found = db.execute("SELECT id, metadata, readme_size FROM releases "
+                       "WHERE project_id = ? AND version = ?", (row["id"], version)).fetchone()
+    metadata = stored_metadata(db, found) if found else {}
     docs = max((file for file in files if file.kind == "doczip"), key=lambda file: version_key(file.version), default=None)
     if (_status_of(row) or ("",))[0] == "quarantined":
         docs = None
@@ -10314,6 +10483,9 @@ class Outgoing:
         self.pieces.clear()
 
 
+_CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)", re.I)
+
+
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
     __slots__ = ("sock", "address", "owner", "trusted", "answers", "buffer", "scanned", "pending", "held", "closing", "broken",
@@ -10332,6 +10504,11 @@ class Connection:
         self.allowance = Limits.drained_body    # what `draining` will begin with
         self.since = time.monotonic()
         self.deadline = self.since + Limits.keep_alive
+
+    def party(self):
+        """Whom the request in the buffer comes from, as far as its head tells unread."""
+        credentials = _CREDENTIALS.search(self.buffer, 0, Limits.head)
+        return self.address, credentials and credentials[1]
 
     def receive(self, patience):
         """More bytes, in a worker; b"" at the end.  BadHead if none come within `patience` seconds."""
@@ -10513,7 +10690,8 @@ PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]         # what may 
 
 
 class RawJson:
-    """A part of an answer that is JSON already: some `size` bytes, which `read()` gives when they are sent."""
+    """A part of a response that is JSON already: `size` bytes, which `read()` yields in pieces as they
+    are sent."""
     __slots__ = ("size", "read")
 
     def __init__(self, size, read):
@@ -10531,7 +10709,7 @@ def json_response(content, status=200, headers=()):
     if not raws:
         return Response(status, headers, text.encode() + b"\n")
     pieces = _with_raw_parts(text, raws)
-    if sum(raw.size for raw in raws) > Limits.streamed_metadata:
+    if sum(raw.size for raw in raws) > Limits.streamed:
         return Response(status, headers, stream=pieces)
     return Response(status, headers, b"".join(pieces))
 
@@ -10549,7 +10727,7 @@ def _with_raw_parts(text, raws):
     for part, raw in itertools.zip_longest(re.split(f'"{_RAW_MARK}[0-9]+"', text), raws):
         yield part.encode()
         if raw is not None:
-            yield raw.read()
+            yield from raw.read()
     yield b"\n"
 
 
@@ -11205,7 +11383,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         socketserver.BaseServer.__init__(self, listeners[0].getsockname(), Handler)
         self.socket = listeners[0]
         self.selector = selectors.DefaultSelector()
-        self.workers = Workers("worker", app.settings.threads, self._work)
+        self.workers = Workers("worker", app.settings.threads, self._work,
+                               at_ease=Limits.workers_at_ease)
         self.returned = collections.deque()
         self.waker, self.wake_end = socket.socketpair()
         self.waker.setblocking(False)
@@ -11222,7 +11401,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def process_request(self, request, client_address):
         """Hand a connection whose next request can't be answered here to a worker."""
         self.working += 1
-        self.workers.submit((request, client_address, time.monotonic()))
+        self.workers.submit((request, client_address, time.monotonic()), request.party())
 
     def _work(self, item):
         connection, client_address, since = item
@@ -12995,44 +13174,49 @@ def version_objects(request, index, project, ignore_bases, only=None):
     return known, versions
 
 
-def _stage_metadata(request, index, project, files_of, only=None, may_be_raw=True):
+def _stage_metadata(request, index, project, files_of, only=None):
     """{version: metadata} of a stage's project; `files_of`: its files by version.
 
-    Where there is much of it long READMEs are RawJson, if they may be: parsing ten megabytes and
-    writing them again keeps the interpreter's lock for a tenth of a second, and SQLite needs none.
-    Short ones are so only where the answer is sent in pieces: each costs a query of its own."""
+    READMEs are RawJson, which is read as it is sent."""
     store = request.app.store
-    source = "FROM releases JOIN projects ON projects.id = project_id WHERE index_id = ? AND projects.name = ? " \
-             "AND version = coalesce(?, version)"
+    source = "FROM releases JOIN projects ON projects.id = project_id WHERE index_id = ? " \
+             "AND projects.name = ? AND version = coalesce(?, version)"
+    values = (index.id, project, only)
     with store.read() as db:
-        size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {source}", (index.id, project, only)).fetchone()[0]
-    is_large = may_be_raw and size > Limits.parsed_metadata and store.has_json
-    if size <= Limits.streamed_metadata or not is_large:
-        request.claim((Limits.raw_cost if is_large else Limits.answer_cost) * size)
-    longest = Limits.long_metadata if size <= Limits.streamed_metadata else 0
-    column = f"CASE WHEN length(metadata) > {longest} THEN json_remove(metadata, '$.description') ELSE metadata END" \
-        if is_large else "metadata"
-    with store.read() as db:
-        rows = db.execute(f"SELECT releases.id, version, length(metadata) AS size, {column} AS metadata {source} "
-                          "ORDER BY releases.id", (index.id, project, only)).fetchall()
+        size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {source}", values).fetchone()[0]
+        request.claim(Limits.answer_cost * size)
+        rows = db.execute("SELECT releases.id, version, metadata, readme_size, (SELECT max(id) "
+                          f"FROM readmes WHERE release_id = releases.id) AS last_piece {source} "
+                          "ORDER BY releases.id", values).fetchall()
     shown = {}
     for row in rows:
         metadata = json.loads(row["metadata"])
-        shown[row["version"]] = {key: value for key, value in metadata.items() if key != "other" and key[:1] != "+"}
-        if is_large and row["size"] > longest:
-            shown[row["version"]]["description"] = RawJson(row["size"], functools.partial(_description, store, row["id"]))
-        reasons = [file.yanked for file in files_of.get(row["version"], ()) if file.kind == "releasefile"]
+        content = shown[row["version"]] = {key: value for key, value in metadata.items()
+                                           if key != "other" and key[:1] != "+"}
+        if row["readme_size"]:
+            read = functools.partial(_readme, store, row)
+            content["description"] = RawJson(row["readme_size"], read)
+        reasons = [file.yanked for file in files_of.get(row["version"], ())
+                   if file.kind == "releasefile"]
         if reasons and None not in reasons:
-            shown[row["version"]]["yanked"] = reasons[0] or True
+            content["yanked"] = reasons[0] or True
     return shown
 
 
-def _description(store, release_id):
-    """The README of a release as JSON (bytes)."""
-    with store.read() as db:
-        row = db.execute("SELECT json_quote(json_extract(metadata, '$.description')) FROM releases WHERE id = ?",
-                         (release_id,)).fetchone()
-    return (row[0] if row else '""').encode()
+def _readme(store, row):
+    """Yield the README of a release, as JSON, a few pieces at a time; Busy if it was replaced or
+    deleted since `row` was read."""
+    left, last = row["readme_size"], 0
+    while left:
+        with store.read() as db:
+            pieces = db.execute("SELECT id, piece FROM readmes WHERE release_id = ? "
+                                "AND id > ? AND id <= ? ORDER BY id LIMIT 4",
+                                (row["id"], last, row["last_piece"])).fetchall()
+        if not pieces:
+            raise Busy("the release was changed while it was read, try again")
+        for last, piece in pieces:
+            left -= len(piece)
+            yield piece
 
 
 def _mirror_metadata(project, files_of):
@@ -13155,8 +13339,11 @@ def _metadata_of(request, page, version):
                                        if file.version in texts and file.requires_python), "")}
     for origin, files in page.parts:
         for text in () if origin.is_mirror else texts:
-            found = _stage_metadata(request, origin, page.name, {}, text, may_be_raw=False).get(text)
+            found = _stage_metadata(request, origin, page.name, {}, text).get(text)
             if found:
+                readme = found.get("description")
+                if isinstance(readme, RawJson):
+                    found["description"] = json.loads(b"".join(readme.read()))
                 return found, True
         for file in files:
             if origin.is_mirror and file.version in texts and file.core_metadata:

@@ -1200,36 +1200,3 @@ def test_attestations_go_with_their_own_file_only(site, receiver):
     send(site, "pu/other", "attest", "1.0", receiver.url + "/")
     assert sent_attestations(receiver)[pairs[0][0].filename] is None
     assert "attestations" not in json.dumps(site.get("/pu/other/attest").json())
-
-
-def test_what_an_older_program_kept_with_the_release_is_not_sent(site, receiver):
-    external(site, "oldattest")
-    with contextlib.closing(sqlite3.connect(str(site.directory / "devpi_lite.db"))) as db:
-        db.execute("UPDATE releases SET metadata = json_set(metadata, '$.other', json('{\"attestations\": [\"[1]\"], "
-                   "\"unknown_field\": [\"kept\"]}')) WHERE project_id IN (SELECT id FROM projects WHERE name = 'oldattest')")
-        db.commit()
-    assert push(site, "pu/dev", "oldattest", "1.0", "pu/other").status == 200
-    for index in ("pu/dev", "pu/other"):
-        receiver.reset()
-        assert send(site, index, "oldattest", "1.0", receiver.url + "/").status == 200
-        assert receiver.requests[0].field("unknown_field") == "kept"
-        assert "attestations" not in receiver.requests[0].fields
-
-
-@pytest.mark.parametrize("text, requests, status", [
-    (b"Attestations are only supported when using Trusted Publishing", 2, 200), (b"another reason", 1, 502)])
-def test_a_receiver_that_takes_no_attestations_gets_the_file_without_them(site, receiver, text, requests, status):
-    name = "plainly%d" % requests
-    archive, attestations = attested(name, "py3-none-any")
-    upload(site, "pu/dev", archive, fields={"attestations": attestations})
-    receiver.answer(400, text, times=1)
-    assert send(site, "pu/dev", name, "1.0", receiver.url + "/").status == status
-    assert [request.fields.get("attestations") for request in receiver.requests] == [[attestations], None][:requests]
-
-
-@pytest.mark.parametrize("text, status", [
-    ("{}", 400), ("[", 400), ("no JSON", 400), ("[" * 100000, 400), ("[%s]" % (" " * (256 << 10)), 413)], ids=lambda text: str(text)[:9])
-def test_attestations_that_are_no_json_list_or_too_long_are_refused(site, text, status):
-    reply = site.upload("pu/dev", wheel("oddattest", "1.0"), fields={"attestations": text})
-    assert reply.status == status and "attestations" in reply.json()["message"]
-    assert site.get("/pu/dev/oddattest").status == 404

@@ -123,8 +123,8 @@ def test_long_fields_of_forms_that_come_slowly_do_not_lie_in_memory(site):
 
 
 def test_long_readmes_of_many_releases_are_sent_one_by_one(make_server, tmp_path):
-    server = make_server(script=patched(tmp_path, "devpi_lite.Limits.parsed_metadata = 10000\n"
-                                                  "devpi_lite.Limits.streamed_metadata = 40000"))
+    server = make_server(script=patched(tmp_path, "devpi_lite.Limits.readme_piece = 1000\n"
+                                                  "devpi_lite.Limits.streamed = 40000"))
     server.add_user("long")
     server.add_index("long/base", acl_upload=["long"])
     server.add_index("long/dev", bases=["long/base"])
@@ -212,16 +212,31 @@ def deleted_files(server):
 
 
 def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
-    server = make_server("--no-access-log", script=patched(tmp_path, "devpi_lite.Limits.pending_memory = 16 << 20"))
+    server = make_server("--no-access-log", script=patched(tmp_path, "devpi_lite.Limits.pending_memory = 16 << 20\n"
+                                                                      "devpi_lite.Limits.large_claim = 64 << 20"))
     server.add_user("big")
     server.add_index("big/dev")
-    readme = "x" * (7 << 20)        # more than the system takes of an unread answer
-    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": readme}).status == 200
+    text = "x" * (7 << 20)        # more than the system takes of an unread answer
+    assert server.upload("big/dev", sdist("big", "1.0"), fields={"license": text}).status == 200
     before = memory(server)
     wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(16)]
     eventually(lambda: sum(map(int, re.findall(r"(\d+) answers are given up", server.output()))) >= 14)
-    assert server.get("/big/dev/big/1.0").result["description"] == readme
+    assert server.get("/big/dev/big/1.0").result["license"] == text
     assert memory(server) - before < 90     # of 112 MB that lie unread
+    for wire in wires:
+        wire.socket.close()
+
+
+def test_a_long_readme_is_read_no_faster_than_clients_take_it(make_server):
+    server = make_server("--no-access-log")
+    server.add_user("big")
+    server.add_index("big/dev")
+    readme = "x" * (7 << 20)
+    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": readme}).status == 200
+    before = memory(server)
+    wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(16)]
+    assert server.get("/big/dev/big/1.0").result["description"] == readme
+    assert memory(server) - before < 40     # of 112 MB
     for wire in wires:
         wire.socket.close()
 

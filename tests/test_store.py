@@ -1,4 +1,5 @@
 """Chapters 3 and 4: changes, serials, the changelog's chain, what caches keep, blobs."""
+import contextlib
 import errno
 import hashlib
 import json
@@ -262,6 +263,28 @@ def test_schema_4_lets_two_projects_list_one_file_and_loses_nothing(tmp_path):
             assert db.execute("SELECT count(*) FROM attestations").fetchone()[0] == 0
     finally:
         store.close()
+
+
+def test_schema_6_keeps_readmes_apart_and_drops_what_describes_one_file(tmp_path):
+    metadata = {"name": "p", "description": 'A "long" text\n\u00e9\ud800', "summary": "s",
+                "other": {"attestations": ["[1]"], "unknown_field": ["kept"]}}
+    with contextlib.closing(sqlite3.connect(str(tmp_path / "devpi_lite.db"))) as db, db:
+        db.executescript(d.SCHEMA + d.SCHEMA_SINCE_2 + d.SCHEMA_SINCE_3 + d.SCHEMA_SINCE_4 + d.SCHEMA_SINCE_5 + """
+            INSERT INTO users VALUES (1, 'u', NULL, 'g', 'c', NULL, '{}');
+            INSERT INTO indexes VALUES (1, 1, 's', '{"type": "stage"}');
+            INSERT INTO projects (id, index_id, name) VALUES (1, 1, 'p');
+            INSERT INTO releases VALUES (1, 1, '1', 'long'), (2, 1, '2', '{"name": "p", "other": ["odd"]}');
+            PRAGMA user_version = 5;""")
+        db.execute("UPDATE releases SET metadata = ? WHERE id = 1", (json.dumps(metadata),))
+    store = d.Store(str(tmp_path), create=True)
+    with contextlib.closing(store), store.read() as db:
+        rows = db.execute("SELECT * FROM releases ORDER BY id").fetchall()
+        del metadata["other"]["attestations"]
+        assert d.stored_metadata(db, rows[0]) == metadata
+        assert b"".join(row[0] for row in db.execute("SELECT piece FROM readmes WHERE release_id = 1 ORDER BY id")) \
+            == json.dumps(metadata["description"]).encode()
+        assert json.loads(rows[0]["metadata"])["description"] == ""
+        assert (d.stored_metadata(db, rows[1]), rows[1]["readme_size"]) == ({"name": "p", "other": ["odd"]}, 0)
 
 
 def test_a_cache_drops_what_a_commit_touches_and_nothing_else():

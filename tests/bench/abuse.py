@@ -27,17 +27,19 @@ ANSWERED = collections.Counter()
 
 
 class Account:
-    """A user with an index of the same name; `ask` sends one request as this user."""
+    """A user with an index of the same name, on a machine of its own (all of 127.0.0.0/8 is this one); `ask` sends one
+    request as this user."""
 
     def __init__(self, port, kind):
         self.port, self.kind = port, kind
+        self.source = "127.0.0.%d" % (10 + list(KINDS).index(kind)), 0
         self.login = "Basic " + base64.b64encode(("%s:secret" % kind).encode()).decode()
         self.must("PUT", "/" + kind, {"password": "secret"})
 
     def ask(self, method, path, body=None, headers=(), login=True):
         """The status; 0 if the connection broke."""
         sent = dict({"Authorization": self.login} if login else {}, **dict(headers))
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60, source_address=self.source)
         try:
             connection.request(method, path, json.dumps(body) if isinstance(body, dict) else body, sent)
             answer = connection.getresponse()
@@ -142,7 +144,7 @@ def slow_readers(account):
         sys.exit("slow_readers: the upload failed")
 
     def turn(number):
-        connection = socket.create_connection((HOST, account.port), 60)
+        connection = socket.create_connection((HOST, account.port), 60, account.source)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(b"GET /slow_readers/dev/big/1.0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
         HELD.append(connection)
