@@ -5,6 +5,8 @@ Standard library only; everything listens on 127.0.0.1, on ports that the system
 
 import atexit
 import base64
+import contextlib
+import functools
 import hashlib
 import http.client
 import io
@@ -14,9 +16,11 @@ import os
 import pathlib
 import py_compile
 import re
+import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -138,13 +142,11 @@ class Server:
             options += ["--port", "0"]
         options += self.options + more_options
         self.lines = []
-        self.process = subprocess.Popen(
-            [str(self.python), str(self.script)] + [str(option) for option in options],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
+        command = [str(self.python), str(self.script)] + [str(option) for option in options]
+        # a start anew is by an interpreter of its own, to which no text has the same hash() as before
+        launch = forked if self.process is None and may_fork(command, self.environment) else subprocess.Popen
+        self.process = launch(
+            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         _watchdog.add(self.pid)
         listening = threading.Event()
         self._reader = threading.Thread(
@@ -396,15 +398,22 @@ class Server:
 
 def run_command(*arguments, input=None, env=None, python=sys.executable, script=SCRIPT, timeout=120):
     """Runs `devpi_lite.py ARGUMENTS` to its end: .returncode, .stdout, .stderr (text)."""
-    return subprocess.run(
-        [str(python), str(script)] + [str(argument) for argument in arguments],
-        input=input or "",
-        env=clean_environment(env),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        universal_newlines=True,
-        timeout=timeout,
-    )
+    command, env = [str(python), str(script)] + [str(argument) for argument in arguments], clean_environment(env)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(3)]
+        files[0].write(input or "")
+        files[0].seek(0)
+        launch = forked if may_fork(command, env) else subprocess.Popen
+        process = launch(command, env=env, stdin=files[0], stdout=files[1], stderr=files[2])
+        try:
+            process.wait(timeout)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        for file in files:
+            file.seek(0)
+        return subprocess.CompletedProcess(command, process.returncode, files[1].read(), files[2].read())
 
 
 def clean_environment(more=None):
@@ -439,6 +448,146 @@ class _Connection(http.client.HTTPConnection):
 
     def _encode_request(self, request):
         return request.encode("utf-8", "surrogateescape")
+
+
+class _Nursery:
+    """A process that has imported the program: a fork of it saves most of what a start takes.
+
+    For each start it forks a keeper, and that the program: the keeper reports the program's id, and its status at its end.
+    """
+
+    _PROGRAM = """if True:
+        import gc, json, os, resource, signal, socket, struct, sys, time
+        sys.path.insert(0, sys.argv[2])
+        import devpi_lite
+        gc.freeze()
+        link = socket.socket(fileno=int(sys.argv[1]))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)       # nobody waits for keepers
+        while True:
+            size, files, _, _ = socket.recv_fds(link, 4, 4)
+            if not size:
+                os._exit(0)
+            data = link.recv(struct.unpack("i", size)[0], socket.MSG_WAITALL)
+            if os.fork() == 0:
+                break
+            for file in files:
+                os.close(file)
+        link.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        report, *files = files
+        pid = os.fork()
+        if pid:
+            for file in files:
+                os.close(file)
+            os.write(report, struct.pack("i", pid))
+            os.write(report, struct.pack("i", os.waitpid(pid, 0)[1]))
+            os._exit(0)
+        os.close(report)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, file in enumerate(files):
+            os.dup2(file, number)
+            os.close(file)
+        sys.argv, environment, directory, mask, descriptors = json.loads(data)
+        os.chdir(directory)
+        os.umask(mask)
+        resource.setrlimit(resource.RLIMIT_NOFILE, descriptors)
+        os.environ.clear()
+        os.environ.update(environment)
+        time.tzset()
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        with open(sys.argv[0]) as script:
+            code = compile(script.read(), sys.argv[0], "exec")
+        exec(code, {"__name__": "__main__", "__file__": sys.argv[0]})"""
+
+    def __init__(self):
+        self._link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._lock = threading.Lock()
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", self._PROGRAM, str(other.fileno()), str(PROGRAM.parent)], env=clean_environment(),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pass_fds=[other.fileno()])
+        atexit.register(self._end)
+
+    def _end(self):
+        self._link.close()
+        self._process.communicate()
+
+    def start(self, command, environment, files):
+        """The end of a pipe that gives the new process's id and later its status."""
+        import resource
+
+        with self._lock:
+            mask = os.umask(0o077)
+            os.umask(mask)
+            request = json.dumps([command[1:], environment, os.getcwd(), mask,
+                                  resource.getrlimit(resource.RLIMIT_NOFILE)]).encode()
+            ours, report = os.pipe()
+            try:
+                socket.send_fds(self._link, [struct.pack("i", len(request))], [report, *files])
+                self._link.sendall(request)
+            finally:
+                os.close(report)
+        return ours
+
+
+@functools.lru_cache(maxsize=None)
+def _nursery():
+    return _Nursery()
+
+
+def may_fork(command, environment):
+    """Whether the process may be a fork of one that has imported the program: on Linux, of a script that patched() made."""
+    return (sys.platform == "linux" and command[0] == sys.executable and os.path.basename(command[1]) == "patched.py"
+            and _of_python(environment) == _of_python(os.environ))
+
+
+def _of_python(environment):
+    """Of an environment what an interpreter looks at when it starts."""
+    return {name: value for name, value in environment.items() if re.match("PYTHON|LANG|LC_", name)}
+
+
+class forked:
+    """Like `subprocess.Popen`, for what may_fork()."""
+
+    def __init__(self, command, env, stdin, stdout, stderr):
+        self.args, self.returncode, self.stdout, self._lock = command, None, None, threading.Lock()
+        with contextlib.ExitStack() as stack:
+            if stdin is subprocess.DEVNULL:
+                stdin = stack.enter_context(open(os.devnull, "rb"))
+            if stdout is subprocess.PIPE:
+                end, other = os.pipe()
+                self.stdout, stdout = os.fdopen(end, "rb"), stack.enter_context(os.fdopen(other, "wb"))
+            if stderr is subprocess.STDOUT:
+                stderr = stdout
+            self._report = _nursery().start(command, env, [stdin.fileno(), stdout.fileno(), stderr.fileno()])
+        (self.pid,) = struct.unpack("i", os.read(self._report, 4))
+
+    def poll(self):
+        try:
+            return self.wait(0)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def wait(self, timeout=None):
+        with self._lock:
+            if self.returncode is None:
+                if not select.select([self._report], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired(self.args, timeout)
+                (status,) = struct.unpack("i", os.read(self._report, 4))
+                os.close(self._report)
+                self.returncode = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -os.WTERMSIG(status)
+            return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
 class _Watchdog:
