@@ -269,6 +269,7 @@ class _Nursery:
         sys.path.insert(0, os.path.dirname(sys.argv[2]))
         import devpi_lite_client
         import configparser, getpass, netrc, signal, ssl, subprocess, tarfile, tempfile, urllib.request, zipfile
+        devpi_lite_client.RETRY_PAUSES = 0.05, 0.1      # many tests wait for both
         gc.freeze()
         link = socket.socket(fileno=int(sys.argv[1]))
         while True:
