@@ -35,6 +35,7 @@ SOURCE = pathlib.Path(__file__).resolve().parent.parent / "devpi_lite.py"
 OWNER = "(the owner of the index)"
 START_SECONDS = 60
 STOP_SECONDS = 25     # less than the 30 s that running requests may take to end
+SOAK = bool(os.environ.get("DEVPI_LITE_SOAK"))  # tests of what a crowd does at random take ten times as long
 
 
 def temporary_folder():
