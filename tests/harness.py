@@ -397,6 +397,11 @@ class Server:
         return reply.body
 
 
+def serial(server):
+    """The serial of the server's last change."""
+    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
+
+
 def run_command(*arguments, input=None, env=None, python=sys.executable, script=SCRIPT, timeout=120):
     """Runs `devpi_lite.py ARGUMENTS` to its end: .returncode, .stdout, .stderr (text)."""
     command, env = [str(python), str(script)] + [str(argument) for argument in arguments], clean_environment(env)

@@ -9,11 +9,11 @@ import zipfile
 
 import pytest
 
-from harness import Archive, Server, eventually, multipart, patched, sdist, wheel
+from harness import (
+    SIMPLE_JSON, Archive, Server, eventually, multipart, patched, sdist, serial, wheel)
 from receiver import Receiver
 
 KEYS = {"times", "id", "time", "who", "address", "action", "index", "target", "detail", "serial"}
-JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 
 numbers = itertools.count(1)
 
@@ -79,10 +79,6 @@ def no_row(server):
     mark, before = newest(server), serial(server)
     yield
     assert (since(server, mark), serial(server)) == ([], before)
-
-
-def serial(server):
-    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
 
 
 def assert_now(text):
@@ -343,7 +339,7 @@ def test_refresh_of_a_mirror_is_no_change(site, upstream):
     upstream.publish(wheel("refreshed", "1.0"))
     site.add_mirror(mirror, upstream.url)
     mark = newest(site)
-    assert site.get("/%s/+simple/refreshed/" % mirror, headers={"Accept": JSON_PAGE}).status == 200
+    assert site.get("/%s/+simple/refreshed/" % mirror, headers={"Accept": SIMPLE_JSON}).status == 200
     assert site.post("/%s/+simple/refreshed/refresh" % mirror).status == 302
     assert since(site, mark) == []
 

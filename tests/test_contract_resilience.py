@@ -25,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite
-from harness import Server, Wire, eventually, multipart, wheel
+from harness import Server, Wire, eventually, multipart, serial, wheel
 from misbehaving import keep_port
 from receiver import Receiver
 from test_resilience import worked
@@ -148,10 +148,6 @@ def settle(server, index):
     name = "marker%d" % next(numbers)
     put(server, index, wheel(name, "1.0"))
     eventually(lambda: found(server, "name:" + name))
-
-
-def serial(server):
-    return server.get("/+api").headers["X-DEVPI-SERIAL"]
 
 
 def audited(server, **query):

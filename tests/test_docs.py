@@ -15,7 +15,7 @@ import zlib
 
 import pytest
 
-from harness import multipart, sdist, wheel
+from harness import multipart, sdist, serial, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -154,10 +154,6 @@ def path_of(content, project, version="1.0", index="doc/dev"):
     """Where the zip itself lies."""
     digest = hashlib.sha256(content).hexdigest()
     return "/%s/+f/%s/%s/%s-%s.doc.zip" % (index, digest[:3], digest[3:16], project, version)
-
-
-def serial(server):
-    return int(server.get("/+api").headers.get("X-DEVPI-SERIAL"))
 
 
 def links(server, project, version="1.0", index="doc/dev"):

@@ -9,10 +9,9 @@ from urllib.parse import quote, unquote, urljoin
 
 import pytest
 
-from harness import Server, wheel
+from harness import SIMPLE_JSON, Server, wheel
 from misbehaving import keep_port
 
-SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 numbers = itertools.count(1)
 
 

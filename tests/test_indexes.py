@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite as d
-from harness import wheel
+from harness import SIMPLE_JSON, wheel
 
 STAGE = {
     "type": "stage", "volatile": True, "bases": [], "acl_upload": ["alice"], "acl_toxresult_upload": [":ANONYMOUS:"],
@@ -20,7 +20,6 @@ NOT_ALLOWED = "contains characters that aren't allowed. Any ascii symbol besides
 CHALLENGE = 'Basic realm="pypi"'
 DEFAULTS_STAY = "Default values can't be removed."
 NO_CHANGES = "The requested modifications resulted in no changes"
-SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 
 numbers = itertools.count(1)
 

@@ -8,9 +8,8 @@ import threading
 
 import pytest
 
-from harness import Upstream, sdist, wheel
+from harness import SIMPLE_JSON, Upstream, sdist, wheel
 
-SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 
 numbers = itertools.count(1)
 

@@ -12,10 +12,9 @@ from urllib.parse import urljoin
 
 import pytest
 
-from harness import Server, Upstream, eventually, patched, wheel
+from harness import SIMPLE_JSON, Server, Upstream, eventually, patched, wheel
 from misbehaving import keep_port
 
-SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SHA = "0123456789abcdef" * 4
 WAIT = 3                # seconds that the servers wait for upstream: enough for every answer, even on a busy machine
 STALE = {"max-age=0", "must-revalidate", "no-cache", "no-store"}

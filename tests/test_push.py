@@ -18,14 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from harness import OWNER, Archive, Server, around, eventually, multipart, sdist, wheel
+from harness import (
+    OWNER, SIMPLE_JSON, Archive, Server, around, eventually, multipart, sdist, serial, wheel)
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
 PASSWORD = "s3cret:of-the-target-ü"
 BIG = 30 << 20
 ABSENT = "(no such key)"
-JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 
 
 @pytest.fixture(scope="module")
@@ -165,11 +165,7 @@ def get(server, path):
 
 
 def page_status(server, index, name):
-    return server.get("/%s/+simple/%s/" % (index, name), headers={"Accept": JSON_PAGE}).status
-
-
-def serial(server):
-    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
+    return server.get("/%s/+simple/%s/" % (index, name), headers={"Accept": SIMPLE_JSON}).status
 
 
 def stored(server):

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from harness import multipart, sdist, wheel
+from harness import SIMPLE_JSON, multipart, sdist, serial, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -11,7 +11,6 @@ STRINGS = (
 LISTS = (
     "platform classifiers supported_platform provides requires obsoletes project_urls provides_dist obsoletes_dist requires_dist "
     "requires_external provides_extras dynamic license_file").split()
-JSON = "application/vnd.pypi.simple.v1+json"
 
 
 @pytest.fixture(scope="module")
@@ -32,15 +31,11 @@ def path_of(archive, index):
 
 
 def page_status(server, index, project):
-    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": JSON}).status
+    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}).status
 
 
 def file_status(server, archive, index):
     return server.get(path_of(archive, index), headers={"Accept": "*/*"}).status
-
-
-def serial(server):
-    return int(server.get("/+api").headers.get("X-DEVPI-SERIAL"))
 
 
 def submit(server, index, name, version, **fields):

@@ -9,7 +9,7 @@ import zipfile
 
 import pytest
 
-from harness import Server, Upstream, eventually, multipart, normal_name, sdist, wheel
+from harness import Server, Upstream, eventually, multipart, normal_name, sdist, serial, wheel
 
 HIT_KEYS = {"name", "version", "index", "summary", "url", "score"}
 HEADERS = {
@@ -122,10 +122,6 @@ def settle(server, index, word):
     """Waits until all that was uploaded before is in the search index, which works through a queue in order."""
     put(server, index, release("marker-" + word, "1.0", "the end"))
     eventually(lambda: found(server, "name:marker-" + word, user=index.partition("/")[0]))
-
-
-def serial(server):
-    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
 
 
 # What is searched: 17 projects that everybody may read, two that only cat may, and names of two mirrors

@@ -8,16 +8,15 @@ import urllib.parse
 
 import pytest
 
-from harness import around, multipart, sdist, wheel
+from harness import SIMPLE_JSON, around, multipart, sdist, wheel
 
-JSON = "application/vnd.pypi.simple.v1+json"
 HTML_V1 = "application/vnd.pypi.simple.v1+html"
 HTML = "text/html"
 LATEST_JSON = "application/vnd.pypi.simple.latest+json"
 LATEST_HTML = "application/vnd.pypi.simple.latest+html"
 PIP = "pip/26.3 {}"
-PIP_ACCEPT = JSON + ", " + HTML_V1 + "; q=0.1, text/html; q=0.01"
-UV_ACCEPT = JSON + ", " + HTML_V1 + ";q=0.2, text/html;q=0.01"
+PIP_ACCEPT = SIMPLE_JSON + ", " + HTML_V1 + "; q=0.1, text/html; q=0.01"
+UV_ACCEPT = SIMPLE_JSON + ", " + HTML_V1 + ";q=0.2, text/html;q=0.01"
 BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
@@ -108,9 +107,9 @@ def file_path(index, archive):
 
 
 def test_json_page_holds_exactly_the_keys_that_say_something(site):
-    reply = get(site, "/sim/dev/+simple/foo/", JSON)
+    reply = get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON)
     assert reply.status == 200
-    assert reply.headers.get("Content-Type") == JSON
+    assert reply.headers.get("Content-Type") == SIMPLE_JSON
     page = reply.json()
     assert set(page) == {"meta", "name", "versions", "files"}
     assert page["meta"] == {"api-version": "1.4"}
@@ -135,26 +134,26 @@ def test_json_page_holds_exactly_the_keys_that_say_something(site):
 
 
 def test_versions_name_every_release_once_also_those_without_files(site):
-    page = get(site, "/sim/dev/+simple/foo/", JSON).json()
+    page = get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON).json()
     assert sorted(page["versions"]) == ["1.0", "1.10", "1.9", "9.0"]
-    assert get(site, "/sim/dev/+simple/fileless/", JSON).json()["versions"] == ["3.0"]
+    assert get(site, "/sim/dev/+simple/fileless/", SIMPLE_JSON).json()["versions"] == ["3.0"]
 
 
 def test_versions_of_all_indexes_are_united(site):
     site.add_index("sim/united", bases=["sim/dev"])
     submit(site, "sim/united", "foo", "7.0")
-    page = get(site, "/sim/united/+simple/foo/", JSON).json()
+    page = get(site, "/sim/united/+simple/foo/", SIMPLE_JSON).json()
     assert sorted(page["versions"]) == ["1.0", "1.10", "1.9", "7.0", "9.0"]
 
 
 def test_upload_time_and_size_survive_a_second_look(site):
-    first = get(site, "/sim/dev/+simple/foo/", JSON).body
-    assert get(site, "/sim/dev/+simple/foo/", JSON).body == first
+    first = get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON).body
+    assert get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON).body == first
 
 
 def test_json_project_list_holds_names_only(site):
-    reply = get(site, "/sim/dev/+simple/", JSON)
-    assert reply.headers.get("Content-Type") == JSON
+    reply = get(site, "/sim/dev/+simple/", SIMPLE_JSON)
+    assert reply.headers.get("Content-Type") == SIMPLE_JSON
     page = reply.json()
     assert set(page) == {"meta", "projects"} and page["meta"] == {"api-version": "1.4"}
     assert sorted(project["name"] for project in page["projects"]) == ["big-project", "fileless", "foo"]
@@ -162,12 +161,12 @@ def test_json_project_list_holds_names_only(site):
 
 
 def test_project_list_names_inherited_projects_once(site):
-    names = [project["name"] for project in get(site, "/sim/child/+simple/", JSON).json()["projects"]]
+    names = [project["name"] for project in get(site, "/sim/child/+simple/", SIMPLE_JSON).json()["projects"]]
     assert sorted(names) == ["big-project", "childs", "fileless", "foo"]
 
 
 def test_project_list_of_an_empty_index_is_empty(site):
-    assert get(site, "/sim/empty/+simple/", JSON).json()["projects"] == []
+    assert get(site, "/sim/empty/+simple/", SIMPLE_JSON).json()["projects"] == []
 
 
 # The HTML form
@@ -216,7 +215,7 @@ def test_installers_see_the_files_of_an_index_before_those_of_its_bases(site):
     own = [wheel("foo", "0.1"), wheel("foo", "1.10", size=10)]
     for archive in own:
         assert post(site, "sim/above", archive).status == 200
-    entries = get(site, "/sim/above/+simple/foo/", JSON).json()["files"]
+    entries = get(site, "/sim/above/+simple/foo/", SIMPLE_JSON).json()["files"]
     names = [entry["filename"] for entry in entries]
     assert sorted(names[:2]) == sorted(archive.filename for archive in own)
     assert sorted(names[2:]) == sorted(FOO[number].filename for number in (0, 1, 3))
@@ -254,7 +253,7 @@ def test_hostile_text_from_metadata_stays_text(site):
     assert "<script" not in text and "&amp;amp;" in text
     [(attributes, _)] = Links(text).anchors
     assert attributes["data-requires-python"] == ">=3.7\"><script>alert('x')</script>&amp;"
-    [entry] = get(site, "/sim/dev/+simple/escaped/", JSON).json()["files"]
+    [entry] = get(site, "/sim/dev/+simple/escaped/", SIMPLE_JSON).json()["files"]
     assert entry["requires-python"] == attributes["data-requires-python"]
     assert site.delete("/sim/dev/escaped", user="sim").status == 200
 
@@ -268,7 +267,7 @@ def test_hostile_text_from_the_form_stays_text(site):
     text = get(site, "/sim/dev/+simple/escapedform/", HTML).text
     assert "<script" not in text
     assert len(Links(text).anchors) == 1
-    json.loads(get(site, "/sim/dev/+simple/escapedform/", JSON).body.decode("utf-8"))
+    json.loads(get(site, "/sim/dev/+simple/escapedform/", SIMPLE_JSON).body.decode("utf-8"))
     assert site.delete("/sim/dev/escapedform", user="sim").status == 200
 
 
@@ -295,25 +294,25 @@ NEGOTIATION = [
     ("*/*", HTML),
     ("text/html", HTML),
     ("text/*", HTML),
-    (JSON, JSON),
+    (SIMPLE_JSON, SIMPLE_JSON),
     (HTML_V1, HTML_V1),
-    (LATEST_JSON, JSON),
+    (LATEST_JSON, SIMPLE_JSON),
     (LATEST_HTML, HTML_V1),
-    (PIP_ACCEPT, JSON),
-    (UV_ACCEPT, JSON),
+    (PIP_ACCEPT, SIMPLE_JSON),
+    (UV_ACCEPT, SIMPLE_JSON),
     (BROWSER_ACCEPT, HTML),
-    (JSON + ", text/html", HTML),
-    (JSON + ";q=0.5, text/html", HTML),
-    (JSON + ", text/html;q=0.9", JSON),
-    (JSON + ";q=0.8, " + HTML_V1 + ";q=0.9", HTML_V1),
-    (JSON + ";q=0, */*", HTML),
-    ("text/html;q=0, " + JSON + ";q=0.1", JSON),
-    (JSON + ";q=abc, text/html;q=0.1", HTML),
-    (JSON + ";q=0.001", JSON),
-    (JSON.upper(), JSON),
-    (",, , " + JSON, JSON),
-    ("*/*;q=0.1, " + JSON + ";q=0.2", JSON),
-    (JSON + " ; q=0.9 ,text/html ; q=0.95", HTML),
+    (SIMPLE_JSON + ", text/html", HTML),
+    (SIMPLE_JSON + ";q=0.5, text/html", HTML),
+    (SIMPLE_JSON + ", text/html;q=0.9", SIMPLE_JSON),
+    (SIMPLE_JSON + ";q=0.8, " + HTML_V1 + ";q=0.9", HTML_V1),
+    (SIMPLE_JSON + ";q=0, */*", HTML),
+    ("text/html;q=0, " + SIMPLE_JSON + ";q=0.1", SIMPLE_JSON),
+    (SIMPLE_JSON + ";q=abc, text/html;q=0.1", HTML),
+    (SIMPLE_JSON + ";q=0.001", SIMPLE_JSON),
+    (SIMPLE_JSON.upper(), SIMPLE_JSON),
+    (",, , " + SIMPLE_JSON, SIMPLE_JSON),
+    ("*/*;q=0.1, " + SIMPLE_JSON + ";q=0.2", SIMPLE_JSON),
+    (SIMPLE_JSON + " ; q=0.9 ,text/html ; q=0.95", HTML),
     ("application/json", HTML),
     ("application/xml", HTML),
     ("application/vnd.pypi.simple.v2+json", HTML),
@@ -332,24 +331,24 @@ def test_accept_decides_the_form(site, path, accept, expected):
     content_type = reply.headers.get("Content-Type")
     if expected == HTML:
         assert content_type == "text/html; charset=UTF-8"
-    elif expected == JSON:
-        assert content_type == JSON
+    elif expected == SIMPLE_JSON:
+        assert content_type == SIMPLE_JSON
     else:
         assert content_type.split(";")[0] == expected
-    assert reply.body.startswith(b"{" if expected == JSON else b"<!DOCTYPE html>")
+    assert reply.body.startswith(b"{" if expected == SIMPLE_JSON else b"<!DOCTYPE html>")
     assert {name.strip() for name in reply.headers.get("Vary").split(",")} == {"Accept", "Accept-Encoding", "User-Agent"}
 
 
 @pytest.mark.parametrize("path", NEGOTIATED_PATHS)
 @pytest.mark.parametrize("query, expected", [
-    ("format=" + JSON.replace("+", "%2B"), JSON),
-    ("format=" + JSON, JSON),
+    ("format=" + SIMPLE_JSON.replace("+", "%2B"), SIMPLE_JSON),
+    ("format=" + SIMPLE_JSON, SIMPLE_JSON),
     ("format=" + HTML_V1.replace("+", "%2B"), HTML_V1),
     ("format=text/html", HTML),
     ("format=text%2Fhtml", HTML),
-    ("format=" + LATEST_JSON.replace("+", "%2B"), JSON),
+    ("format=" + LATEST_JSON.replace("+", "%2B"), SIMPLE_JSON),
 ])
-@pytest.mark.parametrize("accept", [JSON, HTML, None])
+@pytest.mark.parametrize("accept", [SIMPLE_JSON, HTML, None])
 def test_format_in_the_query_wins_over_accept(site, path, query, expected, accept):
     reply = get(site, path + "?" + query, accept)
     assert reply.status == 200
@@ -365,7 +364,7 @@ NOT_INSTALLERS = ["curl/8", "pipx", "mypip/1", "Mozilla/5.0 (pip/1)", "pip 26", 
 def test_installers_get_the_project_list_at_the_bare_index(site, agent, path):
     reply = get(site, path, PIP_ACCEPT, User_Agent=agent)
     assert reply.status == 200
-    assert reply.headers.get("Content-Type") == JSON
+    assert reply.headers.get("Content-Type") == SIMPLE_JSON
     assert {"name": "foo"} in reply.json()["projects"]
     assert '<a href="foo/">foo</a>' in get(site, path, HTML, User_Agent=agent).text
 
@@ -388,7 +387,7 @@ def test_others_get_the_configuration_there(site, agent):
 
 def test_a_client_that_prefers_simple_json_gets_it_at_the_bare_index(site):
     for path in ("/sim/dev", "/sim/dev/"):
-        assert {"name": "big-project"} in get(site, path, JSON).json()["projects"]
+        assert {"name": "big-project"} in get(site, path, SIMPLE_JSON).json()["projects"]
 
 
 def test_installer_asking_for_a_version_gets_the_version_data(site):
@@ -410,14 +409,14 @@ def test_a_missing_slash_redirects_people(site, path, target, accept):
 
 
 @pytest.mark.parametrize("headers", [
-    {"Accept": HTML, "User-Agent": PIP}, {"Accept": PIP_ACCEPT, "User-Agent": "uv/0.13"}, {"Accept": JSON}])
+    {"Accept": HTML, "User-Agent": PIP}, {"Accept": PIP_ACCEPT, "User-Agent": "uv/0.13"}, {"Accept": SIMPLE_JSON}])
 def test_a_missing_slash_is_no_redirect_for_installers_and_json_clients(site, headers):
     for path in ("/sim/dev/+simple", "/sim/dev/+simple/foo"):
         assert site.get(path, headers=headers).status == 200
 
 
 @pytest.mark.parametrize("spelling", ["Foo", "FOO", "foo_", "F.o--o", "f%20oo", "Foo%0D%0AX-Evil:%201", "Foo%22%3E"])
-@pytest.mark.parametrize("headers", [{"Accept": HTML}, {"Accept": JSON, "User-Agent": PIP}])
+@pytest.mark.parametrize("headers", [{"Accept": HTML}, {"Accept": SIMPLE_JSON, "User-Agent": PIP}])
 def test_another_spelling_of_a_name_redirects_everybody_even_if_unknown(site, spelling, headers):
     normal = re.sub(r"[^A-Za-z0-9]+", "-", urllib.parse.unquote(spelling)).lower()
     reply = site.get("/sim/dev/+simple/%s/?x=1" % spelling, headers=headers)
@@ -435,20 +434,20 @@ def test_another_spelling_redirects_on_every_project_route(site, path, target):
 
 
 def test_names_that_are_not_ascii_are_refused(site):
-    reply = get(site, "/sim/dev/+simple/%C3%BC/", JSON)
+    reply = get(site, "/sim/dev/+simple/%C3%BC/", SIMPLE_JSON)
     assert reply.status == 400
     assert "unicode project names not allowed" in reply.text
 
 
 @pytest.mark.parametrize("path", ["//sim/dev/+simple/foo/", "/sim/dev/%2Bsimple/foo/", "/sim/dev/%2bsimple/foo/"])
 def test_percent_encoded_and_doubled_leading_parts_are_the_same_page(site, path):
-    reply = get(site, path, JSON)
+    reply = get(site, path, SIMPLE_JSON)
     assert (reply.status, reply.json()["name"]) == (200, "foo")
 
 
 @pytest.mark.parametrize("path", ["/sim//dev/+simple/foo/", "/sim/dev/+simple//foo/", "/sim/dev/+simple/foo/x/"])
 def test_paths_between_the_routes_are_not_found(site, path):
-    assert get(site, path, JSON).status == 404
+    assert get(site, path, SIMPLE_JSON).status == 404
 
 
 # Where links point
@@ -462,12 +461,12 @@ STYLES = [
 
 
 @pytest.mark.parametrize("style, prefix", STYLES)
-@pytest.mark.parametrize("form", [JSON, HTML])
+@pytest.mark.parametrize("form", [SIMPLE_JSON, HTML])
 @pytest.mark.parametrize("index, base_prefix", [("sim/dev", ""), ("sim/child", "../dev/"), ("other/far", "../../sim/dev/")])
 def test_links_are_relative_to_the_request_in_every_path_style(site, style, prefix, form, index, base_prefix):
     archive = FOO[0]
     reply = get(site, "/%s/%s" % (index, style), form, User_Agent=PIP)
-    if form == JSON:
+    if form == SIMPLE_JSON:
         url = [entry["url"] for entry in reply.json()["files"] if entry["filename"] == archive.filename][0]
     else:
         url = [attributes["href"] for attributes, text in Links(reply.text).anchors if text == archive.filename][0]
@@ -478,14 +477,14 @@ def test_links_are_relative_to_the_request_in_every_path_style(site, style, pref
 
 
 def test_a_header_asks_for_absolute_links(site):
-    page = get(site, "/sim/child/+simple/foo/", JSON, X_Devpi_Absolute_Urls="").json()
+    page = get(site, "/sim/child/+simple/foo/", SIMPLE_JSON, X_Devpi_Absolute_Urls="").json()
     assert page["files"][0]["url"] == "%s/%s" % (site.url, file_path("sim/dev", FOO[0]))
     text = get(site, "/sim/child/+simple/foo/", HTML, X_Devpi_Absolute_Urls="1").text
     assert 'href="%s/sim/dev/+f/' % site.url in text
 
 
 def test_absolute_links_follow_the_outside_url_of_a_proxy_on_this_machine(site):
-    reply = get(site, "/sim/dev/+simple/foo/", JSON, X_Devpi_Absolute_Urls="1", X_Outside_URL="https://pypi.org/sub")
+    reply = get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON, X_Devpi_Absolute_Urls="1", X_Outside_URL="https://pypi.org/sub")
     assert reply.json()["files"][0]["url"] == "https://pypi.org/sub/" + file_path("sim/dev", FOO[0])
     reply = get(site, "/sim/dev/+simple/foo", HTML, X_Outside_URL="https://pypi.org/sub")
     assert reply.headers.get("Location") == "https://pypi.org/sub/sim/dev/+simple/foo/"
@@ -498,14 +497,14 @@ def test_option_makes_all_links_absolute_with_the_outside_url(make_server):
     server.add_index("sim/dev")
     assert post(server, "sim/dev", FOO[0]).status == 200
     for path in ("/sim/dev/+simple/foo/", "/sub/sim/dev/+simple/foo/"):
-        [entry] = get(server, path, JSON).json()["files"]
+        [entry] = get(server, path, SIMPLE_JSON).json()["files"]
         assert entry["url"] == "https://pypi.org/sub/" + file_path("sim/dev", FOO[0])
     assert get(server, "/sub/" + file_path("sim/dev", FOO[0]), "*/*").body == FOO[0].content
 
 
 def test_two_clients_with_different_hosts_do_not_share_absolute_links(site):
     for host in ("one.localhost", "two.localhost", "one.localhost:80", "two.localhost:81"):
-        url = get(site, "/sim/dev/+simple/foo/", JSON, X_Devpi_Absolute_Urls="1", Host=host).json()["files"][0]["url"]
+        url = get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON, X_Devpi_Absolute_Urls="1", Host=host).json()["files"][0]["url"]
         assert url.startswith("http://%s/sim/dev/+f/" % (host[:-3] if host.endswith(":80") else host))
 
 
@@ -521,14 +520,14 @@ def test_a_hostile_host_never_reaches_a_page(site, host):
 # Nothing there
 
 
-@pytest.mark.parametrize("form", [JSON, HTML, None])
+@pytest.mark.parametrize("form", [SIMPLE_JSON, HTML, None])
 def test_an_unknown_project_is_not_found_and_a_known_one_without_files_is_empty(site, form):
     assert get(site, "/sim/dev/+simple/unknown/", form).status == 404
     assert get(site, "/sim/child/+simple/unknown/", form, User_Agent=PIP).status == 404
     for index in ("sim/dev", "sim/child"):
         reply = get(site, "/%s/+simple/fileless/" % index, form)
         assert reply.status == 200
-        assert not (reply.json()["files"] if form == JSON else Links(reply.text).anchors)
+        assert not (reply.json()["files"] if form == SIMPLE_JSON else Links(reply.text).anchors)
 
 
 def test_the_refusal_names_the_project(site):
@@ -538,13 +537,13 @@ def test_the_refusal_names_the_project(site):
 
 @pytest.mark.parametrize("path", ["/sim/none/+simple/", "/sim/none/+simple/foo/", "/nobody/none/+simple/foo/"])
 def test_an_unknown_index_is_not_found(site, path):
-    assert get(site, path, JSON, User_Agent=PIP).status == 404
+    assert get(site, path, SIMPLE_JSON, User_Agent=PIP).status == 404
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST", "PUSH"])
 def test_other_methods_on_simple_pages_are_not_found(site, method):
     assert site.request(method, "/sim/dev/+simple/foo/", body=b"{}", user="sim").status == 404
-    assert get(site, "/sim/dev/+simple/foo/", JSON).status == 200
+    assert get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON).status == 200
 
 
 # Caching and compression
@@ -552,7 +551,7 @@ def test_other_methods_on_simple_pages_are_not_found(site, method):
 
 def test_head_is_get_without_a_body(site):
     for path in NEGOTIATED_PATHS:
-        for accept in (JSON, HTML):
+        for accept in (SIMPLE_JSON, HTML):
             full, bare = get(site, path, accept), get(site, path, accept, method="HEAD")
             assert (bare.status, bare.body) == (200, b"")
             for name in ("Content-Type", "Content-Length", "ETag", "Vary", "Cache-Control"):
@@ -561,12 +560,12 @@ def test_head_is_get_without_a_body(site):
 
 def test_a_stage_page_is_revalidated_always(site):
     for path in ("/sim/dev/+simple/foo/", "/sim/child/+simple/foo/"):
-        assert get(site, path, JSON).headers.get("Cache-Control") == "no-cache"
+        assert get(site, path, SIMPLE_JSON).headers.get("Cache-Control") == "no-cache"
 
 
 def test_a_page_over_a_kilobyte_is_compressed_for_those_who_ask(site):
     path = "/sim/dev/+simple/big-project/"
-    for accept in (JSON, HTML):
+    for accept in (SIMPLE_JSON, HTML):
         plain = get(site, path, accept)
         packed = get(site, path, accept, Accept_Encoding="gzip, deflate")
         assert plain.headers.get("Content-Encoding") is None
@@ -580,7 +579,7 @@ def test_a_page_over_a_kilobyte_is_compressed_for_those_who_ask(site):
     ("gzip, deflate, zstd", True), ("GZIP", True), ("gzip;q=0.5", True), ("identity", False), ("deflate", False),
     ("gzip;q=0", False), ("*", None), ("br", False), ("", False)])
 def test_accept_encoding_is_obeyed(site, encoding, packed):
-    reply = get(site, "/sim/dev/+simple/big-project/", JSON, Accept_Encoding=encoding)
+    reply = get(site, "/sim/dev/+simple/big-project/", SIMPLE_JSON, Accept_Encoding=encoding)
     used = reply.headers.get("Content-Encoding")
     assert used in (("gzip", None) if packed is None else ("gzip",) if packed else (None,))
     body = gzip.decompress(reply.body) if used else reply.body
@@ -591,15 +590,15 @@ def test_every_representation_has_an_etag_of_its_own(site):
     path = "/sim/dev/+simple/big-project/"
     tags = [
         get(site, path, accept, **headers).headers.get("ETag")
-        for accept in (JSON, HTML, HTML_V1) for headers in ({}, {"Accept_Encoding": "gzip"})]
-    tags.append(get(site, path, JSON, X_Devpi_Absolute_Urls="1").headers.get("ETag"))
+        for accept in (SIMPLE_JSON, HTML, HTML_V1) for headers in ({}, {"Accept_Encoding": "gzip"})]
+    tags.append(get(site, path, SIMPLE_JSON, X_Devpi_Absolute_Urls="1").headers.get("ETag"))
     tags.append(get(site, path, HTML, User_Agent=PIP).headers.get("ETag"))
     assert all(re.match(r'^(W/)?"[!#-~]+"$', tag) for tag in tags)
     assert len(set(tags)) == len(tags)
 
 
 @pytest.mark.parametrize("headers", [{}, {"Accept_Encoding": "gzip"}])
-@pytest.mark.parametrize("accept", [JSON, HTML])
+@pytest.mark.parametrize("accept", [SIMPLE_JSON, HTML])
 @pytest.mark.parametrize("path", ["/sim/dev/+simple/big-project/", "/sim/child/+simple/foo/", "/sim/dev/+simple/"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_an_unchanged_page_is_answered_304_with_exactly_these_headers(site, path, accept, headers, method):
@@ -619,27 +618,27 @@ def test_an_unchanged_page_is_answered_304_with_exactly_these_headers(site, path
     ('"other", {tag}', 304), ("W/{tag}", 304), ("*", 304), ('"other"', 200), ("garbage", 200), ("", 200)])
 def test_if_none_match_forms(site, template, status):
     path = "/sim/dev/+simple/foo/"
-    tag = get(site, path, JSON).headers.get("ETag").replace("W/", "")
-    assert get(site, path, JSON, If_None_Match=template.format(tag=tag)).status == status
+    tag = get(site, path, SIMPLE_JSON).headers.get("ETag").replace("W/", "")
+    assert get(site, path, SIMPLE_JSON, If_None_Match=template.format(tag=tag)).status == status
 
 
 def test_the_tag_of_one_form_does_not_match_another(site):
     path = "/sim/dev/+simple/big-project/"
-    tag = get(site, path, JSON).headers.get("ETag")
+    tag = get(site, path, SIMPLE_JSON).headers.get("ETag")
     assert get(site, path, HTML, If_None_Match=tag).status == 200
-    assert get(site, path, JSON, If_None_Match=tag, Accept_Encoding="gzip").status == 200
+    assert get(site, path, SIMPLE_JSON, If_None_Match=tag, Accept_Encoding="gzip").status == 200
 
 
 def test_a_page_changes_its_tag_with_its_project_only(site):
     submit(site, "sim/dev", "tagged", "1.0")
     path = "/sim/child/+simple/tagged/"
-    first = get(site, path, JSON)
+    first = get(site, path, SIMPLE_JSON)
     submit(site, "sim/dev", "neighbour", "1.0")
     site.patch("/sim/dev", {"title": "changed"}, user="sim")
-    again = get(site, path, JSON)
+    again = get(site, path, SIMPLE_JSON)
     assert (again.body, again.headers.get("ETag")) == (first.body, first.headers.get("ETag"))
     assert post(site, "sim/dev", wheel("tagged", "1.0")).status == 200
-    changed = get(site, path, JSON, If_None_Match=first.headers.get("ETag"))
+    changed = get(site, path, SIMPLE_JSON, If_None_Match=first.headers.get("ETag"))
     assert changed.status == 200
     assert len(changed.json()["files"]) == 1
     for name in ("tagged", "neighbour"):
@@ -649,17 +648,17 @@ def test_a_page_changes_its_tag_with_its_project_only(site):
 def test_a_page_follows_every_change_at_once(site):
     site.add_index("sim/moving", volatile=True, bases=[])
     path = "/sim/moving/+simple/moved/"
-    assert get(site, path, JSON).status == 404
+    assert get(site, path, SIMPLE_JSON).status == 404
     post(site, "sim/moving", wheel("moved", "1.0"))
-    assert len(get(site, path, JSON).json()["files"]) == 1
+    assert len(get(site, path, SIMPLE_JSON).json()["files"]) == 1
     post(site, "sim/moving", wheel("moved", "2.0"))
-    assert len(get(site, path, JSON).json()["files"]) == 2
+    assert len(get(site, path, SIMPLE_JSON).json()["files"]) == 2
     site.patch("/sim/moving", {"bases": ["sim/dev"]}, user="sim")
-    assert get(site, "/sim/moving/+simple/foo/", JSON).status == 200
+    assert get(site, "/sim/moving/+simple/foo/", SIMPLE_JSON).status == 200
     site.delete("/sim/moving/moved/1.0", user="sim")
-    assert [entry["filename"] for entry in get(site, path, JSON).json()["files"]] == [wheel("moved", "2.0").filename]
+    assert [entry["filename"] for entry in get(site, path, SIMPLE_JSON).json()["files"]] == [wheel("moved", "2.0").filename]
     site.delete("/sim/moving/moved", user="sim")
-    assert get(site, path, JSON).status == 404
+    assert get(site, path, SIMPLE_JSON).status == 404
     site.delete("/sim/moving", user="sim")
-    assert get(site, path, JSON).status == 404
-    assert get(site, "/sim/moving/+simple/foo/", JSON).status == 404
+    assert get(site, path, SIMPLE_JSON).status == 404
+    assert get(site, "/sim/moving/+simple/foo/", SIMPLE_JSON).status == 404

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite
-from harness import Server, Wire, eventually, multipart, patched, sdist, wheel
+from harness import Server, Wire, eventually, multipart, patched, sdist, serial, wheel
 
 # Nothing that parses and writes JSON again would give these bytes back.
 RESULT = (
@@ -69,10 +69,6 @@ def get(server, path, method="GET", accept="*/*", **headers):
 
 def status(server, path):
     return get(server, path).status
-
-
-def serial(server):
-    return int(server.get("/+api").headers.get("X-DEVPI-SERIAL"))
 
 
 def links(server, project, version="1.0", index="tox/dev"):

@@ -19,7 +19,7 @@ import zipfile
 import pytest
 
 import devpi_lite
-from harness import Archive, Server, eventually, multipart, patched, sdist, wheel
+from harness import Archive, Server, eventually, multipart, patched, sdist, serial, wheel
 from receiver import Receiver
 
 BODY_KEYS = {"id", "event", "index", "project", "version", "file", "sha256", "url", "user", "serial", "ts"}
@@ -118,10 +118,6 @@ def submit(server, index, name, version):
 
 def push(server, source, target, name, version):
     return server.request("PUSH", "/" + source, {"name": name, "version": version, "targetindex": target}, user="tri")
-
-
-def serial(server):
-    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
 
 
 def serial_of(reply):

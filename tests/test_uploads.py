@@ -14,9 +14,8 @@ import zipfile
 
 import pytest
 
-from harness import Server, around, multipart, sdist, wheel
+from harness import SIMPLE_JSON, Server, around, multipart, sdist, serial, wheel
 
-JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 BOUNDARY = "b0undary-b0undary"
 numbers = itertools.count(1)
 
@@ -103,17 +102,13 @@ def post_parts(server, index, body, headers=None, user="up"):
 
 
 def page(server, index, project):
-    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": JSON_PAGE})
+    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON})
 
 
 def entries(server, index, project):
     """Filename -> entry of the JSON page; empty when there is no such project."""
     reply = page(server, index, project)
     return {entry["filename"]: entry for entry in reply.json()["files"]} if reply.status == 200 else {}
-
-
-def serial(server):
-    return int(server.get("/+api").headers.get("X-DEVPI-SERIAL"))
 
 
 def state(server, index, project):

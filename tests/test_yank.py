@@ -7,10 +7,9 @@ import time
 
 import pytest
 
-from harness import OWNER, sdist, wheel
+from harness import OWNER, SIMPLE_JSON, sdist, serial, wheel
 from receiver import Receiver
 
-JSON_PAGE = "application/vnd.pypi.simple.v1+json"
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +90,6 @@ def history(server, index, name, version):
     """The entries after the upload of each file."""
     links = server.get("/%s/%s/%s" % (index, name, version)).result["+links"]
     return [[dict(entry, when=len(entry["when"])) for entry in link["log"][1:]] for link in links]
-
-
-def serial(server):
-    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
 
 
 @contextlib.contextmanager
@@ -269,7 +264,7 @@ def test_indexes_built_on_it_show_the_mark_at_once_cached_pages_included(site):
     seen = {}
     for index in ("ya/dev", "ya/child"):
         path = "/%s/+simple/inherited/" % index
-        for accept in (JSON_PAGE, "text/html"):
+        for accept in (SIMPLE_JSON, "text/html"):
             seen[path, accept] = site.get(path, headers={"Accept": accept}).headers["ETag"]
     yank(site, "/ya/dev/inherited/1.0", "x")
     assert yanked(site, "ya/child", "inherited") == {first.filename: "x", second.filename: "x"}
