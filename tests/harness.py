@@ -370,6 +370,12 @@ class Server:
             headers=dict({"Content-Type": content_type}, **headers or {}),
         )
 
+    def post_form(self, index, fields, files=None, user=OWNER, headers=None):
+        """A form to the index, with files as archives.multipart() takes them, in the session of its owner unless told another."""
+        body, content_type = multipart(fields, files or {})
+        user = index.partition("/")[0] if user is OWNER else user
+        return self.post("/%s/" % index, body, user=user, headers=dict({"Content-Type": content_type}, **headers or {}))
+
     def simple(self, index, project, **options):
         """The project's page as JSON."""
         reply = self.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}, **options)
@@ -400,6 +406,19 @@ class Server:
 def serial(server):
     """The serial of the server's last change."""
     return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
+
+
+def upload(server, index, *archives, **options):
+    """Server.upload() of each, which must be taken."""
+    for archive in archives:
+        reply = server.upload(index, archive, **options)
+        assert reply.status == 200, reply
+
+
+def submit(server, index, name, version, **fields):
+    """Registers a release without files."""
+    reply = server.post_form(index, dict(fields, **{":action": "submit", "name": name, "version": version}))
+    assert reply.status == 200, reply
 
 
 def run_command(*arguments, input=None, env=None, python=sys.executable, script=SCRIPT, timeout=120):

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from harness import (
-    SIMPLE_JSON, Archive, Server, eventually, multipart, patched, sdist, serial, wheel)
+    SIMPLE_JSON, Archive, Server, eventually, patched, sdist, serial, wheel)
 from receiver import Receiver
 
 KEYS = {"times", "id", "time", "who", "address", "action", "index", "target", "detail", "serial"}
@@ -93,9 +93,8 @@ def path_of(archive, index):
 
 
 def post_form(server, index, fields, archive=None, user="aud", headers=None):
-    """By session: without the cost of a password hash."""
-    body, content_type = multipart(fields, {"content": (archive.filename, archive.content)} if archive else {})
-    return server.post("/%s/" % index, body, user=user, headers=dict({"Content-Type": content_type}, **headers or {}))
+    files = {"content": (archive.filename, archive.content)} if archive else {}
+    return server.post_form(index, fields, files, user, headers)
 
 
 def upload(server, index, archive, **options):

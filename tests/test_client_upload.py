@@ -1,7 +1,6 @@
 """The client's uploads: of given archives and directories, of a project it builds, of documentation, of what is very large."""
 
 import hashlib
-import json
 import re
 import shutil
 import subprocess

@@ -74,11 +74,8 @@ def stage(server, **config):
     return index
 
 
-def form(server, index, fields, files, **options):
-    """Posts a form as res, by session: without the cost of a password hash."""
-    body, content_type = multipart(fields, files)
-    headers = dict(options.pop("headers", {}), **{"Content-Type": content_type})
-    return server.post("/%s/" % index, body, headers=headers, **dict({"user": "res"}, **options))
+def form(server, index, fields, files, user="res", headers=None):
+    return server.post_form(index, fields, files, user, headers)
 
 
 def upload(server, index, archive, **options):

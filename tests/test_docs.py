@@ -15,7 +15,7 @@ import zlib
 
 import pytest
 
-from harness import multipart, sdist, serial, wheel
+from harness import sdist, serial, submit, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -119,20 +119,12 @@ def site(shared_server):
     return shared_server
 
 
-def submit(server, index, name, *versions):
-    """Registers releases without files."""
-    for version in versions:
-        body, content_type = multipart({":action": "submit", "name": name, "version": version}, {})
-        assert server.post("/%s/" % index, body, headers={"Content-Type": content_type}, user="doc").status == 200
-
-
 def upload(server, index, name, version, content, user="doc", filename="any.zip", accept="application/json"):
     """A doc_upload; without the field `name` or `version` if it is None, without a file if `content` is."""
     fields = {":action": "doc_upload", "name": name, "version": version}
-    body, content_type = multipart(
-        {field: value for field, value in fields.items() if value is not None},
-        {} if content is None else {"content": (filename, content)})
-    return server.post("/%s/" % index, body, headers={"Content-Type": content_type, "Accept": accept}, user=user)
+    fields = {field: value for field, value in fields.items() if value is not None}
+    files = {} if content is None else {"content": (filename, content)}
+    return server.post_form(index, fields, files, user, {"Accept": accept})
 
 
 def add_docs(server, index, name, version, content, **options):
@@ -242,7 +234,8 @@ def test_a_known_version_keeps_its_metadata(site):
 
 
 def test_without_a_version_the_latest_release_is_meant(site):
-    submit(site, "doc/dev", "derived", "1.9", "1.10", "1.2")
+    for version in ("1.9", "1.10", "1.2"):
+        submit(site, "doc/dev", "derived", version)
     add_docs(site, "doc/dev", "Derived", None, guide())
     assert [rels(site, "derived", version) for version in ("1.2", "1.9", "1.10")] == [[], [], ["doczip"]]
     submit(site, "doc/dev", "derived", "2.0rc1")

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from harness import around, multipart, sdist, wheel
+from harness import around, sdist, wheel
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,8 @@ def get(server, path, method="GET", accept="*/*", **headers):
 
 def upload_raw(server, index, name, version, filename, content):
     """Uploads any bytes under a file name."""
-    body, content_type = multipart(
-        {":action": "file_upload", "name": name, "version": version}, {"content": (filename, content)})
-    return server.post("/%s/" % index, body, headers={"Content-Type": content_type}, user="fil")
+    fields = {":action": "file_upload", "name": name, "version": version}
+    return server.post_form(index, fields, {"content": (filename, content)}, user="fil")
 
 
 # Whole files

@@ -19,7 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness import (
-    OWNER, SIMPLE_JSON, Archive, Server, around, eventually, multipart, sdist, serial, wheel)
+    OWNER, SIMPLE_JSON, Archive, Server, around, eventually, multipart, sdist, serial, upload,
+    wheel)
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
@@ -106,17 +107,9 @@ def documentation(text="<h1>docs</h1>"):
     return packed.getvalue()
 
 
-def upload(server, index, *archives, **options):
-    for archive in archives:
-        reply = server.upload(index, archive, **options)
-        assert reply.status == 200, reply
-
-
 def upload_docs(server, index, name, version, content):
-    body, content_type = multipart(
-        {":action": "doc_upload", "name": name, "version": version}, {"content": ("anything.zip", content)}
-    )
-    reply = server.post("/%s/" % index, body, user=index.partition("/")[0], headers={"Content-Type": content_type})
+    reply = server.post_form(
+        index, {":action": "doc_upload", "name": name, "version": version}, {"content": ("anything.zip", content)})
     assert reply.status == 200, reply
 
 

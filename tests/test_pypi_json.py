@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from harness import multipart, sdist, wheel
+from harness import sdist, upload, wheel
 
 TOP_KEYS = {"info", "last_serial", "ownership", "releases", "urls", "vulnerabilities"}
 INFO_KEYS = set(
@@ -58,12 +58,6 @@ def index(site):
     return name
 
 
-def put(server, index, *archives, **fields):
-    for archive in archives:
-        reply = server.upload(index, archive, fields=fields)
-        assert reply.status == 200, reply
-
-
 def url_of(index, project, version=None, form="+pypi"):
     return "/".join(["", index, form, project] + ([version] if version else []) + ["json"])
 
@@ -100,7 +94,7 @@ def missing(reply):
 
 
 def test_every_key_of_a_project(site):
-    put(site, "json/dev", wheel("Every.Key", "1.0"))
+    upload(site, "json/dev", wheel("Every.Key", "1.0"))
     for accept in ("application/json", "*/*", None):
         reply = site.get(url_of("json/dev", "every-key"), headers={"Accept": accept})
         assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
@@ -117,7 +111,7 @@ def test_every_key_of_a_project(site):
 
 def test_a_version_has_its_own_files_and_no_list_of_releases(site):
     archives = [wheel("two-versions", "1.0"), wheel("two-versions", "2.0")]
-    put(site, "json/dev", *archives)
+    upload(site, "json/dev", *archives)
     project = document(site, "json/dev", "two-versions")
     assert project["info"]["version"] == "2.0"
     assert filenames(project["urls"]) == [archives[1].filename]
@@ -132,7 +126,7 @@ def test_a_version_has_its_own_files_and_no_list_of_releases(site):
 
 def test_the_metadata_of_the_form_is_the_info(site):
     archive = wheel("Informed_Project", "1.0", requires_python=">=3.8", requires_dist=FIELDS["requires_dist"])
-    put(site, "json/dev", archive, **FIELDS)
+    upload(site, "json/dev", archive, fields=FIELDS)
     info = document(site, "json/dev", "informed-project")["info"]
     assert {key: info[key] for key in SAME} == {key: FIELDS[key] for key in SAME}
     assert info["name"] == "Informed_Project"
@@ -144,13 +138,13 @@ def test_the_metadata_of_the_form_is_the_info(site):
 
 def test_a_licence_as_an_expression_and_its_files(site):
     archive = wheel("licensed", "1.0", metadata_version="2.4")
-    put(site, "json/dev", archive, license_expression="MIT OR Apache-2.0", license_file=["LICENSE"])
+    upload(site, "json/dev", archive, fields={"license_expression": "MIT OR Apache-2.0", "license_file": ["LICENSE"]})
     info = document(site, "json/dev", "licensed")["info"]
     assert (info["license_expression"], info["license_files"]) == ("MIT OR Apache-2.0", ["LICENSE"])
 
 
 def test_what_was_not_given_is_empty(site):
-    put(site, "json/dev", wheel("bare", "1.0"))
+    upload(site, "json/dev", wheel("bare", "1.0"))
     info = document(site, "json/dev", "bare")["info"]
     for key in SAME:
         assert key == "summary" or not info[key], key
@@ -159,7 +153,7 @@ def test_what_was_not_given_is_empty(site):
 
 
 def test_the_info_links_to_its_own_pages(site):
-    put(site, "json/dev", wheel("linking", "1.0"))
+    upload(site, "json/dev", wheel("linking", "1.0"))
     info = document(site, "json/dev", "linking")["info"]
     for key, page in (("package_url", "linking"), ("project_url", "linking"), ("release_url", "linking/1.0")):
         assert info[key].rstrip("/") == "%s/json/dev/%s" % (site.url, page)
@@ -173,7 +167,7 @@ def test_a_file(site, make, kind, python):
     project = "filed-" + kind.replace("_", "-")
     archive = make(project, "1.0", requires_python=">=3.8")
     before = datetime.datetime.now(datetime.timezone.utc)
-    put(site, "json/dev", archive)
+    upload(site, "json/dev", archive)
     [file] = document(site, "json/dev", project)["urls"]
     shown = {key: file[key] for key in ("filename", "packagetype", "python_version", "requires_python", "size", "has_sig", "downloads")}
     assert shown == {
@@ -194,7 +188,7 @@ def test_a_file(site, make, kind, python):
 def test_digests_of_a_file(site):
     """sha256 always; the others are right if they are there."""
     archive = sdist("digested", "1.0")
-    put(site, "json/dev", archive)
+    upload(site, "json/dev", archive)
     [file] = document(site, "json/dev", "digested")["urls"]
     assert file["digests"]["sha256"] == archive.sha256
     assert set(file["digests"]) <= {"sha256", "md5", "blake2b_256"}
@@ -205,10 +199,9 @@ def test_digests_of_a_file(site):
 
 def test_documentation_and_test_results_are_no_release_files(site):
     archive = wheel("withothers", "1.0")
-    put(site, "json/dev", archive)
+    upload(site, "json/dev", archive)
     form = {":action": "doc_upload", "name": "withothers", "version": "1.0"}
-    body, content_type = multipart(form, {"content": ("withothers.zip", b"123")})
-    assert site.post("/json/dev/", body, headers={"Content-Type": content_type}, user="json").status == 200
+    assert site.post_form("json/dev", form, {"content": ("withothers.zip", b"123")}).status == 200
     [file] = document(site, "json/dev", "withothers")["urls"]
     assert site.post(urllib.parse.urlsplit(file["url"]).path, {"testenvs": {}}).status == 200
     assert filenames(document(site, "json/dev", "withothers")["urls"]) == [archive.filename]
@@ -228,7 +221,7 @@ def test_documentation_and_test_results_are_no_release_files(site):
     (["1.0", "2.0", "3.0rc1"], ["1.0", "2.0", "3.0rc1"], "2.0")])
 def test_the_latest_version_is_final_if_it_can_be_and_yanked_if_it_must(site, index, versions, yanked, latest):
     archives = {version: sdist("choose", version) for version in versions}
-    put(site, index, *archives.values())
+    upload(site, index, *archives.values())
     for version in yanked:
         yank(site, index, "choose", urllib.parse.quote(version))
     result = document(site, index, "choose")
@@ -239,7 +232,7 @@ def test_the_latest_version_is_final_if_it_can_be_and_yanked_if_it_must(site, in
 
 
 def test_a_yanked_release_says_so_and_why(site, index):
-    put(site, index, wheel("pulled", "1.0"), wheel("pulled", "2.0"), wheel("pulled", "3.0"))
+    upload(site, index, wheel("pulled", "1.0"), wheel("pulled", "2.0"), wheel("pulled", "3.0"))
     yank(site, index, "pulled", "1.0", "breaks things")
     yank(site, index, "pulled", "2.0")
     for version, marks in (("1.0", (True, "breaks things")), ("2.0", (True, None)), ("3.0", (False, None))):
@@ -254,7 +247,7 @@ def test_a_yanked_release_says_so_and_why(site, index):
 
 def test_a_release_with_one_yanked_file_of_two_is_not_yanked(site, index):
     archives = [wheel("halfpulled", "1.0"), sdist("halfpulled", "1.0")]
-    put(site, index, *archives)
+    upload(site, index, *archives)
     path = "/%s/+f/%s/%s/%s" % (index, archives[0].sha256[:3], archives[0].sha256[3:16], archives[0].filename)
     assert site.patch(path + "?yank=bad+tags", user="json").status == 200
     result = document(site, index, "halfpulled")
@@ -268,7 +261,7 @@ def test_a_release_with_one_yanked_file_of_two_is_not_yanked(site, index):
 
 @pytest.mark.parametrize("form", ["+pypi", "pypi"])
 def test_both_addresses_give_the_same(site, form):
-    put(site, "json/dev", wheel("twoways", "1.0"))
+    upload(site, "json/dev", wheel("twoways", "1.0"))
     for version in (None, "1.0"):
         reply = site.get(url_of("json/dev", "twoways", version, form))
         assert (reply.status, reply.json()) == (200, document(site, "json/dev", "twoways", version))
@@ -277,7 +270,7 @@ def test_both_addresses_give_the_same(site, form):
 @pytest.mark.parametrize("form", ["+pypi", "pypi"])
 @pytest.mark.parametrize("version", [None, "1.0"])
 def test_an_unnormalised_name_is_redirected(site, form, version):
-    put(site, "json/dev", wheel("Spelled.Name", "1.0"))
+    upload(site, "json/dev", wheel("Spelled.Name", "1.0"))
     for spelling in ("Spelled.Name", "spelled_name", "SPELLED--NAME", "unknown_name"):
         reply = site.get(url_of("json/dev", spelling, version, form))
         norm = "unknown-name" if spelling == "unknown_name" else "spelled-name"
@@ -287,13 +280,13 @@ def test_an_unnormalised_name_is_redirected(site, form, version):
 
 def test_a_local_version_in_the_address(site):
     archive = wheel("localized", "1.0+abc.1")
-    put(site, "json/dev", archive)
+    upload(site, "json/dev", archive)
     for version in ("1.0+abc.1", "1.0%2Babc.1"):
         assert filenames(document(site, "json/dev", "localized", version)["urls"]) == [archive.filename]
 
 
 def test_projects_named_as_the_address_are_still_projects(site, index):
-    put(site, index, wheel("pypi", "1.0"), wheel("json", "1.0"))
+    upload(site, index, wheel("pypi", "1.0"), wheel("json", "1.0"))
     assert site.get("/%s/pypi/1.0" % index).result["name"] == "pypi"
     assert set(site.get("/%s/pypi" % index).result) == {"1.0"}
     assert missing(site.get("/%s/pypi/json" % index))
@@ -309,13 +302,13 @@ def test_projects_named_as_the_address_are_still_projects(site, index):
     "/json/dev/+pypi/known", "/json/dev/+pypi/known/1.0", "/json/dev/+pypi", "/json/dev/+pypi/", "/json/dev/+pypi/known/1.0/json/more",
     "/+pypi/known/json", "/pypi/known/json"])
 def test_what_is_not_there_is_404(site, path):
-    put(site, "json/dev", wheel("known", "1.0"))
+    upload(site, "json/dev", wheel("known", "1.0"))
     assert document(site, "json/dev", "known", "1.0")
     assert missing(site.get(path))
 
 
 def test_a_deleted_version_and_a_deleted_project_are_404(site, index):
-    put(site, index, wheel("shrinking", "1.0"), wheel("shrinking", "2.0"))
+    upload(site, index, wheel("shrinking", "1.0"), wheel("shrinking", "2.0"))
     assert site.delete("/%s/shrinking/2.0" % index, user="json").status == 200
     assert missing(site.get(url_of(index, "shrinking", "2.0")))
     assert list(document(site, index, "shrinking")["releases"]) == ["1.0"]
@@ -326,7 +319,7 @@ def test_a_deleted_version_and_a_deleted_project_are_404(site, index):
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 @pytest.mark.parametrize("form", ["+pypi", "pypi"])
 def test_it_is_for_reading_only(site, method, form):
-    put(site, "json/dev", wheel("readonly", "1.0"))
+    upload(site, "json/dev", wheel("readonly", "1.0"))
     before = site.get("/+api").headers["X-DEVPI-SERIAL"]
     for version in (None, "1.0"):
         reply = site.request(method, url_of("json/dev", "readonly", version, form), {}, user="json")
@@ -335,7 +328,7 @@ def test_it_is_for_reading_only(site, method, form):
 
 
 def test_head_is_get_without_the_body(site):
-    put(site, "json/dev", wheel("headed", "1.0"))
+    upload(site, "json/dev", wheel("headed", "1.0"))
     full, head = [site.request(method, url_of("json/dev", "headed")) for method in ("GET", "HEAD")]
     assert (head.status, head.body) == (200, b"")
     for name in ("Content-Type", "Content-Length", "ETag", "Cache-Control"):
@@ -347,13 +340,13 @@ def test_head_is_get_without_the_body(site):
 
 @pytest.mark.parametrize("version", [None, "1.0"])
 def test_what_has_not_changed_is_not_sent_again(site, index, version):
-    put(site, index, wheel("cached", "1.0"))
+    upload(site, index, wheel("cached", "1.0"))
     url = url_of(index, "cached", version)
     tag = site.get(url).headers["ETag"]
     assert tag
     reply = site.get(url, headers={"If-None-Match": tag})
     assert (reply.status, reply.body, reply.headers["ETag"], reply.headers["Content-Type"]) == (304, b"", tag, None)
-    put(site, index, sdist("cached", "1.0"))
+    upload(site, index, sdist("cached", "1.0"))
     reply = site.get(url, headers={"If-None-Match": tag})
     assert (reply.status, len(reply.json()["urls"])) == (200, 2)
     changed = reply.headers["ETag"]
@@ -365,7 +358,7 @@ def test_what_has_not_changed_is_not_sent_again(site, index, version):
 
 def test_the_address_that_was_asked_is_part_of_the_tag(site, index):
     """The links differ with the host, so its answers must not be taken for each other's."""
-    put(site, index, wheel("hosted", "1.0"))
+    upload(site, index, wheel("hosted", "1.0"))
     url, there = url_of(index, "hosted"), {"X-Outside-URL": "https://index.example.org"}
     assert site.get(url).headers["ETag"] != site.get(url, headers=there).headers["ETag"]
 
@@ -376,7 +369,7 @@ def test_the_address_that_was_asked_is_part_of_the_tag(site, index):
 def test_a_restricted_index(site):
     site.add_index("json/closed", acl_pkg_read=["json"])
     archive = wheel("closed", "1.0")
-    put(site, "json/closed", archive)
+    upload(site, "json/closed", archive)
     for project, version in (("closed", None), ("closed", "1.0"), ("unknown", None)):
         for form in ("+pypi", "pypi"):
             url = url_of("json/closed", project, version, form)
@@ -395,8 +388,8 @@ def test_a_restricted_index(site):
 def test_a_restricted_base_with_the_project_closes_the_page(site, index):
     site.add_index("json/hiddenbase", acl_pkg_read=["json"])
     site.add_index("json/overhidden", bases=["json/hiddenbase"])
-    put(site, "json/hiddenbase", wheel("inhidden", "1.0"))
-    put(site, "json/overhidden", wheel("inopen", "1.0"))
+    upload(site, "json/hiddenbase", wheel("inhidden", "1.0"))
+    upload(site, "json/overhidden", wheel("inopen", "1.0"))
     assert [site.get(url_of("json/overhidden", "inhidden"), user=user).status for user in (None, "stranger", "json")] == [401, 403, 200]
     assert document(site, "json/overhidden", "inopen")["info"]["version"] == "1.0"
 
@@ -465,8 +458,8 @@ def test_the_bases_are_part_of_it(site, index):
     archives = [wheel("inherited", "1.0"), wheel("inherited", "2.0"), sdist("inherited", "2.0")]
     for name in ("json/child", "json/grandchild"):
         site.add_index(name, bases=[index if name == "json/child" else "json/child"])
-    put(site, index, archives[0], archives[1])
-    put(site, "json/child", archives[2], summary="of the child")
+    upload(site, index, archives[0], archives[1])
+    upload(site, "json/child", archives[2], fields={"summary": "of the child"})
     result = document(site, "json/grandchild", "inherited")
     assert set(result["releases"]) == {"1.0", "2.0"}
     assert (result["info"]["version"], result["info"]["summary"]) == ("2.0", "of the child")
@@ -482,8 +475,8 @@ def test_the_bases_are_part_of_it(site, index):
 def test_the_same_file_name_counts_once_and_the_first_index_wins(site, index):
     site.add_index("json/upper", bases=[index])
     mine, theirs = wheel("shadowed", "1.0", summary="mine"), wheel("shadowed", "1.0", summary="theirs")
-    put(site, "json/upper", mine)
-    put(site, index, theirs)
+    upload(site, "json/upper", mine)
+    upload(site, index, theirs)
     [file] = document(site, "json/upper", "shadowed")["urls"]
     assert file["digests"]["sha256"] == mine.sha256
 
@@ -491,7 +484,7 @@ def test_the_same_file_name_counts_once_and_the_first_index_wins(site, index):
 def test_a_private_project_blocks_the_mirror(site, index, mirror, upstream):
     site.add_index("json/guarded", bases=[index, mirror])
     own, public = wheel("acme", "1.0"), upstream.publish("acme", "9.9")
-    put(site, index, own)
+    upload(site, index, own)
     result = document(site, "json/guarded", "acme")
     assert (result["info"]["version"], list(result["releases"]), filenames(result["urls"])) == ("1.0", ["1.0"], [own.filename])
     assert missing(site.get(url_of("json/guarded", "acme", "9.9")))
@@ -524,7 +517,7 @@ def test_a_project_that_only_the_mirror_has_comes_through(site, mirror, upstream
     {"classifiers": ["", "One"]}])
 def test_any_metadata_makes_valid_json(site, index, fields):
     archive = wheel("awkward", "1.0")
-    put(site, index, archive, **fields)
+    upload(site, index, archive, fields=fields)
     result = document(site, index, "awkward")
     [key] = fields
     if key == "project_urls":
@@ -539,6 +532,6 @@ def test_any_metadata_makes_valid_json(site, index, fields):
 def test_a_file_whose_contents_cannot_be_read_is_listed_all_the_same(site, index):
     content = b"no archive at all"
     archive = dataclasses.replace(sdist("opaque", "1.0"), filename="opaque-1.0.exe", content=content)
-    put(site, index, archive)
+    upload(site, index, archive)
     [file] = document(site, index, "opaque")["urls"]
     assert (file["packagetype"], file["size"], file["digests"]["sha256"]) == ("bdist_dumb", len(content), archive.sha256)

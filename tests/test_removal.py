@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, multipart, sdist, serial, wheel
+from harness import SIMPLE_JSON, sdist, serial, submit, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -36,12 +36,6 @@ def page_status(server, index, project):
 
 def file_status(server, archive, index):
     return server.get(path_of(archive, index), headers={"Accept": "*/*"}).status
-
-
-def submit(server, index, name, version, **fields):
-    body, content_type = multipart(dict(fields, **{":action": "submit", "name": name, "version": version}), {})
-    reply = server.post("/%s/" % index, body, headers={"Content-Type": content_type}, user=index.split("/")[0])
-    assert reply.status == 200
 
 
 # Projects and versions as JSON

@@ -9,7 +9,8 @@ import zipfile
 
 import pytest
 
-from harness import Server, Upstream, eventually, multipart, normal_name, sdist, serial, wheel
+from harness import (
+    Server, Upstream, eventually, normal_name, sdist, serial, submit, upload, wheel)
 
 HIT_KEYS = {"name", "version", "index", "summary", "url", "score"}
 HEADERS = {
@@ -44,12 +45,6 @@ def path_of(archive, index):
     return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
-def put(server, index, *archives):
-    for archive in archives:
-        reply = server.upload(index, archive)
-        assert reply.status == 200, reply
-
-
 def put_docs(server, index, name, version, **members):
     """Uploads documentation; `members` maps page names to their text."""
     packed = io.BytesIO()
@@ -57,8 +52,7 @@ def put_docs(server, index, name, version, **members):
         for page, text in dict({"index": "Start here"}, **members).items():
             archive.writestr(page + ".html", "<html><head><title>%s</title></head><body><p>%s</p></body></html>" % (page, text))
     form = {":action": "doc_upload", "name": name, "version": version}
-    body, content_type = multipart(form, {"content": (name + ".zip", packed.getvalue())})
-    reply = server.post("/%s/" % index, body, headers={"Content-Type": content_type}, user=index.partition("/")[0])
+    reply = server.post_form(index, form, {"content": (name + ".zip", packed.getvalue())})
     assert reply.status == 200, reply
 
 
@@ -120,7 +114,7 @@ def rpc_names(*call, **options):
 
 def settle(server, index, word):
     """Waits until all that was uploaded before is in the search index, which works through a queue in order."""
-    put(server, index, release("marker-" + word, "1.0", "the end"))
+    upload(server, index, release("marker-" + word, "1.0", "the end"))
     eventually(lambda: found(server, "name:marker-" + word, user=index.partition("/")[0]))
 
 
@@ -187,7 +181,7 @@ def corpus(shared_server):
     server.add_mirror("cat/mirror", hidden, acl_pkg_read=["cat"])
     try:
         for index, archive in CORPUS:
-            put(server, index, archive)
+            upload(server, index, archive)
         put_docs(server, "bob/docs", "sphinx-tale", "3.1", chapter="The historic registration of names")
         put_docs(server, "cat/secret", "click-vault", "8.0b1", chapter="The historic registration of names")
         reply = server.post(path_of(TESTED, "bob/dev"), {"host": "ci", "platform": "linux", "testenvs": {}})
@@ -517,7 +511,7 @@ def test_wrong_credentials_find_what_everybody_finds(corpus):
 
 def test_closing_an_index_hides_it_at_once_and_opening_it_shows_it_at_once(live):
     live.add_index("eve/door")
-    put(live, "eve/door", release("doorbell", "1.0", "xylophone"))
+    upload(live, "eve/door", release("doorbell", "1.0", "xylophone"))
     eventually(lambda: found(live, "xylophone"))
     assert live.patch("/eve/door", {"acl_pkg_read": ["eve"]}, user="eve").status == 200
     assert (found(live, "xylophone"), suggested(live, "doorb")) == (set(), [])
@@ -669,9 +663,9 @@ def test_xmlrpc_of_a_mirror_is_no_error(corpus):
 
 
 def test_a_new_version_takes_the_place_of_the_old_one(live):
-    put(live, "eve/dev", release("renewal", "1.0", "quokka"))
+    upload(live, "eve/dev", release("renewal", "1.0", "quokka"))
     eventually(lambda: found(live, "quokka") == {"eve/dev/renewal"})
-    put(live, "eve/dev", release("renewal", "2.0", "wombat"))
+    upload(live, "eve/dev", release("renewal", "2.0", "wombat"))
     eventually(lambda: found(live, "wombat") == {"eve/dev/renewal"})
     assert found(live, "quokka") == set()
     [hit] = search(live, "name:renewal")["hits"]
@@ -679,18 +673,16 @@ def test_a_new_version_takes_the_place_of_the_old_one(live):
 
 
 def test_an_older_version_that_comes_later_does_not(live):
-    put(live, "eve/dev", release("latecomer", "10.0", "aardvark"), release("latecomer", "9.0", "platypus"))
+    upload(live, "eve/dev", release("latecomer", "10.0", "aardvark"), release("latecomer", "9.0", "platypus"))
     settle(live, "eve/dev", "latecomer")
     assert (found(live, "aardvark"), found(live, "platypus")) == ({"eve/dev/latecomer"}, set())
     assert found(live, "name:latecomer version:9.0") == {"eve/dev/latecomer"}
 
 
 def test_newly_submitted_metadata_is_found(live):
-    put(live, "eve/dev", release("resubmit", "1.0", "tapir"))
+    upload(live, "eve/dev", release("resubmit", "1.0", "tapir"))
     eventually(lambda: found(live, "tapir"))
-    form = {":action": "submit", "name": "resubmit", "version": "1.0", "summary": "ocelot"}
-    body, content_type = multipart(form, {})
-    assert live.post("/eve/dev/", body, headers={"Content-Type": content_type}, user="eve").status == 200
+    submit(live, "eve/dev", "resubmit", "1.0", summary="ocelot")
     eventually(lambda: found(live, "ocelot") == {"eve/dev/resubmit"})
     assert found(live, "tapir") == set()
 
@@ -702,7 +694,7 @@ def test_what_is_deleted_is_no_longer_found(live, what):
     if what == "user":
         live.add_user("adam")
     live.add_index(index)
-    put(live, index, archive)
+    upload(live, index, archive)
     eventually(lambda: found(live, archive.fields["summary"]) == {"%s/vanish-%s" % (index, what)})
     assert suggested(live, "vanish-" + what) == ["vanish-" + what]
     path = {
@@ -717,7 +709,7 @@ def test_what_is_deleted_is_no_longer_found(live, what):
 
 
 def test_deleting_the_newest_version_brings_back_the_one_before(live):
-    put(live, "eve/dev", release("comeback", "1.0", "numbat"), release("comeback", "2.0", "dingo"))
+    upload(live, "eve/dev", release("comeback", "1.0", "numbat"), release("comeback", "2.0", "dingo"))
     eventually(lambda: found(live, "dingo"))
     assert live.delete("/eve/dev/comeback/2.0", user="eve").status == 200
     eventually(lambda: found(live, "numbat") == {"eve/dev/comeback"} and found(live, "dingo") == set())
@@ -726,23 +718,23 @@ def test_deleting_the_newest_version_brings_back_the_one_before(live):
 
 def test_an_index_made_again_starts_without_its_past(live):
     live.add_index("eve/again")
-    put(live, "eve/again", release("ghost", "1.0", "pangolin"))
+    upload(live, "eve/again", release("ghost", "1.0", "pangolin"))
     eventually(lambda: found(live, "pangolin"))
     assert live.delete("/eve/again", user="eve").status == 201
     live.add_index("eve/again")
-    put(live, "eve/again", release("ghost", "1.0", "echidna"))
+    upload(live, "eve/again", release("ghost", "1.0", "echidna"))
     eventually(lambda: found(live, "echidna") == {"eve/again/ghost"} and found(live, "pangolin") == set())
 
 
 def test_documentation_is_found_until_it_is_replaced_or_deleted(live):
-    put(live, "eve/dev", release("manual", "1.0", "booklet"))
+    upload(live, "eve/dev", release("manual", "1.0", "booklet"))
     put_docs(live, "eve/dev", "manual", "1.0", guide="<script>var numpty;</script> <b>lyre</b>bird &amp; kookaburra")
     eventually(lambda: found(live, "kookaburra") == {"eve/dev/manual"})
     assert found(live, "numpty") == set()
     put_docs(live, "eve/dev", "manual", "1.0", guide="cockatoo")
     eventually(lambda: found(live, "cockatoo") == {"eve/dev/manual"})
     assert found(live, "kookaburra") == set()
-    put(live, "eve/dev", release("manual", "2.0", "booklet"))
+    upload(live, "eve/dev", release("manual", "2.0", "booklet"))
     settle(live, "eve/dev", "manual")
     assert found(live, "cockatoo") == {"eve/dev/manual"}     # of the newest version that has any
     [link] = [link for link in live.get("/eve/dev/manual/1.0").result["+links"] if link["rel"] == "doczip"]
@@ -753,7 +745,7 @@ def test_documentation_is_found_until_it_is_replaced_or_deleted(live):
 
 def test_yanking_and_test_results_are_seen(live):
     archive = release("flagged", "1.0", "marmot")
-    put(live, "eve/dev", archive)
+    upload(live, "eve/dev", archive)
     eventually(lambda: found(live, "marmot"))
     assert (found(live, "marmot is:yanked"), found(live, "marmot has:tests")) == (set(), set())
     assert live.patch("/eve/dev/flagged/1.0", {"yanked": True}, user="eve").status == 200
@@ -769,7 +761,7 @@ def test_yanking_and_test_results_are_seen(live):
 
 def test_what_is_pushed_is_found_in_both_indexes(live):
     live.add_index("eve/target")
-    put(live, "eve/dev", release("travelled", "1.0", "capybara"))
+    upload(live, "eve/dev", release("travelled", "1.0", "capybara"))
     push = {"name": "travelled", "version": "1.0", "targetindex": "eve/target"}
     assert live.request("PUSH", "/eve/dev", push, user="eve").status == 200
     eventually(lambda: found(live, "capybara") == {"eve/dev/travelled", "eve/target/travelled"})
@@ -793,7 +785,7 @@ def test_a_refused_upload_is_not_found(live):
 
 
 def test_the_queue_is_a_metric_and_empties(live):
-    put(live, "eve/dev", release("queued", "1.0", "okapi"))
+    upload(live, "eve/dev", release("queued", "1.0", "okapi"))
     eventually(lambda: re.search(r"^devpi_lite_search_queue 0(\.0)?$", live.get("/+metrics", headers={"Accept": "*/*"}).text, re.M))
     assert found(live, "okapi") == {"eve/dev/queued"}
 
@@ -813,7 +805,7 @@ def importable(name, *lines, **fields):
 
 def test_a_project_is_found_by_what_it_is_imported_by(live):
     live.add_index("eve/imports")
-    put(live, "eve/imports", importable("Quokka-Kit", "Import-Name: quokka", "Import-Name: _quokka_speedups ; private"),
+    upload(live, "eve/imports", importable("Quokka-Kit", "Import-Name: quokka", "Import-Name: _quokka_speedups ; private"),
         importable("burrow-storage", "Import-Name: burrow.cloud.storage", "Import-Namespace: burrow.cloud"),
         importable("burrow-form", import_names=["hutch"], import_namespaces=["warren"]),
         importable("quokka-plugin", "Import-Name:"))
@@ -832,7 +824,7 @@ def crowd(live):
     """41 projects with one word in common; their names in the order of their uploads."""
     live.add_index("eve/crowd")
     names = ["crowd-%02d" % (number * 7 % 41) for number in range(41)]
-    put(live, "eve/crowd", *[release(name, "1.0", "multitude") for name in names])
+    upload(live, "eve/crowd", *[release(name, "1.0", "multitude") for name in names])
     eventually(lambda: search(live, "multitude")["total"] == 41)
     return live, names
 
@@ -876,10 +868,10 @@ def test_what_changed_just_before_a_crash_is_known_after_it(make_server):
     server = make_server()
     server.add_user("eve")
     server.add_index("eve/dev")
-    put(server, "eve/dev", release("crash-before", "1.0", "thylacine"))
+    upload(server, "eve/dev", release("crash-before", "1.0", "thylacine"))
     eventually(lambda: found(server, "thylacine") == {"eve/dev/crash-before"})
     archives = [release("crash-%d" % number, "1.0", "thylacine") for number in range(8)]
-    put(server, "eve/dev", *archives)
+    upload(server, "eve/dev", *archives)
     assert server.delete("/eve/dev/crash-before", user="eve").status == 200
     server.kill()
     server.start()
@@ -893,8 +885,8 @@ def test_the_search_index_is_made_again_when_it_is_lost_or_broken(make_server, u
     server.add_index("eve/dev")
     server.add_index("eve/closed", acl_pkg_read=["eve"])
     server.add_mirror("eve/mirror", upstream)
-    put(server, "eve/dev", release("lasting", "1.0", "coelacanth", keywords="fish"))
-    put(server, "eve/closed", release("closed", "1.0", "coelacanth"))
+    upload(server, "eve/dev", release("lasting", "1.0", "coelacanth", keywords="fish"))
+    upload(server, "eve/closed", release("closed", "1.0", "coelacanth"))
     put_docs(server, "eve/dev", "lasting", "1.0", guide="nautilus")
     assert server.get("/eve/mirror/+simple/").status == 200
 
@@ -924,7 +916,7 @@ def test_without_full_text_words_are_found_by_comparison(make_server):
     server = make_server("--no-full-text")
     server.add_user("eve")
     server.add_index("eve/dev")
-    put(server, "eve/dev", CORPUS[0][1], release("odd", "1.0", "100% a_b \\ done"), release("plain", "1.0", "1000 axb"))
+    upload(server, "eve/dev", CORPUS[0][1], release("odd", "1.0", "100% a_b \\ done"), release("plain", "1.0", "1000 axb"))
     put_docs(server, "eve/dev", "odd", "1.0", guide="nautilus")
     eventually(lambda: found(server, "plain") and found(server, "nautilus"))
     for query, hits in (

@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from harness import SIMPLE_JSON, around, multipart, sdist, wheel
+from harness import SIMPLE_JSON, around, multipart, sdist, submit, wheel
 
 HTML_V1 = "application/vnd.pypi.simple.v1+html"
 HTML = "text/html"
@@ -59,13 +59,6 @@ def post(server, index, archive, **changes):
     body, content_type = multipart(fields, {"content": (archive.filename, archive.content)})
     return server.request(
         "POST", "/%s/" % index, body=body, headers={"Content-Type": content_type}, user=index.split("/")[0])
-
-
-def submit(server, index, name, version, **fields):
-    body, content_type = multipart(dict(fields, **{":action": "submit", "name": name, "version": version}), {})
-    reply = server.request(
-        "POST", "/%s/" % index, body=body, headers={"Content-Type": content_type}, user=index.split("/")[0])
-    assert reply.status == 200
 
 
 def get(server, path, accept=None, method="GET", **headers):

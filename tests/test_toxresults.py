@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite
-from harness import Server, Wire, eventually, multipart, patched, sdist, serial, wheel
+from harness import Server, Wire, eventually, patched, sdist, serial, submit, wheel
 
 # Nothing that parses and writes JSON again would give these bytes back.
 RESULT = (
@@ -310,9 +310,8 @@ def test_results_of_a_base_show_through_and_are_posted_there(site):
 def test_only_a_release_file_can_have_results(site):
     path = uploaded(site, "targets")
     stored = added(site, path)
-    body, content_type = multipart(
-        {":action": "doc_upload", "name": "targets", "version": "1.0"}, {"content": ("docs.zip", b"123")})
-    assert site.post("/tox/dev/", body, headers={"Content-Type": content_type}, user="tox").status == 200
+    fields = {":action": "doc_upload", "name": "targets", "version": "1.0"}
+    assert site.post_form("tox/dev", fields, {"content": ("docs.zip", b"123")}).status == 200
     docs = [link["href"][len(site.url):] for link in links(site, "targets") if link["rel"] == "doczip"]
     gone = uploaded(site, "targets", "2.0")
     assert site.delete(gone, user="tox").status == 200
@@ -554,8 +553,7 @@ def test_an_overwritten_file_loses_its_results(site):
 def test_a_release_registered_anew_keeps_its_results(site):
     path = uploaded(site, "resubmitted")
     stored = added(site, path)
-    body, content_type = multipart({":action": "submit", "name": "resubmitted", "version": "1.0", "summary": "new"}, {})
-    assert site.post("/tox/dev/", body, headers={"Content-Type": content_type}, user="tox").status == 200
+    submit(site, "tox/dev", "resubmitted", "1.0", summary="new")
     assert results(site, "resubmitted") == [stored]
     assert get(site, stored).body == RESULT
 

@@ -92,11 +92,8 @@ def path_of(archive, index):
 
 
 def upload(server, index, archive, **options):
-    """Uploads as tri, by session: without the cost of a password hash."""
-    body, content_type = multipart(
-        dict(archive.fields, **{":action": "file_upload"}), {"content": (archive.filename, archive.content)}
-    )
-    return server.post("/%s/" % index, body, user="tri", headers={"Content-Type": content_type}, **options)
+    fields = dict(archive.fields, **{":action": "file_upload"})
+    return server.post_form(index, fields, {"content": (archive.filename, archive.content)}, "tri", **options)
 
 
 def upload_docs(server, index, name, version):
@@ -112,8 +109,7 @@ def upload_docs(server, index, name, version):
 
 
 def submit(server, index, name, version):
-    body, content_type = multipart({":action": "submit", "name": name, "version": version}, {})
-    return server.post("/%s/" % index, body, user="tri", headers={"Content-Type": content_type})
+    return server.post_form(index, {":action": "submit", "name": name, "version": version}, user="tri")
 
 
 def push(server, source, target, name, version):
