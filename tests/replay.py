@@ -165,8 +165,7 @@ def differences(old, new, order=True):
         if one != other:
             found.append("%s of %s: the order is\n    %s\n  not\n    %s" % (
                 place[0], "/".join(place[1]) or "the server",
-                *("\n    ".join("/".join(key[len(place[1]):]) or str(key) for key in keys)
-                  for keys in (other, one))))
+                *("\n    ".join(key[-1] for key in keys) for keys in (other, one))))
     return found
 
 
