@@ -989,6 +989,7 @@ class Limits:
     waiting_requests = 512          # handed to workers and not begun
     longest_queue = 20              # seconds that they may wait for a worker
     unlined = 512 << 10             # unpacked bytes, up to which nobody waits for others who unpack
+    entries_at_once = 500           # files of a mirrored page that one change enters
     group_time = 0.02               # seconds of changes that are committed together
     workers_at_ease = 1 + (os.cpu_count() or 1)     # requests that are worked on at a time
     no_progress = 0.02              # seconds after which a crew of threads gets one more
@@ -2482,6 +2483,11 @@ class AuditLog:
                            (condition[1], count))
             counts[account] -= count
             left -= count
+
+
+def marks(values):
+    """Placeholders for values in SQL."""
+    return ", ".join("?" * len(values))
 
 
 class WriteTask:
@@ -6709,9 +6715,23 @@ class Mirrors:
             data = body.value()
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
+        entries = _page_entries(index, name, page)
+        self._enter_ahead(index, name, entries)
         self.removed[index.id] += self.store.write(
-            _store_page, index, name, page, response.header("ETag")[:1000], origin, serial,
+            _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial,
             durable=False)
+
+    def _enter_ahead(self, index, name, entries):
+        """Enter files of a page that is about to be stored, in steps: a page of 60,000 files as one
+        change would keep all other changes waiting for seconds."""
+        with self.store.read() as db:
+            known = {row["path"] for row in db.execute(
+                "SELECT path FROM files JOIN projects ON projects.id = project_id "
+                "WHERE projects.index_id = ? AND projects.name = ?", (index.id, name))}
+        new = [entry for entry in entries if entry.path not in known]
+        for start in range(0, len(new) - Limits.entries_at_once, Limits.entries_at_once):
+            self.store.write(_enter_unplaced, index, name,
+                             new[start:start + Limits.entries_at_once], durable=False)
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -7112,44 +7132,81 @@ def _page_checked(change, index, name):
         change.execute("UPDATE projects SET fetched = ? WHERE index_id = ? AND name = ?", (time.time(), index.id, name))
 
 
-def _store_page(change, index, name, page, etag, origin, serial):
+class PageEntry(typing.NamedTuple):
+    """A file that upstream's page lists, its version, and the path that it has here."""
+    file: PageFile
+    version: str
+    path: str
+
+
+def _page_entries(index, name, page):
+    """What is kept of a project's page: a list of `PageEntry`."""
+    own = [file for file in page.files if project_of_wheel(file.filename) in ("", name)]
+    if len(own) < len(page.files):      # installers pass them over, too
+        log.info("mirror %s: the page of %s lists %d wheels of other projects, which are left out",
+                 index.path, name, len(page.files) - len(own))
+
+    versions = [version_of_file(file.filename, name) for file in own]
+    released, entries = set(versions), []
+    for file, version in zip(own, versions):
+        version = version or version_of_variants(file.filename, name)
+        if version not in released:     # variants of wheels that are not here make no release
+            version = ""
+        path = file_path(file.hash_spec, file.filename) if file.hash_spec else \
+            hashless_path(file.url, file.filename)
+        entries.append(PageEntry(file, version, path))
+    return entries
+
+
+def _enter_unplaced(change, index, name, entries):
+    """Enter files of a page that is about to be stored; without a place on it they are not shown."""
+    if _current_mirror(change, index):
+        project_id = _mirrored_project(change, index, name)
+        now = iso_time(time.time())
+        for entry in entries:
+            _insert_mirror_file(change, index, project_id, None, entry, now)
+
+
+def _mirrored_project(change, index, name):
+    """The id of a mirror's project, which is made if it is new."""
+    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?",
+                         (index.id, name)).fetchone()
+    return row["id"] if row else change.execute(
+        "INSERT INTO projects (index_id, name) VALUES (?, ?)", (index.id, name)).lastrowid
+
+
+def _store_page(change, index, name, page, entries, etag, origin, serial):
     """Keep what upstream lists now; returns how many files it no longer lists.
 
     They lose their place on the page, not their path."""
     if not _current_mirror(change, index):
         return 0
     status = json.dumps(page.status) if page.status else None
-    row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
-    if row is None:
-        project_id = change.execute("INSERT INTO projects (index_id, name) VALUES (?, ?)", (index.id, name)).lastrowid
+    project_id = _mirrored_project(change, index, name)
+    before = change.execute("SELECT fetched FROM projects WHERE id = ?", (project_id,)).fetchone()
+    if before["fetched"] is None:
         change.touch(names_tag(index.id))
-    else:
-        project_id = row["id"]
     change.execute("UPDATE projects SET fetched = ?, etag = ?, upstream = ?, upstream_serial = coalesce(?, "
                    "CASE WHEN upstream = ? THEN upstream_serial END), status = ?, versions = ? WHERE id = ?",
                    (time.time(), etag or None, origin, serial, origin, status, json.dumps(page.versions), project_id))
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
     now = iso_time(time.time())
-    own = [new for new in page.files if project_of_wheel(new.filename) in ("", name)]
-    if len(own) < len(page.files):      # installers pass them over, too
-        log.info("mirror %s: the page of %s lists %d wheels of other projects, which are left out",
-                 index.path, name, len(page.files) - len(own))
-    inserted, versions = False, {version_of_file(new.filename, name) for new in own}
-    for position, new in enumerate(own):
-        version = version_of_file(new.filename, name) or version_of_variants(new.filename, name)
-        if version not in versions:     # variants of wheels that are not here make no release
-            version = ""
-        path = file_path(new.hash_spec, new.filename) if new.hash_spec else hashless_path(new.url, new.filename)
-        before = old.pop(path, None)
-        if before is None:
+    inserted = len(entries) > Limits.entries_at_once        # ahead
+    moved = []                                              # (position, id)
+    for position, entry in enumerate(entries):
+        known = old.pop(entry.path, None)
+        if known is None:
             inserted = True
-            _insert_mirror_file(change, index, project_id, version, position, path, new, now)
+            _insert_mirror_file(change, index, project_id, position, entry, now)
         else:
-            _update_mirror_file(change, version, before, position, new)
+            _update_mirror_file(change, known, entry)
+            if known.position != position:
+                moved.append((position, known.id))
+    change.executemany("UPDATE files SET position = ? WHERE id = ?", moved)
     if inserted:
         _share_arrived(change, project_id)
-    listed, gone = {new.filename for new in own}, []
+    listed, gone = {entry.file.filename for entry in entries}, []
     for file in old.values():
         if file.position is not None:
             change.execute("UPDATE files SET position = NULL WHERE id = ?", (file.id,))
@@ -7165,14 +7222,17 @@ def _store_page(change, index, name, page, etag, origin, serial):
     return len(gone)
 
 
-def _insert_mirror_file(change, index, project_id, version, position, path, new, now):
+def _insert_mirror_file(change, index, project_id, position, entry, now):
+    file = entry.file
     change.execute(
-        "INSERT INTO files (index_id, project_id, position, version, filename, path, hash_spec, size, uploaded, first_seen, "
-        "requires_python, yanked, core_metadata, provenance, url) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "INSERT INTO files (index_id, project_id, position, version, filename, path, hash_spec, "
+        "size, uploaded, first_seen, requires_python, yanked, core_metadata, provenance, url) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
         "ON CONFLICT DO NOTHING",       # a path that the page lists twice
-        (index.id, project_id, position, version, new.filename, path, new.hash_spec, new.size,
-         new.uploaded or now, not new.uploaded, new.requires_python, new.yanked, new.core_metadata, new.provenance, new.url))
-    change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{path}",))
+        (index.id, project_id, position, entry.version, file.filename, entry.path, file.hash_spec,
+         file.size, file.uploaded or now, not file.uploaded, file.requires_python, file.yanked,
+         file.core_metadata, file.provenance, file.url))
+    change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{entry.path}",))
 
 
 def _share_arrived(change, project_id):
@@ -7189,8 +7249,10 @@ def _share_arrived(change, project_id):
                        "metadata_sha256 = ?, core_metadata = ? WHERE id = ?", map(tuple, arrived))
 
 
-def _update_mirror_file(change, version, before, position, new):
-    after = before._replace(position=position, version=version, url=new.url,
+def _update_mirror_file(change, before, entry):
+    """Enter what upstream says of a file that is known; its position stays."""
+    new = entry.file
+    after = before._replace(version=entry.version, url=new.url,
                             requires_python=new.requires_python, yanked=new.yanked, provenance=new.provenance,
                             size=before.size if before.sha256 and new.hash_spec
                             else new.size or before.size,
@@ -8647,11 +8709,6 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
 # -- yanks and statuses
 
 
-def _marks(values):
-    """Placeholders for values in SQL."""
-    return ", ".join("?" * len(values))
-
-
 def _yank(change, index, name, version, path, reason):
     index = _current(change, index)
     condition, values = "files.index_id = ? AND path = ?", (path,)
@@ -8661,7 +8718,7 @@ def _yank(change, index, name, version, path, reason):
             "WHERE projects.index_id = ? AND name = ?", (index.id, name))
         texts = spellings(version, [row["version"] for row in there])
         condition = ("projects.index_id = ? AND projects.name = ? "
-                     f"AND files.version IN ({_marks(texts)})")
+                     f"AND files.version IN ({marks(texts)})")
         values = (name, *texts)
     rows = change.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
                           f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
@@ -8866,8 +8923,8 @@ def _released(db, index, name, version):
         raise _nothing_to_push(index, name, version)
     ids = [row["id"] for row in rows]
     metadata = {row["version"]: stored_metadata(db, row) for row in db.execute(
-        f"SELECT id, version, metadata, readme_size FROM releases WHERE id IN ({_marks(ids)})", ids)}
-    files = select_files(db, f"WHERE release_id IN ({_marks(ids)}) ORDER BY filename, id", *ids)
+        f"SELECT id, version, metadata, readme_size FROM releases WHERE id IN ({marks(ids)})", ids)}
+    files = select_files(db, f"WHERE release_id IN ({marks(ids)}) ORDER BY filename, id", *ids)
     results = collections.defaultdict(list)
     for file in files:
         results[file.for_id].append(file)

@@ -344,6 +344,28 @@ def test_project_without_files_exists(mirrors, scripted):
     assert (reply.status, reply.json()["files"]) == (200, [])
 
 
+def test_a_long_page_is_entered_in_steps_and_shown_whole(make_server, tmp_path, scripted):
+    limits = "devpi_lite.Limits.entries_at_once = 10\n"
+    first_step_only = limits + ("def stop(*_): raise devpi_lite.NoSpace('no room')\n"
+                                "devpi_lite._store_page = stop")
+    server = make_server("--mirror-cache-expiry", "0", script=patched(tmp_path, first_step_only))
+    server.add_user("mia")
+    index = mirror(server, scripted.url, mirror_no_project_list=True)
+    listed = [entry("demo-1.%d.tar.gz" % number, hashes={"sha256": "%064x" % number}) for number in range(95)]
+    scripted.page("demo", *listed)
+    assert page(server, index).status == 507
+    scripted.answers["/simple/demo/"] = None
+    assert page(server, index).status == 404    # some files are entered, but nothing is shown
+
+    server.script = patched(tmp_path, limits)
+    server.restart()
+    later = [entry("demo-2.%d.tar.gz" % number, hashes={"sha256": "%064x" % (number + 1000)}) for number in range(40)]
+    for expected in (listed, listed[:7] + later[::-1] + listed[12:], later + listed[::-1]):
+        scripted.page("demo", *expected)
+        found = page(server, index).json()["files"]
+        assert [file["filename"] for file in found] == [file["filename"] for file in expected]
+
+
 def test_restart_keeps_pages_fresh(own, upstream):
     archive = upstream.publish("demo", "1.0")
     index = mirror(own, upstream.url)
