@@ -40,9 +40,9 @@ from harness import (
 # of that.
 PEOPLE = {
     "users": ("name",), "indexes": ("user_id", "name"), "projects": ("index_id", "name"),
-    "releases": ("project_id", "version"), "files": ("index_id", "path"),
-    "attestations": ("file_id",), "metadata_files": ("sha256",), "gone": ("path",),
-    "withdrawn": ("index_path", "kind", "filename")}
+    "releases": ("project_id", "version"), "readmes": ("release_id",),
+    "files": ("index_id", "path"), "attestations": ("file_id",), "metadata_files": ("sha256",),
+    "gone": ("path",), "withdrawn": ("index_path", "kind", "filename")}
 
 # Tables of one server alone, or made again from the others and the files.
 OWN = {"node", "changelog", "audit", "outbox", "search_queue", "docs", "doc_members",
@@ -115,6 +115,8 @@ def read_rows(db, mirrors=()):
                 for column in PEOPLE[table]))
             if "packed" in values:      # how it is packed is up to the server
                 values["packed"] = zlib.decompress(values["packed"])
+            if table == "readmes":      # in how many pieces is, too
+                values["piece"] = tables[table].get(key, {"piece": b""})["piece"] + values["piece"]
             if has_ids:
                 names[table][row["id"]] = key
             if table == "indexes":
@@ -137,9 +139,10 @@ def is_cached(table, row, names):
     """Whether it is what a mirror caches."""
     if table in ("projects", "files"):
         return row["index_id"] in names["mirrors"]
-    if table in ("releases", "attestations"):
-        column, parents = ("project_id", "projects") if table == "releases" else \
-            ("file_id", "files")
+    places = {"releases": ("project_id", "projects"), "readmes": ("release_id", "releases"),
+              "attestations": ("file_id", "files")}
+    if table in places:
+        column, parents = places[table]
         return row[column] not in names[parents]
     return False
 
@@ -723,7 +726,7 @@ class Player:
     def text(self):
         """For a form: also bytes that are no UTF-8."""
         texts = (text.encode("utf-8", "surrogatepass") for text in TEXTS)
-        return self.pick(b"caf\xe9 \xff", *texts)
+        return self.pick(b"caf\xe9 \xff", b"a long README " * 10000, *texts)
 
     def spelled(self, project):
         return self.pick(project, project, project.upper(), normal_name(project))
@@ -973,7 +976,9 @@ def damages(db, seed):
             row = chance.choice(keys)
             if name == "packed":
                 value = "CAST(x'%s' AS BLOB)" % zlib.compress(b"other").hex()
-            elif name in ("for_id", "release_id"):
+            elif name == "piece":
+                value = "CAST(piece || ' ' AS BLOB)"
+            elif table == "files" and name in ("for_id", "release_id"):
                 condition, value = " AND %s IS NOT NULL" % name, "NULL"
                 row = db.execute("SELECT id FROM files WHERE " + where + condition).fetchone()[0]
             elif name.endswith("_id"):
