@@ -6,7 +6,7 @@
 serves private indexes, a caching mirror of pypi.org (`root/pypi`), and indexes that inherit from both, to pip, uv, twine,
 Poetry, the devpi client and curl.  It needs Python 3.9 or newer and nothing else: no packages, no internet.
 
-The chapters, each of which uses only those above it:
+The chapters, each of which uses only those above it; [W7.2] and the like are rules of tests/CONTRACT.md:
 
      1  Names and versions       pure functions over the packaging standards' words
      2  Errors, settings, limits, threads   exceptions that carry a status; what the operator chose; bounds; crews
@@ -382,7 +382,7 @@ def project_of_wheel(filename):
     return normalize(parts[0])
 
 
-# The fields of a release's metadata in devpi's JSON, in devpi's spelling (http-api 8).
+# The fields of a release's metadata in devpi's JSON, in devpi's spelling [W12.2].
 TEXT_FIELDS = ("name", "version", "metadata_version", "summary", "home_page", "author", "author_email", "maintainer",
                "maintainer_email", "license", "description", "keywords", "download_url", "comment", "requires_python",
                "description_content_type", "license_expression")
@@ -3726,7 +3726,7 @@ def _check_doc_sizes(infos, filename):
 
 
 def is_doc_path(path):
-    """Whether a path may name a member: no segment that leads elsewhere, on any system (web-and-search 6)."""
+    """Whether a path may name a member: no segment that leads elsewhere, on any system [W15.4]."""
     first, *_ = segments = path.split("/")
     return not {"", ".", ".."}.intersection(segments) and ":" not in first and \
         re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", path) is None and len(path) <= 1000
@@ -3890,7 +3890,7 @@ USER_ATTRIBUTES = ("email", "title", "description", "custom_data")
 
 
 def check_name(kind, name):
-    """Refuse a new user or index name that devpi refuses (http-api 4.1), and what looks like
+    """Refuse a new user or index name that devpi refuses [W7.1], and what looks like
     another one.
 
     Of the letters only ASCII's: many others look like them, or like nothing at all.  A name that
@@ -4345,7 +4345,7 @@ def decode_credentials(text):
 
 
 class Permissions:
-    """The one table of who may do what (http-api 3.5), with and without `--restrict-modify`."""
+    """The one table of who may do what [W6], with and without `--restrict-modify`."""
 
     def __init__(self, settings):
         self.listed = None if settings.restrict_modify is None else set(settings.restrict_modify)
@@ -4792,7 +4792,7 @@ class Indexes:
         return found
 
     def order(self, index):
-        """The resolution order: breadth-first over bases, each once, mirrors last (http-api 6.1)."""
+        """The resolution order: breadth-first over bases, each once, mirrors last [W10.1]."""
         return self._resolved(index)[0]
 
     def missing_bases(self, index):
@@ -5889,7 +5889,7 @@ def _add_file(files, file):
 
 
 def _html_file(project, base, attributes):
-    """The file that an anchor links to, or None if it links to something else (http-api 14.6)."""
+    """The file that an anchor links to, or None if it links to something else [W20.5]."""
     url = joined_url(base, attributes["href"])
     if url is None:
         return None
@@ -6255,7 +6255,7 @@ class Contributions(typing.NamedTuple):
 
 
 class MirrorBlocking:
-    """The rule that a private name is private (http-api 6.2): fed with the stages of the order, it says whether mirrors
+    """The rule that a private name is private [W10.2]: fed with the stages of the order, it says whether mirrors
     may still be asked for the project."""
 
     def __init__(self, project, requested):
@@ -6380,7 +6380,7 @@ class Projects:
                 ask(mirror)
 
     def page(self, index, name, hidden=()):
-        """The page of an index with its bases: merged, the first index with a file name wins (http-api 6.3).
+        """The page of an index with its bases: merged, the first index with a file name wins [W10.4].
 
         `hidden`: see `contributions`.
 
@@ -6529,7 +6529,7 @@ class Mirrors:
             return dataclasses.replace(page, stale=True), None
 
     def project(self, index, name, deadline=None, again=True):
-        """The page of a project (http-api 14.2); `again`: see `ask`.
+        """The page of a project [W20.2, W20.3]; `again`: see `ask`.
 
         A request waits for `request_timeout`, or until `deadline` (time.monotonic()); the fetch goes on behind it."""
         page, flight = self.ask(index, name, again)
@@ -6965,7 +6965,7 @@ class Mirrors:
             return names, None
 
     def names(self, index, began=None):
-        """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none (http-api 14.3).
+        """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none [W20.4].
 
         A request waits for `request_timeout`, or `Limits.first_list` where no list is here, counted from `began`
         (time.monotonic())."""
@@ -8081,7 +8081,7 @@ def _revive(change):
 # ======================================================================================================================
 
 def check_form_names(form):
-    """The (name, version) of an upload form; BadRequest in devpi's words if they are missing or unfit (http-api 9.2)."""
+    """The (name, version) of an upload form; BadRequest in devpi's words if they are missing or unfit [W13.3]."""
     for field in ("name", "version"):
         if not form.get(field, [""])[0].strip():
             raise BadRequest(f'invalid metadata: Missing required field "{field}"')
@@ -9233,7 +9233,7 @@ def _form_fields(metadata):
 
 
 def upload_kind(filename):
-    """(pyversion, filetype) that an upload form states for a file of that name (http-api 13.4)."""
+    """(pyversion, filetype) that an upload form states for a file of that name [W19.6]."""
     lower = filename.lower()
     if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"
@@ -9321,7 +9321,7 @@ _QUERY_TOKEN = re.compile(r"""
     | (?P<not>-)(?=[^\s)*-])
     | (?:(?P<key>[A-Za-z]+):)? (?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' ) (?P<star>\*?) (?=[\s()]|$)
     | (?P<word>[^\s()]+)""", re.VERBOSE)
-# What `type:` asks for, as (kind, text columns): the reference's words.
+# What `type:` asks for, as (kind, text columns): the words of devpi's web pages.
 _TYPES = {"page": ("page", _TEXT_COLUMNS), "title": ("page", ("title",)), "project": ("project", _TEXT_COLUMNS),
           "name": ("project", ("name",)), "summary": ("project", ("summary",)), "description": ("project", ("body",)),
           "keywords": ("project", ("keywords",)), "classifiers": ("project", ("classifiers",)),
@@ -9329,7 +9329,7 @@ _TYPES = {"page": ("page", _TEXT_COLUMNS), "title": ("page", ("title",)), "proje
 
 
 class Query:
-    """A search query (web-and-search 4.4) as a tree; anything is one, and `notes` say how it was understood."""
+    """A search query [W21.2] as a tree; anything is one, and `notes` say how it was understood."""
 
     def __init__(self, text):
         self.notes = []
@@ -10789,7 +10789,7 @@ def _with_raw_parts(text, raws):
 
 
 def result_response(type_, result, status=200, message=None):
-    """devpi's envelope (http-api 1.3)."""
+    """devpi's envelope [W2.3]."""
     content = {"type": type_, "result": result}
     if message:
         content["message"] = message
@@ -10812,7 +10812,7 @@ def reason_phrase(status):
 
 
 def problem_response(problem, accept, kind):
-    """A Problem as an answer; the form depends on the kind of route and on what the client says it reads (http-api 1.4).
+    """A Problem as an answer; the form depends on the kind of route and on what the client says it reads [W3].
 
     json: always the envelope.  page: HTML unless JSON is named.  upload: plain text unless one of the two is named, and
     the message as the reason phrase, which is where twine and devpi look for it."""
@@ -11014,7 +11014,7 @@ class Request:
 
     @kept_property
     def identity(self):
-        """Who is asking (http-api 3.1): X-Devpi-Auth if it is there and readable, else Basic credentials."""
+        """Who is asking [W5.4, W5.5]: X-Devpi-Auth if it is there and readable, else Basic credentials."""
         credentials = decode_credentials(self.header("x-devpi-auth")) if "x-devpi-auth" in self.headers else None
         if credentials is None:
             scheme, _, text = self.header("authorization").partition(" ")
@@ -11870,7 +11870,7 @@ class App:
 
     @functools.lru_cache(maxsize=10000)
     def trusts(self, address):
-        """Whether this peer may speak for others: loopback, --trusted-proxy (operations 5.5)."""
+        """Whether this peer may speak for others: loopback, --trusted-proxy [W4.2]."""
         ip = ip_of(address)
         return ip.is_loopback or any(ip in network for network in self.settings.trusted_proxies)
 
@@ -12068,7 +12068,7 @@ def may_read(request, index):
 
 
 def require_read(request, index):
-    """Refuse who may not read an index: 401 without good credentials, 403 with them, never 404 (standards 13).
+    """Refuse who may not read an index: 401 without good credentials, 403 with them, never 404 [W9.2].
 
     The devpi client goes on after 403 and not after 401, so it gets the former."""
     if not request.app.permissions.read(request.identity, index):
@@ -12172,7 +12172,7 @@ def without_final_slash(request):
 
 @route("GET", "/+status")
 def status(request):
-    """devpi: GET /+status (http-api 15.2, operations 4).  Paths and targets are shown to root only."""
+    """devpi: GET /+status [W23.1].  Paths and targets are shown to root only."""
     wants_json(request)
     app = request.app
     is_root = request.identity.user == "root"
@@ -12298,7 +12298,7 @@ def changelog(request, rest=""):
 
 @route("ANY", "/+authcheck")
 def authcheck(request):
-    """devpi: for a proxy that asks whether it may answer the URL in X-Original-URI: 200 or 403 (http-api 15.5)."""
+    """devpi: for a proxy that asks whether it may answer the URL in X-Original-URI: 200 or 403 [W23.3]."""
     uri = request.header("x-original-uri")
     if not uri:
         raise BadRequest("the header X-Original-URI is missing")
@@ -12318,7 +12318,7 @@ def authcheck(request):
 @route("ANY", "/{user}/+api")
 @route("ANY", "/{user}/{index}/+api")
 def api(request, user=None, index=None):
-    """devpi: where things are, for the devpi client (http-api 2.2)."""
+    """devpi: where things are, for the devpi client [W5.1, W5.2]."""
     identity = request.identity
     known = identity.user is not None
     result = {"login": request.url("+login"),
@@ -12364,7 +12364,7 @@ def readable_indexes(request):
 
 @route("GET", "/+search")
 def search(request):
-    """Projects that a query finds, and names of mirrors (web-and-search 4): `query`, `page`, `sort`."""
+    """Projects that a query finds, and names of mirrors [W21.1]: `query`, `page`, `sort`."""
     app = request.app
     query = Query(request.query.get("query", request.query.get("q", "")))
     readable = readable_indexes(request)
@@ -12539,7 +12539,7 @@ def _yank_response(count, reason):
 
 @route("POST", "/{user}/{index}/{file}[/]")
 def add_test_result(request, user, index, file):
-    """devpi: a test result of a file, any JSON (http-api 11)."""
+    """devpi: a test result of a file, any JSON [W16]."""
     app = request.app
     found = app.indexes.get(f"{user}/{index}")
     require_test_results(request, found)
@@ -12640,7 +12640,7 @@ def _deleted(message, note):
 
 
 def serve_file(request, index_path, path):
-    """A distribution file, its facts as JSON, or its metadata file (http-api 10)."""
+    """A distribution file, its facts as JSON, or its metadata file [W14]."""
     app = request.app
     index = app.indexes.find(index_path)
     if index is None:
@@ -12811,7 +12811,7 @@ def _docs_redirect(request, index_path, project, version, path):
 
 @route("GET", "/{user}/{index}/{project}/{version}/+doc/{rest}", "page")
 def docs(request, user, index, project, version, rest):
-    """A file of a release's documentation, straight out of its zip (web-and-search 6).
+    """A file of a release's documentation, straight out of its zip [W15].
 
     The version may be `latest` or `stable`: the newest that has documentation, or the newest final one."""
     app = request.app
@@ -13187,7 +13187,7 @@ def get_version(request, user, index, project, version):
 
 
 def version_objects(request, index, project, ignore_bases, only=None):
-    """(whether the project is known, {version: devpi's version object}) over an index and its bases (http-api 8).
+    """(whether the project is known, {version: devpi's version object}) over an index and its bases [W12.1].
 
     `only`: the one version that is wanted; what an index has under other spellings of it is one
     with it."""
@@ -13357,7 +13357,7 @@ def pypi_version(request, user, index, project, version):
 
 
 def serve_pypi_json(request, index_path, project, version):
-    """PyPI's JSON API (standards 11), over an index and its bases."""
+    """PyPI's JSON API [W12.5], over an index and its bases."""
     app = request.app
     index = app.indexes.get(index_path)
     if project != normalize(project):
@@ -13533,7 +13533,7 @@ def delete_index(request, user, index):
 
 @route("POST", "/{user}/{index}[/]", "upload")
 def upload(request, user, index):
-    """devpi and PyPI: a form that registers a release or brings a file (http-api 9)."""
+    """devpi and PyPI: a form that registers a release or brings a file [W13]."""
     app = request.app
     found = app.indexes.get(f"{user}/{index}")
     type_, _, parameters = request.header("content-type").partition(";")
@@ -13630,7 +13630,7 @@ def _take_upload(request, index, form, fields):
 
 @route("PUSH", "/{user}/{index}[/]")
 def push(request, user, index):
-    """devpi: PUSH, or POST of JSON: a release goes to another index, or to an outside server (http-api 13)."""
+    """devpi: PUSH, or POST of JSON: a release goes to another index, or to an outside server [W19]."""
     app, request.errors = request.app, "json"
     found = app.indexes.get(f"{user}/{index}")
     require_read(request, found)

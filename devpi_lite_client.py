@@ -12,7 +12,7 @@ In CI the environment is enough, without `use` and `login`: DEVPI_INDEX (a full 
 DEVPI_TOKEN.  Nothing is asked where there is no terminal; exit status 0 is success, 1 a failure, 2 a wrong command line, 130
 an interruption; `install` ends with that of pip or uv.
 
-The chapters, each of which uses only those above it:
+The chapters, each of which uses only those above it; [W7.2] and the like are rules of tests/CONTRACT.md:
 
      1  Names and versions       pure functions over the packaging standards' words
      2  Errors and the console   exceptions that carry a sentence; lines, colours, questions, progress, JSON
@@ -291,7 +291,7 @@ def python_tag(filename):
 
 
 def upload_kind(filename):
-    """(pyversion, filetype) that an upload form states for a file of that name (http-api 13.4)."""
+    """(pyversion, filetype) that an upload form states for a file of that name [W19.6]."""
     lower = filename.lower()
     if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"

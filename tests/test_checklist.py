@@ -1,4 +1,4 @@
-"""What the protocol's acceptance checklist asks for and no other file shows: refreshing, and the same upload twice."""
+"""Refreshing what a mirror has of a project, and the same upload twice [W20.10, W13.8]."""
 
 import pytest
 

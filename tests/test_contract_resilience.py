@@ -163,7 +163,7 @@ def assert_refused(reply, *statuses):
     assert reply.json()["message"]
 
 
-# 1: what can't be indexed holds up nothing else
+# -- what can't be indexed holds up nothing else
 
 
 def test_a_lone_surrogate_in_a_title_holds_up_no_other_project(site):
@@ -188,7 +188,7 @@ def test_documentation_whose_blob_is_gone_holds_up_no_other_project(site):
     assert found(site, "name:bloblost") == {"bloblost"}
 
 
-# 2: members that inflate to many times the bytes read at once
+# -- members that inflate to many times the bytes read at once
 
 SIZES = [(64 << 10) * n + more for n in (1, 2, 3) for more in (-1, 0, 1, 7)]
 SIZES += [(256 << 10) * n + more for n in (1, 2, 3) for more in (-1, 0, 1, 7, 100)]
@@ -227,7 +227,7 @@ def test_ranges_of_a_member_with_a_compressible_end_come_whole(site, size):
         assert reply.body == content[start:]
 
 
-# 3 and 4: an outbox that rests, and is fair
+# -- an outbox that rests, and is fair
 
 
 @contextlib.contextmanager
@@ -330,7 +330,7 @@ def test_an_index_has_a_bounded_number_of_webhooks(site):
     assert site.patch("/" + index, {"webhook_url": urls[:20]}, user="res").status == 200
 
 
-# 5 and 18: an old database, and a project with many releases
+# -- an old database, and a project with many releases
 
 RELEASES = 2000
 FILES = 8  # of each release
@@ -401,7 +401,7 @@ def test_json_of_one_of_many_releases_comes_soon(migrated):
     assert (reply.status, reply.result["summary"], len(reply.result["+links"])) == (200, "release 777", FILES)
 
 
-# 6: a search index that is taken away, and queries that go deep
+# -- a search index that is taken away, and queries that go deep
 
 
 @pytest.mark.parametrize("damage", ["deleted", "overwritten"])
@@ -445,7 +445,7 @@ def test_a_word_in_a_hundred_brackets_is_found(site):
     assert found(site, "(" * 100 + "bracketed" + ")" * 100) == {"bracketed"}
 
 
-# 7: upstream is not asked over and over
+# -- upstream is not asked over and over
 
 
 def test_suggestions_ask_upstream_once_for_a_list_that_does_not_come(site, upstream):
@@ -463,7 +463,7 @@ def test_suggestions_ask_upstream_once_for_a_list_that_does_not_come(site, upstr
     assert [path for _, path, _ in upstream.requests] == ["/simple/"]
 
 
-# 8: the audit log
+# -- the audit log
 
 
 def test_only_entries_of_what_changed_the_state_have_a_serial(site, receiver):
@@ -492,7 +492,7 @@ def test_wrong_passwords_of_installers_are_noted_once_each(site):
     assert "wrong one" not in json.dumps(audited(site))
 
 
-# 9 and 10: documentation
+# -- documentation
 
 
 def test_links_to_pages_follow_the_version_that_has_them(site):
@@ -545,7 +545,7 @@ def test_what_is_quarantined_while_it_is_pushed_is_not_pushed(site):
     assert site.get("/%s/sudden" % target).status == 404
 
 
-# 11 and 12: the JSON of PyPI, XML-RPC
+# -- the JSON of PyPI, XML-RPC
 
 
 @pytest.mark.parametrize("user, index", [("res", "Foo"), ("Foo", "dev"), ("Foo", "Foo")])
@@ -575,7 +575,7 @@ def test_xmlrpc_answers_parse_whatever_a_summary_holds(site):
     assert json.loads(search_reply(site, "name:unprintable").body)["result"]["total"] == 1
 
 
-# 13: test results
+# -- test results
 
 
 def test_a_result_is_not_taken_for_a_file_that_one_may_not_read(site):
@@ -619,7 +619,7 @@ def test_a_large_result_is_taken_without_much_memory(site):
     assert link["hash_spec"] == "sha256=" + hashlib.sha256(body).hexdigest()
 
 
-# 14 and 15: what URLs tell
+# -- what URLs tell
 
 
 def test_tokens_in_urls_are_shown_to_who_may_change_the_index_only(site, upstream):
@@ -668,7 +668,7 @@ def test_the_jenkins_script_names_the_outside_url(guarded, receiver):
     assert "evil" not in script and guarded.url not in script and "%s/%s" % (OUTSIDE_URL, index) in script
 
 
-# 16: pages of other origins
+# -- pages of other origins
 
 
 def changes(index, archive):
@@ -712,7 +712,7 @@ def test_the_origin_of_the_outside_url_is_the_own_one(guarded):
         assert reply.status in (200, 201), reply
 
 
-# 17: whom releases may be pushed to
+# -- whom releases may be pushed to
 
 
 def test_releases_are_pushed_to_allowed_hosts_only(guarded, receiver):
@@ -726,7 +726,7 @@ def test_releases_are_pushed_to_allowed_hosts_only(guarded, receiver):
     assert [request.path for request in receiver.requests] == ["/legacy/"]
 
 
-# 19: history
+# -- history
 
 
 def test_the_history_names_a_source_to_who_may_read_it_only(site):
@@ -754,7 +754,7 @@ def test_the_history_of_a_pushed_file_tells_nothing_of_a_source_one_may_not_read
         assert reply.status == 200 and source not in reply.text
 
 
-# 20: version specifiers
+# -- version specifiers
 
 
 @pytest.fixture(scope="module")

@@ -788,7 +788,7 @@ def test_json_answers_have_the_bare_content_type(site, method, path, body, statu
 
 
 def test_an_upload_error_that_is_not_json_is_plain_text_for_curl(site):
-    """Row 40 of the decisions: JSON if Accept names it, HTML if it names text/html, else plain text."""
+    """JSON if Accept names it, HTML if it names text/html, else plain text [W3.3]."""
     found = {}
     for accept in ("application/json", "text/html", "*/*"):
         reply = site.upload(

@@ -1,4 +1,4 @@
-"""Indexes: their configuration, its changes and checks, and who may read them (http-api.md 5; acl_pkg_read)."""
+"""Indexes: their configuration, its changes and checks, and who may read them [W8, W9]."""
 
 import base64
 import itertools

@@ -1,4 +1,4 @@
-"""Inheritance: the resolution order, what is merged, and when a private name closes a mirror (http-api.md 6, 7.3)."""
+"""Inheritance: the resolution order, what is merged, and when a private name closes a mirror [W10, W11.7]."""
 
 import hashlib
 import itertools

@@ -1,4 +1,4 @@
-"""Mirror indexes: project pages and project lists that come from an upstream (http-api.md 14.1-14.3, 14.6)."""
+"""Mirror indexes: project pages and project lists that come from an upstream [W20]."""
 import base64
 import gzip
 import html.parser

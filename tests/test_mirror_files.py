@@ -1,4 +1,4 @@
-"""Files of mirror indexes: fetched once, streamed through, checked, kept (http-api.md 14.4, 10.1; design.md 3, invariant 3)."""
+"""Files of mirror indexes: fetched once, streamed through, checked, kept [W20, W14.6]."""
 import hashlib
 import http.client
 import os

@@ -1,4 +1,4 @@
-"""Pushing a release to another index of this server, or to an index elsewhere (http-api.md 13)."""
+"""Pushing a release to another index of this server, or to an index elsewhere [W19]."""
 import base64
 import contextlib
 import dataclasses
@@ -748,7 +748,7 @@ def test_each_file_is_uploaded_with_all_its_metadata(site, receiver):
 
 
 def test_no_field_of_the_upload_breaks_the_form(site, receiver):
-    """Unknown fields are kept (http-api.md 9.1 lets them be sent), whatever their names are made of."""
+    """Unknown fields are kept [W13.5], whatever their names are made of."""
     evil = {"x; filename=b": "1", 'x"; filename="y': "2", "x\r\nX-Evil: 1\r\n\r\n": "3", "ü%22": "4", "author": 'a"\r\n\r\n--b--\r\n'}
     form = urllib.parse.urlencode(dict({":action": "submit", "name": "oddfields", "version": "1.0"}, **evil))
     reply = site.post("/pu/dev/", form, user="pu", headers={"Content-Type": "application/x-www-form-urlencoded"})

@@ -1,4 +1,4 @@
-"""PyPI's JSON API, for stages, mirrors and indexes with bases (standards.md 11)."""
+"""PyPI's JSON API, for stages, mirrors and indexes with bases [W12.5]."""
 import dataclasses
 import datetime
 import hashlib

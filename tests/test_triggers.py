@@ -1,4 +1,4 @@
-"""Triggers: Jenkins jobs and signed webhooks, told of changes by an outbox that outlives the process (operations.md 6)."""
+"""Triggers: Jenkins jobs and signed webhooks, told of changes by an outbox that outlives the process [W22]."""
 import ast
 import contextlib
 import datetime

@@ -1,4 +1,4 @@
-"""Users: discovery, logins, session tokens, credentials, accounts, who may do what to them (http-api.md 2.2, 3, 4)."""
+"""Users: discovery, logins, session tokens, credentials, accounts, who may do what to them [W5, W6, W7]."""
 
 import base64
 import itertools
