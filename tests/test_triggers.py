@@ -740,7 +740,8 @@ def started(outbox, *waiting):
         if is_slow:
             outbox.slow[target, account] = True
     outbox._start([(is_slow, due, (target, account)) for is_slow, due, target, account in waiting])
-    return list(outbox.workers.waiting)
+    begun = outbox.workers.waiting
+    return [begun.get(0) for _ in range(len(begun))]
 
 
 def test_accounts_take_turns_and_slow_targets_wait_for_the_others(monkeypatch):
