@@ -219,7 +219,10 @@ def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
     text = "x" * (7 << 20)        # more than the system takes of an unread answer
     assert server.upload("big/dev", sdist("big", "1.0"), fields={"license": text}).status == 200
     before = memory(server)
-    wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(16)]
+    wires = []
+    for _ in range(16):     # one after the other: else some are told to come again later
+        wires.append(Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096))
+        assert wires[-1].input.peek(1).startswith(b"HTTP/1.1 200 ")
     eventually(lambda: sum(map(int, re.findall(r"(\d+) answers are given up", server.output()))) >= 14)
     assert server.get("/big/dev/big/1.0").result["license"] == text
     assert memory(server) - before < 90     # of 112 MB that lie unread
