@@ -7232,7 +7232,6 @@ def _insert_mirror_file(change, index, project_id, position, entry, now):
         (index.id, project_id, position, entry.version, file.filename, entry.path, file.hash_spec,
          file.size, file.uploaded or now, not file.uploaded, file.requires_python, file.yanked,
          file.core_metadata, file.provenance, file.url))
-    change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{entry.path}",))
 
 
 def _share_arrived(change, project_id):

@@ -163,3 +163,18 @@ def test_whom_restrict_modify_names_makes_such_users_too(make_server):
     server.put("/admin/dev", {"acl_upload": ["carol"]}, user="admin")
     assert server.put("/carol", {"password": "x"}).status == 403
     assert server.put("/carol", {"password": "x"}, user="admin").status == 201
+
+
+def test_a_deleted_file_stays_deleted_whatever_a_mirror_of_that_name_lists(shared_server, people, upstream):
+    alice = people[0]
+    index, archive = alice + "/turn", upstream.publish("turned", "1.0")
+    shared_server.add_index(index)
+    assert shared_server.upload(index, archive).status == 200
+    path = "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    assert shared_server.delete(path, user=alice).status == 200
+    assert shared_server.delete("/" + index, user=alice).status == 201
+    shared_server.add_mirror(index, upstream)
+    assert shared_server.versions(index, "turned") == ["1.0"]
+    assert shared_server.delete("/" + index, user=alice).status == 201
+    shared_server.add_index(index)
+    assert shared_server.get(path).status == 410
