@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import Server, eventually, sdist, wheel  # noqa: E402
+from harness import PROGRAM, Server, eventually, sdist, wheel  # noqa: E402
 from clients import CURRENT, PIP20_PYTHON, PYTHON, Clients, Devpi  # noqa: E402
 from receiver import Receiver  # noqa: E402
 
@@ -92,7 +92,8 @@ def pypi_server():
     made = []
 
     def make(directory, **keywords):
-        made.append(Server(directory, "--request-timeout", "60", env=proxies, **dict({"root_pypi": True}, **keywords)))
+        made.append(Server(directory, "--request-timeout", "60", env=proxies,
+                           **dict({"root_pypi": True, "script": PROGRAM}, **keywords)))
         return made[-1].start()
 
     yield make

@@ -20,7 +20,7 @@ import pytest
 
 from client import Client, documentation
 from clients import Clients, Devpi
-from harness import Server, eventually, run_command, sdist, wheel
+from harness import PROGRAM, Server, eventually, run_command, sdist, wheel
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(
@@ -130,7 +130,7 @@ def certificate(tmp_path_factory):
 @pytest.fixture(scope="module", params=["/", "/pypi/"], ids=["root", "subpath"])
 def site(request, tmp_path_factory, certificate):
     folder = tmp_path_factory.mktemp("nginx")
-    server = Server(folder / "server").start()
+    server = Server(folder / "server", script=PROGRAM).start()
     server.add_user("alice")
     server.add_user("pypi")             # as the path is called
     server.add_index("alice/dev")
