@@ -1154,8 +1154,8 @@ class Recruiter:
     """Starts threads for crews of `Workers`, in a thread of its own: `Thread.start` waits until
     the new thread runs, which it does late on busy processors, and the front must not wait.
 
-    A crew that is at its ease gets a thread more whenever nothing of its work was begun for a
-    while: what its threads do waits for something that nobody has said."""
+    A crew that has begun nothing for a while, though work waits, is allowed one more busy thread:
+    what its threads do waits for something that nobody has said."""
 
     def __init__(self):
         self.wanted = queue.SimpleQueue()       # crews that have too few threads
@@ -1173,143 +1173,205 @@ class Recruiter:
             crew = None
             with contextlib.suppress(queue.Empty):
                 crew = self.wanted.get(timeout=Limits.no_progress if behind else None)
-            try:
-                if crew is not None:
-                    crew.recruit(crew.at_ease)
-                    behind.setdefault(crew, crew.begun)
-                if time.monotonic() - looked < Limits.no_progress:
-                    continue
-                looked = time.monotonic()
-                for crew, begun in list(behind.items()):
-                    if crew.begun == begun:
-                        crew.recruit(crew.limit, 1)
+            if crew is not None:
+                behind.setdefault(crew, crew.begun)
+                self._recruit(crew)
+            if time.monotonic() - looked < Limits.no_progress:
+                continue
+            looked = time.monotonic()
+            for crew in list(behind):
+                if crew.is_behind(behind[crew]):
                     behind[crew] = crew.begun
-                    if not crew.is_behind():
-                        del behind[crew]
-            except RuntimeError as error:       # the system has no more threads
-                log.error("%s: %s", crew.name, error)
-                time.sleep(1)
+                    self._recruit(crew)
+                else:
+                    del behind[crew]
+
+    @staticmethod
+    def _recruit(crew):
+        try:
+            crew.recruit()
+        except Exception as error:      # the system has no more threads, or no memory for one
+            log.error("%s: %s", crew.name, reason_of(error))
+            time.sleep(1)
 
 
 recruiter = Recruiter()
 
 
 class FairQueue:
-    """Items that wait, by party: whoever takes them gets one of each party in turn."""
+    """Items that wait, by party: whoever takes them gets one of each party in turn.
+
+    A party is (first, second), say an address and who it says it is; who has many seconds has one
+    turn all the same.  Not for several threads at once: its owner has a lock."""
 
     def __init__(self):
-        self.tokens = queue.SimpleQueue()       # one for each item
-        self.lock = threading.Lock()
-        self.items = {}                         # party -> its items; who was served last stands last
+        self.count = 0
+        self.parties = {}       # first -> {second -> items}; who was served last stands last
 
     def __len__(self):
-        return self.tokens.qsize()
+        return self.count
 
-    def put(self, item, party=None):
-        with self.lock:
-            self.items.setdefault(party, collections.deque()).append(item)
-        self.tokens.put(None)
+    def put(self, item, party=(None, None)):
+        first, second = party
+        self.parties.setdefault(first, {}).setdefault(second, collections.deque()).append(item)
+        self.count += 1
 
-    def get(self, timeout=None):
-        """The next item; queue.Empty if none comes within so many seconds."""
-        self.tokens.get(timeout=timeout)
-        with self.lock:
-            return self._take(next(iter(self.items)))
+    def get(self, is_wanted=None):
+        """The next item, or the next that is wanted of those that are first of their party; None if
+        there is none."""
+        for first, seconds in self.parties.items():
+            for second, items in seconds.items():
+                if is_wanted is None or is_wanted(items[0]):
+                    item = items.popleft()
+                    self._had_its_turn(seconds, second)
+                    self._had_its_turn(self.parties, first)
+                    self.count -= 1
+                    return item
+        return None
 
-    def get_if(self, is_wanted):
-        """The next item that is here and wanted, of those that are first of their party; queue.Empty
-        if there is none."""
-        self.tokens.get_nowait()
-        with self.lock:
-            for party, items in self.items.items():
-                if is_wanted(items[0]):
-                    return self._take(party)
-        self.tokens.put(None)
-        raise queue.Empty
+    @staticmethod
+    def _had_its_turn(places, key):
+        left = places.pop(key)
+        if left:
+            places[key] = left
 
-    def _take(self, party):
-        mine = self.items.pop(party)
-        item = mine.popleft()
-        if mine:
-            self.items[party] = mine
+    def take_from_the_largest(self):
+        """The item that came last of the party that has most."""
+        seconds = max(self.parties.values(), key=lambda seconds: sum(map(len, seconds.values())))
+        items = max(seconds.values(), key=len)
+        item = items.pop()
+        self.count -= 1
+        for places in (seconds, self.parties):
+            for key in [key for key, left in places.items() if not left]:
+                del places[key]
         return item
 
 
+class _Place:
+    """Where a thread of a crew waits for work."""
+    __slots__ = ("turn", "item")
+
+    def __init__(self):
+        self.turn, self.item = threading.Lock(), None
+        self.turn.acquire()
+
+
 class Workers:
-    """A bounded crew of daemon threads for one kind of work; grows on demand, to `limit` threads that are busy.
+    """A bounded crew of daemon threads for one kind of work, which grows on demand.
 
-    Threads that wait for a slow client or for upstream (see `outside_wait`) are not counted as busy, so that a few dozen
-    of those can't keep everybody else waiting; with them the crew has four times `limit` threads at most.  Where they
-    wait for an owner (a user, an address), it gets at most twice as many of these places as are free then.
+    As long as the work goes on, `at_ease` threads are busy at a time: more would make each slower
+    that computes, and keep the front from a processor.  Where it does not go on (see `Recruiter`)
+    there are more, `limit` at most.
 
-    As long as the work goes on there are only `at_ease` busy threads: more that compute at a time
-    would make each slower, and keep the front from a processor."""
+    Threads that wait for a slow client or for upstream (see `outside_wait`) are not busy, so that a few dozen of those
+    can't keep everybody else waiting; there may be three times `limit` of them.  Where they wait for an owner (a user,
+    an address), it gets at most twice as many of these places as are free then.  Nor are those that wait for the disk
+    (see `disk_wait`), of whom there may be `limit`."""
 
     def __init__(self, name, limit, work, at_ease=None):
         recruiter.start()
         self.name, self.limit, self.work = name, limit, work
-        self.at_ease = min(at_ease or limit, limit)
-        self.waiting = FairQueue()
+        self.at_ease = self.allowed = min(at_ease or limit, limit)
         self.lock = threading.Lock()
-        self.count = self.idle = self.outside = 0       # threads: all, waiting for work, waiting for the outside
-        self.outside_of = collections.Counter()         # owner -> of the latter
+        self.waiting = FairQueue()                      # work
+        self.parked = []                                # a _Place for each thread that waits for work
+        self.count = self.starting = self.busy = 0      # threads: all, those not at work yet, those that work
+        self.outside = self.storing = 0                 # threads that wait for the outside, for the disk
+        self.outside_of = collections.Counter()         # owner -> of the former
         self.begun = 0                                  # pieces of work so far
+        self.is_short = False                           # the recruiter was told
 
-    def submit(self, item, party=None):
+    def submit(self, item, party=(None, None)):
         """Have a thread do it, one item of each party in turn."""
-        self.waiting.put(item, party)
-        self._ask_for_more()
+        with self.lock:
+            self.waiting.put(item, party)
+            self._hand_out()
 
-    def is_behind(self):
-        """Whether there is more work than threads wait for, and the limit allows another one."""
-        return len(self.waiting) > self.idle and self.count < self.limit + self.outside
+    def take_back(self):
+        """An item that nobody has begun, the last of the party that has most; None if there is none."""
+        with self.lock:
+            return self.waiting.take_from_the_largest() if self.waiting else None
 
-    def _ask_for_more(self):
-        if self.is_behind():
-            recruiter.wanted.put(self)
+    def _hand_out(self):
+        while self.waiting and self.busy < self.allowed:
+            if not self.parked:
+                if not self.is_short:
+                    self.is_short = True
+                    recruiter.wanted.put(self)
+                return
+            place = self.parked.pop()       # who waited least: others end when there is little to do
+            place.item = self.waiting.get()
+            self.busy += 1
+            self.begun += 1
+            place.turn.release()
 
-    def recruit(self, busy, most=None):
-        """Start as many threads as there is work for, until so many are busy; `most` at a time."""
-        started = 0
-        while started != most:
+    def is_behind(self, begun):
+        """Whether work waits.  Where nothing was begun since `begun` was, one more thread may be busy."""
+        with self.lock:
+            if not self.waiting:
+                self.allowed = self.at_ease
+                return False
+            if self.begun == begun:
+                self.allowed = min(self.allowed + 1, self.limit)
+                self._hand_out()
+            return True
+
+    def recruit(self):
+        """Start as many threads as there is work for, within the limits."""
+        while True:
             with self.lock:
-                if not len(self.waiting) > self.idle or self.count >= busy + self.outside:
+                self.is_short = False
+                ready = len(self.parked) + self.starting
+                if ready >= min(len(self.waiting), self.allowed - self.busy) \
+                        or self.count >= 5 * self.limit:
                     return
                 self.count += 1
-                self.idle += 1
+                self.starting += 1
             try:
                 threading.Thread(target=self._run, name=self.name, daemon=True).start()
-            except RuntimeError:
+            except BaseException:
                 with self.lock:
                     self.count -= 1
-                    self.idle -= 1
+                    self.starting -= 1
                 raise
-            started += 1
 
     def _run(self):
         threading.current_thread().crew = self
-        while True:
-            try:
-                item = self.waiting.get(timeout=Limits.idle_thread)
-            except queue.Empty:
-                item = None
-            with self.lock:
-                self.idle -= 1
-                self.begun += 1
-                self.count -= item is None
-                is_last = not self.count
-            self._ask_for_more()        # who submitted meanwhile may have taken this thread for idle
-            if item is None:
-                if is_last:
-                    give_back_memory()      # the load is over
-                return
+        place = _Place()
+        with self.lock:
+            self.starting -= 1
+            self._park(place)
+        while self._has_work(place):
+            item, place.item = place.item, None
             try:
                 self.work(item)
             except Exception:
                 log.exception("%s failed", self.name)
             del item
             with self.lock:
-                self.idle += 1
+                self.busy -= 1
+                self._park(place)
+
+    def _park(self, place):
+        self.parked.append(place)
+        self._hand_out()
+
+    def _has_work(self, place):
+        """Wait for it; False if the thread is to end, as there was none for a while."""
+        if place.turn.acquire(timeout=Limits.idle_thread):
+            return True
+        with self.lock:
+            if place in self.parked:
+                self.parked.remove(place)
+                self.count -= 1
+                is_last = not self.count
+            else:
+                is_last = None
+        if is_last is None:             # work came just now
+            return place.turn.acquire()
+        if is_last:
+            give_back_memory()          # the load is over
+        return False
 
     @contextlib.contextmanager
     def away(self, owner):
@@ -1319,21 +1381,44 @@ class Workers:
             room = free > 0 and (owner is None or self.outside_of[owner] < 2 * free)
             self.outside += room
             self.outside_of[owner] += room
-        self._ask_for_more()
+            self.busy -= room
+            self._hand_out()
         try:
             yield room
         finally:
             with self.lock:
+                self.busy += room
                 self.outside -= room
                 self.outside_of[owner] -= room
                 if not self.outside_of[owner]:
                     del self.outside_of[owner]
+
+    @contextlib.contextmanager
+    def storing_something(self):
+        """While one of the crew waits for the disk."""
+        with self.lock:
+            room = self.storing < self.limit
+            self.storing += room
+            self.busy -= room
+            self._hand_out()
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.busy += room
+                self.storing -= room
 
 
 def outside_wait(owner=None):
     """A context for waiting on what may take long: a slow client, upstream.  False where too many do that already."""
     crew = getattr(threading.current_thread(), "crew", None)
     return crew.away(owner) if crew else contextlib.nullcontext(True)
+
+
+def disk_wait():
+    """A context for waiting until something is on disk."""
+    crew = getattr(threading.current_thread(), "crew", None)
+    return crew.storing_something() if crew else contextlib.nullcontext()
 
 
 class Flight:
@@ -1464,7 +1549,8 @@ class Line:
             turn = threading.Lock()
             turn.acquire()
             self.waiting.append(turn)
-        turn.acquire()
+        with outside_wait():
+            turn.acquire()
 
     def __exit__(self, *_):
         with self.lock:
@@ -1971,6 +2057,8 @@ def put_metadata(db, release_id, metadata):
     text = json.dumps({**metadata, "description": ""} if readme else metadata)
     db.execute("UPDATE releases SET metadata = ?, readme_size = ? WHERE id = ?",
                (text, len(readme), release_id))
+    if _stored_readme(db, release_id) == readme:        # whoever reads it just now reads on
+        return
     db.execute("DELETE FROM readmes WHERE release_id = ?", (release_id,))
     for start in range(0, len(readme), Limits.readme_piece):
         db.execute("INSERT INTO readmes (release_id, piece) VALUES (?, ?)",
@@ -1982,10 +2070,13 @@ def stored_metadata(db, row):
     readme_size."""
     metadata = json.loads(row["metadata"])
     if row["readme_size"]:
-        pieces = db.execute("SELECT piece FROM readmes WHERE release_id = ? ORDER BY id",
-                            (row["id"],))
-        metadata["description"] = json.loads(b"".join(piece for piece, in pieces))
+        metadata["description"] = json.loads(_stored_readme(db, row["id"]))
     return metadata
+
+
+def _stored_readme(db, release_id):
+    return b"".join(piece for piece, in db.execute(
+        "SELECT piece FROM readmes WHERE release_id = ? ORDER BY id", (release_id,)))
 
 
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
@@ -2165,6 +2256,7 @@ class Store:
             raise FatalError(f"no devpi_lite database in {serverdir}")
         self.freshness = Freshness()
         self.tasks = FairQueue()        # of changes, by who makes them
+        self.task_came = threading.Condition()
         self.idle_readers = []
         self.closed = False
         self.durable = True         # how the writer commits just now
@@ -2262,34 +2354,38 @@ class Store:
             else:
                 self.idle_readers.append(db)
 
-    def write(self, function, *args, actor=NO_ACTOR, durable=True):
+    def write(self, function, *args, actor=NO_ACTOR, durable=True, party=None):
         """Run `function(change, *args)` as one change and return its value once it is on disk.
 
         Not `durable`: once it is committed; a power cut may take it back (what a mirror caches can be fetched again).
         Whatever it raises is raised here, with the change undone.  `Busy` if another process holds
         the database.  On read-only media: `ReadOnly`; what need not be durable, as it can be
-        fetched or made again, is just not kept."""
+        fetched or made again, is just not kept.  Changes of one `party`, by default the actor, wait
+        for one another rather than for those of others."""
         if self.read_only:
             if durable:
                 raise ReadOnly()
             return None
-        if self.closed:
-            raise Busy("the server is shutting down, try again", 5)
         task = WriteTask(function, args, actor, durable)
-        self.tasks.put(task, actor.user or actor.address)
-        with outside_wait():
+        party = party or actor.user or actor.address
+        with self.task_came:
+            if self.closed:
+                raise Busy("the server is shutting down, try again", 5)
+            self.tasks.put(task, (party, None))
+            self.task_came.notify()
+        with disk_wait():
             task.done.acquire()
         if task.error is not None:
             raise task.error
         return task.value
 
     def _write_loop(self):
-        group, stopping = [], False
-        while not stopping or len(self.tasks):
-            task = self.tasks.get()
-            if task is None:            # the last of the party that closes the store
-                stopping = True
-                continue
+        while True:
+            with self.task_came:
+                self.task_came.wait_for(lambda: self.tasks or self.closed)
+                task = self.tasks.get()
+            if task is None:
+                return
             group = [task]
             try:
                 self._commit(group)
@@ -2297,6 +2393,10 @@ class Store:
                 self._give_up(group, error)
             for task in group:
                 task.done.release()
+
+    def _take_task(self, is_wanted=None):
+        with self.task_came:
+            return self.tasks.get(is_wanted)
 
     def _next_tasks(self, group):
         """Yield the task in `group`, then others that wait and add them: as many as one commit is to
@@ -2306,12 +2406,20 @@ class Store:
         until = time.monotonic() + Limits.group_time
         yield group[0]
         while len(group) < 64 and time.monotonic() < until:
-            try:
-                task = self.tasks.get_if(lambda task: task and task.durable <= group[0].durable)
-            except queue.Empty:
+            task = self._take_task(lambda task: task.durable <= group[0].durable)
+            if task is None:
                 return
             group.append(task)
             yield task
+
+    def _begin(self, group):
+        """Begin a transaction.  If another process holds the database for too long, all who wait
+        hear it together, not one after the other."""
+        try:
+            self.writer.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            group.extend(iter(self._take_task, None))
+            raise
 
     def _commit(self, group):
         """Run changes, each in a savepoint of its own, commit once, then tell the caches.
@@ -2322,7 +2430,7 @@ class Store:
         if durable != self.durable:
             db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self.durable = durable
-        db.execute("BEGIN IMMEDIATE")
+        self._begin(group)
         last = db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
         serial, chain = last or (-1, b"")
         self.serial = serial
@@ -2380,11 +2488,11 @@ class Store:
 
     def _give_up(self, group, error):
         """The commit itself failed: nothing of the group happened, and each caller hears why."""
-        if self.writer.in_transaction:
-            try:
+        try:
+            if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
-            except sqlite3.Error as second:
-                log.error("rollback failed: %s", second)
+        except sqlite3.Error as second:
+            log.error("rollback failed: %s", second)
         text = str(error)
         if "locked" in text or "busy" in text:
             told = Busy("the database is held by another process, try again", 5)
@@ -2404,12 +2512,16 @@ class Store:
 
     def close(self):
         """Let waiting changes finish, fold the write-ahead log into the database, close."""
-        if self.closed:
-            return
-        self.closed = True
+        with self.task_came:
+            if self.closed:
+                return
+            self.closed = True
+            self.task_came.notify()
         if not self.read_only:
-            self.tasks.put(None)
             self.thread.join(Limits.shutdown)
+            if self.thread.is_alive():
+                log.error("changes are still waiting for the database; they are given up")
+                return
         while self.idle_readers:
             self.idle_readers.pop().close()
         try:
@@ -2827,14 +2939,14 @@ class IncomingBlob:
         digest = self.sha256.hexdigest()
         target = self.blobs.path(digest)
         try:
-            with outside_wait():
+            with disk_wait():
                 os.fsync(self.file.fileno())
             self.file.close()
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
                 move_into_folder(self.path, target)
                 self.is_kept = True
             if durable:     # also where the blob was there: a mirror may have left its name unsynced
-                with outside_wait():
+                with disk_wait():
                     sync_directory(os.path.dirname(target))
         except OSError as error:
             raise _disk_problem(error) from error
@@ -6508,6 +6620,7 @@ class Mirrors:
         being asked of that upstream and nothing is known."""
         if len(name) > Limits.project_name:
             return ProjectPage(name), None      # "not found" need not be remembered
+        looked = time.time()
         page = self.cached(index, name)
         if self.is_cut_off(index):
             return self._local_only(index, name, page), None
@@ -6522,7 +6635,8 @@ class Mirrors:
         if failure and (isinstance(failure, Refused) or not again):
             raise failure
         try:
-            return page, self._start(index, "page", name, functools.partial(self._fetch_page, index, name))
+            return page, self._start(index, "page", name, functools.partial(
+                self._fetch_page, index, name, looked))
         except Busy:
             if page is None:
                 raise
@@ -6639,7 +6753,7 @@ class Mirrors:
             self.not_found.pop(source, name)
             try:
                 flights.append((index, self._start(
-                    index, "page", name, functools.partial(self._fetch_page, index, name, True))))
+                    index, "page", name, functools.partial(self._fetch_page, index, name))))
             except Busy as problem:
                 log.warning("mirror %s is not refreshed: %s", index.path, problem.message)
         deadline = time.monotonic() + self.settings.request_timeout
@@ -6671,18 +6785,23 @@ class Mirrors:
         versions = tuple(version for version in page.versions if version in here)
         return dataclasses.replace(page, parts=((index, files),), versions=versions, expires=0)
 
-    def _fetch_page(self, index, name, unconditionally=False):
+    def _fetch_page(self, index, name, looked=None):
         with Spool(self.blobs) as body:
-            self._take_page(index, name, unconditionally, body)
+            self._take_page(index, name, looked, body)
 
-    def _take_page(self, index, name, unconditionally, body):
-        """Ask for a project's page, which comes into `body`, and enter what came."""
+    def _take_page(self, index, name, looked, body):
+        """Ask for a project's page, which comes into `body`, and enter what came.
+
+        `looked`: time.time() at which no page, or an old one, was here: one that came since will do;
+        None: upstream is asked whatever is here."""
         mirror_url = index.mirror_url
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+        if looked is not None and row and (row["fetched"] or 0) > looked:
+            return None
         headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01", "Accept-Encoding": "gzip",
                    "User-Agent": user_agent()}
-        if row and row["etag"] and not unconditionally:
+        if row and row["etag"] and looked is not None:
             headers["If-None-Match"] = row["etag"]
         deadline = time.monotonic() + Limits.upstream_page_time
         with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
@@ -6709,19 +6828,19 @@ class Mirrors:
             raise UpstreamTrouble(f"{public_url(response.url)} answered with serial {serial}, "
                                   f"older than {row['upstream_serial']} that it gave before")
         if response.status == 304:
-            return self.store.write(_page_checked, index, name, durable=False)
+            return self.keep(_page_checked, index, name)
         content_type = response.header("Content-Type")
         with bulk.claim(Limits.page_cost * body.size):
             data = body.value()
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
         entries = _page_entries(index, name, page)
-        self._enter_ahead(index, name, entries)
-        self.removed[index.id] += self.store.write(
-            _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial,
-            durable=False)
+        status = json.dumps(page.status) if page.status else None
+        self._enter_ahead(index, name, status, entries)
+        self.removed[index.id] += self.keep(
+            _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
 
-    def _enter_ahead(self, index, name, entries):
+    def _enter_ahead(self, index, name, status, entries):
         """Enter files of a page that is about to be stored, in steps: a page of 60,000 files as one
         change would keep all other changes waiting for seconds."""
         with self.store.read() as db:
@@ -6730,8 +6849,12 @@ class Mirrors:
                 "WHERE projects.index_id = ? AND projects.name = ?", (index.id, name))}
         new = [entry for entry in entries if entry.path not in known]
         for start in range(0, len(new) - Limits.entries_at_once, Limits.entries_at_once):
-            self.store.write(_enter_unplaced, index, name,
-                             new[start:start + Limits.entries_at_once], durable=False)
+            self.keep(_enter_unplaced, index, name, status,
+                       new[start:start + Limits.entries_at_once])
+
+    def keep(self, function, index, *args):
+        """Write what a mirror caches; its changes wait for one another, and not others for them."""
+        return self.store.write(function, index, *args, durable=False, party=index.user)
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -6742,7 +6865,7 @@ class Mirrors:
     def _remember_missing(self, index, name, row):
         """Upstream has no such project, any more or at all; its files are kept at their URLs."""
         if row and row["fetched"] is not None:
-            count = self.store.write(_page_gone, index, name, durable=False)
+            count = self.keep(_page_gone, index, name)
             self.removed[index.id] += 1
             log.warning("mirror %s: upstream does not have the project %s any more; "
                         "%d files stay at their URLs", index.path, name, count)
@@ -6767,7 +6890,7 @@ class Mirrors:
         if size is None or not self.blobs.has(digest, size) or not self.blobs.claim(digest):
             return None
         metadata = self._metadata_of_blob(file, digest)
-        self.store.write(_file_arrived, index, file, digest, size, None, metadata, durable=False)
+        self.keep(_file_arrived, index, file, digest, size, None, metadata)
         return file._replace(sha256=digest, size=size, last_modified=http_date(time.time()))
 
     def _shared_size(self, index, sha256):
@@ -6905,7 +7028,7 @@ class Mirrors:
         try:
             return self._metadata_here(index, file)
         except NotFound:
-            self.store.write(_no_metadata, index, file, durable=False)
+            self.keep(_no_metadata, index, file)
             raise
 
     def _metadata_here(self, index, file):
@@ -6922,14 +7045,14 @@ class Mirrors:
         if file.core_metadata not in ("true", found.sha256):
             raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {found.sha256}, "
                                   f"announced was {file.core_metadata}")
-        self.store.write(_metadata_arrived, index, file, found, False, durable=False)
+        self.keep(_metadata_arrived, index, file, found, False)
 
     def metadata_of_wheel(self, index, file):
         """The SHA-256 of the metadata file in a wheel that is here, now entered, or None."""
         found = self._metadata_of_blob(file, file.sha256)
         if found is None:
             return None
-        self.store.write(_metadata_arrived, index, file, found, True, durable=False)
+        self.keep(_metadata_arrived, index, file, found, True)
         return found.sha256
 
     def _metadata_of_blob(self, file, sha256):
@@ -7158,10 +7281,12 @@ def _page_entries(index, name, page):
     return entries
 
 
-def _enter_unplaced(change, index, name, entries):
+def _enter_unplaced(change, index, name, status, entries):
     """Enter files of a page that is about to be stored; without a place on it they are not shown."""
     if _current_mirror(change, index):
         project_id = _mirrored_project(change, index, name)
+        change.execute("UPDATE projects SET status = ? WHERE id = ? AND fetched IS NULL",
+                       (status, project_id))        # files of a quarantined project stay shut
         now = iso_time(time.time())
         for entry in entries:
             _insert_mirror_file(change, index, project_id, None, entry, now)
@@ -7192,8 +7317,8 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
     now = iso_time(time.time())
-    inserted = len(entries) > Limits.entries_at_once        # ahead
-    moved = []                                              # (position, id)
+    inserted = any(file.position is None for file in old.values())      # ahead
+    moved = []                                                          # (position, id)
     for position, entry in enumerate(entries):
         known = old.pop(entry.path, None)
         if known is None:
@@ -7380,8 +7505,8 @@ class Download(Flight):
                 self.sha256 = incoming.sha256.hexdigest()
                 incoming.keep(durable=False)
         metadata = mirrors._metadata_of_blob(file, self.sha256)
-        mirrors.store.write(_file_arrived, self.index, file, self.sha256, incoming.size, self.last_modified, metadata,
-                            durable=False)
+        mirrors.keep(_file_arrived, self.index, file, self.sha256, incoming.size,
+                     self.last_modified, metadata)
         self._grow(incoming.size, finished=True)
 
     @property
@@ -10445,8 +10570,27 @@ def wait_for(sock, event, seconds, owner):
         return bool(selector.select(seconds if room else min(seconds, Limits.slow_client)))
 
 
+class LazyPart:
+    """A stretch of a response, `length` bytes, which `read()` yields in pieces.  Each is read when
+    the client has taken what stands before it."""
+
+    def __init__(self, length, read):
+        self.length, self.read, self.pieces = length, read, None
+
+    def next(self):
+        """The next piece, None at the end; OSError if there is trouble with it, for what has left
+        can't be taken back."""
+        if self.pieces is None:
+            self.pieces = self.read()
+        try:
+            return next(self.pieces, None)
+        except (Problem, sqlite3.Error) as error:
+            log.warning("a response broke off: %s", reason_of(error))
+            raise OSError("a response broke off") from error
+
+
 class Outgoing:
-    """What is still to be sent on a non-blocking socket: byte strings and FileParts, in order.
+    """What is still to be sent on a non-blocking socket: byte strings, FileParts and LazyParts, in order.
 
     A worker sends for as long as the client takes it; what a slow client leaves goes on from the front."""
 
@@ -10460,19 +10604,28 @@ class Outgoing:
                     self.pieces.append(piece)
                 else:
                     piece.file.close()
+            elif isinstance(piece, LazyPart):
+                self.pieces.append(piece)
             elif piece:
                 self.pieces.append(memoryview(piece))
 
     def send_some(self, sock):
         """One system call's worth; returns whether something is left.  BlockingIOError if the socket takes nothing now."""
-        if isinstance(self.pieces[0], FilePart):
-            self._send_file(sock, self.pieces[0])
-        else:
-            self._send_bytes(sock)
+        while self.pieces and isinstance(self.pieces[0], LazyPart):
+            piece = self.pieces[0].next()
+            if piece is None:
+                self.pieces.popleft()
+            else:
+                self.pieces.appendleft(memoryview(piece))
+        if self.pieces:
+            if isinstance(self.pieces[0], FilePart):
+                self._send_file(sock, self.pieces[0])
+            else:
+                self._send_bytes(sock)
         return bool(self.pieces)
 
     def _send_bytes(self, sock):
-        pieces = list(itertools.takewhile(lambda piece: not isinstance(piece, FilePart), self.pieces))
+        pieces = list(itertools.takewhile(lambda piece: isinstance(piece, memoryview), self.pieces))
         self.advance(sock.sendmsg(pieces) if hasattr(sock, "sendmsg") else sock.send(pieces[0]))
 
     def advance(self, sent):
@@ -10517,7 +10670,7 @@ class Outgoing:
     @property
     def in_memory(self):
         """The byte strings that wait here, whole, even if a part has left: a cache may have them too."""
-        return [piece.obj for piece in self.pieces if not isinstance(piece, FilePart)]
+        return [piece.obj for piece in self.pieces if isinstance(piece, memoryview)]
 
     @property
     def is_too_slow(self):
@@ -10539,9 +10692,6 @@ class Outgoing:
         self.pieces.clear()
 
 
-_CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)", re.I)
-
-
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
     __slots__ = ("sock", "address", "owner", "trusted", "answers", "buffer", "scanned", "pending", "held", "closing", "broken",
@@ -10560,11 +10710,6 @@ class Connection:
         self.allowance = Limits.drained_body    # what `draining` will begin with
         self.since = time.monotonic()
         self.deadline = self.since + Limits.keep_alive
-
-    def party(self):
-        """Whom the request in the buffer comes from, as far as its head tells unread."""
-        credentials = _CREDENTIALS.search(self.buffer, 0, Limits.head)
-        return self.address, credentials and credentials[1]
 
     def receive(self, patience):
         """More bytes, in a worker; b"" at the end.  BadHead if none come within `patience` seconds."""
@@ -10737,7 +10882,7 @@ class Response:
         if self.stream is not None:
             return self.length
         if self.parts is not None:
-            return sum(part.length if isinstance(part, FilePart) else len(part) for part in self.parts)
+            return sum(len(part) if isinstance(part, bytes) else part.length for part in self.parts)
         return len(self.body)
 
 
@@ -10745,29 +10890,21 @@ NOSNIFF = ("X-Content-Type-Options", "nosniff")     # what is uploaded is what w
 PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]         # what may depend on who asks
 
 
-class RawJson:
-    """A part of a response that is JSON already: `size` bytes, which `read()` yields in pieces as they
-    are sent."""
-    __slots__ = ("size", "read")
-
-    def __init__(self, size, read):
-        self.size, self.read = size, read
-
-
 def json_response(content, status=200, headers=()):
     """Any JSON; the type without a charset, which the devpi client compares as a whole.
 
-    What it says may depend on who asks, by a header that shared caches don't know.  With RawJson
-    in it, it consists of several parts; where these are large, they are read one by one as they leave."""
+    What it says may depend on who asks, by a header that shared caches don't know.  A LazyPart in it
+    stands for a value that is JSON already."""
     raws = []
     text = json.dumps(content, separators=(", ", ": "), default=functools.partial(_put_aside, raws))
     headers = [("Content-Type", "application/json"), *PERSONAL, *headers]
     if not raws:
         return Response(status, headers, text.encode() + b"\n")
-    pieces = _with_raw_parts(text, raws)
-    if sum(raw.size for raw in raws) > Limits.streamed:
-        return Response(status, headers, stream=pieces)
-    return Response(status, headers, b"".join(pieces))
+    parts = _with_raw_parts(text, raws)
+    if sum(raw.length for raw in raws) > Limits.streamed:
+        return Response(status, headers, parts=parts)
+    return Response(status, headers, b"".join(
+        part if isinstance(part, bytes) else b"".join(part.read()) for part in parts))
 
 
 _RAW_MARK = secrets.token_hex(16)       # nobody knows it, so no text can hold it
@@ -10779,12 +10916,13 @@ def _put_aside(raws, value):
 
 
 def _with_raw_parts(text, raws):
-    """Yield an answer's text, in bytes, with what was put aside in its places."""
+    """A response's text, in bytes, with what was put aside in its places."""
+    parts = []
     for part, raw in itertools.zip_longest(re.split(f'"{_RAW_MARK}[0-9]+"', text), raws):
-        yield part.encode()
+        parts.append(part.encode())
         if raw is not None:
-            yield from raw.read()
-    yield b"\n"
+            parts.append(raw)
+    return [*parts, b"\n"]
 
 
 def result_response(type_, result, status=200, message=None):
@@ -11431,6 +11569,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.app.keep_answer(request, ready, size, response.tags, expires)
 
 
+_CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)", re.I)
+
+
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     """The front: one loop over all connections that are between requests, and a bounded crew of workers behind it."""
 
@@ -11451,13 +11592,23 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.holders = collections.Counter()    # id of such a byte string -> answers that it is part of
         self.stopping = False
         self.limit = connection_limit(app.settings.connections)
+        self.real_ip = re.compile(rb"\n%b:[^\r\n]*?([^\r\n,]+)\r?\n" % re.escape(
+            app.settings.real_ip_header.encode()), re.I)
 
     # -- steps of socketserver
 
     def process_request(self, request, client_address):
         """Hand a connection whose next request can't be answered here to a worker."""
         self.working += 1
-        self.workers.submit((request, client_address, time.monotonic()), request.party())
+        self.workers.submit((request, client_address, time.monotonic()), self._party(request))
+
+    def _party(self, connection):
+        """Who sends the request in the buffer, as far as its unread head says: (address,
+        credentials).  Nobody has checked these yet, so they are worth a share of the address's."""
+        head = connection.buffer[:Limits.head]
+        said = connection.trusted and self.real_ip.search(head)
+        credentials = _CREDENTIALS.search(head)
+        return said[1] if said else connection.address, credentials and credentials[1]
 
     def _work(self, item):
         connection, client_address, since = item
@@ -11719,11 +11870,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """To a worker, unless too many wait for one already."""
         self._unregister(connection)
         connection.scanned = 0
-        if len(self.workers.waiting) >= Limits.waiting_requests:
-            self.connections.discard(connection)
-            self._turn_away(connection.sock)
-            return
         self.process_request(connection, connection.address)
+        if len(self.workers.waiting) > Limits.waiting_requests:
+            item = self.workers.take_back()     # of whoever has most there
+            if item is not None:
+                self.working -= 1
+                self.connections.discard(item[0])
+                self._turn_away(item[0].sock)
 
     def _unregister(self, connection):
         try:
@@ -13233,14 +13386,15 @@ def version_objects(request, index, project, ignore_bases, only=None):
 def _stage_metadata(request, index, project, files_of, only=None):
     """{version: metadata} of a stage's project; `files_of`: its files by version.
 
-    READMEs are RawJson, which is read as it is sent."""
+    READMEs are LazyParts."""
     store = request.app.store
     source = "FROM releases JOIN projects ON projects.id = project_id WHERE index_id = ? " \
              "AND projects.name = ? AND version = coalesce(?, version)"
     values = (index.id, project, only)
     with store.read() as db:
         size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {source}", values).fetchone()[0]
-        request.claim(Limits.answer_cost * size)
+    request.claim(Limits.answer_cost * size)
+    with store.read() as db:
         rows = db.execute("SELECT releases.id, version, metadata, readme_size, (SELECT max(id) "
                           f"FROM readmes WHERE release_id = releases.id) AS last_piece {source} "
                           "ORDER BY releases.id", values).fetchall()
@@ -13251,7 +13405,7 @@ def _stage_metadata(request, index, project, files_of, only=None):
                                            if key != "other" and key[:1] != "+"}
         if row["readme_size"]:
             read = functools.partial(_readme, store, row)
-            content["description"] = RawJson(row["readme_size"], read)
+            content["description"] = LazyPart(row["readme_size"], read)
         reasons = [file.yanked for file in files_of.get(row["version"], ())
                    if file.kind == "releasefile"]
         if reasons and None not in reasons:
@@ -13398,7 +13552,8 @@ def _metadata_of(request, page, version):
             found = _stage_metadata(request, origin, page.name, {}, text).get(text)
             if found:
                 readme = found.get("description")
-                if isinstance(readme, RawJson):
+                if isinstance(readme, LazyPart):
+                    request.claim(Limits.answer_cost * readme.length)
                     found["description"] = json.loads(b"".join(readme.read()))
                 return found, True
         for file in files:

@@ -2,6 +2,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import json
 import os
 import re
 import threading
@@ -134,7 +135,7 @@ def test_long_readmes_of_many_releases_are_sent_one_by_one(make_server, tmp_path
             assert server.upload(index, sdist("long", version), fields={"description": readme}).status == 200
     for index, versions in (("long/dev", readmes), ("long/base", readmes)):
         reply = server.get("/%s/long" % index)
-        assert reply.headers.get("Transfer-Encoding") == "chunked"
+        assert int(reply.headers["Content-Length"]) == len(reply.body)
         assert {version: found["description"] for version, found in reply.result.items()} == versions
         assert server.get("/%s/long/1.3" % index).result == reply.result["1.3"]
     assert [shadow["description"] for shadow in server.get("/long/dev/long/1.3").result["+shadowing"]] == [readmes["1.3"]]
@@ -240,6 +241,43 @@ def test_a_long_readme_is_read_no_faster_than_clients_take_it(make_server):
     wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(16)]
     assert server.get("/big/dev/big/1.0").result["description"] == readme
     assert memory(server) - before < 40     # of 112 MB
+    for wire in wires:
+        wire.socket.close()
+
+
+def test_a_change_of_other_metadata_lets_a_readme_be_read_to_its_end(make_server):
+    server = make_server("--no-access-log")
+    server.add_user("read")
+    server.add_index("read/dev")
+    archive, readme = sdist("read", "1.0"), "y" * (7 << 20)
+    for first, second, is_whole in ((readme, readme, True), (readme, "z" + readme, False)):
+        assert server.upload("read/dev", archive, fields={"description": first}).status == 200
+        wire = Wire(server, b"GET /read/dev/read/1.0 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", receive_buffer=4096)
+        assert wire.input.peek(1).startswith(b"HTTP/1.1 200 ")
+        fields = {":action": "submit", "name": "read", "version": "1.0", "summary": "other", "description": second}
+        assert server.post_form("read/dev", fields).status == 200
+        try:
+            size = len(wire.input.read())
+        except ConnectionError:
+            size = 0
+        assert (size > len(readme)) == is_whole
+
+
+def test_readers_that_take_nothing_hold_no_thread(make_server):
+    server = make_server("--no-access-log", "--threads", "4")
+    server.add_user("big")
+    server.add_index("big/dev")
+    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": "x" * (7 << 20)}).status == 200
+    wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(40)]
+    for wire in wires:
+        assert wire.input.peek(1).startswith(b"HTTP/1.1 200 ")
+    body = json.dumps({"title": "new"}).encode()
+    head = "PATCH /big/dev HTTP/1.1\r\nHost: x\r\nX-Devpi-Auth: %s\r\nContent-Length: %d\r\n\r\n" % (
+        credentials(server, "big"), len(body))
+    slow = Wire(server, head.encode() + body[:5])
+    time.sleep(0.7)
+    slow.send(body[5:])
+    assert slow.reply().status == 200
     for wire in wires:
         wire.socket.close()
 

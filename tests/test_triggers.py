@@ -741,7 +741,7 @@ def started(outbox, *waiting):
             outbox.slow[target, account] = True
     outbox._start([(is_slow, due, (target, account)) for is_slow, due, target, account in waiting])
     begun = outbox.workers.waiting
-    return [begun.get(0) for _ in range(len(begun))]
+    return [begun.get() for _ in range(len(begun))]
 
 
 def test_accounts_take_turns_and_slow_targets_wait_for_the_others(monkeypatch):
