@@ -561,6 +561,14 @@ def ip_of(text):
     return getattr(ip, "ipv4_mapped", None) or ip
 
 
+def forwarded_ip(said):
+    """The address (`ipaddress`) that a proxy's header names: its last element, with or without a
+    port; None if that is none."""
+    last = said.rpartition(",")[2].strip()
+    port = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+", last)
+    return ip_of((port[1] or port[2]) if port else last)
+
+
 def one_line(text, limit=300):
     """Text as one printable ASCII line, for a reason phrase or a log line."""
     text = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "backslashreplace").decode("ascii")).strip()
@@ -968,6 +976,7 @@ class Limits:
     claimers = 16                   # that wait for one another, at most
     large_claim = 16 << 20          # what takes more is done one at a time
     longest_rest = 1                # of seconds, between two of these
+    lazy_time = 2                   # seconds that a worker sends what the front could send as well
     readme_piece = 64 << 10         # in which a README is stored
     streamed = 1 << 20              # of READMEs, above which the response is sent in pieces
     reason = 1000                   # characters, of a yank or a project's status
@@ -1173,12 +1182,14 @@ class Recruiter:
             crew = None
             with contextlib.suppress(queue.Empty):
                 crew = self.wanted.get(timeout=Limits.no_progress if behind else None)
+            now = time.monotonic()
             if crew is not None:
+                looked = looked if behind else now
                 behind.setdefault(crew, crew.begun)
                 self._recruit(crew)
-            if time.monotonic() - looked < Limits.no_progress:
+            if now - looked < Limits.no_progress:
                 continue
-            looked = time.monotonic()
+            looked = now
             for crew in list(behind):
                 if crew.is_behind(behind[crew]):
                     behind[crew] = crew.begun
@@ -1236,9 +1247,10 @@ class FairQueue:
             places[key] = left
 
     def take_from_the_largest(self):
-        """The item that came last of the party that has most."""
-        seconds = max(self.parties.values(), key=lambda seconds: sum(map(len, seconds.values())))
-        items = max(seconds.values(), key=len)
+        """The item that came last of the party that has most, of several the one that is served last."""
+        seconds = max(reversed(list(self.parties.values())),
+                      key=lambda seconds: sum(map(len, seconds.values())))
+        items = max(reversed(list(seconds.values())), key=len)
         item = items.pop()
         self.count -= 1
         for places in (seconds, self.parties):
@@ -1279,7 +1291,7 @@ class Workers:
         self.outside = self.storing = 0                 # threads that wait for the outside, for the disk
         self.outside_of = collections.Counter()         # owner -> of the former
         self.begun = 0                                  # pieces of work so far
-        self.is_short = False                           # the recruiter was told
+        self.is_short = self.is_watched = False         # the recruiter was told: threads lack, work waits
 
     def submit(self, item, party=(None, None)):
         """Have a thread do it, one item of each party in turn."""
@@ -1293,25 +1305,29 @@ class Workers:
             return self.waiting.take_from_the_largest() if self.waiting else None
 
     def _hand_out(self):
-        while self.waiting and self.busy < self.allowed:
-            if not self.parked:
-                if not self.is_short:
-                    self.is_short = True
-                    recruiter.wanted.put(self)
-                return
+        """Give waiting work to parked threads, as far as may be; the recruiter looks after the rest."""
+        while self.waiting and self.busy < self.allowed and self.parked:
             place = self.parked.pop()       # who waited least: others end when there is little to do
             place.item = self.waiting.get()
             self.busy += 1
             self.begun += 1
             place.turn.release()
+        is_short = bool(self.waiting) and self.busy < self.allowed
+        if is_short and not self.is_short or self.waiting and not self.is_watched:
+            self.is_short |= is_short
+            self.is_watched = True
+            recruiter.wanted.put(self)
 
     def is_behind(self, begun):
-        """Whether work waits.  Where nothing was begun since `begun` was, one more thread may be busy."""
+        """Whether work waits.  Where nothing was begun since `begun` was, one more thread may be busy,
+        otherwise one less."""
         with self.lock:
             if not self.waiting:
-                self.allowed = self.at_ease
+                self.allowed, self.is_watched = self.at_ease, False
                 return False
-            if self.begun == begun:
+            if self.begun != begun:
+                self.allowed = max(self.allowed - 1, self.at_ease)
+            else:
                 self.allowed = min(self.allowed + 1, self.limit)
                 self._hand_out()
             return True
@@ -2495,14 +2511,12 @@ class Store:
             log.error("rollback failed: %s", second)
         text = str(error)
         if "locked" in text or "busy" in text:
-            told = Busy("the database is held by another process, try again", 5)
+            error = Busy("the database is held by another process, try again", 5)
         elif "full" in text or "disk I/O" in text:
-            told = NoSpace(f"nothing was stored: {text}")
-        else:
-            told = error
+            error = NoSpace(f"nothing was stored: {text}")
         log.error("commit failed: %s", text)
         for task in group:
-            task.error = told
+            task.error = copy.copy(error)       # each is raised in a thread of its own
 
     def refresh_serial(self):
         """Another process committed: nothing that is in memory can be trusted."""
@@ -6797,7 +6811,7 @@ class Mirrors:
         mirror_url = index.mirror_url
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
-        if looked is not None and row and (row["fetched"] or 0) > looked:
+        if looked is not None and row and looked < (row["fetched"] or 0) <= time.time():
             return None
         headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01", "Accept-Encoding": "gzip",
                    "User-Agent": user_agent()}
@@ -6854,7 +6868,8 @@ class Mirrors:
 
     def keep(self, function, index, *args):
         """Write what a mirror caches; its changes wait for one another, and not others for them."""
-        return self.store.write(function, index, *args, durable=False, party=index.user)
+        return self.store.write(function, index, *args, durable=False,
+                                party=("mirror", index.user))
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was asked for.
@@ -10597,6 +10612,7 @@ class Outgoing:
     def __init__(self, pieces):
         self.pieces = collections.deque()
         self.sent = 0               # bytes, until now
+        self.is_lazy = any(isinstance(piece, LazyPart) for piece in pieces)
         self.since = time.monotonic()
         for piece in pieces:
             if isinstance(piece, FilePart):
@@ -11102,9 +11118,7 @@ class Request:
         if not self.connection.trusted:
             self.app.ignored_header(self.connection.address, name, said)
             return self.connection.address
-        last = said.rpartition(",")[2].strip()
-        port = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+", last)
-        ip = ip_of((port[1] or port[2]) if port else last)
+        ip = forwarded_ip(said)
         if ip is None:
             self.app.ignored_header(self.connection.address, name, said, "it is no address")
             return self.connection.address
@@ -11488,7 +11502,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             Outgoing(response.parts or ()).close()
             self._send_or_leave(Outgoing([head, variable]))
         elif response.stream is None:
-            self._send_or_leave(Outgoing([head, variable, *(response.parts or [response.body])]))
+            outgoing = Outgoing([head, variable, *(response.parts or [response.body])])
+            if outgoing.is_lazy:
+                request.release_claims()
+            self._send_or_leave(outgoing)
         else:
             request.release_claims()        # what comes is made piece by piece, as slowly as the client reads
             try:
@@ -11522,7 +11539,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n"
 
     def _send_or_leave(self, outgoing):
-        if not outgoing.send(self.connection.sock, Limits.slow_client):
+        if not outgoing.send(self.connection.sock, Limits.slow_client,
+                             Limits.lazy_time if outgoing.is_lazy else None):
             self.connection.pending = outgoing
 
     def _send_stream(self, stream, head, length, chunked):
@@ -11592,23 +11610,24 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.holders = collections.Counter()    # id of such a byte string -> answers that it is part of
         self.stopping = False
         self.limit = connection_limit(app.settings.connections)
-        self.real_ip = re.compile(rb"\n%b:[^\r\n]*?([^\r\n,]+)\r?\n" % re.escape(
-            app.settings.real_ip_header.encode()), re.I)
+        self.real_ip = re.compile(
+            rb"\n%b:([^\r\n]*)" % re.escape(app.settings.real_ip_header.encode()), re.I)
 
     # -- steps of socketserver
 
     def process_request(self, request, client_address):
         """Hand a connection whose next request can't be answered here to a worker."""
-        self.working += 1
         self.workers.submit((request, client_address, time.monotonic()), self._party(request))
+        self.working += 1
 
     def _party(self, connection):
         """Who sends the request in the buffer, as far as its unread head says: (address,
         credentials).  Nobody has checked these yet, so they are worth a share of the address's."""
-        head = connection.buffer[:Limits.head]
-        said = connection.trusted and self.real_ip.search(head)
+        head = connection.buffer[:connection.buffer.find(b"\r\n\r\n") + 2]
+        said = self.real_ip.findall(head) if connection.trusted else ()
+        ip = forwarded_ip(said[-1].decode("latin-1")) if said else None
         credentials = _CREDENTIALS.search(head)
-        return said[1] if said else connection.address, credentials and credentials[1]
+        return str(ip) if ip else connection.address, credentials and credentials[1]
 
     def _work(self, item):
         connection, client_address, since = item
@@ -11797,12 +11816,16 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def _let_go(self, connection):
         """The pending answer is sent, or given up."""
+        self._uncount(connection)
+        connection.pending = None
+
+    def _uncount(self, connection):
         for data in connection.held:
             self.holders[id(data)] -= 1
             if not self.holders[id(data)]:
                 del self.holders[id(data)]
                 self.held -= len(data)
-        connection.held, connection.pending = (), None
+        connection.held = ()
 
     def _send_pending(self, connection):
         """A slow client takes more of its answer."""
@@ -11816,6 +11839,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         now = time.monotonic()
         connection.since = now
         connection.deadline = now + Limits.stall
+        if more and connection.pending.is_lazy:
+            self._uncount(connection)       # other pieces are in memory now
+            self._hold(connection, now)
         if not more:
             self._let_go(connection)
             self.selector.unregister(connection.sock)
@@ -13420,7 +13446,7 @@ def _readme(store, row):
     while left:
         with store.read() as db:
             pieces = db.execute("SELECT id, piece FROM readmes WHERE release_id = ? "
-                                "AND id > ? AND id <= ? ORDER BY id LIMIT 4",
+                                "AND id > ? AND id <= ? ORDER BY id LIMIT 1",
                                 (row["id"], last, row["last_piece"])).fetchall()
         if not pieces:
             raise Busy("the release was changed while it was read, try again")

@@ -42,7 +42,8 @@ def test_the_largest_party_loses_what_came_last():
     for item, party in (("a1", "a"), ("b1", "b"), ("b2", "b"), ("c1", "c")):
         queue.put(item, (party, None))
     assert queue.take_from_the_largest() == "b2"
-    assert taken(queue) == ["a1", "b1", "c1"]
+    assert queue.take_from_the_largest() == "c1"        # of equals the one whose turn is last
+    assert taken(queue) == ["a1", "b1"]
 
 
 class Crew:
@@ -95,6 +96,16 @@ def test_work_that_does_not_go_on_gets_more_threads():
     eventually(lambda: crew.now == 0)
     crew.submit(lambda: done.append(2))
     eventually(lambda: 2 in done and crew.workers.allowed == 2)
+
+
+def test_work_that_comes_while_all_threads_stand_still_is_done(monkeypatch):
+    crew, go, done = Crew(8, 2), threading.Event(), []
+    crew.submit(lambda: go.wait(20), 2)
+    eventually(lambda: crew.now == 2)
+    time.sleep(0.1)             # nothing waits, so nobody looks after the crew
+    crew.submit(lambda: done.append(1))
+    eventually(lambda: done == [1], seconds=5)
+    go.set()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()], ids=["threads", "memory"])

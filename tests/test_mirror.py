@@ -1,11 +1,13 @@
 """Mirror indexes: project pages and project lists that come from an upstream [W20]."""
 import base64
+import contextlib
 import gzip
 import html.parser
 import http.server
 import itertools
 import json
 import re
+import sqlite3
 import threading
 import time
 from urllib.parse import urljoin
@@ -336,6 +338,19 @@ def test_not_found_is_remembered_until_it_expires(mirrors, upstream):
     assert len(asked(upstream)) == 1 or time.monotonic() - began > 2
     upstream.publish("demo", "1.0")
     eventually(lambda: page(mirrors, index).status == 200)
+
+
+def test_a_page_from_the_future_is_asked_for_again(own, upstream):
+    """The clock was set back since it came."""
+    upstream.publish("demo", "1.0")
+    index = mirror(own, upstream.url)
+    assert own.versions(index, "demo") == ["1.0"]
+    own.stop()
+    with contextlib.closing(sqlite3.connect(str(own.directory / "devpi_lite.db"))) as db, db:
+        db.execute("UPDATE projects SET fetched = fetched + 7200 WHERE name = 'demo'")
+    own.start()
+    upstream.publish("demo", "2.0")
+    assert sorted(own.versions(index, "demo")) == ["1.0", "2.0"]
 
 
 def test_project_without_files_exists(mirrors, scripted):

@@ -282,6 +282,17 @@ def test_readers_that_take_nothing_hold_no_thread(make_server):
         wire.socket.close()
 
 
+def test_a_long_forwarded_address_costs_the_others_nothing(make_server):
+    server = make_server("--no-access-log")
+    head = "GET /+api HTTP/1.1\r\nHost: localhost\r\nX-Real-IP: %s,1.2.3.4\r\n\r\n" % ("a" * 15000)
+    wires = [Wire(server, head.encode()) for _ in range(8)]
+    began = time.monotonic()
+    assert server.get("/+api").status == 200
+    assert time.monotonic() - began < 2
+    for wire in wires:
+        wire.socket.close()
+
+
 def test_who_pipelines_stands_behind_the_others_again(make_server, tmp_path):
     server = make_server("--threads", "4", "--no-access-log")
     requests = b"GET /+search?query=x HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
