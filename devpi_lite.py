@@ -1000,7 +1000,7 @@ class Limits:
     unlined = 512 << 10             # unpacked bytes, up to which nobody waits for others who unpack
     entries_at_once = 500           # files of a mirrored page that one change enters
     group_time = 0.02               # seconds of changes that are committed together
-    workers_at_ease = 1 + (os.cpu_count() or 1)     # requests that are worked on at a time
+    workers_at_ease = max(2, os.cpu_count() or 1)   # requests that are worked on at a time
     no_progress = 0.02              # seconds after which a crew of threads gets one more
     idle_thread = 30                # seconds after which a thread without work ends
     answer_cache = 64 << 20
