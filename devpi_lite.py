@@ -1167,7 +1167,7 @@ class Recruiter:
     what its threads do waits for something that nobody has said."""
 
     def __init__(self):
-        self.wanted = queue.SimpleQueue()       # crews that have too few threads
+        self.wanted = queue.SimpleQueue()       # crews whose work waits
         self.thread = None
 
     def start(self):
@@ -1191,7 +1191,7 @@ class Recruiter:
                 continue
             looked = now
             for crew in list(behind):
-                if crew.is_behind(behind[crew]):
+                if crew.look_again(behind[crew]):
                     behind[crew] = crew.begun
                     self._recruit(crew)
                 else:
@@ -1318,9 +1318,10 @@ class Workers:
             self.is_watched = True
             recruiter.wanted.put(self)
 
-    def is_behind(self, begun):
-        """Whether work waits.  Where nothing was begun since `begun` was, one more thread may be busy,
-        otherwise one less."""
+    def look_again(self, begun):
+        """Allow one more busy thread if no work was begun since `begun` was, otherwise one less.
+
+        Returns whether work waits; if none does, few threads will do again."""
         with self.lock:
             if not self.waiting:
                 self.allowed, self.is_watched = self.at_ease, False
@@ -6857,6 +6858,8 @@ class Mirrors:
     def _enter_ahead(self, index, name, status, entries):
         """Enter files of a page that is about to be stored, in steps: a page of 60,000 files as one
         change would keep all other changes waiting for seconds."""
+        if len(entries) <= Limits.entries_at_once:
+            return
         with self.store.read() as db:
             known = {row["path"] for row in db.execute(
                 "SELECT path FROM files JOIN projects ON projects.id = project_id "
@@ -6864,7 +6867,7 @@ class Mirrors:
         new = [entry for entry in entries if entry.path not in known]
         for start in range(0, len(new) - Limits.entries_at_once, Limits.entries_at_once):
             self.keep(_enter_unplaced, index, name, status,
-                       new[start:start + Limits.entries_at_once])
+                      new[start:start + Limits.entries_at_once])
 
     def keep(self, function, index, *args):
         """Write what a mirror caches; its changes wait for one another, and not others for them."""
@@ -11893,12 +11896,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._hand_over(connection)
 
     def _hand_over(self, connection):
-        """To a worker, unless too many wait for one already."""
+        """To a worker.  Where too many requests wait for one, the party that has most there loses
+        its last."""
         self._unregister(connection)
         connection.scanned = 0
         self.process_request(connection, connection.address)
         if len(self.workers.waiting) > Limits.waiting_requests:
-            item = self.workers.take_back()     # of whoever has most there
+            item = self.workers.take_back()
             if item is not None:
                 self.working -= 1
                 self.connections.discard(item[0])
@@ -13440,19 +13444,19 @@ def _stage_metadata(request, index, project, files_of, only=None):
 
 
 def _readme(store, row):
-    """Yield the README of a release, as JSON, a few pieces at a time; Busy if it was replaced or
-    deleted since `row` was read."""
+    """Yield the README of a release, as JSON, piece by piece; Busy if it was replaced or deleted
+    since `row` was read."""
     left, last = row["readme_size"], 0
     while left:
         with store.read() as db:
-            pieces = db.execute("SELECT id, piece FROM readmes WHERE release_id = ? "
-                                "AND id > ? AND id <= ? ORDER BY id LIMIT 1",
-                                (row["id"], last, row["last_piece"])).fetchall()
-        if not pieces:
+            found = db.execute("SELECT id, piece FROM readmes WHERE release_id = ? "
+                               "AND id > ? AND id <= ? ORDER BY id LIMIT 1",
+                               (row["id"], last, row["last_piece"])).fetchone()
+        if found is None:
             raise Busy("the release was changed while it was read, try again")
-        for last, piece in pieces:
-            left -= len(piece)
-            yield piece
+        last, piece = found
+        left -= len(piece)
+        yield piece
 
 
 def _mirror_metadata(project, files_of):

@@ -212,6 +212,23 @@ def deleted_files(server):
     return found
 
 
+def stalled(server, count):
+    """Connections whose client reads nothing of a large answer but its first bytes."""
+    wires = []
+    for _ in range(count):      # one after the other: else some are told to come again later
+        wires.append(Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096))
+        assert wires[-1].input.peek(1).startswith(b"HTTP/1.1 200 ")
+    return wires
+
+
+def with_long_readme(server):
+    """Uploads a release with a README of 7 MB, more than the system takes of an unread answer; returns the memory after it."""
+    server.add_user("big")
+    server.add_index("big/dev")
+    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": "x" * (7 << 20)}).status == 200
+    return memory(server)
+
+
 def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
     server = make_server("--no-access-log", script=patched(tmp_path, "devpi_lite.Limits.pending_memory = 16 << 20\n"
                                                                       "devpi_lite.Limits.large_claim = 64 << 20"))
@@ -220,10 +237,7 @@ def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
     text = "x" * (7 << 20)        # more than the system takes of an unread answer
     assert server.upload("big/dev", sdist("big", "1.0"), fields={"license": text}).status == 200
     before = memory(server)
-    wires = []
-    for _ in range(16):     # one after the other: else some are told to come again later
-        wires.append(Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096))
-        assert wires[-1].input.peek(1).startswith(b"HTTP/1.1 200 ")
+    wires = stalled(server, 16)
     eventually(lambda: sum(map(int, re.findall(r"(\d+) answers are given up", server.output()))) >= 14)
     assert server.get("/big/dev/big/1.0").result["license"] == text
     assert memory(server) - before < 90     # of 112 MB that lie unread
@@ -233,12 +247,8 @@ def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
 
 def test_a_long_readme_is_read_no_faster_than_clients_take_it(make_server):
     server = make_server("--no-access-log")
-    server.add_user("big")
-    server.add_index("big/dev")
-    readme = "x" * (7 << 20)
-    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": readme}).status == 200
-    before = memory(server)
-    wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(16)]
+    before, readme = with_long_readme(server), "x" * (7 << 20)
+    wires = stalled(server, 16)
     assert server.get("/big/dev/big/1.0").result["description"] == readme
     assert memory(server) - before < 40     # of 112 MB
     for wire in wires:
@@ -265,12 +275,8 @@ def test_a_change_of_other_metadata_lets_a_readme_be_read_to_its_end(make_server
 
 def test_readers_that_take_nothing_hold_no_thread(make_server):
     server = make_server("--no-access-log", "--threads", "4")
-    server.add_user("big")
-    server.add_index("big/dev")
-    assert server.upload("big/dev", sdist("big", "1.0"), fields={"description": "x" * (7 << 20)}).status == 200
-    wires = [Wire(server, b"GET /big/dev/big/1.0 HTTP/1.1\r\nHost: x\r\n\r\n", receive_buffer=4096) for _ in range(40)]
-    for wire in wires:
-        assert wire.input.peek(1).startswith(b"HTTP/1.1 200 ")
+    with_long_readme(server)
+    wires = stalled(server, 40)
     body = json.dumps({"title": "new"}).encode()
     head = "PATCH /big/dev HTTP/1.1\r\nHost: x\r\nX-Devpi-Auth: %s\r\nContent-Length: %d\r\n\r\n" % (
         credentials(server, "big"), len(body))
