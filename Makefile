@@ -1,4 +1,4 @@
-# make run | test | interop | bench | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
+# make run | test | soak | interop | bench | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
 # ARGS go to the command behind it: make test ARGS='-k push'.
 
 PYTHON ?= python3
@@ -11,7 +11,7 @@ CLIENTS = .interop/clients
 PIP20 = .interop/pip20
 DEVPI_SERVER = .interop/devpi-server
 
-.PHONY: run test interop bench pythons clean
+.PHONY: run test soak interop bench pythons clean
 
 # Serves from the directory .data: make run ARGS='--port 4040'
 run:
@@ -19,6 +19,12 @@ run:
 
 test: $(VENV)/complete
 	$(VENV)/bin/python tests/in_parallel.py $(ARGS)
+
+# The tests that play a crowd at random, for much longer; each run another crowd.
+soak: export DEVPI_LITE_SOAK = 1
+soak: export DEVPI_LITE_ROUNDS ?= 50
+soak: $(VENV)/complete
+	$(VENV)/bin/python -m pytest -q tests/test_coherence.py tests/test_replay.py $(ARGS)
 
 # The last step marks the environment complete: one that was interrupted is made anew.
 $(VENV)/complete:
