@@ -21,17 +21,18 @@ The chapters, each of which uses only those above it; [W7.2] and the like are ru
      5  Credentials              session tokens, passwords, and where they may come from
      6  The server               where the client points, typed answers, one command's run
      7  Installers' settings     what pip and uv are told: their configuration files and variables
-     8  Connection               use, login, logoff, env
-     9  Users and indexes        user, passwd, index
-    10  Reading                  list, getjson, patchjson
-    11  Releases                 remove, yank, refresh, push
-    12  Archives                 what wheels and sdists hold; unpacking that stays inside
-    13  Building                 version control export, PEP 517, Sphinx
-    14  Upload                   upload
-    15  Test                     test
-    16  Install                  install
-    17  API tokens               token create, list, delete, derive, inspect, login
-    18  Command line             completion, the argument parser and `main`
+     8  Declaring commands       names, helps and arguments, each said once
+     9  Connection               use, login, logoff, env
+    10  Users and indexes        user, passwd, index
+    11  Reading                  list, getjson, patchjson
+    12  Releases                 remove, yank, refresh, push
+    13  Archives                 what wheels and sdists hold; unpacking that stays inside
+    14  Building                 version control export, PEP 517, Sphinx
+    15  Upload                   upload
+    16  Test                     test
+    17  Install                  install
+    18  API tokens               token create, list, delete, derive, inspect, login
+    19  Command line             completion, the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -770,6 +771,7 @@ class Progress:
 # ======================================================================================================================
 
 
+PIECE = 256 << 10               # bytes read from a disk or a socket at once
 NUMBER_DIGITS = 400             # of a whole number in JSON: some Pythons take minutes for a million
 
 
@@ -1050,7 +1052,6 @@ ANSWER_SECONDS = 120            # of silence, unless --timeout says otherwise or
 RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third try
 ANSWER_LIMIT = 256 << 20        # bytes of an answer that is read into memory
 DOWNLOAD_LIMIT = 8 << 30        # bytes of one that goes into a file
-PIECE = 256 << 10               # bytes read from a disk or a socket at once
 MAX_REDIRECTS = 10
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
@@ -1295,6 +1296,14 @@ class Http:
             reason = "the server closed the connection without an answer"
         proxy = proxy_for(url)
         return Unreachable(url, reason, sent, f"the proxy {masked(proxy)} was asked, as the environment says" if proxy else "")
+
+
+def json_headers(accept="application/json"):
+    return {"Accept": accept, "Content-Type": "application/json"}
+
+
+def json_body(value):
+    return json.dumps(value).encode()
 
 
 @functools.lru_cache(maxsize=None)
@@ -2110,51 +2119,6 @@ class Run:
                 self.console.error("removed expired authentication information")
 
 
-def json_headers(accept="application/json"):
-    return {"Accept": accept, "Content-Type": "application/json"}
-
-
-def json_body(value):
-    return json.dumps(value).encode()
-
-
-class Command(typing.NamedTuple):
-    """A command as the command line knows it; `run(run)` returns the exit status or None.
-
-    The name of a sub-command is in two words, and it can be typed with a dash as well: `token create`, `token-create`."""
-    name: str
-    help: str
-    arguments: tuple
-    run: typing.Callable
-    aliases: tuple
-    description: str
-
-
-COMMANDS = {}
-
-
-def command(name, help, *arguments, aliases=(), description=""):
-    """Make a function the command of that name; its docstring is the description.  None: there are sub-commands."""
-    def register(function):
-        COMMANDS[name] = Command(name, help, arguments, function, aliases, description or function.__doc__)
-        return function
-    return register
-
-
-def argument(*names, **settings):
-    """An argument of a command, as add_argument takes it.  Only one of those with the same `one_of` may be given."""
-    return names, settings
-
-
-def action(*names, help):
-    """An option that says what the command shall do, of which only one may be given: `options.action` is its long name."""
-    return argument(*names, help=help, dest="action", action="store_const", const=names[-1].lstrip("-"), one_of="action")
-
-
-JSON = argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
-INDEX = argument("--index", metavar="INDEX", help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
-
-
 # ======================================================================================================================
 # 7  Installers' settings
 #
@@ -2438,8 +2402,110 @@ def _everybody_reads(run, place):
     return True
 
 
+# -- virtual environments
+
+
+def _remember_venv(run):
+    if run.options.venv == "-":
+        run.edit_state(lambda state: state.pop("venvdir", None))
+    else:
+        run.change_state(venvdir=find_venv(run.options.venv))
+
+
+def find_venv(name, is_stored=False):
+    """The absolute path of a virtual environment, given by its path or its name below $WORKON_HOME."""
+    home = os.environ.get("WORKON_HOME")
+    for path in [os.path.abspath(os.path.expanduser(name))] + ([os.path.join(home, name)] if home else []):
+        if os.path.isdir(scripts_directory(path)):
+            return path
+    raise Failure(f"No virtualenv found at: '{name}'", "You can unset it with 'devpi use --venv -'." if is_stored else "")
+
+
+def effective_venv(run):
+    """The virtual environment to install into: --venv, else the stored one, else the active one, else None."""
+    given = getattr(run.options, "venv", None)
+    if given and given != "-":
+        return find_venv(given)
+    if run.state.get("venvdir"):
+        return find_venv(run.state["venvdir"], is_stored=True)
+    return os.environ.get("VIRTUAL_ENV") or None
+
+
 # ======================================================================================================================
-# 8  Connection
+# 8  Declaring commands
+#
+# A command is declared once, above its function: its name, its help and its arguments.  The parser, the help texts and shell
+# completion are made from that.
+# ======================================================================================================================
+
+
+class Command(typing.NamedTuple):
+    """A command as the command line knows it; `run(run)` returns the exit status or None.
+
+    The name of a sub-command is in two words, and it can be typed with a dash as well: `token create`, `token-create`."""
+    name: str
+    help: str
+    arguments: tuple
+    run: typing.Callable
+    aliases: tuple
+    description: str
+
+
+COMMANDS = {}
+
+
+def command(name, help, *arguments, aliases=(), description=""):
+    """Make a function the command of that name; its docstring is the description.  None: there are sub-commands."""
+    def register(function):
+        COMMANDS[name] = Command(name, help, arguments, function, aliases, description or function.__doc__)
+        return function
+    return register
+
+
+def argument(*names, **settings):
+    """An argument of a command, as add_argument takes it.  Only one of those with the same `one_of` may be given."""
+    return names, settings
+
+
+def action(*names, help):
+    """An option that says what the command shall do, of which only one may be given: `options.action` is its long name."""
+    return argument(*names, help=help, dest="action", action="store_const", const=names[-1].lstrip("-"), one_of="action")
+
+
+JSON = argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
+INDEX = argument("--index", metavar="INDEX", help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
+
+
+def _count(text):
+    """A number of things, at least one, on the command line."""
+    if re.fullmatch("0*[1-9][0-9]{0,3}", text, re.ASCII):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 9999")
+
+
+def _seconds(text):
+    """A number of seconds on the command line."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds above 0")
+
+
+GENERIC = (
+    argument("--debug", action="store_true", help="debug lines, full bodies of errors, tracebacks"),
+    argument("-y", dest="yes", action="store_true", help="answer yes to every question"),
+    argument("-v", "--verbose", action="count", help="say more; may be given twice"),
+    argument("-q", "--quiet", action="store_true", help="results and errors only"),
+    argument("--no-progress", action="store_true", help="no progress bar"),
+    argument("--color", choices=("auto", "yes", "no"), help="colours (default: on a terminal)"),
+    argument("--timeout", metavar="SECONDS", type=_seconds, help="how long to wait for a silent server"),
+    argument("--clientdir", metavar="DIR", help="directory of the state files (default: $DEVPI_CLIENTDIR or ~/.devpi/client)"))
+GENERIC_DEFAULTS = {"debug": False, "yes": False, "verbose": 0, "quiet": False, "no_progress": False, "color": "auto",
+                    "timeout": None, "clientdir": None, "json": False}
+
+
+# ======================================================================================================================
+# 9  Connection
 #
 # use, login, logoff, env: which server, which index, who we are.
 # ======================================================================================================================
@@ -2613,34 +2679,8 @@ def _list_indexes(run, place):
     return 0
 
 
-def _remember_venv(run):
-    if run.options.venv == "-":
-        run.edit_state(lambda state: state.pop("venvdir", None))
-    else:
-        run.change_state(venvdir=find_venv(run.options.venv))
-
-
 def _remember_always(run):
     run.change_state(always_setcfg=run.options.always_set_cfg == "yes", settrusted=run.options.pip_set_trusted == "yes")
-
-
-def find_venv(name, is_stored=False):
-    """The absolute path of a virtual environment, given by its path or its name below $WORKON_HOME."""
-    home = os.environ.get("WORKON_HOME")
-    for path in [os.path.abspath(os.path.expanduser(name))] + ([os.path.join(home, name)] if home else []):
-        if os.path.isdir(scripts_directory(path)):
-            return path
-    raise Failure(f"No virtualenv found at: '{name}'", "You can unset it with 'devpi use --venv -'." if is_stored else "")
-
-
-def effective_venv(run):
-    """The virtual environment to install into: --venv, else the stored one, else the active one, else None."""
-    given = getattr(run.options, "venv", None)
-    if given and given != "-":
-        return find_venv(given)
-    if run.state.get("venvdir"):
-        return find_venv(run.state["venvdir"], is_stored=True)
-    return os.environ.get("VIRTUAL_ENV") or None
 
 
 def _show_connection(run, place, user):
@@ -2890,7 +2930,7 @@ def _shell_line(shell, name, value):
 
 
 # ======================================================================================================================
-# 9  Users and indexes
+# 10  Users and indexes
 #
 # user, passwd, index: what is on a server, and its settings.
 # ======================================================================================================================
@@ -3121,7 +3161,7 @@ def _delete_index(run, url):
 
 
 # ======================================================================================================================
-# 10  Reading
+# 11  Reading
 #
 # list, getjson, patchjson: what an index has.  Reading changes nothing (but patchjson, the odd one).
 # ======================================================================================================================
@@ -3460,7 +3500,7 @@ def _print_json(run, reply):
 
 
 # ======================================================================================================================
-# 11  Releases
+# 12  Releases
 #
 # remove, yank, refresh, push: what becomes of releases that are on an index.
 # ======================================================================================================================
@@ -3812,7 +3852,7 @@ def _pushed(status, words):
 
 
 # ======================================================================================================================
-# 12  Archives
+# 13  Archives
 #
 # What wheels, sdists, eggs and documentation say about themselves; and unpacking that never leaves its directory.
 # ======================================================================================================================
@@ -4280,7 +4320,7 @@ def _unpack_tar(tar, target, place, charge, filename):
 
 
 # ======================================================================================================================
-# 13  Building
+# 14  Building
 #
 # From a checkout to archives: a copy of the versioned files, a PEP 517 build of sdist and wheel, documentation by Sphinx.  The
 # project's own directory is left alone but for `dist`, which is replaced once the build has succeeded.
@@ -4708,7 +4748,7 @@ def build_docs(run, source, temporary, name, version):
 
 
 # ======================================================================================================================
-# 14  Upload
+# 15  Upload
 #
 # Archives are found or built, looked at, compared with what the index has, and sent as streams: a file of any size takes
 # the same memory.
@@ -4748,13 +4788,6 @@ class UploadForm(Stream):
             if isinstance(error, OSError):
                 raise Failure(f"{self.path} can't be read: {error.strerror or error}") from None
             raise
-
-
-def _count(text):
-    """A number of things, at least one, on the command line."""
-    if re.fullmatch("0*[1-9][0-9]{0,3}", text, re.ASCII):
-        return int(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 9999")
 
 
 def form_fields(archive, sha256):
@@ -5047,7 +5080,7 @@ def _refused_upload(run, reply, action, archive, target):
 
 
 # ======================================================================================================================
-# 15  Test
+# 16  Test
 #
 # Archives of a release are downloaded, verified, unpacked and tested with tox; what tox reports is posted to the index.
 # ======================================================================================================================
@@ -5305,7 +5338,7 @@ def _post_report(run, file, report):
 
 
 # ======================================================================================================================
-# 16  Install
+# 17  Install
 #
 # pip or uv with the index; our login goes to them in their environment, and is masked where the command is shown.
 # ======================================================================================================================
@@ -5401,7 +5434,7 @@ def _run_installer(run, words, variables, shown):
 
 
 # ======================================================================================================================
-# 17  API tokens
+# 18  API tokens
 #
 # What servers with the plugin devpi-tokens offer: tokens that last long and are restricted to permissions, indexes or projects.
 # ======================================================================================================================
@@ -5555,31 +5588,10 @@ def token_login(run):
 
 
 # ======================================================================================================================
-# 18  Command line
+# 19  Command line
 #
 # The argument parser, shell completion, and `main`, which prints every failure and chooses the exit status.
 # ======================================================================================================================
-
-
-def _seconds(text):
-    """A number of seconds on the command line."""
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < 1e6:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds above 0")
-
-
-GENERIC = (
-    argument("--debug", action="store_true", help="debug lines, full bodies of errors, tracebacks"),
-    argument("-y", dest="yes", action="store_true", help="answer yes to every question"),
-    argument("-v", "--verbose", action="count", help="say more; may be given twice"),
-    argument("-q", "--quiet", action="store_true", help="results and errors only"),
-    argument("--no-progress", action="store_true", help="no progress bar"),
-    argument("--color", choices=("auto", "yes", "no"), help="colours (default: on a terminal)"),
-    argument("--timeout", metavar="SECONDS", type=_seconds, help="how long to wait for a silent server"),
-    argument("--clientdir", metavar="DIR", help="directory of the state files (default: $DEVPI_CLIENTDIR or ~/.devpi/client)"))
-GENERIC_DEFAULTS = {"debug": False, "yes": False, "verbose": 0, "quiet": False, "no_progress": False, "color": "auto",
-                    "timeout": None, "clientdir": None, "json": False}
 
 
 class Parser(argparse.ArgumentParser):
