@@ -515,7 +515,6 @@ class OutputClosed(Exception):
     """Nobody reads the results any more (`devpi list | head -1`)."""
 
 
-FOR_SHELLS = ("env", "completion")      # eval "$(devpi env)"
 STYLES = {"bold": "\x1b[1m", "warning": "\x1b[1m\x1b[33m", "error": "\x1b[31m"}
 
 
@@ -534,7 +533,8 @@ class Console:
         self.results = sys.stdout
         self.messages = sys.stderr if self.as_json else sys.stdout
         self.errors = sys.stderr if self.as_json or os.environ.get("DEVPI_LITE_STDERR") == "1" else sys.stdout
-        if getattr(options, "command", None) in FOR_SHELLS:     # a shell runs what stands on standard output
+        chosen = getattr(options, "chosen", None)
+        if chosen and chosen.is_for_shells:     # a shell runs what stands on standard output
             self.messages = self.errors = sys.stderr
         self.shows_progress = not (self.quiet or getattr(options, "no_progress", False))
         self.lock = threading.RLock()
@@ -2435,73 +2435,96 @@ def effective_venv(run):
 # 8  Declaring commands
 #
 # A command is declared once, above its function: its name, its help and its arguments.  The parser, the help texts and shell
-# completion are made from that.
+# completion are all made from this declaration.
 # ======================================================================================================================
 
 
-class Command(typing.NamedTuple):
-    """A command as the command line knows it; `run(run)` returns the exit status or None.
+class Argument(typing.NamedTuple):
+    """A positional argument or an option of a command."""
+    names: tuple                    # ("-f", "--force"), or ("spec",) for a positional argument
+    settings: dict                  # what argparse's add_argument takes besides
+    one_of: str | None              # of all arguments with the same `one_of`, only one may be given
+    completes: str | None           # what its values name, for shell completion: index, project or user
+    takes_dashes: bool              # whether its value may begin with a dash
 
-    The name of a sub-command is in two words, and it can be typed with a dash as well: `token create`, `token-create`."""
+    @property
+    def is_option(self):
+        return self.names[0].startswith("-")
+
+    @property
+    def takes_value(self):
+        return "action" not in self.settings
+
+    @property
+    def dest(self):
+        """The name of its value among the options."""
+        return self.settings.get("dest") or self.names[-1].lstrip("-").replace("-", "_")
+
+
+class Command(typing.NamedTuple):
+    """A command; `run(run)` returns the exit status, or None for 0.
+
+    The name of a subcommand has two words: `token create`.  People can type `token-create` too."""
     name: str
     help: str
     arguments: tuple
-    run: typing.Callable
+    run: typing.Callable | None     # None: it has subcommands
     aliases: tuple
     description: str
+    is_for_shells: bool             # a shell runs what it prints: eval "$(devpi env)"
 
 
 COMMANDS = {}
 
 
-def command(name, help, *arguments, aliases=(), description=""):
-    """Make a function the command of that name; its docstring is the description.  None: there are sub-commands."""
+def command(name, help, *arguments, aliases=(), description="", is_for_shells=False):
+    """Decorator: declares the function as the command `name`.  Its docstring becomes the description."""
     def register(function):
-        COMMANDS[name] = Command(name, help, arguments, function, aliases, description or function.__doc__)
+        COMMANDS[name] = Command(name, help, arguments, function, aliases, description or function.__doc__, is_for_shells)
         return function
     return register
 
 
-def argument(*names, **settings):
-    """An argument of a command, as add_argument takes it.  Only one of those with the same `one_of` may be given."""
-    return names, settings
+def argument(*names, one_of=None, completes=None, takes_dashes=False, **settings):
+    """Declares an `Argument`; `settings` are those of argparse's add_argument."""
+    return Argument(names, settings, one_of, completes, takes_dashes)
 
 
 def action(*names, help):
-    """An option that says what the command shall do, of which only one may be given: `options.action` is its long name."""
+    """Declares an option that names what the command does.  `options.action` is its long name; only one can be given."""
     return argument(*names, help=help, dest="action", action="store_const", const=names[-1].lstrip("-"), one_of="action")
 
 
-JSON = argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
-INDEX = argument("--index", metavar="INDEX", help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
-
-
-def _count(text):
-    """A number of things, at least one, on the command line."""
+def positive_count(text):
+    """Argument type: a whole number from 1 to 9999."""
     if re.fullmatch("0*[1-9][0-9]{0,3}", text, re.ASCII):
         return int(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no number from 1 to 9999")
 
 
-def _seconds(text):
-    """A number of seconds on the command line."""
+def positive_seconds(text):
+    """Argument type: a number of seconds, below a million."""
     with contextlib.suppress(ValueError):
         if 0 < float(text) < 1e6:
             return float(text)
     raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds above 0")
 
 
+# Options of all commands, which count before the command and behind it.
 GENERIC = (
-    argument("--debug", action="store_true", help="debug lines, full bodies of errors, tracebacks"),
-    argument("-y", dest="yes", action="store_true", help="answer yes to every question"),
-    argument("-v", "--verbose", action="count", help="say more; may be given twice"),
-    argument("-q", "--quiet", action="store_true", help="results and errors only"),
-    argument("--no-progress", action="store_true", help="no progress bar"),
-    argument("--color", choices=("auto", "yes", "no"), help="colours (default: on a terminal)"),
-    argument("--timeout", metavar="SECONDS", type=_seconds, help="how long to wait for a silent server"),
+    argument("--debug", action="store_true", default=False, help="debug lines, full bodies of errors, tracebacks"),
+    argument("-y", dest="yes", action="store_true", default=False, help="answer yes to every question"),
+    argument("-v", "--verbose", action="count", default=0, help="say more; may be given twice"),
+    argument("-q", "--quiet", action="store_true", default=False, help="results and errors only"),
+    argument("--no-progress", action="store_true", default=False, help="no progress bar"),
+    argument("--color", choices=("auto", "yes", "no"), default="auto", help="colours (default: on a terminal)"),
+    argument("--timeout", metavar="SECONDS", type=positive_seconds, help="how long to wait for a silent server"),
     argument("--clientdir", metavar="DIR", help="directory of the state files (default: $DEVPI_CLIENTDIR or ~/.devpi/client)"))
-GENERIC_DEFAULTS = {"debug": False, "yes": False, "verbose": 0, "quiet": False, "no_progress": False, "color": "auto",
-                    "timeout": None, "clientdir": None, "json": False}
+
+# Options of several commands.
+JSON = argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
+INDEX = argument("--index", metavar="INDEX", completes="index",
+                 help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
 
 
 # ======================================================================================================================
@@ -2525,7 +2548,8 @@ GENERIC_DEFAULTS = {"debug": False, "yes": False, "verbose": 0, "quiet": False, 
     argument("--local", action="store_true", help="keep the state in the active virtual environment"),
     argument("--delete", action="store_true", help="forget the server and the index"),
     argument("--client-cert", metavar="PEM", help="file with a client certificate and its key; empty: forget it"),
-    argument("url", metavar="URL", nargs="?", help="URL of a server or an index; or USER/INDEX or INDEX on the current server"),
+    argument("url", metavar="URL", nargs="?", completes="index",
+             help="URL of a server or an index; or USER/INDEX or INDEX on the current server"),
     JSON)
 def use_command(run):
     """Show and change the server and index to work with.
@@ -2800,7 +2824,7 @@ def _warn_of_end(run, place, user):
     argument("--password-file", metavar="FILE", help="file whose first line is the password; - for standard input"),
     argument("--token", metavar="TOKEN", help="log in with an API token (devpi-...); better in DEVPI_TOKEN"),
     argument("--check", action="store_true", help="only tell whether we are logged in: exit status 0 or 1"),
-    argument("user", metavar="USER", nargs="?", help="user name (default: DEVPI_USER)"))
+    argument("user", metavar="USER", nargs="?", completes="user", help="user name (default: DEVPI_USER)"))
 def login_command(run):
     """Log in to the server.  The login's token is kept in auth.json; the password is not.
 
@@ -2899,7 +2923,7 @@ def logoff_command(run):
              help="for which shell (default: %(default)s)"),
     argument("--with-credentials", action="store_true", help="with our login in the URL, for indexes with restricted reading"),
     argument("--unset", action="store_true", help="print what takes them back"),
-    INDEX, JSON)
+    INDEX, JSON, is_for_shells=True)
 def env_command(run):
     """Print the variables that make pip and uv use the index: eval "$(devpi env)"."""
     options = run.options
@@ -2979,7 +3003,7 @@ def user_url(run, name):
     action("-m", "--modify", help="change the user (also without this option, if settings are given)"),
     action("-l", "--list", help="list the names of all users"),
     argument("--password-file", metavar="FILE", help="with -c or -m: file with the new password; - for standard input"),
-    argument("words", metavar="USER KEY=VALUE", nargs="*",
+    argument("words", metavar="USER KEY=VALUE", nargs="*", completes="user",
              help="user (default: the current one) and settings: password, email, title, description, custom_data"),
     JSON)
 def user_command(run):
@@ -3060,7 +3084,7 @@ def _delete_user(run, name):
 @command(
     "passwd", "change a password",
     argument("--password-file", metavar="FILE", help="file with the new password; - for standard input"),
-    argument("user", metavar="USER", nargs="?", help="user name (default: the current user)"))
+    argument("user", metavar="USER", nargs="?", completes="user", help="user name (default: the current user)"))
 def passwd_command(run):
     """Change the password of the current user, or as root that of another one.  It is asked for twice."""
     name = _current(run, run.options.user)
@@ -3081,7 +3105,7 @@ def passwd_command(run):
     FORCE,
     action("-l", "--list", help="list the indexes of the current or the given user"),
     argument("--no-projects", action="store_true", help="ask the server to leave out the names of projects"),
-    argument("words", metavar="INDEX KEY=VALUE", nargs="*",
+    argument("words", metavar="INDEX KEY=VALUE", nargs="*", completes="index",
              help="index (default: the current one) and settings: KEY=VALUE, KEY+=VALUE, KEY-=VALUE, KEY-= (take out)"),
     JSON)
 def index_command(run):
@@ -3272,7 +3296,8 @@ def in_parallel(function, items, jobs):
     argument("-f", "--failures", action="store_true", help="show test results, and the output of those that failed"),
     argument("--ignore-bases", action="store_true", help="only what is on the index itself"),
     INDEX,
-    argument("spec", metavar="SPEC", nargs="?", help="a project, perhaps with versions: 'hello>=1.2,!=1.4'"),
+    argument("spec", metavar="SPEC", nargs="?", completes="project",
+             help="a project, perhaps with versions: 'hello>=1.2,!=1.4'"),
     JSON)
 def list_command(run):
     """List the projects of the index; with -v also their newest version, but for mirrored projects.
@@ -3511,7 +3536,8 @@ def _print_json(run, reply):
     argument("-f", "--force", action="store_true",
              help="also from a non-volatile index, of which you are the owner, or root"),
     INDEX,
-    argument("spec", metavar="SPEC_OR_URL", help="a project, perhaps with versions ('hello==1.0'), or the URL of a file"),
+    argument("spec", metavar="SPEC_OR_URL", completes="project",
+             help="a project, perhaps with versions ('hello==1.0'), or the URL of a file"),
     JSON)
 def remove_command(run):
     """Remove a project, releases or a file from the index (never from its bases)."""
@@ -3615,7 +3641,8 @@ def _remove_file(run, url):
     argument("-r", "--reason", metavar="TEXT", default="", help="what installers and people are told"),
     argument("--undo", action="store_true", help="no longer yanked"),
     INDEX,
-    argument("spec", metavar="SPEC_OR_URL", help="a project with versions ('hello==1.0'), or the URL of a file"),
+    argument("spec", metavar="SPEC_OR_URL", completes="project",
+             help="a project with versions ('hello==1.0'), or the URL of a file"),
     JSON)
 def yank_command(run):
     """Yank releases or a file (PEP 592): installers pass them over unless they are asked for by number."""
@@ -3661,7 +3688,7 @@ def _patch_yanked(run, url, body):
 @command(
     "refresh", "let mirrors forget what they know of projects, and ask upstream again",
     INDEX,
-    argument("projects", metavar="PKG", nargs="+", help="a project"))
+    argument("projects", metavar="PKG", nargs="+", completes="project", help="a project"))
 def refresh_command(run):
     """Let the mirrors behind the index forget what they know of projects, and ask upstream again."""
     code = 0
@@ -3691,8 +3718,9 @@ DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": "
     argument("--only-docs", action="store_true", help="only the documentation"),
     argument("--pypirc", metavar="FILE", help="where outside servers are described (default: ~/.pypirc)"),
     argument("--register-project", action="store_true", help="register the project on the outside server first"),
-    argument("spec", metavar="NAME==VERSION", help="the release"),
-    argument("target", metavar="TARGET", help="USER/INDEX or INDEX, or pypi:REPO for the section REPO of .pypirc"),
+    argument("spec", metavar="NAME==VERSION", completes="project", help="the release"),
+    argument("target", metavar="TARGET", completes="index",
+             help="USER/INDEX or INDEX, or pypi:REPO for the section REPO of .pypirc"),
     JSON)
 def push_command(run):
     """Push a release with all its files, documentation and test results to another index of the server.
@@ -4818,7 +4846,7 @@ def form_fields(archive, sha256):
     argument("--from-dir", action="store_true", help="look for archives in given directories"),
     argument("--only-latest", action="store_true", help="of each project only the newest version"),
     argument("--skip-existing", action="store_true", help="pass over files that the index has, and go on after failures"),
-    argument("--jobs", metavar="N", type=_count, default=1, help="how many files to send at once (default: 1)"),
+    argument("--jobs", metavar="N", type=positive_count, default=1, help="how many files to send at once (default: 1)"),
     argument("--dry-run", action="store_true", help="build and check, but send nothing"),
     argument("paths", metavar="PATH", nargs="*", help="archives, or with --from-dir directories"),
     JSON)
@@ -5100,13 +5128,15 @@ class Tested(typing.NamedTuple):
     argument("-e", "--env", metavar="ENV", help="the tox environment to run"),
     argument("-c", "--config", metavar="INI", help="the tox configuration to use with the unpacked sdist"),
     argument("--fallback-ini", metavar="INI", help="the configuration for projects that bring none"),
-    argument("--tox-args", metavar="ARGS", default="", help="further arguments for tox, as one text"),
+    argument("--tox-args", metavar="ARGS", default="", takes_dashes=True,
+             help="further arguments for tox, as one text"),
     argument("--detox", action="store_true", help=argparse.SUPPRESS),
     argument("--no-upload", action="store_true", help="don't post the results"),
     INDEX,
     argument("-s", "--select", metavar="REGEX", help="test the archives whose names match, and no others"),
     argument("-l", "--list", action="store_true", help="only list what would be tested"),
-    argument("specs", metavar="SPEC", nargs="+", help="a project, perhaps with versions: of those the newest is tested"),
+    argument("specs", metavar="SPEC", nargs="+", completes="project",
+             help="a project, perhaps with versions: of those the newest is tested"),
     JSON)
 def test_command(run):
     """Download releases, test them with tox and post the results, which `devpi list -t` shows.
@@ -5353,7 +5383,7 @@ def _post_report(run, file, report):
     argument("-l", "--list", action="store_true", help="list what is installed"),
     argument("--uv", action="store_true", help="install with uv (also done for environments without pip)"),
     argument("--no-pre", action="store_true", help="no pre-releases"),
-    argument("packages", metavar="PKG", nargs="*", help="what to install, as pip takes it"))
+    argument("packages", metavar="PKG", nargs="*", completes="project", help="what to install, as pip takes it"))
 def install_command(run):
     """Install packages from the index, with the pip of the virtual environment, or with uv.
 
@@ -5597,32 +5627,31 @@ def token_login(run):
 class Parser(argparse.ArgumentParser):
     """Shows the usage on standard output and the error on standard error, as devpi-client does.
 
-    With --json, and where a shell reads the former, both go to the latter."""
-    for_people = True
+    With --json, and for commands whose output a shell runs, both go to standard error."""
+    usage_to_stderr = False
 
     def error(self, message):
-        self.print_usage(sys.stdout if self.for_people else sys.stderr)
+        self.print_usage(sys.stderr if self.usage_to_stderr else sys.stdout)
         sys.stdout.flush()
         self.exit(2, f"devpi: error: {message}\n")
 
 
 def _add_arguments(parser, arguments, prefix=""):
     exclusive = {}
-    for names, settings in arguments:
-        one_of = settings.get("one_of")
-        if one_of and one_of not in exclusive:
-            exclusive[one_of] = parser.add_mutually_exclusive_group()
-        place = exclusive.get(one_of, parser)
-        place.add_argument(*names, **{key: value for key, value in settings.items() if key != "one_of"})
+    for declared in arguments:
+        if declared.one_of and declared.one_of not in exclusive:
+            exclusive[declared.one_of] = parser.add_mutually_exclusive_group()
+        exclusive.get(declared.one_of, parser).add_argument(*declared.names, **declared.settings)
     group = parser.add_argument_group("generic options")
-    for names, settings in GENERIC:
-        name = settings.get("dest") or names[-1].lstrip("-").replace("-", "_")
-        group.add_argument(*names, **{**settings, "dest": prefix + name, "default": argparse.SUPPRESS})
+    for declared in GENERIC:
+        group.add_argument(*declared.names, **{
+            **declared.settings, "dest": prefix + declared.dest, "default": argparse.SUPPRESS})
 
 
 def make_parser(chosen):
     """The parser; only the commands whose names are in `chosen` get their arguments, which saves a third of the start."""
-    Parser.for_people = not chosen.intersection(("--json", *FOR_SHELLS))
+    for_shells = {command.name for command in COMMANDS.values() if command.is_for_shells}
+    Parser.usage_to_stderr = bool(chosen & {"--json", *for_shells})
     parser = Parser(prog="devpi", allow_abbrev=False, description="Work with private Python package indexes.",
                     epilog="Type 'devpi COMMAND --help' to see what a command takes.")
     parser.add_argument("--version", action="store_true", help="show the versions of this client and of the server")
@@ -5656,7 +5685,7 @@ def next_word(words, start=0):
     """The position of the first word from `start` on that is neither a generic option nor the value of one, or None.
 
     From 0 on that is the command."""
-    valued = {name for names, settings in GENERIC for name in names if "action" not in settings}
+    valued = {name for declared in GENERIC if declared.takes_value for name in declared.names}
     while start < len(words) and words[start].startswith("-"):
         start += 2 if words[start] in valued else 1
     return start if start < len(words) else None
@@ -5664,9 +5693,7 @@ def next_word(words, start=0):
 
 def parse_arguments(words):
     """The options of a command line: generic ones count wherever they stand."""
-    if "--tox-args" in words[:-1]:      # its value begins with a dash, which argparse takes for an option
-        number = words.index("--tox-args")
-        words = [*words[:number], f"--tox-args={words[number + 1]}", *words[number + 2:]]
+    words = _joined_values(words)
     parser, position, known = make_parser(set(words)), next_word(words), commands_by_word()
     if position is not None and words[position] not in known:
         import difflib
@@ -5677,13 +5704,22 @@ def parse_arguments(words):
     options, rest = parser.parse_known_args(words)
     if rest:
         getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
-    for name, default in GENERIC_DEFAULTS.items():
-        before = getattr(options, "before_" + name, None)
-        value = getattr(options, name, None)
-        if name == "verbose":
-            value = (value or 0) + (before or 0)
-        setattr(options, name, value if value is not None else before if before is not None else default)
+    for declared in GENERIC:
+        given = [getattr(options, name) for name in (declared.dest, "before_" + declared.dest) if hasattr(options, name)]
+        if declared.settings.get("action") == "count":
+            given = [sum(given)]
+        setattr(options, declared.dest, given[0] if given else declared.settings.get("default"))
     return parser, options
+
+
+def _joined_values(words):
+    """The words, with `--tox-args -v` as `--tox-args=-v`: argparse takes a value with a dash for an option."""
+    names = {name for command in COMMANDS.values() for declared in command.arguments if declared.takes_dashes
+             for name in declared.names}
+    number = next((number for number, word in enumerate(words[:-1]) if word in names), None)
+    if number is None:
+        return words
+    return [*words[:number], f"{words[number]}={words[number + 1]}", *words[number + 2:]]
 
 
 # -- completion
@@ -5715,16 +5751,12 @@ complete -c devpi -a '(__devpi_complete)'
 complete -c devpi_lite_client.py -a '(__devpi_complete)'
 """,
 }
-# What the positional arguments of a command name, the last kind for all that follow.
-_COMPLETED = {"use": ("index",), "index": ("index",), "list": ("project",), "test": ("project",), "remove": ("project",),
-              "yank": ("project",), "refresh": ("project",), "install": ("project",), "push": ("project", "index"),
-              "login": ("user",), "user": ("user",), "passwd": ("user",), "completion": ("shell",), "token": ("token",)}
 _COMPLETION_SECONDS = 2
 
 
 @command(
     "completion", "print the completion script of a shell",
-    argument("shell", choices=tuple(_COMPLETION), help="for which shell"))
+    argument("shell", choices=tuple(_COMPLETION), help="for which shell"), is_for_shells=True)
 def completion_command(run):
     """Print the completion script of a shell: eval "$(devpi completion bash)", or devpi completion fish | source."""
     import shlex
@@ -5748,19 +5780,26 @@ def _completions(before, word):
     command, after = commands[before[position]], next_word(before, position + 1)
     if after is not None and f"{before[position]}-{before[after]}" in commands:
         command, position = commands[f"{before[position]}-{before[after]}"], after
-    settings = {name: how for names, how in (*command.arguments, *GENERIC) for name in names if name.startswith("-")}
-    valued = {name for name, how in settings.items() if "action" not in how}
-    last = settings.get(before[-1], {})
-    if before[-1] in valued:
-        found = _named_things("index") if before[-1] == "--index" else last.get("choices", ())
+    options = {name: declared for declared in (*command.arguments, *GENERIC) if declared.is_option
+               for name in declared.names}
+    previous = options.get(before[-1])
+    if previous and previous.takes_value:
+        found = _values_of(previous)
     elif word.startswith("-"):
-        found = [*settings, "--help"]
+        found = [*options, "--help"]
+    elif command.run is None:
+        found = [name.partition(" ")[2] for name in COMMANDS if name.startswith(command.name + " ")]
     else:
-        kinds = _COMPLETED.get(command.name, ())
-        given = sum(not name.startswith("-") and previous not in valued
+        positional = [declared for declared in command.arguments if not declared.is_option]
+        given = sum(not name.startswith("-") and not (previous in options and options[previous].takes_value)
                     for previous, name in zip(before[position:], before[position + 1:]))
-        found = _named_things(kinds[min(given, len(kinds) - 1)]) if kinds else ()
+        found = _values_of(positional[min(given, len(positional) - 1)]) if positional else ()
     return [name for name in found if name.startswith(word)]
+
+
+def _values_of(declared):
+    """What the value of an argument may be, as far as it is known."""
+    return _named_things(declared.completes) if declared.completes else declared.settings.get("choices", ())
 
 
 # What is but a word for a shell, and no option or setting for the client: servers have any names.
@@ -5773,10 +5812,6 @@ def _named_things(kind):
 
 
 def _all_named_things(kind):
-    if kind == "shell":
-        return list(_COMPLETION)
-    if kind == "token":
-        return [name.partition(" ")[2] for name in COMMANDS if name.startswith("token ")]
     console = Console()
     console.messages = console.errors = open(os.devnull, "w", encoding="utf-8")
     run = Run(argparse.Namespace(timeout=_COMPLETION_SECONDS), console)
