@@ -807,6 +807,25 @@ def _header_name(text):
     return text.lower()
 
 
+class LogBounds(typing.NamedTuple):
+    """How much of the changelog is kept: bytes of its entries, seconds since they were made."""
+    size: int
+    age: int
+
+    def __str__(self):
+        return f"{self.size >> 20}M,{self.age // 86400}d"
+
+
+def _log_bounds(text):
+    """`64M`, `90d` or `64M,90d`; what is left out stays as it is by default."""
+    match = re.fullmatch("(?:([1-9][0-9]{0,5})([KMG]))?(?:(?:^|,)([1-9][0-9]{0,4})d)?", text)
+    if not text or not match:
+        raise ValueError(f"{text!r} is no size, age or both, as 64M,90d")
+    size, unit, days = match.groups()
+    size = int(size) << {"K": 10, "M": 20, "G": 30}[unit] if size else Settings.keep_log.size
+    return LogBounds(size, int(days) * 86400 if days else Settings.keep_log.age)
+
+
 def _mode(text):
     if not re.fullmatch("[0-7]{3,4}", text):
         raise ValueError(f"{text!r} is no file mode: three octal digits, as 660")
@@ -933,6 +952,10 @@ class Settings:
     full_text: bool = option(
         "no-full-text", None, True, "search by simple comparison, as where SQLite has no FTS5")
     audit_rows: int = option("audit-rows", _positive, 100000, "rows that the audit log keeps")
+    keep_log: LogBounds = option(
+        "keep-log", _log_bounds, LogBounds(64 << 20, 90 * 86400),
+        "how much of the changelog is kept for those who follow it, as 64M, 90d or 64M,90d: "
+        "its oldest entries go")
     connections: int = option(
         "connections", _positive, 4096, "connections at a time", aliases=("--connection-limit",))
     threads: int = option("threads", _positive, 64, "worker threads at most")
@@ -1094,7 +1117,6 @@ class Limits:
     nameless_bytes = 256 << 20      # an hour, all of those together
     nameless_bytes_of_one = 128 << 20       # of them, from one address
     cleaning = 3600                 # between two looks for files that nothing names
-    changelog = 8 << 20             # bytes; the oldest entries go
     write_ahead_log = 64 << 20      # bytes that it keeps when it has been folded in
     trash = 7 * 86400               # that a file stays which nothing in the database names
     outbox = 10000                  # messages of one index; the oldest go
@@ -2096,8 +2118,58 @@ def _stored_readme(db, release_id):
         "SELECT piece FROM readmes WHERE release_id = ? ORDER BY id", (release_id,)))
 
 
+def _migrate_to_7(db):
+    """Begin the changelog anew, under a new epoch: older programs did not enter all that people did,
+    nor in one form.  Whoever follows it starts from the rows as they are."""
+    last = db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
+    if last:
+        entry = new_entry(last["serial"] + 1, None, [], last["hash"])
+        db.execute("DELETE FROM changelog")
+        db.execute("INSERT INTO changelog VALUES (?, ?, ?, ?, ?, ?)", entry)
+    db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
+
+
+class Entry(typing.NamedTuple):
+    """An entry of the changelog: what one change wrote.
+
+    `ops`: zlib(JSON [{"t": kind, "k": key, "v": value}, ...]), see `Change.put`; `prev`: the hash of
+    the entry before, b"" for the first; `hash`: SHA-256(prev, serial as 8 bytes, ops)."""
+    serial: int
+    ts: float               # time.time()
+    who: str | None
+    ops: bytes
+    prev: bytes
+    hash: bytes
+
+    @property
+    def is_sound(self):
+        return self.hash == entry_hash(self.prev, self.serial, self.ops)
+
+
+def entry_hash(prev, serial, ops):
+    return hashlib.sha256(prev + struct.pack(">Q", serial) + ops).digest()
+
+
+def new_entry(serial, who, ops, prev):
+    """The `Entry` of a change that wrote `ops`, a list."""
+    packed = zlib.compress(json.dumps(ops, separators=(",", ":")).encode(), 1)
+    return Entry(serial, time.time(), who, packed, prev, entry_hash(prev, serial, packed))
+
+
+def unpacked_ops(entry):
+    """[{"t": kind, "k": key, "v": value}, ...]"""
+    return json.loads(zlib.decompress(entry.ops))
+
+
+def read_log(db, after=-1):
+    """Yield the entries of the changelog behind a serial."""
+    return map(Entry._make, db.execute("SELECT serial, ts, who, ops, prev, hash FROM changelog "
+                                       "WHERE serial > ? ORDER BY serial", (after,)))
+
+
 # From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
-MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5, _migrate_to_6)
+MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5, _migrate_to_6,
+              _migrate_to_7)
 SCHEMA_VERSION = 1 + len(MIGRATIONS)
 EVERYTHING = "everything"       # the tag of what another process may have changed: all caches start anew
 INDEXES = "indexes"             # the tag of any change to any index's configuration
@@ -2202,16 +2274,46 @@ NO_ACTOR = Actor()
 
 
 class Change:
-    """What a change function works with: SQL, and a record of what it did.  `serial`: the one it gets if it records."""
+    """What a change function works with: SQL, and a record of what it did.
+
+    `serial`: the one that it gets if it puts rows; `is_replay`: it repeats what entries of the
+    changelog say, and adds nothing to it."""
 
     def __init__(self, db, actor, serial):
         self.db, self.actor, self.who, self.serial = db, actor, actor.user, serial
         self.execute, self.executemany = db.execute, db.executemany
         self.ops, self.audits, self.tags, self.signals, self.looked_at = [], [], set(), set(), set()
+        self.head = None        # (serial, hash) of the entry of the changelog that it makes
+        self.is_replay = False
+        self.ids = {}           # (kind, key) -> id of a row that was looked up
 
-    def record(self, kind, key, value):
-        """Enter a final row value (None: deleted) into the changelog, under the row's natural key."""
-        self.ops.append({"t": kind, "k": list(key), "v": value})
+    def put(self, kind, key, value):
+        """Write a whole row of what people put in, or delete it (None) with all that belongs to it;
+        returns the row's id, if it has one.
+
+        `kind`: one of `ROWS`; `key`: the names that lead to the row, a tuple; `value`: see the class
+        that is registered for the kind.  This is the only door to such rows: the changelog, the
+        caches and the search index follow by themselves."""
+        rows, key = ROWS[kind], tuple(key)
+        if not self.is_replay:
+            for first in rows.before(self, key, value):
+                self.put(*first)
+        row_id = rows.write(self, key, value)
+        self.ids[kind, key] = row_id
+        if not self.is_replay:
+            self.ops.append({"t": kind, "k": key, "v": value})
+        return row_id
+
+    def get(self, kind, key):
+        """The value of a row as `put` takes it, or None."""
+        return ROWS[kind].get(self.db, key)
+
+    def id_of(self, kind, key):
+        """The id of a row, or None."""
+        found = self.ids.get((kind, key))
+        if found is None:
+            found = self.ids[kind, key] = ROWS[kind].find(self, key)
+        return found
 
     def touch(self, *tags):
         """Name what caches must drop; see `EVERYTHING`, `INDEXES`, `user_tag`, `index_tag`,
@@ -2234,6 +2336,128 @@ class Change:
         self.looked_at.add((index_id, project))
         self.execute("INSERT OR REPLACE INTO search_queue VALUES (?, ?, ?)", (index_id, project, time.time()))
         self.wake("search")
+
+
+class RowKind:
+    """How rows of one kind are read and written: what people put in, so that the changelog has it.
+
+    A subclass is registered with `@row` in the chapter that knows what the rows mean.  A row is found
+    by its key, the names that lead to it.  Its value is an object for JSON, with the same keys for
+    all rows of the kind, and no ids, which differ from server to server.
+
+    What a mirror caches is no such row: it can be fetched again.  It stands in the same tables, and
+    the chapter on mirrors writes it."""
+    kind = ""               # set by `row`
+    table = ""              # whose rows have an id, and the key's last name in the column `name`
+    name = "name"
+    parent = ""             # the kind of row that a row belongs to, found by the key without its last
+    refers = ""             # name; the column that refers to it
+    key = ()                # the columns of the key in `select`
+    select = ""             # all rows: the key's columns, then what `value` takes
+    order = ""              # the columns by which they stand in the order in which they came
+
+    def scope(self, db):
+        """The SQL condition that holds for what people put in."""
+        return "1"
+
+    def all(self, db):
+        """Yield (key, value) of all rows, in the order in which they came."""
+        for row in db.execute(f"{self.select} WHERE {self.scope(db)} ORDER BY {self.order}"):
+            yield tuple(row)[:len(self.key)], self.value(db, row)
+
+    def get(self, db, key):
+        """The value of the row under a key, or None."""
+        row = db.execute(f"{self.select} WHERE {' AND '.join(f'{column} = ?' for column in self.key)}",
+                         key).fetchone()
+        return self.value(db, row) if row else None
+
+    def value(self, db, row):
+        """The value of a row of `select`."""
+        return dict(zip(row.keys()[len(self.key):], tuple(row)[len(self.key):]))
+
+    def find(self, change, key):
+        """The id of the row under a key, or None."""
+        condition, names = f"{self.name} = ?", key[-1:]
+        if self.parent:
+            condition, names = f"{condition} AND {self.refers} = ?", (
+                key[-1], change.id_of(self.parent, key[:-1]))
+        row = change.execute(f"SELECT id FROM {self.table} WHERE {condition}", names).fetchone()
+        return row["id"] if row else None
+
+    def before(self, change, key, value):
+        """Yield what has to be put before this row: (kind, key, value)."""
+        return ()
+
+    def columns(self, change, key, value):
+        """{column: what a value makes of it}, without the name and the parent."""
+        return value
+
+    def write(self, change, key, value):
+        """Insert, update or delete a row; returns its id."""
+        row_id = change.id_of(self.kind, key)
+        if value is None:
+            change.execute(f"DELETE FROM {self.table} WHERE id = ?", (row_id,))
+            self.wrote(change, key, value, row_id)
+            return None
+        columns = self.columns(change, key, value)
+        if row_id is not None:
+            change.execute(f"UPDATE {self.table} SET ({', '.join(columns)}) = ({marks(columns)}) "
+                           "WHERE id = ?", (*columns.values(), row_id))
+            self.wrote(change, key, value, row_id)
+            return row_id
+        columns = {self.name: key[-1], **columns}
+        if self.parent:
+            columns[self.refers] = change.id_of(self.parent, key[:-1])
+            if columns[self.refers] is None:
+                raise NoParent(f"there is no {self.parent} {'/'.join(key[:-1])} "
+                               f"for the {self.kind} {key[-1]}")
+        row_id = change.ids[self.kind, key] = change.execute(
+            f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks(columns)})",
+            tuple(columns.values())).lastrowid
+        self.wrote(change, key, value, row_id)
+        return row_id
+
+    def wrote(self, change, key, value, row_id):
+        """Let follow what depends on a row that was written (deleted: `value` None)."""
+
+
+class NoParent(FatalError):
+    """A row can't be put: what it belongs to is not there."""
+
+
+class NamedRows(RowKind):
+    """Rows without an id: the columns of the key tell them apart."""
+
+    def find(self, change, key):
+        return None
+
+    def write(self, change, key, value):
+        if value is None:
+            condition = " AND ".join(f"{column} = ?" for column in self.key)
+            change.execute(f"DELETE FROM {self.table} WHERE {condition}", key)
+            return
+        columns = {**dict(zip(self.key, key)), **self.columns(change, key, value)}
+        change.execute(f"INSERT OR REPLACE INTO {self.table} ({', '.join(columns)}) "
+                       f"VALUES ({marks(columns)})", tuple(columns.values()))
+
+
+ROWS = {}       # kind -> its `RowKind`; a kind comes after those whose rows its rows belong to
+
+
+def row(kind):
+    """Register a class as how rows of a kind are read and written."""
+    def register(class_):
+        class_.kind = kind
+        ROWS[kind] = class_()
+        return class_
+    return register
+
+
+def all_rows(db):
+    """Yield (kind, key, value) of all that people put in: put in this order, they make the same."""
+    for kind, rows in ROWS.items():
+        for key, value in rows.all(db):
+            yield kind, key, value
 
 
 def project_tag(index_id, project):
@@ -2278,6 +2502,7 @@ class Store:
         self.closed = False
         self.durable = True         # how the writer commits just now
         self.audit_log = AuditLog(Settings.audit_rows)
+        self.keep_log = Settings.keep_log
         self.signals = {"outbox": threading.Event(), "search": threading.Event()}       # set when there is work
         self.writer = self._connect()
         self._upgrade(create)
@@ -2318,8 +2543,8 @@ class Store:
                              f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4 + SCHEMA_SINCE_5
-                       + SCHEMA_SINCE_6)
+            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4
+                       + SCHEMA_SINCE_5 + SCHEMA_SINCE_6)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -2448,8 +2673,7 @@ class Store:
             db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self.durable = durable
         self._begin(group)
-        last = db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
-        serial, chain = last or (-1, b"")
+        serial, chain = self.head(db)
         self.serial = serial
         tags, signals = set(), set()
         for task in self._next_tasks(group):
@@ -2458,7 +2682,7 @@ class Store:
             try:
                 task.value = task.function(change, *task.args)
                 if change.ops:
-                    entered = self._log(change, chain)
+                    self._enter(change, new_entry(change.serial, change.who, change.ops, chain))
                 if change.audits:
                     self.audit_log.enter(change, change.serial if change.ops else None)
             except sqlite3.OperationalError:
@@ -2467,13 +2691,13 @@ class Store:
                 task.error = error
                 db.execute("ROLLBACK TO change")
             else:
-                if change.ops:
-                    serial, chain = change.serial, entered
+                if change.head:
+                    serial, chain = change.head
                 tags |= change.tags
                 signals |= change.signals
             db.execute("RELEASE change")
-        if self.log_size > Limits.changelog:
-            self._cut_log(db, serial)
+        if self.log_size > self.keep_log.size:
+            self._cut_log(db)
         db.execute("COMMIT")
         self.serial = serial
         if tags:
@@ -2483,25 +2707,74 @@ class Store:
         if not self.commits.is_server:
             self.commits.raise_counter()
 
-    def _cut_log(self, db, serial):
-        """Drop the oldest entries of the changelog: a large row that is written often must not fill the disk."""
-        left, first = Limits.changelog // 2, serial
-        for row in db.execute("SELECT serial, length(ops) FROM changelog ORDER BY serial DESC"):
-            left -= row[1]
-            if left < 0:
+    @staticmethod
+    def head(db):
+        """(serial, hash) of the newest entry of the changelog; (-1, b"") if there is none."""
+        return db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1"
+                          ).fetchone() or (-1, b"")
+
+    def _enter(self, change, entry):
+        """Append an entry to the changelog, as part of the change."""
+        change.execute("INSERT INTO changelog VALUES (?, ?, ?, ?, ?, ?)", entry)
+        change.head = entry.serial, entry.hash
+        self.log_size += len(entry.ops)
+
+    def cut_log(self):
+        """Delete the entries of the changelog that are older than it keeps."""
+        with self.read() as db:
+            oldest = db.execute("SELECT ts FROM changelog ORDER BY serial LIMIT 1").fetchone()
+        if oldest and oldest["ts"] < time.time() - self.keep_log.age:
+            self.write(lambda change: self._cut_log(change.db))
+
+    def _cut_log(self, db):
+        """Delete entries of the changelog: the old ones, and where it is too large, the older half:
+        a large row that is written often must not fill the disk.
+
+        The newest entry stays, for the next is chained to it."""
+        is_large, left = self.log_size > self.keep_log.size, self.keep_log.size // 2
+        oldest, first = time.time() - self.keep_log.age, None
+        for serial, ts, size in db.execute("SELECT serial, ts, length(ops) FROM changelog "
+                                           "ORDER BY serial DESC"):
+            left -= size
+            if first is not None and (ts < oldest or is_large and left < 0):
                 break
-            first = row[0]
-        db.execute("DELETE FROM changelog WHERE serial < ?", (first,))      # the newest stays: the next is chained to it
+            first = serial
+        db.execute("DELETE FROM changelog WHERE serial < ?", (first,))
         self.log_size = self._log_size(db)
 
-    def _log(self, change, prev):
-        """Append the change to the changelog, whose last hash is `prev`; returns its own."""
-        ops = zlib.compress(json.dumps(change.ops, separators=(",", ":")).encode(), 1)
-        digest = hashlib.sha256(prev + struct.pack(">Q", change.serial) + ops).digest()
-        change.execute("INSERT INTO changelog VALUES (?, ?, ?, ?, ?, ?)",
-                       (change.serial, time.time(), change.who, ops, prev, digest))
-        self.log_size += len(ops)
-        return digest
+    def follow(self, entries):
+        """Enter entries of another server's changelog, those that come next here, with the rows that
+        they put; all or nothing.  FatalError if they do not follow what is here."""
+        self.write(self._follow, entries)
+
+    def _follow(self, change, entries):
+        change.is_replay = True
+        serial, chain = self.head(change.db)
+        for entry in entries:
+            if (entry.serial, entry.prev) != (serial + 1, chain) or not entry.is_sound:
+                raise FatalError(f"serial {entry.serial} of the other changelog does not follow "
+                                 f"serial {serial} of this one")
+            for op in unpacked_ops(entry):
+                change.put(op["t"], op["k"], op["v"])
+            self._enter(change, entry)
+            serial, chain = change.head
+
+    def start_from(self, rows, entry):
+        """Put what people put into another server in the place of what is here: `rows`, as
+        `all_rows` yields them, as they were after an entry of its changelog."""
+        self.write(self._start_from, rows, entry)
+
+    def _start_from(self, change, rows, entry):
+        change.is_replay = True
+        for kind in reversed(list(ROWS.values())):
+            change.execute(f"DELETE FROM {kind.table}")
+        change.touch(EVERYTHING)
+        change.look_again(0, "")
+        for kind, key, value in rows:
+            change.put(kind, key, value)
+        change.execute("DELETE FROM changelog")
+        self.log_size = 0
+        self._enter(change, entry)
 
     def _give_up(self, group, error):
         """The commit itself failed: nothing of the group happened, and each caller hears why."""
@@ -3757,8 +4030,28 @@ class MetadataFile(typing.NamedTuple):
         return cls(hashlib.sha256(data).hexdigest(), zlib.compress(data, 1))
 
 
+@row("metadata")
+class MetadataRows(NamedRows):
+    """(SHA-256,) -> {"packed": base64}: the metadata file of wheels of stages, deflated.
+
+    Each server deletes by itself those that no file names any more: the changelog does not tell of
+    it, and has a file's metadata again with each file that is put."""
+    table, key = "metadata_files", ("sha256",)
+    select, order = "SELECT sha256, packed FROM metadata_files", "rowid"
+
+    def scope(self, db):
+        return "sha256 IN (SELECT metadata_sha256 FROM files WHERE release_id IS NOT NULL)"
+
+    def value(self, db, row):
+        return {"packed": base64.b64encode(row["packed"]).decode()}
+
+    def columns(self, change, key, value):
+        return {"packed": base64.b64decode(value["packed"])}
+
+
 def keep_metadata(change, metadata):
-    """Enter a `MetadataFile`, if it is one, as part of a change; returns its SHA-256 or None."""
+    """Keep a `MetadataFile` of a mirror's file, if it is one, as part of a change; returns its
+    SHA-256 or None."""
     if metadata is None:
         return None
     change.execute("INSERT OR IGNORE INTO metadata_files VALUES (?, ?)", metadata)
@@ -4051,10 +4344,9 @@ class Users:
         if account is None:
             since = self.store.freshness.moment()
             with self.store.read() as db:
-                row = db.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
-            if row is None:
+                account = _account_named(db, name)
+            if account is None:
                 return None
-            account = _account(row)
             self.store.freshness.keep(self.cache, name, account, 1000, frozenset((user_tag(name),)), since)
         return account
 
@@ -4141,15 +4433,42 @@ def _account(row):
                    json.loads(row["attributes"]))
 
 
+@row("user")
+class UserRows(RowKind):
+    """(name,) -> {"pwhash", "generation", "created", "modified", "attributes": {...}}: accounts."""
+    table, key = "users", ("name",)
+    select = "SELECT name, pwhash, generation, created, modified, attributes FROM users"
+    order = "id"
+
+    def value(self, db, row):
+        return {**super().value(db, row), "attributes": json.loads(row["attributes"])}
+
+    def before(self, change, key, value):
+        if value is None:
+            for index in change.execute("SELECT name FROM indexes WHERE user_id = ? ORDER BY id",
+                                        (change.id_of("user", key),)).fetchall():
+                yield "index", (*key, index["name"]), None
+
+    def columns(self, change, key, value):
+        return {**value, "attributes": json.dumps(value["attributes"])}
+
+    def wrote(self, change, key, value, row_id):
+        change.touch(user_tag(key[0]))
+        if value is None:
+            change.touch(INDEXES)
+            change.look_again(0, "")
+
+
 def _insert_user(change, name, pwhash, attributes, may_inherit=True):
-    if change.execute("SELECT 1 FROM users WHERE name = ?", (name,)).fetchone():
+    if change.id_of("user", (name,)):
         raise Conflict("user already exists")
     if not may_inherit:
         refuse_inheritance(change.db, name)
-    change.execute("INSERT INTO users (name, pwhash, generation, created, attributes) VALUES (?, ?, ?, ?, ?)",
-                   (name, pwhash, secrets.token_hex(8), plain_time(time.time()), json.dumps(attributes)))
+    change.put("user", (name,), {
+        "pwhash": pwhash, "generation": secrets.token_hex(8), "created": plain_time(time.time()),
+        "modified": None, "attributes": attributes})
     change.audit("user.create", target=name)
-    return _record_user(change, name)
+    return _account_named(change.db, name)
 
 
 ACL_KEYS = ("acl_upload", "acl_toxresult_upload", "acl_pkg_read")
@@ -4177,35 +4496,31 @@ def refuse_inheritance(db, user):
 
 
 def _update_user(change, name, changes):
-    row = change.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    before = change.get("user", (name,))
+    if before is None:
         raise NotFound(f"no user '{name}'")
-    old = _account(row)
-    attributes = dict(old.attributes)
+    attributes = dict(before["attributes"])
     for key, value in changes.items():
         if key != "pwhash":
             attributes[key] = value
             if value in (None, "", {}, []):
                 del attributes[key]
-    if attributes == old.attributes and "pwhash" not in changes:
-        return old
-    change.execute("UPDATE users SET attributes = ?, modified = ? WHERE id = ?",
-                   (json.dumps(attributes), plain_time(time.time()), old.id))
-    if "pwhash" in changes:
-        change.execute("UPDATE users SET pwhash = ?, generation = ? WHERE id = ?",
-                       (changes["pwhash"], secrets.token_hex(8), old.id))
-    changed = {key for key in USER_ATTRIBUTES if attributes.get(key) != old.attributes.get(key)}
-    if "pwhash" in changes:
-        changed.add("password")
-    change.audit("user.modify", target=name, detail=", ".join(sorted(changed)))
-    return _record_user(change, name)
+    if attributes != before["attributes"] or "pwhash" in changes:
+        after = {**before, "attributes": attributes, "modified": plain_time(time.time())}
+        changed = {key for key in USER_ATTRIBUTES
+                   if attributes.get(key) != before["attributes"].get(key)}
+        if "pwhash" in changes:
+            after.update(pwhash=changes["pwhash"], generation=secrets.token_hex(8))
+            changed.add("password")
+        change.put("user", (name,), after)
+        change.audit("user.modify", target=name, detail=", ".join(sorted(changed)))
+    return _account_named(change.db, name)
 
 
-def _record_user(change, name):
-    row = change.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
-    change.record("user", [name], {k: row[k] for k in row.keys() if k != "id"})
-    change.touch(user_tag(name))
-    return _account(row)
+def _account_named(db, name):
+    """The account of that name, or None."""
+    row = db.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+    return _account(row) if row else None
 
 
 class Budget:
@@ -5085,21 +5400,72 @@ def _unwrapped(body):
     return body
 
 
+@row("index")
+class IndexRows(RowKind):
+    """(user, name) -> {"config": {...}}: indexes, stages and mirrors."""
+    table, parent, refers = "indexes", "user", "user_id"
+    key = ("users.name", "indexes.name")
+    select = ("SELECT users.name, indexes.name, config FROM indexes "
+              "JOIN users ON users.id = user_id")
+    order = "indexes.id"
+
+    def value(self, db, row):
+        return {"config": json.loads(row["config"])}
+
+    def before(self, change, key, value):
+        if value is None and change.get("index", key)["config"]["type"] == "stage":
+            for project in change.execute("SELECT name FROM projects WHERE index_id = ? "
+                                          "ORDER BY id", (change.id_of("index", key),)).fetchall():
+                yield "project", (*key, project["name"]), None
+
+    def columns(self, change, key, value):
+        return {"config": json.dumps(value["config"])}
+
+    def write(self, change, key, value):
+        index_id, before = change.id_of("index", key), change.get("index", key)
+        if before and before["config"]["type"] == "mirror":
+            if value is None:
+                bury_cached(change, index_id, "/".join(key))
+            elif value["config"].get("mirror_url") != before["config"].get("mirror_url"):
+                _unlist(change, index_id)
+        return super().write(change, key, value)
+
+    def wrote(self, change, key, value, row_id):
+        change.touch(index_tag("/".join(key)), INDEXES)
+        if value is None:
+            change.look_again(0, "")
+
+
+def _unlist(change, index_id):
+    """What upstream said is no longer on a mirror's pages, and nothing is asked "if changed": it is
+    about to have another upstream."""
+    change.execute("UPDATE files SET position = NULL WHERE index_id = ? AND position IS NOT NULL",
+                   (index_id,))
+    change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, "
+                   "upstream_serial = NULL, status = NULL WHERE index_id = ?", (index_id,))
+
+
+def bury_cached(change, index_id, path, condition="1", *values):
+    """Remember the paths of a mirror's files about to be deleted, which answer 410 from now on.
+    Links that were never followed are not remembered."""
+    change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files "
+                   f"WHERE index_id = ? AND sha256 IS NOT NULL AND {condition}",
+                   (path, index_id, *values))
+
+
 def _insert_index(change, user, name, config, may_inherit=True):
-    row = change.execute("SELECT id FROM users WHERE name = ?", (user,)).fetchone()
-    if row is None:
+    user_id = change.id_of("user", (user,))
+    if user_id is None:
         raise NotFound(f"no user '{user}'")
     if not may_inherit and _built_on(change, user, f"{user}/{name}"):
         raise Forbidden(f"{user}/{name} still stands in the bases of other users' indexes: only root may make it again")
     _require_bases(change, config, ())
-    _require_room(change, row["id"], 0, config)
-    try:
-        cursor = change.execute("INSERT INTO indexes (user_id, name, config) VALUES (?, ?, ?)",
-                                (row["id"], name, json.dumps(config)))
-    except sqlite3.IntegrityError:
-        raise Conflict(f"index '{user}/{name}' exists") from None
+    _require_room(change, user_id, 0, config)
+    if change.id_of("index", (user, name)):
+        raise Conflict(f"index '{user}/{name}' exists")
+    index_id = change.put("index", (user, name), {"config": config})
     change.audit("index.create", f"{user}/{name}", detail=config["type"])
-    return _record_index(change, Index(cursor.lastrowid, user, name, config))
+    return Index(index_id, user, name, config)
 
 
 def _current(change, index):
@@ -5135,23 +5501,11 @@ def _update_index(change, index, config):
     if _current(change, index).config != index.config:
         return None
     _require_bases(change, config, index.config.get("bases", ()))
-    if index.is_mirror and config.get("mirror_url", "") != index.mirror_url:
-        # another upstream: what the old one said is no longer on the pages, and nothing is asked "if changed"
-        change.execute("UPDATE files SET position = NULL WHERE index_id = ? AND position IS NOT NULL", (index.id,))
-        change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, upstream_serial = NULL, "
-                       "status = NULL WHERE index_id = ?", (index.id,))
-    _require_room(change, change.execute("SELECT user_id FROM indexes WHERE id = ?", (index.id,)).fetchone()[0],
-                  index.id, config)
-    change.execute("UPDATE indexes SET config = ? WHERE id = ?", (json.dumps(config), index.id))
+    _require_room(change, change.id_of("user", (index.user,)), index.id, config)
+    change.put("index", (index.user, index.name), {"config": config})
     change.audit("index.modify", index.path, detail=", ".join(sorted(
         key for key in {*config, *index.config} if config.get(key) != index.config.get(key))))
-    return _record_index(change, dataclasses.replace(index, config=config))
-
-
-def _record_index(change, index):
-    change.record("index", [index.user, index.name], index.config)
-    change.touch(index_tag(index.path), INDEXES)
-    return index
+    return dataclasses.replace(index, config=config)
 
 
 def _built_on(change, user, path=None):
@@ -5180,27 +5534,19 @@ def _leave_bases(change, user, path, force, may_read):
 
 def _strip(change, index, key, is_gone):
     """Take what is gone out of a list in an index's configuration; audited for that index."""
-    row = change.execute("SELECT indexes.id, config FROM indexes JOIN users ON users.id = user_id "
-                         "WHERE users.name = ? AND indexes.name = ?", (index.user, index.name)).fetchone()
-    config = json.loads(row["config"])
+    config = change.get("index", (index.user, index.name))["config"]
     gone = sorted({item for item in config.get(key, ()) if is_gone(item)})
-    if not gone:
-        return
-    config[key] = [item for item in config[key] if not is_gone(item)]
-    change.execute("UPDATE indexes SET config = ? WHERE id = ?", (json.dumps(config), row["id"]))
-    change.audit("index.modify", index.path, detail=f"{key}: {', '.join(gone)} deleted")
-    _record_index(change, Index(row["id"], index.user, index.name, config))
+    if gone:
+        config[key] = [item for item in config[key] if not is_gone(item)]
+        change.put("index", (index.user, index.name), {"config": config})
+        change.audit("index.modify", index.path, detail=f"{key}: {', '.join(gone)} deleted")
 
 
 def _delete_index(change, index, force, may_read):
     _refuse_non_volatile(_current(change, index))
     _leave_bases(change, index.user, index.path, force, may_read)
-    _bury_files(change, index)
-    change.execute("DELETE FROM indexes WHERE id = ?", (index.id,))
+    change.put("index", (index.user, index.name), None)
     change.audit("index.delete", index.path)
-    change.look_again(0, "")
-    change.record("index", [index.user, index.name], None)
-    change.touch(index_tag(index.path), INDEXES)
 
 
 def _refuse_non_volatile(index):
@@ -5209,37 +5555,20 @@ def _refuse_non_volatile(index):
 
 
 def _delete_user(change, name, force, may_read):
-    row = change.execute("SELECT id FROM users WHERE name = ?", (name,)).fetchone()
-    if row is None:
+    user_id = change.id_of("user", (name,))
+    if user_id is None:
         raise NotFound(f"no user '{name}'")
-    rows = change.execute("SELECT indexes.*, ? AS user FROM indexes WHERE user_id = ?", (name, row["id"])).fetchall()
+    rows = change.execute("SELECT indexes.*, ? AS user FROM indexes WHERE user_id = ?",
+                          (name, user_id)).fetchall()
     for index in map(_index, rows):
         if not index.volatile:
             raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
-        _bury_files(change, index)
     _leave_bases(change, name, None, force, may_read)
-    change.execute("DELETE FROM users WHERE id = ?", (row["id"],))
+    change.put("user", (name,), None)
     change.audit("user.delete", target=name)
     for owner, index_name, config in configs_naming(change.db, name):
         for key in ACL_KEYS:
             _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
-    change.look_again(0, "")
-    change.record("user", [name], None)
-    change.touch(user_tag(name), INDEXES, *(index_tag(f"{name}/{row['name']}") for row in rows))
-
-
-def _bury_files(change, index, condition="1", *values):
-    """Remember the paths of files about to be deleted, which answer 410 from now on, and what a
-    stage's names stood for.
-
-    A mirror's links that were never followed are not remembered."""
-    change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files WHERE index_id = ? "
-                   f"AND sha256 IS NOT NULL AND {condition}", (index.path, index.id, *values))
-    if not index.is_mirror:
-        change.execute("INSERT OR REPLACE INTO withdrawn SELECT ?, kind, filename, sha256, ? "
-                       "FROM files WHERE index_id = ? AND sha256 IS NOT NULL "
-                       f"AND kind != 'toxresult' AND {condition}",
-                       (index.path, not index.volatile, index.id, *values))
 
 
 # ======================================================================================================================
@@ -8546,58 +8875,219 @@ def _refuse_other_bytes(index, before, filename, sha256, may_replace):
                        "give it to other content")
 
 
+# -- rows
+
+
+@row("project")
+class ProjectRows(RowKind):
+    """(user, index, name) -> {"status", "reason"}: projects of stages; `status` as in PEP 792."""
+    table, parent, refers = "projects", "index", "index_id"
+    key = ("users.name", "indexes.name", "projects.name")
+    select = ("SELECT users.name, indexes.name, projects.name, projects.status FROM projects "
+              "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id")
+    order = "projects.id"
+
+    def scope(self, db):
+        stages = [str(row["id"]) for row in db.execute("SELECT id, config FROM indexes")
+                  if json.loads(row["config"])["type"] == "stage"]
+        return f"index_id IN ({', '.join(stages)})"
+
+    def value(self, db, row):
+        status, reason = _status_of(row) or ("active", None)
+        return {"status": status, "reason": reason}
+
+    def before(self, change, key, value):
+        if value is None:
+            for release in change.execute(
+                    "SELECT version FROM releases WHERE project_id = ? ORDER BY id",
+                    (change.id_of("project", key),)).fetchall():
+                yield "release", (*key, release["version"]), None
+
+    def columns(self, change, key, value):
+        is_active = value["status"] == "active"
+        return {"status": None if is_active else json.dumps([value["status"], value["reason"]])}
+
+    def write(self, change, key, value):
+        if (value is None) != (change.id_of("project", key) is None):       # made, or deleted
+            change.touch(names_tag(change.id_of("index", key[:2])))
+        return super().write(change, key, value)
+
+    def wrote(self, change, key, value, row_id):
+        _stage_changed(change, key)
+
+
+def _stage_changed(change, key):
+    """Let the caches and the search index follow a change to a stage's project."""
+    index_id = change.id_of("index", key[:2])
+    change.touch(project_tag(index_id, key[2]))
+    if index_id is not None:
+        change.look_again(index_id, key[2])
+
+
+@row("release")
+class ReleaseRows(RowKind):
+    """(user, index, project, version) -> {"metadata": {...}}: releases of stages."""
+    table, parent, refers, name = "releases", "project", "project_id", "version"
+    key = ("users.name", "indexes.name", "projects.name", "releases.version")
+    select = ("SELECT users.name, indexes.name, projects.name, releases.version, releases.id, "
+              "releases.metadata, readme_size FROM releases "
+              "JOIN projects ON projects.id = project_id "
+              "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id")
+    order = "releases.id"
+
+    def value(self, db, row):
+        return {"metadata": stored_metadata(db, row)}
+
+    def before(self, change, key, value):
+        if value is None:
+            for file in change.execute(
+                    "SELECT path FROM files WHERE release_id = ? AND for_id IS NULL ORDER BY id",
+                    (change.id_of("release", key),)).fetchall():
+                yield "file", (*key[:2], file["path"]), None
+
+    def columns(self, change, key, value):
+        return {"metadata": ""}         # `wrote` has the row's id
+
+    def wrote(self, change, key, value, row_id):
+        if value is not None:
+            put_metadata(change, row_id, value["metadata"])
+        _stage_changed(change, key)
+
+
+@row("file")
+class FileRows(RowKind):
+    """(user, index, path) -> {"project", "version", "filename", "kind", "sha256", "size", ...}: files
+    of stages, and what hangs on their releases.
+
+    As columns of `files`, but for `history` (a list), `attestations` (a text or null) and `for` (of a
+    test result: the path of the file that was tested)."""
+    table, parent, refers, name = "files", "index", "index_id", "path"
+    plain = ("version", "filename", "kind", "sha256", "size", "uploaded", "first_seen",
+             "requires_python", "yanked", "core_metadata", "metadata_sha256", "provenance",
+             "last_modified")
+    key = ("users.name", "indexes.name", "files.path")
+    select = ("SELECT users.name, indexes.name, files.path, projects.name AS project, "
+              f"{', '.join('files.' + column for column in plain)}, files.history, "
+              "attestations.content AS attestations, tested.path AS \"for\" FROM files "
+              "JOIN projects ON projects.id = files.project_id "
+              "JOIN indexes ON indexes.id = files.index_id JOIN users ON users.id = user_id "
+              "LEFT JOIN attestations ON file_id = files.id "
+              "LEFT JOIN files AS tested ON tested.id = files.for_id")
+    order = "files.id"
+
+    def scope(self, db):
+        return "files.release_id IS NOT NULL"
+
+    def value(self, db, row):
+        return {**super().value(db, row), "history": json.loads(row["history"] or "[]")}
+
+    def before(self, change, key, value):
+        path = "/".join(key)
+        if value is not None:
+            if change.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone():
+                yield "gone", (path,), None
+            return
+        file_id = change.id_of("file", key)
+        for result in change.execute("SELECT path FROM files WHERE for_id = ? ORDER BY id",
+                                     (file_id,)).fetchall():
+            yield "file", (*key[:2], result["path"]), None
+        file = change.execute("SELECT kind, filename, sha256 FROM files WHERE id = ?",
+                              (file_id,)).fetchone()
+        if file["kind"] != "toxresult":
+            is_kept = not change.get("index", key[:2])["config"]["volatile"]
+            yield "withdrawn", ("/".join(key[:2]), file["kind"], file["filename"]), {
+                "sha256": file["sha256"], "kept": int(is_kept)}
+        yield "gone", (path,), {}
+
+    def columns(self, change, key, value):
+        project = (*key[:2], value["project"])
+        release = (*project, value["version"])
+        ids = {"project_id": change.id_of("project", project),
+               "release_id": change.id_of("release", release)}
+        if value["for"]:
+            ids["for_id"] = change.id_of("file", (*key[:2], value["for"]))
+        if None in ids.values():
+            raise NoParent(f"there is no release {'/'.join(release)} or no file {value['for']} "
+                           f"for the file {'/'.join(key)}")
+        return {**{column: value[column] for column in self.plain}, **ids,
+                "hash_spec": f"sha256={value['sha256']}", "history": json.dumps(value["history"])}
+
+    def write(self, change, key, value):
+        before = change.execute("SELECT projects.name FROM files "
+                                "JOIN projects ON projects.id = project_id WHERE files.id = ?",
+                                (change.id_of("file", key),)).fetchone()
+        if before:
+            _stage_changed(change, (*key[:2], before["name"]))
+        return super().write(change, key, value)
+
+    def wrote(self, change, key, value, row_id):
+        if value is not None:
+            change.execute("DELETE FROM attestations WHERE file_id = ?", (row_id,))
+            if value["attestations"]:
+                change.execute("INSERT INTO attestations VALUES (?, ?)",
+                               (row_id, value["attestations"]))
+            _stage_changed(change, (*key[:2], value["project"]))
+
+
+@row("gone")
+class GoneRows(NamedRows):
+    """(path,) -> {}: what was the path user/index/+f/... of a file of a stage once."""
+    table, key = "gone", ("path",)
+    select, order = "SELECT path FROM gone", "path"
+
+    def scope(self, db):
+        mirrors = ["/".join(key) + "/" for key, value in ROWS["index"].all(db)
+                   if value["config"]["type"] == "mirror"]
+        return " AND ".join(["1", *(f"substr(path, 1, {len(path)}) != '{path}'"
+                                    for path in mirrors)])
+
+
+@row("withdrawn")
+class WithdrawnRows(NamedRows):
+    """(user/index, kind, filename) -> {"sha256", "kept"}: what the name of a file of a stage stood for
+    until that went; `kept`: 1 if the index was not volatile then."""
+    table, key = "withdrawn", ("index_path", "kind", "filename")
+    select = "SELECT index_path, kind, filename, sha256, kept FROM withdrawn"
+    order = "index_path, kind, filename"
+
+
+# -- changes
+
+
 def _register(change, index, name, version, metadata):
     index = _current(change, index)
-    project_id = _project_for(change, index, name)
-    row = change.execute("SELECT id, metadata, readme_size FROM releases "
-                         "WHERE project_id = ? AND version = ?",
-                         (project_id, version)).fetchone()
-    if row and stored_metadata(change, row) == with_defaults(metadata):
-        return
-    _put_release(change, index, name, version, project_id, with_defaults(metadata))
-    change.audit("register", index.path, f"{normalize(name)}=={version}")
+    _require_project(change, index, name)
+    if _put_release(change, index, name, version, with_defaults(metadata)):
+        change.audit("register", index.path, f"{normalize(name)}=={version}")
 
 
-def _project_changed(change, index, project):
-    """Tell the caches, and the search index of what people put into stages."""
-    change.touch(project_tag(index.id, project))
-    if not index.is_mirror:
-        change.look_again(index.id, project)
+def _require_project(change, index, name):
+    """Make the stage's project if it is new; returns its id.  Forbidden if its status takes no
+    uploads (PEP 792)."""
+    key = (index.user, index.name, normalize(name))
+    project = change.get("project", key)
+    if project is None:
+        return change.put("project", key, {"status": "active", "reason": None})
+    if project["status"] in ("archived", "quarantined"):
+        reason = f": {project['reason']}" if project["reason"] else ""
+        raise Forbidden(f"the project {key[2]} on {index.path} is {project['status']}{reason}; "
+                        "it takes no uploads")
+    return change.id_of("project", key)
 
 
-def _project_for(change, index, name):
-    """The id of the stage's project, which is made if it is new; Forbidden if its status takes no uploads (PEP 792)."""
-    project = normalize(name)
-    change.touch(project_tag(index.id, project))
-    row = change.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?", (index.id, project)).fetchone()
-    if row:
-        status, reason = _status_of(row) or ("active", "")
-        if status in ("archived", "quarantined"):
-            raise Forbidden(f"the project {project} on {index.path} is {status}{f': {reason}' if reason else ''}; "
-                            "it takes no uploads")
-        return row["id"]
-    change.touch(names_tag(index.id))
-    change.record("project", [index.user, index.name, project], {})
-    return change.execute("INSERT INTO projects (index_id, name) VALUES (?, ?)", (index.id, project)).lastrowid
-
-
-def _put_release(change, index, name, version, project_id, metadata):
-    """Insert or replace a release; returns its id."""
-    row = change.execute("SELECT id FROM releases WHERE project_id = ? AND version = ?",
-                         (project_id, version)).fetchone()
-    release_id = row["id"] if row else change.execute(
-        "INSERT INTO releases (project_id, version, metadata) VALUES (?, ?, '')",
-        (project_id, version)).lastrowid
-    put_metadata(change, release_id, metadata)
-    change.record("release", [index.user, index.name, normalize(name), version], metadata)
-    _project_changed(change, index, normalize(name))
-    return release_id
+def _put_release(change, index, name, version, metadata):
+    """Insert or replace a release; False if it was just that."""
+    key = (index.user, index.name, normalize(name), version)
+    if change.get("release", key) == {"metadata": metadata}:
+        return False
+    change.put("release", key, {"metadata": metadata})
+    return True
 
 
 def _store_upload(change, index, upload, may_replace):
     """Enter an uploaded file; False if the same bytes are there already on a non-volatile index."""
     index = _current(change, index)
-    project_id = _project_for(change, index, upload.name)
+    project_id = _require_project(change, index, upload.name)
     old = _file_named(change, project_id, upload.filename, "releasefile")
     if old and not index.volatile:
         if old.sha256 != upload.sha256:
@@ -8606,27 +9096,18 @@ def _store_upload(change, index, upload, may_replace):
     history = _make_room(change, index, old, "releasefile", upload.filename, upload.sha256,
                          may_replace)
     history.append(_log_entry("upload", who=change.who, dst=index.path))
-    release_id = _merge_release(change, index, project_id, upload)
-    if old and old.release_id != release_id:
-        _remove_if_empty(change, index, normalize(upload.name), old)
+    _merge_release(change, index, upload)
+    if old and old.version != upload.version:
+        _remove_if_empty(change, index, upload.name, old)
     stated = upload.archive if upload.archive else upload.metadata      # installers get the archive's own word
-    metadata_sha256 = keep_metadata(change, upload.metadata_file)
-    file = _insert_file(
-        change, index, normalize(upload.name), project_id=project_id, release_id=release_id, version=upload.version,
-        filename=upload.filename, sha256=upload.sha256, size=upload.size,
-        requires_python=stated.get("requires_python") or None, core_metadata=metadata_sha256,
-        metadata_sha256=metadata_sha256, history=history)
-    _attest(change, index, file, upload.attestations)
+    file = _put_file(
+        change, index, upload.name, history, version=upload.version, filename=upload.filename,
+        sha256=upload.sha256, size=upload.size,
+        requires_python=stated.get("requires_python") or None, metadata=upload.metadata_file,
+        attestations=upload.attestations or None)
     change.audit("upload", index.path, file.filename, f"sha256={file.sha256}")
     tell(change, index, Event("upload", normalize(upload.name), upload.version, file))
     return True
-
-
-def _attest(change, index, file, attestations):
-    """Keep what is attested of a new file, if anything is."""
-    if attestations:
-        change.execute("INSERT INTO attestations VALUES (?, ?)", (file.id, attestations))
-        change.record("attestations", [index.user, index.name, file.path], attestations)
 
 
 def _attestations_of(db, file):
@@ -8665,13 +9146,12 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
     beginning of the new file's history; what was replaced by what stands there and in the audit
     log."""
     if old:
-        _drop_file(change, index, old)
+        change.put("file", (index.user, index.name, old.path), None)
     before = _withdrawn(change, index, kind, filename)
     replaced = {}
     if before:
         _refuse_other_bytes(index, before, filename, sha256, may_replace)
-        change.execute("DELETE FROM withdrawn WHERE index_path = ? AND kind = ? AND filename = ?",
-                       (index.path, kind, filename))
+        change.put("withdrawn", (index.path, kind, filename), None)
         if before["sha256"] != sha256:
             replaced = {"replaced": f"sha256={before['sha256']}", "by": f"sha256={sha256}"}
             change.audit("replaced", index.path, filename,
@@ -8682,57 +9162,33 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
     return [_log_entry("overwrite", who=None, count=count + 1, **replaced)]
 
 
-def _drop_file(change, index, file):
-    """Delete a file and its test results; their paths answer 410 from now on, and a stage remembers
-    what the name stood for."""
-    if not index.is_mirror and file.kind != "toxresult":
-        change.execute("INSERT OR REPLACE INTO withdrawn VALUES (?, ?, ?, ?, ?)",
-                       (index.path, file.kind, file.filename, file.sha256, not index.volatile))
-    results = change.execute("SELECT path FROM files WHERE for_id = ?", (file.id,)).fetchall()
-    change.execute("DELETE FROM files WHERE id = ?", (file.id,))
-    for path in (file.path, *(row["path"] for row in results)):
-        change.execute("INSERT OR IGNORE INTO gone VALUES (?)", (f"{index.path}/{path}",))
-        change.record("file", [index.user, index.name, path], None)
-
-
-def _merge_release(change, index, project_id, upload):
-    """Bring a release's metadata up to what form and archive say: the form first, gaps filled from the archive."""
-    row = change.execute("SELECT id, metadata, readme_size FROM releases "
-                         "WHERE project_id = ? AND version = ?",
-                         (project_id, upload.version)).fetchone()
-    before = stored_metadata(change, row) if row else with_defaults({})
-    metadata = {**before, **upload.metadata}
+def _merge_release(change, index, upload):
+    """Bring a release's metadata up to what form and archive say: the form first, gaps filled from
+    the archive."""
+    before = change.get("release", (index.user, index.name, normalize(upload.name), upload.version))
+    metadata = {**(before["metadata"] if before else with_defaults({})), **upload.metadata}
     for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
         if not metadata.get(field) and upload.archive.get(field):
             metadata[field] = upload.archive[field]
-    if row and metadata == before:
-        return row["id"]
-    return _put_release(change, index, upload.name, upload.version, project_id, metadata)
+    _put_release(change, index, upload.name, upload.version, metadata)
 
 
-def _insert_file(change, index, project, *, history, path=None, **values):
-    """Enter a file of a stage's project, whose bytes are here; returns its `File`.  `values`: columns of `files`."""
-    values = {"index_id": index.id, "hash_spec": f"sha256={values['sha256']}", "kind": "releasefile",
-              "uploaded": iso_time(time.time()), **values, "history": json.dumps(_as_history(history))}
-    values["path"] = path or file_path(values["hash_spec"], values["filename"])
-    try:
-        row_id = change.execute(f"INSERT INTO files ({', '.join(values)}) VALUES ({', '.join('?' * len(values))})",
-                                tuple(values.values())).lastrowid
-    except sqlite3.IntegrityError:
-        raise Conflict(f"{values['filename']} is there already as a file of another project") from None
-    change.execute("DELETE FROM gone WHERE path = ?", (f"{index.path}/{values['path']}",))
-    _project_changed(change, index, project)
-    change.record("file", [index.user, index.name, values["path"]], {
-        **{k: v for k, v in values.items() if not k.endswith("_id")}, "project": project,
-        **({"for": _path_of(change, values["for_id"])} if "for_id" in values else {})})
-    return File(**{**_NEW_FILE, **values, "id": row_id})
+def _put_file(change, index, project, history, metadata=None, path=None, **facts):
+    """Enter a file of a stage's project, whose bytes are here; returns its `File`.
 
-
-_NEW_FILE = {**dict.fromkeys(File._fields), "first_seen": 0}
-
-
-def _path_of(change, file_id):
-    return change.execute("SELECT path FROM files WHERE id = ?", (file_id,)).fetchone()["path"]
+    `metadata`: the `MetadataFile` of a wheel; `facts`: see `FileRows`."""
+    value = {**dict.fromkeys(FileRows.plain), "kind": "releasefile", "first_seen": 0,
+             "attestations": None, "for": None, "uploaded": iso_time(time.time()), **facts,
+             "project": normalize(project), "history": _as_history(history)}
+    if metadata:
+        value["core_metadata"] = value["metadata_sha256"] = metadata.sha256
+        change.put("metadata", (metadata.sha256,),
+                   {"packed": base64.b64encode(metadata.packed).decode()})
+    path = path or file_path(f"sha256={value['sha256']}", value["filename"])
+    key = (index.user, index.name, path)
+    if change.id_of("file", key):
+        raise Conflict(f"{value['filename']} is there already as a file of another project")
+    return select_files(change.db, "WHERE id = ?", change.put("file", key, value))[0]
 
 
 # -- documentation and test results
@@ -8752,7 +9208,7 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
     It goes to the release that spells the version in another way, if there is none by this
     spelling, or that one has documentation."""
     index = _current(change, index)
-    project_id = _project_for(change, index, name)
+    project_id = _require_project(change, index, name)
     # SQLite takes the partial index of files only where its condition, kind != 'releasefile', is said
     for table in ("releases WHERE", "files WHERE kind = 'doczip' AND kind != 'releasefile' AND"):
         rows = change.execute(f"SELECT version FROM {table} project_id = ?", (project_id,))
@@ -8764,13 +9220,12 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
         if old.sha256 != docs.sha256:
             raise _already_exists(uploaded_name)
         return False
-    row = change.execute("SELECT id FROM releases WHERE project_id = ? AND version = ?", (project_id, version)).fetchone()
-    release_id = row["id"] if row else _put_release(change, index, name, version, project_id,
-                                                    with_defaults({"name": name, "version": version}))
+    if change.id_of("release", (index.user, index.name, normalize(name), version)) is None:
+        _put_release(change, index, name, version,
+                     with_defaults({"name": name, "version": version}))
     history = _make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
     history.append(_log_entry("upload", who=change.who, dst=index.path))
-    file = _insert_file(change, index, normalize(name), project_id=project_id, release_id=release_id, version=version,
-                        history=history, **docs._asdict())
+    file = _put_file(change, index, name, history, version=version, **docs._asdict())
     _enter_doc_members(change, docs.sha256, members)
     change.audit("docs", index.path, file.filename, f"sha256={file.sha256}")
     tell(change, index, Event("docs", normalize(name), version, file))
@@ -8784,6 +9239,16 @@ def _enter_doc_members(change, sha256, members):
     doc_id = change.execute("INSERT INTO docs (sha256) VALUES (?)", (sha256,)).lastrowid
     change.executemany("INSERT INTO doc_members (doc_id, path, number, start, packed, size, deflated) "
                        "VALUES (?, ?, ?, ?, ?, ?, ?)", [(doc_id, *member) for member in members])
+
+
+def enter_docs(store, blobs, sha256):
+    """Make the members of a stored documentation zip findable, if they are not."""
+    with store.read() as db:
+        if db.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
+            return
+    with blobs.open(sha256) as file:
+        members, _ = doc_members(file, sha256) or (None, 0)
+    store.write(_enter_doc_members, sha256, members)
 
 
 def _forget_leftovers(change):
@@ -8843,9 +9308,9 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
                               (index.id, f"{folder}/{filename}")).fetchone():
             break
         count += 1
-    return _insert_file(change, index, project, project_id=tested.project_id, release_id=tested.release_id,
-                        version=tested.version, filename=filename, path=f"{folder}/{filename}", sha256=sha256, size=size,
-                        kind="toxresult", for_id=tested.id, history=history)
+    return _put_file(change, index, project, history, path=f"{folder}/{filename}",
+                     version=tested.version, filename=filename, sha256=sha256, size=size,
+                     kind="toxresult", **{"for": tested.path})
 
 
 # -- yanks and statuses
@@ -8876,27 +9341,25 @@ def _yank(change, index, name, version, path, reason):
             continue
         count += 1
         entry = _log_entry("unyank", who=change.who) if reason is None else _log_entry("yank", who=change.who, reason=reason)
-        history = _as_history(json.loads(file.history or "[]") + [entry])
-        change.execute("UPDATE files SET yanked = ?, history = ? WHERE id = ?", (reason, json.dumps(history), file.id))
-        change.record("yank", [index.user, index.name, file.path], {"yanked": reason, "history": history})
+        key = (index.user, index.name, file.path)
+        value = change.get("file", key)
+        change.put("file", key, {**value, "yanked": reason,
+                                 "history": _as_history(value["history"] + [entry])})
         change.audit(entry["what"], index.path, file.filename, reason or "")
-    if count:
-        _project_changed(change, index, project)
     return count
 
 
 def _set_status(change, index, name, status):
     index = _current(change, index)
-    row = change.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
-    if row is None:
+    key = (index.user, index.name, name)
+    before, after = change.get("project", key), dict(zip(("status", "reason"), status))
+    if before is None:
         raise NotFound(f"no project '{name}'")
-    if (_status_of(row) or ("active", None)) == status:
-        return
-    change.execute("UPDATE projects SET status = ? WHERE id = ?",
-                   (None if status[0] == "active" else json.dumps(status), row["id"]))
-    change.record("project", [index.user, index.name, name], {"status": status})
-    change.audit("project.status", index.path, name, ": ".join(part for part in status if part))
-    _project_changed(change, index, name)
+    if after["status"] == "active":
+        after["reason"] = None
+    if after != before:
+        change.put("project", key, after)
+        change.audit("project.status", index.path, name, ": ".join(part for part in status if part))
 
 
 # -- removal
@@ -8942,11 +9405,12 @@ def _remove_project(change, index, name):
     row = change.execute("SELECT id, fetched FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
     if row is None or index.is_mirror and row["fetched"] is None:
         raise NotFound("project not found")
-    _bury_files(change, index, "project_id = ?", row["id"])
-    change.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
-    change.record("project", [index.user, index.name, name], None)
-    _project_changed(change, index, name)
-    change.touch(names_tag(index.id))
+    if index.is_mirror:
+        bury_cached(change, index.id, index.path, "project_id = ?", row["id"])
+        change.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
+        change.touch(project_tag(index.id, name), names_tag(index.id))
+    else:
+        change.put("project", (index.user, index.name, name), None)
     return Removed(name)
 
 
@@ -8955,7 +9419,7 @@ def _remove_version(change, index, name, version):
     if not found:
         raise _no_version(index, name, version)
     for row in found:
-        _remove_release(change, index, name, row["id"], row["version"])
+        change.put("release", (index.user, index.name, name, row["version"]), None)
     return Removed(name, found[0]["version"])
 
 
@@ -8969,13 +9433,6 @@ def _releases_of(db, index, name, version):
     return [rows[text] for text in spellings(version, rows)]
 
 
-def _remove_release(change, index, name, release_id, version):
-    _bury_files(change, index, "release_id = ?", release_id)
-    change.execute("DELETE FROM releases WHERE id = ?", (release_id,))
-    change.record("release", [index.user, index.name, name, version], None)
-    _project_changed(change, index, name)
-
-
 def _forget_version(change, index, name, version):
     """On a mirror: let go of the bytes; the links stay."""
     rows = change.execute(
@@ -8987,8 +9444,7 @@ def _forget_version(change, index, name, version):
         raise _no_version(index, name, version)
     change.executemany("UPDATE files SET sha256 = NULL WHERE index_id = ? AND path = ?",
                        [(index.id, row["path"]) for row in found])
-    change.record("mirrored release", [index.user, index.name, name, version], None)
-    _project_changed(change, index, name)
+    change.touch(project_tag(index.id, name))
     return Removed(name, version)
 
 
@@ -9007,11 +9463,14 @@ def _remove_file(change, index, path):
         raise NotFound(f"package '{full}' doesn't exist")
     for row in rows:        # on a mirror, one for each project that lists it
         file, name = File._make(tuple(row)[:-1]), row["project"]
-        _drop_file(change, index, file)
-        _project_changed(change, index, name)
-        if index.is_mirror:     # so that the link comes back when upstream is asked again
+        if index.is_mirror:
+            change.execute("INSERT OR IGNORE INTO gone VALUES (?)", (full,))
+            change.execute("DELETE FROM files WHERE id = ?", (file.id,))
+            # so that the link comes back when upstream is asked again
             change.execute("UPDATE projects SET etag = NULL WHERE id = ?", (file.project_id,))
+            change.touch(project_tag(index.id, name))
         else:
+            change.put("file", (index.user, index.name, path), None)
             _remove_if_empty(change, index, name, file)
     return Removed(name, file.version, file)
 
@@ -9019,8 +9478,9 @@ def _remove_file(change, index, path):
 def _remove_if_empty(change, index, name, file):
     """The release of a file that went goes with its last file; the project stays, for its name is
     private still."""
-    if change.execute("SELECT 1 FROM files WHERE release_id = ?", (file.release_id,)).fetchone() is None:
-        _remove_release(change, index, name, file.release_id, file.version)
+    if change.execute("SELECT 1 FROM files WHERE release_id = ?",
+                      (file.release_id,)).fetchone() is None:
+        change.put("release", (index.user, index.name, normalize(name), file.version), None)
 
 
 # ======================================================================================================================
@@ -9192,19 +9652,14 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
         pushed = _released(change.db, source, pushed.name, pushed.version)
         pushed.refuse_quarantined(source)
     pushed = pushed.only(*part)
-    project_id = _project_for(change, target, said_name)
-    places, log_ = {}, []
+    project_id, log_ = _require_project(change, target, said_name), []
     for version, metadata in pushed.metadata.items():
-        row = change.execute("SELECT id, metadata, readme_size FROM releases "
-                             "WHERE project_id = ? AND version = ?",
-                             (project_id, version)).fetchone()
-        before = stored_metadata(change, row) if row else {}
-        metadata = {**before, **metadata}
-        release_id = row["id"] if row and metadata == before else \
-            _put_release(change, target, said_name, version, project_id, metadata)
-        places[version] = {"project_id": project_id, "release_id": release_id}
+        before = change.get("release", (target.user, target.name, normalize(said_name), version))
+        metadata = {**(before["metadata"] if before else {}), **metadata}
+        _put_release(change, target, said_name, version, metadata)
         log_.append([200, "register", said_name, version, "->", target.path])
-    put = functools.partial(_push_file, change, source, target, pushed.name, places, may_replace)
+    put = functools.partial(_push_file, change, source, target, project_id, pushed.name,
+                            may_replace)
     for file, results in pushed.files:
         new = put(file)
         log_.append([200, "store_releasefile", f"{target.path}/{new.path}"])
@@ -9220,23 +9675,23 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
     return log_
 
 
-def _push_file(change, source, target, project, places, may_replace, file):
+def _push_file(change, source, target, project_id, project, may_replace, file):
     """Copy a file's row to another stage; Conflict if it is there and may not be overwritten."""
-    place = places[file.version]
-    old = _file_named(change, place["project_id"], file.filename, file.kind)
+    old = _file_named(change, project_id, file.filename, file.kind)
     if old and not target.volatile:
         content = "the same" if old.sha256 == file.sha256 else "other"
         raise _already_exists(file.filename, f", with {content} content")
     history = _make_room(change, target, old, file.kind, file.filename, file.sha256, may_replace)
     history += _pushed_history(change, source, target, file)
-    if old and old.release_id != place["release_id"]:
+    if old and old.version != file.version:
         _remove_if_empty(change, target, project, old)
-    kept = ("version", "filename", "sha256", "size", "uploaded", "first_seen", "requires_python", "yanked", "core_metadata",
-            "metadata_sha256", "provenance", "last_modified", "kind")
-    new = _insert_file(change, target, project, history=history, **place,
-                       **{name: getattr(file, name) for name in kept})
-    _attest(change, target, new, _attestations_of(change, file))
-    return new
+    if file.metadata_sha256:        # whoever follows the changelog may not have it any more
+        kept = change.get("metadata", (file.metadata_sha256,))
+        if kept:                    # else it is a blob, as in schema version 1
+            change.put("metadata", (file.metadata_sha256,), kept)
+    return _put_file(change, target, project, history,
+                     attestations=_attestations_of(change, file) or None,
+                     **{column: getattr(file, column) for column in FileRows.plain})
 
 
 def _pushed_history(change, source, target, file):
@@ -12228,6 +12683,7 @@ class App:
                                   "WHERE metadata_sha256 = ? LIMIT 1", (sha256, sha256)).fetchone() is not None
         MirrorNames.clear_leftovers(self.mirrors.cache, {index.id for index in self.indexes.all()})
         self.store.write(_forget_leftovers, durable=False)
+        self.store.cut_log()
         count = self.blobs.sweep(is_referred_to)
         if count:
             log.info("moved %d files that nothing refers to any more to %s", count, self.blobs.trash)
@@ -14915,6 +15371,88 @@ def command_read_names(arguments):
     return 0
 
 
+def command_replay(arguments):
+    """Internal: apply the changelog of another server directory to this one, which is made if it is
+    not there; what has been applied already stays.  Where that changelog does not reach back far
+    enough, all rows are taken as they are."""
+    parser = argparse.ArgumentParser("_replay")
+    parser.add_argument("--serverdir", type=_path, required=True)
+    parser.add_argument("source", type=_path)
+    parser.add_argument("--until", type=int, default=sys.maxsize, help="the last serial to apply")
+    parser.add_argument("--again", type=int, default=0, help="apply as many old entries once more")
+    told = parser.parse_args(arguments)
+    with contextlib.closing(open_rows(told.source)) as source:
+        source.execute("BEGIN")         # one state of it
+        prepare_directory(told.serverdir)
+        with take_lock(told.serverdir), \
+                contextlib.closing(Store(told.serverdir, create=True)) as store:
+            replay(store, source, told.until, told.again)
+            fetch_blobs(store, Blobs(told.serverdir), Blobs(told.source, read_only=True))
+
+
+def open_rows(serverdir):
+    """A connection that reads the database of another server directory."""
+    path = os.path.join(serverdir, "devpi_lite.db")
+    if not os.path.exists(path):
+        raise FatalError(f"no devpi_lite database in {serverdir}")
+    db = sqlite3.connect(path, timeout=Limits.busy, isolation_level=None,
+                         check_same_thread=False)       # the writer reads it
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA query_only = ON")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        db.close()
+        raise FatalError(f"{path} has schema version {version}, not {SCHEMA_VERSION}")
+    return db
+
+
+def replay(store, source, until, again):
+    """Apply the changelog of a `source`, a connection, behind the last entry that is here."""
+    with store.read() as db:
+        serial, hash_ = store.head(db)
+        old = list(read_log(db))[-again:] if again else []
+    entries = [entry for entry in read_log(source) if entry.serial <= until]
+    known = {entry.serial: entry.hash for entry in entries}
+    if not entries:
+        return
+    if known.get(serial, hash_) != hash_ or serial > entries[-1].serial:
+        raise FatalError("this directory has another history than the source")
+    if old:
+        store.write(_apply_again, old)
+    if entries[0].serial > serial + 1:
+        print("snapshot: the changelog begins at serial", entries[0].serial)
+        store.start_from(all_rows(source), entries[-1])
+    else:
+        store.follow([entry for entry in entries if entry.serial > serial])
+
+
+def _apply_again(change, entries):
+    """Put once more what old entries of the changelog did, where what it belongs to is there."""
+    change.is_replay = True
+    for op in itertools.chain.from_iterable(map(unpacked_ops, entries)):
+        with contextlib.suppress(NoParent):
+            change.put(op["t"], op["k"], op["v"])
+
+
+def fetch_blobs(store, blobs, source):
+    """Copy the blobs that stages name and that are not here, and make findable what documentation
+    zips hold."""
+    with store.read() as db:
+        files = db.execute("SELECT sha256, size, max(kind) = 'doczip' AS is_docs FROM files "
+                           "WHERE release_id IS NOT NULL GROUP BY sha256").fetchall()
+    for file in files:
+        if not blobs.claim(file["sha256"]):
+            with source.open(file["sha256"], file["size"]) as theirs, blobs.incoming() as incoming:
+                for piece in iter(lambda: theirs.read(1 << 20), b""):
+                    incoming.write(piece)
+                if incoming.sha256.hexdigest() != file["sha256"]:
+                    raise FatalError(f"the file {file['sha256']} of the source is damaged")
+                incoming.keep()
+    for file in files:
+        if file["is_docs"]:
+            enter_docs(store, blobs, file["sha256"])
+
+
 def command_serve(arguments):
     """Serve Python package indexes until SIGTERM or SIGINT: python devpi_lite.py --serverdir x"""
     settings = parse_options("serve", arguments).settings
@@ -14932,7 +15470,7 @@ def command_serve(arguments):
         secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings.serverdir, create=True, read_only=settings.read_only)
     store.commits.is_server = True
-    store.audit_log.rows = settings.audit_rows
+    store.audit_log.rows, store.keep_log = settings.audit_rows, settings.keep_log
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):
@@ -15132,7 +15670,8 @@ def main(arguments):
         if hasattr(stream, "reconfigure"):      # what it can't encode is written as an escape
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    command, known = command_serve, {**COMMANDS, "_read-names": command_read_names}
+    command, known = command_serve, {
+        **COMMANDS, "_read-names": command_read_names, "_replay": command_replay}
     if arguments and arguments[0] in known:
         command, arguments = known[arguments[0]], arguments[1:]
     try:

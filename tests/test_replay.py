@@ -26,16 +26,11 @@ from replay import MIRRORS, Crowd, differences, log_of, rows_of
 ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 0))
 FIRST = int(os.environ.get("DEVPI_LITE_SEED", time.time() if ROUNDS else 1))
 SEEDS = range(FIRST, FIRST + (ROUNDS or 2))
-no_replay = pytest.mark.xfail(
-    strict=True, reason="nothing replays a changelog yet, and it does not hold all that people do")
-
 
 # The program, to which passwords cost little: most of the time would go there.
 HASTY = "devpi_lite._SCRYPT['n'] = 1 << 10"
 # Which also cleans all the time, and at once.
 CLEANING = "devpi_lite.Limits.cleaning = 0.1\ndevpi_lite.Blobs.sweep.__defaults__ = (-1,)"
-# With room for so few changes that it soon forgets the first.
-SHORT_LOG = HASTY + "\ndevpi_lite.Limits.changelog = 20000"
 
 
 class Played:
@@ -205,7 +200,6 @@ def test_the_rules_of_the_changelog_are_kept_up():
 # -- the log by itself
 
 
-@no_replay
 def test_the_changelog_has_whole_rows_and_nothing_that_a_mirror_caches(played):
     found, live, mirrors = replay.faults(played.log)
     none_of(found)
@@ -222,7 +216,6 @@ def test_the_changelog_has_whole_rows_and_nothing_that_a_mirror_caches(played):
 # -- replayed
 
 
-@no_replay
 def test_all_rows_are_the_same(played):
     old, new = played.server.directory, played.replayed()
     assert "snapshot" not in played.said
@@ -244,7 +237,6 @@ def test_all_rows_are_the_same(played):
     assert log_of(new) == played.log
 
 
-@no_replay
 def test_what_can_not_be_replayed_is_told_in_a_line_and_changes_nothing(tmp_path, shared_server):
     """A directory that is not there; one that another server has gone on in."""
     new, other, there = tmp_path / "new", tmp_path / "other", shared_server.directory
@@ -259,7 +251,6 @@ def test_what_can_not_be_replayed_is_told_in_a_line_and_changes_nothing(tmp_path
     assert (rows_of(other), log_of(other)) == before
 
 
-@no_replay
 def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, tmp_path, long):
     """Also if it has shown an earlier state, with what its mirrors had then, and has cleaned."""
     old, new = played.server, played.new()
@@ -285,7 +276,6 @@ def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, tmp_path
     assert replay.breaks(log_of(new)) == [] and len(log_of(new)) == len(log) + 1
 
 
-@no_replay
 def test_what_was_cleaned_away_on_either_side_comes_again(make_server, tmp_path):
     server = make_server(script=patched(tmp_path, HASTY))
     server.add_user("ada")
@@ -327,7 +317,6 @@ def test_what_was_cleaned_away_on_either_side_comes_again(make_server, tmp_path)
     none_of(replay.served_otherwise(cleaner, make_server(directory=new), rows_of(new), ["ada"]))
 
 
-@no_replay
 def test_stopped_in_between_it_has_the_rows_of_then(played):
     old, new = played.server.directory, played.new()
     stops = played.crowd.seen if ROUNDS else random.Random(played.seed).sample(played.crowd.seen, 2)
@@ -340,7 +329,6 @@ def test_stopped_in_between_it_has_the_rows_of_then(played):
     assert log_of(new) == played.log
 
 
-@no_replay
 def test_entries_that_are_applied_twice_change_nothing(played, long):
     """But for the order of what went and came again, among what came between."""
     old, new, chance = played.server.directory, played.new(), random.Random(played.seed)
@@ -355,9 +343,8 @@ def test_entries_that_are_applied_twice_change_nothing(played, long):
 # -- a log that does not reach back
 
 
-@no_replay
 def test_where_the_log_was_cut_a_snapshot_comes_first(tmp_path, make_server, upstream):
-    server = make_server(script=patched(tmp_path, SHORT_LOG))
+    server = make_server("--keep-log", "20K", script=patched(tmp_path, HASTY))
     crowd = Crowd(server, upstream, FIRST).settle()
     old, behind, fresh = server.directory, tmp_path / "behind", tmp_path / "fresh"
     assert "snapshot" not in replay_into(behind, old)

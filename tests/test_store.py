@@ -22,8 +22,8 @@ def store(tmp_path):
     store.close()
 
 
-def add_user(change, name):
-    d._insert_user(change, name, None, {})
+def add_user(change, name, attributes=None):
+    d._insert_user(change, name, None, attributes or {})
 
 
 def keep(blobs, data):
@@ -51,21 +51,40 @@ def test_each_change_has_its_own_serial_and_the_log_is_a_chain(store):
         previous = row["hash"]
 
 
-def test_the_changelog_is_cut_at_its_oldest_end_and_stays_a_chain(store, monkeypatch):
-    monkeypatch.setattr(d.Limits, "changelog", 20000)
+def test_the_changelog_is_cut_at_its_oldest_end_and_stays_a_chain(store):
+    store.keep_log = d.LogBounds(20000, 9999)
     for number in range(60):
-        store.write(lambda change: change.record("large", [], os.urandom(500).hex()))
+        store.write(add_user, "u%d" % number, {"title": os.urandom(500).hex()})
     with store.read() as db:
         rows = db.execute("SELECT * FROM changelog ORDER BY serial").fetchall()
     assert 10 < len(rows) < 40 and [row["serial"] for row in rows] == list(range(60 - len(rows), 60))
     assert sum(len(row["ops"]) for row in rows) <= 20000
     for before, row in zip(rows, rows[1:]):
         assert row["prev"] == before["hash"]
-    monkeypatch.setattr(d.Limits, "changelog", 10)
+    store.keep_log = d.LogBounds(10, 9999)
     store.write(add_user, "last")
     with store.read() as db:
         (row,) = db.execute("SELECT serial, prev FROM changelog")       # the next is chained to it
     assert tuple(row) == (60, rows[-1]["hash"])
+
+
+def test_old_entries_of_the_changelog_go(store):
+    for number in range(3):
+        store.write(add_user, "u%d" % number)
+    store.cut_log()
+    assert serials(store) == [0, 1, 2]
+    store.write(lambda change: change.execute("UPDATE changelog SET ts = ts - 3600 WHERE serial < 2"))
+    store.keep_log = d.LogBounds(1 << 20, 3599)
+    store.cut_log()
+    assert serials(store) == [2]
+    store.keep_log = d.LogBounds(1 << 20, -1)       # the newest stays: the next is chained to it
+    store.cut_log()
+    assert serials(store) == [2]
+
+
+def serials(store):
+    with store.read() as db:
+        return [entry.serial for entry in d.read_log(db)]
 
 
 # -- the audit log
