@@ -2324,10 +2324,10 @@ class Change:
         """Set one of the store's signals after the commit."""
         self.signals.add(name)
 
-    def audit(self, action, index="", target="", detail=""):
-        """Enter what somebody does by this change into the audit log."""
-        if self.actor.address:
-            self.audits.append((time.time(), self.who, self.actor.address, action, index, target, detail))
+    def happened(self, event):
+        """Announce what somebody does by this change, an `Event`, to all who follow."""
+        for follow in FOLLOWERS:
+            follow(self, event)
 
     def look_again(self, index_id, project):
         """Have the search index look at a project again; at all that is gone, for (0, "")."""
@@ -2336,6 +2336,43 @@ class Change:
         self.looked_at.add((index_id, project))
         self.execute("INSERT OR REPLACE INTO search_queue VALUES (?, ?, ?)", (index_id, project, time.time()))
         self.wake("search")
+
+
+# What people do -> the event by which a webhook may want to hear of it, if one does.
+EVENTS = {
+    "user.create": None, "user.modify": None, "user.delete": None, "login.failed": None,
+    "index.create": None, "index.modify": None, "index.delete": None, "refused": None,
+    "register": None, "upload": "upload", "replaced": None, "docs": "docs",
+    "toxresult": "toxresult", "yank": None, "unyank": None, "project.status": None,
+    "push": "push", "push.external": None, "outbox.retry": None,
+    "delete.file": "delete", "delete.version": "delete", "delete.project": "delete"}
+FOLLOWERS = []      # functions of a change and an `Event`
+
+
+def on_event(function):
+    """Have a function called in each change that announces something, as `function(change, event)`."""
+    FOLLOWERS.append(function)
+    return function
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """What somebody did, and to what: as much of it as there is."""
+    name: str                       # one of `EVENTS`
+    index: Index | None = None
+    project: str = ""               # normalised
+    version: str | None = None
+    file: File | None = None
+    target: str = ""                # what it was done to, if that is none of those
+    detail: str = ""
+    source: str | None = None       # the path of the index that was pushed from
+
+    @property
+    def subject(self):
+        """What it was done to, in a word."""
+        if self.file:
+            return self.file.filename
+        return f"{self.project}=={self.version}" if self.version else self.project or self.target
 
 
 class RowKind:
@@ -2819,6 +2856,15 @@ class Store:
             log.warning("the write-ahead log was not folded in: %s", error)
         self.writer.close()
         self.commits.close()
+
+
+@on_event
+def enter_for_audit(change, event):
+    """Have the audit log say what people do; not what the server does by itself."""
+    if change.actor.address:
+        change.audits.append((time.time(), change.who, change.actor.address, event.name,
+                              event.index.path if event.index else "", event.subject,
+                              event.detail))
 
 
 class AuditLog:
@@ -4325,9 +4371,9 @@ def check_name(kind, name):
         raise BadRequest(f"a {kind} has at most {Limits.user_name} characters")
 
 
-def _note(change, *what):
-    """A change that is nothing but an entry in the audit log."""
-    change.audit(*what)
+def announce_event(change, event):
+    """A change that is nothing but an announcement."""
+    change.happened(event)
 
 
 class Users:
@@ -4467,7 +4513,7 @@ def _insert_user(change, name, pwhash, attributes, may_inherit=True):
     change.put("user", (name,), {
         "pwhash": pwhash, "generation": secrets.token_hex(8), "created": plain_time(time.time()),
         "modified": None, "attributes": attributes})
-    change.audit("user.create", target=name)
+    change.happened(Event("user.create", target=name))
     return _account_named(change.db, name)
 
 
@@ -4513,7 +4559,7 @@ def _update_user(change, name, changes):
             after.update(pwhash=changes["pwhash"], generation=secrets.token_hex(8))
             changed.add("password")
         change.put("user", (name,), after)
-        change.audit("user.modify", target=name, detail=", ".join(sorted(changed)))
+        change.happened(Event("user.modify", target=name, detail=", ".join(sorted(changed))))
     return _account_named(change.db, name)
 
 
@@ -4759,7 +4805,8 @@ class Logins:
         if self.noted.take(""):
             return
         with contextlib.suppress(Problem):      # who asked is told that the login failed, whatever the database does
-            self.users.store.write(_note, "login.failed", "", sound(user), actor=Actor(address=address), durable=False)
+            self.users.store.write(announce_event, Event("login.failed", target=sound(user)),
+                                   actor=Actor(address=address), durable=False)
 
 
 def _base64url(data):
@@ -4951,7 +4998,7 @@ def _to_template(key, value):
     return value
 
 
-WEBHOOK_EVENTS = ("upload", "docs", "toxresult", "push", "delete")
+WEBHOOK_EVENTS = tuple(dict.fromkeys(filter(None, EVENTS.values())))
 
 
 def _to_events(key, value):
@@ -5464,8 +5511,9 @@ def _insert_index(change, user, name, config, may_inherit=True):
     if change.id_of("index", (user, name)):
         raise Conflict(f"index '{user}/{name}' exists")
     index_id = change.put("index", (user, name), {"config": config})
-    change.audit("index.create", f"{user}/{name}", detail=config["type"])
-    return Index(index_id, user, name, config)
+    index = Index(index_id, user, name, config)
+    change.happened(Event("index.create", index, detail=config["type"]))
+    return index
 
 
 def _current(change, index):
@@ -5503,8 +5551,9 @@ def _update_index(change, index, config):
     _require_bases(change, config, index.config.get("bases", ()))
     _require_room(change, change.id_of("user", (index.user,)), index.id, config)
     change.put("index", (index.user, index.name), {"config": config})
-    change.audit("index.modify", index.path, detail=", ".join(sorted(
-        key for key in {*config, *index.config} if config.get(key) != index.config.get(key))))
+    changed = sorted(key for key in {*config, *index.config}
+                     if config.get(key) != index.config.get(key))
+    change.happened(Event("index.modify", index, detail=", ".join(changed)))
     return dataclasses.replace(index, config=config)
 
 
@@ -5539,14 +5588,14 @@ def _strip(change, index, key, is_gone):
     if gone:
         config[key] = [item for item in config[key] if not is_gone(item)]
         change.put("index", (index.user, index.name), {"config": config})
-        change.audit("index.modify", index.path, detail=f"{key}: {', '.join(gone)} deleted")
+        change.happened(Event("index.modify", index, detail=f"{key}: {', '.join(gone)} deleted"))
 
 
 def _delete_index(change, index, force, may_read):
     _refuse_non_volatile(_current(change, index))
     _leave_bases(change, index.user, index.path, force, may_read)
     change.put("index", (index.user, index.name), None)
-    change.audit("index.delete", index.path)
+    change.happened(Event("index.delete", index))
 
 
 def _refuse_non_volatile(index):
@@ -5565,7 +5614,7 @@ def _delete_user(change, name, force, may_read):
             raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
     _leave_bases(change, name, None, force, may_read)
     change.put("user", (name,), None)
-    change.audit("user.delete", target=name)
+    change.happened(Event("user.delete", target=name))
     for owner, index_name, config in configs_naming(change.db, name):
         for key in ACL_KEYS:
             _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
@@ -8241,26 +8290,20 @@ def _names_in_json(text):
 # ======================================================================================================================
 
 
-@dataclasses.dataclass(frozen=True)
-class Event:
-    """What happened: one of `WEBHOOK_EVENTS` to a project of an index; `file`: the one it is about, `source`: the index that
-    was pushed from."""
-    name: str
-    project: str
-    version: str | None = None
-    file: File | None = None
-    source: str | None = None
-
-
 def is_told(index, event_name):
     """Whether the index's configuration wants anybody to be told of such an event."""
-    hooked = index.config.get("webhook_url") and event_name in index.config.get("webhook_events", WEBHOOK_EVENTS)
-    return bool(hooked or event_name == "upload" and index.config.get("uploadtrigger_jenkins"))
+    wanted = EVENTS[event_name]
+    hooked = index.config.get("webhook_url") and \
+        wanted in index.config.get("webhook_events", WEBHOOK_EVENTS)
+    return bool(hooked or wanted == "upload" and index.config.get("uploadtrigger_jenkins"))
 
 
-def tell(change, index, event):
-    """Enter the messages of an event on an index into the outbox, as part of the change that makes it happen."""
-    if not is_told(index, event.name):
+@on_event
+def enter_messages(change, event):
+    """Enter the messages that an index wants sent about an event into the outbox, as part of the
+    change that makes it happen."""
+    index = event.index
+    if index is None or not is_told(index, event.name):
         return
     config = index.config
     if event.name == "upload" and config.get("uploadtrigger_jenkins"):
@@ -8269,9 +8312,9 @@ def tell(change, index, event):
             url = url.replace(place, urllib.parse.quote(value, safe=""))
         headers, body = _jenkins_form(f"{change.actor.own_url}/{quoted(index.path)}", f"{event.project}=={event.version}")
         _post_later(change, index, "jenkins", url, headers, body)
-    if event.name in config.get("webhook_events", WEBHOOK_EVENTS):
+    if EVENTS[event.name] in config.get("webhook_events", WEBHOOK_EVENTS):
         body = json.dumps(_webhook_content(change, index, event)).encode()
-        headers = {"Content-Type": "application/json", "X-Devpi-Event": event.name}
+        headers = {"Content-Type": "application/json", "X-Devpi-Event": EVENTS[event.name]}
         if config.get("webhook_secret"):
             mac = hmac.new(config["webhook_secret"].encode(), body, "sha256").hexdigest()
             headers["X-Devpi-Signature-256"] = f"sha256={mac}"
@@ -8289,7 +8332,7 @@ def _webhook_content(change, index, event):
     else:
         path += event.project
     content = {
-        "id": secrets.token_hex(16), "event": event.name, "index": index.path, "project": event.project,
+        "id": secrets.token_hex(16), "event": EVENTS[event.name], "index": index.path, "project": event.project,
         "version": event.version, "file": event.file.filename if event.file else None,
         "sha256": event.file.sha256 if event.file else None, "url": change.actor.outside_url + path,
         "user": change.who, "serial": change.serial, "ts": iso_time(time.time())}
@@ -8539,7 +8582,7 @@ def _not_delivered(change, row, error, unreachable, first_pause):
 
 def _revive(change):
     count = change.execute("UPDATE outbox SET dead = 0, tries = 0, due = ?", (time.time(),)).rowcount
-    change.audit("outbox.retry", detail=str(count))
+    change.happened(Event("outbox.retry", detail=str(count)))
     change.wake("outbox")
     return count
 
@@ -9058,7 +9101,7 @@ def _register(change, index, name, version, metadata):
     index = _current(change, index)
     _require_project(change, index, name)
     if _put_release(change, index, name, version, with_defaults(metadata)):
-        change.audit("register", index.path, f"{normalize(name)}=={version}")
+        change.happened(Event("register", index, normalize(name), version))
 
 
 def _require_project(change, index, name):
@@ -9105,8 +9148,8 @@ def _store_upload(change, index, upload, may_replace):
         sha256=upload.sha256, size=upload.size,
         requires_python=stated.get("requires_python") or None, metadata=upload.metadata_file,
         attestations=upload.attestations or None)
-    change.audit("upload", index.path, file.filename, f"sha256={file.sha256}")
-    tell(change, index, Event("upload", normalize(upload.name), upload.version, file))
+    change.happened(Event("upload", index, normalize(upload.name), upload.version, file,
+                          detail=f"sha256={file.sha256}"))
     return True
 
 
@@ -9154,8 +9197,8 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
         change.put("withdrawn", (index.path, kind, filename), None)
         if before["sha256"] != sha256:
             replaced = {"replaced": f"sha256={before['sha256']}", "by": f"sha256={sha256}"}
-            change.audit("replaced", index.path, filename,
-                         f"{replaced['replaced']} by {replaced['by']}")
+            change.happened(Event("replaced", index, target=filename,
+                                  detail=f"{replaced['replaced']} by {replaced['by']}"))
     if old is None:
         return []
     count = next((entry["count"] for entry in json.loads(old.history or "[]") if entry["what"] == "overwrite"), 0)
@@ -9227,8 +9270,8 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
     history.append(_log_entry("upload", who=change.who, dst=index.path))
     file = _put_file(change, index, name, history, version=version, **docs._asdict())
     _enter_doc_members(change, docs.sha256, members)
-    change.audit("docs", index.path, file.filename, f"sha256={file.sha256}")
-    tell(change, index, Event("docs", normalize(name), version, file))
+    change.happened(Event("docs", index, normalize(name), version, file,
+                          detail=f"sha256={file.sha256}"))
     return True
 
 
@@ -9278,8 +9321,7 @@ def _store_test_result(change, index, path, sha256, size):
         _bound_nameless(change, tested, size)
     result = _add_test_result(change, index, project, tested, sha256, size,
                               [_log_entry("upload", who=change.who, dst=index.path)])
-    change.audit("toxresult", index.path, result.filename)
-    tell(change, index, Event("toxresult", project, tested.version, result))
+    change.happened(Event("toxresult", index, project, tested.version, result))
     return result
 
 
@@ -9345,7 +9387,8 @@ def _yank(change, index, name, version, path, reason):
         value = change.get("file", key)
         change.put("file", key, {**value, "yanked": reason,
                                  "history": _as_history(value["history"] + [entry])})
-        change.audit(entry["what"], index.path, file.filename, reason or "")
+        change.happened(Event(entry["what"], index, project, file.version, file,
+                              detail=reason or ""))
     return count
 
 
@@ -9359,7 +9402,8 @@ def _set_status(change, index, name, status):
         after["reason"] = None
     if after != before:
         change.put("project", key, after)
-        change.audit("project.status", index.path, name, ": ".join(part for part in status if part))
+        change.happened(Event("project.status", index, name,
+                              detail=": ".join(part for part in status if part)))
 
 
 # -- removal
@@ -9379,11 +9423,9 @@ def _remove(change, index, refusal, remove, what):
     if refusal and not index.volatile:
         raise Forbidden(refusal)
     removed = remove(change, index, *what)
-    kind, target = ("file", removed.file.filename) if removed.file else \
-        ("version", f"{removed.project}=={removed.version}") if removed.version else ("project", removed.project)
+    kind = "file" if removed.file else "version" if removed.version else "project"
     note = "" if index.is_mirror else _name_note(change, index, removed.project)
-    change.audit(f"delete.{kind}", index.path, target, note)
-    tell(change, index, Event("delete", *removed))
+    change.happened(Event(f"delete.{kind}", index, *removed, detail=note))
     return note
 
 
@@ -9640,8 +9682,9 @@ class Staging:
                                        attested[file.id]) for file, _ in pushed.files]
                 log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs)
                          for docs in pushed.docs]
-        self.store.write(_note, "push.external", index.path, f"{pushed.name}=={pushed.version}",
-                         f"to {url_origin(url)}: {', '.join(str(entry[0]) for entry in log_)}", actor=actor)
+        said = f"to {url_origin(url)}: {', '.join(str(entry[0]) for entry in log_)}"
+        self.store.write(announce_event, Event("push.external", index, pushed.name, pushed.version,
+                                     detail=said), actor=actor)
         return log_
 
 
@@ -9670,8 +9713,8 @@ def _push(change, source, pushed, target, said_name, part, may_replace):
     for docs in pushed.docs:
         put(docs)
         log_.append([200, "store_doczip", said_name, docs.version, "->", target.path])
-    change.audit("push", target.path, f"{pushed.name}=={pushed.version}", f"from {source.path}")
-    tell(change, target, Event("push", pushed.name, pushed.version, source=source.path))
+    change.happened(Event("push", target, pushed.name, pushed.version,
+                          detail=f"from {source.path}", source=source.path))
     return log_
 
 
@@ -12592,7 +12635,7 @@ class App:
         actor = Actor(user, request.address)
         detail = f"{request.method}: {problem.status} {sound(problem.message)[:1000]}"
         with contextlib.suppress(Problem):      # who asked is told, whatever the database does
-            self.store.write(_note, "refused", index.path if index else "", path, detail,
+            self.store.write(announce_event, Event("refused", index, target=path, detail=detail),
                              actor=actor, durable=False)
 
     @staticmethod
