@@ -385,7 +385,7 @@ def is_loopback(host):
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host or "") is not None
 
 
-def url_part(text):
+def path_segment(text):
     """A project's name or a version as one segment of a URL's path; a plus stays a plus."""
     return urllib.parse.quote(text, safe="+@!", errors="surrogateescape")
 
@@ -415,8 +415,8 @@ def one_line(text, limit=300):
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
-REASON_READ = 20000             # characters of a body in which a reason is looked for
-REASON_SHOWN = 500
+_REASON_READ = 20000             # characters of a body in which a reason is looked for
+_REASON_SHOWN = 500
 
 
 def readable_reason(status, text):
@@ -424,7 +424,7 @@ def readable_reason(status, text):
 
     Of JSON that is the message, of HTML the title, or else the text."""
     import html
-    text = text[:REASON_READ]
+    text = text[:_REASON_READ]
     phrase = http.client.responses.get(status, "")
     candidates = [text]
     if text.lstrip().startswith("{"):
@@ -443,7 +443,7 @@ def readable_reason(status, text):
         line = " ".join(printable(candidate).split())
         line = re.sub(rf"^(HTTP\S* )?{status}\b[\s:,-]*", "", line)
         if line and line.lower() != phrase.lower():
-            return line if len(line) <= REASON_SHOWN else line[:REASON_SHOWN - 3] + "..."
+            return line if len(line) <= _REASON_SHOWN else line[:_REASON_SHOWN - 3] + "..."
     return ""
 
 
@@ -469,7 +469,7 @@ def printable(text):
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "?", text.replace("\r\n", "\n"))
 
 
-def shell_word(text):
+def shell_quoted(text):
     """A server's text as one word of a command line that people copy, in quotes if need be."""
     import shlex
     return shlex.quote(text)
@@ -505,17 +505,17 @@ class Unreachable(Failure):
 
 class Refused(Failure):
     """An answer of the server's that says no."""
-    def __init__(self, reply, message, hint="", body=""):
-        text = f"{reply.method} {public_url(reply.url)}\n{reply.status} {reply.reason}"
+    def __init__(self, response, message, hint="", body=""):
+        text = f"{response.method} {public_url(response.url)}\n{response.status} {response.reason}"
         super().__init__(text + (f": {message}" if message else "") + (f"\n{body}" if body else ""), hint)
-        self.status, self.reason, self.text = reply.status, reply.reason, message
+        self.status, self.reason, self.text = response.status, response.reason, message
 
 
 class OutputClosed(Exception):
     """Nobody reads the results any more (`devpi list | head -1`)."""
 
 
-STYLES = {"bold": "\x1b[1m", "warning": "\x1b[1m\x1b[33m", "error": "\x1b[31m"}
+_STYLES = {"bold": "\x1b[1m", "warning": "\x1b[1m\x1b[33m", "error": "\x1b[31m"}
 
 
 class Console:
@@ -539,11 +539,11 @@ class Console:
         self.shows_progress = not (self.quiet or getattr(options, "no_progress", False))
         self.lock = threading.RLock()
         self.progress_line = None       # the Progress that has the last line of the terminal
-        self.document_written = False
+        self.json_printed = False
 
     # -- lines
 
-    def result(self, text, style=None):
+    def print_result(self, text, style=None):
         """A line of what was asked for."""
         if not self.as_json:
             self._write(self.results, text, style, drop=False)
@@ -559,7 +559,7 @@ class Console:
     def warn(self, text):
         self._write(self.messages, text, "warning")
 
-    def aside(self, text):
+    def warn_on_stderr(self, text):
         """A warning on standard error, also where messages go to standard output: that holds what
         was asked for, and a program may read it."""
         self._write(sys.stderr, text, "warning")
@@ -575,20 +575,20 @@ class Console:
         if self.is_debug:
             self._write(self.messages, f"[debug] {text}", None)
 
-    def document(self, value):
+    def print_json(self, value):
         """The JSON document of a command that was called with --json."""
         if self.as_json:
-            self.document_written = True
+            self.json_printed = True
             self._write(self.results, json.dumps(value, indent=2), None, drop=False)
 
-    def listing(self, names):
+    def print_names(self, names):
         """Names, sorted, a line each; or all of them as the JSON document."""
         names = sorted(names)
         for name in names:
-            self.result(name)
-        self.document(names)
+            self.print_result(name)
+        self.print_json(names)
 
-    def raw(self, data):
+    def write_bytes(self, data):
         """Bytes of a child process, as they are."""
         with self.lock:
             self._clear_progress()
@@ -602,7 +602,7 @@ class Console:
     def _write(self, stream, text, style, drop=True):
         text = printable(str(text))
         if style and self._is_colored(stream):
-            text = "\n".join(f"{STYLES[style]}{line}\x1b[0m" for line in text.split("\n"))
+            text = "\n".join(f"{_STYLES[style]}{line}\x1b[0m" for line in text.split("\n"))
         with self.lock:
             self._clear_progress()
             try:
@@ -626,20 +626,20 @@ class Console:
             return wanted == "1"
         if "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb":
             return False
-        return is_terminal(stream)
+        return _is_terminal(stream)
 
     def _clear_progress(self):
         if self.progress_line:
             self.progress_line.clear()
 
-    def table(self, rows):
+    def print_table(self, rows):
         """Rows of texts in columns, cut to the terminal's width where there is one."""
         import shutil
         widths = [max(map(len, column)) for column in zip(*rows)]
-        limit = shutil.get_terminal_size().columns if is_terminal(self.results) else None
+        limit = shutil.get_terminal_size().columns if _is_terminal(self.results) else None
         for row in rows:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            self.result(line if limit is None or len(line) <= limit else line[:limit - 3] + "...")
+            self.print_result(line if limit is None or len(line) <= limit else line[:limit - 3] + "...")
 
     # -- questions
 
@@ -649,7 +649,7 @@ class Console:
         if self.assume_yes:
             self._write(self.messages, f"{prompt}yes (autoset from -y option)", None)
             return True
-        if is_terminal(sys.stdin) and "CI" in os.environ:
+        if _is_terminal(sys.stdin) and "CI" in os.environ:
             raise Failure("no input available, use -y to confirm")
         while True:
             answer = self._ask(prompt).strip()
@@ -657,12 +657,12 @@ class Console:
                 return answer == "yes"
             self.error(f"not a valid choice '{answer}'")
 
-    def is_sure(self, document):
+    def confirm_deletion(self, document):
         """Whether the person is sure; if not, the command's JSON document is this."""
         if self.confirm("Are you sure"):
             return True
         self.error("not deleting anything")
-        self.document(document)
+        self.print_json(document)
         return False
 
     def _ask(self, prompt):
@@ -675,9 +675,9 @@ class Console:
             raise Failure("no input available, use -y to confirm")
         return line
 
-    def can_ask(self):
+    def is_interactive(self):
         """Whether a person may be there to type a password."""
-        return is_terminal(sys.stdin) and "CI" not in os.environ
+        return _is_terminal(sys.stdin) and "CI" not in os.environ
 
     def ask_password(self, prompt):
         """A password typed without echo; only if `can_ask()`."""
@@ -688,7 +688,7 @@ class Console:
             raise Failure("no input available") from None
 
 
-def is_terminal(stream):
+def _is_terminal(stream):
     try:
         return stream is not None and stream.isatty()
     except ValueError:      # closed
@@ -711,7 +711,7 @@ class Progress:
     def __init__(self, console, label, total):
         self.console, self.label, self.total, self.done = console, printable(label), total, 0
         self.started = self.drawn = time.monotonic()
-        self.bar = console.shows_progress and is_terminal(sys.stderr)
+        self.bar = console.shows_progress and _is_terminal(sys.stderr)
         self.is_drawn = False
 
     def __enter__(self):
@@ -772,7 +772,7 @@ class Progress:
 
 
 PIECE = 256 << 10               # bytes read from a disk or a socket at once
-NUMBER_DIGITS = 400             # of a whole number in JSON: some Pythons take minutes for a million
+_MAX_NUMBER_DIGITS = 400             # of a whole number in JSON: some Pythons take minutes for a million
 
 
 def parse_json(data):
@@ -786,7 +786,7 @@ def parse_json(data):
 
 
 def _parse_int(text):
-    if len(text) > NUMBER_DIGITS:
+    if len(text) > _MAX_NUMBER_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 
@@ -814,7 +814,7 @@ class StateFile:
         """Let `edit` change the object, and write it if it did.  `edit` may be called twice, each time on a fresh copy."""
         if self._edited(edit) is None:
             return
-        with locked(self.path):         # another process may have changed it since
+        with _locked(self.path):         # another process may have changed it since
             value = self._edited(edit)
             if value is not None:
                 write_private(self.path, json.dumps(value, indent=2, sort_keys=True))
@@ -826,12 +826,12 @@ class StateFile:
         return after if after != before else None
 
 
-LOCK_SECONDS = 20
-OLD_TEMPORARY_SECONDS = 3600
+_LOCK_SECONDS = 20
+_OLD_TEMPORARY_SECONDS = 3600
 
 
 @contextlib.contextmanager
-def locked(path):
+def _locked(path):
     """Be the only process that changes a file, by an advisory lock on its directory (Windows: on `NAME.lock` beside it).
 
     What processes that were killed have left beside it goes.  A Failure if the lock is not to be had for 20 seconds."""
@@ -842,17 +842,17 @@ def locked(path):
             os.makedirs(folder, exist_ok=True)
             handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600) if os.name == "nt" else os.open(folder, os.O_RDONLY)
             stack.callback(os.close, handle)        # which ends the lock
-            until = time.monotonic() + LOCK_SECONDS
+            until = time.monotonic() + _LOCK_SECONDS
             while not _try_lock(handle):
                 if time.monotonic() > until:
-                    raise Failure(f"{path} can't be changed: another process has been at it for {LOCK_SECONDS} seconds")
+                    raise Failure(f"{path} can't be changed: another process has been at it for {_LOCK_SECONDS} seconds")
                 time.sleep(0.05)
         except OSError as error:
             raise Failure(f"{path} could not be written: {error.strerror or error}") from None
         for old in os.listdir(folder):
             if old.startswith(f".{name}-"):
                 with contextlib.suppress(OSError):      # gone meanwhile
-                    if time.time() - os.stat(os.path.join(folder, old)).st_mtime > OLD_TEMPORARY_SECONDS:
+                    if time.time() - os.stat(os.path.join(folder, old)).st_mtime > _OLD_TEMPORARY_SECONDS:
                         os.unlink(os.path.join(folder, old))
         yield
 
@@ -877,10 +877,10 @@ def _try_lock(handle):
 
 def write_private(path, text):
     """Write a file that only its owner can read; whoever reads it meets the old content or the new, nothing between."""
-    write_whole(path, text, 0o600)
+    write_atomically(path, text, 0o600)
 
 
-def write_whole(path, text, mode=None):
+def write_atomically(path, text, mode=None):
     """Write a text file at once; `mode`: its permissions, else those it has, else those that new files get."""
     import tempfile
     path = os.path.realpath(path)
@@ -888,7 +888,7 @@ def write_whole(path, text, mode=None):
         raise Failure(f"{path} could not be written: it is no regular file")
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if mode is None:
-        mode = os.stat(path).st_mode & 0o7777 if os.path.exists(path) else 0o666 & ~current_umask()
+        mode = os.stat(path).st_mode & 0o7777 if os.path.exists(path) else 0o666 & ~_current_umask()
     handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}-", dir=os.path.dirname(path))
     try:
         with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -940,7 +940,7 @@ class OutputFile:
             self.file.close()
 
 
-def current_umask():
+def _current_umask():
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
@@ -964,7 +964,7 @@ def temporary_directory():
         shutil.rmtree(path, **handler)
 
 
-def for_people(path):
+def display_path(path):
     """A path as people write it: `~` for their home."""
     home = os.path.expanduser("~")
     return "~" + path[len(home):] if len(home) > 1 and path.startswith(home + os.sep) else path
@@ -974,7 +974,7 @@ def scripts_directory(venv):
     return os.path.join(venv, "Scripts" if os.name == "nt" else "bin")
 
 
-def python_of(venv):
+def venv_python(venv):
     """The Python of a virtual environment."""
     return os.path.join(scripts_directory(venv), "python.exe" if os.name == "nt" else "python")
 
@@ -985,7 +985,7 @@ def find_program(name, venv=None):
     return shutil.which(name, path=scripts_directory(venv) if venv else None)
 
 
-class Finished(typing.NamedTuple):
+class CompletedChild(typing.NamedTuple):
     """A child process that has ended; `output` is "" where it was passed through."""
     code: int
     output: str
@@ -1003,8 +1003,8 @@ def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capt
     environment.update(env or {})
     words = " ".join(map(shlex.quote, command))
     if show is not None:
-        pairs = ",".join(f"{name}='{_masked_pair(environment[name])}'" for name in show if name in environment)
-        console.say(f"--> {for_people(cwd or '.')}$ {words}" + (f"  [{pairs}]" if pairs else ""))
+        pairs = ",".join(f"{name}='{_mask_credentials(environment[name])}'" for name in show if name in environment)
+        console.say(f"--> {display_path(cwd or '.')}$ {words}" + (f"  [{pairs}]" if pairs else ""))
     else:
         console.debug(f"--> {cwd or '.'}$ {words}")
     sys.stdout.flush()
@@ -1018,11 +1018,11 @@ def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capt
     try:
         if capture:
             output = child.communicate()[0]
-            return Finished(child.returncode, output.decode("utf-8", errors))
+            return CompletedChild(child.returncode, output.decode("utf-8", errors))
         if passed is not None:
             for piece in iter(lambda: child.stdout.read1(PIECE), b""):      # a line may have no end
-                console.raw(piece)
-        return Finished(child.wait(), "")
+                console.write_bytes(piece)
+        return CompletedChild(child.wait(), "")
     except BaseException:
         child.terminate()
         try:
@@ -1033,7 +1033,7 @@ def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capt
         raise
 
 
-def _masked_pair(url):
+def _mask_credentials(url):
     """A URL with its user and password as asterisks; other text as it is.  (`masked` leaves the user, whom people look for.)"""
     return re.sub(r"(://)[^/@]*@", r"\1****:****@", url)
 
@@ -1045,14 +1045,14 @@ def _masked_pair(url):
 # credentials are made for each request's own URL, so that a redirect never carries them elsewhere; bodies are streams.
 # ======================================================================================================================
 
-USER_AGENT = (f"devpi-lite-client/{__version__} devpi-client-compatible "
+_USER_AGENT = (f"devpi-lite-client/{__version__} devpi-client-compatible "
               f"(py{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})")
-CONNECT_SECONDS = 30
-ANSWER_SECONDS = 120            # of silence, unless --timeout says otherwise or the call may take as long as it likes
+_CONNECT_SECONDS = 30
+_RESPONSE_SECONDS = 120            # of silence, unless --timeout says otherwise or the call may take as long as it likes
 RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third try
-ANSWER_LIMIT = 256 << 20        # bytes of an answer that is read into memory
+RESPONSE_LIMIT = 256 << 20        # bytes of an answer that is read into memory
 DOWNLOAD_LIMIT = 8 << 30        # bytes of one that goes into a file
-MAX_REDIRECTS = 10
+_MAX_REDIRECTS = 10
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
@@ -1068,7 +1068,7 @@ def checked_url(text):
     raise Failure(f"'{masked(text)}' is no http or https URL")
 
 
-def linked_url(base, link):
+def resolve_link(base, link):
     """The URL that a server's link means, given where it stood; a Failure if it is none that can be asked."""
     try:
         return checked_url(urllib.parse.urljoin(base, link))
@@ -1076,7 +1076,7 @@ def linked_url(base, link):
         raise Failure(f"'{masked(link)}' is no http or https URL") from None
 
 
-class Reply(typing.NamedTuple):
+class Response(typing.NamedTuple):
     """An answer; `url` is the one that was asked last, after redirects."""
     method: str
     url: str
@@ -1115,47 +1115,47 @@ class Http:
     def __init__(self, console, timeout=None, client_cert=lambda url: None):
         self.console, self.timeout, self.client_cert = console, timeout, client_cert
         self.local = threading.local()
-        self.answered = None            # the URL of the last answer
+        self.last_url = None            # the URL of the last answer
 
-    def request(self, method, url, headers=None, body=None, *, credentials=lambda url: {}, patient=False, repeatable=None,
-                follows=True, sink=None):
+    def request(self, method, url, headers=None, body=None, *, credentials=lambda url: {}, may_take_long=False, may_retry=None,
+                follow_redirects=True, sink=None):
         """Send a request and follow redirects (`follows`); returns its `Reply`, whatever its status.  Unreachable if none came.
 
         `credentials(url)`: the headers that say who asks, for that URL.  `patient`: wait for the answer without end.
         `repeatable`: may be sent again after a broken connection (GET may).
         `sink`: an `OutputFile` for the body of a 200."""
-        repeatable = method in ("GET", "HEAD") if repeatable is None else repeatable
-        for _ in range(MAX_REDIRECTS):
-            sent = {"User-Agent": USER_AGENT, **(headers or {}), **credentials(url)}
-            reply = self._with_retries(method, url, sent, body, patient, repeatable, sink)
-            self.answered = public_url(url)
-            self.console.debug(f"{method} {self.answered} -> {reply.status} {reply.reason}")
-            location = reply.headers.get("Location")
-            if reply.status not in (301, 302, 303, 307, 308) or not location or not follows:
-                return reply
+        may_retry = method in ("GET", "HEAD") if may_retry is None else may_retry
+        for _ in range(_MAX_REDIRECTS):
+            sent = {"User-Agent": _USER_AGENT, **(headers or {}), **credentials(url)}
+            response = self._send_with_retries(method, url, sent, body, may_take_long, may_retry, sink)
+            self.last_url = public_url(url)
+            self.console.debug(f"{method} {self.last_url} -> {response.status} {response.reason}")
+            location = response.headers.get("Location")
+            if response.status not in (301, 302, 303, 307, 308) or not location or not follow_redirects:
+                return response
             location = urllib.parse.quote(location, safe="%/:=&?~#+!$,;@()*[]", encoding="latin-1")
             try:
-                target = linked_url(public_url(url), location)
+                target = resolve_link(public_url(url), location)
             except Failure:
                 raise Failure(f"{public_url(url)} redirects to '{masked(location)}', which is no http URL") from None
-            if method not in ("GET", "HEAD") and (reply.status not in (307, 308) or origin_of(target) != origin_of(url)):
+            if method not in ("GET", "HEAD") and (response.status not in (307, 308) or origin_of(target) != origin_of(url)):
                 # A body, which may hold a password, is for the server that it was meant for.
                 raise Failure(f"{method} {public_url(url)}\nis redirected to {public_url(target)}",
                               "type 'devpi use' with the address that the server goes by: "
-                              + shell_word(server_of(target)))
+                              + shell_quoted(server_of(target)))
             url = target
-        raise Failure(f"{public_url(url)}: more than {MAX_REDIRECTS} redirects")
+        raise Failure(f"{public_url(url)}: more than {_MAX_REDIRECTS} redirects")
 
-    def _with_retries(self, method, url, headers, body, patient, repeatable, sink):
+    def _send_with_retries(self, method, url, headers, body, may_take_long, may_retry, sink):
         for pause in (*RETRY_PAUSES, None):
             start = sink.tell() if sink else 0
             try:
-                reply = self._exchange(method, url, headers, body, patient, sink)
-                if reply.status not in (502, 503, 504) or method not in ("GET", "HEAD") or pause is None:
-                    return reply
-                reason = f"{reply.status} {reply.reason}"
+                response = self._send_once(method, url, headers, body, may_take_long, sink)
+                if response.status not in (502, 503, 504) or method not in ("GET", "HEAD") or pause is None:
+                    return response
+                reason = f"{response.status} {response.reason}"
             except Unreachable as failure:
-                if pause is None or not repeatable and failure.sent:
+                if pause is None or not may_retry and failure.sent:
                     raise
                 reason = failure.message.rpartition("\n")[2]
             if sink:
@@ -1164,9 +1164,9 @@ class Http:
             self.console.debug(f"{method} {public_url(url)}: {reason}; trying again")
             time.sleep(pause)
 
-    def _exchange(self, method, url, headers, body, patient, sink):
+    def _send_once(self, method, url, headers, body, may_take_long, sink):
         """One try."""
-        key, kept = self._key(url), self._kept_connections()
+        key, kept = self._connection_key(url), self._kept_connections()
         connection = kept.pop(key, None)
         if connection is not None and self._has_input(connection):
             connection.close()      # closed by the server meanwhile
@@ -1175,17 +1175,17 @@ class Http:
         try:
             if connection is None:
                 connection = self._connect(url)
-            connection.sock.settimeout(self.timeout or ANSWER_SECONDS)
+            connection.sock.settimeout(self.timeout or _RESPONSE_SECONDS)
             sent = True
-            self._send(connection, method, url, headers, body)
-            if patient:
+            self._write_request(connection, method, url, headers, body)
+            if may_take_long:
                 connection.sock.settimeout(self.timeout)
             response = connection.getresponse()
-            content = self._receive(response, sink if response.status == 200 else None)
+            content = self._read_body(response, sink if response.status == 200 else None)
         except (OSError, http.client.HTTPException, ValueError) as error:
             if connection is not None:
                 connection.close()
-            raise self._unreachable(url, error, sent) from error
+            raise self._connection_failure(url, error, sent) from error
         except BaseException:
             if connection is not None:
                 connection.close()
@@ -1194,9 +1194,9 @@ class Http:
             connection.close()
         else:
             kept[key] = connection
-        return Reply(method, url, response.status, response.reason, response.headers, content)
+        return Response(method, url, response.status, response.reason, response.headers, content)
 
-    def _send(self, connection, method, url, headers, body):
+    def _write_request(self, connection, method, url, headers, body):
         parts = urllib.parse.urlsplit(public_url(url))
         target = urllib.parse.quote(parts.path or "/", safe="/%+@!:=,;~$&'()*") + (f"?{parts.query}" if parts.query else "")
         proxy = proxy_for(url)
@@ -1219,7 +1219,7 @@ class Http:
         except (BrokenPipeError, ConnectionResetError):
             connection.cut_short = True     # the answer may be there all the same; if not, getresponse() says so
 
-    def _receive(self, response, sink):
+    def _read_body(self, response, sink):
         """The body, or b"" if it went into the sink."""
         length, count, kept = response.headers.get("Content-Length"), 0, []
         while True:
@@ -1227,7 +1227,7 @@ class Http:
             if not piece:
                 break
             count += len(piece)
-            limit = ANSWER_LIMIT if sink is None else DOWNLOAD_LIMIT
+            limit = RESPONSE_LIMIT if sink is None else DOWNLOAD_LIMIT
             if count > limit:
                 raise Failure(f"the server's answer is larger than {byte_size(limit)}")
             if sink is None:
@@ -1252,15 +1252,15 @@ class Http:
             return bool(poll.poll(0))
         return bool(select.select([connection.sock], [], [], 0)[0])
 
-    def _key(self, url):
+    def _connection_key(self, url):
         return origin_of(url) + (self.client_cert(url),)
 
     def _connect(self, url):
         """A new, open connection to the URL's server, through a proxy if one is set."""
         scheme, host, port = origin_of(url)
-        proxy, arguments, kind = proxy_for(url), {"timeout": self.timeout or CONNECT_SECONDS}, http.client.HTTPConnection
+        proxy, arguments, kind = proxy_for(url), {"timeout": self.timeout or _CONNECT_SECONDS}, http.client.HTTPConnection
         if scheme == "https":
-            kind, arguments["context"] = http.client.HTTPSConnection, tls_context(self.client_cert(url))
+            kind, arguments["context"] = http.client.HTTPSConnection, _tls_context(self.client_cert(url))
         if proxy:
             through = urllib.parse.urlsplit(proxy)
             if through.scheme != "http":
@@ -1279,7 +1279,7 @@ class Http:
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
 
-    def _unreachable(self, url, error, sent):
+    def _connection_failure(self, url, error, sent):
         import ssl
         if isinstance(error, ssl.SSLCertVerificationError):
             return Failure(f"SSL verification failed '{public_url(url)}':\n{one_line(error.verify_message or str(error))}",
@@ -1341,7 +1341,7 @@ def _is_exempt(url, exempt):
 
 
 @functools.lru_cache(maxsize=None)
-def tls_context(client_cert):
+def _tls_context(client_cert):
     """The TLS settings: certificates are verified against the bundles that the variables name, else the system's."""
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)       # verifies certificates and host names
@@ -1378,11 +1378,11 @@ class Identity(typing.NamedTuple):
 
     def headers(self):
         if self.source == "netrc":
-            return {"Authorization": basic(self.user, self.secret)}
+            return {"Authorization": basic_authorization(self.user, self.secret)}
         return {"X-Devpi-Auth": base64.b64encode(f"{self.user}:{self.secret}".encode("utf-8", "replace")).decode()}
 
 
-def checked_secret(*texts):
+def check_secret(*texts):
     """A Failure for a user name or password that can't be sent: one with bytes that are no UTF-8."""
     try:
         "".join(texts).encode()
@@ -1391,7 +1391,7 @@ def checked_secret(*texts):
                       "is the locale's encoding UTF-8? (LC_ALL, PYTHONUTF8=1)") from None
 
 
-def basic(user, password):
+def basic_authorization(user, password):
     return "Basic " + base64.b64encode(f"{user}:{password}".encode("utf-8", "replace")).decode()
 
 
@@ -1408,8 +1408,8 @@ class AuthStore:
 
     def tokens(self, url):
         """[(user, token), ...] of the server that the URL belongs to, the last login first."""
-        pairs = _by_url(self.data.get("auth"), url)
-        return _logins(pairs)
+        pairs = _entry_for_url(self.data.get("auth"), url)
+        return _valid_logins(pairs)
 
     def token(self, url, user):
         return dict(reversed(self.tokens(url))).get(user)
@@ -1417,10 +1417,10 @@ class AuthStore:
     def add_token(self, root, user, token, seconds=None):
         """Keep a login, as the latest; `seconds`: how long it is good for, if the server said so."""
         def edit(data):
-            servers = _object(data, "auth")
-            others = sorted([name, other] for name, other in _logins(servers.get(root)) if name != user)
+            servers = _subobject(data, "auth")
+            others = sorted([name, other] for name, other in _valid_logins(servers.get(root)) if name != user)
             servers[root] = [[user, token], *others]
-            ends = _object(_object(data, "devpi_lite_ends"), root)
+            ends = _subobject(_subobject(data, "devpi_lite_ends"), root)
             ends.pop(user, None)
             if isinstance(seconds, (int, float)):
                 ends[user] = [token[-8:], int(time.time() + seconds)]
@@ -1428,61 +1428,61 @@ class AuthStore:
 
     def seconds_left(self, root, user):
         """How long a login is still good for; None if that is not known, as for one that devpi-client made."""
-        entry = _object(_object(self.data, "devpi_lite_ends"), root).get(user)
+        entry = _subobject(_subobject(self.data, "devpi_lite_ends"), root).get(user)
         if not (isinstance(entry, list) and [type(value) for value in entry] == [str, int]):
             return None
         tail, end = entry[0], min(entry[1], 1 << 40)
         return end - time.time() if tail and (self.token(root, user) or "").endswith(tail) else None
 
-    def drop_token(self, root, user):
+    def delete_token(self, root, user):
         """Forget a login; returns whether there was one."""
         known = self.token(root, user) is not None
 
         def edit(data):
-            servers = _object(data, "auth")
-            servers[root] = [[name, token] for name, token in _logins(servers.get(root)) if name != user]
-            _object(_object(data, "devpi_lite_ends"), root).pop(user, None)
+            servers = _subobject(data, "auth")
+            servers[root] = [[name, token] for name, token in _valid_logins(servers.get(root)) if name != user]
+            _subobject(_subobject(data, "devpi_lite_ends"), root).pop(user, None)
         if known:
             self._change(edit)
         return known
 
     def basic_auth(self, url):
         """(user, password) for the proxy in front of a server, or None."""
-        pair = _by_url(self.data.get("basic_auth"), with_port(url))
-        return _logins([pair])[0] if _logins([pair]) else None
+        pair = _entry_for_url(self.data.get("basic_auth"), _with_port(url))
+        return _valid_logins([pair])[0] if _valid_logins([pair]) else None
 
     def client_cert(self, url):
-        path = _by_url(self.data.get("client_cert"), with_port(url))
+        path = _entry_for_url(self.data.get("client_cert"), _with_port(url))
         return path if isinstance(path, str) else None
 
     def set_basic_auth(self, root, user, password):
-        self._change(lambda data: _object(data, "basic_auth").update({with_port(root): [user, password]}))
+        self._change(lambda data: _subobject(data, "basic_auth").update({_with_port(root): [user, password]}))
 
     def set_client_cert(self, root, path):
         """Remember the PEM file for a server; None forgets it."""
         def edit(data):
-            known = _object(data, "client_cert")
+            known = _subobject(data, "client_cert")
             if path is None:
-                known.pop(with_port(root), None)
+                known.pop(_with_port(root), None)
             else:
-                known[with_port(root)] = path
+                known[_with_port(root)] = path
         self._change(edit)
 
 
-def _logins(pairs):
+def _valid_logins(pairs):
     """[(user, token), ...] of what stands in auth.json for a server."""
     return [tuple(pair) for pair in pairs if isinstance(pair, list) and [type(part) for part in pair] == [str, str]] \
         if isinstance(pairs, list) else []
 
 
-def _object(data, key):
+def _subobject(data, key):
     """data[key] as an object, made if it is none."""
     if not isinstance(data.get(key), dict):
         data[key] = {}
     return data[key]
 
 
-def _by_url(entries, url):
+def _entry_for_url(entries, url):
     """The entry for a URL: of the longest stored URL at whose path or below it lies.  None if there is none."""
     if not isinstance(entries, dict):
         return None
@@ -1498,7 +1498,7 @@ def _by_url(entries, url):
         path = path.rpartition("/")[0]
 
 
-def with_port(url):
+def _with_port(url):
     """The URL without credentials and query, and with its port stated."""
     parts = urllib.parse.urlsplit(public_url(url))
     netloc = parts.netloc if parts.port else f"{parts.netloc}:{origin_of(url)[2]}"
@@ -1531,11 +1531,11 @@ def _netrc_hosts(console):
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
     except Exception as error:      # of some Pythons, for what others understand or refuse
         reason = f"it is not understood ({type(error).__name__})"
-    console.warn(f"{for_people(path)} is not used: {reason}")
+    console.warn(f"{display_path(path)} is not used: {reason}")
     return {}
 
 
-def keyring_password(console, service, user):
+def _keyring_password(console, service, user):
     """What keyring has, by its module or its program; None if it has nothing, or there is no keyring."""
     try:
         import keyring
@@ -1570,7 +1570,7 @@ def read_password_file(name):
     return line.rstrip("\r\n")
 
 
-def silent_password(console, root, user):
+def password_without_prompt(console, root, user):
     """A password that needs no person: (password, where it is from), or None."""
     if os.environ.get("DEVPI_PASSWORD") and os.environ.get("DEVPI_USER", user) == user:
         return os.environ["DEVPI_PASSWORD"], "DEVPI_PASSWORD"
@@ -1579,16 +1579,16 @@ def silent_password(console, root, user):
 
 def stored_password(console, url, user):
     """(password, "keyring" or "netrc") that this machine keeps for a user at a URL, or None."""
-    stored = keyring_password(console, url, user)
+    stored = _keyring_password(console, url, user)
     if stored is not None:
         return stored, "keyring"
     entry = netrc_entry(console, url)
     return (entry[1], "netrc") if entry and entry[0] == user else None
 
 
-def new_password(console, user, otherwise=""):
+def ask_new_password(console, user, otherwise=""):
     """A new password, typed twice.  `otherwise`: how else it may be given, for the Failure where nobody is there to type."""
-    if not console.can_ask():
+    if not console.is_interactive():
         raise Failure(f"no new password for user '{user}', and nobody to ask",
                       f"give it {otherwise}with --password-file FILE (- for standard input)")
     for _ in range(3):
@@ -1651,7 +1651,7 @@ def _macaroon_fields(data):
         position += size
 
 
-def token_text(token):
+def format_token(token):
     """The text form of a `Token`."""
     def field(kind, value):
         size, number = len(value), b""
@@ -1679,14 +1679,14 @@ def token_user(token):
 # on the index named by --index, else by DEVPI_INDEX, else by the last `use`; only `use`, `login` and their like store anything.
 # ======================================================================================================================
 
-API_VERSION = "2"
+_API_VERSION = "2"
 # The types of answers whose result is a JSON object.
-OBJECTS = ("apiconfig", "indexconfig", "list:userconfig", "projectconfig", "proxyauth", "status", "token-info", "tokens-info",
+_OBJECT_TYPES = ("apiconfig", "indexconfig", "list:userconfig", "projectconfig", "proxyauth", "status", "token-info", "tokens-info",
            "userconfig")
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Remote:
     """A server, and perhaps one of its indexes, as `+api` described them.  `root` ends with a slash, `index` does not."""
     login: str = ""
     index: str | None = None
@@ -1725,15 +1725,15 @@ class Place:
         state.pop("auth", None)         # of very old clients
 
 
-class Answer(typing.NamedTuple):
+class Envelope(typing.NamedTuple):
     """The JSON that a server answered to a call."""
     type: str
     result: typing.Any
     message: str
-    reply: Reply
+    response: Response
 
 
-class Run:
+class Client:
     """One command's run: its options, the console, the stored state, and calls to the server."""
 
     def __init__(self, options, console):
@@ -1747,8 +1747,8 @@ class Run:
         self.auth = AuthStore(StateFile(os.path.join(self.directory, "auth.json")))
         self.http = Http(console, getattr(options, "timeout", None), self.auth.client_cert)
         self.logins = {}                # (user, root) -> session token of a login that is not stored
-        self._place = None              # see `place`
-        self.asked = None               # the URL that --index, DEVPI_INDEX or an argument names, if one does
+        self._remote = None              # see `place`
+        self.given_url = None               # the URL that --index, DEVPI_INDEX or an argument names, if one does
         self.is_version_checked = False
         self.lock = threading.RLock()
 
@@ -1772,60 +1772,60 @@ class Run:
     # -- where
 
     @property
-    def place(self):
+    def remote(self):
         """Where this run works; asks the server only if --index or DEVPI_INDEX say something else than the state, and once."""
-        if self._place is None:
-            self._place = self._find_place()
-        return self._place
+        if self._remote is None:
+            self._remote = self._find_remote()
+        return self._remote
 
-    def settle(self, place):
+    def set_remote(self, remote):
         """Work there from now on."""
-        self._place = place
+        self._remote = remote
 
-    def _find_place(self):
-        stored, wanted = Place.of_state(self.state), getattr(self.options, "index", None)
+    def _find_remote(self):
+        stored, wanted = Remote.of_state(self.state), getattr(self.options, "index", None)
         from_environment = os.environ.get("DEVPI_INDEX")
         if from_environment and not wanted:
             self.console.say(f"Using DEVPI_INDEX from environment: {masked(from_environment)}")
-            return self.place_at(from_environment, stored)
+            return self._remote_at(from_environment, stored)
         if not wanted:
             return stored
         if from_environment and "://" in from_environment and "://" not in wanted:
-            stored = self.place_at("/".join(from_environment.rstrip("/").split("/")[:-2]) + "/", stored)
-        return self.place_at(wanted, stored)
+            stored = self._remote_at("/".join(from_environment.rstrip("/").split("/")[:-2]) + "/", stored)
+        return self._remote_at(wanted, stored)
 
-    def place_at(self, text, base):
+    def _remote_at(self, text, base):
         """The place that a text names, as the server describes it."""
-        self.ask_for(text)
+        self.note_given_url(text)
         if "://" not in text and not base.root:
             if text == os.environ.get("DEVPI_INDEX"):
                 raise Failure(f"No server set and DEVPI_INDEX from environment is not a full valid URL: {text}")
             raise Failure("not connected to a server, see 'devpi use'", "type 'devpi use URL', or give the index as a full URL")
-        place = self.api(self.index_url(text, base.root))[0]
-        if "://" in text and not self.is_asked_for(place.root):
-            self.console.warn(f"The server has rewritten the url to: {place.index or place.root}")
-        return place
+        remote = self.get_api(self.index_url(text, base.root))[0]
+        if "://" in text and not self.is_given_server(remote.root):
+            self.console.warn(f"The server has rewritten the url to: {remote.index or remote.root}")
+        return remote
 
-    def ask_for(self, text):
+    def note_given_url(self, text):
         """Remember the URL that a person typed: the environment's token and password are for its server alone."""
         if "://" in text:
-            self.asked = checked_url(text)
+            self.given_url = checked_url(text)
 
-    def is_asked_for(self, url):
+    def is_given_server(self, url):
         """Whether a URL is on the server that the person named, or on the same host's standard TLS port in place of 80.
 
         True if no URL was named: then `use` has stored the server, and told what it is."""
-        return self.asked is None or is_same_server(url, self.asked)
+        return self.given_url is None or is_same_server(url, self.given_url)
 
     @property
-    def named(self):
+    def named_url(self):
         """The URL by which the person has named the server, now or in the `use` that stored it.
 
         "" if there is no server.  What a server says of itself does not count.  State files of
         devpi-client don't tell who named it: their server counts as named."""
-        if self.asked is not None:
-            return self.asked
-        known, root = self.state.get("devpi_lite_named"), Place.of_state(self.state).root
+        if self.given_url is not None:
+            return self.given_url
+        known, root = self.state.get("devpi_lite_named"), Remote.of_state(self.state).root
         if isinstance(known, dict) and known.get("root") == root:
             with contextlib.suppress(Failure):
                 return checked_url(str(known.get("url")))
@@ -1847,26 +1847,26 @@ class Run:
                 raise Failure(f"you need to be logged in to use the short index name '{parts[0]}' "
                               f"(use USER/{parts[0]} or 'devpi login USER')")
             parts = [user, *parts]
-        return root + "/".join(map(url_part, parts))
+        return root + "/".join(map(path_segment, parts))
 
     @property
     def root(self):
         """The URL of the server, with a slash at its end; a Failure if there is none."""
-        if not self.place.root:
+        if not self.remote.root:
             raise Failure("not connected to a server, see 'devpi use'", "type 'devpi use URL' first, or set DEVPI_INDEX")
-        return self.place.root
+        return self.remote.root
 
     @property
     def index(self):
         """The URL of the index; a Failure if there is none."""
-        if not self.place.index:
+        if not self.remote.index:
             raise Failure("not connected to an index, see 'devpi use'", "type 'devpi use USER/NAME', or give --index USER/NAME")
-        return self.place.index
+        return self.remote.index
 
     @property
-    def known_place(self):
+    def _known_remote(self):
         """Where this run works as far as that is known without asking a server."""
-        return self._place or Place.of_state(self.state)
+        return self._remote or Remote.of_state(self.state)
 
     def require_server(self):
         """A Failure if there is no server."""
@@ -1878,7 +1878,7 @@ class Run:
 
     def project_url(self, *parts):
         """The URL of a project of the index, or of one of its versions."""
-        return "/".join([self.index, url_part(normalize(parts[0])), *map(url_part, parts[1:])])
+        return "/".join([self.index, path_segment(normalize(parts[0])), *map(path_segment, parts[1:])])
 
     # -- who
 
@@ -1888,17 +1888,17 @@ class Run:
         With DEVPI_PASSWORD this logs in, once a run, unless `may_login` is false."""
         user, token, password = (os.environ.get(f"DEVPI_{name}") for name in ("USER", "TOKEN", "PASSWORD"))
         token = token and token.strip()
-        here = self.known_place
-        if self.is_asked_for(url) and (is_below(url, here.root) if here.root else self.asked is not None):
+        here = self._known_remote
+        if self.is_given_server(url) and (is_below(url, here.root) if here.root else self.given_url is not None):
             if token:
-                checked_secret(user or "", token)
+                check_secret(user or "", token)
                 return Identity(user or token_user(token), token, "DEVPI_TOKEN")
             if user and password and (user, here.root) in self.logins:
                 return Identity(user, self.logins[user, here.root], "DEVPI_PASSWORD")
             if user and password and may_login and here.root:
                 with self.lock:
                     if (user, here.root) not in self.logins:
-                        self.logins[user, here.root] = self._login_from_environment(here, user, password)
+                        self.logins[user, here.root] = self._log_in_from_environment(here, user, password)
                 return Identity(user, self.logins[user, here.root], "DEVPI_PASSWORD")
         stored = self.auth.tokens(url)
         user = user or self.stored_user or (stored[0][0] if stored else None)
@@ -1913,13 +1913,13 @@ class Run:
         """(user, password) of .netrc for a URL on the server that the person has named, or None.
 
         A server may link and redirect to any host, one that .netrc has for other programs too."""
-        if not self.named or not is_same_server(url, self.named):
+        if not self.named_url or not is_same_server(url, self.named_url):
             return None
         return netrc_entry(self.console, url)
 
-    def _login_from_environment(self, place, user, password):
+    def _log_in_from_environment(self, remote, user, password):
         try:
-            return self.login(place, user, password)["password"]
+            return self.request_token(remote, user, password)["password"]
         except Refused as refusal:
             refusal.hint = refusal.hint or "user and password are those of the variables DEVPI_USER and DEVPI_PASSWORD"
             raise
@@ -1950,172 +1950,172 @@ class Run:
         pair = self.auth.basic_auth(url)
         entry = self.netrc_entry(url)
         if pair or entry:
-            headers["Authorization"] = basic(*(pair or entry))
+            headers["Authorization"] = basic_authorization(*(pair or entry))
         return headers
 
-    def credential_pair(self, url):
+    def basic_credentials(self, url):
         """(user, secret) for tools that take Basic credentials in a URL, or None."""
         identity = self.identity(url)
         return (identity.user, identity.secret) if identity else self.auth.basic_auth(url)
 
-    def login(self, place, user, password):
+    def request_token(self, remote, user, password):
         """A fresh session token: {"password": token, "expiration": seconds}."""
-        checked_secret(user, password)
-        if not self.is_asked_for(place.login):
-            raise Failure(f"the server at {masked(self.asked)} wants the password to be sent to {place.root}",
+        check_secret(user, password)
+        if not self.is_given_server(remote.login):
+            raise Failure(f"the server at {masked(self.given_url)} wants the password to be sent to {remote.root}",
                           "if that is right, type 'devpi use "
-                          f"{shell_word(place.index or place.root)}' first, or name that URL")
-        reply = self.http.request("POST", place.login, json_headers(), json_body({"user": user, "password": password}),
-                                  credentials=self._proxy_credentials)
-        answer = self.answer(reply, "proxyauth")
-        if not isinstance(answer.result.get("password"), str):
-            raise Failure(f"{place.login}: the answer holds no token")
-        return answer.result
+                          f"{shell_quoted(remote.index or remote.root)}' first, or name that URL")
+        response = self.http.request("POST", remote.login, json_headers(), json_body({"user": user, "password": password}),
+                                  credentials=self._proxy_headers)
+        envelope = self.unwrap(response, "proxyauth")
+        if not isinstance(envelope.result.get("password"), str):
+            raise Failure(f"{remote.login}: the answer holds no token")
+        return envelope.result
 
-    def _proxy_credentials(self, url):
+    def _proxy_headers(self, url):
         pair = self.auth.basic_auth(url)
-        return {"Authorization": basic(*pair)} if pair else {}
+        return {"Authorization": basic_authorization(*pair)} if pair else {}
 
-    def _login_again(self, url):
+    def _renew_login(self, url):
         """After a refusal: if the stored login has expired, forget it, and log in if a password is at hand.
 
         Returns whether the request is worth another try."""
         identity = self.identity(url, may_login=False)
-        if identity is None or identity.source != "login" or self._place is None or not is_below(url, self.place.root):
+        if identity is None or identity.source != "login" or self._remote is None or not is_below(url, self.remote.root):
             return False
         with self.lock:
             if self.auth.token(url, identity.user) != identity.secret:
                 return self.auth.token(url, identity.user) is not None      # another thread was faster
-            if self.api(self.place.root.rstrip("/"))[1] == "ok":
+            if self.get_api(self.remote.root.rstrip("/"))[1] == "ok":
                 return False
-            password = silent_password(self.console, self.place.root, identity.user)
+            password = password_without_prompt(self.console, self.remote.root, identity.user)
             if password is None:
                 return False
-            fresh = self.login(self.place, identity.user, password[0])
-            self.auth.add_token(self.place.root, identity.user, fresh["password"], fresh.get("expiration"))
+            fresh = self.request_token(self.remote, identity.user, password[0])
+            self.auth.add_token(self.remote.root, identity.user, fresh["password"], fresh.get("expiration"))
             self.console.say(f"logged in '{identity.user}' again, with the password from {password[1]}")
             return True
 
     # -- calls
 
-    def api(self, url):
+    def get_api(self, url):
         """(Place, status of our login: "ok" or "noauth", user) as the server of a URL describes them.
 
         A stored login that the server does not take is forgotten."""
         target = url.rstrip("/") + "/+api"
-        reply = self.http.request("GET", target, json_headers(),
+        response = self.http.request("GET", target, json_headers(),
                                   credentials=lambda url: self.credentials(url, may_login=False))
-        if reply.status == 403:
-            reply = self.http.request("GET", target, json_headers(), credentials=self._proxy_credentials)
-        if reply.json() is None and reply.status != 401:
+        if response.status == 403:
+            response = self.http.request("GET", target, json_headers(), credentials=self._proxy_headers)
+        if response.json() is None and response.status != 401:
             hint = "is that the URL of a devpi server, or of one of its indexes?"
-            if reply.status in (200, 201):
-                raise Failure(f"{public_url(reply.url)}: the answer is no JSON", hint)
-            raise Refused(reply, "", self.refusal_hint(reply) or hint)
-        result = self.answer(reply, "apiconfig").result
+            if response.status in (200, 201):
+                raise Failure(f"{public_url(response.url)}: the answer is no JSON", hint)
+            raise Refused(response, "", self.refusal_hint(response) or hint)
+        result = self.unwrap(response, "apiconfig").result
         if not isinstance(result.get("login"), str):
-            raise Failure(f"{public_url(reply.url)}: the answer does not describe a devpi server")
-        links = {key: linked_url(reply.url, str(result[key]))
+            raise Failure(f"{public_url(response.url)}: the answer does not describe a devpi server")
+        links = {key: resolve_link(response.url, str(result[key]))
                  for key in ("login", "index", "simpleindex", "pypisubmit") if result.get(key)}
         if "index" in links:
             links["index"] = links["index"].rstrip("/")
-        place = Place(features=tuple(map(str, result.get("features") or ())), **links)
-        if url.startswith("https:") and not place.root.startswith("https:"):
-            raise Failure(f"the server at {masked(url)} says that its address is {place.root}, which is not encrypted",
+        remote = Remote(features=tuple(map(str, result.get("features") or ())), **links)
+        if url.startswith("https:") and not remote.root.startswith("https:"):
+            raise Failure(f"the server at {masked(url)} says that its address is {remote.root}, which is not encrypted",
                           "its administrator should tell it its address (--outside-url, or its proxy's header X-Outside-URL)")
         status, user, *_ = [*(result.get("authstatus") or ()), "noauth", ""]
-        identity = self.identity(place.root, may_login=False)
-        if status == "noauth" and identity and identity.source == "login" and is_below(reply.url, place.root):
-            self.auth.drop_token(place.root, identity.user)
-        return place, status, user
+        identity = self.identity(remote.root, may_login=False)
+        if status == "noauth" and identity and identity.source == "login" and is_below(response.url, remote.root):
+            self.auth.delete_token(remote.root, identity.user)
+        return remote, status, user
 
-    def call(self, method, url, body=None, expect=None, *, patient=False, accept="application/json"):
+    def call(self, method, url, body=None, expect=None, *, may_take_long=False, accept="application/json"):
         """Call a server that is asked for JSON; returns its `Answer`.  Refused if it says no.
 
         `expect`: the type that the answer must have.  `patient`: it may take as long as it likes."""
-        reply = self.send(method, url, json_headers(accept), None if body is None else json_body(body), patient=patient)
-        return self.answer(reply, expect)
+        response = self.send(method, url, json_headers(accept), None if body is None else json_body(body), may_take_long=may_take_long)
+        return self.unwrap(response, expect)
 
     def delete(self, url, force=False):
         """Delete what is at a URL, and tell what the server adds to that; returns it, or "".
 
         Servers say what was deleted, and devpi_lite behind a semicolon what follows from that."""
-        answer = self.call("DELETE", url + ("?force=" if force else ""))
-        note = answer.message.partition("; ")[2]
+        envelope = self.call("DELETE", url + ("?force=" if force else ""))
+        note = envelope.message.partition("; ")[2]
         if note:
             self.console.warn(note)
         return note
 
     def send(self, method, url, headers=None, body=None, **options):
         """A request with our credentials, sent again after a new login if the old one had expired; returns the `Reply`."""
-        reply = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
-        if reply.status in (401, 403) and self._login_again(url):
-            reply = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
-        self._check_api_version(reply)
-        self._forget_refused_login(reply)
-        return reply
+        response = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
+        if response.status in (401, 403) and self._renew_login(url):
+            response = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
+        self._check_api_version(response)
+        self._forget_refused_login(response)
+        return response
 
-    def answer(self, reply, expect):
+    def unwrap(self, response, expect):
         """The `Answer` in a reply; Refused if it says no, a Failure if it is not of the expected type."""
-        self._check_api_version(reply)
-        value = reply.json()
-        if reply.status not in (200, 201):
-            raise self.refusal(reply)
+        self._check_api_version(response)
+        value = response.json()
+        if response.status not in (200, 201):
+            raise self.refusal_of(response)
         if not isinstance(value, dict):
-            raise Failure(f"{public_url(reply.url)}: the answer is no JSON object", "is that a devpi server?")
+            raise Failure(f"{public_url(response.url)}: the answer is no JSON object", "is that a devpi server?")
         if expect is not None and value.get("type") != expect:
-            raise Failure(f"{public_url(reply.url)}: got result type '{value.get('type')}', expected '{expect}'")
-        if expect in OBJECTS and not isinstance(value.get("result"), dict):
-            raise Failure(f"{public_url(reply.url)}: the result of type '{expect}' is no JSON object")
-        return Answer(value.get("type"), value.get("result"), str(value.get("message") or ""), reply)
+            raise Failure(f"{public_url(response.url)}: got result type '{value.get('type')}', expected '{expect}'")
+        if expect in _OBJECT_TYPES and not isinstance(value.get("result"), dict):
+            raise Failure(f"{public_url(response.url)}: the result of type '{expect}' is no JSON object")
+        return Envelope(value.get("type"), value.get("result"), str(value.get("message") or ""), response)
 
-    def refusal(self, reply):
+    def refusal_of(self, response):
         """The `Refused` for an answer that says no, with what to do about it."""
-        message = reply.message()
-        body = reply.body.decode("utf-8", "replace").strip() if self.console.is_debug and not message else ""
-        return Refused(reply, message, self.refusal_hint(reply), body)
+        message = response.message()
+        body = response.body.decode("utf-8", "replace").strip() if self.console.is_debug and not message else ""
+        return Refused(response, message, self.refusal_hint(response), body)
 
-    def refusal_hint(self, reply):
-        if reply.status in (401, 403) and not reply.url.endswith("/+login"):
-            if self.user_at(reply.url) is None:
-                if not self.is_asked_for(reply.url) and (os.environ.get("DEVPI_TOKEN") or os.environ.get("DEVPI_PASSWORD")):
-                    return (f"the variables' login is for {masked(self.asked)}, not for what that server calls itself: "
-                            f"set DEVPI_INDEX to an index of {shell_word(server_of(reply.url))}")
+    def refusal_hint(self, response):
+        if response.status in (401, 403) and not response.url.endswith("/+login"):
+            if self.user_at(response.url) is None:
+                if not self.is_given_server(response.url) and (os.environ.get("DEVPI_TOKEN") or os.environ.get("DEVPI_PASSWORD")):
+                    return (f"the variables' login is for {masked(self.given_url)}, not for what that server calls itself: "
+                            f"set DEVPI_INDEX to an index of {shell_quoted(server_of(response.url))}")
                 if os.environ.get("DEVPI_PASSWORD") and not os.environ.get("DEVPI_USER"):
                     return "the variable DEVPI_PASSWORD is set, but not DEVPI_USER, which says whose password it is"
-                if netrc_entry(self.console, reply.url) and not self.netrc_entry(reply.url):
-                    return (f"what .netrc has for {origin_of(reply.url)[1]} is not sent, because "
+                if netrc_entry(self.console, response.url) and not self.netrc_entry(response.url):
+                    return (f"what .netrc has for {origin_of(response.url)[1]} is not sent, because "
                             "another server has led there; if that is where you want to be: "
-                            f"devpi use {shell_word(server_of(reply.url))}")
+                            f"devpi use {shell_quoted(server_of(response.url))}")
                 user = os.environ.get("DEVPI_USER") or self.stored_user or "USER"
                 return f"not logged in, or the login has expired (one lasts 10 hours): devpi login {user}"
-        if reply.status == 413:
+        if response.status == 413:
             return ("the server, or a proxy in front of it, limits the size of requests: devpi-server and devpi_lite by "
                     "--max-request-body-size, nginx by client_max_body_size")
-        if reply.status in (502, 503, 504):
+        if response.status in (502, 503, 504):
             return "the server, or what it needs behind it, can't be reached at the moment; try again later"
         return ""
 
-    def _check_api_version(self, reply):
+    def _check_api_version(self, response):
         if self.is_version_checked:
             return
-        version = reply.headers.get("X-DEVPI-API-VERSION")
+        version = response.headers.get("X-DEVPI-API-VERSION")
         if version is None:
-            if reply.status in (200, 201):
+            if response.status in (200, 201):
                 self.is_version_checked = True
                 self.console.error(f"WARN: devpi-lite-client-{__version__} got an unversioned reply, "
                                    "assuming API-VERSION 2 (as implemented by devpi-server-2.0)")
-        elif version != API_VERSION:
+        elif version != _API_VERSION:
             raise Failure(f"devpi-lite-client-{__version__} got a reply with API-VERSION {version}, "
-                          f"acceptable are: {API_VERSION}")
+                          f"acceptable are: {_API_VERSION}")
 
-    def _forget_refused_login(self, reply):
+    def _forget_refused_login(self, response):
         """devpi: a 401 that names a place to log in at means that the token is no longer one."""
-        if reply.status != 401 or not reply.headers.get("Location"):
+        if response.status != 401 or not response.headers.get("Location"):
             return
-        identity, root = self.identity(reply.url, may_login=False), self.known_place.root
-        if identity and identity.source == "login" and root and is_below(reply.url, root):
-            if self.auth.drop_token(root, identity.user):
+        identity, root = self.identity(response.url, may_login=False), self._known_remote.root
+        if identity and identity.source == "login" and root and is_below(response.url, root):
+            if self.auth.delete_token(root, identity.user):
                 self.console.error("removed expired authentication information")
 
 
@@ -2164,8 +2164,8 @@ def _pip_file(home, config):
 
 def configured_index(file):
     """The index's URL in a configuration file, its password masked; None if there is none."""
-    text, (section, key, _) = _text_of(file.path) or "", file.settings[0]
-    url = (winning_index(text) if section is None else None) or setting_of(text, section, key)
+    text, (section, key, _) = read_settings(file.path) or "", file.settings[0]
+    url = (uv_default_index(text) if section is None else None) or _get_setting(text, section, key)
     return masked(url) if url else None
 
 
@@ -2174,7 +2174,7 @@ def settings_status(file):
     return configured_index(file) or ("no index server configured" if os.path.isfile(file.path) else "no config file exists")
 
 
-def _text_of(path):
+def read_settings(path):
     """The text of a file, None if there is none; bytes that are no UTF-8 survive being written again."""
     if not os.path.isfile(path):
         return None
@@ -2188,7 +2188,7 @@ def _lines_of(text):
     return lines[:-1] if lines[-1] == "" else lines
 
 
-def _span(lines, section, key):
+def _find_setting(lines, section, key):
     """(start, end, first, last): the section's lines, and the key's line with those that continue it, as half-open ranges.
 
     start is None where there is no such section, first where there is no such key."""
@@ -2208,10 +2208,10 @@ def _span(lines, section, key):
     return start, end, first, last
 
 
-def setting_of(text, section, key):
+def _get_setting(text, section, key):
     """The value of a key in INI or TOML text, without quotes and comment; None if it is not there."""
     lines = _lines_of(text)
-    _, _, first, last = _span(lines, section, key)
+    _, _, first, last = _find_setting(lines, section, key)
     if first is None:
         return None
     value = re.split("[=:]", lines[first], maxsplit=1)[1]
@@ -2221,11 +2221,11 @@ def setting_of(text, section, key):
     return " ".join([value, *lines[first + 1:last]]).strip().strip("\"'")
 
 
-def with_setting(text, section, key, value, quote=""):
+def _with_setting(text, section, key, value, quote=""):
     """The text with a key set (None: taken out): in place if it is there, else below the header of its section."""
     lines = _lines_of(text)
     ending = "\r" if lines and lines[0].endswith("\r") else ""
-    start, end, first, last = _span(lines, section, key)
+    start, end, first, last = _find_setting(lines, section, key)
     if value is None:
         if first is None:
             return text
@@ -2246,11 +2246,11 @@ def with_setting(text, section, key, value, quote=""):
     return "".join(line + "\n" for line in lines)
 
 
-def winning_index(text):
+def uv_default_index(text):
     """The URL of the `[[index]]` in uv's settings that is the default and so goes before index-url, or None."""
     for table in re.split(r"^[ \t]*(?=\[)", text, flags=re.MULTILINE):
         if re.match(r"\[\[[ \t]*index[ \t]*\]\]", table) and re.search(r"^[ \t]*default[ \t]*=[ \t]*true", table, re.MULTILINE):
-            return setting_of(table.partition("\n")[2], None, "url") or ""
+            return _get_setting(table.partition("\n")[2], None, "url") or ""
     return None
 
 
@@ -2258,21 +2258,21 @@ def write_settings(file, urls, host, trusted):
     """Tell one tool about the index.  Before the first change a copy `NAME-bak` is made, an empty one of no file.
 
     `urls`: {"simpleindex": URL, "index": URL}.  `trusted`: whether pip may use the host without TLS."""
-    before = _text_of(file.path)
+    before = read_settings(file.path)
     text = before or ""
     for section, key, which in file.settings[::-1]:
-        text = with_setting(text, section, key, urls[which], file.quote)
+        text = _with_setting(text, section, key, urls[which], file.quote)
     if file.settings[0][0] == "global":
-        hosts = (setting_of(text, "global", "trusted-host") or "").split()
-        old = urllib.parse.urlsplit(setting_of(before or "", "global", "index_url") or "").hostname
+        hosts = (_get_setting(text, "global", "trusted-host") or "").split()
+        old = urllib.parse.urlsplit(_get_setting(before or "", "global", "index_url") or "").hostname
         hosts = [one for one in hosts if one not in (host, old)] + ([host] if trusted else [])
-        text = _trusted_below_index(with_setting(text, "global", "trusted-host", None), hosts)
+        text = _trusted_below_index(_with_setting(text, "global", "trusted-host", None), hosts)
     if text == before:
         return
     backup = file.path + "-bak"
     if not os.path.exists(backup):
-        write_whole(backup, before or "", os.stat(file.path).st_mode & 0o777 if before is not None else None)
-    write_whole(file.path, text, 0o600 if "@" in urls["simpleindex"] else None)
+        write_atomically(backup, before or "", os.stat(file.path).st_mode & 0o777 if before is not None else None)
+    write_atomically(file.path, text, 0o600 if "@" in urls["simpleindex"] else None)
 
 
 def _trusted_below_index(text, hosts):
@@ -2280,88 +2280,88 @@ def _trusted_below_index(text, hosts):
     if not hosts:
         return text
     lines = _lines_of(text)
-    _, _, _, last = _span(lines, "global", "index_url")
+    _, _, _, last = _find_setting(lines, "global", "index_url")
     lines.insert(last, f"trusted-host = {' '.join(hosts)}" + ("\r" if lines[0].endswith("\r") else ""))
     return "".join(line + "\n" for line in lines)
 
 
 def undo_settings(file):
     """Take back what `write_settings` did: each key gets the value of the backup, or goes.  Returns whether it changed."""
-    text, backup = _text_of(file.path), _text_of(file.path + "-bak")
-    if text is None or setting_of(text, *file.settings[0][:2]) is None:
+    text, backup = read_settings(file.path), read_settings(file.path + "-bak")
+    if text is None or _get_setting(text, *file.settings[0][:2]) is None:
         return False
     keys = [(section, key) for section, key, _ in file.settings]
     if file.settings[0][0] == "global":
         keys.append(("global", "trusted-host"))
     changed = text
     for section, key in keys:
-        changed = with_setting(changed, section, key, setting_of(backup or "", section, key), file.quote)
+        changed = _with_setting(changed, section, key, _get_setting(backup or "", section, key), file.quote)
     if not (backup or "").strip() and not changed.strip():
         os.unlink(file.path)
     else:
-        write_whole(file.path, changed)
+        write_atomically(file.path, changed)
     if backup is not None:
         os.unlink(file.path + "-bak")
     return changed != text
 
 
-def installer_variables(run, url=None):
+def installer_variables(client, url=None):
     """The variables that make pip and uv use the index.
 
     `url`: its simple index with credentials, if they are needed."""
-    url = url or run.place.simpleindex
+    url = url or client.remote.simpleindex
     variables = {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url, "UV_INDEX_URL": url}
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "http" and not is_loopback(parts.hostname) and may_be_trusted(run, url):
+    if parts.scheme == "http" and not is_loopback(parts.hostname) and may_trust_host(client, url):
         variables["PIP_TRUSTED_HOST"] = parts.hostname
     return variables
 
 
-def may_be_trusted(run, url):
+def may_trust_host(client, url):
     """Whether pip may be told to trust a URL's host without TLS: if the person has named that host.
 
     pip then takes anything from it, from any port and with any certificate: no server chooses
     such a host for others.  A refusal is told."""
-    host, named = origin_of(url)[1], origin_of(run.named)[1] if run.named else None
+    host, named = origin_of(url)[1], origin_of(client.named_url)[1] if client.named_url else None
     if host == named:
         return True
-    run.console.warn(f"the server says that its index is at {host}, which you have not named: "
+    client.console.warn(f"the server says that its index is at {host}, which you have not named: "
                      "pip is not told to trust that host "
-                     f"(if it is right: devpi use {shell_word(server_of(url))})")
+                     f"(if it is right: devpi use {shell_quoted(server_of(url))})")
     return False
 
 
 INSTALLER_EXTRAS = ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX", "PIP_NO_INDEX")
-MEMBERS_ASKED = 50              # of an index and its bases
+_MAX_BASES = 50              # of an index and its bases
 
 
-def index_with_credentials(run, place):
+def index_with_credentials(client, remote):
     """The simple index's URL with the login for it, for tools that don't know devpi's header."""
-    pair = run.credential_pair(place.simpleindex)
-    return with_credentials(place.simpleindex, *pair) if pair else place.simpleindex
+    pair = client.basic_credentials(remote.simpleindex)
+    return with_credentials(remote.simpleindex, *pair) if pair else remote.simpleindex
 
 
-def index_for_tools(run):
+def _index_for_tools(client):
     """The simple index's URL for what this client starts, with our login only if reading needs it.
 
     What is built, tested or installed sees that URL too, and a login may do more than read."""
-    place = run.place
-    pair = run.credential_pair(place.simpleindex)
-    if pair is None or _everybody_reads(run, place):
-        return place.simpleindex
-    return with_credentials(place.simpleindex, *pair)
+    remote = client.remote
+    pair = client.basic_credentials(remote.simpleindex)
+    if pair is None or _is_readable_by_all(client, remote):
+        return remote.simpleindex
+    return with_credentials(remote.simpleindex, *pair)
 
 
-def tool_variables(run):
+def tool_variables(client):
     """The variables for what this client starts: the index, and what verifies its certificate."""
-    url = index_for_tools(run)
-    variables = installer_variables(run, url)
+    url = _index_for_tools(client)
+    variables = installer_variables(client, url)
     if urllib.parse.urlsplit(url).scheme == "https":
-        variables.update(_certificate_variables(run, url))
+        variables.update(_certificate_variables(client, url))
     return variables
 
 
-def _certificate_variables(run, url):
+def _certificate_variables(client, url):
     """The authority that the person has named to one tool, for the others too.
 
     As absolute paths: a build or a test runs in another directory."""
@@ -2371,48 +2371,48 @@ def _certificate_variables(run, url):
         bundle = next(iter(found.values()))
         system = "SSL_CERT_DIR" if os.path.isdir(bundle) else "SSL_CERT_FILE"
         found = {"PIP_CERT": bundle, "REQUESTS_CA_BUNDLE": bundle, system: bundle, **found}
-    certificate = run.auth.client_cert(url)
+    certificate = client.auth.client_cert(url)
     for name in ("PIP_CLIENT_CERT", "SSL_CLIENT_CERT"):     # of pip, of uv
         if certificate and not os.environ.get(name):
             found[name] = certificate
     return found
 
 
-def _everybody_reads(run, place):
+def _is_readable_by_all(client, remote):
     """Whether the index and all its bases answer to who is not logged in."""
-    if not place.index:
+    if not remote.index:
         return False
-    waiting, seen = [place.index], set()
+    waiting, seen = [remote.index], set()
     while waiting:
         url = waiting.pop()
         if url in seen:
             continue
         seen.add(url)
         try:
-            reply = run.http.request("GET", url + "?no_projects=", json_headers())
+            response = client.http.request("GET", url + "?no_projects=", json_headers())
         except Unreachable as failure:
-            run.console.debug(failure.message)
+            client.console.debug(failure.message)
             return False
-        value = reply.json()
+        value = response.json()
         config = value.get("result") if isinstance(value, dict) else None
-        if reply.status != 200 or not isinstance(config, dict) or len(seen) > MEMBERS_ASKED:
+        if response.status != 200 or not isinstance(config, dict) or len(seen) > _MAX_BASES:
             return False
         bases = config.get("bases") or ()
-        waiting += [place.root + "/".join(map(url_part, str(base).split("/"))) for base in bases]
+        waiting += [remote.root + "/".join(map(path_segment, str(base).split("/"))) for base in bases]
     return True
 
 
 # -- virtual environments
 
 
-def _remember_venv(run):
-    if run.options.venv == "-":
-        run.edit_state(lambda state: state.pop("venvdir", None))
+def remember_venv(client):
+    if client.options.venv == "-":
+        client.edit_state(lambda state: state.pop("venvdir", None))
     else:
-        run.change_state(venvdir=find_venv(run.options.venv))
+        client.change_state(venvdir=_find_venv(client.options.venv))
 
 
-def find_venv(name, is_stored=False):
+def _find_venv(name, is_stored=False):
     """The absolute path of a virtual environment, given by its path or its name below $WORKON_HOME."""
     home = os.environ.get("WORKON_HOME")
     for path in [os.path.abspath(os.path.expanduser(name))] + ([os.path.join(home, name)] if home else []):
@@ -2421,13 +2421,13 @@ def find_venv(name, is_stored=False):
     raise Failure(f"No virtualenv found at: '{name}'", "You can unset it with 'devpi use --venv -'." if is_stored else "")
 
 
-def effective_venv(run):
+def effective_venv(client):
     """The virtual environment to install into: --venv, else the stored one, else the active one, else None."""
-    given = getattr(run.options, "venv", None)
+    given = getattr(client.options, "venv", None)
     if given and given != "-":
-        return find_venv(given)
-    if run.state.get("venvdir"):
-        return find_venv(run.state["venvdir"], is_stored=True)
+        return _find_venv(given)
+    if client.state.get("venvdir"):
+        return _find_venv(client.state["venvdir"], is_stored=True)
     return os.environ.get("VIRTUAL_ENV") or None
 
 
@@ -2551,104 +2551,104 @@ INDEX = argument("--index", metavar="INDEX", completes="index",
     argument("url", metavar="URL", nargs="?", completes="index",
              help="URL of a server or an index; or USER/INDEX or INDEX on the current server"),
     JSON)
-def use_command(run):
+def use_server(client):
     """Show and change the server and index to work with.
 
     Without a URL it shows the current connection."""
-    options, console = run.options, run.console
+    options, console = client.options, client.console
     if options.delete:
-        if not os.path.exists(run.state_file.path):
+        if not os.path.exists(client.state_file.path):
             raise Failure("no configuration found")
-        os.unlink(run.state_file.path)
-        console.info(f"REMOVED configuration at {run.state_file.path}")
-        console.document({"removed": run.state_file.path})
+        os.unlink(client.state_file.path)
+        console.info(f"REMOVED configuration at {client.state_file.path}")
+        console.print_json({"removed": client.state_file.path})
         return 0
     if options.local:
-        _make_local(run)
+        _create_local_state(client)
     if options.venv is not None:
-        _remember_venv(run)
+        remember_venv(client)
     if options.always_set_cfg is not None:
-        _remember_always(run)
-    target, pair = _target(run)
+        _store_always_set_cfg(client)
+    target, pair = _find_target(client)
     if target:
-        place, status, user = _connect(run, target, pair)
+        remote, status, user = _connect(client, target, pair)
     elif options.list:
         raise Failure("not connected to any server", "type 'devpi use URL' first")
     else:
-        place, status, user = Place(), "noauth", ""
+        remote, status, user = Remote(), "noauth", ""
     if options.list:
-        return _list_indexes(run, place)
+        return _list_indexes(client, remote)
     if options.user:
-        run.change_state(username=options.user)
-        if place.root:
-            place, status, user = run.api(place.index or place.root.rstrip("/"))
-    _configure_installers(run, place)
-    _show_connection(run, place, user if status == "ok" else None)
+        client.change_state(username=options.user)
+        if remote.root:
+            remote, status, user = client.get_api(remote.index or remote.root.rstrip("/"))
+    _configure_installers(client, remote)
+    _show_connection(client, remote, user if status == "ok" else None)
     return 0
 
 
-def _make_local(run):
-    if not run.venv_state:
+def _create_local_state(client):
+    if not client.venv_state:
         raise Failure("Using --local is only valid in an active virtualenv.")
-    if not os.path.exists(run.venv_state):
-        run.console.info(f"Creating local configuration at {run.venv_state}")
-        write_private(run.venv_state, json.dumps(run.state, indent=2, sort_keys=True))
-    run.state_file = StateFile(run.venv_state)
+    if not os.path.exists(client.venv_state):
+        client.console.info(f"Creating local configuration at {client.venv_state}")
+        write_private(client.venv_state, json.dumps(client.state, indent=2, sort_keys=True))
+    client.state_file = StateFile(client.venv_state)
 
 
-def _target(run):
+def _find_target(client):
     """What this `use` is about: (URL, credentials that were in it as (user, password), or None).
 
     The argument goes before DEVPI_INDEX, that before the stored state; "" if there is nothing."""
-    url, environment, stored = run.options.url, os.environ.get("DEVPI_INDEX"), Place.of_state(run.state)
+    url, environment, stored = client.options.url, os.environ.get("DEVPI_INDEX"), Remote.of_state(client.state)
     if not url:
-        place = run.place if environment else stored
-        return place.index or place.root, None
+        remote = client.remote if environment else stored
+        return remote.index or remote.root, None
     if environment:
-        run.console.say(f"Using index URL from command line instead of DEVPI_INDEX ({masked(environment)}) from environment.")
+        client.console.say(f"Using index URL from command line instead of DEVPI_INDEX ({masked(environment)}) from environment.")
     url, pair = _split_basic_auth(url)
-    run.ask_for(url)
-    return run.index_url(url, _root_for(run, url, stored, environment)), pair
+    client.note_given_url(url)
+    return client.index_url(url, _root_for(client, url, stored, environment)), pair
 
 
-def _connect(run, target, pair):
+def _connect(client, target, pair):
     """Work at that URL from now on, and store it unless it was for this once; (Place, status, user) as the server says."""
-    options, stored = run.options, Place.of_state(run.state)
-    certificate = _client_certificate(run, target)
+    options, stored = client.options, Remote.of_state(client.state)
+    certificate = _client_certificate(client, target)
     if pair:
-        run.auth.set_basic_auth("/".join(target.split("/")[:3]) + "/", *pair)
+        client.auth.set_basic_auth("/".join(target.split("/")[:3]) + "/", *pair)
     try:
-        place, status, user = run.api(target)
+        remote, status, user = client.get_api(target)
     except Refused as refusal:
         if refusal.status == 404 and not refusal.hint:
             refusal.hint = "'devpi use -l' lists the indexes of the server" if stored.root else ""
         if refusal.status != 404 or options.url or not stored.index or not options.list:
             raise
-        place, status, user = run.api(stored.root.rstrip("/"))      # the index is gone; the server's list may help
-    if origin_of(place.root) != origin_of(target):
-        run.console.warn(f"The server has rewritten the url to: {place.index or place.root}")
-    run.settle(place)
+        remote, status, user = client.get_api(stored.root.rstrip("/"))      # the index is gone; the server's list may help
+    if origin_of(remote.root) != origin_of(target):
+        client.console.warn(f"The server has rewritten the url to: {remote.index or remote.root}")
+    client.set_remote(remote)
     if certificate is not None:
-        run.auth.set_client_cert(place.root, certificate or None)
+        client.auth.set_client_cert(remote.root, certificate or None)
     is_for_once = options.urls or options.list if options.url else os.environ.get("DEVPI_INDEX")
     if not is_for_once:
-        run.edit_state(place.write_to)
-        if run.asked:
-            run.change_state(devpi_lite_named={"url": server_of(run.asked), "root": place.root})
-        logins = run.auth.tokens(place.root)
-        if place.root != stored.root and logins and run.stored_user not in dict(logins):
-            run.change_state(username=logins[0][0])
-    if status != "ok" and run.identity(place.root):     # DEVPI_PASSWORD logs in only now that the server is known
-        place, status, user = run.api(place.index or place.root.rstrip("/"))
-    return place, status, user
+        client.edit_state(remote.write_to)
+        if client.given_url:
+            client.change_state(devpi_lite_named={"url": server_of(client.given_url), "root": remote.root})
+        logins = client.auth.tokens(remote.root)
+        if remote.root != stored.root and logins and client.stored_user not in dict(logins):
+            client.change_state(username=logins[0][0])
+    if status != "ok" and client.identity(remote.root):     # DEVPI_PASSWORD logs in only now that the server is known
+        remote, status, user = client.get_api(remote.index or remote.root.rstrip("/"))
+    return remote, status, user
 
 
-def _root_for(run, url, stored, environment):
+def _root_for(client, url, stored, environment):
     """The server that a relative index name belongs to."""
     if "://" in url:
         return ""
     if environment and "://" in environment:
-        return run.place.root
+        return client.remote.root
     if not stored.root:
         hint = f"'{url}' is relative to one; type 'devpi use URL' first"
         if re.search("[:.]", url):
@@ -2667,30 +2667,30 @@ def _split_basic_auth(url):
     return public_url(url), (urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password))
 
 
-def _client_certificate(run, target):
+def _client_certificate(client, target):
     """The client certificate to store for a server once it has answered: a path, "" to forget it, None for no change."""
-    given, stored = run.options.client_cert, run.auth.client_cert(target)
+    given, stored = client.options.client_cert, client.auth.client_cert(target)
     if given is None:
         if stored:
-            run.console.info(f"Using existing client cert for '{target}'.")
+            client.console.info(f"Using existing client cert for '{target}'.")
         return None
     if not given:
-        run.console.info(f"Removing stored client cert for '{target}'.")
+        client.console.info(f"Removing stored client cert for '{target}'.")
         path = ""
     else:
         path = os.path.abspath(os.path.expanduser(given))
         if not os.path.exists(path):
             raise Failure(f"The client certificate at '{given}' doesn't exist.")
-    run.http.client_cert = lambda url: (path or None) if origin_of(url) == origin_of(target) else run.auth.client_cert(url)
+    client.http.client_cert = lambda url: (path or None) if origin_of(url) == origin_of(target) else client.auth.client_cert(url)
     return path
 
 
-def _list_indexes(run, place):
-    user = run.options.user
+def _list_indexes(client, remote):
+    user = client.options.user
     if user:
-        users = {user: run.call("GET", place.root + url_part(user), expect="userconfig").result}
+        users = {user: client.call("GET", remote.root + path_segment(user), expect="userconfig").result}
     else:
-        users = run.call("GET", place.root, expect="list:userconfig").result
+        users = client.call("GET", remote.root, expect="list:userconfig").result
     indexes = [{"index": f"{name}/{index}", "type": config.get("type"), "bases": list(config.get("bases") or ()),
                 "volatile": config.get("volatile")}
                for name, config_of_user in users.items() for index, config in (config_of_user.get("indexes") or {}).items()]
@@ -2698,78 +2698,78 @@ def _list_indexes(run, place):
     names = max([15, *(len(index["index"]) for index in indexes)])
     bases = max([15, *(len(",".join(index["bases"])) for index in indexes)])
     for index in indexes:
-        run.console.result(f"{index['index']:{names}} bases={','.join(index['bases']):{bases}} volatile={index['volatile']}")
-    run.console.document({"server": place.root, "indexes": indexes})
+        client.console.print_result(f"{index['index']:{names}} bases={','.join(index['bases']):{bases}} volatile={index['volatile']}")
+    client.console.print_json({"server": remote.root, "indexes": indexes})
     return 0
 
 
-def _remember_always(run):
-    run.change_state(always_setcfg=run.options.always_set_cfg == "yes", settrusted=run.options.pip_set_trusted == "yes")
+def _store_always_set_cfg(client):
+    client.change_state(always_setcfg=client.options.always_set_cfg == "yes", settrusted=client.options.pip_set_trusted == "yes")
 
 
-def _show_connection(run, place, user):
+def _show_connection(client, remote, user):
     """`user`: whom the server knows us as, or None."""
-    console, options = run.console, run.options
-    identity = run.identity(place.root) if place.root else None
+    console, options = client.console, client.options
+    identity = client.identity(remote.root) if remote.root else None
     login = f"(logged in as {user}{f' via {identity.source}' if identity and identity.source != 'login' else ''})" if user \
         else "(not logged in)"
-    accessible = _index_is_accessible(run, place, user)
-    if place.index:
-        console.info(f"current devpi index: {place.index} {login}")
-    elif place.root:
-        console.info(f"using server: {place.root} {login}")
+    accessible = _index_is_accessible(client, remote, user)
+    if remote.index:
+        console.info(f"current devpi index: {remote.index} {login}")
+    elif remote.root:
+        console.info(f"using server: {remote.root} {login}")
         console.error("no current index: type 'devpi use -l' to discover indices")
     else:
         console.error("no server: type 'devpi use URL' with a URL pointing to a server or directly to an index.")
-    if place.features and place.index:
-        console.say(f"supported features: {', '.join(sorted(place.features))}")
+    if remote.features and remote.index:
+        console.say(f"supported features: {', '.join(sorted(remote.features))}")
     if options.urls or console.is_debug:
         for key in ("login", "pypisubmit", "simpleindex"):
-            console.say(f"{key:>19}: {getattr(place, key) or None}")
+            console.say(f"{key:>19}: {getattr(remote, key) or None}")
     if user and identity and identity.source == "login":
-        _warn_of_end(run, place, user)
-    venv = effective_venv(run)
+        _warn_before_expiry(client, remote, user)
+    venv = effective_venv(client)
     if venv:
         console.say(f"venv for install/set commands: {venv}")
         console.say("only setting venv pip/uv config, no global configuration changed")
     files = _present_settings(venv)
     for file in files:
-        console.say(f"{for_people(file.path)}: {settings_status(file)}")
-    console.say(f"always-set-cfg: {'yes' if run.state.get('always_setcfg') else 'no'}")
-    console.document({
-        "server": place.root or None, "index": place.index, "user": user, "logged_in": user is not None,
+        console.say(f"{display_path(file.path)}: {settings_status(file)}")
+    console.say(f"always-set-cfg: {'yes' if client.state.get('always_setcfg') else 'no'}")
+    console.print_json({
+        "server": remote.root or None, "index": remote.index, "user": user, "logged_in": user is not None,
         "login_source": identity.source if identity and user else None, "accessible": accessible,
-        "simpleindex": place.simpleindex, "pypisubmit": place.pypisubmit, "features": list(place.features), "venv": venv,
+        "simpleindex": remote.simpleindex, "pypisubmit": remote.pypisubmit, "features": list(remote.features), "venv": venv,
         "settings": {file.path: configured_index(file) for file in files}})
 
 
-def _index_is_accessible(run, place, user):
+def _index_is_accessible(client, remote, user):
     """Whether the index can be read; None without an index.  What is in the way is told, but ends nothing."""
-    if not place.index:
+    if not remote.index:
         return None
     try:
-        run.call("GET", place.index + "?no_projects=", expect="indexconfig")
+        client.call("GET", remote.index + "?no_projects=", expect="indexconfig")
         return True
     except Refused as refusal:
         if refusal.status == 404:
-            run.console.error("Connected index does not exist.")
+            client.console.error("Connected index does not exist.")
         elif refusal.status == 403:
-            run.console.error(refusal.message)
-            run.console.error("You don't have permission to access this index." if user else
+            client.console.error(refusal.message)
+            client.console.error("You don't have permission to access this index." if user else
                               "You might have to login first to access this index.")
         else:
             raise
         return False
 
 
-def _trusts(run, place):
+def _should_trust_host(client, remote):
     """Whether pip is to be told to use the index's host without TLS."""
-    if not place.simpleindex or run.options.pip_set_trusted == "no":
+    if not remote.simpleindex or client.options.pip_set_trusted == "no":
         return False
-    parts = urllib.parse.urlsplit(place.simpleindex)
-    is_wanted = run.options.pip_set_trusted == "yes" or bool(run.state.get("settrusted")) \
+    parts = urllib.parse.urlsplit(remote.simpleindex)
+    is_wanted = client.options.pip_set_trusted == "yes" or bool(client.state.get("settrusted")) \
         or parts.scheme == "http" and not is_loopback(parts.hostname)
-    return is_wanted and may_be_trusted(run, place.simpleindex)
+    return is_wanted and may_trust_host(client, remote.simpleindex)
 
 
 def _present_settings(venv):
@@ -2777,42 +2777,42 @@ def _present_settings(venv):
     return [file for file in settings_files(venv) if file.is_ours or os.path.exists(file.path)]
 
 
-def _configure_installers(run, place):
+def _configure_installers(client, remote):
     """Do what --set-cfg, --unset-cfg or --always-set-cfg ask for with the configuration files of pip and uv."""
-    console, trusted = run.console, _trusts(run, place)
-    files = _present_settings(effective_venv(run))
-    if place.index and trusted and run.options.pip_set_trusted == "auto" and not run.state.get("settrusted"):
+    console, trusted = client.console, _should_trust_host(client, remote)
+    files = _present_settings(effective_venv(client))
+    if remote.index and trusted and client.options.pip_set_trusted == "auto" and not client.state.get("settrusted"):
         console.warn("Warning: insecure http host, trusted-host will be set for pip")
-    if run.options.unset_cfg:
+    if client.options.unset_cfg:
         for file in files:
             if undo_settings(file):
-                console.say(f"{for_people(file.path)}: settings of the index taken out")
-    elif run.options.set_cfg or run.state.get("always_setcfg"):
-        if not place.index:
+                console.say(f"{display_path(file.path)}: settings of the index taken out")
+    elif client.options.set_cfg or client.state.get("always_setcfg"):
+        if not remote.index:
             console.error("no index configured: cannot set pip/easy_install index")
-        for file in files if place.index else ():
-            _set_configuration(run, place, file, trusted)
+        for file in files if remote.index else ():
+            _write_configuration(client, remote, file, trusted)
 
 
-def _set_configuration(run, place, file, trusted):
+def _write_configuration(client, remote, file, trusted):
     """Write the index into a configuration file."""
-    urls = {"simpleindex": place.simpleindex, "index": place.index + "/"}
+    urls = {"simpleindex": remote.simpleindex, "index": remote.index + "/"}
     for key, url in urls.items():
-        pair = run.auth.basic_auth(url)     # of each URL: a server may state one of another server
+        pair = client.auth.basic_auth(url)     # of each URL: a server may state one of another server
         urls[key] = with_credentials(url, *pair) if pair else url
-    if file.settings[0][0] is None and winning_index(_text_of(file.path) or "") is not None:
-        run.console.error(f"{for_people(file.path)} has a default [[index]], which goes before index-url: left alone")
+    if file.settings[0][0] is None and uv_default_index(read_settings(file.path) or "") is not None:
+        client.console.error(f"{display_path(file.path)} has a default [[index]], which goes before index-url: left alone")
     else:
-        write_settings(file, urls, origin_of(place.simpleindex)[1], trusted)
+        write_settings(file, urls, origin_of(remote.simpleindex)[1], trusted)
     if os.path.dirname(file.path) == os.path.join(os.path.expanduser("~"), ".pip"):
-        run.console.warn(f"{for_people(file.path)} is an old place: better move it to ~/.config/pip/pip.conf")
+        client.console.warn(f"{display_path(file.path)} is an old place: better move it to ~/.config/pip/pip.conf")
 
 
-def _warn_of_end(run, place, user):
+def _warn_before_expiry(client, remote, user):
     """A login that ends soon is better known before a long upload than after it."""
-    seconds = run.auth.seconds_left(place.root, user)
+    seconds = client.auth.seconds_left(remote.root, user)
     if seconds is not None and 0 < seconds < 3600:
-        run.console.warn(f"this login ends in {int(seconds // 60) + 1} minutes: devpi login {user}")
+        client.console.warn(f"this login ends in {int(seconds // 60) + 1} minutes: devpi login {user}")
 
 
 # -- login, logoff
@@ -2825,92 +2825,92 @@ def _warn_of_end(run, place, user):
     argument("--token", metavar="TOKEN", help="log in with an API token (devpi-...); better in DEVPI_TOKEN"),
     argument("--check", action="store_true", help="only tell whether we are logged in: exit status 0 or 1"),
     argument("user", metavar="USER", nargs="?", completes="user", help="user name (default: DEVPI_USER)"))
-def login_command(run):
+def log_in(client):
     """Log in to the server.  The login's token is kept in auth.json; the password is not.
 
     The password comes from --password, --password-file, DEVPI_PASSWORD, keyring, .netrc, or is asked for on a terminal."""
-    options, console = run.options, run.console
+    options, console = client.options, client.console
     if options.check:
-        return _check_login(run)
+        return _check_login(client)
     token = options.token or os.environ.get("DEVPI_TOKEN")
     user = options.user or os.environ.get("DEVPI_USER") or (token_user(token) if token else None)
     if not user:
         raise UsageError("the name of the user is missing: devpi login USER, or set DEVPI_USER")
-    run.require_server()        # before anything is asked
+    client.require_server()        # before anything is asked
     given = options.password
     if given is None and options.password_file:
         given = read_password_file(options.password_file)
     if given is None and token and (options.token or not os.environ.get("DEVPI_PASSWORD")):
-        return _login_with_token(run, user, token)
-    password = given if given is not None else password_for(run, user)
-    reply = run.login(run.place, user, password)
-    _keep_login(run, user, reply["password"], reply.get("expiration"))
-    where = f" at '{run.place.index}'" if run.place.index else ""
-    hours = reply.get("expiration")
+        return log_in_with_token(client, user, token)
+    password = given if given is not None else _find_password(client, user)
+    response = client.request_token(client.remote, user, password)
+    store_login(client, user, response["password"], response.get("expiration"))
+    where = f" at '{client.remote.index}'" if client.remote.index else ""
+    hours = response.get("expiration")
     valid = f", credentials valid for {hours / 3600:.2f} hours" if isinstance(hours, (int, float)) else ""
     console.info(f"logged in '{user}'{where}{valid}")
     if os.environ.get("DEVPI_USER", user) == user:
-        _index_is_accessible(run, run.place, user)
+        _index_is_accessible(client, client.remote, user)
     return 0
 
 
-def password_for(run, user):
+def _find_password(client, user):
     """A user's password from where it needs no person, else from the person."""
-    found = silent_password(run.console, run.root, user)
+    found = password_without_prompt(client.console, client.root, user)
     if found is not None:
-        run.console.debug(f"the password is from {found[1]}")
+        client.console.debug(f"the password is from {found[1]}")
         return found[0]
-    if not run.console.can_ask():
+    if not client.console.is_interactive():
         raise Failure(f"no password available for user '{user}' (use --password, DEVPI_PASSWORD or keyring)")
-    return run.console.ask_password(f"password for user {user} at {run.root}: ")
+    return client.console.ask_password(f"password for user {user} at {client.root}: ")
 
 
-def _keep_login(run, user, token, seconds):
-    run.auth.add_token(run.place.root, user, token, seconds)
-    run.change_state(username=user)
+def store_login(client, user, token, seconds):
+    client.auth.add_token(client.remote.root, user, token, seconds)
+    client.change_state(username=user)
 
 
-def _login_with_token(run, user, token):
-    checked_secret(user, token)
-    if not run.is_asked_for(run.root):
-        raise Failure(f"the server at {masked(run.asked)} calls itself {run.root}",
-                      f"type 'devpi use {shell_word(run.root)}' first")
+def log_in_with_token(client, user, token):
+    check_secret(user, token)
+    if not client.is_given_server(client.root):
+        raise Failure(f"the server at {masked(client.given_url)} calls itself {client.root}",
+                      f"type 'devpi use {shell_quoted(client.root)}' first")
     headers = Identity(user, token, "login").headers()
-    reply = run.http.request("GET", run.root + "+api", json_headers(),
-                             credentials=lambda url: headers if is_below(url, run.root) else {})
-    answer = run.answer(reply, "apiconfig")
-    if (answer.result.get("authstatus") or [""])[0] != "ok":
+    response = client.http.request("GET", client.root + "+api", json_headers(),
+                             credentials=lambda url: headers if is_below(url, client.root) else {})
+    envelope = client.unwrap(response, "apiconfig")
+    if (envelope.result.get("authstatus") or [""])[0] != "ok":
         raise Failure(f"the server does not take this token for user '{user}'")
-    _keep_login(run, user, token, None)
-    run.console.info(f"logged in '{user}' with a token")
+    store_login(client, user, token, None)
+    client.console.info(f"logged in '{user}' with a token")
     return 0
 
 
-def _check_login(run):
-    wanted = run.options.user
-    _, status, user = run.api(run.root.rstrip("/"))
-    if status != "ok" and run.identity(run.root):
-        _, status, user = run.api(run.root.rstrip("/"))
+def _check_login(client):
+    wanted = client.options.user
+    _, status, user = client.get_api(client.root.rstrip("/"))
+    if status != "ok" and client.identity(client.root):
+        _, status, user = client.get_api(client.root.rstrip("/"))
     if status == "ok" and wanted in (None, user):
-        run.console.result(f"logged in as {user}")
+        client.console.print_result(f"logged in as {user}")
         return 0
-    run.console.error("not logged in" if status != "ok" else f"logged in as {user}, not as {wanted}")
+    client.console.error("not logged in" if status != "ok" else f"logged in as {user}, not as {wanted}")
     return 1
 
 
 @command("logoff", "forget the login of the current user", aliases=("logout",))
-def logoff_command(run):
+def log_off(client):
     """Forget the login of the current user for this server."""
-    stored = Place.of_state(run.state)
-    root = run.place.root if os.environ.get("DEVPI_INDEX") else stored.root
-    user = os.environ.get("DEVPI_USER") or run.stored_user
-    logins = run.auth.tokens(root) if root else []
+    stored = Remote.of_state(client.state)
+    root = client.remote.root if os.environ.get("DEVPI_INDEX") else stored.root
+    user = os.environ.get("DEVPI_USER") or client.stored_user
+    logins = client.auth.tokens(root) if root else []
     if not user and logins:
         user = logins[0][0]
-    if root and run.auth.drop_token(root, user):
-        run.console.info("login information deleted")
+    if root and client.auth.delete_token(root, user):
+        client.console.info("login information deleted")
     else:
-        run.console.error("not logged in")
+        client.console.error("not logged in")
     return 0
 
 
@@ -2924,17 +2924,17 @@ def logoff_command(run):
     argument("--with-credentials", action="store_true", help="with our login in the URL, for indexes with restricted reading"),
     argument("--unset", action="store_true", help="print what takes them back"),
     INDEX, JSON, is_for_shells=True)
-def env_command(run):
+def print_variables(client):
     """Print the variables that make pip and uv use the index: eval "$(devpi env)"."""
-    options = run.options
-    if not run.place.simpleindex:
-        run.require_index()
-        raise Failure(f"{run.index} has no simple index")
-    url = index_with_credentials(run, run.place) if options.with_credentials else run.place.simpleindex
-    variables = installer_variables(run, url)
-    run.console.document(variables)
+    options = client.options
+    if not client.remote.simpleindex:
+        client.require_index()
+        raise Failure(f"{client.index} has no simple index")
+    url = index_with_credentials(client, client.remote) if options.with_credentials else client.remote.simpleindex
+    variables = installer_variables(client, url)
+    client.console.print_json(variables)
     for name, value in variables.items():
-        run.console.result(_shell_line(options.shell, name, None if options.unset else value))
+        client.console.print_result(_shell_line(options.shell, name, None if options.unset else value))
     return 0
 
 
@@ -2959,22 +2959,22 @@ def _shell_line(shell, name, value):
 # user, passwd, index: what is on a server, and its settings.
 # ======================================================================================================================
 
-HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
-FORCE = argument("-f", "--force", action="store_true",
+_HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
+_FORCE = argument("-f", "--force", action="store_true",
                  help="with --delete: although other users' indexes build on it")
 
 
-def delete_in_use(run, url):
+def _delete_in_use(client, url):
     """Delete a user or an index, with --force although others build on it; what the server adds."""
     try:
-        return run.delete(url, run.options.force)
+        return client.delete(url, client.options.force)
     except Refused as refusal:
-        if refusal.status == 409 and not run.options.force:
+        if refusal.status == 409 and not client.options.force:
             refusal.hint = "--force does it, and takes it out of their bases"
         raise
 
 
-def key_values(words):
+def _parse_settings(words):
     """`KEY=VALUE` arguments as pairs; a Failure that names those which are none."""
     wrong = [word for word in words if not re.match(r"[^=]+=", word)]
     if wrong:
@@ -2982,117 +2982,117 @@ def key_values(words):
     return [tuple(word.split("=", 1)) for word in words]
 
 
-def shown_value(value):
+def _format_value(value):
     """A setting as `index` and `user` print it."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
 
 
-def user_url(run, name):
+def _user_url(client, name):
     if "/" in name or not name:
         raise Failure(f"'{name}' is no user name: a slash can't be in one")
-    return run.root + url_part(name)
+    return client.root + path_segment(name)
 
 
 @command(
     "user", "show, make, change or delete users",
     action("-c", "--create", help="make the user"),
     action("--delete", help="delete the user with all indexes"),
-    FORCE,
+    _FORCE,
     action("-m", "--modify", help="change the user (also without this option, if settings are given)"),
     action("-l", "--list", help="list the names of all users"),
     argument("--password-file", metavar="FILE", help="with -c or -m: file with the new password; - for standard input"),
     argument("words", metavar="USER KEY=VALUE", nargs="*", completes="user",
              help="user (default: the current one) and settings: password, email, title, description, custom_data"),
     JSON)
-def user_command(run):
+def manage_users(client):
     """Show, make, change or delete users."""
-    action, words = run.options.action, list(run.options.words)
+    action, words = client.options.action, list(client.options.words)
     name = words.pop(0) if words and "=" not in words[0] else None
-    settings = dict(key_values(words))
-    if run.options.password_file:
-        settings["password"] = read_password_file(run.options.password_file)
+    settings = dict(_parse_settings(words))
+    if client.options.password_file:
+        settings["password"] = read_password_file(client.options.password_file)
     if action == "list":
-        run.console.listing(run.call("GET", run.root, expect="list:userconfig").result)
+        client.console.print_names(client.call("GET", client.root, expect="list:userconfig").result)
     elif action == "create":
-        _create_user(run, _named(name), settings)
+        _create_user(client, _require_name(name), settings)
     elif action == "delete":
-        _delete_user(run, _named(name))
+        _delete_user(client, _require_name(name))
     elif settings or action == "modify":
-        _modify_user(run, _current(run, name), settings)
+        _modify_user(client, _name_or_current(client, name), settings)
     else:
-        _show_user(run, _current(run, name))
+        _show_user(client, _name_or_current(client, name))
 
 
-def _named(name):
+def _require_name(name):
     if name is None:
         raise Failure("need to specify a username")
     return name
 
 
-def _current(run, name):
-    name = name or run.user
+def _name_or_current(client, name):
+    name = name or client.user
     if name is None:
         raise Failure("no user specified and no user currently active")
     return name
 
 
-def _show_user(run, name):
-    url = user_url(run, name)
-    config = run.call("GET", url, expect="userconfig").result
-    run.console.result(f"{url}:")
+def _show_user(client, name):
+    url = _user_url(client, name)
+    config = client.call("GET", url, expect="userconfig").result
+    client.console.print_result(f"{url}:")
     for key in sorted(set(config) - {"indexes", "username", "pwhash", "pwsalt"}):
-        run.console.result(f"  {key}={shown_value(config[key])}")
-    run.console.document(config)
+        client.console.print_result(f"  {key}={_format_value(config[key])}")
+    client.console.print_json(config)
 
 
-def _create_user(run, name, settings):
-    url = user_url(run, name)
+def _create_user(client, name, settings):
+    url = _user_url(client, name)
     if not {"password", "pwhash"} & set(settings):
-        settings["password"] = new_password(run.console, name, "as password=..., or ")
-    answer = run.call("PUT", url, settings, expect="userconfig")
-    run.console.info(f"user created: {name}")
-    run.console.document(answer.result)
+        settings["password"] = ask_new_password(client.console, name, "as password=..., or ")
+    envelope = client.call("PUT", url, settings, expect="userconfig")
+    client.console.info(f"user created: {name}")
+    client.console.print_json(envelope.result)
 
 
-def _modify_user(run, name, settings):
-    url = user_url(run, name)
-    run.call("GET", url, expect="userconfig")       # is there such a user?
+def _modify_user(client, name, settings):
+    url = _user_url(client, name)
+    client.call("GET", url, expect="userconfig")       # is there such a user?
     for key, value in settings.items():
-        run.console.say(f"/{name} changing {key}: {'********' if key in HIDDEN_KEYS else value}")
-    answer = run.call("PATCH", url, settings)
-    fresh = answer.result if answer.type == "userpassword" and isinstance(answer.result, dict) else {}
-    identity = run.identity(url, may_login=False)
+        client.console.say(f"/{name} changing {key}: {'********' if key in _HIDDEN_KEYS else value}")
+    envelope = client.call("PATCH", url, settings)
+    fresh = envelope.result if envelope.type == "userpassword" and isinstance(envelope.result, dict) else {}
+    identity = client.identity(url, may_login=False)
     if fresh.get("password") and identity and (identity.user, identity.source) == (name, "login"):
-        _keep_login(run, name, fresh["password"], fresh.get("expiration"))
-    run.console.info(f"user modified: {name}")
-    run.console.document({"user": name, "changed": sorted(settings)})
+        store_login(client, name, fresh["password"], fresh.get("expiration"))
+    client.console.info(f"user modified: {name}")
+    client.console.print_json({"user": name, "changed": sorted(settings)})
 
 
-def _delete_user(run, name):
-    url = user_url(run, name)
-    run.console.say(f"About to remove: {url}")
-    if not run.console.is_sure({"deleted": None}):
+def _delete_user(client, name):
+    url = _user_url(client, name)
+    client.console.say(f"About to remove: {url}")
+    if not client.console.confirm_deletion({"deleted": None}):
         return
-    note = delete_in_use(run, url)
-    run.auth.drop_token(run.root, name)
-    run.console.info(f"user deleted: {name}")
-    run.console.document({"deleted": name, **({"note": note} if note else {})})
+    note = _delete_in_use(client, url)
+    client.auth.delete_token(client.root, name)
+    client.console.info(f"user deleted: {name}")
+    client.console.print_json({"deleted": name, **({"note": note} if note else {})})
 
 
 @command(
     "passwd", "change a password",
     argument("--password-file", metavar="FILE", help="file with the new password; - for standard input"),
     argument("user", metavar="USER", nargs="?", completes="user", help="user name (default: the current user)"))
-def passwd_command(run):
+def change_password(client):
     """Change the password of the current user, or as root that of another one.  It is asked for twice."""
-    name = _current(run, run.options.user)
+    name = _name_or_current(client, client.options.user)
     if "=" in name:
         raise UsageError("passwd takes the name of a user; the password is asked for, or comes from --password-file")
-    user_url(run, name)
-    given = run.options.password_file
-    _modify_user(run, name, {"password": read_password_file(given) if given else new_password(run.console, name)})
+    _user_url(client, name)
+    given = client.options.password_file
+    _modify_user(client, name, {"password": read_password_file(given) if given else ask_new_password(client.console, name)})
 
 
 # -- indexes
@@ -3102,86 +3102,86 @@ def passwd_command(run):
     "index", "show, make, change or delete indexes",
     action("-c", "--create", help="make the index"),
     action("--delete", help="delete the index with all that is in it"),
-    FORCE,
+    _FORCE,
     action("-l", "--list", help="list the indexes of the current or the given user"),
     argument("--no-projects", action="store_true", help="ask the server to leave out the names of projects"),
     argument("words", metavar="INDEX KEY=VALUE", nargs="*", completes="index",
              help="index (default: the current one) and settings: KEY=VALUE, KEY+=VALUE, KEY-=VALUE, KEY-= (take out)"),
     JSON)
-def index_command(run):
+def manage_indexes(client):
     """Show, make, change or delete indexes.
 
     Settings: type, bases, volatile, acl_upload, mirror_url, title and more; lists are written with commas."""
-    action, words = run.options.action, list(run.options.words)
+    action, words = client.options.action, list(client.options.words)
     name = words.pop(0) if words and "=" not in words[0] else None
     if action == "list":
-        return _list_user_indexes(run, name)
+        return _list_indexes_of_user(client, name)
     if action in ("create", "delete") and name is None:
         raise Failure("need to explicitly specify index for deletion/creation")
     if action == "delete" and words:
         raise Failure("cannot delete if you specify key=values")
-    pairs = key_values(words)
-    url = run.index_url(name, run.root) if name else run.index
+    pairs = _parse_settings(words)
+    url = client.index_url(name, client.root) if name else client.index
     if action == "delete":
-        return _delete_index(run, url)
+        return _delete_index(client, url)
     if action == "create":
         operations = [key for key, _ in pairs if key.endswith(("+", "-"))]
         if operations:
             raise Failure(f"a new index has nothing to add to or take from: {operations[0]}={dict(pairs)[operations[0]]}")
-        note = run.call("PUT", url, dict(pairs), expect="indexconfig").message
+        note = client.call("PUT", url, dict(pairs), expect="indexconfig").message
     elif words:
-        run.require_login()
-        note = _modify_index(run, url, words, pairs)
+        client.require_login()
+        note = _modify_index(client, url, words, pairs)
     else:
         note = ""
     if note:        # before the index is shown: it is said although that may fail
-        run.console.aside(note)
-    without_projects = run.options.no_projects or action == "create" or bool(words)
-    _show_index(run, url, without_projects, note)
+        client.console.warn_on_stderr(note)
+    without_projects = client.options.no_projects or action == "create" or bool(words)
+    _show_index(client, url, without_projects, note)
 
 
-def _modify_index(run, url, words, pairs):
+def _modify_index(client, url, words, pairs):
     """Change the settings of an index; returns what the server says beside them, or ""."""
-    path, known = "/" + "/".join(url.split("/")[-2:]), run.call("GET", url + "?no_projects=", expect="indexconfig").result
-    if "server-keyvalue-parsing" in run.place.features:
+    path, known = "/" + "/".join(url.split("/")[-2:]), client.call("GET", url + "?no_projects=", expect="indexconfig").result
+    if "server-keyvalue-parsing" in client.remote.features:
         for word in words:
             key = word.partition("=")[0].rstrip("+-")
-            run.console.say(f"{path} {word.partition('=')[0]}=********" if key in HIDDEN_KEYS else f"{path} {word}")
-        return run.call("PATCH", url, words, expect="indexconfig").message
+            client.console.say(f"{path} {word.partition('=')[0]}=********" if key in _HIDDEN_KEYS else f"{path} {word}")
+        return client.call("PATCH", url, words, expect="indexconfig").message
     for key, value in pairs:
         if key.endswith(("+", "-")):
             raise Failure(f"this server only takes KEY=VALUE, not {key}={value}")
-        run.console.say(f"{path} changing {key}: {'********' if key in HIDDEN_KEYS else value}")
-    return run.call("PATCH", url, {**known, **dict(pairs)}, expect="indexconfig").message
+        client.console.say(f"{path} changing {key}: {'********' if key in _HIDDEN_KEYS else value}")
+    return client.call("PATCH", url, {**known, **dict(pairs)}, expect="indexconfig").message
 
 
-def _show_index(run, url, without_projects, note=""):
+def _show_index(client, url, without_projects, note=""):
     try:
-        config = run.call("GET", url + ("?no_projects=" if without_projects else ""), expect="indexconfig").result
+        config = client.call("GET", url + ("?no_projects=" if without_projects else ""), expect="indexconfig").result
     except Refused as refusal:
-        if refusal.status == 403 and run.user is None:
+        if refusal.status == 403 and client.user is None:
             raise Failure(refusal.message, "you need to be logged in (use 'devpi login USER')") from None
         raise
-    run.console.result(f"{url}:")
+    client.console.print_result(f"{url}:")
     first = [key for key in ("type", "bases", "volatile", "acl_upload") if key in config]
     for key in first + sorted(set(config) - set(first) - {"projects"}):
-        run.console.result(f"  {key}={shown_value(config[key])}")
-    run.console.document({"url": url, **config, **({"note": note} if note else {})})
+        client.console.print_result(f"  {key}={_format_value(config[key])}")
+    client.console.print_json({"url": url, **config, **({"note": note} if note else {})})
 
 
-def _list_user_indexes(run, name):
-    name = name or run.require_login()
-    config = run.call("GET", user_url(run, name), expect="userconfig").result
-    run.console.listing(f"{name}/{index}" for index in config.get("indexes") or ())
+def _list_indexes_of_user(client, name):
+    name = name or client.require_login()
+    config = client.call("GET", _user_url(client, name), expect="userconfig").result
+    client.console.print_names(f"{name}/{index}" for index in config.get("indexes") or ())
 
 
-def _delete_index(run, url):
-    run.console.say(f"About to remove: {url}")
-    if not run.console.is_sure({"deleted": None}):
+def _delete_index(client, url):
+    client.console.say(f"About to remove: {url}")
+    if not client.console.confirm_deletion({"deleted": None}):
         return
-    note = delete_in_use(run, url)
-    run.console.info(f"index deleted: {url}")
-    run.console.document({"deleted": url, **({"note": note} if note else {})})
+    note = _delete_in_use(client, url)
+    client.console.info(f"index deleted: {url}")
+    client.console.print_json({"deleted": url, **({"note": note} if note else {})})
 
 
 # ======================================================================================================================
@@ -3190,8 +3190,8 @@ def _delete_index(run, url):
 # list, getjson, patchjson: what an index has.  Reading changes nothing (but patchjson, the odd one).
 # ======================================================================================================================
 
-SHOWN_VERSIONS = 3              # without --all
-PARALLEL_READS = 8
+_SHOWN_VERSIONS = 3              # without --all
+_PARALLEL_READS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -3235,19 +3235,19 @@ class Release:
                 if link.rel == "toxresult" and urllib.parse.unquote(link.for_url) == plain]
 
 
-def releases_of(run, project, ignore_bases=False):
+def releases_of(client, project, ignore_bases=False):
     """The releases of a project, ascending, each followed by those that it shadows."""
-    answer = run.call("GET", run.project_url(project) + ("?ignore_bases=" if ignore_bases else ""), expect="projectconfig")
-    base = answer.reply.url.partition("?")[0]
+    envelope = client.call("GET", client.project_url(project) + ("?ignore_bases=" if ignore_bases else ""), expect="projectconfig")
+    base = envelope.response.url.partition("?")[0]
     found = []
-    for version in sorted(answer.result or {}, key=version_key):
-        data = answer.result[version]
-        found.append(_release(version, data, base, False))
-        found.extend(_release(version, other, base, True) for other in data.get("+shadowing") or ())
+    for version in sorted(envelope.result or {}, key=version_key):
+        data = envelope.result[version]
+        found.append(_parse_release(version, data, base, False))
+        found.extend(_parse_release(version, other, base, True) for other in data.get("+shadowing") or ())
     return found
 
 
-def _release(version, data, base, is_shadowed):
+def _parse_release(version, data, base, is_shadowed):
     links = []
     for link in data.get("+links") or ():
         href, _, fragment = urllib.parse.urljoin(base, str(link.get("href", ""))).partition("#")
@@ -3261,7 +3261,7 @@ def _release(version, data, base, is_shadowed):
     return Release(version, tuple(links), is_shadowed, data.get("yanked"))
 
 
-def required(text):
+def requirement_of(text):
     """The `Requirement` that an argument is; a Failure if it is none."""
     found = parse_requirement(text)
     if found is None:
@@ -3269,7 +3269,7 @@ def required(text):
     return found
 
 
-def in_parallel(function, items, jobs):
+def map_in_parallel(function, items, jobs):
     """function(item) of each, in the items' order, `jobs` at a time.  The first failure ends it."""
     items = list(items)
     if jobs <= 1 or len(items) <= 1:
@@ -3299,46 +3299,46 @@ def in_parallel(function, items, jobs):
     argument("spec", metavar="SPEC", nargs="?", completes="project",
              help="a project, perhaps with versions: 'hello>=1.2,!=1.4'"),
     JSON)
-def list_command(run):
+def list_index(client):
     """List the projects of the index; with -v also their newest version, but for mirrored projects.
 
     With a project: its files, newest version first.  Bold: of this index; plain: of a base; red: shadowed."""
-    if run.options.spec:
-        return _list_files(run, required(run.options.spec))
-    config = run.call("GET", run.index, expect="indexconfig").result
+    if client.options.spec:
+        return _list_files(client, requirement_of(client.options.spec))
+    config = client.call("GET", client.index, expect="indexconfig").result
     projects = sorted(config.get("projects") or ())
-    if not run.console.verbose:
+    if not client.console.verbose:
         for project in projects:
-            run.console.result(project)
-        return run.console.document({"index": run.index, "projects": projects})
+            client.console.print_result(project)
+        return client.console.print_json({"index": client.index, "projects": projects})
     if _is_mirror(config):
         for project in projects:
-            run.console.result(project)
+            client.console.print_result(project)
         shown = dict.fromkeys(projects)
         is_mirrored = True
     else:
-        shown, is_mirrored = _list_versions(run, config, projects)
+        shown, is_mirrored = _list_versions(client, config, projects)
     if is_mirrored:
-        run.console.aside("versions of mirrored projects are not asked for without naming "
+        client.console.warn_on_stderr("versions of mirrored projects are not asked for without naming "
                           "a project: devpi list NAME")
-    run.console.document({"index": run.index, "projects": [
+    client.console.print_json({"index": client.index, "projects": [
         {"name": project, "versions": shown[project]} for project in shown]})
 
 
-def _list_versions(run, config, projects):
+def _list_versions(client, config, projects):
     """Print the versions of a stage's own projects; returns ({project: versions}, whether a mirror
     may have more of them, which it would have to ask its upstream for, one by one)."""
     shown, mirrored = {}, set()
-    if not run.options.ignore_bases:
-        mirrored = _mirrored(run, config, projects)
+    if not client.options.ignore_bases:
+        mirrored = _mirrored_projects(client, config, projects)
 
     def versions_of(project):
-        found = releases_of(run, project, run.options.ignore_bases or project in mirrored)
+        found = releases_of(client, project, client.options.ignore_bases or project in mirrored)
         return [release.version for release in found if not release.is_shadowed]
-    for project, versions in zip(projects, in_parallel(versions_of, projects, PARALLEL_READS)):
-        shown[project] = versions if run.options.all else versions[-1:]
+    for project, versions in zip(projects, map_in_parallel(versions_of, projects, _PARALLEL_READS)):
+        shown[project] = versions if client.options.all else versions[-1:]
         for version in shown[project]:
-            run.console.result(f"{project}=={version}")
+            client.console.print_result(f"{project}=={version}")
     return shown, bool(mirrored)
 
 
@@ -3346,7 +3346,7 @@ def _is_mirror(config):
     return config.get("type") == "mirror" or "mirror_url" in config
 
 
-def _mirrored(run, config, projects):
+def _mirrored_projects(client, config, projects):
     """Those of a stage's own projects that mirrors behind it may add to: a whitelist on the way to
     them names the project.  No mirror has to ask its upstream for this."""
     configs, seen, has_mirror = [config], set(), False
@@ -3356,9 +3356,9 @@ def _mirrored(run, config, projects):
             if base in seen:
                 continue
             seen.add(base)
-            url = run.root + "/".join(map(url_part, base.split("/")))
+            url = client.root + "/".join(map(path_segment, base.split("/")))
             try:
-                configs.append(run.call("GET", url + "?no_projects=", expect="indexconfig").result)
+                configs.append(client.call("GET", url + "?no_projects=", expect="indexconfig").result)
             except Refused as refusal:      # not there, or not for this user's eyes: it may be one
                 if refusal.status not in (401, 403, 404):
                     raise
@@ -3369,48 +3369,48 @@ def _mirrored(run, config, projects):
             if has_mirror and ("*" in listed or normalize(project) in normal)}
 
 
-def _list_files(run, wanted):
-    releases = [release for release in releases_of(run, wanted.name, run.options.ignore_bases)
+def _list_files(client, wanted):
+    releases = [release for release in releases_of(client, wanted.name, client.options.ignore_bases)
                 if wanted.admits(release.version)]
     # Newest first; what a release shadows stays behind it.
     order = sorted(enumerate(releases), key=lambda pair: (version_key(pair[1].version), not pair[1].is_shadowed, -pair[0]),
                    reverse=True)
     releases = [release for _, release in order if release.files]
-    shown = releases if run.options.all else releases[:SHOWN_VERSIONS]
+    shown = releases if client.options.all else releases[:_SHOWN_VERSIONS]
     document = []
     for release in shown:
         files = []
         for file in release.files:
-            here = is_below(file.url, run.index)
+            here = is_below(file.url, client.index)
             entry = {"filename": file.filename, "url": file.url, "hashes": dict(file.hashes), "inherited": not here}
             yanked = file.yanked if file.yanked is not None else release.yanked
             if yanked is not None:
                 entry["yanked"] = yanked
             mark = "" if yanked in (None, False) else f" (yanked: {one_line(yanked)})" if isinstance(yanked, str) and yanked \
                 else " (yanked)"
-            run.console.result(file.url + mark, "error" if release.is_shadowed else "bold" if here else None)
-            if run.options.toxresults or run.options.failures:
-                entry["test_results"] = _show_results(run, release, file)
+            client.console.print_result(file.url + mark, "error" if release.is_shadowed else "bold" if here else None)
+            if client.options.toxresults or client.options.failures:
+                entry["test_results"] = _show_results(client, release, file)
             files.append(entry)
         document.append({"version": release.version, "shadowed": release.is_shadowed, "files": files})
     if len(shown) < len(releases):
-        run.console.result(f"{len(releases) - len(shown)} older versions not shown, use --all to see")
-    run.console.document({"index": run.index, "project": normalize(wanted.name), "releases": document,
+        client.console.print_result(f"{len(releases) - len(shown)} older versions not shown, use --all to see")
+    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "releases": document,
                           "not_shown": len(releases) - len(shown)})
 
 
 # -- test results
 
 
-def _show_results(run, release, file):
+def _show_results(client, release, file):
     """Print the newest result of an archive for each host, platform and environment; returns them for JSON."""
     seen, found = set(), []
     for link in release.results_of(file):
         try:        # anybody may have posted it
-            report = parse_json(run.http.request("GET", link.url, credentials=run.credentials).body)
+            report = parse_json(client.http.request("GET", link.url, credentials=client.credentials).body)
             host, platform, environments = str(report["host"]), str(report["platform"]), dict(report["testenvs"])
         except (ValueError, KeyError, TypeError, Failure):
-            run.console.result(f"corrupt toxresult, skipping: {link.url}", "error")
+            client.console.print_result(f"corrupt toxresult, skipping: {link.url}", "error")
             continue
         for name in sorted(environments):
             if name.startswith(".pkg") or (host, platform, name) in seen:       # tox 4 builds packages in .pkg
@@ -3419,7 +3419,7 @@ def _show_results(run, release, file):
             environment = environments[name] if isinstance(environments[name], dict) else {}
             result = _result_of(name, host, platform, environment)
             found.append({**result, "url": link.url})
-            _show_result(run.console, result, environment, run.options.failures)
+            _show_result(client.console, result, environment, client.options.failures)
     return found
 
 
@@ -3450,78 +3450,78 @@ def _show_result(console, result, environment, with_output):
     in_tests = result["problem"] in (None, "tests failed", "no tests were run")
     if result["python"] and in_tests:
         line += result["python"] + " "
-    console.result(line + (result["problem"] or "tests passed"), None if result["passed"] else "error")
+    console.print_result(line + (result["problem"] or "tests passed"), None if result["passed"] else "error")
     failed_step = {"setup failed": "setup", "tests failed": "test"}.get(result["problem"])
     for command in _steps(environment, failed_step) if with_output and failed_step else ():
         command = command if isinstance(command, dict) else {}
         words = command.get("command") or []
         text = " ".join(map(str, words)) if isinstance(words, list) else str(words)
         if not _failed(command):
-            console.result(f"    OK: {text}")
+            console.print_result(f"    OK: {text}")
             continue
-        console.result(f"    FAIL: {text}", "error")
+        console.print_result(f"    FAIL: {text}", "error")
         for output in str(command.get("output") or "").splitlines():
-            console.result(f"    {output}")
+            console.print_result(f"    {output}")
         break
 
 
 # -- JSON
 
 
-def _json_url(run, path):
+def _json_url(client, path):
     """The URL that an argument means: `/x` below the server's root, `x` below the index, a URL as it is."""
     if "://" in path:
-        run.ask_for(path)
+        client.note_given_url(path)
         return path
     if path.startswith("/"):
-        if not run.place.root:
+        if not client.remote.root:
             raise Failure("no server currently selected", "type 'devpi use URL' first")
-        return run.root.rstrip("/") + path
-    if not run.place.index:
-        raise Failure("cannot use relative path without an active index" if run.place.root else "no server currently selected",
+        return client.root.rstrip("/") + path
+    if not client.remote.index:
+        raise Failure("cannot use relative path without an active index" if client.remote.root else "no server currently selected",
                       "type 'devpi use USER/NAME' first, or begin the path with a slash")
-    return f"{run.index}/{path}"
+    return f"{client.index}/{path}"
 
 
 @command(
     "getjson", "print the JSON of a path on the server",
     argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"))
-def getjson_command(run):
+def get_json(client):
     """Print the JSON that the server gives for a path; with -v also the headers of the answer."""
-    run.console.quiet = run.is_version_checked = True      # the URL may be of any server
-    reply = run.send("GET", _json_url(run, run.options.path), json_headers())
-    if run.console.verbose:
-        run.console.result(f"GET REQUEST sent to {public_url(reply.url)}")
-        for name, value in sorted((name.upper(), value) for name, value in reply.headers.items()):
-            run.console.result(f"{name}: {value}")
-        run.console.result("")
-    _print_json(run, reply)
+    client.console.quiet = client.is_version_checked = True      # the URL may be of any server
+    response = client.send("GET", _json_url(client, client.options.path), json_headers())
+    if client.console.verbose:
+        client.console.print_result(f"GET REQUEST sent to {public_url(response.url)}")
+        for name, value in sorted((name.upper(), value) for name, value in response.headers.items()):
+            client.console.print_result(f"{name}: {value}")
+        client.console.print_result("")
+    _print_response(client, response)
 
 
 @command(
     "patchjson", "send a JSON file as PATCH to a path on the server",
     argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"),
     argument("file", metavar="FILE", help="the JSON file; - for standard input"))
-def patchjson_command(run):
+def patch_json(client):
     """Send a JSON file as PATCH to a path on the server, and print the answer."""
-    run.console.quiet = run.is_version_checked = True
-    url, name = _json_url(run, run.options.path), run.options.file
+    client.console.quiet = client.is_version_checked = True
+    url, name = _json_url(client, client.options.path), client.options.file
     try:
         value = parse_json(read_text(name, "file"))
     except ValueError as error:
         raise Failure(f"{'standard input' if name == '-' else name} is no JSON: {error}") from None
-    reply = run.send("PATCH", url, json_headers(), json_body(value))
-    run.console.result(f"PATCH REQUEST sent to {public_url(reply.url)}")
-    _print_json(run, reply)
+    response = client.send("PATCH", url, json_headers(), json_body(value))
+    client.console.print_result(f"PATCH REQUEST sent to {public_url(response.url)}")
+    _print_response(client, response)
 
 
-def _print_json(run, reply):
-    if reply.status not in (200, 201):
-        raise run.refusal(reply)
-    value = reply.json()
+def _print_response(client, response):
+    if response.status not in (200, 201):
+        raise client.refusal_of(response)
+    value = response.json()
     if value is None:
-        raise Failure(f"{public_url(reply.url)}: the answer is no JSON")
-    run.console.result(json.dumps(value, indent=4, sort_keys=True))
+        raise Failure(f"{public_url(response.url)}: the answer is no JSON")
+    client.console.print_result(json.dumps(value, indent=4, sort_keys=True))
 
 
 # ======================================================================================================================
@@ -3539,34 +3539,34 @@ def _print_json(run, reply):
     argument("spec", metavar="SPEC_OR_URL", completes="project",
              help="a project, perhaps with versions ('hello==1.0'), or the URL of a file"),
     JSON)
-def remove_command(run):
+def remove_releases(client):
     """Remove a project, releases or a file from the index (never from its bases)."""
-    if "://" in run.options.spec:
-        run.settle(run.place)       # before: DEVPI_PASSWORD is for the server of DEVPI_INDEX
-        run.ask_for(run.options.spec)
-        return _remove_file(run, run.options.spec.partition("#")[0])
-    run.require_index()
-    wanted = required(run.options.spec)
-    run.require_login()
-    found = _removable(run, wanted)
+    if "://" in client.options.spec:
+        client.set_remote(client.remote)       # before: DEVPI_PASSWORD is for the server of DEVPI_INDEX
+        client.note_given_url(client.options.spec)
+        return _remove_file(client, client.options.spec.partition("#")[0])
+    client.require_index()
+    wanted = requirement_of(client.options.spec)
+    client.require_login()
+    found = _find_removable(client, wanted)
     if not found:
         if wanted.specifiers:
             raise _nothing_matches(wanted)
-        return _remove_empty(run, wanted)
-    run.console.say("About to remove the following releases and distributions")
+        return _remove_empty(client, wanted)
+    client.console.say("About to remove the following releases and distributions")
     for release, links in found:
-        run.console.say(f"version: {release.version}")
+        client.console.say(f"version: {release.version}")
         for link in links:
-            run.console.say(f"  - {link.url}")
-    if not run.console.is_sure({"removed": []}):
+            client.console.say(f"  - {link.url}")
+    if not client.console.confirm_deletion({"removed": []}):
         return
     notes = []
     if wanted.specifiers:
-        notes = _delete_releases(run, wanted.name, [release.version for release, _ in found])
+        notes = _delete_releases(client, wanted.name, [release.version for release, _ in found])
     else:
-        run.console.say(f"deleting project {wanted.name}")
-        notes = [_delete(run, run.project_url(wanted.name))]
-    run.console.document({"index": run.index, "project": normalize(wanted.name), "removed": [
+        client.console.say(f"deleting project {wanted.name}")
+        notes = [_delete(client, client.project_url(wanted.name))]
+    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "removed": [
         {"version": release.version, "files": [link.url for link in links]}
         for release, links in found],
         "notes": [note for note in notes if note]})
@@ -3576,31 +3576,31 @@ def _nothing_matches(wanted):
     return Failure(f"No releases or distributions found matching '{wanted.text}'.")
 
 
-def _remove_empty(run, wanted):
+def _remove_empty(client, wanted):
     """Remove a project that has no files on the index, where it still keeps its name private."""
-    run.console.say(f"About to remove the project {wanted.name}, which has no files on {run.index}")
-    if not run.console.is_sure({"removed": []}):
+    client.console.say(f"About to remove the project {wanted.name}, which has no files on {client.index}")
+    if not client.console.confirm_deletion({"removed": []}):
         return
     try:
-        note = _delete(run, run.project_url(wanted.name))
+        note = _delete(client, client.project_url(wanted.name))
     except Refused as refusal:
         if refusal.status == 404:       # a base has it, not the index
             raise _nothing_matches(wanted) from None
         raise
-    run.console.say(f"deleted project {wanted.name}")
-    run.console.document({"index": run.index, "project": normalize(wanted.name), "removed": [],
+    client.console.say(f"deleted project {wanted.name}")
+    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "removed": [],
                           "notes": [note] if note else []})
 
 
-def _delete_releases(run, project, versions):
+def _delete_releases(client, project, versions):
     """Delete releases; returns what the server adds to each.
 
     With one of them go those of the same version in another spelling (3.0.0-rc.1, 3.0.0rc1)."""
     notes, gone = [], set()
     for version in versions:
-        run.console.say(f"deleting release {version} of {project}")
+        client.console.say(f"deleting release {version} of {project}")
         try:
-            notes.append(_delete(run, run.project_url(project, version)))
+            notes.append(_delete(client, client.project_url(project, version)))
         except Refused as refusal:
             if refusal.status != 404 or canonical_version(version) not in gone:
                 raise
@@ -3608,31 +3608,31 @@ def _delete_releases(run, project, versions):
     return notes
 
 
-def _delete(run, url):
+def _delete(client, url):
     """Delete something of an index, with --force of a non-volatile one; what the server adds."""
     try:
-        return run.delete(url, run.options.force)
+        return client.delete(url, client.options.force)
     except Refused as refusal:
-        if "non-volatile" in refusal.text and not run.options.force:
+        if "non-volatile" in refusal.text and not client.options.force:
             refusal.hint = "-f does it, for the owner of the index and root"
         raise
 
 
-def _removable(run, wanted):
+def _find_removable(client, wanted):
     """[(release, its links on this index by name), ...] of the versions that are meant, ascending."""
     found = []
-    for release in releases_of(run, wanted.name, ignore_bases=True):
-        links = sorted((link for link in release.links if is_below(link.url, run.index)), key=lambda link: link.filename)
+    for release in releases_of(client, wanted.name, ignore_bases=True):
+        links = sorted((link for link in release.links if is_below(link.url, client.index)), key=lambda link: link.filename)
         if links and not release.is_shadowed and wanted.admits(release.version):
             found.append((release, links))
     return found
 
 
-def _remove_file(run, url):
-    run.console.say(f"About to remove the following file:\n{masked(url)}")
-    if run.console.is_sure({"removed": []}):
-        note = _delete(run, url)
-        run.console.document({"removed": [{"files": [masked(url)]}],
+def _remove_file(client, url):
+    client.console.say(f"About to remove the following file:\n{masked(url)}")
+    if client.console.confirm_deletion({"removed": []}):
+        note = _delete(client, url)
+        client.console.print_json({"removed": [{"files": [masked(url)]}],
                               "notes": [note] if note else []})
 
 
@@ -3644,44 +3644,44 @@ def _remove_file(run, url):
     argument("spec", metavar="SPEC_OR_URL", completes="project",
              help="a project with versions ('hello==1.0'), or the URL of a file"),
     JSON)
-def yank_command(run):
+def yank_releases(client):
     """Yank releases or a file (PEP 592): installers pass them over unless they are asked for by number."""
-    options = run.options
+    options = client.options
     if "://" in options.spec:
-        run.settle(run.place)
-        run.ask_for(options.spec)
+        client.set_remote(client.remote)
+        client.note_given_url(options.spec)
         query = "unyank" if options.undo else f"yank={urllib.parse.quote(options.reason, safe='')}"
-        _patch_yanked(run, f"{options.spec.partition('#')[0]}?{query}", None)
-        return run.console.document({"yanked": not options.undo, "url": masked(options.spec)})
-    wanted = required(options.spec)
+        _patch_yanked(client, f"{options.spec.partition('#')[0]}?{query}", None)
+        return client.console.print_json({"yanked": not options.undo, "url": masked(options.spec)})
+    wanted = requirement_of(options.spec)
     if not wanted.specifiers:
         raise Failure(f"which versions of {wanted.name}? yank works on releases: {wanted.name}==VERSION")
-    run.require_index()
-    run.require_login()
-    versions = [release.version for release, _ in _removable(run, wanted)]
+    client.require_index()
+    client.require_login()
+    versions = [release.version for release, _ in _find_removable(client, wanted)]
     if not versions:
         raise _nothing_matches(wanted)
     for version in versions:
-        _patch_yanked(run, run.project_url(wanted.name, version),
+        _patch_yanked(client, client.project_url(wanted.name, version),
                       {"yanked": False if options.undo else options.reason or True})
-        run.console.info(f"{'no longer yanked' if options.undo else 'yanked'}: {wanted.name} {version}")
-    run.console.document({"index": run.index, "project": normalize(wanted.name), "yanked": not options.undo,
+        client.console.info(f"{'no longer yanked' if options.undo else 'yanked'}: {wanted.name} {version}")
+    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "yanked": not options.undo,
                           "versions": versions})
 
 
-def _patch_yanked(run, url, body):
+def _patch_yanked(client, url, body):
     """devpi-server knows no yanks: it answers 404, or, for a file, as to a GET."""
     unknown = Failure("this server does not support yanking (devpi_lite does)",
                       "'devpi remove' takes a release away for good; that it can do")
     try:
-        answer = run.call("PATCH", url, body)
+        envelope = client.call("PATCH", url, body)
     except Refused as refusal:
         plain = url.partition("?")[0]
         if refusal.status in (405, 415) or refusal.status == 404 and \
-                run.send("GET", plain, json_headers()).status == 200:
+                client.send("GET", plain, json_headers()).status == 200:
             raise unknown from None
         raise
-    if answer.type == "releasefilemeta":
+    if envelope.type == "releasefilemeta":
         raise unknown
 
 
@@ -3689,18 +3689,18 @@ def _patch_yanked(run, url, body):
     "refresh", "let mirrors forget what they know of projects, and ask upstream again",
     INDEX,
     argument("projects", metavar="PKG", nargs="+", completes="project", help="a project"))
-def refresh_command(run):
+def refresh_projects(client):
     """Let the mirrors behind the index forget what they know of projects, and ask upstream again."""
     code = 0
-    for project in run.options.projects:
-        name = required(project).name
-        url = f"{run.index}/+simple/{url_part(normalize(name))}/refresh"
-        reply = run.send("POST", url, {"Accept": "*/*"}, patient=True, follows=False)
-        target = urllib.parse.urlsplit(reply.headers.get("Location") or "").path
-        if reply.status in (200, 201) or reply.status in (302, 303) and "/+simple/" in target:
-            run.console.info(f"Refreshed {project}")
+    for project in client.options.projects:
+        name = requirement_of(project).name
+        url = f"{client.index}/+simple/{path_segment(normalize(name))}/refresh"
+        response = client.send("POST", url, {"Accept": "*/*"}, may_take_long=True, follow_redirects=False)
+        target = urllib.parse.urlsplit(response.headers.get("Location") or "").path
+        if response.status in (200, 201) or response.status in (302, 303) and "/+simple/" in target:
+            client.console.info(f"Refreshed {project}")
         else:
-            run.console.error(f"Couldn't refresh {project} via {url}: {reply.status} {reply.reason}")
+            client.console.error(f"Couldn't refresh {project} via {url}: {response.status} {response.reason}")
             code = 1
     return code
 
@@ -3708,7 +3708,7 @@ def refresh_command(run):
 # -- push
 
 # Where .pypirc's sections of these names push to if they name no repository.
-DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": "https://test.pypi.org/legacy/"}
+_DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": "https://test.pypi.org/legacy/"}
 
 
 @command(
@@ -3722,69 +3722,69 @@ DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": "
     argument("target", metavar="TARGET", completes="index",
              help="USER/INDEX or INDEX, or pypi:REPO for the section REPO of .pypirc"),
     JSON)
-def push_command(run):
+def push_release(client):
     """Push a release with all its files, documentation and test results to another index of the server.
 
     Or its files to an outside server, with the account that .pypirc has.  The server does it; nothing is sent from here."""
-    options = run.options
-    name, version = _released(run, options.spec)
+    options = client.options
+    name, version = _parse_release_spec(client, options.spec)
     if options.no_docs and options.only_docs:
         raise Failure("Can't use '--no-docs' and '--only-docs' together.")
     body = {"name": name, "version": version}
     if options.target.startswith("pypi:"):
-        body.update(_outside_target(run, options.target[len("pypi:"):], options.pypirc))
+        body.update(_external_target(client, options.target[len("pypi:"):], options.pypirc))
     elif re.fullmatch(r"[^/:]+/[^/:]+", options.target):
         body["targetindex"] = options.target
     elif re.fullmatch(r"[^/:]+", options.target):
-        body["targetindex"] = f"{run.require_login()}/{options.target}"
+        body["targetindex"] = f"{client.require_login()}/{options.target}"
     else:
         raise Failure(f"target '{options.target}' not of form USER/NAME, NAME or pypi:REPONAME")
     for option, feature, key in (("no_docs", "push-no-docs", "no_docs"), ("only_docs", "push-only-docs", "only_docs"),
                                  ("register_project", "push-register-project", "register_project")):
         if getattr(options, option):
-            run.require_index()
-            if feature not in run.place.features:
+            client.require_index()
+            if feature not in client.remote.features:
                 raise Failure(f"The server doesn't support the '--{option.replace('_', '-')}' option, "
                               "6.14.0 or newer required.")
             body[key] = True
-    reply = run.send("PUSH", run.index, json_headers(), json_body(body), patient=True)
-    value = reply.json()
-    if reply.status == 500 and "posturl" in body:
-        raise Refused(reply, reply.message(), f"so a devpi-server says that it can't reach {public_url(body['posturl'])}")
+    response = client.send("PUSH", client.index, json_headers(), json_body(body), may_take_long=True)
+    value = response.json()
+    if response.status == 500 and "posturl" in body:
+        raise Refused(response, response.message(), f"so a devpi-server says that it can't reach {public_url(body['posturl'])}")
     if not isinstance(value, dict) or value.get("type") != "actionlog":
         try:
-            run.answer(reply, "actionlog")
+            client.unwrap(response, "actionlog")
         except Refused as refusal:
-            if _is_docs_left(run, refusal, name, version, body):
+            if _lacks_only_docs(client, refusal, name, version, body):
                 at = ["--index", options.index] if options.index else []
                 words = ["devpi", "push", *at, "--only-docs", f"{name}=={version}", options.target]
-                line = " ".join(map(shell_word, words))
+                line = " ".join(map(shell_quoted, words))
                 refusal.hint = f"the documentation is not there yet: {line}"
             raise
-    return _show_actions(run, reply, value["result"])
+    return _show_actions(client, response, value["result"])
 
 
-def _is_docs_left(run, refusal, name, version, body):
+def _lacks_only_docs(client, refusal, name, version, body):
     """Whether a push was refused because all but the documentation had been pushed before."""
     if refusal.status != 409 or "with the same content" not in refusal.text or \
             "targetindex" not in body or "no_docs" in body or "only_docs" in body or \
-            "push-only-docs" not in run.place.features:
+            "push-only-docs" not in client.remote.features:
         return False
-    target = run.root + "/".join(map(url_part, body["targetindex"].split("/")))
+    target = client.root + "/".join(map(path_segment, body["targetindex"].split("/")))
 
     def has_docs(index):
-        url = f"{index}/{url_part(normalize(name))}"
-        answer = run.call("GET", url + "?ignore_bases=", expect="projectconfig")
-        return any(link.get("rel") == "doczip" for known, release in answer.result.items()
+        url = f"{index}/{path_segment(normalize(name))}"
+        envelope = client.call("GET", url + "?ignore_bases=", expect="projectconfig")
+        return any(link.get("rel") == "doczip" for known, release in envelope.result.items()
                    if same_version(known, version)
                    for link in release.get("+links") or ())
     try:
-        return has_docs(run.index) and not has_docs(target)
+        return has_docs(client.index) and not has_docs(target)
     except Failure:         # the refusal itself is what has to be told
         return False
 
 
-def _released(run, text):
+def _parse_release_spec(client, text):
     """(name, version) of `name==version`, or of the `name-version` of old."""
     match = re.fullmatch(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s=,*]+)\s*", text)
     if match:
@@ -3792,75 +3792,75 @@ def _released(run, text):
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9._-]*?)-([0-9][^\s=-]*)", text)
     if not match:
         raise Failure("The release specification needs to be of this form: name==version")
-    run.console.warn(f"the form {text} is deprecated, write {match[1]}=={match[2]}")
+    client.console.warn(f"the form {text} is deprecated, write {match[1]}=={match[2]}")
     return match[1], match[2]
 
 
-def _outside_target(run, section, path):
+def _external_target(client, section, path):
     """The part of a push's body that names an outside server and the account there."""
     import configparser
     path = os.path.expanduser(path or "~/.pypirc")
     if not os.path.exists(path):
         raise Failure(f"no pypirc file found at: {path}")
-    run.console.say(f"using pypirc {for_people(path)}")
+    client.console.say(f"using pypirc {display_path(path)}")
     parser = configparser.RawConfigParser()
     try:
         parser.read(path, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as error:       # whose text may hold a password
         lines = [str(line) for line, _ in getattr(error, "errors", ())] or [str(getattr(error, "lineno", "?"))]
         raise Failure(f"Error while trying to read section '{section}': {type(error).__name__} in line "
-                      f"{', '.join(lines)} of {for_people(path)}") from None
+                      f"{', '.join(lines)} of {display_path(path)}") from None
     if not parser.has_section(section):
         known = ", ".join(name for name in parser.sections() if name != "distutils")
-        raise Failure(f"Error while trying to read section '{section}': {for_people(path)} has no section [{section}]",
+        raise Failure(f"Error while trying to read section '{section}': {display_path(path)} has no section [{section}]",
                       f"it has: {known}" if known else "")
     settings = dict(parser.items(section))
     user = settings.get("username")
     if not user:
         raise Failure(f"Error while trying to read section '{section}': it has no username")
     url = settings.get("repository")
-    if not url and section not in DEFAULT_REPOSITORIES:     # PyPI keeps for ever what it got: it is asked for by its name
+    if not url and section not in _DEFAULT_REPOSITORIES:     # PyPI keeps for ever what it got: it is asked for by its name
         raise Failure(f"Error while trying to read section '{section}': it has no repository",
-                      f"write 'repository = URL' into the section [{section}] of {for_people(path)}")
+                      f"write 'repository = URL' into the section [{section}] of {display_path(path)}")
     if not url:
-        url = DEFAULT_REPOSITORIES[section]
-        run.console.say(f"using default pypi url {url}")
+        url = _DEFAULT_REPOSITORIES[section]
+        client.console.say(f"using default pypi url {url}")
     password = settings.get("password")
     if password is None:
-        password = (stored_password(run.console, url, user) or (None,))[0]
-    if password is None and run.console.can_ask():
-        password = run.console.ask_password(f"password for user {user} at {url}: ")
+        password = (stored_password(client.console, url, user) or (None,))[0]
+    if password is None and client.console.is_interactive():
+        password = client.console.ask_password(f"password for user {user} at {url}: ")
     if password is None:
         raise Failure(f"no password available for user '{user}' at {url}",
-                      f"write it into {for_people(path)}, .netrc or keyring")
+                      f"write it into {display_path(path)}, .netrc or keyring")
     return {"posturl": url, "username": user, "password": password}
 
 
-NO_DOCS = (404, 410)            # what servers that take no documentation answer to it, as PyPI
+_NO_DOCS_STATUSES = (404, 410)            # what servers that take no documentation answer to it, as PyPI
 
 
-def _show_actions(run, reply, actions):
+def _show_actions(client, response, actions):
     """Print what a push did, a line each; exit status 1 if any of it failed.
 
     A server that takes no documentation has the release all the same, if there was more to push."""
-    shown = [(status, _pushed(status, list(map(str, words)))) for status, *words in actions]
+    shown = [(status, _action_words(status, list(map(str, words)))) for status, *words in actions]
     is_released = any(status in (200, 201) and not _is_docs(words) for status, words in shown)
     is_docless = is_released and any(
-        status in NO_DOCS and _is_docs(words) for status, words in shown)
-    fine = [status in (200, 201) or status in NO_DOCS and is_docless and _is_docs(words)
+        status in _NO_DOCS_STATUSES and _is_docs(words) for status, words in shown)
+    fine = [status in (200, 201) or status in _NO_DOCS_STATUSES and is_docless and _is_docs(words)
             or status == 410 and not _is_docs(words) for status, words in shown]
-    failed = not all(fine) or reply.status not in (200, 201) and not is_docless
-    if failed and reply.status not in (200, 201):
-        run.console.error(f"{reply.method} {public_url(reply.url)}\n{reply.status} {reply.reason}")
+    failed = not all(fine) or response.status not in (200, 201) and not is_docless
+    if failed and response.status not in (200, 201):
+        client.console.error(f"{response.method} {public_url(response.url)}\n{response.status} {response.reason}")
     for (status, words), is_fine in zip(shown, fine):
-        tell = run.console.say if is_fine else run.console.error
+        tell = client.console.say if is_fine else client.console.error
         tell(f"   {' '.join([str(status), *words])}".rstrip())
     if is_docless:
-        run.console.say("the documentation was not taken, the release is there without it "
+        client.console.say("the documentation was not taken, the release is there without it "
                         "(--no-docs does not try)")
     if failed:
-        run.console.error("Failure during upload")
-    run.console.document({"ok": not failed, "status": reply.status, "actions": [
+        client.console.error("Failure during upload")
+    client.console.print_json({"ok": not failed, "status": response.status, "actions": [
         {"status": status, "action": words[0] if words else "", "details": words[1:]}
         for status, words in shown]})
     return 1 if failed else 0
@@ -3870,12 +3870,12 @@ def _is_docs(words):
     return words[:1] == ["docfile"]
 
 
-def _pushed(status, words):
+def _action_words(status, words):
     """The words of what a push did, each a line; of a refusal with its reason, or the status's."""
     if status in (200, 201) or not isinstance(status, int) or status < 0:
         return [" ".join(word.split()) for word in words]
     words, reason = words[:2], readable_reason(status, " ".join(words[2:]))
-    reason = reason or http.client.responses.get(status, "") if status not in NO_DOCS else reason
+    reason = reason or http.client.responses.get(status, "") if status not in _NO_DOCS_STATUSES else reason
     return [*words, reason] if reason else words
 
 
@@ -3886,7 +3886,7 @@ def _pushed(status, words):
 # ======================================================================================================================
 
 ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip")
-METADATA_LIMIT = 20 << 20       # bytes of a metadata file
+_METADATA_LIMIT = 20 << 20       # bytes of a metadata file
 UNPACKED_LIMIT = 8 << 30        # bytes that an archive may unpack to
 MEMBERS_LIMIT = 200_000
 HEADER_LIMIT = 1 << 20          # bytes of a tar's long name or pax records
@@ -3925,7 +3925,7 @@ def read_archive(path):
         return Archive(path, stem[:cut], stem[cut + 1:], is_docs=True)
     if not filename.endswith(ARCHIVE_ENDINGS):
         raise Failure(f"{filename}: does not contain PKGINFO, skipping")
-    with opened_archive(path) as file:
+    with _opened_archive(path) as file:
         is_zip = filename.endswith((".whl", ".zip", ".egg"))
         data = _zip_metadata(file, filename) if is_zip else _tar_metadata(file)
     fields = parse_core_metadata(data) if data is not None else {}
@@ -3935,7 +3935,7 @@ def read_archive(path):
 
 
 @contextlib.contextmanager
-def opened_archive(path):
+def _opened_archive(path):
     """The open file of an archive; a Failure that names it for whatever is wrong with it.
 
     What a library raises for one differs between Pythons: no list would be complete."""
@@ -3967,13 +3967,13 @@ class _SmallReads:
         return self.file.read(size)
 
 
-def open_zip(file):
+def _open_zip(file):
     """The ZipFile of an open file."""
     import zipfile
     return zipfile.ZipFile(_SmallReads(file))
 
 
-def zip_pieces(archive, info):
+def _zip_pieces(archive, info):
     """The content of a zip's member, no longer than its stated size.
 
     All methods but deflate unpack at once whatever they are given: they are given little."""
@@ -3988,10 +3988,10 @@ def _zip_metadata(file, filename):
     """The metadata file of a wheel, an egg or a zipped sdist; None if there is none."""
     pattern = {"whl": r"[^/]+\.dist-info/METADATA", "egg": r"EGG-INFO/PKG-INFO"}.get(
         filename.rpartition(".")[2], r"[^/]+/PKG-INFO")
-    with open_zip(file) as archive:
+    with _open_zip(file) as archive:
         for info in archive.infolist():
             if re.fullmatch(pattern, info.filename):
-                return _metadata(zip_pieces(archive, info))
+                return _metadata(_zip_pieces(archive, info))
     return None
 
 
@@ -4008,8 +4008,8 @@ def _metadata(pieces):
     data = bytearray()
     for piece in pieces:
         data += piece
-        if len(data) > METADATA_LIMIT:
-            raise ValueError(f"its metadata is larger than {byte_size(METADATA_LIMIT)}")
+        if len(data) > _METADATA_LIMIT:
+            raise ValueError(f"its metadata is larger than {byte_size(_METADATA_LIMIT)}")
     return bytes(data)
 
 
@@ -4269,14 +4269,14 @@ def unpack(path, target):
             charge(0, name.count("/"))
             os.makedirs(folder, exist_ok=True)
         return found
-    with opened_archive(path) as file:
+    with _opened_archive(path) as file:
         if zipfile.is_zipfile(path) and not filename.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar")):
-            with open_zip(file) as archive:
+            with _open_zip(file) as archive:
                 for info in archive.infolist():
                     found = place(info.filename, info.file_size)
                     if not info.is_dir():
                         with OutputFile(found) as output:
-                            for piece in zip_pieces(archive, info):
+                            for piece in _zip_pieces(archive, info):
                                 output.write(piece)
         else:
             _unpack_tar(TarReader(file), target, place, charge, filename)
@@ -4365,7 +4365,7 @@ class VersionControl(typing.NamedTuple):
     unknown: tuple = ()
 
 
-VERSION_CONTROLS = (
+_VERSION_CONTROLS = (
     VersionControl(".git", ("git", "ls-files", "-z", "--recurse-submodules"), "\0",
                    ("git", "ls-files", "-z", "--others", "--exclude-standard")),
     VersionControl(".hg", ("hg", "files", "--print0"), "\0", ("hg", "status", "--unknown", "--no-status", "--print0")),
@@ -4373,11 +4373,11 @@ VERSION_CONTROLS = (
     VersionControl(".bzr", ("bzr", "ls", "--recursive", "--versioned", "--null"), "\0"))
 
 
-UNKNOWN_SHOWN = 5               # of the files that version control does not know
+_UNKNOWN_SHOWN = 5               # of the files that version control does not know
 
 
 @dataclasses.dataclass(frozen=True)
-class BuildWishes:
+class BuildPlan:
     """What to build and how; neither sdist nor wheel means both."""
     sdist: bool = False
     wheel: bool = False
@@ -4390,28 +4390,28 @@ class BuildWishes:
     python: str = ""
 
 
-def build_wishes(run, directory):
+def make_build_plan(client, directory):
     """What the options say, together with pyproject.toml's [tool.devpi.upload] or setup.cfg's [devpi:upload]."""
-    options, settings = run.options, _upload_settings(run, directory)
-    wishes = {name: bool(getattr(options, name) or settings.get(name))
+    options, settings = client.options, _upload_settings(client, directory)
+    plan = {name: bool(getattr(options, name) or settings.get(name))
               for name in ("sdist", "wheel", "no_vcs", "setupdir_only")}
     formats = []
     for name in (options.formats or settings.get("formats") or "").split(","):
         if name.strip() in ("sdist", "sdist.tgz"):
-            wishes["sdist"] = True
+            plan["sdist"] = True
         elif name.strip() == "bdist_wheel":
-            wishes["wheel"] = True
+            plan["wheel"] = True
         elif name.strip():
             formats.append(name.strip())
     if options.formats or settings.get("formats"):
-        run.console.warn("--formats is deprecated, use --sdist and --wheel")
+        client.console.warn("--formats is deprecated, use --sdist and --wheel")
     python = options.python or (find_program("python") if os.environ.get("VIRTUAL_ENV") else None) or sys.executable
-    return BuildWishes(**wishes, no_isolation=options.no_isolation, formats=tuple(formats),
+    return BuildPlan(**plan, no_isolation=options.no_isolation, formats=tuple(formats),
                        docs=options.with_docs or options.only_docs, only_docs=options.only_docs,
                        python=find_program(python) or python)
 
 
-def _upload_settings(run, directory):
+def _upload_settings(client, directory):
     import configparser
     toml = toml_table(os.path.join(directory, "pyproject.toml"), "tool", "devpi", "upload")
     parser = configparser.RawConfigParser()
@@ -4425,27 +4425,27 @@ def _upload_settings(run, directory):
     source, section = ("pyproject.toml", "tool.devpi.upload") if toml is not None else ("setup.cfg", "devpi:upload")
     found = {}
     if toml is not None or ini is not None:
-        run.console.say(f"detected {section} section in {source}")
+        client.console.say(f"detected {section} section in {source}")
     for key, value in (toml or ini or {}).items():
         name = key.replace("-", "_")
         if name in ("sdist", "wheel", "no_vcs", "setupdir_only"):
-            value = _setting(run, key, name, value, toml is not None)
+            value = _parse_flag(client, key, name, value, toml is not None)
         elif name != "formats" or toml is not None:
-            run.console.warn(f"unknown setting '{key}' in {source} [{section}]")
+            client.console.warn(f"unknown setting '{key}' in {source} [{section}]")
             continue
         found[name] = value
-        run.console.say(f"Got {key}={value} from {source} [{section}].")
+        client.console.say(f"Got {key}={value} from {source} [{section}].")
     return found
 
 
-def _setting(run, key, name, value, is_toml):
+def _parse_flag(client, key, name, value, is_toml):
     if is_toml:
         if not isinstance(value, bool):
             raise Failure(f"Got non-boolean '{value}' for '{key}', use true or false.")
         return value
     if name in ("no_vcs", "setupdir_only"):
         if value and value.lower() in ("n", "no", "f", "false", "off", "0"):
-            run.console.warn(f"{key}={value} in setup.cfg counts as true: any text does; leave the line out")
+            client.console.warn(f"{key}={value} in setup.cfg counts as true: any text does; leave the line out")
         return bool(value)
     if value.lower() in ("y", "yes", "t", "true", "on", "1"):
         return True
@@ -4459,7 +4459,7 @@ SETTINGS_LIMIT = 4 << 20        # bytes that are read of a project's settings
 
 def toml_table(path, *names):
     """The table of that name in a TOML file, as a dict; None if there is no such table."""
-    table = read_toml(path)
+    table = _read_toml(path)
     for name in names:
         table = table.get(name)
         if not isinstance(table, dict):
@@ -4467,7 +4467,7 @@ def toml_table(path, *names):
     return table
 
 
-def read_toml(path):
+def _read_toml(path):
     """A TOML file as a dict; {} if there is none.  Before Python 3.11, without tomli, only what projects' tables of texts,
     booleans and lists of texts need is understood."""
     try:
@@ -4516,11 +4516,11 @@ def _simple_toml(text):
 # -- version control
 
 
-def _checkout_of(directory):
+def _find_checkout(directory):
     """(VersionControl, root of the checkout) that a directory lies in, or None."""
     folder = os.path.abspath(directory)
     while True:
-        for system in VERSION_CONTROLS:
+        for system in _VERSION_CONTROLS:
             if os.path.exists(os.path.join(folder, system.marker)):
                 return system, folder
         if os.path.dirname(folder) == folder:
@@ -4528,56 +4528,56 @@ def _checkout_of(directory):
         folder = os.path.dirname(folder)
 
 
-def export(run, directory, temporary, wishes):
+def export_sources(client, directory, temporary, plan):
     """The directory to build in: a copy of the versioned files, or `directory` itself without version control."""
-    found = None if wishes.no_vcs else _checkout_of(directory)
+    found = None if plan.no_vcs else _find_checkout(directory)
     if found is None:
         return directory
     system, root = found
     if not find_program(system.command[0]):
         raise Failure(f"command not found: {system.command[0]}", "it lists the versioned files; --no-vcs builds in place")
-    names = _versioned_files(run, system, root)
+    names = _versioned_files(client, system, root)
     if not any(is_same_or_below(os.path.join(root, *name.split("/")), directory) for name in names):
-        run.console.warn(f"nothing in {for_people(directory)} is under the version control of {for_people(root)}: "
+        client.console.warn(f"nothing in {display_path(directory)} is under the version control of {display_path(root)}: "
                          "building in place")
         return directory
-    top = directory if wishes.setupdir_only else root
+    top = directory if plan.setupdir_only else root
     target = os.path.join(temporary, os.path.basename(top) or "project")
     os.makedirs(target)
     for name in names:
         source = os.path.join(root, *name.split("/"))
         if is_same_or_below(source, top):
             _copy(source, os.path.join(target, os.path.relpath(source, top)))
-    run.console.say(f"using workdir {target}")
-    _tell_unknown(run, system, root, directory)
+    client.console.say(f"using workdir {target}")
+    _warn_of_unknown_files(client, system, root, directory)
     if system.marker in (".git", ".hg"):
-        if wishes.setupdir_only:
-            run.console.say(f"not copying vcs repository metadata for {system.marker}")
+        if plan.setupdir_only:
+            client.console.say(f"not copying vcs repository metadata for {system.marker}")
         else:
             _copy_repository(os.path.join(root, system.marker), os.path.join(target, system.marker))
-            run.console.say(f"copied repo {system.marker} to {os.path.join(target, system.marker)}")
+            client.console.say(f"copied repo {system.marker} to {os.path.join(target, system.marker)}")
     return os.path.join(target, os.path.relpath(directory, top)) if directory != top else target
 
 
-def _versioned_files(run, system, root):
+def _versioned_files(client, system, root):
     commands = [system.command] + ([system.command[:-1]] if system.marker == ".git" else [])     # broken submodules
     for command in commands:
-        listed = run_child(run.console, list(command), cwd=root, capture=True, errors="surrogateescape")
+        listed = run_child(client.console, list(command), cwd=root, capture=True, errors="surrogateescape")
         if listed.code == 0:
             return [name for name in listed.output.split(system.separator) if name and not name.endswith("/")]
     raise Failure(f"{' '.join(system.command)} failed in {root}:\n{listed.output.strip()}")
 
 
-def _tell_unknown(run, system, root, directory):
+def _warn_of_unknown_files(client, system, root, directory):
     """Say which files are left out because nobody added them; a forgotten module is better found before the upload."""
     if not system.unknown:
         return
-    listed = run_child(run.console, list(system.unknown), cwd=root, capture=True, errors="backslashreplace")
+    listed = run_child(client.console, list(system.unknown), cwd=root, capture=True, errors="backslashreplace")
     names = [os.path.relpath(os.path.join(root, name), directory) for name in listed.output.split(system.separator) if name]
     names = [name for name in names if not name.startswith((os.pardir, "dist" + os.sep, "build" + os.sep))]
     if listed.code == 0 and names:
-        more = len(names) - UNKNOWN_SHOWN
-        run.console.warn("not under version control, so left out: " + ", ".join(names[:UNKNOWN_SHOWN]) +
+        more = len(names) - _UNKNOWN_SHOWN
+        client.console.warn("not under version control, so left out: " + ", ".join(names[:_UNKNOWN_SHOWN]) +
                          (f" and {more} more" if more > 0 else ""))
 
 
@@ -4598,101 +4598,101 @@ def _copy_repository(source, target):
         with open(source, encoding="utf-8", errors="surrogateescape") as file:
             pointer = re.match(r"gitdir:\s*(.*\S)", file.read())
         if pointer:
-            return write_whole(target, f"gitdir: {os.path.abspath(os.path.join(os.path.dirname(source), pointer[1]))}\n")
+            return write_atomically(target, f"gitdir: {os.path.abspath(os.path.join(os.path.dirname(source), pointer[1]))}\n")
     _copy(source, target)
 
 
 # -- PEP 517
 
 
-def build_archives(run, source, temporary, wishes):
+def build_archives(client, source, temporary, plan):
     """Build what is wished from the directory `source`; returns the paths of the archives, by name."""
     out = os.path.join(temporary, "dist")
     os.makedirs(out, exist_ok=True)
     if not any(os.path.exists(os.path.join(source, name)) for name in ("pyproject.toml", "setup.py", "setup.cfg")):
-        raise Failure(f"no pyproject.toml or setup.py in {for_people(os.getcwd())}",
+        raise Failure(f"no pyproject.toml or setup.py in {display_path(os.getcwd())}",
                       "type this in a project's directory, or name archives to upload: devpi upload dist/*")
-    for name in wishes.formats:
+    for name in plan.formats:
         kind, _, archive = name.partition(".")
         more = ["--formats", {"tgz": "gztar", "tbz": "bztar"}.get(archive, archive)] if archive else []
-        _build_step(run, [wishes.python, "setup.py", kind, *more, "--dist-dir", out], source)
-    if wishes.sdist or wishes.wheel or not wishes.formats:
-        _pep517_build(run, source, out, temporary, wishes)
+        _build_step(client, [plan.python, "setup.py", kind, *more, "--dist-dir", out], source)
+    if plan.sdist or plan.wheel or not plan.formats:
+        _pep517_build(client, source, out, temporary, plan)
     return [os.path.join(out, name) for name in sorted(os.listdir(out)) if name.endswith(ARCHIVE_ENDINGS)]
 
 
-def _pep517_build(run, source, out, temporary, wishes):
+def _pep517_build(client, source, out, temporary, plan):
     system = toml_table(os.path.join(source, "pyproject.toml"), "build-system") or {}
     requires = system.get("requires") or ["setuptools"]
     if not isinstance(requires, list):
         raise Failure(f"pyproject.toml: 'requires' in [build-system] is no list: {requires}")
     requires = [str(one) for one in requires]
-    kinds = [f"--{kind}" for kind in ("sdist", "wheel") if getattr(wishes, kind)]
-    environment = {} if wishes.no_isolation else _build_index(run, requires)
-    probe = [wishes.python, "-c", "import build.__main__"]
-    if run_child(run.console, probe, cwd=temporary, capture=True).code == 0:
-        isolation = ["--no-isolation"] if wishes.no_isolation else []
-        _build_step(run, [wishes.python, "-m", "build", *kinds, *isolation, "--outdir", out], source, environment)
+    kinds = [f"--{kind}" for kind in ("sdist", "wheel") if getattr(plan, kind)]
+    environment = {} if plan.no_isolation else _build_variables(client, requires)
+    probe = [plan.python, "-c", "import build.__main__"]
+    if run_child(client.console, probe, cwd=temporary, capture=True).code == 0:
+        isolation = ["--no-isolation"] if plan.no_isolation else []
+        _build_step(client, [plan.python, "-m", "build", *kinds, *isolation, "--outdir", out], source, environment)
     elif find_program("uv"):
-        isolation = ["--no-build-isolation"] if wishes.no_isolation else []
-        _build_step(run, [find_program("uv"), "build", *kinds, *isolation, "--python", wishes.python, "--out-dir", out], source,
+        isolation = ["--no-build-isolation"] if plan.no_isolation else []
+        _build_step(client, [find_program("uv"), "build", *kinds, *isolation, "--python", plan.python, "--out-dir", out], source,
                     environment)
     else:
-        python = wishes.python if wishes.no_isolation else _throw_away_environment(run, temporary, wishes)
-        builder = _Builder(run, python, system, requires, temporary, environment, not wishes.no_isolation)
-        builder.build(source, out, wishes)
+        python = plan.python if plan.no_isolation else _create_build_environment(client, temporary, plan)
+        builder = _Backend(client, python, system, requires, temporary, environment, not plan.no_isolation)
+        builder.build(source, out, plan)
 
 
-def _build_index(run, requires):
+def _build_variables(client, requires):
     """The variables that make pip and uv fetch what a build requires from the current index.
 
     From it alone as soon as it has one of the requirements: another index may have a stranger's project of the same name.
     Only if it has none of them, the installer's own index is left.  So are the person's own variables for pip or uv."""
     if {"PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_NO_INDEX", "UV_OFFLINE"} & set(os.environ):
         return {}
-    if not run.place.simpleindex:
+    if not client.remote.simpleindex:
         return {}
     names = [normalize(re.match(r"[A-Za-z0-9._-]*", text)[0]) for text in requires]
-    missing = [name for name in names if name and not _may_have(run, name)]
+    missing = [name for name in names if name and not _may_have_project(client, name)]
     if len(missing) == len(names):
-        run.console.debug(f"{run.index} has nothing of what the build requires: using the installer's own index")
+        client.console.debug(f"{client.index} has nothing of what the build requires: using the installer's own index")
         return {}
     if missing:
-        run.console.warn(f"{run.index} does not have {', '.join(missing)}, which the build requires: "
+        client.console.warn(f"{client.index} does not have {', '.join(missing)}, which the build requires: "
                          "add a mirror to its bases, or build with --no-isolation, or set PIP_INDEX_URL")
-    return tool_variables(run)
+    return tool_variables(client)
 
 
-def _may_have(run, name):
+def _may_have_project(client, name):
     """Whether the index has a project; an index that can't tell may."""
     try:
-        return run.send("GET", f"{run.place.simpleindex}{name}/", {"Accept": "text/html"}).status != 404
+        return client.send("GET", f"{client.remote.simpleindex}{name}/", {"Accept": "text/html"}).status != 404
     except Unreachable as failure:
-        run.console.debug(failure.message)
+        client.console.debug(failure.message)
         return True
 
 
-def _build_step(run, command, source, environment=None):
+def _build_step(client, command, source, environment=None):
     """Run a step of a build; its output is shown with -v, and if it fails."""
-    shown = ["PIP_INDEX_URL"] if environment and run.console.verbose else []
-    if run.console.verbose:
-        code, output = run_child(run.console, command, cwd=source, env=environment, show=shown)
+    shown = ["PIP_INDEX_URL"] if environment and client.console.verbose else []
+    if client.console.verbose:
+        code, output = run_child(client.console, command, cwd=source, env=environment, show=shown)
     else:
-        code, output = run_child(run.console, command, cwd=source, env=environment, show=shown, capture=True)
+        code, output = run_child(client.console, command, cwd=source, env=environment, show=shown, capture=True)
     if code:
         if output:
-            run.console.error(output.rstrip())
+            client.console.error(output.rstrip())
         raise Failure(f"command failed with exit status {code}: {os.path.basename(command[0])} {' '.join(command[1:3])}")
 
 
-def _throw_away_environment(run, temporary, wishes):
+def _create_build_environment(client, temporary, plan):
     """A new virtual environment with pip; returns its Python."""
     folder = os.path.join(temporary, "environment")
-    made = run_child(run.console, [wishes.python, "-m", "venv", folder], cwd=temporary, capture=True)
+    made = run_child(client.console, [plan.python, "-m", "venv", folder], cwd=temporary, capture=True)
     if made.code:
-        run.console.debug(made.output)
-        raise Failure(f"the 'build' module is missing in {wishes.python}: pip install build")
-    return python_of(folder)
+        client.console.debug(made.output)
+        raise Failure(f"the 'build' module is missing in {plan.python}: pip install build")
+    return venv_python(folder)
 
 
 # Runs in the build environment: calls a hook of the build backend and writes down what it returns (PEP 517).
@@ -4711,22 +4711,22 @@ with open(answer, "w") as file:
 """
 
 
-class _Builder:
+class _Backend:
     """Calls a project's build backend, for Pythons without `build`."""
 
-    def __init__(self, run, python, system, requires, temporary, environment, installs):
-        self.run, self.python, self.temporary, self.environment, self.installs = run, python, temporary, environment, installs
+    def __init__(self, client, python, system, requires, temporary, environment, installs):
+        self.client, self.python, self.temporary, self.environment, self.installs = client, python, temporary, environment, installs
         self.requires = requires
         self.backend = str(system.get("build-backend") or "setuptools.build_meta:__legacy__")
         self.paths = [str(path) for path in system.get("backend-path") or ()]
 
-    def build(self, source, out, wishes):
-        both = not (wishes.sdist or wishes.wheel)
+    def build(self, source, out, plan):
+        both = not (plan.sdist or plan.wheel)
         self._install(self.requires)
-        self.run.console.say(f"--> {for_people(source)}$ {self.backend} (PEP 517)")
-        if wishes.sdist or both:
+        self.client.console.say(f"--> {display_path(source)}$ {self.backend} (PEP 517)")
+        if plan.sdist or both:
             sdist = self._make("sdist", source, out)
-        if wishes.wheel or both:
+        if plan.wheel or both:
             if both:        # from the sdist, as those who install it will
                 folder = os.path.join(self.temporary, "from-sdist")
                 unpack(os.path.join(out, sdist), folder)
@@ -4740,15 +4740,15 @@ class _Builder:
     def _install(self, requirements):
         if requirements and self.installs:
             pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
-            _build_step(self.run, [*pip, *requirements], self.temporary, self.environment)
+            _build_step(self.client, [*pip, *requirements], self.temporary, self.environment)
 
     def _call(self, hook, source, arguments):
         answer = os.path.join(self.temporary, "answer.json")
         paths = [os.path.join(source, path) for path in self.paths]
         command = [self.python, "-I", "-B", "-c", _HOOK, hook, self.backend, json.dumps(paths), json.dumps(arguments), answer]
-        done = run_child(self.run.console, command, cwd=source, capture=not self.run.console.verbose)
+        done = run_child(self.client.console, command, cwd=source, capture=not self.client.console.verbose)
         if done.code:
-            self.run.console.error(done.output.rstrip())
+            self.client.console.error(done.output.rstrip())
             raise Failure(f"the build backend {self.backend} failed in {hook}")
         with open(answer, encoding="utf-8") as file:
             return json.load(file)
@@ -4757,7 +4757,7 @@ class _Builder:
 # -- documentation
 
 
-def build_docs(run, source, temporary, name, version):
+def build_docs(client, source, temporary, name, version):
     """Build the documentation with Sphinx; returns the path of its zip."""
     folder = next((os.path.join(source, *path.split("/")) for path in ("doc", "docs", "source", "doc/source")
                    if os.path.exists(os.path.join(source, *path.split("/"), "conf.py"))), None)
@@ -4767,7 +4767,7 @@ def build_docs(run, source, temporary, name, version):
     if not program:
         raise Failure("command not found: sphinx-build", "pip install sphinx")
     html = os.path.join(temporary, "html")
-    _build_step(run, [program, "-E", folder, html], source)
+    _build_step(client, [program, "-E", folder, html], source)
     target = os.path.join(temporary, "docs", f"{name}-{version}.doc.zip")
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if not zip_directory(html, target):
@@ -4818,7 +4818,7 @@ class UploadForm(Stream):
             raise
 
 
-def form_fields(archive, sha256):
+def _form_fields(archive, sha256):
     """The (name, value) pairs of an archive's upload form."""
     if archive.is_docs:
         pairs = [("name", archive.name), ("version", archive.version), (":action", "doc_upload"), ("protocol_version", "1")]
@@ -4850,29 +4850,29 @@ def form_fields(archive, sha256):
     argument("--dry-run", action="store_true", help="build and check, but send nothing"),
     argument("paths", metavar="PATH", nargs="*", help="archives, or with --from-dir directories"),
     JSON)
-def upload_command(run):
+def upload_releases(client):
     """Upload archives, or build them from the project in this directory first.
 
     The build takes a copy of the versioned files (git, hg).  What it has made replaces all that is in dist."""
-    if not run.place.pypisubmit:
-        run.require_index()
+    if not client.remote.pypisubmit:
+        client.require_index()
         raise Failure("The current index URL does not support upload.\nMost likely, it is a mirror.")
-    if not run.options.dry_run:
-        run.identity(run.index)     # a wrong DEVPI_PASSWORD is known before anything is built, and tried once
+    if not client.options.dry_run:
+        client.identity(client.index)     # a wrong DEVPI_PASSWORD is known before anything is built, and tried once
     with temporary_directory() as temporary:
-        if run.options.paths:
-            archives, problems = _given_archives(run, temporary)
+        if client.options.paths:
+            archives, problems = _collect_archives(client, temporary)
         else:
-            archives, problems = _built_archives(run, temporary), []
-        return _upload(run, archives, problems)
+            archives, problems = _build_project(client, temporary), []
+        return _send_archives(client, archives, problems)
 
 
-def _given_archives(run, temporary):
+def _collect_archives(client, temporary):
     """([Archive, ...], [entry of the JSON document, ...]): what the arguments name, and what of it can't be used."""
     paths = []
-    for path in run.options.paths:
+    for path in client.options.paths:
         if os.path.isdir(path):
-            if not run.options.from_dir:
+            if not client.options.from_dir:
                 raise Failure(f"{path}: is a directory but --from-dir not specified")
             paths += [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
                       if name.endswith(ARCHIVE_ENDINGS)]
@@ -4886,14 +4886,14 @@ def _given_archives(run, temporary):
             archive = read_archive(path)
             if path.endswith(".tar"):
                 raise Failure(f"{archive.filename}: servers take no .tar, skipping")
-            archives.append(_repacked(run, archive, temporary) if archive.is_docs else archive)
+            archives.append(_repack_docs(client, archive, temporary) if archive.is_docs else archive)
         except Failure as failure:
-            run.console.error(failure.message)
+            client.console.error(failure.message)
             problems.append({"file": os.path.basename(path), "status": "invalid", "message": failure.message})
-    return (_only_latest(archives) if run.options.only_latest else archives), problems
+    return (_only_latest(archives) if client.options.only_latest else archives), problems
 
 
-def _repacked(run, archive, temporary):
+def _repack_docs(client, archive, temporary):
     """Documentation as a zip: servers take no tar."""
     if archive.path.endswith(".zip"):
         return archive
@@ -4901,7 +4901,7 @@ def _repacked(run, archive, temporary):
     os.makedirs(folder)
     unpack(archive.path, folder)
     zip_directory(folder, target)
-    run.console.say(f"repackaged {archive.filename} to {archive.upload_name}")
+    client.console.say(f"repackaged {archive.filename} to {archive.upload_name}")
     return dataclasses.replace(archive, path=target)
 
 
@@ -4915,31 +4915,31 @@ def _only_latest(archives):
             if version_key(archive.version) == newest[normalize(archive.name), archive.is_docs]]
 
 
-def _built_archives(run, temporary):
+def _build_project(client, temporary):
     """Build the project in this directory, and put what came out into its `dist`."""
     directory = os.path.abspath(os.getcwd())
-    wishes = build_wishes(run, directory)
-    source = export(run, directory, temporary, wishes)
-    if wishes.only_docs:
-        paths = build_archives(run, source, temporary, dataclasses.replace(wishes, wheel=True, sdist=False, formats=()))
+    plan = make_build_plan(client, directory)
+    source = export_sources(client, directory, temporary, plan)
+    if plan.only_docs:
+        paths = build_archives(client, source, temporary, dataclasses.replace(plan, wheel=True, sdist=False, formats=()))
     else:
-        paths = build_archives(run, source, temporary, wishes)
+        paths = build_archives(client, source, temporary, plan)
     if not paths:
         raise Failure("nothing built!")
     archives = [read_archive(path) for path in paths]
     docs = []
-    if wishes.docs:
-        docs = [read_archive(build_docs(run, source, temporary, archives[0].name, archives[0].version))]
-    kept = docs if wishes.only_docs else archives + docs
-    if run.options.dry_run:
+    if plan.docs:
+        docs = [read_archive(build_docs(client, source, temporary, archives[0].name, archives[0].version))]
+    kept = docs if plan.only_docs else archives + docs
+    if client.options.dry_run:
         return kept
-    return _move_to_dist(run, os.path.join(directory, "dist"), kept, wishes.only_docs)
+    return _move_to_dist(client, os.path.join(directory, "dist"), kept, plan.only_docs)
 
 
-def _move_to_dist(run, dist, archives, keeps_old):
+def _move_to_dist(client, dist, archives, keeps_old):
     import shutil
     if os.path.isdir(dist) and not keeps_old:
-        run.console.say("pre-build: cleaning dist")
+        client.console.say("pre-build: cleaning dist")
         for name in os.listdir(dist):
             path = os.path.join(dist, name)
             if os.path.isdir(path) and not os.path.islink(path):
@@ -4953,49 +4953,49 @@ def _move_to_dist(run, dist, archives, keeps_old):
         with writing(target):
             shutil.move(archive.path, target)
         kind = " [sphinx docs]" if archive.is_docs else ""
-        run.console.say(f"built: {os.path.relpath(target)}{kind} {max(1, round(os.path.getsize(target) / 1024))}kb")
+        client.console.say(f"built: {os.path.relpath(target)}{kind} {max(1, round(os.path.getsize(target) / 1024))}kb")
         moved.append(dataclasses.replace(archive, path=target))
     return moved
 
 
-def _upload(run, archives, problems):
+def _send_archives(client, archives, problems):
     """Check and send the archives; returns the exit status."""
-    archives, found = _checked(run, archives)
+    archives, found = _check_archives(client, archives)
     problems = problems + found
     releases, docs = ([archive for archive in archives if archive.is_docs is kind] for kind in (False, True))
     done, go_on = [], True
     sizes = sum(os.path.getsize(archive.path) for archive in archives)
-    with Progress(run.console, "uploading", sizes) as progress:
-        known = _KnownFiles(run)
+    with Progress(client.console, "uploading", sizes) as progress:
+        known = _KnownFiles(client)
 
         def send(archive):
             if not go_on:
                 return None
-            return _send_archive(run, archive, known, progress)
+            return _send_archive(client, archive, known, progress)
         for batch in (releases, docs):      # documentation needs its release to be there
-            for entry in in_parallel(send, batch, run.options.jobs):
+            for entry in map_in_parallel(send, batch, client.options.jobs):
                 if entry is None:
                     continue
                 done.append(entry)
-                if entry["status"] == "failed" and not run.options.skip_existing:
+                if entry["status"] == "failed" and not client.options.skip_existing:
                     go_on = False           # files that are under way go to their end
     counts = {status: sum(entry["status"] == status for entry in done) for status in ("uploaded", "skipped", "failed")}
     left = len(archives) - len(done)
-    if run.options.skip_existing or left or problems:
+    if client.options.skip_existing or left or problems:
         others = sum("sha256_there" in entry for entry in done)
         more = {"skipped": f" ({others} with other content)" if others else ""}
         text = ", ".join(f"{count} {status}{more.get(status, '')}"
                          for status, count in counts.items() if count)
         text += f"{', ' if text else ''}{left} not tried" if left else ""
-        run.console.say((text or "nothing uploaded") + (f", {len(problems)} not usable" if problems else ""))
+        client.console.say((text or "nothing uploaded") + (f", {len(problems)} not usable" if problems else ""))
     if not archives and not problems:
         raise Failure("there is nothing to upload")
     is_ok = not counts["failed"] and not problems and not left
-    run.console.document({"ok": is_ok, "index": run.index, "files": done + problems})
+    client.console.print_json({"ok": is_ok, "index": client.index, "files": done + problems})
     return 0 if is_ok else 1
 
 
-def _checked(run, archives):
+def _check_archives(client, archives):
     """([those that can be sent], [entry of the JSON document for each of the others])."""
     fine, problems, names = [], [], {}
     for archive in archives:
@@ -5004,10 +5004,10 @@ def _checked(run, archives):
             wrong.append(f"it was given twice, as {names[archive.upload_name]} too")
         names[archive.upload_name] = archive.path
         for remark in remarks:
-            tell = run.console.debug if "long description" in remark else run.console.warn
+            tell = client.console.debug if "long description" in remark else client.console.warn
             tell(f"{archive.filename}: {remark}")
         for reason in wrong:
-            run.console.error(f"{archive.filename}: {reason}, skipping")
+            client.console.error(f"{archive.filename}: {reason}, skipping")
         if wrong:
             problems.append({"file": archive.filename, "status": "invalid", "message": "; ".join(wrong)})
         else:
@@ -5018,8 +5018,8 @@ def _checked(run, archives):
 class _KnownFiles:
     """What the index has, asked for once a project: for --skip-existing."""
 
-    def __init__(self, run):
-        self.run, self.projects, self.lock = run, {}, threading.Lock()
+    def __init__(self, client):
+        self.client, self.projects, self.lock = client, {}, threading.Lock()
 
     def find(self, archive):
         """The `Link` of the file that has the archive's name, or None."""
@@ -5027,7 +5027,7 @@ class _KnownFiles:
             name = normalize(archive.name)
             if name not in self.projects:
                 try:
-                    releases = releases_of(self.run, name, ignore_bases=True)
+                    releases = releases_of(self.client, name, ignore_bases=True)
                 except Refused as refusal:
                     if refusal.status != 404:
                         raise
@@ -5037,74 +5037,74 @@ class _KnownFiles:
             return self.projects[name].get(wanted)
 
 
-def _send_archive(run, archive, known, progress):
+def _send_archive(client, archive, known, progress):
     """Upload one archive; returns its entry of the JSON document."""
     action = "doc_upload" if archive.is_docs else "file_upload"
-    target, size = run.place.pypisubmit, os.path.getsize(archive.path)
+    target, size = client.remote.pypisubmit, os.path.getsize(archive.path)
     entry = {"file": archive.upload_name, "name": archive.name, "version": archive.version, "action": action, "size": size}
-    if run.options.dry_run:
-        run.console.say(f"skipped: {action} of {archive.upload_name} to {target}")
+    if client.options.dry_run:
+        client.console.say(f"skipped: {action} of {archive.upload_name} to {target}")
         return {**entry, "status": "skipped", "message": "dry run"}
     sha256 = entry["sha256"] = digest_of(archive.path)
-    found = known.find(archive) if run.options.skip_existing else None
+    found = known.find(archive) if client.options.skip_existing else None
     if found is not None:
         progress.advance(size)
-        return _skip(run, entry, dict(found.hashes).get("sha256"))
-    form = UploadForm(form_fields(archive, sha256), archive.path, archive.upload_name, progress.advance)
+        return _skip(client, entry, dict(found.hashes).get("sha256"))
+    form = UploadForm(_form_fields(archive, sha256), archive.path, archive.upload_name, progress.advance)
     try:
-        reply = run.send("POST", target, {"Accept": "*/*", "Content-Type": form.type}, form, patient=True, repeatable=True)
+        response = client.send("POST", target, {"Accept": "*/*", "Content-Type": form.type}, form, may_take_long=True, may_retry=True)
     except Failure as failure:
-        run.console.error(f"FAIL {action} of {archive.upload_name} to {target}\n{failure.message}\nPOST to {target} FAILED")
+        client.console.error(f"FAIL {action} of {archive.upload_name} to {target}\n{failure.message}\nPOST to {target} FAILED")
         if failure.hint:
-            run.console.hint(failure.hint)
+            client.console.hint(failure.hint)
         return {**entry, "status": "failed", "message": failure.message}
-    if reply.status == 200 and "identical" in reply.reason:
-        return _skip(run, entry)
-    if reply.status == 200:
-        run.console.say(f"{action} of {archive.upload_name} to {target}")
+    if response.status == 200 and "identical" in response.reason:
+        return _skip(client, entry)
+    if response.status == 200:
+        client.console.say(f"{action} of {archive.upload_name} to {target}")
         return {**entry, "status": "uploaded", "message": ""}
-    if reply.status == 409 and run.options.skip_existing:
-        return _skip(run, entry, "")
-    return {**entry, **_refused_upload(run, reply, action, archive, target)}
+    if response.status == 409 and client.options.skip_existing:
+        return _skip(client, entry, "")
+    return {**entry, **_refused_upload(client, response, action, archive, target)}
 
 
-def _skip(run, entry, sha256=None):
+def _skip(client, entry, sha256=None):
     """Pass over a file that the index has; `sha256`: of what it has, "" if all that is known is
     that it is another one, None if not even that.
 
     Other content is a warning and no failure: a job that is run again builds anew, and few builds
     give the same bytes."""
     if sha256 in (None, entry["sha256"]):
-        run.console.say(f"skipped, exists: {entry['file']}")
+        client.console.say(f"skipped, exists: {entry['file']}")
         return {**entry, "status": "skipped", "message": "exists"}
     there = f" (sha256 {sha256[:12]}... there, {entry['sha256'][:12]}... here)" if sha256 else ""
-    run.console.warn(f"skipped, exists with other content: {entry['file']}{there}: "
+    client.console.warn(f"skipped, exists with other content: {entry['file']}{there}: "
                      "the index keeps what it has; what has changed needs a new version")
     return {**entry, "status": "skipped", "message": "exists with other content",
             "sha256_there": sha256 or None}
 
 
-def _refused_upload(run, reply, action, archive, target):
+def _refused_upload(client, response, action, archive, target):
     """Tell why an upload was refused: the server says it in the reason phrase, or as JSON."""
-    value = reply.json()
-    lines = [f"{reply.status} FAIL {action} of {archive.upload_name} to {target}", reply.reason or "(no reason given)"]
+    value = response.json()
+    lines = [f"{response.status} FAIL {action} of {archive.upload_name} to {target}", response.reason or "(no reason given)"]
     if isinstance(value, dict) and value.get("type") == "actionlog":
         lines += ["  " + " ".join(map(str, row)) for row in value.get("result") or ()]
     else:
-        body = reply.body.decode("utf-8", "replace")
-        message = reply.message() or (readable_reason(reply.status, body) if value is None else "")
-        lines += [message] if message not in ("", reply.reason) else []
+        body = response.body.decode("utf-8", "replace")
+        message = response.message() or (readable_reason(response.status, body) if value is None else "")
+        lines += [message] if message not in ("", response.reason) else []
     lines.append(f"POST to {target} FAILED")
-    run.console.error("\n".join(lines))
-    hint = run.refusal_hint(reply)
-    if not hint and reply.status in (401, 403) and "permission to submit" in f"{reply.reason} {reply.message()}":
-        hint = f"user '{run.user}' may not upload there; its acl_upload says who may: " \
-            f"devpi index {shell_word(run.place.index_name)}"
-    if reply.status == 409:
+    client.console.error("\n".join(lines))
+    hint = client.refusal_hint(response)
+    if not hint and response.status in (401, 403) and "permission to submit" in f"{response.reason} {response.message()}":
+        hint = f"user '{client.user}' may not upload there; its acl_upload says who may: " \
+            f"devpi index {shell_quoted(client.remote.index_name)}"
+    if response.status == 409:
         hint = "--skip-existing passes over files that are there; a changed file needs a new version"
     if hint:
-        run.console.hint(hint)
-    return {"status": "failed", "code": reply.status, "message": reply.message() or reply.reason}
+        client.console.hint(hint)
+    return {"status": "failed", "code": response.status, "message": response.message() or response.reason}
 
 
 # ======================================================================================================================
@@ -5114,7 +5114,7 @@ def _refused_upload(run, reply, action, archive, target):
 # ======================================================================================================================
 
 
-class Tested(typing.NamedTuple):
+class TestResult(typing.NamedTuple):
     """One archive's test: `code` is tox's exit status, None if it never ran."""
     spec: str
     url: str
@@ -5138,47 +5138,47 @@ class Tested(typing.NamedTuple):
     argument("specs", metavar="SPEC", nargs="+", completes="project",
              help="a project, perhaps with versions: of those the newest is tested"),
     JSON)
-def test_command(run):
+def test_releases(client):
     """Download releases, test them with tox and post the results, which `devpi list -t` shows.
 
     Tested are the sdist and wheels that are for every platform; tests and tox's configuration come from the sdist."""
-    console, options = run.console, run.options
+    console, options = client.console, client.options
     if options.detox:
         console.warn("--detox is ignored; tox has its own option -p (--tox-args='-p all')")
     try:
         select = re.compile(options.select) if options.select else None
     except re.error as error:
         raise UsageError(f"--select: '{options.select}' is no regular expression: {error}") from None
-    requirements = [required(spec) for spec in options.specs]
+    requirements = [requirement_of(spec) for spec in options.specs]
     tested = []
     for wanted in requirements:
         try:
-            release, files = _files_to_test(run, wanted, select)
+            release, files = _files_to_test(client, wanted, select)
             if options.list:
-                console.result("would test:")
+                console.print_result("would test:")
                 for file in files:
-                    console.result(f"   {file.url}")
-                tested += [Tested(wanted.text, file.url, None, None) for file in files]
+                    console.print_result(f"   {file.url}")
+                tested += [TestResult(wanted.text, file.url, None, None) for file in files]
             else:
                 with temporary_directory() as temporary:
-                    tested += _test_release(run, wanted, release, files, temporary)
+                    tested += _test_release(client, wanted, release, files, temporary)
         except Failure as failure:
             console.error(failure.message)
             if failure.hint:
                 console.hint(failure.hint)
-            tested.append(Tested(wanted.text, "", 1, None, failure.message))
+            tested.append(TestResult(wanted.text, "", 1, None, failure.message))
     is_ok = all(one.code in (0, None) and not one.message for one in tested)
-    console.document({"ok": is_ok, "index": run.index, "results": [
+    console.print_json({"ok": is_ok, "index": client.index, "results": [
         {"spec": one.spec, "url": one.url, "exit_code": one.code, "posted": one.posted, "message": one.message}
         for one in tested]})
     return 0 if is_ok else 1
 
 
-def _files_to_test(run, wanted, select):
+def _files_to_test(client, wanted, select):
     """(Release, [Link to test, ...]): of the newest release that is meant."""
-    run.require_index()
+    client.require_index()
     try:
-        releases = [release for release in releases_of(run, wanted.name)
+        releases = [release for release in releases_of(client, wanted.name)
                     if release.files and not release.is_shadowed and wanted.admits(release.version)]
     except Refused as refusal:
         raise Failure(f"could not find/receive links for {wanted.text}", refusal.message) from None
@@ -5196,12 +5196,12 @@ def _files_to_test(run, wanted, select):
         universal = [file for file in wheels if file.filename.endswith(("-py3-none-any.whl", "py2.py3-none-any.whl"))]
         for file in wheels:
             if file not in universal:
-                run.console.warn(f"only universal wheels supported, found {file.filename}")
+                client.console.warn(f"only universal wheels supported, found {file.filename}")
         chosen = sdists[:1] + universal
     if not sdists:
         raise Failure(f"need at least one sdist distribution, {wanted.name} {release.version} has none")
     if not chosen:
-        raise Failure(f"no file of {wanted.name} {release.version} matches --select {run.options.select}")
+        raise Failure(f"no file of {wanted.name} {release.version} matches --select {client.options.select}")
     return release, chosen
 
 
@@ -5211,58 +5211,58 @@ def _sdists(release):
             if file.filename.endswith(ending) and ".doc." not in file.filename]
 
 
-def _test_release(run, wanted, release, files, temporary):
+def _test_release(client, wanted, release, files, temporary):
     """Test the chosen archives of a release; returns a list of `Tested`."""
-    command = _tox_command(run)     # before anything is downloaded for nothing
+    command = _tox_command(client)     # before anything is downloaded for nothing
     sdist = next((file for file in _sdists(release) if file in files), _sdists(release)[0])
     paths = {}
     for file in dict.fromkeys([sdist, *files]):
-        paths[file] = download(run, file, os.path.join(temporary, "archives"))
+        paths[file] = _download(client, file, os.path.join(temporary, "archives"))
     unpacked = os.path.join(temporary, "unpacked")
-    run.console.say(f"unpacking {paths[sdist]} to {unpacked}")
+    client.console.say(f"unpacking {paths[sdist]} to {unpacked}")
     os.makedirs(unpacked)
     unpack(paths[sdist], unpacked)
     source = _source_directory(unpacked, sdist.filename)
-    config = _tox_configuration(run, source)
+    config = _tox_configuration(client, source)
     tested = []
     for number, file in enumerate(files):
         report = os.path.join(temporary, f"toxreport-{number}.json")
-        code = _run_tox(run, command, source, config, paths[file], report)
+        code = _run_tox(client, command, source, config, paths[file], report)
         posted, message = None, ""
         if code:
-            run.console.error(f"tox command failed {code}")
-        if code != 2 and not run.options.no_upload:
+            client.console.error(f"tox command failed {code}")
+        if code != 2 and not client.options.no_upload:
             try:
-                posted, message = _post_report(run, file, report)
+                posted, message = _post_report(client, file, report)
             except Failure as failure:      # the other files are tested all the same
-                run.console.error(failure.message)
+                client.console.error(failure.message)
                 if failure.hint:
-                    run.console.hint(failure.hint)
+                    client.console.hint(failure.hint)
                 message = failure.message
-        tested.append(Tested(wanted.text, file.url, code, posted, message))
+        tested.append(TestResult(wanted.text, file.url, code, posted, message))
     return tested
 
 
-def download(run, file, directory):
+def _download(client, file, directory):
     """Download a `Link` with our credentials and check its hash; returns the path."""
     os.makedirs(directory, exist_ok=True)
     name = file.filename
     if not re.fullmatch(r"[^/\\:\x00-\x1f\x7f]+", name) or name in (".", ".."):
         raise Failure(f"'{name}' is no usable file name")
     path, best = os.path.join(directory, name), file.best_hash
-    with OutputFile(path) as sink, Progress(run.console, f"downloading {name}", None) as progress:
-        reply = run.send("GET", file.url, {"Accept": "*/*"}, sink=_CountedSink(sink, progress))
-    if reply.status != 200:
-        raise run.refusal(reply)
+    with OutputFile(path) as sink, Progress(client.console, f"downloading {name}", None) as progress:
+        response = client.send("GET", file.url, {"Accept": "*/*"}, sink=_CountedSink(sink, progress))
+    if response.status != 200:
+        raise client.refusal_of(response)
     if best is None:
-        run.console.warn(f"{name}: the index states no hash, so it is not verified")
+        client.console.warn(f"{name}: the index states no hash, so it is not verified")
     else:
         found = digest_of(path, best[0])
         if found != best[1].lower():
             raise Failure(f"{name}: the {best[0]} of what was received is not the one that the index states:\n"
                           f"got {found}, expected {best[1].lower()}")
-    pair = run.credential_pair(file.url)
-    run.console.say(f"received {masked(with_credentials(file.url, *pair)) if pair else file.url}")
+    pair = client.basic_credentials(file.url)
+    client.console.say(f"received {masked(with_credentials(file.url, *pair)) if pair else file.url}")
     return path
 
 
@@ -5292,8 +5292,8 @@ def _source_directory(unpacked, filename):
     return os.path.join(unpacked, found[0])
 
 
-def _tox_configuration(run, source):
-    options = run.options
+def _tox_configuration(client, source):
+    options = client.options
     if options.config:
         path = os.path.abspath(options.config)
         if not os.path.exists(path):
@@ -5318,53 +5318,53 @@ def _tox_configuration(run, source):
                   "the sdist must bring it (MANIFEST.in: include tox.ini); or --fallback-ini names one to use")
 
 
-def _tox_command(run):
-    venv = effective_venv(run)
+def _tox_command(client):
+    venv = effective_venv(client)
     tox = (find_program("tox", venv) if venv else None) or find_program("tox")
     if tox:
         return [tox]
     python = (find_program("python", venv) if venv else None) or sys.executable
-    if run_child(run.console, [python, "-c", "import tox.__main__"], capture=True).code == 0:
+    if run_child(client.console, [python, "-c", "import tox.__main__"], capture=True).code == 0:
         return [python, "-m", "tox"]
     if find_program("uvx"):
         return [find_program("uvx"), "tox"]
     raise Failure("no tox binary found", "pip install tox")
 
 
-def _run_tox(run, command, source, config, archive, report):
+def _run_tox(client, command, source, config, archive, report):
     import shlex
-    options = run.options
+    options = client.options
     words = [*command, "--installpkg", archive, "--recreate", "--result-json", report, "-c", config]
     words += [f"-e{options.env}"] if options.env else []
     try:
         words += shlex.split(options.tox_args)
     except ValueError as error:
         raise UsageError(f"--tox-args: {error}") from None
-    variables = tool_variables(run)
-    return run_child(run.console, words, cwd=source, env=variables, unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"]).code
+    variables = tool_variables(client)
+    return run_child(client.console, words, cwd=source, env=variables, unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"]).code
 
 
-def _post_report(run, file, report):
+def _post_report(client, file, report):
     """Post tox's report to its archive: (path of the result or None, what went wrong or "")."""
-    if not is_same_server(file.url, run.root):
+    if not is_same_server(file.url, client.root):
         raise Failure(f"{file.filename} is on another server, {server_of(file.url)}: "
                       "nothing is posted to it")
     try:
         with open(report, encoding="utf-8") as content:
-            value = parse_json(content.read(ANSWER_LIMIT))
+            value = parse_json(content.read(RESPONSE_LIMIT))
     except (OSError, ValueError):
-        run.console.error("tox wrote no result file, nothing posted")
+        client.console.error("tox wrote no result file, nothing posted")
         return None, "tox wrote no result file"
-    run.console.say(f"posting tox result data to {file.url}")
-    reply = run.send("POST", file.url, json_headers(), json_body(value), patient=True)
-    if reply.status == 403:
+    client.console.say(f"posting tox result data to {file.url}")
+    response = client.send("POST", file.url, json_headers(), json_body(value), may_take_long=True)
+    if response.status == 403:
         raise Failure("No permission to upload tox results. You can use the devpi test --no-upload option to skip the upload.",
-                      run.refusal_hint(reply))
-    answer = run.answer(reply, "toxresultpath")
-    if answer.message:
-        run.console.warn(answer.message)
-    run.console.info("success")
-    return str(answer.result), ""
+                      client.refusal_hint(response))
+    envelope = client.unwrap(response, "toxresultpath")
+    if envelope.message:
+        client.console.warn(envelope.message)
+    client.console.info("success")
+    return str(envelope.result), ""
 
 
 # ======================================================================================================================
@@ -5384,57 +5384,57 @@ def _post_report(run, file, report):
     argument("--uv", action="store_true", help="install with uv (also done for environments without pip)"),
     argument("--no-pre", action="store_true", help="no pre-releases"),
     argument("packages", metavar="PKG", nargs="*", completes="project", help="what to install, as pip takes it"))
-def install_command(run):
+def install_packages(client):
     """Install packages from the index, with the pip of the virtual environment, or with uv.
 
     Without one it is the pip of the Python that runs this client.  Pre-releases count, unless
     --no-pre says otherwise."""
-    options = run.options
+    options = client.options
     if options.editable and options.packages:
         raise Failure("cannot specify packagespecs and --editable")
     if options.venv:
-        _remember_venv(run)
+        remember_venv(client)
         options.venv = None if options.venv == "-" else options.venv
-    venv = effective_venv(run)
-    pip, uv = None if options.uv else _pip_command(run, venv), find_program("uv")
+    venv = effective_venv(client)
+    pip, uv = None if options.uv else _pip_command(client, venv), find_program("uv")
     if not pip and (options.uv or venv) and uv:
         command = [uv, "pip"]
-        inside = ["--python", python_of(venv)] if venv else []
+        inside = ["--python", venv_python(venv)] if venv else []
     elif pip:
         command, inside, uv = pip, [], None
     else:
         raise Failure("no uv binary found" if options.uv else "no pip binary found",
                       "pip install uv" if options.uv else "use --venv DIR for an environment that has pip, or install uv")
     if options.list:
-        return _run_installer(run, [*command, "list", *inside], {}, [])
-    run.require_index()
+        return _run_installer(client, [*command, "list", *inside], {}, [])
+    client.require_index()
     if not (options.packages or options.editable):
         return 0
-    variables = tool_variables(run)
+    variables = tool_variables(client)
     words = [*command, "install", *inside, "-U"]
     if not options.no_pre:
-        run.console.say("pre-releases count too (--no-pre: final releases only)")
+        client.console.say("pre-releases count too (--no-pre: final releases only)")
     if uv:
         words += [] if options.no_pre else ["--prerelease", "allow"]
         shown = ["UV_DEFAULT_INDEX"]
     else:
         variables.update({} if options.no_pre else {"PIP_PRE": "1"}, PIP_USE_WHEEL="1")
         shown = ["PIP_INDEX_URL", "PIP_PRE", "PIP_USE_WHEEL"]
-        _refuse_old_pip(run, pip)
+        _refuse_old_pip(client, pip)
     if options.requirement:
         words.append("--requirement")
     words += ["--editable", options.editable] if options.editable else options.packages
-    return _run_installer(run, words, variables, shown)
+    return _run_installer(client, words, variables, shown)
 
 
-def _pip_command(run, venv):
+def _pip_command(client, venv):
     """How to start pip: that of the virtual environment, or without one of the running Python.
 
     The running Python counts if it was named (`python devpi_lite_client.py`) or is on the PATH.
     One in an environment of the client alone (pipx) does not: then it is the PATH's, or None."""
     if not venv and _is_named_python():
         probe = [sys.executable, "-c", "import pip.__main__"]
-        if run_child(run.console, probe, capture=True).code == 0:
+        if run_child(client.console, probe, capture=True).code == 0:
             return [sys.executable, "-m", "pip"]
     program = find_program("pip", venv)
     return [program] if program else None
@@ -5446,20 +5446,20 @@ def _is_named_python():
                                      os.path.realpath(os.path.dirname(sys.executable)) in folders)
 
 
-def _refuse_old_pip(run, pip):
+def _refuse_old_pip(client, pip):
     """pip before 19.3 shows the credentials of an index in its output."""
-    told = run_child(run.console, [*pip, "--version"], capture=True)
+    told = run_child(client.console, [*pip, "--version"], capture=True)
     version = re.match(r"pip (\d+)\.(\d+)", told.output)
     if told.code or version and (int(version[1]), int(version[2])) < (19, 3):
         reason = told.output.strip() or "it does not run"
         raise Failure(f"{' '.join(pip)} can't be used: {reason}", "pip 19.3 or newer is needed")
 
 
-def _run_installer(run, words, variables, shown):
-    code = run_child(run.console, words, env=variables, show=shown,
+def _run_installer(client, words, variables, shown):
+    code = run_child(client.console, words, env=variables, show=shown,
                      unset=(*INSTALLER_EXTRAS, "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__")).code
     if code:
-        run.console.error("command failed")
+        client.console.error("command failed")
     return code
 
 
@@ -5486,7 +5486,7 @@ command("token", "make, list, delete and use API tokens (of servers that offer t
         description="API tokens last long and can be restricted; DEVPI_TOKEN is where CI keeps one.")(None)
 
 
-def _expiry(text):
+def _parse_expiry(text):
     """A time as POSIX seconds, from such, or from a span (`8d`, `2h30min`) from now; "never" stays."""
     if text is None or text == "never":
         return text
@@ -5505,17 +5505,17 @@ def _restrictions(options):
         values = sorted({value.strip() for text in getattr(options, name) or () for value in text.split(",") if value.strip()})
         if values:
             found[name] = [normalize(value) for value in values] if name == "projects" else values
-    expires = _expiry(options.expires)
+    expires = _parse_expiry(options.expires)
     return {**found, "expires": expires} if expires is not None else found
 
 
-def _token_owner(run):
-    return run.options.user or run.require_login()
+def _token_owner(client):
+    return client.options.user or client.require_login()
 
 
-def _token_call(run, method, path, body=None, expect=None):
+def _call_token_api(client, method, path, body=None, expect=None):
     try:
-        return run.call(method, f"{run.root}{path}", body, expect=expect)
+        return client.call(method, f"{client.root}{path}", body, expect=expect)
     except Refused as refusal:
         if refusal.status in (404, 405, 415) and ("+token" in refusal.text or "oken" not in refusal.text):
             raise Failure("this server offers no API tokens", "devpi-server does with the plugin devpi-tokens; "
@@ -5523,47 +5523,47 @@ def _token_call(run, method, path, body=None, expect=None):
         raise
 
 
-def _hand_over(run, text):
+def _output_token(client, text):
     """Give a new token to who asked for it."""
-    if run.options.output:
-        write_private(os.path.abspath(run.options.output), text + "\n")
-        run.console.info(f"token written to {run.options.output}")
+    if client.options.output:
+        write_private(os.path.abspath(client.options.output), text + "\n")
+        client.console.info(f"token written to {client.options.output}")
     else:
-        run.console.result(text)
-        run.console.document({"token": text})
+        client.console.print_result(text)
+        client.console.print_json({"token": text})
 
 
-def _given_token(run):
-    if run.options.token and run.options.file:
+def _read_token(client):
+    if client.options.token and client.options.file:
         raise UsageError("either --token or --file")
-    text = run.options.token or (read_password_file(run.options.file) if run.options.file else os.environ.get("DEVPI_TOKEN"))
+    text = client.options.token or (read_password_file(client.options.file) if client.options.file else os.environ.get("DEVPI_TOKEN"))
     if not text:
         raise Failure("no token given (use --file FILE, or DEVPI_TOKEN)")
     return text.strip()
 
 
 @command("token create", "make a token for the current user", *_RESTRICTIONS, _OWNER, _OUTPUT, JSON)
-def token_create(run):
+def create_token(client):
     """Make an API token for the current user."""
-    body = _restrictions(run.options)
-    answer = _token_call(run, "POST", f"{url_part(_token_owner(run))}/+token-create", body, "token-info")
-    _hand_over(run, answer.result["token"])
+    body = _restrictions(client.options)
+    envelope = _call_token_api(client, "POST", f"{path_segment(_token_owner(client))}/+token-create", body, "token-info")
+    _output_token(client, envelope.result["token"])
 
 
 @command("token list", "list the tokens of the current user", _OWNER, JSON)
-def token_list(run):
+def list_tokens(client):
     """List the API tokens of the current user."""
-    owner = _token_owner(run)
-    tokens = _token_call(run, "GET", f"{url_part(owner)}/+tokens", None, "tokens-info").result.get("tokens") or {}
+    owner = _token_owner(client)
+    tokens = _call_token_api(client, "GET", f"{path_segment(owner)}/+tokens", None, "tokens-info").result.get("tokens") or {}
     if not tokens:
-        run.console.say(f"No tokens for '{owner}'")
+        client.console.say(f"No tokens for '{owner}'")
     else:
-        run.console.table([("ID", "RESTRICTIONS")] + [
-            (name, ", ".join(map(_readable, tokens[name].get("restrictions") or ())) or "none") for name in sorted(tokens)])
-    run.console.document({"user": owner, "tokens": tokens})
+        client.console.print_table([("ID", "RESTRICTIONS")] + [
+            (name, ", ".join(map(_format_restriction, tokens[name].get("restrictions") or ())) or "none") for name in sorted(tokens)])
+    client.console.print_json({"user": owner, "tokens": tokens})
 
 
-def _readable(restriction):
+def _format_restriction(restriction):
     """`expires=1795412798` with the date in words."""
     name, _, value = restriction.partition("=")
     if name in ("expires", "not_before") and value.isdigit():
@@ -5573,48 +5573,48 @@ def _readable(restriction):
 
 @command("token delete", "delete a token",
          _OWNER, argument("token_id", metavar="ID", help="the token's id, as list shows it"), JSON)
-def token_delete(run):
+def delete_api_token(client):
     """Delete an API token.  Those derived from it end too."""
-    owner = _token_owner(run)
-    run.console.say(f"About to delete the token {run.options.token_id} of {owner}")
-    if not run.console.is_sure({"deleted": None}):
+    owner = _token_owner(client)
+    client.console.say(f"About to delete the token {client.options.token_id} of {owner}")
+    if not client.console.confirm_deletion({"deleted": None}):
         return
-    _token_call(run, "DELETE", f"{url_part(owner)}/+tokens/{url_part(run.options.token_id)}")
-    run.console.info(f"token deleted: {run.options.token_id}")
-    run.console.document({"deleted": run.options.token_id})
+    _call_token_api(client, "DELETE", f"{path_segment(owner)}/+tokens/{path_segment(client.options.token_id)}")
+    client.console.info(f"token deleted: {client.options.token_id}")
+    client.console.print_json({"deleted": client.options.token_id})
 
 
 @command("token derive", "make a more restricted token from another one", *_RESTRICTIONS, _TOKEN_FILE, _TOKEN, _OUTPUT, JSON)
-def token_derive(run):
+def derive_token(client):
     """Make a more restricted API token from another one, without asking the server."""
     import hashlib
     import hmac
-    token, wanted = parse_token(_given_token(run)), _restrictions(run.options)
+    token, wanted = parse_token(_read_token(client)), _restrictions(client.options)
     if not wanted:
         raise Failure("what should the new token be restricted to? (-a, -e, -i, -p)")
     signature, caveats = token.signature, []
     for name, value in sorted(wanted.items()):
         caveats.append(f"{name}={','.join(value) if isinstance(value, list) else value}")
         signature = hmac.new(signature, caveats[-1].encode(), hashlib.sha256).digest()
-    _hand_over(run, token_text(token._replace(caveats=(*token.caveats, *caveats), signature=signature)))
+    _output_token(client, format_token(token._replace(caveats=(*token.caveats, *caveats), signature=signature)))
 
 
 @command("token inspect", "show what a token says about itself", _TOKEN_FILE, _TOKEN, JSON)
-def token_inspect(run):
+def inspect_token(client):
     """Show what an API token says about itself."""
-    token = parse_token(_given_token(run))
+    token = parse_token(_read_token(client))
     user, _, name = token.identifier.rpartition("-")
-    run.console.result(f"user: {user}\nid: {name}")
+    client.console.print_result(f"user: {user}\nid: {name}")
     for caveat in token.caveats:
-        run.console.result(_readable(caveat))
-    run.console.document({"user": user, "id": name, "restrictions": list(token.caveats)})
+        client.console.print_result(_format_restriction(caveat))
+    client.console.print_json({"user": user, "id": name, "restrictions": list(token.caveats)})
 
 
 @command("token login", "log in with a token", _TOKEN_FILE, _TOKEN)
-def token_login(run):
+def log_in_with_given_token(client):
     """Log in with an API token."""
-    text = _given_token(run)
-    return _login_with_token(run, token_user(text), text)
+    text = _read_token(client)
+    return log_in_with_token(client, token_user(text), text)
 
 
 # ======================================================================================================================
@@ -5648,7 +5648,7 @@ def _add_arguments(parser, arguments, prefix=""):
             **declared.settings, "dest": prefix + declared.dest, "default": argparse.SUPPRESS})
 
 
-def make_parser(chosen):
+def _make_parser(chosen):
     """The parser; only the commands whose names are in `chosen` get their arguments, which saves a third of the start."""
     for_shells = {command.name for command in COMMANDS.values() if command.is_for_shells}
     Parser.usage_to_stderr = bool(chosen & {"--json", *for_shells})
@@ -5676,12 +5676,12 @@ def make_parser(chosen):
     return parser
 
 
-def commands_by_word():
+def _commands_by_word():
     """What the first word of a command line may be: {word: Command}.  `token-create` stands for `token create`."""
     return {word: command for command in COMMANDS.values() for word in (command.name.replace(" ", "-"), *command.aliases)}
 
 
-def next_word(words, start=0):
+def _next_word(words, start=0):
     """The position of the first word from `start` on that is neither a generic option nor the value of one, or None.
 
     From 0 on that is the command."""
@@ -5691,10 +5691,10 @@ def next_word(words, start=0):
     return start if start < len(words) else None
 
 
-def parse_arguments(words):
+def _parse_arguments(words):
     """The options of a command line: generic ones count wherever they stand."""
     words = _joined_values(words)
-    parser, position, known = make_parser(set(words)), next_word(words), commands_by_word()
+    parser, position, known = _make_parser(set(words)), _next_word(words), _commands_by_word()
     if position is not None and words[position] not in known:
         import difflib
         known = [word for word, command in known.items() if " " not in command.name]
@@ -5757,27 +5757,27 @@ _COMPLETION_SECONDS = 2
 @command(
     "completion", "print the completion script of a shell",
     argument("shell", choices=tuple(_COMPLETION), help="for which shell"), is_for_shells=True)
-def completion_command(run):
+def print_completion(client):
     """Print the completion script of a shell: eval "$(devpi completion bash)", or devpi completion fish | source."""
     import shlex
     program = " ".join(map(shlex.quote, [sys.executable, os.path.abspath(__file__)]))
-    run.console.result(_COMPLETION[run.options.shell].format(program=program).rstrip("\n"))
+    client.console.print_result(_COMPLETION[client.options.shell].format(program=program).rstrip("\n"))
 
 
-def complete(words):
+def _complete(words):
     """Print what the last of the words may become.  Whatever goes wrong, a person who types is not disturbed."""
     with contextlib.suppress(Exception):
         for word in sorted(set(_completions(words[:-1], words[-1] if words else ""))):
-            Console().result(word)
+            Console().print_result(word)
     return 0
 
 
 def _completions(before, word):
-    commands, position = commands_by_word(), next_word(before)
+    commands, position = _commands_by_word(), _next_word(before)
     if position is None or before[position] not in commands:
         found = [word for word, command in commands.items() if " " not in command.name]
         return [name for name in found + ["--version", "--help"] if name.startswith(word)]
-    command, after = commands[before[position]], next_word(before, position + 1)
+    command, after = commands[before[position]], _next_word(before, position + 1)
     if after is not None and f"{before[position]}-{before[after]}" in commands:
         command, position = commands[f"{before[position]}-{before[after]}"], after
     options = {name: declared for declared in (*command.arguments, *GENERIC) if declared.is_option
@@ -5799,49 +5799,49 @@ def _completions(before, word):
 
 def _values_of(declared):
     """What the value of an argument may be, as far as it is known."""
-    return _named_things(declared.completes) if declared.completes else declared.settings.get("choices", ())
+    return _known_names(declared.completes) if declared.completes else declared.settings.get("choices", ())
 
 
 # What is but a word for a shell, and no option or setting for the client: servers have any names.
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+-]*")
 
 
-def _named_things(kind):
+def _known_names(kind):
     """The names of all indexes, projects or users that server or index have, but for odd ones."""
-    return [name for name in map(str, _all_named_things(kind)) if _HARMLESS_NAME.fullmatch(name)]
+    return [name for name in map(str, _fetch_names(kind)) if _HARMLESS_NAME.fullmatch(name)]
 
 
-def _all_named_things(kind):
+def _fetch_names(kind):
     console = Console()
     console.messages = console.errors = open(os.devnull, "w", encoding="utf-8")
-    run = Run(argparse.Namespace(timeout=_COMPLETION_SECONDS), console)
+    client = Client(argparse.Namespace(timeout=_COMPLETION_SECONDS), console)
     if kind == "user":
-        return [user for user, _ in run.auth.tokens(run.root)]
+        return [user for user, _ in client.auth.tokens(client.root)]
     if kind == "project":
-        return run.call("GET", run.index).result.get("projects") or ()
-    users = run.call("GET", run.root).result
+        return client.call("GET", client.index).result.get("projects") or ()
+    users = client.call("GET", client.root).result
     return [f"{user}/{index}" for user, config in users.items() for index in config.get("indexes") or ()]
 
 
 # -- main
 
 
-def show_versions(run):
+def _show_versions(client):
     """`--version`: of the client, and of the server's parts if it answers."""
-    run.console.result(f"devpi-lite-client {__version__}")
-    root = Place.of_state(run.state).root
+    client.console.print_result(f"devpi-lite-client {__version__}")
+    root = Remote.of_state(client.state).root
     if not root:
         return
     try:
-        run.console.messages = sys.stderr
-        root = run.root if os.environ.get("DEVPI_INDEX") else root
-        versions = run.call("GET", root + "+status", expect="status").result.get("versioninfo")
+        client.console.messages = sys.stderr
+        root = client.root if os.environ.get("DEVPI_INDEX") else root
+        versions = client.call("GET", root + "+status", expect="status").result.get("versioninfo")
     except Failure as error:
-        run.console.debug(f"{error}")
+        client.console.debug(f"{error}")
         return
-    run.console.result(f"\ncurrent devpi server: {root}")
+    client.console.print_result(f"\ncurrent devpi server: {root}")
     for name, version in sorted(versions.items()) if isinstance(versions, dict) else ():
-        run.console.result(f"    {name} {version}")
+        client.console.print_result(f"    {name} {version}")
 
 
 def main(words=None):
@@ -5852,23 +5852,23 @@ def main(words=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    console, run = Console(), None
+    console, client = Console(), None
     try:
         if words[:1] == ["__complete"]:
-            return complete(words[1:])
-        parser, options = parse_arguments(words)
+            return _complete(words[1:])
+        parser, options = _parse_arguments(words)
         console = Console(options)
         if os.name == "nt":
-            _let_windows_understand_colours()
+            _enable_windows_colors()
         if options.command is None and not options.version:
             parser.print_help()
             return 0
-        run = Run(options, console)
+        client = Client(options, console)
         if options.version:
-            return show_versions(run)
-        code = options.chosen.run(run) or 0
-        if console.as_json and not console.document_written:
-            console.document({"ok": code == 0})
+            return _show_versions(client)
+        code = options.chosen.run(client) or 0
+        if console.as_json and not console.json_printed:
+            console.print_json({"ok": code == 0})
         return code
     except OutputClosed:
         return 0
@@ -5882,7 +5882,7 @@ def main(words=None):
     except SystemExit as end:       # of a signal, or of the parser
         return _end_with_threads(end.code if isinstance(end.code, int) else 0)
     except Exception as error:
-        return report(console, error, run.http.answered if run else None)
+        return _report_error(console, error, client.http.last_url if client else None)
     finally:
         for stream in (sys.stdout, sys.stderr):
             try:
@@ -5901,13 +5901,13 @@ def _end_with_threads(code):
     return code
 
 
-def _let_windows_understand_colours():
+def _enable_windows_colors():
     import ctypes
     for handle in (-11, -12):       # standard output, standard error; 7: with escape sequences
         ctypes.windll.kernel32.SetConsoleMode(ctypes.windll.kernel32.GetStdHandle(handle), 7)
 
 
-def report(console, error, answered=None):
+def _report_error(console, error, last_url=None):
     """Say what went wrong and return the exit status.  --debug shows where.  `answered`: the URL of the last answer, if any."""
     if console.is_debug:
         import traceback
@@ -5919,8 +5919,8 @@ def report(console, error, answered=None):
         failure = Failure(f"{error.strerror or reason_of(error)}{where}")
     elif isinstance(error, ValueError) and "URL" in str(error):
         failure = Failure(str(error))
-    elif answered and isinstance(error, (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)):
-        failure = Failure(f"{answered}: the answer makes no sense ({type(error).__name__}: {error})", "--debug shows where")
+    elif last_url and isinstance(error, (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)):
+        failure = Failure(f"{last_url}: the answer makes no sense ({type(error).__name__}: {error})", "--debug shows where")
     else:
         failure = Failure(f"this should not happen: {type(error).__name__}: {error}", "--debug shows where it did")
     if isinstance(failure, UsageError):
@@ -5929,20 +5929,20 @@ def report(console, error, answered=None):
         console.error(failure.message)
     if failure.hint:
         console.hint(failure.hint)
-    if console.as_json and not console.document_written:
+    if console.as_json and not console.json_printed:
         with contextlib.suppress(OutputClosed):
-            console.document({"error": {"message": failure.message, "status": getattr(failure, "status", None)}})
+            console.print_json({"error": {"message": failure.message, "status": getattr(failure, "status", None)}})
     return failure.code
 
 
-def end_cleanly(number, frame):
+def _exit_on_signal(number, frame):
     """SIGTERM, or SIGHUP of a terminal that is closed: temporary directories go before we do."""
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
     import signal
-    signal.signal(signal.SIGTERM, end_cleanly)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:      # nohup ignores it
-        signal.signal(signal.SIGHUP, end_cleanly)
+        signal.signal(signal.SIGHUP, _exit_on_signal)
     sys.exit(main())
