@@ -5,34 +5,37 @@
     python devpi_lite_client.py login alice
     python devpi_lite_client.py upload
 
-builds, uploads, lists, tests, stages, releases and installs packages, with a devpi_lite or a devpi-server (6 or newer).  It
-needs Python 3.9 or newer and nothing else.  Its files in ~/.devpi/client are those of devpi-client: both can be used in turn.
+It builds, uploads, lists, tests, stages, releases and installs packages, with a devpi_lite or a
+devpi-server (6 or newer) as the server.  It needs Python 3.9 or newer and nothing else.  Its state
+files in ~/.devpi/client are those of devpi-client, so people can switch between the two.
 
-In CI the environment is enough, without `use` and `login`: DEVPI_INDEX (a full URL), DEVPI_USER, and DEVPI_PASSWORD or
-DEVPI_TOKEN.  Nothing is asked where there is no terminal; exit status 0 is success, 1 a failure, 2 a wrong command line, 130
-an interruption; `install` ends with that of pip or uv.
+In CI the environment replaces `use` and `login`: set DEVPI_INDEX (a full URL), DEVPI_USER, and
+DEVPI_PASSWORD or DEVPI_TOKEN.  Without a terminal the client asks no questions.  Exit status 0 means
+success, 1 failure, 2 a wrong command line, 130 an interruption; `install` returns the exit status
+of pip or uv.
 
-The chapters, each of which uses only those above it; [W7.2] and the like are rules of tests/CONTRACT.md:
+The chapters follow.  Each uses only the chapters above it.  References such as [W7.2] name rules of
+tests/CONTRACT.md.
 
-     1  Names and versions       pure functions over the packaging standards' words
-     2  Errors and the console   exceptions that carry a sentence; lines, colours, questions, progress, JSON
-     3  Files and processes      state files written whole or not at all; child processes that keep secrets
+     1  Names and versions       pure functions over the terms of the packaging standards
+     2  Errors and the console   exceptions with a message; lines, colours, questions, progress, JSON
+     3  Files and processes      atomic writes of state files; child processes that keep secrets
      4  HTTP                     requests, proxies, certificates, redirects, retries, streams
-     5  Credentials              session tokens, passwords, and where they may come from
-     6  The server               where the client points, typed answers, one command's run
-     7  Installers' settings     what pip and uv are told: their configuration files and variables
-     8  Declaring commands       names, helps and arguments, each said once
+     5  Credentials              session tokens, passwords and their sources
+     6  The client               the current server and index, our login, calls to devpi's API
+     7  Installers' settings     configuration files and variables of pip and uv
+     8  Declaring commands       commands, arguments and help texts, each declared once
      9  Connection               use, login, logoff, env
     10  Users and indexes        user, passwd, index
     11  Reading                  list, getjson, patchjson
     12  Releases                 remove, yank, refresh, push
-    13  Archives                 what wheels and sdists hold; unpacking that stays inside
+    13  Archives                 metadata of wheels and sdists; safe unpacking
     14  Building                 version control export, PEP 517, Sphinx
     15  Upload                   upload
     16  Test                     test
     17  Install                  install
     18  API tokens               token create, list, delete, derive, inspect, login
-    19  Command line             completion, the argument parser and `main`
+    19  Command line             the argument parser, completion and `main`
 """
 from __future__ import annotations
 
@@ -55,12 +58,12 @@ import urllib.parse
 
 __version__ = "0.1.0"
 
-# ======================================================================================================================
+# ==================================================================================================
 # 1  Names and versions
 #
-# Pure functions: normal names, versions and their order, requirements, core metadata, URLs.  Nothing here touches a disk or
-# a socket.  What is also in devpi_lite.py is the same there.
-# ======================================================================================================================
+# Pure functions: normalized names, versions and their order, requirements, core metadata, URLs.
+# None of them touches a disk or a socket.  Functions that devpi_lite.py has too are the same there.
+# ==================================================================================================
 
 
 def normalize(name):
@@ -200,33 +203,42 @@ def _fits(clause, version):
             ">": one > other}[operator]
 
 
-_REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(.*)", re.DOTALL)
+_REQUIREMENT = re.compile(
+    r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)\s*(?:\[[A-Za-z0-9._,\s-]*\])?\s*(.*)", re.DOTALL)
 
 
 class Requirement(typing.NamedTuple):
-    """A project and which of its versions are meant (PEP 508 without URLs and markers)."""
+    """A project and the versions of it that a person means (PEP 508 without URLs and markers)."""
     text: str
     name: str
     specifiers: str
 
     def admits(self, version):
-        """Whether a version is meant.  Pre-releases always may be; what is no PEP 440 version has to be named literally."""
+        """Whether the requirement admits a version.
+
+        Pre-releases count as any other version.  A text that is no version of PEP 440 must be
+        named literally, by == or ===."""
         if parse_version(version) is not None:
             return admits(self.specifiers, version)
-        clauses = [_SPECIFIER.fullmatch(clause.strip()) for clause in self.specifiers.split(",") if clause.strip()]
+
+        clauses = [_SPECIFIER.fullmatch(clause.strip())
+                   for clause in self.specifiers.split(",") if clause.strip()]
         return all(match and match[1] in ("==", "===") and match[2] == version for match in clauses)
 
 
 def parse_requirement(text):
-    """`name`, `name[extra]>=1,!=1.2`, `name==1.*` as a `Requirement`; None if it is none."""
+    """`name`, `name[extra]>=1,!=1.2` or `name==1.*` as a `Requirement`; None for any other text."""
     match = _REQUIREMENT.fullmatch(text.strip())
     if not match:
         return None
+
     specifiers = match[2].strip()
     if specifiers.startswith("(") and specifiers.endswith(")"):
         specifiers = specifiers[1:-1].strip()
+
     loose = [_SPECIFIER.fullmatch(clause.strip()) for clause in specifiers.split(",")]
-    literal = all(clause and clause[1] in ("==", "===") and not re.search(r"[;*]", clause[2]) for clause in loose)
+    literal = all(clause and clause[1] in ("==", "===") and not re.search(r"[;*]", clause[2])
+                  for clause in loose)
     if specifiers and not is_specifier(specifiers) and not literal:
         return None
     return Requirement(text, match[1], specifiers)
@@ -333,36 +345,40 @@ def public_url(url):
 
 
 def masked(url):
-    """The URL for eyes and logs: its password as `****`, and a user without one too, which may be a token."""
+    """The URL for output and logs: `****` replaces its password.
+
+    A user without a password is replaced too, because it may be a token."""
     if "://" not in url:
         return re.sub(r"^[^/]*:.*@", "****@", url)
     try:
         parts = urllib.parse.urlsplit(url)
-        parts.port      # a slash in a password makes a part of it the port
+        parts.port      # ValueError if a password contains a slash: a part of it reads as the port
     except ValueError:
         return re.sub(r"//.*@", "//****@", url)
+
     userinfo, at, host = parts.netloc.rpartition("@")
     if not at:
         return url
     user, colon, _ = userinfo.partition(":")
-    return urllib.parse.urlunsplit(parts._replace(netloc=f"{user}:****@{host}" if colon else f"****@{host}"))
+    netloc = f"{user}:****@{host}" if colon else f"****@{host}"
+    return urllib.parse.urlunsplit(parts._replace(netloc=netloc))
 
 
 def with_credentials(url, user, password):
-    """The URL with Basic credentials in it."""
+    """The URL with a user and a password in it, for HTTP Basic authentication."""
     parts = urllib.parse.urlsplit(public_url(url))
     pair = f"{urllib.parse.quote(user, safe='')}:{urllib.parse.quote(password, safe='')}"
     return urllib.parse.urlunsplit(parts._replace(netloc=f"{pair}@{parts.netloc}"))
 
 
 def server_of(url):
-    """The URL of the server that a URL is on, without credentials, with a slash at its end."""
+    """The URL of a URL's server, without credentials, with a slash at its end."""
     parts = urllib.parse.urlsplit(public_url(url))
     return f"{parts.scheme}://{parts.netloc}/"
 
 
 def is_same_server(url, other):
-    """Whether a URL is on the same server as another one, or on the TLS port in place of 80."""
+    """Whether two URLs have the same origin; https on port 443 also replaces http on port 80."""
     one, other = origin_of(url), origin_of(other)
     return one == other or (one, other) == (("https", other[1], 443), ("http", one[1], 80))
 
@@ -374,7 +390,7 @@ def origin_of(url):
 
 
 def is_below(url, root):
-    """Whether a URL lies on the same server as `root`, at its path or below."""
+    """Whether a URL has the origin of `root`, and its path is the path of `root` or below it."""
     one, other = urllib.parse.urlsplit(url), urllib.parse.urlsplit(root)
     path = other.path.rstrip("/") + "/"
     return origin_of(url) == origin_of(root) and (one.path.rstrip("/") + "/").startswith(path)
@@ -382,11 +398,12 @@ def is_below(url, root):
 
 def is_loopback(host):
     """Whether a host name means this machine."""
-    return host in ("localhost", "::1") or re.fullmatch(r"127(\.[0-9]{1,3}){3}", host or "") is not None
+    is_ipv4_loopback = re.fullmatch(r"127(\.[0-9]{1,3}){3}", host or "") is not None
+    return host in ("localhost", "::1") or is_ipv4_loopback
 
 
 def path_segment(text):
-    """A project's name or a version as one segment of a URL's path; a plus stays a plus."""
+    """A project's name or a version, quoted as one segment of a URL's path; `+` stays `+`."""
     return urllib.parse.quote(text, safe="+@!", errors="surrogateescape")
 
 
@@ -415,17 +432,19 @@ def one_line(text, limit=300):
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
-_REASON_READ = 20000             # characters of a body in which a reason is looked for
-_REASON_SHOWN = 500
+_REASON_READ = 20000            # characters of a body in which `readable_reason` searches
+_REASON_SHOWN = 500             # characters of the reason
 
 
 def readable_reason(status, text):
-    """What a server's body says of a refusal, as one line; "" if it only repeats the status.
+    """Why a server refused a request, as one line, from the body of its response.
 
-    Of JSON that is the message, of HTML the title, or else the text."""
+    The line is JSON's message, HTML's title, or the text itself; "" if it only repeats the
+    status."""
     import html
     text = text[:_REASON_READ]
     phrase = http.client.responses.get(status, "")
+
     candidates = [text]
     if text.lstrip().startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -439,6 +458,7 @@ def readable_reason(status, text):
         body = re.sub(r"<(head|title)\b.*?</\1\s*>", " ", text, flags=flags)
         candidates = [html.unescape(title[1] if title else ""),
                       html.unescape(re.sub(r"<[^>]*>", " ", body))]
+
     for candidate in candidates:
         line = " ".join(printable(candidate).split())
         line = re.sub(rf"^(HTTP\S* )?{status}\b[\s:,-]*", "", line)
@@ -455,7 +475,7 @@ def reason_of(error):
 
 
 def byte_size(count):
-    """A number of bytes for people: `512 bytes`, `1.5 MB`."""
+    """A number of bytes in readable form: `512 bytes`, `1.5 MB`."""
     if count < 1000:
         return f"{count} bytes"
     for unit in ("kB", "MB", "GB", "TB"):
@@ -465,46 +485,53 @@ def byte_size(count):
 
 
 def printable(text):
-    """Text without what would move a terminal's cursor, change its colours or turn its direction; line breaks and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "?", text.replace("\r\n", "\n"))
+    """The text without characters that control a terminal; `?` replaces each of them.
+
+    They move the cursor, change colours or turn the writing direction.  Line breaks and tabs
+    stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]", "?",
+                  text.replace("\r\n", "\n"))
 
 
 def shell_quoted(text):
-    """A server's text as one word of a command line that people copy, in quotes if need be."""
+    """The text as one word of a shell's command line, which people copy from a message."""
     import shlex
     return shlex.quote(text)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 2  Errors and the console
 #
-# An error is an exception with a sentence for the person who reads it and the exit status of the program; `main` prints it.
-# The console is the one place that writes to the terminal or asks something: results, messages, questions, progress, JSON.
-# ======================================================================================================================
+# An error is an exception that carries a sentence for the person who reads it, and the exit status of
+# the program; `main` prints it.  The console is the only place that writes to the terminal or asks a
+# question: results, messages, questions, progress, JSON.
+# ==================================================================================================
 
 
 class Failure(Exception):
-    """What ends a command: what was wrong, with which value, what to do next.  `hint`: a further line, not in red."""
+    """Ends a command.  The message says what was wrong, with which value, and what to do next.
+
+    `hint` is a further line, which is not printed in red; `code` is the exit status."""
     def __init__(self, message, hint="", code=1):
         super().__init__(message)
         self.message, self.hint, self.code = message, hint, code
 
 
 class UsageError(Failure):
-    """A command line that can't be meant."""
+    """A wrong command line; the exit status is 2."""
     def __init__(self, message):
         super().__init__(message, code=2)
 
 
 class Unreachable(Failure):
-    """A server that gave no answer; `sent`: whether it may have got the request."""
+    """A server that sent no response.  `sent`: whether the server may have received the request."""
     def __init__(self, url, reason, sent=False, hint=""):
         super().__init__(f"could not connect to '{public_url(url)}':\n{reason}", hint)
         self.sent = sent
 
 
 class Refused(Failure):
-    """An answer of the server's that says no."""
+    """A response with an error status.  `text` is the message of the server, or ""."""
     def __init__(self, response, message, hint="", body=""):
         text = f"{response.method} {public_url(response.url)}\n{response.status} {response.reason}"
         super().__init__(text + (f": {message}" if message else "") + (f"\n{body}" if body else ""), hint)
@@ -512,16 +539,17 @@ class Refused(Failure):
 
 
 class OutputClosed(Exception):
-    """Nobody reads the results any more (`devpi list | head -1`)."""
+    """The reader of the results has gone, as in `devpi list | head -1`."""
 
 
 _STYLES = {"bold": "\x1b[1m", "warning": "\x1b[1m\x1b[33m", "error": "\x1b[31m"}
 
 
 class Console:
-    """Standard output and error.  With `as_json` the former is kept for one JSON document and all else goes to the latter.
+    """Standard output and standard error.
 
-    A message that can't be delivered is dropped: an upload does not stop because its log's reader went away."""
+    With --json, standard output gets one JSON document, and standard error gets all the rest.  A
+    message that can't be written is dropped: an upload goes on although the reader of its log has gone."""
 
     def __init__(self, options=None):
         self.as_json = getattr(options, "json", False)
@@ -532,24 +560,26 @@ class Console:
         self.color = getattr(options, "color", "auto")
         self.results = sys.stdout
         self.messages = sys.stderr if self.as_json else sys.stdout
-        self.errors = sys.stderr if self.as_json or os.environ.get("DEVPI_LITE_STDERR") == "1" else sys.stdout
+        wants_stderr = self.as_json or os.environ.get("DEVPI_LITE_STDERR") == "1"
+        self.errors = sys.stderr if wants_stderr else sys.stdout
         chosen = getattr(options, "chosen", None)
-        if chosen and chosen.is_for_shells:     # a shell runs what stands on standard output
+        if chosen and chosen.is_for_shells:     # a shell runs all of standard output
             self.messages = self.errors = sys.stderr
+
         self.shows_progress = not (self.quiet or getattr(options, "no_progress", False))
         self.lock = threading.RLock()
-        self.progress_line = None       # the Progress that has the last line of the terminal
+        self.progress_line = None       # the Progress that is drawn in the terminal's last line
         self.json_printed = False
 
     # -- lines
 
     def print_result(self, text, style=None):
-        """A line of what was asked for."""
+        """Print a line of the result that the person asked for.  OutputClosed if its reader has gone."""
         if not self.as_json:
             self._write(self.results, text, style, drop=False)
 
     def say(self, text, style=None):
-        """A message about what happens, not shown with -q."""
+        """Print a message about progress; -q suppresses it."""
         if not self.quiet:
             self._write(self.messages, text, style)
 
@@ -560,15 +590,16 @@ class Console:
         self._write(self.messages, text, "warning")
 
     def warn_on_stderr(self, text):
-        """A warning on standard error, also where messages go to standard output: that holds what
-        was asked for, and a program may read it."""
+        """Print a warning to standard error, even if messages go to standard output.
+
+        Standard output then holds only the result, for a program that reads it."""
         self._write(sys.stderr, text, "warning")
 
     def error(self, text):
         self._write(self.errors, text, "error")
 
     def hint(self, text):
-        """What to do next, below an error."""
+        """Print what to do next, below an error."""
         self._write(self.errors, text, None)
 
     def debug(self, text):
@@ -576,20 +607,20 @@ class Console:
             self._write(self.messages, f"[debug] {text}", None)
 
     def print_json(self, value):
-        """The JSON document of a command that was called with --json."""
+        """Print the JSON document of a command; without --json do nothing."""
         if self.as_json:
             self.json_printed = True
             self._write(self.results, json.dumps(value, indent=2), None, drop=False)
 
     def print_names(self, names):
-        """Names, sorted, a line each; or all of them as the JSON document."""
+        """Print names, sorted, one on a line; with --json as one document."""
         names = sorted(names)
         for name in names:
             self.print_result(name)
         self.print_json(names)
 
     def write_bytes(self, data):
-        """Bytes of a child process, as they are."""
+        """Write output of a child process unchanged."""
         with self.lock:
             self._clear_progress()
             try:
@@ -597,7 +628,7 @@ class Console:
                 getattr(self.messages, "buffer", self.messages).write(data)
                 self.messages.flush()
             except (OSError, ValueError):
-                silence(self.messages)      # as for any message
+                silence(self.messages)      # messages are dropped
 
     def _write(self, stream, text, style, drop=True):
         text = printable(str(text))
@@ -633,18 +664,19 @@ class Console:
             self.progress_line.clear()
 
     def print_table(self, rows):
-        """Rows of texts in columns, cut to the terminal's width where there is one."""
+        """Print rows of texts in columns; on a terminal, cut lines to its width."""
         import shutil
         widths = [max(map(len, column)) for column in zip(*rows)]
         limit = shutil.get_terminal_size().columns if _is_terminal(self.results) else None
         for row in rows:
             line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
-            self.print_result(line if limit is None or len(line) <= limit else line[:limit - 3] + "...")
+            is_short = limit is None or len(line) <= limit
+            self.print_result(line if is_short else line[:limit - 3] + "...")
 
     # -- questions
 
     def confirm(self, question):
-        """Whether the person says yes.  -y says it for them; the end of input is a Failure."""
+        """Whether the person answers yes to a question; -y answers yes.  A Failure at the end of input."""
         prompt = f"{question} (yes/no)? "
         if self.assume_yes:
             self._write(self.messages, f"{prompt}yes (autoset from -y option)", None)
@@ -658,7 +690,7 @@ class Console:
             self.error(f"not a valid choice '{answer}'")
 
     def confirm_deletion(self, document):
-        """Whether the person is sure; if not, the command's JSON document is this."""
+        """Whether the person is sure; if not, print `document` as the command's JSON document."""
         if self.confirm("Are you sure"):
             return True
         self.error("not deleting anything")
@@ -680,7 +712,7 @@ class Console:
         return _is_terminal(sys.stdin) and "CI" not in os.environ
 
     def ask_password(self, prompt):
-        """A password typed without echo; only if `can_ask()`."""
+        """A password that the person types without echo; only if `is_interactive()`."""
         import getpass
         try:
             return getpass.getpass(prompt)
@@ -696,7 +728,9 @@ def _is_terminal(stream):
 
 
 def silence(stream):
-    """Let a standard stream whose reader is gone lead to nowhere, so that Python's end does not complain either."""
+    """Redirect a standard stream whose reader has gone to nowhere.
+
+    Without that, Python complains when it flushes the stream at exit."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -704,7 +738,9 @@ def silence(stream):
 
 
 class Progress:
-    """How far transfers of `total` bytes (None: not known) are: a bar on a terminal, elsewhere a line each half minute."""
+    """The progress of transfers: a bar on a terminal, elsewhere a line every half minute.
+
+    `total`: the number of bytes, or None if it is unknown."""
 
     WIDTH, REDRAW_SECONDS, LINE_SECONDS = 24, 0.1, 30
 
@@ -726,7 +762,7 @@ class Progress:
                 self.console.progress_line = None
 
     def advance(self, count):
-        """`count` more bytes went over the line; a negative count takes some back, for a new try."""
+        """Count bytes that were transferred; a negative `count` takes bytes back before a retry."""
         with self.console.lock:
             self.done += count
             now = time.monotonic()
@@ -743,7 +779,8 @@ class Progress:
         rate = f"{byte_size(int(max(self.done, 0) / seconds))}/s"
         if not self.total:
             return f"{self.label} {byte_size(self.done)} {rate}"
-        return f"{self.label} {100 * min(self.done, self.total) // self.total:3d}% of {byte_size(self.total)} {rate}"
+        percent = 100 * min(self.done, self.total) // self.total
+        return f"{self.label} {percent:3d}% of {byte_size(self.total)} {rate}"
 
     def draw(self):
         import shutil
@@ -763,22 +800,23 @@ class Progress:
             sys.stderr.flush()
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 3  Files and processes
 #
-# State is written whole or not at all, readable by its owner alone.  Child processes are started here and nowhere else: a
-# secret reaches them in the environment or in a private file, never on their command line, and is printed as asterisks.
-# ======================================================================================================================
+# State files are replaced atomically, and only their owner can read them.  This chapter alone starts
+# child processes.  A secret reaches a child in its environment or in a private file, never on its
+# command line, and is printed as asterisks.
+# ==================================================================================================
 
 
 PIECE = 256 << 10               # bytes read from a disk or a socket at once
-_MAX_NUMBER_DIGITS = 400             # of a whole number in JSON: some Pythons take minutes for a million
+_MAX_NUMBER_DIGITS = 400        # of a whole number in JSON: Python 3.9 takes minutes for a million
 
 
 def parse_json(data):
     """The value of a JSON text (str or bytes).
 
-    ValueError if it is none, is nested too deeply, or has a number of too many digits."""
+    ValueError if the text is no JSON, nests too deeply, or has a number of too many digits."""
     try:
         return json.loads(data, parse_int=_parse_int)
     except RecursionError:
@@ -792,73 +830,89 @@ def _parse_int(text):
 
 
 class StateFile:
-    """A JSON object on disk, shared with devpi-client: two-space indent, sorted keys, keys that we don't know kept."""
+    """A JSON object on disk, which devpi-client reads and writes too.
+
+    The format is devpi-client's: two spaces of indent, sorted keys.  Unknown keys are kept."""
 
     def __init__(self, path):
         self.path = path
 
     def read(self):
-        """The object; {} if there is no file, or nothing or something else than an object in it."""
+        """The object; {} if the file is missing, empty, or holds another JSON value.
+
+        A Failure if it is no JSON: we must not throw away what a person may want to repair."""
         try:
             with open(self.path, "rb") as file:
                 text = file.read().decode("utf-8")
             value = parse_json(text) if text.strip() else {}
         except FileNotFoundError:
             return {}
-        except ValueError as error:     # what was in it is not ours to throw away
+        except ValueError as error:
             raise Failure(f"{self.path} is broken: {error}",
                           "mend it or delete it; then 'devpi use URL' and 'devpi login USER'") from None
         return value if isinstance(value, dict) else {}
 
     def change(self, edit):
-        """Let `edit` change the object, and write it if it did.  `edit` may be called twice, each time on a fresh copy."""
+        """Let `edit` change the object in place, and write the object if it differs.
+
+        `edit` may be called twice, each time with a fresh copy."""
         if self._edited(edit) is None:
             return
-        with _locked(self.path):         # another process may have changed it since
+        with _locked(self.path):        # another process may have changed it meanwhile
             value = self._edited(edit)
             if value is not None:
                 write_private(self.path, json.dumps(value, indent=2, sort_keys=True))
 
     def _edited(self, edit):
-        """The changed object, None if the change changes nothing."""
+        """The object as `edit` changes it; None if nothing changes."""
         before, after = self.read(), self.read()
         edit(after)
         return after if after != before else None
 
 
-_LOCK_SECONDS = 20
-_OLD_TEMPORARY_SECONDS = 3600
+_LOCK_SECONDS = 20              # how long to wait for another process
+_OLD_TEMPORARY_SECONDS = 3600   # the age at which a temporary file counts as left over
 
 
 @contextlib.contextmanager
 def _locked(path):
-    """Be the only process that changes a file, by an advisory lock on its directory (Windows: on `NAME.lock` beside it).
+    """Hold an advisory lock for a file: on its directory, on Windows on `NAME.lock` beside it.
 
-    What processes that were killed have left beside it goes.  A Failure if the lock is not to be had for 20 seconds."""
+    Deletes temporary files that killed processes have left.  A Failure if another process holds
+    the lock for 20 seconds."""
     path = os.path.realpath(path)
     folder, name = os.path.split(path)
     with contextlib.ExitStack() as stack:
         try:
             os.makedirs(folder, exist_ok=True)
-            handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600) if os.name == "nt" else os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)        # which ends the lock
+            if os.name == "nt":
+                handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+            else:
+                handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)        # which releases the lock
+
             until = time.monotonic() + _LOCK_SECONDS
             while not _try_lock(handle):
                 if time.monotonic() > until:
-                    raise Failure(f"{path} can't be changed: another process has been at it for {_LOCK_SECONDS} seconds")
+                    raise Failure(f"{path} can't be changed: another process has been at it for "
+                                  f"{_LOCK_SECONDS} seconds")
                 time.sleep(0.05)
         except OSError as error:
             raise Failure(f"{path} could not be written: {error.strerror or error}") from None
-        for old in os.listdir(folder):
-            if old.startswith(f".{name}-"):
-                with contextlib.suppress(OSError):      # gone meanwhile
-                    if time.time() - os.stat(os.path.join(folder, old)).st_mtime > _OLD_TEMPORARY_SECONDS:
-                        os.unlink(os.path.join(folder, old))
+
+        for entry in os.listdir(folder):
+            if entry.startswith(f".{name}-"):
+                temporary = os.path.join(folder, entry)
+                with contextlib.suppress(OSError):      # another process has deleted it
+                    if time.time() - os.stat(temporary).st_mtime > _OLD_TEMPORARY_SECONDS:
+                        os.unlink(temporary)
         yield
 
 
 def _try_lock(handle):
-    """Lock an open file or directory; returns whether it was free.  Where a file system knows no locks, it counts as free."""
+    """Lock an open file or directory; returns whether that worked.
+
+    A file system without locks counts as unlocked."""
     import errno
     try:
         if os.name == "nt":
@@ -876,20 +930,28 @@ def _try_lock(handle):
 
 
 def write_private(path, text):
-    """Write a file that only its owner can read; whoever reads it meets the old content or the new, nothing between."""
+    """Replace a text file atomically; only its owner can read it."""
     write_atomically(path, text, 0o600)
 
 
 def write_atomically(path, text, mode=None):
-    """Write a text file at once; `mode`: its permissions, else those it has, else those that new files get."""
+    """Replace a text file: readers see the old content or the new content, never a mixture.
+
+    `mode`: the permissions; None keeps those of the file, or takes those of new files.  A Failure
+    if the file can't be written."""
     import tempfile
     path = os.path.realpath(path)
-    if os.path.exists(path) and not os.path.isfile(path):       # replacing /dev/null would be a catastrophe
+    if os.path.exists(path) and not os.path.isfile(path):       # never replace /dev/null
         raise Failure(f"{path} could not be written: it is no regular file")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    if mode is None:
-        mode = os.stat(path).st_mode & 0o7777 if os.path.exists(path) else 0o666 & ~_current_umask()
-    handle, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}-", dir=os.path.dirname(path))
+
+    if mode is None and os.path.exists(path):
+        mode = os.stat(path).st_mode & 0o7777
+    elif mode is None:
+        mode = 0o666 & ~_current_umask()
+
+    handle, temporary = tempfile.mkstemp(
+        prefix=f".{os.path.basename(path)}-", dir=os.path.dirname(path))
     try:
         with open(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             file.write(text)
@@ -901,12 +963,12 @@ def write_atomically(path, text, mode=None):
         raise Failure(f"{path} could not be written: {error.strerror or error}") from None
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)        # it has its name by now, or is of no use
+            os.unlink(temporary)        # fails after os.replace, which is fine
 
 
 @contextlib.contextmanager
 def writing(path):
-    """Around what writes a file: a disk that fails becomes a Failure that names the file."""
+    """Turns an OSError of code that writes a file into a Failure that names the file."""
     try:
         yield
     except OSError as error:
@@ -916,9 +978,9 @@ def writing(path):
 
 
 class OutputFile:
-    """A new file of bytes.
+    """A new binary file.
 
-    It has no buffer, so that a full disk is met by what writes, not by what closes."""
+    It is unbuffered: a full disk raises the Failure in `write`, not when the file is closed."""
 
     def __init__(self, path):
         self.name = path
@@ -948,7 +1010,7 @@ def _current_umask():
 
 @contextlib.contextmanager
 def temporary_directory():
-    """A directory that only its owner can enter, removed with all that is in it."""
+    """A directory that only its owner can enter; it is removed with its content."""
     import shutil
     import tempfile
     path = os.path.realpath(tempfile.mkdtemp(prefix="devpi-"))
@@ -965,7 +1027,7 @@ def temporary_directory():
 
 
 def display_path(path):
-    """A path as people write it: `~` for their home."""
+    """The path with `~` for the home directory."""
     home = os.path.expanduser("~")
     return "~" + path[len(home):] if len(home) > 1 and path.startswith(home + os.sep) else path
 
@@ -975,52 +1037,60 @@ def scripts_directory(venv):
 
 
 def venv_python(venv):
-    """The Python of a virtual environment."""
+    """The path of a virtual environment's Python."""
     return os.path.join(scripts_directory(venv), "python.exe" if os.name == "nt" else "python")
 
 
 def find_program(name, venv=None):
-    """The path of a program: of the virtual environment if given, else from PATH; None if there is none."""
+    """The path of a program in a virtual environment, or without `venv` in PATH; None if missing."""
     import shutil
     return shutil.which(name, path=scripts_directory(venv) if venv else None)
 
 
 class CompletedChild(typing.NamedTuple):
-    """A child process that has ended; `output` is "" where it was passed through."""
+    """A child process that has ended; `output` is "" unless it was captured."""
     code: int
     output: str
 
 
-def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capture=False, errors="replace"):
-    """Run a program to its end.  `env` adds to our environment, `unset` takes away; our own secrets are never handed on.
+def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capture=False,
+              errors="replace"):
+    """Run a program to its end; returns a `CompletedChild`.  A Failure if it can't be started.
 
-    `show`: print the command as `--> DIRECTORY$ COMMAND  [NAME='value',...]`, where `show` names the variables to tell of;
-    credentials in URLs are masked.  `capture`: give the output back in place of passing it on, decoded with `errors`."""
+    `env` adds variables to our environment, `unset` removes variables; DEVPI_PASSWORD and
+    DEVPI_TOKEN are never passed on.  `show` prints the command as
+    `--> DIRECTORY$ COMMAND  [NAME='value',...]` with the variables that it names; credentials in
+    URLs are masked.  `capture` returns the output, decoded with `errors`, instead of printing it."""
     import shlex
     import subprocess
     private = {"DEVPI_PASSWORD", "DEVPI_TOKEN", *unset}
     environment = {name: value for name, value in os.environ.items() if name not in private}
     environment.update(env or {})
+
     words = " ".join(map(shlex.quote, command))
     if show is not None:
-        pairs = ",".join(f"{name}='{_mask_credentials(environment[name])}'" for name in show if name in environment)
+        pairs = ",".join(f"{name}='{_mask_credentials(environment[name])}'"
+                         for name in show if name in environment)
         console.say(f"--> {display_path(cwd or '.')}$ {words}" + (f"  [{pairs}]" if pairs else ""))
     else:
         console.debug(f"--> {cwd or '.'}$ {words}")
     sys.stdout.flush()
-    passed = None if not console.as_json and not capture else subprocess.PIPE
+
+    output_pipe = None if not console.as_json and not capture else subprocess.PIPE
     try:
         child = subprocess.Popen(
-            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL if capture else None, stdout=passed,
-            stderr=subprocess.STDOUT if passed is not None else None)
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL if capture else None,
+            stdout=output_pipe, stderr=subprocess.STDOUT if output_pipe is not None else None)
     except OSError as error:
         raise Failure(f"could not run {command[0]}: {error.strerror or error}") from None
+
     try:
         if capture:
             output = child.communicate()[0]
             return CompletedChild(child.returncode, output.decode("utf-8", errors))
-        if passed is not None:
-            for piece in iter(lambda: child.stdout.read1(PIECE), b""):      # a line may have no end
+        if output_pipe is not None:
+            # Read pieces, not lines: a line may have no end.
+            for piece in iter(lambda: child.stdout.read1(PIECE), b""):
                 console.write_bytes(piece)
         return CompletedChild(child.wait(), "")
     except BaseException:
@@ -1034,16 +1104,16 @@ def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capt
 
 
 def _mask_credentials(url):
-    """A URL with its user and password as asterisks; other text as it is.  (`masked` leaves the user, whom people look for.)"""
+    """The text with `****:****` for user and password of a URL.  (`masked` shows the user.)"""
     return re.sub(r"(://)[^/@]*@", r"\1****:****@", url)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 4  HTTP
 #
 # The one door to the network.  Certificates are always verified; proxies and CA bundles come from the usual variables;
 # credentials are made for each request's own URL, so that a redirect never carries them elsewhere; bodies are streams.
-# ======================================================================================================================
+# ==================================================================================================
 
 _USER_AGENT = (f"devpi-lite-client/{__version__} devpi-client-compatible "
               f"(py{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})")
@@ -1362,12 +1432,12 @@ def _tls_context(client_cert):
     return context
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 5  Credentials
 #
 # Who we are for a server, and where a password may come from: the command line, a file, the environment, keyring, .netrc, a
 # person.  Passwords are never stored; session tokens are, in auth.json.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class Identity(typing.NamedTuple):
@@ -1672,12 +1742,12 @@ def token_user(token):
         raise Failure("DEVPI_TOKEN does not say whose it is", "set DEVPI_USER too") from None
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 6  The server
 #
 # Where the client points (`Place`), what a server answers (`Answer`), and `Run`: all that one command needs.  A command works
 # on the index named by --index, else by DEVPI_INDEX, else by the last `use`; only `use`, `login` and their like store anything.
-# ======================================================================================================================
+# ==================================================================================================
 
 _API_VERSION = "2"
 # The types of answers whose result is a JSON object.
@@ -2119,12 +2189,12 @@ class Client:
                 self.console.error("removed expired authentication information")
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 7  Installers' settings
 #
 # The index as pip and uv are told of it: their configuration files, changed line by line so that all else in them stays, with
 # a backup from which the change is undone; and the variables for shells and child processes.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class SettingsFile(typing.NamedTuple):
@@ -2431,12 +2501,12 @@ def effective_venv(client):
     return os.environ.get("VIRTUAL_ENV") or None
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 8  Declaring commands
 #
 # A command is declared once, above its function: its name, its help and its arguments.  The parser, the help texts and shell
 # completion are all made from this declaration.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class Argument(typing.NamedTuple):
@@ -2527,11 +2597,11 @@ INDEX = argument("--index", metavar="INDEX", completes="index",
                  help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 9  Connection
 #
 # use, login, logoff, env: which server, which index, who we are.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 @command(
@@ -2953,11 +3023,11 @@ def _shell_line(shell, name, value):
     return f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 10  Users and indexes
 #
 # user, passwd, index: what is on a server, and its settings.
-# ======================================================================================================================
+# ==================================================================================================
 
 _HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
 _FORCE = argument("-f", "--force", action="store_true",
@@ -3184,11 +3254,11 @@ def _delete_index(client, url):
     client.console.print_json({"deleted": url, **({"note": note} if note else {})})
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 11  Reading
 #
 # list, getjson, patchjson: what an index has.  Reading changes nothing (but patchjson, the odd one).
-# ======================================================================================================================
+# ==================================================================================================
 
 _SHOWN_VERSIONS = 3              # without --all
 _PARALLEL_READS = 8
@@ -3524,11 +3594,11 @@ def _print_response(client, response):
     client.console.print_result(json.dumps(value, indent=4, sort_keys=True))
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 12  Releases
 #
 # remove, yank, refresh, push: what becomes of releases that are on an index.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 @command(
@@ -3879,11 +3949,11 @@ def _action_words(status, words):
     return [*words, reason] if reason else words
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 13  Archives
 #
 # What wheels, sdists, eggs and documentation say about themselves; and unpacking that never leaves its directory.
-# ======================================================================================================================
+# ==================================================================================================
 
 ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip")
 _METADATA_LIMIT = 20 << 20       # bytes of a metadata file
@@ -4347,12 +4417,12 @@ def _unpack_tar(tar, target, place, charge, filename):
                           "which is neither a file nor a directory")
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 14  Building
 #
 # From a checkout to archives: a copy of the versioned files, a PEP 517 build of sdist and wheel, documentation by Sphinx.  The
 # project's own directory is left alone but for `dist`, which is replaced once the build has succeeded.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class VersionControl(typing.NamedTuple):
@@ -4775,12 +4845,12 @@ def build_docs(client, source, temporary, name, version):
     return target
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 15  Upload
 #
 # Archives are found or built, looked at, compared with what the index has, and sent as streams: a file of any size takes
 # the same memory.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class UploadForm(Stream):
@@ -5107,11 +5177,11 @@ def _refused_upload(client, response, action, archive, target):
     return {"status": "failed", "code": response.status, "message": response.message() or response.reason}
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 16  Test
 #
 # Archives of a release are downloaded, verified, unpacked and tested with tox; what tox reports is posted to the index.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class TestResult(typing.NamedTuple):
@@ -5367,11 +5437,11 @@ def _post_report(client, file, report):
     return str(envelope.result), ""
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 17  Install
 #
 # pip or uv with the index; our login goes to them in their environment, and is masked where the command is shown.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 @command(
@@ -5463,11 +5533,11 @@ def _run_installer(client, words, variables, shown):
     return code
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 18  API tokens
 #
 # What servers with the plugin devpi-tokens offer: tokens that last long and are restricted to permissions, indexes or projects.
-# ======================================================================================================================
+# ==================================================================================================
 
 _UNITS = {"y": 365 * 86400, "m": 30 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
 _RESTRICTIONS = (
@@ -5617,11 +5687,11 @@ def log_in_with_given_token(client):
     return log_in_with_token(client, token_user(text), text)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 19  Command line
 #
 # The argument parser, shell completion, and `main`, which prints every failure and chooses the exit status.
-# ======================================================================================================================
+# ==================================================================================================
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ SERVER, CLIENT = MODULES = ("devpi_lite.py", "devpi_lite_client.py")
 # {chapter: names of chapters below it that it uses}
 FROM_BELOW = {
     SERVER: {"Staging": "reason_phrase"},
-    CLIENT: {"Files and processes": "PIECE"}}
+    CLIENT: {}}
 
 # {chapter: private names of other chapters that it uses}
 PRIVATE_ELSEWHERE = {
@@ -33,15 +33,10 @@ PRIVATE_ELSEWHERE = {
         "Search": "_status_of",
         "Endpoints": "_forget_leftovers _note _to_url _account",
         "Commands": "_path _names _boolean _insert_user _insert_index"},
-    CLIENT: {
-        "Connection": "_text_of",
-        "Users and indexes": "_keep_login",
-        "Upload": "_in_quotes",
-        "Install": "_remember_venv",
-        "API tokens": "_login_with_token"}}
+    CLIENT: {"Upload": "_in_quotes"}}
 
 # lines of more than 100 columns
-LONG_LINES = {SERVER: 970, CLIENT: 571}
+LONG_LINES = {SERVER: 970, CLIENT: 526}
 
 # how often the server asks an index for its type, in place of calling a method that each type has
 TYPE_QUESTIONS = 48

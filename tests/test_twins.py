@@ -21,9 +21,9 @@ TWINS = (
 
 # The same word for what each module does in its own way.
 NAMESAKES = (
-    "API_VERSION COMMANDS Identity Refused Unreachable UploadForm is_loopback locked main "
-    "make_parser write_private _TOKEN _current _delete_index _delete_user _released _remove_file "
-    "_seconds _tar_metadata _tar_number _tar_text _zip_metadata").split()
+    "COMMANDS Identity Refused Response Unreachable UploadForm is_loopback main write_private "
+    "_TOKEN _delete_index _delete_user _form_fields _remove_file _tar_metadata _tar_number "
+    "_tar_text _zip_metadata").split()
 
 
 def definitions(text):
