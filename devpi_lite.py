@@ -826,10 +826,21 @@ def _log_bounds(text):
     return LogBounds(size, int(days) * 86400 if days else Settings.keep_log.age)
 
 
+class Mode(int):
+    """The mode of a file."""
+
+    def __str__(self):
+        return f"{self:o}"
+
+
 def _mode(text):
     if not re.fullmatch("[0-7]{3,4}", text):
         raise ValueError(f"{text!r} is no file mode: three octal digits, as 660")
-    return int(text, 8)
+    return Mode(text, 8)
+
+
+# what an option is about: a command says which of these it takes (see `command`)
+COMMON, FIRST_START, SERVING = "common", "first start", "serving"
 
 
 class Option(typing.NamedTuple):
@@ -837,17 +848,15 @@ class Option(typing.NamedTuple):
     the configuration file.
 
     `convert` makes the setting out of the text, or raises ValueError; None for a flag, which turns
-    its default round."""
+    its default round.  `rivals`: options that say the same in another way: of them and this one,
+    only one may be given."""
     name: str
     convert: typing.Callable | None
     help: str
-    commands: tuple = ("serve", "gen-config")       # whose option it is
+    about: str = SERVING
     aliases: tuple = ()
+    rivals: tuple = ()
     repeats: bool = False
-
-
-_EVERY_COMMAND = ("serve", "init", "passwd", "gen-config")
-_FIRST_START = ("serve", "init", "gen-config")
 
 
 def option(name, convert, default, text, **more):
@@ -863,11 +872,11 @@ class Settings:
     serverdir: str = option(
         "serverdir", _path, os.path.join("~", ".devpi", "server"),
         "directory of all data; made if missing or empty",
-        commands=_EVERY_COMMAND)
+        about=COMMON)
     configfile: str = option(
         "configfile", _path, "", "file with options: JSON, or INI with a section [devpi-server]",
-        commands=_EVERY_COMMAND, aliases=("-c",))
-    debug: bool = option("debug", None, False, "log more", commands=_EVERY_COMMAND)
+        about=COMMON, aliases=("-c",))
+    debug: bool = option("debug", None, False, "log more", about=COMMON)
     logger_cfg: str = option(
         "logger-cfg", _path, "", "JSON file for logging.config.dictConfig: where the log goes, in "
                                  "place of standard error")
@@ -875,26 +884,27 @@ class Settings:
         "root-passwd", str, None,
         "root's password, at the first start only; random if not given. "
         "The list of processes shows "
-        "it: better a file, or DEVPISERVER_ROOT_PASSWD", commands=_FIRST_START)
+        "it: better a file, or DEVPISERVER_ROOT_PASSWD",
+        about=FIRST_START, rivals=("root-passwd-file",))
     root_passwd_file: str = option(
         "root-passwd-file", _path, "", "file whose first line is root's password, at the first "
                                        "start only",
-        commands=_FIRST_START)
+        about=FIRST_START)
     root_pypi: bool = option(
         "no-root-pypi", None, True, "don't make the mirror root/pypi at the first start",
-        commands=_FIRST_START)
+        about=FIRST_START)
     host: str = option("host", str, "127.0.0.1", "address to listen on")
     port: int = option("port", _port, 3141, "port to listen on; 0: any free one")
     listen: tuple = option(     # (host, port) pairs; of the open sockets once the server listens
         "listen", _listen_address, (),
         "HOST:PORT to listen on, in place of --host and --port; "
         "may be repeated",
-        repeats=True)
+        repeats=True, rivals=("host", "port"))
     unix_socket: str = option(
         "unix-socket", _path, "", "listen on this unix socket; on TCP too only if an address is "
                                   "given")
     unix_socket_perms: int = option(
-        "unix-socket-perms", _mode, 0o600, "mode of the unix socket, as 660 (default: 600)")
+        "unix-socket-perms", _mode, Mode(0o600), "mode of the unix socket, as 660")
     outside_url: str = option(                  # without final slash
         "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
     absolute_urls: bool = option(
@@ -968,6 +978,68 @@ class Settings:
 
 OPTIONS = {field.name: (field.metadata["option"], field.default)
            for field in dataclasses.fields(Settings) if field.metadata}
+
+
+# -- commands: each is declared once, above its function, in the chapter of what it does
+
+
+class Argument(typing.NamedTuple):
+    """A word or an option of one command's own; `settings` are those of argparse's add_argument."""
+    names: tuple
+    settings: dict
+
+    @property
+    def usage(self):
+        """How it stands in the line of usage; "" for an option."""
+        if self.names[0].startswith("-"):
+            return ""
+        shown = "|".join(self.settings.get("choices", ())) or self.names[0].upper()
+        return f"[{shown}] " if self.settings.get("nargs") == "?" else f"{shown} "
+
+
+class Command(typing.NamedTuple):
+    """A command: the first word of the command line.  `run` gets what it was told, a `Parsed`, and
+    returns the exit status, or None for 0."""
+    name: str
+    help: str
+    arguments: tuple
+    takes: tuple        # which options, by what they are about
+    run: typing.Callable
+
+    @property
+    def is_hidden(self):
+        """Whether it is for this program's own use."""
+        return self.name.startswith("_")
+
+    @property
+    def options(self):
+        """(field of `Settings`, its `Option`, its default) for each option that it takes."""
+        return [(field, option_, default) for field, (option_, default) in OPTIONS.items()
+                if option_.about in self.takes]
+
+
+COMMANDS = {}
+
+
+def command(name, help, *arguments, takes=()):
+    """Decorator: declares a function as a command; one whose name begins with an underscore is
+    hidden.  `takes`: which options of the server, by what they are about.
+
+    What takes none looks at neither the environment nor the configuration file."""
+    def register(function):
+        COMMANDS[name] = Command(name, help, arguments, takes, function)
+        return function
+    return register
+
+
+def argument(*names, **settings):
+    """Declares an `Argument` of a command."""
+    return Argument(names, settings)
+
+
+def command_names():
+    """The commands that people may type."""
+    return [command_.name for command_ in COMMANDS.values() if not command_.is_hidden]
 
 
 class Limits:
@@ -14735,32 +14807,25 @@ class Parsed(typing.NamedTuple):
     rest: argparse.Namespace        # the command's own words
 
 
+DEFAULT = "serve"       # the command of who names none
+
+
 def make_parser(command):
-    """The argument parser of one command.  Texts stay texts: `_settle` makes settings of them."""
+    """The argument parser of a `Command`.  Texts stay texts: `_settle` makes settings of them."""
     name = os.path.basename(sys.argv[0] or "devpi_lite.py")
-    words = {"serve": "[COMMAND] ", "passwd": "[USER] ",
-             "gen-config": f"{'|'.join(GENERATORS)} "}.get(command, "")
+    is_default = command.name == DEFAULT
+    words = "[COMMAND] " if is_default else "".join(each.usage for each in command.arguments)
     parser = argparse.ArgumentParser(
-        prog=name if command == "serve" else f"{name} {command}",
+        prog=name if is_default else f"{name} {command.name}",
         usage=f"%(prog)s {words}[--OPTION ...]",
-        description=COMMANDS[command].__doc__, allow_abbrev=False,
-        epilog=f"commands (as first word): {', '.join(COMMANDS)}; without one: serve"
-        if command == "serve" else None)
-    if command == "serve":
-        parser.add_argument("--version", action="version", version=__version__)
-    if command == "passwd":
-        parser.add_argument("user", nargs="?", help="the user's name; asked for if not given")
-        parser.add_argument("--stdin", action="store_true", help="read the password from standard input, one line")
-    if command == "gen-config":
-        parser.add_argument("kind", choices=GENERATORS, help="what to print")
-        parser.add_argument("--tls-certificate", metavar="FILE",
-                            help="of nginx; default: where certbot puts it")
-        parser.add_argument("--tls-key", metavar="FILE", help="its key")
-    for option_, default in OPTIONS.values():
-        if command not in option_.commands:
-            continue
+        description=command.help, allow_abbrev=False,
+        epilog=f"commands (as first word): {', '.join(command_names())}; without one: {DEFAULT}"
+        if is_default else None)
+    for each in command.arguments:
+        parser.add_argument(*each.names, **each.settings)
+    for _, option_, default in command.options:
         shown = f" (default: {default})"
-        if default in (None, "", (), Settings.unix_socket_perms) or isinstance(default, bool):
+        if default in (None, "", ()) or isinstance(default, bool):
             shown = ""
         arguments = {"help": option_.help.replace("%", "%%") + shown, "default": argparse.SUPPRESS,
                      "dest": option_.name}
@@ -14771,7 +14836,7 @@ def make_parser(command):
         if option_.repeats:
             arguments["action"] = "append"
         parser.add_argument(f"--{option_.name}", *option_.aliases, **arguments)
-    for name, stranger in STRANGERS.items():
+    for name, stranger in STRANGERS.items() if command.takes else ():
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS,
                             default=argparse.SUPPRESS,
                             action="store_true" if stranger.is_flag else "store")
@@ -14779,13 +14844,15 @@ def make_parser(command):
 
 
 def parse_options(command, arguments):
-    """What a command was told, by its words, by the environment and by the configuration file: a
+    """What a `Command` was told, by its words, by the environment and by the configuration file: a
     Parsed."""
     parser = make_parser(command)
     rest, unknown = parser.parse_known_args(arguments)
     if unknown:
         _refuse_word(parser, command, unknown[0])
-    names = {option_.name for option_, _ in OPTIONS.values()} | set(STRANGERS)
+    if not command.takes:
+        return Parsed(Settings(), {}, {}, rest)
+    names = {option_.name for _, option_, _ in command.options} | set(STRANGERS)
     line = {name: vars(rest).pop(name) for name in tuple(vars(rest)) if name in names}
     sources = [(line, lambda name: f"--{name}", parser.error),
                (_from_environment(parser), variable_of, parser.error)]
@@ -14800,7 +14867,7 @@ def parse_options(command, arguments):
 
 
 _SPELLINGS = {spelling.lstrip("-"): option_.name for option_, _ in OPTIONS.values()
-              for spelling in (option_.name, *option_.aliases) if spelling != "-c"}
+              for spelling in (option_.name, *option_.aliases) if len(spelling) > 2}
 
 
 def variable_of(name):
@@ -14817,11 +14884,12 @@ def _refuse_word(parser, command, word):
         known = [spelling for action in parser._actions for spelling in action.option_strings
                  if action.help != argparse.SUPPRESS]
         parser.error(f"there is no option {own}{_nearest(own, known)}")
-    if command == "serve" and word in COMMANDS:
-        parser.error(f"the command comes first: {parser.prog} {word} ...")
-    if command == "serve":
-        hint = _nearest(word.replace("devpi-", ""), COMMANDS)
-        parser.error(f"there is no command {word!r}{hint or '; there are ' + ', '.join(COMMANDS)}")
+    if command.name == DEFAULT:
+        known = command_names()
+        if word in known:
+            parser.error(f"the command comes first: {parser.prog} {word} ...")
+        hint = _nearest(word.replace("devpi-", ""), known)
+        parser.error(f"there is no command {word!r}{hint or '; there are ' + ', '.join(known)}")
     parser.error(f"{word!r} is one word too many")
 
 
@@ -14907,16 +14975,13 @@ def _as_text(path, name, value):
     raise FatalError(f"{path}: {name} must be a text, a number, true, false or a list of texts", 4)
 
 
-# Of two that say the same thing in two ways one may be given; one from a better source puts the
-# other out of effect.
-_RIVALS = [("listen", "host"), ("listen", "port"), ("root-passwd", "root-passwd-file")]
-
-
 def _settle(command, parser, sources):
     """The values of `Settings` by field name; `sources` is [({option name: text}, how it is called
-    there, what to do about a wrong one)], the one that wins first."""
+    there, what to do about a wrong one)], the one that wins first.  Of two rivals, the one from a
+    better source puts the other out of effect."""
+    rivals = [(option_.name, rival) for option_, _ in OPTIONS.values() for rival in option_.rivals]
     for place, (texts, called, refuse) in enumerate(sources):
-        for one, other in _RIVALS:
+        for one, other in rivals:
             if one in texts and other in texts:
                 refuse(f"{called(one)} can't be combined with {called(other)}")
             for worse, _, _ in sources[place + 1:]:
@@ -14965,7 +15030,7 @@ def _judge_stranger(command, parser, called, stranger, text):
         shown = "" if text is True else f" {text!r}"
         parser.exit(2, f"{parser.prog}: error: {called}{shown} has no meaning here: "
                        f"{stranger.advice}\n")
-    if command == "serve":
+    if command.name == DEFAULT:
         log.info("%s changes nothing here: %s", called, stranger.advice)
 
 
@@ -15148,13 +15213,23 @@ def _initialise(change, pwhash, with_pypi):
 
 # -- files for what runs the server: each is made from the options that the server is to have
 
+GENERATORS = {}
+
+
+def generator(kind):
+    """Decorator: declares a function of a `Parsed` as what prints this kind of file."""
+    def register(function):
+        GENERATORS[kind] = function
+        return function
+    return register
+
 
 def _server_options(texts, without):
     """The options of the server, given as {name: text}, as words of a command line."""
     words = []
-    for option_, default in OPTIONS.values():
+    for _, option_, default in COMMANDS[DEFAULT].options:
         text = texts.get(option_.name)
-        if text is None or option_.name in without or "serve" not in option_.commands:
+        if text is None or option_.name in without:
             continue
         if option_.convert is None:
             words += [f"--{option_.name}"] if _value(option_, default, text) != default else []
@@ -15200,6 +15275,7 @@ def _double_quoted(word):
     return '"{}"'.format(re.sub(r'(["\\])', r"\\\1", word))
 
 
+@generator("systemd")
 def systemd_unit(parsed):
     """A unit for systemd."""
     settings = parsed.settings
@@ -15251,6 +15327,7 @@ def _nginx_word(word):
     return word if re.fullmatch(r"[A-Za-z0-9_@%+=:,./\[\]-]+", word) else _double_quoted(word)
 
 
+@generator("nginx")
 def nginx_configuration(parsed):
     """A proxy with TLS for nginx, under the name, port and path of --outside-url.
 
@@ -15302,10 +15379,12 @@ server {{
 {plain}"""
 
 
+@generator("docker")
 def dockerfile(parsed):
     """An image of the server; its data is a volume."""
-    without = ("serverdir", "host", "port", "listen", "unix-socket", "unix-socket-perms",
-               "root-passwd", "root-passwd-file", "configfile", "secretfile", "logger-cfg")
+    without = {"host", "port", "listen", "unix-socket-perms", "root-passwd",
+               # paths of this machine
+               *(option_.name for option_, _ in OPTIONS.values() if option_.convert is _path)}
     host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
@@ -15320,15 +15399,61 @@ CMD {json.dumps(command)}
 """
 
 
-GENERATORS = {"systemd": systemd_unit, "nginx": nginx_configuration, "docker": dockerfile}
-
-
 # -- commands
 
 
-def command_init(arguments):
-    """Initialise a server directory without serving it."""
-    settings = parse_options("init", arguments).settings
+@command(
+    "serve", "Serve Python package indexes until SIGTERM or SIGINT: "
+             "python devpi_lite.py --serverdir x",
+    argument("--version", action="version", version=__version__),
+    takes=(COMMON, FIRST_START, SERVING))
+def command_serve(parsed):
+    settings = parsed.settings
+    configure_logging(settings)
+    if prepare_directory(settings.serverdir):
+        settings = dataclasses.replace(settings, read_only=True, offline_mode=True)
+    spare_memory()
+    lock = contextlib.nullcontext() if settings.read_only else take_lock(settings.serverdir)
+    listeners = [listen(host, port) for host, port in settings.listen]
+    if settings.unix_socket:
+        listeners.append(listen_on_path(settings.unix_socket, settings.unix_socket_perms))
+    if settings.read_only:
+        secret = passing_secret(settings)
+    else:
+        secret = read_secret(settings.serverdir, settings.secretfile)
+    store = Store(settings.serverdir, create=True, read_only=settings.read_only)
+    store.commits.is_server = True
+    store.audit_log.rows, store.keep_log = settings.audit_rows, settings.keep_log
+    settings = dataclasses.replace(settings, listen=tuple(
+        listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
+    if not is_initialised(store):
+        if settings.read_only:
+            raise FatalError(f"{settings.serverdir} is on read-only media, and was never "
+                             "initialised")
+        initialise(store, settings)
+    elif settings.root_passwd is not None or settings.root_passwd_file:
+        log.info("root's password is set by option at the first start only; `passwd root` changes "
+                 "it")
+    app = App(settings, store, secret)
+    if not settings.read_only:
+        app.blobs.clear_tmp()
+        MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})
+    server = Server(app, listeners)
+    stop_on_signals(server)
+    sys.setswitchinterval(0.0005)
+    gc.freeze()                             # what start-up made stays, so the collector need not look at it again
+    gc.set_threshold(20000, 20, 100)
+    warn_of_unknown_users(settings, app)
+    start_loops(app)
+    announce(settings, app)
+    without_syntax_tree(lambda: serve_to_the_end(server, app, lock))
+    return 0
+
+
+@command("init", "Initialise a server directory without serving it.",
+         takes=(COMMON, FIRST_START))
+def command_init(parsed):
+    settings = parsed.settings
     if prepare_directory(settings.serverdir):
         raise FatalError(f"{settings.serverdir} is initialised already, and on read-only media")
     with take_lock(settings.serverdir):
@@ -15340,9 +15465,13 @@ def command_init(arguments):
     print(f"initialised {settings.serverdir}")
 
 
-def command_passwd(arguments):
-    """Set a user's password; the user's sessions end."""
-    parsed = parse_options("passwd", arguments)
+@command(
+    "passwd", "Set a user's password; the user's sessions end.",
+    argument("user", nargs="?", help="the user's name; asked for if not given"),
+    argument("--stdin", action="store_true",
+             help="read the password from standard input, one line"),
+    takes=(COMMON,))
+def command_passwd(parsed):
     settings, rest = parsed.settings, parsed.rest
     if is_read_only(settings.serverdir):
         raise FatalError(f"{settings.serverdir} is on read-only media: its passwords can't be "
@@ -15377,15 +15506,21 @@ def _ask_twice(name):
     raise FatalError("the passwords did not agree")
 
 
-def command_gen_config(arguments):
-    """Print a systemd unit, an nginx configuration or a Dockerfile for a server with the options
-    that are given."""
-    parsed = parse_options("gen-config", arguments)
+@command(
+    "gen-config", "Print a systemd unit, an nginx configuration or a Dockerfile for a server with "
+                  "the options that are given.",
+    argument("kind", choices=GENERATORS, help="what to print"),
+    argument("--tls-certificate", metavar="FILE",
+             help="of nginx; default: where certbot puts it"),
+    argument("--tls-key", metavar="FILE", help="its key"),
+    takes=(COMMON, FIRST_START, SERVING))
+def command_gen_config(parsed):
     print(GENERATORS[parsed.rest.kind](parsed), end="")
 
 
-def command_read_names(arguments):
-    """Internal: read a project list for the server, which reads the facts from standard output."""
+@command("_read-names", "Internal: read a project list for the server, which reads the facts from "
+                        "standard output.")
+def command_read_names(parsed):
     job = b""
     while not job.endswith(b"\n"):
         piece = os.read(0, 64 << 10)
@@ -15414,23 +15549,22 @@ def command_read_names(arguments):
     return 0
 
 
-def command_replay(arguments):
-    """Internal: apply the changelog of another server directory to this one, which is made if it is
-    not there; what has been applied already stays.  Where that changelog does not reach back far
-    enough, all rows are taken as they are."""
-    parser = argparse.ArgumentParser("_replay")
-    parser.add_argument("--serverdir", type=_path, required=True)
-    parser.add_argument("source", type=_path)
-    parser.add_argument("--until", type=int, default=sys.maxsize, help="the last serial to apply")
-    parser.add_argument("--again", type=int, default=0, help="apply as many old entries once more")
-    told = parser.parse_args(arguments)
+@command(
+    "_replay", "Internal: apply the changelog of another server directory to this one, which is "
+               "made if it is not there; what has been applied already stays.  Where that "
+               "changelog does not reach back far enough, all rows are taken as they are.",
+    argument("source", type=_path, help="the other server directory"),
+    argument("--until", type=int, default=sys.maxsize, help="the last serial to apply"),
+    argument("--again", type=int, default=0, help="apply as many old entries once more"),
+    takes=(COMMON,))
+def command_replay(parsed):
+    serverdir, told = parsed.settings.serverdir, parsed.rest
     with contextlib.closing(open_rows(told.source)) as source:
         source.execute("BEGIN")         # one state of it
-        prepare_directory(told.serverdir)
-        with take_lock(told.serverdir), \
-                contextlib.closing(Store(told.serverdir, create=True)) as store:
+        prepare_directory(serverdir)
+        with take_lock(serverdir), contextlib.closing(Store(serverdir, create=True)) as store:
             replay(store, source, told.until, told.again)
-            fetch_blobs(store, Blobs(told.serverdir), Blobs(told.source, read_only=True))
+            fetch_blobs(store, Blobs(serverdir), Blobs(told.source, read_only=True))
 
 
 def open_rows(serverdir):
@@ -15494,50 +15628,6 @@ def fetch_blobs(store, blobs, source):
     for file in files:
         if file["is_docs"]:
             enter_docs(store, blobs, file["sha256"])
-
-
-def command_serve(arguments):
-    """Serve Python package indexes until SIGTERM or SIGINT: python devpi_lite.py --serverdir x"""
-    settings = parse_options("serve", arguments).settings
-    configure_logging(settings)
-    if prepare_directory(settings.serverdir):
-        settings = dataclasses.replace(settings, read_only=True, offline_mode=True)
-    spare_memory()
-    lock = contextlib.nullcontext() if settings.read_only else take_lock(settings.serverdir)
-    listeners = [listen(host, port) for host, port in settings.listen]
-    if settings.unix_socket:
-        listeners.append(listen_on_path(settings.unix_socket, settings.unix_socket_perms))
-    if settings.read_only:
-        secret = passing_secret(settings)
-    else:
-        secret = read_secret(settings.serverdir, settings.secretfile)
-    store = Store(settings.serverdir, create=True, read_only=settings.read_only)
-    store.commits.is_server = True
-    store.audit_log.rows, store.keep_log = settings.audit_rows, settings.keep_log
-    settings = dataclasses.replace(settings, listen=tuple(
-        listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
-    if not is_initialised(store):
-        if settings.read_only:
-            raise FatalError(f"{settings.serverdir} is on read-only media, and was never "
-                             "initialised")
-        initialise(store, settings)
-    elif settings.root_passwd is not None or settings.root_passwd_file:
-        log.info("root's password is set by option at the first start only; `passwd root` changes "
-                 "it")
-    app = App(settings, store, secret)
-    if not settings.read_only:
-        app.blobs.clear_tmp()
-        MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})
-    server = Server(app, listeners)
-    stop_on_signals(server)
-    sys.setswitchinterval(0.0005)
-    gc.freeze()                             # what start-up made stays, so the collector need not look at it again
-    gc.set_threshold(20000, 20, 100)
-    warn_of_unknown_users(settings, app)
-    start_loops(app)
-    announce(settings, app)
-    without_syntax_tree(lambda: serve_to_the_end(server, app, lock))
-    return 0
 
 
 def warn_of_unknown_users(settings, app):
@@ -15700,10 +15790,6 @@ def stop_on_signals(server):
     signal.signal(signal.SIGINT, stop)
 
 
-COMMANDS = {"serve": command_serve, "init": command_init, "passwd": command_passwd,
-            "gen-config": command_gen_config}
-
-
 def main(arguments):
     """Run the command that the arguments name; returns the exit status."""
     os.umask(0o077)
@@ -15713,12 +15799,11 @@ def main(arguments):
         if hasattr(stream, "reconfigure"):      # what it can't encode is written as an escape
             stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
-    command, known = command_serve, {
-        **COMMANDS, "_read-names": command_read_names, "_replay": command_replay}
-    if arguments and arguments[0] in known:
-        command, arguments = known[arguments[0]], arguments[1:]
+    command = COMMANDS[DEFAULT]
+    if arguments and arguments[0] in COMMANDS:
+        command, arguments = COMMANDS[arguments[0]], arguments[1:]
     try:
-        return command(arguments) or 0
+        return command.run(parse_options(command, arguments)) or 0
     except (FatalError, Problem) as error:
         print(f"fatal: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 1)

@@ -607,10 +607,10 @@ def parse(monkeypatch, capsys):
             for name, value in variables.items():
                 patch.setenv("DEVPISERVER_" + name, value)
             try:
-                return (
-                    devpi_lite.parse_options(command, [str(word) for word in words]).settings,
-                    None,
+                parsed = devpi_lite.parse_options(
+                    devpi_lite.COMMANDS[command], [str(word) for word in words]
                 )
+                return parsed.settings, None
             except SystemExit as error:
                 return error.code, capsys.readouterr().err
             except devpi_lite.FatalError as error:
@@ -642,7 +642,7 @@ def test_the_nearest_word_is_named_for_a_mistyped_one(parse, words, meant):
 
 
 def test_serve_is_a_command_like_the_others(parse):
-    assert devpi_lite.COMMANDS["serve"] is devpi_lite.command_serve
+    assert devpi_lite.COMMANDS["serve"].run is devpi_lite.command_serve
     assert "the command comes first" in parse("--port", "0", "serve")[1]
     assert parse("--serverdir", "serve")[1] is None
 
@@ -806,7 +806,8 @@ def generate(parse, capsys, monkeypatch):
     """generate(kind, *options): what is printed."""
 
     def generate(*words):
-        devpi_lite.command_gen_config([str(word) for word in words])
+        gen_config = devpi_lite.COMMANDS["gen-config"]
+        gen_config.run(devpi_lite.parse_options(gen_config, [str(word) for word in words]))
         return capsys.readouterr().out
 
     return generate
