@@ -6134,16 +6134,43 @@ class UpstreamFile:
     provenance: str | None = None
 
 
+PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
+
+
+class Status(typing.NamedTuple):
+    """The status of a project (PEP 792): one of `PROJECT_STATUSES`, and perhaps a reason."""
+    word: str = "active"
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, text):
+        """As it stands in the table `projects`: JSON [word, reason], NULL for active."""
+        return cls(*json.loads(text)) if text else ACTIVE
+
+    @property
+    def stored(self):
+        return None if self.word == "active" else json.dumps(self)
+
+    @property
+    def takes_uploads(self):
+        return self.word not in ("archived", "quarantined")
+
+    @property
+    def withholds_files(self):
+        return self.word == "quarantined"
+
+
+ACTIVE = Status()
+
+
 @dataclasses.dataclass(frozen=True)
 class UpstreamPage:
-    """A project's page: files in page order, the project's status (PEP 792) as (status, reason) or None, and versions
-    that have no files (PEP 700)."""
+    """A project's page: files in page order, its status, and versions without files (PEP 700)."""
     files: tuple
-    status: tuple | None = None
+    status: Status = ACTIVE
     versions: tuple = ()
 
 
-PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
 
 
 class _JsonReader:
@@ -6555,8 +6582,9 @@ def _sound_link(value):
     return value if isinstance(value, str) and re.fullmatch(r"https://[!-;=?-~]{1,2000}", value) else None
 
 
-def _sound_status(status, reason):
-    return (status, _sound_text(reason)) if status in PROJECT_STATUSES and status != "active" else None
+def _sound_status(word, reason):
+    known = word in PROJECT_STATUSES and word != "active"
+    return Status(word, _sound_text(reason)) if known else ACTIVE
 
 
 def _offered_metadata(value):
@@ -6779,7 +6807,7 @@ class ProjectPage:
     stale: bool = False
     expires: float = 0
     upstream_serial: int | None = None
-    status: tuple | None = None     # (status, reason), PEP 792
+    status: Status = ACTIVE
     blocked: Index | None = None
 
     @property
@@ -6789,16 +6817,6 @@ class ProjectPage:
     @property
     def files(self):
         return [file for _, files in self.parts for file in files]
-
-    @property
-    def is_quarantined(self):
-        return self.status is not None and self.status[0] == "quarantined"
-
-
-def _status_of(row):
-    """The status of a row of `projects`: (status, reason), or None for active."""
-    return tuple(json.loads(row["status"])) if row["status"] else None
-
 
 def files_by_version(page):
     """{version: [(Index, File), ...]} of a page, in the order of versions.
@@ -6891,7 +6909,7 @@ class Projects:
                                  row["id"], kind=kind)
             versions = tuple(r["version"] for r in db.execute(
                 "SELECT version FROM releases WHERE project_id = ? ORDER BY id", (row["id"],)))
-        return ProjectPage(name, ((index, files),), versions, status=_status_of(row))
+        return ProjectPage(name, ((index, files),), versions, status=Status.of(row["status"]))
 
     def attachments(self, index, name):
         """What hangs on the releases of a stage's project: documentation and test results, in the order of their coming."""
@@ -6966,7 +6984,7 @@ class Projects:
         found = self.contributions(index, name, PageFile, hidden=hidden)
         parts, seen = [], set()
         for page in found.pages:
-            left_out = page.is_quarantined or found.pages[0].is_quarantined
+            left_out = page.status.withholds_files or found.pages[0].status.withholds_files
             for origin, files in page.parts:
                 parts.append((origin, () if left_out else tuple(f for f in files if f.filename not in seen)
                               if seen else files))
@@ -6976,7 +6994,7 @@ class Projects:
         return ProjectPage(
             name, tuple(parts), tuple(dict.fromkeys(v for page in found.pages for v in page.versions)),
             blocked=found.blocked, stale=bool(found.trouble) or any(page.stale for page in found.pages),
-            expires=found.expires, status=found.pages[0].status if found.pages else None,
+            expires=found.expires, status=found.pages[0].status if found.pages else ACTIVE,
             upstream_serial=only.upstream_serial if only else None)
 
     def unknown(self, index, name, sentence=""):
@@ -7031,10 +7049,10 @@ class Projects:
         row = rows[0]
         if len(rows) > 1:
             def rank(row):
-                status = _status_of(row) or ("active",)
-                return status[0] != "quarantined", row["position"] is None, row["id"]
+                is_withheld = Status.of(row["status"]).withholds_files
+                return not is_withheld, row["position"] is None, row["id"]
             row = min(rows, key=rank)
-        return File._make(tuple(row)[:-2]), row["project"], _status_of(row)
+        return File._make(tuple(row)[:-2]), row["project"], Status.of(row["status"])
 
     def refuse_gone(self, path):
         """Gone if user/index/+f/... once was a file."""
@@ -7238,7 +7256,7 @@ class Mirrors:
         fresh_for = self.expiry(index) - age if age > -60 else 0       # a clock that was set back
         return ProjectPage(
             name, ((index, files),), tuple(json.loads(row["versions"] or "[]")),
-            expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=_status_of(row))
+            expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=Status.of(row["status"]))
 
     def _local_only(self, index, name, page):
         """Of a mirror that is cut off: the files that are here, their metadata where it is, too."""
@@ -7300,7 +7318,7 @@ class Mirrors:
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
         entries = _page_entries(index, name, page)
-        status = json.dumps(page.status) if page.status else None
+        status = page.status.stored
         self._enter_ahead(index, name, status, entries)
         self.removed[index.id] += self.keep(
             _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
@@ -7371,9 +7389,8 @@ class Mirrors:
                 "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
         for row in rows:
             theirs = Index(row["index_id"], "", "", json.loads(row["config"]))
-            status = _status_of(row)
             if (theirs.id == index.id or theirs.is_mirror and not theirs.restricted) \
-                    and not (status and status[0] == "quarantined"):
+                    and not Status.of(row["status"]).withholds_files:
                 return row["size"]
         return None
 
@@ -7774,7 +7791,7 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
     They lose their place on the page, not their path."""
     if not _current_mirror(change, index):
         return 0
-    status = json.dumps(page.status) if page.status else None
+    status = page.status.stored
     project_id = _mirrored_project(change, index, name)
     before = change.execute("SELECT fetched FROM projects WHERE id = ?", (project_id,)).fetchone()
     if before["fetched"] is None:
@@ -8869,8 +8886,10 @@ class Releases:
         """{version: File} of the documentation zips of a stage's project; Forbidden if it is quarantined (PEP 792)."""
         with self.store.read() as db:
             row = db.execute("SELECT status FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
-            if row and (_status_of(row) or ("",))[0] == "quarantined":
-                raise Forbidden(f"the documentation of {name} is quarantined: {_status_of(row)[1] or 'no reason given'}")
+            status = Status.of(row["status"]) if row else ACTIVE
+            if status.withholds_files:
+                raise Forbidden(f"the documentation of {name} is quarantined: "
+                                f"{status.reason or 'no reason given'}")
             return {file.version: file for file in select_files(
                 db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? AND name = ? "
                 "AND kind = 'doczip' AND kind != 'releasefile'", index.id, name)}      # by its partial index
@@ -8945,7 +8964,7 @@ class Releases:
         return self.store.write(_yank, index, name, version, path, reason, actor=actor)
 
     def set_status(self, index, name, status, actor):
-        """Set the status of a stage's project (PEP 792): (status, reason)."""
+        """Set the `Status` of a stage's project."""
         if index.is_mirror:
             raise BadRequest(f"{index.path} is a mirror: the status of its projects is said by its upstream")
         self.store.write(_set_status, index, name, status, actor=actor)
@@ -8995,7 +9014,7 @@ def _refuse_other_bytes(index, before, filename, sha256, may_replace):
 
 @row("project")
 class ProjectRows(RowKind):
-    """(user, index, name) -> {"status", "reason"}: projects of stages; `status` as in PEP 792."""
+    """(user, index, name) -> {"status", "reason"}: projects of stages; the status as in PEP 792."""
     table, parent, refers = "projects", "index", "index_id"
     key = ("users.name", "indexes.name", "projects.name")
     select = ("SELECT users.name, indexes.name, projects.name, projects.status FROM projects "
@@ -9008,8 +9027,8 @@ class ProjectRows(RowKind):
         return f"index_id IN ({', '.join(stages)})"
 
     def value(self, db, row):
-        status, reason = _status_of(row) or ("active", None)
-        return {"status": status, "reason": reason}
+        status = Status.of(row["status"])
+        return {"status": status.word, "reason": status.reason}
 
     def before(self, change, key, value):
         if value is None:
@@ -9019,8 +9038,7 @@ class ProjectRows(RowKind):
                 yield "release", (*key, release["version"]), None
 
     def columns(self, change, key, value):
-        is_active = value["status"] == "active"
-        return {"status": None if is_active else json.dumps([value["status"], value["reason"]])}
+        return {"status": Status(value["status"], value["reason"]).stored}
 
     def write(self, change, key, value):
         if (value is None) != (change.id_of("project", key) is None):       # made, or deleted
@@ -9183,9 +9201,10 @@ def _require_project(change, index, name):
     project = change.get("project", key)
     if project is None:
         return change.put("project", key, {"status": "active", "reason": None})
-    if project["status"] in ("archived", "quarantined"):
-        reason = f": {project['reason']}" if project["reason"] else ""
-        raise Forbidden(f"the project {key[2]} on {index.path} is {project['status']}{reason}; "
+    status = Status(project["status"], project["reason"])
+    if not status.takes_uploads:
+        reason = f": {status.reason}" if status.reason else ""
+        raise Forbidden(f"the project {key[2]} on {index.path} is {status.word}{reason}; "
                         "it takes no uploads")
     return change.id_of("project", key)
 
@@ -9467,15 +9486,14 @@ def _yank(change, index, name, version, path, reason):
 def _set_status(change, index, name, status):
     index = _current(change, index)
     key = (index.user, index.name, name)
-    before, after = change.get("project", key), dict(zip(("status", "reason"), status))
+    before = change.get("project", key)
     if before is None:
         raise NotFound(f"no project '{name}'")
-    if after["status"] == "active":
-        after["reason"] = None
+    after = {"status": status.word,
+             "reason": None if status.word == "active" else status.reason}
     if after != before:
         change.put("project", key, after)
-        change.happened(Event("project.status", index, name,
-                              detail=": ".join(part for part in status if part)))
+        change.happened(Event("project.status", index, name, detail=": ".join(filter(None, status))))
 
 
 # -- removal
@@ -9648,7 +9666,7 @@ def _released(db, index, name, version):
         name, rows[0]["version"], metadata,
         tuple((file, tuple(results[file.id])) for file in files if file.kind == "releasefile"),
         tuple(file for file in files if file.kind == "doczip"),
-        (_status_of(rows[0]) or ("",))[0] == "quarantined")
+        Status.of(rows[0]["status"]).withholds_files)
 
 
 def _nothing_to_push(index, name, version):
@@ -9677,7 +9695,7 @@ class Staging:
             raise _nothing_to_push(index, name, version)
         metadata = {text: {"name": name, "version": text} for text in texts}
         return StagedRelease(name, texts[0], metadata, tuple((file, ()) for file in files),
-                             is_quarantined=page.is_quarantined)
+                             is_quarantined=page.status.withholds_files)
 
     def complete(self, index, pushed, user):
         """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out of them.
@@ -10709,7 +10727,7 @@ def _project_to_index(db, index_id, project):
                        "WHERE project_id = ? AND version = ?", (row["id"], version)).fetchone()
     metadata = stored_metadata(db, found) if found else {}
     docs = max((file for file in files if file.kind == "doczip"), key=lambda file: version_key(file.version), default=None)
-    if (_status_of(row) or ("",))[0] == "quarantined":
+    if Status.of(row["status"]).withholds_files:
         docs = None
     python = metadata.get("requires_python") or next(
         (file.requires_python for _, file in own.get(version, ()) if file.requires_python), "")
@@ -10892,9 +10910,9 @@ def json_page(page, prefix, serial):
     """PEP 691, 700, 714, 740, 792; `prefix(index)` is what stands before an index's file paths, `serial` upstream's."""
     meta = {"api-version": API_VERSION, **({"_last-serial": serial} if serial else {})}
     content = {"meta": meta, "name": page.name, "versions": page_versions(page)}
-    if page.status:
-        status, reason = page.status
-        content["project-status"] = {"status": status, "reason": reason} if reason else {"status": status}
+    if page.status != ACTIVE:
+        word, reason = page.status
+        content["project-status"] = {"status": word, **({"reason": reason} if reason else {})}
     entries = []
     for origin, files in page.parts:
         before = prefix(origin)
@@ -10935,10 +10953,11 @@ def html_page(index, page, prefix, for_people):
     title = html.escape(f"{index.path}: links for {page.name}")
     lines = ['<!DOCTYPE html><html lang="en"><head>'
              f'<meta name="pypi:repository-version" content="{API_VERSION}">']
-    if page.status:
-        lines.append(f'<meta name="pypi:project-status" content="{page.status[0]}">')
-        if page.status[1]:
-            lines.append(f'<meta name="pypi:project-status-reason" content="{html.escape(page.status[1])}">')
+    if page.status != ACTIVE:
+        word, reason = page.status
+        lines.append(f'<meta name="pypi:project-status" content="{word}">')
+        if reason:
+            lines.append(f'<meta name="pypi:project-status-reason" content="{html.escape(reason)}">')
     lines.append(f"<title>{title}</title></head><body><h1>{title}</h1>\n")
     if for_people and page.blocked:
         lines.append(f"<p>The project exists on a private index, so files of the mirror {html.escape(page.blocked.path)} "
@@ -13422,8 +13441,8 @@ def serve_file(request, index_path, path):
 
 def refuse_quarantined(file, status):
     """A quarantined project's files are not handed out (PEP 792)."""
-    if status and status[0] == "quarantined":
-        raise Forbidden(f"{file.filename} is quarantined: {status[1] or 'no reason given'}")
+    if status.withholds_files:
+        raise Forbidden(f"{file.filename} is quarantined: {status.reason or 'no reason given'}")
 
 
 def file_facts(file, project):
@@ -14094,7 +14113,7 @@ def modify_project(request, user, index, project):
     if not isinstance(reason, (str, type(None))):
         raise BadRequest("the reason of a status is a text")
     reason = yank_reason(reason or "") or None
-    request.app.releases.set_status(found, normalize(project), (status, reason), request.actor)
+    request.app.releases.set_status(found, normalize(project), Status(status, reason), request.actor)
     return message_response(f"project {normalize(project)} on {found.path} is {status}")
 
 
