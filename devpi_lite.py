@@ -2181,8 +2181,13 @@ def stored_metadata(db, row):
     readme_size."""
     metadata = json.loads(row["metadata"])
     if row["readme_size"]:
-        metadata["description"] = json.loads(_stored_readme(db, row["id"]))
+        metadata["description"] = stored_readme(db, row["id"])
     return metadata
+
+
+def stored_readme(db, release_id):
+    """The README of a release that has one stored apart, a text."""
+    return json.loads(_stored_readme(db, release_id))
 
 
 def _stored_readme(db, release_id):
@@ -6818,6 +6823,137 @@ class ProjectPage:
     def files(self):
         return [file for _, files in self.parts for file in files]
 
+    def serial_for(self, index):
+        """Upstream's serial, if the page is that of this very index."""
+        return self.upstream_serial if self.parts and self.parts[0][0].path == index.path else None
+
+
+class Readme(typing.NamedTuple):
+    """A README that is stored apart from its release's other metadata: as JSON, in pieces.
+
+    `last_piece`: the id of the last of them."""
+    release_id: int
+    size: int
+    last_piece: int
+
+    def pieces(self, store):
+        """Yield its JSON, piece by piece; Busy if it was replaced or deleted meanwhile."""
+        left, last = self.size, 0
+        while left:
+            with store.read() as db:
+                found = db.execute("SELECT id, piece FROM readmes WHERE release_id = ? "
+                                   "AND id > ? AND id <= ? ORDER BY id LIMIT 1",
+                                   (self.release_id, last, self.last_piece)).fetchone()
+            if found is None:
+                raise Busy("the release was changed while it was read, try again")
+            last, piece = found
+            left -= len(piece)
+            yield piece
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """A version of a project in one index, with all that hangs on it.
+
+    `id`: of its row on a stage; `version`: as it is spelled there; `metadata`: as devpi's JSON has it,
+    without a README that is stored apart."""
+    index: Index
+    project: str                    # normalised
+    version: str
+    metadata: dict
+    files: tuple = ()               # (File, ...), as they came
+    attached: tuple = ()            # documentation and test results: (File, ...), as they came
+    readme: Readme | None = None
+    status: Status = ACTIVE         # of the project
+
+    @property
+    def shown(self):
+        """The metadata that clients see: without what came in other fields of a form, and keys that
+        devpi's JSON gives another meaning."""
+        return {key: value for key, value in self.metadata.items()
+                if key != "other" and key[:1] != "+"}
+
+    @property
+    def docs(self):
+        """The documentation zips: one, or more where releases were merged."""
+        return tuple(file for file in self.attached if file.kind == "doczip")
+
+    @property
+    def yanked(self):
+        """The reason for which all files are yanked, "" without one; None if not all of them are."""
+        reasons = [file.yanked for file in self.files]
+        return reasons[0] if reasons and None not in reasons else None
+
+    def results(self, file):
+        """The test results of one of the files."""
+        return tuple(result for result in self.attached if result.for_id == file.id)
+
+    def whole_metadata(self, db):
+        """The metadata with the README."""
+        if self.readme is None:
+            return self.metadata
+        return {**self.metadata, "description": stored_readme(db, self.readme.release_id)}
+
+
+def releases_of(db, index, name, version=None):
+    """The releases of a stage's project, as a list of `Release`, in the order in which they came.
+
+    With a `version`: those that spell it, the text itself first."""
+    project = db.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?",
+                         (index.id, name)).fetchone()
+    if project is None:
+        return []
+    ids = {row["version"]: row["id"] for row in db.execute(
+        "SELECT id, version FROM releases WHERE project_id = ? ORDER BY id", (project["id"],))}
+    condition, values = "project_id = ?", [project["id"]]
+    if version is not None:
+        ids = {text: ids[text] for text in spellings(version, ids)}
+        condition, values = f"release_id IN ({marks(ids)})", list(ids.values())
+    files = collections.defaultdict(list)
+    # what a stage has is in no position, so that an index holds it in this order
+    for file in select_files(db, f"WHERE {condition} AND position IS NULL ORDER BY id", *values):
+        files[file.release_id, file.kind == "releasefile"].append(file)
+    rows = {row["id"]: row for row in db.execute(
+        "SELECT id, metadata, readme_size, (SELECT max(id) FROM readmes "
+        "WHERE release_id = releases.id) AS last_piece FROM releases "
+        f"WHERE {condition.replace('release_id', 'id')}", values)}
+    status, found = Status.of(project["status"]), []
+    for text, id_ in ids.items():
+        row = rows[id_]
+        readme = Readme(id_, row["readme_size"], row["last_piece"]) if row["readme_size"] else None
+        found.append(Release(index, name, text, json.loads(row["metadata"]),
+                             tuple(files[id_, True]), tuple(files[id_, False]), readme, status))
+    return found
+
+
+def merged(releases):
+    """Releases of one index that spell the same version, as one: what the first says, and what hangs
+    on any of them."""
+    def together(files):
+        return tuple(sorted(itertools.chain.from_iterable(files), key=lambda file: file.id))
+    if len(releases) < 2:
+        return releases[0] if releases else None
+    return dataclasses.replace(releases[0], files=together(each.files for each in releases),
+                               attached=together(each.attached for each in releases))
+
+
+class Content(typing.NamedTuple):
+    """The bytes of a file: here (`sha256` names the blob), elsewhere (`url`), or arriving (`pieces`,
+    to be read along)."""
+    last_modified: str | None = None        # HTTP-date
+    size: int | None = None
+    sha256: str | None = None
+    url: str | None = None
+    pieces: typing.Iterator | None = None
+
+
+class Place(typing.NamedTuple):
+    """Where a file stands."""
+    file: File
+    project: str
+    status: Status          # of the project
+
+
 def files_by_version(page):
     """{version: [(Index, File), ...]} of a page, in the order of versions.
 
@@ -6882,44 +7018,174 @@ class MirrorBlocking:
         return self.hit and not self.allowed
 
 
+class Stage:
+    """What people put into one stage, without its bases.  `Mirror` has the same methods."""
+    page_age = None         # seconds for which clients may keep a page unasked
+    asks_upstream = False
+
+    def __init__(self, projects, index):
+        self.store, self.blobs, self.index = projects.store, projects.mirrors.blobs, index
+
+    def page(self, name, deadline=None, kind=File, again=True):
+        """The `ProjectPage` of a project: three indexed queries, however many releases there are.
+
+        `kind`: what files are given as, `File` or `PageFile`; None: without files. UpstreamTrouble
+        or Busy if a mirror has nothing to show and upstream fails, by a `deadline`
+        (time.monotonic()); `again`: see `Mirrors.ask`."""
+        with self.store.read() as db:
+            row = db.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?",
+                             (self.index.id, name)).fetchone()
+            if row is None:
+                return ProjectPage(name)
+            # what a stage has is in no position, so that an index holds it in this order
+            files = () if kind is None else select_files(
+                db, "WHERE project_id = ? AND position IS NULL AND kind = 'releasefile' "
+                "ORDER BY id", row["id"], kind=kind)
+            versions = tuple(r["version"] for r in db.execute(
+                "SELECT version FROM releases WHERE project_id = ? ORDER BY id", (row["id"],)))
+        return ProjectPage(name, ((self.index, files),), versions, status=Status.of(row["status"]))
+
+    def names(self, began=None):
+        """The names of its projects: a sorted list, or a `MirrorNames`; `began`: see
+        `Mirrors.names`."""
+        with self.store.read() as db:
+            return [row["name"] for row in db.execute(
+                "SELECT name FROM projects WHERE index_id = ? ORDER BY name", (self.index.id,))]
+
+    def has(self, name):
+        """Whether it has a project, as far as is known without asking upstream."""
+        with self.store.read() as db:
+            return db.execute("SELECT 1 FROM projects WHERE index_id = ? AND name = ?",
+                              (self.index.id, name)).fetchone() is not None
+
+    def releases(self, page, version=None, claim=None):
+        """The releases of the project of a page of this index: see `releases_of`.
+
+        `claim`: called with the bytes of their metadata, before these are read."""
+        if claim:
+            claim(self._metadata_size(page.name, version, "length(metadata)"))
+        with self.store.read() as db:
+            return releases_of(db, self.index, page.name, version)
+
+    def _metadata_size(self, name, version, size):
+        condition, values = "1", ()
+        with self.store.read() as db:
+            if version is not None:
+                texts = [row["version"] for row in db.execute(
+                    "SELECT version FROM releases JOIN projects ON projects.id = project_id "
+                    "WHERE index_id = ? AND name = ?", (self.index.id, name))]
+                values = spellings(version, texts)
+                condition = f"version IN ({marks(values)})"
+            return db.execute(
+                f"SELECT coalesce(sum({size}), 0) FROM releases "
+                "JOIN projects ON projects.id = project_id "
+                f"WHERE index_id = ? AND name = ? AND {condition}",
+                (self.index.id, name, *values)).fetchone()[0]
+
+    def metadata(self, name, version, files, claim):
+        """(the metadata of a version with its README, or None; whether nothing failed); `files`: of
+        the index's page."""
+        claim(self._metadata_size(name, version, "length(metadata) + readme_size"))
+        with self.store.read() as db:
+            for release in releases_of(db, self.index, name, version):
+                readme = {} if release.readme is None else \
+                    {"description": stored_readme(db, release.readme.release_id)}
+                return {**release.shown, **readme}, True
+        return None, True
+
+    def open(self, file, for_head=False):
+        """The `Content` of a file; `for_head`: its facts are enough."""
+        return Content(file.last_modified or http_date(seconds_of(file.uploaded)), file.size,
+                       file.sha256)
+
+    def metadata_file(self, file):
+        """The SHA-256 of the metadata file of a wheel, which is here then; or None, or NotFound."""
+        return file.metadata_sha256
+
+
+class Mirror:
+    """What one mirror has of its upstream.  `Stage` says what the methods do."""
+    asks_upstream = True
+
+    def __init__(self, projects, index):
+        self.mirrors, self.index = projects.mirrors, index
+        self.page_age = min(60, self.mirrors.expiry(index))
+
+    def page(self, name, deadline=None, kind=File, again=True):
+        return self.mirrors.project(self.index, name, deadline, again)
+
+    def names(self, began=None):
+        return self.mirrors.names(self.index, began)
+
+    def has(self, name):
+        with self.mirrors.store.read() as db:
+            row = db.execute("SELECT fetched FROM projects WHERE index_id = ? AND name = ?",
+                             (self.index.id, name)).fetchone()
+        return row is not None and row["fetched"] is not None
+
+    def releases(self, page, version=None, claim=None):
+        """What is known of them: their numbers, and what their files say."""
+        files = collections.defaultdict(list)
+        for file in page.files:
+            if file.version:
+                files[file.version].append(file)
+        texts = files if version is None else spellings(version, files)
+        return [self._release(page, text, files[text]) for text in texts]
+
+    def _release(self, page, version, files):
+        metadata = {"name": page.name, "version": version}
+        for file in files:
+            if file.requires_python:
+                metadata.setdefault("requires_python", file.requires_python)
+            if file.yanked is not None:
+                metadata.setdefault("yanked", file.yanked or True)
+        return Release(self.index, page.name, version, metadata, tuple(files), status=page.status)
+
+    def metadata(self, name, version, files, claim):
+        """Out of the metadata file of a wheel that is here, or that upstream offers."""
+        texts = spellings(version, {file.version for file in files})
+        for file in files:
+            if file.version in texts and file.core_metadata:
+                try:
+                    sha256 = self.mirrors.metadata_hash(self.index, file, by_wheel=False)
+                    data = metadata_bytes(self.mirrors.store, self.mirrors.blobs, sha256)
+                    return parse_core_metadata(data), True
+                except Problem as problem:
+                    log.warning("mirror %s: %s", self.index.path, problem.message)
+                    return None, False
+        return None, True
+
+    def open(self, file, for_head=False):
+        here = self.mirrors.local(self.index, file)
+        if here:
+            return Content(here.last_modified, here.size, here.sha256)
+        if self.index.config.get("mirror_use_external_urls"):
+            return Content(url=file.url)
+        if for_head:        # what is known, else what upstream says; nothing is kept
+            self.mirrors.refuse_cut_off(self.index, file)
+            size = self.mirrors.upstream_size(self.index, file) if file.size is None else file.size
+            return Content(size=size, pieces=iter(()))
+        download = self.mirrors.download(self.index, file)
+        return Content(download.last_modified, download.length,
+                       pieces=self.mirrors.pieces(self.index, download))
+
+    def metadata_file(self, file):
+        return self.mirrors.metadata_hash(self.index, file)
+
+
 class Projects:
     """The projects of all indexes; composes stages and mirrors into an index with its bases."""
 
     def __init__(self, store, indexes, mirrors):
         self.store, self.indexes, self.mirrors = store, indexes, mirrors
 
-    def own(self, index, name, deadline=None, kind=File, again=True):
-        """The page of this index alone.  UpstreamTrouble if a mirror has nothing to show and upstream fails.
-
-        `kind`: what a stage's files are given as, `File` or `PageFile`; `again`: as in
-        `Mirrors.ask`."""
-        if index.is_mirror:
-            return self.mirrors.project(index, name, deadline, again)
-        return self.stage_project(index, name, kind)
-
-    def stage_project(self, index, name, kind=File):
-        """A stage's page: three indexed queries, however many releases there are."""
-        with self.store.read() as db:
-            row = db.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?",
-                             (index.id, name)).fetchone()
-            if row is None:
-                return ProjectPage(name)
-            # what a stage has is in no position, so that an index holds it in this order
-            files = select_files(db, "WHERE project_id = ? AND position IS NULL AND kind = 'releasefile' ORDER BY id",
-                                 row["id"], kind=kind)
-            versions = tuple(r["version"] for r in db.execute(
-                "SELECT version FROM releases WHERE project_id = ? ORDER BY id", (row["id"],)))
-        return ProjectPage(name, ((index, files),), versions, status=Status.of(row["status"]))
-
-    def attachments(self, index, name):
-        """What hangs on the releases of a stage's project: documentation and test results, in the order of their coming."""
-        with self.store.read() as db:
-            return select_files(db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? AND name = ? "
-                                "AND kind != 'releasefile' ORDER BY files.id", index.id, name)
+    def at(self, index):
+        """An index by itself, without its bases: a `Stage` or a `Mirror`."""
+        return (Mirror if index.is_mirror else Stage)(self, index)
 
     def contributions(self, index, name, kind=File, again=False, hidden=()):
         """What each index of the resolution order has to offer, as `Contributions`; `kind`: see
-        `own`.
+        `Stage.page`.
 
         `hidden`: members of the order that are not asked, as the caller may not read them.  Any
         name may be private there, so that mirrors are shut out but for what a whitelist admits: the
@@ -6933,29 +7199,33 @@ class Projects:
         blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
         if missing or hidden:
             blocking.misses_stage()
-        pages, blocked, trouble, expires, remembered = [], None, None, [], False
+        members = [self.at(member) for member in self.indexes.order(index) if member not in hidden]
+        pages, mirrors = [], [member for member in members if member.asks_upstream]
+        for stage in members[:len(members) - len(mirrors)]:     # mirrors come last
+            page = stage.page(name, kind=kind)
+            blocking.saw_stage(stage.index, page.known)
+            if page.known:
+                pages.append(page)
+
+        blocked, trouble, expires, remembered = None, None, [], False
+        if mirrors and blocking.blocks:
+            blocked, mirrors = mirrors[0].index, []
         began = time.monotonic()
-        order, deadline = [member for member in self.indexes.order(index) if member not in hidden], None
-        for member in order:
-            if member.is_mirror and blocking.blocks:
-                blocked = blocked or member
-                continue
-            if member.is_mirror and deadline is None:
-                if not again:       # or what fails at once would be asked twice
-                    self._ask_at_once(order, lambda mirror: self.mirrors.ask(mirror, name, False))
-                deadline = time.monotonic() + self.mirrors.settings.request_timeout
+        if not again:       # or what fails at once would be asked twice
+            self._ask_at_once(mirrors, lambda mirror: self.mirrors.ask(mirror, name, False))
+        deadline = time.monotonic() + self.mirrors.settings.request_timeout
+        for mirror in mirrors:
             try:
-                page = self.own(member, name, deadline, kind, again)
+                page = mirror.page(name, deadline, again=again)
             except (UpstreamTrouble, Busy) as error:
                 trouble = error
                 remembered = remembered or getattr(error, "noted", began) < began
                 continue
-            if not member.is_mirror:
-                blocking.saw_stage(member, page.known)
             if page.expires:
                 expires.append(page.expires)
             if page.known:
                 pages.append(page)
+
         if trouble and not pages:
             if remembered and not again:
                 return self.contributions(index, name, kind, True, hidden)
@@ -6967,9 +7237,9 @@ class Projects:
         return Contributions(pages, blocked, trouble, min(expires, default=0))
 
     @staticmethod
-    def _ask_at_once(order, ask):
-        """Have all mirrors of an order asked at once, for whatever is wanted of them."""
-        mirrors = [member for member in order if member.is_mirror]
+    def _ask_at_once(members, ask):
+        """Have all mirrors among some members asked at once, for whatever is wanted of them."""
+        mirrors = [member.index for member in members if member.asks_upstream]
         for mirror in mirrors if len(mirrors) > 1 else ():
             with contextlib.suppress(UpstreamTrouble, Busy):        # told when its turn comes
                 ask(mirror)
@@ -6997,62 +7267,102 @@ class Projects:
             expires=found.expires, status=found.pages[0].status if found.pages else ACTIVE,
             upstream_serial=only.upstream_serial if only else None)
 
+    def releases(self, index, name, version=None, hidden=(), is_alone=False, claim=None):
+        """[Release, ...] of a project in an index and its bases, the first index first; None if
+        nobody knows the project.
+
+        `version`: the one that is wanted; what an index has under other spellings of it is one with
+        it. `hidden`: see `contributions`; `is_alone`: without the bases, whose upstreams are not told
+        the name; `claim`: see `Stage.releases`."""
+        if is_alone:
+            page = self.at(index).page(name)
+            pages = [page] if page.known else []
+        else:
+            pages = self.contributions(index, name, None, hidden=hidden).pages
+        releases = []
+        for page in pages:
+            found = self.at(page.parts[0][0]).releases(page, version, claim)
+            releases += found if version is None else filter(None, [merged(found)])
+        return releases if pages else None
+
+    def metadata(self, page, version, claim):
+        """(the metadata of a version on a page, whether nothing failed): what the first index that
+        has any says."""
+        texts = spellings(version, dict.fromkeys((*page.versions,
+                                                  *(file.version for file in page.files))))
+        stated = {"requires_python": next((file.requires_python for file in page.files
+                                           if file.version in texts and file.requires_python), "")}
+        for index, files in page.parts:
+            found, is_complete = self.at(index).metadata(page.name, version, files, claim)
+            if found is not None or not is_complete:
+                return {**stated, **(found or {})}, is_complete
+        return stated, True
+
+    def mirrors_in(self, index):
+        """The mirrors in the resolution order of an index."""
+        return [member for member in self.indexes.order(index) if self.at(member).asks_upstream]
+
     def unknown(self, index, name, sentence=""):
         """NotFound for a project that neither an index nor its bases have, with this `sentence`."""
-        has_mirrors = any(member.is_mirror for member in self.indexes.order(index))
-        if has_mirrors and self.mirrors.settings.offline_mode:
+        if self.mirrors.settings.offline_mode and self.mirrors_in(index):
             return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
                             "asked for it.")
         return NotFound(sentence or f"The project {name} does not exist.")
-
-    def is_here(self, index, name):
-        """Whether this index alone has a project, as far as is known without asking upstream."""
-        with self.store.read() as db:
-            row = db.execute("SELECT fetched FROM projects WHERE index_id = ? AND name = ?",
-                             (index.id, name)).fetchone()
-        return row is not None and (row["fetched"] is not None or not index.is_mirror)
 
     def tags(self, index, name):
         """What an answer about this project depends on (see `Freshness`)."""
         return frozenset(project_tag(member.id, name) for member in self.indexes.order(index))
 
     def lists(self, indexes):
-        """Yield for each index (index, its `names`, or the UpstreamTrouble or Busy in their place)."""
+        """Yield for each index (index, its names, or the UpstreamTrouble or Busy in their place)."""
         began = time.monotonic()
-        self._ask_at_once(indexes, self.mirrors.ask_names)
-        for index in indexes:
+        members = [self.at(index) for index in indexes]
+        self._ask_at_once(members, self.mirrors.ask_names)
+        for member in members:
             try:
-                yield index, self.names(index, began)
+                yield member.index, member.names(began)
             except (UpstreamTrouble, Busy) as problem:
-                yield index, problem
+                yield member.index, problem
 
-    def names(self, index, began=None):
-        """The names that this index alone knows: a sorted list, or a `MirrorNames`; `began`: see `Mirrors.names`."""
-        if index.is_mirror:
-            return self.mirrors.names(index, began)
-        with self.store.read() as db:
-            return [row["name"] for row in
-                    db.execute("SELECT name FROM projects WHERE index_id = ? ORDER BY name", (index.id,))]
+    def find_file(self, index, path):
+        """The `Place` of the file at `path` below an index; Gone or NotFound.
 
-    def file(self, index, path):
-        """(File, project name, project status) of the file at `path` below an index; Gone or NotFound.
-
-        Where several projects of a mirror list it: of one that is quarantined, else of one whose
+        Where several projects of a mirror list it: in one that is quarantined, else in one whose
         page has it still."""
         with self.store.read() as db:
-            rows = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
-                              "JOIN projects ON projects.id = project_id WHERE files.index_id = ? AND path = ?",
-                              (index.id, path)).fetchall()
+            rows = db.execute(
+                f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
+                "JOIN projects ON projects.id = project_id "
+                "WHERE files.index_id = ? AND path = ?", (index.id, path)).fetchall()
         if not rows:
             self.refuse_gone(f"{index.path}/{path}")
             raise NotFound("no such file")
-        row = rows[0]
-        if len(rows) > 1:
-            def rank(row):
-                is_withheld = Status.of(row["status"]).withholds_files
-                return not is_withheld, row["position"] is None, row["id"]
-            row = min(rows, key=rank)
-        return File._make(tuple(row)[:-2]), row["project"], Status.of(row["status"])
+
+        def rank(row):
+            is_withheld = Status.of(row["status"]).withholds_files
+            return not is_withheld, row["position"] is None, row["id"]
+        row = min(rows, key=rank) if len(rows) > 1 else rows[0]
+        return Place(File._make(tuple(row)[:-2]), row["project"], Status.of(row["status"]))
+
+    def open(self, index, place, for_head=False):
+        """The `Content` of a file; Forbidden if its project is quarantined (PEP 792)."""
+        self._refuse_withheld(place)
+        return self.at(index).open(place.file, for_head)
+
+    def open_metadata(self, index, place):
+        """(SHA-256, bytes) of a file's metadata file (PEP 658); NotFound if it has none."""
+        self._refuse_withheld(place)
+        sha256 = self.at(index).metadata_file(place.file)
+        data = metadata_bytes(self.store, self.mirrors.blobs, sha256) if sha256 else None
+        if data is None:
+            raise NotFound(f"no metadata found in {index.path}/{place.file.path}")
+        return sha256, data
+
+    @staticmethod
+    def _refuse_withheld(place):
+        if place.status.withholds_files:
+            raise Forbidden(f"{place.file.filename} is quarantined: "
+                            f"{place.status.reason or 'no reason given'}")
 
     def refuse_gone(self, path):
         """Gone if user/index/+f/... once was a file."""
@@ -9547,22 +9857,15 @@ def _remove_project(change, index, name):
 
 
 def _remove_version(change, index, name, version):
-    found = _releases_of(change, index, name, version)
-    if not found:
+    there = [row["version"] for row in change.execute(
+        "SELECT version FROM releases WHERE project_id = ? ORDER BY id",
+        (change.id_of("project", (index.user, index.name, name)),))]
+    texts = spellings(version, there)
+    if not texts:
         raise _no_version(index, name, version)
-    for row in found:
-        change.put("release", (index.user, index.name, name, row["version"]), None)
-    return Removed(name, found[0]["version"])
-
-
-def _releases_of(db, index, name, version):
-    """The rows (id, version, project status) of the releases of a stage's project that spell this
-    version, the text itself first."""
-    rows = {row["version"]: row for row in db.execute(
-        "SELECT releases.id, version, status FROM releases "
-        "JOIN projects ON projects.id = project_id "
-        "WHERE index_id = ? AND name = ? ORDER BY releases.id", (index.id, name))}
-    return [rows[text] for text in spellings(version, rows)]
+    for text in texts:
+        change.put("release", (index.user, index.name, name, text), None)
+    return Removed(name, texts[0])
 
 
 def _forget_version(change, index, name, version):
@@ -9635,10 +9938,19 @@ class StagedRelease:
     metadata: dict                  # spelling of the version -> metadata of what is spelled so
     files: tuple = ()               # ((File, (File, ...)), ...), by file name
     docs: tuple = ()                # (File, ...): one for a spelling at most
-    is_quarantined: bool = False
+    status: Status = ACTIVE         # of the project
+
+    @classmethod
+    def of(cls, releases, metadata):
+        """Out of the releases of an index that spell a version; `metadata`: by its spelling."""
+        whole = merged(releases)
+        files = sorted(whole.files, key=lambda file: file.filename)
+        return cls(whole.project, whole.version, metadata,
+                   tuple((file, whole.results(file)) for file in files),
+                   tuple(sorted(whole.docs, key=lambda file: file.filename)), whole.status)
 
     def refuse_quarantined(self, index):
-        if self.is_quarantined:
+        if self.status.withholds_files:
             raise Forbidden(f"the project {self.name} on {index.path} is quarantined")
 
     def only(self, no_docs, only_docs):
@@ -9651,22 +9963,13 @@ class StagedRelease:
 
 
 def _released(db, index, name, version):
-    """A stage's release as `StagedRelease`, as it is now; BadRequest if the index itself does not have it."""
-    rows = _releases_of(db, index, name, version)
-    if not rows:
+    """A stage's release as `StagedRelease`, as it is now; BadRequest if the index itself does not
+    have it."""
+    releases = releases_of(db, index, name, version)
+    if not releases:
         raise _nothing_to_push(index, name, version)
-    ids = [row["id"] for row in rows]
-    metadata = {row["version"]: stored_metadata(db, row) for row in db.execute(
-        f"SELECT id, version, metadata, readme_size FROM releases WHERE id IN ({marks(ids)})", ids)}
-    files = select_files(db, f"WHERE release_id IN ({marks(ids)}) ORDER BY filename, id", *ids)
-    results = collections.defaultdict(list)
-    for file in files:
-        results[file.for_id].append(file)
-    return StagedRelease(
-        name, rows[0]["version"], metadata,
-        tuple((file, tuple(results[file.id])) for file in files if file.kind == "releasefile"),
-        tuple(file for file in files if file.kind == "doczip"),
-        Status.of(rows[0]["status"]).withholds_files)
+    return StagedRelease.of(releases, {release.version: release.whole_metadata(db)
+                                       for release in releases})
 
 
 def _nothing_to_push(index, name, version):
@@ -9676,41 +9979,41 @@ def _nothing_to_push(index, name, version):
 class Staging:
     """Pushes releases: to other indexes, and to outside servers."""
 
-    def __init__(self, store, blobs, mirrors, settings):
-        self.store, self.blobs, self.mirrors, self.settings = store, blobs, mirrors, settings
+    def __init__(self, store, blobs, projects, settings):
+        self.store, self.blobs, self.projects, self.settings = store, blobs, projects, settings
+        self.mirrors = projects.mirrors
         self.upstream, self.outside = (
             Shares("pushes wait for other servers", Limits.pushes, Limits.pushes_of_one, 10)
             for _ in range(2))
 
     def release(self, index, name, version):
         """The release of an index itself as `StagedRelease`.  BadRequest if the index does not have it."""
-        if not index.is_mirror:
-            with self.store.read() as db:
-                return _released(db, index, name, version)
-        page = self.mirrors.project(index, name)
-        texts = spellings(version, {file.version for file in page.files})
-        files = sorted((file for file in page.files if file.version in texts),
-                       key=lambda file: file.filename)
-        if not files:
+        member = self.projects.at(index)
+        page = member.page(name, kind=None)
+        releases = member.releases(page, version) if page.known else []
+        if not releases:
             raise _nothing_to_push(index, name, version)
-        metadata = {text: {"name": name, "version": text} for text in texts}
-        return StagedRelease(name, texts[0], metadata, tuple((file, ()) for file in files),
-                             is_quarantined=page.status.withholds_files)
+        with self.store.read() as db:
+            return StagedRelease.of(releases, {release.version: release.whole_metadata(db)
+                                               for release in releases})
 
     def complete(self, index, pushed, user):
-        """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out of them.
+        """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out
+        of them.
 
         UpstreamTrouble if upstream fails."""
+        asks_upstream = self.projects.at(index).asks_upstream
         files = [file for file, _ in pushed.files]
-        if index.is_mirror:
+        if asks_upstream:
             with self.upstream.one(user, 0):
                 files = [self._fetched(index, file) for file in files]
         for file in files:      # so that they can't be collected before the change refers to them
             if not self.blobs.claim(file.sha256):
                 raise NotFound(f"{file.filename} is lost")
-        if not index.is_mirror:
+        if not asks_upstream:
             return pushed
-        metadata, read = dict(pushed.metadata), set()
+        metadata = {text: {"name": pushed.name, "version": text} for text in pushed.metadata}
+        read = set()
         for file in files:
             if file.version in read:
                 continue
@@ -10723,9 +11026,10 @@ def _project_to_index(db, index_id, project):
         if file.kind == "releasefile":
             own.setdefault(file.version, []).append((None, file))
     version = latest_version(own)
-    found = db.execute("SELECT id, metadata, readme_size FROM releases "
-                       "WHERE project_id = ? AND version = ?", (row["id"], version)).fetchone()
-    metadata = stored_metadata(db, found) if found else {}
+    index = Index(index_id, row["user"], row["idx"], json.loads(row["config"]))
+    metadata = {}
+    for release in releases_of(db, index, project, version)[:1]:
+        metadata = release.whole_metadata(db)
     docs = max((file for file in files if file.kind == "doczip"), key=lambda file: version_key(file.version), default=None)
     if Status.of(row["status"]).withholds_files:
         docs = None
@@ -10875,10 +11179,9 @@ HTML = "text/html; charset=UTF-8"
 class Rendered:
     """A page ready to be sent: its bytes, their ETag, and the same gzipped once somebody asks for that."""
 
-    def __init__(self, body, label, page):
+    def __init__(self, body, label, page, index):
         self.body = body
-        self.origins = tuple(origin for origin, _ in page.parts)
-        self.stale, self.expires, self.upstream_serial = page.stale, page.expires, page.upstream_serial
+        self.stale, self.expires, self.serial = page.stale, page.expires, page.serial_for(index)
         self.etag = f"{hashlib.sha256(body).hexdigest()[:32]}-{label}"
         self.zipped, self.lock = None, threading.Lock()
 
@@ -12608,7 +12911,7 @@ class App:
         self.mirrors = Mirrors(store, self.blobs, self.client, settings)
         self.projects = Projects(store, self.indexes, self.mirrors)
         self.releases = Releases(store, self.blobs, settings)
-        self.staging = Staging(store, self.blobs, self.mirrors, settings)
+        self.staging = Staging(store, self.blobs, self.projects, settings)
         self.outbox = Outbox(store, self.client, settings)
         self.search = SearchIndex(store, self.indexes, self.releases, self.blobs, settings)
         self.pages = store.freshness.cache(Limits.page_cache)
@@ -13421,28 +13724,26 @@ def serve_file(request, index_path, path):
     require_read(request, index)
     if path.endswith(".metadata"):
         return serve_metadata_file(request, index, path[:-len(".metadata")])
-    file, project, status = app.projects.file(index, path)
+    place = app.projects.find_file(index, path)
+    file = place.file
     is_json = path.lower().endswith(VARIANTS)       # then who accepts JSON wants the file
     if "application/json" in request.accept and not is_json:
-        return file_facts(file, project)
-    refuse_quarantined(file, status)
-    tags = frozenset((project_tag(index.id, project),))
-    if not index.is_mirror:
-        moment = file.last_modified or http_date(seconds_of(file.uploaded))
-        return blob_response(request, index, file.sha256, file.size, content_type(file.filename), moment, tags)
-    request.errors = "json"
-    here = app.mirrors.local(index, file)
-    if here:
-        return blob_response(request, index, here.sha256, here.size, content_type(file.filename), here.last_modified, tags)
-    if index.config.get("mirror_use_external_urls"):
-        return redirect(file.url)
-    return stream_from_upstream(request, index, file)
-
-
-def refuse_quarantined(file, status):
-    """A quarantined project's files are not handed out (PEP 792)."""
-    if status.withholds_files:
-        raise Forbidden(f"{file.filename} is quarantined: {status.reason or 'no reason given'}")
+        return file_facts(file, place.project)
+    if file.url:
+        request.errors = "json"
+    content = app.projects.open(index, place, for_head=request.method == "HEAD")
+    if content.url:
+        return redirect(content.url)
+    type_ = content_type(file.filename)
+    if content.sha256:
+        tags = frozenset((project_tag(index.id, place.project),))
+        return blob_response(request, index, content, type_, tags)
+    headers = [("Content-Type", type_), NOSNIFF]
+    if request.method != "HEAD":
+        headers.append(("X-Accel-Buffering", "no"))
+    if content.last_modified:
+        headers.append(("Last-Modified", content.last_modified))
+    return Response(200, headers, stream=content.pieces, length=content.size)
 
 
 def file_facts(file, project):
@@ -13459,30 +13760,28 @@ def file_facts(file, project):
 def serve_metadata_file(request, index, path):
     """The metadata file of a wheel (PEP 658), byte for byte as in the wheel."""
     app = request.app
-    file, project, status = app.projects.file(index, path)
-    refuse_quarantined(file, status)
-    sha256 = app.mirrors.metadata_hash(index, file) if index.is_mirror else file.metadata_sha256
-    data = metadata_bytes(app.store, app.blobs, sha256) if sha256 else None
-    if data is None:
-        raise NotFound(f"no metadata found in {index.path}/{path}")
-    tags = frozenset((project_tag(index.id, project),))
+    place = app.projects.find_file(index, path)
+    sha256, data = app.projects.open_metadata(index, place)
+    tags = frozenset((project_tag(index.id, place.project),))
     etag, validators = _validators(index, sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
-    headers = [("Content-Type", "application/octet-stream"), NOSNIFF, ("Last-Modified", http_date(seconds_of(file.uploaded))),
+    headers = [("Content-Type", "application/octet-stream"), NOSNIFF,
+               ("Last-Modified", http_date(seconds_of(place.file.uploaded))),
                *validators, ("Accept-Ranges", "bytes")]
     status, start, end = chosen_range(request, headers, etag, len(data))
     return Response(status, headers, data[start:end], tags=tags if status != 416 else None)
 
 
-def blob_response(request, index, sha256, size, type_, last_modified, tags):
+def blob_response(request, index, content, type_, tags):
     """A blob as an answer: immutable, with validators, in whole or one range of it (RFC 9110)."""
-    etag, validators = _validators(index, sha256)
+    etag, validators = _validators(index, content.sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
-    file = request.app.blobs.open(sha256, size)
+    file = request.app.blobs.open(content.sha256, content.size)
     size = os.fstat(file.fileno()).st_size
-    headers = [("Content-Type", type_), NOSNIFF, ("Last-Modified", last_modified), *validators, ("Accept-Ranges", "bytes")]
+    headers = [("Content-Type", type_), NOSNIFF, ("Last-Modified", content.last_modified),
+               *validators, ("Accept-Ranges", "bytes")]
     return ranged_response(request, headers, etag, file, 0, size, tags)
 
 
@@ -13535,29 +13834,6 @@ def parse_range(header, size):
     start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1) if first and last else size
     return (start, end) if start < end else "unsatisfiable"
-
-
-def stream_from_upstream(request, index, file):
-    """A mirrored file that is not here: sent on as it arrives, and kept."""
-    app = request.app
-    if request.method == "HEAD":
-        return _upstream_head(request, index, file)
-    download = app.mirrors.download(index, file)
-    headers = [("Content-Type", content_type(file.filename)), NOSNIFF, ("X-Accel-Buffering", "no")]
-    if download.last_modified:
-        headers.append(("Last-Modified", download.last_modified))
-    return Response(200, headers, stream=app.mirrors.pieces(index, download),
-                    length=download.length)
-
-
-def _upstream_head(request, index, file):
-    """HEAD of a file that is not here: what is known, else what upstream says; nothing is kept."""
-    request.app.mirrors.refuse_cut_off(index, file)
-    headers = [("Content-Type", content_type(file.filename)), NOSNIFF]
-    length = file.size
-    if length is None:
-        length = request.app.mirrors.upstream_size(index, file)
-    return Response(200, headers, stream=iter(()), length=length)
 
 
 # -- documentation
@@ -13716,8 +13992,8 @@ def refresh_project(request, user, index, project):
     if app.settings.offline_mode:
         raise Conflict(f"The project {normalize(project)} is not refreshed: "
                        "in offline mode upstream is not asked.")
-    mirrors = [member for member in app.indexes.order(found) if member.is_mirror
-               and (member is found or app.permissions.read(request.identity, member))]
+    mirrors = [member for member in app.projects.mirrors_in(found)
+               if member is found or app.permissions.read(request.identity, member)]
     app.mirrors.refresh(mirrors, normalize(project))
     return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
 
@@ -13749,9 +14025,9 @@ def simple_project(request, index, project, depth):
         request.claim(Limits.file_cost * sum(len(files) for _, files in page.parts))
         prefix = functools.partial(link_prefix, index, depth=depth, absolute=absolute)
         if form == SIMPLE_JSON:
-            return Rendered(json_page(page, prefix, page.upstream_serial if index.is_mirror else None), "json", page)
+            return Rendered(json_page(page, prefix, page.serial_for(index)), "json", page, index)
         label = "html" if form == "text/html" else "v1html"
-        return Rendered(html_page(index, page, prefix, for_people), label, page)
+        return Rendered(html_page(index, page, prefix, for_people), label, page, index)
     key = index.id, project, form, for_people, depth, absolute, tuple(member.id for member in hidden)
     return _page_response(request, index, app.rendered(request, key, tags, render), form, tags)
 
@@ -13770,11 +14046,12 @@ def _page_response(request, index, rendered, form, tags):
                     ("Expires", now), ("Last-Modified", now)]
         tags = None
     else:
-        age = f"max-age={min(60, request.app.mirrors.expiry(index))}" if index.is_mirror else "no-cache"
+        page_age = request.app.projects.at(index).page_age
+        age = "no-cache" if page_age is None else f"max-age={page_age}"
         headers.append(("Cache-Control", f"private, {age}" if private else age))
     headers.append(("ETag", etag))
-    if index.is_mirror and rendered.upstream_serial:
-        headers.append(("X-PYPI-LAST-SERIAL", str(rendered.upstream_serial)))
+    if rendered.serial:
+        headers.append(("X-PYPI-LAST-SERIAL", str(rendered.serial)))
     if none_match(request.header("if-none-match"), etag):
         kept = [(name, value) for name, value in headers if name in ("ETag", "Cache-Control", "Vary")]
         return Response(304, kept, tags=tags, expires=rendered.expires)
@@ -13803,7 +14080,7 @@ def simple_list(request, index):
     for member, names in app.projects.lists(members):
         if not isinstance(names, Problem):
             lists.append((member, names))
-        elif index.is_mirror:
+        elif member.path == index.path:
             raise names
         else:
             log.warning("the project list of %s is left out: %s", member.path, names.message)
@@ -13829,8 +14106,8 @@ def _small_list(request, index, lists, stale):
     page = ProjectPage("", tuple((member, ()) for member, _ in lists), stale=stale)
     order = request.app.indexes.order(index)
     tags = frozenset(names_tag(member.id) for member in order)
-    keep = len(lists) == len(order) and not any(member.is_mirror for member in order)
-    return _page_response(request, index, Rendered(body, label, page), form, tags if keep else None)
+    keep = len(lists) == len(order) and not request.app.projects.mirrors_in(index)
+    return _page_response(request, index, Rendered(body, label, page, index), form, tags if keep else None)
 
 
 def _list_in_one(form, names):
@@ -13844,9 +14121,10 @@ def _large_list(request, index, lists, whole, caching):
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
     headers = [*_simple_headers(form), ("Cache-Control", caching)]
     own = [name for _, names in lists if names is not whole for name in names]
-    if whole.serial and index.is_mirror:
+    is_own = any(names is whole and member.path == index.path for member, names in lists)
+    if whole.serial and is_own:
         headers.append(("X-PYPI-LAST-SERIAL", str(whole.serial)))
-    for_people = form == "text/html" and not request.is_installer and not index.is_mirror
+    for_people = form == "text/html" and not request.is_installer and not is_own
     etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-{os.path.basename(whole.folder)}-' \
            f'{"people" if for_people else form[-4:]}'
     if not own and not for_people and _quality_of_gzip(request.header("accept-encoding")) > 0:
@@ -13964,108 +14242,44 @@ def version_objects(request, index, project, ignore_bases, only=None):
     `only`: the one version that is wanted; what an index has under other spellings of it is one
     with it."""
     app = request.app
-    if ignore_bases:        # the bases' upstreams are not told the name
-        own = app.projects.own(index, project)
-        pages = [own] if own.known else []
-        known = own.known or any(app.projects.is_here(member, project)
-                                 for member in app.indexes.order(index)
-                                 if app.permissions.read(request.identity, member))
-    else:
-        hidden = hidden_members(request, index)
-        pages = app.projects.contributions(index, project, hidden=hidden).pages
-        known = bool(pages)
-        if not known and hidden:
-            refuse_unknown(request, index, project, hidden)
+    hidden = () if ignore_bases else hidden_members(request, index)
+    releases = app.projects.releases(
+        index, project, only, hidden, ignore_bases,
+        lambda size: request.claim(Limits.answer_cost * size))
+    known = releases is not None
+    if not known and ignore_bases:
+        known = any(app.projects.at(member).has(project) for member in app.indexes.order(index)
+                    if app.permissions.read(request.identity, member))
+    elif not known and hidden:
+        refuse_unknown(request, index, project, hidden)
     versions = {}
-    for page in pages:
-        origin, files = page.parts[0]
-        if not origin.is_mirror:
-            ids = {file.id for file in files}       # a test result may have come since, of a file that did so too
-            files = sorted([*files, *(attached for attached in app.projects.attachments(origin, project)
-                                      if attached.for_id is None or attached.for_id in ids)])        # by id: as they came
-        there = dict.fromkeys((*page.versions, *(file.version for file in files)))
-        texts = only and spellings(only, there)
-        files_of = collections.defaultdict(list)
-        for file in files:
-            if file.version and (only is None or file.version in texts):
-                files_of[texts[0] if texts else file.version].append(file)
-        metadata = _mirror_metadata(project, files_of) if origin.is_mirror else \
-            _stage_metadata(request, origin, project, files_of, only and (texts or [only])[0])
-        for version, content in metadata.items():
-            links = _links(request, origin, files_of[version])
-            version = version if only is None else only
-            if links:
-                content["+links"] = links
-            if version in versions:
-                versions[version].setdefault("+shadowing", []).append(content)
-            else:
-                versions[version] = content
+    for release in releases or ():
+        content, version = _version_object(request, release), only or release.version
+        if version in versions:
+            versions[version].setdefault("+shadowing", []).append(content)
+        else:
+            versions[version] = content
     return known, versions
 
 
-def _stage_metadata(request, index, project, files_of, only=None):
-    """{version: metadata} of a stage's project; `files_of`: its files by version.
-
-    READMEs are LazyParts."""
-    store = request.app.store
-    source = "FROM releases JOIN projects ON projects.id = project_id WHERE index_id = ? " \
-             "AND projects.name = ? AND version = coalesce(?, version)"
-    values = (index.id, project, only)
-    with store.read() as db:
-        size = db.execute(f"SELECT coalesce(sum(length(metadata)), 0) {source}", values).fetchone()[0]
-    request.claim(Limits.answer_cost * size)
-    with store.read() as db:
-        rows = db.execute("SELECT releases.id, version, metadata, readme_size, (SELECT max(id) "
-                          f"FROM readmes WHERE release_id = releases.id) AS last_piece {source} "
-                          "ORDER BY releases.id", values).fetchall()
-    shown = {}
-    for row in rows:
-        metadata = json.loads(row["metadata"])
-        content = shown[row["version"]] = {key: value for key, value in metadata.items()
-                                           if key != "other" and key[:1] != "+"}
-        if row["readme_size"]:
-            read = functools.partial(_readme, store, row)
-            content["description"] = LazyPart(row["readme_size"], read)
-        reasons = [file.yanked for file in files_of.get(row["version"], ())
-                   if file.kind == "releasefile"]
-        if reasons and None not in reasons:
-            content["yanked"] = reasons[0] or True
-    return shown
+def _version_object(request, release):
+    """A release as devpi shows it; its README is a `LazyPart`."""
+    shown = release.shown
+    if release.readme:
+        read = functools.partial(release.readme.pieces, request.app.store)
+        shown["description"] = LazyPart(release.readme.size, read)
+    if release.yanked is not None:
+        shown.setdefault("yanked", release.yanked or True)
+    links = _links(request, release)
+    return {**shown, "+links": links} if links else shown
 
 
-def _readme(store, row):
-    """Yield the README of a release, as JSON, piece by piece; Busy if it was replaced or deleted
-    since `row` was read."""
-    left, last = row["readme_size"], 0
-    while left:
-        with store.read() as db:
-            found = db.execute("SELECT id, piece FROM readmes WHERE release_id = ? "
-                               "AND id > ? AND id <= ? ORDER BY id LIMIT 1",
-                               (row["id"], last, row["last_piece"])).fetchone()
-        if found is None:
-            raise Busy("the release was changed while it was read, try again")
-        last, piece = found
-        left -= len(piece)
-        yield piece
-
-
-def _mirror_metadata(project, files_of):
-    """What a mirror knows of versions: their numbers, and what their files say."""
-    metadata = {}
-    for version, files in files_of.items():
-        content = metadata[version] = {"name": project, "version": version}
-        for file in files:
-            if file.requires_python:
-                content.setdefault("requires_python", file.requires_python)
-            if file.yanked is not None:
-                content.setdefault("yanked", file.yanked or True)
-    return metadata
-
-
-def _links(request, index, files):
-    """A release's files as devpi shows them."""
-    paths = {file.id: file.path for file in files}
-    links = []
+def _links(request, release):
+    """A release's files, and what hangs on it, as devpi shows them."""
+    index, links = release.index, []
+    paths = {file.id: file.path for file in release.files}
+    files = sorted((*release.files, *release.attached), key=lambda file: file.id) \
+        if release.attached else release.files      # a mirror's: in upstream's order
     for file in files:
         link = {"rel": file.kind, "hash_spec": file.hash_spec, "hashes": file.hashes,
                 "href": request.url(f"{index.path}/{file.path}")}
@@ -14150,42 +14364,14 @@ def serve_pypi_json(request, index_path, project, version):
                 refuse_unknown(request, index, project, hidden, f"no project '{project}'")
             raise NotFound(f"The project {project} has no releases." if shown is None else
                            f"The version {shown} of project {project} does not exist.")
-        metadata, complete = _metadata_of(request, page, shown)
+        metadata, complete = app.projects.metadata(
+            page, shown, lambda size: request.claim(Limits.answer_cost * size))
         body = pypi_json(page, releases, shown, metadata, lambda origin: request.url(origin.path), version is None)
-        rendered = Rendered(body, "pypi", page)
+        rendered = Rendered(body, "pypi", page, index)
         rendered.stale |= not complete
         return rendered
     key = index.id, project, version, "pypi", request.base_url, tuple(member.id for member in hidden)
     return _page_response(request, index, app.rendered(request, key, tags, render), "application/json", tags)
-
-
-def _metadata_of(request, page, version):
-    """(metadata of a version, whether nothing failed): what the first stage that has it says, else what a mirror's metadata
-    file says."""
-    app = request.app
-    known = dict.fromkeys((*page.versions, *(file.version for file in page.files)))
-    texts = spellings(version, known)
-    stated = {"requires_python": next((file.requires_python for file in page.files
-                                       if file.version in texts and file.requires_python), "")}
-    for origin, files in page.parts:
-        for text in () if origin.is_mirror else texts:
-            found = _stage_metadata(request, origin, page.name, {}, text).get(text)
-            if found:
-                readme = found.get("description")
-                if isinstance(readme, LazyPart):
-                    request.claim(Limits.answer_cost * readme.length)
-                    found["description"] = json.loads(b"".join(readme.read()))
-                return found, True
-        for file in files:
-            if origin.is_mirror and file.version in texts and file.core_metadata:
-                try:
-                    sha256 = app.mirrors.metadata_hash(origin, file, by_wheel=False)
-                    data = metadata_bytes(app.store, app.blobs, sha256)
-                    return {**stated, **parse_core_metadata(data)}, True
-                except Problem as problem:
-                    log.warning("mirror %s: %s", origin.path, problem.message)
-                    return stated, False
-    return stated, True
 
 
 @route("DELETE", "/{user}/{index}/{project}/{version}[/]")
@@ -14227,7 +14413,7 @@ def get_index(request, user, index):
     if "no_projects" in request.query:
         return result_response("indexconfig", config)
     try:
-        names = app.projects.names(found)
+        names = app.projects.at(found).names()
     except (UpstreamTrouble, Busy) as problem:      # the configuration is worth having all the same
         log.warning("mirror %s: %s", found.path, problem.message)
         names = ()

@@ -93,7 +93,7 @@ def test_attributes_are_bounded_in_what_they_hold_not_in_bytes_alone(site):
 
 
 def test_small_changes_of_a_large_index_do_not_fill_the_disk(make_server):
-    server = make_server("--no-access-log")
+    server = make_server("--no-access-log", "--keep-log", "8M")
     server.add_user("large")
     server.login("large")
     server.add_index("large/dev", custom_data=base64.b64encode(os.urandom(180000)).decode())
