@@ -31,7 +31,7 @@ import zipfile
 
 from archives import Archive
 from harness import SOURCE as SERVER_SOURCE
-from harness import Server, compiled, temporary_folder
+from harness import Server, compiled, path_of, temporary_folder
 
 SOURCE = SERVER_SOURCE.with_name("devpi_lite_client.py")
 SECONDS = 180           # for one command
@@ -438,17 +438,11 @@ def new_index(server, user, **config):
 
 def file_path(index, archive):
     """The path of an uploaded file, without the leading slash."""
-    return "%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    return path_of(archive, index).lstrip("/")
 
 
 def file_url(server, index, archive):
-    return "%s/%s" % (server.url, file_path(index, archive))
-
-
-def rels(server, release, **options):
-    """The kinds of all links of "INDEX/PROJECT/VERSION", in their order; [] if there is no such release."""
-    reply = server.get("/" + release, **options)
-    return [link["rel"] for link in reply.result["+links"]] if reply.status == 200 else []
+    return server.url + path_of(archive, index)
 
 
 def manual(server, release):

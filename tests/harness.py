@@ -232,11 +232,11 @@ class Server:
         if isinstance(body, str):
             body = body.encode()
         if user and password is not None:
-            sent["Authorization"] = "Basic " + _base64("%s:%s" % (user, password))
+            sent["Authorization"] = "Basic " + user_pass(user, password)
         elif user:
             if user not in self.tokens:
                 self.login(user)
-            sent["X-Devpi-Auth"] = _base64("%s:%s" % (user, self.tokens[user]))
+            sent["X-Devpi-Auth"] = user_pass(user, self.tokens[user])
         for name, value in (headers or {}).items():
             for known in [known for known in sent if known.lower() == name.lower()]:
                 del sent[known]
@@ -408,6 +408,12 @@ def serial(server):
     return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
 
 
+def path_of(archive, index):
+    """Where an uploaded file lies."""
+    digest = archive.sha256
+    return "/%s/+f/%s/%s/%s" % (index, digest[:3], digest[3:16], archive.filename)
+
+
 def upload(server, index, *archives, **options):
     """Server.upload() of each, which must be taken."""
     for archive in archives:
@@ -419,6 +425,42 @@ def submit(server, index, name, version, **fields):
     """Registers a release without files."""
     reply = server.post_form(index, dict(fields, **{":action": "submit", "name": name, "version": version}))
     assert reply.status == 200, reply
+
+
+def links(server, release, rel=None, **options):
+    """The links of "INDEX/PROJECT/VERSION" (of that kind), in their order; [] if there is no such release."""
+    reply = server.get("/" + release, **options)
+    found = reply.result.get("+links", []) if reply.status == 200 else []
+    return [link for link in found if rel in (None, link["rel"])]
+
+
+def rels(server, release, **options):
+    """The kinds of all links of "INDEX/PROJECT/VERSION", in their order."""
+    return [link["rel"] for link in links(server, release, **options)]
+
+
+def audited(server, **query):
+    """The entries of the audit log, newest first."""
+    reply = server.get("/+audit?" + urllib.parse.urlencode(query), user="root")
+    assert reply.status == 200, reply
+    return reply.result
+
+
+def blobs(server):
+    """{SHA-256: path} of all bytes that the server keeps under files/."""
+    return {path.name: path for path in (server.directory / "files").rglob("*") if path.is_file()}
+
+
+def memory(server, peak=False):
+    """The bytes that the server's process has in memory, or had at most; 0 where they can't be seen."""
+    with contextlib.suppress(FileNotFoundError), open("/proc/%d/status" % server.pid) as status:
+        return int(re.search(r"%s:\s+(\d+)" % ("VmHWM" if peak else "VmRSS"), status.read())[1]) << 10
+    return 0
+
+
+def user_pass(user, secret, encoding="utf-8"):
+    """The pair as Authorization (behind "Basic") and X-Devpi-Auth carry it."""
+    return base64.b64encode(("%s:%s" % (user, secret)).encode(encoding)).decode()
 
 
 def run_command(*arguments, input=None, env=None, python=sys.executable, script=SCRIPT, timeout=120):
@@ -661,10 +703,6 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
-
-
-def _base64(text):
-    return base64.b64encode(text.encode()).decode()
 
 
 class Wire:

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from harness import (
-    SIMPLE_JSON, Archive, Server, eventually, patched, sdist, serial, wheel)
+    Archive, SIMPLE_JSON, Server, audited, eventually, patched, path_of, sdist, serial, wheel)
 from receiver import Receiver
 
 KEYS = {"times", "id", "time", "who", "address", "action", "index", "target", "detail", "serial"}
@@ -45,18 +45,13 @@ def audit(server, **query):
     return reply.json()
 
 
-def rows(server, **query):
-    """The entries, newest first."""
-    return audit(server, **query)["result"]
-
-
 def newest(server):
-    return rows(server, limit=1)[0]["id"]
+    return audited(server, limit=1)[0]["id"]
 
 
 def since(server, mark):
     """The entries after that one, oldest first."""
-    return [row for row in reversed(rows(server)) if row["id"] > mark]
+    return [row for row in reversed(audited(server)) if row["id"] > mark]
 
 
 @contextlib.contextmanager
@@ -86,10 +81,6 @@ def assert_now(text):
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.timezone.utc)
     assert abs(time.time() - moment.timestamp()) < 60, text
-
-
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 def post_form(server, index, fields, archive=None, user="aud", headers=None):
@@ -283,7 +274,7 @@ def test_refusals_do_not_wash_the_audit_log_out(tmp_path):
         for name in ("ann", "bob"):
             for _ in range(4):
                 assert server.patch("/root", {"title": "t"}, user=name).status == 403
-        assert [(row["who"], row["times"]) for row in rows(server, action="refused")] == [("bob", 2), ("ann", 3)]
+        assert [(row["who"], row["times"]) for row in audited(server, action="refused")] == [("bob", 2), ("ann", 3)]
     finally:
         server.kill()
 
@@ -292,9 +283,9 @@ def test_a_user_s_failed_logins_are_among_what_the_user_did(site):
     site.add_user("forgetful")
     site.post("/+login", {"user": "forgetful", "password": "wrong"}, headers={"X-Real-IP": "203.0.113.9"})
     site.patch("/forgetful", {"title": "t"}, user="forgetful")
-    assert [(row["action"], row["who"], row["target"]) for row in rows(site, who="forgetful")] == [
+    assert [(row["action"], row["who"], row["target"]) for row in audited(site, who="forgetful")] == [
         ("user.modify", "forgetful", "forgetful"), ("login.failed", None, "forgetful")]
-    assert [row["action"] for row in rows(site, who="forgetful", action="login.failed")] == ["login.failed"]
+    assert [row["action"] for row in audited(site, who="forgetful", action="login.failed")] == ["login.failed"]
 
 
 def test_other_refused_requests_leave_no_entry(site, index):
@@ -380,12 +371,12 @@ def test_audit_is_for_root_alone(site):
 def test_pages_hold_every_entry_once_newest_first(site):
     for number in range(105):
         assert site.patch("/aud", {("title", "description")[number % 2]: "number %d" % number}, user="aud").status == 200
-    everything = rows(site, limit=1000)
+    everything = audited(site, limit=1000)
     assert audit(site, limit=1000)["next"] is None
     ids = [row["id"] for row in everything]
     assert ids == sorted(set(ids), reverse=True) and len(ids) > 105
     assert [row["time"] for row in everything] == sorted((row["time"] for row in everything), reverse=True)
-    assert rows(site) == everything[:100], "100 is the default"
+    assert audited(site) == everything[:100], "100 is the default"
 
     paged, query = [], {"limit": 40}
     while True:
@@ -396,8 +387,8 @@ def test_pages_hold_every_entry_once_newest_first(site):
             break
         query["before"] = page["next"]
     assert paged == everything
-    assert rows(site, before=ids[4], limit=3) == everything[5:8]
-    assert (rows(site, before=ids[-1]), audit(site, before=ids[-1])["next"]) == ([], None)
+    assert audited(site, before=ids[4], limit=3) == everything[5:8]
+    assert (audited(site, before=ids[-1]), audit(site, before=ids[-1])["next"]) == ([], None)
     exactly = audit(site, before=ids[-5], limit=4)
     assert (exactly["result"], exactly["next"]) == (everything[-4:], None)
 
@@ -406,7 +397,7 @@ def test_filters_choose_and_combine(site, index):
     upload(site, index, wheel("filtered", "1.0"))
     upload(site, index, wheel("filtered", "2.0"))
     site.delete("/%s/filtered/1.0" % index, user="root")
-    everything = rows(site, limit=1000)
+    everything = audited(site, limit=1000)
     for filters in (
         {"who": "root"}, {"who": "aud"}, {"index": index}, {"action": "upload"}, {"action": "delete.version", "who": "root"},
         {"index": index, "action": "upload"}, {"index": index, "who": "aud", "action": "index.create"},
@@ -415,11 +406,11 @@ def test_filters_choose_and_combine(site, index):
             row[key] == value or key == "who" and (row["action"], row["target"]) == ("login.failed", value)
             for key, value in filters.items())]
         assert expected and expected != everything
-        assert rows(site, limit=1000, **filters) == expected
-    assert [row["action"] for row in rows(site, index=index)] == ["delete.version", "upload", "upload", "index.create"]
+        assert audited(site, limit=1000, **filters) == expected
+    assert [row["action"] for row in audited(site, index=index)] == ["delete.version", "upload", "upload", "index.create"]
     first = audit(site, index=index, limit=3)
     assert first["next"] is not None
-    assert [row["action"] for row in rows(site, index=index, limit=3, before=first["next"])] == ["index.create"]
+    assert [row["action"] for row in audited(site, index=index, limit=3, before=first["next"])] == ["index.create"]
     for nothing in ({"who": "nobody"}, {"index": "aud/de"}, {"index": "%"}, {"action": "uploa_"}):
         assert audit(site, **nothing) == {"type": "audit", "result": [], "next": None}
 
@@ -440,10 +431,10 @@ def test_newest_entries_are_kept_and_survive_kill_9(make_server):
     server.login("root")
     for number in range(30):
         server.patch("/aud", {("title", "description")[number % 2]: "number %d" % number}, user="aud")
-    kept = eventually(lambda: (lambda found: len(found) == 20 and found)(rows(server, limit=1000)))
+    kept = eventually(lambda: (lambda found: len(found) == 20 and found)(audited(server, limit=1000)))
     changes = [row["serial"] for row in kept if row["who"] == "aud"]
     assert [row["action"] for row in kept if row["who"] != "aud"] == ["user.create"] * (20 - len(changes))
     assert changes == list(range(serial(server), serial(server) - len(changes), -1)) and len(changes) > 17
     server.kill()
     server.start()
-    assert rows(server, limit=1000) == kept
+    assert audited(server, limit=1000) == kept

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness import Upstream, wheel
+from harness import Upstream, links, wheel
 
 ANYTHING = {"Accept": "*/*"}  # as devpi-client asks, with neither credentials nor a body
 
@@ -92,12 +92,12 @@ def test_the_same_file_again_on_a_volatile_index_replaces_itself(site):
     """Its path stays, what hung on the old one goes."""
     archive = wheel("again", "1.0")
     assert site.upload("ck/dev", archive).status == 200
-    [link] = site.get("/ck/dev/again/1.0").result["+links"]
+    [link] = links(site, "ck/dev/again/1.0")
     path = link["href"][len(site.url):]
     assert site.post(path, {"testenvs": {}}).status == 200
     reply = site.upload("ck/dev", archive)
     assert (reply.status, reply.reason) == (200, "OK")
-    [again] = site.get("/ck/dev/again/1.0").result["+links"]
+    [again] = links(site, "ck/dev/again/1.0")
     assert again["href"] == link["href"]
     assert [(entry["what"], entry.get("count")) for entry in again["log"]] == [("overwrite", 1), ("upload", None)]
     assert site.get(path, headers=ANYTHING).body == archive.content

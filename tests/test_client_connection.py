@@ -1,6 +1,5 @@
 """The client's connection: use, login, env, its state files, variables, credentials, proxies, TLS, colours, completion."""
 
-import base64
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import pytest
 
 from client import (
     CERTIFICATE, FEATURES, POSIX, SOURCE, Client, Gate, file_url, imported, new_index)
-from harness import wheel
+from harness import user_pass, wheel
 
 posix_only = pytest.mark.skipif(not POSIX, reason="needs a pseudo terminal, or a POSIX shell")
 
@@ -38,11 +37,6 @@ def devpi(tmp_path):
 def alice(devpi, site):
     """The client with alice logged in, on alice/dev."""
     return devpi.sign_in(site, "alice", "alice/dev")
-
-
-def header_of(user, secret):
-    """X-Devpi-Auth's value."""
-    return base64.b64encode(("%s:%s" % (user, secret)).encode()).decode()
 
 
 # -- use
@@ -251,7 +245,7 @@ def test_login_and_logoff(devpi, site):
         "logged in 'alice', credentials valid for 10.00 hours\n"
     ((user, token),) = devpi.state("auth.json")["auth"][site.url + "/"]
     assert user == "alice" and devpi.state()["username"] == "alice"
-    assert site.get("/+api", headers={"X-Devpi-Auth": header_of("alice", token)}).result["authstatus"][:2] == ["ok", "alice"]
+    assert site.get("/+api", headers={"X-Devpi-Auth": user_pass("alice", token)}).result["authstatus"][:2] == ["ok", "alice"]
     assert "pw-of-alice" not in (devpi.directory / "auth.json").read_text() + (devpi.directory / "current.json").read_text()
     if POSIX:
         assert devpi.mode("auth.json") == 0o600
@@ -414,7 +408,7 @@ def test_each_request_carries_the_session_and_says_who_asks(devpi, site, gate):
     devpi("getjson", "/alice/dev")
     assert gate.passed and gate.url != site.url
     for request in gate.passed:
-        assert request.headers["X-Devpi-Auth"] == header_of("alice", site.tokens["alice"])
+        assert request.headers["X-Devpi-Auth"] == user_pass("alice", site.tokens["alice"])
         assert "devpi-client" in request.headers["User-Agent"] and request.headers["Accept"] == "application/json"
         assert "Authorization" not in request.headers
 
@@ -427,7 +421,7 @@ def test_credentials_of_a_front_proxy_come_with_the_url(devpi, site, gate):
     gate.clear()
     devpi("list")
     assert [request.headers["Authorization"] for request in gate.passed] == \
-        ["Basic " + header_of("front", "of-front")] * len(gate.passed) != []
+        ["Basic " + user_pass("front", "of-front")] * len(gate.passed) != []
     assert "When using basic auth, you have to provide username and password." in \
         devpi("use", gate.url.replace("://", "://front@"), expect=1)
 
@@ -457,7 +451,7 @@ def test_proxies_are_used_and_passed_over_as_the_variables_say(devpi, site, gate
     printed = devpi("getjson", "http://127.0.0.2/alice/dev", HTTP_PROXY=proxy, http_proxy=proxy)
     assert printed.json()["type"] == "indexconfig"
     assert gate.passed[-1].path == "http://127.0.0.2/alice/dev"
-    assert gate.passed[-1].headers["Proxy-Authorization"] == "Basic " + header_of("me", "pw-of-proxy")
+    assert gate.passed[-1].headers["Proxy-Authorization"] == "Basic " + user_pass("me", "pw-of-proxy")
     devpi.sign_in(site, "alice", "alice/dev")
     devpi("getjson", "/alice/dev", http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1",
           no_proxy="127.0.0.1")
@@ -520,7 +514,7 @@ def test_a_tunnel_through_a_proxy_is_verified_too(devpi, site, secure, gate):
     proxy = {"HTTPS_PROXY": gate.url.replace("://", "://me:pw@"), "SSL_CERT_FILE": secure.pem}
     assert "/alice/dev (not logged in)" in devpi("use", secure.url + "/alice/dev", **proxy)
     assert {(request.method, request.path) for request in gate.passed} == {("CONNECT", secure.host)}
-    assert gate.passed[0].headers["Proxy-Authorization"] == "Basic " + header_of("me", "pw")
+    assert gate.passed[0].headers["Proxy-Authorization"] == "Basic " + user_pass("me", "pw")
     assert not any("Proxy-Authorization" in request.headers for request in secure.passed)
     del proxy["SSL_CERT_FILE"]
     devpi("use", secure.url + "/alice/dev", expect=1, **proxy)

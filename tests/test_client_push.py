@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from client import Gate, documentation, file_path, manual, new_index, rels
-from harness import multipart, sdist, wheel
+from client import Gate, documentation, file_path, manual, new_index
+from harness import multipart, rels, sdist, wheel
 from receiver import Receiver
 
 

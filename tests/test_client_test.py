@@ -12,8 +12,8 @@ import zipfile
 
 import pytest
 
-from client import POSIX, Client, Gate, file_url, new_index, rels
-from harness import Archive, sdist, wheel
+from client import Client, Gate, POSIX, file_url, new_index
+from harness import Archive, rels, sdist, wheel
 
 pytestmark = pytest.mark.skipif(not POSIX, reason="its tox is an executable script")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from client import POSIX, Client, clean_environment, documentation, manual, new_index, rels
-from harness import sdist, wheel
+from client import Client, POSIX, clean_environment, documentation, manual, new_index
+from harness import memory, rels, sdist, wheel
 
 MIB = 1 << 20
 
@@ -388,14 +388,8 @@ def large_wheel(path, size):
         archive.writestr(info + "RECORD", "")
 
 
-def resident(pid, peak=False):
-    """The memory of a process in bytes: now, or the most since the last `forget_peak`."""
-    name = "VmHWM" if peak else "VmRSS"
-    (line,) = [line for line in Path("/proc/%d/status" % pid).read_text().splitlines() if line.startswith(name)]
-    return int(line.split()[1]) * 1024
-
-
 def forget_peak(pid):
+    """The most memory that the process had counts from now on."""
     Path("/proc/%d/clear_refs" % pid).write_text("5")
 
 
@@ -412,13 +406,13 @@ def upload_large(tmp_path, server, size):
     path = devpi.home / "large-1.0-py3-none-any.whl"
     large_wheel(path, size)
     forget_peak(server.pid)
-    before = resident(server.pid)
+    before = memory(server)
     printed, peak = devpi.with_peak_memory("upload", path)
     assert uploads(printed) == ["file_upload of %s to %s/%s/" % (path.name, server.url, index)]
     (file,) = server.simple(index, "large")["files"]
     assert file["size"] == path.stat().st_size > size
     path.unlink()
     assert peak < 60 * MIB, "the client's peak: %.1f MiB" % (peak / MIB)
-    growth = resident(server.pid, peak=True) - before
+    growth = memory(server, peak=True) - before
     assert growth < 5 * MIB, "the server's growth: %.1f MiB" % (growth / MIB)
     devpi("remove", "-y", "large")

@@ -1,6 +1,5 @@
 """What must hold when things go wrong: unreadable documentation, a database that can't be written, targets that hang,
 pages of other origins, indexes that some may not read."""
-import base64
 import collections
 import contextlib
 import hashlib
@@ -25,7 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite
-from harness import Server, Wire, eventually, multipart, serial, wheel
+from harness import (
+    Server, Wire, audited, blobs, user_pass, eventually, links, memory, multipart, path_of,
+    serial, wheel)
 from misbehaving import keep_port
 from receiver import Receiver
 from test_resilience import worked
@@ -102,19 +103,8 @@ def put_docs(server, index, name, version, **members):
     return packed.getvalue()
 
 
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
-
-
-def stored(server):
-    """The paths of all blobs."""
-    return [path for path in (server.directory / "files").rglob("*") if path.is_file()]
-
-
 def blob_of(server, content):
-    digest = hashlib.sha256(content).hexdigest()
-    (path,) = [path for path in stored(server) if path.as_posix().replace("/", "").endswith(digest)]
-    return path
+    return blobs(server)[hashlib.sha256(content).hexdigest()]
 
 
 def push(server, index, name, version, **fields):
@@ -145,13 +135,6 @@ def settle(server, index):
     name = "marker%d" % next(numbers)
     put(server, index, wheel(name, "1.0"))
     eventually(lambda: found(server, "name:" + name))
-
-
-def audited(server, **query):
-    """The entries of the audit log, newest first."""
-    reply = server.get("/+audit?" + urllib.parse.urlencode(query), user="root")
-    assert reply.status == 200, reply
-    return reply.result
 
 
 def newest_audited(server):
@@ -581,41 +564,34 @@ def test_xmlrpc_answers_parse_whatever_a_summary_holds(site):
 def test_a_result_is_not_taken_for_a_file_that_one_may_not_read(site):
     index, archive = stage(site, acl_pkg_read=["res"], acl_toxresult_upload=[":ANONYMOUS:"]), wheel("hiddenfile", "1.0")
     put(site, index, archive)
-    before, blobs = serial(site), stored(site)
+    before = serial(site), blobs(site)
     for user in (None, "other"):
         reply = site.post(path_of(archive, index), {"by": user, "for": "hiddenfile"}, user=user)
         assert reply.status in (401, 403), reply
         reply = site.post("/%s/+f/000/none/nothing-1.0.tar.gz" % index, {"by": user, "for": "nothing"}, user=user)
         assert reply.status in (401, 403), "what is not there looks the same"
-    assert (serial(site), stored(site)) == (before, blobs)
+    assert (serial(site), blobs(site)) == before
 
 
 def test_a_refused_result_leaves_nothing_behind(site):
     index = stage(site)
-    before, blobs = serial(site), stored(site)
+    before = serial(site), blobs(site)
     assert_refused(site.post("/%s/+f/000/none/nothing-1.0.tar.gz" % index, {"left": "behind"}, user="res"), 404)
     assert_refused(site.post(path_of(wheel("hiddenfile", "1.0"), index), b'{"cut": ', headers=JSON, user="res"), 404)
-    assert (serial(site), stored(site)) == (before, blobs)
+    assert (serial(site), blobs(site)) == before
     assert [path for path in (site.directory / "tmp").rglob("*") if path.is_file()] == []
-
-
-def peak_memory(server):
-    """The most bytes that the server ever had in memory; skips where they can't be seen."""
-    with contextlib.suppress(FileNotFoundError), open("/proc/%d/status" % server.pid) as status:
-        return int(re.search(r"VmHWM:\s+(\d+)", status.read()).group(1)) << 10
-    return pytest.skip("the memory of a process can't be seen here")
 
 
 def test_a_large_result_is_taken_without_much_memory(site):
     index, archive = stage(site), wheel("largeresult", "1.0")
     put(site, index, archive)
-    before = peak_memory(site)
+    before = memory(site, peak=True)
     body = b"[" + b"[]," * (4 << 20) + b"1]"
     reply = site.post(path_of(archive, index), body, headers=JSON)
     assert reply.status == 200, reply
-    assert peak_memory(site) - before < 120 << 20
+    assert memory(site, peak=True) - before < 120 << 20
     assert_refused(site.post(path_of(archive, index), b"[" + b" " * (2 << 20), headers=JSON), 400)
-    (link,) = [link for link in site.get("/%s/largeresult/1.0" % index).result["+links"] if link["rel"] == "toxresult"]
+    (link,) = links(site, "%s/largeresult/1.0" % index, "toxresult")
     assert link["hash_spec"] == "sha256=" + hashlib.sha256(body).hexdigest()
 
 
@@ -817,7 +793,7 @@ def test_json_under_the_name_of_a_form_is_a_push_however_it_comes(site):
     put(site, source, wheel("curled", "1.0"))
     body = json.dumps({"name": "curled", "version": "1.0", "targetindex": target}).encode()
     head = "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nX-Devpi-Auth: %s\r\n" % (
-        source, base64.b64encode(("res:" + site.login("res")).encode()).decode())
+        source, user_pass("res", site.login("res")))
     for framing, sent in (
             ("Content-Length: %d\r\n\r\n" % len(body), body),
             ("Transfer-Encoding: chunked\r\n\r\n", b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))):

@@ -15,7 +15,7 @@ import zlib
 
 import pytest
 
-from harness import sdist, serial, submit, wheel
+from harness import links, rels, sdist, serial, submit, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -148,16 +148,6 @@ def path_of(content, project, version="1.0", index="doc/dev"):
     return "/%s/+f/%s/%s/%s-%s.doc.zip" % (index, digest[:3], digest[3:16], project, version)
 
 
-def links(server, project, version="1.0", index="doc/dev"):
-    reply = server.get("/%s/%s/%s" % (index, project, version))
-    assert reply.status == 200, reply
-    return reply.result.get("+links", [])
-
-
-def rels(*arguments, **options):
-    return [link["rel"] for link in links(*arguments, **options)]
-
-
 def state(server, project, version="1.0", index="doc/dev"):
     """The serial, and all that shows of a project and of its documentation (the words of a 404 do not count)."""
     shown = [server.get("/%s/%s" % (index, project)), server.get("/%s/+simple/%s/" % (index, project)),
@@ -208,7 +198,7 @@ def test_documentation_attaches_to_a_release(site):
 def test_the_stored_name_follows_from_project_and_version_alone(site, filename):
     content = guide("name of " + filename)
     add_docs(site, "doc/dev", "Stored.Name_X", "1.0", content, filename=filename)
-    [link] = links(site, "stored-name-x")
+    [link] = links(site, "doc/dev/stored-name-x/1.0")
     assert link["href"] == site.url + path_of(content, "stored-name-x")
     assert get(site, path_of(content, "stored-name-x")).body == content
 
@@ -237,7 +227,7 @@ def test_without_a_version_the_latest_release_is_meant(site):
     for version in ("1.9", "1.10", "1.2"):
         submit(site, "doc/dev", "derived", version)
     add_docs(site, "doc/dev", "Derived", None, guide())
-    assert [rels(site, "derived", version) for version in ("1.2", "1.9", "1.10")] == [[], [], ["doczip"]]
+    assert [rels(site, "doc/dev/derived/%s" % version) for version in ("1.2", "1.9", "1.10")] == [[], [], ["doczip"]]
     submit(site, "doc/dev", "derived", "2.0rc1")
     add_docs(site, "doc/dev", "derived", None, guide("candidate"))
     assert get(site, doc("derived", version="2.0rc1")).body == b"<h1>candidate</h1>"
@@ -299,7 +289,7 @@ def test_a_volatile_index_replaces_the_documentation_of_the_version(site):
     etags = set()
     for count, content in enumerate(contents):
         add_docs(site, "doc/dev", "replaced", "1.0", content)
-        file_link, docs_link = links(site, "replaced")
+        file_link, docs_link = links(site, "doc/dev/replaced/1.0")
         assert (file_link["rel"], docs_link["rel"]) == ("releasefile", "doczip")
         assert docs_link["href"] == site.url + path_of(content, "replaced")
         overwrite = [(entry["count"], entry["who"]) for entry in docs_link["log"] if entry["what"] == "overwrite"]
@@ -323,7 +313,7 @@ def test_what_a_newer_zip_does_not_hold_is_not_shown_any_more(site):
 def test_the_same_zip_again_on_a_volatile_index_stays_served(site):
     for what in (["upload"], ["overwrite", "upload"]):
         add_docs(site, "doc/dev", "sameagain", "1.0", guide())
-        [link] = links(site, "sameagain")
+        [link] = links(site, "doc/dev/sameagain/1.0")
         assert [entry["what"] for entry in link["log"]] == what
         assert get(site, path_of(guide(), "sameagain")).body == guide()
         assert get(site, doc("sameagain")).body == b"<h1>guide</h1>"
@@ -360,7 +350,7 @@ def test_documentation_of_a_base_is_linked_but_not_shown(site):
     for version in ("1.0", "latest", "stable"):
         assert get(site, doc("inthebase", version=version)).status == 200
         assert get(site, doc("inthebase", version=version, index="doc/child")).status == 404
-    [link] = links(site, "inthebase", index="doc/child")
+    [link] = links(site, "doc/child/inthebase/1.0")
     assert (link["rel"], link["href"]) == ("doczip", site.url + path_of(guide(), "inthebase"))
 
 
@@ -402,7 +392,7 @@ def test_installers_never_see_documentation(site):
 def test_links_stand_in_the_order_of_their_creation(site):
     add_docs(site, "doc/dev", "ordered", "1.0", guide())
     assert site.upload("doc/dev", wheel("ordered", "1.0")).status == 200
-    assert rels(site, "ordered") == ["doczip", "releasefile"]
+    assert rels(site, "doc/dev/ordered/1.0") == ["doczip", "releasefile"]
     assert [link["rel"] for link in site.get("/doc/dev/ordered").result["1.0"]["+links"]] == ["doczip", "releasefile"]
 
 
@@ -1060,7 +1050,7 @@ def test_a_linked_index_page_makes_no_root(site):
 def test_bytes_that_are_no_zip_are_stored_and_not_shown(site, index, content):
     project = "nozip-" + hashlib.sha256(content).hexdigest()[:8]
     add_docs(site, index, project, "1.0", content)
-    [link] = links(site, project, index=index)
+    [link] = links(site, "%s/%s/1.0" % (index, project))
     assert (link["rel"], link["href"]) == ("doczip", site.url + path_of(content, project, index=index))
     assert get(site, path_of(content, project, index=index)).body == content
     for version in ("1.0", "latest", "stable"):
@@ -1145,7 +1135,7 @@ def test_deleting_the_zip_leaves_the_release(site):
     assert serial(site) == before + 1
     assert get(site, path).status == 410
     assert site.get(path).json()["message"] == "file existed, deleted in later serial"
-    assert rels(site, "undocced") == ["releasefile"]
+    assert rels(site, "doc/dev/undocced/1.0") == ["releasefile"]
     for version, message in (("1.0", "No documentation available."), ("latest", "No documentation available."),
                              ("stable", "No stable documentation available.")):
         shown = site.get(doc("undocced", version=version))
@@ -1160,9 +1150,9 @@ def test_deleting_the_release_file_leaves_the_documentation(site):
     archive = wheel("unfiled", "1.0")
     assert site.upload("doc/dev", archive).status == 200
     add_docs(site, "doc/dev", "unfiled", "1.0", guide())
-    [file_link, _] = links(site, "unfiled")
+    [file_link, _] = links(site, "doc/dev/unfiled/1.0")
     assert site.delete(file_link["href"][len(site.url):], user="doc").status == 200
-    assert rels(site, "unfiled") == ["doczip"]
+    assert rels(site, "doc/dev/unfiled/1.0") == ["doczip"]
     assert get(site, doc("unfiled")).status == 200
 
 
@@ -1241,4 +1231,4 @@ def test_documentation_survives_a_restart(site):
     assert [status for status, _, _ in before] == [200] * 4
     site.restart()
     assert [(reply.status, reply.body, reply.headers.get("ETag")) for reply in (get(site, path) for path in paths)] == before
-    assert rels(site, "lasting") == ["doczip"]
+    assert rels(site, "doc/dev/lasting/1.0") == ["doczip"]

@@ -1,5 +1,4 @@
 """Acknowledged means durable: SIGKILL in the middle of everything, lost and damaged blobs, a full disk."""
-import base64
 import contextlib
 import hashlib
 import os
@@ -10,14 +9,10 @@ import time
 
 import pytest
 
-from harness import eventually, patched, sdist, wheel
+from harness import blobs, user_pass, eventually, patched, path_of, sdist, wheel
 
 INDEX = "dur/stable"
 WORKERS = 6
-
-
-def path_of(archive, index=INDEX):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 def prepare(server, volatile=False):
@@ -25,11 +20,6 @@ def prepare(server, volatile=False):
     server.add_index(INDEX, volatile=volatile)
     server.login("dur", "pw")
     return server
-
-
-def blobs(server):
-    """SHA-256 in the name -> bytes, of every file under files/."""
-    return {path.name: path for path in (server.directory / "files").rglob("*") if path.is_file()}
 
 
 def assert_no_temporary_files(server):
@@ -90,10 +80,10 @@ def check_consistency(server, acknowledged, attempted):
     for filename, entry in visible.items():
         archive = by_name[filename]
         assert entry["hashes"] == {"sha256": archive.sha256} and entry["size"] == len(archive.content)
-        reply = server.get(path_of(archive), headers={"Accept": "*/*"})
+        reply = server.get(path_of(archive, INDEX), headers={"Accept": "*/*"})
         assert (reply.status, reply.body == archive.content) == (200, True)
         if filename.endswith(".whl"):
-            assert server.get(path_of(archive) + ".metadata", headers={"Accept": "*/*"}).body == archive.metadata
+            assert server.get(path_of(archive, INDEX) + ".metadata", headers={"Accept": "*/*"}).body == archive.metadata
     return visible
 
 
@@ -133,7 +123,7 @@ def test_an_upload_that_was_cut_off_can_simply_be_repeated(make_server):
     assert cut_off
     for archive in cut_off:
         assert server.upload(INDEX, archive).status == 200
-        assert server.get(path_of(archive), headers={"Accept": "*/*"}).body == archive.content
+        assert server.get(path_of(archive, INDEX), headers={"Accept": "*/*"}).body == archive.content
 
 
 def test_a_half_sent_upload_leaves_nothing_after_kill_9(make_server):
@@ -143,7 +133,7 @@ def test_a_half_sent_upload_leaves_nothing_after_kill_9(make_server):
     with server.connect() as connection:
         head = (
             "POST /%s/ HTTP/1.1\r\nHost: x\r\nAuthorization: Basic %s\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-            "Content-Length: 3000000\r\n\r\n" % (INDEX, base64.b64encode(b"dur:pw").decode())).encode()
+            "Content-Length: 3000000\r\n\r\n" % (INDEX, user_pass("dur", "pw"))).encode()
         body = b'--b\r\nContent-Disposition: form-data; name="content"; filename="%s"\r\n\r\n' % archive.filename.encode()
         connection.sendall(head + body + archive.content[:1500000])
         eventually(lambda: any(path.stat().st_size for path in (server.directory / "tmp").rglob("*") if path.is_file()))
@@ -165,7 +155,7 @@ def test_every_acknowledged_user_and_index_survives_kill_9(make_server):
                 if server.put("/" + name, {"password": "pw", "title": name}).status != 201:
                     return
                 token = server.post("/+login", {"user": name, "password": "pw"}).result["password"]
-                auth = base64.b64encode(("%s:%s" % (name, token)).encode()).decode()
+                auth = user_pass(name, token)
                 reply = server.put("/%s/dev" % name, {"bases": [INDEX]}, headers={"X-Devpi-Auth": auth})
             except Exception:  # the server died under the request
                 return
@@ -201,8 +191,8 @@ def test_deletions_and_replacements_survive_kill_9(make_server):
     server.kill()
     server.start()
     assert server.get("/+api").headers.get("X-DEVPI-SERIAL") == serial
-    assert server.get(path_of(gone)).status == 410
-    assert server.get(path_of(first)).status == 410
+    assert server.get(path_of(gone, INDEX)).status == 410
+    assert server.get(path_of(first, INDEX)).status == 410
     assert server.fetch(INDEX, second.filename, "kept") == second.content
 
 
@@ -244,11 +234,11 @@ def test_a_missing_blob_is_never_answered_with_something_else(make_server):
     server.stop()
     blobs(server)[lost.sha256].unlink()
     server.start()
-    reply = server.get(path_of(lost), headers={"Accept": "*/*"})
+    reply = server.get(path_of(lost, INDEX), headers={"Accept": "*/*"})
     assert reply.status == 404
     assert server.fetch(INDEX, kept.filename, "kept") == kept.content
     assert server.upload(INDEX, lost).status == 200
-    assert server.get(path_of(kept), headers={"Accept": "*/*"}).status == 200
+    assert server.get(path_of(kept, INDEX), headers={"Accept": "*/*"}).status == 200
 
 
 @pytest.mark.parametrize("size", [1000, 600000])
@@ -263,7 +253,7 @@ def test_a_shortened_blob_is_never_taken_for_the_whole_file(make_server, size):
     path.write_bytes(archive.content[:len(archive.content) // 2])
     server.start()
     try:
-        reply = server.get(path_of(archive), headers={"Accept": "*/*"})
+        reply = server.get(path_of(archive, INDEX), headers={"Accept": "*/*"})
     except Exception:  # a connection that breaks before Content-Length is reached is an honest answer
         reply = None
     assert reply is None or reply.status in (404, 500, 502, 503)
@@ -324,7 +314,7 @@ def released(server):
 
 def assert_all_are_here(server, archives):
     for archive in archives:
-        assert server.get(path_of(archive), headers={"Accept": "*/*"}).body == archive.content
+        assert server.get(path_of(archive, INDEX), headers={"Accept": "*/*"}).body == archive.content
 
 
 @pytest.mark.parametrize("state", ("missing", "empty", "somebody else's"))

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote, urljoin
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, wheel
+from harness import SIMPLE_JSON, Server, links, wheel
 from misbehaving import keep_port
 
 numbers = itertools.count(1)
@@ -201,8 +201,8 @@ def test_a_stage_takes_lists_of_variants(here, stage):
     assert here.filenames(stage, "demo") == [archive.filename, "demo-1.0-variants.json"]
     assert here.fetch(stage, "demo-1.0-variants.json", "demo") == VARIANTS
     assert here.versions(stage, "demo") == ["1.0"]
-    links = here.get("/%s/demo/1.0" % stage).result["+links"]
-    assert [link["href"].rpartition("/")[2] for link in links] == [archive.filename, "demo-1.0-variants.json"]
+    found = links(here, "%s/demo/1.0" % stage)
+    assert [link["href"].rpartition("/")[2] for link in found] == [archive.filename, "demo-1.0-variants.json"]
 
 
 @pytest.mark.parametrize("filename, content, said", [

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from harness import around, sdist, wheel
+from harness import around, path_of, sdist, wheel
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,6 @@ SOURCE = sdist("files", "1.0")
 BOTH = pytest.mark.parametrize("archive", [SMALL, BIG], ids=["small", "big"])
 
 
-def path_of(archive, index="fil/base"):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
-
-
 def get(server, path, method="GET", accept="*/*", **headers):
     sent = {"Accept": accept}
     sent.update({name.replace("_", "-"): value for name, value in headers.items()})
@@ -49,7 +45,7 @@ def upload_raw(server, index, name, version, filename, content):
 
 @BOTH
 def test_a_file_comes_whole_with_its_headers(site, archive):
-    reply = get(site, path_of(archive))
+    reply = get(site, path_of(archive, "fil/base"))
     assert (reply.status, reply.body) == (200, archive.content)
     assert reply.headers.get("Content-Length") == str(len(archive.content))
     assert reply.headers.get("Content-Type") == "application/octet-stream"
@@ -63,7 +59,7 @@ def test_a_file_comes_whole_with_its_headers(site, archive):
 
 @BOTH
 def test_head_has_the_headers_of_get_and_no_body(site, archive):
-    full, bare = get(site, path_of(archive)), get(site, path_of(archive), "HEAD")
+    full, bare = get(site, path_of(archive, "fil/base")), get(site, path_of(archive, "fil/base"), "HEAD")
     assert (bare.status, bare.body) == (200, b"")
     for name in ("Content-Length", "Content-Type", "ETag", "Last-Modified", "Cache-Control", "Accept-Ranges"):
         assert bare.headers.get(name) == full.headers.get(name)
@@ -96,7 +92,7 @@ def test_no_file_is_ever_compressed_on_the_way(site):
     lambda path: path + "/", lambda path: path.replace("files", "%66iles"), lambda path: path + "?x=1"],
     ids=["%2B", "%2b", "double slash", "final slash", "percent", "query"])
 def test_other_spellings_of_the_path_are_the_same_file(site, spelling):
-    reply = get(site, spelling(path_of(SMALL)))
+    reply = get(site, spelling(path_of(SMALL, "fil/base")))
     assert (reply.status, reply.body) == (200, SMALL.content)
 
 
@@ -116,7 +112,7 @@ def test_one_content_under_two_names_shares_the_directory(site):
 
 
 def test_json_asks_for_the_record_of_the_file(site):
-    reply = site.get(path_of(SMALL), headers={"Accept": "application/json"})
+    reply = site.get(path_of(SMALL, "fil/base"), headers={"Accept": "application/json"})
     assert (reply.status, reply.headers.get("Content-Type")) == (200, "application/json")
     assert reply.json()["type"] == "releasefilemeta"
     record = dict(reply.result)
@@ -142,7 +138,7 @@ IGNORED = [
 
 @pytest.mark.parametrize("value, first, last", RANGES)
 def test_a_range_is_answered_with_that_piece(site, value, first, last):
-    reply = get(site, path_of(SMALL), Range=value)
+    reply = get(site, path_of(SMALL, "fil/base"), Range=value)
     assert (reply.status, reply.body) == (206, SMALL.content[first:last + 1])
     assert reply.headers.get("Content-Range") == "bytes %d-%d/%d" % (first, last, SIZE)
     assert reply.headers.get("Content-Length") == str(last - first + 1)
@@ -152,29 +148,29 @@ def test_a_range_is_answered_with_that_piece(site, value, first, last):
 
 @pytest.mark.parametrize("value", UNSATISFIABLE)
 def test_a_range_past_the_end_is_refused_with_the_size(site, value):
-    reply = get(site, path_of(SMALL), Range=value)
+    reply = get(site, path_of(SMALL, "fil/base"), Range=value)
     assert reply.status == 416
     assert reply.headers.get("Content-Range") == "bytes */%d" % SIZE
 
 
 @pytest.mark.parametrize("value", IGNORED)
 def test_malformed_and_multiple_ranges_get_the_whole_file(site, value):
-    reply = get(site, path_of(SMALL), Range=value.encode("utf-8").decode("latin-1"))
+    reply = get(site, path_of(SMALL, "fil/base"), Range=value.encode("utf-8").decode("latin-1"))
     assert (reply.status, reply.body) == (200, SMALL.content)
 
 
 def test_pieces_of_a_big_file_put_together_are_the_file(site):
     step, pieces = 100003, []
     for first in range(0, len(BIG.content), step):
-        reply = get(site, path_of(BIG), Range="bytes=%d-%d" % (first, first + step - 1))
+        reply = get(site, path_of(BIG, "fil/base"), Range="bytes=%d-%d" % (first, first + step - 1))
         assert reply.status == 206
         pieces.append(reply.body)
     assert b"".join(pieces) == BIG.content
-    assert get(site, path_of(BIG), Range="bytes=-16384").body == BIG.content[-16384:]
+    assert get(site, path_of(BIG, "fil/base"), Range="bytes=-16384").body == BIG.content[-16384:]
 
 
 def test_head_with_a_range_announces_and_sends_nothing(site):
-    reply = get(site, path_of(SMALL), "HEAD", Range="bytes=0-9")
+    reply = get(site, path_of(SMALL, "fil/base"), "HEAD", Range="bytes=0-9")
     assert reply.body == b""
     assert (reply.status, reply.headers.get("Content-Length")) in ((206, "10"), (200, str(SIZE)))
 
@@ -183,7 +179,7 @@ def test_head_with_a_range_announces_and_sends_nothing(site):
     ('"{sha256}"', 206), ('"other"', 200), ('W/"{sha256}"', 200), ("Thu, 01 Jan 1970 00:00:00 GMT", 200),
     ("garbage", 200)])
 def test_if_range_gives_the_piece_only_of_the_same_file(site, template, status):
-    reply = get(site, path_of(SMALL), Range="bytes=1-4", If_Range=template.format(sha256=SMALL.sha256))
+    reply = get(site, path_of(SMALL, "fil/base"), Range="bytes=1-4", If_Range=template.format(sha256=SMALL.sha256))
     assert (reply.status, reply.body) == (status, SMALL.content[1:5] if status == 206 else SMALL.content)
 
 
@@ -203,7 +199,7 @@ def test_an_empty_file_has_no_ranges(site):
     ('"{sha256}"', 304), ('W/"{sha256}"', 304), ('"a", "{sha256}"', 304), ("*", 304), ('"other"', 200), ("{sha256}", 200)])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_if_none_match(site, template, status, method):
-    reply = get(site, path_of(SMALL), method, If_None_Match=template.format(sha256=SMALL.sha256))
+    reply = get(site, path_of(SMALL, "fil/base"), method, If_None_Match=template.format(sha256=SMALL.sha256))
     assert reply.status == status
     if status == 304:
         assert (reply.body, reply.headers.get("Content-Type")) == (b"", None)
@@ -211,7 +207,7 @@ def test_if_none_match(site, template, status, method):
 
 
 def test_if_none_match_wins_over_a_range(site):
-    reply = get(site, path_of(SMALL), If_None_Match='"%s"' % SMALL.sha256, Range="bytes=0-1")
+    reply = get(site, path_of(SMALL, "fil/base"), If_None_Match='"%s"' % SMALL.sha256, Range="bytes=0-1")
     assert (reply.status, reply.body) == (304, b"")
 
 
@@ -225,7 +221,7 @@ def metadata_mark(server, archive):
 
 @BOTH
 def test_the_metadata_file_is_the_members_exact_bytes_under_the_announced_hash(site, archive):
-    reply = get(site, path_of(archive) + ".metadata")
+    reply = get(site, path_of(archive, "fil/base") + ".metadata")
     member = "%s-%s.dist-info/METADATA" % (archive.name, archive.version)
     assert (reply.status, reply.body) == (200, zipfile.ZipFile(io.BytesIO(archive.content)).read(member))
     assert metadata_mark(site, archive) == {"sha256": hashlib.sha256(reply.body).hexdigest()}
@@ -246,21 +242,21 @@ def test_the_metadata_file_keeps_bytes_that_are_no_text(site):
 
 
 def test_ranges_head_and_conditions_work_on_the_metadata_file(site):
-    path = path_of(SMALL) + ".metadata"
+    path = path_of(SMALL, "fil/base") + ".metadata"
     full = get(site, path)
     assert get(site, path, "HEAD").headers.get("Content-Length") == str(len(SMALL.metadata))
     piece = get(site, path, Range="bytes=2-5")
     assert (piece.status, piece.body) == (206, SMALL.metadata[2:6])
     assert get(site, path, If_None_Match=full.headers.get("ETag")).status == 304
-    assert full.headers.get("ETag") != get(site, path_of(SMALL)).headers.get("ETag")
+    assert full.headers.get("ETag") != get(site, path_of(SMALL, "fil/base")).headers.get("ETag")
 
 
 def test_there_is_no_metadata_file_of_an_sdist_or_of_nothing(site):
     [entry] = [entry for entry in site.simple("fil/base", "files")["files"] if entry["filename"] == SOURCE.filename]
     assert "core-metadata" not in entry
-    assert get(site, path_of(SOURCE) + ".metadata").status == 404
-    assert get(site, path_of(wheel("files", "9.9")) + ".metadata").status == 404
-    assert get(site, path_of(SMALL) + ".metadata.metadata").status == 404
+    assert get(site, path_of(SOURCE, "fil/base") + ".metadata").status == 404
+    assert get(site, path_of(wheel("files", "9.9"), "fil/base") + ".metadata").status == 404
+    assert get(site, path_of(SMALL, "fil/base") + ".metadata.metadata").status == 404
 
 
 # Nothing there
@@ -268,10 +264,10 @@ def test_there_is_no_metadata_file_of_an_sdist_or_of_nothing(site):
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_a_file_that_never_existed_is_not_found(site, method):
-    reply = get(site, path_of(wheel("never", "1.0")), method)
+    reply = get(site, path_of(wheel("never", "1.0"), "fil/base"), method)
     assert reply.status == 404
     if method == "GET":
-        message = site.get(path_of(wheel("never", "1.0"))).json()["message"]
+        message = site.get(path_of(wheel("never", "1.0"), "fil/base")).json()["message"]
         assert message == "no such file"
 
 
@@ -294,9 +290,9 @@ def test_a_deleted_file_is_gone(site):
 
 
 def test_the_hash_in_the_path_counts(site):
-    wrong = path_of(SMALL).replace("/+f/" + SMALL.sha256[:3], "/+f/" + ("000" if SMALL.sha256[:3] != "000" else "111"))
+    wrong = path_of(SMALL, "fil/base").replace("/+f/" + SMALL.sha256[:3], "/+f/" + ("000" if SMALL.sha256[:3] != "000" else "111"))
     assert get(site, wrong).status == 404
-    assert get(site, path_of(SMALL).replace(SMALL.filename, BIG.filename)).status == 404
+    assert get(site, path_of(SMALL, "fil/base").replace(SMALL.filename, BIG.filename)).status == 404
     short = "/fil/base/+f/%s/%s" % (SMALL.sha256[:3], SMALL.filename)
     assert get(site, short).status == 404
 
@@ -325,22 +321,22 @@ def test_paths_that_climb_lead_nowhere(site, path, suffix):
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "PUSH"])
 def test_other_methods_never_change_a_file(site, method):
-    reply = site.request(method, path_of(SMALL), body=b"evil", user="fil", headers={"Accept": "*/*"})
+    reply = site.request(method, path_of(SMALL, "fil/base"), body=b"evil", user="fil", headers={"Accept": "*/*"})
     assert reply.status in (200, 404)
-    assert get(site, path_of(SMALL)).body == SMALL.content
+    assert get(site, path_of(SMALL, "fil/base")).body == SMALL.content
 
 
 def test_a_client_that_leaves_in_the_middle_harms_nobody(site):
     for _ in range(5):
         with site.connect() as connection:
-            connection.sendall(("GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path_of(BIG)).encode())
+            connection.sendall(("GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % path_of(BIG, "fil/base")).encode())
             assert connection.recv(100)
-    assert get(site, path_of(BIG)).body == BIG.content
+    assert get(site, path_of(BIG, "fil/base")).body == BIG.content
 
 
 def test_many_files_over_one_connection(site):
     archives = [SMALL, BIG, SOURCE] * 3
-    request = "".join("GET %s HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n" % path_of(archive) for archive in archives)
+    request = "".join("GET %s HTTP/1.1\r\nHost: x\r\nAccept: */*\r\n\r\n" % path_of(archive, "fil/base") for archive in archives)
     with site.connect() as connection:
         connection.settimeout(10)
         connection.sendall(request.encode())

@@ -1,6 +1,5 @@
 """Who guesses passwords is slowed down, finds no faster way, and holds up nobody else for long."""
 
-import base64
 import socket
 import sys
 import threading
@@ -9,7 +8,7 @@ import time
 import pytest
 
 import devpi_lite as d
-from harness import eventually, patched, wheel
+from harness import user_pass, eventually, patched, wheel
 
 ELSEWHERE = "127.0.0.9"
 needs_other_loopback = pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.9 is a local address on Linux only")
@@ -26,15 +25,11 @@ def alice(shared_server, request):
     return name
 
 
-def basic(user, password):
-    return base64.b64encode(("%s:%s" % (user, password)).encode()).decode()
-
-
 def ask(server, user, password, source="127.0.0.1", more=""):
     """The status that a request for the private index gets, under a head that is always the same."""
     with socket.create_connection(("127.0.0.1", server.port), 30, source_address=(source, 0)) as connection:
         connection.sendall(("GET /%s/priv/+simple/ HTTP/1.1\r\nHost: pkg\r\nAuthorization: Basic %s\r\n"
-                            "Accept: */*\r\n%s\r\n" % (user, basic(user, password), more)).encode())
+                            "Accept: */*\r\n%s\r\n" % (user, user_pass(user, password), more)).encode())
         return int(connection.recv(1000).split()[1])
 
 

@@ -1,6 +1,5 @@
 """HTTP itself: request heads, bodies, connections, the headers and errors that every answer shares, absolute URLs."""
 
-import base64
 import contextlib
 import json
 import os
@@ -13,7 +12,7 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Wire, eventually, multipart, patched, wheel
+from harness import SIMPLE_JSON, Server, Wire, user_pass, eventually, multipart, patched, wheel
 
 LOGIN = b'{"user": "root", "password": "secret"}'
 BAD_JSON = "Bad request: could not decode json"
@@ -349,7 +348,7 @@ def test_an_upload_with_expect_100_continue_arrives(site):
             "Content-Type: " + content_type,
             "Content-Length: %d" % len(body),
             "Expect: 100-continue",
-            "Authorization: Basic " + base64.b64encode(b"http:pw").decode(),
+            "Authorization: Basic " + user_pass("http", "pw"),
         ),
     ) as wire:
         assert wire.input.readline() == b"HTTP/1.1 100 Continue\r\n"

@@ -1,6 +1,5 @@
 """Indexes: their configuration, its changes and checks, and who may read them [W8, W9]."""
 
-import base64
 import itertools
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite as d
-from harness import SIMPLE_JSON, wheel
+from harness import SIMPLE_JSON, user_pass, wheel
 
 STAGE = {
     "type": "stage", "volatile": True, "bases": [], "acl_upload": ["alice"], "acl_toxresult_upload": [":ANONYMOUS:"],
@@ -830,7 +829,7 @@ def test_a_session_that_has_died_reads_nothing_any_more(alice):
     alice.add_user("dora", "pw")
     token = alice.login("dora", "pw")
     secret = Secret(alice, "dora")
-    headers = {"X-Devpi-Auth": base64.b64encode(("dora:" + token).encode()).decode()}
+    headers = {"X-Devpi-Auth": user_pass("dora", token)}
     assert alice.get(secret.page, headers=headers).status == 200
     assert alice.patch("/dora", {"password": "new"}, user="dora").status == 200
     assert alice.get(secret.page, headers=headers).status == 401

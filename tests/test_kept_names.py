@@ -3,7 +3,7 @@ import itertools
 
 import pytest
 
-from harness import SIMPLE_JSON, Upstream, sdist, wheel
+from harness import SIMPLE_JSON, Upstream, audited, links, path_of, sdist, wheel
 
 numbers = itertools.count(1)
 
@@ -25,13 +25,9 @@ def fresh(prefix):
     return "%s%d" % (prefix, next(numbers))
 
 
-def path_of(archive, index="kim/rel"):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
-
-
-def audited(site, action):
+def newest(site, action):
     """(who, target, detail) of the newest entry of that action."""
-    row = site.get("/+audit?limit=1&action=" + action, user="root").json()["result"][0]
+    [row] = audited(site, action=action, limit=1)
     return row["who"], row["target"], row["detail"]
 
 
@@ -43,7 +39,7 @@ def documentation(site, index, user, name, content):
 # What was released on a non-volatile index
 
 
-PLACES = {"file": path_of, "version": lambda archive: "/kim/rel/%s/1.0" % archive.name,
+PLACES = {"file": lambda archive: path_of(archive, "kim/rel"), "version": lambda archive: "/kim/rel/%s/1.0" % archive.name,
           "project": lambda archive: "/kim/rel/%s" % archive.name}
 
 
@@ -62,7 +58,7 @@ def test_what_was_deleted_by_force_gives_its_name_to_nobody_else(site, what):
     assert (reply.status, reply.json()["message"]) == (
         409, "%s was deleted from the non-volatile index kim/rel, where this name stands for sha256=%s: "
              "only kim and root may give it to other content" % (first.filename, first.sha256))
-    assert site.get(path_of(other)).status == 404
+    assert site.get(path_of(other, "kim/rel")).status == 404
     assert site.upload("kim/rel", first, user="eve").status == 200
     assert site.fetch("kim/rel", first.filename, name) == first.content
 
@@ -73,10 +69,10 @@ def test_owner_and_root_may_replace_what_they_deleted_and_the_audit_says_so(site
     first, other, third = (wheel(name, "1.0", size=size) for size in (1, 10, 20))
     site.patch("/kim/rel", ["acl_upload+=root"], user="kim")
     site.upload("kim/rel", first)
-    assert site.delete(path_of(first) + "?force", user=user).status == 200
+    assert site.delete(path_of(first, "kim/rel") + "?force", user=user).status == 200
     assert site.upload("kim/rel", other, user=user).status == 200
-    assert audited(site, "replaced") == (user, first.filename, "sha256=%s by sha256=%s" % (first.sha256, other.sha256))
-    assert site.delete(path_of(other) + "?force", user=user).status == 200
+    assert newest(site, "replaced") == (user, first.filename, "sha256=%s by sha256=%s" % (first.sha256, other.sha256))
+    assert site.delete(path_of(other, "kim/rel") + "?force", user=user).status == 200
     for archive, status in ((first, 409), (third, 409), (other, 200)):      # the name stands for what went last
         assert site.upload("kim/rel", archive, user="eve").status == status
 
@@ -85,14 +81,14 @@ def test_a_push_is_no_way_around(site):
     name = fresh("pushed")
     first, other = wheel(name, "1.0"), wheel(name, "1.0", size=10)
     site.upload("kim/rel", first)
-    site.delete(path_of(first) + "?force", user="kim")
+    site.delete(path_of(first, "kim/rel") + "?force", user="kim")
     site.upload("kim/dev", other)
     body = {"name": name, "version": "1.0", "targetindex": "kim/rel"}
     reply = site.request("PUSH", "/kim/dev", body, user="eve")
     assert reply.status == 409 and "stands for sha256=%s" % first.sha256 in reply.json()["message"]
     assert name not in site.get("/kim/rel").result["projects"] or site.filenames("kim/rel", name) == []
     assert site.request("PUSH", "/kim/dev", body, user="kim").status == 200
-    assert audited(site, "replaced")[1] == first.filename
+    assert newest(site, "replaced")[1] == first.filename
     assert site.filenames("kim/rel", name) == [other.filename]
 
 
@@ -100,7 +96,7 @@ def test_documentation_keeps_its_name_too(site):
     name = fresh("docs")
     site.upload("kim/rel", wheel(name, "1.0"))
     assert documentation(site, "kim/rel", "eve", name, 1).status == 200
-    [link] = [link for link in site.get("/kim/rel/%s/1.0" % name).result["+links"] if link["rel"] == "doczip"]
+    [link] = links(site, "kim/rel/%s/1.0" % name, "doczip")
     path = link["href"][len(site.url):]
     assert site.delete(path + "?force", user="eve").status == 403
     assert site.delete(path + "?force", user="kim").status == 200
@@ -126,13 +122,13 @@ def test_a_volatile_index_gives_names_to_everybody_and_says_what_was_replaced(si
     site.upload("kim/dev", first, user="eve")
     site.upload("kim/dev", other, user="eve")
     said = "sha256=%s by sha256=%s" % (first.sha256, other.sha256)
-    assert audited(site, "replaced") == ("eve", first.filename, said)
-    [link] = site.get("/kim/dev/%s/1.0" % name).result["+links"]
+    assert newest(site, "replaced") == ("eve", first.filename, said)
+    [link] = links(site, "kim/dev/%s/1.0" % name)
     entry = link["log"][0]
     assert (entry["what"], entry["count"], "%(replaced)s by %(by)s" % entry) == ("overwrite", 2, said)
     site.delete(path_of(other, "kim/dev"), user="eve")
     assert site.upload("kim/dev", third, user="eve").status == 200
-    assert audited(site, "replaced")[2] == "sha256=%s by sha256=%s" % (other.sha256, third.sha256)
+    assert newest(site, "replaced")[2] == "sha256=%s by sha256=%s" % (other.sha256, third.sha256)
 
 
 def test_an_index_that_was_deleted_and_made_again_says_what_it_replaces(site):
@@ -143,14 +139,14 @@ def test_an_index_that_was_deleted_and_made_again_says_what_it_replaces(site):
     site.delete("/" + index, user="kim")
     site.add_index(index, volatile=False)
     assert site.upload(index, other).status == 200
-    assert audited(site, "replaced") == ("kim", first.filename, "sha256=%s by sha256=%s" % (first.sha256, other.sha256))
+    assert newest(site, "replaced") == ("kim", first.filename, "sha256=%s by sha256=%s" % (first.sha256, other.sha256))
 
 
 def test_the_names_are_kept_over_a_restart_and_a_time_as_volatile(site):
     name = fresh("restart")
     first, other = wheel(name, "1.0"), wheel(name, "1.0", size=10)
     site.upload("kim/rel", first)
-    site.delete(path_of(first) + "?force", user="kim")
+    site.delete(path_of(first, "kim/rel") + "?force", user="kim")
     site.restart()
     assert site.upload("kim/rel", other, user="eve").status == 409
     site.patch("/kim/rel", {"volatile": True}, user="kim")      # the owner's word
@@ -196,7 +192,7 @@ def test_a_project_whose_last_release_went_stays_private(site, above, what):
     reply = site.delete(path, user="kim")
     said = "%s is empty now and stays private: mirrors are shut out until the project itself is deleted" % name
     assert reply.status == 200 and reply.json()["message"].endswith("deleted; " + said)
-    assert audited(site, "delete." + what)[2] == said
+    assert newest(site, "delete." + what)[2] == said
     assert_empty_and_private(site, above, "kim/above", name)
     names = [entry["name"] for entry in site.get("/kim/above/+simple/", headers={"Accept": SIMPLE_JSON}).json()["projects"]]
     assert name in names
@@ -218,7 +214,7 @@ def test_a_project_that_is_deleted_gives_its_name_to_the_mirrors_and_that_is_sai
     reply = site.delete("/kim/above/%s" % name, user="kim")
     said = "the name %s is free on kim/above now: mirrors may answer for it" % name
     assert reply.json()["message"] == "project %s deleted from stage kim/above; %s" % (name, said)
-    assert audited(site, "delete.project") == ("kim", name, said)
+    assert newest(site, "delete.project") == ("kim", name, said)
     assert site.filenames("kim/above", name) == [theirs]
 
 

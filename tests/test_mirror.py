@@ -1,5 +1,4 @@
 """Mirror indexes: project pages and project lists that come from an upstream [W20]."""
-import base64
 import contextlib
 import gzip
 import html.parser
@@ -14,7 +13,7 @@ from urllib.parse import urljoin
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Upstream, eventually, patched, wheel
+from harness import SIMPLE_JSON, Server, Upstream, user_pass, eventually, patched, path_of, wheel
 from misbehaving import keep_port
 
 SHA = "0123456789abcdef" * 4
@@ -891,7 +890,7 @@ def test_hostile_names_in_a_list_reach_no_page(mirrors, scripted):
 
 # ---------------------------------------------------------------------------------------------- credentials, change of upstream
 
-SECRET = re.compile("p@ss|p%40ss|" + re.escape(base64.b64encode(b"bob:p@ss").decode()))
+SECRET = re.compile("p@ss|p%40ss|" + re.escape(user_pass("bob", "p@ss")))
 
 
 def test_credentials_go_upstream_and_nowhere_else(mirrors, upstream):
@@ -902,11 +901,11 @@ def test_credentials_go_upstream_and_nowhere_else(mirrors, upstream):
     index = mirror(mirrors, upstream.url.replace("http://", "http://bob:p%40ss@"))
     replies = [page(mirrors, index), page(mirrors, index, accept="text/html"), mirrors.get("/%s/demo" % index), page(mirrors, index, "broken")]
     assert [reply.status for reply in replies] == [200, 200, 200, 502]
-    path = "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    path = path_of(archive, index)
     replies += [mirrors.get(path), mirrors.get(path, headers={"Accept": "*/*"})]
     assert replies[-1].body == archive.content
     for headers in asked(upstream):
-        assert header(headers, "Authorization") == "Basic " + base64.b64encode(b"bob:p@ss").decode()
+        assert header(headers, "Authorization") == "Basic " + user_pass("bob", "p@ss")
     for reply in replies:
         assert not SECRET.search(reply.body.decode("latin-1"))
         assert not SECRET.search(str(reply.headers))

@@ -9,7 +9,7 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import Server, eventually, patched, sdist, wheel
+from harness import Server, blobs, eventually, patched, path_of, sdist, wheel
 from test_mirror import WAIT, Scripted, asked, header, mirror, page
 
 BYTES = {"Accept": "*/*"}
@@ -82,11 +82,6 @@ def litter(server):
     return os.listdir(folder) if os.path.isdir(folder) else []
 
 
-def blobs(server):
-    """The names of all files that are kept."""
-    return {name for _, _, names in os.walk(os.path.join(str(server.directory), "files")) for name in names}
-
-
 def publish_at(upstream, archive, **keys):
     """Puts an archive on the scripted upstream, page and all."""
     upstream.page(archive.name, dict({"filename": archive.filename, "url": "../../files/" + archive.filename,
@@ -138,7 +133,7 @@ def test_file_streams_through_and_is_kept(mirrors, upstream, archive):
     upstream.publish(archive)
     index = mirror(mirrors, upstream.url)
     path = link_to(mirrors, index, archive.filename)
-    assert path == "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    assert path == path_of(archive, index)
     first = get(mirrors, path)
     eventually(lambda: archive.sha256 in blobs(mirrors) and litter(mirrors) == [])
     second = get(mirrors, path)
@@ -181,8 +176,8 @@ def test_restart_keeps_files(own, upstream):
 
 def test_file_of_a_page_never_fetched_is_not_found(mirrors, upstream):
     archive = upstream.publish(small())
-    reply = mirrors.get("/%s/+f/%s/%s/%s" % (mirror(mirrors, upstream.url), archive.sha256[:3], archive.sha256[3:16], archive.filename),
-                        headers={"Accept": "application/json"})
+    path = path_of(archive, mirror(mirrors, upstream.url))
+    reply = mirrors.get(path, headers={"Accept": "application/json"})
     assert (reply.status, reply.json()["message"]) == (404, "no such file")
     assert upstream.requests == []
 

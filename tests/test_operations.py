@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness import PROGRAM, Server, eventually, wheel
+from harness import PROGRAM, Server, eventually, path_of, wheel
 
 FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,10 +32,6 @@ def site(shared_server):
     for index in ("ops/dev", "ops/hidden"):
         assert server.upload(index, wheel("thing", "1.0")).status == 200
     return server
-
-
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 """Pushing a release to another index of this server, or to an index elsewhere [W19]."""
-import base64
 import contextlib
 import dataclasses
 import hashlib
@@ -19,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness import (
-    OWNER, SIMPLE_JSON, Archive, Server, around, eventually, multipart, sdist, serial, upload,
-    wheel)
+    Archive, OWNER, SIMPLE_JSON, Server, around, blobs, user_pass, eventually, links, memory,
+    multipart, path_of, rels, sdist, serial, upload, wheel)
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
@@ -120,10 +119,6 @@ def upload_result(server, index, archive, content):
     return "/" + reply.result.partition("#")[0]
 
 
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
-
-
 def entry_of(archive, index, status=200):
     return [status, "store_releasefile", path_of(archive, index)[1:]]
 
@@ -131,10 +126,6 @@ def entry_of(archive, index, status=200):
 def undated(value):
     """The JSON value with the time in each test result's name replaced, as that is the server's choice."""
     return json.loads(re.sub(r"\.toxresult-\d{14}-", ".toxresult-TIME-", json.dumps(value)))
-
-
-def links(server, index, name, version):
-    return server.get("/%s/%s/%s" % (index, name, version)).result.get("+links", [])
 
 
 def metadata(server, index, name, version):
@@ -161,11 +152,6 @@ def page_status(server, index, name):
     return server.get("/%s/+simple/%s/" % (index, name), headers={"Accept": SIMPLE_JSON}).status
 
 
-def stored(server):
-    """The names of all blobs."""
-    return sorted(name for _, _, names in os.walk(str(server.directory / "files")) for name in names)
-
-
 def left_over(server):
     folder = server.directory / "tmp"
     return os.listdir(str(folder)) if folder.is_dir() else []
@@ -173,9 +159,9 @@ def left_over(server):
 
 @contextlib.contextmanager
 def unchanged(server):
-    before = serial(server), stored(server)
+    before = serial(server), blobs(server)
     yield
-    assert (serial(server), stored(server)) == before
+    assert (serial(server), blobs(server)) == before
     assert eventually(lambda: not left_over(server))
 
 
@@ -191,7 +177,7 @@ def test_a_push_copies_metadata_files_test_results_and_documentation(site):
         upload_result(site, "pu/dev", archive, content)
     docs = documentation("of carried")
     upload_docs(site, "pu/dev", "carried", "1.0", docs)
-    before, at = links(site, "pu/dev", "carried", "1.0"), serial(site)
+    before, at = links(site, "pu/dev/carried/1.0"), serial(site)
 
     status, result = answer_of(push(site, "pu/dev", "carried", "1.0", "pu/prod", user="mate"))
 
@@ -207,9 +193,9 @@ def test_a_push_copies_metadata_files_test_results_and_documentation(site):
     assert serial(site) == at + 1
     assert metadata(site, "pu/prod", "carried", "1.0") == metadata(site, "pu/dev", "carried", "1.0")
     assert metadata(site, "pu/prod", "carried", "1.0")["classifiers"] == ["A :: B", "C"]
-    assert links(site, "pu/dev", "carried", "1.0") == before
+    assert links(site, "pu/dev/carried/1.0") == before
 
-    after = links(site, "pu/prod", "carried", "1.0")
+    after = links(site, "pu/prod/carried/1.0")
     contents = [binary.content, results[0], results[2], source.content, results[1], docs]
     assert [get(site, link["href"][len(site.url):]).body for link in after] == contents
     assert [link["hash_spec"] for link in after] == ["sha256=" + hashlib.sha256(content).hexdigest() for content in contents]
@@ -227,10 +213,10 @@ def test_the_history_of_each_copy_is_that_of_its_source_and_the_push(site):
     upload(site, "pu/dev", wheel("remembered", "1.0", size=9), archive)
     upload_result(site, "pu/dev", archive, b"{}")
     upload_docs(site, "pu/dev", "remembered", "1.0", documentation())
-    before = {link["rel"]: link["log"] for link in links(site, "pu/dev", "remembered", "1.0")}
+    before = {link["rel"]: link["log"] for link in links(site, "pu/dev/remembered/1.0")}
     assert [entry["what"] for entry in before["releasefile"]] == ["overwrite", "upload"]
     push(site, "pu/dev", "remembered", "1.0", "pu/prod", user="mate")
-    after = {link["rel"]: link for link in links(site, "pu/prod", "remembered", "1.0")}
+    after = {link["rel"]: link for link in links(site, "pu/prod/remembered/1.0")}
     assert set(after) == {"releasefile", "toxresult", "doczip"}
     pushed = {"what": "push", "who": "mate", "src": "pu/dev", "dst": "pu/prod"}
     for rel, link in after.items():
@@ -238,7 +224,7 @@ def test_the_history_of_each_copy_is_that_of_its_source_and_the_push(site):
         assert link["log"][0] == before[rel][-1]
     push(site, "pu/prod", "remembered", "1.0", "pu/other")
     again = {"what": "push", "who": "pu", "src": "pu/prod", "dst": "pu/other"}
-    for link in links(site, "pu/other", "remembered", "1.0"):
+    for link in links(site, "pu/other/remembered/1.0"):
         assert log_of(link)[1:] == [pushed, again]
 
 
@@ -300,11 +286,11 @@ def test_no_blob_is_made_and_each_index_keeps_its_own_hold_on_it(site):
     upload(site, "pu/dev", archive, kept)
     upload_result(site, "pu/dev", archive, b'{"of": "sharedblob"}')
     upload_docs(site, "pu/dev", "sharedblob", "1.0", documentation("of sharedblob"))
-    before = stored(site)
+    before = blobs(site)
     assert archive.sha256 in "".join(before)
     for version in ("1.0", "2.0"):
         assert push(site, "pu/dev", "sharedblob", version, "pu/prod").status == 200
-    assert stored(site) == before
+    assert blobs(site) == before
     assert site.delete("/pu/dev/sharedblob", user="pu").status == 200
     assert site.fetch("pu/prod", archive.filename, "sharedblob") == archive.content
     assert get(site, path_of(archive, "pu/dev")).status == 410
@@ -318,7 +304,7 @@ def test_no_docs_leaves_the_documentation_out(site):
     upload_docs(site, "pu/dev", "nodocs", "1.0", documentation())
     assert answer_of(push(site, "pu/dev", "nodocs", "1.0", "pu/prod", no_docs=True, only_docs=False)) == (200, [
         [200, "register", "nodocs", "1.0", "->", "pu/prod"], entry_of(archive, "pu/prod")])
-    assert [link["rel"] for link in links(site, "pu/prod", "nodocs", "1.0")] == ["releasefile"]
+    assert rels(site, "pu/prod/nodocs/1.0") == ["releasefile"]
 
 
 def test_only_docs_pushes_nothing_but_the_documentation(site):
@@ -328,7 +314,7 @@ def test_only_docs_pushes_nothing_but_the_documentation(site):
     upload_docs(site, "pu/dev", "onlydocs", "1.0", documentation())
     assert answer_of(push(site, "pu/dev", "onlydocs", "1.0", "pu/prod", only_docs=True, no_docs=False)) == (200, [
         [200, "register", "onlydocs", "1.0", "->", "pu/prod"], [200, "store_doczip", "onlydocs", "1.0", "->", "pu/prod"]])
-    assert [link["rel"] for link in links(site, "pu/prod", "onlydocs", "1.0")] == ["doczip"]
+    assert rels(site, "pu/prod/onlydocs/1.0") == ["doczip"]
     assert site.filenames("pu/prod", "onlydocs") == []
     assert get(site, "/pu/prod/onlydocs/1.0/+doc/index.html").body == b"<h1>docs</h1>"
 
@@ -339,7 +325,7 @@ def test_a_yanked_file_stays_yanked(site):
     assert site.patch(path_of(broken, "pu/dev") + "?yank=bad%20build", user="mate").status == 200
     assert push(site, "pu/dev", "yankedalong", "1.0", "pu/prod").status == 200
     assert [file.get("yanked") for file in files(site, "pu/prod", "yankedalong")] == ["bad build", None]
-    assert [[entry["what"] for entry in link["log"]] for link in links(site, "pu/prod", "yankedalong", "1.0")] == [
+    assert [[entry["what"] for entry in link["log"]] for link in links(site, "pu/prod/yankedalong/1.0")] == [
         ["upload", "yank", "push"], ["upload", "push"]]
 
 
@@ -354,7 +340,7 @@ def test_anybody_may_push_to_an_index_where_anybody_may_upload(site):
     site.add_index("pu/open", acl_upload=[":ANONYMOUS:"])
     upload(site, "pu/dev", wheel("byanybody", "1.0"))
     assert push(site, "pu/dev", "byanybody", "1.0", "pu/open", user=None).status == 200
-    (link,) = links(site, "pu/open", "byanybody", "1.0")
+    (link,) = links(site, "pu/open/byanybody/1.0")
     assert log_of(link)[-1] == {"what": "push", "who": None, "src": "pu/dev", "dst": "pu/open"}
 
 
@@ -371,8 +357,8 @@ def test_a_volatile_target_is_overwritten_together_with_its_test_results(site):
     assert push(site, "pu/dev", "replaced", "1.0", "pu/other").status == 200
     assert site.fetch("pu/other", new.filename, "replaced") == new.content
     assert [get(site, path).status for path in (path_of(old, "pu/other"), result)] == [410, 410]
-    assert [link["rel"] for link in links(site, "pu/other", "replaced", "1.0")] == ["releasefile", "doczip"]
-    (link, _) = links(site, "pu/other", "replaced", "1.0")
+    assert rels(site, "pu/other/replaced/1.0") == ["releasefile", "doczip"]
+    (link, _) = links(site, "pu/other/replaced/1.0")
     assert [entry["what"] for entry in link["log"] if entry["what"] != "overwrite"] == ["upload", "push"]
     assert metadata(site, "pu/other", "replaced", "1.0")["summary"] == "new"
     assert get(site, "/pu/other/replaced/1.0/+doc/index.html").body == b"new"
@@ -433,12 +419,12 @@ def test_an_index_is_never_pushed_onto_itself(site):
     upload(site, "pu/dev", *archives)
     upload(site, "pu/prod", *archives)
     upload_result(site, "pu/dev", archives[0], b"{}")
-    before = links(site, "pu/dev", "itself", "1.0")
+    before = links(site, "pu/dev/itself/1.0")
     with unchanged(site):
         assert refusal(push(site, "pu/dev", "itself", "1.0", "pu/dev"))[0] == 400
         assert refusal(push(site, "pu/prod", "itself", "1.0", "pu/prod")) == (
             409, "%s already exists in non-volatile index, with the same content" % archives[1].filename)
-    assert links(site, "pu/dev", "itself", "1.0") == before
+    assert links(site, "pu/dev/itself/1.0") == before
 
 
 # -- to another index: what is refused ----------------------------------------------------------------
@@ -602,18 +588,18 @@ def test_files_of_a_mirror_are_downloaded_and_keep_their_time_and_marks(site, up
     assert get(site, path_of(archives[0], "pu/prod") + ".metadata").body == archives[0].metadata
     shown = metadata(site, "pu/prod", "frommirror", "1.0")
     assert (shown["name"], shown["version"]) == ("frommirror", "1.0")
-    for link in links(site, "pu/prod", "frommirror", "1.0"):
+    for link in links(site, "pu/prod/frommirror/1.0"):
         assert log_of(link) == [{"what": "push", "who": "pu", "src": mirror, "dst": "pu/prod"}]
 
 
 def test_what_the_mirror_has_already_is_not_fetched_again(site, upstream, mirror):
     archive = upstream.publish("cachedbefore", "1.0")
     site.fetch(mirror, archive.filename, "cachedbefore")
-    before = stored(site)
+    before = blobs(site)
     assert push(site, mirror, "cachedbefore", "1.0", "pu/prod").status == 200
     assert upstream.count("*/" + archive.filename) == 1
     # A stage reads the metadata file out of the wheel, which the mirror need not have had.
-    assert set(stored(site)) - set(before) <= {hashlib.sha256(archive.metadata).hexdigest()}
+    assert blobs(site).keys() - before.keys() <= {hashlib.sha256(archive.metadata).hexdigest()}
     assert site.delete("/pu/mirror/cachedbefore", user="pu").status == 200
     assert site.fetch("pu/prod", archive.filename, "cachedbefore") == archive.content
 
@@ -1003,14 +989,14 @@ def slow(site):
     receiver.fault("hang", path="/hang")
     receiver.fault("hang-reading", path="/reading")
     receiver.fault("slow-read", path="/slow", piece=BIG // 20, delay=PUSH_TIMEOUT * 1.3 / 20)
-    before = resident(site)
+    before = memory(site)
     with ThreadPoolExecutor(4) as pool:
         try:
             pushes = [
                 pool.submit(timed, send, site, "pu/dev", name, "1.0", receiver.url + path)
                 for name, path in (("hanging", "/hang"), ("streamed", "/reading"), ("streamed", "/slow"))
             ]
-            peak = pool.submit(most_resident, site, pushes)
+            peak = pool.submit(most_memory, site, pushes)
             receiver.wait_for(1, path="/hang")
             receiver.wait_for(1, path="/reading")
             _, upload_seconds = timed(upload, site, "pu/dev", wheel("notheldup", "1.0"), password=site.tokens["pu"])
@@ -1021,11 +1007,11 @@ def slow(site):
             receiver.stop()
 
 
-def most_resident(server, pushes):
+def most_memory(server, pushes):
     """The most memory that the server has while the pushes go on."""
     most = 0
     while not all(push.done() for push in pushes):
-        most = max(most, resident(server))
+        most = max(most, memory(server))
         time.sleep(0.02)
     return most
 
@@ -1033,13 +1019,6 @@ def most_resident(server, pushes):
 def timed(function, *arguments, **options):
     began = time.monotonic()
     return function(*arguments, **options), time.monotonic() - began
-
-
-def resident(server):
-    """The server's resident bytes; 0 where they can't be seen."""
-    with contextlib.suppress(FileNotFoundError), open("/proc/%d/status" % server.pid) as status:
-        return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) << 10
-    return 0
 
 
 @pytest.mark.parametrize("which", ["hanging", "not_reading"])
@@ -1071,7 +1050,7 @@ def test_a_slow_target_holds_nobody_up(slow):
 
 
 @pytest.mark.parametrize("headers", [
-    {}, {"X-Devpi-Auth": base64.b64encode(b"pu:wrong").decode()}, {"Authorization": "Basic " + base64.b64encode(b"none:pw").decode()}])
+    {}, {"X-Devpi-Auth": user_pass("pu", "wrong")}, {"Authorization": "Basic " + user_pass("none", "pw")}])
 def test_nobody_makes_the_server_post_without_logging_in(site, receiver, demo, headers):
     body = {"name": "demo", "version": "1.0", "posturl": receiver.url, "username": "ext", "password": PASSWORD}
     with unchanged(site):
@@ -1136,10 +1115,9 @@ def test_credentials_of_the_target_are_never_logged_or_shown(site, receiver, doc
     replies.append(send(site, "pu/dev", "documented", "1.0", receiver.url, password=secret))
     receiver.fault("refuse")
     replies.append(send(site, "pu/dev", "documented", "1.0", where, password=secret))
-    encoded = base64.b64encode(("ext:" + secret).encode()).decode()
     said = site.whole_output() + "".join(reply.text for reply in replies)
     assert len(replies[0].result) == 3
-    assert secret not in said and encoded not in said and PASSWORD not in site.output()
+    assert secret not in said and user_pass("ext", secret) not in said and PASSWORD not in site.output()
 
 
 def test_what_was_pushed_stays_pushed(site):
@@ -1148,11 +1126,11 @@ def test_what_was_pushed_stays_pushed(site):
     site.add_index("pu/gone")
     upload(site, "pu/gone", archive)
     assert push(site, "pu/gone", "lasting", "1.0", "pu/prod").status == 200
-    before = links(site, "pu/prod", "lasting", "1.0")
+    before = links(site, "pu/prod/lasting/1.0")
     assert site.delete("/pu/gone", user="pu").status == 201
     site.kill()
     site.start()
-    after = links(site, "pu/prod", "lasting", "1.0")
+    after = links(site, "pu/prod/lasting/1.0")
     assert [(link["hash_spec"], link["log"]) for link in after] == [(link["hash_spec"], link["log"]) for link in before]
     assert site.fetch("pu/prod", archive.filename, "lasting") == archive.content
 

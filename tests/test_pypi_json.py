@@ -7,7 +7,7 @@ import urllib.parse
 
 import pytest
 
-from harness import sdist, upload, wheel
+from harness import path_of, sdist, upload, wheel
 
 TOP_KEYS = {"info", "last_serial", "ownership", "releases", "urls", "vulnerabilities"}
 INFO_KEYS = set(
@@ -248,7 +248,7 @@ def test_a_yanked_release_says_so_and_why(site, index):
 def test_a_release_with_one_yanked_file_of_two_is_not_yanked(site, index):
     archives = [wheel("halfpulled", "1.0"), sdist("halfpulled", "1.0")]
     upload(site, index, *archives)
-    path = "/%s/+f/%s/%s/%s" % (index, archives[0].sha256[:3], archives[0].sha256[3:16], archives[0].filename)
+    path = path_of(archives[0], index)
     assert site.patch(path + "?yank=bad+tags", user="json").status == 200
     result = document(site, index, "halfpulled")
     assert result["info"]["yanked"] is False

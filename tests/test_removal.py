@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, sdist, serial, submit, wheel
+from harness import SIMPLE_JSON, links, path_of, sdist, serial, submit, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -24,10 +24,6 @@ def site(shared_server):
     shared_server.add_index("rem/stable", volatile=False, acl_upload=["rem", "uploader"])
     shared_server.add_index("rem/child", bases=["rem/dev", "rem/stable"])
     return shared_server
-
-
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 def page_status(server, index, project):
@@ -58,9 +54,9 @@ def test_links_and_history_of_a_version(site):
     start = time.gmtime(time.time() - 2)[:6]
     site.upload("rem/dev", archives[0])
     site.upload("rem/dev", archives[1], user="uploader")
-    links = site.get("/rem/dev/linked/1.0").result["+links"]
-    assert [link["href"] for link in links] == [site.url + path_of(archive, "rem/dev") for archive in archives]
-    for link, archive, who in zip(links, archives, ("rem", "uploader")):
+    found = links(site, "rem/dev/linked/1.0")
+    assert [link["href"] for link in found] == [site.url + path_of(archive, "rem/dev") for archive in archives]
+    for link, archive, who in zip(found, archives, ("rem", "uploader")):
         [entry] = link.pop("log")
         when = entry.pop("when")
         assert tuple(start) <= tuple(when) <= tuple(time.gmtime()[:6])
@@ -322,7 +318,7 @@ def test_other_content_may_take_the_name_of_a_deleted_file(site):
     assert site.upload("rem/stable", second).status == 200
     assert site.fetch("rem/stable", first.filename, "renewed") == second.content
     assert file_status(site, first, "rem/stable") == 410
-    [link] = site.get("/rem/stable/renewed/1.0").result["+links"]
+    [link] = links(site, "rem/stable/renewed/1.0")
     assert [entry["what"] for entry in link["log"]] == ["upload"]
 
 

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 from harness import (
-    Server, Upstream, eventually, normal_name, sdist, serial, submit, upload, wheel)
+    Server, Upstream, eventually, links, normal_name, path_of, sdist, serial, submit, upload, wheel)
 
 HIT_KEYS = {"name", "version", "index", "summary", "url", "score"}
 HEADERS = {
@@ -39,10 +39,6 @@ def release(name, version, summary, build=wheel, description="", **fields):
     if description:
         fields.update(description=description, description_content_type="text/plain")
     return dataclasses.replace(archive, fields=dict(archive.fields, **fields))
-
-
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 def put_docs(server, index, name, version, **members):
@@ -737,7 +733,7 @@ def test_documentation_is_found_until_it_is_replaced_or_deleted(live):
     upload(live, "eve/dev", release("manual", "2.0", "booklet"))
     settle(live, "eve/dev", "manual")
     assert found(live, "cockatoo") == {"eve/dev/manual"}     # of the newest version that has any
-    [link] = [link for link in live.get("/eve/dev/manual/1.0").result["+links"] if link["rel"] == "doczip"]
+    [link] = links(live, "eve/dev/manual/1.0", "doczip")
     assert live.delete(urllib.parse.urlsplit(link["href"]).path, user="eve").status == 200
     eventually(lambda: found(live, "cockatoo") == set() and "eve/dev/manual" not in found(live, "has:docs"))
     assert found(live, "booklet") == {"eve/dev/manual"}

@@ -11,15 +11,9 @@ import time
 import pytest
 
 import devpi_lite
-from harness import SIMPLE_JSON, Wire, eventually, multipart, patched, sdist
+from harness import SIMPLE_JSON, Wire, user_pass, eventually, memory, multipart, patched, sdist
 
 pytestmark = pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is read from /proc")
-
-
-def memory(server, field="VmRSS"):
-    """MiB of the server's process: VmRSS now, VmHWM at most."""
-    with open("/proc/%d/status" % server.pid) as status:
-        return next(int(line.split()[1]) / 1024 for line in status if line.startswith(field))
 
 
 def at_once(count, function):
@@ -81,7 +75,7 @@ def test_large_json_costs_neither_memory_nor_others_their_answers(site, endpoint
     with Waits(site) as waits:
         replies = at_once(48, lambda _: site.request(method, path, template % HOLLOW, user=user))
     assert {reply.status for reply in replies} == {413}
-    assert memory(site, "VmHWM") - before < 100
+    assert memory(site, peak=True) - before < 100 << 20
     assert sorted(waits.seconds)[-2:][0] < 0.3      # one may fall to the machine
 
 
@@ -111,11 +105,11 @@ def test_long_fields_of_forms_that_come_slowly_do_not_lie_in_memory(site):
     body, content_type = multipart({":action": "submit", "name": "slow", "version": "1.0",
                                     "description": "x" * (9 << 20)}, {})
     head = ("POST /mem/dev/ HTTP/1.1\r\nHost: x\r\nX-Devpi-Auth: %s\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % (
-        credentials(site, "mem"), content_type, len(body))).encode()
+        user_pass("mem", site.tokens["mem"]), content_type, len(body))).encode()
     before = memory(site)
     wires = [Wire(site, head + body[:-100]) for _ in range(16)]
     eventually(lambda: len(deleted_files(site)) == 16)
-    assert memory(site) - before < 60       # 144 MB of fields
+    assert memory(site) - before < 60 << 20       # 144 MB of fields
     for wire in wires:
         wire.send(body[-100:])
     assert [wire.reply().status for wire in wires] == [200] * 16
@@ -195,10 +189,6 @@ def test_all_indexes_of_an_account_together_are_bounded(make_server):
     assert len(server.get("/").body) < 1200000
 
 
-def credentials(server, user):
-    return base64.b64encode(("%s:%s" % (user, server.tokens[user])).encode()).decode()
-
-
 def deleted_files(server):
     """The open files of the server that have no name any more."""
     found = []
@@ -240,7 +230,7 @@ def test_answers_that_nobody_reads_are_bounded_in_memory(make_server, tmp_path):
     wires = stalled(server, 16)
     eventually(lambda: sum(map(int, re.findall(r"(\d+) answers are given up", server.output()))) >= 14)
     assert server.get("/big/dev/big/1.0").result["license"] == text
-    assert memory(server) - before < 90     # of 112 MB that lie unread
+    assert memory(server) - before < 90 << 20     # of 112 MB that lie unread
     for wire in wires:
         wire.socket.close()
 
@@ -250,7 +240,7 @@ def test_a_long_readme_is_read_no_faster_than_clients_take_it(make_server):
     before, readme = with_long_readme(server), "x" * (7 << 20)
     wires = stalled(server, 16)
     assert server.get("/big/dev/big/1.0").result["description"] == readme
-    assert memory(server) - before < 40     # of 112 MB
+    assert memory(server) - before < 40 << 20     # of 112 MB
     for wire in wires:
         wire.socket.close()
 
@@ -279,7 +269,7 @@ def test_readers_that_take_nothing_hold_no_thread(make_server):
     wires = stalled(server, 40)
     body = json.dumps({"title": "new"}).encode()
     head = "PATCH /big/dev HTTP/1.1\r\nHost: x\r\nX-Devpi-Auth: %s\r\nContent-Length: %d\r\n\r\n" % (
-        credentials(server, "big"), len(body))
+        user_pass("big", server.tokens["big"]), len(body))
     slow = Wire(server, head.encode() + body[:5])
     time.sleep(0.7)
     slow.send(body[5:])

@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from harness import SIMPLE_JSON, around, multipart, sdist, submit, wheel
+from harness import SIMPLE_JSON, around, multipart, path_of, sdist, submit, wheel
 
 HTML_V1 = "application/vnd.pypi.simple.v1+html"
 HTML = "text/html"
@@ -90,10 +90,6 @@ class Links(html.parser.HTMLParser):
         if tag == "a":
             self.anchors.append((self._open[0], "".join(self._open[1])))
             self._open = None
-
-
-def file_path(index, archive):
-    return "%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 # The JSON form
@@ -466,19 +462,19 @@ def test_links_are_relative_to_the_request_in_every_path_style(site, style, pref
         url = url.split("#")[0]
     assert url == "%s%s+f/%s/%s/%s" % (
         prefix, base_prefix, archive.sha256[:3], archive.sha256[3:16], archive.filename)
-    assert urllib.parse.urljoin("/%s/%s" % (index, style), url) == "/" + file_path("sim/dev", archive)
+    assert urllib.parse.urljoin("/%s/%s" % (index, style), url) == path_of(archive, "sim/dev")
 
 
 def test_a_header_asks_for_absolute_links(site):
     page = get(site, "/sim/child/+simple/foo/", SIMPLE_JSON, X_Devpi_Absolute_Urls="").json()
-    assert page["files"][0]["url"] == "%s/%s" % (site.url, file_path("sim/dev", FOO[0]))
+    assert page["files"][0]["url"] == site.url + path_of(FOO[0], "sim/dev")
     text = get(site, "/sim/child/+simple/foo/", HTML, X_Devpi_Absolute_Urls="1").text
     assert 'href="%s/sim/dev/+f/' % site.url in text
 
 
 def test_absolute_links_follow_the_outside_url_of_a_proxy_on_this_machine(site):
     reply = get(site, "/sim/dev/+simple/foo/", SIMPLE_JSON, X_Devpi_Absolute_Urls="1", X_Outside_URL="https://pypi.org/sub")
-    assert reply.json()["files"][0]["url"] == "https://pypi.org/sub/" + file_path("sim/dev", FOO[0])
+    assert reply.json()["files"][0]["url"] == "https://pypi.org/sub" + path_of(FOO[0], "sim/dev")
     reply = get(site, "/sim/dev/+simple/foo", HTML, X_Outside_URL="https://pypi.org/sub")
     assert reply.headers.get("Location") == "https://pypi.org/sub/sim/dev/+simple/foo/"
 
@@ -491,8 +487,8 @@ def test_option_makes_all_links_absolute_with_the_outside_url(make_server):
     assert post(server, "sim/dev", FOO[0]).status == 200
     for path in ("/sim/dev/+simple/foo/", "/sub/sim/dev/+simple/foo/"):
         [entry] = get(server, path, SIMPLE_JSON).json()["files"]
-        assert entry["url"] == "https://pypi.org/sub/" + file_path("sim/dev", FOO[0])
-    assert get(server, "/sub/" + file_path("sim/dev", FOO[0]), "*/*").body == FOO[0].content
+        assert entry["url"] == "https://pypi.org/sub" + path_of(FOO[0], "sim/dev")
+    assert get(server, "/sub" + path_of(FOO[0], "sim/dev"), "*/*").body == FOO[0].content
 
 
 def test_two_clients_with_different_hosts_do_not_share_absolute_links(site):

@@ -5,7 +5,7 @@ import sqlite3
 
 import pytest
 
-from harness import wheel
+from harness import audited, path_of, wheel
 
 numbers = itertools.count(1)
 ACLS = ("acl_upload", "acl_toxresult_upload", "acl_pkg_read")
@@ -34,9 +34,8 @@ def config(server, index, user):
     return server.get("/%s?no_projects=" % index, user=user).result
 
 
-def audited(server, index):
-    rows = server.get("/+audit?index=%s" % index, user="root").result
-    return [(row["action"], row["who"], row["detail"]) for row in rows]
+def changes_of(server, index):
+    return [(row["action"], row["who"], row["detail"]) for row in audited(server, index=index)]
 
 
 @pytest.mark.parametrize("key", ACLS)
@@ -46,7 +45,7 @@ def test_a_deleted_user_leaves_all_acls(shared_server, people, key):
     shared_server.add_index(index, **{key: [alice, bob, ":AUTHENTICATED:"], "volatile": False})
     assert shared_server.delete("/" + bob, user="root").status == 200
     assert config(shared_server, index, alice)[key] == [alice, ":AUTHENTICATED:"]
-    assert audited(shared_server, index)[0] == ("index.modify", "root", "%s: %s deleted" % (key, bob))
+    assert changes_of(shared_server, index)[0] == ("index.modify", "root", "%s: %s deleted" % (key, bob))
     assert create(shared_server, bob).status == 201     # the name means nothing any more: anybody may have it
 
 
@@ -98,7 +97,7 @@ def test_an_index_that_others_build_on_is_not_deleted(shared_server, people):
     assert config(shared_server, open_, alice)["bases"] == []
     assert config(shared_server, closed, bob)["bases"] == [own]
     assert config(shared_server, own, corp)["bases"] == [prod]      # of one's own, a deleted base stays listed, as in devpi
-    assert audited(shared_server, closed)[0] == ("index.modify", corp, "bases: %s deleted" % prod)
+    assert changes_of(shared_server, closed)[0] == ("index.modify", corp, "bases: %s deleted" % prod)
 
 
 def test_a_user_on_whose_indexes_others_build_is_not_deleted(shared_server, people):
@@ -170,7 +169,7 @@ def test_a_deleted_file_stays_deleted_whatever_a_mirror_of_that_name_lists(share
     index, archive = alice + "/turn", upstream.publish("turned", "1.0")
     shared_server.add_index(index)
     assert shared_server.upload(index, archive).status == 200
-    path = "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    path = path_of(archive, index)
     assert shared_server.delete(path, user=alice).status == 200
     assert shared_server.delete("/" + index, user=alice).status == 201
     shared_server.add_mirror(index, upstream)

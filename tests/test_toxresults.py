@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite
-from harness import Server, Wire, eventually, patched, sdist, serial, submit, wheel
+from harness import (
+    Server, Wire, eventually, links, patched, path_of, rels, sdist, serial, submit, wheel)
 
 # Nothing that parses and writes JSON again would give these bytes back.
 RESULT = (
@@ -38,10 +39,6 @@ def site(shared_server):
     shared_server.add_index("tox/child", bases=["tox/dev", "tox/stable"])
     shared_server.add_index("tox/guarded", acl_toxresult_upload=["tester"])
     return shared_server
-
-
-def path_of(archive, index="tox/dev"):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 def uploaded(server, project, version="1.0", index="tox/dev", make=wheel):
@@ -71,13 +68,10 @@ def status(server, path):
     return get(server, path).status
 
 
-def links(server, project, version="1.0", index="tox/dev"):
-    return server.get("/%s/%s/%s" % (index, project, version)).result.get("+links", [])
-
-
-def results(server, *arguments, **options):
+def results(server, project, version="1.0", index="tox/dev"):
     """The paths of the results of a release."""
-    return [link["href"][len(server.url):] for link in links(server, *arguments, **options) if link["rel"] == "toxresult"]
+    found = links(server, "%s/%s/%s" % (index, project, version), "toxresult")
+    return [link["href"][len(server.url):] for link in found]
 
 
 def state(server, project, index="tox/dev"):
@@ -132,7 +126,7 @@ def test_json_asks_for_the_record_of_the_result(site):
 def test_a_result_is_linked_with_the_file_that_it_is_for(site):
     path, start = uploaded(site, "linked"), time.gmtime(time.time() - 1)[:6]
     stored = [added(site, path), added(site, path, b"{}", user="tester")]
-    file_link, *found = links(site, "linked")
+    file_link, *found = links(site, "tox/dev/linked/1.0")
     assert file_link["rel"] == "releasefile" and "for_href" not in file_link
     for link, where, content, who in zip(found, stored, (RESULT, b"{}"), (None, "tester")):
         [entry] = link.pop("log")
@@ -143,7 +137,7 @@ def test_a_result_is_linked_with_the_file_that_it_is_for(site):
             "rel": "toxresult", "hash_spec": "sha256=" + digest, "hashes": {"sha256": digest}, "href": site.url + where,
             "for_href": site.url + path}
     assert len(found) == 2
-    assert site.get("/tox/dev/linked").result["1.0"]["+links"] == links(site, "linked")
+    assert site.get("/tox/dev/linked").result["1.0"]["+links"] == links(site, "tox/dev/linked/1.0")
 
 
 def test_links_of_results_follow_the_outside_url(site):
@@ -165,7 +159,7 @@ def test_results_are_numbered_file_by_file(site):
         assert json.loads(get(site, path).body) == [number // 3, files[number % 3]]
     assert results(site, "several") == [path for path in stored if NAME.fullmatch(path)[1] in files[:2]]
     assert results(site, "several", "2.0") == [path for path in stored if NAME.fullmatch(path)[1] == files[2]]
-    for link in links(site, "several"):
+    for link in links(site, "tox/dev/several/1.0"):
         if link["rel"] == "toxresult":
             assert site.url + NAME.fullmatch(link["href"][len(site.url):])[1] == link["for_href"]
 
@@ -296,7 +290,7 @@ def test_a_file_that_comes_with_its_result_while_one_reads_is_left_for_the_next(
 def test_results_of_a_base_show_through_and_are_posted_there(site):
     path = uploaded(site, "based")
     stored = added(site, path)
-    link = links(site, "based", index="tox/child")[1]
+    link = links(site, "tox/child/based/1.0")[1]
     assert (link["rel"], link["href"], link["for_href"]) == ("toxresult", site.url + stored, site.url + path)
     before, below_child = serial(site), path.replace("tox/dev", "tox/child")
     reply = post(site, below_child)
@@ -312,11 +306,11 @@ def test_only_a_release_file_can_have_results(site):
     stored = added(site, path)
     fields = {":action": "doc_upload", "name": "targets", "version": "1.0"}
     assert site.post_form("tox/dev", fields, {"content": ("docs.zip", b"123")}).status == 200
-    docs = [link["href"][len(site.url):] for link in links(site, "targets") if link["rel"] == "doczip"]
+    docs = [link["href"][len(site.url):] for link in links(site, "tox/dev/targets/1.0", "doczip")]
     gone = uploaded(site, "targets", "2.0")
     assert site.delete(gone, user="tox").status == 200
     before = state(site, "targets")
-    for target in [stored, gone, path + ".metadata", path + "x", path.rpartition("/")[0], path_of(wheel("targets", "3.0")),
+    for target in [stored, gone, path + ".metadata", path + "x", path.rpartition("/")[0], path_of(wheel("targets", "3.0"), "tox/dev"),
                    "/tox/dev/+f/000/0000000000000/none-1.0.zip", "/tox/dev/+f/x"] + docs:
         reply = post(site, target)
         assert (target, reply.status, reply.json()["message"]) == (target, 404, "no release file found at " + target[1:])
@@ -377,7 +371,7 @@ def test_who_is_on_the_list_may(site):
     path = uploaded(site, "allowed", index="tox/guarded")
     stored = added(site, path, user="tester")
     assert get(site, stored).body == RESULT
-    assert links(site, "allowed", index="tox/guarded")[1]["log"][0]["who"] == "tester"
+    assert links(site, "tox/guarded/allowed/1.0")[1]["log"][0]["who"] == "tester"
     assert added(site, path, user="tester", password="pw") != stored
 
 
@@ -475,7 +469,7 @@ def test_a_result_is_deleted_by_its_own_path(site):
     assert site.delete(stored[1], user="tox").status == 410
     for where in (stored[0], stored[2]):
         assert site.delete(where, user="tox").status == 200
-    assert [link["rel"] for link in links(site, "single")] == ["releasefile"]
+    assert rels(site, "tox/dev/single/1.0") == ["releasefile"]
     assert status(site, path) == 200
 
 
@@ -547,7 +541,7 @@ def test_an_overwritten_file_loses_its_results(site):
     assert site.upload("tox/dev", other).status == 200
     assert [status(site, where) for where in [path] + stored] == [410, 410, 410]
     assert results(site, "overwritten") == [kept]
-    assert NAME.fullmatch(added(site, path_of(other))).group(1, 3) == (path_of(other), "0")
+    assert NAME.fullmatch(added(site, path_of(other, "tox/dev"))).group(1, 3) == (path_of(other, "tox/dev"), "0")
 
 
 def test_a_release_registered_anew_keeps_its_results(site):
@@ -561,11 +555,11 @@ def test_a_release_registered_anew_keeps_its_results(site):
 def test_results_survive_a_restart(site):
     path = uploaded(site, "lasting")
     stored = added(site, path, user="tester")
-    before = links(site, "lasting")
+    before = links(site, "tox/dev/lasting/1.0")
     port = site.port
     site.restart()
     assert get(site, stored).body == RESULT
-    after = json.loads(json.dumps(links(site, "lasting")).replace(":%d/" % site.port, ":%d/" % port))
+    after = json.loads(json.dumps(links(site, "tox/dev/lasting/1.0")).replace(":%d/" % site.port, ":%d/" % port))
     assert after == before
     eventually(lambda: time.time() > calendar.timegm(time.strptime(NAME.fullmatch(stored)[2], "%Y%m%d%H%M%S")) + 1)
     assert NAME.fullmatch(added(site, path))[3] == "1"      # though nothing else has this time in its name

@@ -19,7 +19,7 @@ import zipfile
 import pytest
 
 import devpi_lite
-from harness import Archive, Server, eventually, multipart, patched, sdist, serial, wheel
+from harness import Archive, Server, eventually, multipart, patched, path_of, sdist, serial, wheel
 from receiver import Receiver
 
 BODY_KEYS = {"id", "event", "index", "project", "version", "file", "sha256", "url", "user", "serial", "ts"}
@@ -85,10 +85,6 @@ def stage(server, **config):
 
 def hooked(server, *urls, **config):
     return stage(server, webhook_url=list(urls), **config)
-
-
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
 
 
 def upload(server, index, archive, **options):

@@ -1,5 +1,4 @@
 """Uploads: what twine, uv, Poetry, devpi-client and curl send, and what must never get in."""
-import base64
 import contextlib
 import hashlib
 import io
@@ -14,7 +13,8 @@ import zipfile
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, around, multipart, sdist, serial, wheel
+from harness import (
+    SIMPLE_JSON, Server, around, user_pass, links, multipart, path_of, sdist, serial, wheel)
 
 BOUNDARY = "b0undary-b0undary"
 numbers = itertools.count(1)
@@ -123,7 +123,7 @@ def state(server, index, project):
 
 
 def authorization(server, user="up", password="pw"):
-    return "Authorization: Basic %s\r\n" % base64.b64encode(("%s:%s" % (user, password)).encode()).decode()
+    return "Authorization: Basic %s\r\n" % user_pass(user, password)
 
 
 def head(server, index, content_type, extra, user="up"):
@@ -238,11 +238,10 @@ def test_upload_raises_the_serial_by_one_and_the_answer_names_it(site):
 def test_upload_is_in_the_history_of_the_release(site):
     archive = wheel("logged", "1.0")
     put_file(site, "up/dev", archive)
-    [link] = site.get("/up/dev/logged/1.0").result["+links"]
+    [link] = links(site, "up/dev/logged/1.0")
     assert (link["rel"], link["hash_spec"], link["hashes"]) == (
         "releasefile", "sha256=" + archive.sha256, {"sha256": archive.sha256})
-    assert link["href"] == "%s/up/dev/+f/%s/%s/%s" % (
-        site.url, archive.sha256[:3], archive.sha256[3:16], archive.filename)
+    assert link["href"] == site.url + path_of(archive, "up/dev")
     [entry] = link["log"]
     assert (entry["what"], entry["who"], entry["dst"], len(entry["when"])) == ("upload", "up", "up/dev", 6)
 
@@ -485,14 +484,14 @@ def test_owner_and_root_need_to_be_listed_to_upload(site):
     site.login("root", "secret")
     for user, status in (("up", 403), ("root", 403), ("stranger", 200)):
         assert put_file(site, "up/listed", wheel("listed", "1.0"), user=user).status == status
-    [link] = site.get("/up/listed/listed/1.0").result["+links"]
+    [link] = links(site, "up/listed/listed/1.0")
     assert link["log"][0]["who"] == "stranger"
 
 
 def test_anonymous_upload_where_the_index_allows_it_is_logged_as_nobody(site):
     site.add_index("up/open", acl_upload=[":anonymous:"])
     assert put_file(site, "up/open", wheel("opened", "1.0"), user=None).status == 200
-    [link] = site.get("/up/open/opened/1.0").result["+links"]
+    [link] = links(site, "up/open/opened/1.0")
     assert link["log"][0]["who"] is None
 
 
@@ -782,15 +781,15 @@ def test_volatile_index_replaces_the_file_and_remembers_that_it_did(site):
     first, second = wheel("replaced", "1.0"), wheel("replaced", "1.0", size=10)
     third = wheel("replaced", "1.0", size=20)
     put_file(site, "up/dev", first)
-    old = site.get("/up/dev/replaced/1.0").result["+links"][0]["href"][len(site.url):]
+    old = links(site, "up/dev/replaced/1.0")[0]["href"][len(site.url):]
     assert put_file(site, "up/dev", second).status == 200
-    [link] = site.get("/up/dev/replaced/1.0").result["+links"]
+    [link] = links(site, "up/dev/replaced/1.0")
     assert [entry["what"] for entry in link["log"]] == ["overwrite", "upload"]
     assert (link["log"][0]["count"], link["log"][0]["who"]) == (1, None)
     assert site.fetch("up/dev", second.filename, "replaced") == second.content
     assert site.get(old, headers={"Accept": "*/*"}).status == 410
     assert put_file(site, "up/dev", third).status == 200
-    assert site.get("/up/dev/replaced/1.0").result["+links"][0]["log"][0]["count"] == 2
+    assert links(site, "up/dev/replaced/1.0")[0]["log"][0]["count"] == 2
     assert list(entries(site, "up/dev", "replaced")) == [third.filename]
 
 
@@ -826,7 +825,7 @@ def test_of_simultaneous_different_uploads_of_one_file_exactly_one_stays(site, v
     else:
         assert content == archives[[reply.status for reply in replies].index(200)].content
     assert len(entries(site, index, "race")) == 1
-    assert len(site.get("/%s/race/1.0" % index).result["+links"]) == 1
+    assert len(links(site, "%s/race/1.0" % index)) == 1
 
 
 def test_simultaneous_identical_uploads_all_succeed_and_store_one_file(site):

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from harness import Server, wheel
+from harness import Server, user_pass, wheel
 
 FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 NOBODY = ["noauth", "", []]
@@ -50,16 +50,12 @@ def restricted(tmp_path_factory):
         server.stop()
 
 
-def encoded(user, secret, encoding="utf-8"):
-    return base64.b64encode(("%s:%s" % (user, secret)).encode(encoding)).decode()
-
-
 def basic(user, secret, encoding="utf-8"):
-    return {"Authorization": "Basic " + encoded(user, secret, encoding)}
+    return {"Authorization": "Basic " + user_pass(user, secret, encoding)}
 
 
 def devpi_auth(user, secret, encoding="utf-8"):
-    return {"X-Devpi-Auth": encoded(user, secret, encoding)}
+    return {"X-Devpi-Auth": user_pass(user, secret, encoding)}
 
 
 def authstatus(server, headers=None):
@@ -270,10 +266,10 @@ def test_a_password_works_in_both_headers(shared_server, reader):
 
 
 def test_the_scheme_word_may_be_in_lower_case(shared_server, reader):
-    assert authstatus(shared_server, {"Authorization": "basic " + encoded("reader", "pw")}) == ["ok", "reader", []]
+    assert authstatus(shared_server, {"Authorization": "basic " + user_pass("reader", "pw")}) == ["ok", "reader", []]
 
 
-@pytest.mark.parametrize("devpi", [encoded("reader", "wrong"), encoded("nobody-here", "pw"), encoded("reader", "")])
+@pytest.mark.parametrize("devpi", [user_pass("reader", "wrong"), user_pass("nobody-here", "pw"), user_pass("reader", "")])
 def test_a_wrong_devpi_header_beats_a_right_basic_one(shared_server, reader, devpi):
     headers = dict(basic("reader", "pw"), **{"X-Devpi-Auth": devpi})
     assert authstatus(shared_server, headers) == NOBODY
@@ -293,7 +289,7 @@ def test_an_undecodable_devpi_header_is_ignored(shared_server, reader, undecodab
 
 @pytest.mark.parametrize("value", [
     "Basic ###", "Basic", "", "Basic a", "Basic " + base64.b64encode(b"no colon").decode(), "Bearer abc",
-    "Digest username=reader", encoded("reader", "pw"), "Basic " + base64.b64encode(b"\xff\xfe:\x80").decode(),
+    "Digest username=reader", user_pass("reader", "pw"), "Basic " + base64.b64encode(b"\xff\xfe:\x80").decode(),
 ])
 def test_an_unusable_authorization_header_is_nobody(shared_server, reader, value):
     assert authstatus(shared_server, {"Authorization": value}) == NOBODY

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Upstream, wheel
+from harness import SIMPLE_JSON, Server, Upstream, links, wheel
 
 INSTALLER = {"User-Agent": "pip/26.3", "Accept": "*/*"}
 ROUTES = {
@@ -184,7 +184,7 @@ def test_an_index_itself_tells_all_of_its_bases(site):
 def test_files_of_quarantined_projects_are_for_nobody(site):
     page = "/owner/plain/jailed/1.0"
     (link,) = site.get(page, user="owner").result["+links"]
-    secret = site.get("/owner/secret/jailed/1.0", user="owner").result["+links"][0]["href"]
+    secret = links(site, "owner/secret/jailed/1.0", user="owner")[0]["href"]
     for caller in CALLERS:
         assert ask(site, caller, site._path_of(link["href"]), {"Accept": "*/*"}).status == 403
         assert ask(site, caller, site._path_of(secret), {"Accept": "*/*"}).status == REFUSED.get(caller, 403)
@@ -231,7 +231,7 @@ OTHERS = [      # method, path below the index, body, headers: what else can be 
 def test_all_that_can_be_asked_is_answered_alike_for_known_and_unknown_names(site, index, caller):
     if site.get("/stranger/own").status == 404:
         site.add_index("stranger/own")
-    there = site.get("/owner/secret/merger/1.0", user="owner").result["+links"][0]["href"].partition("/owner/secret/")[2]
+    there = links(site, "owner/secret/merger/1.0", user="owner")[0]["href"].partition("/owner/secret/")[2]
     for method, path, body, headers in OTHERS:
         said = set()
         for project, file in (("merger", there), ("unknown", "+f/abc/0123456789abc/unknown-1.0-py3-none-any.whl")):
@@ -244,4 +244,4 @@ def test_all_that_can_be_asked_is_answered_alike_for_known_and_unknown_names(sit
             said.add((reply.status, text, location))
         assert len(said) == 1, (method, path, said)
         assert index == "owner/above" or said.pop()[0] in (401, 403), (method, path)
-    assert site.get("/owner/secret/merger/1.0", user="owner").result["+links"][0]["href"].endswith(there)
+    assert links(site, "owner/secret/merger/1.0", user="owner")[0]["href"].endswith(there)

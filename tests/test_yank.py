@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness import OWNER, SIMPLE_JSON, sdist, serial, wheel
+from harness import OWNER, SIMPLE_JSON, links, path_of, sdist, serial, wheel
 from receiver import Receiver
 
 
@@ -52,10 +52,6 @@ def is_done(reply):
     return reply.status == 200
 
 
-def path_of(archive, index):
-    return "/%s/+f/%s/%s/%s" % (index, archive.sha256[:3], archive.sha256[3:16], archive.filename)
-
-
 def get(server, path, **options):
     return server.get(path, headers={"Accept": "*/*"}, **options)
 
@@ -88,8 +84,8 @@ class Page(html.parser.HTMLParser):
 
 def history(server, index, name, version):
     """The entries after the upload of each file."""
-    links = server.get("/%s/%s/%s" % (index, name, version)).result["+links"]
-    return [[dict(entry, when=len(entry["when"])) for entry in link["log"][1:]] for link in links]
+    found = links(server, "%s/%s/%s" % (index, name, version))
+    return [[dict(entry, when=len(entry["when"])) for entry in link["log"][1:]] for link in found]
 
 
 @contextlib.contextmanager
@@ -129,10 +125,10 @@ def test_a_yanked_release_is_marked_on_its_pages_and_stays_to_be_had(site, value
     after = site.simple("ya/dev", "marked")
     assert [file.pop("yanked", None) for file in after["files"]] == [in_json, in_json, None]
     assert after == before
-    links = Page(site, "ya/dev", "marked").links
-    assert {name: link.get("data-yanked") for name, link in links.items()} == {
+    shown = Page(site, "ya/dev", "marked").links
+    assert {name: link.get("data-yanked") for name, link in shown.items()} == {
         first.filename: in_html, second.filename: in_html, other.filename: None}
-    assert "data-yanked" not in links[other.filename]
+    assert "data-yanked" not in shown[other.filename]
     for archive in (first, second):
         assert site.fetch("ya/dev", archive.filename, "marked") == archive.content
     assert site.delete("/ya/dev/marked", user="ya").status == 200
@@ -212,7 +208,7 @@ def test_the_history_tells_who_yanked_why_and_who_took_it_back(site):
     for entry in [entry for log in entries for entry in log[1:]]:
         assert not entry.pop("reason", None)  # none was given: missing, null or empty
     assert entries == [both + [{"what": "yank", "who": "ya", "when": 6}], both]
-    for link in site.get("/ya/dev/told/1.0").result["+links"]:
+    for link in links(site, "ya/dev/told/1.0"):
         assert all(start <= entry["when"] <= list(time.gmtime()[:6]) for entry in link["log"][1:])
 
 
@@ -221,7 +217,7 @@ def test_the_history_keeps_its_beginning_and_the_newest_of_many_entries(site):
     for number in range(60):
         for reason in ("turn %d" % number, False):
             yank(site, "/ya/dev/toggled/1.0", reason)
-    for link in site.get("/ya/dev/toggled/1.0").result["+links"]:
+    for link in links(site, "ya/dev/toggled/1.0"):
         assert [entry["what"] for entry in link["log"][:1] + link["log"][-2:]] == ["upload", "yank", "unyank"]
         assert (len(link["log"]), link["log"][-2]["reason"]) == (100, "turn 59")
 
@@ -286,9 +282,9 @@ def test_one_file_is_yanked_by_a_query(site, query, expected):
     patch(site, path_of(first, "ya/dev") + "?unyank")
     assert is_done(patch(site, path_of(first, "ya/dev") + "?" + query))
     assert yanked(site, "ya/dev", "onefile") == {first.filename: expected}
-    links = Page(site, "ya/dev", "onefile").links
-    assert links[first.filename]["data-yanked"] == ("" if expected is True else expected)
-    assert "data-yanked" not in links[second.filename]
+    shown = Page(site, "ya/dev", "onefile").links
+    assert shown[first.filename]["data-yanked"] == ("" if expected is True else expected)
+    assert "data-yanked" not in shown[second.filename]
     for unyank in ("unyank", "unyank="):
         assert is_done(patch(site, path_of(first, "ya/dev") + "?" + unyank))
         assert yanked(site, "ya/dev", "onefile") == {}
