@@ -5495,21 +5495,6 @@ class Indexes:
             if wrong:
                 raise BadRequest(", ".join(wrong))
 
-    def delete(self, index, force=False, may_read=None, actor=NO_ACTOR):
-        """devpi: DELETE /user/index.
-
-        Conflict if indexes of other users build on it, which names those that `may_read` (a
-        function of an Index) admits; `force` takes it out of their bases."""
-        _refuse_non_volatile(index)
-        self.store.write(_delete_index, index, force, may_read, actor=actor)
-
-    def delete_user(self, name, force=False, may_read=None, actor=NO_ACTOR):
-        """devpi: DELETE /user, with all that the user has, and the rights that indexes of others
-        give to this name.
-
-        `force`, `may_read`: see `delete`."""
-        self.store.write(_delete_user, name, force, may_read, actor=actor)
-
 
 def _index(row):
     return Index(row["id"], row["user"], row["name"], json.loads(row["config"]))
@@ -5668,7 +5653,11 @@ def _strip(change, index, key, is_gone):
         change.happened(Event("index.modify", index, detail=f"{key}: {', '.join(gone)} deleted"))
 
 
-def _delete_index(change, index, force, may_read):
+def remove_index(change, index, force, may_read):
+    """devpi: DELETE /user/index.
+
+    Conflict if indexes of other users build on it, which names those that `may_read` (a function of
+    an Index) admits; `force` takes it out of their bases."""
     _refuse_non_volatile(_current(change, index))
     _leave_bases(change, index.user, index.path, force, may_read)
     change.put("index", (index.user, index.name), None)
@@ -5680,7 +5669,11 @@ def _refuse_non_volatile(index):
         raise Forbidden(f"index {index.path} non-volatile, cannot delete")
 
 
-def _delete_user(change, name, force, may_read):
+def remove_user(change, name, force, may_read):
+    """devpi: DELETE /user, with all that the user has, and the rights that indexes of others give to
+    this name.
+
+    `force`, `may_read`: see `remove_index`."""
     user_id = change.id_of("user", (name,))
     if user_id is None:
         raise NotFound(f"no user '{name}'")
@@ -9264,39 +9257,6 @@ class Releases:
             raise _already_exists(upload.filename)
         _refuse_other_bytes(index, before, upload.filename, upload.sha256, may_replace)
 
-    # -- yanks and statuses
-
-    def yank(self, index, name, version, path, reason, actor):
-        """Yank (PEP 592) the file at `path` of a stage, or all files of a release if that is None; `reason`: "" without one,
-        None takes the yank back.  Returns how many files it changed."""
-        if index.is_mirror:
-            raise BadRequest(f"{index.path} is a mirror: what is yanked there is said by its upstream")
-        return self.store.write(_yank, index, name, version, path, reason, actor=actor)
-
-    def set_status(self, index, name, status, actor):
-        """Set the `Status` of a stage's project."""
-        if index.is_mirror:
-            raise BadRequest(f"{index.path} is a mirror: the status of its projects is said by its upstream")
-        self.store.write(_set_status, index, name, status, actor=actor)
-
-    # -- removal
-
-    def remove_project(self, index, name, refusal, actor):
-        """devpi: DELETE /user/index/project.  `refusal`: what a non-volatile index says to that;
-        None: it is done there too.
-
-        This and the next two return what is to be said about the project's name (see `_remove`)."""
-        return self.store.write(_remove, index, refusal, _remove_project, (name,), actor=actor)
-
-    def remove_version(self, index, name, version, refusal, actor):
-        """devpi: DELETE /user/index/project/version.  `refusal`: as for `remove_project`."""
-        remove = _forget_version if index.is_mirror else _remove_version
-        return self.store.write(_remove, index, refusal, remove, (name, version), actor=actor)
-
-    def remove_file(self, index, path, refusal, actor):
-        """devpi: DELETE of a file's path.  `refusal`: as for `remove_project`."""
-        return self.store.write(_remove, index, refusal, _remove_file, (path,), actor=actor)
-
 
 def _already_exists(filename, more=""):
     return Conflict(f"{filename} already exists in non-volatile index{more}")
@@ -9709,8 +9669,9 @@ def _forget_leftovers(change):
 def _tested_file(db, index, path):
     """(File, name of its project) that a test result may be about."""
     row = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects ON projects.id = project_id "
-                     "WHERE files.index_id = ? AND path = ? AND kind = 'releasefile'", (index.id, path)).fetchone()
-    if row is None or index.is_mirror:
+                     "WHERE files.index_id = ? AND path = ? AND kind = 'releasefile' "
+                     "AND release_id IS NOT NULL", (index.id, path)).fetchone()
+    if row is None:
         raise NotFound(f"no release file found at {index.path}/{path}")
     return File._make(tuple(row)[:-1]), row["project"]
 
@@ -9759,8 +9720,19 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
 # -- yanks and statuses
 
 
-def _yank(change, index, name, version, path, reason):
-    index = _current(change, index)
+def _stage(change, index, what):
+    """The index as it is now; BadRequest if it is a mirror, whose upstream says `what` there."""
+    if index.is_mirror:
+        raise BadRequest(f"{index.path} is a mirror: {what} said by its upstream")
+    return _current(change, index)
+
+
+def yank_files(change, index, name, version, path, reason):
+    """Yank (PEP 592) the file at `path` of a stage, or all files of a release if that is None;
+    returns how many files it changed.
+
+    `reason`: "" without one, None takes the yank back."""
+    index = _stage(change, index, "what is yanked there is")
     condition, values = "files.index_id = ? AND path = ?", (path,)
     if not path:
         there = change.execute(
@@ -9793,8 +9765,9 @@ def _yank(change, index, name, version, path, reason):
     return count
 
 
-def _set_status(change, index, name, status):
-    index = _current(change, index)
+def set_status(change, index, name, status):
+    """Set the `Status` of a stage's project."""
+    index = _stage(change, index, "the status of its projects is")
     key = (index.user, index.name, name)
     before = change.get("project", key)
     if before is None:
@@ -9816,98 +9789,129 @@ class Removed(typing.NamedTuple):
     file: File | None = None
 
 
-def _remove(change, index, refusal, remove, what):
-    """One removal that somebody asked for: refused on a non-volatile index, unless `refusal` is
-    None.  Returns what is to be said about the project's name; see `_name_note`."""
+def remove(change, index, what, *names, refusal=None):
+    """devpi: DELETE of a project (name), a version (name, version) or a file (its path), as `what`
+    says.  Forbidden on a non-volatile index, with this `refusal`, unless that is None.
+
+    Returns what is to be said about the project's name: see `StageRemoval.note`."""
     index = _current(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
-    removed = remove(change, index, *what)
-    kind = "file" if removed.file else "version" if removed.version else "project"
-    note = "" if index.is_mirror else _name_note(change, index, removed.project)
-    change.happened(Event(f"delete.{kind}", index, *removed, detail=note))
+    removal = _REMOVALS[index.config["type"]](change, index)
+    removed = getattr(removal, what)(*names)      # project, version or file
+    note = removal.note(removed.project)
+    change.happened(Event(f"delete.{what}", index, *removed, detail=note))
     return note
 
 
-def _name_note(change, index, project):
-    """Whom a name belongs to after a removal, where that changed: a stage's project that lost its
-    last release keeps it, one that was deleted does not."""
-    left = change.execute(
-        "SELECT releases.id AS release_id FROM projects LEFT JOIN releases ON project_id = projects.id "
-        "WHERE index_id = ? AND name = ? LIMIT 1", (index.id, project)).fetchone()
-    if left is None:
-        return f"the name {project} is free on {index.path} now: mirrors may answer for it"
-    if left["release_id"] is None:
-        return (f"{project} is empty now and stays private: mirrors are shut out until the project "
-                "itself is deleted")
-    return ""
+class StageRemoval:
+    """Takes what people put into a stage out of it."""
+
+    def __init__(self, change, index):
+        self.change, self.index, self.key = change, index, (index.user, index.name)
+
+    def project(self, name):
+        if self.change.id_of("project", (*self.key, name)) is None:
+            raise NotFound("project not found")
+        self.change.put("project", (*self.key, name), None)
+        return Removed(name)
+
+    def version(self, name, version):
+        there = [row["version"] for row in self.change.execute(
+            "SELECT version FROM releases WHERE project_id = ? ORDER BY id",
+            (self.change.id_of("project", (*self.key, name)),))]
+        texts = spellings(version, there)
+        if not texts:
+            raise _no_version(self.index, name, version)
+        for text in texts:
+            self.change.put("release", (*self.key, name, text), None)
+        return Removed(name, texts[0])
+
+    def file(self, path):
+        file, name = _files_at(self.change, self.index, path)[0]
+        self.change.put("file", (*self.key, path), None)
+        _remove_if_empty(self.change, self.index, name, file)
+        return Removed(name, file.version, file)
+
+    def note(self, project):
+        """Whom a name belongs to after a removal, where that changed: a stage's project that lost
+        its last release keeps it, one that was deleted does not."""
+        left = self.change.execute(
+            "SELECT releases.id AS release_id FROM projects "
+            "LEFT JOIN releases ON project_id = projects.id "
+            "WHERE index_id = ? AND name = ? LIMIT 1", (self.index.id, project)).fetchone()
+        if left is None:
+            return f"the name {project} is free on {self.index.path} now: mirrors may answer for it"
+        if left["release_id"] is None:
+            return (f"{project} is empty now and stays private: mirrors are shut out until the "
+                    "project itself is deleted")
+        return ""
 
 
-def _remove_project(change, index, name):
-    row = change.execute("SELECT id, fetched FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
-    if row is None or index.is_mirror and row["fetched"] is None:
-        raise NotFound("project not found")
-    if index.is_mirror:
-        bury_cached(change, index.id, index.path, "project_id = ?", row["id"])
-        change.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
-        change.touch(project_tag(index.id, name), names_tag(index.id))
-    else:
-        change.put("project", (index.user, index.name, name), None)
-    return Removed(name)
+class MirrorRemoval:
+    """Lets go of what a mirror has cached; what upstream lists still comes back."""
+
+    def __init__(self, change, index):
+        self.change, self.index = change, index
+
+    def project(self, name):
+        row = self.change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ? "
+                                  "AND fetched IS NOT NULL", (self.index.id, name)).fetchone()
+        if row is None:
+            raise NotFound("project not found")
+        bury_cached(self.change, self.index.id, self.index.path, "project_id = ?", row["id"])
+        self.change.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
+        self.change.touch(project_tag(self.index.id, name), names_tag(self.index.id))
+        return Removed(name)
+
+    def version(self, name, version):
+        """The bytes go, the links stay."""
+        rows = self.change.execute(
+            "SELECT path, version FROM files JOIN projects ON projects.id = project_id "
+            "WHERE projects.index_id = ? AND name = ?", (self.index.id, name)).fetchall()
+        texts = spellings(version, {row["version"] for row in rows})
+        found = [row for row in rows if row["version"] in texts]
+        if not found:
+            raise _no_version(self.index, name, version)
+        self.change.executemany("UPDATE files SET sha256 = NULL WHERE index_id = ? AND path = ?",
+                                [(self.index.id, row["path"]) for row in found])
+        self.change.touch(project_tag(self.index.id, name))
+        return Removed(name, version)
+
+    def file(self, path):
+        self.change.execute("INSERT OR IGNORE INTO gone SELECT ? WHERE EXISTS "
+                            "(SELECT 1 FROM files WHERE index_id = ? AND path = ?)",
+                            (f"{self.index.path}/{path}", self.index.id, path))
+        for file, name in _files_at(self.change, self.index, path):
+            self.change.execute("DELETE FROM files WHERE id = ?", (file.id,))
+            # so that the link comes back when upstream is asked again
+            self.change.execute("UPDATE projects SET etag = NULL WHERE id = ?", (file.project_id,))
+            self.change.touch(project_tag(self.index.id, name))
+        return Removed(name, file.version, file)
+
+    def note(self, project):
+        return ""
 
 
-def _remove_version(change, index, name, version):
-    there = [row["version"] for row in change.execute(
-        "SELECT version FROM releases WHERE project_id = ? ORDER BY id",
-        (change.id_of("project", (index.user, index.name, name)),))]
-    texts = spellings(version, there)
-    if not texts:
-        raise _no_version(index, name, version)
-    for text in texts:
-        change.put("release", (index.user, index.name, name, text), None)
-    return Removed(name, texts[0])
-
-
-def _forget_version(change, index, name, version):
-    """On a mirror: let go of the bytes; the links stay."""
-    rows = change.execute(
-        "SELECT path, version FROM files JOIN projects ON projects.id = project_id "
-        "WHERE projects.index_id = ? AND name = ?", (index.id, name)).fetchall()
-    texts = spellings(version, {row["version"] for row in rows})
-    found = [row for row in rows if row["version"] in texts]
-    if not found:
-        raise _no_version(index, name, version)
-    change.executemany("UPDATE files SET sha256 = NULL WHERE index_id = ? AND path = ?",
-                       [(index.id, row["path"]) for row in found])
-    change.touch(project_tag(index.id, name))
-    return Removed(name, version)
+_REMOVALS = {"stage": StageRemoval, "mirror": MirrorRemoval}
 
 
 def _no_version(index, name, version):
     return NotFound(f"version '{version}' of project '{name}' not found on stage '{index.path}'")
 
 
-def _remove_file(change, index, path):
+def _files_at(change, index, path):
+    """[(File, project), ...] at a path of an index, one for each project of a mirror that lists it;
+    Gone or NotFound if there is none."""
     rows = change.execute(
-        f"SELECT {_FILE_COLUMNS}, (SELECT name FROM projects WHERE projects.id = project_id) AS project "
+        f"SELECT {_FILE_COLUMNS}, (SELECT name FROM projects WHERE projects.id = project_id) "
         "FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchall()
     full = f"{index.path}/{path}"
     if not rows:
         if change.execute("SELECT 1 FROM gone WHERE path = ?", (full,)).fetchone():
             raise Gone(f"package '{full}' was deleted already")
         raise NotFound(f"package '{full}' doesn't exist")
-    for row in rows:        # on a mirror, one for each project that lists it
-        file, name = File._make(tuple(row)[:-1]), row["project"]
-        if index.is_mirror:
-            change.execute("INSERT OR IGNORE INTO gone VALUES (?)", (full,))
-            change.execute("DELETE FROM files WHERE id = ?", (file.id,))
-            # so that the link comes back when upstream is asked again
-            change.execute("UPDATE projects SET etag = NULL WHERE id = ?", (file.project_id,))
-            change.touch(project_tag(index.id, name))
-        else:
-            change.put("file", (index.user, index.name, path), None)
-            _remove_if_empty(change, index, name, file)
-    return Removed(name, file.version, file)
+    return [(File._make(tuple(row)[:-1]), row[-1]) for row in rows]
 
 
 def _remove_if_empty(change, index, name, file):
@@ -10050,13 +10054,6 @@ class Staging:
         found = self.mirrors.metadata_of_wheel(index, here)
         return here._replace(core_metadata=found, metadata_sha256=found)
 
-    def push(self, index, pushed, target, said_name, part, may_replace, actor):
-        """devpi: PUSH to another index, one change.  Returns devpi's action log.
-
-        `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`."""
-        return self.store.write(_push, index, pushed, target, said_name, part, may_replace,
-                                actor=actor)
-
     def push_outside(self, index, pushed, url, username, password, register, actor):
         """devpi: PUSH to a server that takes PyPI's uploads, one request a file.  Returns devpi's action log.
 
@@ -10081,8 +10078,11 @@ class Staging:
         return log_
 
 
-def _push(change, source, pushed, target, said_name, part, may_replace):
-    """Enter a release into another stage, with all that hangs on it."""
+def push_release(change, source, pushed, target, said_name, part, may_replace):
+    """devpi: PUSH to another index.  Enter a release into a stage, with all that hangs on it;
+    returns devpi's action log.
+
+    `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`."""
     target = _current(change, target)
     if not source.is_mirror:        # as it is now
         pushed = _released(change.db, source, pushed.name, pushed.version)
@@ -12091,7 +12091,12 @@ class Request:
     def actor(self):
         """Who asks, and from where, for what is written down and told of a change."""
         outside_url = self.app.settings.outside_url
-        return Actor(self.identity.user, self.address, outside_url, outside_url or f"http://{self.app.address_text}")
+        return Actor(self.identity.user, self.address, outside_url,
+                     outside_url or f"http://{self.app.address_text}")
+
+    def write(self, function, *args):
+        """Run a change in the name of who asks: see `Store.write`."""
+        return self.app.store.write(function, *args, actor=self.actor)
 
     @property
     def has_credentials(self):
@@ -13598,7 +13603,7 @@ def yank_file(request, user, index, file):
     if {"yank", "unyank"} <= set(request.query):
         raise BadRequest("either ?yank or ?unyank")
     reason = None if "unyank" in request.query else yank_reason(request.query["yank"])
-    return _yank_response(request.app.releases.yank(found, None, None, file, reason, request.actor), reason)
+    return _yank_response(request.write(yank_files, found, None, None, file, reason), reason)
 
 
 def yank_reason(value):
@@ -13706,8 +13711,12 @@ def _refuse_constant(name):
 def delete_file(request, user, index, file):
     found = require_delete_files(request, user, index)
     refusal = refusal_to_delete(request, found, _NO_DELETION)
-    note = request.app.releases.remove_file(found, file, refusal, request.actor)
+    note = _remove(request, found, refusal, "file", file)
     return _deleted(f"package '{found.path}/{file}' deleted", note)
+
+
+def _remove(request, index, refusal, what, *names):
+    return request.write(functools.partial(remove, refusal=refusal), index, what, *names)
 
 
 def _deleted(message, note):
@@ -14310,7 +14319,8 @@ def modify_version(request, user, index, project, version):
     if set(body) != {"yanked"} or not isinstance(yanked, (bool, str)):
         raise BadRequest('expected {"yanked": true}, {"yanked": "the reason"} or {"yanked": false}')
     reason = None if yanked is False else yank_reason("" if yanked is True else yanked)
-    return _yank_response(request.app.releases.yank(found, normalize(project), version, None, reason, request.actor), reason)
+    count = request.write(yank_files, found, normalize(project), version, None, reason)
+    return _yank_response(count, reason)
 
 
 @route("PATCH", "/{user}/{index}/{project}[/]")
@@ -14327,7 +14337,7 @@ def modify_project(request, user, index, project):
     if not isinstance(reason, (str, type(None))):
         raise BadRequest("the reason of a status is a text")
     reason = yank_reason(reason or "") or None
-    request.app.releases.set_status(found, normalize(project), Status(status, reason), request.actor)
+    request.write(set_status, found, normalize(project), Status(status, reason))
     return message_response(f"project {normalize(project)} on {found.path} is {status}")
 
 
@@ -14379,7 +14389,7 @@ def delete_version(request, user, index, project, version):
     found = require_delete_files(request, user, index)
     project = normalize(project)
     refusal = refusal_to_delete(request, found, _NO_DELETION)
-    note = request.app.releases.remove_version(found, project, version, refusal, request.actor)
+    note = _remove(request, found, refusal, "version", project, version)
     return _deleted(f"project '{project}' version '{version}' deleted", note)
 
 
@@ -14389,7 +14399,7 @@ def delete_project(request, user, index, project):
     project = normalize(project)
     refusal = refusal_to_delete(request, found,
                                 f"project '{project}' is on non-volatile index {found.path}")
-    note = request.app.releases.remove_project(found, project, refusal, request.actor)
+    note = _remove(request, found, refusal, "project", project)
     return _deleted(f"project {project} deleted from stage {found.path}", note)
 
 
@@ -14484,7 +14494,8 @@ def delete_index(request, user, index):
     if request.app.permissions.index_modify(request.identity, user):
         request.app.indexes.get(f"{user}/{index}")
     found = require_modify_index(request, user, index)
-    request.app.indexes.delete(found, "force" in request.query, functools.partial(may_read, request), actor=request.actor)
+    request.write(remove_index, found, "force" in request.query,
+                  functools.partial(may_read, request))
     return message_response(f"index {found.path} deleted", 201)
 
 
@@ -14621,7 +14632,7 @@ def push(request, user, index):
     require_read(request, app.indexes.get(found.path))
     target = _push_target(request, found, body["targetindex"])
     may_replace = app.permissions.index_modify(request.identity, target.user)
-    log_ = app.staging.push(found, pushed, target, name, part, may_replace, request.actor)
+    log_ = request.write(push_release, found, pushed, target, name, part, may_replace)
     return result_response("actionlog", log_)
 
 
@@ -14902,7 +14913,8 @@ def delete_user(request, user):
     app = request.app
     app.users.get(user)
     require(request, app.permissions.user_delete(request.identity, user), f"no permission to delete user {user}")
-    app.indexes.delete_user(user, "force" in request.query, functools.partial(may_read, request), actor=request.actor)
+    request.write(remove_user, user, "force" in request.query,
+                  functools.partial(may_read, request))
     return message_response(f"user '{user}' deleted")
 
 

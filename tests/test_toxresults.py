@@ -8,7 +8,6 @@ import re
 import select
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -256,35 +255,6 @@ def test_installers_never_see_results(site):
         assert site.filenames(index, "unseen") == [archive.filename]
         page = get(site, "/%s/+simple/unseen/" % index, accept="text/html")
         assert archive.filename in page.text and "toxresult" not in page.text
-
-
-# The program, which reads a project's test results only when a file of this name is there.
-LATE_RESULTS = """
-import os, time
-attachments = devpi_lite.Projects.attachments
-def late(self, index, name):
-    open(%r, "w").close()
-    while not os.path.exists(%r):
-        time.sleep(0.01)
-    return attachments(self, index, name)
-devpi_lite.Projects.attachments = late
-"""
-
-
-def test_a_file_that_comes_with_its_result_while_one_reads_is_left_for_the_next(make_server, tmp_path):
-    begun, go = tmp_path / "begun", tmp_path / "go"
-    server = make_server(script=patched(tmp_path, LATE_RESULTS % (str(begun), str(go))))
-    server.add_user("tox")
-    server.add_index("tox/dev")
-    uploaded(server, "meanwhile")
-    with ThreadPoolExecutor(1) as pool:
-        reading = pool.submit(server.get, "/tox/dev/meanwhile")
-        eventually(begun.exists)
-        stored = added(server, uploaded(server, "meanwhile", "2.0"))
-        go.touch()
-        reply = reading.result()
-    assert reply.status == 200 and "+links" not in reply.result.get("2.0", {})
-    assert results(server, "meanwhile", "2.0") == [stored]
 
 
 def test_results_of_a_base_show_through_and_are_posted_there(site):
