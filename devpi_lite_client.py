@@ -1111,23 +1111,24 @@ def _mask_credentials(url):
 # ==================================================================================================
 # 4  HTTP
 #
-# The one door to the network.  Certificates are always verified; proxies and CA bundles come from the usual variables;
-# credentials are made for each request's own URL, so that a redirect never carries them elsewhere; bodies are streams.
+# All requests go through this chapter.  Certificates are always verified.  Proxies and CA bundles
+# come from the usual variables.  Credentials are computed for the URL of each request, so that a
+# redirect never carries them to another server.  Bodies are streams.
 # ==================================================================================================
 
 _USER_AGENT = (f"devpi-lite-client/{__version__} devpi-client-compatible "
               f"(py{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})")
 _CONNECT_SECONDS = 30
-_RESPONSE_SECONDS = 120            # of silence, unless --timeout says otherwise or the call may take as long as it likes
-RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third try
-RESPONSE_LIMIT = 256 << 20        # bytes of an answer that is read into memory
-DOWNLOAD_LIMIT = 8 << 30        # bytes of one that goes into a file
+_RESPONSE_SECONDS = 120         # of silence; --timeout changes it, `may_take_long` ignores it
+RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third attempt
+RESPONSE_LIMIT = 256 << 20      # bytes of a response that is read into memory
+DOWNLOAD_LIMIT = 8 << 30        # bytes of a response that is written into a file
 _MAX_REDIRECTS = 10
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PIP_CERT", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 def checked_url(text):
-    """The URL, if it is one that can be asked, and holds no character that has no place in a URL (RFC 3986); else a Failure."""
+    """The URL; a Failure if it is no http or https URL, or has characters outside RFC 3986."""
     try:
         parts = urllib.parse.urlsplit(text)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 \
@@ -1139,7 +1140,7 @@ def checked_url(text):
 
 
 def resolve_link(base, link):
-    """The URL that a server's link means, given where it stood; a Failure if it is none that can be asked."""
+    """The URL of a link in a server's response from the URL `base`; a Failure as in `checked_url`."""
     try:
         return checked_url(urllib.parse.urljoin(base, link))
     except ValueError:
@@ -1147,7 +1148,7 @@ def resolve_link(base, link):
 
 
 class Response(typing.NamedTuple):
-    """An answer; `url` is the one that was asked last, after redirects."""
+    """An HTTP response; `url` is that of the last request, after redirects."""
     method: str
     url: str
     status: int
@@ -1156,7 +1157,7 @@ class Response(typing.NamedTuple):
     body: bytes
 
     def json(self):
-        """What the body says as JSON (`Content-Type: application/json`), or None."""
+        """The value of a body of the type application/json, or None."""
         if self.headers.get("Content-Type", "").partition(";")[0].strip() != "application/json":
             return None
         try:
@@ -1172,7 +1173,7 @@ class Response(typing.NamedTuple):
 
 
 class Stream:
-    """A body whose pieces are made anew for each try; `length` in bytes."""
+    """A request body of `length` bytes.  `pieces()` starts anew for each attempt."""
     length = 0
 
     def pieces(self):
@@ -1180,54 +1181,73 @@ class Stream:
 
 
 class Http:
-    """Requests over keep-alive connections, one for each thread and server."""
+    """Sends requests over keep-alive connections, one for each thread and server."""
 
     def __init__(self, console, timeout=None, client_cert=lambda url: None):
         self.console, self.timeout, self.client_cert = console, timeout, client_cert
         self.local = threading.local()
-        self.last_url = None            # the URL of the last answer
+        self.last_url = None            # the URL of the last response
 
-    def request(self, method, url, headers=None, body=None, *, credentials=lambda url: {}, may_take_long=False, may_retry=None,
-                follow_redirects=True, sink=None):
-        """Send a request and follow redirects (`follows`); returns its `Reply`, whatever its status.  Unreachable if none came.
+    def request(self, method, url, headers=None, body=None, *, credentials=lambda url: {},
+                may_take_long=False, may_retry=None, follow_redirects=True, sink=None):
+        """Send a request and follow redirects; returns the `Response`, whatever its status.
 
-        `credentials(url)`: the headers that say who asks, for that URL.  `patient`: wait for the answer without end.
-        `repeatable`: may be sent again after a broken connection (GET may).
-        `sink`: an `OutputFile` for the body of a 200."""
+        `credentials(url)`: the headers that authenticate us at that URL.  `may_take_long`: wait
+        for the response without a limit, unless --timeout sets one.  `may_retry`: send the
+        request again after a broken connection; None allows that for GET and HEAD.  `sink`: an
+        `OutputFile` that takes the body of a response with status 200.
+
+        Unreachable if no response came, a Failure for other errors."""
         may_retry = method in ("GET", "HEAD") if may_retry is None else may_retry
         for _ in range(_MAX_REDIRECTS):
             sent = {"User-Agent": _USER_AGENT, **(headers or {}), **credentials(url)}
-            response = self._send_with_retries(method, url, sent, body, may_take_long, may_retry, sink)
+            response = self._send_with_retries(
+                method, url, sent, body, may_take_long, may_retry, sink)
             self.last_url = public_url(url)
             self.console.debug(f"{method} {self.last_url} -> {response.status} {response.reason}")
-            location = response.headers.get("Location")
-            if response.status not in (301, 302, 303, 307, 308) or not location or not follow_redirects:
+
+            is_redirect = response.status in (301, 302, 303, 307, 308) \
+                and response.headers.get("Location")
+            if not is_redirect or not follow_redirects:
                 return response
-            location = urllib.parse.quote(location, safe="%/:=&?~#+!$,;@()*[]", encoding="latin-1")
-            try:
-                target = resolve_link(public_url(url), location)
-            except Failure:
-                raise Failure(f"{public_url(url)} redirects to '{masked(location)}', which is no http URL") from None
-            if method not in ("GET", "HEAD") and (response.status not in (307, 308) or origin_of(target) != origin_of(url)):
-                # A body, which may hold a password, is for the server that it was meant for.
-                raise Failure(f"{method} {public_url(url)}\nis redirected to {public_url(target)}",
-                              "type 'devpi use' with the address that the server goes by: "
-                              + shell_quoted(server_of(target)))
-            url = target
+            url = self._redirect_target(method, url, response)
         raise Failure(f"{public_url(url)}: more than {_MAX_REDIRECTS} redirects")
+
+    @staticmethod
+    def _redirect_target(method, url, response):
+        """The URL that a redirect leads to; a Failure if we must not follow it.
+
+        A request with a body, which may hold a password, never goes to another server."""
+        location = urllib.parse.quote(
+            response.headers.get("Location"), safe="%/:=&?~#+!$,;@()*[]", encoding="latin-1")
+        try:
+            target = resolve_link(public_url(url), location)
+        except Failure:
+            raise Failure(f"{public_url(url)} redirects to '{masked(location)}', "
+                          "which is no http URL") from None
+
+        keeps_method = response.status in (307, 308)
+        if method not in ("GET", "HEAD") and \
+                (not keeps_method or origin_of(target) != origin_of(url)):
+            raise Failure(f"{method} {public_url(url)}\nis redirected to {public_url(target)}",
+                          "type 'devpi use' with the address that the server goes by: "
+                          + shell_quoted(server_of(target)))
+        return target
 
     def _send_with_retries(self, method, url, headers, body, may_take_long, may_retry, sink):
         for pause in (*RETRY_PAUSES, None):
             start = sink.tell() if sink else 0
             try:
                 response = self._send_once(method, url, headers, body, may_take_long, sink)
-                if response.status not in (502, 503, 504) or method not in ("GET", "HEAD") or pause is None:
+                is_temporary = response.status in (502, 503, 504) and method in ("GET", "HEAD")
+                if not is_temporary or pause is None:
                     return response
                 reason = f"{response.status} {response.reason}"
             except Unreachable as failure:
                 if pause is None or not may_retry and failure.sent:
                     raise
                 reason = failure.message.rpartition("\n")[2]
+
             if sink:
                 sink.seek(start)
                 sink.truncate()
@@ -1235,12 +1255,13 @@ class Http:
             time.sleep(pause)
 
     def _send_once(self, method, url, headers, body, may_take_long, sink):
-        """One try."""
-        key, kept = self._connection_key(url), self._kept_connections()
-        connection = kept.pop(key, None)
+        """Send the request once, over a kept connection if it is still open."""
+        key, connections = self._connection_key(url), self._kept_connections()
+        connection = connections.pop(key, None)
         if connection is not None and self._has_input(connection):
-            connection.close()      # closed by the server meanwhile
+            connection.close()      # the server has closed it
             connection = None
+
         sent = False
         try:
             if connection is None:
@@ -1260,53 +1281,65 @@ class Http:
             if connection is not None:
                 connection.close()
             raise
+
         if response.will_close or getattr(connection, "cut_short", False):
             connection.close()
         else:
-            kept[key] = connection
+            connections[key] = connection
         return Response(method, url, response.status, response.reason, response.headers, content)
 
     def _write_request(self, connection, method, url, headers, body):
+        """Write the request; stop early if the server responds before it has read the body.
+
+        `connection.cut_short` then says that the connection can't be used again."""
         parts = urllib.parse.urlsplit(public_url(url))
-        target = urllib.parse.quote(parts.path or "/", safe="/%+@!:=,;~$&'()*") + (f"?{parts.query}" if parts.query else "")
+        path = urllib.parse.quote(parts.path or "/", safe="/%+@!:=,;~$&'()*")
+        target = path + (f"?{parts.query}" if parts.query else "")
         proxy = proxy_for(url)
         if proxy and parts.scheme == "http":
             target = f"http://{parts.netloc}{target}"
             if credentials_of(proxy):
                 headers = {**headers, "Proxy-Authorization": credentials_of(proxy)}
-        connection.putrequest(method, target)       # with "Accept-Encoding: identity"
+
+        connection.putrequest(method, target)       # adds "Accept-Encoding: identity"
         for name, value in headers.items():
             connection.putheader(name, value)
         if body is not None or method not in ("GET", "HEAD", "DELETE"):
-            connection.putheader("Content-Length", str(body.length if isinstance(body, Stream) else len(body or b"")))
+            length = body.length if isinstance(body, Stream) else len(body or b"")
+            connection.putheader("Content-Length", str(length))
+
         try:
             connection.endheaders()
             for piece in body.pieces() if isinstance(body, Stream) else [body] if body else []:
-                if parts.scheme == "http" and self._has_input(connection):      # over TLS input may be a session ticket
-                    connection.cut_short = True     # an answer to half a body says no
+                # Over TLS, input may be a session ticket.  Over TCP it is an early response,
+                # which refuses the request.
+                if parts.scheme == "http" and self._has_input(connection):
+                    connection.cut_short = True
                     break
                 connection.send(piece)
         except (BrokenPipeError, ConnectionResetError):
-            connection.cut_short = True     # the answer may be there all the same; if not, getresponse() says so
+            # The response may have arrived; if it has not, getresponse() raises the error.
+            connection.cut_short = True
 
     def _read_body(self, response, sink):
-        """The body, or b"" if it went into the sink."""
-        length, count, kept = response.headers.get("Content-Length"), 0, []
+        """The body, or b"" if the sink has taken it."""
+        length, count, pieces = response.headers.get("Content-Length"), 0, []
+        limit = RESPONSE_LIMIT if sink is None else DOWNLOAD_LIMIT
         while True:
             piece = response.read(PIECE)
             if not piece:
                 break
             count += len(piece)
-            limit = RESPONSE_LIMIT if sink is None else DOWNLOAD_LIMIT
             if count > limit:
                 raise Failure(f"the server's answer is larger than {byte_size(limit)}")
             if sink is None:
-                kept.append(piece)
-                continue
-            sink.write(piece)
+                pieces.append(piece)
+            else:
+                sink.write(piece)
+
         if length is not None and count != int(length):
             raise http.client.IncompleteRead(b"", int(length) - count)
-        return b"".join(kept)
+        return b"".join(pieces)
 
     def _kept_connections(self):
         if not hasattr(self.local, "connections"):
@@ -1315,8 +1348,9 @@ class Http:
 
     @staticmethod
     def _has_input(connection):
+        """Whether bytes, or the end of the stream, can be read from a connection."""
         import select
-        if hasattr(select, "poll"):     # select() can't look at file descriptors above 1023
+        if hasattr(select, "poll"):     # select() can't watch file descriptors above 1023
             poll = select.poll()
             poll.register(connection.sock, select.POLLIN)
             return bool(poll.poll(0))
@@ -1326,46 +1360,63 @@ class Http:
         return origin_of(url) + (self.client_cert(url),)
 
     def _connect(self, url):
-        """A new, open connection to the URL's server, through a proxy if one is set."""
+        """A new open connection to the URL's server, through a proxy if one is configured."""
         scheme, host, port = origin_of(url)
-        proxy, arguments, kind = proxy_for(url), {"timeout": self.timeout or _CONNECT_SECONDS}, http.client.HTTPConnection
+        proxy, arguments = proxy_for(url), {"timeout": self.timeout or _CONNECT_SECONDS}
+        connection_class = http.client.HTTPConnection
         if scheme == "https":
-            kind, arguments["context"] = http.client.HTTPSConnection, _tls_context(self.client_cert(url))
+            connection_class = http.client.HTTPSConnection
+            arguments["context"] = _tls_context(self.client_cert(url))
+
         if proxy:
-            through = urllib.parse.urlsplit(proxy)
-            if through.scheme != "http":
-                kind = "SOCKS" if through.scheme.startswith("socks") else f"{through.scheme}://"
+            proxy_parts = urllib.parse.urlsplit(proxy)
+            if proxy_parts.scheme != "http":
+                is_socks = proxy_parts.scheme.startswith("socks")
+                kind = "SOCKS" if is_socks else f"{proxy_parts.scheme}://"
                 raise Failure(
                     f"the proxy {masked(proxy)} can't be used: only http:// is spoken, not {kind}",
                     f"name an http:// proxy in {scheme.upper()}_PROXY, "
                     f"or in NO_PROXY the host that is reached without one: {host}")
-            connection = kind(through.hostname, through.port or 80, **arguments)
+            connection = connection_class(
+                proxy_parts.hostname, proxy_parts.port or 80, **arguments)
             if scheme == "https":
                 credentials = credentials_of(proxy)
-                connection.set_tunnel(host, port, {"Proxy-Authorization": credentials} if credentials else {})
+                connection.set_tunnel(
+                    host, port, {"Proxy-Authorization": credentials} if credentials else {})
         else:
-            connection = kind(host, port, **arguments)
+            connection = connection_class(host, port, **arguments)
+
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
 
     def _connection_failure(self, url, error, sent):
+        """The Failure for an error of a connection; Unreachable if a retry may succeed."""
         import ssl
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Failure(f"SSL verification failed '{public_url(url)}':\n{one_line(error.verify_message or str(error))}",
+            reason = one_line(error.verify_message or str(error))
+            return Failure(f"SSL verification failed '{public_url(url)}':\n{reason}",
                            "if the server's certificate comes from an authority of your own, "
-                           "name that authority's file in the variable SSL_CERT_FILE or REQUESTS_CA_BUNDLE")
-        if isinstance(error, ssl.SSLError) and re.search("WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST", str(error)):
-            return Unreachable(url, "the server does not speak TLS there", sent, "try http:// in place of https://")
+                           "name that authority's file in the variable SSL_CERT_FILE or "
+                           "REQUESTS_CA_BUNDLE")
+
         if isinstance(error, ssl.SSLError):
-            return Failure(f"SSL verification failed '{public_url(url)}':\n{reason_of(error)}")
+            no_tls = "WRONG_VERSION_NUMBER|RECORD_LAYER_FAILURE|HTTP_REQUEST"
+            if re.search(no_tls, str(error)):
+                return Unreachable(url, "the server does not speak TLS there", sent,
+                                   "try http:// in place of https://")
+            return Failure(
+                f"SSL verification failed '{public_url(url)}':\n{reason_of(error)}")
+
         if isinstance(error, http.client.InvalidURL):
             return Failure(f"'{public_url(url)}' is no usable URL: {error}")
+
         reason = getattr(error, "strerror", None) or reason_of(error)
         if isinstance(error, http.client.RemoteDisconnected):
             reason = "the server closed the connection without an answer"
         proxy = proxy_for(url)
-        return Unreachable(url, reason, sent, f"the proxy {masked(proxy)} was asked, as the environment says" if proxy else "")
+        hint = f"the proxy {masked(proxy)} was asked, as the environment says" if proxy else ""
+        return Unreachable(url, reason, sent, hint)
 
 
 def json_headers(accept="application/json"):
@@ -1378,7 +1429,9 @@ def json_body(value):
 
 @functools.lru_cache(maxsize=None)
 def proxy_for(url):
-    """The URL of the proxy for a URL as the environment, macOS or Windows say (HTTP_PROXY, ALL_PROXY, NO_PROXY), or None."""
+    """The URL of the proxy for a URL, or None.
+
+    The variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY set it, or macOS or Windows."""
     import urllib.request
     parts, proxies = urllib.parse.urlsplit(url), urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -1388,20 +1441,22 @@ def proxy_for(url):
 
 
 def _is_exempt(url, exempt):
-    """Whether a URL is asked without the proxy; `exempt`: the value of NO_PROXY, or None.
+    """Whether requests to a URL go without the proxy; `exempt` is the value of NO_PROXY or None.
 
-    Its entries are hosts, which stand for all below them too, with a port or without; networks
-    such as 10.0.0.0/8; or `*`."""
+    An entry of NO_PROXY is a host, which includes all hosts below it, with or without a port; a
+    network such as 10.0.0.0/8; or `*` for all hosts."""
     import ipaddress
     import urllib.request
     _, host, port = origin_of(url)
     if exempt is None and not urllib.request.getproxies_environment():
         return bool(urllib.request.proxy_bypass(host))      # the settings of macOS or Windows
+
     for entry in re.split(r"[,\s]+", (exempt or "").lower()):
         if entry == "*":
             return True
-        with contextlib.suppress(ValueError):       # no network, or the host is no address
-            if ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False):
+        with contextlib.suppress(ValueError):       # the entry is no network, or the host no address
+            network = ipaddress.ip_network(entry.strip("[]"), strict=False)
+            if ipaddress.ip_address(host) in network:
                 return True
         name, number = re.fullmatch(r"(?:\*?\.)?(.*?)(?::([0-9]+))?", entry).groups()
         is_named = host == name.strip("[]") or host.endswith("." + name)
@@ -1412,48 +1467,58 @@ def _is_exempt(url, exempt):
 
 @functools.lru_cache(maxsize=None)
 def _tls_context(client_cert):
-    """The TLS settings: certificates are verified against the bundles that the variables name, else the system's."""
+    """The TLS settings.  A Failure if a file of certificates can't be read.
+
+    Certificates are verified against the bundles that `CA_VARIABLES` name, or else against those
+    of the system."""
     import ssl
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)       # verifies certificates and host names
-    named = [name for name in CA_VARIABLES if os.environ.get(name)]
-    for name in named:
+
+    variables = [name for name in CA_VARIABLES if os.environ.get(name)]
+    for name in variables:
         bundle = os.environ[name]
+        kind = "capath" if os.path.isdir(bundle) else "cafile"
         try:
-            context.load_verify_locations(**{"capath" if os.path.isdir(bundle) else "cafile": bundle})
+            context.load_verify_locations(**{kind: bundle})
         except OSError as error:
-            raise Failure(f"the certificates in {bundle} ({name}) can't be read: {error.strerror or error}") from None
-    if not named:
+            raise Failure(f"the certificates in {bundle} ({name}) can't be read: "
+                          f"{error.strerror or error}") from None
+    if not variables:
         context.load_default_certs()
+
     if client_cert:
         try:
             context.load_cert_chain(client_cert)
         except OSError as error:
-            raise Failure(f"the client certificate {client_cert} can't be used: {error.strerror or error}") from None
+            raise Failure(f"the client certificate {client_cert} can't be used: "
+                          f"{error.strerror or error}") from None
     return context
 
 
 # ==================================================================================================
 # 5  Credentials
 #
-# Who we are for a server, and where a password may come from: the command line, a file, the environment, keyring, .netrc, a
-# person.  Passwords are never stored; session tokens are, in auth.json.
+# Which user we are at a server, and the sources of passwords: the command line, a file, the
+# environment, keyring, .netrc, a person.  auth.json stores session tokens, never passwords.
 # ==================================================================================================
 
 
 class Identity(typing.NamedTuple):
-    """A user with a token or a password, and where it came from: `login`, `DEVPI_TOKEN`, `DEVPI_PASSWORD`, `netrc`."""
+    """A user, a token or password, and its source: login, DEVPI_TOKEN, DEVPI_PASSWORD or netrc."""
     user: str
     secret: str
     source: str
 
     def headers(self):
+        """The headers that authenticate the user; X-Devpi-Auth takes tokens and passwords."""
         if self.source == "netrc":
             return {"Authorization": basic_authorization(self.user, self.secret)}
-        return {"X-Devpi-Auth": base64.b64encode(f"{self.user}:{self.secret}".encode("utf-8", "replace")).decode()}
+        pair = f"{self.user}:{self.secret}".encode("utf-8", "replace")
+        return {"X-Devpi-Auth": base64.b64encode(pair).decode()}
 
 
 def check_secret(*texts):
-    """A Failure for a user name or password that can't be sent: one with bytes that are no UTF-8."""
+    """A Failure if a user name or a password can't be encoded in UTF-8."""
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
@@ -1462,11 +1527,16 @@ def check_secret(*texts):
 
 
 def basic_authorization(user, password):
-    return "Basic " + base64.b64encode(f"{user}:{password}".encode("utf-8", "replace")).decode()
+    """The Authorization header's value for HTTP Basic authentication (RFC 7617)."""
+    pair = f"{user}:{password}".encode("utf-8", "replace")
+    return "Basic " + base64.b64encode(pair).decode()
 
 
 class AuthStore:
-    """auth.json: session tokens, Basic credentials of front proxies, client certificates, each by server URL."""
+    """auth.json, in the format of devpi-client.
+
+    For each server URL it holds session tokens, HTTP Basic credentials for a proxy in front of the
+    server, and the path of a client certificate."""
 
     def __init__(self, file):
         self.file = file
@@ -1477,7 +1547,7 @@ class AuthStore:
         self.data = self.file.read()
 
     def tokens(self, url):
-        """[(user, token), ...] of the server that the URL belongs to, the last login first."""
+        """[(user, token), ...] of the URL's server; the last login comes first."""
         pairs = _entry_for_url(self.data.get("auth"), url)
         return _valid_logins(pairs)
 
@@ -1485,7 +1555,7 @@ class AuthStore:
         return dict(reversed(self.tokens(url))).get(user)
 
     def add_token(self, root, user, token, seconds=None):
-        """Keep a login, as the latest; `seconds`: how long it is good for, if the server said so."""
+        """Store a login as the latest.  `seconds`: its lifetime, if the server has stated one."""
         def edit(data):
             servers = _subobject(data, "auth")
             others = sorted([name, other] for name, other in _valid_logins(servers.get(root)) if name != user)
@@ -1497,24 +1567,27 @@ class AuthStore:
         self._change(edit)
 
     def seconds_left(self, root, user):
-        """How long a login is still good for; None if that is not known, as for one that devpi-client made."""
+        """How many seconds a login still lasts; None if unknown, as for logins by devpi-client."""
         entry = _subobject(_subobject(self.data, "devpi_lite_ends"), root).get(user)
-        if not (isinstance(entry, list) and [type(value) for value in entry] == [str, int]):
+        is_valid = isinstance(entry, list) and [type(value) for value in entry] == [str, int]
+        if not is_valid:
             return None
         tail, end = entry[0], min(entry[1], 1 << 40)
-        return end - time.time() if tail and (self.token(root, user) or "").endswith(tail) else None
+        is_same_token = tail and (self.token(root, user) or "").endswith(tail)
+        return end - time.time() if is_same_token else None
 
     def delete_token(self, root, user):
-        """Forget a login; returns whether there was one."""
-        known = self.token(root, user) is not None
+        """Delete a login; returns whether it existed."""
+        exists = self.token(root, user) is not None
 
         def edit(data):
             servers = _subobject(data, "auth")
-            servers[root] = [[name, token] for name, token in _valid_logins(servers.get(root)) if name != user]
+            servers[root] = [[name, token] for name, token in _valid_logins(servers.get(root))
+                             if name != user]
             _subobject(_subobject(data, "devpi_lite_ends"), root).pop(user, None)
-        if known:
+        if exists:
             self._change(edit)
-        return known
+        return exists
 
     def basic_auth(self, url):
         """(user, password) for the proxy in front of a server, or None."""
@@ -1522,63 +1595,69 @@ class AuthStore:
         return _valid_logins([pair])[0] if _valid_logins([pair]) else None
 
     def client_cert(self, url):
+        """The path of the client certificate for a server, or None."""
         path = _entry_for_url(self.data.get("client_cert"), _with_port(url))
         return path if isinstance(path, str) else None
 
     def set_basic_auth(self, root, user, password):
-        self._change(lambda data: _subobject(data, "basic_auth").update({_with_port(root): [user, password]}))
+        """Store credentials for the proxy in front of a server."""
+        def edit(data):
+            _subobject(data, "basic_auth")[_with_port(root)] = [user, password]
+        self._change(edit)
 
     def set_client_cert(self, root, path):
-        """Remember the PEM file for a server; None forgets it."""
+        """Store the path of a server's client certificate; None deletes it."""
         def edit(data):
-            known = _subobject(data, "client_cert")
+            paths = _subobject(data, "client_cert")
             if path is None:
-                known.pop(_with_port(root), None)
+                paths.pop(_with_port(root), None)
             else:
-                known[_with_port(root)] = path
+                paths[_with_port(root)] = path
         self._change(edit)
 
 
 def _valid_logins(pairs):
-    """[(user, token), ...] of what stands in auth.json for a server."""
-    return [tuple(pair) for pair in pairs if isinstance(pair, list) and [type(part) for part in pair] == [str, str]] \
-        if isinstance(pairs, list) else []
+    """[(user, token), ...] from the entry of a server in auth.json, without malformed pairs."""
+    if not isinstance(pairs, list):
+        return []
+    return [tuple(pair) for pair in pairs
+            if isinstance(pair, list) and [type(part) for part in pair] == [str, str]]
 
 
 def _subobject(data, key):
-    """data[key] as an object, made if it is none."""
+    """data[key]; if it is no JSON object, an empty one replaces it."""
     if not isinstance(data.get(key), dict):
         data[key] = {}
     return data[key]
 
 
 def _entry_for_url(entries, url):
-    """The entry for a URL: of the longest stored URL at whose path or below it lies.  None if there is none."""
+    """The entry of the longest stored URL whose path contains the URL's path; None without one."""
     if not isinstance(entries, dict):
         return None
     parts = urllib.parse.urlsplit(url)
     path = parts.path.rstrip("/")
     while True:
         for ending in (path + "/", path):
-            found = entries.get(f"{parts.scheme}://{parts.netloc}{ending}")
-            if found is not None:
-                return found
+            entry = entries.get(f"{parts.scheme}://{parts.netloc}{ending}")
+            if entry is not None:
+                return entry
         if not path:
             return None
         path = path.rpartition("/")[0]
 
 
 def _with_port(url):
-    """The URL without credentials and query, and with its port stated."""
+    """The URL with an explicit port, without credentials, query and fragment."""
     parts = urllib.parse.urlsplit(public_url(url))
     netloc = parts.netloc if parts.port else f"{parts.netloc}:{origin_of(url)[2]}"
     return urllib.parse.urlunsplit(parts._replace(netloc=netloc, query="", fragment=""))
 
 
 def netrc_entry(console, url):
-    """(user, password) that ~/.netrc ($NETRC) has for the URL's host, or None.
+    """(user, password) of ~/.netrc ($NETRC) for the URL's host, or None.
 
-    `default` entries don't count.  For URLs that a server has named there is `Run.netrc_entry`."""
+    `default` entries don't count.  A URL that a server has sent needs `Client.netrc_entry`."""
     hosts, parts = _netrc_hosts(console), urllib.parse.urlsplit(url)
     entry = hosts.get(parts.netloc.rpartition("@")[2]) or hosts.get(parts.hostname)
     return (entry[0] or "", entry[2] or "") if entry else None
@@ -1586,69 +1665,78 @@ def netrc_entry(console, url):
 
 @functools.lru_cache(maxsize=None)
 def _netrc_hosts(console):
-    """The entries of ~/.netrc by host.  One that can't be read is told of and holds nothing: it may serve other programs."""
+    """The entries of ~/.netrc by host.
+
+    A file that can't be read causes a warning and counts as empty: it may serve other programs."""
     path = os.environ.get("NETRC") or os.path.join(os.path.expanduser("~"), ".netrc")
     if not os.environ.get("NETRC") and os.name == "nt" and not os.path.exists(path):
         path = os.path.join(os.path.expanduser("~"), "_netrc")
-    if not os.path.isfile(path):        # a pipe would wait for who writes into it
+    if not os.path.isfile(path):        # reading a pipe would block
         return {}
     import netrc
     try:
         return netrc.netrc(path).hosts
-    except netrc.NetrcParseError as error:      # whose text may hold a password
+    except netrc.NetrcParseError as error:      # its text may contain a password
         reason = f"line {error.lineno} is not understood"
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8"
-    except Exception as error:      # of some Pythons, for what others understand or refuse
+    except Exception as error:      # some Pythons raise other errors for malformed files
         reason = f"it is not understood ({type(error).__name__})"
     console.warn(f"{display_path(path)} is not used: {reason}")
     return {}
 
 
 def _keyring_password(console, service, user):
-    """What keyring has, by its module or its program; None if it has nothing, or there is no keyring."""
+    """A password from keyring's module or program; None without an entry or without keyring."""
     try:
         import keyring
     except ImportError:
         program = find_program("keyring")
         if not program:
             return None
-        found = run_child(console, [program, "get", service, user], capture=True)
-        return found.output.rstrip("\r\n") if found.code == 0 and found.output.strip() else None
+        child = run_child(console, [program, "get", service, user], capture=True)
+        has_password = child.code == 0 and child.output.strip()
+        return child.output.rstrip("\r\n") if has_password else None
     try:
         return keyring.get_password(service, user)
-    except Exception as error:      # a back-end may raise anything, and there are other sources
+    except Exception as error:      # backends raise anything; other sources remain
         console.debug(f"keyring failed: {reason_of(error)}")
         return None
 
 
 def read_text(name, kind, only_line=False):
-    """The text, or only the first line, of a file, or of standard input for `-`.  `kind`: what the Failure calls it."""
+    """The text of a file, or of standard input for `-`; with `only_line` its first line.
+
+    A Failure, which calls the file `kind`, if it can't be read."""
     try:
         with contextlib.ExitStack() as stack:
             file = sys.stdin if name == "-" else stack.enter_context(open(name, encoding="utf-8"))
-            return "" if file is None else file.readline() if only_line else file.read()
+            if file is None:
+                return ""
+            return file.readline() if only_line else file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"the {kind} {name} can't be read: {getattr(error, 'strerror', None) or 'it is no UTF-8'}") from None
+        reason = getattr(error, "strerror", None) or "it is no UTF-8"
+        raise Failure(f"the {kind} {name} can't be read: {reason}") from None
 
 
 def read_password_file(name):
-    """The first line of a file, or of standard input for `-`."""
+    """The first line of a file, or of standard input for `-`; a Failure if it is missing."""
     line = read_text(name, "password file", only_line=True)
     if not line:
-        raise Failure("there is no password on standard input" if name == "-" else f"the password file {name} is empty")
+        raise Failure("there is no password on standard input" if name == "-" else
+                      f"the password file {name} is empty")
     return line.rstrip("\r\n")
 
 
 def password_without_prompt(console, root, user):
-    """A password that needs no person: (password, where it is from), or None."""
+    """(password, source) of a password that no person has to type, or None."""
     if os.environ.get("DEVPI_PASSWORD") and os.environ.get("DEVPI_USER", user) == user:
         return os.environ["DEVPI_PASSWORD"], "DEVPI_PASSWORD"
     return stored_password(console, root, user)
 
 
 def stored_password(console, url, user):
-    """(password, "keyring" or "netrc") that this machine keeps for a user at a URL, or None."""
+    """(password, "keyring" or "netrc") that this machine stores for a user at a URL, or None."""
     stored = _keyring_password(console, url, user)
     if stored is not None:
         return stored, "keyring"
@@ -1657,25 +1745,32 @@ def stored_password(console, url, user):
 
 
 def ask_new_password(console, user, otherwise=""):
-    """A new password, typed twice.  `otherwise`: how else it may be given, for the Failure where nobody is there to type."""
+    """A new password, which the person types twice.
+
+    A Failure after three attempts, or if nobody can type; `otherwise` is the part of its hint that
+    names other ways to give the password."""
     if not console.is_interactive():
         raise Failure(f"no new password for user '{user}', and nobody to ask",
                       f"give it {otherwise}with --password-file FILE (- for standard input)")
     for _ in range(3):
         password = console.ask_password(f"new password for user {user}: ")
-        if password != console.ask_password(f"repeat new password for user {user}: "):
+        repeated = console.ask_password(f"repeat new password for user {user}: ")
+        if password != repeated:
             console.error("passwords did not match")
-        elif len(password) >= 8 or console.confirm("the password is empty, use it" if not password else
-                                                   f"the password has only {len(password)} characters, use it"):
+            continue
+
+        question = f"the password has only {len(password)} characters, use it" if password else \
+            "the password is empty, use it"
+        if len(password) >= 8 or console.confirm(question):
             return password
     raise Failure("password not changed")
 
 
-# -- API tokens (macaroons, version 2, binary, behind "devpi-")
+# -- API tokens: "devpi-" and a macaroon in the binary format of version 2, in base64
 
 
 class Token(typing.NamedTuple):
-    """An API token: who it names, what restricts it, and its signature."""
+    """An API token: the identifier names its user, the caveats restrict it."""
     location: str
     identifier: str
     caveats: tuple
@@ -1683,7 +1778,7 @@ class Token(typing.NamedTuple):
 
 
 def parse_token(text):
-    """An API token of devpi-tokens as `Token`; a Failure if the text is none."""
+    """The `Token` of a text that devpi-tokens has issued; a Failure for any other text."""
     prefix, dash, payload = text.strip().partition("-")
     try:
         data = base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4))
@@ -1699,7 +1794,7 @@ def parse_token(text):
 
 
 def _macaroon_fields(data):
-    """(type, bytes) of each field; sections end with type 0."""
+    """Yield (type, content) of each field; type 0 ends a section."""
     position = 0
 
     def number():
@@ -1722,20 +1817,25 @@ def _macaroon_fields(data):
 
 
 def format_token(token):
-    """The text form of a `Token`."""
+    """The text of a `Token`, as `parse_token` reads it."""
     def field(kind, value):
         size, number = len(value), b""
         while size > 127:
             number += bytes([size & 127 | 128])
             size >>= 7
         return bytes([kind]) + number + bytes([size]) + value
-    data = b"\2" + (field(1, token.location.encode()) if token.location else b"") + field(2, token.identifier.encode()) + b"\0"
-    data += b"".join(field(2, caveat.encode()) + b"\0" for caveat in token.caveats) + b"\0" + field(6, token.signature)
+
+    data = b"\2"
+    if token.location:
+        data += field(1, token.location.encode())
+    data += field(2, token.identifier.encode()) + b"\0"
+    data += b"".join(field(2, caveat.encode()) + b"\0" for caveat in token.caveats)
+    data += b"\0" + field(6, token.signature)
     return "devpi-" + base64.urlsafe_b64encode(data).decode().rstrip("=")
 
 
 def token_user(token):
-    """The user that an API token belongs to, which devpi-tokens writes into it."""
+    """The user of an API token, as devpi-tokens has written it there; a Failure without one."""
     try:
         return parse_token(token).identifier.rpartition("-")[0]
     except Failure:
@@ -1743,21 +1843,24 @@ def token_user(token):
 
 
 # ==================================================================================================
-# 6  The server
+# 6  The client
 #
-# Where the client points (`Place`), what a server answers (`Answer`), and `Run`: all that one command needs.  A command works
-# on the index named by --index, else by DEVPI_INDEX, else by the last `use`; only `use`, `login` and their like store anything.
+# The server and index in use (`Remote`), the JSON objects of devpi's API (`Envelope`), and `Client`,
+# which is all that a command needs.  A command works on the index of --index, else of DEVPI_INDEX,
+# else of the last `use`.  Only `use` and the commands for logins and settings store anything.
 # ==================================================================================================
 
 _API_VERSION = "2"
-# The types of answers whose result is a JSON object.
-_OBJECT_TYPES = ("apiconfig", "indexconfig", "list:userconfig", "projectconfig", "proxyauth", "status", "token-info", "tokens-info",
-           "userconfig")
+# The types of envelopes whose result is a JSON object.
+_OBJECT_TYPES = ("apiconfig", "indexconfig", "list:userconfig", "projectconfig", "proxyauth",
+                 "status", "token-info", "tokens-info", "userconfig")
 
 
 @dataclasses.dataclass(frozen=True)
 class Remote:
-    """A server, and perhaps one of its indexes, as `+api` described them.  `root` ends with a slash, `index` does not."""
+    """A server, and one of its indexes or none, as the server's `+api` describes them.
+
+    `root` ends with a slash, `index` does not."""
     login: str = ""
     index: str | None = None
     simpleindex: str | None = None
@@ -1770,33 +1873,34 @@ class Remote:
 
     @property
     def index_name(self):
-        """USER/NAME."""
+        """The index as USER/NAME; "" without an index."""
         return "/".join(self.index.split("/")[-2:]) if self.index else ""
 
     @classmethod
     def of_state(cls, state):
-        """What a state file has; devpi-client, or a hand, may have written it, so all of it is looked at."""
+        """The remote that a state file names; invalid values count as missing."""
         def url(key):
             try:
                 return checked_url(state[key]) if isinstance(state.get(key), str) else None
             except Failure:
                 return None
         features = state.get("features")
-        return cls(url("login") or "", url("index"), url("simpleindex"), url("pypisubmit"),
-                   tuple(map(str, features)) if isinstance(features, list) else ())
+        features = tuple(map(str, features)) if isinstance(features, list) else ()
+        return cls(url("login") or "", url("index"), url("simpleindex"), url("pypisubmit"), features)
 
     def write_to(self, state):
+        """Put the remote into the state; what it lacks is removed there."""
         state["login"] = self.login
         state["features"] = list(self.features)
         for key in ("index", "simpleindex", "pypisubmit"):
             state.pop(key, None)
             if getattr(self, key):
                 state[key] = getattr(self, key)
-        state.pop("auth", None)         # of very old clients
+        state.pop("auth", None)         # old versions of devpi-client kept logins there
 
 
 class Envelope(typing.NamedTuple):
-    """The JSON that a server answered to a call."""
+    """The JSON object with type, result and message that devpi's API responds with."""
     type: str
     result: typing.Any
     message: str
@@ -1804,52 +1908,60 @@ class Envelope(typing.NamedTuple):
 
 
 class Client:
-    """One command's run: its options, the console, the stored state, and calls to the server."""
+    """The client as one command uses it: options, console, stored state, calls to the server."""
 
     def __init__(self, options, console):
         self.options, self.console = options, console
-        self.directory = os.path.abspath(os.path.expanduser(
-            getattr(options, "clientdir", None) or os.environ.get("DEVPI_CLIENTDIR") or os.path.join("~", ".devpi", "client")))
-        self.venv_state = os.path.join(os.environ["VIRTUAL_ENV"], "devpi.json") if os.environ.get("VIRTUAL_ENV") else None
+
+        directory = getattr(options, "clientdir", None) or os.environ.get("DEVPI_CLIENTDIR") \
+            or os.path.join("~", ".devpi", "client")
+        self.directory = os.path.abspath(os.path.expanduser(directory))
+        venv = os.environ.get("VIRTUAL_ENV")
+        self.venv_state = os.path.join(venv, "devpi.json") if venv else None
         is_local = self.venv_state is not None and os.path.exists(self.venv_state)
-        self.state_file = StateFile(self.venv_state if is_local else os.path.join(self.directory, "current.json"))
+        self.state_file = StateFile(
+            self.venv_state if is_local else os.path.join(self.directory, "current.json"))
         self.state = self.state_file.read()
         self.auth = AuthStore(StateFile(os.path.join(self.directory, "auth.json")))
+
         self.http = Http(console, getattr(options, "timeout", None), self.auth.client_cert)
-        self.logins = {}                # (user, root) -> session token of a login that is not stored
-        self._remote = None              # see `place`
-        self.given_url = None               # the URL that --index, DEVPI_INDEX or an argument names, if one does
+        self.logins = {}                # (user, root) -> session token of a login from DEVPI_PASSWORD
+        self._remote = None             # see `remote`
+        self.given_url = None           # the URL in --index, DEVPI_INDEX or an argument, if any
         self.is_version_checked = False
         self.lock = threading.RLock()
 
     @property
     def stored_user(self):
-        """The user of the last login, as the state has it, or None."""
+        """The user of the last login, from the state, or None."""
         user = self.state.get("username")
         return user if isinstance(user, str) and user else None
 
     def change_state(self, **changes):
-        """Store changes of the state; None stores null."""
+        """Store values in the state; None becomes null."""
         self.edit_state(lambda state: state.update(changes))
 
     def edit_state(self, edit):
-        def and_drop_old(state):
+        """Let `edit` change the state in place, and store it."""
+        def edit_and_clean(state):
             edit(state)
-            state.pop("auth", None)
-        self.state_file.change(and_drop_old)
+            state.pop("auth", None)     # old versions of devpi-client kept logins there
+        self.state_file.change(edit_and_clean)
         self.state = self.state_file.read()
 
-    # -- where
+    # -- the server and index in use
 
     @property
     def remote(self):
-        """Where this run works; asks the server only if --index or DEVPI_INDEX say something else than the state, and once."""
+        """The server and index that this command works on.
+
+        Asks the server, once, if --index or DEVPI_INDEX differ from the state."""
         if self._remote is None:
             self._remote = self._find_remote()
         return self._remote
 
     def set_remote(self, remote):
-        """Work there from now on."""
+        """Work on another server or index from now on."""
         self._remote = remote
 
     def _find_remote(self):
@@ -1860,39 +1972,48 @@ class Client:
             return self._remote_at(from_environment, stored)
         if not wanted:
             return stored
+
+        # A relative --index belongs to the server of DEVPI_INDEX, if that is a URL.
         if from_environment and "://" in from_environment and "://" not in wanted:
-            stored = self._remote_at("/".join(from_environment.rstrip("/").split("/")[:-2]) + "/", stored)
+            root = "/".join(from_environment.rstrip("/").split("/")[:-2]) + "/"
+            stored = self._remote_at(root, stored)
         return self._remote_at(wanted, stored)
 
     def _remote_at(self, text, base):
-        """The place that a text names, as the server describes it."""
+        """The remote of a URL, or of an index name on the server of the remote `base`."""
         self.note_given_url(text)
         if "://" not in text and not base.root:
             if text == os.environ.get("DEVPI_INDEX"):
-                raise Failure(f"No server set and DEVPI_INDEX from environment is not a full valid URL: {text}")
-            raise Failure("not connected to a server, see 'devpi use'", "type 'devpi use URL', or give the index as a full URL")
+                raise Failure("No server set and DEVPI_INDEX from environment is not a full valid "
+                              f"URL: {text}")
+            raise Failure("not connected to a server, see 'devpi use'",
+                          "type 'devpi use URL', or give the index as a full URL")
+
         remote = self.get_api(self.index_url(text, base.root))[0]
         if "://" in text and not self.is_given_server(remote.root):
-            self.console.warn(f"The server has rewritten the url to: {remote.index or remote.root}")
+            self.console.warn(
+                f"The server has rewritten the url to: {remote.index or remote.root}")
         return remote
 
     def note_given_url(self, text):
-        """Remember the URL that a person typed: the environment's token and password are for its server alone."""
+        """Remember the URL that the person typed.
+
+        The token and the password in our environment are sent to the server of this URL only."""
         if "://" in text:
             self.given_url = checked_url(text)
 
     def is_given_server(self, url):
-        """Whether a URL is on the server that the person named, or on the same host's standard TLS port in place of 80.
+        """Whether a URL is on the server that the person typed, as in `is_same_server`.
 
-        True if no URL was named: then `use` has stored the server, and told what it is."""
+        True if the person typed no URL: `use` has then stored the server and printed it."""
         return self.given_url is None or is_same_server(url, self.given_url)
 
     @property
     def named_url(self):
-        """The URL by which the person has named the server, now or in the `use` that stored it.
+        """The URL by which the person has named the server, in this command or in the stored `use`.
 
-        "" if there is no server.  What a server says of itself does not count.  State files of
-        devpi-client don't tell who named it: their server counts as named."""
+        "" without a server.  The server's own statement of its URL does not count.  devpi-client does
+        not store what the person typed: the server that it stored counts as named."""
         if self.given_url is not None:
             return self.given_url
         known, root = self.state.get("devpi_lite_named"), Remote.of_state(self.state).root
@@ -1902,100 +2023,129 @@ class Client:
         return root
 
     def index_url(self, text, root):
-        """The URL that an index name stands for on a server: NAME, USER/NAME, /USER/NAME, or a URL."""
-        if "://" in text:       # installers are told of .../+simple/, which people copy
+        """The URL of an index at the server `root`: of NAME, USER/NAME, /USER/NAME or a URL.
+
+        NAME alone is an index of the current user."""
+        if "://" in text:       # people also copy the URL that ends with +simple
             return re.sub(r"/\+simple$", "", checked_url(text).rstrip("/"))
+
         parts = text.strip("/").split("/")
         if text == "/":
             return root.rstrip("/")
         if len(parts) > 2 or not all(parts) or ":" in text:
+            hint = f"a URL starts with http:// or https://, as in http://{masked(text)}"
             raise Failure(f"index '{masked(text)}' not of form USER/NAME or NAME",
-                          f"a URL starts with http:// or https://, as in http://{masked(text)}" if ":" in text else "")
+                          hint if ":" in text else "")
+
         if len(parts) == 1:
             user = self.user_at(root)
             if user is None:
-                raise Failure(f"you need to be logged in to use the short index name '{parts[0]}' "
-                              f"(use USER/{parts[0]} or 'devpi login USER')")
+                raise Failure(
+                    f"you need to be logged in to use the short index name '{parts[0]}' "
+                    f"(use USER/{parts[0]} or 'devpi login USER')")
             parts = [user, *parts]
         return root + "/".join(map(path_segment, parts))
 
     @property
     def root(self):
-        """The URL of the server, with a slash at its end; a Failure if there is none."""
+        """The URL of the server, with a slash at its end; a Failure without a server."""
         if not self.remote.root:
-            raise Failure("not connected to a server, see 'devpi use'", "type 'devpi use URL' first, or set DEVPI_INDEX")
+            raise Failure("not connected to a server, see 'devpi use'",
+                          "type 'devpi use URL' first, or set DEVPI_INDEX")
         return self.remote.root
 
     @property
     def index(self):
-        """The URL of the index; a Failure if there is none."""
+        """The URL of the index, without a slash at its end; a Failure without an index."""
         if not self.remote.index:
-            raise Failure("not connected to an index, see 'devpi use'", "type 'devpi use USER/NAME', or give --index USER/NAME")
+            raise Failure("not connected to an index, see 'devpi use'",
+                          "type 'devpi use USER/NAME', or give --index USER/NAME")
         return self.remote.index
 
     @property
     def _known_remote(self):
-        """Where this run works as far as that is known without asking a server."""
+        """The remote as far as it is known without a request."""
         return self._remote or Remote.of_state(self.state)
 
     def require_server(self):
-        """A Failure if there is no server."""
+        """A Failure without a server."""
         return self.root
 
     def require_index(self):
-        """A Failure if there is no index."""
+        """A Failure without an index."""
         return self.index
 
-    def project_url(self, *parts):
-        """The URL of a project of the index, or of one of its versions."""
-        return "/".join([self.index, path_segment(normalize(parts[0])), *map(path_segment, parts[1:])])
+    def project_url(self, project, *parts):
+        """The URL of a project of the index, or with a version that of a release."""
+        return "/".join([self.index, path_segment(normalize(project)), *map(path_segment, parts)])
 
-    # -- who
-
+    # -- our identity and our login
     def identity(self, url, may_login=True):
-        """Who we are for a server (any URL on it), or None: the environment first, then stored logins, then .netrc.
+        """Our `Identity` for the server of a URL, or None.
 
-        With DEVPI_PASSWORD this logs in, once a run, unless `may_login` is false."""
-        user, token, password = (os.environ.get(f"DEVPI_{name}") for name in ("USER", "TOKEN", "PASSWORD"))
-        token = token and token.strip()
-        here = self._known_remote
-        if self.is_given_server(url) and (is_below(url, here.root) if here.root else self.given_url is not None):
-            if token:
-                check_secret(user or "", token)
-                return Identity(user or token_user(token), token, "DEVPI_TOKEN")
-            if user and password and (user, here.root) in self.logins:
-                return Identity(user, self.logins[user, here.root], "DEVPI_PASSWORD")
-            if user and password and may_login and here.root:
-                with self.lock:
-                    if (user, here.root) not in self.logins:
-                        self.logins[user, here.root] = self._log_in_from_environment(here, user, password)
-                return Identity(user, self.logins[user, here.root], "DEVPI_PASSWORD")
+        The environment comes first, then stored logins, then .netrc.  DEVPI_PASSWORD causes a
+        login request, once for each command, unless `may_login` is false."""
+        identity = self._identity_from_environment(url, may_login)
+        if identity is not None:
+            return identity
+
         stored = self.auth.tokens(url)
-        user = user or self.stored_user or (stored[0][0] if stored else None)
+        first = stored[0][0] if stored else None
+        user = os.environ.get("DEVPI_USER") or self.stored_user or first
         if user in dict(stored):
             return Identity(user, self.auth.token(url, user), "login")
+
         entry = self.netrc_entry(url)
-        if entry and os.environ.get("DEVPI_USER", entry[0]) == entry[0] != "" and self.auth.basic_auth(url) is None:
+        if entry and os.environ.get("DEVPI_USER", entry[0]) == entry[0] != "" \
+                and self.auth.basic_auth(url) is None:
             return Identity(*entry, "netrc")
         return None
 
-    def netrc_entry(self, url):
-        """(user, password) of .netrc for a URL on the server that the person has named, or None.
+    def _identity_from_environment(self, url, may_login):
+        """Our `Identity` by DEVPI_TOKEN or DEVPI_PASSWORD for the server of a URL, or None.
 
-        A server may link and redirect to any host, one that .netrc has for other programs too."""
+        They are only for the server that the person has given."""
+        user, token, password = (
+            os.environ.get(f"DEVPI_{name}") for name in ("USER", "TOKEN", "PASSWORD"))
+        token = token and token.strip()
+        root = self._known_remote.root
+        is_ours = is_below(url, root) if root else self.given_url is not None
+        if not self.is_given_server(url) or not is_ours:
+            return None
+
+        if token:
+            check_secret(user or "", token)
+            return Identity(user or token_user(token), token, "DEVPI_TOKEN")
+        if not user or not password:
+            return None
+        if (user, root) not in self.logins:
+            if not may_login or not root:
+                return None
+            with self.lock:
+                if (user, root) not in self.logins:
+                    self.logins[user, root] = self._log_in_from_environment(user, password)
+        return Identity(user, self.logins[user, root], "DEVPI_PASSWORD")
+
+    def netrc_entry(self, url):
+        """(user, password) of .netrc for a URL, or None.
+
+        Only for the server that the person has named: a server can link or redirect to any other
+        host, for which .netrc may hold the password of another program."""
         if not self.named_url or not is_same_server(url, self.named_url):
             return None
         return netrc_entry(self.console, url)
 
-    def _log_in_from_environment(self, remote, user, password):
+    def _log_in_from_environment(self, user, password):
+        """A session token for the user and password of our environment."""
         try:
-            return self.request_token(remote, user, password)["password"]
+            return self.request_token(self._known_remote, user, password)["password"]
         except Refused as refusal:
-            refusal.hint = refusal.hint or "user and password are those of the variables DEVPI_USER and DEVPI_PASSWORD"
+            refusal.hint = refusal.hint or \
+                "user and password are those of the variables DEVPI_USER and DEVPI_PASSWORD"
             raise
 
     def user_at(self, url):
-        """The name of the user that we are for a server, or None."""
+        """Our user name at the server of a URL, or None."""
         identity = self.identity(url, may_login=False)
         if identity is None and os.environ.get("DEVPI_PASSWORD"):
             return os.environ.get("DEVPI_USER")
@@ -2003,17 +2153,18 @@ class Client:
 
     @property
     def user(self):
+        """Our user name at the server, or None."""
         return self.user_at(self.root)
 
     def require_login(self):
-        """The user that we are; a Failure if we are nobody."""
+        """Our user name at the server; a Failure if we are not logged in."""
         user = self.user
         if user is None:
             raise Failure("you need to be logged in (use 'devpi login USER')")
         return user
 
     def credentials(self, url, may_login=True):
-        """The headers that tell a server, and a proxy in front of it, who asks."""
+        """The headers that authenticate us at the server of a URL, and at a proxy in front of it."""
         headers, identity = {}, self.identity(url, may_login)
         if identity:
             headers.update(identity.headers())
@@ -2024,92 +2175,122 @@ class Client:
         return headers
 
     def basic_credentials(self, url):
-        """(user, secret) for tools that take Basic credentials in a URL, or None."""
+        """(user, token or password) for a tool that takes HTTP Basic credentials in a URL, or None."""
         identity = self.identity(url)
         return (identity.user, identity.secret) if identity else self.auth.basic_auth(url)
 
     def request_token(self, remote, user, password):
-        """A fresh session token: {"password": token, "expiration": seconds}."""
+        """Log in; returns {"password": session token, "expiration": seconds}.
+
+        A Failure if the server wants the password to be sent elsewhere."""
         check_secret(user, password)
         if not self.is_given_server(remote.login):
-            raise Failure(f"the server at {masked(self.given_url)} wants the password to be sent to {remote.root}",
+            raise Failure(f"the server at {masked(self.given_url)} wants the password to be sent "
+                          f"to {remote.root}",
                           "if that is right, type 'devpi use "
                           f"{shell_quoted(remote.index or remote.root)}' first, or name that URL")
-        response = self.http.request("POST", remote.login, json_headers(), json_body({"user": user, "password": password}),
-                                  credentials=self._proxy_headers)
+        response = self.http.request(
+            "POST", remote.login, json_headers(), json_body({"user": user, "password": password}),
+            credentials=self._proxy_headers)
         envelope = self.unwrap(response, "proxyauth")
         if not isinstance(envelope.result.get("password"), str):
             raise Failure(f"{remote.login}: the answer holds no token")
         return envelope.result
 
     def _proxy_headers(self, url):
+        """The headers that authenticate us at a proxy in front of the server."""
         pair = self.auth.basic_auth(url)
         return {"Authorization": basic_authorization(*pair)} if pair else {}
 
     def _renew_login(self, url):
-        """After a refusal: if the stored login has expired, forget it, and log in if a password is at hand.
+        """After a refusal: replace an expired login, if a password needs no person.
 
-        Returns whether the request is worth another try."""
+        Returns whether the request is worth another attempt."""
         identity = self.identity(url, may_login=False)
-        if identity is None or identity.source != "login" or self._remote is None or not is_below(url, self.remote.root):
+        if identity is None or identity.source != "login" or self._remote is None \
+                or not is_below(url, self.remote.root):
             return False
+
+        root = self.remote.root
         with self.lock:
-            if self.auth.token(url, identity.user) != identity.secret:
-                return self.auth.token(url, identity.user) is not None      # another thread was faster
-            if self.get_api(self.remote.root.rstrip("/"))[1] == "ok":
+            current = self.auth.token(url, identity.user)
+            if current != identity.secret:      # another thread has renewed it
+                return current is not None
+            if self.get_api(root.rstrip("/"))[1] == "ok":
                 return False
-            password = password_without_prompt(self.console, self.remote.root, identity.user)
+            password = password_without_prompt(self.console, root, identity.user)
             if password is None:
                 return False
-            fresh = self.request_token(self.remote, identity.user, password[0])
-            self.auth.add_token(self.remote.root, identity.user, fresh["password"], fresh.get("expiration"))
-            self.console.say(f"logged in '{identity.user}' again, with the password from {password[1]}")
+
+            login = self.request_token(self.remote, identity.user, password[0])
+            self.auth.add_token(root, identity.user, login["password"], login.get("expiration"))
+            self.console.say(
+                f"logged in '{identity.user}' again, with the password from {password[1]}")
             return True
 
     # -- calls
 
     def get_api(self, url):
-        """(Place, status of our login: "ok" or "noauth", user) as the server of a URL describes them.
+        """GET +api at a URL; returns (Remote, login status, user).
 
-        A stored login that the server does not take is forgotten."""
+        The login status is "ok" or "noauth".  A stored login that the server refuses is deleted."""
         target = url.rstrip("/") + "/+api"
-        response = self.http.request("GET", target, json_headers(),
-                                  credentials=lambda url: self.credentials(url, may_login=False))
+        response = self.http.request(
+            "GET", target, json_headers(),
+            credentials=lambda url: self.credentials(url, may_login=False))
         if response.status == 403:
-            response = self.http.request("GET", target, json_headers(), credentials=self._proxy_headers)
+            response = self.http.request(
+                "GET", target, json_headers(), credentials=self._proxy_headers)
+
         if response.json() is None and response.status != 401:
             hint = "is that the URL of a devpi server, or of one of its indexes?"
             if response.status in (200, 201):
                 raise Failure(f"{public_url(response.url)}: the answer is no JSON", hint)
             raise Refused(response, "", self.refusal_hint(response) or hint)
+
         result = self.unwrap(response, "apiconfig").result
-        if not isinstance(result.get("login"), str):
-            raise Failure(f"{public_url(response.url)}: the answer does not describe a devpi server")
-        links = {key: resolve_link(response.url, str(result[key]))
-                 for key in ("login", "index", "simpleindex", "pypisubmit") if result.get(key)}
-        if "index" in links:
-            links["index"] = links["index"].rstrip("/")
-        remote = Remote(features=tuple(map(str, result.get("features") or ())), **links)
-        if url.startswith("https:") and not remote.root.startswith("https:"):
-            raise Failure(f"the server at {masked(url)} says that its address is {remote.root}, which is not encrypted",
-                          "its administrator should tell it its address (--outside-url, or its proxy's header X-Outside-URL)")
+        remote = self._remote_of_api(url, response.url, result)
         status, user, *_ = [*(result.get("authstatus") or ()), "noauth", ""]
         identity = self.identity(remote.root, may_login=False)
-        if status == "noauth" and identity and identity.source == "login" and is_below(response.url, remote.root):
+        if status == "noauth" and identity and identity.source == "login" \
+                and is_below(response.url, remote.root):
             self.auth.delete_token(remote.root, identity.user)
         return remote, status, user
 
-    def call(self, method, url, body=None, expect=None, *, may_take_long=False, accept="application/json"):
-        """Call a server that is asked for JSON; returns its `Answer`.  Refused if it says no.
+    @staticmethod
+    def _remote_of_api(url, response_url, result):
+        """The `Remote` of an apiconfig; a Failure if it is malformed or leaves TLS."""
+        if not isinstance(result.get("login"), str):
+            raise Failure(
+                f"{public_url(response_url)}: the answer does not describe a devpi server")
+        links = {key: resolve_link(response_url, str(result[key]))
+                 for key in ("login", "index", "simpleindex", "pypisubmit") if result.get(key)}
+        if "index" in links:
+            links["index"] = links["index"].rstrip("/")
 
-        `expect`: the type that the answer must have.  `patient`: it may take as long as it likes."""
-        response = self.send(method, url, json_headers(accept), None if body is None else json_body(body), may_take_long=may_take_long)
+        remote = Remote(features=tuple(map(str, result.get("features") or ())), **links)
+        if url.startswith("https:") and not remote.root.startswith("https:"):
+            raise Failure(f"the server at {masked(url)} says that its address is {remote.root}, "
+                          "which is not encrypted",
+                          "its administrator should tell it its address (--outside-url, or its "
+                          "proxy's header X-Outside-URL)")
+        return remote
+
+    def call(self, method, url, body=None, expect=None, *, may_take_long=False,
+             accept="application/json"):
+        """Call devpi's API with a JSON value; returns the `Envelope`.
+
+        `expect`: the type that it must have.  `may_take_long`: as for `Http.request`.  Refused for
+        an error status, a Failure for an unexpected response."""
+        response = self.send(method, url, json_headers(accept),
+                             None if body is None else json_body(body),
+                             may_take_long=may_take_long)
         return self.unwrap(response, expect)
 
     def delete(self, url, force=False):
-        """Delete what is at a URL, and tell what the server adds to that; returns it, or "".
+        """DELETE a URL; prints and returns the consequences that the server states, or "".
 
-        Servers say what was deleted, and devpi_lite behind a semicolon what follows from that."""
+        devpi_lite adds them to its message after a semicolon."""
         envelope = self.call("DELETE", url + ("?force=" if force else ""))
         note = envelope.message.partition("; ")[2]
         if note:
@@ -2117,73 +2298,97 @@ class Client:
         return note
 
     def send(self, method, url, headers=None, body=None, **options):
-        """A request with our credentials, sent again after a new login if the old one had expired; returns the `Reply`."""
-        response = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
+        """Send a request with our credentials; returns the `Response`, whatever its status.
+
+        If our login had expired, it is renewed and the request is sent again."""
+        def attempt():
+            return self.http.request(
+                method, url, headers, body, credentials=self.credentials, **options)
+
+        response = attempt()
         if response.status in (401, 403) and self._renew_login(url):
-            response = self.http.request(method, url, headers, body, credentials=self.credentials, **options)
+            response = attempt()
         self._check_api_version(response)
-        self._forget_refused_login(response)
+        self._delete_refused_login(response)
         return response
 
     def unwrap(self, response, expect):
-        """The `Answer` in a reply; Refused if it says no, a Failure if it is not of the expected type."""
+        """The `Envelope` in a response; Refused for an error status.
+
+        A Failure if it is not of the type `expect`, unless that is None."""
         self._check_api_version(response)
-        value = response.json()
+        value, url = response.json(), public_url(response.url)
         if response.status not in (200, 201):
             raise self.refusal_of(response)
+
         if not isinstance(value, dict):
-            raise Failure(f"{public_url(response.url)}: the answer is no JSON object", "is that a devpi server?")
+            raise Failure(f"{url}: the answer is no JSON object", "is that a devpi server?")
         if expect is not None and value.get("type") != expect:
-            raise Failure(f"{public_url(response.url)}: got result type '{value.get('type')}', expected '{expect}'")
+            raise Failure(f"{url}: got result type '{value.get('type')}', expected '{expect}'")
         if expect in _OBJECT_TYPES and not isinstance(value.get("result"), dict):
-            raise Failure(f"{public_url(response.url)}: the result of type '{expect}' is no JSON object")
-        return Envelope(value.get("type"), value.get("result"), str(value.get("message") or ""), response)
+            raise Failure(f"{url}: the result of type '{expect}' is no JSON object")
+        return Envelope(
+            value.get("type"), value.get("result"), str(value.get("message") or ""), response)
 
     def refusal_of(self, response):
-        """The `Refused` for an answer that says no, with what to do about it."""
-        message = response.message()
-        body = response.body.decode("utf-8", "replace").strip() if self.console.is_debug and not message else ""
+        """The `Refused` for a response with an error status, with a hint."""
+        message, body = response.message(), ""
+        if self.console.is_debug and not message:
+            body = response.body.decode("utf-8", "replace").strip()
         return Refused(response, message, self.refusal_hint(response), body)
 
     def refusal_hint(self, response):
-        if response.status in (401, 403) and not response.url.endswith("/+login"):
-            if self.user_at(response.url) is None:
-                if not self.is_given_server(response.url) and (os.environ.get("DEVPI_TOKEN") or os.environ.get("DEVPI_PASSWORD")):
-                    return (f"the variables' login is for {masked(self.given_url)}, not for what that server calls itself: "
-                            f"set DEVPI_INDEX to an index of {shell_quoted(server_of(response.url))}")
-                if os.environ.get("DEVPI_PASSWORD") and not os.environ.get("DEVPI_USER"):
-                    return "the variable DEVPI_PASSWORD is set, but not DEVPI_USER, which says whose password it is"
-                if netrc_entry(self.console, response.url) and not self.netrc_entry(response.url):
-                    return (f"what .netrc has for {origin_of(response.url)[1]} is not sent, because "
-                            "another server has led there; if that is where you want to be: "
-                            f"devpi use {shell_quoted(server_of(response.url))}")
-                user = os.environ.get("DEVPI_USER") or self.stored_user or "USER"
-                return f"not logged in, or the login has expired (one lasts 10 hours): devpi login {user}"
+        """What a person can do about a response with an error status, or ""."""
+        if response.status in (401, 403) and not response.url.endswith("/+login") \
+                and self.user_at(response.url) is None:
+            return self._login_hint(response.url)
         if response.status == 413:
-            return ("the server, or a proxy in front of it, limits the size of requests: devpi-server and devpi_lite by "
-                    "--max-request-body-size, nginx by client_max_body_size")
+            return ("the server, or a proxy in front of it, limits the size of requests: "
+                    "devpi-server and devpi_lite by --max-request-body-size, "
+                    "nginx by client_max_body_size")
         if response.status in (502, 503, 504):
-            return "the server, or what it needs behind it, can't be reached at the moment; try again later"
+            return ("the server, or what it needs behind it, can't be reached at the moment; "
+                    "try again later")
         return ""
 
+    def _login_hint(self, url):
+        """Why the request was sent without a login, and how to log in."""
+        server = shell_quoted(server_of(url))
+        has_login = os.environ.get("DEVPI_TOKEN") or os.environ.get("DEVPI_PASSWORD")
+        if not self.is_given_server(url) and has_login:
+            return (f"the variables' login is for {masked(self.given_url)}, not for what that "
+                    f"server calls itself: set DEVPI_INDEX to an index of {server}")
+        if os.environ.get("DEVPI_PASSWORD") and not os.environ.get("DEVPI_USER"):
+            return ("the variable DEVPI_PASSWORD is set, but not DEVPI_USER, "
+                    "which says whose password it is")
+        if netrc_entry(self.console, url) and not self.netrc_entry(url):
+            return (f"what .netrc has for {origin_of(url)[1]} is not sent, because "
+                    "another server has led there; if that is where you want to be: "
+                    f"devpi use {server}")
+        user = os.environ.get("DEVPI_USER") or self.stored_user or "USER"
+        return f"not logged in, or the login has expired (one lasts 10 hours): devpi login {user}"
+
     def _check_api_version(self, response):
+        """A Failure for an unknown version of devpi's API; warns once if it is missing."""
         if self.is_version_checked:
             return
         version = response.headers.get("X-DEVPI-API-VERSION")
         if version is None:
             if response.status in (200, 201):
                 self.is_version_checked = True
-                self.console.error(f"WARN: devpi-lite-client-{__version__} got an unversioned reply, "
-                                   "assuming API-VERSION 2 (as implemented by devpi-server-2.0)")
+                self.console.error(f"WARN: devpi-lite-client-{__version__} got an unversioned "
+                                   "reply, assuming API-VERSION 2 (as implemented by "
+                                   "devpi-server-2.0)")
         elif version != _API_VERSION:
-            raise Failure(f"devpi-lite-client-{__version__} got a reply with API-VERSION {version}, "
-                          f"acceptable are: {_API_VERSION}")
+            raise Failure(f"devpi-lite-client-{__version__} got a reply with API-VERSION "
+                          f"{version}, acceptable are: {_API_VERSION}")
 
-    def _forget_refused_login(self, response):
-        """devpi: a 401 that names a place to log in at means that the token is no longer one."""
+    def _delete_refused_login(self, response):
+        """Delete the stored token after a 401 with a Location: devpi rejects the token so."""
         if response.status != 401 or not response.headers.get("Location"):
             return
-        identity, root = self.identity(response.url, may_login=False), self._known_remote.root
+        identity = self.identity(response.url, may_login=False)
+        root = self._known_remote.root
         if identity and identity.source == "login" and root and is_below(response.url, root):
             if self.auth.delete_token(root, identity.user):
                 self.console.error("removed expired authentication information")
@@ -2192,60 +2397,77 @@ class Client:
 # ==================================================================================================
 # 7  Installers' settings
 #
-# The index as pip and uv are told of it: their configuration files, changed line by line so that all else in them stays, with
-# a backup from which the change is undone; and the variables for shells and child processes.
+# How pip and uv learn about the index: their configuration files, edited line by line so that all
+# other settings stay, with a backup from which the change can be undone; and the variables for shells
+# and child processes.
 # ==================================================================================================
 
 
 class SettingsFile(typing.NamedTuple):
-    """A configuration file, and where in it the index stands: `settings` are (section or None, key, which URL)."""
+    """A configuration file of an installer, and the keys in it that name the index.
+
+    `settings`: (section or None, key, "simpleindex" or "index" for the URL that is its value), ...
+    `quote` surrounds values.  `is_ours`: write the file even if it does not exist."""
     path: str
     settings: tuple
     quote: str = ""
-    is_ours: bool = True            # written even if it does not exist yet
+    is_ours: bool = True
 
 
 def settings_files(venv=None):
-    """The files that `use` shows and --set-cfg changes: those of a virtual environment, or the user's."""
+    """The files that `use` shows and --set-cfg changes: of a virtual environment, or of the user."""
     pip = (("global", "index_url", "simpleindex"), ("search", "index", "index"))
     uv = ((None, "index-url", "simpleindex"),)
+    distutils = (("easy_install", "index_url", "simpleindex"),)
+    buildout = (("buildout", "index", "simpleindex"),)
     if venv:
         name = "pip.ini" if os.name == "nt" else "pip.conf"
-        return [SettingsFile(os.path.join(venv, name), pip), SettingsFile(os.path.join(venv, "uv.toml"), uv, '"')]
-    home, roaming = os.path.expanduser("~"), os.environ.get("APPDATA") if os.name == "nt" else None
+        return [SettingsFile(os.path.join(venv, name), pip),
+                SettingsFile(os.path.join(venv, "uv.toml"), uv, '"')]
+
+    home = os.path.expanduser("~")
+    roaming = os.environ.get("APPDATA") if os.name == "nt" else None
     config = roaming or os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    uv_file = os.environ.get("UV_CONFIG_FILE") or os.path.join(config, "uv", "uv.toml")
     files = [
         SettingsFile(_pip_file(home, config), pip),
-        SettingsFile(os.environ.get("UV_CONFIG_FILE") or os.path.join(config, "uv", "uv.toml"), uv, '"'),
-        SettingsFile(os.path.join(home, ".pydistutils.cfg"), (("easy_install", "index_url", "simpleindex"),), is_ours=False),
-        SettingsFile(os.path.join(home, ".buildout", "default.cfg"), (("buildout", "index", "simpleindex"),), is_ours=False)]
-    return [file for file in files if file.path != os.devnull]      # which tells pip to read no file
+        SettingsFile(uv_file, uv, '"'),
+        SettingsFile(os.path.join(home, ".pydistutils.cfg"), distutils, is_ours=False),
+        SettingsFile(os.path.join(home, ".buildout", "default.cfg"), buildout, is_ours=False)]
+    # PIP_CONFIG_FILE=/dev/null tells pip to read no file.
+    return [file for file in files if file.path != os.devnull]
 
 
 def _pip_file(home, config):
+    """The path of the user's pip.conf, in the order in which pip looks for it."""
     if os.environ.get("PIP_CONFIG_FILE"):
         return os.environ["PIP_CONFIG_FILE"]
-    name, library = "pip.ini" if os.name == "nt" else "pip.conf", os.path.join(home, "Library", "Application Support", "pip")
-    old = os.path.join(home, "pip" if os.name == "nt" else ".pip", name)
-    if os.path.exists(old):
-        return old
-    return os.path.join(library if sys.platform == "darwin" and os.path.isdir(library) else os.path.join(config, "pip"), name)
+    name = "pip.ini" if os.name == "nt" else "pip.conf"
+    legacy = os.path.join(home, "pip" if os.name == "nt" else ".pip", name)
+    if os.path.exists(legacy):
+        return legacy
+    library = os.path.join(home, "Library", "Application Support", "pip")
+    if sys.platform == "darwin" and os.path.isdir(library):
+        return os.path.join(library, name)
+    return os.path.join(config, "pip", name)
 
 
 def configured_index(file):
-    """The index's URL in a configuration file, its password masked; None if there is none."""
+    """The index's URL in a configuration file, with its password masked; None without a URL."""
     text, (section, key, _) = read_settings(file.path) or "", file.settings[0]
-    url = (uv_default_index(text) if section is None else None) or _get_setting(text, section, key)
+    url = uv_default_index(text) if section is None else None
+    url = url or _get_setting(text, section, key)
     return masked(url) if url else None
 
 
 def settings_status(file):
-    """What a configuration file says about the index, for people."""
-    return configured_index(file) or ("no index server configured" if os.path.isfile(file.path) else "no config file exists")
+    """The index's URL in a configuration file, or a phrase that says why it has none."""
+    missing = "no index server configured" if os.path.isfile(file.path) else "no config file exists"
+    return configured_index(file) or missing
 
 
 def read_settings(path):
-    """The text of a file, None if there is none; bytes that are no UTF-8 survive being written again."""
+    """The text of a file, or None.  Bytes that are no UTF-8 become surrogate escapes."""
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -2253,23 +2475,29 @@ def read_settings(path):
 
 
 def _lines_of(text):
-    """The lines, without their end: \n, or \r\n, of which the \r stays with the line."""
+    """The lines of a text without \n.  The \r of \r\n stays in the line."""
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def _find_setting(lines, section, key):
-    """(start, end, first, last): the section's lines, and the key's line with those that continue it, as half-open ranges.
+    """(start, end, first, last): two half-open ranges of line numbers.
 
-    start is None where there is no such section, first where there is no such key."""
+    start and end enclose the section; start is None if it is missing.  first and last enclose the
+    key's line and its continuation lines; first is None if the key is missing."""
     start = 0 if section is None else next(
-        (number + 1 for number, line in enumerate(lines) if re.match(rf"\s*\[{re.escape(section)}\]", line)), None)
+        (number + 1 for number, line in enumerate(lines)
+         if re.match(rf"\s*\[{re.escape(section)}\]", line)), None)
     if start is None:
         return None, None, None, None
-    end = next((number for number in range(start, len(lines)) if re.match(r"\s*\[", lines[number])), len(lines))
+    end = next((number for number in range(start, len(lines))
+                if re.match(r"\s*\[", lines[number])), len(lines))
+
     spelling = "[-_]".join(map(re.escape, re.split("[-_]", key)))
-    indent = "[ \t]*" if section is None else ""        # in an INI file, an indented line goes on with the one before
-    first = next((number for number in range(start, end) if re.match(rf"{indent}{spelling}\s*[=:]", lines[number])), None)
+    # In an INI file, an indented line continues the line before it.
+    indent = "[ \t]*" if section is None else ""
+    first = next((number for number in range(start, end)
+                  if re.match(rf"{indent}{spelling}\s*[=:]", lines[number])), None)
     if first is None:
         return start, end, None, None
     last = first + 1
@@ -2279,7 +2507,7 @@ def _find_setting(lines, section, key):
 
 
 def _get_setting(text, section, key):
-    """The value of a key in INI or TOML text, without quotes and comment; None if it is not there."""
+    """The value of a key in INI or TOML text, without quotes and comment, or None."""
     lines = _lines_of(text)
     _, _, first, last = _find_setting(lines, section, key)
     if first is None:
@@ -2292,80 +2520,100 @@ def _get_setting(text, section, key):
 
 
 def _with_setting(text, section, key, value, quote=""):
-    """The text with a key set (None: taken out): in place if it is there, else below the header of its section."""
+    """The text with a key set; None removes the key.
+
+    An existing line is replaced; a new line goes below the header of the section."""
     lines = _lines_of(text)
     ending = "\r" if lines and lines[0].endswith("\r") else ""
     start, end, first, last = _find_setting(lines, section, key)
+
     if value is None:
         if first is None:
             return text
         del lines[first:last]
-        if section is not None and not any(line.strip() for line in lines[start:end - (last - first)]):
-            del lines[start - 1:end - (last - first)]
+        end -= last - first
+        if section is not None and not any(line.strip() for line in lines[start:end]):
+            del lines[start - 1:end]
             while lines and not lines[-1].strip():
                 lines.pop()
     elif first is not None:
         spelling = re.match(r"\s*[^\s=:]+", lines[first])[0]
         comment = re.search(r"""["'](\s*#.*?)\r?$""", lines[first]) if quote else None
-        lines[first:last] = [f"{spelling} = {quote}{value}{quote}{comment[1] if comment else ''}{ending}"]
+        comment = comment[1] if comment else ""
+        lines[first:last] = [f"{spelling} = {quote}{value}{quote}{comment}{ending}"]
     else:
         if start is None:
-            lines += ([ending] if lines and lines[-1].strip() else []) + [f"[{section}]{ending}"]
+            lines += [ending] if lines and lines[-1].strip() else []
+            lines.append(f"[{section}]{ending}")
             start = len(lines)
         lines.insert(start, f"{key} = {quote}{value}{quote}{ending}")
     return "".join(line + "\n" for line in lines)
 
 
 def uv_default_index(text):
-    """The URL of the `[[index]]` in uv's settings that is the default and so goes before index-url, or None."""
+    """The URL of the default `[[index]]` in uv's settings, which overrides index-url, or None."""
     for table in re.split(r"^[ \t]*(?=\[)", text, flags=re.MULTILINE):
-        if re.match(r"\[\[[ \t]*index[ \t]*\]\]", table) and re.search(r"^[ \t]*default[ \t]*=[ \t]*true", table, re.MULTILINE):
+        is_index = re.match(r"\[\[[ \t]*index[ \t]*\]\]", table)
+        if is_index and re.search(r"^[ \t]*default[ \t]*=[ \t]*true", table, re.MULTILINE):
             return _get_setting(table.partition("\n")[2], None, "url") or ""
     return None
 
 
 def write_settings(file, urls, host, trusted):
-    """Tell one tool about the index.  Before the first change a copy `NAME-bak` is made, an empty one of no file.
+    """Write the index into a configuration file.
 
-    `urls`: {"simpleindex": URL, "index": URL}.  `trusted`: whether pip may use the host without TLS."""
+    Before the first change it is copied to `NAME-bak`; the copy of a missing file is empty.
+    `urls`: {"simpleindex": URL, "index": URL}.  `trusted`: whether pip may use the host without
+    verified TLS."""
     before = read_settings(file.path)
     text = before or ""
     for section, key, which in file.settings[::-1]:
         text = _with_setting(text, section, key, urls[which], file.quote)
+
     if file.settings[0][0] == "global":
         hosts = (_get_setting(text, "global", "trusted-host") or "").split()
-        old = urllib.parse.urlsplit(_get_setting(before or "", "global", "index_url") or "").hostname
-        hosts = [one for one in hosts if one not in (host, old)] + ([host] if trusted else [])
-        text = _trusted_below_index(_with_setting(text, "global", "trusted-host", None), hosts)
+        old_url = _get_setting(before or "", "global", "index_url") or ""
+        old_host = urllib.parse.urlsplit(old_url).hostname
+        hosts = [one for one in hosts if one not in (host, old_host)] + ([host] if trusted else [])
+        text = _with_setting(text, "global", "trusted-host", None)
+        text = _with_trusted_hosts(text, hosts)
+
     if text == before:
         return
     backup = file.path + "-bak"
     if not os.path.exists(backup):
-        write_atomically(backup, before or "", os.stat(file.path).st_mode & 0o777 if before is not None else None)
+        mode = os.stat(file.path).st_mode & 0o777 if before is not None else None
+        write_atomically(backup, before or "", mode)
     write_atomically(file.path, text, 0o600 if "@" in urls["simpleindex"] else None)
 
 
-def _trusted_below_index(text, hosts):
-    """pip's settings with the line trusted-host below that of the index."""
+def _with_trusted_hosts(text, hosts):
+    """pip's settings with a line trusted-host for all hosts, below the line of the index."""
     if not hosts:
         return text
     lines = _lines_of(text)
+    ending = "\r" if lines[0].endswith("\r") else ""
     _, _, _, last = _find_setting(lines, "global", "index_url")
-    lines.insert(last, f"trusted-host = {' '.join(hosts)}" + ("\r" if lines[0].endswith("\r") else ""))
+    lines.insert(last, f"trusted-host = {' '.join(hosts)}{ending}")
     return "".join(line + "\n" for line in lines)
 
 
 def undo_settings(file):
-    """Take back what `write_settings` did: each key gets the value of the backup, or goes.  Returns whether it changed."""
+    """Undo `write_settings`; returns whether that changed the file.
+
+    Each key gets its value in the backup, or is removed."""
     text, backup = read_settings(file.path), read_settings(file.path + "-bak")
     if text is None or _get_setting(text, *file.settings[0][:2]) is None:
         return False
+
     keys = [(section, key) for section, key, _ in file.settings]
     if file.settings[0][0] == "global":
         keys.append(("global", "trusted-host"))
     changed = text
     for section, key in keys:
-        changed = _with_setting(changed, section, key, _get_setting(backup or "", section, key), file.quote)
+        value = _get_setting(backup or "", section, key)
+        changed = _with_setting(changed, section, key, value, file.quote)
+
     if not (backup or "").strip() and not changed.strip():
         os.unlink(file.path)
     else:
@@ -2376,9 +2624,9 @@ def undo_settings(file):
 
 
 def installer_variables(client, url=None):
-    """The variables that make pip and uv use the index.
+    """{variable: value} that make pip and uv use the index.
 
-    `url`: its simple index with credentials, if they are needed."""
+    `url`: the URL of the simple index, if it needs credentials."""
     url = url or client.remote.simpleindex
     variables = {"PIP_INDEX_URL": url, "UV_DEFAULT_INDEX": url, "UV_INDEX_URL": url}
     parts = urllib.parse.urlsplit(url)
@@ -2388,12 +2636,13 @@ def installer_variables(client, url=None):
 
 
 def may_trust_host(client, url):
-    """Whether pip may be told to trust a URL's host without TLS: if the person has named that host.
+    """Whether pip may trust the host of a URL without verified TLS; warns if not.
 
-    pip then takes anything from it, from any port and with any certificate: no server chooses
-    such a host for others.  A refusal is told."""
-    host, named = origin_of(url)[1], origin_of(client.named_url)[1] if client.named_url else None
-    if host == named:
+    The person must have named this host: pip then accepts anything from it, on any port and with
+    any certificate, so a server must not choose such a host."""
+    host = origin_of(url)[1]
+    named_host = origin_of(client.named_url)[1] if client.named_url else None
+    if host == named_host:
         return True
     client.console.warn(f"the server says that its index is at {host}, which you have not named: "
                      "pip is not told to trust that host "
@@ -2401,20 +2650,22 @@ def may_trust_host(client, url):
     return False
 
 
+# Variables that would add indexes to ours, or disable it.
 INSTALLER_EXTRAS = ("PIP_EXTRA_INDEX_URL", "UV_EXTRA_INDEX_URL", "UV_INDEX", "PIP_NO_INDEX")
-_MAX_BASES = 50              # of an index and its bases
+_MAX_BASES = 50                 # indexes that `_is_readable_by_all` asks for
 
 
 def index_with_credentials(client, remote):
-    """The simple index's URL with the login for it, for tools that don't know devpi's header."""
+    """The URL of the simple index with our login, for tools that don't send X-Devpi-Auth."""
     pair = client.basic_credentials(remote.simpleindex)
     return with_credentials(remote.simpleindex, *pair) if pair else remote.simpleindex
 
 
 def _index_for_tools(client):
-    """The simple index's URL for what this client starts, with our login only if reading needs it.
+    """The URL of the simple index for child processes, with our login only if reading needs it.
 
-    What is built, tested or installed sees that URL too, and a login may do more than read."""
+    The code that is built, tested or installed can read this URL, and a login allows more than
+    reading."""
     remote = client.remote
     pair = client.basic_credentials(remote.simpleindex)
     if pair is None or _is_readable_by_all(client, remote):
@@ -2423,7 +2674,7 @@ def _index_for_tools(client):
 
 
 def tool_variables(client):
-    """The variables for what this client starts: the index, and what verifies its certificate."""
+    """{variable: value} for child processes: the index, and the certificates that verify it."""
     url = _index_for_tools(client)
     variables = installer_variables(client, url)
     if urllib.parse.urlsplit(url).scheme == "https":
@@ -2432,24 +2683,25 @@ def tool_variables(client):
 
 
 def _certificate_variables(client, url):
-    """The authority that the person has named to one tool, for the others too.
+    """{variable: path} that pass the person's CA bundle and client certificate to every tool.
 
-    As absolute paths: a build or a test runs in another directory."""
-    found = {name: os.path.abspath(os.environ[name])
-             for name in CA_VARIABLES if os.environ.get(name)}
-    if found:
-        bundle = next(iter(found.values()))
+    The paths are absolute: a build or a test runs in another directory."""
+    variables = {name: os.path.abspath(os.environ[name])
+                 for name in CA_VARIABLES if os.environ.get(name)}
+    if variables:
+        bundle = next(iter(variables.values()))
         system = "SSL_CERT_DIR" if os.path.isdir(bundle) else "SSL_CERT_FILE"
-        found = {"PIP_CERT": bundle, "REQUESTS_CA_BUNDLE": bundle, system: bundle, **found}
+        variables = {"PIP_CERT": bundle, "REQUESTS_CA_BUNDLE": bundle, system: bundle, **variables}
+
     certificate = client.auth.client_cert(url)
-    for name in ("PIP_CLIENT_CERT", "SSL_CLIENT_CERT"):     # of pip, of uv
+    for name in ("PIP_CLIENT_CERT", "SSL_CLIENT_CERT"):     # for pip, for uv
         if certificate and not os.environ.get(name):
-            found[name] = certificate
-    return found
+            variables[name] = certificate
+    return variables
 
 
 def _is_readable_by_all(client, remote):
-    """Whether the index and all its bases answer to who is not logged in."""
+    """Whether the index and all its bases can be read without a login."""
     if not remote.index:
         return False
     waiting, seen = [remote.index], set()
@@ -2458,6 +2710,7 @@ def _is_readable_by_all(client, remote):
         if url in seen:
             continue
         seen.add(url)
+
         try:
             response = client.http.request("GET", url + "?no_projects=", json_headers())
         except Unreachable as failure:
@@ -2467,8 +2720,10 @@ def _is_readable_by_all(client, remote):
         config = value.get("result") if isinstance(value, dict) else None
         if response.status != 200 or not isinstance(config, dict) or len(seen) > _MAX_BASES:
             return False
+
         bases = config.get("bases") or ()
-        waiting += [remote.root + "/".join(map(path_segment, str(base).split("/"))) for base in bases]
+        waiting += [remote.root + "/".join(map(path_segment, str(base).split("/")))
+                    for base in bases]
     return True
 
 
@@ -2476,6 +2731,7 @@ def _is_readable_by_all(client, remote):
 
 
 def remember_venv(client):
+    """Store the virtual environment of --venv for later commands; `-` deletes it."""
     if client.options.venv == "-":
         client.edit_state(lambda state: state.pop("venvdir", None))
     else:
@@ -2483,16 +2739,21 @@ def remember_venv(client):
 
 
 def _find_venv(name, is_stored=False):
-    """The absolute path of a virtual environment, given by its path or its name below $WORKON_HOME."""
-    home = os.environ.get("WORKON_HOME")
-    for path in [os.path.abspath(os.path.expanduser(name))] + ([os.path.join(home, name)] if home else []):
+    """The path of a virtual environment, from its path or from its name below $WORKON_HOME.
+
+    A Failure if it is missing."""
+    paths = [os.path.abspath(os.path.expanduser(name))]
+    if os.environ.get("WORKON_HOME"):
+        paths.append(os.path.join(os.environ["WORKON_HOME"], name))
+    for path in paths:
         if os.path.isdir(scripts_directory(path)):
             return path
-    raise Failure(f"No virtualenv found at: '{name}'", "You can unset it with 'devpi use --venv -'." if is_stored else "")
+    raise Failure(f"No virtualenv found at: '{name}'",
+                  "You can unset it with 'devpi use --venv -'." if is_stored else "")
 
 
 def effective_venv(client):
-    """The virtual environment to install into: --venv, else the stored one, else the active one, else None."""
+    """The virtual environment to install into: of --venv, the stored one, the active one, or None."""
     given = getattr(client.options, "venv", None)
     if given and given != "-":
         return _find_venv(given)
@@ -2504,8 +2765,8 @@ def effective_venv(client):
 # ==================================================================================================
 # 8  Declaring commands
 #
-# A command is declared once, above its function: its name, its help and its arguments.  The parser, the help texts and shell
-# completion are all made from this declaration.
+# A command is declared once, above its function: its name, its help and its arguments.  The parser,
+# the help texts and shell completion are all made from this declaration.
 # ==================================================================================================
 
 
@@ -2532,7 +2793,7 @@ class Argument(typing.NamedTuple):
 
 
 class Command(typing.NamedTuple):
-    """A command; `run(run)` returns the exit status, or None for 0.
+    """A command; `run(client)` returns the exit status, or None for 0.
 
     The name of a subcommand has two words: `token create`.  People can type `token-create` too."""
     name: str
@@ -2548,9 +2809,12 @@ COMMANDS = {}
 
 
 def command(name, help, *arguments, aliases=(), description="", is_for_shells=False):
-    """Decorator: declares the function as the command `name`.  Its docstring becomes the description."""
+    """Decorator: declares the function as the command `name`.
+
+    The function's docstring becomes the description, unless one is given."""
     def register(function):
-        COMMANDS[name] = Command(name, help, arguments, function, aliases, description or function.__doc__, is_for_shells)
+        COMMANDS[name] = Command(name, help, arguments, function, aliases,
+                                 description or function.__doc__, is_for_shells)
         return function
     return register
 
@@ -2561,8 +2825,11 @@ def argument(*names, one_of=None, completes=None, takes_dashes=False, **settings
 
 
 def action(*names, help):
-    """Declares an option that names what the command does.  `options.action` is its long name; only one can be given."""
-    return argument(*names, help=help, dest="action", action="store_const", const=names[-1].lstrip("-"), one_of="action")
+    """Declares an option that names what the command does; only one of them can be given.
+
+    `options.action` is its long name without dashes."""
+    return argument(*names, help=help, dest="action", action="store_const",
+                    const=names[-1].lstrip("-"), one_of="action")
 
 
 def positive_count(text):
@@ -2582,17 +2849,22 @@ def positive_seconds(text):
 
 # Options of all commands, which count before the command and behind it.
 GENERIC = (
-    argument("--debug", action="store_true", default=False, help="debug lines, full bodies of errors, tracebacks"),
+    argument("--debug", action="store_true", default=False,
+             help="debug lines, full bodies of errors, tracebacks"),
     argument("-y", dest="yes", action="store_true", default=False, help="answer yes to every question"),
     argument("-v", "--verbose", action="count", default=0, help="say more; may be given twice"),
     argument("-q", "--quiet", action="store_true", default=False, help="results and errors only"),
     argument("--no-progress", action="store_true", default=False, help="no progress bar"),
-    argument("--color", choices=("auto", "yes", "no"), default="auto", help="colours (default: on a terminal)"),
-    argument("--timeout", metavar="SECONDS", type=positive_seconds, help="how long to wait for a silent server"),
-    argument("--clientdir", metavar="DIR", help="directory of the state files (default: $DEVPI_CLIENTDIR or ~/.devpi/client)"))
+    argument("--color", choices=("auto", "yes", "no"), default="auto",
+             help="colours (default: on a terminal)"),
+    argument("--timeout", metavar="SECONDS", type=positive_seconds,
+             help="how long to wait for a silent server"),
+    argument("--clientdir", metavar="DIR",
+             help="directory of the state files (default: $DEVPI_CLIENTDIR or ~/.devpi/client)"))
 
 # Options of several commands.
-JSON = argument("--json", action="store_true", help="print one JSON document, and messages to standard error")
+JSON = argument("--json", action="store_true",
+                help="print one JSON document, and messages to standard error")
 INDEX = argument("--index", metavar="INDEX", completes="index",
                  help="the index to work on: NAME, USER/NAME or a URL (default: the current one)")
 
@@ -2600,24 +2872,29 @@ INDEX = argument("--index", metavar="INDEX", completes="index",
 # ==================================================================================================
 # 9  Connection
 #
-# use, login, logoff, env: which server, which index, who we are.
+# The commands use, login, logoff and env: the server, the index and the user that we work with.
 # ==================================================================================================
 
 
 @command(
     "use", "show or change the server and index to work with",
-    argument("--set-cfg", action="store_true", one_of="cfg", help="write the index into the configuration files of pip and uv"),
+    argument("--set-cfg", action="store_true", one_of="cfg",
+             help="write the index into the configuration files of pip and uv"),
     argument("--unset-cfg", action="store_true", one_of="cfg", help="take that back"),
     argument("-t", "--pip-set-trusted", choices=("yes", "no", "auto"), default="auto",
              help="write trusted-host for pip (auto: for http URLs that are not on this machine)"),
-    argument("--always-set-cfg", choices=("yes", "no"), help="from now on, let every 'use' do --set-cfg"),
-    argument("--venv", metavar="DIR", help="virtual environment for install and --set-cfg; - forgets it"),
+    argument("--always-set-cfg", choices=("yes", "no"),
+             help="from now on, let every 'use' do --set-cfg"),
+    argument("--venv", metavar="DIR",
+             help="virtual environment for install and --set-cfg; - forgets it"),
     argument("--urls", action="store_true", help="show the URLs"),
     argument("-l", "--list", action="store_true", help="list the indexes of the server"),
-    argument("-u", "--user", metavar="USER", help="with -l: only this user's indexes; else: be this user, who has logged in"),
+    argument("-u", "--user", metavar="USER",
+             help="with -l: only this user's indexes; else: be this user, who has logged in"),
     argument("--local", action="store_true", help="keep the state in the active virtual environment"),
     argument("--delete", action="store_true", help="forget the server and the index"),
-    argument("--client-cert", metavar="PEM", help="file with a client certificate and its key; empty: forget it"),
+    argument("--client-cert", metavar="PEM",
+             help="file with a client certificate and its key; empty: forget it"),
     argument("url", metavar="URL", nargs="?", completes="index",
              help="URL of a server or an index; or USER/INDEX or INDEX on the current server"),
     JSON)
@@ -2625,20 +2902,17 @@ def use_server(client):
     """Show and change the server and index to work with.
 
     Without a URL it shows the current connection."""
-    options, console = client.options, client.console
+    options = client.options
     if options.delete:
-        if not os.path.exists(client.state_file.path):
-            raise Failure("no configuration found")
-        os.unlink(client.state_file.path)
-        console.info(f"REMOVED configuration at {client.state_file.path}")
-        console.print_json({"removed": client.state_file.path})
-        return 0
+        return _delete_state(client)
     if options.local:
         _create_local_state(client)
     if options.venv is not None:
         remember_venv(client)
     if options.always_set_cfg is not None:
-        _store_always_set_cfg(client)
+        client.change_state(always_setcfg=options.always_set_cfg == "yes",
+                            settrusted=options.pip_set_trusted == "yes")
+
     target, pair = _find_target(client)
     if target:
         remote, status, user = _connect(client, target, pair)
@@ -2646,6 +2920,7 @@ def use_server(client):
         raise Failure("not connected to any server", "type 'devpi use URL' first")
     else:
         remote, status, user = Remote(), "noauth", ""
+
     if options.list:
         return _list_indexes(client, remote)
     if options.user:
@@ -2657,7 +2932,19 @@ def use_server(client):
     return 0
 
 
+def _delete_state(client):
+    """Delete the state file in use; auth.json stays."""
+    path = client.state_file.path
+    if not os.path.exists(path):
+        raise Failure("no configuration found")
+    os.unlink(path)
+    client.console.info(f"REMOVED configuration at {path}")
+    client.console.print_json({"removed": path})
+    return 0
+
+
 def _create_local_state(client):
+    """Keep the state in the active virtual environment; it starts as a copy."""
     if not client.venv_state:
         raise Failure("Using --local is only valid in an active virtualenv.")
     if not os.path.exists(client.venv_state):
@@ -2667,54 +2954,76 @@ def _create_local_state(client):
 
 
 def _find_target(client):
-    """What this `use` is about: (URL, credentials that were in it as (user, password), or None).
+    """(URL to connect to, (user, password) from it or None); the URL is "" without a server.
 
-    The argument goes before DEVPI_INDEX, that before the stored state; "" if there is nothing."""
-    url, environment, stored = client.options.url, os.environ.get("DEVPI_INDEX"), Remote.of_state(client.state)
+    The argument overrides DEVPI_INDEX, which overrides the stored state."""
+    url, environment = client.options.url, os.environ.get("DEVPI_INDEX")
+    stored = Remote.of_state(client.state)
     if not url:
         remote = client.remote if environment else stored
         return remote.index or remote.root, None
+
     if environment:
-        client.console.say(f"Using index URL from command line instead of DEVPI_INDEX ({masked(environment)}) from environment.")
+        client.console.say("Using index URL from command line instead of DEVPI_INDEX "
+                           f"({masked(environment)}) from environment.")
     url, pair = _split_basic_auth(url)
     client.note_given_url(url)
     return client.index_url(url, _root_for(client, url, stored, environment)), pair
 
 
 def _connect(client, target, pair):
-    """Work at that URL from now on, and store it unless it was for this once; (Place, status, user) as the server says."""
-    options, stored = client.options, Remote.of_state(client.state)
+    """Connect to a URL; returns (Remote, login status, user) as the server states them.
+
+    The remote is stored, unless the options say that it is for this command only.  `pair`:
+    credentials for the proxy in front of the server, or None."""
+    stored = Remote.of_state(client.state)
     certificate = _client_certificate(client, target)
     if pair:
         client.auth.set_basic_auth("/".join(target.split("/")[:3]) + "/", *pair)
+    remote, status, user = _get_api_or_root(client, target, stored)
+    if origin_of(remote.root) != origin_of(target):
+        client.console.warn(f"The server has rewritten the url to: {remote.index or remote.root}")
+
+    client.set_remote(remote)
+    if certificate is not None:
+        client.auth.set_client_cert(remote.root, certificate or None)
+    options = client.options
+    is_for_once = options.urls or options.list if options.url else os.environ.get("DEVPI_INDEX")
+    if not is_for_once:
+        _store_remote(client, remote, stored)
+
+    # DEVPI_PASSWORD can log in only after the server is known.
+    if status != "ok" and client.identity(remote.root):
+        remote, status, user = client.get_api(remote.index or remote.root.rstrip("/"))
+    return remote, status, user
+
+
+def _get_api_or_root(client, target, stored):
+    """The result of `get_api`; for `use -l`, the server replaces a stored index that is gone."""
+    options = client.options
     try:
-        remote, status, user = client.get_api(target)
+        return client.get_api(target)
     except Refused as refusal:
         if refusal.status == 404 and not refusal.hint:
             refusal.hint = "'devpi use -l' lists the indexes of the server" if stored.root else ""
         if refusal.status != 404 or options.url or not stored.index or not options.list:
             raise
-        remote, status, user = client.get_api(stored.root.rstrip("/"))      # the index is gone; the server's list may help
-    if origin_of(remote.root) != origin_of(target):
-        client.console.warn(f"The server has rewritten the url to: {remote.index or remote.root}")
-    client.set_remote(remote)
-    if certificate is not None:
-        client.auth.set_client_cert(remote.root, certificate or None)
-    is_for_once = options.urls or options.list if options.url else os.environ.get("DEVPI_INDEX")
-    if not is_for_once:
-        client.edit_state(remote.write_to)
-        if client.given_url:
-            client.change_state(devpi_lite_named={"url": server_of(client.given_url), "root": remote.root})
-        logins = client.auth.tokens(remote.root)
-        if remote.root != stored.root and logins and client.stored_user not in dict(logins):
-            client.change_state(username=logins[0][0])
-    if status != "ok" and client.identity(remote.root):     # DEVPI_PASSWORD logs in only now that the server is known
-        remote, status, user = client.get_api(remote.index or remote.root.rstrip("/"))
-    return remote, status, user
+        return client.get_api(stored.root.rstrip("/"))
+
+
+def _store_remote(client, remote, stored):
+    """Store the remote; on a new server, the last login there becomes the current user."""
+    client.edit_state(remote.write_to)
+    if client.given_url:
+        named = {"url": server_of(client.given_url), "root": remote.root}
+        client.change_state(devpi_lite_named=named)
+    logins = client.auth.tokens(remote.root)
+    if remote.root != stored.root and logins and client.stored_user not in dict(logins):
+        client.change_state(username=logins[0][0])
 
 
 def _root_for(client, url, stored, environment):
-    """The server that a relative index name belongs to."""
+    """The server of a relative index name; a Failure without a server."""
     if "://" in url:
         return ""
     if environment and "://" in environment:
@@ -2734,16 +3043,20 @@ def _split_basic_auth(url):
         return url, None
     if not parts.username or not parts.password:
         raise Failure("When using basic auth, you have to provide username and password.")
-    return public_url(url), (urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password))
+    pair = urllib.parse.unquote(parts.username), urllib.parse.unquote(parts.password)
+    return public_url(url), pair
 
 
 def _client_certificate(client, target):
-    """The client certificate to store for a server once it has answered: a path, "" to forget it, None for no change."""
+    """The path of --client-cert, "" to delete the stored one, or None for no change.
+
+    This command already uses it; it is stored after the server has responded."""
     given, stored = client.options.client_cert, client.auth.client_cert(target)
     if given is None:
         if stored:
             client.console.info(f"Using existing client cert for '{target}'.")
         return None
+
     if not given:
         client.console.info(f"Removing stored client cert for '{target}'.")
         path = ""
@@ -2751,53 +3064,49 @@ def _client_certificate(client, target):
         path = os.path.abspath(os.path.expanduser(given))
         if not os.path.exists(path):
             raise Failure(f"The client certificate at '{given}' doesn't exist.")
-    client.http.client_cert = lambda url: (path or None) if origin_of(url) == origin_of(target) else client.auth.client_cert(url)
+
+    def certificate_for(url):
+        is_target = origin_of(url) == origin_of(target)
+        return (path or None) if is_target else client.auth.client_cert(url)
+    client.http.client_cert = certificate_for
     return path
 
 
 def _list_indexes(client, remote):
     user = client.options.user
     if user:
-        users = {user: client.call("GET", remote.root + path_segment(user), expect="userconfig").result}
+        config = client.call("GET", remote.root + path_segment(user), expect="userconfig").result
+        users = {user: config}
     else:
         users = client.call("GET", remote.root, expect="list:userconfig").result
-    indexes = [{"index": f"{name}/{index}", "type": config.get("type"), "bases": list(config.get("bases") or ()),
-                "volatile": config.get("volatile")}
-               for name, config_of_user in users.items() for index, config in (config_of_user.get("indexes") or {}).items()]
+
+    indexes = []
+    for name, user_config in users.items():
+        for index, config in (user_config.get("indexes") or {}).items():
+            indexes.append({
+                "index": f"{name}/{index}", "type": config.get("type"),
+                "bases": list(config.get("bases") or ()), "volatile": config.get("volatile")})
     indexes.sort(key=lambda index: index["index"])
-    names = max([15, *(len(index["index"]) for index in indexes)])
-    bases = max([15, *(len(",".join(index["bases"])) for index in indexes)])
+
+    name_width = max([15, *(len(index["index"]) for index in indexes)])
+    bases_width = max([15, *(len(",".join(index["bases"])) for index in indexes)])
     for index in indexes:
-        client.console.print_result(f"{index['index']:{names}} bases={','.join(index['bases']):{bases}} volatile={index['volatile']}")
+        bases = ",".join(index["bases"])
+        client.console.print_result(f"{index['index']:{name_width}} bases={bases:{bases_width}} "
+                                    f"volatile={index['volatile']}")
     client.console.print_json({"server": remote.root, "indexes": indexes})
     return 0
 
 
-def _store_always_set_cfg(client):
-    client.change_state(always_setcfg=client.options.always_set_cfg == "yes", settrusted=client.options.pip_set_trusted == "yes")
-
-
 def _show_connection(client, remote, user):
-    """`user`: whom the server knows us as, or None."""
-    console, options = client.console, client.options
+    """Print the connection.  `user`: our name as the server knows it, or None."""
+    console = client.console
     identity = client.identity(remote.root) if remote.root else None
-    login = f"(logged in as {user}{f' via {identity.source}' if identity and identity.source != 'login' else ''})" if user \
-        else "(not logged in)"
-    accessible = _index_is_accessible(client, remote, user)
-    if remote.index:
-        console.info(f"current devpi index: {remote.index} {login}")
-    elif remote.root:
-        console.info(f"using server: {remote.root} {login}")
-        console.error("no current index: type 'devpi use -l' to discover indices")
-    else:
-        console.error("no server: type 'devpi use URL' with a URL pointing to a server or directly to an index.")
-    if remote.features and remote.index:
-        console.say(f"supported features: {', '.join(sorted(remote.features))}")
-    if options.urls or console.is_debug:
-        for key in ("login", "pypisubmit", "simpleindex"):
-            console.say(f"{key:>19}: {getattr(remote, key) or None}")
+    accessible = _check_index_access(client, remote, user)
+    _show_remote(client, remote, user, identity)
     if user and identity and identity.source == "login":
         _warn_before_expiry(client, remote, user)
+
     venv = effective_venv(client)
     if venv:
         console.say(f"venv for install/set commands: {venv}")
@@ -2806,15 +3115,43 @@ def _show_connection(client, remote, user):
     for file in files:
         console.say(f"{display_path(file.path)}: {settings_status(file)}")
     console.say(f"always-set-cfg: {'yes' if client.state.get('always_setcfg') else 'no'}")
+
     console.print_json({
-        "server": remote.root or None, "index": remote.index, "user": user, "logged_in": user is not None,
+        "server": remote.root or None, "index": remote.index,
+        "user": user, "logged_in": user is not None,
         "login_source": identity.source if identity and user else None, "accessible": accessible,
-        "simpleindex": remote.simpleindex, "pypisubmit": remote.pypisubmit, "features": list(remote.features), "venv": venv,
+        "simpleindex": remote.simpleindex, "pypisubmit": remote.pypisubmit,
+        "features": list(remote.features), "venv": venv,
         "settings": {file.path: configured_index(file) for file in files}})
 
 
-def _index_is_accessible(client, remote, user):
-    """Whether the index can be read; None without an index.  What is in the way is told, but ends nothing."""
+def _show_remote(client, remote, user, identity):
+    """Print the server, the index, and our login there."""
+    console = client.console
+    if user:
+        is_stored = not identity or identity.source == "login"
+        login = f"(logged in as {user}{'' if is_stored else f' via {identity.source}'})"
+    else:
+        login = "(not logged in)"
+
+    if remote.index:
+        console.info(f"current devpi index: {remote.index} {login}")
+    elif remote.root:
+        console.info(f"using server: {remote.root} {login}")
+        console.error("no current index: type 'devpi use -l' to discover indices")
+    else:
+        console.error("no server: type 'devpi use URL' with a URL pointing to a server "
+                      "or directly to an index.")
+
+    if remote.features and remote.index:
+        console.say(f"supported features: {', '.join(sorted(remote.features))}")
+    if client.options.urls or console.is_debug:
+        for key in ("login", "pypisubmit", "simpleindex"):
+            console.say(f"{key:>19}: {getattr(remote, key) or None}")
+
+
+def _check_index_access(client, remote, user):
+    """Whether the index can be read; None without an index.  Prints the reason if it can't."""
     if not remote.index:
         return None
     try:
@@ -2826,33 +3163,35 @@ def _index_is_accessible(client, remote, user):
         elif refusal.status == 403:
             client.console.error(refusal.message)
             client.console.error("You don't have permission to access this index." if user else
-                              "You might have to login first to access this index.")
+                                 "You might have to login first to access this index.")
         else:
             raise
         return False
 
 
 def _should_trust_host(client, remote):
-    """Whether pip is to be told to use the index's host without TLS."""
+    """Whether to tell pip to use the host of the index without verified TLS."""
     if not remote.simpleindex or client.options.pip_set_trusted == "no":
         return False
     parts = urllib.parse.urlsplit(remote.simpleindex)
-    is_wanted = client.options.pip_set_trusted == "yes" or bool(client.state.get("settrusted")) \
-        or parts.scheme == "http" and not is_loopback(parts.hostname)
-    return is_wanted and may_trust_host(client, remote.simpleindex)
+    is_insecure = parts.scheme == "http" and not is_loopback(parts.hostname)
+    is_wanted = client.options.pip_set_trusted == "yes" or bool(client.state.get("settrusted"))
+    return (is_wanted or is_insecure) and may_trust_host(client, remote.simpleindex)
 
 
 def _present_settings(venv):
-    """The configuration files of pip and uv that are there, or are ours to make."""
+    """The configuration files that exist, or that we create."""
     return [file for file in settings_files(venv) if file.is_ours or os.path.exists(file.path)]
 
 
 def _configure_installers(client, remote):
-    """Do what --set-cfg, --unset-cfg or --always-set-cfg ask for with the configuration files of pip and uv."""
+    """Change the configuration files of pip and uv by --set-cfg, --unset-cfg or --always-set-cfg."""
     console, trusted = client.console, _should_trust_host(client, remote)
     files = _present_settings(effective_venv(client))
-    if remote.index and trusted and client.options.pip_set_trusted == "auto" and not client.state.get("settrusted"):
+    is_automatic = client.options.pip_set_trusted == "auto" and not client.state.get("settrusted")
+    if remote.index and trusted and is_automatic:
         console.warn("Warning: insecure http host, trusted-host will be set for pip")
+
     if client.options.unset_cfg:
         for file in files:
             if undo_settings(file):
@@ -2868,18 +3207,24 @@ def _write_configuration(client, remote, file, trusted):
     """Write the index into a configuration file."""
     urls = {"simpleindex": remote.simpleindex, "index": remote.index + "/"}
     for key, url in urls.items():
-        pair = client.auth.basic_auth(url)     # of each URL: a server may state one of another server
+        # Look up each URL: a server may state a URL on another server.
+        pair = client.auth.basic_auth(url)
         urls[key] = with_credentials(url, *pair) if pair else url
-    if file.settings[0][0] is None and uv_default_index(read_settings(file.path) or "") is not None:
-        client.console.error(f"{display_path(file.path)} has a default [[index]], which goes before index-url: left alone")
+
+    path = display_path(file.path)
+    has_default_index = file.settings[0][0] is None and \
+        uv_default_index(read_settings(file.path) or "") is not None
+    if has_default_index:
+        client.console.error(
+            f"{path} has a default [[index]], which goes before index-url: left alone")
     else:
         write_settings(file, urls, origin_of(remote.simpleindex)[1], trusted)
     if os.path.dirname(file.path) == os.path.join(os.path.expanduser("~"), ".pip"):
-        client.console.warn(f"{display_path(file.path)} is an old place: better move it to ~/.config/pip/pip.conf")
+        client.console.warn(f"{path} is an old place: better move it to ~/.config/pip/pip.conf")
 
 
 def _warn_before_expiry(client, remote, user):
-    """A login that ends soon is better known before a long upload than after it."""
+    """Warn if our login expires within an hour: a long upload would fail."""
     seconds = client.auth.seconds_left(remote.root, user)
     if seconds is not None and 0 < seconds < 3600:
         client.console.warn(f"this login ends in {int(seconds // 60) + 1} minutes: devpi login {user}")
@@ -2890,15 +3235,21 @@ def _warn_before_expiry(client, remote, user):
 
 @command(
     "login", "log in to the server as a user",
-    argument("--password", metavar="PW", help="the password; other users of this machine may see it there"),
-    argument("--password-file", metavar="FILE", help="file whose first line is the password; - for standard input"),
-    argument("--token", metavar="TOKEN", help="log in with an API token (devpi-...); better in DEVPI_TOKEN"),
-    argument("--check", action="store_true", help="only tell whether we are logged in: exit status 0 or 1"),
-    argument("user", metavar="USER", nargs="?", completes="user", help="user name (default: DEVPI_USER)"))
+    argument("--password", metavar="PW",
+             help="the password; other users of this machine may see it there"),
+    argument("--password-file", metavar="FILE",
+             help="file whose first line is the password; - for standard input"),
+    argument("--token", metavar="TOKEN",
+             help="log in with an API token (devpi-...); better in DEVPI_TOKEN"),
+    argument("--check", action="store_true",
+             help="only tell whether we are logged in: exit status 0 or 1"),
+    argument("user", metavar="USER", nargs="?", completes="user",
+             help="user name (default: DEVPI_USER)"))
 def log_in(client):
     """Log in to the server.  The login's token is kept in auth.json; the password is not.
 
-    The password comes from --password, --password-file, DEVPI_PASSWORD, keyring, .netrc, or is asked for on a terminal."""
+    The password comes from --password, --password-file, DEVPI_PASSWORD, keyring, .netrc,
+    or is asked for on a terminal."""
     options, console = client.options, client.console
     if options.check:
         return _check_login(client)
@@ -2906,41 +3257,48 @@ def log_in(client):
     user = options.user or os.environ.get("DEVPI_USER") or (token_user(token) if token else None)
     if not user:
         raise UsageError("the name of the user is missing: devpi login USER, or set DEVPI_USER")
-    client.require_server()        # before anything is asked
-    given = options.password
-    if given is None and options.password_file:
-        given = read_password_file(options.password_file)
-    if given is None and token and (options.token or not os.environ.get("DEVPI_PASSWORD")):
+    client.require_server()        # fail before we ask for the password
+
+    password = options.password
+    if password is None and options.password_file:
+        password = read_password_file(options.password_file)
+    if password is None and token and (options.token or not os.environ.get("DEVPI_PASSWORD")):
         return log_in_with_token(client, user, token)
-    password = given if given is not None else _find_password(client, user)
-    response = client.request_token(client.remote, user, password)
-    store_login(client, user, response["password"], response.get("expiration"))
+    if password is None:
+        password = _find_password(client, user)
+
+    login = client.request_token(client.remote, user, password)
+    seconds = login.get("expiration")
+    store_login(client, user, login["password"], seconds)
     where = f" at '{client.remote.index}'" if client.remote.index else ""
-    hours = response.get("expiration")
-    valid = f", credentials valid for {hours / 3600:.2f} hours" if isinstance(hours, (int, float)) else ""
+    has_end = isinstance(seconds, (int, float))
+    valid = f", credentials valid for {seconds / 3600:.2f} hours" if has_end else ""
     console.info(f"logged in '{user}'{where}{valid}")
     if os.environ.get("DEVPI_USER", user) == user:
-        _index_is_accessible(client, client.remote, user)
+        _check_index_access(client, client.remote, user)
     return 0
 
 
 def _find_password(client, user):
-    """A user's password from where it needs no person, else from the person."""
-    found = password_without_prompt(client.console, client.root, user)
-    if found is not None:
-        client.console.debug(f"the password is from {found[1]}")
-        return found[0]
+    """A user's password, from a source that needs no person, or else from the person."""
+    stored = password_without_prompt(client.console, client.root, user)
+    if stored is not None:
+        client.console.debug(f"the password is from {stored[1]}")
+        return stored[0]
     if not client.console.is_interactive():
-        raise Failure(f"no password available for user '{user}' (use --password, DEVPI_PASSWORD or keyring)")
+        raise Failure(f"no password available for user '{user}' "
+                      "(use --password, DEVPI_PASSWORD or keyring)")
     return client.console.ask_password(f"password for user {user} at {client.root}: ")
 
 
 def store_login(client, user, token, seconds):
+    """Store a session token, and make its user the current one.  `seconds`: its lifetime, or None."""
     client.auth.add_token(client.remote.root, user, token, seconds)
     client.change_state(username=user)
 
 
 def log_in_with_token(client, user, token):
+    """Store an API token as login, if the server accepts it; returns the exit status."""
     check_secret(user, token)
     if not client.is_given_server(client.root):
         raise Failure(f"the server at {masked(client.given_url)} calls itself {client.root}",
@@ -2957,14 +3315,18 @@ def log_in_with_token(client, user, token):
 
 
 def _check_login(client):
+    """`login --check`: the exit status is 0 if we are logged in as the given user."""
     wanted = client.options.user
     _, status, user = client.get_api(client.root.rstrip("/"))
-    if status != "ok" and client.identity(client.root):
+    if status != "ok" and client.identity(client.root):     # DEVPI_PASSWORD has logged in now
         _, status, user = client.get_api(client.root.rstrip("/"))
+
     if status == "ok" and wanted in (None, user):
         client.console.print_result(f"logged in as {user}")
         return 0
-    client.console.error("not logged in" if status != "ok" else f"logged in as {user}, not as {wanted}")
+    is_other_user = status == "ok"
+    client.console.error(f"logged in as {user}, not as {wanted}" if is_other_user else
+                         "not logged in")
     return 1
 
 
@@ -2989,9 +3351,11 @@ def log_off(client):
 
 @command(
     "env", "print the variables that make pip and uv use the index",
-    argument("--shell", choices=("sh", "fish", "powershell", "cmd"), default="powershell" if os.name == "nt" else "sh",
+    argument("--shell", choices=("sh", "fish", "powershell", "cmd"),
+             default="powershell" if os.name == "nt" else "sh",
              help="for which shell (default: %(default)s)"),
-    argument("--with-credentials", action="store_true", help="with our login in the URL, for indexes with restricted reading"),
+    argument("--with-credentials", action="store_true",
+             help="with our login in the URL, for indexes with restricted reading"),
     argument("--unset", action="store_true", help="print what takes them back"),
     INDEX, JSON, is_for_shells=True)
 def print_variables(client):
@@ -3000,7 +3364,10 @@ def print_variables(client):
     if not client.remote.simpleindex:
         client.require_index()
         raise Failure(f"{client.index} has no simple index")
-    url = index_with_credentials(client, client.remote) if options.with_credentials else client.remote.simpleindex
+
+    url = client.remote.simpleindex
+    if options.with_credentials:
+        url = index_with_credentials(client, client.remote)
     variables = installer_variables(client, url)
     client.console.print_json(variables)
     for name, value in variables.items():
@@ -3009,17 +3376,23 @@ def print_variables(client):
 
 
 def _shell_line(shell, name, value):
-    """A line that sets a variable, or for None unsets it."""
+    """A line of a shell's language that sets a variable; a value of None unsets it."""
     import shlex
     if shell == "cmd":
-        # In quotes, in which & and its like are no commands; a URL holds none itself.
+        # Inside quotes, & and similar characters are no commands; a URL contains no quotes.
         return f'set "{name}=' + (value or "").replace("%", "%%").replace('"', "") + '"'
+
     if shell == "powershell":
-        escaped = re.sub("['\u2018-\u201b]", r"\g<0>\g<0>", value or "")       # all of these are quotes to it
-        return f"Remove-Item Env:{name} -ErrorAction SilentlyContinue" if value is None else f"$env:{name} = '{escaped}'"
+        if value is None:
+            return f"Remove-Item Env:{name} -ErrorAction SilentlyContinue"
+        # PowerShell treats each of these characters as a quote.
+        escaped = re.sub("['\u2018-\u201b]", r"\g<0>\g<0>", value)
+        return f"$env:{name} = '{escaped}'"
+
     if shell == "fish":
         escaped = (value or "").replace("\\", "\\\\").replace("'", "\\'")
         return f"set -e {name}" if value is None else f"set -gx {name} '{escaped}'"
+
     return f"unset {name}" if value is None else f"export {name}={shlex.quote(value)}"
 
 
