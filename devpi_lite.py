@@ -4680,36 +4680,24 @@ def place_of(address):
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
-class Logins:
-    """Turns credentials into an `Identity`: session tokens, passwords, and the patience with wrong ones."""
+class Tokens:
+    """Session tokens: what devpi's POST /+login gives for a password."""
 
     def __init__(self, users, secret):
-        self.users = users
-        self.key = hmac.new(secret, b"devpi_lite session", "sha256").digest()
-        self.memory_key = secrets.token_bytes(32)
-        self.remembered = collections.OrderedDict()     # keyed digest of user, hash and password -> (fits, until)
-        self.turns = Turns()                            # at such a digest: fifty parallel requests cost one slow hash
-        self.noted = Rate(60, Limits.audited_failures, Limits.audited_failures)     # failed logins in the audit log
-        self.failures = collections.OrderedDict()       # (account, place) -> (count, wait until, last failure)
-        self.fitted = collections.OrderedDict()         # (account, place) -> digest of what fitted from there last
-        self.at_place = Budget(Limits.failed_logins_at_address, Limits.address_pause)
-        self.to_account = Budget(Limits.failed_logins_to_account, Limits.account_pause)
-        self.looks = Budget(Limits.looks, Limits.look_pause)
-        self.new_users = Budget(Limits.new_users, Limits.new_user_pause)
-        self.lock = threading.Lock()
-
-    # -- session tokens
+        self.users, self.key = users, hmac.new(secret, b"devpi_lite session", "sha256").digest()
 
     def issue(self, account):
-        """A session token: base64url of [user, generation, end], a dot, base64url of an HMAC-SHA256 over it."""
-        payload = json.dumps([account.name, account.generation, int(time.time()) + Limits.session]).encode()
+        """A token: base64url of JSON [user, generation, end], a dot, base64url of an HMAC-SHA256 over
+        it."""
+        end = int(time.time()) + Limits.session
+        payload = json.dumps([account.name, account.generation, end]).encode()
         return f"{_base64url(payload)}.{_base64url(self._mac(payload))}"
 
     def _mac(self, payload):
         return hmac.new(self.key, payload, "sha256").digest()
 
-    def check_token(self, user, token):
-        """The identity behind a session token of that user, or None."""
+    def check(self, user, token):
+        """The identity behind a token of that user, or None."""
         payload, dot, mac = token.partition(".")
         if not dot:
             return None
@@ -4722,114 +4710,86 @@ class Logins:
         name, generation, end = json.loads(payload)
         account = self.users.find(name)
         left = end - time.time()
-        if name != user or account is None or account.generation != generation or not 0 < left <= Limits.session:
+        if name != user or account is None or account.generation != generation \
+                or not 0 < left <= Limits.session:
             return None
         return Identity(user, expires=time.monotonic() + left)
 
-    # -- passwords
 
-    def check(self, user, secret, address, is_login=False):
-        """The identity for a user name with a session token or a password; anonymous if neither
-        fits.
+class PasswordMemory:
+    """Remembers for some minutes whether a password fits, for the slow hash costs 50 ms: under keyed
+    digests, which tell nothing of passwords."""
 
-        The answer for a password is remembered for some minutes under a keyed digest, for the slow
-        hash costs 50 ms; one that fits, until it was not used for some minutes. The same wrong password once more counts as an attempt only where somebody
-        logs in: an installer with an old password in its URL sends it with every request.  Busy if
-        too many passwords wait for being hashed."""
-        if len(user) > Limits.user_name:
-            return NOBODY       # nobody has such a name, and it need not be remembered
-        identity = self.check_token(user, secret)
-        if identity:
-            return identity
-        place = place_of(address)
-        account = self.users.find(user)
-        pwhash = account.pwhash if account and account.pwhash is not None else ""
-        digest = hmac.new(self.memory_key, f"{user}\n{pwhash}\n{secret}".encode("utf-8", "surrogatepass"), "sha256").digest()
-        wait = self.wait_for(user, place)
-        if wait:
-            return self._identity(user) if self._passes_by(digest, user, place) else Identity(wait=wait)
-        with self.turns.turn(digest, -1):
-            fits, known = self._recall(digest)
-            if not known or is_login and not fits:
-                wait = self._count_attempt(user, place)
-                if wait:
-                    return Identity(wait=wait)
-                if not known:
-                    try:
-                        fits = bool(pwhash) and check_password(pwhash, secret)
-                    except Busy:        # it was not tried
-                        self._succeeded(user, place, digest, was_tried=False)
-                        raise
-                    self._remember(digest, fits)
-            if not fits:
-                if not known or is_login:
-                    self._note_failure(user, address)
-                wait = self.wait_for(user, place)
-                return Identity(wait=wait) if wait else NOBODY
-            if known and not is_login:
-                self._renew(digest)
-                if self.fitted.get((user, place)) != digest:
-                    with self.lock:
-                        self._note_fit((user, place), digest)
-            else:       # what a program sends again and again is no reason to forget what others tried meanwhile
-                self._succeeded(user, place, digest)
-        return self._identity(user)
+    def __init__(self):
+        self.key = secrets.token_bytes(32)
+        self.remembered = collections.OrderedDict()     # digest -> (fits, until)
+        self.lock = threading.Lock()
 
-    @staticmethod
-    def _identity(user):
-        return Identity(user, expires=time.monotonic() + Limits.password_memory)
+    def digest(self, user, pwhash, password):
+        """What a password is remembered under, as long as the account has this hash."""
+        text = f"{user}\n{pwhash}\n{password}".encode("utf-8", "surrogatepass")
+        return hmac.new(self.key, text, "sha256").digest()
 
-    def _passes_by(self, digest, user, place):
-        """Whether a password goes through while others from its place, or to its account, have to
-        wait.
-
-        Only one that is remembered, and fitted from this very place: else a guesser would be told
-        at full speed what somebody else uses just now.  Who guesses from the same place is stopped
-        by the number of looks."""
-        with self.lock:
-            if self.looks.wait((user, place)):
-                return False
-            fits, known = self._recall(digest)
-            if not known:
-                self.looks.take((user, place))
-            return fits and self.fitted.get((user, place)) == digest
-
-    def _recall(self, digest):
-        """(whether the password of this digest fits, whether that is known)."""
+    def recall(self, digest):
+        """(whether the password fits, whether that is known)."""
         fits, until = self.remembered.get(digest, (False, 0))
         known = until >= time.monotonic()
         return fits and known, known
 
-    def _remember(self, digest, fits):
+    def remember(self, digest, fits):
         with self.lock:
             self.remembered[digest] = (fits, time.monotonic() + Limits.password_memory)
             self.remembered.move_to_end(digest)
             while len(self.remembered) > Limits.remembered_passwords:
                 self.remembered.popitem(last=False)
 
-    def _renew(self, digest):
+    def renew(self, digest):
         """Remember a password that fitted once more; only in the second half of its time, for this
         is done on every request."""
         until = self.remembered.get(digest, (True, 0))[1]
         if until - time.monotonic() < Limits.password_memory / 2:
-            self._remember(digest, True)
+            self.remember(digest, True)
 
-    def _note_fit(self, key, digest):
-        """Keep what fitted last for an (account, place); the caller holds the lock."""
-        self.fitted[key] = digest
-        self.fitted.move_to_end(key)
-        while len(self.fitted) > Limits.remembered_failures:
-            self.fitted.popitem(last=False)
+
+class Throttle:
+    """The patience with wrong passwords: by account and place, by place, and by account."""
+
+    def __init__(self):
+        # (account, place) -> (count, time.monotonic() to wait for, that of the last failure)
+        self.failures = collections.OrderedDict()
+        self.fitted = collections.OrderedDict()     # the same -> digest of what fitted there last
+        self.at_place = Budget(Limits.failed_logins_at_address, Limits.address_pause)
+        self.to_account = Budget(Limits.failed_logins_to_account, Limits.account_pause)
+        self.looks = Budget(Limits.looks, Limits.look_pause)
+        self.new_users = Budget(Limits.new_users, Limits.new_user_pause)
+        self.lock = threading.Lock()
 
     def wait_for(self, user, place):
         """Seconds for which this account is not looked at from this place, after too many wrong
         passwords."""
-        wait = max(self.failures.get((user, place), (0, 0, 0))[1] - time.monotonic(), self.at_place.wait(place),
-                   0 if (user, place) in self.fitted else self.to_account.wait(user))
+        _, until, _ = self.failures.get((user, place), (0, 0, 0))
+        is_known = (user, place) in self.fitted
+        wait = max(until - time.monotonic(), self.at_place.wait(place),
+                   0 if is_known else self.to_account.wait(user))
         return max(0, int(wait + 0.999))
 
-    def _count_attempt(self, user, place):
-        """Count an attempt as failed until it succeeds; returns the seconds to wait if there were too many."""
+    def passes_by(self, user, place, digest, is_known):
+        """Whether a password goes through while others from its place, or to its account, have to
+        wait.
+
+        Only one that fitted from this very place: else a guesser would be told at full speed what
+        somebody else uses just now.  Who guesses from the same place is stopped by the number of
+        looks at passwords that are not `is_known`."""
+        with self.lock:
+            if self.looks.wait((user, place)):
+                return False
+            if not is_known:
+                self.looks.take((user, place))
+            return self.fitted.get((user, place)) == digest
+
+    def count_attempt(self, user, place):
+        """Count an attempt as failed until it succeeds; returns the seconds to wait if there were
+        too many."""
         now = time.monotonic()
         with self.lock:
             wait = self.wait_for(user, place)
@@ -4852,20 +4812,40 @@ class Logins:
                         count, one_line(user, 60), place, wait)
         return wait
 
-    def _succeeded(self, user, place, digest, was_tried=True):
-        """Take back what `_count_attempt` counted; a password that fitted ends the waiting at its
+    def fits(self, user, place, digest):
+        """A password fitted: take back what `count_attempt` counted, and end the waiting at its
         place."""
         with self.lock:
-            count, until, last = self.failures.pop((user, place), (0, 0, 0))
-            if count:
-                self.at_place.give_back(place)
-                if (user, place) not in self.fitted:
-                    self.to_account.give_back(user)
-            if not was_tried:
-                if count > 1:
-                    self.failures[user, place] = (count - 1, 0, last)
-                return
+            self._take_back(user, place)
             self._note_fit((user, place), digest)
+
+    def was_not_tried(self, user, place):
+        """Take back what `count_attempt` counted: the password was not looked at."""
+        with self.lock:
+            count, last = self._take_back(user, place)
+            if count > 1:
+                self.failures[user, place] = (count - 1, 0, last)
+
+    def _take_back(self, user, place):
+        count, _, last = self.failures.pop((user, place), (0, 0, 0))
+        if count:
+            self.at_place.give_back(place)
+            if (user, place) not in self.fitted:
+                self.to_account.give_back(user)
+        return count, last
+
+    def fits_again(self, user, place, digest):
+        """A password that is known fitted once more; it is no reason to forget what others tried
+        meanwhile, for programs send one again and again."""
+        if self.fitted.get((user, place)) != digest:
+            with self.lock:
+                self._note_fit((user, place), digest)
+
+    def _note_fit(self, key, digest):
+        self.fitted[key] = digest
+        self.fitted.move_to_end(key)
+        while len(self.fitted) > Limits.remembered_failures:
+            self.fitted.popitem(last=False)
 
     def count_new_user(self, address):
         """TooManyLogins if nobody in particular made too many users from there: each one costs a
@@ -4877,11 +4857,77 @@ class Logins:
                 raise TooManyLogins(int(wait + 0.999), "new users from this address")
             self.new_users.take(place)
 
+
+class Logins:
+    """Turns credentials into an `Identity`: session tokens and passwords."""
+
+    def __init__(self, users, secret):
+        self.users, self.tokens = users, Tokens(users, secret)
+        self.passwords, self.throttle = PasswordMemory(), Throttle()
+        self.turns = Turns()    # at a digest: fifty parallel requests cost one slow hash
+        # failed logins in the audit log: so few a minute that nobody can wash it out with them
+        self.noted = Rate(60, Limits.audited_failures, Limits.audited_failures)
+
+    def check(self, user, secret, address, is_login=False):
+        """The identity for a user name with a session token or a password; anonymous if neither
+        fits.
+
+        The same wrong password once more counts as an attempt only where somebody logs in: an
+        installer with an old password in its URL sends it with every request.  Busy if too many
+        passwords wait for being hashed."""
+        if len(user) > Limits.user_name:
+            return NOBODY       # nobody has such a name, and it need not be remembered
+        identity = self.tokens.check(user, secret)
+        if identity:
+            return identity
+
+        place, account = place_of(address), self.users.find(user)
+        pwhash = account.pwhash if account and account.pwhash is not None else ""
+        digest = self.passwords.digest(user, pwhash, secret)
+        wait = self.throttle.wait_for(user, place)
+        if wait:
+            fits, known = self.passwords.recall(digest)
+            passes = self.throttle.passes_by(user, place, digest, known) and fits
+            return self._identity(user) if passes else Identity(wait=wait)
+
+        with self.turns.turn(digest, -1):
+            fits, known = self.passwords.recall(digest)
+            if not known or is_login and not fits:
+                wait = self.throttle.count_attempt(user, place)
+                if wait:
+                    return Identity(wait=wait)
+                if not known:
+                    fits = self._hash(user, place, pwhash, secret)
+                    self.passwords.remember(digest, fits)
+            if not fits:
+                if not known or is_login:
+                    self._note_failure(user, address)
+                wait = self.throttle.wait_for(user, place)
+                return Identity(wait=wait) if wait else NOBODY
+            if known and not is_login:
+                self.passwords.renew(digest)
+                self.throttle.fits_again(user, place, digest)
+            else:
+                self.throttle.fits(user, place, digest)
+        return self._identity(user)
+
+    def _hash(self, user, place, pwhash, password):
+        """Whether a password fits, by the slow hash."""
+        try:
+            return bool(pwhash) and check_password(pwhash, password)
+        except Busy:
+            self.throttle.was_not_tried(user, place)
+            raise
+
+    @staticmethod
+    def _identity(user):
+        return Identity(user, expires=time.monotonic() + Limits.password_memory)
+
     def _note_failure(self, user, address):
-        """Enter a failed login into the audit log; only so many a minute, so that nobody can wash the log out with them."""
+        """Announce a failed login, for the audit log."""
         if self.noted.take(""):
             return
-        with contextlib.suppress(Problem):      # who asked is told that the login failed, whatever the database does
+        with contextlib.suppress(Problem):      # who asked is told that the login failed, whatever
             self.users.store.write(announce_event, Event("login.failed", target=sound(user)),
                                    actor=Actor(address=address), durable=False)
 
@@ -7017,7 +7063,7 @@ class Stage:
     asks_upstream = False
 
     def __init__(self, projects, index):
-        self.store, self.blobs, self.index = projects.store, projects.mirrors.blobs, index
+        self.store, self.blobs, self.index = projects.store, projects.mirrors.files.blobs, index
 
     def page(self, name, deadline=None, kind=File, again=True):
         """The `ProjectPage` of a project: three indexed queries, however many releases there are.
@@ -7044,6 +7090,10 @@ class Stage:
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
                 "SELECT name FROM projects WHERE index_id = ? ORDER BY name", (self.index.id,))]
+
+    def names_at_hand(self):
+        """The names that are known of upstream without asking it: a list, or a `MirrorNames`."""
+        return []
 
     def has(self, name):
         """Whether it has a project, as far as is known without asking upstream."""
@@ -7102,16 +7152,19 @@ class Mirror:
 
     def __init__(self, projects, index):
         self.mirrors, self.index = projects.mirrors, index
-        self.page_age = min(60, self.mirrors.expiry(index))
+        self.page_age = min(60, self.mirrors.upstreams.expiry(index))
 
     def page(self, name, deadline=None, kind=File, again=True):
-        return self.mirrors.project(self.index, name, deadline, again)
+        return self.mirrors.pages.project(self.index, name, deadline, again)
 
     def names(self, began=None):
-        return self.mirrors.names(self.index, began)
+        return self.mirrors.lists.names(self.index, began)
+
+    def names_at_hand(self):
+        return self.mirrors.lists.names_at_hand(self.index)
 
     def has(self, name):
-        with self.mirrors.store.read() as db:
+        with self.mirrors.pages.store.read() as db:
             row = db.execute("SELECT fetched FROM projects WHERE index_id = ? AND name = ?",
                              (self.index.id, name)).fetchone()
         return row is not None and row["fetched"] is not None
@@ -7140,8 +7193,8 @@ class Mirror:
         for file in files:
             if file.version in texts and file.core_metadata:
                 try:
-                    sha256 = self.mirrors.metadata_hash(self.index, file, by_wheel=False)
-                    data = metadata_bytes(self.mirrors.store, self.mirrors.blobs, sha256)
+                    sha256 = self.mirrors.files.metadata_hash(self.index, file, by_wheel=False)
+                    data = metadata_bytes(self.mirrors.files.store, self.mirrors.files.blobs, sha256)
                     return parse_core_metadata(data), True
                 except Problem as problem:
                     log.warning("mirror %s: %s", self.index.path, problem.message)
@@ -7149,21 +7202,21 @@ class Mirror:
         return None, True
 
     def open(self, file, for_head=False):
-        here = self.mirrors.local(self.index, file)
+        here = self.mirrors.files.local(self.index, file)
         if here:
             return Content(here.last_modified, here.size, here.sha256)
         if self.index.config.get("mirror_use_external_urls"):
             return Content(url=file.url)
         if for_head:        # what is known, else what upstream says; nothing is kept
-            self.mirrors.refuse_cut_off(self.index, file)
-            size = self.mirrors.upstream_size(self.index, file) if file.size is None else file.size
+            self.mirrors.upstreams.refuse_cut_off(self.index, file)
+            size = self.mirrors.files.upstream_size(self.index, file) if file.size is None else file.size
             return Content(size=size, pieces=iter(()))
-        download = self.mirrors.download(self.index, file)
+        download = self.mirrors.files.download(self.index, file)
         return Content(download.last_modified, download.length,
-                       pieces=self.mirrors.pieces(self.index, download))
+                       pieces=self.mirrors.files.pieces(self.index, download))
 
     def metadata_file(self, file):
-        return self.mirrors.metadata_hash(self.index, file)
+        return self.mirrors.files.metadata_hash(self.index, file)
 
 
 class Projects:
@@ -7205,8 +7258,8 @@ class Projects:
             blocked, mirrors = mirrors[0].index, []
         began = time.monotonic()
         if not again:       # or what fails at once would be asked twice
-            self._ask_at_once(mirrors, lambda mirror: self.mirrors.ask(mirror, name, False))
-        deadline = time.monotonic() + self.mirrors.settings.request_timeout
+            self._ask_at_once(mirrors, lambda mirror: self.mirrors.pages.ask(mirror, name, False))
+        deadline = time.monotonic() + self.mirrors.upstreams.settings.request_timeout
         for mirror in mirrors:
             try:
                 page = mirror.page(name, deadline, again=again)
@@ -7297,7 +7350,7 @@ class Projects:
 
     def unknown(self, index, name, sentence=""):
         """NotFound for a project that neither an index nor its bases have, with this `sentence`."""
-        if self.mirrors.settings.offline_mode and self.mirrors_in(index):
+        if self.mirrors.upstreams.settings.offline_mode and self.mirrors_in(index):
             return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
                             "asked for it.")
         return NotFound(sentence or f"The project {name} does not exist.")
@@ -7310,7 +7363,7 @@ class Projects:
         """Yield for each index (index, its names, or the UpstreamTrouble or Busy in their place)."""
         began = time.monotonic()
         members = [self.at(index) for index in indexes]
-        self._ask_at_once(members, self.mirrors.ask_names)
+        self._ask_at_once(members, self.mirrors.lists.ask_names)
         for member in members:
             try:
                 yield member.index, member.names(began)
@@ -7346,7 +7399,7 @@ class Projects:
         """(SHA-256, bytes) of a file's metadata file (PEP 658); NotFound if it has none."""
         self._refuse_withheld(place)
         sha256 = self.at(index).metadata_file(place.file)
-        data = metadata_bytes(self.store, self.mirrors.blobs, sha256) if sha256 else None
+        data = metadata_bytes(self.store, self.mirrors.files.blobs, sha256) if sha256 else None
         if data is None:
             raise NotFound(f"no metadata found in {index.path}/{place.file.path}")
         return sha256, data
@@ -7364,31 +7417,19 @@ class Projects:
                 raise Gone("file existed, deleted in later serial")
 
 
-class Mirrors:
-    """Caching mirrors: pages, metadata files, files and project lists of upstream indexes, one fetch at a time for one
-    thing, and the last good answer where upstream fails."""
+class Upstreams:
+    """How mirrors ask their upstreams: one fetch at a time for one thing, each owner's requests with
+    a share of those that may wait.  Remembers for some seconds who was in trouble."""
 
     def __init__(self, store, blobs, client, settings):
         self.store, self.blobs, self.client, self.settings = store, blobs, client, settings
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
-        self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
         self.patience = Patience(3 * settings.threads)
-        self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
-        self.failed = FairMemory(Limits.missing_projects)       # the same -> (until, kind, message)
-        self.refreshed = FairMemory(Limits.missing_projects)    # the same -> when
+        # _source(index), project -> (until, kind, message)
+        self.failed = FairMemory(Limits.missing_projects)
         self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer
-        self.names_asked = {}                           # index id -> time.monotonic() at which a search asked for its list
-        self.list_readers = Shares("project lists are being read", Limits.list_readers,
-                                   Limits.list_readers_of_one, 60)
-        self.unreadable = {}    # index id -> (mirror_url, until, why its list could not be read)
-        self.failures = collections.Counter()           # index id -> fetches and downloads that failed
-        self.removed = collections.Counter()    # index id -> files and projects that upstream removed
+        self.failures = collections.Counter()   # index id -> fetches and downloads that failed
         self.lock = threading.Lock()
-        self.cache = os.path.join(os.path.dirname(blobs.files), "cache")
-        if not store.read_only:
-            os.makedirs(self.cache, mode=0o700, exist_ok=True)
-
-    # -- pages
 
     def expiry(self, index):
         """Seconds for which what upstream said is not asked again."""
@@ -7397,6 +7438,298 @@ class Mirrors:
     def is_cut_off(self, index):
         """Whether the mirror has only what is here: in offline mode, or without a mirror_url."""
         return self.settings.offline_mode or not index.mirror_url
+
+    def refuse_cut_off(self, index, file):
+        """NotFound for a file that is not here, if nobody can be asked for it."""
+        if self.settings.offline_mode:
+            raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked "
+                           "for it")
+        if not index.mirror_url:
+            raise NotFound(f"{file.filename} is not here, and {index.path} has no mirror_url")
+
+    def is_missing(self, index, status):
+        """Whether a status means that upstream does not have what was asked for.
+
+        Object stores that may not be listed say 403; that this is meant is the owner's to say."""
+        return status == 404 or str(status) in index.config.get("mirror_missing_statuses", ())
+
+    def start(self, index, what, name, function):
+        """The flight that fetches this from the mirror's upstream, which may be under way already."""
+        url = index.mirror_url
+
+        def counted():
+            try:
+                function()
+            except UpstreamTrouble as error:
+                self.failures[index.id] += 1
+                if what in ("page", "names"):
+                    self._remember_failure(index, name if what == "page" else None, error)
+                raise
+            if what == "page":
+                self.failed.pop(_source(index), name)
+                with self.lock:
+                    self.silent.pop((_source(index), False), None)
+        key = (what, index.id, url, name)
+        return self.fetches.start(key, origin_of(url), index, Flight(counted))
+
+    def wait(self, index, wait, seconds):
+        """Whether `wait` for at most so many seconds says that it happened.
+
+        Busy if it did not, and too many wait for this owner's mirrors for this request to go on."""
+        with self.patience.place(index.user) as longest:
+            if wait(max(0, min(seconds, longest))):
+                return True
+        if longest < seconds:
+            raise self.crowded(index)
+        return False
+
+    @staticmethod
+    def crowded(index, retry_after=1):
+        return Busy(f"too many requests wait for the mirrors of {index.user} just now, try again",
+                    retry_after)
+
+    def _remember_failure(self, index, name, error):
+        """Note what upstream answered for a page, or that it did not answer this mirror at all.
+
+        That says nothing of what it answers another one."""
+        now = time.monotonic()
+        note = now + Limits.upstream_pause, type(error), error.message
+        if isinstance(error, NoAnswer):
+            with self.lock:
+                self.silent = {key: other for key, other in self.silent.items() if other[0] > now}
+                self.silent[_source(index), name is None] = note
+        elif name is not None:
+            self.failed.put(_source(index), name, note)
+
+    def failure(self, index, name):
+        """The trouble that upstream was in within the last seconds, asked for a page; or None."""
+        source, none = _source(index), (0, None, "")
+        for note in (self.failed.get(source, name, none), self.silent.get((source, False), none)):
+            until, kind, message = note
+            if until > time.monotonic():
+                trouble = kind(message)
+                trouble.noted = until - Limits.upstream_pause
+                return trouble
+        return None
+
+    def is_paused(self, index, for_list=False):
+        """Whether this mirror's upstream was not reached within the last seconds.
+
+        A project list that did not come says nothing of pages."""
+        return self.client.is_paused(index.mirror_url) or any(
+            self.silent.get((_source(index), of_list), (0,))[0] > time.monotonic()
+            for of_list in {False, for_list})
+
+    def keep(self, function, index, *args):
+        """Write what a mirror caches; its changes wait for one another, and not others for them."""
+        return self.store.write(function, index, *args, durable=False,
+                                party=("mirror", index.user))
+
+
+class MirrorFiles:
+    """The files of mirrors and their metadata files: those that are here, and downloads under way."""
+
+    def __init__(self, upstreams):
+        self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
+        self.client, self.settings = upstreams.client, upstreams.settings
+        self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
+
+    def is_local(self, file):
+        return bool(file.sha256) and self.blobs.has(file.sha256, file.size)
+
+    def local(self, index, file):
+        """The file with its blob at hand, or None.
+
+        Bytes count that this mirror has under another name, or another mirror that everybody may
+        read: to know a hash is no right to what an index keeps to itself."""
+        if self.is_local(file):
+            return file
+        algorithm, _, digest = file.hash_spec.partition("=")
+        if algorithm != "sha256":
+            return None
+        size = self._shared_size(index, digest)
+        if size is None or not self.blobs.has(digest, size) or not self.blobs.claim(digest):
+            return None
+        metadata = self.metadata_of_blob(file, digest)
+        self.upstreams.keep(_file_arrived, index, file, digest, size, None, metadata)
+        return file._replace(sha256=digest, size=size, last_modified=http_date(time.time()))
+
+    def _shared_size(self, index, sha256):
+        """The size of a blob that this mirror may serve although it did not fetch it, or None."""
+        with self.store.read() as db:
+            rows = db.execute(
+                "SELECT size, files.index_id, config, status FROM files "
+                "JOIN indexes ON indexes.id = files.index_id "
+                "JOIN projects ON projects.id = project_id "
+                "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
+        for row in rows:
+            theirs = Index(row["index_id"], "", "", json.loads(row["config"]))
+            if (theirs.id == index.id or theirs.is_mirror and not theirs.restricted) \
+                    and not Status.of(row["status"]).withholds_files:
+                return row["size"]
+        return None
+
+    def download(self, index, file):
+        """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
+        self.upstreams.refuse_cut_off(index, file)
+        # not by hash alone: another index's upstream may be slow, or have something else under it
+        key = (index.id, file.path, file.hash_spec, file.url)
+        download = Download(self, index, file)
+        download = self.downloads.start(key, origin_of(file.url), index, download)
+
+        def begins(seconds):
+            until = time.monotonic() + seconds
+            with outside_wait():
+                download.started.wait(min(seconds, Limits.longest_queue))
+                return download.begun.wait(
+                    min(self.settings.request_timeout, max(0, until - time.monotonic())))
+        if not self.upstreams.wait(index, begins, Limits.longest_queue + self.settings.request_timeout):
+            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
+                                  f"{self.settings.request_timeout:g} seconds")
+        if download.error and not download.finished:
+            raise download.error
+        return download
+
+    def pieces(self, index, download):
+        """What `Download.pieces` gives, for a request that takes it as it comes; Busy as in `_wait`."""
+        longest = self.upstreams.patience.longest(index.user)
+        if longest < float("inf"):
+            download.wait(longest)
+            if not download.finished:
+                raise self.upstreams.crowded(index, Limits.crowded_retry)
+
+        def patiently():
+            with self.upstreams.patience.place(index.user):
+                yield from download.pieces()
+        return patiently()
+
+    def upstream_url(self, index, file):
+        """The file's URL, with the mirror's credentials where it lies on the mirror's own host."""
+        mirror = urllib.parse.urlsplit(index.mirror_url)
+        if mirror.username is None or origin_of(file.url) != origin_of(index.mirror_url):
+            return file.url
+        parts = urllib.parse.urlsplit(file.url)
+        return urllib.parse.urlunsplit(parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
+
+    def upstream_size(self, index, file):
+        """The size that upstream states for a file that is not here, or None."""
+        sizes = []
+
+        def ask():
+            with self.get_file(index, file, "", "HEAD") as head:
+                sizes.append(head.length())
+        flight = self.upstreams.start(index, "size", file.path, ask)
+        if not self.upstreams.wait(index, flight.wait, self.settings.request_timeout):
+            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within {self.settings.request_timeout:g} seconds")
+        if flight.error:
+            raise flight.error
+        return sizes[0] if sizes else None      # None: it was somebody else's flight
+
+    def get_file(self, index, file, ending="", method="GET"):
+        """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
+        parts = urllib.parse.urlsplit(self.upstream_url(index, file))
+        url = urllib.parse.urlunsplit(parts._replace(path=parts.path + ending))
+        headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
+        response = self.client.get(url, headers, method, index.mirror_url)
+        if response.status == 200:
+            return response
+        response.close()
+        raise (NotFound if self.upstreams.is_missing(index, response.status) else UpstreamTrouble)(
+            f"error {response.status} getting {public_url(url)}")
+
+    def metadata_hash(self, index, file, by_wheel=True):
+        """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), which is here then; NotFound if there is none.
+
+        It is read out of the wheel if that is here, else fetched from upstream and checked against
+        the announced hash.  To installers, metadata that is announced and can't be had is fatal: so
+        what upstream fails to give is read out of the wheel, which is fetched for that, unless
+        `by_wheel` is false."""
+        if file.metadata_sha256 and metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
+            return file.metadata_sha256
+        if self.is_local(file):
+            found = self.metadata_of_wheel(index, file)
+            if found:
+                return found
+        if not file.core_metadata:
+            raise NotFound(f"no metadata found in {index.path}/{file.path}")
+        self.upstreams.refuse_cut_off(index, file)
+        began = time.monotonic()
+        fetch = functools.partial(self._fetch_metadata, index, file)
+        flight = self.upstreams.start(index, "metadata", file.path, fetch)
+        trouble = UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
+        if self.upstreams.wait(index, flight.wait, self.settings.request_timeout):
+            trouble = flight.error
+        if trouble is None:
+            return self._metadata_here(index, file)
+        # a wheel whose bytes can't be checked does not prove that another announcement is wrong
+        is_checked = file.hash_spec or file.core_metadata == "true"
+        if not by_wheel or not is_checked or not file.filename.endswith(".whl"):
+            raise trouble
+        log.warning("mirror %s: %s; it is read out of the wheel", index.path, trouble.message)
+        return self._metadata_by_wheel(index, file, began + Limits.metadata_wait)
+
+    def _metadata_by_wheel(self, index, file, deadline):
+        """Fetch a wheel for the metadata file in it; if it has none, pages announce it no more."""
+        here = self.local(index, file)
+        if here is None:
+            download = self.download(index, file)
+            if not self.upstreams.wait(index, download.wait, deadline - time.monotonic()):
+                raise UpstreamTrouble(f"{file.filename} is on its way, for its metadata: try again")
+            if download.error:
+                raise download.error
+        try:
+            return self._metadata_here(index, file)
+        except NotFound:
+            self.upstreams.keep(_no_metadata, index, file)
+            raise
+
+    def _metadata_here(self, index, file):
+        with self.store.read() as db:
+            row = db.execute("SELECT metadata_sha256 FROM files WHERE id = ?", (file.id,)).fetchone()
+        if row is None or not row["metadata_sha256"]:
+            raise NotFound(f"no metadata found in {index.path}/{file.path}")
+        return row["metadata_sha256"]
+
+    def _fetch_metadata(self, index, file):
+        with self.get_file(index, file, ".metadata") as response:
+            data = read_page(response, Limits.metadata_file, time.monotonic() + Limits.upstream_page_time)
+        found = MetadataFile.of(data)
+        if file.core_metadata not in ("true", found.sha256):
+            raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {found.sha256}, "
+                                  f"announced was {file.core_metadata}")
+        self.upstreams.keep(_metadata_arrived, index, file, found, False)
+
+    def metadata_of_wheel(self, index, file):
+        """The SHA-256 of the metadata file in a wheel that is here, now entered, or None."""
+        found = self.metadata_of_blob(file, file.sha256)
+        if found is None:
+            return None
+        self.upstreams.keep(_metadata_arrived, index, file, found, True)
+        return found.sha256
+
+    def metadata_of_blob(self, file, sha256):
+        """The `MetadataFile` of a wheel that is here; None if there is none, or it would have to
+        wait: readers of a download wait for what comes after this."""
+        if not file.filename.endswith(".whl"):
+            return None
+        try:
+            with self.blobs.open(sha256) as blob:
+                data = archive_metadata(blob, file.filename, patience=0)
+        except Problem as error:
+            log.warning("mirrored file: %s", error.message)
+            return None
+        return None if data is None else MetadataFile.of(data)
+
+
+class MirrorPages:
+    """The project pages of mirrors, and the last good one where upstream fails."""
+
+    def __init__(self, upstreams, files):
+        self.upstreams, self.files, self.store = upstreams, files, upstreams.store
+        self.blobs, self.client, self.settings = upstreams.blobs, upstreams.client, upstreams.settings
+        self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
+        self.refreshed = FairMemory(Limits.missing_projects)    # the same -> when
+        self.removed = collections.Counter()    # index id -> files and projects that upstream removed
 
     def ask(self, index, name, again=True):
         """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
@@ -7408,20 +7741,20 @@ class Mirrors:
             return ProjectPage(name), None      # "not found" need not be remembered
         looked = time.time()
         page = self.cached(index, name)
-        if self.is_cut_off(index):
+        if self.upstreams.is_cut_off(index):
             return self._local_only(index, name, page), None
         if page and page.expires > time.monotonic():
             return page, None
         missing_until = self.not_found.get(_source(index), name, 0)
         if page is None and missing_until > time.monotonic():
             return ProjectPage(name, expires=missing_until), None
-        failure = self._failure(index, name)
-        if page and (failure or self.is_paused(index)):
+        failure = self.upstreams.failure(index, name)
+        if page and (failure or self.upstreams.is_paused(index)):
             return dataclasses.replace(page, stale=True), None
         if failure and (isinstance(failure, Refused) or not again):
             raise failure
         try:
-            return page, self._start(index, "page", name, functools.partial(
+            return page, self.upstreams.start(index, "page", name, functools.partial(
                 self._fetch_page, index, name, looked))
         except Busy:
             if page is None:
@@ -7441,85 +7774,18 @@ class Mirrors:
         if deadline is not None:
             patience = deadline - time.monotonic()
         try:
-            if self._wait(index, flight.wait, patience):
+            if self.upstreams.wait(index, flight.wait, patience):
                 trouble = flight.error
         except Busy as busy:
             trouble = busy
         page = self.cached(index, name)
         if trouble is None:
-            return page or ProjectPage(name, expires=time.monotonic() + self.expiry(index))
+            return page or ProjectPage(name, expires=time.monotonic() + self.upstreams.expiry(index))
         if not isinstance(trouble, Busy):
             log.warning("mirror %s: %s", index.path, trouble.message)
         if page is None:
             raise trouble
         return dataclasses.replace(page, stale=True)
-
-    def _wait(self, index, wait, seconds):
-        """Whether `wait` for at most so many seconds says that it happened.
-
-        Busy if it did not, and too many wait for this owner's mirrors for this request to go on."""
-        with self.patience.place(index.user) as longest:
-            if wait(max(0, min(seconds, longest))):
-                return True
-        if longest < seconds:
-            raise self._crowded(index)
-        return False
-
-    @staticmethod
-    def _crowded(index, retry_after=1):
-        return Busy(f"too many requests wait for the mirrors of {index.user} just now, try again",
-                    retry_after)
-
-    def _start(self, index, what, name, function):
-        """The flight that fetches this from the mirror's upstream, which may be under way already."""
-        url = index.mirror_url
-
-        def counted():
-            try:
-                function()
-            except UpstreamTrouble as error:
-                self.failures[index.id] += 1
-                if what in ("page", "names"):
-                    self._remember_failure(index, name if what == "page" else None, error)
-                raise
-            if what == "page":
-                self.failed.pop(_source(index), name)
-                with self.lock:
-                    self.silent.pop((_source(index), False), None)
-        key = (what, index.id, url, name)
-        return self.fetches.start(key, origin_of(url), index, Flight(counted))
-
-    def _remember_failure(self, index, name, error):
-        """Note what upstream answered for a page, or that it did not answer this mirror at all.
-
-        That says nothing of what it answers another one."""
-        now = time.monotonic()
-        note = now + Limits.upstream_pause, type(error), error.message
-        if isinstance(error, NoAnswer):
-            with self.lock:
-                self.silent = {key: other for key, other in self.silent.items() if other[0] > now}
-                self.silent[_source(index), name is None] = note
-        elif name is not None:
-            self.failed.put(_source(index), name, note)
-
-    def _failure(self, index, name):
-        """The trouble that upstream was in within the last seconds, asked for a page; or None."""
-        source, none = _source(index), (0, None, "")
-        for note in (self.failed.get(source, name, none), self.silent.get((source, False), none)):
-            until, kind, message = note
-            if until > time.monotonic():
-                trouble = kind(message)
-                trouble.noted = until - Limits.upstream_pause
-                return trouble
-        return None
-
-    def is_paused(self, index, for_list=False):
-        """Whether this mirror's upstream was not reached within the last seconds.
-
-        A project list that did not come says nothing of pages."""
-        return self.client.is_paused(index.mirror_url) or any(
-            self.silent.get((_source(index), of_list), (0,))[0] > time.monotonic()
-            for of_list in {False, for_list})
 
     def refresh(self, indexes, name):
         """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
@@ -7530,7 +7796,7 @@ class Mirrors:
             return
         flights = []
         for index in indexes:
-            if self.is_cut_off(index):
+            if self.upstreams.is_cut_off(index):
                 continue
             source, now = _source(index), time.monotonic()
             if now - self.refreshed.get(source, name, -Limits.refresh_pause) < Limits.refresh_pause:
@@ -7538,14 +7804,14 @@ class Mirrors:
             self.refreshed.put(source, name, now)
             self.not_found.pop(source, name)
             try:
-                flights.append((index, self._start(
+                flights.append((index, self.upstreams.start(
                     index, "page", name, functools.partial(self._fetch_page, index, name))))
             except Busy as problem:
                 log.warning("mirror %s is not refreshed: %s", index.path, problem.message)
         deadline = time.monotonic() + self.settings.request_timeout
         for index, flight in flights:
             with contextlib.suppress(Busy):         # it goes on behind this request
-                if self._wait(index, flight.wait, deadline - time.monotonic()) and flight.error:
+                if self.upstreams.wait(index, flight.wait, deadline - time.monotonic()) and flight.error:
                     log.warning("mirror %s: %s", index.path, flight.error.message)
 
     def cached(self, index, name):
@@ -7556,7 +7822,7 @@ class Mirrors:
                 return None
             files = select_files(db, "WHERE project_id = ? AND position IS NOT NULL ORDER BY position", row["id"])
         age = time.time() - row["fetched"]
-        fresh_for = self.expiry(index) - age if age > -60 else 0       # a clock that was set back
+        fresh_for = self.upstreams.expiry(index) - age if age > -60 else 0       # a clock that was set back
         return ProjectPage(
             name, ((index, files),), tuple(json.loads(row["versions"] or "[]")),
             expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=Status.of(row["status"]))
@@ -7564,7 +7830,7 @@ class Mirrors:
     def _local_only(self, index, name, page):
         """Of a mirror that is cut off: the files that are here, their metadata where it is, too."""
         files = tuple(f if f.metadata_sha256 else f._replace(core_metadata=None)
-                      for f in page.files if self.is_local(f)) if page else ()
+                      for f in page.files if self.files.is_local(f)) if page else ()
         if not files:
             return ProjectPage(name)
         here = {file.version for file in files}
@@ -7592,7 +7858,7 @@ class Mirrors:
         deadline = time.monotonic() + Limits.upstream_page_time
         with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
             status = response.status
-            is_missing = self.is_missing(index, status)
+            is_missing = self.upstreams.is_missing(index, status)
             if not is_missing and (status not in (200, 304)
                                    or status == 304 and "If-None-Match" not in headers):
                 refused = 400 <= status < 500 and str(status) not in _PASSING
@@ -7614,7 +7880,7 @@ class Mirrors:
             raise UpstreamTrouble(f"{public_url(response.url)} answered with serial {serial}, "
                                   f"older than {row['upstream_serial']} that it gave before")
         if response.status == 304:
-            return self.keep(_page_checked, index, name)
+            return self.upstreams.keep(_page_checked, index, name)
         content_type = response.header("Content-Type")
         with bulk.claim(Limits.page_cost * body.size):
             data = body.value()
@@ -7623,7 +7889,7 @@ class Mirrors:
         entries = _page_entries(index, name, page)
         status = page.status.stored
         self._enter_ahead(index, name, status, entries)
-        self.removed[index.id] += self.keep(
+        self.removed[index.id] += self.upstreams.keep(
             _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
 
     def _enter_ahead(self, index, name, status, entries):
@@ -7637,239 +7903,45 @@ class Mirrors:
                 "WHERE projects.index_id = ? AND projects.name = ?", (index.id, name))}
         new = [entry for entry in entries if entry.path not in known]
         for start in range(0, len(new) - Limits.entries_at_once, Limits.entries_at_once):
-            self.keep(_enter_unplaced, index, name, status,
+            self.upstreams.keep(_enter_unplaced, index, name, status,
                       new[start:start + Limits.entries_at_once])
-
-    def keep(self, function, index, *args):
-        """Write what a mirror caches; its changes wait for one another, and not others for them."""
-        return self.store.write(function, index, *args, durable=False,
-                                party=("mirror", index.user))
-
-    def is_missing(self, index, status):
-        """Whether a status means that upstream does not have what was asked for.
-
-        Object stores that may not be listed say 403; that this is meant is the owner's to say."""
-        return status == 404 or str(status) in index.config.get("mirror_missing_statuses", ())
 
     def _remember_missing(self, index, name, row):
         """Upstream has no such project, any more or at all; its files are kept at their URLs."""
         if row and row["fetched"] is not None:
-            count = self.keep(_page_gone, index, name)
+            count = self.upstreams.keep(_page_gone, index, name)
             self.removed[index.id] += 1
             log.warning("mirror %s: upstream does not have the project %s any more; "
                         "%d files stay at their URLs", index.path, name, count)
-        self.not_found.put(_source(index), name, time.monotonic() + self.expiry(index))
+        self.not_found.put(_source(index), name, time.monotonic() + self.upstreams.expiry(index))
 
-    # -- files
 
-    def is_local(self, file):
-        return bool(file.sha256) and self.blobs.has(file.sha256, file.size)
+class MirrorLists:
+    """The project lists of mirrors."""
 
-    def local(self, index, file):
-        """The file with its blob at hand, or None.
-
-        Bytes count that this mirror has under another name, or another mirror that everybody may
-        read: to know a hash is no right to what an index keeps to itself."""
-        if self.is_local(file):
-            return file
-        algorithm, _, digest = file.hash_spec.partition("=")
-        if algorithm != "sha256":
-            return None
-        size = self._shared_size(index, digest)
-        if size is None or not self.blobs.has(digest, size) or not self.blobs.claim(digest):
-            return None
-        metadata = self._metadata_of_blob(file, digest)
-        self.keep(_file_arrived, index, file, digest, size, None, metadata)
-        return file._replace(sha256=digest, size=size, last_modified=http_date(time.time()))
-
-    def _shared_size(self, index, sha256):
-        """The size of a blob that this mirror may serve although it did not fetch it, or None."""
-        with self.store.read() as db:
-            rows = db.execute(
-                "SELECT size, files.index_id, config, status FROM files "
-                "JOIN indexes ON indexes.id = files.index_id "
-                "JOIN projects ON projects.id = project_id "
-                "WHERE sha256 = ? AND release_id IS NULL", (sha256,)).fetchall()
-        for row in rows:
-            theirs = Index(row["index_id"], "", "", json.loads(row["config"]))
-            if (theirs.id == index.id or theirs.is_mirror and not theirs.restricted) \
-                    and not Status.of(row["status"]).withholds_files:
-                return row["size"]
-        return None
-
-    def download(self, index, file):
-        """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
-        self.refuse_cut_off(index, file)
-        # not by hash alone: another index's upstream may be slow, or have something else under it
-        key = (index.id, file.path, file.hash_spec, file.url)
-        download = Download(self, index, file)
-        download = self.downloads.start(key, origin_of(file.url), index, download)
-
-        def begins(seconds):
-            until = time.monotonic() + seconds
-            with outside_wait():
-                download.started.wait(min(seconds, Limits.longest_queue))
-                return download.begun.wait(
-                    min(self.settings.request_timeout, max(0, until - time.monotonic())))
-        if not self._wait(index, begins, Limits.longest_queue + self.settings.request_timeout):
-            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
-                                  f"{self.settings.request_timeout:g} seconds")
-        if download.error and not download.finished:
-            raise download.error
-        return download
-
-    def pieces(self, index, download):
-        """What `Download.pieces` gives, for a request that takes it as it comes; Busy as in `_wait`."""
-        longest = self.patience.longest(index.user)
-        if longest < float("inf"):
-            download.wait(longest)
-            if not download.finished:
-                raise self._crowded(index, Limits.crowded_retry)
-
-        def patiently():
-            with self.patience.place(index.user):
-                yield from download.pieces()
-        return patiently()
-
-    def refuse_cut_off(self, index, file):
-        """NotFound for a file that is not here, if nobody can be asked for it."""
-        if self.settings.offline_mode:
-            raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked "
-                           "for it")
-        if not index.mirror_url:
-            raise NotFound(f"{file.filename} is not here, and {index.path} has no mirror_url")
-
-    def upstream_url(self, index, file):
-        """The file's URL, with the mirror's credentials where it lies on the mirror's own host."""
-        mirror = urllib.parse.urlsplit(index.mirror_url)
-        if mirror.username is None or origin_of(file.url) != origin_of(index.mirror_url):
-            return file.url
-        parts = urllib.parse.urlsplit(file.url)
-        return urllib.parse.urlunsplit(parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
-
-    def upstream_size(self, index, file):
-        """The size that upstream states for a file that is not here, or None."""
-        sizes = []
-
-        def ask():
-            with self._get_file(index, file, "", "HEAD") as head:
-                sizes.append(head.length())
-        flight = self._start(index, "size", file.path, ask)
-        if not self._wait(index, flight.wait, self.settings.request_timeout):
-            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within {self.settings.request_timeout:g} seconds")
-        if flight.error:
-            raise flight.error
-        return sizes[0] if sizes else None      # None: it was somebody else's flight
-
-    def _get_file(self, index, file, ending="", method="GET"):
-        """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
-        parts = urllib.parse.urlsplit(self.upstream_url(index, file))
-        url = urllib.parse.urlunsplit(parts._replace(path=parts.path + ending))
-        headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
-        response = self.client.get(url, headers, method, index.mirror_url)
-        if response.status == 200:
-            return response
-        response.close()
-        raise (NotFound if self.is_missing(index, response.status) else UpstreamTrouble)(
-            f"error {response.status} getting {public_url(url)}")
-
-    def metadata_hash(self, index, file, by_wheel=True):
-        """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), which is here then; NotFound if there is none.
-
-        It is read out of the wheel if that is here, else fetched from upstream and checked against
-        the announced hash.  To installers, metadata that is announced and can't be had is fatal: so
-        what upstream fails to give is read out of the wheel, which is fetched for that, unless
-        `by_wheel` is false."""
-        if file.metadata_sha256 and metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
-            return file.metadata_sha256
-        if self.is_local(file):
-            found = self.metadata_of_wheel(index, file)
-            if found:
-                return found
-        if not file.core_metadata:
-            raise NotFound(f"no metadata found in {index.path}/{file.path}")
-        self.refuse_cut_off(index, file)
-        began = time.monotonic()
-        fetch = functools.partial(self._fetch_metadata, index, file)
-        flight = self._start(index, "metadata", file.path, fetch)
-        trouble = UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
-        if self._wait(index, flight.wait, self.settings.request_timeout):
-            trouble = flight.error
-        if trouble is None:
-            return self._metadata_here(index, file)
-        # a wheel whose bytes can't be checked does not prove that another announcement is wrong
-        is_checked = file.hash_spec or file.core_metadata == "true"
-        if not by_wheel or not is_checked or not file.filename.endswith(".whl"):
-            raise trouble
-        log.warning("mirror %s: %s; it is read out of the wheel", index.path, trouble.message)
-        return self._metadata_by_wheel(index, file, began + Limits.metadata_wait)
-
-    def _metadata_by_wheel(self, index, file, deadline):
-        """Fetch a wheel for the metadata file in it; if it has none, pages announce it no more."""
-        here = self.local(index, file)
-        if here is None:
-            download = self.download(index, file)
-            if not self._wait(index, download.wait, deadline - time.monotonic()):
-                raise UpstreamTrouble(f"{file.filename} is on its way, for its metadata: try again")
-            if download.error:
-                raise download.error
-        try:
-            return self._metadata_here(index, file)
-        except NotFound:
-            self.keep(_no_metadata, index, file)
-            raise
-
-    def _metadata_here(self, index, file):
-        with self.store.read() as db:
-            row = db.execute("SELECT metadata_sha256 FROM files WHERE id = ?", (file.id,)).fetchone()
-        if row is None or not row["metadata_sha256"]:
-            raise NotFound(f"no metadata found in {index.path}/{file.path}")
-        return row["metadata_sha256"]
-
-    def _fetch_metadata(self, index, file):
-        with self._get_file(index, file, ".metadata") as response:
-            data = read_page(response, Limits.metadata_file, time.monotonic() + Limits.upstream_page_time)
-        found = MetadataFile.of(data)
-        if file.core_metadata not in ("true", found.sha256):
-            raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {found.sha256}, "
-                                  f"announced was {file.core_metadata}")
-        self.keep(_metadata_arrived, index, file, found, False)
-
-    def metadata_of_wheel(self, index, file):
-        """The SHA-256 of the metadata file in a wheel that is here, now entered, or None."""
-        found = self._metadata_of_blob(file, file.sha256)
-        if found is None:
-            return None
-        self.keep(_metadata_arrived, index, file, found, True)
-        return found.sha256
-
-    def _metadata_of_blob(self, file, sha256):
-        """The `MetadataFile` of a wheel that is here; None if there is none, or it would have to
-        wait: readers of a download wait for what comes after this."""
-        if not file.filename.endswith(".whl"):
-            return None
-        try:
-            with self.blobs.open(sha256) as blob:
-                data = archive_metadata(blob, file.filename, patience=0)
-        except Problem as error:
-            log.warning("mirrored file: %s", error.message)
-            return None
-        return None if data is None else MetadataFile.of(data)
-
-    # -- project lists
+    def __init__(self, upstreams):
+        self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
+        self.client, self.settings = upstreams.client, upstreams.settings
+        self.asked = {}         # index id -> time.monotonic() at which a search asked for its list
+        self.readers = Shares("project lists are being read", Limits.list_readers,
+                              Limits.list_readers_of_one, 60)
+        self.unreadable = {}    # index id -> (mirror_url, until, why its list could not be read)
+        self.cache = os.path.join(os.path.dirname(self.blobs.files), "cache")
+        if not self.store.read_only:
+            os.makedirs(self.cache, mode=0o700, exist_ok=True)
 
     def ask_names(self, index):
         """(the names that are known without asking upstream, or None; the flight that asks for the list, if that is due).
 
         Busy if too much is being asked of that upstream and no list is here."""
-        if self.is_cut_off(index) or index.config.get("mirror_no_project_list"):
+        if self.upstreams.is_cut_off(index) or index.config.get("mirror_no_project_list"):
             return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
-        if names and (0 <= time.time() - names.fetched < self.expiry(index)
-                      or self.is_paused(index, True)):
+        if names and (0 <= time.time() - names.fetched < self.upstreams.expiry(index)
+                      or self.upstreams.is_paused(index, True)):
             return names, None
         try:
-            return names, self._start(index, "names", "", functools.partial(self._fetch_names, index, names))
+            return names, self.upstreams.start(index, "names", "", functools.partial(self._fetch_names, index, names))
         except Busy:
             if names is None:
                 raise
@@ -7888,7 +7960,7 @@ class Mirrors:
             patience = max(0, began + patience - time.monotonic())
         crowd = None
         try:
-            if self._wait(index, flight.wait, patience) and flight.error is None:
+            if self.upstreams.wait(index, flight.wait, patience) and flight.error is None:
                 names = MirrorNames.load(self.cache, index)
             elif flight.error:
                 log.warning("mirror %s: %s", index.path, flight.error.message)
@@ -7909,21 +7981,21 @@ class Mirrors:
         names = MirrorNames.load(self.cache, index)
         if names:
             return names
-        if self.wants_names(index) and self.names_asked.get(index.id, 0) < time.monotonic() - Limits.names_pause:
-            self.names_asked[index.id] = time.monotonic()
+        if self.wants_names(index) and self.asked.get(index.id, 0) < time.monotonic() - Limits.names_pause:
+            self.asked[index.id] = time.monotonic()
             with contextlib.suppress(Busy):
-                self._start(index, "names", "", functools.partial(self._fetch_names, index, None))
+                self.upstreams.start(index, "names", "", functools.partial(self._fetch_names, index, None))
         return self.cached_names(index)
 
     def wants_names(self, index):
         """Whether upstream may be asked for its project list now."""
-        return not (self.is_cut_off(index) or index.config.get("mirror_no_project_list")
-                    or self.is_paused(index, True))
+        return not (self.upstreams.is_cut_off(index) or index.config.get("mirror_no_project_list")
+                    or self.upstreams.is_paused(index, True))
 
     def cached_names(self, index):
         """The projects whose pages are kept; of a mirror that is cut off, those with files here."""
         here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id " \
-               "AND position IS NOT NULL AND sha256 IS NOT NULL)" if self.is_cut_off(index) else ""
+               "AND position IS NOT NULL AND sha256 IS NOT NULL)" if self.upstreams.is_cut_off(index) else ""
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
                 f"SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL {here} "
@@ -7940,7 +8012,7 @@ class Mirrors:
             facts, content_type = self._download_list(
                 mirror_url.rstrip("/") + "/", folder, old.etag if old else "")
             if content_type is not None:
-                with self.list_readers.one(index.user, Limits.list_turn):
+                with self.readers.one(index.user, Limits.list_turn):
                     facts["count"] = self._read_list(public_url(mirror_url), folder, content_type)
             MirrorNames.install(self.cache, index, folder, facts)
         except UnreadablePage as error:
@@ -8007,6 +8079,16 @@ class Mirrors:
             complaint = f"reading the project list took over {Limits.list_cpu} s of processor time"
         complaint = one_line(complaint.strip()[-300:]) or "the project list could not be read"
         raise UnreadablePage(complaint if url in complaint else f"{url}: {complaint}")
+
+
+class Mirrors:
+    """All about caching mirrors: their pages, files and project lists."""
+
+    def __init__(self, store, blobs, client, settings):
+        self.upstreams = Upstreams(store, blobs, client, settings)
+        self.files = MirrorFiles(self.upstreams)
+        self.pages = MirrorPages(self.upstreams, self.files)
+        self.lists = MirrorLists(self.upstreams)
 
 
 def user_agent():
@@ -8249,9 +8331,9 @@ class Download(Flight):
 
     The newest piece is held back until length and hash have been checked, so nobody ever gets a wrong file whole."""
 
-    def __init__(self, mirrors, index, file):
+    def __init__(self, files, index, file):
         super().__init__(self._fetch)
-        self.mirrors, self.index, self.file = mirrors, index, file
+        self.files, self.index, self.file = files, index, file
         self.started = threading.Event()    # upstream is being asked
         self.begun = threading.Event()      # its head is here, or the end
         self.grown = threading.Condition()
@@ -8265,18 +8347,18 @@ class Download(Flight):
     def run(self):
         self.started.set()
         super().run()
-        self.mirrors.failures[self.index.id] += self.error is not None
+        self.files.upstreams.failures[self.index.id] += self.error is not None
         with self.grown:
             self.begun.set()
             self.grown.notify_all()
 
     def _fetch(self):
-        file, mirrors = self.file, self.mirrors
-        with mirrors._get_file(self.index, file) as response:
+        file, files = self.file, self.files
+        with files.get_file(self.index, file) as response:
             self.length = response.length()
             self._check_announced()
             self.last_modified = one_line(response.header("Last-Modified"), 100)
-            with mirrors.blobs.incoming() as incoming:
+            with files.blobs.incoming() as incoming:
                 self.opened = incoming.path
                 check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec else hashlib.sha256()
                 self.begun.set()
@@ -8292,8 +8374,8 @@ class Download(Flight):
                 self._check(incoming.size, check)
                 self.sha256 = incoming.sha256.hexdigest()
                 incoming.keep(durable=False)
-        metadata = mirrors._metadata_of_blob(file, self.sha256)
-        mirrors.keep(_file_arrived, self.index, file, self.sha256, incoming.size,
+        metadata = files.metadata_of_blob(file, self.sha256)
+        files.upstreams.keep(_file_arrived, self.index, file, self.sha256, incoming.size,
                      self.last_modified, metadata)
         self._grow(incoming.size, finished=True)
 
@@ -8318,7 +8400,7 @@ class Download(Flight):
             if not self.file.hash_spec:
                 raise UpstreamTrouble(trouble)
             log.warning("mirror %s: %s", self.index.path, trouble)
-        if (self._expected or 0) > shutil.disk_usage(self.mirrors.blobs.files).free:
+        if (self._expected or 0) > shutil.disk_usage(self.files.blobs.files).free:
             raise NoSpace(f"{self.file.filename} has {self._expected} bytes, more than this server's disk has free")
 
     def _check_pace(self, size):
@@ -8375,7 +8457,7 @@ class Download(Flight):
             self._wait_for(float("inf"))
             if not self.finished:
                 raise self.error from None
-            return self.mirrors.blobs.open(self.sha256)
+            return self.files.blobs.open(self.sha256)
 
     def _wait_for(self, sent):
         """Wait until there is more than `sent`, or the end; returns whether it ended."""
@@ -10040,9 +10122,9 @@ class Staging:
     def _fetched(self, index, file):
         """A mirror's file, with its bytes and its metadata file at hand."""
         try:
-            here = self.mirrors.local(index, file)
+            here = self.mirrors.files.local(index, file)
             if here is None:
-                download = self.mirrors.download(index, file)
+                download = self.mirrors.files.download(index, file)
                 while not download.wait(Limits.stall):      # its own bounds end it
                     pass
                 if download.error:
@@ -10051,7 +10133,7 @@ class Staging:
                                      last_modified=download.last_modified or http_date(time.time()))
         except NotFound as problem:
             raise UpstreamTrouble(problem.message) from None
-        found = self.mirrors.metadata_of_wheel(index, here)
+        found = self.mirrors.files.metadata_of_wheel(index, here)
         return here._replace(core_metadata=found, metadata_sha256=found)
 
     def push_outside(self, index, pushed, url, username, password, register, actor):
@@ -10060,7 +10142,7 @@ class Staging:
         What fails is told there, per file; files that come after it are tried all the same, within `Limits.push_time`."""
         if self.store.read_only:
             raise ReadOnly()        # before anything is sent that the audit log could not tell of
-        server = OutsideServer(self.mirrors.client, url, username, password, self.settings.push_timeout)
+        server = OutsideServer(self.mirrors.upstreams.client, url, username, password, self.settings.push_timeout)
         log_ = []
         with self.outside.one(actor.user, 0):
             if register:
@@ -13123,7 +13205,7 @@ class App:
             with self.store.read() as db:
                 return db.execute("SELECT 1 FROM files WHERE sha256 = ? UNION ALL SELECT 1 FROM files "
                                   "WHERE metadata_sha256 = ? LIMIT 1", (sha256, sha256)).fetchone() is not None
-        MirrorNames.clear_leftovers(self.mirrors.cache, {index.id for index in self.indexes.all()})
+        MirrorNames.clear_leftovers(self.mirrors.lists.cache, {index.id for index in self.indexes.all()})
         self.store.write(_forget_leftovers, durable=False)
         self.store.cut_log()
         count = self.blobs.sweep(is_referred_to)
@@ -13275,7 +13357,7 @@ def status(request):
         "metrics": [[name, kind, value] for name, kind, _, value in gauges],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
         "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
-        "upstream-removed": sum(list(app.mirrors.removed.values())),
+        "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1], "days": Limits.trash // 86400},
         "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"], "dead": row["dead"],
                     "last-error": row["error"]} for row in app.outbox.summary(by_target=is_root)]})
@@ -13322,9 +13404,9 @@ def metrics(request):
     mirrors = [each for each in app.indexes.all() if each.is_mirror and not each.restricted]
     for name, text, counts in (
             ("devpi_lite_upstream_errors_total", "Failures of upstream, by the mirror that asked.",
-             app.mirrors.failures),
+             app.mirrors.upstreams.failures),
             ("devpi_lite_upstream_removed_total", "Files and projects that upstream removed, by mirror.",
-             app.mirrors.removed)):
+             app.mirrors.pages.removed)):
         lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
         lines += [f'{name}{{index="{_label(index.path)}"}} {counts.get(index.id, 0)}'
                   for index in mirrors]
@@ -13426,13 +13508,13 @@ def login(request):
     identity = logins.check(user, password, request.address, is_login=True)
     if identity.wait:
         raise TooManyLogins(identity.wait)
-    if identity.user is None or logins.check_token(user, password):
+    if identity.user is None or logins.tokens.check(user, password):
         raise Unauthorized(f"user '{user}' could not be authenticated", challenge=False)
     return result_response("proxyauth", _fresh_token(request, user), message="login successful")
 
 
 def _fresh_token(request, user):
-    return {"password": request.app.logins.issue(request.app.users.get(user)), "expiration": Limits.session}
+    return {"password": request.app.logins.tokens.issue(request.app.users.get(user)), "expiration": Limits.session}
 
 
 # -- search
@@ -13481,13 +13563,14 @@ def names_in_mirrors(request, query, readable):
     places = [part for part in parts if isinstance(part, Filter) and part.key != "name"]
     hits, total = [], 0
     for index in readable if needle else ():
-        if not index.is_mirror or not all(_lies_at(index, place) for place in places):
+        member = app.projects.at(index)
+        if not member.asks_upstream or not all(_lies_at(index, place) for place in places):
             continue
-        names = app.mirrors.names_at_hand(index)
+        names = member.names_at_hand()
         found, partial = matching_names(names, needle)
         if partial:
             query.notes.append(f"Not all names of {index.path} were looked at.")
-        if isinstance(names, list) and app.mirrors.wants_names(index):
+        if isinstance(names, list) and app.mirrors.lists.wants_names(index):
             query.notes.append(f"The list of all names of {index.path} is not here yet; upstream was asked for it.")
         total += len(found)
         hits += [(not name.startswith(needle), name, index) for name in found[:20]]
@@ -13515,8 +13598,9 @@ def suggest(request):
     names = app.search.names(start, [index.id for index in readable], 10) if start else []
     seen = {normalize(name) for name in names}
     for index in readable if start else ():
-        if index.is_mirror and len(names) < 10:
-            found, _ = matching_names(app.mirrors.names_at_hand(index), start, prefix_only=True)
+        if len(names) < 10:
+            found, _ = matching_names(app.projects.at(index).names_at_hand(), start,
+                                      prefix_only=True)
             more = [name for name in found[:20] if name not in seen][:10 - len(names)]
             names += more
             seen.update(more)
@@ -14003,7 +14087,7 @@ def refresh_project(request, user, index, project):
                        "in offline mode upstream is not asked.")
     mirrors = [member for member in app.projects.mirrors_in(found)
                if member is found or app.permissions.read(request.identity, member)]
-    app.mirrors.refresh(mirrors, normalize(project))
+    app.mirrors.pages.refresh(mirrors, normalize(project))
     return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
 
 
@@ -14545,7 +14629,7 @@ def require_upload(request, index):
 def who_may_upload(request, index):
     """` to alice/dev: alice, bob may`, for who may read the index and so its ACL."""
     acl = index.config.get("acl_upload", ())
-    if index.is_mirror or not may_read(request, index):
+    if not may_read(request, index):
         return ""
     more = f" and {len(acl) - 10} more" if len(acl) > 10 else ""
     return f" to {index.path}: {', '.join(acl[:10])}{more} may" if acl else f" to {index.path}: its acl_upload is empty"
@@ -14556,8 +14640,7 @@ def other_stages(request):
     app, user = request.app, request.identity.user
     if user is None:
         return ""
-    stages = [index for index in app.indexes.all() if not index.is_mirror
-              and app.permissions.upload(request.identity, index)
+    stages = [index for index in app.indexes.all() if app.permissions.upload(request.identity, index)
               and app.permissions.read(request.identity, index)]
     if not stages:
         return ""
@@ -14878,7 +14961,7 @@ def create_user(request, user):
     if app.users.find(user):
         raise Conflict("user already exists")
     if request.identity.user is None and not request.is_local:
-        app.logins.count_new_user(request.address)
+        app.logins.throttle.count_new_user(request.address)
     may_inherit = app.permissions.user_create_named(request.identity)
     if not may_inherit:
         with app.store.read() as db:        # before the password is hashed, and once more when the user is made
@@ -14904,7 +14987,7 @@ def modify_user(request, user):
         return message_response("user updated")
     if user == "root":
         forget_root_password(app.settings.serverdir)
-    token = {"password": app.logins.issue(account), "expiration": Limits.session}
+    token = {"password": app.logins.tokens.issue(account), "expiration": Limits.session}
     return result_response("userpassword", token, message="user updated, new proxy auth")
 
 
@@ -15654,7 +15737,7 @@ def command_serve(parsed):
     app = App(settings, store, secret)
     if not settings.read_only:
         app.blobs.clear_tmp()
-        MirrorNames.clear_leftovers(app.mirrors.cache, {index.id for index in app.indexes.all()})
+        MirrorNames.clear_leftovers(app.mirrors.lists.cache, {index.id for index in app.indexes.all()})
     server = Server(app, listeners)
     stop_on_signals(server)
     sys.setswitchinterval(0.0005)
@@ -15892,7 +15975,7 @@ def serve_to_the_end(server, app, lock):
     """Answer requests until the server is stopped, then let go of the directory."""
     try:
         server.serve_forever()
-        app.mirrors.downloads.settle(2)
+        app.mirrors.files.downloads.settle(2)
         with lock:
             app.store.close()
             app.search.close()

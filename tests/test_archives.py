@@ -459,11 +459,11 @@ def test_nobody_who_reads_a_mirrored_wheel_waits_for_others_to_be_looked_through
     for effort in efforts:
         effort.wait_for_turn()
     began = time.monotonic()
-    assert d.Mirrors._metadata_of_blob(mirrors, file, sha256) is None
+    assert d.MirrorFiles.metadata_of_blob(mirrors, file, sha256) is None
     assert time.monotonic() - began < 5
     for effort in efforts:
         effort.__exit__()
-    assert d.Mirrors._metadata_of_blob(mirrors, file, sha256) == d.MetadataFile.of(INFO)
+    assert d.MirrorFiles.metadata_of_blob(mirrors, file, sha256) == d.MetadataFile.of(INFO)
 
 
 def test_an_honest_sdist_with_a_text_of_a_hundred_megabytes_passes():

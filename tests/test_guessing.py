@@ -183,8 +183,8 @@ def test_where_a_password_fitted_is_kept_of_a_bounded_number_of_addresses(logins
     monkeypatch.setattr(d.Limits, "remembered_failures", 5)
     for number in range(20):
         assert logins.check("alice", "right", "192.0.2.%d" % number).user == "alice"
-    assert [place for _, place in logins.fitted] == ["192.0.2.%d" % number for number in range(15, 20)]
-    assert set(logins.fitted.values()) == set(logins.remembered)
+    assert [place for _, place in logins.throttle.fitted] == ["192.0.2.%d" % number for number in range(15, 20)]
+    assert set(logins.throttle.fitted.values()) == set(logins.passwords.remembered)
 
 
 class CountingLock:
@@ -202,20 +202,20 @@ class CountingLock:
 
 
 def test_a_password_in_use_is_remembered_on_without_the_lock_of_all_logins(logins, monkeypatch):
-    logins.lock = CountingLock()
+    logins.passwords.lock = logins.throttle.lock = CountingLock()
     assert logins.check("alice", "right", "192.0.2.1").user == "alice"
-    (digest, (_, until)), taken = logins.remembered.copy().popitem(), logins.lock.count
+    (digest, (_, until)), taken = logins.passwords.remembered.copy().popitem(), logins.passwords.lock.count
     for _ in range(5):
         assert logins.check("alice", "right", "192.0.2.1").user == "alice"
-    assert logins.remembered[digest] == (True, until) and logins.lock.count == taken
-    logins.remembered[digest] = True, until - 0.6 * d.Limits.password_memory
+    assert logins.passwords.remembered[digest] == (True, until) and logins.passwords.lock.count == taken
+    logins.passwords.remembered[digest] = True, until - 0.6 * d.Limits.password_memory
     assert logins.check("alice", "right", "192.0.2.1").user == "alice"
-    assert logins.remembered[digest][1] >= until and logins.lock.count == taken + 1
+    assert logins.passwords.remembered[digest][1] >= until and logins.passwords.lock.count == taken + 1
 
 
 def test_a_wrong_password_is_not_remembered_longer_for_being_sent_again(logins):
     assert logins.check("alice", "wrong", "192.0.2.1").user is None
-    (digest, (fits, until)), = logins.remembered.items()
-    logins.remembered[digest] = fits, until - 0.6 * d.Limits.password_memory
+    (digest, (fits, until)), = logins.passwords.remembered.items()
+    logins.passwords.remembered[digest] = fits, until - 0.6 * d.Limits.password_memory
     assert logins.check("alice", "wrong", "192.0.2.1").user is None
-    assert logins.remembered[digest] == (False, until - 0.6 * d.Limits.password_memory)
+    assert logins.passwords.remembered[digest] == (False, until - 0.6 * d.Limits.password_memory)

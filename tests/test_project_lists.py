@@ -218,7 +218,7 @@ def read_slowly(self, url, folder, content_type):
     finally:
         os.unlink(mark)
 
-read, devpi_lite.Mirrors._read_list = devpi_lite.Mirrors._read_list, read_slowly
+read, devpi_lite.MirrorLists._read_list = devpi_lite.MirrorLists._read_list, read_slowly
 popen = devpi_lite.subprocess.Popen
 
 def logged(command, **keywords):
