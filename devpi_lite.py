@@ -7024,6 +7024,34 @@ class Contributions(typing.NamedTuple):
     expires: float              # of the answer as a whole, "not found" included; 0: never
 
 
+class Policy:
+    """Decides what is shown of a project.  Policies are asked in `Projects.page` and when a file is
+    opened, and nowhere else."""
+
+    def shown(self, page, first, files):
+        """Those of the files of one index's page that are shown; `first`: the page of the first index
+        that knows the project."""
+        return files
+
+    def refuse(self, place):
+        """Refuse to open a file, by an exception."""
+
+
+class Quarantine(Policy):
+    """The files of a quarantined project are withheld (PEP 792)."""
+
+    def shown(self, page, first, files):
+        return () if page.status.withholds_files or first.status.withholds_files else files
+
+    def refuse(self, place):
+        if place.status.withholds_files:
+            raise Forbidden(f"{place.file.filename} is quarantined: "
+                            f"{place.status.reason or 'no reason given'}")
+
+
+POLICIES = (Quarantine(),)
+
+
 class MirrorBlocking:
     """The rule that a private name is private [W10.2]: fed with the stages of the order, it says whether mirrors
     may still be asked for the project."""
@@ -7300,12 +7328,15 @@ class Projects:
         found = self.contributions(index, name, PageFile, hidden=hidden)
         parts, seen = [], set()
         for page in found.pages:
-            left_out = page.status.withholds_files or found.pages[0].status.withholds_files
             for origin, files in page.parts:
-                parts.append((origin, () if left_out else tuple(f for f in files if f.filename not in seen)
-                              if seen else files))
+                shown = files
+                for policy in POLICIES:
+                    shown = policy.shown(page, found.pages[0], shown)
+                if seen:
+                    shown = tuple(file for file in shown if file.filename not in seen)
+                parts.append((origin, shown))
                 if len(found.pages) > 1:
-                    seen.update(f.filename for f in files)
+                    seen.update(file.filename for file in files)
         only = found.pages[0] if len(found.pages) == 1 else None
         return ProjectPage(
             name, tuple(parts), tuple(dict.fromkeys(v for page in found.pages for v in page.versions)),
@@ -7391,24 +7422,20 @@ class Projects:
         return Place(File._make(tuple(row)[:-2]), row["project"], Status.of(row["status"]))
 
     def open(self, index, place, for_head=False):
-        """The `Content` of a file; Forbidden if its project is quarantined (PEP 792)."""
-        self._refuse_withheld(place)
+        """The `Content` of a file; what a policy raises if it withholds the file."""
+        for policy in POLICIES:
+            policy.refuse(place)
         return self.at(index).open(place.file, for_head)
 
     def open_metadata(self, index, place):
         """(SHA-256, bytes) of a file's metadata file (PEP 658); NotFound if it has none."""
-        self._refuse_withheld(place)
+        for policy in POLICIES:
+            policy.refuse(place)
         sha256 = self.at(index).metadata_file(place.file)
         data = metadata_bytes(self.store, self.mirrors.files.blobs, sha256) if sha256 else None
         if data is None:
             raise NotFound(f"no metadata found in {index.path}/{place.file.path}")
         return sha256, data
-
-    @staticmethod
-    def _refuse_withheld(place):
-        if place.status.withholds_files:
-            raise Forbidden(f"{place.file.filename} is quarantined: "
-                            f"{place.status.reason or 'no reason given'}")
 
     def refuse_gone(self, path):
         """Gone if user/index/+f/... once was a file."""

@@ -283,7 +283,7 @@ def test_requests_are_counted_by_method_and_code(site):
         labels = {"method": method, "code": code}
         assert eventually(lambda: metrics(site).total("devpi_lite_requests_total", **labels)) is not None
         eventually(lambda: metrics(site).total("devpi_lite_requests_total", **labels)
-                   - before.total("devpi_lite_requests_total", **labels) == 6)
+                   - before.total("devpi_lite_requests_total", **labels) >= 6)
     after = metrics(site)
     assert after.total("devpi_lite_request_seconds_count") >= before.total("devpi_lite_request_seconds_count") + 18
     assert after.total("devpi_lite_request_seconds_sum") > before.total("devpi_lite_request_seconds_sum")
