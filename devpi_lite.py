@@ -1042,6 +1042,56 @@ def command_names():
     return [command_.name for command_ in COMMANDS.values() if not command_.is_hidden]
 
 
+# -- parts of a running server
+
+
+class Gauge(typing.NamedTuple):
+    """What a part measures, for monitoring.
+
+    `value`: a number; or, of what only +metrics shows, samples (end of the name, {label: text},
+    number)."""
+    name: str
+    kind: str           # as Prometheus calls it: gauge, counter, summary
+    help: str
+    value: int | float | typing.Iterable
+
+
+class Complaint(typing.NamedTuple):
+    """Why the server is not in good health; `details`: sentences that are shown to root only."""
+    level: str          # warn, fatal
+    sentence: str
+    details: tuple = ()
+
+
+class Part:
+    """A part of a running server.  The `App` asks all parts for what they have of the following, so
+    that a part is written in one place."""
+
+    def loops(self):
+        """(name, function) for each thread that goes on beside the requests until the end."""
+        return ()
+
+    def gauges(self):
+        """`Gauge`s."""
+        return ()
+
+    def complaints(self):
+        """`Complaint`s; none if all is well."""
+        return ()
+
+    def recover(self):
+        """Once, before the server serves, unless its directory is on read-only media: remove what a
+        crash left half-done."""
+
+    def clean(self, change):
+        """Every hour, as part of one change that need not be durable: delete rows that belong to
+        others that are gone."""
+
+    def tidy(self):
+        """Every hour: remove what nothing needs any more, where that is not a part of a change, or
+        is one of its own."""
+
+
 class Limits:
     """Every bound that is not a setting.  Times in seconds, sizes in bytes."""
     head = 64 << 10                 # a request's head
@@ -2598,35 +2648,44 @@ def names_tag(index_id):
     return ("names", index_id)
 
 
-class Store:
+class Store(Part):
     """The database of one server directory.  `read()` gives a connection for reading, `write()`
     runs a change.
 
     `read_only`: the directory is on media that nobody can write to.  No file is made there then."""
 
-    def __init__(self, serverdir, create=False, read_only=False):
-        self.path = os.path.join(serverdir, "devpi_lite.db")
-        self.read_only = read_only
+    def __init__(self, settings, create=False):
+        self.path = os.path.join(settings.serverdir, "devpi_lite.db")
+        self.read_only = settings.read_only
         if not create and not os.path.exists(self.path):
-            raise FatalError(f"no devpi_lite database in {serverdir}")
+            raise FatalError(f"no devpi_lite database in {settings.serverdir}")
         self.freshness = Freshness()
         self.tasks = FairQueue()        # of changes, by who makes them
         self.task_came = threading.Condition()
         self.idle_readers = []
         self.closed = False
         self.durable = True         # how the writer commits just now
-        self.audit_log = AuditLog(Settings.audit_rows)
-        self.keep_log = Settings.keep_log
+        self.audit_log = AuditLog(settings.audit_rows)
+        self.keep_log = settings.keep_log
         self.signals = {"outbox": threading.Event(), "search": threading.Event()}       # set when there is work
         self.writer = self._connect()
         self._upgrade(create)
-        self.commits = CommitCounter(None if read_only else os.path.join(serverdir, ".commits"))
+        self.commits = CommitCounter(
+            None if self.read_only else os.path.join(settings.serverdir, ".commits"))
         self.serial = self._last_serial(self.writer)
         self.log_size = self._log_size(self.writer)
         self.thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
-        if not read_only:
+        if not self.read_only:
             self.thread.start()
         self.node = self._node_facts()
+
+    def gauges(self):
+        yield Gauge("devpi_lite_serial", "gauge", "Serial of the last change.", self.serial)
+        yield Gauge("devpi_lite_database_bytes", "gauge", "Size of the database.",
+                    os.path.getsize(self.path))
+
+    def tidy(self):
+        self.cut_log()
 
     def _node_facts(self):
         with self.read() as db:
@@ -3116,11 +3175,11 @@ except ImportError:     # Windows
 # ======================================================================================================================
 
 
-class Blobs:
+class Blobs(Part):
     """The content-addressed files of one server directory; `read_only` as for the Store."""
 
     def __init__(self, serverdir, read_only=False):
-        self.read_only = read_only
+        self.serverdir, self.read_only = serverdir, read_only
         self.files = os.path.join(serverdir, "files")
         self.tmp = tempfile.gettempdir() if read_only else os.path.join(serverdir, "tmp")
         self.trash = os.path.join(serverdir, "trash")
@@ -3136,11 +3195,31 @@ class Blobs:
                 os.makedirs(os.path.join(self.files, "%02x" % number), mode=0o700, exist_ok=True)
             sync_directory(self.files)
 
-    def clear_tmp(self):
-        """Remove what a crash left half-done.  Only the server does this, at its start."""
+    def recover(self):
         for name in os.listdir(self.tmp):
             path = os.path.join(self.tmp, name)
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+    def gauges(self):
+        yield Gauge("devpi_lite_disk_free_bytes", "gauge", "Of the disk with the server directory.",
+                    self._free_bytes())
+        files, size = self.trashed
+        yield Gauge("devpi_lite_trash_files", "gauge", "Files that nothing names, kept for a week.",
+                    files)
+        yield Gauge("devpi_lite_trash_bytes", "gauge", "Their size.", size)
+
+    def complaints(self):
+        free = self._free_bytes()
+        if free < Limits.disk_warn and not self.read_only:
+            yield Complaint("fatal" if free < Limits.disk_fatal else "warn",
+                            f"the disk has {free >> 20} MiB free")
+        if self.swept_much:
+            yield Complaint("warn", f"{self.swept_much} files were named by nothing in the "
+                                    "database, and lie in trash/ for a week: was an older database "
+                                    "put back?")
+
+    def _free_bytes(self):
+        return shutil.disk_usage(self.serverdir).free
 
     def path(self, sha256):
         return os.path.join(self.files, sha256[:2], sha256)
@@ -5359,13 +5438,22 @@ def index_defaults(type_, user):
     return config
 
 
-class Indexes:
+class Indexes(Part):
     """The indexes of a store, as values."""
 
-    def __init__(self, store, users, webhook_allow=None, upstream_allow=None):
-        self.store, self.users = store, users
-        self.webhook_allow, self.upstream_allow = webhook_allow, upstream_allow
+    def __init__(self, store, users, settings):
+        self.store, self.users, self.settings = store, users, settings
         self.cache = store.freshness.cache(8 << 20)
+
+    def complaints(self):
+        incomplete = self.incomplete()
+        if incomplete:
+            count = len({index.path for index, _ in incomplete})
+            yield Complaint(
+                "warn", f"indexes that name a base that does not exist: {count}; what builds on "
+                        "them gets nothing from mirrors",
+                tuple(f"{index.path} builds on {base}, which does not exist"
+                      for index, base in incomplete[:100]))
 
     def find(self, path):
         """The index `user/name`, or None."""
@@ -5522,10 +5610,10 @@ class Indexes:
     def _check_config(self, config, *keys):
         check_size("index", config)
         for url in (*config.get("webhook_url", ()), config.get("uploadtrigger_jenkins")):
-            if url and not is_allowed_target(url, self.webhook_allow):
+            if url and not is_allowed_target(url, self.settings.webhook_allow):
                 raise BadRequest(f"the host of {public_url(url)} is not among those that --webhook-allow names")
         url = config.get("mirror_url")
-        if url and not is_allowed_target(url, self.upstream_allow):
+        if url and not is_allowed_target(url, self.settings.upstream_allow):
             raise BadRequest(f"the host of {public_url(url)} is not among those "
                              "that --upstream-allow names")
         if len(config.get("bases", ())) > Limits.bases:
@@ -5871,7 +5959,7 @@ class UpstreamTLSConnection(http.client.HTTPSConnection, UpstreamConnection):
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 
 
-class UpstreamClient:
+class UpstreamClient(Part):
     """Keep-alive connections to other servers, with proxies as `urllib.request` reads them from the environment.
 
     What a mirror's pages and upstream's redirects name is not what somebody configured: such a URL
@@ -5881,7 +5969,7 @@ class UpstreamClient:
         self.upstream_allow = settings.upstream_allow
         self.post_allow = (*(settings.webhook_allow or ()), *(settings.push_allow or ()))
         self.timeout = settings.request_timeout
-        self.offline = settings.offline_mode
+        self.offline, self.read_only = settings.offline_mode, settings.read_only
         self.lock = threading.Lock()
         self.asking = {}            # connection that waits for an answer's head -> time.monotonic() to give up
         self.idle = {}              # (scheme, host, port) -> [(connection, since)]
@@ -5889,6 +5977,10 @@ class UpstreamClient:
         self.proxies = urllib.request.getproxies()
         if os.environ.get("ALL_PROXY"):     # which urllib drops where all_proxy is empty
             self.proxies.setdefault("all", os.environ["ALL_PROXY"])
+
+    def loops(self):
+        if not self.read_only:
+            yield "upstream watch", self.watch
 
     @functools.cached_property
     def tls(self):
@@ -7444,12 +7536,13 @@ class Projects:
                 raise Gone("file existed, deleted in later serial")
 
 
-class Upstreams:
+class Upstreams(Part):
     """How mirrors ask their upstreams: one fetch at a time for one thing, each owner's requests with
     a share of those that may wait.  Remembers for some seconds who was in trouble."""
 
-    def __init__(self, store, blobs, client, settings):
-        self.store, self.blobs, self.client, self.settings = store, blobs, client, settings
+    def __init__(self, store, indexes, blobs, client, settings):
+        self.store, self.indexes, self.blobs = store, indexes, blobs
+        self.client, self.settings = client, settings
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.patience = Patience(3 * settings.threads)
         # _source(index), project -> (until, kind, message)
@@ -7457,6 +7550,16 @@ class Upstreams:
         self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer
         self.failures = collections.Counter()   # index id -> fetches and downloads that failed
         self.lock = threading.Lock()
+
+    def gauges(self):
+        yield Gauge("devpi_lite_upstream_errors_total", "counter",
+                    "Failures of upstream, by the mirror that asked.", self.by_mirror(self.failures))
+
+    def by_mirror(self, counts):
+        """The samples of a counter by index id, of mirrors that everybody may read."""
+        for index in self.indexes.all():
+            if index.is_mirror and not index.restricted:
+                yield "", {"index": index.path}, counts.get(index.id, 0)
 
     def expiry(self, index):
         """Seconds for which what upstream said is not asked again."""
@@ -7748,7 +7851,7 @@ class MirrorFiles:
         return None if data is None else MetadataFile.of(data)
 
 
-class MirrorPages:
+class MirrorPages(Part):
     """The project pages of mirrors, and the last good one where upstream fails."""
 
     def __init__(self, upstreams, files):
@@ -7757,6 +7860,11 @@ class MirrorPages:
         self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
         self.refreshed = FairMemory(Limits.missing_projects)    # the same -> when
         self.removed = collections.Counter()    # index id -> files and projects that upstream removed
+
+    def gauges(self):
+        yield Gauge("devpi_lite_upstream_removed_total", "counter",
+                    "Files and projects that upstream removed, by mirror.",
+                    self.upstreams.by_mirror(self.removed))
 
     def ask(self, index, name, again=True):
         """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
@@ -7943,7 +8051,7 @@ class MirrorPages:
         self.not_found.put(_source(index), name, time.monotonic() + self.upstreams.expiry(index))
 
 
-class MirrorLists:
+class MirrorLists(Part):
     """The project lists of mirrors."""
 
     def __init__(self, upstreams):
@@ -7956,6 +8064,13 @@ class MirrorLists:
         self.cache = os.path.join(os.path.dirname(self.blobs.files), "cache")
         if not self.store.read_only:
             os.makedirs(self.cache, mode=0o700, exist_ok=True)
+
+    def recover(self):
+        self.tidy()
+
+    def tidy(self):
+        known = {index.id for index in self.upstreams.indexes.all()}
+        MirrorNames.clear_leftovers(self.cache, known)
 
     def ask_names(self, index):
         """(the names that are known without asking upstream, or None; the flight that asks for the list, if that is due).
@@ -8111,8 +8226,8 @@ class MirrorLists:
 class Mirrors:
     """All about caching mirrors: their pages, files and project lists."""
 
-    def __init__(self, store, blobs, client, settings):
-        self.upstreams = Upstreams(store, blobs, client, settings)
+    def __init__(self, store, indexes, blobs, client, settings):
+        self.upstreams = Upstreams(store, indexes, blobs, client, settings)
         self.files = MirrorFiles(self.upstreams)
         self.pages = MirrorPages(self.upstreams, self.files)
         self.lists = MirrorLists(self.upstreams)
@@ -8912,7 +9027,7 @@ def _jenkins_form(index_url, spec):
     return {"Content-Type": f"multipart/form-data; boundary={boundary}"}, "".join(parts).encode()
 
 
-class Outbox:
+class Outbox(Part):
     """Delivers what is in the outbox: for each account at most one message at a time to a target
     (scheme, host and port).
 
@@ -8928,6 +9043,33 @@ class Outbox:
         self.resting = {}       # lane -> time.time() until which it is left alone
         self.slow = collections.OrderedDict()       # lanes whose target kept us waiting last time
         self.served = collections.OrderedDict()     # lane -> time.monotonic() of its last turn
+
+    def loops(self):
+        if not self.store.read_only:
+            yield "outbox", self.run
+
+    def gauges(self):
+        waiting, dead = self._counts()
+        yield Gauge("devpi_lite_outbox_waiting", "gauge", "Messages that wait for their delivery.",
+                    waiting)
+        yield Gauge("devpi_lite_outbox_dead", "gauge", "Messages that were given up.", dead)
+
+    def complaints(self):
+        _, dead = self._counts()
+        if dead:
+            yield Complaint("warn", f"{dead} messages to outside servers were given up")
+
+    def _counts(self):
+        """How many messages wait, and how many were given up."""
+        with self.store.read() as db:
+            return [db.execute("SELECT count(*) FROM outbox WHERE dead = ?", (is_dead,)
+                               ).fetchone()[0] for is_dead in (0, 1)]
+
+    def clean(self, change):
+        """Delete messages given up but for the newest."""
+        change.execute("DELETE FROM outbox WHERE dead = 1 AND id NOT IN "
+                       "(SELECT id FROM outbox WHERE dead = 1 ORDER BY id DESC LIMIT ?)",
+                       (Limits.dead_messages,))
 
     def run(self):
         """A loop for a thread: start workers for lanes that something is due for."""
@@ -9205,11 +9347,31 @@ class Upload:
     attestations: str = ""      # see `form_attestations`
 
 
-class Releases:
+class Releases(Part):
     """Puts releases into stages, with what hangs on them, and takes files, releases and projects out of indexes."""
 
     def __init__(self, store, blobs, settings):
         self.store, self.blobs, self.settings = store, blobs, settings
+
+    def clean(self, change):
+        """Let go of what was kept for files that are gone."""
+        change.execute("DELETE FROM metadata_files WHERE NOT EXISTS "
+                       "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)")
+        change.execute("DELETE FROM docs WHERE sha256 NOT IN (SELECT sha256 FROM files "
+                       "WHERE kind = 'doczip' AND kind != 'releasefile')")     # by its partial index
+
+    def tidy(self):
+        """Move the blobs to the trash that no file names any more."""
+        count = self.blobs.sweep(self._is_named)
+        if count:
+            log.info("moved %d files that nothing refers to any more to %s", count,
+                     self.blobs.trash)
+
+    def _is_named(self, sha256):
+        with self.store.read() as db:
+            return db.execute("SELECT 1 FROM files WHERE sha256 = ? UNION ALL SELECT 1 FROM files "
+                              "WHERE metadata_sha256 = ? LIMIT 1",
+                              (sha256, sha256)).fetchone() is not None
 
     def register(self, index, form, actor):
         """devpi: `:action=submit`.  The release's metadata becomes what the form states."""
@@ -9762,17 +9924,6 @@ def enter_docs(store, blobs, sha256):
     with blobs.open(sha256) as file:
         members, _ = doc_members(file, sha256) or (None, 0)
     store.write(_enter_doc_members, sha256, members)
-
-
-def _forget_leftovers(change):
-    """Let go of what was kept for files that are gone, and of messages given up but for the newest."""
-    change.execute("DELETE FROM metadata_files WHERE NOT EXISTS "
-                   "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)")
-    change.execute("DELETE FROM docs WHERE sha256 NOT IN "
-                   "(SELECT sha256 FROM files WHERE kind = 'doczip' AND kind != 'releasefile')")      # by its partial index
-    change.execute("DELETE FROM outbox WHERE dead = 1 AND id NOT IN "
-                   "(SELECT id FROM outbox WHERE dead = 1 ORDER BY id DESC LIMIT ?)",
-                   (Limits.dead_messages,))
 
 
 def _tested_file(db, index, path):
@@ -10741,7 +10892,7 @@ def text_match(text, prefix, columns, full_text):
     return "(" + " OR ".join(f"sfts.{column} LIKE ? ESCAPE '\\'" for column in columns) + ")", [pattern] * len(columns)
 
 
-class SearchIndex:
+class SearchIndex(Part):
     """The search database, and the thread that keeps it up with the queue."""
 
     def __init__(self, store, indexes, releases, blobs, settings):
@@ -10753,6 +10904,31 @@ class SearchIndex:
         self.lost = False           # the database file was deleted or damaged while we run
         self.idle_readers = []
         self.writer = self._open()
+
+    def loops(self):
+        if not self.store.read_only:
+            yield "search index", self.run
+
+    def gauges(self):
+        projects, seconds = self._backlog()
+        yield Gauge("devpi_lite_search_queue", "gauge",
+                    "Projects that the search index has to look at.", projects)
+        yield Gauge("devpi_lite_search_queue_seconds", "gauge",
+                    "For how long the oldest of them waits.", round(seconds, 3))
+
+    def complaints(self):
+        _, seconds = self._backlog()
+        if seconds > Limits.search_warn:
+            yield Complaint("fatal" if seconds > Limits.search_fatal else "warn",
+                            f"the search index is {seconds / 60:.0f} minutes behind")
+        if self.error:
+            yield Complaint("warn", "the search index failed, see the log")
+
+    def _backlog(self):
+        """How many projects are in the queue, and for how many seconds the oldest has been."""
+        with self.store.read() as db:
+            count, since = db.execute("SELECT count(*), min(since) FROM search_queue").fetchone()
+        return count, time.time() - since if count else 0
 
     @staticmethod
     def _has_fts5():
@@ -12310,7 +12486,7 @@ def route(methods, path, errors="json"):
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PUSH", "OPTIONS"}
 
 
-class AccessLog:
+class AccessLog(Part):
     """One line a request on standard output: time, level, [req<n>], method and path, status, ms, bytes, user, address.
 
     Lines are made where the answer is sent and written by a thread: a thread that made 40,000 of them at a time would keep
@@ -12325,6 +12501,19 @@ class AccessLog:
         self.front_counts = {}                  # the same of the front's, which needs no lock
         self.complained = -60                   # when a line could not be written
         self.lock = threading.Lock()
+
+    def loops(self):
+        yield "access log", self.run
+
+    def gauges(self):
+        totals = self.totals()
+        yield Gauge("devpi_lite_requests_total", "counter", "Requests answered.",
+                    [("", {"method": method, "code": code}, count)
+                     for (method, code), (count, _) in sorted(totals.items())])
+        yield Gauge("devpi_lite_request_seconds", "summary",
+                    "Time from a request's head to its answer.",
+                    [("_sum", {}, round(sum(seconds for _, seconds in totals.values()), 6)),
+                     ("_count", {}, sum(count for count, _ in totals.values()))])
 
     def add(self, what, status, began, size, user, address):
         """Note an answer that a worker sent."""
@@ -13011,18 +13200,29 @@ def authority(host, port):
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-class App:
-    """All parts of a running server, and what is shared by the requests."""
+PARTS = []
+
+
+def part(make):
+    """Decorator: has the `App` make one more part.  For classes of the chapters below: each is
+    called with the App."""
+    PARTS.append(make)
+    return make
+
+
+class App(Part):
+    """All parts of a running server, of which it is one itself, and what is shared by the
+    requests."""
 
     def __init__(self, settings, store, secret):
         self.settings, self.store = settings, store
         self.blobs = Blobs(settings.serverdir, settings.read_only)
         self.users = Users(store, settings.root_passwd == "")
-        self.indexes = Indexes(store, self.users, settings.webhook_allow, settings.upstream_allow)
+        self.indexes = Indexes(store, self.users, settings)
         self.logins = Logins(self.users, secret)
         self.permissions = Permissions(settings)
         self.client = UpstreamClient(settings)
-        self.mirrors = Mirrors(store, self.blobs, self.client, settings)
+        self.mirrors = Mirrors(store, self.indexes, self.blobs, self.client, settings)
         self.projects = Projects(store, self.indexes, self.mirrors)
         self.releases = Releases(store, self.blobs, settings)
         self.staging = Staging(store, self.blobs, self.projects, settings)
@@ -13047,6 +13247,9 @@ class App:
             f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {node}\r\n"
             f"X-DEVPI-PRIMARY-UUID: {node}\r\nX-DEVPI-MASTER-UUID: {node}\r\n").encode()
         self._variable = (0, -2, b"")
+        held = [*vars(self).values(), *vars(self.mirrors).values()]
+        self.parts = (self, *[each for each in held if isinstance(each, Part)],
+                      *[make(self) for make in PARTS])
 
     def variable_headers(self, serial):
         """The end of every head: Date and serial; made anew when either changes."""
@@ -13159,32 +13362,6 @@ class App:
                 return endpoint(request, **places)
         raise NotFound(f"there is nothing at {one_line(request.path, 100)} for {one_line(request.method, 20)}")
 
-    def gauges(self):
-        """What can be measured at once: (name, "gauge" or "counter", help, value)."""
-        with self.store.read() as db:
-            waiting, dead = [db.execute("SELECT count(*) FROM outbox WHERE dead = ?", (each,)).fetchone()[0] for each in (0, 1)]
-            queue_ = db.execute("SELECT count(*), coalesce(min(since), 0) FROM search_queue").fetchone()
-        oldest = time.time() - queue_[1] if queue_[0] else 0
-        return [
-            ("devpi_lite_serial", "gauge", "Serial of the last change.", self.store.serial),
-            ("devpi_lite_uptime_seconds", "gauge", "Since the start.", round(time.time() - self.started, 3)),
-            ("devpi_lite_disk_free_bytes", "gauge", "Of the disk with the server directory.",
-             shutil.disk_usage(self.settings.serverdir).free),
-            ("devpi_lite_offline_mode", "gauge", "1 if upstream is never asked.",
-             int(self.settings.offline_mode)),
-            ("devpi_lite_read_only", "gauge", "1 if the server directory is on read-only media.",
-             int(self.settings.read_only)),
-            ("devpi_lite_database_bytes", "gauge", "Size of the database.", os.path.getsize(self.store.path)),
-            ("devpi_lite_trash_files", "gauge", "Files that nothing names, kept for a week.", self.blobs.trashed[0]),
-            ("devpi_lite_trash_bytes", "gauge", "Their size.", self.blobs.trashed[1]),
-            ("devpi_lite_page_cache_bytes", "gauge", "Rendered pages kept.", self.pages.size),
-            ("devpi_lite_answer_cache_bytes", "gauge", "Ready answers kept.",
-             sum(cache.size for cache in self.ready.values())),
-            ("devpi_lite_outbox_waiting", "gauge", "Messages that wait for their delivery.", waiting),
-            ("devpi_lite_outbox_dead", "gauge", "Messages that were given up.", dead),
-            ("devpi_lite_search_queue", "gauge", "Projects that the search index has to look at.", queue_[0]),
-            ("devpi_lite_search_queue_seconds", "gauge", "For how long the oldest of them waits.", round(oldest, 3))]
-
     def rendered(self, request, key, tags, render):
         """The `Rendered` of this key: the kept one, or what `render()` returns, which is kept unless it is stale.
 
@@ -13202,51 +13379,66 @@ class App:
                         self.store.freshness.keep(self.pages, key, found, size, tags, request.moment, found.expires)
         return found
 
-    def health(self, gauges):
-        """(level, messages): "ok", "warn" or "fatal", and the sentences behind it."""
-        now = {name: value for name, _, _, value in gauges}
-        found = []
-        waiting, free = now["devpi_lite_search_queue_seconds"], now["devpi_lite_disk_free_bytes"]
-        if waiting > Limits.search_warn:
-            found.append(("fatal" if waiting > Limits.search_fatal else "warn",
-                          f"the search index is {waiting / 60:.0f} minutes behind"))
-        if free < Limits.disk_warn and not self.settings.read_only:
-            found.append(("fatal" if free < Limits.disk_fatal else "warn", f"the disk has {free >> 20} MiB free"))
-        if self.blobs.swept_much:
-            found.append(("warn", f"{self.blobs.swept_much} files were named by nothing in the database, and lie in "
-                                  "trash/ for a week: was an older database put back?"))
-        if self.search.error:
-            found.append(("warn", "the search index failed, see the log"))
-        incomplete = {index.path for index, _ in self.indexes.incomplete()}
-        if incomplete:
-            found.append(("warn", f"indexes that name a base that does not exist: {len(incomplete)};"
-                                  " what builds on them gets nothing from mirrors"))
-        if now["devpi_lite_outbox_dead"]:
-            found.append(("warn", f"{now['devpi_lite_outbox_dead']} messages to outside servers were given up"))
-        level = max((level for level, _ in found), key=("ok", "warn", "fatal").index, default="ok")
-        return level, [text for _, text in found]
+    # -- what the parts have to say and to do
 
-    def clean(self):
-        """Put blobs aside that nothing refers to any more, and forget what they had in the database."""
-        def is_referred_to(sha256):
-            with self.store.read() as db:
-                return db.execute("SELECT 1 FROM files WHERE sha256 = ? UNION ALL SELECT 1 FROM files "
-                                  "WHERE metadata_sha256 = ? LIMIT 1", (sha256, sha256)).fetchone() is not None
-        MirrorNames.clear_leftovers(self.mirrors.lists.cache, {index.id for index in self.indexes.all()})
-        self.store.write(_forget_leftovers, durable=False)
-        self.store.cut_log()
-        count = self.blobs.sweep(is_referred_to)
-        if count:
-            log.info("moved %d files that nothing refers to any more to %s", count, self.blobs.trash)
+    def all_loops(self):
+        return [loop for part_ in self.parts for loop in part_.loops()]
+
+    def loops(self):
+        if not self.settings.read_only:
+            yield "cleaner", self.clean_regularly
+
+    def all_gauges(self):
+        return [gauge for part_ in self.parts for gauge in part_.gauges()]
+
+    def gauges(self):
+        yield Gauge("devpi_lite_uptime_seconds", "gauge", "Since the start.",
+                    round(time.time() - self.started, 3))
+        yield Gauge("devpi_lite_offline_mode", "gauge", "1 if upstream is never asked.",
+                    int(self.settings.offline_mode))
+        yield Gauge("devpi_lite_read_only", "gauge",
+                    "1 if the server directory is on read-only media.",
+                    int(self.settings.read_only))
+        yield Gauge("devpi_lite_page_cache_bytes", "gauge", "Rendered pages kept.", self.pages.size)
+        yield Gauge("devpi_lite_answer_cache_bytes", "gauge", "Ready answers kept.",
+                    sum(cache.size for cache in self.ready.values()))
+
+    def health(self):
+        """(level, sentences behind it, details for root); the level is "ok", "warn" or "fatal"."""
+        found = [complaint for part_ in self.parts for complaint in part_.complaints()]
+        level = max((complaint.level for complaint in found),
+                    key=("ok", "warn", "fatal").index, default="ok")
+        return (level, [complaint.sentence for complaint in found],
+                [text for complaint in found for text in complaint.details])
+
+    def recover_all(self):
+        for part_ in self.parts:
+            part_.recover()
+
+    def clean_all(self):
+        """Have the parts let go of what is not needed any more.  One that fails does not keep the
+        others from it."""
+        self._try(self.store.write, self._clean_rows, durable=False)
+        for part_ in self.parts:
+            self._try(part_.tidy)
+
+    def _clean_rows(self, change):
+        for part_ in self.parts:
+            part_.clean(change)
+
+    @staticmethod
+    def _try(function, *arguments, **keywords):
+        try:
+            function(*arguments, **keywords)
+        except Exception:       # the thread has to live on
+            log.exception("cleaning failed")
 
     def clean_regularly(self):
+        """A loop for a thread."""
         while True:
             time.sleep(Limits.cleaning)
             give_back_memory()
-            try:
-                self.clean()
-            except Exception:       # this thread has to live on
-                log.exception("cleaning failed")
+            self.clean_all()
 
 
 # -- permissions of requests
@@ -13369,11 +13561,9 @@ def status(request):
         row = db.execute("SELECT serial, ts FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
     serial, timestamp = tuple(row) if row else (-1, app.started)
     host, port = app.settings.listen[0] if app.settings.listen else (None, None)
-    gauges = app.gauges()
-    level, messages = app.health(gauges)
+    level, messages, details = app.health()
     if is_root:
-        messages += [f"{index.path} builds on {base}, which does not exist"
-                     for index, base in app.indexes.incomplete()[:100]]
+        messages += details
     return result_response("status", {
         "serverdir": app.settings.serverdir if is_root else None, "uuid": app.store.node["uuid"],
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
@@ -13381,7 +13571,8 @@ def status(request):
         "server-code": os.path.abspath(__file__) if is_root else None, "host": host, "port": port,
         "outside-url": app.settings.outside_url or None, "serial": serial, "last-commit-timestamp": timestamp,
         "event-serial": serial, "event-serial-timestamp": timestamp, "event-serial-in-sync-at": timestamp,
-        "metrics": [[name, kind, value] for name, kind, _, value in gauges],
+        "metrics": [[gauge.name, gauge.kind, gauge.value] for gauge in app.all_gauges()
+                    if isinstance(gauge.value, (int, float))],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
         "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
@@ -13415,35 +13606,22 @@ def health_ready(request):
 @route("GET", "/+metrics")
 def metrics(request):
     """For Prometheus, in its text format 0.0.4."""
-    app = request.app
     lines = []
-    for name, kind, text, value in app.gauges():
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}", f"{name} {value}"]
-    lines += ["# HELP devpi_lite_requests_total Requests answered.", "# TYPE devpi_lite_requests_total counter"]
-    totals = app.access_log.totals()
-    for (method, code), (count, _) in sorted(totals.items()):
-        lines.append(f'devpi_lite_requests_total{{method="{method}",code="{code}"}} {count}')
-    counts = totals.values()
-    lines += ["# HELP devpi_lite_request_seconds Time from a request's head to its answer.",
-              "# TYPE devpi_lite_request_seconds summary",
-              f"devpi_lite_request_seconds_sum {sum(seconds for _, seconds in counts):.6f}",
-              f"devpi_lite_request_seconds_count {sum(count for count, _ in counts)}"]
-    mirrors = [each for each in app.indexes.all() if each.is_mirror and not each.restricted]
-    for name, text, counts in (
-            ("devpi_lite_upstream_errors_total", "Failures of upstream, by the mirror that asked.",
-             app.mirrors.upstreams.failures),
-            ("devpi_lite_upstream_removed_total", "Files and projects that upstream removed, by mirror.",
-             app.mirrors.pages.removed)):
-        lines += [f"# HELP {name} {text}", f"# TYPE {name} counter"]
-        lines += [f'{name}{{index="{_label(index.path)}"}} {counts.get(index.id, 0)}'
-                  for index in mirrors]
+    for name, kind, text, value in request.app.all_gauges():
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+        samples = [("", {}, value)] if isinstance(value, (int, float)) else value
+        lines += [f"{name}{ending}{_labels(labels)} {number}" for ending, labels, number in samples]
     body = "\n".join(lines) + "\n"
     return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], body.encode())
 
 
-def _label(text):
-    """A text inside the quotes of a Prometheus label."""
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+def _labels(labels):
+    """Labels as they stand behind a name in Prometheus' text format."""
+    if not labels:
+        return ""
+    quoted = {name: str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+              for name, text in labels.items()}
+    return "{" + ",".join(f'{name}="{text}"' for name, text in quoted.items()) + "}"
 
 
 @route("GET", "/+audit")
@@ -15748,9 +15926,8 @@ def command_serve(parsed):
         secret = passing_secret(settings)
     else:
         secret = read_secret(settings.serverdir, settings.secretfile)
-    store = Store(settings.serverdir, create=True, read_only=settings.read_only)
+    store = Store(settings, create=True)
     store.commits.is_server = True
-    store.audit_log.rows, store.keep_log = settings.audit_rows, settings.keep_log
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
     if not is_initialised(store):
@@ -15763,8 +15940,7 @@ def command_serve(parsed):
                  "it")
     app = App(settings, store, secret)
     if not settings.read_only:
-        app.blobs.clear_tmp()
-        MirrorNames.clear_leftovers(app.mirrors.lists.cache, {index.id for index in app.indexes.all()})
+        app.recover_all()
     server = Server(app, listeners)
     stop_on_signals(server)
     sys.setswitchinterval(0.0005)
@@ -15784,7 +15960,7 @@ def command_init(parsed):
     if prepare_directory(settings.serverdir):
         raise FatalError(f"{settings.serverdir} is initialised already, and on read-only media")
     with take_lock(settings.serverdir):
-        with contextlib.closing(Store(settings.serverdir, create=True)) as store:
+        with contextlib.closing(Store(settings, create=True)) as store:
             if is_initialised(store):
                 raise FatalError(f"{settings.serverdir} is initialised already")
             read_secret(settings.serverdir, "")
@@ -15803,7 +15979,7 @@ def command_passwd(parsed):
     if is_read_only(settings.serverdir):
         raise FatalError(f"{settings.serverdir} is on read-only media: its passwords can't be "
                          "changed")
-    with contextlib.closing(Store(settings.serverdir)) as store:
+    with contextlib.closing(Store(settings)) as store:
         users = Users(store)
         name = rest.user or _ask(input, "user: ").strip()
         if users.find(name) is None:
@@ -15885,11 +16061,12 @@ def command_read_names(parsed):
     argument("--again", type=int, default=0, help="apply as many old entries once more"),
     takes=(COMMON,))
 def command_replay(parsed):
-    serverdir, told = parsed.settings.serverdir, parsed.rest
+    settings, told = parsed.settings, parsed.rest
+    serverdir = settings.serverdir
     with contextlib.closing(open_rows(told.source)) as source:
         source.execute("BEGIN")         # one state of it
         prepare_directory(serverdir)
-        with take_lock(serverdir), contextlib.closing(Store(serverdir, create=True)) as store:
+        with take_lock(serverdir), contextlib.closing(Store(settings, create=True)) as store:
             replay(store, source, told.until, told.again)
             fetch_blobs(store, Blobs(serverdir), Blobs(told.source, read_only=True))
 
@@ -15989,12 +16166,8 @@ def configure_logging(settings):
 
 
 def start_loops(app):
-    """What goes on beside the requests, each in a daemon thread of its own; on read-only media next
-    to nothing does."""
-    loops = [("access log", app.access_log.run), ("cleaner", app.clean_regularly),
-             ("upstream watch", app.client.watch), ("outbox", app.outbox.run),
-             ("search index", app.search.run)]
-    for name, loop in loops[:1] if app.settings.read_only else loops:
+    """What goes on beside the requests, each in a daemon thread of its own."""
+    for name, loop in app.all_loops():
         threading.Thread(target=loop, name=name, daemon=True).start()
 
 

@@ -128,7 +128,7 @@ def held(tmp_path, monkeypatch):
     """(a store, a connection of another process that has begun to write to its database)."""
     monkeypatch.setattr(d.Limits, "busy", 0.5)
     monkeypatch.setattr(d.Limits, "shutdown", 3)
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     with contextlib.closing(sqlite3.connect(str(tmp_path / "devpi_lite.db"))) as other:
         other.execute("BEGIN IMMEDIATE")
         yield store, other

@@ -172,7 +172,7 @@ hashlib.scrypt = slow""" % str(gate)))
 def logins(tmp_path, monkeypatch):
     """The `Logins` of a store whose user alice has the password `right`."""
     monkeypatch.setitem(d._SCRYPT, "n", 16)
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     users = d.Users(store)
     users.create("alice", {"password": "right"})
     yield d.Logins(users, b"secret")

@@ -404,10 +404,10 @@ def test_wrong_values_of_a_mirror_in_the_words_of_devpi_7_are_400(alice, mirror,
 
 def test_the_first_kib_of_each_index_is_not_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(d.Limits, "account_attributes", 3000)
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     try:
         users = d.Users(store)
-        indexes = d.Indexes(store, users)
+        indexes = d.Indexes(store, users, d.Settings(str(tmp_path)))
         users.create("carl", {"password": "pw"})
         bare = len(json.dumps(dict(indexes.create("carl", "bare", {}).config, title="")))
         title = "x" * (1024 + 1500 - bare)              # 1500 bytes are counted

@@ -17,7 +17,7 @@ import devpi_lite as d
 
 @pytest.fixture
 def store(tmp_path):
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     yield store
     store.close()
 
@@ -177,11 +177,11 @@ def test_readers_see_one_state_while_changes_go_on(store):
 
 
 def test_a_newer_schema_is_refused(tmp_path):
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     store.writer.execute("PRAGMA user_version = 99")
     store.close()
     with pytest.raises(d.FatalError, match="99"):
-        d.Store(str(tmp_path), create=True)
+        d.Store(d.Settings(str(tmp_path)), create=True)
 
 
 UNIQUE_PATH = ("UNIQUE (index_id, path, project_id)", "UNIQUE (index_id, path)")      # since schema 4, and before
@@ -210,7 +210,8 @@ def test_an_older_schema_is_brought_up_after_a_copy_was_put_aside(tmp_path):
                 VALUES (1, 1, '1', 'p-1.zip', '+f/x', '', '');
             PRAGMA user_version = 1;""")
     db.close()
-    migrated, fresh = d.Store(str(old), create=True), d.Store(str(new), create=True)
+    migrated = d.Store(d.Settings(str(old)), create=True)
+    fresh = d.Store(d.Settings(str(new)), create=True)
     with migrated.read() as one, fresh.read() as other:
         one_found, one_indexes = tables_of(one)
         other_found, other_indexes = tables_of(other)
@@ -234,7 +235,7 @@ def test_messages_that_wait_in_an_older_schema_are_their_accounts(tmp_path):
                 VALUES ('d', 3, 't', 'webhook', 'u', '{}', '', 1), ('e', 99, 't', 'webhook', 'u', '{}', '', 1);
             PRAGMA user_version = 2;""")
     db.close()
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     with store.read() as db:
         assert [tuple(row) for row in db.execute("SELECT delivery, account FROM outbox")] == [("d", 7), ("e", 0)]
     store.close()
@@ -259,7 +260,7 @@ def test_schema_4_lets_two_projects_list_one_file_and_loses_nothing(tmp_path):
             INSERT INTO attestations VALUES (1, '[]');
             PRAGMA user_version = 3;""")
     db.close()
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     add = "INSERT INTO files (index_id, project_id, release_id, version, filename, path, hash_spec, uploaded) " \
           "VALUES (?, ?, ?, '1', 'f', ?, 'h', 't')"
     try:
@@ -295,7 +296,7 @@ def test_schema_6_keeps_readmes_apart_and_drops_what_describes_one_file(tmp_path
             INSERT INTO releases VALUES (1, 1, '1', 'long'), (2, 1, '2', '{"name": "p", "other": ["odd"]}');
             PRAGMA user_version = 5;""")
         db.execute("UPDATE releases SET metadata = ? WHERE id = 1", (json.dumps(metadata),))
-    store = d.Store(str(tmp_path), create=True)
+    store = d.Store(d.Settings(str(tmp_path)), create=True)
     with contextlib.closing(store), store.read() as db:
         rows = db.execute("SELECT * FROM releases ORDER BY id").fetchall()
         del metadata["other"]["attestations"]
