@@ -2805,7 +2805,7 @@ class Command(typing.NamedTuple):
     is_for_shells: bool             # a shell runs what it prints: eval "$(devpi env)"
 
 
-COMMANDS = {}
+COMMANDS: dict[str, Command] = {}
 
 
 def command(name, help, *arguments, aliases=(), description="", is_for_shells=False):
@@ -3399,16 +3399,18 @@ def _shell_line(shell, name, value):
 # ==================================================================================================
 # 10  Users and indexes
 #
-# user, passwd, index: what is on a server, and its settings.
+# The commands user, passwd and index: the users and indexes of a server, and their settings.
 # ==================================================================================================
 
-_HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")
+_HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")     # settings that are never printed
 _FORCE = argument("-f", "--force", action="store_true",
                  help="with --delete: although other users' indexes build on it")
 
 
 def _delete_in_use(client, url):
-    """Delete a user or an index, with --force although others build on it; what the server adds."""
+    """Delete a user or an index, even if others use it as a base, given --force.
+
+    Returns the consequences that the server states, as `Client.delete`."""
     try:
         return client.delete(url, client.options.force)
     except Refused as refusal:
@@ -3418,21 +3420,22 @@ def _delete_in_use(client, url):
 
 
 def _parse_settings(words):
-    """`KEY=VALUE` arguments as pairs; a Failure that names those which are none."""
-    wrong = [word for word in words if not re.match(r"[^=]+=", word)]
-    if wrong:
-        raise Failure(f"arguments must be format NAME=VALUE: {wrong}")
+    """[(key, value), ...] of `KEY=VALUE` arguments; a Failure that names all malformed ones."""
+    malformed = [word for word in words if not re.match(r"[^=]+=", word)]
+    if malformed:
+        raise Failure(f"arguments must be format NAME=VALUE: {malformed}")
     return [tuple(word.split("=", 1)) for word in words]
 
 
 def _format_value(value):
-    """A setting as `index` and `user` print it."""
+    """A setting's value as `index` and `user` print it."""
     if isinstance(value, list):
         return ",".join(map(str, value))
     return json.dumps(value, sort_keys=True) if isinstance(value, dict) else str(value)
 
 
 def _user_url(client, name):
+    """The URL of a user; a Failure for a name that can't be one."""
     if "/" in name or not name:
         raise Failure(f"'{name}' is no user name: a slash can't be in one")
     return client.root + path_segment(name)
@@ -3445,9 +3448,11 @@ def _user_url(client, name):
     _FORCE,
     action("-m", "--modify", help="change the user (also without this option, if settings are given)"),
     action("-l", "--list", help="list the names of all users"),
-    argument("--password-file", metavar="FILE", help="with -c or -m: file with the new password; - for standard input"),
+    argument("--password-file", metavar="FILE",
+             help="with -c or -m: file with the new password; - for standard input"),
     argument("words", metavar="USER KEY=VALUE", nargs="*", completes="user",
-             help="user (default: the current one) and settings: password, email, title, description, custom_data"),
+             help="user (default: the current one) and settings: "
+                  "password, email, title, description, custom_data"),
     JSON)
 def manage_users(client):
     """Show, make, change or delete users."""
@@ -3456,8 +3461,10 @@ def manage_users(client):
     settings = dict(_parse_settings(words))
     if client.options.password_file:
         settings["password"] = read_password_file(client.options.password_file)
+
     if action == "list":
-        client.console.print_names(client.call("GET", client.root, expect="list:userconfig").result)
+        users = client.call("GET", client.root, expect="list:userconfig").result
+        client.console.print_names(users)
     elif action == "create":
         _create_user(client, _require_name(name), settings)
     elif action == "delete":
@@ -3501,14 +3508,20 @@ def _create_user(client, name, settings):
 
 def _modify_user(client, name, settings):
     url = _user_url(client, name)
-    client.call("GET", url, expect="userconfig")       # is there such a user?
+    client.call("GET", url, expect="userconfig")       # fails without such a user
     for key, value in settings.items():
-        client.console.say(f"/{name} changing {key}: {'********' if key in _HIDDEN_KEYS else value}")
+        shown = "********" if key in _HIDDEN_KEYS else value
+        client.console.say(f"/{name} changing {key}: {shown}")
     envelope = client.call("PATCH", url, settings)
-    fresh = envelope.result if envelope.type == "userpassword" and isinstance(envelope.result, dict) else {}
+
+    # A new password ends the sessions; the response contains a fresh token.
+    has_token = envelope.type == "userpassword" and isinstance(envelope.result, dict)
+    login = envelope.result if has_token else {}
     identity = client.identity(url, may_login=False)
-    if fresh.get("password") and identity and (identity.user, identity.source) == (name, "login"):
-        store_login(client, name, fresh["password"], fresh.get("expiration"))
+    is_our_login = identity and (identity.user, identity.source) == (name, "login")
+    if login.get("password") and is_our_login:
+        store_login(client, name, login["password"], login.get("expiration"))
+
     client.console.info(f"user modified: {name}")
     client.console.print_json({"user": name, "changed": sorted(settings)})
 
@@ -3526,16 +3539,20 @@ def _delete_user(client, name):
 
 @command(
     "passwd", "change a password",
-    argument("--password-file", metavar="FILE", help="file with the new password; - for standard input"),
-    argument("user", metavar="USER", nargs="?", completes="user", help="user name (default: the current user)"))
+    argument("--password-file", metavar="FILE",
+             help="file with the new password; - for standard input"),
+    argument("user", metavar="USER", nargs="?", completes="user",
+             help="user name (default: the current user)"))
 def change_password(client):
     """Change the password of the current user, or as root that of another one.  It is asked for twice."""
     name = _name_or_current(client, client.options.user)
     if "=" in name:
-        raise UsageError("passwd takes the name of a user; the password is asked for, or comes from --password-file")
-    _user_url(client, name)
-    given = client.options.password_file
-    _modify_user(client, name, {"password": read_password_file(given) if given else ask_new_password(client.console, name)})
+        raise UsageError("passwd takes the name of a user; the password is asked for, "
+                         "or comes from --password-file")
+    _user_url(client, name)     # check the name before we ask
+    file = client.options.password_file
+    password = read_password_file(file) if file else ask_new_password(client.console, name)
+    _modify_user(client, name, {"password": password})
 
 
 # -- indexes
@@ -3547,18 +3564,22 @@ def change_password(client):
     action("--delete", help="delete the index with all that is in it"),
     _FORCE,
     action("-l", "--list", help="list the indexes of the current or the given user"),
-    argument("--no-projects", action="store_true", help="ask the server to leave out the names of projects"),
+    argument("--no-projects", action="store_true",
+             help="ask the server to leave out the names of projects"),
     argument("words", metavar="INDEX KEY=VALUE", nargs="*", completes="index",
-             help="index (default: the current one) and settings: KEY=VALUE, KEY+=VALUE, KEY-=VALUE, KEY-= (take out)"),
+             help="index (default: the current one) and settings: "
+                  "KEY=VALUE, KEY+=VALUE, KEY-=VALUE, KEY-= (take out)"),
     JSON)
 def manage_indexes(client):
     """Show, make, change or delete indexes.
 
-    Settings: type, bases, volatile, acl_upload, mirror_url, title and more; lists are written with commas."""
+    Settings: type, bases, volatile, acl_upload, mirror_url, title and more;
+    lists are written with commas."""
     action, words = client.options.action, list(client.options.words)
     name = words.pop(0) if words and "=" not in words[0] else None
     if action == "list":
         return _list_indexes_of_user(client, name)
+
     if action in ("create", "delete") and name is None:
         raise Failure("need to explicitly specify index for deletion/creation")
     if action == "delete" and words:
@@ -3567,44 +3588,58 @@ def manage_indexes(client):
     url = client.index_url(name, client.root) if name else client.index
     if action == "delete":
         return _delete_index(client, url)
+
+    note = ""
     if action == "create":
-        operations = [key for key, _ in pairs if key.endswith(("+", "-"))]
-        if operations:
-            raise Failure(f"a new index has nothing to add to or take from: {operations[0]}={dict(pairs)[operations[0]]}")
-        note = client.call("PUT", url, dict(pairs), expect="indexconfig").message
+        note = _create_index(client, url, pairs)
     elif words:
         client.require_login()
         note = _modify_index(client, url, words, pairs)
-    else:
-        note = ""
-    if note:        # before the index is shown: it is said although that may fail
+    if note:        # print it first: showing the index may fail
         client.console.warn_on_stderr(note)
     without_projects = client.options.no_projects or action == "create" or bool(words)
     _show_index(client, url, without_projects, note)
 
 
+def _create_index(client, url, pairs):
+    """Create an index; returns the note that the server adds, or ""."""
+    settings = dict(pairs)
+    operations = [key for key, _ in pairs if key.endswith(("+", "-"))]
+    if operations:
+        raise Failure("a new index has nothing to add to or take from: "
+                      f"{operations[0]}={settings[operations[0]]}")
+    return client.call("PUT", url, settings, expect="indexconfig").message
+
+
 def _modify_index(client, url, words, pairs):
-    """Change the settings of an index; returns what the server says beside them, or ""."""
-    path, known = "/" + "/".join(url.split("/")[-2:]), client.call("GET", url + "?no_projects=", expect="indexconfig").result
+    """Change the settings of an index; returns the note that the server adds, or ""."""
+    path = "/" + "/".join(url.split("/")[-2:])
+    config = client.call("GET", url + "?no_projects=", expect="indexconfig").result
     if "server-keyvalue-parsing" in client.remote.features:
         for word in words:
-            key = word.partition("=")[0].rstrip("+-")
-            client.console.say(f"{path} {word.partition('=')[0]}=********" if key in _HIDDEN_KEYS else f"{path} {word}")
+            left = word.partition("=")[0]
+            is_hidden = left.rstrip("+-") in _HIDDEN_KEYS
+            client.console.say(f"{path} {left}=********" if is_hidden else f"{path} {word}")
         return client.call("PATCH", url, words, expect="indexconfig").message
+
     for key, value in pairs:
         if key.endswith(("+", "-")):
             raise Failure(f"this server only takes KEY=VALUE, not {key}={value}")
-        client.console.say(f"{path} changing {key}: {'********' if key in _HIDDEN_KEYS else value}")
-    return client.call("PATCH", url, {**known, **dict(pairs)}, expect="indexconfig").message
+        shown = "********" if key in _HIDDEN_KEYS else value
+        client.console.say(f"{path} changing {key}: {shown}")
+    return client.call("PATCH", url, {**config, **dict(pairs)}, expect="indexconfig").message
 
 
 def _show_index(client, url, without_projects, note=""):
+    query = "?no_projects=" if without_projects else ""
     try:
-        config = client.call("GET", url + ("?no_projects=" if without_projects else ""), expect="indexconfig").result
+        config = client.call("GET", url + query, expect="indexconfig").result
     except Refused as refusal:
         if refusal.status == 403 and client.user is None:
-            raise Failure(refusal.message, "you need to be logged in (use 'devpi login USER')") from None
+            raise Failure(refusal.message,
+                          "you need to be logged in (use 'devpi login USER')") from None
         raise
+
     client.console.print_result(f"{url}:")
     first = [key for key in ("type", "bases", "volatile", "acl_upload") if key in config]
     for key in first + sorted(set(config) - set(first) - {"projects"}):
@@ -3630,7 +3665,8 @@ def _delete_index(client, url):
 # ==================================================================================================
 # 11  Reading
 #
-# list, getjson, patchjson: what an index has.  Reading changes nothing (but patchjson, the odd one).
+# The commands list, getjson and patchjson: the content of an index, and JSON of any path.  Only
+# patchjson changes anything.
 # ==================================================================================================
 
 _SHOWN_VERSIONS = 3              # without --all
@@ -3639,11 +3675,13 @@ _PARALLEL_READS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A file of a release: an archive (`releasefile`), documentation (`doczip`) or a test result (`toxresult`)."""
+    """A file of a release.
+
+    `rel` is devpi's: `releasefile` (an archive), `doczip` (documentation) or `toxresult`."""
     rel: str
     url: str
     hashes: tuple                   # ((algorithm, hex), ...)
-    for_url: str = ""               # test results: the archive that was tested
+    for_url: str = ""               # of a test result: the URL of the archive that was tested
     yanked: typing.Any = None
 
     @property
@@ -3652,68 +3690,80 @@ class Link:
 
     @property
     def best_hash(self):
-        """(algorithm, hex) of the best hash that can be checked here, or None."""
-        sound = [pair for pair in self.hashes if is_digest(*pair)]
+        """(algorithm, hex digest) of the strongest hash that hashlib can verify, or None."""
+        valid = [pair for pair in self.hashes if is_digest(*pair)]
         order = ("sha512", "sha384", "sha256", "blake2b", "sha3_256")
-        return min(sound, key=lambda pair: order.index(pair[0]) if pair[0] in order else len(order), default=None)
+
+        def rank(pair):
+            return order.index(pair[0]) if pair[0] in order else len(order)
+        return min(valid, key=rank, default=None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """One version of a project as one index has it."""
+    """A version of a project on one index."""
     version: str
     links: tuple = ()
-    is_shadowed: bool = False       # an index before this one has the same version
+    is_shadowed: bool = False       # an index earlier in the order of bases has the version too
     yanked: typing.Any = None
 
     @property
     def files(self):
-        """The archives, by name."""
-        return sorted((link for link in self.links if link.rel == "releasefile"), key=lambda link: link.filename)
+        """The archives, sorted by name."""
+        return sorted((link for link in self.links if link.rel == "releasefile"),
+                      key=lambda link: link.filename)
 
     def results_of(self, file):
-        """The test results of an archive, the newest first."""
+        """The test results of an archive, newest first."""
         plain = urllib.parse.unquote(public_url(file.url).partition("#")[0])
         return [link for link in reversed(self.links)
                 if link.rel == "toxresult" and urllib.parse.unquote(link.for_url) == plain]
 
 
 def releases_of(client, project, ignore_bases=False):
-    """The releases of a project, ascending, each followed by those that it shadows."""
-    envelope = client.call("GET", client.project_url(project) + ("?ignore_bases=" if ignore_bases else ""), expect="projectconfig")
+    """The releases of a project in ascending order, each followed by those that it shadows."""
+    query = "?ignore_bases=" if ignore_bases else ""
+    envelope = client.call("GET", client.project_url(project) + query, expect="projectconfig")
     base = envelope.response.url.partition("?")[0]
-    found = []
+    releases = []
     for version in sorted(envelope.result or {}, key=version_key):
         data = envelope.result[version]
-        found.append(_parse_release(version, data, base, False))
-        found.extend(_parse_release(version, other, base, True) for other in data.get("+shadowing") or ())
-    return found
+        releases.append(_parse_release(version, data, base, False))
+        releases.extend(_parse_release(version, shadowed, base, True)
+                        for shadowed in data.get("+shadowing") or ())
+    return releases
 
 
 def _parse_release(version, data, base, is_shadowed):
+    """The `Release` of devpi's version data; its links are relative to the URL `base`."""
     links = []
     for link in data.get("+links") or ():
-        href, _, fragment = urllib.parse.urljoin(base, str(link.get("href", ""))).partition("#")
+        url, _, fragment = urllib.parse.urljoin(base, str(link.get("href", ""))).partition("#")
         hashes = dict(link.get("hashes") or {})
         for spec in (fragment, link.get("hash_spec") or ""):
             algorithm, _, digest = spec.partition("=")
             if digest:
                 hashes.setdefault(algorithm, digest)
-        tested = urllib.parse.urljoin(base, link["for_href"]).partition("#")[0] if link.get("for_href") else ""
-        links.append(Link(str(link.get("rel")), href, tuple(hashes.items()), tested, link.get("yanked")))
+        for_url = ""
+        if link.get("for_href"):
+            for_url = urllib.parse.urljoin(base, link["for_href"]).partition("#")[0]
+        links.append(Link(
+            str(link.get("rel")), url, tuple(hashes.items()), for_url, link.get("yanked")))
     return Release(version, tuple(links), is_shadowed, data.get("yanked"))
 
 
 def requirement_of(text):
-    """The `Requirement` that an argument is; a Failure if it is none."""
-    found = parse_requirement(text)
-    if found is None:
+    """The `Requirement` of an argument; a Failure if it is malformed."""
+    requirement = parse_requirement(text)
+    if requirement is None:
         raise Failure(f"invalid requirement '{text}'")
-    return found
+    return requirement
 
 
 def map_in_parallel(function, items, jobs):
-    """function(item) of each, in the items' order, `jobs` at a time.  The first failure ends it."""
+    """Yield function(item) for each item, in order; `jobs` calls run at the same time.
+
+    The first exception ends it."""
     items = list(items)
     if jobs <= 1 or len(items) <= 1:
         yield from map(function, items)
@@ -3723,7 +3773,8 @@ def map_in_parallel(function, items, jobs):
     try:
         for future in [pool.submit(function, item) for item in items]:
             yield future.result()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):      # `main` ends the process, whatever is under way
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        # Don't wait for running calls: `main` ends the process.
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     except BaseException:
@@ -3736,7 +3787,8 @@ def map_in_parallel(function, items, jobs):
     "list", "list the projects of the index, or the files of a project",
     argument("--all", action="store_true", help="all versions, not only the newest"),
     argument("-t", "--toxresults", action="store_true", help="show test results"),
-    argument("-f", "--failures", action="store_true", help="show test results, and the output of those that failed"),
+    argument("-f", "--failures", action="store_true",
+             help="show test results, and the output of those that failed"),
     argument("--ignore-bases", action="store_true", help="only what is on the index itself"),
     INDEX,
     argument("spec", metavar="SPEC", nargs="?", completes="project",
@@ -3745,15 +3797,18 @@ def map_in_parallel(function, items, jobs):
 def list_index(client):
     """List the projects of the index; with -v also their newest version, but for mirrored projects.
 
-    With a project: its files, newest version first.  Bold: of this index; plain: of a base; red: shadowed."""
+    With a project: its files, newest version first.  Bold: of this index; plain: of a base;
+    red: shadowed."""
     if client.options.spec:
         return _list_files(client, requirement_of(client.options.spec))
+
     config = client.call("GET", client.index, expect="indexconfig").result
     projects = sorted(config.get("projects") or ())
     if not client.console.verbose:
         for project in projects:
             client.console.print_result(project)
         return client.console.print_json({"index": client.index, "projects": projects})
+
     if _is_mirror(config):
         for project in projects:
             client.console.print_result(project)
@@ -3761,6 +3816,7 @@ def list_index(client):
         is_mirrored = True
     else:
         shown, is_mirrored = _list_versions(client, config, projects)
+
     if is_mirrored:
         client.console.warn_on_stderr("versions of mirrored projects are not asked for without naming "
                           "a project: devpi list NAME")
@@ -3769,16 +3825,21 @@ def list_index(client):
 
 
 def _list_versions(client, config, projects):
-    """Print the versions of a stage's own projects; returns ({project: versions}, whether a mirror
-    may have more of them, which it would have to ask its upstream for, one by one)."""
+    """Print the versions of a stage's own projects.
+
+    Returns ({project: versions}, whether a mirror may have more versions).  Those of the mirror
+    are left out: it would have to ask upstream for each project."""
     shown, mirrored = {}, set()
     if not client.options.ignore_bases:
         mirrored = _mirrored_projects(client, config, projects)
 
     def versions_of(project):
-        found = releases_of(client, project, client.options.ignore_bases or project in mirrored)
-        return [release.version for release in found if not release.is_shadowed]
-    for project, versions in zip(projects, map_in_parallel(versions_of, projects, _PARALLEL_READS)):
+        ignore_bases = client.options.ignore_bases or project in mirrored
+        releases = releases_of(client, project, ignore_bases)
+        return [release.version for release in releases if not release.is_shadowed]
+
+    all_versions = map_in_parallel(versions_of, projects, _PARALLEL_READS)
+    for project, versions in zip(projects, all_versions):
         shown[project] = versions if client.options.all else versions[-1:]
         for version in shown[project]:
             client.console.print_result(f"{project}=={version}")
@@ -3790,10 +3851,12 @@ def _is_mirror(config):
 
 
 def _mirrored_projects(client, config, projects):
-    """Those of a stage's own projects that mirrors behind it may add to: a whitelist on the way to
-    them names the project.  No mirror has to ask its upstream for this."""
+    """The projects of a stage to which a mirror among its bases may add versions.
+
+    These are the projects that a mirror_whitelist on the way to the mirror names.  The mirror
+    itself is not asked for them."""
     configs, seen, has_mirror = [config], set(), False
-    for each in configs:        # which grows by the bases
+    for each in configs:        # the loop appends the bases
         has_mirror = has_mirror or _is_mirror(each)
         for base in map(str, each.get("bases") or ()):
             if base in seen:
@@ -3801,109 +3864,147 @@ def _mirrored_projects(client, config, projects):
             seen.add(base)
             url = client.root + "/".join(map(path_segment, base.split("/")))
             try:
-                configs.append(client.call("GET", url + "?no_projects=", expect="indexconfig").result)
-            except Refused as refusal:      # not there, or not for this user's eyes: it may be one
+                base_config = client.call("GET", url + "?no_projects=", expect="indexconfig").result
+                configs.append(base_config)
+            except Refused as refusal:
                 if refusal.status not in (401, 403, 404):
                     raise
-                has_mirror = True
+                has_mirror = True       # we can't read the base, so it may be a mirror
+
     listed = {str(name) for each in configs for name in each.get("mirror_whitelist") or ()}
     normal = set(map(normalize, listed))
     return {project for project in projects
             if has_mirror and ("*" in listed or normalize(project) in normal)}
 
 
-def _list_files(client, wanted):
-    releases = [release for release in releases_of(client, wanted.name, client.options.ignore_bases)
-                if wanted.admits(release.version)]
-    # Newest first; what a release shadows stays behind it.
-    order = sorted(enumerate(releases), key=lambda pair: (version_key(pair[1].version), not pair[1].is_shadowed, -pair[0]),
-                   reverse=True)
-    releases = [release for _, release in order if release.files]
+def _list_files(client, requirement):
+    """Print the files of the releases that a requirement admits."""
+    releases = _newest_first(
+        release for release in releases_of(client, requirement.name, client.options.ignore_bases)
+        if requirement.admits(release.version))
+    releases = [release for release in releases if release.files]
     shown = releases if client.options.all else releases[:_SHOWN_VERSIONS]
-    document = []
-    for release in shown:
-        files = []
-        for file in release.files:
-            here = is_below(file.url, client.index)
-            entry = {"filename": file.filename, "url": file.url, "hashes": dict(file.hashes), "inherited": not here}
-            yanked = file.yanked if file.yanked is not None else release.yanked
-            if yanked is not None:
-                entry["yanked"] = yanked
-            mark = "" if yanked in (None, False) else f" (yanked: {one_line(yanked)})" if isinstance(yanked, str) and yanked \
-                else " (yanked)"
-            client.console.print_result(file.url + mark, "error" if release.is_shadowed else "bold" if here else None)
-            if client.options.toxresults or client.options.failures:
-                entry["test_results"] = _show_results(client, release, file)
-            files.append(entry)
-        document.append({"version": release.version, "shadowed": release.is_shadowed, "files": files})
-    if len(shown) < len(releases):
-        client.console.print_result(f"{len(releases) - len(shown)} older versions not shown, use --all to see")
-    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "releases": document,
-                          "not_shown": len(releases) - len(shown)})
+
+    document = [
+        {"version": release.version, "shadowed": release.is_shadowed,
+         "files": [_list_file(client, release, file) for file in release.files]}
+        for release in shown]
+    hidden = len(releases) - len(shown)
+    if hidden:
+        client.console.print_result(f"{hidden} older versions not shown, use --all to see")
+    client.console.print_json({
+        "index": client.index, "project": normalize(requirement.name), "releases": document,
+        "not_shown": hidden})
+
+
+def _newest_first(releases):
+    """The releases in descending order; those that a release shadows stay behind it."""
+    def rank(pair):
+        position, release = pair
+        return version_key(release.version), not release.is_shadowed, -position
+    return [release for _, release in sorted(enumerate(releases), key=rank, reverse=True)]
+
+
+def _list_file(client, release, file):
+    """Print a file, and with -t or -f its test results; returns its entry of the JSON document."""
+    is_own = is_below(file.url, client.index)
+    entry = {"filename": file.filename, "url": file.url, "hashes": dict(file.hashes),
+             "inherited": not is_own}
+    yanked = file.yanked if file.yanked is not None else release.yanked
+    if yanked is not None:
+        entry["yanked"] = yanked
+
+    mark = ""
+    if yanked not in (None, False):
+        has_reason = isinstance(yanked, str) and yanked
+        mark = f" (yanked: {one_line(yanked)})" if has_reason else " (yanked)"
+    style = "error" if release.is_shadowed else "bold" if is_own else None
+    client.console.print_result(file.url + mark, style)
+    if client.options.toxresults or client.options.failures:
+        entry["test_results"] = _show_results(client, release, file)
+    return entry
 
 
 # -- test results
 
 
 def _show_results(client, release, file):
-    """Print the newest result of an archive for each host, platform and environment; returns them for JSON."""
-    seen, found = set(), []
+    """Print the test results of an archive; returns their entries of the JSON document.
+
+    Only the newest result for each host, platform and environment counts."""
+    seen, entries = set(), []
     for link in release.results_of(file):
-        try:        # anybody may have posted it
-            report = parse_json(client.http.request("GET", link.url, credentials=client.credentials).body)
-            host, platform, environments = str(report["host"]), str(report["platform"]), dict(report["testenvs"])
+        try:        # anybody may have posted the report, so it may be malformed
+            response = client.http.request("GET", link.url, credentials=client.credentials)
+            report = parse_json(response.body)
+            host, platform = str(report["host"]), str(report["platform"])
+            environments = dict(report["testenvs"])
         except (ValueError, KeyError, TypeError, Failure):
             client.console.print_result(f"corrupt toxresult, skipping: {link.url}", "error")
             continue
+
         for name in sorted(environments):
-            if name.startswith(".pkg") or (host, platform, name) in seen:       # tox 4 builds packages in .pkg
+            # tox 4 builds packages in the environment .pkg.
+            if name.startswith(".pkg") or (host, platform, name) in seen:
                 continue
             seen.add((host, platform, name))
             environment = environments[name] if isinstance(environments[name], dict) else {}
             result = _result_of(name, host, platform, environment)
-            found.append({**result, "url": link.url})
+            entries.append({**result, "url": link.url})
             _show_result(client.console, result, environment, client.options.failures)
-    return found
+    return entries
 
 
 def _steps(environment, kind):
-    """The commands of a test environment's `setup` or `test`."""
+    """The commands in the phase `setup` or `test` of a test environment's report."""
     return environment[kind] if isinstance(environment.get(kind), list) else []
 
 
 def _result_of(name, host, platform, environment):
-    """One environment's outcome; `problem` is None if all is well, else what to say of it."""
-    setup, test, python = _steps(environment, "setup"), _steps(environment, "test"), environment.get("python")
-    version = str(python.get("version") or "").split(" ")[0] if isinstance(python, dict) else ""
-    problem = "no setup was performed" if not setup else "setup failed" if any(map(_failed, setup)) else None
-    if problem is None:
-        problem = "no tests were run" if not test else "tests failed" if any(map(_failed, test)) else None
-    return {"host": host, "platform": platform, "environment": name, "python": version, "passed": problem is None,
+    """The outcome of one test environment; its `problem` is None if all tests passed."""
+    setup, test = _steps(environment, "setup"), _steps(environment, "test")
+    python = environment.get("python")
+    python = python.get("version") if isinstance(python, dict) else None
+
+    problem = None
+    if not setup:
+        problem = "no setup was performed"
+    elif any(map(_failed, setup)):
+        problem = "setup failed"
+    elif not test:
+        problem = "no tests were run"
+    elif any(map(_failed, test)):
+        problem = "tests failed"
+    return {"host": host, "platform": platform, "environment": name,
+            "python": str(python or "").split(" ")[0], "passed": problem is None,
             "problem": problem}
 
 
 def _failed(command):
-    """Whether a command of a test result ended badly; exit codes come as numbers and as texts."""
+    """Whether a command in a test report failed; its exit code is a number or a text."""
     code = command.get("retcode") if isinstance(command, dict) else 1
     return str(code) not in ("0", "None", "null", "")
 
 
 def _show_result(console, result, environment, with_output):
+    """Print one line for a test environment; with -f also its commands up to the failed one."""
     line = f"{result['host']:<10} {result['platform']:<7} {result['environment']:<10} "
     in_tests = result["problem"] in (None, "tests failed", "no tests were run")
     if result["python"] and in_tests:
         line += result["python"] + " "
-    console.print_result(line + (result["problem"] or "tests passed"), None if result["passed"] else "error")
-    failed_step = {"setup failed": "setup", "tests failed": "test"}.get(result["problem"])
-    for command in _steps(environment, failed_step) if with_output and failed_step else ():
-        command = command if isinstance(command, dict) else {}
-        words = command.get("command") or []
+    console.print_result(line + (result["problem"] or "tests passed"),
+                         None if result["passed"] else "error")
+
+    failed_phase = {"setup failed": "setup", "tests failed": "test"}.get(result["problem"])
+    for step in _steps(environment, failed_phase) if with_output and failed_phase else ():
+        step = step if isinstance(step, dict) else {}
+        words = step.get("command") or []
         text = " ".join(map(str, words)) if isinstance(words, list) else str(words)
-        if not _failed(command):
+        if not _failed(step):
             console.print_result(f"    OK: {text}")
             continue
         console.print_result(f"    FAIL: {text}", "error")
-        for output in str(command.get("output") or "").splitlines():
+        for output in str(step.get("output") or "").splitlines():
             console.print_result(f"    {output}")
         break
 
@@ -3912,7 +4013,7 @@ def _show_result(console, result, environment, with_output):
 
 
 def _json_url(client, path):
-    """The URL that an argument means: `/x` below the server's root, `x` below the index, a URL as it is."""
+    """The URL of an argument: `/x` is below the server's root, `x` below the index, or a URL."""
     if "://" in path:
         client.note_given_url(path)
         return path
@@ -3921,7 +4022,8 @@ def _json_url(client, path):
             raise Failure("no server currently selected", "type 'devpi use URL' first")
         return client.root.rstrip("/") + path
     if not client.remote.index:
-        raise Failure("cannot use relative path without an active index" if client.remote.root else "no server currently selected",
+        raise Failure("cannot use relative path without an active index" if client.remote.root else
+                      "no server currently selected",
                       "type 'devpi use USER/NAME' first, or begin the path with a slash")
     return f"{client.index}/{path}"
 
@@ -3931,11 +4033,12 @@ def _json_url(client, path):
     argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"))
 def get_json(client):
     """Print the JSON that the server gives for a path; with -v also the headers of the answer."""
-    client.console.quiet = client.is_version_checked = True      # the URL may be of any server
+    client.console.quiet = client.is_version_checked = True      # it may be no devpi server
     response = client.send("GET", _json_url(client, client.options.path), json_headers())
     if client.console.verbose:
         client.console.print_result(f"GET REQUEST sent to {public_url(response.url)}")
-        for name, value in sorted((name.upper(), value) for name, value in response.headers.items()):
+        headers = sorted((name.upper(), value) for name, value in response.headers.items())
+        for name, value in headers:
             client.console.print_result(f"{name}: {value}")
         client.console.print_result("")
     _print_response(client, response)
@@ -3970,7 +4073,7 @@ def _print_response(client, response):
 # ==================================================================================================
 # 12  Releases
 #
-# remove, yank, refresh, push: what becomes of releases that are on an index.
+# The commands remove, yank, refresh and push, which change or copy the releases of an index.
 # ==================================================================================================
 
 
@@ -3985,74 +4088,81 @@ def _print_response(client, response):
 def remove_releases(client):
     """Remove a project, releases or a file from the index (never from its bases)."""
     if "://" in client.options.spec:
-        client.set_remote(client.remote)       # before: DEVPI_PASSWORD is for the server of DEVPI_INDEX
+        # Find the remote first: DEVPI_PASSWORD is for the server of DEVPI_INDEX.
+        client.set_remote(client.remote)
         client.note_given_url(client.options.spec)
         return _remove_file(client, client.options.spec.partition("#")[0])
+
     client.require_index()
-    wanted = requirement_of(client.options.spec)
+    requirement = requirement_of(client.options.spec)
     client.require_login()
-    found = _find_removable(client, wanted)
-    if not found:
-        if wanted.specifiers:
-            raise _nothing_matches(wanted)
-        return _remove_empty(client, wanted)
+    removable = _find_removable(client, requirement)
+    if not removable:
+        if requirement.specifiers:
+            raise _nothing_matches(requirement)
+        return _remove_empty(client, requirement)
+
     client.console.say("About to remove the following releases and distributions")
-    for release, links in found:
+    for release, links in removable:
         client.console.say(f"version: {release.version}")
         for link in links:
             client.console.say(f"  - {link.url}")
     if not client.console.confirm_deletion({"removed": []}):
         return
-    notes = []
-    if wanted.specifiers:
-        notes = _delete_releases(client, wanted.name, [release.version for release, _ in found])
+
+    if requirement.specifiers:
+        versions = [release.version for release, _ in removable]
+        notes = _delete_releases(client, requirement.name, versions)
     else:
-        client.console.say(f"deleting project {wanted.name}")
-        notes = [_delete(client, client.project_url(wanted.name))]
-    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "removed": [
-        {"version": release.version, "files": [link.url for link in links]}
-        for release, links in found],
+        client.console.say(f"deleting project {requirement.name}")
+        notes = [_delete(client, client.project_url(requirement.name))]
+    client.console.print_json({
+        "index": client.index, "project": normalize(requirement.name),
+        "removed": [{"version": release.version, "files": [link.url for link in links]}
+                    for release, links in removable],
         "notes": [note for note in notes if note]})
 
 
-def _nothing_matches(wanted):
-    return Failure(f"No releases or distributions found matching '{wanted.text}'.")
+def _nothing_matches(requirement):
+    return Failure(f"No releases or distributions found matching '{requirement.text}'.")
 
 
-def _remove_empty(client, wanted):
-    """Remove a project that has no files on the index, where it still keeps its name private."""
-    client.console.say(f"About to remove the project {wanted.name}, which has no files on {client.index}")
+def _remove_empty(client, requirement):
+    """Remove a project without files, whose name the index still keeps private."""
+    name = requirement.name
+    client.console.say(
+        f"About to remove the project {name}, which has no files on {client.index}")
     if not client.console.confirm_deletion({"removed": []}):
         return
     try:
-        note = _delete(client, client.project_url(wanted.name))
+        note = _delete(client, client.project_url(name))
     except Refused as refusal:
-        if refusal.status == 404:       # a base has it, not the index
-            raise _nothing_matches(wanted) from None
+        if refusal.status == 404:       # the project is on a base only
+            raise _nothing_matches(requirement) from None
         raise
-    client.console.say(f"deleted project {wanted.name}")
-    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "removed": [],
-                          "notes": [note] if note else []})
+    client.console.say(f"deleted project {name}")
+    client.console.print_json({"index": client.index, "project": normalize(name), "removed": [],
+                               "notes": [note] if note else []})
 
 
 def _delete_releases(client, project, versions):
-    """Delete releases; returns what the server adds to each.
+    """Delete releases; returns the notes of the server.
 
-    With one of them go those of the same version in another spelling (3.0.0-rc.1, 3.0.0rc1)."""
-    notes, gone = [], set()
+    The server deletes all spellings of a version (3.0.0-rc.1, 3.0.0rc1) together."""
+    notes, deleted = [], set()
     for version in versions:
         client.console.say(f"deleting release {version} of {project}")
         try:
             notes.append(_delete(client, client.project_url(project, version)))
         except Refused as refusal:
-            if refusal.status != 404 or canonical_version(version) not in gone:
+            if refusal.status != 404 or canonical_version(version) not in deleted:
                 raise
-        gone.add(canonical_version(version))
+        deleted.add(canonical_version(version))
     return notes
 
 
 def _delete(client, url):
-    """Delete something of an index, with --force of a non-volatile one; what the server adds."""
+    """DELETE a URL of an index, with --force even of a non-volatile one; returns the note."""
     try:
         return client.delete(url, client.options.force)
     except Refused as refusal:
@@ -4061,14 +4171,15 @@ def _delete(client, url):
         raise
 
 
-def _find_removable(client, wanted):
-    """[(release, its links on this index by name), ...] of the versions that are meant, ascending."""
-    found = []
-    for release in releases_of(client, wanted.name, ignore_bases=True):
-        links = sorted((link for link in release.links if is_below(link.url, client.index)), key=lambda link: link.filename)
-        if links and not release.is_shadowed and wanted.admits(release.version):
-            found.append((release, links))
-    return found
+def _find_removable(client, requirement):
+    """[(release, its links on this index by name), ...] that a requirement admits, ascending."""
+    removable = []
+    for release in releases_of(client, requirement.name, ignore_bases=True):
+        links = sorted((link for link in release.links if is_below(link.url, client.index)),
+                       key=lambda link: link.filename)
+        if links and not release.is_shadowed and requirement.admits(release.version):
+            removable.append((release, links))
+    return removable
 
 
 def _remove_file(client, url):
@@ -4081,7 +4192,8 @@ def _remove_file(client, url):
 
 @command(
     "yank", "yank releases or a file, or take that back",
-    argument("-r", "--reason", metavar="TEXT", default="", help="what installers and people are told"),
+    argument("-r", "--reason", metavar="TEXT", default="",
+             help="what installers and people are told"),
     argument("--undo", action="store_true", help="no longer yanked"),
     INDEX,
     argument("spec", metavar="SPEC_OR_URL", completes="project",
@@ -4091,29 +4203,36 @@ def yank_releases(client):
     """Yank releases or a file (PEP 592): installers pass them over unless they are asked for by number."""
     options = client.options
     if "://" in options.spec:
+        # Find the remote first: DEVPI_PASSWORD is for the server of DEVPI_INDEX.
         client.set_remote(client.remote)
         client.note_given_url(options.spec)
-        query = "unyank" if options.undo else f"yank={urllib.parse.quote(options.reason, safe='')}"
+        reason = urllib.parse.quote(options.reason, safe="")
+        query = "unyank" if options.undo else f"yank={reason}"
         _patch_yanked(client, f"{options.spec.partition('#')[0]}?{query}", None)
         return client.console.print_json({"yanked": not options.undo, "url": masked(options.spec)})
-    wanted = requirement_of(options.spec)
-    if not wanted.specifiers:
-        raise Failure(f"which versions of {wanted.name}? yank works on releases: {wanted.name}==VERSION")
+
+    requirement = requirement_of(options.spec)
+    name = requirement.name
+    if not requirement.specifiers:
+        raise Failure(f"which versions of {name}? yank works on releases: {name}==VERSION")
     client.require_index()
     client.require_login()
-    versions = [release.version for release, _ in _find_removable(client, wanted)]
+    versions = [release.version for release, _ in _find_removable(client, requirement)]
     if not versions:
-        raise _nothing_matches(wanted)
+        raise _nothing_matches(requirement)
+
+    yanked = False if options.undo else options.reason or True
     for version in versions:
-        _patch_yanked(client, client.project_url(wanted.name, version),
-                      {"yanked": False if options.undo else options.reason or True})
-        client.console.info(f"{'no longer yanked' if options.undo else 'yanked'}: {wanted.name} {version}")
-    client.console.print_json({"index": client.index, "project": normalize(wanted.name), "yanked": not options.undo,
-                          "versions": versions})
+        _patch_yanked(client, client.project_url(name, version), {"yanked": yanked})
+        client.console.info(f"{'no longer yanked' if options.undo else 'yanked'}: {name} {version}")
+    client.console.print_json({"index": client.index, "project": normalize(name),
+                               "yanked": not options.undo, "versions": versions})
 
 
 def _patch_yanked(client, url, body):
-    """devpi-server knows no yanks: it answers 404, or, for a file, as to a GET."""
+    """PATCH a release or a file to be yanked or not; a Failure if the server can't do that.
+
+    devpi-server knows no yanks.  It responds with 404, or for a file as to a GET."""
     unknown = Failure("this server does not support yanking (devpi_lite does)",
                       "'devpi remove' takes a release away for good; that it can do")
     try:
@@ -4138,20 +4257,26 @@ def refresh_projects(client):
     for project in client.options.projects:
         name = requirement_of(project).name
         url = f"{client.index}/+simple/{path_segment(normalize(name))}/refresh"
-        response = client.send("POST", url, {"Accept": "*/*"}, may_take_long=True, follow_redirects=False)
+        response = client.send(
+            "POST", url, {"Accept": "*/*"}, may_take_long=True, follow_redirects=False)
         target = urllib.parse.urlsplit(response.headers.get("Location") or "").path
-        if response.status in (200, 201) or response.status in (302, 303) and "/+simple/" in target:
+        is_to_project = response.status in (302, 303) and "/+simple/" in target
+        if response.status in (200, 201) or is_to_project:
             client.console.info(f"Refreshed {project}")
         else:
-            client.console.error(f"Couldn't refresh {project} via {url}: {response.status} {response.reason}")
+            client.console.error(f"Couldn't refresh {project} via {url}: "
+                                 f"{response.status} {response.reason}")
             code = 1
     return code
 
 
 # -- push
 
-# Where .pypirc's sections of these names push to if they name no repository.
-_DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": "https://test.pypi.org/legacy/"}
+# The repositories of the sections in .pypirc that need not name one.
+_DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/",
+                         "testpypi": "https://test.pypi.org/legacy/"}
+# The statuses by which servers such as PyPI refuse documentation.
+_NO_DOCS_STATUSES = (404, 410)
 
 
 @command(
@@ -4159,8 +4284,10 @@ _DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": 
     INDEX,
     argument("--no-docs", action="store_true", help="without the documentation"),
     argument("--only-docs", action="store_true", help="only the documentation"),
-    argument("--pypirc", metavar="FILE", help="where outside servers are described (default: ~/.pypirc)"),
-    argument("--register-project", action="store_true", help="register the project on the outside server first"),
+    argument("--pypirc", metavar="FILE",
+             help="where outside servers are described (default: ~/.pypirc)"),
+    argument("--register-project", action="store_true",
+             help="register the project on the outside server first"),
     argument("spec", metavar="NAME==VERSION", completes="project", help="the release"),
     argument("target", metavar="TARGET", completes="index",
              help="USER/INDEX or INDEX, or pypi:REPO for the section REPO of .pypirc"),
@@ -4168,47 +4295,56 @@ _DEFAULT_REPOSITORIES = {"pypi": "https://upload.pypi.org/legacy/", "testpypi": 
 def push_release(client):
     """Push a release with all its files, documentation and test results to another index of the server.
 
-    Or its files to an outside server, with the account that .pypirc has.  The server does it; nothing is sent from here."""
+    Or its files to an outside server, with the account that .pypirc has.  The server does it;
+    nothing is sent from here."""
     options = client.options
     name, version = _parse_release_spec(client, options.spec)
     if options.no_docs and options.only_docs:
         raise Failure("Can't use '--no-docs' and '--only-docs' together.")
-    body = {"name": name, "version": version}
-    if options.target.startswith("pypi:"):
-        body.update(_external_target(client, options.target[len("pypi:"):], options.pypirc))
-    elif re.fullmatch(r"[^/:]+/[^/:]+", options.target):
-        body["targetindex"] = options.target
-    elif re.fullmatch(r"[^/:]+", options.target):
-        body["targetindex"] = f"{client.require_login()}/{options.target}"
-    else:
-        raise Failure(f"target '{options.target}' not of form USER/NAME, NAME or pypi:REPONAME")
-    for option, feature, key in (("no_docs", "push-no-docs", "no_docs"), ("only_docs", "push-only-docs", "only_docs"),
-                                 ("register_project", "push-register-project", "register_project")):
-        if getattr(options, option):
+    body = {"name": name, "version": version, **_push_target(client, options.target)}
+    for key in ("no_docs", "only_docs", "register_project"):
+        option = key.replace("_", "-")
+        if getattr(options, key):
             client.require_index()
-            if feature not in client.remote.features:
-                raise Failure(f"The server doesn't support the '--{option.replace('_', '-')}' option, "
+            if f"push-{option}" not in client.remote.features:
+                raise Failure(f"The server doesn't support the '--{option}' option, "
                               "6.14.0 or newer required.")
             body[key] = True
-    response = client.send("PUSH", client.index, json_headers(), json_body(body), may_take_long=True)
-    value = response.json()
+
+    response = client.send(
+        "PUSH", client.index, json_headers(), json_body(body), may_take_long=True)
     if response.status == 500 and "posturl" in body:
-        raise Refused(response, response.message(), f"so a devpi-server says that it can't reach {public_url(body['posturl'])}")
+        raise Refused(response, response.message(),
+                      "so a devpi-server says that it can't reach "
+                      f"{public_url(body['posturl'])}")
+    value = response.json()
     if not isinstance(value, dict) or value.get("type") != "actionlog":
         try:
             client.unwrap(response, "actionlog")
         except Refused as refusal:
-            if _lacks_only_docs(client, refusal, name, version, body):
-                at = ["--index", options.index] if options.index else []
-                words = ["devpi", "push", *at, "--only-docs", f"{name}=={version}", options.target]
+            if _lacks_only_docs(client, refusal, body):
+                index = ["--index", options.index] if options.index else []
+                words = ["devpi", "push", *index, "--only-docs", f"{name}=={version}",
+                         options.target]
                 line = " ".join(map(shell_quoted, words))
                 refusal.hint = f"the documentation is not there yet: {line}"
             raise
     return _show_actions(client, response, value["result"])
 
 
-def _lacks_only_docs(client, refusal, name, version, body):
-    """Whether a push was refused because all but the documentation had been pushed before."""
+def _push_target(client, target):
+    """The part of a push's body that names the target."""
+    if target.startswith("pypi:"):
+        return _external_target(client, target[len("pypi:"):], client.options.pypirc)
+    if re.fullmatch(r"[^/:]+/[^/:]+", target):
+        return {"targetindex": target}
+    if re.fullmatch(r"[^/:]+", target):
+        return {"targetindex": f"{client.require_login()}/{target}"}
+    raise Failure(f"target '{target}' not of form USER/NAME, NAME or pypi:REPONAME")
+
+
+def _lacks_only_docs(client, refusal, body):
+    """Whether a push was refused because the target has all but the documentation."""
     if refusal.status != 409 or "with the same content" not in refusal.text or \
             "targetindex" not in body or "no_docs" in body or "only_docs" in body or \
             "push-only-docs" not in client.remote.features:
@@ -4216,19 +4352,19 @@ def _lacks_only_docs(client, refusal, name, version, body):
     target = client.root + "/".join(map(path_segment, body["targetindex"].split("/")))
 
     def has_docs(index):
-        url = f"{index}/{path_segment(normalize(name))}"
+        url = f"{index}/{path_segment(normalize(body['name']))}"
         envelope = client.call("GET", url + "?ignore_bases=", expect="projectconfig")
-        return any(link.get("rel") == "doczip" for known, release in envelope.result.items()
-                   if same_version(known, version)
+        return any(link.get("rel") == "doczip" for version, release in envelope.result.items()
+                   if same_version(version, body["version"])
                    for link in release.get("+links") or ())
     try:
         return has_docs(client.index) and not has_docs(target)
-    except Failure:         # the refusal itself is what has to be told
+    except Failure:         # the person needs to read the refusal, not this error
         return False
 
 
 def _parse_release_spec(client, text):
-    """(name, version) of `name==version`, or of the `name-version` of old."""
+    """(name, version) of `name==version`, or of the deprecated form `name-version`."""
     match = re.fullmatch(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*==\s*([^\s=,*]+)\s*", text)
     if match:
         return match[1], match[2]
@@ -4240,34 +4376,29 @@ def _parse_release_spec(client, text):
 
 
 def _external_target(client, section, path):
-    """The part of a push's body that names an outside server and the account there."""
-    import configparser
+    """The part of a push's body that names an outside server and the account there.
+
+    A Failure if the section of .pypirc is missing or incomplete."""
     path = os.path.expanduser(path or "~/.pypirc")
     if not os.path.exists(path):
         raise Failure(f"no pypirc file found at: {path}")
-    client.console.say(f"using pypirc {display_path(path)}")
-    parser = configparser.RawConfigParser()
-    try:
-        parser.read(path, encoding="utf-8")
-    except (configparser.Error, UnicodeDecodeError) as error:       # whose text may hold a password
-        lines = [str(line) for line, _ in getattr(error, "errors", ())] or [str(getattr(error, "lineno", "?"))]
-        raise Failure(f"Error while trying to read section '{section}': {type(error).__name__} in line "
-                      f"{', '.join(lines)} of {display_path(path)}") from None
-    if not parser.has_section(section):
-        known = ", ".join(name for name in parser.sections() if name != "distutils")
-        raise Failure(f"Error while trying to read section '{section}': {display_path(path)} has no section [{section}]",
-                      f"it has: {known}" if known else "")
-    settings = dict(parser.items(section))
+    shown_path = display_path(path)
+    client.console.say(f"using pypirc {shown_path}")
+    settings = _read_pypirc(path, section)
+
     user = settings.get("username")
+    problem = f"Error while trying to read section '{section}'"
     if not user:
-        raise Failure(f"Error while trying to read section '{section}': it has no username")
+        raise Failure(f"{problem}: it has no username")
     url = settings.get("repository")
-    if not url and section not in _DEFAULT_REPOSITORIES:     # PyPI keeps for ever what it got: it is asked for by its name
-        raise Failure(f"Error while trying to read section '{section}': it has no repository",
-                      f"write 'repository = URL' into the section [{section}] of {display_path(path)}")
+    # No default for other sections: PyPI never deletes what it was sent by mistake.
+    if not url and section not in _DEFAULT_REPOSITORIES:
+        raise Failure(f"{problem}: it has no repository",
+                      f"write 'repository = URL' into the section [{section}] of {shown_path}")
     if not url:
         url = _DEFAULT_REPOSITORIES[section]
         client.console.say(f"using default pypi url {url}")
+
     password = settings.get("password")
     if password is None:
         password = (stored_password(client.console, url, user) or (None,))[0]
@@ -4275,32 +4406,54 @@ def _external_target(client, section, path):
         password = client.console.ask_password(f"password for user {user} at {url}: ")
     if password is None:
         raise Failure(f"no password available for user '{user}' at {url}",
-                      f"write it into {display_path(path)}, .netrc or keyring")
+                      f"write it into {shown_path}, .netrc or keyring")
     return {"posturl": url, "username": user, "password": password}
 
 
-_NO_DOCS_STATUSES = (404, 410)            # what servers that take no documentation answer to it, as PyPI
+def _read_pypirc(path, section):
+    """{key: value} of a section of .pypirc; a Failure if the file or the section is unusable."""
+    import configparser
+    parser = configparser.RawConfigParser()
+    problem, shown_path = f"Error while trying to read section '{section}'", display_path(path)
+    try:
+        parser.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as error:
+        # Don't print the error: its text may contain a password.
+        lines = [str(line) for line, _ in getattr(error, "errors", ())] or \
+            [str(getattr(error, "lineno", "?"))]
+        raise Failure(f"{problem}: {type(error).__name__} in line "
+                      f"{', '.join(lines)} of {shown_path}") from None
+    if not parser.has_section(section):
+        known = ", ".join(name for name in parser.sections() if name != "distutils")
+        raise Failure(f"{problem}: {shown_path} has no section [{section}]",
+                      f"it has: {known}" if known else "")
+    return dict(parser.items(section))
 
 
 def _show_actions(client, response, actions):
-    """Print what a push did, a line each; exit status 1 if any of it failed.
+    """Print the actions of a push, one on a line; returns exit status 1 if any of them failed.
 
-    A server that takes no documentation has the release all the same, if there was more to push."""
+    A server that refuses documentation, but takes the files, counts as success."""
     shown = [(status, _action_words(status, list(map(str, words)))) for status, *words in actions]
     is_released = any(status in (200, 201) and not _is_docs(words) for status, words in shown)
     is_docless = is_released and any(
         status in _NO_DOCS_STATUSES and _is_docs(words) for status, words in shown)
-    fine = [status in (200, 201) or status in _NO_DOCS_STATUSES and is_docless and _is_docs(words)
-            or status == 410 and not _is_docs(words) for status, words in shown]
-    failed = not all(fine) or response.status not in (200, 201) and not is_docless
-    if failed and response.status not in (200, 201):
-        client.console.error(f"{response.method} {public_url(response.url)}\n{response.status} {response.reason}")
+    fine = [status in (200, 201)
+            or status in _NO_DOCS_STATUSES and is_docless and _is_docs(words)
+            or status == 410 and not _is_docs(words)
+            for status, words in shown]
+
+    is_refused = response.status not in (200, 201)
+    failed = not all(fine) or is_refused and not is_docless
+    if failed and is_refused:
+        client.console.error(f"{response.method} {public_url(response.url)}\n"
+                             f"{response.status} {response.reason}")
     for (status, words), is_fine in zip(shown, fine):
-        tell = client.console.say if is_fine else client.console.error
-        tell(f"   {' '.join([str(status), *words])}".rstrip())
+        write = client.console.say if is_fine else client.console.error
+        write(f"   {' '.join([str(status), *words])}".rstrip())
     if is_docless:
         client.console.say("the documentation was not taken, the release is there without it "
-                        "(--no-docs does not try)")
+                           "(--no-docs does not try)")
     if failed:
         client.console.error("Failure during upload")
     client.console.print_json({"ok": not failed, "status": response.status, "actions": [
@@ -4314,11 +4467,14 @@ def _is_docs(words):
 
 
 def _action_words(status, words):
-    """The words of what a push did, each a line; of a refusal with its reason, or the status's."""
+    """The words of an action of a push, each on one line.
+
+    For an error, the reason follows the action's name and file; without one the status phrase."""
     if status in (200, 201) or not isinstance(status, int) or status < 0:
         return [" ".join(word.split()) for word in words]
     words, reason = words[:2], readable_reason(status, " ".join(words[2:]))
-    reason = reason or http.client.responses.get(status, "") if status not in _NO_DOCS_STATUSES else reason
+    if not reason and status not in _NO_DOCS_STATUSES:
+        reason = http.client.responses.get(status, "")
     return [*words, reason] if reason else words
 
 

@@ -21,9 +21,9 @@ TWINS = (
 
 # The same word for what each module does in its own way.
 NAMESAKES = (
-    "Argument COMMANDS Command Identity Refused Release Response Unreachable UploadForm "
-    "argument command is_loopback main push_release releases_of write_private _TOKEN "
-    "_form_fields _tar_metadata _tar_number _tar_text _zip_metadata").split()
+    "Argument Command Identity Refused Release Response Unreachable UploadForm argument command "
+    "is_loopback main push_release releases_of write_private _TOKEN _form_fields _push_target "
+    "_tar_metadata _tar_number _tar_text _zip_metadata").split()
 
 
 def definitions(text):
