@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 import tarfile
+import warnings
 import zipfile
 
 # The fixed time inside every archive: what makes equal arguments give equal bytes.
@@ -153,6 +154,26 @@ def around(filename, content, name, version):
     with gzip.GzipFile(fileobj=stored, mode="wb", compresslevel=0, mtime=TAR_TIME) as archive:
         archive.write(packed.getvalue())
     return stored.getvalue()
+
+
+def zipped(*members, compression=zipfile.ZIP_DEFLATED):
+    """A zip of (name, text or bytes) members, in that order; a name may stand twice."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", compression) as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name, ZIP_TIME), content, compression)
+    return packed.getvalue()
+
+
+def documentation(name, version, page="<h1>The manual</h1>", suffix=".doc.zip", **pages):
+    """A zip of one page (and of `pages`, NAME.html each), under the name that clients give it.
+
+    Version None leaves the version out of the name.
+    """
+    members = [("index.html", page)] + [(other + ".html", text) for other, text in pages.items()]
+    stem = name if version is None else "%s-%s" % (name, version)
+    return Archive(stem + suffix, zipped(*members), name, version, b"", {})
 
 
 def multipart(fields, files):

@@ -27,9 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-import zipfile
 
-from archives import Archive
 from harness import SOURCE as SERVER_SOURCE
 from harness import Server, compiled, path_of, temporary_folder
 
@@ -429,13 +427,6 @@ def shared_site():
     return server
 
 
-def new_index(server, user, **config):
-    """The name of a new index of the user's, for one test alone."""
-    name = "%s/x%d" % (user, next(_numbers))
-    server.add_index(name, **config)
-    return name
-
-
 def file_path(index, archive):
     """The path of an uploaded file, without the leading slash."""
     return path_of(archive, index).lstrip("/")
@@ -449,15 +440,6 @@ def manual(server, release):
     """The first page of the documentation of "INDEX/PROJECT/VERSION"; None if there is none."""
     reply = server.get("/%s/+doc/index.html" % release, headers={"Accept": "text/html"})
     return reply.text if reply.status == 200 else None
-
-
-def documentation(name, version, page="<p>the manual", suffix=".doc.zip"):
-    """A zip of one page, named as the client expects it; version None leaves the version out of the name."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("index.html", page)
-    stem = name if version is None else "%s-%s" % (name, version)
-    return Archive(stem + suffix, packed.getvalue(), name, version, b"", {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite("harness")
 
-from harness import Server, Upstream  # noqa: E402
+from harness import Server, Upstream, new_index  # noqa: E402
+from receiver import Receiver  # noqa: E402
 
 
 @pytest.fixture
@@ -51,6 +52,14 @@ def upstream():
     upstream.stop()
 
 
+@pytest.fixture
+def receiver():
+    """A server that takes all that is sent to it."""
+    receiver = Receiver().start()
+    yield receiver
+    receiver.stop()
+
+
 # -- of the command line client's tests: importing `client` compiles it, so only they do
 
 
@@ -64,7 +73,6 @@ def site():
 @pytest.fixture
 def index(site):
     """An index of alice's, for one test alone."""
-    from client import new_index
     return new_index(site, "alice")
 
 

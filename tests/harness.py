@@ -28,7 +28,8 @@ import threading
 import time
 import urllib.parse
 
-from archives import Archive, around, multipart, normal_name, sdist, wheel  # noqa: F401  (for the tests)
+from archives import (  # noqa: F401  (for the tests)
+    Archive, around, documentation, multipart, normal_name, sdist, wheel, zipped)
 from upstream import SIMPLE_JSON, Upstream  # noqa: F401
 
 SOURCE = pathlib.Path(__file__).resolve().parent.parent / "devpi_lite.py"
@@ -376,6 +377,12 @@ class Server:
         user = index.partition("/")[0] if user is OWNER else user
         return self.post("/%s/" % index, body, user=user, headers=dict({"Content-Type": content_type}, **headers or {}))
 
+    def post_file(self, index, archive, user=OWNER, headers=None, **fields):
+        """Uploads in a session, with nothing but the archive's own fields; `fields` replace some."""
+        form = dict(archive.fields, **fields)
+        form.setdefault(":action", "file_upload")
+        return self.post_form(index, form, {"content": (archive.filename, archive.content)}, user, headers)
+
     def simple(self, index, project, **options):
         """The project's page as JSON."""
         reply = self.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}, **options)
@@ -415,10 +422,19 @@ def path_of(archive, index):
 
 
 def upload(server, index, *archives, **options):
-    """Server.upload() of each, which must be taken."""
+    """Server.upload() of each, which must be taken; returns the last reply."""
     for archive in archives:
         reply = server.upload(index, archive, **options)
         assert reply.status == 200, reply
+    return reply
+
+
+def upload_docs(server, index, docs, **options):
+    """Uploads what documentation() makes, which must be taken; returns the reply."""
+    reply = server.post_file(
+        index, docs, **dict({":action": "doc_upload", "name": docs.name, "version": docs.version}, **options))
+    assert reply.status == 200, reply
+    return reply
 
 
 def submit(server, index, name, version, **fields):
@@ -461,6 +477,16 @@ def memory(server, peak=False):
 def user_pass(user, secret, encoding="utf-8"):
     """The pair as Authorization (behind "Basic") and X-Devpi-Auth carry it."""
     return base64.b64encode(("%s:%s" % (user, secret)).encode(encoding)).decode()
+
+
+_numbers = itertools.count()
+
+
+def new_index(server, user, **config):
+    """The name of a new index of the user's, for one test alone."""
+    name = "%s/x%d" % (user, next(_numbers))
+    server.add_index(name, **config)
+    return name
 
 
 def run_command(*arguments, input=None, env=None, python=sys.executable, script=SCRIPT, timeout=120):

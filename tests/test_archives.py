@@ -25,7 +25,7 @@ import zlib
 import pytest
 
 import devpi_lite as d
-from harness import Server, around, eventually, multipart, sdist, wheel
+from harness import Server, around, eventually, multipart, sdist, wheel, zipped
 
 MIB = 1 << 20
 INFO = b"Metadata-Version: 2.1\nName: a\nVersion: 1.0\n"
@@ -479,14 +479,6 @@ def test_an_honest_sdist_with_a_text_of_a_hundred_megabytes_passes():
         + gzip.compress(END)
     )
     assert look(content) == INFO
-
-
-def zipped(*members, compression=zipfile.ZIP_DEFLATED):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", compression) as archive:
-        for name, data in members:
-            archive.writestr(zipfile.ZipInfo(name), data, compression)
-    return packed.getvalue()
 
 
 WHEEL, META = "a-1.0-py3-none-any.whl", ("a-1.0.dist-info/METADATA", INFO)

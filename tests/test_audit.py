@@ -1,16 +1,15 @@
 """The audit log: who did what, when and from where; for root only, paged, bounded."""
 import contextlib
 import datetime
-import io
 import itertools
 import time
 import urllib.parse
-import zipfile
 
 import pytest
 
 from harness import (
-    Archive, SIMPLE_JSON, Server, audited, eventually, patched, path_of, sdist, serial, wheel)
+    SIMPLE_JSON, Server, audited, documentation, eventually, patched, path_of, sdist, serial,
+    upload_docs, wheel)
 from receiver import Receiver
 
 KEYS = {"times", "id", "time", "who", "address", "action", "index", "target", "detail", "serial"}
@@ -83,23 +82,6 @@ def assert_now(text):
     assert abs(time.time() - moment.timestamp()) < 60, text
 
 
-def post_form(server, index, fields, archive=None, user="aud", headers=None):
-    files = {"content": (archive.filename, archive.content)} if archive else {}
-    return server.post_form(index, fields, files, user, headers)
-
-
-def upload(server, index, archive, **options):
-    return post_form(server, index, dict(archive.fields, **{":action": "file_upload"}), archive, **options)
-
-
-def upload_docs(server, index, name, version):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("index.html", "<h1>%s</h1>" % name)
-    docs = Archive("%s-%s.doc.zip" % (name, version), packed.getvalue(), name, version, b"", {})
-    return post_form(server, index, {":action": "doc_upload", "name": name, "version": version}, docs)
-
-
 def push(server, source, body):
     return server.request("PUSH", "/" + source, body, user="aud")
 
@@ -132,23 +114,23 @@ def test_indexes_are_audited(site):
 
 def test_registering_and_uploading_are_audited(site, index):
     with one_row(site, "register", index, "audited", "1.0"):
-        assert post_form(site, index, {":action": "submit", "name": "audited", "version": "1.0"}).status == 200
+        assert site.post_form(index, {":action": "submit", "name": "audited", "version": "1.0"}).status == 200
     archive = wheel("audited", "1.0")
     with one_row(site, "upload", index, archive.filename):
-        assert upload(site, index, archive).status == 200
+        assert site.post_file(index, archive).status == 200
     other, mark = wheel("audited", "1.0", size=10), newest(site)
-    assert upload(site, index, other).status == 200
+    assert site.post_file(index, other).status == 200
     assert [(row["action"], row["index"], row["target"], row["detail"]) for row in since(site, mark)] == [
         ("replaced", index, archive.filename, "sha256=%s by sha256=%s" % (archive.sha256, other.sha256)),
         ("upload", index, archive.filename, "sha256=%s" % other.sha256)]
     with one_row(site, "docs", index, "audited", "1.0"):
-        assert upload_docs(site, index, "audited", "1.0").status == 200
+        upload_docs(site, index, documentation("audited", "1.0"))
 
 
 @pytest.mark.parametrize("user", ["aud", None])
 def test_test_results_are_audited(site, index, user):
     archive = wheel("tested", "1.0")
-    upload(site, index, archive)
+    site.post_file(index, archive)
     with one_row(site, "toxresult", index, archive.filename, who=user):
         assert site.post(path_of(archive, index), {"testenvs": {}}, user=user).status == 200
 
@@ -157,8 +139,8 @@ def test_push_is_one_entry_that_names_both_indexes(site, index):
     target = "aud/target%d" % next(numbers)
     site.add_index(target)
     for archive in (wheel("pushed", "1.0"), sdist("pushed", "1.0")):
-        upload(site, index, archive)
-    upload_docs(site, index, "pushed", "1.0")
+        site.post_file(index, archive)
+    upload_docs(site, index, documentation("pushed", "1.0"))
     with one_row(site, "push", target, "pushed", "1.0", index):
         assert push(site, index, {"name": "pushed", "version": "1.0", "targetindex": target}).status == 200
 
@@ -166,7 +148,7 @@ def test_push_is_one_entry_that_names_both_indexes(site, index):
 def test_external_push_is_audited_without_its_password(site, index):
     receiver = Receiver().start()
     try:
-        upload(site, index, wheel("external", "1.0"))
+        site.post_file(index, wheel("external", "1.0"))
         mark = newest(site)
         reply = push(site, index, {
             "name": "external", "version": "1.0", "posturl": receiver.url + "/legacy/", "username": "robot",
@@ -183,7 +165,7 @@ def test_external_push_is_audited_without_its_password(site, index):
 
 def test_yanks_and_project_status_are_audited(site, index):
     archive = wheel("yanked", "1.0")
-    upload(site, index, archive)
+    site.post_file(index, archive)
     with one_row(site, "yank", index, "yanked", "1.0", "broken build"):
         assert site.patch("/%s/yanked/1.0" % index, {"yanked": "broken build"}, user="aud").status == 200
     with one_row(site, "unyank", index, "yanked", "1.0"):
@@ -201,7 +183,7 @@ def test_yanks_and_project_status_are_audited(site, index):
 def test_removal_is_one_entry_a_request(site, index):
     archives = [make("removed", "%d.0" % number) for number in range(3) for make in (wheel, sdist)]
     for archive in archives:
-        upload(site, index, archive)
+        site.post_file(index, archive)
     with one_row(site, "delete.file", index, archives[0].filename):
         assert site.delete(path_of(archives[0], index), user="aud").status == 200
     with one_row(site, "delete.file", index, archives[1].filename):
@@ -229,7 +211,7 @@ def test_failed_logins_are_recorded(site):
 def test_address_is_that_of_the_person_behind_the_proxy(site, index):
     headers = {"X-Real-IP": "2001:db8::7"}
     with one_row(site, "upload", index, "proxied", address="2001:db8::7"):
-        assert upload(site, index, wheel("proxied", "1.0"), headers=headers).status == 200
+        assert site.post_file(index, wheel("proxied", "1.0"), headers=headers).status == 200
     with one_row(site, "index.modify", index, address="2001:db8::7"):
         assert site.patch("/" + index, {"title": "t"}, user="aud", headers=headers).status == 200
 
@@ -241,15 +223,15 @@ def test_acts_that_are_refused_to_somebody_or_conflict_are_recorded(site, index)
     stable = "aud/stable%d" % next(numbers)
     site.add_index(stable, volatile=False)
     archive = wheel("refused", "1.0")
-    upload(site, stable, archive)
+    site.post_file(stable, archive)
     file, conflict = path_of(archive, stable), archive.filename + " already exists in non-volatile index"
     acts = [
         (lambda: site.put("/aud", {"password": "pw"}), None, "", "/aud", "PUT: 409 user already exists"),
         (lambda: site.patch("/aud", {"title": "t"}, user="stranger"), "stranger", "", "/aud", "PATCH: 403"),
         (lambda: site.put("/" + stable, {}, user="aud"), "aud", stable, "/" + stable, "PUT: 409 index '%s' exists" % stable),
         (lambda: site.delete("/" + stable, user="aud"), "aud", stable, "/" + stable, "DELETE: 403 index %s non-vol" % stable),
-        (lambda: upload(site, stable, wheel("refused", "1.0", size=9)), "aud", stable, "/%s/" % stable, "POST: 409 " + conflict),
-        (lambda: upload(site, stable, wheel("refused", "2.0"), user="stranger"), "stranger", stable, "/%s/" % stable,
+        (lambda: site.post_file(stable, wheel("refused", "1.0", size=9)), "aud", stable, "/%s/" % stable, "POST: 409 " + conflict),
+        (lambda: site.post_file(stable, wheel("refused", "2.0"), user="stranger"), "stranger", stable, "/%s/" % stable,
          "POST: 403 no permission to submit"),
         (lambda: push(site, stable, {"name": "refused", "version": "1.0", "targetindex": stable}), "aud", stable, "/" + stable,
          "PUSH: 409 " + conflict),
@@ -292,14 +274,14 @@ def test_other_refused_requests_leave_no_entry(site, index):
     stable = "aud/stable%d" % next(numbers)
     site.add_index(stable, volatile=False)
     archive = wheel("refused", "1.0")
-    upload(site, stable, archive)
+    site.post_file(stable, archive)
     with no_row(site):
         replies = [
             site.put("/b x", {"password": "pw"}),
             site.put("/nobody/dev", {}, user="root"),
             site.patch("/" + stable, {"unknown": "1"}, user="aud"),
-            upload(site, stable, wheel("refused", "2.0"), user=None),
-            post_form(site, stable, {":action": "submit", "name": "-bad", "version": "1"}),
+            site.post_file(stable, wheel("refused", "2.0"), user=None),
+            site.post_form(stable, {":action": "submit", "name": "-bad", "version": "1"}),
             site.post(path_of(archive, stable), b"{", user="aud"),
             push(site, stable, {"name": "refused", "version": "1.0", "targetindex": "aud/nowhere"}),
             push(site, index, {"name": "refused", "version": "1.0", "targetindex": stable}),
@@ -313,10 +295,10 @@ def test_requests_without_effect_leave_no_entry(site):
     stable = "aud/stable%d" % next(numbers)
     site.add_index(stable, volatile=False)
     archive = wheel("noop", "1.0")
-    upload(site, stable, archive)
+    site.post_file(stable, archive)
     with no_row(site):
         replies = [
-            upload(site, stable, archive),                                  # identical
+            site.post_file(stable, archive),                                  # identical
             site.patch("/" + stable, {}, user="aud"),
             site.patch("/%s/noop/1.0" % stable, {"yanked": False}, user="aud"),
             site.get("/%s/noop" % stable), site.get("/+audit", user="root"),
@@ -394,8 +376,8 @@ def test_pages_hold_every_entry_once_newest_first(site):
 
 
 def test_filters_choose_and_combine(site, index):
-    upload(site, index, wheel("filtered", "1.0"))
-    upload(site, index, wheel("filtered", "2.0"))
+    site.post_file(index, wheel("filtered", "1.0"))
+    site.post_file(index, wheel("filtered", "2.0"))
     site.delete("/%s/filtered/1.0" % index, user="root")
     everything = audited(site, limit=1000)
     for filters in (

@@ -10,9 +10,8 @@ import sys
 
 import pytest
 
-from client import (
-    CERTIFICATE, FEATURES, POSIX, SOURCE, Client, Gate, file_url, imported, new_index)
-from harness import user_pass, wheel
+from client import CERTIFICATE, Client, FEATURES, Gate, POSIX, SOURCE, file_url, imported
+from harness import new_index, user_pass, wheel
 
 posix_only = pytest.mark.skipif(not POSIX, reason="needs a pseudo terminal, or a POSIX shell")
 

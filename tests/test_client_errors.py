@@ -9,8 +9,8 @@ import tarfile
 
 import pytest
 
-from client import POSIX, Client, documentation, end
-from harness import eventually, sdist, wheel
+from client import Client, POSIX, end
+from harness import documentation, eventually, sdist, wheel
 from misbehaving import keep_port
 from receiver import Receiver
 

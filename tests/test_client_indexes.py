@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from client import POSIX, Client, new_index
-from harness import wheel
+from client import Client, POSIX
+from harness import new_index, wheel
 
 NUMBERS = itertools.count()
 STAGE = ["  type=stage", "  bases=", "  volatile=True", "  acl_upload=alice", "  acl_toxresult_upload=:ANONYMOUS:",

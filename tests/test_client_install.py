@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from client import CERTIFICATE, POSIX, Client, Gate, new_index
+from client import CERTIFICATE, Client, Gate, POSIX
+from harness import new_index
 
 pytestmark = pytest.mark.skipif(not POSIX, reason="its pip is an executable script")
 

@@ -5,8 +5,8 @@ import urllib.parse
 
 import pytest
 
-from client import Client, Gate, file_path, file_url, new_index
-from harness import Upstream, sdist, wheel
+from client import Client, Gate, file_path, file_url
+from harness import Upstream, new_index, sdist, wheel
 
 
 def upload(site, index, *archives):

@@ -7,8 +7,8 @@ import zipfile
 
 import pytest
 
-from client import Gate, documentation, file_path, manual, new_index
-from harness import multipart, rels, sdist, wheel
+from client import Gate, file_path, manual
+from harness import documentation, new_index, rels, sdist, upload_docs, wheel
 from receiver import Receiver
 
 
@@ -26,10 +26,7 @@ def index(site, release):
         assert site.upload(index, archive).status == 200
     report = {"host": "localhost", "platform": "linux", "testenvs": {}}
     assert site.post("/" + file_path(index, release[1]), report, user="alice").status == 200
-    page = documentation("pushed", "1.0", "the manual")
-    body, content_type = multipart({":action": "doc_upload", "name": "pushed", "version": "1.0"},
-                                   {"content": (page.filename, page.content)})
-    assert site.post("/%s/" % index, body, user="alice", headers={"Content-Type": content_type}).status == 200
+    upload_docs(site, index, documentation("pushed", "1.0", "the manual"))
     return index
 
 

@@ -16,8 +16,8 @@ import time
 
 import pytest
 
-from client import POSIX, SOURCE, end, file_url, new_index
-from harness import eventually, sdist, wheel
+from client import POSIX, SOURCE, end, file_url
+from harness import eventually, new_index, sdist, wheel
 
 posix_only = pytest.mark.skipif(not POSIX, reason="needs POSIX signals and links")
 

@@ -8,12 +8,11 @@ import json
 import os
 import re
 import tarfile
-import zipfile
 
 import pytest
 
-from client import Client, Gate, POSIX, file_url, new_index
-from harness import Archive, rels, sdist, wheel
+from client import Client, Gate, POSIX, file_url
+from harness import Archive, new_index, rels, sdist, wheel, zipped
 
 pytestmark = pytest.mark.skipif(not POSIX, reason="its tox is an executable script")
 
@@ -317,22 +316,16 @@ def offer(devpi, site, index, archive, claimed=None, good=None):
 
 
 def test_a_zip_that_reaches_out_of_its_directory_is_refused(devpi, site, index):
-    good, hostile = (zipped({"hostile-1.0/PKG-INFO": PKG_INFO, "hostile-1.0/tox.ini": TOX_INI.decode(), other: "x"})
-                     for other in ("hostile-1.0/inside.txt", "../outside.txt"))
+    members = ("hostile-1.0/PKG-INFO", PKG_INFO), ("hostile-1.0/tox.ini", TOX_INI)
+    good, hostile = (
+        Archive("hostile-1.0.zip", zipped(*members, (other, "x")), "hostile", "1.0", b"", {})
+        for other in ("hostile-1.0/inside.txt", "../outside.txt"))
     offer(devpi, site, index, hostile, good=good)
     assert not list(devpi.home.rglob("outside.txt")) and not devpi.calls()
     devpi.sign_in(site, "alice", index)
     devpi("test", "--no-upload", "hostile")
     (call,) = devpi.calls()
     assert {"tox.ini", "inside.txt"} <= set(call["files"]) and call["archive"] == "hostile-1.0.zip"
-
-
-def zipped(members):
-    plain = io.BytesIO()
-    with zipfile.ZipFile(plain, "w") as archive:
-        for name, text in members.items():
-            archive.writestr(name, text)
-    return Archive("hostile-1.0.zip", plain.getvalue(), "hostile", "1.0", b"", {})
 
 
 def test_an_archive_that_would_fill_the_disk_is_refused(devpi, site, index):

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from client import Client, POSIX, clean_environment, documentation, manual, new_index
-from harness import memory, rels, sdist, wheel
+from client import Client, POSIX, clean_environment, manual
+from harness import documentation, memory, new_index, rels, sdist, wheel
 
 MIB = 1 << 20
 

@@ -1,12 +1,11 @@
 """Many who change the same few things at once: nothing fails, and what is kept in memory is what a fresh start gives."""
 import collections
-import io
 import itertools
 import random
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
-from harness import SIMPLE_JSON, SOAK, Upstream, eventually, multipart, patched, sdist, wheel
+from harness import (
+    SIMPLE_JSON, SOAK, Upstream, documentation, eventually, multipart, patched, sdist, wheel)
 
 USERS, STAGES, VERSIONS = ("ada", "bob"), ("ada/a", "ada/b", "bob/a", "bob/b"), ("1.0", "2.0")
 CROWD = 6
@@ -16,13 +15,7 @@ UNSETTLED = 20 * len(PROJECTS)  # moves in which indexes are changed, which empt
 JSON, HTML = "application/json", "text/html"
 PAGES = (("/%s/%s", JSON), ("/%s/+simple/%s/", SIMPLE_JSON), ("/%s/+simple/%s/", HTML), ("/%s/+pypi/%s/json", JSON),
          ("/%s/%s/latest/+doc/index.html", HTML))
-
-
-def documentation():
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("index.html"), "<h1>docs</h1>")
-    return packed.getvalue()
+DOCS = documentation("any", None).content
 
 
 class Player:
@@ -62,7 +55,7 @@ class Player:
 
     def docs(self):
         fields = {":action": "doc_upload", "name": self.project, "version": self.version}
-        body, content_type = multipart(fields, {"content": ("docs.zip", documentation())})
+        body, content_type = multipart(fields, {"content": ("docs.zip", DOCS)})
         return self.ask("POST", self.index + "/", body, headers={"Content-Type": content_type})
 
     def remove(self):

@@ -3,7 +3,6 @@ pages of other origins, indexes that some may not read."""
 import collections
 import contextlib
 import hashlib
-import io
 import itertools
 import json
 import os
@@ -18,17 +17,15 @@ import time
 import urllib.parse
 import urllib.request
 import xmlrpc.client
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 import devpi_lite
 from harness import (
-    Server, Wire, audited, blobs, user_pass, eventually, links, memory, multipart, path_of,
-    serial, wheel)
+    Archive, Server, Wire, audited, blobs, eventually, links, memory, multipart, new_index,
+    path_of, serial, upload, upload_docs, user_pass, wheel, zipped)
 from misbehaving import keep_port
-from receiver import Receiver
 from test_resilience import worked
 
 OUTSIDE_URL = "https://pypi.example.org/sub"
@@ -61,46 +58,11 @@ site = module_server("--webhook-retry", "0.2")
 guarded = module_server("--outside-url", OUTSIDE_URL, "--push-allow", "127.0.0.1")
 
 
-@pytest.fixture
-def receiver():
-    receiver = Receiver().start()
-    yield receiver
-    receiver.stop()
-
-
-def stage(server, **config):
-    """The name of a new volatile index of res's."""
-    index = "res/dev%d" % next(numbers)
-    server.add_index(index, bases=[], **config)
-    return index
-
-
-def form(server, index, fields, files, user="res", headers=None):
-    return server.post_form(index, fields, files, user, headers)
-
-
-def upload(server, index, archive, **options):
-    fields = dict(archive.fields, **{":action": "file_upload"})
-    return form(server, index, fields, {"content": (archive.filename, archive.content)}, **options)
-
-
-def put(server, index, *archives, **options):
-    for archive in archives:
-        reply = upload(server, index, archive, **options)
-        assert reply.status == 200, reply
-    return reply
-
-
 def put_docs(server, index, name, version, **members):
     """Uploads documentation; `members` maps a page's name to its bytes. Returns the zip's bytes."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for page, content in dict({"index.html": b"<h1>Start here</h1>"}, **members).items():
-            archive.writestr(zipfile.ZipInfo(page), content, zipfile.ZIP_DEFLATED)
-    fields = {":action": "doc_upload", "name": name, "version": version}
-    reply = form(server, index, fields, {"content": (name + ".zip", packed.getvalue())})
-    assert reply.status == 200, reply
-    return packed.getvalue()
+    content = zipped(("index.html", b"<h1>Start here</h1>"), *members.items())
+    upload_docs(server, index, Archive(name + ".zip", content, name, version, b"", {}))
+    return content
 
 
 def blob_of(server, content):
@@ -133,7 +95,7 @@ def found(server, query, **options):
 def settle(server, index):
     """Waits until all that was uploaded before is in the search index, which works through its queue in order."""
     name = "marker%d" % next(numbers)
-    put(server, index, wheel(name, "1.0"))
+    upload(server, index, wheel(name, "1.0"))
     eventually(lambda: found(server, "name:" + name))
 
 
@@ -150,18 +112,18 @@ def assert_refused(reply, *statuses):
 
 
 def test_a_lone_surrogate_in_a_title_holds_up_no_other_project(site):
-    index = stage(site)
+    index = new_index(site, "res")
     page = json.dumps({"title": "half \ud800 a pair", "body": "<p>surrogatedbody</p>"}).encode()
     assert b"\\ud800" in page
-    put(site, index, wheel("surrogated", "1.0"))
+    upload(site, index, wheel("surrogated", "1.0"))
     put_docs(site, index, "surrogated", "1.0", **{"a.fjson": page})
     settle(site, index)
     assert found(site, "surrogatedbody") == {"surrogated"}
 
 
 def test_documentation_whose_blob_is_gone_holds_up_no_other_project(site):
-    index = stage(site)
-    put(site, index, wheel("bloblost", "1.0"), wheel("bloblost", "2.0"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("bloblost", "1.0"), wheel("bloblost", "2.0"))
     lost = put_docs(site, index, "bloblost", "1.0", **{"a.html": b"<p>older page</p>"})
     put_docs(site, index, "bloblost", "2.0", **{"a.html": b"<p>newer page</p>"})
     settle(site, index)
@@ -183,8 +145,8 @@ def compressible(size, noise=2):
 
 
 def test_a_member_with_a_compressible_end_comes_whole(site):
-    index = stage(site)
-    put(site, index, wheel("inflated", "1.0"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("inflated", "1.0"))
     members = {
         "m%d-%d.bin" % (size, noise): compressible(size, noise) for size in SIZES for noise in (2, 5, 60000)
     }
@@ -201,8 +163,8 @@ def test_a_member_with_a_compressible_end_comes_whole(site):
 
 @pytest.mark.parametrize("size", [(256 << 10) + 7, 2 * (256 << 10) + 7, 3 * (256 << 10) + 1])
 def test_ranges_of_a_member_with_a_compressible_end_come_whole(site, size):
-    index, content = stage(site), compressible(size)
-    put(site, index, wheel("ranged", "1.0"))
+    index, content = new_index(site, "res"), compressible(size)
+    upload(site, index, wheel("ranged", "1.0"))
     put_docs(site, index, "ranged", "1.0", **{"m.bin": content})
     for text, start in (("-9", size - 9), ("%d-" % (256 << 10), 256 << 10), ("%d-%d" % (size - 300, size - 1), size - 300)):
         reply = site.get("/%s/ranged/1.0/+doc/m.bin" % index, headers={"Range": "bytes=" + text})
@@ -237,9 +199,9 @@ def held(server):
 
 
 def test_a_message_that_cannot_be_written_down_as_sent_is_not_sent_again_and_again(site, receiver):
-    index = stage(site, webhook_url=[receiver.url + "/hook"])
+    index = new_index(site, "res", webhook_url=[receiver.url + "/hook"])
     receiver.fault("delay", seconds=8)      # until it is let go
-    put(site, index, wheel("resent", "1.0"))
+    upload(site, index, wheel("resent", "1.0"))
     receiver.wait_for(1)
     with unwritable(site):
         receiver.clear_faults()
@@ -247,7 +209,7 @@ def test_a_message_that_cannot_be_written_down_as_sent_is_not_sent_again_and_aga
         sent = len(receiver.requests)
     assert 1 <= sent <= 3
     assert len({request.headers["X-Devpi-Delivery"] for request in receiver.requests}) == 1
-    put(site, stage(site), wheel("resent", "1.0"))  # all is well again
+    upload(site, new_index(site, "res"), wheel("resent", "1.0"))  # all is well again
 
 
 class Droppers:
@@ -286,15 +248,15 @@ class Droppers:
 
 
 def test_many_targets_that_drop_do_not_keep_a_healthy_one_waiting(site, receiver):
-    healthy = stage(site, webhook_url=[receiver.url + "/hook"])
+    healthy = new_index(site, "res", webhook_url=[receiver.url + "/hook"])
     messages = [wheel("dropped", "1.%d" % number) for number in range(5)]
     with Droppers(160, 1.2) as droppers:  # more than are tried at a time, those that wait for an answer included
-        failing = [stage(site, webhook_url=droppers.urls[start : start + 20]) for start in range(0, 160, 20)]
+        failing = [new_index(site, "res", webhook_url=droppers.urls[start : start + 20]) for start in range(0, 160, 20)]
         for index in failing:
-            put(site, index, *messages)
+            upload(site, index, *messages)
         eventually(lambda: droppers.accepted >= 120)
         began = time.monotonic()
-        put(site, healthy, wheel("arrives", "1.0"))
+        upload(site, healthy, wheel("arrives", "1.0"))
         receiver.wait_for(1)
         waited = time.monotonic() - began
     for index in failing:
@@ -304,7 +266,7 @@ def test_many_targets_that_drop_do_not_keep_a_healthy_one_waiting(site, receiver
 
 
 def test_an_index_has_a_bounded_number_of_webhooks(site):
-    index = stage(site)
+    index = new_index(site, "res")
     urls = ["http://127.0.0.1:9/%d" % number for number in range(21)]
     before = serial(site)
     assert_refused(site.patch("/" + index, {"webhook_url": urls}, user="res"), 400)
@@ -391,14 +353,14 @@ def test_json_of_one_of_many_releases_comes_soon(migrated):
 def test_search_comes_back_after_its_database_was_deleted_or_damaged(make_server, damage):
     server = make_server()
     server.add_user("res")
-    index = stage(server)
-    put(server, index, wheel("lostindex-one", "1.0"))
+    index = new_index(server, "res")
+    upload(server, index, wheel("lostindex-one", "1.0"))
     eventually(lambda: "\ndevpi_lite_search_queue 0\n" in server.get("/+metrics").text)
     for path in server.directory.glob("search.db*"):
         path.unlink()  # before the first search: none goes on with what it has open
     if damage == "overwritten":
         (server.directory / "search.db").write_bytes(b"no database " * 5000)
-    put(server, index, wheel("lostindex-two", "1.0"))
+    upload(server, index, wheel("lostindex-two", "1.0"))
 
     def right(_):
         reply = search_reply(server, "name:lostindex*")
@@ -418,12 +380,12 @@ def test_search_comes_back_after_its_database_was_deleted_or_damaged(make_server
 def test_deep_queries_are_answered(site, query):
     assert search_reply(site, query).status == 200
     body = xmlrpc.client.dumps(({"name": [query], "summary": [query]}, "or"), "search")
-    assert site.post("/%s/" % stage(site), body, headers={"Content-Type": "text/xml"}).status == 200
+    assert site.post("/%s/" % new_index(site, "res"), body, headers={"Content-Type": "text/xml"}).status == 200
 
 
 def test_a_word_in_a_hundred_brackets_is_found(site):
-    index = stage(site)
-    put(site, index, wheel("bracketed", "1.0"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("bracketed", "1.0"))
     settle(site, index)
     assert found(site, "(" * 100 + "bracketed" + ")" * 100) == {"bracketed"}
 
@@ -450,13 +412,13 @@ def test_suggestions_ask_upstream_once_for_a_list_that_does_not_come(site, upstr
 
 
 def test_only_entries_of_what_changed_the_state_have_a_serial(site, receiver):
-    index = stage(site)
+    index = new_index(site, "res")
     mark = newest_audited(site)
-    uploaded = put(site, index, wheel("serials", "1.0"))
+    uploaded = upload(site, index, wheel("serials", "1.0"))
     assert site.post("/+login", {"user": "res", "password": "wrong for serials"}).status == 401
     assert push_outside(site, index, "serials", "1.0", receiver.url + "/legacy/").status == 200
     assert site.post("/+outbox/retry", user="root").status == 200
-    again = put(site, index, wheel("serials", "2.0"))
+    again = upload(site, index, wheel("serials", "2.0"))
     rows = [row for row in audited(site) if row["id"] > mark]
     assert [(row["action"], row["serial"]) for row in reversed(rows)] == [
         ("upload", int(uploaded.headers["X-DEVPI-SERIAL"])), ("login.failed", None), ("push.external", None),
@@ -465,7 +427,7 @@ def test_only_entries_of_what_changed_the_state_have_a_serial(site, receiver):
 
 def test_wrong_passwords_of_installers_are_noted_once_each(site):
     mark = newest_audited(site)
-    index = stage(site, acl_pkg_read=["res"])
+    index = new_index(site, "res", acl_pkg_read=["res"])
     for password in ("wrong one", "wrong one", "wrong two", "wrong one", "wrong two"):
         reply = site.get("/%s/+simple/" % index, user="basicuser", password=password)
         assert reply.status in (401, 403), reply
@@ -479,8 +441,8 @@ def test_wrong_passwords_of_installers_are_noted_once_each(site):
 
 
 def test_links_to_pages_follow_the_version_that_has_them(site):
-    index = stage(site)
-    put(site, index, wheel("twice", "1.0"), wheel("twice", "2.0"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("twice", "1.0"), wheel("twice", "2.0"))
     put_docs(site, index, "twice", "1.0", **{"a.html": b"<title>A</title><p>twicedocumented</p>"})
     settle(site, index)
     put_docs(site, index, "twice", "2.0", **{"a.html": b"<title>A</title><p>twicedocumented</p>"})
@@ -497,8 +459,8 @@ def quarantine(server, index, project, status="quarantined"):
 
 
 def test_documentation_of_a_quarantined_project_is_neither_shown_nor_found(site):
-    index = stage(site)
-    put(site, index, wheel("sickdocs", "1.0"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("sickdocs", "1.0"))
     put_docs(site, index, "sickdocs", "1.0", **{"a.html": b"<p>contagiousword</p>"})
     settle(site, index)
     page = "/%s/sickdocs/1.0/+doc/a.html" % index
@@ -514,8 +476,8 @@ def test_documentation_of_a_quarantined_project_is_neither_shown_nor_found(site)
 
 
 def test_what_is_quarantined_while_it_is_pushed_is_not_pushed(site):
-    source, target = stage(site), stage(site)
-    put(site, source, wheel("sudden", "1.0"))
+    source, target = new_index(site, "res"), new_index(site, "res")
+    upload(site, source, wheel("sudden", "1.0"))
     with ThreadPoolExecutor(2) as pool:
         with held(site):
             first = pool.submit(quarantine, site, source, "sudden")
@@ -539,7 +501,7 @@ def test_pypi_json_redirects_to_the_normalised_name_of_the_project_only(site, us
         site.add_user("Foo")
     if site.get("/%s/%s" % (user, index)).status == 404:
         site.add_index("%s/%s" % (user, index), bases=[])
-        put(site, "%s/%s" % (user, index), wheel("Foo", "1.0"), user=user)
+        upload(site, "%s/%s" % (user, index), wheel("Foo", "1.0"), user=user)
     reply = site.get("/%s/%s/%s/Foo/%s" % (user, index, prefix, rest))
     assert reply.status == 302
     assert reply.headers["Location"] == "%s/%s/%s/%s/foo/%s" % (site.url, user, index, prefix, rest)
@@ -547,8 +509,8 @@ def test_pypi_json_redirects_to_the_normalised_name_of_the_project_only(site, us
 
 
 def test_xmlrpc_answers_parse_whatever_a_summary_holds(site):
-    index = stage(site)
-    put(site, index, wheel("unprintable", "1.0", summary="bell \x07, escape \x1b, \x00 and \uffff end"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("unprintable", "1.0", summary="bell \x07, escape \x1b, \x00 and \uffff end"))
     settle(site, index)
     body = xmlrpc.client.dumps(({"name": ["unprintable"]}, "and"), "search")
     reply = site.post("/%s/" % index, body, headers={"Content-Type": "text/xml"})
@@ -562,8 +524,8 @@ def test_xmlrpc_answers_parse_whatever_a_summary_holds(site):
 
 
 def test_a_result_is_not_taken_for_a_file_that_one_may_not_read(site):
-    index, archive = stage(site, acl_pkg_read=["res"], acl_toxresult_upload=[":ANONYMOUS:"]), wheel("hiddenfile", "1.0")
-    put(site, index, archive)
+    index, archive = new_index(site, "res", acl_pkg_read=["res"], acl_toxresult_upload=[":ANONYMOUS:"]), wheel("hiddenfile", "1.0")
+    upload(site, index, archive)
     before = serial(site), blobs(site)
     for user in (None, "other"):
         reply = site.post(path_of(archive, index), {"by": user, "for": "hiddenfile"}, user=user)
@@ -574,7 +536,7 @@ def test_a_result_is_not_taken_for_a_file_that_one_may_not_read(site):
 
 
 def test_a_refused_result_leaves_nothing_behind(site):
-    index = stage(site)
+    index = new_index(site, "res")
     before = serial(site), blobs(site)
     assert_refused(site.post("/%s/+f/000/none/nothing-1.0.tar.gz" % index, {"left": "behind"}, user="res"), 404)
     assert_refused(site.post(path_of(wheel("hiddenfile", "1.0"), index), b'{"cut": ', headers=JSON, user="res"), 404)
@@ -583,8 +545,8 @@ def test_a_refused_result_leaves_nothing_behind(site):
 
 
 def test_a_large_result_is_taken_without_much_memory(site):
-    index, archive = stage(site), wheel("largeresult", "1.0")
-    put(site, index, archive)
+    index, archive = new_index(site, "res"), wheel("largeresult", "1.0")
+    upload(site, index, archive)
     before = memory(site, peak=True)
     body = b"[" + b"[]," * (4 << 20) + b"1]"
     reply = site.post(path_of(archive, index), body, headers=JSON)
@@ -601,8 +563,8 @@ def test_a_large_result_is_taken_without_much_memory(site):
 def test_tokens_in_urls_are_shown_to_who_may_change_the_index_only(site, upstream):
     url = upstream.url.replace("://", "://me:%s@" % SECRET)
     site.add_mirror("res/secretmirror", url)
-    index = stage(
-        site,
+    index = new_index(
+        site, "res",
         webhook_url=["http://me:%s@127.0.0.1:9/a/%s?b=%s" % (SECRET, SECRET, SECRET), "http://localhost:9/" + SECRET],
         uploadtrigger_jenkins="http://127.0.0.1:9/job/%s/build?token=%s" % (SECRET, SECRET))
     for user in (None, "other"):
@@ -619,8 +581,8 @@ def test_tokens_in_urls_are_shown_to_who_may_change_the_index_only(site, upstrea
 
 
 def test_the_audit_log_tells_the_server_that_was_pushed_to_and_no_more(site, receiver):
-    index = stage(site)
-    put(site, index, wheel("pushedout", "1.0"))
+    index = new_index(site, "res")
+    upload(site, index, wheel("pushedout", "1.0"))
     url = receiver.url.replace("://", "://me:%s@" % SECRET) + "/path/%s/?q=%s" % (SECRET, SECRET)
     assert push_outside(site, index, "pushedout", "1.0", url).status == 200
     (row,) = audited(site, action="push.external", index=index)
@@ -628,8 +590,8 @@ def test_the_audit_log_tells_the_server_that_was_pushed_to_and_no_more(site, rec
 
 
 def jenkins_script(server, receiver, **headers):
-    index = stage(server, uploadtrigger_jenkins=receiver.url + "/build")
-    put(server, index, wheel("jenkinsjob", "1.0"), headers=headers)
+    index = new_index(server, "res", uploadtrigger_jenkins=receiver.url + "/build")
+    upload(server, index, wheel("jenkinsjob", "1.0"), headers=headers)
     (request,) = receiver.wait_for(1)
     return index, request.files["file0"][1].decode()
 
@@ -659,7 +621,7 @@ def changes(index, archive):
 
 @pytest.mark.parametrize("origin", ["null", "http://evil.example.net", "https://127.0.0.1", "http://127.0.0.1:1"])
 def test_a_page_of_another_origin_changes_nothing(site, origin):
-    index = stage(site)
+    index = new_index(site, "res")
     site.add_index(index + "-new")
     before = serial(site)
     for method, path, body, headers in changes(index, wheel("foreign", "1.0")):
@@ -672,7 +634,7 @@ def test_a_page_of_another_origin_changes_nothing(site, origin):
 
 
 def test_a_page_of_the_own_origin_may_do_all(site):
-    index = stage(site)
+    index = new_index(site, "res")
     for method, path, body, headers in changes(index, wheel("own", "1.0")):
         reply = site.request(method, path, body, headers=dict(headers, Origin=site.url), user="res")
         assert reply.status in (200, 201), reply
@@ -680,7 +642,7 @@ def test_a_page_of_the_own_origin_may_do_all(site):
 
 
 def test_the_origin_of_the_outside_url_is_the_own_one(guarded):
-    index = stage(guarded)
+    index = new_index(guarded, "res")
     for method, path, body, headers in changes(index, wheel("own", "1.0")):
         foreign = guarded.request(method, path, body, headers=dict(headers, Origin="https://evil.example.net"), user="res")
         assert_refused(foreign, 403)
@@ -692,8 +654,8 @@ def test_the_origin_of_the_outside_url_is_the_own_one(guarded):
 
 
 def test_releases_are_pushed_to_allowed_hosts_only(guarded, receiver):
-    index = stage(guarded)
-    put(guarded, index, wheel("allowed", "1.0"))
+    index = new_index(guarded, "res")
+    upload(guarded, index, wheel("allowed", "1.0"))
     for url in (receiver.url.replace("127.0.0.1", "localhost"), "http://127.0.0.1@localhost:%d" % receiver.port,
                 "http://127.0.0.2:%d" % receiver.port):
         assert_refused(push_outside(guarded, index, "allowed", "1.0", url + "/legacy/"), 403)
@@ -706,8 +668,8 @@ def test_releases_are_pushed_to_allowed_hosts_only(guarded, receiver):
 
 
 def test_the_history_names_a_source_to_who_may_read_it_only(site):
-    source, target, archive = stage(site, acl_pkg_read=["res"]), stage(site), wheel("storied", "1.0")
-    put(site, source, archive)
+    source, target, archive = new_index(site, "res", acl_pkg_read=["res"]), new_index(site, "res"), wheel("storied", "1.0")
+    upload(site, source, archive)
     assert push(site, source, "storied", "1.0", targetindex=target).status == 200
     paths = ["/%s/storied/1.0" % target, "/%s/storied" % target]
 
@@ -722,8 +684,8 @@ def test_the_history_names_a_source_to_who_may_read_it_only(site):
 
 
 def test_the_history_of_a_pushed_file_tells_nothing_of_a_source_one_may_not_read(site):
-    source, target = stage(site, acl_pkg_read=["res"]), stage(site)
-    put(site, source, wheel("secretive", "1.0"))
+    source, target = new_index(site, "res", acl_pkg_read=["res"]), new_index(site, "res")
+    upload(site, source, wheel("secretive", "1.0"))
     assert push(site, source, "secretive", "1.0", targetindex=target).status == 200
     for user in (None, "other"):
         reply = site.get("/%s/secretive/1.0" % target, user=user)
@@ -736,10 +698,10 @@ def test_the_history_of_a_pushed_file_tells_nothing_of_a_source_one_may_not_read
 @pytest.fixture(scope="module")
 def versions(site):
     """specified-N each have one version."""
-    index = stage(site)
+    index = new_index(site, "res")
     for name, version in (("rc", "1.0rc1"), ("final", "1.0"), ("post", "1.0.post1"), ("minor", "1.5"), ("old", "0.9"),
                           ("epoch", "1!0.1")):
-        put(site, index, wheel("specified-" + name, version))
+        upload(site, index, wheel("specified-" + name, version))
     settle(site, index)
     return {"old", "rc", "final", "post", "minor", "epoch"}
 
@@ -768,7 +730,7 @@ def test_specifiers_that_say_nothing_find_nothing(site, versions, specifier, not
     b"<" + b"a" * 300000, b"<a" * 400000, b"</" + b"a-" * 100000, b"<p>&#" + b"9" * 5000 + b"; &#x" + b"f" * 5000 + b";"],
     ids=["endless name", "unclosed names", "unclosed end", "absurd numbers"])
 def test_an_odd_page_costs_neither_time_nor_its_project(site, page):
-    index = stage(site)
+    index = new_index(site, "res")
     name = "oddpage%d" % next(numbers)
     put_docs(site, index, name, "1.0", **{"odd.html": page})
     began = time.monotonic()
@@ -789,8 +751,8 @@ def test_a_page_of_ones_own_may_post_however_the_proxy_spells_the_address(site, 
 
 
 def test_json_under_the_name_of_a_form_is_a_push_however_it_comes(site):
-    source, target = stage(site), stage(site)
-    put(site, source, wheel("curled", "1.0"))
+    source, target = new_index(site, "res"), new_index(site, "res")
+    upload(site, source, wheel("curled", "1.0"))
     body = json.dumps({"name": "curled", "version": "1.0", "targetindex": target}).encode()
     head = "POST /%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nX-Devpi-Auth: %s\r\n" % (
         source, user_pass("res", site.login("res")))

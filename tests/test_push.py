@@ -3,7 +3,6 @@ import contextlib
 import dataclasses
 import hashlib
 import http
-import io
 import json
 import os
 import re
@@ -12,14 +11,13 @@ import sqlite3
 import threading
 import time
 import urllib.parse
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from harness import (
-    Archive, OWNER, SIMPLE_JSON, Server, around, blobs, user_pass, eventually, links, memory,
-    multipart, path_of, rels, sdist, serial, upload, wheel)
+    Archive, OWNER, SIMPLE_JSON, Server, around, blobs, documentation, eventually, links, memory,
+    multipart, path_of, rels, sdist, serial, upload, upload_docs, user_pass, wheel)
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
@@ -69,7 +67,7 @@ def demo(site):
 @pytest.fixture(scope="module")
 def documented(site):
     """The same with documentation."""
-    return external(site, "documented", docs=documentation())
+    return external(site, "documented", docs=documentation("documented", "1.0"))
 
 
 def push(server, source, name, version, target=None, user=OWNER, method="PUSH", **options):
@@ -97,19 +95,6 @@ def refusal(reply):
     message = reply.json()["message"]
     assert isinstance(message, str) and message.strip()
     return reply.status, message
-
-
-def documentation(text="<h1>docs</h1>"):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("index.html"), text)
-    return packed.getvalue()
-
-
-def upload_docs(server, index, name, version, content):
-    reply = server.post_form(
-        index, {":action": "doc_upload", "name": name, "version": version}, {"content": ("anything.zip", content)})
-    assert reply.status == 200, reply
 
 
 def upload_result(server, index, archive, content):
@@ -175,8 +160,8 @@ def test_a_push_copies_metadata_files_test_results_and_documentation(site):
     results = [b'{"run": 1}', b'{ "run":2 }', b'[3]']
     for archive, content in zip((binary, source, binary), results):
         upload_result(site, "pu/dev", archive, content)
-    docs = documentation("of carried")
-    upload_docs(site, "pu/dev", "carried", "1.0", docs)
+    docs = documentation("carried", "1.0", "of carried")
+    upload_docs(site, "pu/dev", docs)
     before, at = links(site, "pu/dev/carried/1.0"), serial(site)
 
     status, result = answer_of(push(site, "pu/dev", "carried", "1.0", "pu/prod", user="mate"))
@@ -196,7 +181,7 @@ def test_a_push_copies_metadata_files_test_results_and_documentation(site):
     assert links(site, "pu/dev/carried/1.0") == before
 
     after = links(site, "pu/prod/carried/1.0")
-    contents = [binary.content, results[0], results[2], source.content, results[1], docs]
+    contents = [binary.content, results[0], results[2], source.content, results[1], docs.content]
     assert [get(site, link["href"][len(site.url):]).body for link in after] == contents
     assert [link["hash_spec"] for link in after] == ["sha256=" + hashlib.sha256(content).hexdigest() for content in contents]
     assert [link["rel"] for link in after] == [
@@ -212,7 +197,7 @@ def test_the_history_of_each_copy_is_that_of_its_source_and_the_push(site):
     archive = wheel("remembered", "1.0")
     upload(site, "pu/dev", wheel("remembered", "1.0", size=9), archive)
     upload_result(site, "pu/dev", archive, b"{}")
-    upload_docs(site, "pu/dev", "remembered", "1.0", documentation())
+    upload_docs(site, "pu/dev", documentation("remembered", "1.0"))
     before = {link["rel"]: link["log"] for link in links(site, "pu/dev/remembered/1.0")}
     assert [entry["what"] for entry in before["releasefile"]] == ["overwrite", "upload"]
     push(site, "pu/dev", "remembered", "1.0", "pu/prod", user="mate")
@@ -285,7 +270,7 @@ def test_no_blob_is_made_and_each_index_keeps_its_own_hold_on_it(site):
     archive, kept = wheel("sharedblob", "1.0", size=5000), wheel("sharedblob", "2.0", size=5001)
     upload(site, "pu/dev", archive, kept)
     upload_result(site, "pu/dev", archive, b'{"of": "sharedblob"}')
-    upload_docs(site, "pu/dev", "sharedblob", "1.0", documentation("of sharedblob"))
+    upload_docs(site, "pu/dev", documentation("sharedblob", "1.0", "of sharedblob"))
     before = blobs(site)
     assert archive.sha256 in "".join(before)
     for version in ("1.0", "2.0"):
@@ -301,7 +286,7 @@ def test_no_blob_is_made_and_each_index_keeps_its_own_hold_on_it(site):
 def test_no_docs_leaves_the_documentation_out(site):
     archive = wheel("nodocs", "1.0")
     upload(site, "pu/dev", archive)
-    upload_docs(site, "pu/dev", "nodocs", "1.0", documentation())
+    upload_docs(site, "pu/dev", documentation("nodocs", "1.0"))
     assert answer_of(push(site, "pu/dev", "nodocs", "1.0", "pu/prod", no_docs=True, only_docs=False)) == (200, [
         [200, "register", "nodocs", "1.0", "->", "pu/prod"], entry_of(archive, "pu/prod")])
     assert rels(site, "pu/prod/nodocs/1.0") == ["releasefile"]
@@ -311,12 +296,12 @@ def test_only_docs_pushes_nothing_but_the_documentation(site):
     archive = wheel("onlydocs", "1.0")
     upload(site, "pu/dev", archive)
     upload_result(site, "pu/dev", archive, b"{}")
-    upload_docs(site, "pu/dev", "onlydocs", "1.0", documentation())
+    upload_docs(site, "pu/dev", documentation("onlydocs", "1.0"))
     assert answer_of(push(site, "pu/dev", "onlydocs", "1.0", "pu/prod", only_docs=True, no_docs=False)) == (200, [
         [200, "register", "onlydocs", "1.0", "->", "pu/prod"], [200, "store_doczip", "onlydocs", "1.0", "->", "pu/prod"]])
     assert rels(site, "pu/prod/onlydocs/1.0") == ["doczip"]
     assert site.filenames("pu/prod", "onlydocs") == []
-    assert get(site, "/pu/prod/onlydocs/1.0/+doc/index.html").body == b"<h1>docs</h1>"
+    assert get(site, "/pu/prod/onlydocs/1.0/+doc/index.html").body == b"<h1>The manual</h1>"
 
 
 def test_a_yanked_file_stays_yanked(site):
@@ -352,8 +337,8 @@ def test_a_volatile_target_is_overwritten_together_with_its_test_results(site):
     upload(site, "pu/other", old, fields={"summary": "old"})
     result = upload_result(site, "pu/other", old, b"{}")
     upload(site, "pu/dev", new, fields={"summary": "new"})
-    upload_docs(site, "pu/other", "replaced", "1.0", documentation("old"))
-    upload_docs(site, "pu/dev", "replaced", "1.0", documentation("new"))
+    upload_docs(site, "pu/other", documentation("replaced", "1.0", "old"))
+    upload_docs(site, "pu/dev", documentation("replaced", "1.0", "new"))
     assert push(site, "pu/dev", "replaced", "1.0", "pu/other").status == 200
     assert site.fetch("pu/other", new.filename, "replaced") == new.content
     assert [get(site, path).status for path in (path_of(old, "pu/other"), result)] == [410, 410]
@@ -380,7 +365,7 @@ def test_one_file_that_a_non_volatile_target_has_even_the_same_refuses_the_whole
     upload(site, "pu/prod", there, fields={"summary": "of the target"})
     upload(site, "pu/dev", first, second, fields={"summary": "of the source"})
     upload_result(site, "pu/dev", first, b"{}")
-    upload_docs(site, "pu/dev", name, "1.0", documentation())
+    upload_docs(site, "pu/dev", documentation(name, "1.0"))
     before = site.get("/pu/prod/%s/1.0" % name).result
     with unchanged(site):
         reply = push(site, "pu/dev", name, "1.0", "pu/prod")
@@ -395,7 +380,7 @@ def test_documentation_that_a_non_volatile_target_has_refuses_the_whole_push(sit
     archive = wheel("docconflict", "1.0")
     upload(site, "pu/dev", archive)
     for index, text in (("pu/dev", "new"), ("pu/prod", "old")):
-        upload_docs(site, index, "docconflict", "1.0", documentation(text))
+        upload_docs(site, index, documentation("docconflict", "1.0", text))
     for options in ({}, {"only_docs": True}):
         with unchanged(site):
             status, message = refusal(push(site, "pu/dev", "docconflict", "1.0", "pu/prod", **options))
@@ -468,7 +453,7 @@ def test_a_version_without_files_is_not_pushed(site, options):
     with unchanged(site):
         assert refusal(push(site, "pu/dev", "fileless", "1.0", "pu/prod", **options)) == (
             404, "no release/files found for fileless 1.0")
-    upload_docs(site, "pu/dev", "fileless", "1.0", documentation())
+    upload_docs(site, "pu/dev", documentation("fileless", "1.0"))
     assert push(site, "pu/dev", "fileless", "1.0", "pu/prod", **options).status == (404 if "no_docs" in options else 200)
     assert site.delete("/pu/dev/fileless", user="pu").status == 200
     site.delete("/pu/prod/fileless?force=", user="pu")
@@ -699,7 +684,7 @@ def external(server, name, *archives, docs=None, **fields):
     archives = archives or (wheel(name, "1.0"),)
     upload(server, "pu/dev", *archives, fields=fields)
     if docs:
-        upload_docs(server, "pu/dev", name, archives[0].version, docs)
+        upload_docs(server, "pu/dev", docs)
     return archives[0] if len(archives) == 1 else archives
 
 
@@ -783,13 +768,13 @@ def test_filetype_and_pyversion_follow_from_the_file_name(site, receiver):
 
 
 def test_documentation_is_uploaded_last_under_the_name_of_the_project(site, receiver):
-    docs = documentation("sent")
+    docs = documentation("docsent", "1.0")
     archive = external(site, "docsent", docs=docs)
     assert answer_of(send(site, "pu/dev", "docsent", "1.0", receiver.url)) == (200, [
         [200, "upload", path_of(archive, "pu/dev")[1:], ""], [200, "docfile", "docsent"]])
     first, second = receiver.requests
     assert first.field(":action") == "file_upload"
-    assert second.files == {"content": ("docsent.zip", docs)}
+    assert second.files == {"content": ("docsent.zip", docs.content)}
     assert (second.field(":action"), second.field("name"), second.credentials) == ("doc_upload", "docsent", ("ext", PASSWORD))
 
 

@@ -1,16 +1,15 @@
 """Search: the query language, ranking, names of mirrors, suggestions, XML-RPC, and an index that keeps up in the background."""
 import dataclasses
-import io
 import random
 import re
 import urllib.parse
 import xmlrpc.client
-import zipfile
 
 import pytest
 
 from harness import (
-    Server, Upstream, eventually, links, normal_name, path_of, sdist, serial, submit, upload, wheel)
+    Server, Upstream, documentation, eventually, links, normal_name, path_of, sdist, serial,
+    submit, upload, upload_docs, wheel)
 
 HIT_KEYS = {"name", "version", "index", "summary", "url", "score"}
 HEADERS = {
@@ -43,13 +42,9 @@ def release(name, version, summary, build=wheel, description="", **fields):
 
 def put_docs(server, index, name, version, **members):
     """Uploads documentation; `members` maps page names to their text."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for page, text in dict({"index": "Start here"}, **members).items():
-            archive.writestr(page + ".html", "<html><head><title>%s</title></head><body><p>%s</p></body></html>" % (page, text))
-    form = {":action": "doc_upload", "name": name, "version": version}
-    reply = server.post_form(index, form, {"content": (name + ".zip", packed.getvalue())})
-    assert reply.status == 200, reply
+    html = "<html><head><title>%s</title></head><body><p>%s</p></body></html>"
+    pages = {page: html % (page, text) for page, text in members.items()}
+    upload_docs(server, index, documentation(name, version, html % ("index", "Start here"), **pages))
 
 
 def search(server, query, user=None, **parameters):

@@ -1,11 +1,9 @@
 """One version spelled in two ways (PEP 440) is two releases that are handled as one; trailing zeros make two versions."""
-import io
 import itertools
-import zipfile
 
 import pytest
 
-from harness import Archive, Upstream, path_of, rels, sdist, wheel
+from harness import Upstream, documentation, path_of, rels, sdist, upload_docs, wheel
 from receiver import Receiver
 
 OLD, NEW = "3.0.0-rc.1", "3.0.0rc1"
@@ -40,11 +38,7 @@ def archives_of(name):
 
 
 def documented(site, name, version, text, index="spell/dev"):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("index.html"), text)
-    docs = Archive("docs.zip", packed.getvalue(), name, version, b"", {})
-    return site.upload(index, docs, fields={":action": "doc_upload", "name": name, "version": version})
+    return upload_docs(site, index, documentation(name, version, text))
 
 
 ALL = ["doczip", "releasefile", "releasefile", "toxresult"]

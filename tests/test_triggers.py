@@ -4,7 +4,6 @@ import contextlib
 import datetime
 import hashlib
 import hmac
-import io
 import itertools
 import json
 import re
@@ -14,12 +13,13 @@ import subprocess
 import sys
 import time
 import uuid
-import zipfile
 
 import pytest
 
 import devpi_lite
-from harness import Archive, Server, eventually, multipart, patched, path_of, sdist, serial, wheel
+from harness import (
+    Server, documentation, eventually, new_index, patched, path_of, sdist, serial, upload_docs,
+    wheel)
 from receiver import Receiver
 
 BODY_KEYS = {"id", "event", "index", "project", "version", "file", "sha256", "url", "user", "serial", "ts"}
@@ -76,32 +76,8 @@ def receiver(make_receiver):
     return make_receiver()
 
 
-def stage(server, **config):
-    """The name of a new volatile index of tri's."""
-    index = "tri/dev%d" % next(numbers)
-    server.add_index(index, **config)
-    return index
-
-
 def hooked(server, *urls, **config):
-    return stage(server, webhook_url=list(urls), **config)
-
-
-def upload(server, index, archive, **options):
-    fields = dict(archive.fields, **{":action": "file_upload"})
-    return server.post_form(index, fields, {"content": (archive.filename, archive.content)}, "tri", **options)
-
-
-def upload_docs(server, index, name, version):
-    """The reply, and the documentation as it is stored."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("index.html", "<h1>%s</h1>" % name)
-    docs = Archive("%s-%s.doc.zip" % (name, version), packed.getvalue(), name, version, b"", {})
-    body, content_type = multipart(
-        {":action": "doc_upload", "name": name, "version": version}, {"content": (docs.filename, docs.content)}
-    )
-    return server.post("/%s/" % index, body, user="tri", headers={"Content-Type": content_type}), docs
+    return new_index(server, "tri", webhook_url=list(urls), **config)
 
 
 def submit(server, index, name, version):
@@ -161,8 +137,8 @@ def signature(body, secret):
 
 
 def test_jenkins_gets_the_form_that_starts_a_job(site, receiver):
-    index = stage(site, uploadtrigger_jenkins=receiver.url + "/job/tests/build")
-    assert_queued(upload(site, index, wheel("jenkinsform", "1.0")))
+    index = new_index(site, "tri", uploadtrigger_jenkins=receiver.url + "/job/tests/build")
+    assert_queued(site.post_file(index, wheel("jenkinsform", "1.0")))
     (request,) = delivered(site, receiver, 1)
     assert (request.method, request.path) == ("POST", "/job/tests/build")
     submit, name, parameters, (field, filename, script) = request.parts
@@ -176,8 +152,8 @@ def test_jenkins_gets_the_form_that_starts_a_job(site, receiver):
 
 
 def test_script_for_jenkins_tests_the_release_with_the_standard_library_alone(site, receiver):
-    index = stage(site, uploadtrigger_jenkins=receiver.url + "/build")
-    upload(site, index, sdist("jenkinsscript", "1.0"))
+    index = new_index(site, "tri", uploadtrigger_jenkins=receiver.url + "/build")
+    site.post_file(index, sdist("jenkinsscript", "1.0"))
     (request,) = delivered(site, receiver, 1)
     script = request.files["file0"][1].decode()
     tree = ast.parse(script)
@@ -196,62 +172,62 @@ def test_script_for_jenkins_tests_the_release_with_the_standard_library_alone(si
     ("/{pkgname}/{pkgname}-{pkgversion}", "/quoted/quoted-1.0%2Blocal.1"),
     ("/job/fixed/buildWithParameters?token=T", "/job/fixed/buildWithParameters?token=T")])
 def test_placeholders_of_the_jenkins_url_are_filled_in_and_quoted(site, receiver, template, path):
-    index = stage(site, uploadtrigger_jenkins=receiver.url + template)
-    upload(site, index, wheel("quoted", "1.0+local.1"))
+    index = new_index(site, "tri", uploadtrigger_jenkins=receiver.url + template)
+    site.post_file(index, wheel("quoted", "1.0+local.1"))
     (request,) = delivered(site, receiver, 1)
     assert request.path == path
 
 
 def test_other_braces_in_the_jenkins_url_never_break_an_upload(site, receiver):
-    index = stage(site)
+    index = new_index(site, "tri")
     if site.patch("/" + index, {"uploadtrigger_jenkins": receiver.url + "/{unknown}/{0}/{/{pkgname}"}, user="tri").status == 200:
-        assert_queued(upload(site, index, wheel("braces", "1.0")))
+        assert_queued(site.post_file(index, wheel("braces", "1.0")))
         assert "braces" in delivered(site, receiver, 1)[0].path
     else:
         assert site.get("/" + index).result.get("uploadtrigger_jenkins") is None
 
 
 def test_only_uploaded_release_files_start_a_job(site, receiver):
-    source = stage(site)
-    index = stage(site, uploadtrigger_jenkins=receiver.url + "/{pkgname}", volatile=False)
-    upload(site, source, wheel("pushed", "1.0"))
+    source = new_index(site, "tri")
+    index = new_index(site, "tri", uploadtrigger_jenkins=receiver.url + "/{pkgname}", volatile=False)
+    site.post_file(source, wheel("pushed", "1.0"))
     replies = [
         submit(site, index, "registered", "1.0"),
-        upload_docs(site, index, "registered", "1.0")[0],
+        upload_docs(site, index, documentation("registered", "1.0")),
         push(site, source, index, "pushed", "1.0"),
         site.post(path_of(wheel("pushed", "1.0"), index), {"testenvs": {}}),
-        upload(site, index, wheel("pushed", "1.0")),
+        site.post_file(index, wheel("pushed", "1.0")),
         site.delete(path_of(wheel("pushed", "1.0"), index) + "?force", user="tri")]
     assert [reply.status for reply in replies] == [200] * len(replies)
     assert [reply.headers.get("X-Devpi-Trigger") for reply in replies] == [None] * len(replies)
-    assert_queued(upload(site, index, sdist("uploaded", "1.0")))
+    assert_queued(site.post_file(index, sdist("uploaded", "1.0")))
     (request,) = delivered(site, receiver, 1)
     assert request.path == "/uploaded"
 
 
 def test_jenkins_and_webhook_of_one_index_are_told_each_of_its_own(site, receiver):
-    source = stage(site)
+    source = new_index(site, "tri")
     index = hooked(site, receiver.url + "/hook", webhook_events=["docs", "push"], uploadtrigger_jenkins=receiver.url + "/job")
-    upload(site, source, wheel("both", "2.0"))
-    assert_queued(upload(site, index, wheel("both", "1.0")))
-    assert_queued(upload_docs(site, index, "both", "1.0")[0])
+    site.post_file(source, wheel("both", "2.0"))
+    assert_queued(site.post_file(index, wheel("both", "1.0")))
+    assert_queued(upload_docs(site, index, documentation("both", "1.0")))
     assert push(site, source, index, "both", "2.0").status == 200
     told = [(request.path, request.headers.get("X-Devpi-Event")) for request in delivered(site, receiver, 3)]
     assert sorted(told, key=str) == [("/hook", "docs"), ("/hook", "push"), ("/job", None)]
 
 
 def test_each_file_of_a_release_starts_a_job(site, receiver):
-    index = stage(site, uploadtrigger_jenkins=receiver.url + "/build")
+    index = new_index(site, "tri", uploadtrigger_jenkins=receiver.url + "/build")
     for archive in (wheel("twofiles", "1.0"), sdist("twofiles", "1.0")):
-        assert_queued(upload(site, index, archive))
+        assert_queued(site.post_file(index, archive))
     delivered(site, receiver, 2)
 
 
 def test_user_and_password_in_the_jenkins_url_are_sent_as_credentials_and_shown_nowhere(site, receiver):
     receiver.answer(500, times=1)
     address = receiver.url.replace("http://", "http://robot:job-pass%40word@")
-    index = stage(site, uploadtrigger_jenkins=address + "/job/build-path?token=job-token")
-    upload(site, index, wheel("credentials", "1.0"))
+    index = new_index(site, "tri", uploadtrigger_jenkins=address + "/job/build-path?token=job-token")
+    site.post_file(index, wheel("credentials", "1.0"))
     first, second = delivered(site, receiver, 2)
     assert first.credentials == second.credentials == ("robot", "job-pass@word")
     assert second.path == "/job/build-path?token=job-token"
@@ -267,7 +243,7 @@ def test_user_and_password_in_the_jenkins_url_are_sent_as_credentials_and_shown_
 def test_webhook_tells_of_an_upload(site, receiver):
     index = hooked(site, receiver.url + "/hook?x=1", webhook_secret=SECRET)
     archive = wheel("told", "1.0")
-    reply = upload(site, index, archive)
+    reply = site.post_file(index, archive)
     assert_queued(reply)
     (request,) = delivered(site, receiver, 1)
     assert (request.method, request.path) == ("POST", "/hook?x=1")
@@ -286,7 +262,8 @@ def test_webhook_tells_of_an_upload(site, receiver):
 
 def test_webhook_tells_of_documentation(site, receiver):
     index = hooked(site, receiver.url + "/hook")
-    reply, docs = upload_docs(site, index, "doctold", "1.0")
+    docs = documentation("doctold", "1.0")
+    reply = upload_docs(site, index, docs)
     assert_queued(reply)
     body = only_one(site, receiver)
     assert set(body) == BODY_KEYS
@@ -299,7 +276,7 @@ def test_webhook_tells_of_documentation(site, receiver):
 def test_webhook_tells_of_a_test_result(site, receiver, user):
     index = hooked(site, receiver.url + "/hook", webhook_events="toxresult")
     archive = wheel("tested", "1.0")
-    upload(site, index, archive)
+    site.post_file(index, archive)
     reply = site.post(path_of(archive, index), {"testenvs": {}}, user=user)
     assert reply.status == 200
     body = only_one(site, receiver)
@@ -316,8 +293,8 @@ def test_webhook_of_the_target_tells_once_of_a_push(site, make_receiver):
     source, target = hooked(site, of_source.url, webhook_events=["push", "delete"]), hooked(site, of_target.url)
     archives = [wheel("pushtold", "1.0"), sdist("pushtold", "1.0")]
     for archive in archives:
-        upload(site, source, archive)
-    upload_docs(site, source, "pushtold", "1.0")
+        site.post_file(source, archive)
+    upload_docs(site, source, documentation("pushtold", "1.0"))
     site.post(path_of(archives[0], source), {"testenvs": {}})
     reply = push(site, source, target, "pushtold", "1.0")
     assert reply.status == 200
@@ -334,7 +311,7 @@ def test_webhook_of_the_target_tells_once_of_a_push(site, make_receiver):
 def test_webhook_tells_once_of_what_one_request_deleted(site, receiver, what, version, file):
     index = hooked(site, receiver.url, webhook_events=["delete"])
     for archive in (wheel("deleted", "1.0"), sdist("deleted", "1.0"), wheel("deleted", "2.0")):
-        assert upload(site, index, archive).headers.get("X-Devpi-Trigger") is None
+        assert site.post_file(index, archive).headers.get("X-Devpi-Trigger") is None
     path = {"file": path_of(wheel("deleted", "1.0"), index), "version": "/%s/deleted/1.0" % index, "project": "/%s/deleted" % index}
     reply = site.delete(path[what], user="tri")
     assert reply.status == 200
@@ -348,7 +325,7 @@ def test_webhook_tells_once_of_what_one_request_deleted(site, receiver, what, ve
 def test_deleting_the_last_file_of_a_project_is_one_event(site, receiver):
     index = hooked(site, receiver.url, webhook_events=["delete"])
     archive = wheel("lastone", "1.0")
-    upload(site, index, archive)
+    site.post_file(index, archive)
     site.delete(path_of(archive, index), user="tri")
     assert site.get("/%s/lastone" % index).result == {}
     assert only_one(site, receiver)["file"] == archive.filename
@@ -357,7 +334,7 @@ def test_deleting_the_last_file_of_a_project_is_one_event(site, receiver):
 def test_replacing_a_file_is_an_upload_and_no_delete(site, receiver):
     index = hooked(site, receiver.url)
     for archive in (wheel("replaced", "1.0"), wheel("replaced", "1.0", size=10)):
-        assert_queued(upload(site, index, archive))
+        assert_queued(site.post_file(index, archive))
     bodies = [request.json() for request in delivered(site, receiver, 2)]
     assert {body["event"] for body in bodies} == {"upload"}
     assert {body["sha256"] for body in bodies} == {wheel("replaced", "1.0").sha256, wheel("replaced", "1.0", size=10).sha256}
@@ -366,7 +343,7 @@ def test_replacing_a_file_is_an_upload_and_no_delete(site, receiver):
 def test_url_is_absolute_where_the_outside_url_is_known(guarded, receiver):
     index = hooked(guarded, receiver.url, uploadtrigger_jenkins=receiver.url + "/jenkins")
     archive = wheel("outsidehook", "1.0")
-    upload(guarded, index, archive)
+    guarded.post_file(index, archive)
     delivered(guarded, receiver, 2)
     (hook,), (job,) = receiver.wait_for(1, "/"), receiver.wait_for(1, "/jenkins")
     assert hook.json()["url"] == "https://pypi.example.org/sub" + path_of(archive, index)
@@ -378,7 +355,7 @@ def test_every_url_gets_its_own_delivery_of_every_event(site, make_receiver):
     index = hooked(site, first.url + "/a", first.url + "/b", second.url + "/c")
     archives = [wheel("many", "%d.0" % number) for number in range(3)]
     for archive in archives:
-        upload(site, index, archive)
+        site.post_file(index, archive)
     requests = delivered(site, first, 6) + delivered(site, second, 3)
     for path in ("/a", "/b", "/c"):
         files = [request.json()["file"] for request in requests if request.path == path]
@@ -396,12 +373,12 @@ def test_every_url_gets_its_own_delivery_of_every_event(site, make_receiver):
     (["toxresult", "push"], ["push", "toxresult"]),
     (["upload", "docs", "toxresult", "push", "delete"], ["upload", "docs", "push", "toxresult", "delete"])])
 def test_webhook_events_chooses_what_is_told(site, receiver, events, expected):
-    source, index = stage(site), hooked(site, receiver.url, webhook_events=events)
+    source, index = new_index(site, "tri"), hooked(site, receiver.url, webhook_events=events)
     archive = wheel("chosen", "2.0")
-    upload(site, source, archive)
+    site.post_file(source, archive)
     replies = {
-        "upload": upload(site, index, wheel("chosen", "1.0")),
-        "docs": upload_docs(site, index, "chosen", "1.0")[0],
+        "upload": site.post_file(index, wheel("chosen", "1.0")),
+        "docs": upload_docs(site, index, documentation("chosen", "1.0")),
         "push": push(site, source, index, "chosen", "2.0"),
         "toxresult": site.post(path_of(archive, index), {"testenvs": {}}),
         "delete": site.delete("/%s/chosen/1.0" % index, user="tri")}
@@ -413,16 +390,16 @@ def test_webhook_events_chooses_what_is_told(site, receiver, events, expected):
 
 
 def test_nothing_is_told_of_what_changed_nothing_or_happened_elsewhere(site, receiver):
-    base = stage(site)
+    base = new_index(site, "tri")
     index = hooked(site, receiver.url, bases=[base], volatile=False)
     archive = wheel("quiet", "1.0")
-    upload(site, base, wheel("quiet", "0.1"))
-    assert_queued(upload(site, index, archive))
+    site.post_file(base, wheel("quiet", "0.1"))
+    assert_queued(site.post_file(index, archive))
     delivered(site, receiver, 1)
     before = serial(site)
     refused = {
-        "identical": (upload(site, index, archive), 200),
-        "other bytes": (upload(site, index, wheel("quiet", "1.0", size=9)), 409),
+        "identical": (site.post_file(index, archive), 200),
+        "other bytes": (site.post_file(index, wheel("quiet", "1.0", size=9)), 409),
         "bad name": (submit(site, index, "-bad", "1"), 400),
         "stranger": (site.delete(path_of(archive, index) + "?force", user="other"), 403),
         "not forced": (site.delete(path_of(archive, index), user="tri"), 403),
@@ -432,10 +409,10 @@ def test_nothing_is_told_of_what_changed_nothing_or_happened_elsewhere(site, rec
     assert {name: reply.status for name, (reply, _) in refused.items()} == {name: code for name, (_, code) in refused.items()}
     assert {reply.headers.get("X-Devpi-Trigger") for reply, _ in refused.values()} == {None}
     assert serial(site) == before
-    for reply in (submit(site, index, "quiet", "3.0"), upload(site, base, wheel("quiet", "0.2"))):
+    for reply in (submit(site, index, "quiet", "3.0"), site.post_file(base, wheel("quiet", "0.2"))):
         assert (reply.status, reply.headers.get("X-Devpi-Trigger")) == (200, None)
     delivered(site, receiver, 1)
-    assert_queued(upload(site, index, wheel("quiet", "4.0")))
+    assert_queued(site.post_file(index, wheel("quiet", "4.0")))
     assert [request.json()["version"] for request in delivered(site, receiver, 2)] == ["1.0", "4.0"]
 
 
@@ -443,7 +420,7 @@ def test_nothing_is_told_of_what_changed_nothing_or_happened_elsewhere(site, rec
 
 
 def test_keys_are_absent_until_set_and_can_be_removed(site, receiver):
-    index = stage(site)
+    index = new_index(site, "tri")
     plain = site.get("/" + index).result
     assert not [key for key in plain if key.startswith(("webhook", "uploadtrigger"))]
     config = {"uploadtrigger_jenkins": receiver.url + "/j/{pkgname}", "webhook_url": receiver.url + "/a," + receiver.url + "/b",
@@ -456,15 +433,15 @@ def test_keys_are_absent_until_set_and_can_be_removed(site, receiver):
     assert (removed["webhook_url"], removed["webhook_events"]) == ([receiver.url + "/b"], ["upload", "push", "docs"])
     reply = site.patch("/" + index, [key + "-=" for key in config], user="tri")
     assert (reply.status, site.get("/" + index).result) == (200, plain)
-    assert upload(site, index, wheel("unhooked", "1.0")).headers.get("X-Devpi-Trigger") is None
+    assert site.post_file(index, wheel("unhooked", "1.0")).headers.get("X-Devpi-Trigger") is None
     delivered(site, receiver, 0)
 
 
 def test_empty_value_unsets_the_jenkins_trigger(site, receiver):
-    index = stage(site, uploadtrigger_jenkins=receiver.url)
+    index = new_index(site, "tri", uploadtrigger_jenkins=receiver.url)
     assert site.patch("/" + index, ["uploadtrigger_jenkins="], user="tri").status == 200
     assert "uploadtrigger_jenkins" not in site.get("/" + index).result
-    assert upload(site, index, wheel("unset", "1.0")).headers.get("X-Devpi-Trigger") is None
+    assert site.post_file(index, wheel("unset", "1.0")).headers.get("X-Devpi-Trigger") is None
     delivered(site, receiver, 0)
 
 
@@ -478,7 +455,7 @@ def test_empty_value_unsets_the_jenkins_trigger(site, receiver):
     ("webhook_events", ["uplaod"]), ("webhook_events", "upload,everything"), ("webhook_events", 5), ("webhook_events", [5]),
     ("webhook_secret", 5), ("webhook_secret", ["a"]), ("webhook_secret", {"a": "b"})])
 def test_bad_values_are_refused(site, key, value):
-    index = stage(site)
+    index = new_index(site, "tri")
     before, config = serial(site), site.get("/" + index).body
     for reply in (
         site.patch("/" + index, {key: value}, user="tri"),
@@ -490,7 +467,7 @@ def test_bad_values_are_refused(site, key, value):
 
 
 def test_only_who_may_change_the_index_sets_its_triggers(site, receiver):
-    index = stage(site)
+    index = new_index(site, "tri")
     before = serial(site)
     assert site.patch("/" + index, {"webhook_url": receiver.url}, user="other").status == 403
     assert site.patch("/" + index, {"webhook_url": receiver.url}).status == 403
@@ -506,7 +483,7 @@ def test_signature_follows_the_secret(site, receiver):
                                      ["webhook_secret-="]]):
         if change is not None:
             assert site.patch("/" + index, change, user="tri").status == 200
-        upload(site, index, wheel("signed", "%d.0" % number))
+        site.post_file(index, wheel("signed", "%d.0" % number))
         delivered(site, receiver, number + 1)
     signatures = [request.headers.get("X-Devpi-Signature-256") for request in receiver.requests]
     assert signatures == [
@@ -524,7 +501,7 @@ def test_secret_is_never_shown(site, receiver):
     replies.append(site.patch("/" + index, dict(site.get("/" + index, user="tri").result, title="v"), user="tri"))
     replies.append(site.patch("/%s" % index, {"webhook_secret": secret, "webhook_events": ["no"]}, user="tri"))
     assert [reply.status for reply in replies] == [200, 200, 200, 200, 400]
-    upload(site, index, wheel("secretive", "1.0"))
+    site.post_file(index, wheel("secretive", "1.0"))
     requests = delivered(site, receiver, 2)
     assert {request.headers["X-Devpi-Signature-256"] for request in requests} == {signature(requests[0].body, secret)}
     for user in ("tri", "root", None):
@@ -545,7 +522,7 @@ def test_hanging_target_slows_neither_uploads_nor_other_targets(site, make_recei
     index = hooked(site, hanging.url, healthy.url, uploadtrigger_jenkins=hanging.url)
     for number in range(4):
         began = time.monotonic()
-        assert_queued(upload(site, index, wheel("slowtarget", "%d.0" % number)))
+        assert_queued(site.post_file(index, wheel("slowtarget", "%d.0" % number)))
         assert time.monotonic() - began < QUICK
         healthy.wait_for(number + 1, seconds=8)
     delivered(site, healthy, 4)
@@ -559,7 +536,7 @@ def test_dead_target_slows_neither_uploads_nor_other_targets(site, make_receiver
     index = hooked(site, closed.url, healthy.url)
     began = time.monotonic()
     for number in range(4):
-        assert_queued(upload(site, index, wheel("deadtarget", "%d.0" % number)))
+        assert_queued(site.post_file(index, wheel("deadtarget", "%d.0" % number)))
     delivered(site, healthy, 4)
     assert time.monotonic() - began < QUICK
 
@@ -571,7 +548,7 @@ def test_failing_path_does_not_hold_up_the_others_of_its_host(site, receiver, mi
     misbehave(receiver)
     index = hooked(site, receiver.url + "/broken", receiver.url + "/healthy", uploadtrigger_jenkins=receiver.url + "/job")
     for number in range(2):
-        upload(site, index, wheel("brokenpath", "%d.0" % number))
+        site.post_file(index, wheel("brokenpath", "%d.0" % number))
     for path in ("/healthy", "/job"):
         receiver.wait_for(2, path)
     eventually(lambda: count(site, receiver, "dead") == 2)
@@ -584,7 +561,7 @@ def test_message_is_sent_again_after_a_broken_connection(site, receiver, fault):
     receiver.fault(fault, times=1)
     index = hooked(site, receiver.url, webhook_secret=SECRET)
     archive = wheel("broken", "1.0")
-    upload(site, index, archive)
+    site.post_file(index, archive)
     requests = delivered(site, receiver, 1 if fault == "reset" else 2)  # a reset comes before the body is read
     assert receiver.connections == 2
     assert {request.json()["file"] for request in requests} == {archive.filename}
@@ -594,7 +571,7 @@ def test_message_is_sent_again_after_a_broken_connection(site, receiver, fault):
 def test_any_answer_but_2xx_is_a_failure(site, receiver, status):
     receiver.answer(status, b"no", times=1)
     receiver.answer(204)
-    upload(site, hooked(site, receiver.url), wheel("failing", "1.0"))
+    site.post_file(hooked(site, receiver.url), wheel("failing", "1.0"))
     delivered(site, receiver, 2)
 
 
@@ -603,7 +580,7 @@ def test_redirects_are_failures_and_not_followed(site, make_receiver, status):
     receiver, elsewhere = make_receiver(), make_receiver()
     receiver.answer(status, headers={"Location": elsewhere.url + "/elsewhere"}, times=1)
     index = hooked(site, receiver.url + "/hook")
-    upload(site, index, wheel("redirected", "1.0"))
+    site.post_file(index, wheel("redirected", "1.0"))
     assert [request.path for request in delivered(site, receiver, 2)] == ["/hook", "/hook"]
     assert elsewhere.connections == 0
 
@@ -611,8 +588,8 @@ def test_redirects_are_failures_and_not_followed(site, make_receiver, status):
 def test_answers_without_end_are_cut_off(site, receiver):
     receiver.fault("endless", times=1)
     index = hooked(site, receiver.url)
-    upload(site, index, wheel("endless", "1.0"))
-    upload(site, index, wheel("endless", "2.0"))
+    site.post_file(index, wheel("endless", "1.0"))
+    site.post_file(index, wheel("endless", "2.0"))
     eventually(lambda: {request.json()["version"] for request in receiver.requests} == {"1.0", "2.0"})
     eventually(lambda: count(site, receiver, "waiting") == 0)
     assert receiver.sent < 64 << 20, "what fits into the buffers on the way, at most"
@@ -622,7 +599,7 @@ def test_tries_are_apart_by_pauses_that_double_and_carry_the_same_message(guarde
     for _ in range(5):      # a busy machine may make a pause longer, but not every time
         receiver.reset()
         receiver.answer(500, times=3)
-        upload(guarded, hooked(guarded, receiver.url, webhook_secret=SECRET), wheel("patient", "1.0"))
+        guarded.post_file(hooked(guarded, receiver.url, webhook_secret=SECRET), wheel("patient", "1.0"))
         requests = delivered(guarded, receiver, 4)
         pauses = [later.at - earlier.at for earlier, later in zip(requests, requests[1:])]
         late = [pause - expected for pause, expected in zip(pauses, (0.1, 0.2, 0.4))]
@@ -638,7 +615,7 @@ def test_tries_are_apart_by_pauses_that_double_and_carry_the_same_message(guarde
 def test_message_is_dead_after_ten_tries_until_root_revives_it(site, receiver):
     receiver.answer(503, b"down-text")
     index = hooked(site, receiver.url + "/hook-path", uploadtrigger_jenkins=receiver.url + "/job-path")
-    assert_queued(upload(site, index, wheel("hopeless", "1.0")))
+    assert_queued(site.post_file(index, wheel("hopeless", "1.0")))
     eventually(lambda: count(site, receiver, "dead") == 2)
     assert sorted(request.path for request in receiver.requests) == ["/hook-path"] * TRIES + ["/job-path"] * TRIES
     entries = outbox(site, receiver)
@@ -664,7 +641,7 @@ def test_status_shows_the_target_without_path_and_credentials(site, receiver):
     receiver.answer(500, b"upstream-says")
     address = receiver.url.replace("http://", "http://robot:hook-password@")
     index = hooked(site, address + "/hook-path?token=hook-token")
-    upload(site, index, wheel("shown", "1.0"))
+    site.post_file(index, wheel("shown", "1.0"))
     eventually(lambda: (outbox(site, receiver).get("webhook") or {}).get("last-error"))
     words = ("robot", "hook-password", "hook-path", "hook-token")
     for user in (None, "tri", "root"):
@@ -677,7 +654,7 @@ def test_status_shows_the_target_without_path_and_credentials(site, receiver):
 def test_the_last_error_is_that_of_the_newest_message(guarded, receiver):
     receiver.answer(500, path="/older")
     receiver.answer(404, path="/newer")
-    upload(guarded, hooked(guarded, receiver.url + "/older", receiver.url + "/newer"), wheel("lasterror", "1.0"))
+    guarded.post_file(hooked(guarded, receiver.url + "/older", receiver.url + "/newer"), wheel("lasterror", "1.0"))
     receiver.wait_for(2)
     eventually(lambda: outbox(guarded, receiver)["webhook"]["last-error"] == "answered 404")    # not the greatest text
     receiver.reset()
@@ -803,7 +780,7 @@ def test_what_was_queued_survives_kill_9(guarded, receiver):
     receiver.stop()
     archives = [wheel("durable", "%d.0" % number) for number in range(3)]
     for archive in archives:
-        assert_queued(upload(guarded, index, archive))
+        assert_queued(guarded.post_file(index, archive))
     guarded.kill()
     receiver.start()
     guarded.start()
@@ -815,7 +792,7 @@ def test_what_was_queued_survives_kill_9(guarded, receiver):
 
 def test_hanging_target_does_not_hold_up_the_end_of_the_server(guarded, receiver):
     receiver.fault("hang")
-    upload(guarded, hooked(guarded, receiver.url), wheel("stopping", "1.0"))
+    guarded.post_file(hooked(guarded, receiver.url), wheel("stopping", "1.0"))
     receiver.wait_for(1)
     began = time.monotonic()
     assert guarded.stop() == 0
@@ -829,7 +806,7 @@ def test_hanging_target_does_not_hold_up_the_end_of_the_server(guarded, receiver
 def test_targets_are_checked_again_on_delivery(guarded, receiver):
     index = hooked(guarded, receiver.url)
     receiver.stop()
-    upload(guarded, index, wheel("rechecked", "1.0"))
+    guarded.post_file(index, wheel("rechecked", "1.0"))
     unreachable = eventually(lambda: outbox(guarded, receiver)["webhook"]["last-error"])
     guarded.kill()
     receiver.start()
@@ -855,14 +832,14 @@ FORBIDDEN = ["http://localhost:1/x", "http://example.com/x", "http://ci.example.
 @pytest.mark.parametrize("key", ["webhook_url", "uploadtrigger_jenkins"])
 @pytest.mark.parametrize("url", ALLOWED)
 def test_webhook_allow_lets_hosts_and_globs_pass(guarded, key, url):
-    reply = guarded.patch("/" + stage(guarded), {key: url}, user="tri")
+    reply = guarded.patch("/" + new_index(guarded, "tri"), {key: url}, user="tri")
     assert (reply.status, reply.result.get(key)) == (200, url if key == "uploadtrigger_jenkins" else [url])
 
 
 @pytest.mark.parametrize("key", ["webhook_url", "uploadtrigger_jenkins"])
 @pytest.mark.parametrize("url", FORBIDDEN)
 def test_webhook_allow_refuses_all_other_hosts(guarded, key, url):
-    index = stage(guarded)
+    index = new_index(guarded, "tri")
     before, config = serial(guarded), guarded.get("/" + index).body
     value = ["http://127.0.0.1/fine", url] if key == "webhook_url" else url
     reply = guarded.patch("/" + index, {key: value}, user="tri")

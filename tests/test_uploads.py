@@ -8,13 +8,11 @@ import socket
 import tarfile
 import threading
 import urllib.parse
-import warnings
-import zipfile
 
 import pytest
 
 from harness import (
-    SIMPLE_JSON, Server, around, user_pass, links, multipart, path_of, sdist, serial, wheel)
+    SIMPLE_JSON, Server, around, links, multipart, path_of, sdist, serial, user_pass, wheel, zipped)
 
 BOUNDARY = "b0undary-b0undary"
 numbers = itertools.count(1)
@@ -661,16 +659,6 @@ def tar_gz(members, compress="gz"):
     return target.getvalue()
 
 
-def zip_bytes(members):
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, content in members:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # duplicate names are what some tests want
-                archive.writestr(zipfile.ZipInfo(name), content)
-    return target.getvalue()
-
-
 def wheel_members(name="hostile", version="1.0"):
     info = "%s-%s.dist-info/" % (name, version)
     return [
@@ -682,22 +670,22 @@ def wheel_members(name="hostile", version="1.0"):
 
 
 def two_end_records():
-    first = zip_bytes(wheel_members())
-    return first + zip_bytes(wheel_members()[1:])
+    first = zipped(*wheel_members())
+    return first + zipped(*wheel_members()[1:])
 
 
 SDIST_INFO = ("hostile-1.0/PKG-INFO", b"Metadata-Version: 2.1\nName: hostile\nVersion: 1.0\n")
 HOSTILE = {
-    "wheel with ..": ("py3-none-any.whl", lambda: zip_bytes(wheel_members() + [("hostile/../../evil", b"x")])),
-    "wheel with an absolute path": ("py3-none-any.whl", lambda: zip_bytes(wheel_members() + [("/etc/evil", b"x")])),
+    "wheel with ..": ("py3-none-any.whl", lambda: zipped(*wheel_members() + [("hostile/../../evil", b"x")])),
+    "wheel with an absolute path": ("py3-none-any.whl", lambda: zipped(*wheel_members() + [("/etc/evil", b"x")])),
     "wheel with a member twice": (
-        "py3-none-any.whl", lambda: zip_bytes(wheel_members() + [("hostile/__init__.py", b"other")])),
+        "py3-none-any.whl", lambda: zipped(*wheel_members() + [("hostile/__init__.py", b"other")])),
     "wheel with METADATA twice": (
-        "py3-none-any.whl", lambda: zip_bytes(wheel_members() + [(wheel_members()[1][0], b"Name: x\n")])),
+        "py3-none-any.whl", lambda: zipped(*wheel_members() + [(wheel_members()[1][0], b"Name: x\n")])),
     "wheel with two end records": ("py3-none-any.whl", two_end_records),
-    "wheel with trailing data": ("py3-none-any.whl", lambda: zip_bytes(wheel_members()) + b"trailing"),
-    "zip sdist with ..": (".zip", lambda: zip_bytes([SDIST_INFO, ("hostile-1.0/../../evil", b"x")])),
-    "zip sdist with trailing data": (".zip", lambda: zip_bytes([SDIST_INFO]) + b"trailing"),
+    "wheel with trailing data": ("py3-none-any.whl", lambda: zipped(*wheel_members()) + b"trailing"),
+    "zip sdist with ..": (".zip", lambda: zipped(SDIST_INFO, ("hostile-1.0/../../evil", b"x"))),
+    "zip sdist with trailing data": (".zip", lambda: zipped(SDIST_INFO) + b"trailing"),
     "sdist with ..": (".tar.gz", lambda: tar_gz([SDIST_INFO, ("hostile-1.0/../../evil", b"x")])),
     "sdist with an absolute path": (".tar.gz", lambda: tar_gz([SDIST_INFO, ("/etc/evil", b"x")])),
 }
@@ -720,7 +708,7 @@ UNREADABLE = {
     "bytes as wheel": ("py3-none-any.whl", lambda: b"123"),
     "bytes as sdist": (".tar.gz", lambda: b"123"),
     "bytes as zip": (".zip", lambda: b"PK\x03\x04nothing more"),
-    "wheel without dist-info": ("py3-none-any.whl", lambda: zip_bytes([("odd/__init__.py", b"")])),
+    "wheel without dist-info": ("py3-none-any.whl", lambda: zipped(("odd/__init__.py", b""))),
     "sdist without PKG-INFO": (".tar.gz", lambda: tar_gz([("odd-1.0/setup.py", b"")])),
     "cut gzip": (".tar.gz", lambda: tar_gz([("odd-1.0/PKG-INFO", os.urandom(5000))])[:1000]),
     "tar that ends early": (".tgz", lambda: tar_gz([("odd-1.0/PKG-INFO", b"x" * 5000)], "")[:1000]),

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from harness import OWNER, SIMPLE_JSON, links, path_of, sdist, serial, wheel
+from harness import OWNER, SIMPLE_JSON, links, path_of, sdist, serial, upload, wheel
 from receiver import Receiver
 
 
@@ -23,12 +23,6 @@ def site(shared_server):
     shared_server.add_index("ya/stable", volatile=False, acl_upload=["helper"])
     shared_server.add_index("ya/child", bases=["ya/dev", "ya/stable"])
     return shared_server
-
-
-def upload(server, index, *archives):
-    for archive in archives:
-        reply = server.upload(index, archive, user="helper")
-        assert reply.status == 200, reply
 
 
 def patch(server, path, body=None, user=OWNER):
@@ -105,7 +99,7 @@ def demo(site):
 def release(server, index, name, version="1.0"):
     """A wheel and an sdist, uploaded."""
     archives = [wheel(name, version), sdist(name, version)]
-    upload(server, index, *archives)
+    upload(server, index, *archives, user="helper")
     return archives
 
 
@@ -118,7 +112,7 @@ def release(server, index, name, version="1.0"):
 def test_a_yanked_release_is_marked_on_its_pages_and_stays_to_be_had(site, value, in_json, in_html):
     first, second = release(site, "ya/dev", "marked")
     (other,) = [wheel("marked", "2.0")]
-    upload(site, "ya/dev", other)
+    upload(site, "ya/dev", other, user="helper")
     before = site.simple("ya/dev", "marked")
     assert is_done(yank(site, "/ya/dev/marked/1.0", value))
 
@@ -155,10 +149,10 @@ def test_a_new_reason_takes_the_place_of_the_old_one(site):
 
 def test_only_the_files_that_are_there_are_yanked(site):
     first, later = wheel("present", "1.0"), sdist("present", "1.0")
-    upload(site, "ya/dev", first)
+    upload(site, "ya/dev", first, user="helper")
     yank(site, "/ya/dev/present/1.0", "old")
     assert site.get("/ya/dev/present/1.0").result["yanked"] == "old"
-    upload(site, "ya/dev", later)
+    upload(site, "ya/dev", later, user="helper")
     assert yanked(site, "ya/dev", "present") == {first.filename: "old"}
     assert "yanked" not in site.get("/ya/dev/present/1.0").result
 
@@ -173,7 +167,7 @@ def test_the_name_may_be_spelt_in_any_way(site, spelling):
 
 def test_a_local_version_is_yanked_and_no_other(site):
     archive, other = wheel("local", "1.0+abc"), wheel("local", "1.0")
-    upload(site, "ya/dev", archive, other)
+    upload(site, "ya/dev", archive, other, user="helper")
     assert is_done(yank(site, "/ya/dev/local/1.0+abc", "x"))
     assert yanked(site, "ya/dev", "local") == {archive.filename: "x"}
     assert is_done(yank(site, "/ya/dev/local/1.0%2Babc", False))
@@ -244,7 +238,7 @@ def test_the_identical_upload_to_a_non_volatile_index_does_not_unyank(site):
     archives = release(site, "ya/stable", "again")
     yank(site, "/ya/stable/again/1.0", "x")
     with unchanged(site, "ya/stable", "again"):
-        upload(site, "ya/stable", *archives)
+        upload(site, "ya/stable", *archives, user="helper")
 
 
 def test_a_deleted_release_takes_its_mark_with_it(site):
@@ -469,9 +463,9 @@ def test_nothing_is_uploaded_to_a_closed_project(site, status):
             assert reply.status == 403
             assert re.search(r"\w+ \w+", reply.reason)
     assert set(site.get("/ya/dev/" + name).result) == {"1.0"}
-    upload(site, "ya/stable", wheel(name, "2.0"))  # the status is that of the project on one index
+    upload(site, "ya/stable", wheel(name, "2.0"), user="helper")  # the status is that of the project on one index
     set_status(site, "/ya/dev/" + name, "active")
-    upload(site, "ya/dev", wheel(name, "2.0"))
+    upload(site, "ya/dev", wheel(name, "2.0"), user="helper")
     assert site.versions("ya/dev", name) == ["1.0", "2.0"]
 
 
@@ -499,13 +493,13 @@ def test_files_are_still_to_be_had(site, status):
     assert set(Page(site, "ya/child", name).links) == {first.filename, second.filename}
     assert site.fetch("ya/child", first.filename, name) == first.content
     if status == "deprecated":
-        upload(site, "ya/dev", wheel(name, "2.0"))
+        upload(site, "ya/dev", wheel(name, "2.0"), user="helper")
         assert site.versions("ya/dev", name) == ["1.0", "2.0"]
 
 
 def test_a_quarantined_project_is_there_but_gives_no_file(site):
     first, second = release(site, "ya/dev", "quarantine")
-    upload(site, "ya/stable", wheel("beside", "1.0"))
+    upload(site, "ya/stable", wheel("beside", "1.0"), user="helper")
     etags = {index: site.get("/%s/+simple/quarantine/" % index).headers["ETag"] for index in ("ya/dev", "ya/child")}
     set_status(site, "/ya/dev/quarantine", "quarantined", "malware")
     for index in ("ya/dev", "ya/child"):
@@ -547,7 +541,7 @@ def test_a_quarantined_project_cannot_be_pushed_out(site):
 
 def test_the_same_bytes_in_another_project_are_not_quarantined(site):
     first, _ = release(site, "ya/dev", "samebytes")
-    upload(site, "ya/stable", first)
+    upload(site, "ya/stable", first, user="helper")
     set_status(site, "/ya/dev/samebytes", "quarantined")
     assert get(site, path_of(first, "ya/dev")).status == 403
     assert get(site, path_of(first, "ya/stable")).body == first.content
@@ -568,7 +562,7 @@ def test_a_quarantined_project_can_still_be_deleted_and_then_made_anew(site):
     set_status(site, "/ya/dev/cleaned", "quarantined")
     assert site.delete(path_of(first, "ya/dev"), user="ya").status == 200
     assert site.delete("/ya/dev/cleaned", user="ya").status == 200
-    upload(site, "ya/dev", second)
+    upload(site, "ya/dev", second, user="helper")
     assert "project-status" not in site.simple("ya/dev", "cleaned")
     assert site.fetch("ya/dev", second.filename, "cleaned") == second.content
 

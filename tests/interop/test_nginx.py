@@ -18,9 +18,9 @@ import zipfile
 
 import pytest
 
-from client import Client, documentation
+from client import Client
 from clients import Clients, Devpi
-from harness import PROGRAM, Server, eventually, run_command, sdist, wheel
+from harness import PROGRAM, Server, documentation, eventually, run_command, sdist, wheel
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 pytestmark = pytest.mark.skipif(
