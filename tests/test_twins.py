@@ -19,7 +19,7 @@ TWINS = (
     "_digest_length is_digest public_url origin_of credentials_of one_line reason_of _in_quotes "
     "python_tag upload_kind").split()
 
-# The same word for what each module does in its own way.
+# The same word for what each module does in its own way; an empty table may look alike.
 NAMESAKES = (
     "Argument Command Identity Refused Release Response Unreachable UploadForm argument command "
     "is_loopback main push_release releases_of write_private _TOKEN _form_fields _push_target "
@@ -55,7 +55,7 @@ def test_what_stands_twice_is_the_same(both, name):
 def test_every_twin_is_watched(both):
     server, client = both
     same = {name for name in server.keys() & client.keys() if server[name] == client[name]}
-    assert same == set(TWINS)
+    assert same - set(NAMESAKES) == set(TWINS)
 
 
 def test_a_name_that_both_define_is_a_twin_or_known_to_differ(both):
