@@ -3,25 +3,27 @@
 
     python devpi_lite.py --serverdir x
 
-serves private indexes, a caching mirror of pypi.org (`root/pypi`), and indexes that inherit from both, to pip, uv, twine,
-Poetry, the devpi client and curl.  It needs Python 3.9 or newer and nothing else: no packages, no internet.
+serves private indexes, a caching mirror of pypi.org (`root/pypi`), and indexes that inherit from
+both, to pip, uv, twine, Poetry, the devpi client and curl. It needs Python 3.9 or newer and nothing
+else: no packages, no internet.
 
-The chapters, each of which uses only those above it; [W7.2] and the like are rules of tests/CONTRACT.md:
+The chapters, each of which uses only those above it; [W7.2] and the like are rules of
+tests/CONTRACT.md:
 
      1  Names and versions       pure functions over the packaging standards' words
-     2  Errors, settings, limits, threads   exceptions that carry a status; what the operator chose; bounds; crews
-     3  Store                    SQLite: schema, readers, the writer, serials, changelog, what caches hold
-     4  Blobs and archives       files on disk, named by their SHA-256; what they hold
+     2  Errors, settings, limits, threads   errors and their status; options; bounds; threads
+     3  Store                    SQLite: schema, readers, the writer, serials, changelog, caches
+     4  Blobs and archives       files on disk, named by their SHA-256; what archives contain
      5  Users and permissions    passwords, session tokens, who may do what
      6  Indexes                  configuration, resolution order
      7  Upstream                 the HTTP client and the parsing of other indexes' pages
-     8  Projects                 stages, mirrors, and an index with its bases: what a project has to offer
-     9  Outbox                   what outside servers are told: Jenkins jobs, webhooks
+     8  Projects                 the projects of stages, of mirrors, and of an index with its bases
+     9  Outbox                   messages to outside servers: Jenkins jobs, webhooks
     10  Releases                 uploads, documentation, test results, yanks, removal
     11  Staging                  releases pushed to other indexes and to outside servers
-    12  Search                   the query language, the index of what is uploaded, the thread that keeps it up
+    12  Search                   the query language, the search index, the thread that updates it
     13  Simple API               a project as HTML or JSON for installers; PyPI's JSON
-    14  HTTP                     the front, the workers, requests, answers, routes
+    14  HTTP                     the front, the workers, requests, responses, routes
     15  Endpoints                devpi's JSON contract, uploads, files, status
     16  Commands                 the argument parser and `main`
 """
@@ -84,20 +86,22 @@ import zipfile
 import zlib
 
 __version__ = "0.1.0"
-PROTOCOL_VERSION = "6.20.3"                 # the devpi-server release whose wire protocol we speak
-API_VERSION = "1.4"                         # of the simple API that we speak (PEP 629)
+PROTOCOL_VERSION = "6.20.3"     # the devpi-server release whose wire protocol this program speaks
+API_VERSION = "1.4"             # of the simple API (PEP 629)
 log = logging.getLogger("devpi_lite")
 
-# ======================================================================================================================
+# ==================================================================================================
 # 1  Names and versions
 #
-# Pure functions: normal names, versions and their order, file names, core metadata, hashes, times.  Nothing here
-# touches a disk, a socket or a clock that was not handed in.
-# ======================================================================================================================
+# Pure functions: normal names, versions and their order, file names, core metadata, hashes, times.
+# They touch no disk and no socket, and no clock that is not an argument.
+# ==================================================================================================
 
 
 def normalize(name):
-    """The normal form of a project name: `Foo._Bar` -> `foo-bar` (PEP 503, for any run of non-alphanumerics)."""
+    """The normal form of a project name: `Foo._Bar` -> `foo-bar` (PEP 503).
+
+    Every run of characters other than ASCII letters and digits becomes one dash."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).lower()
 
 
@@ -115,12 +119,14 @@ _PRE_RELEASE = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "r
 
 @functools.lru_cache(maxsize=20000)
 def parse_version(text):
-    """A PEP 440 version as a tuple of its parts: (epoch, release, pre, post, dev, local), None for what is absent.
+    """A PEP 440 version as (epoch, release, pre, post, dev, local); absent parts are None.
 
-    Returns None if `text` is no PEP 440 version.  Numbers of absurd length are refused: int() of them is quadratic."""
+    Returns None for other texts, and for those over 200 characters: int() of a long number takes
+    quadratic time."""
     match = _VERSION.fullmatch(text) if len(text) <= 200 else None
     if not match:
         return None
+
     part = match.groupdict()
     pre = post = dev = local = None
     if part["pre"]:
@@ -131,14 +137,16 @@ def parse_version(text):
     if part["dev"]:
         dev = int(part["dev_n"] or 0)
     if part["local"]:
-        local = tuple(int(p) if p.isdigit() else p for p in re.split(r"[-_.]", part["local"].lower()))
+        local = tuple(int(p) if p.isdigit() else p
+                      for p in re.split(r"[-_.]", part["local"].lower()))
     release = tuple(int(p) for p in part["release"].split("."))
+
     return int(part["epoch"] or 0), release, pre, post, dev, local
 
 
 @functools.lru_cache(maxsize=20000)
 def canonical_version(text):
-    """PEP 440's normal spelling of a version (`1.0-RC1` -> `1.0rc1`); the text itself if it is no such version."""
+    """PEP 440's normal spelling of a version: `1.0-RC1` -> `1.0rc1`; other texts as they are."""
     parsed = parse_version(text)
     if parsed is None:
         return text
@@ -150,10 +158,10 @@ def canonical_version(text):
 
 
 def spellings(version, among):
-    """Those of some texts that spell the same version (PEP 440: `1.0-RC1`, `1.0rc1`), the text
-    itself before others.
+    """The texts in `among` that spell the same version (PEP 440: `1.0-RC1`, `1.0rc1`).
 
-    `1.0` and `1.0.0` are two versions here: each can be a release of its own."""
+    An identical text comes first. `1.0` and `1.0.0` are two versions here: each can be a release
+    of its own."""
     wanted = canonical_version(version)
     same = (text for text in among if canonical_version(text) == wanted)
     return sorted(same, key=lambda text: text != version)
@@ -161,27 +169,33 @@ def spellings(version, among):
 
 @functools.lru_cache(maxsize=20000)
 def version_key(text):
-    """Sorts versions as PEP 440 orders them; texts that are no versions sort below all of them, by their text."""
+    """A sort key: versions in the order of PEP 440, below them all other texts by their letters."""
     parsed = parse_version(text)
     if parsed is None:
         return (0, text)
+
     epoch, release, pre, post, dev, local = parsed
     while len(release) > 1 and release[-1] == 0:
         release = release[:-1]
     if pre is None:     # 1.0.dev1 < 1.0a1 < 1.0
         pre = ("", 0) if post is None and dev is not None else ("z", 0)
-    return (1, epoch, release, pre, -1 if post is None else post, float("inf") if dev is None else dev,
-            () if local is None else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
+
+    return (
+        1, epoch, release, pre, -1 if post is None else post,
+        float("inf") if dev is None else dev,
+        () if local is None
+        else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
 
 
 def same_version(one, other):
     """Whether two texts name the same version (PEP 440): `1.0` and `1.0.0` do."""
     one, other = one.strip(), other.strip()
-    return one == other or max(len(one), len(other)) <= 200 and version_key(one) == version_key(other)
+    return one == other or \
+        max(len(one), len(other)) <= 200 and version_key(one) == version_key(other)
 
 
 def is_final(text):
-    """Whether a text is a version (PEP 440), and neither a pre-release nor a development release."""
+    """Whether a text is a PEP 440 version, and neither a pre-release nor a development release."""
     parsed = parse_version(text)
     return parsed is not None and parsed[2] is None and parsed[4] is None
 
@@ -195,17 +209,18 @@ def is_specifier(text):
 
 
 def _specifier_parts(clause):
-    """(operator, version, whether `.*` stood behind it) of one version specifier (PEP 440); None if it is none."""
+    """(operator, version, whether `.*` followed) of one PEP 440 specifier; None for other texts."""
     match = _SPECIFIER.fullmatch(clause)
     if not match or match[1] == "===":
         return match and (match[1], match[2], False)
+
     operator, wanted = match.groups()
     is_prefix = wanted.endswith(".*")
     wanted = wanted[:-2] if is_prefix else wanted
     parsed = parse_version(wanted)
     if parsed is None or operator == "~=" and len(parsed[1]) < 2:
         return None
-    if operator not in ("==", "!=") and (is_prefix or parsed[5] is not None):       # 5: the local version
+    if operator not in ("==", "!=") and (is_prefix or parsed[5] is not None):   # 5: local version
         return None
     if is_prefix and parsed[2:] != (None, None, None, None):
         return None
@@ -213,10 +228,11 @@ def _specifier_parts(clause):
 
 
 def admits(specifiers, version):
-    """Whether a version fits a comma-separated list of version specifiers (PEP 440); an empty list admits all.
+    """Whether a version fits a comma-separated list of version specifiers (PEP 440).
 
-    A specifier that can't be read admits nothing: what is asked for with it is not known."""
-    return all(_fits(clause.strip(), version) for clause in (specifiers or "").split(",") if clause.strip())
+    An empty list admits every version, an unreadable specifier none."""
+    return all(_fits(clause.strip(), version)
+               for clause in (specifiers or "").split(",") if clause.strip())
 
 
 def _fits(clause, version):
@@ -225,36 +241,49 @@ def _fits(clause, version):
         return parts[1] == version
     if parts is None or found is None:
         return False
+
     operator, wanted, is_prefix = parts
     parsed, public = parse_version(wanted), version_key(version.partition("+")[0])
     if is_prefix or operator == "~=":
         release = parsed[1][:-1] if operator == "~=" else parsed[1]
-        series = found[0] == parsed[0] and (found[1] + (0,) * len(release))[:len(release)] == release
-        return not series if operator == "!=" else series and (operator == "==" or public >= version_key(wanted))
+        series = found[0] == parsed[0] and \
+            (found[1] + (0,) * len(release))[:len(release)] == release
+        return not series if operator == "!=" else \
+            series and (operator == "==" or public >= version_key(wanted))
+
     one, other = version_key(version), version_key(wanted)
-    if parsed[5] is None and operator not in ("<", ">"):        # a local version counts as the public one
+    if parsed[5] is None and operator not in ("<", ">"):    # a local version counts as public
         one = public
     same = 3 if parsed[3] is None else 5        # epoch and release, or also pre and post
-    if operator == "<" and one[1:same] == other[1:same] and is_final(wanted) and not is_final(version):
-        return False        # 1.0rc1 is no version below 1.0, nor 1.0.post1.dev1 below 1.0.post1
-    if operator == ">" and (public == other or found[3] is not None and parsed[3:5] == (None, None) and one[1:4] == other[1:4]):
-        return False        # nor are 1.0+local and 1.0.post1 above 1.0
-    return {"==": one == other, "!=": one != other, "<=": one <= other, ">=": one >= other, "<": one < other,
-            ">": one > other}[operator]
+    # 1.0rc1 is not below 1.0, nor 1.0.post1.dev1 below 1.0.post1
+    if operator == "<" and one[1:same] == other[1:same] and \
+            is_final(wanted) and not is_final(version):
+        return False
+    # 1.0+local and 1.0.post1 are not above 1.0
+    if operator == ">" and (
+            public == other or
+            found[3] is not None and parsed[3:5] == (None, None) and one[1:4] == other[1:4]):
+        return False
+
+    return {"==": one == other, "!=": one != other, "<=": one <= other, ">=": one >= other,
+            "<": one < other, ">": one > other}[operator]
 
 
 def admits_python(specifiers, version):
-    """Whether a Requires-Python lets in a version of Python, as pip takes it: `>=3.6.*`, of old metadata, as `>=3.6`."""
+    """Whether a Requires-Python admits a version of Python.
+
+    Reads `>=3.6.*`, which old metadata has, as `>=3.6`, like pip."""
     return admits(re.sub(r"([<>]=?\s*[0-9.]*[0-9])\.\*", r"\1", specifiers or ""), version)
 
 
 UPLOAD_EXTENSIONS = ("exe", "tar.gz", "bz2", "rpm", "deb", "zip", "tgz", "egg", "dmg", "msi", "whl")
-MIRROR_EXTENSIONS = (".doc.zip", ".tar.bz2", ".tar.gz", ".tar.xz", ".tar.Z", ".tar", ".deb", ".dmg", ".egg", ".exe",
-                     ".msi", ".rpm", ".tgz", ".whl", ".whlx", ".zip")
+MIRROR_EXTENSIONS = (
+    ".doc.zip", ".tar.bz2", ".tar.gz", ".tar.xz", ".tar.Z", ".tar", ".deb", ".dmg", ".egg", ".exe",
+    ".msi", ".rpm", ".tgz", ".whl", ".whlx", ".zip")
 
 
 def strip_archive_extension(filename):
-    """(stem, extension) of an archive's name; the extension is "" if it is none that indexes hold."""
+    """(stem, extension) of an archive's name; the extension is "" if no index holds such files."""
     for extension in MIRROR_EXTENSIONS:
         if filename.lower().endswith(extension.lower()) and len(filename) > len(extension):
             return filename[:-len(extension)], filename[-len(extension):]
@@ -270,13 +299,15 @@ _PLATFORM_TAIL = re.compile(r"""
     (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
 # Behind the version of an rpm or deb package: the package's own revision, and the machine.
 _PACKAGE_TAILS = {
-    ".rpm": re.compile(r"(?:-[^-]+)?\.(?:src|nosrc|noarch|x86_64|i[3-6]86|athlon|aarch64|arm\w*|ppc\w*|"
-                       r"s390x?|ia64|sparc\w*|alpha|riscv64|loongarch64)$", re.IGNORECASE),
+    ".rpm": re.compile(
+        r"(?:-[^-]+)?\.(?:src|nosrc|noarch|x86_64|i[3-6]86|athlon|aarch64|arm\w*|ppc\w*|"
+        r"s390x?|ia64|sparc\w*|alpha|riscv64|loongarch64)$", re.IGNORECASE),
     ".deb": re.compile(r"(?:-[^-_]+)?_[a-z0-9-]+$", re.IGNORECASE)}
-# Other words behind a version; `-11g` and `-12c` name the Oracle that an installer was built for.
-_KIND_TAIL = re.compile(r"[-._ ](?:src|sources?|sdist|dist|bin|all|full|setup|install(?:er)?|1[0-9][cg])$",
-                        re.IGNORECASE)
-# What a version of old begins with, where it begins with no digit.
+# Other words behind a version; `-11g` and `-12c` name an Oracle release that an installer is for.
+_KIND_TAIL = re.compile(
+    r"[-._ ](?:src|sources?|sdist|dist|bin|all|full|setup|install(?:er)?|1[0-9][cg])$",
+    re.IGNORECASE)
+# How old versions begin that do not begin with a digit.
 _VERSION_WORD = re.compile(r"""
     (?:v|r|rev|rel|release|version|build|alpha|beta|a|b|c|rc|pre|preview|dev|devel|svn|git|hg|trunk|head|master
         |main|snapshot|nightly|latest|test|final|stable|unstable)
@@ -285,24 +316,27 @@ _VERSION_WORD = re.compile(r"""
 
 @functools.lru_cache(maxsize=20000)
 def version_of_file(filename, project=""):
-    """The version that a file name states (PEP 427, PEP 625, and the looser names of old); "" if it
-    states none, as the name of what is no archive does.
+    """The version that a file name states (PEP 427, PEP 625, older forms), or "".
 
-    The normal name `project`, where the file name begins with it, is taken off before anything is
-    looked for: it may hold what else would be a version, a Python or a platform (`suds-py3`,
-    `python-2to3`, `python-linux-procfs`)."""
+    `project` is a normal name. Where the file name begins with it, it is removed first: it may
+    contain what looks like a version, a Python or a platform (`suds-py3`, `python-2to3`,
+    `python-linux-procfs`)."""
     stem, extension = _archive_stem(filename)
     if not extension:
         return ""
+
     if extension in (".whl", ".whlx"):
         parts = stem.split("-")
         return parts[1].replace("_", "-") if len(parts) >= 5 else ""
+
     rest = _behind_name(stem, project)
     if rest is not None:
         version = _version_of_rest(rest, extension)
         if version[:1].isdigit() or _VERSION_WORD.match(version):
             return version
-    # Another name, or a word between name and version: the first cut that leaves a version.
+
+    # Another name, or a word between name and version: the first cut that leaves a version,
+    # else the first that leaves something like one, else the last.
     separator = "[-_]" if extension == ".deb" else "-"
     cuts = [cut.start() for cut in re.finditer(separator, stem) if cut.start()]
     found = ""
@@ -310,13 +344,13 @@ def version_of_file(filename, project=""):
         version = _version_of_rest(stem[cut:], extension)
         if parse_version(version):
             return version
-        if version and not found[:1].isdigit():     # else the first that looks like one, or the last
+        if version and not found[:1].isdigit():
             found = version
     return found
 
 
 def _archive_stem(filename):
-    """(stem, inner extension in lower case) of an archive's name; `foo-1.0.exe.zip` is packed twice."""
+    """(stem, inner extension in lower case) of a file name; `foo-1.0.exe.zip` is packed twice."""
     stem, extension = strip_archive_extension(filename)
     if not extension and stem.lower().endswith(".bz2"):
         return stem[:-4], ".bz2"
@@ -326,39 +360,41 @@ def _archive_stem(filename):
 
 @functools.lru_cache(maxsize=1000)
 def _name_pattern(project):
-    """The front of a project's file names: any spelling of the normal name, and separators."""
+    """Matches the front of a project's file names: any spelling of the name, and separators."""
     name = "[^a-z0-9]+".join(map(re.escape, project.split("-")))
     return re.compile(name + r"[-_. ]+(?=[^-_. ])", re.IGNORECASE | re.ASCII)
 
 
 def _behind_name(stem, project):
-    """What stands behind the project's name and the separators; None if the name is not in front."""
+    """What follows the project's name and the separators; None if the name is not in front."""
     match = _name_pattern(project).match(stem) if project else None
     return match and stem[match.end():]
 
 
 def _version_of_rest(rest, extension):
-    """The version in what stands behind a project's name."""
+    """The version in what follows a project's name."""
     if extension in _PACKAGE_TAILS:
         rest = _PACKAGE_TAILS[extension].sub("", rest)
     version = _PLATFORM_TAIL.sub("", rest).lstrip("-_. ")
     if not parse_version(version):
         shorter = _KIND_TAIL.sub("", version)
         version = shorter if parse_version(shorter) else version
-    if extension in (".egg", ".rpm"):       # they write a version's dashes as underscores
+
+    if extension in (".egg", ".rpm"):       # these write a version's dashes as underscores
         return version.replace("_", "-")
-    if extension == ".deb":                 # 1.0~rc1 sorts before 1.0 there
+    if extension == ".deb":                 # these write 1.0~rc1, to sort it before 1.0
         return version.replace("~", "")
     return version
 
 
-# The end of the name of the file that lists a release's variant wheels (PEP 825, a draft).
+# How a file ends that lists a release's variant wheels (PEP 825, a draft).
 VARIANTS = "-variants.json"
 
 
 def version_of_variants(filename, project):
-    """The version whose variant wheels a file lists, by its name `{name}-{version}-variants.json`
-    (PEP 825); "" if it is no such file of the project."""
+    """The version of a file `{name}-{version}-variants.json` of the project (PEP 825), or "".
+
+    `project` is a normal name."""
     if not filename.lower().endswith(VARIANTS):
         return ""
     name, _, version = filename[:-len(VARIANTS)].rpartition("-")
@@ -366,16 +402,16 @@ def version_of_variants(filename, project):
 
 
 def python_tag(filename):
-    """The tag of Python in a wheel's name: the third field, behind a build number the fourth.
+    """The Python tag in a wheel's name: its third field, or the fourth after a build number.
 
-    Counted from the front: behind the platform there may be the label of a variant (PEP 825)."""
+    Counted from the front, because a variant's label may follow the platform (PEP 825)."""
     parts = filename[:-len(".whl")].split("-")
     has_build = len(parts) > 5 and parts[2][:1].isdigit()
     return parts[3] if has_build else parts[2] if len(parts) > 4 else ""
 
 
 def project_of_wheel(filename):
-    """The project that a wheel's file name states (PEP 427), normalised; "" if it states none."""
+    """The normal name of the project in a wheel's file name (PEP 427), or ""."""
     parts = filename[:-len(".whl")].split("-") if filename.lower().endswith(".whl") else ()
     if not 5 <= len(parts) <= 7 or not parse_version(parts[1].replace("_", "-")):
         return ""
@@ -383,28 +419,32 @@ def project_of_wheel(filename):
 
 
 # The fields of a release's metadata in devpi's JSON, in devpi's spelling [W12.2].
-TEXT_FIELDS = ("name", "version", "metadata_version", "summary", "home_page", "author", "author_email", "maintainer",
-               "maintainer_email", "license", "description", "keywords", "download_url", "comment", "requires_python",
-               "description_content_type", "license_expression")
-LIST_FIELDS = ("platform", "classifiers", "supported_platform", "provides", "requires", "obsoletes", "project_urls",
-               "provides_dist", "obsoletes_dist", "requires_dist", "requires_external", "provides_extras", "dynamic",
-               "license_file")
-# Fields of newer metadata: kept, and shown only where they are set.
+TEXT_FIELDS = (
+    "name", "version", "metadata_version", "summary", "home_page", "author", "author_email",
+    "maintainer", "maintainer_email", "license", "description", "keywords", "download_url",
+    "comment", "requires_python", "description_content_type", "license_expression")
+LIST_FIELDS = (
+    "platform", "classifiers", "supported_platform", "provides", "requires", "obsoletes",
+    "project_urls", "provides_dist", "obsoletes_dist", "requires_dist", "requires_external",
+    "provides_extras", "dynamic", "license_file")
+# Fields of newer metadata, shown only where they are set.
 NEWER_LIST_FIELDS = ("import_name", "import_namespace")
-FIELD_SPELLINGS = {"classifier": "classifiers", "provides_extra": "provides_extras", "project_url": "project_urls",
-                   "platforms": "platform", "supported_platforms": "supported_platform", "license_files": "license_file",
-                   "import_names": "import_name", "import_namespaces": "import_namespace"}
+FIELD_SPELLINGS = {
+    "classifier": "classifiers", "provides_extra": "provides_extras", "project_url": "project_urls",
+    "platforms": "platform", "supported_platforms": "supported_platform",
+    "license_files": "license_file", "import_names": "import_name",
+    "import_namespaces": "import_namespace"}
 
 
 _METADATA_FIELD = re.compile(r"([!-9;-~]+):[ \t]*")
-METADATA_FIELDS = 20000     # that are read
+METADATA_FIELDS = 20000     # further ones are not read
 
 
 def parse_core_metadata(data):
-    """The fields of a METADATA or PKG-INFO file (bytes), in the spelling of `TEXT_FIELDS` and `LIST_FIELDS`.
+    """The fields of a METADATA or PKG-INFO file (bytes), named as in TEXT_FIELDS and LIST_FIELDS.
 
-    The format is that of e-mail (RFC 822), always in UTF-8: header lines, of which those that begin with a blank go on with
-    the one before.  A body becomes the description where no Description field stands (core metadata 2.1)."""
+    The format is that of e-mail (RFC 822) in UTF-8: header lines, and continuation lines that
+    begin with a blank. The body is the description if no field is (core metadata 2.1)."""
     text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
     fields, end = {}, 0
     for _ in range(METADATA_FIELDS):
@@ -421,6 +461,7 @@ def parse_core_metadata(data):
             fields.setdefault(field, []).append(value)
         else:
             fields.setdefault(field, "" if value == "UNKNOWN" else value)
+
     body = text[end:].removeprefix("\n")
     if body.strip() and not fields.get("description"):
         fields["description"] = body
@@ -428,18 +469,22 @@ def parse_core_metadata(data):
 
 
 def _line_end(text, position):
-    """Where the line after this one begins."""
+    """Where the next line begins."""
     newline = text.find("\n", position)
     return len(text) if newline < 0 else newline + 1
 
 
-_STRONG_HASHES = ("sha256", "sha512", "sha384", "blake2b", "sha3_512", "sha3_384", "sha3_256", "sha3_224")
+_STRONG_HASHES = (
+    "sha256", "sha512", "sha384", "blake2b", "sha3_512", "sha3_384", "sha3_256", "sha3_224")
 _BROKEN_HASHES = ("sha1", "md5-sha1", "md5", "md4")
 
 
 def best_hash(hashes):
-    """The hash spec `algorithm=hex` to keep of a page's {algorithm: hex}: the strongest sound one; or ""."""
-    sound = {a.lower(): h.lower() for a, h in hashes.items() if isinstance(h, str) and is_digest(a.lower(), h)}
+    """`algorithm=hex` of the strongest hash that can be checked here, or "".
+
+    `hashes`: {algorithm: hex}, as a page has them."""
+    sound = {a.lower(): h.lower() for a, h in hashes.items()
+             if isinstance(h, str) and is_digest(a.lower(), h)}
     for order in (_STRONG_HASHES, sorted(sound.keys() - _BROKEN_HASHES), _BROKEN_HASHES):
         for algorithm in order:
             if algorithm in sound:
@@ -449,45 +494,52 @@ def best_hash(hashes):
 
 @functools.lru_cache(maxsize=64)
 def _digest_length(algorithm):
-    if algorithm not in hashlib.algorithms_available or not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
+    if algorithm not in hashlib.algorithms_available or \
+            not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
         return 0
+
     with contextlib.suppress(ValueError):       # OpenSSL may list what its configuration forbids
         return hashlib.new(algorithm).digest_size * 2
     return 0
 
 
 def is_digest(algorithm, text):
-    """Whether `text` can be a hex digest of that algorithm, and the algorithm is one that can be checked here."""
+    """Whether `text` can be a hex digest of an algorithm that can be checked here."""
     return bool(_digest_length(algorithm)) and len(text) == _digest_length(algorithm) and \
         re.fullmatch(r"[0-9a-fA-F]+", text) is not None
 
 
 def file_path(hash_spec, filename):
-    """Where a file with this hash lies below its index: `+f/{hex[:3]}/{hex[3:16]}/{filename}` (devpi's form)."""
+    """A file's path below its index: `+f/{hex[:3]}/{hex[3:16]}/{filename}` (devpi's form)."""
     digest = hash_spec.partition("=")[2]
     return f"+f/{digest[:3]}/{digest[3:16]}/{filename}"
 
 
 def hashless_path(url, filename):
-    """Where a mirror's file without any known hash lies: `+e/{scheme_host_port_path}/{filename}` (devpi's form)."""
+    """The path below its index of a mirror's file that has no hash (devpi's form).
+
+    `+e/{scheme_host_port_path}/{filename}`, the URL's other characters replaced by `_`."""
     parts = urllib.parse.urlsplit(url)
     folder = f"{parts.scheme}/{parts.netloc.rpartition('@')[2]}{parts.path.rpartition('/')[0]}"
     return f"+e/{re.sub(r'[^A-Za-z0-9_.-]', '_', folder.replace('/', '_'))}/{filename}"
 
 
 def is_safe_filename(filename):
-    """Whether a name from a client or from upstream can be the last part of a URL path and of a header."""
-    return bool(filename) and len(filename.encode("utf-8", "replace")) <= 255 and filename not in (".", "..") and \
+    """Whether a name from outside can be the last part of a URL path, and part of a header."""
+    return bool(filename) and \
+        len(filename.encode("utf-8", "replace")) <= 255 and \
+        filename not in (".", "..") and \
         re.search(r"[/\\\x00-\x1f\x7f\u2028\u2029\ud800-\udfff]", filename) is None
 
 
 def iso_time(seconds):
     """A POSIX time as PEP 700 writes it: `2026-11-22T06:58:17.000000Z`."""
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="microseconds")[:-6] + "Z"
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc) \
+        .isoformat(timespec="microseconds")[:-6] + "Z"
 
 
 def seconds_of(iso):
-    """The POSIX time of a text like `iso_time` makes, with or without fractions."""
+    """The POSIX time of what `iso_time` returns, with or without fractions."""
     whole, _, fraction = iso[:-1].partition(".")
     return datetime.datetime.fromisoformat(f"{whole}.{fraction:0<6}+00:00").timestamp()
 
@@ -506,25 +558,26 @@ _PLAIN_PATH = re.compile(r"[A-Za-z0-9_.~/+!@-]*")
 
 
 def quoted(path):
-    """A path as it stands in URLs; the plus of a local version and the `!` of an epoch stay (RFC 3986)."""
+    """A path as URLs have it (RFC 3986); the `+` of local versions and the `!` of epochs stay."""
     return path if _PLAIN_PATH.fullmatch(path) else urllib.parse.quote(path, safe="/+!@")
 
 
 def public_url(url):
-    """The URL without credentials, for eyes and logs."""
+    """The URL without credentials, for people and logs."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-_SENT_AS_IT_IS = "".join(map(chr, range(33, 127)))       # of a URL
+_SENT_AS_IT_IS = "".join(map(chr, range(33, 127)))       # the characters of a URL
 
 
 def ascii_url(url):
-    """An http URL as it can be sent: its host by IDNA, the rest percent-encoded.
+    """An http URL as it can be sent: the host by IDNA, the rest percent-encoded.
 
-    ValueError if it can't be."""
+    Raises ValueError if that is not possible."""
     if url.isascii():
         return url
+
     parts = urllib.parse.urlsplit(url)
     user, at, _ = parts.netloc.rpartition("@")
     host = parts.hostname.encode("idna").decode()
@@ -534,12 +587,12 @@ def ascii_url(url):
 
 
 def url_origin(url):
-    """Scheme, host and port of a URL: what is left of it where tokens may stand in credentials, path or query."""
+    """Scheme, host and port of a URL: drops credentials, path and query, where tokens may be."""
     return "/".join(public_url(url).split("/")[:3])
 
 
 def unescaped(text):
-    """Text with HTML's character references resolved; as it is if one of them names an absurd number."""
+    """Text with HTML's character references resolved; unchanged if one has an absurd number."""
     try:
         return html.unescape(text)
     except ValueError:
@@ -547,13 +600,14 @@ def unescaped(text):
 
 
 def sound(text):
-    """Text without what neither SQLite nor XML takes: lone surrogates and control characters."""
+    """Text with blanks for what SQLite or XML refuse: lone surrogates, control characters."""
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", " ", text)
 
 
 def ip_of(text):
-    """The IP address (`ipaddress`) that a text is, without its zone, and an IPv4 address that is
-    mapped into IPv6 as IPv4; None for other texts."""
+    """The IP address (`ipaddress`) in a text, without its zone; None for other texts.
+
+    An IPv4 address that is mapped into IPv6 comes back as IPv4."""
     try:
         ip = ipaddress.ip_address(text.partition("%")[0])
     except ValueError:
@@ -562,8 +616,7 @@ def ip_of(text):
 
 
 def forwarded_ip(said):
-    """The address (`ipaddress`) that a proxy's header names: its last element, with or without a
-    port; None if that is none."""
+    """The address (`ipaddress`) in a proxy's header: its last one, or None. A port may follow."""
     last = said.rpartition(",")[2].strip()
     port = re.fullmatch(r"\[(.*)\](?::[0-9]+)?|([0-9.]+):[0-9]+", last)
     return ip_of((port[1] or port[2]) if port else last)
@@ -571,27 +624,29 @@ def forwarded_ip(said):
 
 def one_line(text, limit=300):
     """Text as one printable ASCII line, for a reason phrase or a log line."""
-    text = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "backslashreplace").decode("ascii")).strip()
+    text = re.sub(r"[^\x20-\x7e]+", " ",
+                  text.encode("ascii", "backslashreplace").decode("ascii")).strip()
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
 def bounded_int(text):
-    """An integer of JSON from outside; ValueError if it is absurdly long, which newer Pythons see
-    to by themselves: int() of millions of digits would hold the interpreter for minutes
-    (CVE-2020-10735)."""
+    """An integer of JSON from outside; ValueError over 1000 digits.
+
+    int() of millions of digits would block the interpreter for minutes; only newer Pythons have
+    a bound (CVE-2020-10735)."""
     if len(text) > 1000:
         raise ValueError(f"an integer of {len(text)} digits")
     return int(text)
 
 
 def nearest(word, known, count=3):
-    """Those of some words that are written most like this one, if any are."""
-    import difflib      # not at the top: it is for those who mistype
+    """Up to `count` known words that are spelled most like this one."""
+    import difflib      # not at the top: needed for mistyped words only
     return difflib.get_close_matches(word[:100], list(known)[:1000], count, 0.6)
 
 
 def reason_of(error):
-    """A failure as a few words."""
+    """An exception as a few words."""
     if isinstance(error, (TimeoutError, socket.timeout)):
         return "timed out"
     return one_line(str(error) or type(error).__name__, 200)

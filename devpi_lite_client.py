@@ -67,7 +67,9 @@ __version__ = "0.1.0"
 
 
 def normalize(name):
-    """The normal form of a project name: `Foo._Bar` -> `foo-bar` (PEP 503, for any run of non-alphanumerics)."""
+    """The normal form of a project name: `Foo._Bar` -> `foo-bar` (PEP 503).
+
+    Every run of characters other than ASCII letters and digits becomes one dash."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).lower()
 
 
@@ -85,12 +87,14 @@ _PRE_RELEASE = {"alpha": "a", "beta": "b", "c": "rc", "pre": "rc", "preview": "r
 
 @functools.lru_cache(maxsize=20000)
 def parse_version(text):
-    """A PEP 440 version as a tuple of its parts: (epoch, release, pre, post, dev, local), None for what is absent.
+    """A PEP 440 version as (epoch, release, pre, post, dev, local); absent parts are None.
 
-    Returns None if `text` is no PEP 440 version.  Numbers of absurd length are refused: int() of them is quadratic."""
+    Returns None for other texts, and for those over 200 characters: int() of a long number takes
+    quadratic time."""
     match = _VERSION.fullmatch(text) if len(text) <= 200 else None
     if not match:
         return None
+
     part = match.groupdict()
     pre = post = dev = local = None
     if part["pre"]:
@@ -101,14 +105,16 @@ def parse_version(text):
     if part["dev"]:
         dev = int(part["dev_n"] or 0)
     if part["local"]:
-        local = tuple(int(p) if p.isdigit() else p for p in re.split(r"[-_.]", part["local"].lower()))
+        local = tuple(int(p) if p.isdigit() else p
+                      for p in re.split(r"[-_.]", part["local"].lower()))
     release = tuple(int(p) for p in part["release"].split("."))
+
     return int(part["epoch"] or 0), release, pre, post, dev, local
 
 
 @functools.lru_cache(maxsize=20000)
 def canonical_version(text):
-    """PEP 440's normal spelling of a version (`1.0-RC1` -> `1.0rc1`); the text itself if it is no such version."""
+    """PEP 440's normal spelling of a version: `1.0-RC1` -> `1.0rc1`; other texts as they are."""
     parsed = parse_version(text)
     if parsed is None:
         return text
@@ -121,27 +127,33 @@ def canonical_version(text):
 
 @functools.lru_cache(maxsize=20000)
 def version_key(text):
-    """Sorts versions as PEP 440 orders them; texts that are no versions sort below all of them, by their text."""
+    """A sort key: versions in the order of PEP 440, below them all other texts by their letters."""
     parsed = parse_version(text)
     if parsed is None:
         return (0, text)
+
     epoch, release, pre, post, dev, local = parsed
     while len(release) > 1 and release[-1] == 0:
         release = release[:-1]
     if pre is None:     # 1.0.dev1 < 1.0a1 < 1.0
         pre = ("", 0) if post is None and dev is not None else ("z", 0)
-    return (1, epoch, release, pre, -1 if post is None else post, float("inf") if dev is None else dev,
-            () if local is None else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
+
+    return (
+        1, epoch, release, pre, -1 if post is None else post,
+        float("inf") if dev is None else dev,
+        () if local is None
+        else tuple((1, p, "") if isinstance(p, int) else (0, 0, p) for p in local))
 
 
 def same_version(one, other):
     """Whether two texts name the same version (PEP 440): `1.0` and `1.0.0` do."""
     one, other = one.strip(), other.strip()
-    return one == other or max(len(one), len(other)) <= 200 and version_key(one) == version_key(other)
+    return one == other or \
+        max(len(one), len(other)) <= 200 and version_key(one) == version_key(other)
 
 
 def is_final(text):
-    """Whether a text is a version (PEP 440), and neither a pre-release nor a development release."""
+    """Whether a text is a PEP 440 version, and neither a pre-release nor a development release."""
     parsed = parse_version(text)
     return parsed is not None and parsed[2] is None and parsed[4] is None
 
@@ -155,17 +167,18 @@ def is_specifier(text):
 
 
 def _specifier_parts(clause):
-    """(operator, version, whether `.*` stood behind it) of one version specifier (PEP 440); None if it is none."""
+    """(operator, version, whether `.*` followed) of one PEP 440 specifier; None for other texts."""
     match = _SPECIFIER.fullmatch(clause)
     if not match or match[1] == "===":
         return match and (match[1], match[2], False)
+
     operator, wanted = match.groups()
     is_prefix = wanted.endswith(".*")
     wanted = wanted[:-2] if is_prefix else wanted
     parsed = parse_version(wanted)
     if parsed is None or operator == "~=" and len(parsed[1]) < 2:
         return None
-    if operator not in ("==", "!=") and (is_prefix or parsed[5] is not None):       # 5: the local version
+    if operator not in ("==", "!=") and (is_prefix or parsed[5] is not None):   # 5: local version
         return None
     if is_prefix and parsed[2:] != (None, None, None, None):
         return None
@@ -173,10 +186,11 @@ def _specifier_parts(clause):
 
 
 def admits(specifiers, version):
-    """Whether a version fits a comma-separated list of version specifiers (PEP 440); an empty list admits all.
+    """Whether a version fits a comma-separated list of version specifiers (PEP 440).
 
-    A specifier that can't be read admits nothing: what is asked for with it is not known."""
-    return all(_fits(clause.strip(), version) for clause in (specifiers or "").split(",") if clause.strip())
+    An empty list admits every version, an unreadable specifier none."""
+    return all(_fits(clause.strip(), version)
+               for clause in (specifiers or "").split(",") if clause.strip())
 
 
 def _fits(clause, version):
@@ -185,22 +199,32 @@ def _fits(clause, version):
         return parts[1] == version
     if parts is None or found is None:
         return False
+
     operator, wanted, is_prefix = parts
     parsed, public = parse_version(wanted), version_key(version.partition("+")[0])
     if is_prefix or operator == "~=":
         release = parsed[1][:-1] if operator == "~=" else parsed[1]
-        series = found[0] == parsed[0] and (found[1] + (0,) * len(release))[:len(release)] == release
-        return not series if operator == "!=" else series and (operator == "==" or public >= version_key(wanted))
+        series = found[0] == parsed[0] and \
+            (found[1] + (0,) * len(release))[:len(release)] == release
+        return not series if operator == "!=" else \
+            series and (operator == "==" or public >= version_key(wanted))
+
     one, other = version_key(version), version_key(wanted)
-    if parsed[5] is None and operator not in ("<", ">"):        # a local version counts as the public one
+    if parsed[5] is None and operator not in ("<", ">"):    # a local version counts as public
         one = public
     same = 3 if parsed[3] is None else 5        # epoch and release, or also pre and post
-    if operator == "<" and one[1:same] == other[1:same] and is_final(wanted) and not is_final(version):
-        return False        # 1.0rc1 is no version below 1.0, nor 1.0.post1.dev1 below 1.0.post1
-    if operator == ">" and (public == other or found[3] is not None and parsed[3:5] == (None, None) and one[1:4] == other[1:4]):
-        return False        # nor are 1.0+local and 1.0.post1 above 1.0
-    return {"==": one == other, "!=": one != other, "<=": one <= other, ">=": one >= other, "<": one < other,
-            ">": one > other}[operator]
+    # 1.0rc1 is not below 1.0, nor 1.0.post1.dev1 below 1.0.post1
+    if operator == "<" and one[1:same] == other[1:same] and \
+            is_final(wanted) and not is_final(version):
+        return False
+    # 1.0+local and 1.0.post1 are not above 1.0
+    if operator == ">" and (
+            public == other or
+            found[3] is not None and parsed[3:5] == (None, None) and one[1:4] == other[1:4]):
+        return False
+
+    return {"==": one == other, "!=": one != other, "<=": one <= other, ">=": one >= other,
+            "<": one < other, ">": one > other}[operator]
 
 
 _REQUIREMENT = re.compile(
@@ -245,27 +269,31 @@ def parse_requirement(text):
 
 
 # The fields of a release's metadata in devpi's spelling.
-TEXT_FIELDS = ("name", "version", "metadata_version", "summary", "home_page", "author", "author_email", "maintainer",
-               "maintainer_email", "license", "description", "keywords", "download_url", "comment", "requires_python",
-               "description_content_type", "license_expression")
-LIST_FIELDS = ("platform", "classifiers", "supported_platform", "provides", "requires", "obsoletes", "project_urls",
-               "provides_dist", "obsoletes_dist", "requires_dist", "requires_external", "provides_extras", "dynamic",
-               "license_file")
+TEXT_FIELDS = (
+    "name", "version", "metadata_version", "summary", "home_page", "author", "author_email",
+    "maintainer", "maintainer_email", "license", "description", "keywords", "download_url",
+    "comment", "requires_python", "description_content_type", "license_expression")
+LIST_FIELDS = (
+    "platform", "classifiers", "supported_platform", "provides", "requires", "obsoletes",
+    "project_urls", "provides_dist", "obsoletes_dist", "requires_dist", "requires_external",
+    "provides_extras", "dynamic", "license_file")
 NEWER_LIST_FIELDS = ("import_name", "import_namespace")
-FIELD_SPELLINGS = {"classifier": "classifiers", "provides_extra": "provides_extras", "project_url": "project_urls",
-                   "platforms": "platform", "supported_platforms": "supported_platform", "license_files": "license_file",
-                   "import_names": "import_name", "import_namespaces": "import_namespace"}
+FIELD_SPELLINGS = {
+    "classifier": "classifiers", "provides_extra": "provides_extras", "project_url": "project_urls",
+    "platforms": "platform", "supported_platforms": "supported_platform",
+    "license_files": "license_file", "import_names": "import_name",
+    "import_namespaces": "import_namespace"}
 
 
 _METADATA_FIELD = re.compile(r"([!-9;-~]+):[ \t]*")
-METADATA_FIELDS = 20000     # that are read
+METADATA_FIELDS = 20000     # further ones are not read
 
 
 def parse_core_metadata(data):
-    """The fields of a METADATA or PKG-INFO file (bytes), in the spelling of `TEXT_FIELDS` and `LIST_FIELDS`.
+    """The fields of a METADATA or PKG-INFO file (bytes), named as in TEXT_FIELDS and LIST_FIELDS.
 
-    The format is that of e-mail (RFC 822), always in UTF-8: header lines, of which those that begin with a blank go on with
-    the one before.  A body becomes the description where no Description field stands (core metadata 2.1)."""
+    The format is that of e-mail (RFC 822) in UTF-8: header lines, and continuation lines that
+    begin with a blank. The body is the description if no field is (core metadata 2.1)."""
     text = data.decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
     fields, end = {}, 0
     for _ in range(METADATA_FIELDS):
@@ -282,6 +310,7 @@ def parse_core_metadata(data):
             fields.setdefault(field, []).append(value)
         else:
             fields.setdefault(field, "" if value == "UNKNOWN" else value)
+
     body = text[end:].removeprefix("\n")
     if body.strip() and not fields.get("description"):
         fields["description"] = body
@@ -289,15 +318,15 @@ def parse_core_metadata(data):
 
 
 def _line_end(text, position):
-    """Where the line after this one begins."""
+    """Where the next line begins."""
     newline = text.find("\n", position)
     return len(text) if newline < 0 else newline + 1
 
 
 def python_tag(filename):
-    """The tag of Python in a wheel's name: the third field, behind a build number the fourth.
+    """The Python tag in a wheel's name: its third field, or the fourth after a build number.
 
-    Counted from the front: behind the platform there may be the label of a variant (PEP 825)."""
+    Counted from the front, because a variant's label may follow the platform (PEP 825)."""
     parts = filename[:-len(".whl")].split("-")
     has_build = len(parts) > 5 and parts[2][:1].isdigit()
     return parts[3] if has_build else parts[2] if len(parts) > 4 else ""
@@ -325,21 +354,23 @@ def upload_kind(filename):
 @functools.lru_cache(maxsize=64)
 def _digest_length(algorithm):
     import hashlib
-    if algorithm not in hashlib.algorithms_available or not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
+    if algorithm not in hashlib.algorithms_available or \
+            not re.fullmatch(r"[a-z0-9_-]{1,20}", algorithm):
         return 0
+
     with contextlib.suppress(ValueError):       # OpenSSL may list what its configuration forbids
         return hashlib.new(algorithm).digest_size * 2
     return 0
 
 
 def is_digest(algorithm, text):
-    """Whether `text` can be a hex digest of that algorithm, and the algorithm is one that can be checked here."""
+    """Whether `text` can be a hex digest of an algorithm that can be checked here."""
     return bool(_digest_length(algorithm)) and len(text) == _digest_length(algorithm) and \
         re.fullmatch(r"[0-9a-fA-F]+", text) is not None
 
 
 def public_url(url):
-    """The URL without credentials, for eyes and logs."""
+    """The URL without credentials, for people and logs."""
     parts = urllib.parse.urlsplit(url)
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
@@ -428,7 +459,8 @@ def _in_quotes(name):
 
 def one_line(text, limit=300):
     """Text as one printable ASCII line, for a reason phrase or a log line."""
-    text = re.sub(r"[^\x20-\x7e]+", " ", text.encode("ascii", "backslashreplace").decode("ascii")).strip()
+    text = re.sub(r"[^\x20-\x7e]+", " ",
+                  text.encode("ascii", "backslashreplace").decode("ascii")).strip()
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
@@ -468,7 +500,7 @@ def readable_reason(status, text):
 
 
 def reason_of(error):
-    """A failure as a few words."""
+    """An exception as a few words."""
     if isinstance(error, (TimeoutError, socket.timeout)):
         return "timed out"
     return one_line(str(error) or type(error).__name__, 200)
