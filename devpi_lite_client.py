@@ -4513,21 +4513,22 @@ def _action_words(status, words):
 # ==================================================================================================
 # 13  Archives
 #
-# What wheels, sdists, eggs and documentation say about themselves; and unpacking that never leaves its directory.
+# The metadata of wheels, sdists, eggs and documentation, and unpacking that never writes outside its
+# target directory.
 # ==================================================================================================
 
 ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip")
-_METADATA_LIMIT = 20 << 20       # bytes of a metadata file
+_METADATA_LIMIT = 20 << 20      # bytes of a metadata file
 UNPACKED_LIMIT = 8 << 30        # bytes that an archive may unpack to
 MEMBERS_LIMIT = 200_000
 HEADER_LIMIT = 1 << 20          # bytes of a tar's long name or pax records
-DIRECTORY_LIMIT = 20 << 20      # bytes of a zip's directory, which is read whole
-SMALL_PIECE = 4096              # bytes of what unpacks at once, however much that makes
+DIRECTORY_LIMIT = 20 << 20      # bytes of a zip's directory, which zipfile reads at once
+SMALL_PIECE = 4096              # bytes of compressed data that is decompressed at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file to upload: `fields` are its metadata, empty for documentation."""
+    """A file to upload.  `fields` is its core metadata; it is empty for documentation."""
     path: str
     name: str
     version: str                # "" for documentation whose file name states none
@@ -4540,20 +4541,22 @@ class Archive:
 
     @property
     def upload_name(self):
-        """The file name under which it is sent."""
+        """The file name in the upload form."""
         if not self.is_docs:
             return self.filename
         return f"{self.name}-{self.version}.doc.zip" if self.version else f"{self.name}.doc.zip"
 
 
 def read_archive(path):
-    """The `Archive` at a path; a Failure if it is not readable as one."""
+    """The `Archive` at a path; a Failure if it can't be read, or has no metadata."""
     filename = os.path.basename(path)
     docs = re.fullmatch(r"(.+)\.docs?\.(?:zip|tar\.gz|tgz)", filename)
     if docs:
         stem = docs[1]
-        cut = next((dash.start() for dash in re.finditer("-", stem) if parse_version(stem[dash.end():])), len(stem))
+        cut = next((dash.start() for dash in re.finditer("-", stem)
+                    if parse_version(stem[dash.end():])), len(stem))
         return Archive(path, stem[:cut], stem[cut + 1:], is_docs=True)
+
     if not filename.endswith(ARCHIVE_ENDINGS):
         raise Failure(f"{filename}: does not contain PKGINFO, skipping")
     with _opened_archive(path) as file:
@@ -4567,9 +4570,9 @@ def read_archive(path):
 
 @contextlib.contextmanager
 def _opened_archive(path):
-    """The open file of an archive; a Failure that names it for whatever is wrong with it.
+    """The open file of an archive; any error while it is read becomes a Failure that names it.
 
-    What a library raises for one differs between Pythons: no list would be complete."""
+    It catches every Exception: zipfile and others raise different ones on each Python."""
     filename = os.path.basename(path)
     try:
         with open(path, "rb") as file:
@@ -4577,13 +4580,13 @@ def _opened_archive(path):
     except Failure:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:      # of the disk, not of the content
+        if isinstance(error, OSError) and error.errno:      # the disk failed, not the archive
             raise Failure(f"{filename} can't be used: {error.strerror}") from None
         raise Failure(f"{filename}: broken archive: {reason_of(error)}") from error
 
 
 class _SmallReads:
-    """A file that gives no more than `DIRECTORY_LIMIT` at once: zipfile reads a directory whole."""
+    """A file that reads at most `DIRECTORY_LIMIT` bytes at once: zipfile reads a directory whole."""
 
     def __init__(self, file):
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -4599,15 +4602,15 @@ class _SmallReads:
 
 
 def _open_zip(file):
-    """The ZipFile of an open file."""
+    """The ZipFile of an open file; its directory is bounded."""
     import zipfile
     return zipfile.ZipFile(_SmallReads(file))
 
 
 def _zip_pieces(archive, info):
-    """The content of a zip's member, no longer than its stated size.
+    """Yield the content of a zip's member, no longer than its stated size.
 
-    All methods but deflate unpack at once whatever they are given: they are given little."""
+    Methods other than deflate decompress all input at once, so they get small pieces of it."""
     import zipfile
     is_bounded = info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     size = PIECE if is_bounded else SMALL_PIECE
@@ -4616,7 +4619,7 @@ def _zip_pieces(archive, info):
 
 
 def _zip_metadata(file, filename):
-    """The metadata file of a wheel, an egg or a zipped sdist; None if there is none."""
+    """The metadata file of a wheel, an egg or a zipped sdist, or None."""
     pattern = {"whl": r"[^/]+\.dist-info/METADATA", "egg": r"EGG-INFO/PKG-INFO"}.get(
         filename.rpartition(".")[2], r"[^/]+/PKG-INFO")
     with _open_zip(file) as archive:
@@ -4627,7 +4630,7 @@ def _zip_metadata(file, filename):
 
 
 def _tar_metadata(file):
-    """The PKG-INFO of an sdist; the archive is only read as far as needed."""
+    """The PKG-INFO of an sdist, or None; stops reading the archive there."""
     tar = TarReader(file)
     for member in tar.members():
         if member.kind == "file" and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
@@ -4636,6 +4639,7 @@ def _tar_metadata(file):
 
 
 def _metadata(pieces):
+    """The joined pieces; ValueError if they are too large for a metadata file."""
     data = bytearray()
     for piece in pieces:
         data += piece
@@ -4648,12 +4652,15 @@ def _metadata(pieces):
 
 
 class TarMember(typing.NamedTuple):
-    """A member of a tar; `kind`: file, folder, symlink, hardlink, or "" for anything else."""
+    """A member of a tar.
+
+    `kind`: file, folder, symlink, hardlink, or "" for any other type.  `size`: bytes of its content.
+    `target`: where a link points to."""
     name: str
     kind: str
-    size: int                       # of its content
+    size: int
     mode: int
-    target: str                     # of a link
+    target: str
 
 
 _TAR_KINDS = {b"0": "file", b"\0": "file", b"7": "file", b"1": "hardlink", b"2": "symlink",
@@ -4662,23 +4669,23 @@ _TAR_BLOCK = 512
 
 
 class TarReader:
-    """Reads a tar once and forwards: POSIX.1-2001, or GNU's with long names, in gzip or bzip2.
+    """Reads a tar once from start to end: POSIX.1-2001 or GNU's format, also in gzip or bzip2.
 
-    ValueError if it is broken.  Its bounds are its own: tarfile, depending on its version, goes
-    back for a size below 0, or reads a long name of gigabytes into memory."""
+    ValueError if it is malformed or exceeds a limit.  We can't use tarfile: some of its versions seek
+    backwards for a negative size, or read a long name of gigabytes into memory."""
 
     def __init__(self, file):
         self.file = _decompressed(file)
         self.count = 0              # bytes that were read
-        self.left = 0               # bytes of the member's content that were not yet
-        self.padding = 0            # bytes behind it
+        self.left = 0               # unread bytes of the member's content
+        self.padding = 0            # bytes between this content and the next header
 
     def members(self):
-        """Each member; the `pieces()` of its content can be had until the next one is asked for."""
-        name = target = None        # of the headers before, which belong to the next member
-        records = {}
+        """Yield each member; `pieces()` yields its content until the next member is requested."""
+        name = target = None        # from the headers of the format's extensions,
+        records = {}                # which precede the header of their member
         for number in range(4 * MEMBERS_LIMIT):
-            for _ in self.pieces():     # what nobody asked for
+            for _ in self.pieces():     # skip unread content
                 pass
             self._read(self.padding)
             block = self._read(_TAR_BLOCK, may_end=number > 0)
@@ -4686,9 +4693,10 @@ class TarReader:
                 if not number:
                     raise ValueError("there is nothing in it")
                 return
+
             _check_sum(block)
             kind, size = block[156:157], _tar_number(block[124:136])
-            self._content(size)
+            self._start_content(size)
             if kind in (b"L", b"K", b"x", b"X"):
                 if size > HEADER_LIMIT:
                     limit = byte_size(HEADER_LIMIT)
@@ -4700,13 +4708,13 @@ class TarReader:
                     target = data
                 else:
                     records = _pax_records(data)
-            elif kind != b"g":      # records for all that follows: a comment
+            elif kind != b"g":      # global pax records: packages have only comments there
                 yield self._member(block, kind, records, name, target)
                 name, target, records = None, None, {}
         raise ValueError(f"it has more than {4 * MEMBERS_LIMIT} headers")
 
     def _member(self, block, kind, records, name, target):
-        """The member whose own header that block is, with what the headers before it said."""
+        """The member of a header block; pax records and GNU's long names override its fields."""
         if name is None:
             name = _until_null(block[:100])
             prefix = _until_null(block[345:500]) if block[257:263] == b"ustar\0" else b""
@@ -4714,30 +4722,30 @@ class TarReader:
         name = _tar_text(records.get(b"path", name))
         target = _tar_text(records.get(b"linkpath", block[157:257] if target is None else target))
         kind = _TAR_KINDS.get(kind, "")
-        if kind == "file" and name.endswith("/"):       # in the tars of old
+        if kind == "file" and name.endswith("/"):       # the format before POSIX
             kind = "folder"
         if any(key.startswith(b"GNU.sparse.") for key in records):
             kind = ""
         size = self.left
-        if kind not in ("file", ""):        # whatever size it states, it has no content
+        if kind not in ("file", ""):        # links and folders have no content
             size = 0
         elif b"size" in records:
             size = _tar_size(records[b"size"])
-        self._content(size)
+        self._start_content(size)
         return TarMember(name, kind, size, _tar_number(block[100:108]), target)
 
-    def _content(self, size):
+    def _start_content(self, size):
         self.left, self.padding = size, -size % _TAR_BLOCK
 
     def pieces(self):
-        """The content of the member that was given last."""
+        """Yield the content of the last member, or the rest of it."""
         while self.left:
             piece = self._read(min(PIECE, self.left))
             self.left -= len(piece)
             yield piece
 
     def _read(self, size, may_end=False):
-        """So many bytes; none at the end, if it may be there."""
+        """Read exactly `size` bytes; b"" at the end of the file if `may_end`, else a ValueError."""
         self.count += size
         if self.count > UNPACKED_LIMIT:
             raise ValueError(f"it unpacks to more than {byte_size(UNPACKED_LIMIT)}")
@@ -4748,7 +4756,7 @@ class TarReader:
 
 
 def _decompressed(file):
-    """The file, or what reads through the gzip or bzip2 that it is, by its first bytes."""
+    """The file, or a reader that decompresses it; its first bytes tell gzip and bzip2."""
     magic = file.read(3)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
@@ -4761,16 +4769,18 @@ def _decompressed(file):
 
 
 def _check_sum(block):
-    """A ValueError if that is no tar's header: it holds the sum of its bytes (of old: signed)."""
+    """A ValueError if a block is no tar header: the checksum is the sum of the header's bytes.
+
+    Old programs computed it with signed bytes."""
     rest, stated = block[:148] + b" " * 8 + block[156:], _tar_number(block[148:156])
     if stated != sum(rest) and stated != sum(rest) - 256 * sum(byte > 127 for byte in rest):
         raise ValueError("it is no tar")
 
 
 def _tar_number(field):
-    """A number of a tar's header: octal digits, or GNU's binary form for large ones.
+    """A number in a tar header: octal digits, or GNU's binary form for large numbers.
 
-    That form can say numbers below 0, which have no place in a package."""
+    A ValueError for negative numbers, which GNU's form allows."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = _until_null(field).strip()
@@ -4780,6 +4790,7 @@ def _tar_number(field):
 
 
 def _tar_size(text):
+    """The size in a pax record."""
     if not re.fullmatch(b"[0-9]{1,20}", text):
         raise ValueError("a member of the tar has a size that is none, or below 0")
     return int(text)
@@ -4794,7 +4805,7 @@ def _tar_text(data):
 
 
 def _pax_records(data):
-    """{key: value} of the records `LENGTH KEY=VALUE` of an extended header (POSIX.1-2001)."""
+    """{key: value} of the records `LENGTH KEY=VALUE` in an extended header (POSIX.1-2001)."""
     found, start = {}, 0
     while data[start:start + 1] not in (b"", b"\0"):
         length = data[start:start + 20].partition(b" ")[0]
@@ -4810,41 +4821,56 @@ def _pax_records(data):
 
 
 def archive_problems(archive):
-    """([reasons not to send it], [remarks]) about an archive, from its name, its size and its metadata."""
+    """([reasons not to send it], [remarks]) about an archive's name, size and metadata."""
     wrong, remarks, filename = [], [], archive.filename
-    if os.path.getsize(archive.path) == 0:
+    size = os.path.getsize(archive.path)
+    if size == 0:
         wrong.append("the file is empty")
-    if os.path.getsize(archive.path) > 1 << 30:
-        remarks.append("it is larger than 1 GiB, which servers refuse unless they were told otherwise")
+    if size > 1 << 30:
+        remarks.append(
+            "it is larger than 1 GiB, which servers refuse unless they were told otherwise")
     if archive.is_docs:
         return wrong, remarks
+
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", archive.name):
         wrong.append(f"'{archive.name}' is no valid project name")
     if parse_version(archive.version) is None:
         remarks.append(f"'{archive.version}' is no version by PEP 440")
-    stem = re.sub(r"(\.tar\.gz|\.tar\.bz2|\.tgz|\.tar|\.zip|\.whl|\.egg)$", "", filename)
-    parts = stem.split("-")
-    if filename.endswith(".whl"):
-        if len(parts) not in (5, 6):
-            wrong.append("the name of a wheel is NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl")
-        elif normalize(parts[0]) != normalize(archive.name) or not same_version(parts[1].replace("_", "-"), archive.version):
-            wrong.append(f"its name says {parts[0]} {parts[1]}, its metadata {archive.name} {archive.version}")
-    elif not normalize(stem).startswith(normalize(archive.name) + "-"):
-        wrong.append(f"its name does not begin with that of the project, {archive.name}")
-    elif not any(normalize(version) in normalize(stem) for version in (archive.version, canonical_version(archive.version))):
-        wrong.append(f"its name does not hold the version of its metadata, {archive.version}")
+    wrong += _filename_problems(filename, archive.name, archive.version)
+
     if not archive.fields.get("metadata_version"):
         remarks.append("its metadata states no Metadata-Version")
-    kind = (archive.fields.get("description_content_type") or "").partition(";")[0].strip().lower()
-    if kind not in ("", "text/plain", "text/x-rst", "text/markdown"):
-        remarks.append(f"the description is of the unknown type '{kind}'")
+    content_type = archive.fields.get("description_content_type") or ""
+    content_type = content_type.partition(";")[0].strip().lower()
+    if content_type not in ("", "text/plain", "text/x-rst", "text/markdown"):
+        remarks.append(f"the description is of the unknown type '{content_type}'")
     if not (archive.fields.get("description") or "").strip():
         remarks.append("it has no long description")
     return wrong, remarks
 
 
+def _filename_problems(filename, name, version):
+    """[what differs between an archive's file name and the name and version in its metadata]."""
+    stem = re.sub(r"(\.tar\.gz|\.tar\.bz2|\.tgz|\.tar|\.zip|\.whl|\.egg)$", "", filename)
+    if filename.endswith(".whl"):
+        parts = stem.split("-")
+        if len(parts) not in (5, 6):
+            return ["the name of a wheel is NAME-VERSION[-BUILD]-PYTHON-ABI-PLATFORM.whl"]
+        if normalize(parts[0]) != normalize(name) or \
+                not same_version(parts[1].replace("_", "-"), version):
+            return [f"its name says {parts[0]} {parts[1]}, its metadata {name} {version}"]
+        return []
+
+    if not normalize(stem).startswith(normalize(name) + "-"):
+        return [f"its name does not begin with that of the project, {name}"]
+    if not any(normalize(spelling) in normalize(stem)
+               for spelling in (version, canonical_version(version))):
+        return [f"its name does not hold the version of its metadata, {version}"]
+    return []
+
+
 def digest_of(path, algorithm="sha256"):
-    """The hash of a file, in hex."""
+    """The digest of a file, in hex."""
     import hashlib
     digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
@@ -4854,9 +4880,10 @@ def digest_of(path, algorithm="sha256"):
 
 
 def zip_directory(source, target):
-    """Write all files below a directory into a zip, by their paths relative to it.  Returns how many.
+    """Zip all files below a directory, by their relative paths; returns their number.
 
-    Links that lead out of the directory, or nowhere, are left out: what they name was not meant to be published."""
+    Links that lead out of the directory, or nowhere, are left out: nobody meant to publish their
+    targets."""
     import zipfile
     count, source = 0, os.path.realpath(source)
     with writing(target), zipfile.ZipFile(
@@ -4872,63 +4899,126 @@ def zip_directory(source, target):
     return count
 
 
-def unpack(path, target):
-    """Unpack a zip or tar below the directory `target`.  A Failure for members that would lie, or point, outside of it.
+class _Unpacking:
+    """Unpacks one archive below the real path `target`, within limits.
 
-    Nothing is put below a link, and a link goes up only before it goes down (`_link_stays_inside`).  So each link leads from
-    a real directory to one inside, whatever the links that it passes through become later."""
-    import zipfile
-    filename, target = os.path.basename(path), os.path.realpath(target)
-    budget = [UNPACKED_LIMIT, MEMBERS_LIMIT]
+    Nothing is written below a link, and a link's target starts with its `..` parts
+    (`_link_stays_inside`).  So every link leads from a real directory to a path inside `target`,
+    whatever the links on its way become later."""
 
-    def charge(size, members=0):
-        """Count bytes and files or folders that are to be made."""
-        budget[0] -= size
-        budget[1] -= members
-        if min(budget) < 0:
-            raise Failure(f"{filename} unpacks to too much: over {byte_size(UNPACKED_LIMIT)} or {MEMBERS_LIMIT} members")
+    def __init__(self, filename, target):
+        self.filename, self.target = filename, target
+        self.bytes_left, self.members_left = UNPACKED_LIMIT, MEMBERS_LIMIT
 
-    def place(name, size):
-        """Where a member goes; its folder is made."""
-        charge(size, 1)
-        found = os.path.join(target, *[part for part in re.split(r"[/\\]" if os.name == "nt" else "/", name) if part != "."])
-        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name or ".." in re.split(r"[/\\]", name) \
-                or _passes_a_link(os.path.dirname(found), target):
-            raise Failure(f"{filename} holds the member '{name}', which leaves the archive; nothing of it is used")
-        folder = found if name.endswith("/") or found == target else os.path.dirname(found)
+    def charge(self, size, members=0):
+        """Count bytes, and files or folders, before they are created."""
+        self.bytes_left -= size
+        self.members_left -= members
+        if min(self.bytes_left, self.members_left) < 0:
+            raise Failure(f"{self.filename} unpacks to too much: over {byte_size(UNPACKED_LIMIT)} "
+                          f"or {MEMBERS_LIMIT} members")
+
+    def prepare(self, name, size):
+        """The path of a member; creates the folder that it needs."""
+        self.charge(size, 1)
+        separators = r"[/\\]" if os.name == "nt" else "/"
+        path = os.path.join(self.target,
+                            *[part for part in re.split(separators, name) if part != "."])
+        is_absolute = name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name)
+        if is_absolute or "\0" in name or ".." in re.split(r"[/\\]", name) \
+                or _passes_a_link(os.path.dirname(path), self.target):
+            raise Failure(f"{self.filename} holds the member '{name}', which leaves the archive; "
+                          "nothing of it is used")
+
+        is_folder = name.endswith("/") or path == self.target
+        folder = path if is_folder else os.path.dirname(path)
         if not os.path.isdir(folder):
-            charge(0, name.count("/"))
+            self.charge(0, name.count("/"))
             os.makedirs(folder, exist_ok=True)
-        return found
+        return path
+
+    def unpack_zip(self, archive):
+        for info in archive.infolist():
+            path = self.prepare(info.filename, info.file_size)
+            if not info.is_dir():
+                with OutputFile(path) as output:
+                    for piece in _zip_pieces(archive, info):
+                        output.write(piece)
+
+    def unpack_tar(self, tar):
+        for member in tar.members():
+            path = self.prepare(member.name, member.size)
+            if member.kind == "folder":
+                os.makedirs(path, exist_ok=True)
+            elif member.kind in ("symlink", "hardlink"):
+                self._unpack_link(member, path)
+            elif member.kind == "file":
+                if os.path.islink(path):        # replace the link, don't follow it
+                    os.unlink(path)
+                with OutputFile(path) as output:
+                    for piece in tar.pieces():
+                        output.write(piece)
+                os.chmod(path, 0o755 if member.mode & 0o100 else 0o644)
+            else:
+                raise Failure(f"{self.filename} holds '{member.name}', "
+                              "which is neither a file nor a directory")
+
+    def _unpack_link(self, member, path):
+        """Create a symlink; a hardlink, and on Windows a symlink, becomes a copy."""
+        import shutil
+        if not _link_stays_inside(member):
+            raise Failure(f"{self.filename} holds the link '{member.name}' to '{member.target}', "
+                          "which leaves the archive")
+        if os.path.islink(path):        # replace the link, don't follow it
+            os.unlink(path)
+        folder = os.path.dirname(path) if member.kind == "symlink" else self.target
+        pointed = os.path.join(folder, member.target)
+        if member.kind == "symlink" and os.name != "nt":
+            os.symlink(member.target, path)
+        elif os.path.isfile(pointed) and os.path.realpath(pointed) != path:
+            self.charge(os.path.getsize(pointed))
+            with writing(path):
+                shutil.copyfile(pointed, path)
+
+    def check_links(self):
+        """A Failure if a link leads out of the target directory."""
+        for folder, folders, names in os.walk(self.target):
+            for name in folders + names:
+                path = os.path.join(folder, name)
+                if os.path.islink(path) and not _is_inside(path, self.target):
+                    raise Failure(f"{self.filename} holds the link '{name}', which leaves the "
+                                  "archive; nothing of it is used")
+
+
+def unpack(path, target):
+    """Unpack a zip or a tar below the directory `target`.
+
+    A Failure if it is malformed or too large, or has members or links that lead outside."""
+    import zipfile
+    filename = os.path.basename(path)
+    unpacking = _Unpacking(filename, os.path.realpath(target))
+    is_tar = filename.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar"))
     with _opened_archive(path) as file:
-        if zipfile.is_zipfile(path) and not filename.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar")):
+        if not is_tar and zipfile.is_zipfile(path):
             with _open_zip(file) as archive:
-                for info in archive.infolist():
-                    found = place(info.filename, info.file_size)
-                    if not info.is_dir():
-                        with OutputFile(found) as output:
-                            for piece in _zip_pieces(archive, info):
-                                output.write(piece)
+                unpacking.unpack_zip(archive)
         else:
-            _unpack_tar(TarReader(file), target, place, charge, filename)
-    for folder, folders, names in os.walk(target):
-        for name in folders + names:
-            if os.path.islink(os.path.join(folder, name)) and not _is_inside(os.path.join(folder, name), target):
-                raise Failure(f"{filename} holds the link '{name}', which leaves the archive; nothing of it is used")
+            unpacking.unpack_tar(TarReader(file))
+    unpacking.check_links()
 
 
 def _is_inside(path, target):
-    """Whether a path, links followed, lies below the real path `target`."""
+    """Whether a path is below the real path `target` after its links are resolved."""
     return is_same_or_below(os.path.realpath(path), target)
 
 
 def is_same_or_below(path, folder):
-    """Whether a path is a folder or below it, by their texts."""
+    """Whether a path is a folder or below it; only the texts are compared."""
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def _passes_a_link(folder, target):
-    """Whether there is a link on the way from `target` down to a folder below it."""
+    """Whether a link is on the way from `target` down to a folder below it."""
     while is_same_or_below(folder, target) and folder != target:
         if os.path.islink(folder):
             return True
@@ -4937,59 +5027,34 @@ def _passes_a_link(folder, target):
 
 
 def _link_stays_inside(member):
-    """Whether a link of a tar stays inside by its text alone: `..` only at its start, and not too many of them."""
+    """Whether a link's target, by its text, stays inside the archive.
+
+    `..` may only stand at its start, no more often than the link's folder is deep."""
     parts = [part for part in re.split(r"[/\\]", member.target) if part not in ("", ".")]
     upwards = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
-    depth = len([part for part in re.split(r"[/\\]", member.name) if part not in ("", ".")]) - 1 \
-        if member.kind == "symlink" else 0
+    depth = 0           # a hardlink's target is relative to the archive's root
+    if member.kind == "symlink":
+        name_parts = [part for part in re.split(r"[/\\]", member.name) if part not in ("", ".")]
+        depth = len(name_parts) - 1
     is_absolute = member.target.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", member.target)
     return not is_absolute and upwards <= depth and ".." not in parts[upwards:]
-
-
-def _unpack_tar(tar, target, place, charge, filename):
-    import shutil
-    for member in tar.members():
-        found = place(member.name, member.size)
-        if member.kind == "folder":
-            os.makedirs(found, exist_ok=True)
-        elif member.kind in ("symlink", "hardlink"):
-            folder = os.path.dirname(found) if member.kind == "symlink" else target
-            pointed = os.path.join(folder, member.target)
-            if not _link_stays_inside(member):
-                raise Failure(f"{filename} holds the link '{member.name}' to '{member.target}', "
-                              "which leaves the archive")
-            if os.path.islink(found):       # replaced by what comes later, not followed
-                os.unlink(found)
-            if member.kind == "symlink" and os.name != "nt":
-                os.symlink(member.target, found)
-            elif os.path.isfile(pointed) and os.path.realpath(pointed) != found:
-                charge(os.path.getsize(pointed))
-                with writing(found):
-                    shutil.copyfile(pointed, found)
-        elif member.kind == "file":
-            if os.path.islink(found):
-                os.unlink(found)
-            with OutputFile(found) as output:
-                for piece in tar.pieces():
-                    output.write(piece)
-            os.chmod(found, 0o755 if member.mode & 0o100 else 0o644)
-        else:
-            raise Failure(f"{filename} holds '{member.name}', "
-                          "which is neither a file nor a directory")
 
 
 # ==================================================================================================
 # 14  Building
 #
-# From a checkout to archives: a copy of the versioned files, a PEP 517 build of sdist and wheel, documentation by Sphinx.  The
-# project's own directory is left alone but for `dist`, which is replaced once the build has succeeded.
+# From a checkout to archives: a copy of the versioned files, a PEP 517 build of sdist and wheel,
+# documentation by Sphinx.  In the project's own directory only `dist` changes, after the build has
+# succeeded.
 # ==================================================================================================
 
 
 class VersionControl(typing.NamedTuple):
-    """A version control system: the directory that marks a checkout, how to list its files, and what is between two names.
+    """A version control system.
 
-    `unknown`: how to list those that were neither added nor are ignored, where it says that in the same form."""
+    `marker` is the directory in a checkout's root.  `command` lists the versioned files, with
+    `separator` after each name.  `unknown` lists in the same format the files that are neither
+    versioned nor ignored; it is empty where the system can't do that."""
     marker: str
     command: tuple
     separator: str
@@ -4999,33 +5064,37 @@ class VersionControl(typing.NamedTuple):
 _VERSION_CONTROLS = (
     VersionControl(".git", ("git", "ls-files", "-z", "--recurse-submodules"), "\0",
                    ("git", "ls-files", "-z", "--others", "--exclude-standard")),
-    VersionControl(".hg", ("hg", "files", "--print0"), "\0", ("hg", "status", "--unknown", "--no-status", "--print0")),
+    VersionControl(".hg", ("hg", "files", "--print0"), "\0",
+                   ("hg", "status", "--unknown", "--no-status", "--print0")),
     VersionControl(".svn", ("svn", "list", "--recursive"), "\n"),
     VersionControl(".bzr", ("bzr", "ls", "--recursive", "--versioned", "--null"), "\0"))
-
-
-_UNKNOWN_SHOWN = 5               # of the files that version control does not know
+_UNKNOWN_SHOWN = 5              # names of unversioned files in the warning
 
 
 @dataclasses.dataclass(frozen=True)
 class BuildPlan:
-    """What to build and how; neither sdist nor wheel means both."""
+    """What to build, and how.  Neither `sdist` nor `wheel` means both.
+
+    `formats` are those of setup.py; `python` is the path of the Python that builds."""
     sdist: bool = False
     wheel: bool = False
     no_vcs: bool = False
     setupdir_only: bool = False
     no_isolation: bool = False
-    formats: tuple = ()             # of setup.py
+    formats: tuple = ()
     docs: bool = False
     only_docs: bool = False
     python: str = ""
 
 
 def make_build_plan(client, directory):
-    """What the options say, together with pyproject.toml's [tool.devpi.upload] or setup.cfg's [devpi:upload]."""
+    """The `BuildPlan` of the options and of the project's settings.
+
+    The settings are [tool.devpi.upload] in pyproject.toml or [devpi:upload] in setup.cfg."""
     options, settings = client.options, _upload_settings(client, directory)
     plan = {name: bool(getattr(options, name) or settings.get(name))
-              for name in ("sdist", "wheel", "no_vcs", "setupdir_only")}
+            for name in ("sdist", "wheel", "no_vcs", "setupdir_only")}
+
     formats = []
     for name in (options.formats or settings.get("formats") or "").split(","):
         if name.strip() in ("sdist", "sdist.tgz"):
@@ -5036,13 +5105,18 @@ def make_build_plan(client, directory):
             formats.append(name.strip())
     if options.formats or settings.get("formats"):
         client.console.warn("--formats is deprecated, use --sdist and --wheel")
-    python = options.python or (find_program("python") if os.environ.get("VIRTUAL_ENV") else None) or sys.executable
+
+    python = options.python
+    if not python and os.environ.get("VIRTUAL_ENV"):
+        python = find_program("python")
+    python = python or sys.executable
     return BuildPlan(**plan, no_isolation=options.no_isolation, formats=tuple(formats),
-                       docs=options.with_docs or options.only_docs, only_docs=options.only_docs,
-                       python=find_program(python) or python)
+                     docs=options.with_docs or options.only_docs, only_docs=options.only_docs,
+                     python=find_program(python) or python)
 
 
 def _upload_settings(client, directory):
+    """{name: value} of the project's settings for uploads; a Failure for a malformed file."""
     import configparser
     toml = toml_table(os.path.join(directory, "pyproject.toml"), "tool", "devpi", "upload")
     parser = configparser.RawConfigParser()
@@ -5053,43 +5127,54 @@ def _upload_settings(client, directory):
     ini = dict(parser.items("devpi:upload")) if parser.has_section("devpi:upload") else None
     if toml is not None and ini is not None:
         raise Failure("Got configuration in pyproject.toml and setup.cfg, choose one.")
-    source, section = ("pyproject.toml", "tool.devpi.upload") if toml is not None else ("setup.cfg", "devpi:upload")
-    found = {}
-    if toml is not None or ini is not None:
+
+    is_toml = toml is not None
+    source, section = "setup.cfg", "devpi:upload"
+    if is_toml:
+        source, section = "pyproject.toml", "tool.devpi.upload"
+    if is_toml or ini is not None:
         client.console.say(f"detected {section} section in {source}")
+
+    settings = {}
     for key, value in (toml or ini or {}).items():
         name = key.replace("-", "_")
         if name in ("sdist", "wheel", "no_vcs", "setupdir_only"):
-            value = _parse_flag(client, key, name, value, toml is not None)
-        elif name != "formats" or toml is not None:
+            value = _parse_flag(client, key, name, value, is_toml)
+        elif name != "formats" or is_toml:
             client.console.warn(f"unknown setting '{key}' in {source} [{section}]")
             continue
-        found[name] = value
+        settings[name] = value
         client.console.say(f"Got {key}={value} from {source} [{section}].")
-    return found
+    return settings
 
 
 def _parse_flag(client, key, name, value, is_toml):
+    """The boolean value of a setting.
+
+    In setup.cfg, devpi-client takes any text as true for no_vcs and setupdir_only; so do we."""
     if is_toml:
         if not isinstance(value, bool):
             raise Failure(f"Got non-boolean '{value}' for '{key}', use true or false.")
         return value
+
+    is_no = value and value.lower() in ("n", "no", "f", "false", "off", "0")
     if name in ("no_vcs", "setupdir_only"):
-        if value and value.lower() in ("n", "no", "f", "false", "off", "0"):
-            client.console.warn(f"{key}={value} in setup.cfg counts as true: any text does; leave the line out")
+        if is_no:
+            client.console.warn(f"{key}={value} in setup.cfg counts as true: any text does; "
+                                "leave the line out")
         return bool(value)
     if value.lower() in ("y", "yes", "t", "true", "on", "1"):
         return True
-    if value.lower() in ("n", "no", "f", "false", "off", "0"):
+    if is_no:
         return False
     raise Failure(f"Got non-boolean '{value}' for '{key}' in setup.cfg, use yes or no.")
 
 
-SETTINGS_LIMIT = 4 << 20        # bytes that are read of a project's settings
+SETTINGS_LIMIT = 4 << 20        # bytes of a project's configuration file
 
 
 def toml_table(path, *names):
-    """The table of that name in a TOML file, as a dict; None if there is no such table."""
+    """A table of a TOML file as a dict, or None."""
     table = _read_toml(path)
     for name in names:
         table = table.get(name)
@@ -5099,8 +5184,9 @@ def toml_table(path, *names):
 
 
 def _read_toml(path):
-    """A TOML file as a dict; {} if there is none.  Before Python 3.11, without tomli, only what projects' tables of texts,
-    booleans and lists of texts need is understood."""
+    """A TOML file as a dict; {} if it is missing, a Failure if it is malformed.
+
+    Python 3.9 and 3.10 have no tomllib.  Without tomli and pip, `_simple_toml` reads what we need."""
     try:
         with open(path, "rb") as file:
             data = file.read(SETTINGS_LIMIT + 1)
@@ -5122,6 +5208,7 @@ def _read_toml(path):
 
 
 def _simple_toml(text):
+    """The tables of a TOML text, with their strings, booleans and arrays of strings."""
     import ast
     result = table = {}
     lines = iter(text.splitlines())
@@ -5133,13 +5220,14 @@ def _simple_toml(text):
             for part in header[1].split("."):
                 table = table.setdefault(part.strip().strip("\"'"), {})
         elif line.lstrip().startswith("[["):
-            table = {}      # an array of tables: nothing that is asked for here
+            table = {}      # ignore arrays of tables
         elif pair:
             value = pair[2].strip()
             while value.startswith("[") and not re.search(r"\]\s*(#.*)?$", value):
                 value += "\n" + next(lines, "]")
             with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                literal = {"true": "True", "false": "False"}.get(value.partition("#")[0].strip(), value)
+                word = value.partition("#")[0].strip()
+                literal = {"true": "True", "false": "False"}.get(word, value)
                 table[pair[1].strip('"')] = ast.literal_eval(literal)
     return result
 
@@ -5148,7 +5236,7 @@ def _simple_toml(text):
 
 
 def _find_checkout(directory):
-    """(VersionControl, root of the checkout) that a directory lies in, or None."""
+    """(VersionControl, root of the checkout) of the checkout that contains a directory, or None."""
     folder = os.path.abspath(directory)
     while True:
         for system in _VERSION_CONTROLS:
@@ -5160,60 +5248,78 @@ def _find_checkout(directory):
 
 
 def export_sources(client, directory, temporary, plan):
-    """The directory to build in: a copy of the versioned files, or `directory` itself without version control."""
-    found = None if plan.no_vcs else _find_checkout(directory)
-    if found is None:
+    """The directory to build in: a copy of the versioned files in the directory `temporary`.
+
+    Without version control it is `directory` itself."""
+    checkout = None if plan.no_vcs else _find_checkout(directory)
+    if checkout is None:
         return directory
-    system, root = found
+    system, root = checkout
     if not find_program(system.command[0]):
-        raise Failure(f"command not found: {system.command[0]}", "it lists the versioned files; --no-vcs builds in place")
+        raise Failure(f"command not found: {system.command[0]}",
+                      "it lists the versioned files; --no-vcs builds in place")
     names = _versioned_files(client, system, root)
-    if not any(is_same_or_below(os.path.join(root, *name.split("/")), directory) for name in names):
-        client.console.warn(f"nothing in {display_path(directory)} is under the version control of {display_path(root)}: "
-                         "building in place")
+    paths = [os.path.join(root, *name.split("/")) for name in names]
+    if not any(is_same_or_below(path, directory) for path in paths):
+        client.console.warn(f"nothing in {display_path(directory)} is under the version control "
+                            f"of {display_path(root)}: building in place")
         return directory
+
     top = directory if plan.setupdir_only else root
     target = os.path.join(temporary, os.path.basename(top) or "project")
     os.makedirs(target)
-    for name in names:
-        source = os.path.join(root, *name.split("/"))
-        if is_same_or_below(source, top):
-            _copy(source, os.path.join(target, os.path.relpath(source, top)))
+    for path in paths:
+        if is_same_or_below(path, top):
+            _copy(path, os.path.join(target, os.path.relpath(path, top)))
     client.console.say(f"using workdir {target}")
     _warn_of_unknown_files(client, system, root, directory)
+
+    # Build backends such as setuptools-scm read the version from the repository.
     if system.marker in (".git", ".hg"):
         if plan.setupdir_only:
             client.console.say(f"not copying vcs repository metadata for {system.marker}")
         else:
-            _copy_repository(os.path.join(root, system.marker), os.path.join(target, system.marker))
-            client.console.say(f"copied repo {system.marker} to {os.path.join(target, system.marker)}")
+            copy = os.path.join(target, system.marker)
+            _copy_repository(os.path.join(root, system.marker), copy)
+            client.console.say(f"copied repo {system.marker} to {copy}")
     return os.path.join(target, os.path.relpath(directory, top)) if directory != top else target
 
 
 def _versioned_files(client, system, root):
-    commands = [system.command] + ([system.command[:-1]] if system.marker == ".git" else [])     # broken submodules
+    """The names of the versioned files, relative to the checkout's root, with slashes."""
+    commands = [system.command]
+    if system.marker == ".git":     # without --recurse-submodules, which fails on broken submodules
+        commands.append(system.command[:-1])
     for command in commands:
-        listed = run_child(client.console, list(command), cwd=root, capture=True, errors="surrogateescape")
-        if listed.code == 0:
-            return [name for name in listed.output.split(system.separator) if name and not name.endswith("/")]
-    raise Failure(f"{' '.join(system.command)} failed in {root}:\n{listed.output.strip()}")
+        child = run_child(
+            client.console, list(command), cwd=root, capture=True, errors="surrogateescape")
+        if child.code == 0:
+            return [name for name in child.output.split(system.separator)
+                    if name and not name.endswith("/")]
+    raise Failure(f"{' '.join(system.command)} failed in {root}:\n{child.output.strip()}")
 
 
 def _warn_of_unknown_files(client, system, root, directory):
-    """Say which files are left out because nobody added them; a forgotten module is better found before the upload."""
+    """Warn of files that are left out because nobody has added them to version control."""
     if not system.unknown:
         return
-    listed = run_child(client.console, list(system.unknown), cwd=root, capture=True, errors="backslashreplace")
-    names = [os.path.relpath(os.path.join(root, name), directory) for name in listed.output.split(system.separator) if name]
-    names = [name for name in names if not name.startswith((os.pardir, "dist" + os.sep, "build" + os.sep))]
-    if listed.code == 0 and names:
+    child = run_child(
+        client.console, list(system.unknown), cwd=root, capture=True, errors="backslashreplace")
+    names = [os.path.relpath(os.path.join(root, name), directory)
+             for name in child.output.split(system.separator) if name]
+    ignored = (os.pardir, "dist" + os.sep, "build" + os.sep)
+    names = [name for name in names if not name.startswith(ignored)]
+    if child.code == 0 and names:
         more = len(names) - _UNKNOWN_SHOWN
-        client.console.warn("not under version control, so left out: " + ", ".join(names[:_UNKNOWN_SHOWN]) +
-                         (f" and {more} more" if more > 0 else ""))
+        client.console.warn(
+            "not under version control, so left out: " + ", ".join(names[:_UNKNOWN_SHOWN])
+            + (f" and {more} more" if more > 0 else ""))
 
 
 def _copy(source, target):
-    """Copy a file, a link or a directory with modes; what version control knows but the disk has lost is left out."""
+    """Copy a file, a link or a directory with its modes; a missing source is left out.
+
+    Version control may list a file that somebody has deleted on the disk."""
     import shutil
     with writing(target):
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -5224,12 +5330,16 @@ def _copy(source, target):
 
 
 def _copy_repository(source, target):
-    """Copy .git or .hg.  Of a git submodule or worktree .git is a file that says where the repository is: there it stays."""
+    """Copy .git or .hg.
+
+    In a git submodule or worktree, .git is a file that names the repository: the copy names the
+    same repository."""
     if os.path.isfile(source):
         with open(source, encoding="utf-8", errors="surrogateescape") as file:
             pointer = re.match(r"gitdir:\s*(.*\S)", file.read())
         if pointer:
-            return write_atomically(target, f"gitdir: {os.path.abspath(os.path.join(os.path.dirname(source), pointer[1]))}\n")
+            repository = os.path.abspath(os.path.join(os.path.dirname(source), pointer[1]))
+            return write_atomically(target, f"gitdir: {repository}\n")
     _copy(source, target)
 
 
@@ -5237,87 +5347,105 @@ def _copy_repository(source, target):
 
 
 def build_archives(client, source, temporary, plan):
-    """Build what is wished from the directory `source`; returns the paths of the archives, by name."""
+    """Build what is planned from the directory `source`; returns the archives' paths, sorted."""
     out = os.path.join(temporary, "dist")
     os.makedirs(out, exist_ok=True)
-    if not any(os.path.exists(os.path.join(source, name)) for name in ("pyproject.toml", "setup.py", "setup.cfg")):
+    if not any(os.path.exists(os.path.join(source, name))
+               for name in ("pyproject.toml", "setup.py", "setup.cfg")):
         raise Failure(f"no pyproject.toml or setup.py in {display_path(os.getcwd())}",
-                      "type this in a project's directory, or name archives to upload: devpi upload dist/*")
+                      "type this in a project's directory, or name archives to upload: "
+                      "devpi upload dist/*")
+
     for name in plan.formats:
         kind, _, archive = name.partition(".")
-        more = ["--formats", {"tgz": "gztar", "tbz": "bztar"}.get(archive, archive)] if archive else []
-        _build_step(client, [plan.python, "setup.py", kind, *more, "--dist-dir", out], source)
+        archive = {"tgz": "gztar", "tbz": "bztar"}.get(archive, archive)
+        options = ["--formats", archive] if archive else []
+        _build_step(client, [plan.python, "setup.py", kind, *options, "--dist-dir", out], source)
     if plan.sdist or plan.wheel or not plan.formats:
         _pep517_build(client, source, out, temporary, plan)
-    return [os.path.join(out, name) for name in sorted(os.listdir(out)) if name.endswith(ARCHIVE_ENDINGS)]
+    return [os.path.join(out, name) for name in sorted(os.listdir(out))
+            if name.endswith(ARCHIVE_ENDINGS)]
 
 
 def _pep517_build(client, source, out, temporary, plan):
+    """Build with `python -m build`, else with uv, else by calling the backend ourselves."""
     system = toml_table(os.path.join(source, "pyproject.toml"), "build-system") or {}
     requires = system.get("requires") or ["setuptools"]
     if not isinstance(requires, list):
         raise Failure(f"pyproject.toml: 'requires' in [build-system] is no list: {requires}")
-    requires = [str(one) for one in requires]
+    requires = [str(requirement) for requirement in requires]
     kinds = [f"--{kind}" for kind in ("sdist", "wheel") if getattr(plan, kind)]
     environment = {} if plan.no_isolation else _build_variables(client, requires)
+
     probe = [plan.python, "-c", "import build.__main__"]
     if run_child(client.console, probe, cwd=temporary, capture=True).code == 0:
         isolation = ["--no-isolation"] if plan.no_isolation else []
-        _build_step(client, [plan.python, "-m", "build", *kinds, *isolation, "--outdir", out], source, environment)
+        command = [plan.python, "-m", "build", *kinds, *isolation, "--outdir", out]
+        _build_step(client, command, source, environment)
     elif find_program("uv"):
         isolation = ["--no-build-isolation"] if plan.no_isolation else []
-        _build_step(client, [find_program("uv"), "build", *kinds, *isolation, "--python", plan.python, "--out-dir", out], source,
-                    environment)
+        command = [find_program("uv"), "build", *kinds, *isolation, "--python", plan.python,
+                   "--out-dir", out]
+        _build_step(client, command, source, environment)
     else:
-        python = plan.python if plan.no_isolation else _create_build_environment(client, temporary, plan)
-        builder = _Backend(client, python, system, requires, temporary, environment, not plan.no_isolation)
-        builder.build(source, out, plan)
+        python = plan.python
+        if not plan.no_isolation:
+            python = _create_build_environment(client, temporary, plan)
+        backend = _Backend(
+            client, python, system, requires, temporary, environment, not plan.no_isolation)
+        backend.build(source, out, plan)
 
 
 def _build_variables(client, requires):
-    """The variables that make pip and uv fetch what a build requires from the current index.
+    """{variable: value} that make pip and uv install build requirements from the index.
 
-    From it alone as soon as it has one of the requirements: another index may have a stranger's project of the same name.
-    Only if it has none of them, the installer's own index is left.  So are the person's own variables for pip or uv."""
-    if {"PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_NO_INDEX", "UV_OFFLINE"} & set(os.environ):
+    If the index has one of the requirements, it is the only source: another index may have a
+    stranger's project of the same name.  If it has none, the installer's own index stays.  The
+    person's own variables for pip or uv stay too."""
+    own = {"PIP_INDEX_URL", "UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_NO_INDEX", "UV_OFFLINE"}
+    if own & set(os.environ):
         return {}
     if not client.remote.simpleindex:
         return {}
+
     names = [normalize(re.match(r"[A-Za-z0-9._-]*", text)[0]) for text in requires]
     missing = [name for name in names if name and not _may_have_project(client, name)]
     if len(missing) == len(names):
-        client.console.debug(f"{client.index} has nothing of what the build requires: using the installer's own index")
+        client.console.debug(f"{client.index} has nothing of what the build requires: "
+                             "using the installer's own index")
         return {}
     if missing:
-        client.console.warn(f"{client.index} does not have {', '.join(missing)}, which the build requires: "
-                         "add a mirror to its bases, or build with --no-isolation, or set PIP_INDEX_URL")
+        client.console.warn(
+            f"{client.index} does not have {', '.join(missing)}, which the build requires: "
+            "add a mirror to its bases, or build with --no-isolation, or set PIP_INDEX_URL")
     return tool_variables(client)
 
 
 def _may_have_project(client, name):
-    """Whether the index has a project; an index that can't tell may."""
+    """Whether the index has a project; True if its server can't be reached."""
+    url = f"{client.remote.simpleindex}{name}/"
     try:
-        return client.send("GET", f"{client.remote.simpleindex}{name}/", {"Accept": "text/html"}).status != 404
+        return client.send("GET", url, {"Accept": "text/html"}).status != 404
     except Unreachable as failure:
         client.console.debug(failure.message)
         return True
 
 
 def _build_step(client, command, source, environment=None):
-    """Run a step of a build; its output is shown with -v, and if it fails."""
-    shown = ["PIP_INDEX_URL"] if environment and client.console.verbose else []
-    if client.console.verbose:
-        code, output = run_child(client.console, command, cwd=source, env=environment, show=shown)
-    else:
-        code, output = run_child(client.console, command, cwd=source, env=environment, show=shown, capture=True)
+    """Run a step of a build; its output is shown with -v, or if it fails.  A Failure then."""
+    console = client.console
+    shown = ["PIP_INDEX_URL"] if environment and console.verbose else []
+    code, output = run_child(console, command, cwd=source, env=environment, show=shown,
+                             capture=not console.verbose)
     if code:
         if output:
-            client.console.error(output.rstrip())
-        raise Failure(f"command failed with exit status {code}: {os.path.basename(command[0])} {' '.join(command[1:3])}")
+            console.error(output.rstrip())
+        raise Failure(f"command failed with exit status {code}: "
+                      f"{os.path.basename(command[0])} {' '.join(command[1:3])}")
 
 
 def _create_build_environment(client, temporary, plan):
-    """A new virtual environment with pip; returns its Python."""
+    """Create a temporary virtual environment with pip; returns the path of its Python."""
     folder = os.path.join(temporary, "environment")
     made = run_child(client.console, [plan.python, "-m", "venv", folder], cwd=temporary, capture=True)
     if made.code:
@@ -5326,10 +5454,10 @@ def _create_build_environment(client, temporary, plan):
     return venv_python(folder)
 
 
-# Runs in the build environment: calls a hook of the build backend and writes down what it returns (PEP 517).
+# Runs in the build environment: calls a hook of the backend and writes its result (PEP 517).
 _HOOK = """
 import importlib, json, sys
-hook, backend, paths, argument, answer = sys.argv[1:]
+hook, backend, paths, argument, result = sys.argv[1:]
 sys.path[:0] = json.loads(paths)
 module, _, attributes = backend.partition(":")
 found = importlib.import_module(module)
@@ -5337,28 +5465,31 @@ for name in filter(None, attributes.split(".")):
     found = getattr(found, name)
 function = getattr(found, hook, None)
 value = [] if function is None else function(*json.loads(argument))
-with open(answer, "w") as file:
+with open(result, "w") as file:
     json.dump(value, file)
 """
 
 
 class _Backend:
-    """Calls a project's build backend, for Pythons without `build`."""
+    """Calls a project's build backend (PEP 517), for Pythons without the module `build`.
+
+    `installs`: whether to install the requirements of the build into `python`'s environment."""
 
     def __init__(self, client, python, system, requires, temporary, environment, installs):
-        self.client, self.python, self.temporary, self.environment, self.installs = client, python, temporary, environment, installs
-        self.requires = requires
+        self.client, self.python, self.temporary = client, python, temporary
+        self.environment, self.installs, self.requires = environment, installs, requires
         self.backend = str(system.get("build-backend") or "setuptools.build_meta:__legacy__")
         self.paths = [str(path) for path in system.get("backend-path") or ()]
 
     def build(self, source, out, plan):
+        """Build the planned archives into the directory `out`."""
         both = not (plan.sdist or plan.wheel)
         self._install(self.requires)
         self.client.console.say(f"--> {display_path(source)}$ {self.backend} (PEP 517)")
         if plan.sdist or both:
             sdist = self._make("sdist", source, out)
         if plan.wheel or both:
-            if both:        # from the sdist, as those who install it will
+            if both:        # from the sdist, as its users will build it
                 folder = os.path.join(self.temporary, "from-sdist")
                 unpack(os.path.join(out, sdist), folder)
                 source = os.path.join(folder, os.listdir(folder)[0])
@@ -5370,18 +5501,22 @@ class _Backend:
 
     def _install(self, requirements):
         if requirements and self.installs:
-            pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]
+            pip = [self.python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
+                   "--upgrade"]
             _build_step(self.client, [*pip, *requirements], self.temporary, self.environment)
 
     def _call(self, hook, source, arguments):
-        answer = os.path.join(self.temporary, "answer.json")
+        """The result of a backend's hook; [] for a hook that it does not have."""
+        console = self.client.console
+        result = os.path.join(self.temporary, "result.json")
         paths = [os.path.join(source, path) for path in self.paths]
-        command = [self.python, "-I", "-B", "-c", _HOOK, hook, self.backend, json.dumps(paths), json.dumps(arguments), answer]
-        done = run_child(self.client.console, command, cwd=source, capture=not self.client.console.verbose)
-        if done.code:
-            self.client.console.error(done.output.rstrip())
+        command = [self.python, "-I", "-B", "-c", _HOOK, hook, self.backend, json.dumps(paths),
+                   json.dumps(arguments), result]
+        child = run_child(console, command, cwd=source, capture=not console.verbose)
+        if child.code:
+            console.error(child.output.rstrip())
             raise Failure(f"the build backend {self.backend} failed in {hook}")
-        with open(answer, encoding="utf-8") as file:
+        with open(result, encoding="utf-8") as file:
             return json.load(file)
 
 
@@ -5390,8 +5525,10 @@ class _Backend:
 
 def build_docs(client, source, temporary, name, version):
     """Build the documentation with Sphinx; returns the path of its zip."""
-    folder = next((os.path.join(source, *path.split("/")) for path in ("doc", "docs", "source", "doc/source")
-                   if os.path.exists(os.path.join(source, *path.split("/"), "conf.py"))), None)
+    folders = [os.path.join(source, *path.split("/"))
+               for path in ("doc", "docs", "source", "doc/source")]
+    folder = next((folder for folder in folders
+                   if os.path.exists(os.path.join(folder, "conf.py"))), None)
     if folder is None:
         raise Failure("no documentation found: no conf.py in doc, docs, source or doc/source")
     program = find_program("sphinx-build")
