@@ -2201,20 +2201,42 @@ def run_script(db, script):
             db.execute(statement)
 
 
-def _migrate_to_2(db):
+MIGRATIONS = {}     # schema version -> (SQL, function): the step to it
+
+
+def migration(version, sql=""):
+    """Register the step to a schema version, in whatever chapter it belongs to.
+
+    A new database runs the SQL. The decorated function brings an old one up, as
+    `function(db, sql)`: it runs the SQL, and changes the rows that are there."""
+    def register(function):
+        MIGRATIONS[version] = sql, function
+        return function
+    return register
+
+
+def schema_version():
+    """The schema version of databases that this program writes."""
+    return max(MIGRATIONS)
+
+
+@migration(2, SCHEMA_SINCE_2)
+def _migrate_to_2(db, sql):
     db.execute("ALTER TABLE files ADD COLUMN kind TEXT NOT NULL DEFAULT 'releasefile'")
     db.execute("ALTER TABLE files ADD COLUMN for_id INTEGER REFERENCES files ON DELETE CASCADE")
-    run_script(db, SCHEMA_SINCE_2)
+    run_script(db, sql)
     db.execute("INSERT INTO search_queue SELECT index_id, name, ? FROM projects", (time.time(),))
 
 
-def _migrate_to_3(db):
-    run_script(db, SCHEMA_SINCE_3)
+@migration(3, SCHEMA_SINCE_3)
+def _migrate_to_3(db, sql):
+    run_script(db, sql)
     db.execute("UPDATE outbox SET account = "
                "coalesce((SELECT user_id FROM indexes WHERE indexes.id = index_id), 0)")
 
 
-def _migrate_to_4(db):
+@migration(4, SCHEMA_SINCE_4)
+def _migrate_to_4(db, sql):
     """Let a file of a mirror have a row for each project that lists it, in a new table: no
     constraint can be taken off an old one.
 
@@ -2237,21 +2259,21 @@ def _migrate_to_4(db):
     db.execute("ALTER TABLE files_new RENAME TO files")
     for index in indexes:
         db.execute(index)
-    run_script(db, SCHEMA_SINCE_4)
+    run_script(db, sql)
 
     db.execute("UPDATE projects SET etag = NULL WHERE fetched IS NOT NULL")
     db.execute("UPDATE files SET metadata_sha256 = NULL "
                "WHERE release_id IS NULL AND sha256 IS NOT NULL")
 
 
-def _migrate_to_5(db):
-    run_script(db, SCHEMA_SINCE_5)
+migration(5, SCHEMA_SINCE_5)(run_script)
 
 
-def _migrate_to_6(db):
+@migration(6, SCHEMA_SINCE_6)
+def _migrate_to_6(db, sql):
     """Keep READMEs apart from the other metadata; and drop what describes one file only, which
     older programs kept with the release."""
-    run_script(db, SCHEMA_SINCE_6)
+    run_script(db, sql)
     for release_id, in db.execute("SELECT id FROM releases ORDER BY id").fetchall():
         text, = db.execute("SELECT metadata FROM releases WHERE id = ?", (release_id,)).fetchone()
         metadata = json.loads(text)
@@ -2300,7 +2322,8 @@ def _stored_readme(db, release_id):
         "SELECT piece FROM readmes WHERE release_id = ? ORDER BY id", (release_id,)))
 
 
-def _migrate_to_7(db):
+@migration(7)
+def _migrate_to_7(db, sql):
     """Begin the changelog anew, under a new epoch: older programs did not enter all that people did,
     nor in one form.  Whoever follows it starts from the rows as they are."""
     last = db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
@@ -2349,10 +2372,6 @@ def read_log(db, after=-1):
                                        "WHERE serial > ? ORDER BY serial", (after,)))
 
 
-# From schema version N to N+1: MIGRATIONS[N - 1] is a function of the connection.
-MIGRATIONS = (_migrate_to_2, _migrate_to_3, _migrate_to_4, _migrate_to_5, _migrate_to_6,
-              _migrate_to_7)
-SCHEMA_VERSION = 1 + len(MIGRATIONS)
 EVERYTHING = "everything"       # the tag of what another process may have changed: all caches start anew
 INDEXES = "indexes"             # the tag of any change to any index's configuration
 
@@ -2766,23 +2785,24 @@ class Store(Part):
         """Make the schema, or bring an older one up, one transaction a step, after a copy has been put aside."""
         db = self.writer
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > SCHEMA_VERSION:
+        newest = schema_version()
+        if version > newest:
             raise FatalError(f"{self.path} has schema version {version}; this program knows versions up to "
-                             f"{SCHEMA_VERSION}: use a newer devpi_lite.py")
+                             f"{newest}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            run_script(db, SCHEMA + SCHEMA_SINCE_2 + SCHEMA_SINCE_3 + SCHEMA_SINCE_4
-                       + SCHEMA_SINCE_5 + SCHEMA_SINCE_6)
+            for script in (SCHEMA, *(MIGRATIONS[step][0] for step in sorted(MIGRATIONS))):
+                run_script(db, script)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
-            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            db.execute(f"PRAGMA user_version = {newest}")
             db.execute("COMMIT")
-        elif version < SCHEMA_VERSION and self.read_only:
+        elif version < newest and self.read_only:
             raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server "
                              "once on a copy that can be written to, it brings it up")
-        elif version < SCHEMA_VERSION and not create:
+        elif version < newest and not create:
             raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once, it brings it up")
-        elif version < SCHEMA_VERSION:
+        elif version < newest:
             aside = f"{self.path}.bak-{version}"
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(aside + ".tmp")
@@ -2791,10 +2811,11 @@ class Store(Part):
             os.replace(aside + ".tmp", aside)
             # a step may put a table in another's place: what refers to the old one must not go with it
             db.execute("PRAGMA foreign_keys = OFF")
-            for step in range(version, SCHEMA_VERSION):
+            for step in range(version + 1, newest + 1):
+                sql, migrate = MIGRATIONS[step]
                 db.execute("BEGIN IMMEDIATE")
-                MIGRATIONS[step - 1](db)
-                db.execute(f"PRAGMA user_version = {step + 1}")
+                migrate(db, sql)
+                db.execute(f"PRAGMA user_version = {step}")
                 db.execute("COMMIT")
             db.execute("PRAGMA foreign_keys = ON")
 
@@ -16136,9 +16157,9 @@ def open_rows(serverdir):
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA query_only = ON")
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != SCHEMA_VERSION:
+    if version != schema_version():
         db.close()
-        raise FatalError(f"{path} has schema version {version}, not {SCHEMA_VERSION}")
+        raise FatalError(f"{path} has schema version {version}, not {schema_version()}")
     return db
 
 

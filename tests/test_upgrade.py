@@ -250,8 +250,8 @@ def test_releases_can_be_uploaded_and_refused_as_before(old, upgraded):
 
 
 def test_a_copy_is_put_aside_where_the_schema_rises(old, upgraded, tmp_path):
-    assert upgraded.first.schema == d.SCHEMA_VERSION
-    if d.SCHEMA_VERSION == old.schema:
+    assert upgraded.first.schema == d.schema_version()
+    if d.schema_version() == old.schema:
         assert upgraded.first.copies == {}
         return
     name = "devpi_lite.db.bak-%d" % old.schema
@@ -309,24 +309,25 @@ def replace(source, target, of_os=os.replace):
     if ".bak-" in str(target) and moment == "after the copy":
         die()
 
-def dying(number, step):
-    def do(db):
-        step(db)
-        if moment == "step %d" % number:
+def dying(version, sql, step):
+    def do(db, sql):
+        step(db, sql)
+        if moment == "step to %d" % version:
             die()
-    return do
+    return sql, do
 
 moment = os.environ["MOMENT"]
 os.replace = replace
-devpi_lite.MIGRATIONS = tuple(dying(*step) for step in enumerate(devpi_lite.MIGRATIONS, 1))
+for version, step in devpi_lite.MIGRATIONS.items():
+    devpi_lite.MIGRATIONS[version] = dying(version, *step)
 """
 
 
 def test_an_upgrade_that_is_cut_off_is_done_by_the_next_start(old, upgraded, tmp_path):
     directory, script = old.unpack(tmp_path), patched(tmp_path, DIES)
-    steps = range(old.schema, d.SCHEMA_VERSION)
+    steps = range(old.schema + 1, d.schema_version() + 1)
     moments = {"before the copy": old.schema, "after the copy": old.schema,
-               **{"step %d" % number: number for number in steps}} if steps else {}
+               **{"step to %d" % version: version - 1 for version in steps}} if steps else {}
     for moment, schema in moments.items():
         done = run_command("--serverdir", directory, "--port", "0", OFFLINE, script=script,
                            env={"MOMENT": moment}, timeout=20)
