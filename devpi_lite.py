@@ -6934,13 +6934,14 @@ def read_page(response, limit, deadline):
     return b"".join(page_pieces(response, limit, deadline))
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 8  Projects
 #
-# What an index has to offer of a project.  A stage answers from the database; a mirror from its last good copy of
-# upstream's page, refreshed when it is old; an index with bases merges what they answer.  A private name shuts out
-# the same name on mirrors, and trouble upstream never turns into "no such project".
-# ======================================================================================================================
+# What an index offers of a project. A stage reads the database; a mirror serves its last good copy
+# of upstream's page, and refreshes it when it is old; an index with bases merges the pages of its
+# members. A private name shuts out the same name on mirrors, and trouble upstream never turns into
+# "no such project".
+# ==================================================================================================
 
 
 class File(typing.NamedTuple):
@@ -6966,7 +6967,7 @@ class File(typing.NamedTuple):
     url: str | None                 # upstream's, without credentials
     last_modified: str | None       # upstream's HTTP-date
     history: str | None             # JSON list of devpi's log entries
-    kind: str                       # releasefile; doczip: its release's documentation; toxresult: a test result
+    kind: str                       # releasefile, doczip (documentation) or toxresult (test result)
     for_id: int | None              # of a test result: the file that was tested
 
     @property
@@ -6980,7 +6981,8 @@ class File(typing.NamedTuple):
 
 
 class PageFile(typing.NamedTuple):
-    """What pages say of a `File`: of half the columns, read in half the time (2.4 ms less for 2,000 files, of 20)."""
+    """The columns of a `File` that pages show: half of them, read in half the time (2.4 of 20 ms
+    saved on a page of 2,000 files)."""
     version: str
     filename: str
     path: str
@@ -7000,7 +7002,8 @@ _FILE_COLUMNS = ", ".join("files." + field for field in File._fields)
 
 
 def select_files(db, rest, *values, kind=File):
-    """The rows of `files` that the rest of a SELECT names, as a tuple of `File`, or of `PageFile`."""
+    """The rows of `files` that `rest`, the end of a SELECT, names: a tuple of `kind`, which is
+    `File` or `PageFile`."""
     cursor = db.cursor()
     cursor.row_factory = None       # plain tuples: half the time of making a sqlite3.Row of each
     columns = ", ".join("files." + field for field in kind._fields)
@@ -7009,12 +7012,12 @@ def select_files(db, rest, *values, kind=File):
 
 @dataclasses.dataclass(frozen=True)
 class ProjectPage:
-    """What an index has to offer of a project: the files of each index that knows it, first index first.
+    """What an index offers of a project: the files of each index that knows it, first index first.
 
-    `expires`: time.monotonic() after which upstream must be asked again; `stale`: upstream failed and this is its last
-    good answer; `blocked`: the mirror that a private name shuts out."""
+    `expires`: time.monotonic() after which upstream must be asked again; `stale`: upstream failed,
+    and this is its last good page; `blocked`: the mirror that a private name shuts out."""
     name: str
-    parts: tuple = ()               # ((Index, (File or PageFile, ...)), ...): the indexes that know the project
+    parts: tuple = ()               # ((Index, (File or PageFile, ...)), ...): who knows it
     versions: tuple = ()            # of releases, with or without files
     stale: bool = False
     expires: float = 0
@@ -7031,14 +7034,14 @@ class ProjectPage:
         return [file for _, files in self.parts for file in files]
 
     def serial_for(self, index):
-        """Upstream's serial, if the page is that of this very index."""
+        """Upstream's serial if the page came from this very index, else None."""
         return self.upstream_serial if self.parts and self.parts[0][0].path == index.path else None
 
 
 class Readme(typing.NamedTuple):
     """A README that is stored apart from its release's other metadata: as JSON, in pieces.
 
-    `last_piece`: the id of the last of them."""
+    `last_piece`: the id of the last piece."""
     release_id: int
     size: int
     last_piece: int
@@ -7060,10 +7063,10 @@ class Readme(typing.NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Release:
-    """A version of a project in one index, with all that hangs on it.
+    """A version of a project in one index, with its files, documentation and test results.
 
-    `id`: of its row on a stage; `version`: as it is spelled there; `metadata`: as devpi's JSON has it,
-    without a README that is stored apart."""
+    `version`: as the index spells it; `metadata`: as devpi's JSON has it, without a README that is
+    stored apart."""
     index: Index
     project: str                    # normalised
     version: str
@@ -7075,19 +7078,20 @@ class Release:
 
     @property
     def shown(self):
-        """The metadata that clients see: without what came in other fields of a form, and keys that
-        devpi's JSON gives another meaning."""
+        """The metadata that clients see: without `other`, which holds a form's other fields, and
+        without keys to which devpi's JSON gives another meaning."""
         return {key: value for key, value in self.metadata.items()
                 if key != "other" and key[:1] != "+"}
 
     @property
     def docs(self):
-        """The documentation zips: one, or more where releases were merged."""
+        """The documentation zips: one, or several where releases were merged."""
         return tuple(file for file in self.attached if file.kind == "doczip")
 
     @property
     def yanked(self):
-        """The reason for which all files are yanked, "" without one; None if not all of them are."""
+        """The first file's reason if all files are yanked ("" is no reason); None if not all of
+        them are."""
         reasons = [file.yanked for file in self.files]
         return reasons[0] if reasons and None not in reasons else None
 
@@ -7103,27 +7107,31 @@ class Release:
 
 
 def releases_of(db, index, name, version=None):
-    """The releases of a stage's project, as a list of `Release`, in the order in which they came.
+    """The releases of a stage's project, as a list of `Release`, oldest first.
 
-    With a `version`: those that spell it, the text itself first."""
+    With a `version`: only those that spell it, the text itself first."""
     project = db.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?",
                          (index.id, name)).fetchone()
     if project is None:
         return []
+
     ids = {row["version"]: row["id"] for row in db.execute(
         "SELECT id, version FROM releases WHERE project_id = ? ORDER BY id", (project["id"],))}
     condition, values = "project_id = ?", [project["id"]]
     if version is not None:
         ids = {text: ids[text] for text in spellings(version, ids)}
         condition, values = f"release_id IN ({marks(ids)})", list(ids.values())
+
     files = collections.defaultdict(list)
-    # what a stage has is in no position, so that an index holds it in this order
+    # a stage's files have no position: so the index `files_of_project` holds them in this order
     for file in select_files(db, f"WHERE {condition} AND position IS NULL ORDER BY id", *values):
         files[file.release_id, file.kind == "releasefile"].append(file)
+
     rows = {row["id"]: row for row in db.execute(
         "SELECT id, metadata, readme_size, (SELECT max(id) FROM readmes "
         "WHERE release_id = releases.id) AS last_piece FROM releases "
         f"WHERE {condition.replace('release_id', 'id')}", values)}
+
     status, found = Status.of(project["status"]), []
     for text, id_ in ids.items():
         row = rows[id_]
@@ -7134,10 +7142,11 @@ def releases_of(db, index, name, version=None):
 
 
 def merged(releases):
-    """Releases of one index that spell the same version, as one: what the first says, and what hangs
-    on any of them."""
+    """Releases of one index that spell the same version, as one: with the first's metadata, and the
+    files and attachments of all. None if there are no releases."""
     def together(files):
         return tuple(sorted(itertools.chain.from_iterable(files), key=lambda file: file.id))
+
     if len(releases) < 2:
         return releases[0] if releases else None
     return dataclasses.replace(releases[0], files=together(each.files for each in releases),
@@ -7145,8 +7154,8 @@ def merged(releases):
 
 
 class Content(typing.NamedTuple):
-    """The bytes of a file: here (`sha256` names the blob), elsewhere (`url`), or arriving (`pieces`,
-    to be read along)."""
+    """The bytes of a file: here (`sha256` names the blob), elsewhere (`url`), or arriving
+    (`pieces`, which can be read as they come)."""
     last_modified: str | None = None        # HTTP-date
     size: int | None = None
     sha256: str | None = None
@@ -7155,7 +7164,7 @@ class Content(typing.NamedTuple):
 
 
 class Place(typing.NamedTuple):
-    """Where a file stands."""
+    """A file, and the project that lists it."""
     file: File
     project: str
     status: Status          # of the project
@@ -7164,7 +7173,7 @@ class Place(typing.NamedTuple):
 def files_by_version(page):
     """{version: [(Index, File), ...]} of a page, in the order of versions.
 
-    All spellings of a version are under the first."""
+    All spellings of a version are under the first one."""
     first, found = {}, {}
     for version in page.versions:
         found.setdefault(first.setdefault(canonical_version(version), version), [])
@@ -7177,19 +7186,21 @@ def files_by_version(page):
 
 
 def latest_version(releases):
-    """The version that a project is shown by: unyanked before yanked, final before pre-releases, then the newest."""
+    """The version that a project is shown by: with files before without, unyanked before yanked,
+    final before pre-releases, then the newest."""
     def rank(version):
         files = [file for _, file in releases[version]]
-        return bool(files), any(file.yanked is None for file in files), is_final(version), version_key(version)
+        return (bool(files), any(file.yanked is None for file in files), is_final(version),
+                version_key(version))
     return max(releases, key=rank)
 
 
 class Contributions(typing.NamedTuple):
-    """What the indexes of a resolution order say of a project, before it is merged."""
+    """What the indexes of a resolution order offer of a project, before it is merged."""
     pages: list
     blocked: Index | None
     trouble: UpstreamTrouble | None
-    expires: float              # of the answer as a whole, "not found" included; 0: never
+    expires: float              # of the merged page, "not found" included; 0: never
 
 
 class Policy:
@@ -7221,8 +7232,8 @@ POLICIES = (Quarantine(),)
 
 
 class MirrorBlocking:
-    """The rule that a private name is private [W10.2]: fed with the stages of the order, it says whether mirrors
-    may still be asked for the project."""
+    """The rule that a private name is private [W10.2]: sees the stages of the resolution order,
+    then says whether mirrors may be asked for the project."""
 
     def __init__(self, project, requested):
         self.project = project
@@ -7244,8 +7255,7 @@ class MirrorBlocking:
             self.hit = True
 
     def misses_stage(self):
-        """A base does not exist, or is not for the caller: it may have the project, for all that is
-        known."""
+        """A base does not exist, or the caller may not read it: it may have the project."""
         self.hit = True
 
     @property
@@ -7254,25 +7264,26 @@ class MirrorBlocking:
 
 
 class Stage:
-    """What people put into one stage, without its bases.  `Mirror` has the same methods."""
-    page_age = None         # seconds for which clients may keep a page unasked
+    """The uploads of one stage, without its bases. `Mirror` has the same methods."""
+    page_age = None         # seconds for which clients may use a page without asking again
     asks_upstream = False
 
     def __init__(self, projects, index):
         self.store, self.blobs, self.index = projects.store, projects.mirrors.files.blobs, index
 
     def page(self, name, deadline=None, kind=File, again=True):
-        """The `ProjectPage` of a project: three indexed queries, however many releases there are.
+        """The `ProjectPage` of a project: three indexed queries, whatever the number of releases.
 
-        `kind`: what files are given as, `File` or `PageFile`; None: without files. UpstreamTrouble
-        or Busy if a mirror has nothing to show and upstream fails, by a `deadline`
-        (time.monotonic()); `again`: see `Mirrors.ask`."""
+        `kind`: the type of the files, `File` or `PageFile`; None: no files. A mirror raises
+        UpstreamTrouble or Busy if it has no page and upstream fails, or does not respond by
+        `deadline` (time.monotonic()); `again`: see `MirrorPages.ask`."""
         with self.store.read() as db:
             row = db.execute("SELECT id, status FROM projects WHERE index_id = ? AND name = ?",
                              (self.index.id, name)).fetchone()
             if row is None:
                 return ProjectPage(name)
-            # what a stage has is in no position, so that an index holds it in this order
+            # a stage's files have no position: so the index `files_of_project` holds them in
+            # this order
             files = () if kind is None else select_files(
                 db, "WHERE project_id = ? AND position IS NULL AND kind = 'releasefile' "
                 "ORDER BY id", row["id"], kind=kind)
@@ -7282,13 +7293,13 @@ class Stage:
 
     def names(self, began=None):
         """The names of its projects: a sorted list, or a `MirrorNames`; `began`: see
-        `Mirrors.names`."""
+        `MirrorLists.names`."""
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
                 "SELECT name FROM projects WHERE index_id = ? ORDER BY name", (self.index.id,))]
 
     def names_at_hand(self):
-        """The names that are known of upstream without asking it: a list, or a `MirrorNames`."""
+        """Upstream's project names that are known here: a list, or a `MirrorNames`."""
         return []
 
     def has(self, name):
@@ -7298,9 +7309,9 @@ class Stage:
                               (self.index.id, name)).fetchone() is not None
 
     def releases(self, page, version=None, claim=None):
-        """The releases of the project of a page of this index: see `releases_of`.
+        """The releases of a page's project: see `releases_of`.
 
-        `claim`: called with the bytes of their metadata, before these are read."""
+        `claim`: called with the number of bytes of their metadata, before these are read."""
         if claim:
             claim(self._metadata_size(page.name, version, "length(metadata)"))
         with self.store.read() as db:
@@ -7322,8 +7333,9 @@ class Stage:
                 (self.index.id, name, *values)).fetchone()[0]
 
     def metadata(self, name, version, files, claim):
-        """(the metadata of a version with its README, or None; whether nothing failed); `files`: of
-        the index's page."""
+        """(the metadata of a version with its README, or None; whether nothing failed).
+
+        `files`: those of the index's page; `claim`: see `releases`."""
         claim(self._metadata_size(name, version, "length(metadata) + readme_size"))
         with self.store.read() as db:
             for release in releases_of(db, self.index, name, version):
@@ -7333,17 +7345,18 @@ class Stage:
         return None, True
 
     def open(self, file, for_head=False):
-        """The `Content` of a file; `for_head`: its facts are enough."""
+        """The `Content` of a file; `for_head`: without its bytes."""
         return Content(file.last_modified or http_date(seconds_of(file.uploaded)), file.size,
                        file.sha256)
 
     def metadata_file(self, file):
-        """The SHA-256 of the metadata file of a wheel, which is here then; or None, or NotFound."""
+        """The SHA-256 of the metadata file of a wheel, whose bytes are here then; without one None,
+        or NotFound."""
         return file.metadata_sha256
 
 
 class Mirror:
-    """What one mirror has of its upstream.  `Stage` says what the methods do."""
+    """What one mirror has of its upstream. `Stage` says what the methods do."""
     asks_upstream = True
 
     def __init__(self, projects, index):
@@ -7366,7 +7379,7 @@ class Mirror:
         return row is not None and row["fetched"] is not None
 
     def releases(self, page, version=None, claim=None):
-        """What is known of them: their numbers, and what their files say."""
+        """The releases with what is known of them: their versions, and what their files say."""
         files = collections.defaultdict(list)
         for file in page.files:
             if file.version:
@@ -7384,13 +7397,14 @@ class Mirror:
         return Release(self.index, page.name, version, metadata, tuple(files), status=page.status)
 
     def metadata(self, name, version, files, claim):
-        """Out of the metadata file of a wheel that is here, or that upstream offers."""
+        """Read from the metadata file of a wheel that is here, or that upstream offers."""
         texts = spellings(version, {file.version for file in files})
         for file in files:
             if file.version in texts and file.core_metadata:
                 try:
                     sha256 = self.mirrors.files.metadata_hash(self.index, file, by_wheel=False)
-                    data = metadata_bytes(self.mirrors.files.store, self.mirrors.files.blobs, sha256)
+                    data = metadata_bytes(
+                        self.mirrors.files.store, self.mirrors.files.blobs, sha256)
                     return parse_core_metadata(data), True
                 except Problem as problem:
                     log.warning("mirror %s: %s", self.index.path, problem.message)
@@ -7403,10 +7417,12 @@ class Mirror:
             return Content(here.last_modified, here.size, here.sha256)
         if self.index.config.get("mirror_use_external_urls"):
             return Content(url=file.url)
-        if for_head:        # what is known, else what upstream says; nothing is kept
+        if for_head:        # the size as known here, else as upstream states it; nothing is kept
             self.mirrors.upstreams.refuse_cut_off(self.index, file)
-            size = self.mirrors.files.upstream_size(self.index, file) if file.size is None else file.size
+            size = self.mirrors.files.upstream_size(self.index, file) if file.size is None \
+                else file.size
             return Content(size=size, pieces=iter(()))
+
         download = self.mirrors.files.download(self.index, file)
         return Content(download.last_modified, download.length,
                        pieces=self.mirrors.files.pieces(self.index, download))
@@ -7416,31 +7432,32 @@ class Mirror:
 
 
 class Projects:
-    """The projects of all indexes; composes stages and mirrors into an index with its bases."""
+    """The projects of all indexes: composes stages and mirrors into an index with its bases."""
 
     def __init__(self, store, indexes, mirrors):
         self.store, self.indexes, self.mirrors = store, indexes, mirrors
 
     def at(self, index):
-        """An index by itself, without its bases: a `Stage` or a `Mirror`."""
+        """The `Stage` or `Mirror` of an index, without its bases."""
         return (Mirror if index.is_mirror else Stage)(self, index)
 
     def contributions(self, index, name, kind=File, again=False, hidden=()):
-        """What each index of the resolution order has to offer, as `Contributions`; `kind`: see
+        """What each index of the resolution order offers, as `Contributions`; `kind`: see
         `Stage.page`.
 
-        `hidden`: members of the order that are not asked, as the caller may not read them.  Any
-        name may be private there, so that mirrors are shut out but for what a whitelist admits: the
-        answer tells nothing of what they have.
+        `hidden`: members that the caller may not read. They are not asked. Any name may be private
+        there, so mirrors are shut out unless a whitelist admits the name: the response tells
+        nothing of what the hidden members have.
 
-        A mirror that a private name shuts out is not asked; one that fails is `trouble`, an
-        UpstreamTrouble or Busy, which is raised if nobody else knows the project; one that failed
-        just now is asked `again` only then. Where a base is missing any name may have been private:
-        mirrors are shut out but for what a whitelist admits, and Forbidden is raised if nobody else
-        knows the project."""
+        A mirror that a private name shuts out is not asked. The UpstreamTrouble or Busy of a mirror
+        that fails is `trouble`, and is raised if no index knows the project; only in that case a
+        mirror that failed just before is asked `again`. A base that is missing may have had any
+        name: mirrors are shut out unless a whitelist admits the name, and Forbidden is raised if no
+        index knows the project."""
         blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
         if missing or hidden:
             blocking.misses_stage()
+
         members = [self.at(member) for member in self.indexes.order(index) if member not in hidden]
         pages, mirrors = [], [member for member in members if member.asks_upstream]
         for stage in members[:len(members) - len(mirrors)]:     # mirrors come last
@@ -7452,9 +7469,11 @@ class Projects:
         blocked, trouble, expires, remembered = None, None, [], False
         if mirrors and blocking.blocks:
             blocked, mirrors = mirrors[0].index, []
+
         began = time.monotonic()
-        if not again:       # or what fails at once would be asked twice
+        if not again:       # else a mirror that fails at once would be asked twice
             self._ask_at_once(mirrors, lambda mirror: self.mirrors.pages.ask(mirror, name, False))
+
         deadline = time.monotonic() + self.mirrors.upstreams.settings.request_timeout
         for mirror in mirrors:
             try:
@@ -7480,19 +7499,19 @@ class Projects:
 
     @staticmethod
     def _ask_at_once(members, ask):
-        """Have all mirrors among some members asked at once, for whatever is wanted of them."""
+        """Has all mirrors among `members` asked before the first of them is waited for."""
         mirrors = [member.index for member in members if member.asks_upstream]
         for mirror in mirrors if len(mirrors) > 1 else ():
-            with contextlib.suppress(UpstreamTrouble, Busy):        # told when its turn comes
+            with contextlib.suppress(UpstreamTrouble, Busy):    # raised at the mirror's turn
                 ask(mirror)
 
     def page(self, index, name, hidden=()):
-        """The page of an index with its bases: merged, the first index with a file name wins [W10.4].
+        """The page of an index with its bases, merged: the first index with a file name wins
+        [W10.4].
 
-        `hidden`: see `contributions`.
-
-        The project's status is what the first index that knows it says; files of a quarantined project are left out
-        (PEP 792).  A mirror that fails is passed over if the project is known elsewhere, else its UpstreamTrouble is raised."""
+        `hidden`: see `contributions`. The status is that of the first index that knows the project;
+        files of a quarantined project are left out (PEP 792). The UpstreamTrouble or Busy of a
+        mirror is raised if no index knows the project."""
         found = self.contributions(index, name, PageFile, hidden=hidden)
         parts, seen = [], set()
         for page in found.pages:
@@ -7505,25 +7524,29 @@ class Projects:
                 parts.append((origin, shown))
                 if len(found.pages) > 1:
                     seen.update(file.filename for file in files)
+
         only = found.pages[0] if len(found.pages) == 1 else None
         return ProjectPage(
-            name, tuple(parts), tuple(dict.fromkeys(v for page in found.pages for v in page.versions)),
-            blocked=found.blocked, stale=bool(found.trouble) or any(page.stale for page in found.pages),
+            name, tuple(parts),
+            tuple(dict.fromkeys(v for page in found.pages for v in page.versions)),
+            blocked=found.blocked,
+            stale=bool(found.trouble) or any(page.stale for page in found.pages),
             expires=found.expires, status=found.pages[0].status if found.pages else ACTIVE,
             upstream_serial=only.upstream_serial if only else None)
 
     def releases(self, index, name, version=None, hidden=(), is_alone=False, claim=None):
-        """[Release, ...] of a project in an index and its bases, the first index first; None if
-        nobody knows the project.
+        """[Release, ...] of a project in an index and its bases, the first index first; None if no
+        index knows the project.
 
-        `version`: the one that is wanted; what an index has under other spellings of it is one with
-        it. `hidden`: see `contributions`; `is_alone`: without the bases, whose upstreams are not told
-        the name; `claim`: see `Stage.releases`."""
+        `version`: only this one, with each index's other spellings of it merged into one release.
+        `hidden`: see `contributions`; `is_alone`: without the bases, so that their upstreams do not
+        learn the name; `claim`: see `Stage.releases`."""
         if is_alone:
             page = self.at(index).page(name)
             pages = [page] if page.known else []
         else:
             pages = self.contributions(index, name, None, hidden=hidden).pages
+
         releases = []
         for page in pages:
             found = self.at(page.parts[0][0]).releases(page, version, claim)
@@ -7531,8 +7554,8 @@ class Projects:
         return releases if pages else None
 
     def metadata(self, page, version, claim):
-        """(the metadata of a version on a page, whether nothing failed): what the first index that
-        has any says."""
+        """(the metadata of a version on a page, whether nothing failed), from the first index that
+        has any."""
         texts = spellings(version, dict.fromkeys((*page.versions,
                                                   *(file.version for file in page.files))))
         stated = {"requires_python": next((file.requires_python for file in page.files
@@ -7548,18 +7571,20 @@ class Projects:
         return [member for member in self.indexes.order(index) if self.at(member).asks_upstream]
 
     def unknown(self, index, name, sentence=""):
-        """NotFound for a project that neither an index nor its bases have, with this `sentence`."""
+        """The NotFound for a project that neither an index nor its bases have; `sentence`: its
+        text."""
         if self.mirrors.upstreams.settings.offline_mode and self.mirrors_in(index):
             return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
                             "asked for it.")
         return NotFound(sentence or f"The project {name} does not exist.")
 
     def tags(self, index, name):
-        """What an answer about this project depends on (see `Freshness`)."""
+        """The tags (see `Freshness`) of all that a response about this project depends on."""
         return frozenset(project_tag(member.id, name) for member in self.indexes.order(index))
 
     def lists(self, indexes):
-        """Yield for each index (index, its names, or the UpstreamTrouble or Busy in their place)."""
+        """Yield for each index (index, its names), with the UpstreamTrouble or Busy in place of
+        names that could not be had."""
         began = time.monotonic()
         members = [self.at(index) for index in indexes]
         self._ask_at_once(members, self.mirrors.lists.ask_names)
@@ -7572,8 +7597,8 @@ class Projects:
     def find_file(self, index, path):
         """The `Place` of the file at `path` below an index; Gone or NotFound.
 
-        Where several projects of a mirror list it: in one that is quarantined, else in one whose
-        page has it still."""
+        If several projects of a mirror list the file: a quarantined one, else one whose page still
+        has it."""
         with self.store.read() as db:
             rows = db.execute(
                 f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
@@ -7586,6 +7611,7 @@ class Projects:
         def rank(row):
             is_withheld = Status.of(row["status"]).withholds_files
             return not is_withheld, row["position"] is None, row["id"]
+
         row = min(rows, key=rank) if len(rows) > 1 else rows[0]
         return Place(File._make(tuple(row)[:-2]), row["project"], Status.of(row["status"]))
 
@@ -7606,15 +7632,15 @@ class Projects:
         return sha256, data
 
     def refuse_gone(self, path):
-        """Gone if user/index/+f/... once was a file."""
+        """Gone if there once was a file at `path` (user/index/+f/...)."""
         with self.store.read() as db:
             if db.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone():
                 raise Gone("file existed, deleted in later serial")
 
 
 class Upstreams(Part):
-    """How mirrors ask their upstreams: one fetch at a time for one thing, each owner's requests with
-    a share of those that may wait.  Remembers for some seconds who was in trouble."""
+    """How mirrors ask their upstreams: one fetch at a time for one thing, with a share of the
+    waiting requests for each owner. Remembers failures for some seconds."""
 
     def __init__(self, store, indexes, blobs, client, settings):
         self.store, self.indexes, self.blobs = store, indexes, blobs
@@ -7623,8 +7649,9 @@ class Upstreams(Part):
         self.patience = Patience(3 * settings.threads)
         # _source(index), project -> (until, kind, message)
         self.failed = FairMemory(Limits.missing_projects)
-        self.silent = {}        # (_source(index), for its project list) -> as `failed`: no answer
-        self.failures = collections.Counter()   # index id -> fetches and downloads that failed
+        # (_source(index), is the project list) -> as in `failed`: upstream did not respond
+        self.silent = {}
+        self.failures = collections.Counter()   # index id -> number of failed fetches and downloads
         self.lock = threading.Lock()
 
     def gauges(self):
@@ -7638,7 +7665,7 @@ class Upstreams(Part):
                 yield "", {"index": index.path}, counts.get(index.id, 0)
 
     def expiry(self, index):
-        """Seconds for which what upstream said is not asked again."""
+        """Seconds for which upstream is not asked again."""
         return index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
 
     def is_cut_off(self, index):
@@ -7646,7 +7673,7 @@ class Upstreams(Part):
         return self.settings.offline_mode or not index.mirror_url
 
     def refuse_cut_off(self, index, file):
-        """NotFound for a file that is not here, if nobody can be asked for it."""
+        """NotFound for a file that is not here, if the mirror is cut off."""
         if self.settings.offline_mode:
             raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked "
                            "for it")
@@ -7654,13 +7681,17 @@ class Upstreams(Part):
             raise NotFound(f"{file.filename} is not here, and {index.path} has no mirror_url")
 
     def is_missing(self, index, status):
-        """Whether a status means that upstream does not have what was asked for.
+        """Whether a status means that upstream does not have what was requested.
 
-        Object stores that may not be listed say 403; that this is meant is the owner's to say."""
+        Object stores that may not be listed say 403: whether they do is the index's setting."""
         return status == 404 or str(status) in index.config.get("mirror_missing_statuses", ())
 
     def start(self, index, what, name, function):
-        """The flight that fetches this from the mirror's upstream, which may be under way already."""
+        """The flight that fetches this from the mirror's upstream: a new one that calls `function`,
+        or the one that is under way. Busy if too many of this index wait.
+
+        `what`: "page", "names", "metadata" or "size"; `name`: of the project, or the path of the
+        file."""
         url = index.mirror_url
 
         def counted():
@@ -7675,13 +7706,14 @@ class Upstreams(Part):
                 self.failed.pop(_source(index), name)
                 with self.lock:
                     self.silent.pop((_source(index), False), None)
+
         key = (what, index.id, url, name)
         return self.fetches.start(key, origin_of(url), index, Flight(counted))
 
     def wait(self, index, wait, seconds):
-        """Whether `wait` for at most so many seconds says that it happened.
+        """Whether `wait`, called with at most `seconds`, says that it happened.
 
-        Busy if it did not, and too many wait for this owner's mirrors for this request to go on."""
+        Busy if it did not happen because too many requests wait for this owner's mirrors."""
         with self.patience.place(index.user) as longest:
             if wait(max(0, min(seconds, longest))):
                 return True
@@ -7695,9 +7727,9 @@ class Upstreams(Part):
                     retry_after)
 
     def _remember_failure(self, index, name, error):
-        """Note what upstream answered for a page, or that it did not answer this mirror at all.
+        """Note upstream's error for a page, or that it did not respond to this mirror at all.
 
-        That says nothing of what it answers another one."""
+        The note holds for this mirror alone: upstream may respond to another one."""
         now = time.monotonic()
         note = now + Limits.upstream_pause, type(error), error.message
         if isinstance(error, NoAnswer):
@@ -7708,7 +7740,7 @@ class Upstreams(Part):
             self.failed.put(_source(index), name, note)
 
     def failure(self, index, name):
-        """The trouble that upstream was in within the last seconds, asked for a page; or None."""
+        """The trouble that asking upstream for a page has met within the last seconds, or None."""
         source, none = _source(index), (0, None, "")
         for note in (self.failed.get(source, name, none), self.silent.get((source, False), none)):
             until, kind, message = note
@@ -7721,19 +7753,21 @@ class Upstreams(Part):
     def is_paused(self, index, for_list=False):
         """Whether this mirror's upstream was not reached within the last seconds.
 
-        A project list that did not come says nothing of pages."""
+        A project list that did not come does not pause the pages."""
         return self.client.is_paused(index.mirror_url) or any(
             self.silent.get((_source(index), of_list), (0,))[0] > time.monotonic()
             for of_list in {False, for_list})
 
     def keep(self, function, index, *args):
-        """Write what a mirror caches; its changes wait for one another, and not others for them."""
+        """Write what a mirror caches, not durably. All mirrors of one owner take turns as one
+        party, so that other changes do not wait for them."""
         return self.store.write(function, index, *args, durable=False,
                                 party=("mirror", index.user))
 
 
 class MirrorFiles:
-    """The files of mirrors and their metadata files: those that are here, and downloads under way."""
+    """The files of mirrors and their metadata files: those that are here, and downloads under
+    way."""
 
     def __init__(self, upstreams):
         self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
@@ -7744,10 +7778,10 @@ class MirrorFiles:
         return bool(file.sha256) and self.blobs.has(file.sha256, file.size)
 
     def local(self, index, file):
-        """The file with its blob at hand, or None.
+        """The file with its blob here, or None.
 
-        Bytes count that this mirror has under another name, or another mirror that everybody may
-        read: to know a hash is no right to what an index keeps to itself."""
+        A blob with its hash counts if this mirror has it under another name, or if a mirror has it
+        that everybody may read: to know a hash is no right to a restricted index's files."""
         if self.is_local(file):
             return file
         algorithm, _, digest = file.hash_spec.partition("=")
@@ -7776,9 +7810,11 @@ class MirrorFiles:
         return None
 
     def download(self, index, file):
-        """The `Download` under way of a file that is not here; its head has arrived.  UpstreamTrouble, NotFound."""
+        """The `Download` of a file that is not here, under way or new, once its head has arrived.
+
+        UpstreamTrouble, NotFound, Busy."""
         self.upstreams.refuse_cut_off(index, file)
-        # not by hash alone: another index's upstream may be slow, or have something else under it
+        # not the hash alone: another index's upstream may be slow, or have other bytes for it
         key = (index.id, file.path, file.hash_spec, file.url)
         download = Download(self, index, file)
         download = self.downloads.start(key, origin_of(file.url), index, download)
@@ -7789,7 +7825,9 @@ class MirrorFiles:
                 download.started.wait(min(seconds, Limits.longest_queue))
                 return download.begun.wait(
                     min(self.settings.request_timeout, max(0, until - time.monotonic())))
-        if not self.upstreams.wait(index, begins, Limits.longest_queue + self.settings.request_timeout):
+
+        if not self.upstreams.wait(
+                index, begins, Limits.longest_queue + self.settings.request_timeout):
             raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
                                   f"{self.settings.request_timeout:g} seconds")
         if download.error and not download.finished:
@@ -7797,7 +7835,8 @@ class MirrorFiles:
         return download
 
     def pieces(self, index, download):
-        """What `Download.pieces` gives, for a request that takes it as it comes; Busy as in `_wait`."""
+        """What `Download.pieces` gives, for a request that reads along; Busy as in
+        `Upstreams.wait`."""
         longest = self.upstreams.patience.longest(index.user)
         if longest < float("inf"):
             download.wait(longest)
@@ -7807,15 +7846,17 @@ class MirrorFiles:
         def patiently():
             with self.upstreams.patience.place(index.user):
                 yield from download.pieces()
+
         return patiently()
 
     def upstream_url(self, index, file):
-        """The file's URL, with the mirror's credentials where it lies on the mirror's own host."""
+        """The file's URL, with the mirror's credentials if it lies on the mirror's own host."""
         mirror = urllib.parse.urlsplit(index.mirror_url)
         if mirror.username is None or origin_of(file.url) != origin_of(index.mirror_url):
             return file.url
         parts = urllib.parse.urlsplit(file.url)
-        return urllib.parse.urlunsplit(parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
+        return urllib.parse.urlunsplit(
+            parts._replace(netloc=f"{mirror.netloc.rpartition('@')[0]}@{parts.netloc}"))
 
     def upstream_size(self, index, file):
         """The size that upstream states for a file that is not here, or None."""
@@ -7824,15 +7865,18 @@ class MirrorFiles:
         def ask():
             with self.get_file(index, file, "", "HEAD") as head:
                 sizes.append(head.length())
+
         flight = self.upstreams.start(index, "size", file.path, ask)
         if not self.upstreams.wait(index, flight.wait, self.settings.request_timeout):
-            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within {self.settings.request_timeout:g} seconds")
+            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
+                                  f"{self.settings.request_timeout:g} seconds")
         if flight.error:
             raise flight.error
-        return sizes[0] if sizes else None      # None: it was somebody else's flight
+        return sizes[0] if sizes else None      # None: another request's flight
 
     def get_file(self, index, file, ending="", method="GET"):
-        """Upstream's answer with a file, or with what lies beside it; NotFound or UpstreamTrouble unless that is 200."""
+        """Upstream's response with a file, or with the file beside it whose name has this `ending`;
+        NotFound or UpstreamTrouble unless its status is 200."""
         parts = urllib.parse.urlsplit(self.upstream_url(index, file))
         url = urllib.parse.urlunsplit(parts._replace(path=parts.path + ending))
         headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
@@ -7844,13 +7888,14 @@ class MirrorFiles:
             f"error {response.status} getting {public_url(url)}")
 
     def metadata_hash(self, index, file, by_wheel=True):
-        """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), which is here then; NotFound if there is none.
+        """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), whose bytes are here
+        then; NotFound if it has none.
 
-        It is read out of the wheel if that is here, else fetched from upstream and checked against
-        the announced hash.  To installers, metadata that is announced and can't be had is fatal: so
-        what upstream fails to give is read out of the wheel, which is fetched for that, unless
-        `by_wheel` is false."""
-        if file.metadata_sha256 and metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
+        It is read from the wheel if that is here, else fetched from upstream and checked against
+        the announced hash. Installers fail if announced metadata can't be had: so if upstream fails
+        to give it, the wheel is fetched and read, unless `by_wheel` is false."""
+        if file.metadata_sha256 and \
+                metadata_bytes(self.store, self.blobs, file.metadata_sha256) is not None:
             return file.metadata_sha256
         if self.is_local(file):
             found = self.metadata_of_wheel(index, file)
@@ -7859,6 +7904,7 @@ class MirrorFiles:
         if not file.core_metadata:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
         self.upstreams.refuse_cut_off(index, file)
+
         began = time.monotonic()
         fetch = functools.partial(self._fetch_metadata, index, file)
         flight = self.upstreams.start(index, "metadata", file.path, fetch)
@@ -7867,6 +7913,7 @@ class MirrorFiles:
             trouble = flight.error
         if trouble is None:
             return self._metadata_here(index, file)
+
         # a wheel whose bytes can't be checked does not prove that another announcement is wrong
         is_checked = file.hash_spec or file.core_metadata == "true"
         if not by_wheel or not is_checked or not file.filename.endswith(".whl"):
@@ -7875,7 +7922,7 @@ class MirrorFiles:
         return self._metadata_by_wheel(index, file, began + Limits.metadata_wait)
 
     def _metadata_by_wheel(self, index, file, deadline):
-        """Fetch a wheel for the metadata file in it; if it has none, pages announce it no more."""
+        """Fetch a wheel and read its metadata file; if it has none, pages no longer announce it."""
         here = self.local(index, file)
         if here is None:
             download = self.download(index, file)
@@ -7891,14 +7938,16 @@ class MirrorFiles:
 
     def _metadata_here(self, index, file):
         with self.store.read() as db:
-            row = db.execute("SELECT metadata_sha256 FROM files WHERE id = ?", (file.id,)).fetchone()
+            row = db.execute(
+                "SELECT metadata_sha256 FROM files WHERE id = ?", (file.id,)).fetchone()
         if row is None or not row["metadata_sha256"]:
             raise NotFound(f"no metadata found in {index.path}/{file.path}")
         return row["metadata_sha256"]
 
     def _fetch_metadata(self, index, file):
         with self.get_file(index, file, ".metadata") as response:
-            data = read_page(response, Limits.metadata_file, time.monotonic() + Limits.upstream_page_time)
+            data = read_page(response, Limits.metadata_file,
+                             time.monotonic() + Limits.upstream_page_time)
         found = MetadataFile.of(data)
         if file.core_metadata not in ("true", found.sha256):
             raise UpstreamTrouble(f"{public_url(file.url)}.metadata has SHA-256 {found.sha256}, "
@@ -7906,7 +7955,8 @@ class MirrorFiles:
         self.upstreams.keep(_metadata_arrived, index, file, found, False)
 
     def metadata_of_wheel(self, index, file):
-        """The SHA-256 of the metadata file in a wheel that is here, now entered, or None."""
+        """The SHA-256 of the metadata file in a wheel that is here, which is entered; None if it
+        has none."""
         found = self.metadata_of_blob(file, file.sha256)
         if found is None:
             return None
@@ -7914,8 +7964,8 @@ class MirrorFiles:
         return found.sha256
 
     def metadata_of_blob(self, file, sha256):
-        """The `MetadataFile` of a wheel that is here; None if there is none, or it would have to
-        wait: readers of a download wait for what comes after this."""
+        """The `MetadataFile` of a wheel that is here; None if it has none, or if reading it would
+        have to wait: readers of a download wait for this."""
         if not file.filename.endswith(".whl"):
             return None
         try:
@@ -7928,14 +7978,16 @@ class MirrorFiles:
 
 
 class MirrorPages(Part):
-    """The project pages of mirrors, and the last good one where upstream fails."""
+    """The project pages of mirrors; if upstream fails, the last good ones."""
 
     def __init__(self, upstreams, files):
         self.upstreams, self.files, self.store = upstreams, files, upstreams.store
-        self.blobs, self.client, self.settings = upstreams.blobs, upstreams.client, upstreams.settings
+        self.blobs, self.client, self.settings = (
+            upstreams.blobs, upstreams.client, upstreams.settings)
         self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
-        self.refreshed = FairMemory(Limits.missing_projects)    # the same -> when
-        self.removed = collections.Counter()    # index id -> files and projects that upstream removed
+        self.refreshed = FairMemory(Limits.missing_projects)    # _source(index), project -> when
+        # index id -> number of files and projects that upstream removed
+        self.removed = collections.Counter()
 
     def gauges(self):
         yield Gauge("devpi_lite_upstream_removed_total", "counter",
@@ -7943,13 +7995,15 @@ class MirrorPages(Part):
                     self.upstreams.by_mirror(self.removed))
 
     def ask(self, index, name, again=True):
-        """(what is known of a project without asking upstream, or None; the flight that asks, if that is due).
+        """(the page as known without asking upstream, or None; the flight that fetches a new one,
+        or None).
 
-        Where upstream failed just now, an old page is as good; and if there is none, the failure is
-        raised again where asking `again` is not worth while, or of no use.  Busy if too much is
-        being asked of that upstream and nothing is known."""
+        If upstream failed within the last seconds, an old page is given as stale. Without an old
+        page that failure is raised, unless `again` has upstream asked once more; a refusal is
+        raised in any case. Busy if too many fetches wait for that upstream and no page is here."""
         if len(name) > Limits.project_name:
             return ProjectPage(name), None      # "not found" need not be remembered
+
         looked = time.time()
         page = self.cached(index, name)
         if self.upstreams.is_cut_off(index):
@@ -7959,11 +8013,13 @@ class MirrorPages(Part):
         missing_until = self.not_found.get(_source(index), name, 0)
         if page is None and missing_until > time.monotonic():
             return ProjectPage(name, expires=missing_until), None
+
         failure = self.upstreams.failure(index, name)
         if page and (failure or self.upstreams.is_paused(index)):
             return dataclasses.replace(page, stale=True), None
         if failure and (isinstance(failure, Refused) or not again):
             raise failure
+
         try:
             return page, self.upstreams.start(index, "page", name, functools.partial(
                 self._fetch_page, index, name, looked))
@@ -7975,10 +8031,12 @@ class MirrorPages(Part):
     def project(self, index, name, deadline=None, again=True):
         """The page of a project [W20.2, W20.3]; `again`: see `ask`.
 
-        A request waits for `request_timeout`, or until `deadline` (time.monotonic()); the fetch goes on behind it."""
+        Waits for `request_timeout` seconds, or until `deadline` (time.monotonic()); the fetch goes
+        on after that."""
         page, flight = self.ask(index, name, again)
         if flight is None:
             return page
+
         trouble = UpstreamTrouble(f"{public_url(index.mirror_url)} did not answer for {name} "
                                   f"within {self.settings.request_timeout:g} seconds")
         patience = self.settings.request_timeout
@@ -7989,9 +8047,11 @@ class MirrorPages(Part):
                 trouble = flight.error
         except Busy as busy:
             trouble = busy
+
         page = self.cached(index, name)
         if trouble is None:
-            return page or ProjectPage(name, expires=time.monotonic() + self.upstreams.expiry(index))
+            return page or ProjectPage(
+                name, expires=time.monotonic() + self.upstreams.expiry(index))
         if not isinstance(trouble, Busy):
             log.warning("mirror %s: %s", index.path, trouble.message)
         if page is None:
@@ -7999,10 +8059,11 @@ class MirrorPages(Part):
         return dataclasses.replace(page, stale=True)
 
     def refresh(self, indexes, name):
-        """Have some mirrors fetch a project's page now; the old one stays where that fails (devpi: POST .../refresh).
+        """Have some mirrors fetch a project's page now; the old page stays if that fails (devpi:
+        POST .../refresh).
 
-        A page that was refreshed within the last second, for whomever, is not fetched again.  A
-        request waits for `request_timeout`, for all of them together."""
+        A page that any request refreshed within the last second is not fetched again. Waits for
+        `request_timeout` seconds, for all mirrors together."""
         if len(name) > Limits.project_name:
             return
         flights = []
@@ -8019,27 +8080,35 @@ class MirrorPages(Part):
                     index, "page", name, functools.partial(self._fetch_page, index, name))))
             except Busy as problem:
                 log.warning("mirror %s is not refreshed: %s", index.path, problem.message)
+
         deadline = time.monotonic() + self.settings.request_timeout
         for index, flight in flights:
-            with contextlib.suppress(Busy):         # it goes on behind this request
-                if self.upstreams.wait(index, flight.wait, deadline - time.monotonic()) and flight.error:
+            with contextlib.suppress(Busy):         # the fetch goes on after this request
+                if self.upstreams.wait(index, flight.wait, deadline - time.monotonic()) \
+                        and flight.error:
                     log.warning("mirror %s: %s", index.path, flight.error.message)
 
     def cached(self, index, name):
-        """What upstream said last, or None if it was never asked or never knew the project."""
+        """The page as upstream gave it last; None if it was never asked, or does not have the
+        project."""
         with self.store.read() as db:
-            row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+            row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?",
+                             (index.id, name)).fetchone()
             if row is None or row["fetched"] is None:
                 return None
-            files = select_files(db, "WHERE project_id = ? AND position IS NOT NULL ORDER BY position", row["id"])
+            files = select_files(
+                db, "WHERE project_id = ? AND position IS NOT NULL ORDER BY position", row["id"])
         age = time.time() - row["fetched"]
-        fresh_for = self.upstreams.expiry(index) - age if age > -60 else 0       # a clock that was set back
+        # far below 0: the clock was set back
+        fresh_for = self.upstreams.expiry(index) - age if age > -60 else 0
         return ProjectPage(
             name, ((index, files),), tuple(json.loads(row["versions"] or "[]")),
-            expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"], status=Status.of(row["status"]))
+            expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"],
+            status=Status.of(row["status"]))
 
     def _local_only(self, index, name, page):
-        """Of a mirror that is cut off: the files that are here, their metadata where it is, too."""
+        """The page of a mirror that is cut off: with the files that are here, and their metadata
+        files that are here."""
         files = tuple(f if f.metadata_sha256 else f._replace(core_metadata=None)
                       for f in page.files if self.files.is_local(f)) if page else ()
         if not files:
@@ -8053,19 +8122,22 @@ class MirrorPages(Part):
             self._take_page(index, name, looked, body)
 
     def _take_page(self, index, name, looked, body):
-        """Ask for a project's page, which comes into `body`, and enter what came.
+        """Fetch a project's page into `body`, and enter it.
 
-        `looked`: time.time() at which no page, or an old one, was here: one that came since will do;
-        None: upstream is asked whatever is here."""
+        `looked`: time.time() when no page, or an old one, was here: a page that came since then
+        will do. None: upstream is asked in any case."""
         mirror_url = index.mirror_url
         with self.store.read() as db:
-            row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+            row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?",
+                             (index.id, name)).fetchone()
         if looked is not None and row and looked < (row["fetched"] or 0) <= time.time():
             return None
-        headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01", "Accept-Encoding": "gzip",
-                   "User-Agent": user_agent()}
+
+        headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01",
+                   "Accept-Encoding": "gzip", "User-Agent": user_agent()}
         if row and row["etag"] and looked is not None:
             headers["If-None-Match"] = row["etag"]
+
         deadline = time.monotonic() + Limits.upstream_page_time
         with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
             status = response.status
@@ -8081,15 +8153,19 @@ class MirrorPages(Part):
             else:
                 with contextlib.suppress(UpstreamTrouble):      # the status says all that counts
                     response.read(64 << 10)
+
         if is_missing:
             return self._remember_missing(index, name, row)
+
         serial = response.header("X-PyPI-Last-Serial")
         serial = int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None
         origin = "%s://%s:%d" % origin_of(response.url)
-        if row and serial is not None and row["upstream"] == origin and serial < (row["upstream_serial"] or 0) \
+        if row and serial is not None and row["upstream"] == origin \
+                and serial < (row["upstream_serial"] or 0) \
                 and not index.config.get("mirror_ignore_serial_header"):
             raise UpstreamTrouble(f"{public_url(response.url)} answered with serial {serial}, "
                                   f"older than {row['upstream_serial']} that it gave before")
+
         if response.status == 304:
             return self.upstreams.keep(_page_checked, index, name)
         content_type = response.header("Content-Type")
@@ -8097,6 +8173,7 @@ class MirrorPages(Part):
             data = body.value()
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
+
         entries = _page_entries(index, name, page)
         status = page.status.stored
         self._enter_ahead(index, name, status, entries)
@@ -8104,8 +8181,8 @@ class MirrorPages(Part):
             _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
 
     def _enter_ahead(self, index, name, status, entries):
-        """Enter files of a page that is about to be stored, in steps: a page of 60,000 files as one
-        change would keep all other changes waiting for seconds."""
+        """Enter the files of a page in several changes before it is stored: one change with a page
+        of 60,000 files would keep all other changes waiting for seconds."""
         if len(entries) <= Limits.entries_at_once:
             return
         with self.store.read() as db:
@@ -8115,10 +8192,11 @@ class MirrorPages(Part):
         new = [entry for entry in entries if entry.path not in known]
         for start in range(0, len(new) - Limits.entries_at_once, Limits.entries_at_once):
             self.upstreams.keep(_enter_unplaced, index, name, status,
-                      new[start:start + Limits.entries_at_once])
+                                new[start:start + Limits.entries_at_once])
 
     def _remember_missing(self, index, name, row):
-        """Upstream has no such project, any more or at all; its files are kept at their URLs."""
+        """Remember that upstream does not have the project, or no longer; its files stay at their
+        URLs."""
         if row and row["fetched"] is not None:
             count = self.upstreams.keep(_page_gone, index, name)
             self.removed[index.id] += 1
@@ -8133,7 +8211,7 @@ class MirrorLists(Part):
     def __init__(self, upstreams):
         self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
         self.client, self.settings = upstreams.client, upstreams.settings
-        self.asked = {}         # index id -> time.monotonic() at which a search asked for its list
+        self.asked = {}         # index id -> time.monotonic() when a search asked for its list
         self.readers = Shares("project lists are being read", Limits.list_readers,
                               Limits.list_readers_of_one, 60)
         self.unreadable = {}    # index id -> (mirror_url, until, why its list could not be read)
@@ -8149,9 +8227,10 @@ class MirrorLists(Part):
         MirrorNames.clear_leftovers(self.cache, known)
 
     def ask_names(self, index):
-        """(the names that are known without asking upstream, or None; the flight that asks for the list, if that is due).
+        """(the names that are known without asking upstream, or None; the flight that fetches the
+        list, or None).
 
-        Busy if too much is being asked of that upstream and no list is here."""
+        Busy if too many fetches wait for that upstream and no list is here."""
         if self.upstreams.is_cut_off(index) or index.config.get("mirror_no_project_list"):
             return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
@@ -8159,23 +8238,28 @@ class MirrorLists(Part):
                       or self.upstreams.is_paused(index, True)):
             return names, None
         try:
-            return names, self.upstreams.start(index, "names", "", functools.partial(self._fetch_names, index, names))
+            return names, self.upstreams.start(
+                index, "names", "", functools.partial(self._fetch_names, index, names))
         except Busy:
             if names is None:
                 raise
             return names, None
 
     def names(self, index, began=None):
-        """All names that upstream has, as `MirrorNames`; the known ones as a list where it offers none [W20.4].
+        """All names that upstream has, as `MirrorNames`; if it offers no list, the known ones as a
+        list [W20.4].
 
-        A request waits for `request_timeout`, or `Limits.first_list` where no list is here, counted from `began`
-        (time.monotonic())."""
+        Waits for `request_timeout` seconds, or `Limits.first_list` if no list is here, counted from
+        `began` (time.monotonic())."""
         names, flight = self.ask_names(index)
         if flight is None:
             return names
-        patience = self.settings.request_timeout if names else max(Limits.first_list, self.settings.request_timeout)
+
+        patience = self.settings.request_timeout if names \
+            else max(Limits.first_list, self.settings.request_timeout)
         if began is not None:
             patience = max(0, began + patience - time.monotonic())
+
         crowd = None
         try:
             if self.upstreams.wait(index, flight.wait, patience) and flight.error is None:
@@ -8184,25 +8268,30 @@ class MirrorLists(Part):
                 log.warning("mirror %s: %s", index.path, flight.error.message)
         except Busy as busy:
             crowd = busy
+
         if names:
             return names
         cached = self.cached_names(index)
         if not cached:
-            raise flight.error or crowd or UpstreamTrouble(f"the project list of {public_url(index.mirror_url)} is on its "
-                                                  "way, try again in a minute")
+            raise flight.error or crowd or UpstreamTrouble(
+                f"the project list of {public_url(index.mirror_url)} is on its "
+                "way, try again in a minute")
         return cached
 
     def names_at_hand(self, index):
-        """The names that are known without asking upstream: `MirrorNames`, or a list of those whose pages are kept.
+        """The names that are known without asking upstream: `MirrorNames`, or a list of those whose
+        pages are kept.
 
-        Where the whole list was never fetched, that begins in the background."""
+        If the whole list was never fetched, a fetch begins in the background."""
         names = MirrorNames.load(self.cache, index)
         if names:
             return names
-        if self.wants_names(index) and self.asked.get(index.id, 0) < time.monotonic() - Limits.names_pause:
+        if self.wants_names(index) and \
+                self.asked.get(index.id, 0) < time.monotonic() - Limits.names_pause:
             self.asked[index.id] = time.monotonic()
             with contextlib.suppress(Busy):
-                self.upstreams.start(index, "names", "", functools.partial(self._fetch_names, index, None))
+                self.upstreams.start(
+                    index, "names", "", functools.partial(self._fetch_names, index, None))
         return self.cached_names(index)
 
     def wants_names(self, index):
@@ -8213,18 +8302,21 @@ class MirrorLists(Part):
     def cached_names(self, index):
         """The projects whose pages are kept; of a mirror that is cut off, those with files here."""
         here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id " \
-               "AND position IS NOT NULL AND sha256 IS NOT NULL)" if self.upstreams.is_cut_off(index) else ""
+            "AND position IS NOT NULL AND sha256 IS NOT NULL)" \
+            if self.upstreams.is_cut_off(index) else ""
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
                 f"SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL {here} "
                 "ORDER BY name", (index.id,))]
 
     def _fetch_names(self, index, old):
-        """Fetch the list into a file; a child process makes of it what `MirrorNames` needs."""
+        """Fetch the list into a file, from which a child process makes the files of
+        `MirrorNames`."""
         mirror_url = index.mirror_url
         url, until, trouble = self.unreadable.get(index.id, ("", 0, ""))
         if url == mirror_url and until > time.monotonic():
             raise UnreadablePage(trouble)
+
         folder = made_in(self.blobs.tmp, lambda: tempfile.mkdtemp(dir=self.blobs.tmp))
         try:
             facts, content_type = self._download_list(
@@ -8250,6 +8342,7 @@ class MirrorLists(Part):
                    "Accept-Encoding": "gzip", "User-Agent": user_agent()}
         if etag:
             headers["If-None-Match"] = etag
+
         deadline = time.monotonic() + Limits.upstream_list_time
         with self.client.get(url, headers) as response:
             if response.status == 304 and etag:
@@ -8268,18 +8361,18 @@ class MirrorLists(Part):
             return facts, response.header("Content-Type")
 
     def _read_list(self, url, folder, content_type):
-        """Make the forms of the list that lies in `folder`; returns the number of its names.
+        """Make the files of `MirrorNames` from the list in `folder`; returns the number of names.
 
-        A child process does it: one busy thread here would slow every answer, and a hostile list
-        takes the child's memory and time.  The child ends with its standard input, so also if this
-        server is killed."""
+        A child process does it: a busy thread here would slow every response, and a hostile list
+        takes only the child's memory and time. The child ends with its standard input, so it also
+        ends if this server is killed."""
         job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names,
                "memory": Limits.list_memory, "cpu": Limits.list_cpu}
         command, pipe = [sys.executable, os.path.abspath(__file__), "_read-names"], subprocess.PIPE
         with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
             held_open, child.stdin = child.stdin, None          # communicate() would close it
             try:
-                with contextlib.suppress(OSError):      # it has ended: its return code says why
+                with contextlib.suppress(OSError):      # the child has ended: its code says why
                     held_open.write(json.dumps(job) + "\n")
                     held_open.flush()
                 with outside_wait():
@@ -8291,6 +8384,7 @@ class MirrorLists(Part):
                 child.kill()
                 with contextlib.suppress(OSError):
                     held_open.close()
+
         if child.returncode == 0:
             return json.loads(said)["count"]
         if hasattr(signal, "SIGXCPU") and child.returncode == -signal.SIGXCPU:
@@ -8300,7 +8394,7 @@ class MirrorLists(Part):
 
 
 class Mirrors:
-    """All about caching mirrors: their pages, files and project lists."""
+    """Caching mirrors: their pages, files and project lists."""
 
     def __init__(self, store, indexes, blobs, client, settings):
         self.upstreams = Upstreams(store, indexes, blobs, client, settings)
@@ -8320,12 +8414,13 @@ def _current_mirror(change, index):
 
 
 def _source(index):
-    """Whom a mirror asks and how it takes the answers: after a change, all is asked anew."""
+    """What decides how a mirror's upstream responds: once it changes, no remembered response
+    counts."""
     return index.id, index.mirror_url, tuple(index.config.get("mirror_missing_statuses", ()))
 
 
 def _page_gone(change, index, name):
-    """Upstream has the project no more: returns how many of its files stay."""
+    """Upstream no longer has the project: returns the number of its files that stay."""
     row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?",
                          (index.id, name)).fetchone()
     if row is None or not _current_mirror(change, index):
@@ -8340,7 +8435,8 @@ def _page_gone(change, index, name):
 def _page_checked(change, index, name):
     """Upstream says that nothing changed."""
     if _current_mirror(change, index):
-        change.execute("UPDATE projects SET fetched = ? WHERE index_id = ? AND name = ?", (time.time(), index.id, name))
+        change.execute("UPDATE projects SET fetched = ? WHERE index_id = ? AND name = ?",
+                       (time.time(), index.id, name))
 
 
 class PageEntry(typing.NamedTuple):
@@ -8353,7 +8449,7 @@ class PageEntry(typing.NamedTuple):
 def _page_entries(index, name, page):
     """What is kept of a project's page: a list of `PageEntry`."""
     own = [file for file in page.files if project_of_wheel(file.filename) in ("", name)]
-    if len(own) < len(page.files):      # installers pass them over, too
+    if len(own) < len(page.files):      # installers skip them, too
         log.info("mirror %s: the page of %s lists %d wheels of other projects, which are left out",
                  index.path, name, len(page.files) - len(own))
 
@@ -8370,7 +8466,7 @@ def _page_entries(index, name, page):
 
 
 def _enter_unplaced(change, index, name, status, entries):
-    """Enter files of a page that is about to be stored; without a place on it they are not shown."""
+    """Enter files of a page that is about to be stored; without a position they are not shown."""
     if _current_mirror(change, index):
         project_id = _mirrored_project(change, index, name)
         change.execute("UPDATE projects SET status = ? WHERE id = ? AND fetched IS NULL",
@@ -8381,7 +8477,7 @@ def _enter_unplaced(change, index, name, status, entries):
 
 
 def _mirrored_project(change, index, name):
-    """The id of a mirror's project, which is made if it is new."""
+    """The id of a mirror's project, which is created if it is new."""
     row = change.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?",
                          (index.id, name)).fetchone()
     return row["id"] if row else change.execute(
@@ -8389,9 +8485,9 @@ def _mirrored_project(change, index, name):
 
 
 def _store_page(change, index, name, page, entries, etag, origin, serial):
-    """Keep what upstream lists now; returns how many files it no longer lists.
+    """Store what upstream lists now; returns the number of files that it no longer lists.
 
-    They lose their place on the page, not their path."""
+    They lose their position on the page, not their path."""
     if not _current_mirror(change, index):
         return 0
     status = page.status.stored
@@ -8399,13 +8495,15 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
     before = change.execute("SELECT fetched FROM projects WHERE id = ?", (project_id,)).fetchone()
     if before["fetched"] is None:
         change.touch(names_tag(index.id))
-    change.execute("UPDATE projects SET fetched = ?, etag = ?, upstream = ?, upstream_serial = coalesce(?, "
-                   "CASE WHEN upstream = ? THEN upstream_serial END), status = ?, versions = ? WHERE id = ?",
-                   (time.time(), etag or None, origin, serial, origin, status, json.dumps(page.versions), project_id))
+    change.execute(
+        "UPDATE projects SET fetched = ?, etag = ?, upstream = ?, upstream_serial = coalesce(?, "
+        "CASE WHEN upstream = ? THEN upstream_serial END), status = ?, versions = ? WHERE id = ?",
+        (time.time(), etag or None, origin, serial, origin, status, json.dumps(page.versions),
+         project_id))
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
     now = iso_time(time.time())
-    inserted = any(file.position is None for file in old.values())      # ahead
+    inserted = any(file.position is None for file in old.values())      # entered ahead
     moved = []                                                          # (position, id)
     for position, entry in enumerate(entries):
         known = old.pop(entry.path, None)
@@ -8419,12 +8517,14 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
     change.executemany("UPDATE files SET position = ? WHERE id = ?", moved)
     if inserted:
         _share_arrived(change, project_id)
+
     listed, gone = {entry.file.filename for entry in entries}, []
     for file in old.values():
         if file.position is not None:
             change.execute("UPDATE files SET position = NULL WHERE id = ?", (file.id,))
             if file.filename in listed:
-                log.warning("mirror %s: upstream changed the bytes of %s", index.path, one_line(file.filename))
+                log.warning("mirror %s: upstream changed the bytes of %s", index.path,
+                            one_line(file.filename))
             else:
                 gone.append(one_line(file.filename))
     if gone:
@@ -8448,7 +8548,8 @@ def _insert_mirror_file(change, index, project_id, position, entry, now):
 
 
 def _share_arrived(change, project_id):
-    """Enter for a project's files what arrived of them for another project that lists them, too."""
+    """Enter for a project's files what has arrived of them for another project that lists them,
+    too."""
     arrived = change.execute(
         "SELECT theirs.sha256, theirs.size, theirs.last_modified, theirs.metadata_sha256, "
         "coalesce(mine.core_metadata, theirs.metadata_sha256), mine.id FROM files AS mine "
@@ -8464,40 +8565,43 @@ def _share_arrived(change, project_id):
 def _update_mirror_file(change, before, entry):
     """Enter what upstream says of a file that is known; its position stays."""
     new = entry.file
-    after = before._replace(version=entry.version, url=new.url,
-                            requires_python=new.requires_python, yanked=new.yanked, provenance=new.provenance,
-                            size=before.size if before.sha256 and new.hash_spec
-                            else new.size or before.size,
-                            core_metadata=new.core_metadata or before.metadata_sha256)
+    after = before._replace(
+        version=entry.version, url=new.url, requires_python=new.requires_python,
+        yanked=new.yanked, provenance=new.provenance,
+        size=before.size if before.sha256 and new.hash_spec else new.size or before.size,
+        core_metadata=new.core_metadata or before.metadata_sha256)
+
     if new.uploaded:
         after = after._replace(uploaded=new.uploaded, first_seen=0)
     if new.hash_spec != before.hash_spec:
         after = after._replace(hash_spec=new.hash_spec, sha256=None, metadata_sha256=None,
                                size=new.size)
-    if after.sha256 and after.filename.endswith(".whl"):    # what it holds counts
+    if after.sha256 and after.filename.endswith(".whl"):    # the wheel's own metadata counts
         after = after._replace(core_metadata=after.metadata_sha256 or before.core_metadata)
     elif after.metadata_sha256 and after.core_metadata not in ("true", after.metadata_sha256):
         after = after._replace(metadata_sha256=None)
     if after != before:
-        change.execute(f"UPDATE files SET ({', '.join(File._fields)}) = ({', '.join('?' * len(File._fields))}) "
-                       "WHERE id = ?", (*after, before.id))
+        change.execute(
+            f"UPDATE files SET ({', '.join(File._fields)}) = "
+            f"({', '.join('?' * len(File._fields))}) WHERE id = ?", (*after, before.id))
 
 
 def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
-    """The bytes of a mirrored file are here: enter what is known now and was not before.
+    """Enter the bytes of a mirrored file, and what is known only now.
 
-    `metadata`: what the wheel itself holds, which counts whatever upstream announced or gave."""
+    `metadata`: what the wheel itself holds; it counts whatever upstream announced or gave."""
     metadata = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
         uploaded, first_seen = row["uploaded"], row["first_seen"]
         if first_seen and last_modified:
-            with contextlib.suppress(ValueError, TypeError, OverflowError):     # upstream's header may be anything
+            # upstream's header may be anything
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
                 moment = email.utils.parsedate_to_datetime(last_modified).timestamp()
                 if moment < seconds_of(uploaded):
                     uploaded, first_seen = iso_time(moment), 0
         change.execute(
-            "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, first_seen = ?, "
-            "core_metadata = coalesce(?, core_metadata), "
+            "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, "
+            "first_seen = ?, core_metadata = coalesce(?, core_metadata), "
             "metadata_sha256 = coalesce(?, metadata_sha256) WHERE id = ?",
             (sha256, size, last_modified or http_date(time.time()), uploaded, first_seen,
              metadata, metadata, row["id"]))
@@ -8514,7 +8618,7 @@ def _tell_of_other_metadata(index, file, row, sha256):
 
 
 def _metadata_arrived(change, index, file, metadata, from_wheel):
-    """A metadata file is here.  One from elsewhere does not count where the wheel's own is."""
+    """Enter a metadata file. Upstream's does not count if the wheel's own is here."""
     sha256 = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
         if from_wheel:
@@ -8522,9 +8626,10 @@ def _metadata_arrived(change, index, file, metadata, from_wheel):
             change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = ? WHERE id = ?",
                            (sha256, sha256, row["id"]))
         else:
-            change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) "
-                           "WHERE id = ? AND (sha256 IS NULL OR metadata_sha256 IS NULL)",
-                           (sha256, sha256, row["id"]))
+            change.execute(
+                "UPDATE files SET metadata_sha256 = ?, core_metadata = coalesce(core_metadata, ?) "
+                "WHERE id = ? AND (sha256 IS NULL OR metadata_sha256 IS NULL)",
+                (sha256, sha256, row["id"]))
         change.touch(project_tag(file.index_id, row["project"]))
 
 
@@ -8536,7 +8641,7 @@ def _no_metadata(change, index, file):
 
 
 def _rows_of(change, file):
-    """The rows of this very file, one for each project of the mirror that lists it."""
+    """The rows of a file: one for each project of the mirror that lists it."""
     return change.execute(
         "SELECT files.id, uploaded, first_seen, core_metadata, metadata_sha256, "
         "projects.name AS project FROM files JOIN projects ON projects.id = project_id "
@@ -8545,19 +8650,20 @@ def _rows_of(change, file):
 
 
 class Download(Flight):
-    """A file on its way from upstream to disk, which any number of askers may read as it grows.
+    """A file on its way from upstream to disk, which any number of requests may read as it grows.
 
-    The newest piece is held back until length and hash have been checked, so nobody ever gets a wrong file whole."""
+    The newest piece is held back until length and hash are checked: nobody ever gets a wrong file
+    whole."""
 
     def __init__(self, files, index, file):
         super().__init__(self._fetch)
         self.files, self.index, self.file = files, index, file
         self.started = threading.Event()    # upstream is being asked
-        self.begun = threading.Event()      # its head is here, or the end
+        self.begun = threading.Event()      # the response's head is here, or the download ended
         self.grown = threading.Condition()
         self.available = 0                  # bytes that may be sent
-        self.finished = False               # checked, kept, entered, and all of it available
-        self.length = None                  # if upstream said it
+        self.finished = False               # the file is checked, kept, entered, and all available
+        self.length = None                  # as upstream states it, or None
         self.last_modified = ""
         self.opened = None                  # path of the growing file
         self.sha256 = None                  # set once all is checked
@@ -8578,7 +8684,8 @@ class Download(Flight):
             self.last_modified = one_line(response.header("Last-Modified"), 100)
             with files.blobs.incoming() as incoming:
                 self.opened = incoming.path
-                check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec else hashlib.sha256()
+                check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec \
+                    else hashlib.sha256()
                 self.begun.set()
                 while True:
                     piece = response.read(256 << 10)
@@ -8592,6 +8699,7 @@ class Download(Flight):
                 self._check(incoming.size, check)
                 self.sha256 = incoming.sha256.hexdigest()
                 incoming.keep(durable=False)
+
         metadata = files.metadata_of_blob(file, self.sha256)
         files.upstreams.keep(_file_arrived, self.index, file, self.sha256, incoming.size,
                      self.last_modified, metadata)
@@ -8599,19 +8707,21 @@ class Download(Flight):
 
     @property
     def _expected(self):
-        """The size that the file must have, or None: that of the page only where no hash decides."""
+        """The size that the file must have, or None. The page's size counts only if no hash
+        decides."""
         return self.length if self.length is not None or self.file.hash_spec else self.file.size
 
     @property
     def _most(self):
-        """How many bytes may come: where a hash decides, the page may be wrong by as much again, but
-        what is endless is no file."""
+        """The number of bytes that may come. If a hash decides, the size on the page may be wrong
+        by as much again; but an endless file is refused."""
         if self._expected is not None:
             return self._expected
-        return self.file.size + max(self.file.size, Limits.size_slack) if self.file.size else Limits.upstream_file
+        return self.file.size + max(self.file.size, Limits.size_slack) if self.file.size \
+            else Limits.upstream_file
 
     def _check_announced(self):
-        """Refuse what can't turn out right, before anything is sent on."""
+        """Refuse what can't turn out right, before any byte is sent on."""
         if None not in (self.length, self.file.size) and self.length != self.file.size:
             trouble = (f"{public_url(self.file.url)} has {self.length} bytes, "
                        f"announced were {self.file.size}")
@@ -8619,7 +8729,8 @@ class Download(Flight):
                 raise UpstreamTrouble(trouble)
             log.warning("mirror %s: %s", self.index.path, trouble)
         if (self._expected or 0) > shutil.disk_usage(self.files.blobs.files).free:
-            raise NoSpace(f"{self.file.filename} has {self._expected} bytes, more than this server's disk has free")
+            raise NoSpace(f"{self.file.filename} has {self._expected} bytes, "
+                          "more than this server's disk has free")
 
     def _check_pace(self, size):
         """Stop what is longer than announced, endless, or hardly moving."""
@@ -8632,7 +8743,8 @@ class Download(Flight):
     def _check(self, size, check):
         url = self.file.url
         if self._expected not in (None, size):
-            raise UpstreamTrouble(f"{public_url(url)} gave {size} bytes, announced were {self._expected}")
+            raise UpstreamTrouble(f"{public_url(url)} gave {size} bytes, "
+                                  f"announced were {self._expected}")
         digest = self.file.hash_spec.partition("=")[2]
         if digest and not hmac.compare_digest(check.hexdigest(), digest):
             raise UpstreamTrouble(f"{public_url(url)} has another hash than announced: "
@@ -8644,11 +8756,12 @@ class Download(Flight):
             self.grown.notify_all()
 
     def pieces(self):
-        """The file's bytes as they arrive, and once all of it is here the rest as a FilePart.
+        """The file's bytes as they arrive, and once all are here the rest as a FilePart.
 
         Raises what ended the download early."""
         sent = 0
-        self._wait_for(0 if os.name != "nt" else float("inf"))     # Windows can't rename a file that is being read
+        # Windows can't rename a file that is being read: there, wait for the end
+        self._wait_for(0 if os.name != "nt" else float("inf"))
         file = self._open()
         try:
             while True:
@@ -8671,14 +8784,14 @@ class Download(Flight):
     def _open(self):
         try:
             return open(self.opened, "rb")
-        except FileNotFoundError:       # it was kept or dropped since: the end is near, and says which
+        except FileNotFoundError:       # kept or deleted since: the end, which is near, says which
             self._wait_for(float("inf"))
             if not self.finished:
                 raise self.error from None
             return self.files.blobs.open(self.sha256)
 
     def _wait_for(self, sent):
-        """Wait until there is more than `sent`, or the end; returns whether it ended."""
+        """Wait until more than `sent` bytes are available, or the end; returns whether it ended."""
         with outside_wait(), self.grown:
             while self.available <= sent and not self.finished and not self.error:
                 if not self.grown.wait(Limits.stall):
@@ -8687,14 +8800,16 @@ class Download(Flight):
 
 
 class MirrorNames:
-    """The project list of a mirror, on disk in the forms in which it is asked for; made by a child process.
+    """The project list of a mirror, on disk in the forms that requests need; made by a child
+    process.
 
-    Files: `names` (sorted, one a line), and without brackets around them `names.json`, `projects.json`,
-    `projects.html`; the last two also as whole pages, gzipped."""
+    Files: `names` (sorted, one a line), and without brackets around them `names.json`,
+    `projects.json`, `projects.html`; the last two also as whole pages, gzipped."""
 
     def __init__(self, folder, facts):
         self.folder = folder
-        self.etag, self.fetched, self.count, self.serial = facts["etag"], facts["fetched"], facts["count"], facts["serial"]
+        self.etag, self.fetched, self.count, self.serial = (
+            facts["etag"], facts["fetched"], facts["count"], facts["serial"])
         self.before = facts["before"]       # the folder of the list before this one
 
     @staticmethod
@@ -8703,7 +8818,7 @@ class MirrorNames:
 
     @classmethod
     def load(cls, cache, index):
-        """The list kept for this index, or None.  The cache may be deleted at any time."""
+        """The list kept for this index, or None. The cache may be deleted at any time."""
         try:
             with open(cls._pointer(cache, index), encoding="utf-8") as file:
                 facts = json.load(file)
@@ -8718,36 +8833,41 @@ class MirrorNames:
 
     @classmethod
     def install(cls, cache, index, folder, facts):
-        """Put a list that the child wrote in place of the old one; `facts` without a count mean "not modified"."""
+        """Put a list that the child wrote in place of the old one; facts["count"] of None means
+        that upstream's list is the old one (304)."""
         old = cls.load(cache, index)
         facts.update(url=index.mirror_url, fetched=time.time())
         if facts["count"] is None:
             if old is None:
                 raise UpstreamTrouble("upstream said 304 for a list that is not here")
-            facts.update(folder=os.path.basename(old.folder), count=old.count, serial=old.serial, etag=old.etag,
-                         before=old.before)
+            facts.update(folder=os.path.basename(old.folder), count=old.count, serial=old.serial,
+                         etag=old.etag, before=old.before)
         else:
             facts["folder"] = f"names-{index.id}-{secrets.token_hex(4)}"
             facts["before"] = os.path.basename(old.folder) if old else ""
             os.replace(folder, os.path.join(cache, facts["folder"]))
+
         temporary = cls._pointer(cache, index) + ".tmp"
         with open(temporary, "w", encoding="utf-8") as file:
             json.dump(facts, file)
         os.replace(temporary, cls._pointer(cache, index))
+
         if old is not None and old.before and facts["before"] != old.before:
-            # the one before is kept: a request may have loaded it and not opened its files yet
+            # the previous list is kept: a request may have loaded it and not opened its files yet
             shutil.rmtree(os.path.join(cache, old.before), ignore_errors=True)
 
     @staticmethod
     def clear_leftovers(cache, index_ids):
-        """Remove lists of indexes that are gone, and folders that no list names (a crash, or a file that was open)."""
+        """Remove lists of deleted indexes, and folders that no list names (after a crash, or
+        because a file was open)."""
         named = set()
         for name in os.listdir(cache):
             match = re.fullmatch(r"names-([0-9]+)\.json", name)
             if match and int(match[1]) not in index_ids:
                 os.unlink(os.path.join(cache, name))
             elif match:
-                with contextlib.suppress(ValueError, KeyError, TypeError), open(os.path.join(cache, name)) as file:
+                with contextlib.suppress(ValueError, KeyError, TypeError), \
+                        open(os.path.join(cache, name)) as file:
                     facts = json.load(file)
                     named.update((facts["folder"], facts["before"]))
         for name in os.listdir(cache):
@@ -8756,7 +8876,7 @@ class MirrorNames:
                 shutil.rmtree(path, ignore_errors=True)
 
     def part(self, name):
-        """One of the files."""
+        """The path of one of the files."""
         return os.path.join(self.folder, name)
 
     def without(self, names):
@@ -8789,11 +8909,13 @@ class MirrorNames:
                 yield line[:-1]
 
     def matching(self, needle, prefix_only):
-        """(names that begin with `needle`, sorted, then those that hold it; whether there may be more)."""
+        """(names that begin with `needle`, sorted, then those that contain it; whether there may be
+        more)."""
         if not self.count:
             return [], False
         wanted, found = needle.encode(), []
-        with open(self.part("names"), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+        with open(self.part("names"), "rb") as file, \
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
             start = at = self._first_from(lines, wanted)
             while lines[at:at + len(wanted)] == wanted and len(found) < Limits.found_names:
                 end = lines.find(b"\n", at)
@@ -8811,7 +8933,7 @@ class MirrorNames:
 
     @staticmethod
     def _first_from(lines, name):
-        """Where the first line lies that is not below `name`."""
+        """The offset of the first line that is not below `name`."""
         low, high = 0, len(lines)
         while low < high:
             middle = max(lines.rfind(b"\n", 0, (low + high) // 2) + 1, low)
@@ -8824,7 +8946,8 @@ class MirrorNames:
 
 
 def matching_names(names, needle, prefix_only=False):
-    """(those of a mirror's names that begin with `needle`, then those that hold it; whether there may be more)."""
+    """(names of a mirror that begin with `needle`, then those that contain it; whether there may be
+    more)."""
     if isinstance(names, MirrorNames):
         return names.matching(needle, prefix_only)
     found = [name for name in names if name.startswith(needle)]
@@ -8833,14 +8956,16 @@ def matching_names(names, needle, prefix_only=False):
     return found, False
 
 
-LIST_PAGE = {"projects.json": (f'{{"meta":{{"api-version":"{API_VERSION}"}},"projects":[', ",", "]}"),
-             "projects.html": ('<!DOCTYPE html><html lang="en"><head>'
-                               f'<meta name="pypi:repository-version" content="{API_VERSION}"><style>a {{ display: block }}'
-                               "</style><title>Simple index</title></head><body>\n", "", "</body></html>\n")}
+LIST_PAGE = {
+    "projects.json": (f'{{"meta":{{"api-version":"{API_VERSION}"}},"projects":[', ",", "]}"),
+    "projects.html": ('<!DOCTYPE html><html lang="en"><head>'
+                      f'<meta name="pypi:repository-version" content="{API_VERSION}">'
+                      "<style>a { display: block }</style><title>Simple index</title>"
+                      "</head><body>\n", "", "</body></html>\n")}
 
 
 def list_entries(form, names):
-    """The entries of a project list in one of its two forms, without what stands around them."""
+    """The entries of a project list in one of its two forms, without the page around them."""
     if form == "projects.json":
         return ",".join([f'{{"name":"{name}"}}' for name in names])
     return "".join([f'<a href="{name}/">{name}</a>\n' for name in names])
@@ -8850,9 +8975,9 @@ LIST_BODY = "body"      # the file with a list as upstream sent it
 
 
 def read_names(job):
-    """What the child process does: read the list in `job["folder"]`, write its forms beside it.
+    """What the child process does: reads the list in `job["folder"]`, writes its forms beside it.
 
-    Returns the facts."""
+    Returns {"count": number of names}."""
     folder = job["folder"]
     with open(os.path.join(folder, LIST_BODY), "rb") as file:
         body = file.read()
@@ -8882,9 +9007,9 @@ def read_names(job):
 def limit_process(memory, cpu):
     """Bound this process's memory (bytes) and processor time (seconds), where the system can.
 
-    It leaves no core file."""
+    The process leaves no core file."""
     try:
-        import resource         # not on Windows: there the bounds on bytes and names hold alone
+        import resource         # not on Windows: there, bytes and names alone are bounded
     except ImportError:
         return
     bounds = {"RLIMIT_AS": memory, "RLIMIT_CPU": cpu, "RLIMIT_CORE": 0}
@@ -8904,7 +9029,7 @@ def limit_process(memory, cpu):
 def parse_names(url, body, content_type, most):
     """The normalised names of a project list (bytes), sorted, each once.
 
-    UpstreamTrouble if it is none, or has more than `most`."""
+    UpstreamTrouble if `body` is no project list, or has more than `most` names."""
     names = set()
     try:
         if is_json_page(content_type, body):
@@ -8919,7 +9044,8 @@ def parse_names(url, body, content_type, most):
                 if len(names) > most:
                     raise ValueError(f"more than {most} projects")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UpstreamTrouble(f"{public_url(url)}: not a project list: {reason_of(error)}") from error
+        raise UpstreamTrouble(
+            f"{public_url(url)}: not a project list: {reason_of(error)}") from error
     return sorted(names)
 
 
@@ -8928,10 +9054,10 @@ _NAME_TEXT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def _names_in_html(url, text):
-    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links where a
-    text is no name.
+    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links where
+    a text is no name.
 
-    So the listing of a directory serves, too; there long names are cut, and links lead up or sort."""
+    So directory listings work, too: there, long names are cut, and some links lead up or sort."""
     check_html(text)
     for tag, attributes, end in _tags(text, ("a", "meta"), len(text)):
         if tag == "meta":
@@ -8956,7 +9082,7 @@ def _names_in_html(url, text):
 
 
 def _names_in_json(text):
-    """Yield the names in a list of the JSON form (PEP 691)."""
+    """Yield the names in a project list in JSON (PEP 691)."""
     has_list = False
     for key, value in _JsonReader(text, len(text)).members("projects"):
         if key == "projects":
