@@ -652,17 +652,18 @@ def reason_of(error):
     return one_line(str(error) or type(error).__name__, 200)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 2  Errors, settings, limits, threads
 #
-# An error is raised where it is known, with the HTTP status it deserves and a sentence for its reader; the HTTP chapter turns
-# it into the answer in one place.  Nothing grows without a bound: those that matter stand in `Limits`.  Work in the
-# background is done by crews of threads that are bounded too; the memory that a load took goes back when it is over.
-# ======================================================================================================================
+# An error is raised where its cause is known, with an HTTP status and a sentence for its reader;
+# the HTTP chapter makes the response in one place. Everything that grows has a bound: the most
+# important ones are in `Limits`. Background work is done by bounded crews of threads; memory goes
+# back to the system when a load is over.
+# ==================================================================================================
 
 
 class Problem(Exception):
-    """What went wrong, as a sentence for the person who reads it.  Becomes an answer with `status`."""
+    """An error with a sentence for the person who reads it, and the `status` of the response."""
     status = 500
 
     def __init__(self, message, status=None, headers=()):
@@ -677,11 +678,13 @@ class BadRequest(Problem):
 
 
 class Unauthorized(Problem):
-    """No credentials, or wrong ones, where some are asked for (RFC 9110); `challenge` makes clients send theirs."""
+    """Credentials are missing or wrong (RFC 9110); `challenge` asks the client to send some."""
     status = 401
 
     def __init__(self, message, challenge=True):
-        super().__init__(message, headers=[("WWW-Authenticate", 'Basic realm="pypi"')] if challenge else [])
+        super().__init__(
+            message,
+            headers=[("WWW-Authenticate", 'Basic realm="pypi"')] if challenge else [])
 
 
 class Forbidden(Problem):
@@ -693,7 +696,7 @@ class NotFound(Problem):
 
 
 class NoIndex(NotFound):
-    """There is no index at this path, user/name."""
+    """No index has this path, user/name."""
 
     def __init__(self, path):
         super().__init__(f"The stage {path} could not be found.")
@@ -717,34 +720,34 @@ class UnsupportedType(Problem):
 
 
 class Misdirected(Problem):
-    """The Host header names somebody else (RFC 9110)."""
+    """The Host header names another server (RFC 9110)."""
     status = 421
 
 
 class UpstreamTrouble(Problem):
-    """Upstream did not give what was asked for: unreachable, too slow, an error, garbage."""
+    """Upstream failed: it is unreachable or too slow, or its response is an error or unreadable."""
     status = 502
-    noted = float("inf")    # time.monotonic() of when it came, where it stands for asking again
+    noted = float("inf")    # time.monotonic() of the failure; inf: not kept for later requests
 
 
 class UnreadablePage(UpstreamTrouble):
-    """Upstream's page is larger than what is read, costs too much, or is in no known form."""
+    """Upstream's page is too large, costs too much to read, or has no known form."""
 
 
 class Unreachable(UpstreamTrouble):
-    """There is no connection to be had."""
+    """No connection could be opened."""
 
 
 class Refused(UpstreamTrouble):
-    """Upstream answered with a status that says that asking again is of no use."""
+    """Upstream's status says that a retry would not help."""
 
 
 class NoAnswer(UpstreamTrouble):
-    """The connection was there, and no answer came over it: a time-out, a reset."""
+    """The connection was open and gave no response: a time-out, a reset."""
 
 
 class Busy(Problem):
-    """Not now; the same request may well succeed after `Retry-After` seconds."""
+    """The server is busy; the same request may succeed after `retry_after` seconds."""
     status = 503
 
     def __init__(self, message, retry_after=1):
@@ -752,16 +755,16 @@ class Busy(Problem):
 
 
 class TooManyLogins(Problem):
-    """Too many wrong passwords, or new users: for `wait` seconds not even the right one is looked
-    at."""
+    """Too many failed logins or new users: for `wait` seconds no password is looked at."""
     status = 429
 
     def __init__(self, wait, what="failed logins for this account or from this address"):
-        super().__init__(f"too many {what}, try again in {wait} seconds", headers=[("Retry-After", str(wait))])
+        super().__init__(f"too many {what}, try again in {wait} seconds",
+                         headers=[("Retry-After", str(wait))])
 
 
 class TooMany(Problem):
-    """Too much of something within a time; the same may well succeed after `wait` seconds."""
+    """Too many requests of one kind; the same request may succeed after `wait` seconds."""
     status = 429
 
     def __init__(self, message, wait):
@@ -774,7 +777,7 @@ class NoSpace(Problem):
 
 
 class ReadOnly(Problem):
-    """Something was to be changed in a server directory that lies on read-only media."""
+    """A change was requested, and the server directory is on read-only media."""
     status = 403
 
     def __init__(self):
@@ -790,8 +793,8 @@ class FatalError(Exception):
         self.exit_status = exit_status
 
 
-# -- settings: one line an option, from which the parser, the variables and the configuration file
-# are made
+# -- settings: each option is declared once; the parser, the environment variables and the
+# configuration file follow from that
 
 
 def _boolean(text):
@@ -830,7 +833,7 @@ def _port(text):
 
 
 def _listen_address(text):
-    """`HOST:PORT`, `*:PORT`, `[::1]:PORT` as (host, port)."""
+    """(host, port) of `HOST:PORT`, `*:PORT` or `[::1]:PORT`."""
     host, colon, port = text.rpartition(":")
     if not colon:
         raise ValueError(f"{text!r} is not HOST:PORT")
@@ -852,7 +855,7 @@ def _networks(text):
 
 
 def _path(text):
-    """A path as an absolute one; `~` is the home."""
+    """The absolute path; `~` is the home directory."""
     return os.path.abspath(os.path.expanduser(text))
 
 
@@ -863,7 +866,7 @@ def _header_name(text):
 
 
 class LogBounds(typing.NamedTuple):
-    """How much of the changelog is kept: bytes of its entries, seconds since they were made."""
+    """How much of the changelog is kept: `size` in bytes, `age` in seconds."""
     size: int
     age: int
 
@@ -872,17 +875,18 @@ class LogBounds(typing.NamedTuple):
 
 
 def _log_bounds(text):
-    """`64M`, `90d` or `64M,90d`; what is left out stays as it is by default."""
+    """`64M`, `90d` or `64M,90d`; the default for what is missing."""
     match = re.fullmatch("(?:([1-9][0-9]{0,5})([KMG]))?(?:(?:^|,)([1-9][0-9]{0,4})d)?", text)
     if not text or not match:
         raise ValueError(f"{text!r} is no size, age or both, as 64M,90d")
+
     size, unit, days = match.groups()
     size = int(size) << {"K": 10, "M": 20, "G": 30}[unit] if size else Settings.keep_log.size
     return LogBounds(size, int(days) * 86400 if days else Settings.keep_log.age)
 
 
 class Mode(int):
-    """The mode of a file."""
+    """The mode of a file, shown in octal."""
 
     def __str__(self):
         return f"{self:o}"
@@ -894,17 +898,16 @@ def _mode(text):
     return Mode(text, 8)
 
 
-# what an option is about: a command says which of these it takes (see `command`)
+# the kinds of options; a command names those that it takes (see `command`)
 COMMON, FIRST_START, SERVING = "common", "first start", "serving"
 
 
 class Option(typing.NamedTuple):
-    """One option: `--name` on the command line, DEVPISERVER_<NAME> in the environment, `name` in
+    """An option: `--name` on the command line, DEVPISERVER_<NAME> in the environment, `name` in
     the configuration file.
 
-    `convert` makes the setting out of the text, or raises ValueError; None for a flag, which turns
-    its default round.  `rivals`: options that say the same in another way: of them and this one,
-    only one may be given."""
+    `convert` makes the setting from the text, or raises ValueError; None for a flag, which inverts
+    its default. Only one of an option and its `rivals` may be given."""
     name: str
     convert: typing.Callable | None
     help: str
@@ -922,8 +925,8 @@ def option(name, convert, default, text, **more):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the operator chose: on the command line, else in DEVPISERVER_* variables, else in the
-    configuration file, else these defaults."""
+    """The operator's choices: from the command line, else from DEVPISERVER_* variables, else from
+    the configuration file, else these defaults."""
     serverdir: str = option(
         "serverdir", _path, os.path.join("~", ".devpi", "server"),
         "directory of all data; made if missing or empty",
@@ -937,53 +940,50 @@ class Settings:
                                  "place of standard error")
     root_passwd: str | None = option(
         "root-passwd", str, None,
-        "root's password, at the first start only; random if not given. "
-        "The list of processes shows "
-        "it: better a file, or DEVPISERVER_ROOT_PASSWD",
+        "root's password, at the first start only; random if not given. The list of processes "
+        "shows it: better a file, or DEVPISERVER_ROOT_PASSWD",
         about=FIRST_START, rivals=("root-passwd-file",))
     root_passwd_file: str = option(
-        "root-passwd-file", _path, "", "file whose first line is root's password, at the first "
-                                       "start only",
+        "root-passwd-file", _path, "",
+        "file whose first line is root's password, at the first start only",
         about=FIRST_START)
     root_pypi: bool = option(
         "no-root-pypi", None, True, "don't make the mirror root/pypi at the first start",
         about=FIRST_START)
     host: str = option("host", str, "127.0.0.1", "address to listen on")
     port: int = option("port", _port, 3141, "port to listen on; 0: any free one")
-    listen: tuple = option(     # (host, port) pairs; of the open sockets once the server listens
+    listen: tuple = option(     # (host, port) pairs; once the server listens, of its open sockets
         "listen", _listen_address, (),
-        "HOST:PORT to listen on, in place of --host and --port; "
-        "may be repeated",
+        "HOST:PORT to listen on, in place of --host and --port; may be repeated",
         repeats=True, rivals=("host", "port"))
     unix_socket: str = option(
-        "unix-socket", _path, "", "listen on this unix socket; on TCP too only if an address is "
-                                  "given")
+        "unix-socket", _path, "",
+        "listen on this unix socket; on TCP too only if an address is given")
     unix_socket_perms: int = option(
         "unix-socket-perms", _mode, Mode(0o600), "mode of the unix socket, as 660")
     outside_url: str = option(                  # without final slash
         "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
     absolute_urls: bool = option(
         "absolute-urls", None, False, "absolute file links on simple pages")
-    trusted_proxies: tuple = option(            # ipaddress networks, besides loopback
+    trusted_proxies: tuple = option(            # ipaddress networks, without loopback
         "trusted-proxy", _networks, (),
-        "addresses or networks of proxies, besides loopback: what "
-        "they say of their clients counts, by X-Outside-URL, "
-        "X-Forwarded-Proto, -Host and -Prefix, and the header of --real-ip-header")
+        "addresses or networks of proxies, besides loopback: what they say of their clients "
+        "counts, by X-Outside-URL, X-Forwarded-Proto, -Host and -Prefix, and the header of "
+        "--real-ip-header")
     real_ip_header: str = option(               # in lower case
         "real-ip-header", _header_name, "x-real-ip",
         "the one header in which a proxy names its client's address; of several addresses in it "
         "the last counts")
-    restrict_modify: tuple | None = option(     # None = no restriction
+    restrict_modify: tuple | None = option(     # None: no restriction
         "restrict-modify", _names, None,
-        "the only users and :groups who may create and change "
-        "users and indexes")
+        "the only users and :groups who may create and change users and indexes")
     open_registration: bool = option(
         "open-registration", None, False,
-        "anybody may create users from everywhere, as in devpi; else only from this machine, and root")
+        "anybody may create users from everywhere, as in devpi; "
+        "else only from this machine, and root")
     mirror_cache_expiry: int = option(
         "mirror-cache-expiry", _not_negative, 1800,
-        "seconds for which a mirrored page is not "
-        "asked for again")
+        "seconds for which a mirrored page is not asked for again")
     request_timeout: float = option(
         "request-timeout", _seconds, 5.0, "seconds for which a request waits for upstream")
     offline_mode: bool = option(
@@ -997,23 +997,20 @@ class Settings:
         "take uploads that installers can't read or that lack metadata, as devpi does")
     push_timeout: float = option(
         "push-timeout", _seconds, 60.0,
-        "seconds without progress, when a release is pushed to an "
-        "outside server")
-    webhook_allow: tuple | None = option(       # None = all
+        "seconds without progress, when a release is pushed to an outside server")
+    webhook_allow: tuple | None = option(       # None: all
         "webhook-allow", _names, None,
-        "the only hosts that webhooks and Jenkins triggers may "
-        "name, with * and ?")
-    upstream_allow: tuple | None = option(      # None = all but what is near this machine
-        "upstream-allow", _names, None, "the only hosts that mirrors may ask, with * and ?; files "
-        "and redirects may then be on loopback addresses and plain http, too")
-    push_allow: tuple | None = option(          # None = all
+        "the only hosts that webhooks and Jenkins triggers may name, with * and ?")
+    upstream_allow: tuple | None = option(      # None: all but those near this machine
+        "upstream-allow", _names, None,
+        "the only hosts that mirrors may ask, with * and ?; files and redirects may then be on "
+        "loopback addresses and plain http, too")
+    push_allow: tuple | None = option(          # None: all
         "push-allow", _names, None,
-        "the only hosts that releases may be pushed to from here, "
-        "with * and ?")
+        "the only hosts that releases may be pushed to from here, with * and ?")
     webhook_retry: float = option(
         "webhook-retry", _seconds, 10.0,
-        "seconds before a webhook is tried again; doubled each "
-        "time")
+        "seconds before a webhook is tried again; doubled each time")
     full_text: bool = option(
         "no-full-text", None, True, "search by simple comparison, as where SQLite has no FTS5")
     audit_rows: int = option("audit-rows", _positive, 100000, "rows that the audit log keeps")
@@ -1025,27 +1022,27 @@ class Settings:
         "connections", _positive, 4096, "connections at a time", aliases=("--connection-limit",))
     threads: int = option("threads", _positive, 64, "worker threads at most")
     secretfile: str = option(
-        "secretfile", _path, "", "file with the secret behind logins; default: .secret in the "
-                                 "server directory")
+        "secretfile", _path, "",
+        "file with the secret behind logins; default: .secret in the server directory")
     access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
-    read_only: bool = False     # no option: found out at the start
+    read_only: bool = False     # no option: detected at the start
 
 
 OPTIONS = {field.name: (field.metadata["option"], field.default)
            for field in dataclasses.fields(Settings) if field.metadata}
 
 
-# -- commands: each is declared once, above its function, in the chapter of what it does
+# -- commands: each is declared once, by a decorator of its function
 
 
 class Argument(typing.NamedTuple):
-    """A word or an option of one command's own; `settings` are those of argparse's add_argument."""
+    """A word or an option of one command; `settings` are arguments of argparse's add_argument."""
     names: tuple
     settings: dict
 
     @property
     def usage(self):
-        """How it stands in the line of usage; "" for an option."""
+        """The argument in a line of usage, and a blank; "" for an option."""
         if self.names[0].startswith("-"):
             return ""
         shown = "|".join(self.settings.get("choices", ())) or self.names[0].upper()
@@ -1053,22 +1050,23 @@ class Argument(typing.NamedTuple):
 
 
 class Command(typing.NamedTuple):
-    """A command: the first word of the command line.  `run` gets what it was told, a `Parsed`, and
-    returns the exit status, or None for 0."""
+    """A command: the first word of the command line.
+
+    `run` gets the command line as a `Parsed` and returns the exit status, or None for 0."""
     name: str
     help: str
     arguments: tuple
-    takes: tuple        # which options, by what they are about
+    takes: tuple        # kinds of options
     run: typing.Callable
 
     @property
     def is_hidden(self):
-        """Whether it is for this program's own use."""
+        """Whether only this program itself uses it."""
         return self.name.startswith("_")
 
     @property
     def options(self):
-        """(field of `Settings`, its `Option`, its default) for each option that it takes."""
+        """(field of `Settings`, its `Option`, its default) of each option that it takes."""
         return [(field, option_, default) for field, (option_, default) in OPTIONS.items()
                 if option_.about in self.takes]
 
@@ -1077,10 +1075,10 @@ COMMANDS = {}
 
 
 def command(name, help, *arguments, takes=()):
-    """Decorator: declares a function as a command; one whose name begins with an underscore is
-    hidden.  `takes`: which options of the server, by what they are about.
+    """Decorator: declares a function as a command; `takes` are kinds of the server's options.
 
-    What takes none looks at neither the environment nor the configuration file."""
+    A command whose name begins with an underscore is hidden. One that takes no options reads
+    neither the environment nor the configuration file."""
     def register(function):
         COMMANDS[name] = Command(name, help, arguments, takes, function)
         return function
@@ -1148,235 +1146,244 @@ class Part:
 
 
 class Limits:
-    """Every bound that is not a setting.  Times in seconds, sizes in bytes."""
+    """Every bound that is not a setting. Times are in seconds, sizes in bytes."""
     head = 64 << 10                 # a request's head
-    headers = 200                   # lines in it
+    headers = 200                   # header lines of a request
     keep_alive = 75                 # between two requests on a connection
-    evictable = 1                   # idle for so long, it has to make room if there are too many
+    evictable = 1                   # seconds idle, before a full server closes a connection
     head_time = 30                  # from the first byte of a head to its last
-    stall = 60                      # without one byte sent or received inside a request
-    slow_client = 0.2               # seconds that a worker waits for a client to take more; the front goes on then
-    pending_memory = 32 << 20       # bytes in memory of answers that the front goes on with
-    pending_grace = 5               # seconds for which one of them is no slow one yet
-    slowest_answer = 1024           # bytes a second that an answer must average after the first minute
-    gathered_body = 64 << 10        # a body up to this size is gathered by the front
-    slowest_body = 1024             # bytes a second that a body must average after the first minute
+    stall = 60                      # inside a request, without a byte sent or received
+    slow_client = 0.2               # seconds that a worker waits for a client; then the front does
+    pending_memory = 32 << 20       # of responses that the front sends on, in all
+    pending_grace = 5               # seconds for which none of these counts as slow
+    slowest_answer = 1024           # bytes a second of a response, after its first minute
+    gathered_body = 64 << 10        # the largest body that the front receives itself
+    slowest_body = 1024             # bytes a second of a body, after its first minute
     json_body = 16 << 10            # of a login, a push, a yank, a status
-    config_body = 320 << 10         # of a user or an index: `attributes`, and a little
-    json_cost = 30                  # bytes of memory that a byte of JSON may take, parsed: "[[],[],..."
-    file_cost = 1500                # bytes of memory that a file on a page takes while the page is made
-    answer_cost = 5                 # bytes of memory that a byte of stored JSON takes on its way into an answer
-    json_marks = 40000              # brackets and commas in a body, in texts too
+    config_body = 320 << 10         # of a user or an index: their `attributes` and a little more
+    json_cost = 30                  # bytes of memory for a byte of JSON, parsed: "[[],[],..."
+    file_cost = 1500                # bytes of memory for a file of a page that is being made
+    answer_cost = 5                 # bytes of memory for a byte of stored JSON in a response
+    json_marks = 40000              # brackets and commas in a body, those in strings included
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
     json_depth = 50
-    spooled = 64 << 10              # bytes that wait in memory for more of them, from a client or upstream
-    unclaimed = 1 << 20             # memory that each request takes without asking
-    claimed = 192 << 20             # what all that need more may take together
-    claim_time = 20                 # that they wait for one another
-    claimers = 16                   # that wait for one another, at most
-    large_claim = 16 << 20          # what takes more is done one at a time
-    longest_rest = 1                # of seconds, between two of these
-    lazy_time = 2                   # seconds that a worker sends what the front could send as well
-    readme_piece = 64 << 10         # in which a README is stored
-    streamed = 1 << 20              # of READMEs, above which the response is sent in pieces
-    reason = 1000                   # characters, of a yank or a project's status
-    attributes = 256 << 10          # of a user or of an index
-    account_attributes = 1 << 20    # of all indexes of a user, 1 KiB of each not counted
-    attribute_values = 10000        # in them, however deep: each takes some 100 bytes of memory
-    user_name = 200                 # characters, of an index's too
-    edits = 100                     # of one index, each tried on what another has just left
+    spooled = 64 << 10              # of a stream, kept in memory before a file on disk is used
+    unclaimed = 1 << 20             # memory that each request may take without a claim
+    claimed = 192 << 20             # memory that all claims together may take
+    claim_time = 20                 # seconds that a claim waits for others
+    claimers = 16                   # claims that wait
+    large_claim = 16 << 20          # larger claims are served one at a time
+    longest_rest = 1                # seconds between two of these
+    lazy_time = 2                   # seconds for which a worker sends what the front could send
+    readme_piece = 64 << 10         # a README is stored in pieces of this size
+    streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
+    reason = 1000                   # characters of a yank's or a project's reason
+    attributes = 256 << 10          # of a user or an index
+    account_attributes = 1 << 20    # of all indexes of a user, without 1 KiB of each
+    attribute_values = 10000        # in them, at all depths: each takes 100 bytes of memory
+    user_name = 200                 # characters, as of an index
+    edits = 100                     # tries of an edit of an index, if others edit it meanwhile
     form_field = 10 << 20
-    large_forms = 3                 # with more than `unclaimed` bytes of fields, taken at a time
-    large_forms_of_one = 2          # of them, of one user
-    form_fields = 20 << 20          # all fields of an upload together, the file apart
+    large_forms = 3                 # uploads at a time whose fields exceed `unclaimed` bytes
+    large_forms_of_one = 2          # of these, by one user
+    form_fields = 20 << 20          # all fields of an upload together, without the file
     form_parts = 20000
     part_head = 8192
-    project_name = 200              # characters; no index has a longer one
-    drained_body = 64 << 20         # of a refused request, read so that its sender sees the answer
+    project_name = 200              # characters; applies to every index
+    drained_body = 64 << 20         # of a refused request: read, for the client to see the response
     drain_time = 10
-    pipelined = 0.05                # seconds for which a worker goes on with the next requests of a connection
-    waiting_requests = 512          # handed to workers and not begun
-    longest_queue = 20              # seconds that they may wait for a worker
-    unlined = 512 << 10             # unpacked bytes, up to which nobody waits for others who unpack
-    entries_at_once = 500           # files of a mirrored page that one change enters
-    group_time = 0.02               # seconds of changes that are committed together
-    workers_at_ease = max(2, os.cpu_count() or 1)   # requests that are worked on at a time
-    no_progress = 0.02              # seconds after which a crew of threads gets one more
-    idle_thread = 30                # seconds after which a thread without work ends
+    pipelined = 0.05                # seconds for which a worker serves a connection's next requests
+    waiting_requests = 512          # that no worker has begun
+    longest_queue = 20              # seconds that these may wait
+    unlined = 512 << 10             # unpacked bytes, from which on unpacking takes turns
+    entries_at_once = 500           # files of a mirrored page that one change inserts
+    group_time = 0.02               # seconds within which changes are committed together
+    workers_at_ease = max(2, os.cpu_count() or 1)   # requests worked on at a time
+    no_progress = 0.02              # seconds after which a crew of threads may grow by one
+    idle_thread = 30                # seconds without work, after which a thread ends
     answer_cache = 64 << 20
     page_cache = 64 << 20
-    turn = 0.5                      # seconds to wait for the same page to be made by another request
-    ready_answer = 1 << 20          # the largest answer that the front keeps ready
-    ready_head = 4 << 10            # the largest head of a request that it is kept under
-    small_file = 256 << 10          # a file up to this size leaves in one send, from memory
+    turn = 0.5                      # seconds that a request waits for another to make the same page
+    ready_answer = 1 << 20          # the largest response that the front keeps ready
+    ready_head = 4 << 10            # the largest request head that it keeps one for
+    small_file = 256 << 10          # the largest file that is sent from memory, in one send
     upstream_page = 100 << 20
-    page_cost = 8                   # bytes of memory that a byte of a page takes while it is read and stored
+    page_cost = 8                   # bytes of memory for a byte of a page, to read and store it
     gzip_members = 10000            # of one page
-    page_files = 100_000            # on one page; the largest of pypi.org have some 20,000
-    upstream_list = 128 << 20       # unzipped; that of pypi.org has some 60 MB
+    page_files = 100_000            # the largest pages of pypi.org have some 20,000
+    upstream_list = 128 << 20       # unzipped; the list of pypi.org has some 60 MB
     listed_names = 3_000_000
-    upstream_file = 20 << 30        # where upstream does not say how large it is
-    size_slack = 64 << 20           # bytes that a file with a hash may have more than its page says
-    upstream_page_time = 60         # also for the head of a file's answer
+    upstream_file = 20 << 30        # if upstream does not state a size
+    size_slack = 64 << 20           # bytes by which a file with a hash may exceed its stated size
+    upstream_page_time = 60         # also for the head of the response with a file
     upstream_stall = 30             # seconds without a byte from upstream
     upstream_list_time = 300
-    list_readers = 2                # child processes that read project lists, at a time
-    list_readers_of_one = 1         # of them, for the mirrors of one user
-    list_turn = 120                 # seconds that a list which is here waits for one of them
+    list_readers = 2                # child processes that read project lists
+    list_readers_of_one = 1         # of these, for mirrors of one user
+    list_turn = 120                 # seconds that a list on disk waits for such a process
     list_reading = 300              # seconds that one may run
-    list_cpu = 60                   # seconds of processor time that it may take
+    list_cpu = 60                   # seconds of processor time that one may take
     list_memory = 1 << 30
-    list_pause = 60                 # seconds before a list that could not be read is fetched again
-    first_list = 30                 # that a request waits for the project list of a mirror of which none is here
+    list_pause = 60                 # seconds before an unreadable list is fetched again
+    first_list = 30                 # seconds that a request waits for a mirror's first project list
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
-    upstream_pause = 10             # seconds for which a host or page that failed is not asked
-    refresh_pause = 1               # between two refreshes of one project of a mirror
-    metadata_wait = 12              # for a wheel fetched for its metadata; pip waits 15
+    upstream_pause = 10             # seconds without requests to a host or for a page that failed
+    refresh_pause = 1               # seconds between two refreshes of a project of a mirror
+    metadata_wait = 12              # seconds for a wheel fetched for its metadata; pip waits 15
     bases = 100                     # of one index
-    fetches = 64                    # busy with pages and metadata files; thrice as many under way
+    fetches = 64                    # busy with pages and metadata files; thrice as many in all
     fetches_of_one = 24             # from one host; one index alone gets two thirds of them
-    downloads = 128                 # busy with files; thrice as many under way
+    downloads = 128                 # busy with files; thrice as many in all
     downloads_of_one = 96           # from one host; one index alone gets two thirds of them
     waiting_flights = 1000          # of one index
-    crowded_wait = 1                # seconds that more requests of one owner wait than have a place
-    crowded_retry = 10              # seconds after which one of them may come again for a file
-    missing_projects = 10000        # remembered "not found" answers
+    crowded_wait = 1                # seconds that a request waits whose owner has no place
+    crowded_retry = 10              # seconds after which such a request for a file may be retried
+    missing_projects = 10000        # remembered "not found" responses
     metadata_file = 10 << 20
-    metadata_lines = METADATA_FIELDS        # before its body
+    metadata_lines = METADATA_FIELDS    # header lines before the body
     archive_members = 100000
-    small_archive_members = 10000   # that the smallest tar may hold, and one more ...
-    tar_member = 16                 # ... for so many of its bytes; small files take 50 and more
-    archive_free = 64 << 20         # to which the smallest archive may unpack
-    archive_ratio = 300             # times its size it may unpack to besides; tables reach 100 ...
-    archive_bytes = 4 << 30         # ... up to so much; from there on ...
-    large_archive_ratio = 20        # ... only so many times its size; libraries have 2 to 5
-    large_archive = 64 << 20        # unpacked; larger ones are looked through a few at a time
-    large_directory = 10000         # members of a zip, which take 6 MB; as large archives
-    large_checks = 2                # of both
-    large_wait = 300                # seconds that one waits for its turn
+    small_archive_members = 10000   # of a tar, whatever its size
+    tar_member = 16                 # bytes of a tar for each further one; small files take 50
+    archive_free = 64 << 20         # unpacked bytes of an archive, whatever its size
+    archive_ratio = 300             # further ones for each packed byte; tables reach 100
+    archive_bytes = 4 << 30         # the most that these two allow
+    large_archive_ratio = 20        # always allowed for each packed byte; libraries take 2 to 5
+    large_archive = 64 << 20        # unpacked; `large_checks` of larger ones are read at a time
+    large_directory = 10000         # members of a zip, which take 6 MB; more count as large too
+    large_checks = 2                # large archives read at a time
+    large_wait = 300                # seconds that one of them waits for its turn
     tar_header = 1 << 20            # an extended header of a tar
-    tar_headers = 32 << 20          # all of them
-    xz_memory = 128 << 20           # that unpacking may take; `xz -9` needs 65 MiB
+    tar_headers = 32 << 20          # all extended headers of a tar
+    xz_memory = 128 << 20           # for unpacking; `xz -9` needs 65 MiB
     remembered_passwords = 1000
-    password_memory = 300           # seconds for which a checked password need not be hashed again
+    password_memory = 300           # seconds for which a checked password is not hashed again
     session = 36000                 # life of a session token
-    failed_logins = 5               # of one account from one address, before waiting begins
+    failed_logins = 5               # of one account from one address, before waits begin
     longest_login_wait = 60
-    failed_logins_at_address, address_pause = 100, 6        # to all accounts; then one each so many seconds
-    failed_logins_to_account, account_pause = 50, 20        # from all addresses but those that it logged in from
-    looks, look_pause = 20, 30      # for a remembered password, while logins from its address have to wait
-    new_users, new_user_pause = 20, 30      # that nobody in particular makes from one address, where that is allowed
+    # to all accounts; after these, one each `address_pause` seconds
+    failed_logins_at_address, address_pause = 100, 6
+    # from addresses that it has not logged in from; after these, one each `account_pause` seconds
+    failed_logins_to_account, account_pause = 50, 20
+    looks, look_pause = 20, 30      # at a remembered password, while its address has to wait
+    new_users, new_user_pause = 20, 30    # registrations from one address
     waiting_hashes = 32             # passwords that wait for being hashed
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # a minute
-    audited_refusals = 1000         # an hour, of acts that are forbidden or conflict with others
-    audited_refusals_of_one = 100   # of them, of one user and address
-    counted_events = 10000          # of one rate, as the nameless' test results in an hour
-    audit_repeat = 60               # seconds within which the same, done again, is counted in the row that is there
-    audit_repeats = 10000           # indexes and users whose last one is remembered for that
+    audited_refusals = 1000         # an hour, of forbidden and conflicting requests
+    audited_refusals_of_one = 100   # of these, by one user and address
+    counted_events = 10000          # that one `Rate` remembers, as test results without login
+    audit_repeat = 60               # seconds within which a repeated act is counted in the same row
+    audit_repeats = 10000           # indexes and users whose last act is remembered for that
     history = 100                   # log entries of one file
     doc_members = 20000             # of a documentation zip
     doc_bytes = 1 << 30             # unpacked
-    doc_member = 200 << 20          # one of them, unpacked
-    ranged_member = 8 << 20         # the largest deflated one of which ranges are sent
-    doc_ratio = 200                 # how much smaller than unpacked a member over 1 MiB may be
+    doc_member = 200 << 20          # of one member, unpacked
+    ranged_member = 8 << 20         # the largest deflated member of which ranges are sent
+    doc_ratio = 200                 # unpacked to packed size of a member over 1 MiB
     test_result = 16 << 20
-    parsed_here = 1 << 20           # a larger one is looked at in a child process
+    parsed_here = 1 << 20           # a larger test result is parsed in a child process
     test_results = 1000             # of one file
-    large_jsons = 2                 # test results that a child process looks at, at a time
-    large_jsons_of_one = 1          # of them, from one address
-    nameless_results = 100          # of them, from those who are not logged in
-    nameless_result_bytes = 64 << 20        # of one file, all of those together
-    nameless_an_hour = 3000         # test results from those who are not logged in, on all indexes
-    nameless_of_one = 1000          # of them, from one address
-    nameless_bytes = 256 << 20      # an hour, all of those together
-    nameless_bytes_of_one = 128 << 20       # of them, from one address
-    cleaning = 3600                 # between two looks for files that nothing names
-    write_ahead_log = 64 << 20      # bytes that it keeps when it has been folded in
-    trash = 7 * 86400               # that a file stays which nothing in the database names
-    outbox = 10000                  # messages of one index; the oldest go
-    outbox_of_all = 50000           # of all; the oldest of the account that has the most go
-    outbox_rest = 30                # for a target whose last message could not be written down as sent
+    large_jsons = 2                 # test results parsed in child processes at a time
+    large_jsons_of_one = 1          # of these, from one address
+    nameless_results = 100          # of one file, from clients without login
+    nameless_result_bytes = 64 << 20    # of one file, from clients without login, in all
+    nameless_an_hour = 3000         # test results without login, on all indexes
+    nameless_of_one = 1000          # of these, from one address
+    nameless_bytes = 256 << 20      # an hour, of test results without login
+    nameless_bytes_of_one = 128 << 20   # of these, from one address
+    cleaning = 3600                 # seconds between two searches for files without a row
+    write_ahead_log = 64 << 20      # bytes that it keeps after a checkpoint
+    trash = 7 * 86400               # seconds that a file without a row is kept
+    outbox = 10000                  # messages of one index; the oldest are deleted
+    outbox_of_all = 50000           # messages; the oldest of the account with most are deleted
+    outbox_rest = 30                # seconds, if a target's last message is not recorded as sent
     webhooks = 20                   # URLs of one index
     dead_messages = 1000
     query = 256                     # characters
     query_terms = 16
-    search_hits = 5000              # projects that one query looks at
+    search_hits = 5000              # projects that one query examines
     search_time = 2
-    search_pause = 30               # between two looks at an empty queue
+    search_pause = 30               # seconds between two looks at an empty queue
     indexed_text = 64 << 10         # characters of a README or a page
     indexed_page = 1 << 20          # bytes of a page that are read
     indexed_pages = 2000            # of one documentation zip
     found_names = 10000             # of one mirror
-    names_pause = 600               # before a search asks for a list once more that did not come
+    names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
-    search_warn, search_fatal = 300, 3600           # seconds that the search index may lag behind
-    disk_warn, disk_fatal = 1 << 30, 100 << 20      # bytes free
+    search_warn, search_fatal = 300, 3600   # seconds that the search index may lag behind
+    disk_warn, disk_fatal = 1 << 30, 100 << 20  # bytes free
     targets = 128                   # of the outbox, served at a time
-    slow_targets = 32               # of them, that kept somebody waiting last time
+    slow_targets = 32               # of these, that were slow last time
     slow_delivery = 2               # seconds after which a target counts as slow
-    delivery_turn = 2               # seconds that a target is served before others
-    webhook_connect = 3             # seconds for a connection to a target
+    delivery_turn = 2               # seconds for which a target is served before others
+    webhook_connect = 3             # seconds to connect to a target
     webhook_time = 10
     longest_retry = 3600
     delivery_tries = 10
     pushes = 32                     # that wait for other servers
-    pushes_of_one = 8               # of them, of one user
+    pushes_of_one = 8               # of these, by one user
     push_time = 1800                # of one push to an outside server
     attestations = 256 << 10        # characters, of one file
-    told_reason = 1000              # characters of what another server says of a refusal
-    named_stages = 5                # that a refusal offers in place of an index
-    posted_answer = 64 << 10        # what is read of the answer to a POST
+    told_reason = 1000              # characters of another server's refusal that are passed on
+    named_stages = 5                # that a refusal suggests in place of an index
+    posted_answer = 64 << 10        # bytes of the response to a POST that are read
     slowest_post = 16 << 10         # bytes a second
-    busy = 10                       # seconds a writer waits for another process
-    shutdown = 30                   # seconds that running requests may take to end
+    busy = 10                       # seconds that a writer waits for another process
+    shutdown = 30                   # seconds in which running requests may finish
 
 
 def tell_malloc(function, *arguments):
-    """Call one of glibc's malloc functions, where there are any."""
+    """Call a function of glibc's malloc, where it exists."""
     if sys.platform == "linux":
-        with contextlib.suppress(ImportError, OSError, AttributeError):     # a Python without it, another C library
+        # Python may lack ctypes, and the C library may be another one
+        with contextlib.suppress(ImportError, OSError, AttributeError):
             import ctypes       # not at the top: nothing else needs it
             getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def spare_memory():
-    """Let all threads share two pools of memory, not one a core and more: 16 MB less after pages of 2,000 files were made by
-    eight threads, and no slower, for one thread at a time runs Python."""
-    trim_threshold, mmap_threshold, arena_max = -1, -3, -8      # M_TRIM_THRESHOLD, ... of <malloc.h>
+    """Make all threads share two pools of memory, in place of one or more for each processor.
+
+    Saves 16 MB after eight threads made pages of 2,000 files, and is no slower: one thread at a
+    time runs Python."""
+    # M_TRIM_THRESHOLD and the others of <malloc.h>
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8
     tell_malloc("mallopt", arena_max, 2)
-    # what is larger goes back at once when it is freed; by itself the bound grows to 32 MiB, and 16
-    # answers of 7 MB leave 180 MB behind
+    # Larger blocks go back to the system when they are freed. By default this bound grows to
+    # 32 MiB, and 16 responses of 7 MB leave 180 MB behind.
     tell_malloc("mallopt", mmap_threshold, 1 << 20)
-    tell_malloc("mallopt", trim_threshold, 8 << 20)     # else 128 KiB now: given back and taken again all the time
+    # The default, 128 KiB, gives memory back and takes it again all the time.
+    tell_malloc("mallopt", trim_threshold, 8 << 20)
 
 
 def give_back_memory():
-    """Return freed memory to the system (glibc keeps it): compiling this very file takes 20 MB that nobody needs again."""
+    """Return freed memory, which glibc keeps, to the system; compiling this file leaves 20 MB."""
     tell_malloc("malloc_trim", 0)
 
 
 class Recruiter:
-    """Starts threads for crews of `Workers`, in a thread of its own: `Thread.start` waits until
-    the new thread runs, which it does late on busy processors, and the front must not wait.
+    """Starts threads for crews of `Workers`, in a thread of its own.
 
-    A crew that has begun nothing for a while, though work waits, is allowed one more busy thread:
-    what its threads do waits for something that nobody has said."""
+    `Thread.start` waits until the new thread runs, which is late on busy processors; the front
+    must not wait for that.
+
+    A crew whose work waits and that has begun nothing for `Limits.no_progress` may have one more
+    busy thread: its threads wait for something, and not in an `outside_wait` or `disk_wait`."""
 
     def __init__(self):
         self.wanted = queue.SimpleQueue()       # crews whose work waits
         self.thread = None
 
     def start(self):
-        """Begin, when the first crew is made."""
+        """Start the thread, when the first crew is made."""
         if self.thread is None:
             self.thread = threading.Thread(target=self._run, name="recruiter", daemon=True)
             self.thread.start()
 
     def _run(self):
-        behind, looked = {}, 0          # crew -> how much it had begun when we looked last
+        behind, looked = {}, 0          # crew -> what it had begun at the last look
         while True:
             crew = None
             with contextlib.suppress(queue.Empty):
@@ -1386,6 +1393,7 @@ class Recruiter:
                 looked = looked if behind else now
                 behind.setdefault(crew, crew.begun)
                 self._recruit(crew)
+
             if now - looked < Limits.no_progress:
                 continue
             looked = now
@@ -1409,14 +1417,14 @@ recruiter = Recruiter()
 
 
 class FairQueue:
-    """Items that wait, by party: whoever takes them gets one of each party in turn.
+    """Waiting items; each party gets its turn.
 
-    A party is (first, second), say an address and who it says it is; who has many seconds has one
-    turn all the same.  Not for several threads at once: its owner has a lock."""
+    A party is (first, second), for example an address and the user that it claims to be. A `first`
+    with many `second` has one turn all the same. Not thread-safe: the owner has a lock."""
 
     def __init__(self):
         self.count = 0
-        self.parties = {}       # first -> {second -> items}; who was served last stands last
+        self.parties = {}       # first -> {second -> items}, the last served at the end
 
     def __len__(self):
         return self.count
@@ -1427,8 +1435,7 @@ class FairQueue:
         self.count += 1
 
     def get(self, is_wanted=None):
-        """The next item, or the next that is wanted of those that are first of their party; None if
-        there is none."""
+        """The next item, or None. With `is_wanted`, the next party whose first item is wanted."""
         for first, seconds in self.parties.items():
             for second, items in seconds.items():
                 if is_wanted is None or is_wanted(items[0]):
@@ -1446,12 +1453,13 @@ class FairQueue:
             places[key] = left
 
     def take_from_the_largest(self):
-        """The item that came last of the party that has most, of several the one that is served last."""
+        """The newest item of the party with most items; of several, of the one served last."""
         seconds = max(reversed(list(self.parties.values())),
                       key=lambda seconds: sum(map(len, seconds.values())))
         items = max(reversed(list(seconds.values())), key=len)
         item = items.pop()
         self.count -= 1
+
         for places in (seconds, self.parties):
             for key in [key for key, left in places.items() if not left]:
                 del places[key]
@@ -1459,7 +1467,7 @@ class FairQueue:
 
 
 class _Place:
-    """Where a thread of a crew waits for work."""
+    """Where a thread of a crew waits for work: `turn` is held until `item` is there."""
     __slots__ = ("turn", "item")
 
     def __init__(self):
@@ -1470,14 +1478,14 @@ class _Place:
 class Workers:
     """A bounded crew of daemon threads for one kind of work, which grows on demand.
 
-    As long as the work goes on, `at_ease` threads are busy at a time: more would make each slower
-    that computes, and keep the front from a processor.  Where it does not go on (see `Recruiter`)
-    there are more, `limit` at most.
+    While work makes progress, `at_ease` threads are busy at a time: more would slow each other
+    down and keep the front from a processor. Without progress (see `Recruiter`) up to `limit`
+    threads are busy.
 
-    Threads that wait for a slow client or for upstream (see `outside_wait`) are not busy, so that a few dozen of those
-    can't keep everybody else waiting; there may be three times `limit` of them.  Where they wait for an owner (a user,
-    an address), it gets at most twice as many of these places as are free then.  Nor are those that wait for the disk
-    (see `disk_wait`), of whom there may be `limit`."""
+    Threads in an `outside_wait`, for a slow client or for upstream, do not count as busy, up to
+    three times `limit`: some dozens of them hold up nobody else. An owner (a user, an address) gets
+    at most twice as many of these places as are free then. Nor do threads in a `disk_wait` count,
+    up to `limit`."""
 
     def __init__(self, name, limit, work, at_ease=None):
         recruiter.start()
@@ -1485,32 +1493,35 @@ class Workers:
         self.at_ease = self.allowed = min(at_ease or limit, limit)
         self.lock = threading.Lock()
         self.waiting = FairQueue()                      # work
-        self.parked = []                                # a _Place for each thread that waits for work
-        self.count = self.starting = self.busy = 0      # threads: all, those not at work yet, those that work
-        self.outside = self.storing = 0                 # threads that wait for the outside, for the disk
-        self.outside_of = collections.Counter()         # owner -> of the former
+        self.parked = []                                # a _Place for each thread without work
+        # numbers of threads: all, those starting, those at work
+        self.count = self.starting = self.busy = 0
+        self.outside = self.storing = 0                 # threads in an outside_wait, a disk_wait
+        self.outside_of = collections.Counter()         # owner -> threads in an outside_wait
         self.begun = 0                                  # pieces of work so far
-        self.is_short = self.is_watched = False         # the recruiter was told: threads lack, work waits
+        # what the recruiter was told: threads lack, work waits
+        self.is_short = self.is_watched = False
 
     def submit(self, item, party=(None, None)):
-        """Have a thread do it, one item of each party in turn."""
+        """Have a thread do the work; parties take turns, item by item."""
         with self.lock:
             self.waiting.put(item, party)
             self._hand_out()
 
     def take_back(self):
-        """An item that nobody has begun, the last of the party that has most; None if there is none."""
+        """The newest item of the party with most items that wait; None if no item waits."""
         with self.lock:
             return self.waiting.take_from_the_largest() if self.waiting else None
 
     def _hand_out(self):
-        """Give waiting work to parked threads, as far as may be; the recruiter looks after the rest."""
+        """Give waiting work to parked threads, as far as allowed; the rest to the recruiter."""
         while self.waiting and self.busy < self.allowed and self.parked:
-            place = self.parked.pop()       # who waited least: others end when there is little to do
+            place = self.parked.pop()       # the last parked: the others end if work is scarce
             place.item = self.waiting.get()
             self.busy += 1
             self.begun += 1
             place.turn.release()
+
         is_short = bool(self.waiting) and self.busy < self.allowed
         if is_short and not self.is_short or self.waiting and not self.is_watched:
             self.is_short |= is_short
@@ -1518,9 +1529,10 @@ class Workers:
             recruiter.wanted.put(self)
 
     def look_again(self, begun):
-        """Allow one more busy thread if no work was begun since `begun` was, otherwise one less.
+        """Allow one more busy thread if no work has begun since `self.begun` was `begun`, else
+        one less.
 
-        Returns whether work waits; if none does, few threads will do again."""
+        Returns whether work waits; if none waits, `at_ease` threads are allowed again."""
         with self.lock:
             if not self.waiting:
                 self.allowed, self.is_watched = self.at_ease, False
@@ -1533,10 +1545,11 @@ class Workers:
             return True
 
     def recruit(self):
-        """Start as many threads as there is work for, within the limits."""
+        """Start threads for the work that waits, within the limits."""
         while True:
             with self.lock:
                 self.is_short = False
+
                 ready = len(self.parked) + self.starting
                 if ready >= min(len(self.waiting), self.allowed - self.busy) \
                         or self.count >= 5 * self.limit:
@@ -1573,7 +1586,7 @@ class Workers:
         self._hand_out()
 
     def _has_work(self, place):
-        """Wait for it; False if the thread is to end, as there was none for a while."""
+        """Wait for work; False if none came for a while: the thread is to end."""
         if place.turn.acquire(timeout=Limits.idle_thread):
             return True
         with self.lock:
@@ -1583,7 +1596,7 @@ class Workers:
                 is_last = not self.count
             else:
                 is_last = None
-        if is_last is None:             # work came just now
+        if is_last is None:             # work has just arrived
             return place.turn.acquire()
         if is_last:
             give_back_memory()          # the load is over
@@ -1591,7 +1604,7 @@ class Workers:
 
     @contextlib.contextmanager
     def away(self, owner):
-        """While one of the crew waits for the outside; gives whether there was room for one more such."""
+        """For the time that a thread waits outside; gives whether a place was free for it."""
         with self.lock:
             free = 3 * self.limit - self.outside
             room = free > 0 and (owner is None or self.outside_of[owner] < 2 * free)
@@ -1611,7 +1624,7 @@ class Workers:
 
     @contextlib.contextmanager
     def storing_something(self):
-        """While one of the crew waits for the disk."""
+        """For the time that a thread waits for the disk."""
         with self.lock:
             room = self.storing < self.limit
             self.storing += room
@@ -1626,19 +1639,21 @@ class Workers:
 
 
 def outside_wait(owner=None):
-    """A context for waiting on what may take long: a slow client, upstream.  False where too many do that already."""
+    """A context for a wait that may be long: for a slow client, for upstream.
+
+    Gives False if too many threads wait like that already."""
     crew = getattr(threading.current_thread(), "crew", None)
     return crew.away(owner) if crew else contextlib.nullcontext(True)
 
 
 def disk_wait():
-    """A context for waiting until something is on disk."""
+    """A context for a wait until something is on disk."""
     crew = getattr(threading.current_thread(), "crew", None)
     return crew.storing_something() if crew else contextlib.nullcontext()
 
 
 class Flight:
-    """Work under way that any number may wait for; `error` is what ended it, if something did."""
+    """Work that any number of threads may wait for; `error` is how it failed, or None."""
 
     def __init__(self, function):
         self.function = function
@@ -1647,7 +1662,7 @@ class Flight:
         self.error = None
 
     def wait(self, seconds):
-        """Whether it ended within so many seconds."""
+        """Whether it ended within `seconds`."""
         if self.ended.is_set():
             return True
         with outside_wait():
@@ -1659,8 +1674,8 @@ class Flight:
                 raise UpstreamTrouble("upstream is too busy: nothing was asked of it in time")
             self.function()
         except Problem as error:
-            # With its traceback it would keep what the work had in hand, a page of 100 MB, until
-            # the garbage collector comes by.
+            # The traceback would keep the objects of the work, a page of 100 MB, until the garbage
+            # collector runs.
             self.error = error.with_traceback(None)
             error.__cause__ = error.__context__ = None
         except Exception as error:
@@ -1669,12 +1684,12 @@ class Flight:
 
 
 class SingleFlight:
-    """Runs one thing at a time for one key: who asks while it is under way waits for the same flight.
+    """Runs one flight at a time for each key; later requests for the key wait for that flight.
 
-    A flight is an index's, and goes to an upstream host, its lane.  Each lane has `lane_limit`
-    flights at a time, so that a host that hangs can't hold up the others.  Nor can an index: it
-    gets at most twice as many places of a lane as are free then, and its owner twice as many of all
-    places as are free then, so that some are left whatever anybody asks for."""
+    A flight belongs to an index and goes to an upstream host, its lane. A lane has `lane_limit`
+    flights at a time, so that a host that hangs can't hold up the others. An index gets at most
+    twice as many places of a lane as are free then, and its owner twice as many of all places as
+    are free then, so that others always find some."""
 
     def __init__(self, name, limit, lane_limit):
         self.workers = Workers(name, limit, self._run)
@@ -1682,18 +1697,20 @@ class SingleFlight:
         self.flights = {}
         # None (all), lane, (lane, index id), owner -> number of flights
         self.under_way = collections.Counter()
-        self.waiting = {}           # (lane, index id) -> flights; who was served last stands last
-        self.waiting_of = collections.Counter()     # index id -> of them
+        self.waiting = {}           # (lane, index id) -> flights, the last served at the end
+        self.waiting_of = collections.Counter()     # index id -> number of its waiting flights
         self.lock = threading.Lock()
 
     def start(self, key, lane, index, flight):
-        """The flight under way for `key`, which is `flight` itself if there was none.
+        """Start a flight, unless one for `key` is under way; return the one that is.
 
-        Busy if too many of this index wait already."""
+        Busy if too many flights of this index wait."""
         with self.lock:
             current = self.flights.get(key)
+            # a failed flight is over, even if its worker has not removed it yet
             if current is not None and current.error is None:
-                return current          # one that failed is over, though its worker may not have said so yet
+                return current
+
             flight.key = key
             flight.parties = (None, lane, (lane, index.id), index.user)
             if self._has_place(flight):
@@ -1716,7 +1733,7 @@ class SingleFlight:
         self.workers.submit(flight)
 
     def settle(self, seconds):
-        """Wait, for a bounded time, until nothing is under way."""
+        """Wait up to `seconds` until nothing is under way."""
         until = time.monotonic() + seconds
         for flight in list(self.flights.values()):
             flight.ended.wait(max(0, until - time.monotonic()))
@@ -1736,7 +1753,7 @@ class SingleFlight:
             flight.ended.set()
 
     def _begin_waiting(self):
-        """Begin what has a place now, one flight of each index in turn."""
+        """Begin flights that have a place now, one of each index in turn."""
         for party in list(self.waiting):
             queue_ = self.waiting[party]
             if self._has_place(queue_[0]):
@@ -1750,9 +1767,10 @@ class SingleFlight:
 
 
 class Line:
-    """A few places, given in the order of asking: whoever leaves one and asks again stands behind the others.
+    """A few places, given in the order of asking.
 
-    (A semaphore goes to whoever asks first after it was let go, that is to the one who has it.)"""
+    A thread that leaves a place and asks again stands at the end. (A semaphore goes to the thread
+    that asks first after a release: mostly the one that had it.)"""
 
     def __init__(self, places):
         self.free, self.lock, self.waiting = places, threading.Lock(), collections.deque()
@@ -1776,42 +1794,43 @@ class Line:
                 self.free += 1
 
 
-# The interpreter's lock is let go for what unpacks and for what hashes passwords: without a bound as
-# many threads would compute as there are requests, and the front wait for a processor among them.
-# Each kind leaves it one, and takes turns piece by piece.
+# Unpacking and hashing of passwords run without the interpreter's lock: without a bound, as many
+# threads would compute as requests come, and the front would compete with them for a processor.
+# Each of the two leaves it one processor, and takes turns piece by piece.
 PROCESSORS = max(1, min(4, (os.cpu_count() or 1) - 1))
 unpacking = Line(PROCESSORS)
 
 
 def turn_to_unpack(size):
-    """A context for unpacking a piece of what has given `size` bytes so far.  What is small does not stand in line."""
+    """A context to unpack a piece of what has given `size` bytes; small ones need no turn."""
     return unpacking if size > Limits.unlined else contextlib.nullcontext()
 
 
 class MemoryPool:
-    """Memory that large work has together: who needs more than is left waits until others are done.
+    """Memory that large work shares; a claim for more than is left waits until others are done.
 
-    For work that computes and nothing else: whoever waits for a client, for upstream or for more
-    memory while it holds some would keep others waiting with it.  What is very large is done one at
-    a time, with a rest between: to write ten megabytes as JSON keeps the interpreter's lock for a
-    tenth of a second, and everybody else waiting."""
+    For work that only computes: a claim that waits for a client, for upstream or for more memory
+    would keep others waiting. Very large work is done one at a time, with a rest between: writing
+    10 MB as JSON keeps the interpreter's lock, and so all other threads, for a tenth of a
+    second."""
 
     def __init__(self, size):
         self.size = self.left = size
         self.freed = threading.Condition()
-        self.queue = threading.Lock()       # one waits for room, the others for their turn to do so
+        self.queue = threading.Lock()       # one thread waits for memory, the others for this
         self.large = threading.Lock()
-        self.rested = 0                     # time.monotonic() at which the next large work may begin
-        self.standing = collections.Counter()       # owner -> those of it who wait
+        self.rested = 0                     # time.monotonic() when the next large work may begin
+        self.standing = collections.Counter()       # owner -> number of its waiting claims
 
     @contextlib.contextmanager
     def claim(self, size, owner=None):
-        """So many bytes, or half of all if that is less, while the `with` lasts.
+        """`size` bytes, or half of the pool if that is less, within the `with`.
 
-        Busy after `Limits.claim_time`, or at once if many wait already: an `owner` (a user, an address)
+        Busy after `Limits.claim_time`, or at once if many wait: an `owner` (a user, an address)
         gets at most as many places in the line as are free then."""
         size = min(size, self.size // 2) if size > Limits.unclaimed else 0
-        with self._turn_of_large(owner) if size > Limits.large_claim else contextlib.nullcontext():
+        with self._turn_of_large(owner) if size > Limits.large_claim \
+                else contextlib.nullcontext():
             if not self._take(size):
                 with self._standing_in_line(owner):
                     self._wait(size)
@@ -1843,6 +1862,7 @@ class MemoryPool:
             if not self.large.acquire(timeout=Limits.claim_time):
                 raise _too_much_memory()
             time.sleep(max(0, self.rested - time.monotonic()))
+
         began = time.monotonic()
         try:
             yield
@@ -1862,7 +1882,8 @@ class MemoryPool:
         if self.queue.acquire(timeout=Limits.claim_time):
             try:
                 with self.freed:
-                    if self.freed.wait_for(lambda: self.left >= size, max(0, until - time.monotonic())):
+                    if self.freed.wait_for(lambda: self.left >= size,
+                                           max(0, until - time.monotonic())):
                         self.left -= size
                         return
             finally:
@@ -1878,9 +1899,7 @@ bulk = MemoryPool(Limits.claimed)
 
 
 class FairMemory:
-    """What is remembered of several parties, `limit` notes in all.
-
-    The party that has most loses the oldest first."""
+    """Notes about parties, `limit` in all; beyond it the party with most loses its oldest."""
 
     def __init__(self, limit):
         self.limit, self.count = limit, 0
@@ -1913,19 +1932,19 @@ class FairMemory:
 
 
 class Patience:
-    """Places for requests that wait for upstream, each of which holds a thread, shared out by owner.
+    """Places, shared out by owner, for requests that wait for upstream, each with a thread.
 
-    An owner gets at most five times as many as are free then.  Who comes beyond that waits too, but
-    for no longer than it takes to see that upstream is slow: so a crowd at a fast upstream notices
-    nothing, and one at an upstream that hangs leaves threads to others."""
+    An owner gets at most five times as many as are free then. Further requests wait only long
+    enough to see that upstream is slow: a crowd at a fast upstream notices nothing, and a crowd at
+    an upstream that hangs leaves threads to others."""
 
     def __init__(self, places):
         self.places, self.count = places, 0
-        self.waiting = {}           # owner -> {object of its own: since}, the oldest first
+        self.waiting = {}           # owner -> {token of a request: since when}, the oldest first
         self.lock = threading.Lock()
 
     def longest(self, owner):
-        """Seconds that a request may wait which comes now."""
+        """Seconds that a request which comes now may wait."""
         with self.lock:
             return self._longest(owner)
 
@@ -1938,7 +1957,7 @@ class Patience:
 
     @contextlib.contextmanager
     def place(self, owner):
-        """While a request waits; gives what `longest` says.  Who may not wait long takes no place."""
+        """For the time that a request waits; gives `longest`. Takes a place only if it is inf."""
         token = object()
         with self.lock:
             longest = self._longest(owner)
@@ -1946,6 +1965,7 @@ class Patience:
             if is_placed:
                 self.waiting.setdefault(owner, {})[token] = time.monotonic()
                 self.count += 1
+
         try:
             yield longest
         finally:
@@ -1958,20 +1978,22 @@ class Patience:
 
 
 class Shares:
-    """Room for a few at a time of what costs much, of which each owner has a part, so that nobody
-    waits for a stranger's second."""
+    """Room for a few expensive tasks at a time, of which each owner has a part.
+
+    So nobody waits for the second task of a stranger."""
 
     def __init__(self, what, limit, limit_of_one, retry_after):
         self.what, self.limit, self.limit_of_one = what, limit, limit_of_one
         self.retry_after = retry_after
-        self.taken = collections.Counter()      # owner -> how many
+        self.taken = collections.Counter()      # owner -> number of tasks
         self.changed = threading.Condition()
 
     @contextlib.contextmanager
     def one(self, owner, seconds):
-        """Room for one of this owner's; Busy if there is none for so many seconds."""
+        """Room for one task of this owner; Busy if there is none within `seconds`."""
         def has_room():
             return sum(self.taken.values()) < self.limit and self.taken[owner] < self.limit_of_one
+
         with outside_wait(), self.changed:
             if not self.changed.wait_for(has_room, seconds):
                 raise Busy(f"too many {self.what} just now, try again in {self.retry_after} s",
@@ -1981,15 +2003,16 @@ class Shares:
             yield
         finally:
             with self.changed:
+
                 self.taken[owner] -= 1
-                self.taken += collections.Counter()     # without those who have none
+                self.taken += collections.Counter()     # drops owners without tasks
                 self.changed.notify_all()
 
 
 class Rate:
-    """Counts what happened within the last so many seconds: by one key, and in all.
+    """Sums of what happened within the last `seconds`, by key and in all.
 
-    Amounts may be bytes, so the number of events has a bound of its own, `Limits.counted_events`."""
+    Amounts may be bytes, so the number of events has its own bound, `Limits.counted_events`."""
 
     def __init__(self, seconds, of_one, of_all):
         self.seconds, self.of_one, self.of_all = seconds, of_one, of_all
@@ -1999,9 +2022,8 @@ class Rate:
         self.lock = threading.Lock()
 
     def take(self, key, amount=1):
-        """Count it, and return 0.
-
-        If that would pass a bound count nothing, and return the seconds after which there is room."""
+        """Count the amount and return 0; if it would pass a bound, count nothing and return the
+        seconds until it fits."""
         now = time.monotonic()
         with self.lock:
             while self.events and self.events[0][0] < now - self.seconds:
@@ -2010,6 +2032,7 @@ class Rate:
                 self.sums[old] -= taken
                 if not self.sums[old]:
                     del self.sums[old]
+
             if self.total + amount > self.of_all or self.sums[key] + amount > self.of_one \
                     or len(self.events) >= Limits.counted_events:
                 return max(1, int(self._room_from(key, amount, now) - now + 0.999))
@@ -2019,11 +2042,11 @@ class Rate:
         return 0
 
     def _room_from(self, key, amount, now):
-        """When so much that is counted now has become too old that the amount has room under each
-        bound."""
+        """When enough of what is counted now has expired for the amount to fit each bound."""
         in_all = self.total + amount - self.of_all
         of_key = self.sums[key] + amount - self.of_one
         number = len(self.events) + 1 - Limits.counted_events
+
         since = now
         for since, owner, taken in self.events:
             in_all -= taken
@@ -2035,14 +2058,14 @@ class Rate:
 
 
 class Turns:
-    """Has those who want to make the same value do so one after the other, for the second will find it made."""
+    """Serialises makers of the same value: the second finds what the first has made."""
 
     def __init__(self):
-        self.lock, self.turns = threading.Lock(), {}        # key -> [Lock, how many want it]
+        self.lock, self.turns = threading.Lock(), {}        # key -> [Lock, number of makers]
 
     @contextlib.contextmanager
     def turn(self, key, seconds):
-        """A turn at this key.  Who has waited that long for it (-1: for ever) goes on without."""
+        """A turn at this key. After `seconds` of waiting (-1: no bound), goes on without one."""
         with self.lock:
             entry = self.turns.setdefault(key, [threading.Lock(), 0])
             entry[1] += 1
@@ -2050,6 +2073,7 @@ class Turns:
         if not mine:
             with outside_wait():
                 mine = entry[0].acquire(timeout=seconds)
+
         try:
             yield
         finally:
