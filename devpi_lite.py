@@ -665,6 +665,7 @@ def reason_of(error):
 class Problem(Exception):
     """An error with a sentence for the person who reads it, and the `status` of the response."""
     status = 500
+    form = None         # of the answer, where it is not that of the route: see `problem_response`
 
     def __init__(self, message, status=None, headers=()):
         super().__init__(message)
@@ -12375,7 +12376,7 @@ def problem_response(problem, accept, kind):
 
     json: always the envelope.  page: HTML unless JSON is named.  upload: plain text unless one of the two is named, and
     the message as the reason phrase, which is where twine and devpi look for it."""
-    status, message = problem.status, problem.message
+    status, message, kind = problem.status, problem.message, problem.form or kind
     reason = reason_phrase(status)
     if kind == "upload" and message:
         reason = one_line(f"{reason}: {message}" if status in (401, 403) else message)      # scripts look for the word
@@ -12395,6 +12396,17 @@ def problem_response(problem, accept, kind):
     response.reason = reason
     response.headers += problem.headers
     return response
+
+
+@contextlib.contextmanager
+def told_in_json():
+    """What goes wrong inside is told as JSON, whomever the route is for: so devpi does where a
+    mirror has to get a file."""
+    try:
+        yield
+    except Problem as problem:
+        problem.form = "json"
+        raise
 
 
 @functools.lru_cache(maxsize=256)
@@ -12440,7 +12452,7 @@ class Request:
         self.path, self.query = "/", {}
         self.claimed = 0            # bytes of memory: see `claim`
         connection.owner = connection.address
-        self.index_path = ""        # of the index that the path names, once its endpoint is found
+        self.index_path = ""        # user/name of what the path names as an index, see `dispatch`
 
     def path_in(self, uri):
         """The path below our root in another URI, by the rules for this request's own."""
@@ -12661,6 +12673,16 @@ class Request:
         return is_installer(self.header("user-agent"))
 
     @property
+    def simple_format(self):
+        """Which of the simple API's formats is wanted (PEP 691)."""
+        query_format = self.query.get("format", "").replace(" ", "+")
+        return simple_format(self.accept[:1000], query_format)
+
+    @property
+    def content_type(self):
+        return self.header("content-type").partition(";")[0].strip().lower()
+
+    @property
     def is_browser(self):
         return "text/html" in self.accept
 
@@ -12681,32 +12703,414 @@ def _check_json(content):
     json.dumps(content, ensure_ascii=False, allow_nan=False).encode("utf-8")
 
 
+# -- permissions
+
+
+def may_read(request, index):
+    return request.app.permissions.read(request.identity, index)
+
+
+def refuse_reading(request, message):
+    """401 without good credentials, 403 with them, never 404 [W9.2].
+
+    The devpi client goes on after 403 and not after 401, so it gets the former."""
+    if request.identity.user is None and "devpi-client" not in request.header("user-agent"):
+        request.refuse(Unauthorized(message))
+    request.refuse(Forbidden(message))
+
+
+def who_may_upload(request, index):
+    """` to alice/dev: alice, bob may`, for who may read the index and so its ACL."""
+    acl = index.config.get("acl_upload", ())
+    if not may_read(request, index):
+        return ""
+    more = f" and {len(acl) - 10} more" if len(acl) > 10 else ""
+    return f" to {index.path}: {', '.join(acl[:10])}{more} may" if acl \
+        else f" to {index.path}: its acl_upload is empty"
+
+
+def other_stages(request):
+    """Some stages that the caller may upload to, the caller's own first: the end of a sentence."""
+    app, user = request.app, request.identity.user
+    if user is None:
+        return ""
+    stages = [index for index in app.indexes.all()
+              if app.permissions.upload(request.identity, index)
+              and app.permissions.read(request.identity, index)]
+    if not stages:
+        return ""
+    stages.sort(key=lambda index: index.user != user)
+    named = [index.path for index in stages[:Limits.named_stages]]
+    more = ["..."] if len(stages) > len(named) else []
+    return f"; you may upload to {', '.join(named + more)}"
+
+
+def _is_root(request, _):
+    return request.identity.user == "root"
+
+
+def _may_create_user(request, _):
+    return request.app.permissions.user_create(request.identity, request.is_local)
+
+
+def _may_delete_user(request, user):
+    request.app.users.get(user)
+    return request.app.permissions.user_delete(request.identity, user)
+
+
+def _may_create_index(request, user):
+    """What stands in the way of anybody is said first."""
+    request.app.indexes.refuse_existing(*request.index_path.split("/"))
+    return request.app.permissions.index_modify(request.identity, user)
+
+
+def _may_modify_index(request, index):
+    return index and request.app.permissions.index_modify(request.identity, index.user)
+
+
+def _may_delete_index(request, index):
+    """Who may is told of a missing index."""
+    user = request.index_path.partition("/")[0]
+    allowed = request.app.permissions.index_modify(request.identity, user)
+    if allowed and index is None:
+        raise NoIndex(request.index_path)
+    return allowed
+
+
+def _may_delete_files(request, index):
+    return index and request.app.permissions.delete_files(request.identity, index)
+
+
+def _may_upload(request, index):
+    if index.is_mirror:
+        raise NotFound(f"cannot submit to mirror index {index.path}, which caches another server"
+                       + other_stages(request))
+    return request.app.permissions.upload(request.identity, index)
+
+
+def _may_send_results(request, index):
+    require(request, "read", index)
+    return index.is_mirror \
+        or request.app.permissions.upload_test_results(request.identity, index)
+
+
+def _forbidden(message):
+    """A refusal with 403, to anonymous requests too, as devpi's; `{path}` is the index's, `{user}`
+    the user of the path."""
+    def refuse(request, subject):
+        request.refuse(Forbidden(message.format(path=request.index_path, user=subject)))
+    return refuse
+
+
+def _refuse_to_read(request, index):
+    refuse_reading(request, f"reading {index.path} takes a login" if request.identity.user is None
+                   else f"no permission to read index {index.path}")
+
+
+def _refuse_upload(request, index):
+    request.refuse(Unauthorized(f"uploading to {index.path} takes a login")
+                   if request.identity.user is None
+                   else Forbidden("no permission to submit" + who_may_upload(request, index)))
+
+
+def _refuse_new_user(request, user):
+    who = "from other machines only root may; --restrict-modify names others, " \
+          "--open-registration lets everybody do it"
+    if request.app.settings.restrict_modify is not None:
+        who = "--restrict-modify says who may"
+    request.refuse(Forbidden(f"no permission to create user {user}: {who}"))
+
+
+def _nothing_to_read(request, places):
+    """A file stays gone when its index goes."""
+    if "file" in places:
+        request.app.projects.refuse_gone(f"{request.index_path}/{places['file']}")
+    raise NoIndex(request.index_path)
+
+
+def _no_such_index(request, _):
+    raise NoIndex(request.index_path)
+
+
+class Permission(typing.NamedTuple):
+    """Something that a caller may or may not do to a subject: the index that the path names, or
+    else the user, or None.
+
+    `allows(request, subject)` says so, `refuse(request, subject)` raises.  `missing(request,
+    places)` raises where there is no such index; where it is None, `allows` gets None for that
+    index, and nobody learns whether it exists from who may change it."""
+    allows: typing.Callable
+    refuse: typing.Callable | None = None
+    missing: typing.Callable | None = _no_such_index
+
+
+PERMISSIONS = {
+    "anybody": Permission(lambda request, subject: True),
+    # the endpoint requires one of the others, when it has read in the body what is wanted
+    "as the body says": Permission(lambda request, subject: True),
+    "root": Permission(_is_root, _forbidden("only root may do this")),
+    "read the audit log": Permission(_is_root, _forbidden("only root may read the audit log")),
+    "create user": Permission(_may_create_user, _refuse_new_user),
+    "modify user": Permission(
+        lambda request, user: request.app.permissions.user_modify(request.identity, user),
+        _forbidden("no permission to modify user {user}")),
+    "change password": Permission(
+        lambda request, user: request.app.permissions.user_modify_password(request.identity, user),
+        _forbidden("no permission to change password for user {user}")),
+    "delete user": Permission(
+        _may_delete_user, _forbidden("no permission to delete user {user}")),
+    "create index": Permission(
+        _may_create_index, _forbidden("no permission to create index {path}")),
+    "modify index": Permission(
+        _may_modify_index, _forbidden("no permission to modify index {path}"), missing=None),
+    "delete index": Permission(
+        _may_delete_index, _forbidden("no permission to modify index {path}"), missing=None),
+    "read": Permission(may_read, _refuse_to_read, _nothing_to_read),
+    "upload": Permission(_may_upload, _refuse_upload),
+    "test results": Permission(_may_send_results, _forbidden(
+        "No permission to upload tox results. "
+        "You can use the devpi test --no-upload option to skip the upload.")),
+    "delete files": Permission(
+        _may_delete_files, _forbidden("no permission to change files of index {path}"),
+        missing=None)}
+
+
+def require(request, may, subject):
+    """Refuse who does not have the permission of this name (see `Permission`)."""
+    permission = PERMISSIONS[may]
+    if not permission.allows(request, subject):
+        permission.refuse(request, subject)
+
+
+def require_still(request, may, index):
+    """`require` after something that may have taken long, such as a body: by who asks and by the
+    index as they are now.  Returns the index."""
+    request.look_again_who()
+    index = request.app.indexes.get(index.path)
+    require(request, may, index)
+    return index
+
+
+# -- audiences
+
+
+class Audience(typing.NamedTuple):
+    """Whom an endpoint speaks to: the form of its errors (see `problem_response`), and how a
+    request of theirs is known where several have the same path.
+
+    `takes_others`: for whom a path is that is asked for by somebody else."""
+    errors: str
+    is_theirs: typing.Callable = lambda request: False
+    takes_others: bool = False
+
+
+def _sends_json(request):
+    """Whether the body is meant as JSON: `curl -d '{...}'` calls it a form."""
+    if request.content_type == "application/x-www-form-urlencoded":
+        return request.body.begins_with(b"{")
+    return request.content_type != "multipart/form-data"
+
+
+# who comes first has the first say: an installer's User-Agent counts more than its Accept
+AUDIENCES = {
+    "xml-rpc": Audience(
+        "upload", lambda request: request.content_type in ("text/xml", "application/xml")),
+    "pusher": Audience("json", _sends_json),
+    "uploader": Audience("upload", takes_others=True),
+    "installer": Audience("page", lambda request: request.is_installer),
+    # those who read devpi's JSON; a GET of others is 415, see `refuse_other_types`
+    "json": Audience("json", lambda request: "application/json" in request.accept, True),
+    # PEP 691, by Accept or ?format
+    "simple json": Audience("page", lambda request: request.simple_format == SIMPLE_JSON),
+    "people": Audience("page", takes_others=True),
+    # supervisors, proxies, scripts: they take whatever type comes
+    "program": Audience("json", takes_others=True)}
+
+
+def refuse_other_types(request):
+    """415 for who reads no JSON; it is for who names application/json, anything, or nothing.
+
+    Browsers get JSON too, as there are no pages for them here."""
+    ranges = accept_ranges(request.accept)
+    if ranges and not {"application/json", "application/*", "*/*", "text/html"} & set(ranges):
+        raise UnsupportedType("this is served as application/json only: say so in Accept")
+
+
+# -- routes
 
 
 class Route(typing.NamedTuple):
-    """One endpoint: its methods, its path as a regular expression, and the form of its errors."""
-    methods: tuple
-    pattern: re.Pattern
+    """An endpoint under one of its paths: `for_` an audience, `may` a permission.
+
+    `other_names`: see `route`."""
     endpoint: typing.Callable
-    errors: str
+    for_: str
+    may: str
+    other_names: str
+    answers_json: bool          # and nothing else
+    drops_slash: bool
 
 
-ROUTES = []
-_PLACES = {"user": "[^/+]+", "index": "[^/+]+", "project": "[^/+]+", "version": "[^/]+", "rest": ".+",
-           "file": r"\+[ef]/.*[^/]"}
+class Choice:
+    """The routes of one path and method, by audience: first those who are looked for, then who
+    takes all others."""
+
+    def __init__(self):
+        self.routes, self.others = [], None
+
+    def add(self, added):
+        self.routes.append(added)
+        audiences = list(AUDIENCES)
+        self.routes.sort(key=lambda each: audiences.index(each.for_))
+        takers = [each for each in self.routes if AUDIENCES[each.for_].takes_others]
+        self.others = takers[0] if takers else self.routes[-1]
+
+    def of(self, request):
+        for each in self.routes:
+            if AUDIENCES[each.for_].is_theirs(request):
+                return each
+        return self.others
 
 
-def route(methods, path, errors="json"):
-    """Register an endpoint.  `{user}`, `{index}` and `{project}` match one segment without a plus, `{version}` any segment,
-    `{rest}` the rest of the path, `{file}` a file's path below its index; `[/]` an optional final slash.  Routes are tried in
-    the order of their definition."""
+class Path(typing.NamedTuple):
+    """A path as a regular expression; `query`: keys of which one has to be in the query, if there
+    are any."""
+    pattern: re.Pattern
+    query: frozenset
+    choices: dict               # {method: Choice}
+
+
+# {(path as it is written, query): Path}.  A request goes to the first Path that matches and has its
+# method.  They stand in the order of their first definition; it matters for two pairs: a file with
+# ?yank comes before the same file without, and a page of documentation (.../+d/json) before PyPI's
+# JSON of a project called "pypi".
+ROUTES = {}
+_PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
+           "version": "[^/]+", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
+
+
+def route(methods, path, *, for_, may, query="", other_names=None):
+    """Register an endpoint for an audience (AUDIENCES) that has a permission (PERMISSIONS).
+
+    `{user}`, `{index}` and `{project}` match one segment without a plus, `{version}` any segment,
+    `{rest}` the rest of the path, `{file}` a file's path below its index; `[/]` an optional final
+    slash.  The endpoint is called with the request and what they stand for.  In its place,
+    `{user}/{index}` is an `Index`, passed as `index`; `{user}/{name}` are the texts of what may or
+    may not be one.  A project has its normal name.
+
+    `other_names`, what comes of a path with another spelling of a project's name: "redirect" (to
+    the normal name, before permission is looked at: the default of GET); "redirect ASCII", where
+    other letters are 400; "redirect readers", once permission was looked at; "take" (the default
+    of other methods)."""
     def register(endpoint):
-        pattern = re.escape(path).replace(r"\[/\]", "/*" if "{file}" in path else "/?").replace(r"\{", "{").replace(r"\}", "}")
-        for place, expression in _PLACES.items():
-            pattern = pattern.replace("{%s}" % place, f"(?P<{place}>{expression})")
-        ROUTES.append(Route(tuple(methods.split()), re.compile(pattern), endpoint, errors))
+        key = path, query
+        if key not in ROUTES:
+            ROUTES[key] = Path(_path_pattern(path), frozenset(query.split()), {})
+        for method in methods.split():
+            is_json = method == "GET" and for_ == "json"
+            ROUTES[key].choices.setdefault(method, Choice()).add(Route(
+                endpoint, for_, may, other_names or ("redirect" if method == "GET" else "take"),
+                is_json, is_json and path.endswith("[/]")))
         return endpoint
+    if for_ not in AUDIENCES or may not in PERMISSIONS:
+        raise ValueError(f"unknown audience or permission: {for_!r}, {may!r}")
     return register
+
+
+def _path_pattern(path):
+    slash = "/*" if "{file}" in path else "/?"
+    pattern = re.escape(path).replace(r"\[/\]", slash).replace(r"\{", "{").replace(r"\}", "}")
+    for place, expression in _PLACES.items():
+        pattern = pattern.replace("{%s}" % place, f"(?P<{place}>{expression})")
+    return re.compile(pattern)
+
+
+def dispatch(request):
+    """Find the endpoint of a request, see to all that its route says, and return its response.
+
+    Clients rely on the order of the checks: the index is there (404); the project's name is normal
+    (302); the client reads what is served (415); permission (401, 403); no final slash (302, for
+    browsers).  Until it is known for whom the response is, errors have the form for those who
+    `takes_others`."""
+    choice, match = _matching(request)
+    chosen, places = choice.others, match.groupdict()
+    request.errors = AUDIENCES[chosen.for_].errors
+    subject = places.get("user")
+    if "name" in places:
+        request.index_path = f"{subject}/{places['name']}"
+    elif "index" in places:
+        request.index_path = f"{places.pop('user')}/{places['index']}"
+        subject = places["index"] = request.app.indexes.find(request.index_path)
+        missing = PERMISSIONS[chosen.may].missing
+        if subject is None and missing:
+            missing(request, places)
+    if len(choice.routes) > 1:
+        chosen = choice.of(request)
+        request.errors = AUDIENCES[chosen.for_].errors
+    moved = None
+    if "project" in places:
+        moved = _normal_name(request, chosen, match, places)
+        if moved and chosen.other_names != "redirect readers":
+            return moved
+    if chosen.drops_slash:
+        moved = _without_final_slash(request)
+        if moved and chosen.may == "anybody":
+            return moved
+    if chosen.answers_json:
+        refuse_other_types(request)
+    require(request, chosen.may, subject)
+    return moved or chosen.endpoint(request, **places)
+
+
+def _matching(request):
+    """(Choice, match) of the first Path that fits a request."""
+    method = "GET" if request.method == "HEAD" else request.method
+    for pattern, query, choices in ROUTES.values():
+        match = pattern.fullmatch(request.path)
+        if match:
+            choice = choices.get(method) or choices.get("ANY")
+            if choice and (not query or not query.isdisjoint(request.query)):
+                return choice, match
+    raise NotFound(f"there is nothing at {one_line(request.path, 100)} "
+                   f"for {one_line(request.method, 20)}")
+
+
+def _normal_name(request, chosen, match, places):
+    """Put the normal name in the place of a project's; returns the redirect to it where the route
+    has one, else None."""
+    project = places["project"]
+    if chosen.other_names == "redirect ASCII" and not project.isascii():
+        raise BadRequest("unicode project names not allowed")
+    name = places["project"] = normalize(project)
+    if name == project or chosen.other_names == "take":
+        return None
+    start, end = match.span("project")
+    return redirect(request.url(request.path[1:start] + name + request.path[end:]))
+
+
+def _without_final_slash(request):
+    """A redirect to the path without its final slash, for browsers; None for everybody else."""
+    if request.is_browser and request.path.endswith("/") and not request.is_installer:
+        query = request.target.partition("?")[2]
+        return redirect(request.url(request.path.strip("/")) + (f"?{query}" if query else ""))
+    return None
+
+
+def readers_of(path):
+    """The path of the index whose readers may have an answer at a path, whatever the method; ""
+    where everybody may; None where there is nothing."""
+    for pattern, _, choices in ROUTES.values():
+        match = pattern.fullmatch(path)
+        if match:
+            places = match.groupdict()
+            name = places.get("index") or places.get("name")
+            is_open = all(each.may == "anybody" for choice in choices.values()
+                          for each in choice.routes)
+            return "" if is_open or not name else f"{places['user']}/{name}"
+    return None
+
+
+# -- the access log
 
 
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PUSH", "OPTIONS"}
@@ -13416,8 +13820,9 @@ def connection_limit(wanted):
 # ======================================================================================================================
 # 15  Endpoints
 #
-# devpi's JSON contract, uploads, simple pages, files, status.  Each endpoint checks its permission, calls the chapters
-# above, and says what came of it; where the wire has another word than we do, it is translated here.
+# devpi's JSON contract, uploads, simple pages, files, status.  Each endpoint calls the chapters above and says what
+# came of it; where the wire has another word than we do, it is translated here.  When an endpoint is called, all that
+# its route says has been seen to: whom it is for and what they must be permitted.
 # ======================================================================================================================
 
 
@@ -13537,7 +13942,7 @@ class App(Part):
             request.refuse_foreign_host()
             request.refuse_foreign_page()
             request.body.check_limit()
-            response = self._endpoint(request)
+            response = dispatch(request)
         except BadHead:
             raise
         except Problem as problem:
@@ -13574,19 +13979,6 @@ class App(Part):
         with contextlib.suppress(Problem):      # who asked is told, whatever the database does
             self.store.write(announce_event, Event("refused", index, target=path, detail=detail),
                              actor=actor, durable=False)
-
-    @staticmethod
-    def _endpoint(request):
-        method = "GET" if request.method == "HEAD" else request.method
-        for methods, pattern, endpoint, errors in ROUTES:
-            match = pattern.fullmatch(request.path)
-            if match and (method in methods or methods == ("ANY",)):
-                request.errors = errors
-                places = match.groupdict()
-                if places.get("index"):
-                    request.index_path = f"{places['user']}/{places['index']}"
-                return endpoint(request, **places)
-        raise NotFound(f"there is nothing at {one_line(request.path, 100)} for {one_line(request.method, 20)}")
 
     def rendered(self, request, key, tags, render):
         """The `Rendered` of this key: the kept one, or what `render()` returns, which is kept unless it is stale.
@@ -13667,26 +14059,7 @@ class App(Part):
             self.clean_all()
 
 
-# -- permissions of requests
-
-
-def may_read(request, index):
-    return request.app.permissions.read(request.identity, index)
-
-
-def require_read(request, index):
-    """Refuse who may not read an index: 401 without good credentials, 403 with them, never 404 [W9.2].
-
-    The devpi client goes on after 403 and not after 401, so it gets the former."""
-    if not request.app.permissions.read(request.identity, index):
-        refuse_reading(request, f"reading {index.path} takes a login" if request.identity.user is None
-                       else f"no permission to read index {index.path}")
-
-
-def refuse_reading(request, message):
-    if request.identity.user is None and "devpi-client" not in request.header("user-agent"):
-        request.refuse(Unauthorized(message))
-    request.refuse(Forbidden(message))
+# -- what a caller may see
 
 
 def hidden_members(request, index):
@@ -13722,27 +14095,6 @@ def near_indexes(request, path):
     return f" ({user} has: {', '.join((near + others)[:10])}{f' and {more} more' if more > 0 else ''})"
 
 
-def require(request, allowed, message):
-    """Refuse with 403 what is not allowed (devpi's answer to anonymous requests too)."""
-    if not allowed:
-        request.refuse(Forbidden(message))
-
-
-def require_modify_index(request, user, index):
-    """For PATCH and DELETE: permission comes first, and nobody has any on a missing index."""
-    found = request.app.indexes.find(f"{user}/{index}")
-    require(request, found and request.app.permissions.index_modify(request.identity, user),
-            f"no permission to modify index {user}/{index}")
-    return found
-
-
-def require_delete_files(request, user, index):
-    found = request.app.indexes.find(f"{user}/{index}")
-    require(request, found and request.app.permissions.delete_files(request.identity, found),
-            f"no permission to change files of index {user}/{index}")
-    return found
-
-
 _NO_DELETION = "cannot delete version on non-volatile index"
 
 
@@ -13757,30 +14109,12 @@ def refusal_to_delete(request, index, usual):
             "by ?force")
 
 
-def wants_json(request):
-    """Whether a JSON route may answer: for application/json, anything, or nothing named; 415 else.
-
-    Browsers get JSON too, as there are no pages for them here."""
-    ranges = accept_ranges(request.accept)
-    if ranges and not {"application/json", "application/*", "*/*", "text/html"} & set(ranges):
-        raise UnsupportedType("this is served as application/json only: say so in Accept")
-
-
-def without_final_slash(request):
-    """A redirect to the path without its final slash, for browsers; None for everybody else."""
-    if request.is_browser and request.path.endswith("/") and not request.is_installer:
-        query = request.target.partition("?")[2]
-        return redirect(request.url(request.path.strip("/")) + (f"?{query}" if query else ""))
-    return None
-
-
 # -- discovery, status, login
 
 
-@route("GET", "/+status")
-def status(request):
+@route("GET", "/+status", for_="json", may="anybody")
+def get_status(request):
     """devpi: GET /+status [W23.1].  Paths and targets are shown to root only."""
-    wants_json(request)
     app = request.app
     is_root = request.identity.user == "root"
     with app.store.read() as db:
@@ -13807,14 +14141,14 @@ def status(request):
                     "last-error": row["error"]} for row in app.outbox.summary(by_target=is_root)]})
 
 
-@route("GET", "/+health/live")
-def health_live(request):
+@route("GET", "/+health/live", for_="program", may="anybody")
+def get_liveness(request):
     """For a supervisor: whether this process answers."""
     return json_response({"status": "ok"})
 
 
-@route("GET", "/+health/ready")
-def health_ready(request):
+@route("GET", "/+health/ready", for_="program", may="anybody")
+def get_readiness(request):
     """For a load balancer: whether the database answers and the disk takes writes; 503 with the reason if not."""
     app = request.app
     try:
@@ -13829,8 +14163,8 @@ def health_ready(request):
     return json_response({"status": "ok"})
 
 
-@route("GET", "/+metrics")
-def metrics(request):
+@route("GET", "/+metrics", for_="program", may="anybody")
+def get_metrics(request):
     """For Prometheus, in its text format 0.0.4."""
     lines = []
     for name, kind, text, value in request.app.all_gauges():
@@ -13850,10 +14184,9 @@ def _labels(labels):
     return "{" + ",".join(f'{name}="{text}"' for name, text in quoted.items()) + "}"
 
 
-@route("GET", "/+audit")
-def audit(request):
+@route("GET", "/+audit", for_="program", may="read the audit log")
+def get_audit(request):
     """For root: who did what, newest first (`before`, `limit`, `who`, `index`, `action`)."""
-    require(request, request.identity.user == "root", "only root may read the audit log")
     query = request.query
     for name in ("before", "limit"):
         if not re.fullmatch(r"[0-9]{1,15}", query.get(name, "1")):
@@ -13874,43 +14207,41 @@ def audit(request):
     return json_response({"type": "audit", "result": entries, "next": entries[-1]["id"] if len(rows) > limit else None})
 
 
-@route("POST", "/+outbox/retry")
+@route("POST", "/+outbox/retry", for_="program", may="root")
 def retry_outbox(request):
     """For root: try now what waits for its next try and what was given up."""
-    require(request, request.identity.user == "root", "only root may do this")
     count = request.app.outbox.retry(request.actor)
     return message_response(f"{count} message{'' if count == 1 else 's'} will be tried now")
 
 
-@route("ANY", "/+changelog")
-@route("ANY", "/+changelog/{rest}")
-def changelog(request, rest=""):
+@route("ANY", "/+changelog", for_="program", may="anybody")
+@route("ANY", "/+changelog/{rest}", for_="program", may="anybody")
+def refuse_changelog(request, rest=""):
     """devpi's feed for replicas, which hold another database."""
     raise Forbidden("there is no replication protocol of devpi here")
 
 
-@route("ANY", "/+authcheck")
-def authcheck(request):
+@route("ANY", "/+authcheck", for_="program", may="anybody")
+def check_for_proxy(request):
     """devpi: for a proxy that asks whether it may answer the URL in X-Original-URI: 200 or 403 [W23.3]."""
     uri = request.header("x-original-uri")
     if not uri:
         raise BadRequest("the header X-Original-URI is missing")
     path = request.path_in(uri)
-    entry = next((entry for entry in ROUTES if entry.pattern.fullmatch(path)), None)
-    if entry is None or {".", ".."} & set(path.split("/")):     # the proxy may see another path behind the dots
+    readers = readers_of(path)
+    # behind dots the proxy may see another path
+    if readers is None or {".", ".."} & set(path.split("/")):
         raise Forbidden(f"there is nothing at {one_line(path, 100)}")
-    places = entry.pattern.fullmatch(path).groupdict()
-    if places.get("index") and entry.endpoint is not api:
-        index = request.app.indexes.find(f"{places['user']}/{places['index']}")
-        require(request, index is None or request.app.permissions.read(request.identity, index),
-                f"no permission to read index {places['user']}/{places['index']}")
+    index = request.app.indexes.find(readers) if readers else None
+    if index and not may_read(request, index):
+        request.refuse(Forbidden(f"no permission to read index {readers}"))
     return Response(200, [("Content-Type", "text/plain; charset=utf-8")])
 
 
-@route("ANY", "/+api")
-@route("ANY", "/{user}/+api")
-@route("ANY", "/{user}/{index}/+api")
-def api(request, user=None, index=None):
+@route("ANY", "/+api", for_="program", may="anybody")
+@route("ANY", "/{user}/+api", for_="program", may="anybody")
+@route("ANY", "/{user}/{index}/+api", for_="program", may="anybody")
+def get_api(request, user=None, index=None):
     """devpi: where things are, for the devpi client [W5.1, W5.2]."""
     identity = request.identity
     known = identity.user is not None
@@ -13918,16 +14249,15 @@ def api(request, user=None, index=None):
               "authstatus": ["ok", identity.user, list(identity.groups)] if known else ["noauth", "", []],
               "features": ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]}
     if index is not None:
-        found = request.app.indexes.get(f"{user}/{index}")
-        result["index"] = request.url(found.path)
-        result["simpleindex"] = request.url(f"{found.path}/+simple/")
-        if not found.is_mirror:
-            result["pypisubmit"] = request.url(found.path + "/")
+        result["index"] = request.url(index.path)
+        result["simpleindex"] = request.url(f"{index.path}/+simple/")
+        if not index.is_mirror:
+            result["pypisubmit"] = request.url(index.path + "/")
     return result_response("apiconfig", result)
 
 
-@route("POST", "/+login")
-def login(request):
+@route("POST", "/+login", for_="program", may="anybody")
+def log_in(request):
     """devpi: a session token for a name and a password."""
     body = request.json(dict)
     user, password = body.get("user"), body.get("password")
@@ -13955,8 +14285,8 @@ def readable_indexes(request):
     return [index for index in request.app.indexes.all() if request.app.permissions.read(request.identity, index)]
 
 
-@route("GET", "/+search")
-def search(request):
+@route("GET", "/+search", for_="program", may="anybody")
+def get_hits(request):
     """Projects that a query finds, and names of mirrors [W21.1]: `query`, `page`, `sort`."""
     app = request.app
     query = Query(request.query.get("query", request.query.get("q", "")))
@@ -14019,8 +14349,8 @@ def _lies_at(index, place):
     return place.prefix and f"/{index.path}/".startswith(place.value)
 
 
-@route("GET", "/+suggest")
-def suggest(request):
+@route("GET", "/+suggest", for_="program", may="anybody")
+def get_suggestions(request):
     """Names that begin as `q` does, for the search boxes of browsers (OpenSearch): [q, [names]]."""
     app = request.app
     text = request.query.get("q", "")
@@ -14038,10 +14368,10 @@ def suggest(request):
     return json_response([text, names])
 
 
-def xmlrpc_search(request, index):
+@route("POST", "/{user}/{index}[/]", for_="xml-rpc", may="read")
+def search_by_xmlrpc(request, index):
     """devpi-web: XML-RPC's `search(fields, operator)` over an index and its bases, as `pip search` calls it."""
     import xmlrpc.client        # not at the top: it takes longer to load than all else, and few ever call this
-    require_read(request, index)
     request.body.narrow(Limits.xml_body)
     body = request.body.read_all(Limits.xml_body)
     try:
@@ -14103,22 +14433,14 @@ def content_type(filename):
     return next((type_ for ending, type_ in _CONTENT_TYPES if filename.endswith(ending)), "application/octet-stream")
 
 
-@route("GET PUT PUSH", "/{user}/{index}/{file}[/]", "page")
-def get_file(request, user, index, file):
-    return serve_file(request, f"{user}/{index}", file)
-
-
-@route("PATCH", "/{user}/{index}/{file}[/]", "json")
-def yank_file(request, user, index, file):
-    """`?yank`, `?yank=reason`, `?unyank` (PEP 592); without one of these, PATCH gives the file, as devpi does."""
-    if not {"yank", "unyank"} & set(request.query):
-        request.errors = "page"
-        return serve_file(request, f"{user}/{index}", file)
-    found = require_delete_files(request, user, index)
-    if {"yank", "unyank"} <= set(request.query):
+@route("PATCH", "/{user}/{index}/{file}[/]", query="yank unyank", for_="json", may="delete files")
+def yank_file(request, index, file):
+    """`?yank`, `?yank=reason`, `?unyank` (PEP 592)."""
+    query = request.query
+    if {"yank", "unyank"} <= set(query):
         raise BadRequest("either ?yank or ?unyank")
-    reason = None if "unyank" in request.query else yank_reason(request.query["yank"])
-    return _yank_response(request.write(yank_files, found, None, None, file, reason), reason)
+    reason = None if "unyank" in query else yank_reason(query["yank"])
+    return _yank_response(request.write(yank_files, index, None, None, file, reason), reason)
 
 
 def yank_reason(value):
@@ -14132,14 +14454,11 @@ def _yank_response(count, reason):
     return message_response(f"{count} file{'' if count == 1 else 's'} {'unyanked' if reason is None else 'yanked'}")
 
 
-@route("POST", "/{user}/{index}/{file}[/]")
-def add_test_result(request, user, index, file):
+@route("POST", "/{user}/{index}/{file}[/]", for_="json", may="test results")
+def add_test_result(request, index, file):
     """devpi: a test result of a file, any JSON [W16]."""
-    app = request.app
-    found = app.indexes.get(f"{user}/{index}")
-    require_test_results(request, found)
-    user = request.identity.user
-    app.releases.check_tested(found, file, user)
+    app, user = request.app, request.identity.user
+    app.releases.check_tested(index, file, user)
     if user is None:
         refuse_beyond(app.nameless_results, request, 1)
     request.body.narrow(Limits.test_result)
@@ -14149,11 +14468,9 @@ def add_test_result(request, user, index, file):
         if user is None:
             refuse_beyond(app.nameless_bytes, request, incoming.size)
         _check_is_json(incoming, request.address)
-        request.look_again_who()
-        found = app.indexes.get(found.path)
-        require_test_results(request, found)
-        result = app.releases.add_test_result(found, file, incoming, request.actor)
-    return result_response("toxresultpath", f"{found.path}/{result.path}#{result.hash_spec}")
+        index = require_still(request, "test results", index)
+        result = app.releases.add_test_result(index, file, incoming, request.actor)
+    return result_response("toxresultpath", f"{index.path}/{result.path}#{result.hash_spec}")
 
 
 def refuse_beyond(rate, request, amount):
@@ -14161,13 +14478,6 @@ def refuse_beyond(rate, request, amount):
     wait = rate.take(request.address, amount)
     if wait:
         raise TooMany("too many test results from users who are not logged in", wait)
-
-
-def require_test_results(request, index):
-    require_read(request, index)
-    if not index.is_mirror:
-        require(request, request.app.permissions.upload_test_results(request.identity, index),
-                "No permission to upload tox results. You can use the devpi test --no-upload option to skip the upload.")
 
 
 _CHECK_JSON = """
@@ -14222,12 +14532,11 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is not JSON")
 
 
-@route("DELETE", "/{user}/{index}/{file}[/]")
-def delete_file(request, user, index, file):
-    found = require_delete_files(request, user, index)
-    refusal = refusal_to_delete(request, found, _NO_DELETION)
-    note = _remove(request, found, refusal, "file", file)
-    return _deleted(f"package '{found.path}/{file}' deleted", note)
+@route("DELETE", "/{user}/{index}/{file}[/]", for_="json", may="delete files")
+def delete_file(request, index, file):
+    refusal = refusal_to_delete(request, index, _NO_DELETION)
+    note = _remove(request, index, refusal, "file", file)
+    return _deleted(f"package '{index.path}/{file}' deleted", note)
 
 
 def _remove(request, index, refusal, what, *names):
@@ -14238,14 +14547,10 @@ def _deleted(message, note):
     return message_response(f"{message}; {note}" if note else message)
 
 
-def serve_file(request, index_path, path):
+@route("GET PUT PUSH PATCH", "/{user}/{index}/{file}[/]", for_="installer", may="read")
+def get_file(request, index, file):
     """A distribution file, its facts as JSON, or its metadata file [W14]."""
-    app = request.app
-    index = app.indexes.find(index_path)
-    if index is None:
-        app.projects.refuse_gone(f"{index_path}/{path}")
-        raise NoIndex(index_path)
-    require_read(request, index)
+    app, path = request.app, file
     if path.endswith(".metadata"):
         return serve_metadata_file(request, index, path[:-len(".metadata")])
     place = app.projects.find_file(index, path)
@@ -14253,21 +14558,25 @@ def serve_file(request, index_path, path):
     is_json = path.lower().endswith(VARIANTS)       # then who accepts JSON wants the file
     if "application/json" in request.accept and not is_json:
         return file_facts(file, place.project)
-    if file.url:
-        request.errors = "json"
-    content = app.projects.open(index, place, for_head=request.method == "HEAD")
-    if content.url:
-        return redirect(content.url)
-    type_ = content_type(file.filename)
-    if content.sha256:
-        tags = frozenset((project_tag(index.id, place.project),))
-        return blob_response(request, index, content, type_, tags)
+    with told_in_json() if file.url else contextlib.nullcontext():
+        content = app.projects.open(index, place, for_head=request.method == "HEAD")
+        if content.url:
+            return redirect(content.url)
+        type_ = content_type(file.filename)
+        if content.sha256:
+            tags = frozenset((project_tag(index.id, place.project),))
+            return blob_response(request, index, content, type_, tags)
     headers = [("Content-Type", type_), NOSNIFF]
     if request.method != "HEAD":
         headers.append(("X-Accel-Buffering", "no"))
     if content.last_modified:
         headers.append(("Last-Modified", content.last_modified))
-    return Response(200, headers, stream=content.pieces, length=content.size)
+    return Response(200, headers, stream=_told_in_json(content.pieces), length=content.size)
+
+
+def _told_in_json(pieces):
+    with told_in_json():
+        yield from pieces
 
 
 def file_facts(file, project):
@@ -14363,44 +14672,34 @@ def parse_range(header, size):
 # -- documentation
 
 
-@route("GET", "/{user}/{index}/{project}/{version}/+doc[/]", "page")
-@route("GET", "/{user}/{index}/{project}/{version}/+d[/]", "page")
-def docs_root(request, user, index, project, version):
-    return _docs_redirect(request, f"{user}/{index}", project, version, "index.html")
+@route("GET", "/{user}/{index}/{project}/{version}/+doc[/]",
+       for_="people", may="read", other_names="take")
+@route("GET", "/{user}/{index}/{project}/{version}/+d[/]",
+       for_="people", may="read", other_names="take")
+@route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}",
+       for_="people", may="read", other_names="take")
+def redirect_to_docs(request, index, project, version, rest="index.html"):
+    """Also where devpi-web shows documentation in a frame; here it stands alone."""
+    return redirect(request.url(f"{index.path}/{project}/{version}/+doc/{rest}"))
 
 
-@route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}", "page")
-def docs_viewer(request, user, index, project, version, rest):
-    """Where devpi-web shows documentation in a frame; here it stands alone."""
-    return _docs_redirect(request, f"{user}/{index}", project, version, rest)
-
-
-def _docs_redirect(request, index_path, project, version, path):
-    found = request.app.indexes.get(index_path)
-    require_read(request, found)
-    return redirect(request.url(f"{found.path}/{normalize(project)}/{version}/+doc/{path}"))
-
-
-@route("GET", "/{user}/{index}/{project}/{version}/+doc/{rest}", "page")
-def docs(request, user, index, project, version, rest):
+@route("GET", "/{user}/{index}/{project}/{version}/+doc/{rest}",
+       for_="people", may="read", other_names="redirect readers")
+def get_docs(request, index, project, version, rest):
     """A file of a release's documentation, straight out of its zip [W15].
 
     The version may be `latest` or `stable`: the newest that has documentation, or the newest final one."""
     app = request.app
-    found = app.indexes.get(f"{user}/{index}")
-    require_read(request, found)
-    if project != normalize(project):
-        return _docs_redirect(request, found.path, project, version, rest)
-    zip_file = _documentation(app.releases.docs_of(found, project), version)
+    zip_file = _documentation(app.releases.docs_of(index, project), version)
     path = rest + "index.html" if rest.endswith("/") else rest
     member = app.releases.doc_member(zip_file.sha256, path) if is_doc_path(path) else None
     if member is None and not app.releases.can_be_shown(zip_file.sha256):
         raise NotFound(f"the documentation of {project} {zip_file.version} is no zip archive: it can only be downloaded")
     if member is None:
         if is_doc_path(path) and app.releases.doc_member(zip_file.sha256, path + "/index.html"):
-            return _docs_redirect(request, found.path, project, version, path + "/")
+            return redirect_to_docs(request, index, project, version, path + "/")
         raise NotFound(f"the documentation of {project} {zip_file.version} has no file {one_line(path, 200)}")
-    return _doc_response(request, found, zip_file, member, frozenset((project_tag(found.id, project),)))
+    return _doc_response(request, index, zip_file, member, frozenset((project_tag(index.id, project),)))
 
 
 def _documentation(docs_by_version, version):
@@ -14470,72 +14769,41 @@ def _inflated_range(file, member, start, end):
 # -- simple pages
 
 
-@route("GET", "/{user}/{index}/+simple", "page")
-def simple_list_without_slash(request, user, index):
-    found = request.app.indexes.get(f"{user}/{index}")
-    if request.is_installer or _simple_format(request) == SIMPLE_JSON:
-        return simple_list(request, found)
-    response = redirect(request.url(f"{found.path}/+simple/"))
-    response.headers.append(("Vary", "User-Agent"))
+@route("GET", "/{user}/{index}/+simple", for_="people", may="anybody")
+@route("GET", "/{user}/{index}/+simple/{project}", for_="people", may="anybody",
+       other_names="redirect ASCII")
+def redirect_to_slash(request, index, project=None):
+    """The permission is looked at where this leads."""
+    response = redirect(request.url(request.path[1:] + "/"))
+    response.headers.append(("Vary", "Accept, User-Agent" if project else "User-Agent"))
     return response
 
 
-@route("GET", "/{user}/{index}/+simple/", "page")
-def simple_list_with_slash(request, user, index):
-    return simple_list(request, request.app.indexes.get(f"{user}/{index}"))
-
-
-@route("GET", "/{user}/{index}/+simple/{project}", "page")
-def simple_project_without_slash(request, user, index, project):
-    found = request.app.indexes.get(f"{user}/{index}")
-    _check_ascii(project)
-    if project != normalize(project):
-        return redirect(request.url(f"{found.path}/+simple/{normalize(project)}"))
-    if request.is_installer or _simple_format(request) == SIMPLE_JSON:
-        return simple_project(request, found, project, 1)
-    response = redirect(request.url(f"{found.path}/+simple/{project}/"))
-    response.headers.append(("Vary", "Accept, User-Agent"))
-    return response
-
-
-@route("GET", "/{user}/{index}/+simple/{project}/", "page")
-def simple_project_with_slash(request, user, index, project):
-    found = request.app.indexes.get(f"{user}/{index}")
-    _check_ascii(project)
-    if project != normalize(project):
-        return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
-    return simple_project(request, found, project, 2)
-
-
-@route("POST", "/{user}/{index}/+simple/{project}/refresh")
-def refresh_project(request, user, index, project):
+@route("POST", "/{user}/{index}/+simple/{project}/refresh", for_="json", may="read")
+def refresh_project(request, index, project):
     """devpi: have every mirror of the order fetch the project's page anew."""
     app = request.app
-    found = app.indexes.get(f"{user}/{index}")
-    require_read(request, found)
     if app.settings.offline_mode:
-        raise Conflict(f"The project {normalize(project)} is not refreshed: "
+        raise Conflict(f"The project {project} is not refreshed: "
                        "in offline mode upstream is not asked.")
-    mirrors = [member for member in app.projects.mirrors_in(found)
-               if member is found or app.permissions.read(request.identity, member)]
-    app.mirrors.pages.refresh(mirrors, normalize(project))
-    return redirect(request.url(f"{found.path}/+simple/{normalize(project)}/"))
+    mirrors = [member for member in app.projects.mirrors_in(index)
+               if member is index or app.permissions.read(request.identity, member)]
+    app.mirrors.pages.refresh(mirrors, project)
+    return redirect(request.url(f"{index.path}/+simple/{project}/"))
 
 
-def _check_ascii(project):
-    if not project.isascii():
-        raise BadRequest("unicode project names not allowed")
-
-
-def _simple_format(request):
-    return simple_format(request.accept[:1000], request.query.get("format", "").replace(" ", "+"))
-
-
-def simple_project(request, index, project, depth):
-    """A project's files for installers, `depth` folders below the index's URL (PEP 503, 691, 700)."""
-    app = request.app
-    require_read(request, index)
-    form = _simple_format(request)
+@route("GET", "/{user}/{index}/+simple/{project}/", for_="installer", may="read",
+       other_names="redirect ASCII")
+@route("GET", "/{user}/{index}/+simple/{project}", for_="installer", may="read",
+       other_names="redirect ASCII")
+@route("GET", "/{user}/{index}/+simple/{project}", for_="simple json", may="read",
+       other_names="redirect ASCII")
+@route("GET", "/{user}/{index}/{project}[/]", for_="installer", may="read",
+       other_names="redirect ASCII")
+def get_simple_project(request, index, project):
+    """A project's files for installers (PEP 503, 691, 700)."""
+    app, form = request.app, request.simple_format
+    depth = request.path.count("/") - 3     # in folders below the index's URL
     for_people = form == "text/html" and not request.is_installer
     absolute = ""
     if app.settings.absolute_urls or "x-devpi-absolute-urls" in request.headers:
@@ -14594,10 +14862,14 @@ def _quality_of_gzip(header):
     return ranges.get("x/gzip", ranges.get("x/*", 0))
 
 
-def simple_list(request, index):
+@route("GET", "/{user}/{index}/+simple/", for_="installer", may="read")
+@route("GET", "/{user}/{index}/+simple", for_="installer", may="read")
+@route("GET", "/{user}/{index}/+simple", for_="simple json", may="read")
+@route("GET", "/{user}/{index}[/]", for_="installer", may="read")
+@route("GET", "/{user}/{index}[/]", for_="simple json", may="read")
+def get_simple_list(request, index):
     """All project names of an index and its bases, each once (PEP 503, 691)."""
     app = request.app
-    require_read(request, index)
     members = [member for member in app.indexes.order(index)
                if member is index or app.permissions.read(request.identity, member)]
     lists, stale = [], False
@@ -14619,7 +14891,7 @@ def simple_list(request, index):
 
 def _small_list(request, index, lists, stale):
     """A project list that is made here, and kept if no mirror has a part in it."""
-    form = _simple_format(request)
+    form = request.simple_format
     names = [name for _, names in lists for name in names]
     if form == SIMPLE_JSON:
         label, body = "json", _list_in_one("projects.json", names)
@@ -14641,7 +14913,7 @@ def _list_in_one(form, names):
 
 def _large_list(request, index, lists, whole, caching):
     """A project list of which the most comes from disk, as a mirror's child process wrote it."""
-    form = _simple_format(request)
+    form = request.simple_format
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
     headers = [*_simple_headers(form), ("Cache-Control", caching)]
     own = [name for _, names in lists if names is not whole for name in names]
@@ -14717,44 +14989,22 @@ def _list_for_people(request, index, lists, whole):
 # -- projects and versions
 
 
-@route("GET", "/{user}/{index}/{project}[/]")
-def get_project(request, user, index, project):
-    """devpi: all versions of a project with their metadata and files; installers get its simple page instead."""
-    found = request.app.indexes.get(f"{user}/{index}")
-    slash = "/" if request.path.endswith("/") else ""
-    if request.is_installer:
-        request.errors = "page"
-        _check_ascii(project)
-    if project != normalize(project):
-        return redirect(request.url(f"{found.path}/{quoted(normalize(project))}{slash}"))
-    if request.is_installer:
-        return simple_project(request, found, project, 1 if slash else 0)
-    wants_json(request)
-    require_read(request, found)
-    moved = without_final_slash(request)
-    if moved:
-        return moved
-    known, versions = version_objects(request, found, project, "ignore_bases" in request.query)
+@route("GET", "/{user}/{index}/{project}[/]", for_="json", may="read")
+def get_project(request, index, project):
+    """devpi: all versions of a project with their metadata and files."""
+    known, versions = version_objects(request, index, project, "ignore_bases" in request.query)
     if not known:
-        raise request.app.projects.unknown(found, project, f"no project '{project}'")
+        raise request.app.projects.unknown(index, project, f"no project '{project}'")
     return result_response("projectconfig", versions)
 
 
-@route("GET", "/{user}/{index}/{project}/{version}[/]")
-def get_version(request, user, index, project, version):
+@route("GET", "/{user}/{index}/{project}/{version}[/]", for_="json", may="read")
+def get_version(request, index, project, version):
     """devpi: one version of a project."""
-    found = request.app.indexes.get(f"{user}/{index}")
-    if project != normalize(project):
-        slash = "/" if request.path.endswith("/") else ""
-        return redirect(request.url(f"{found.path}/{quoted(normalize(project))}/{version}{slash}"))
-    wants_json(request)
-    require_read(request, found)
-    moved = without_final_slash(request)
-    if moved:
-        return moved
-    known, versions = version_objects(request, found, project, "ignore_bases" in request.query, version)
+    ignore_bases = "ignore_bases" in request.query
+    known, versions = version_objects(request, index, project, ignore_bases, version)
     if not known:
-        raise request.app.projects.unknown(found, project, f"no project '{project}'")
+        raise request.app.projects.unknown(index, project, f"no project '{project}'")
     if version not in versions:
         raise NotFound(f"The version {version} of project {project} does not exist.")
     return result_response("versiondata", versions[version])
@@ -14825,23 +15075,21 @@ def _shown_entry(request, entry):
     return shown
 
 
-@route("PATCH", "/{user}/{index}/{project}/{version}[/]")
-def modify_version(request, user, index, project, version):
+@route("PATCH", "/{user}/{index}/{project}/{version}[/]", for_="json", may="delete files")
+def modify_version(request, index, project, version):
     """`{"yanked": true | "reason" | false}`: yank all files of a release, or take that back (PEP 592)."""
-    found = require_delete_files(request, user, index)
     body = request.json(dict)
     yanked = body.get("yanked")
     if set(body) != {"yanked"} or not isinstance(yanked, (bool, str)):
         raise BadRequest('expected {"yanked": true}, {"yanked": "the reason"} or {"yanked": false}')
     reason = None if yanked is False else yank_reason("" if yanked is True else yanked)
-    count = request.write(yank_files, found, normalize(project), version, None, reason)
+    count = request.write(yank_files, index, project, version, None, reason)
     return _yank_response(count, reason)
 
 
-@route("PATCH", "/{user}/{index}/{project}[/]")
-def modify_project(request, user, index, project):
+@route("PATCH", "/{user}/{index}/{project}[/]", for_="json", may="delete files")
+def modify_project(request, index, project):
     """`{"project-status": {"status": "archived", "reason": "..."}}` (PEP 792)."""
-    found = require_delete_files(request, user, index)
     body = request.json(dict)
     wanted = body.get("project-status")
     if set(body) != {"project-status"} or not isinstance(wanted, dict) or set(wanted) - {"status", "reason"}:
@@ -14852,31 +15100,17 @@ def modify_project(request, user, index, project):
     if not isinstance(reason, (str, type(None))):
         raise BadRequest("the reason of a status is a text")
     reason = yank_reason(reason or "") or None
-    request.write(set_status, found, normalize(project), Status(status, reason))
-    return message_response(f"project {normalize(project)} on {found.path} is {status}")
+    request.write(set_status, index, project, Status(status, reason))
+    return message_response(f"project {project} on {index.path} is {status}")
 
 
-@route("GET", "/{user}/{index}/+pypi/{project}/json")
-@route("GET", "/{user}/{index}/pypi/{project}/json")
-def pypi_project(request, user, index, project):
-    return serve_pypi_json(request, f"{user}/{index}", project, None)
-
-
-@route("GET", "/{user}/{index}/+pypi/{project}/{version}/json")
-@route("GET", "/{user}/{index}/pypi/{project}/{version}/json")
-def pypi_version(request, user, index, project, version):
-    return serve_pypi_json(request, f"{user}/{index}", project, version)
-
-
-def serve_pypi_json(request, index_path, project, version):
+@route("GET", "/{user}/{index}/+pypi/{project}/json", for_="json", may="read")
+@route("GET", "/{user}/{index}/pypi/{project}/json", for_="json", may="read")
+@route("GET", "/{user}/{index}/+pypi/{project}/{version}/json", for_="json", may="read")
+@route("GET", "/{user}/{index}/pypi/{project}/{version}/json", for_="json", may="read")
+def get_pypi_json(request, index, project, version=None):
     """PyPI's JSON API [W12.5], over an index and its bases."""
     app = request.app
-    index = app.indexes.get(index_path)
-    if project != normalize(project):
-        rest = request.path[len(f"/{index_path}/"):].split("/")
-        return redirect(request.url("/".join((index_path, rest[0], normalize(project), *rest[2:]))))
-    wants_json(request)
-    require_read(request, index)
     tags, hidden = app.projects.tags(index, project), hidden_members(request, index)
 
     def render():
@@ -14899,48 +15133,35 @@ def serve_pypi_json(request, index_path, project, version):
     return _page_response(request, index, app.rendered(request, key, tags, render), "application/json", tags)
 
 
-@route("DELETE", "/{user}/{index}/{project}/{version}[/]")
-def delete_version(request, user, index, project, version):
-    found = require_delete_files(request, user, index)
-    project = normalize(project)
-    refusal = refusal_to_delete(request, found, _NO_DELETION)
-    note = _remove(request, found, refusal, "version", project, version)
+@route("DELETE", "/{user}/{index}/{project}/{version}[/]", for_="json", may="delete files")
+def delete_version(request, index, project, version):
+    refusal = refusal_to_delete(request, index, _NO_DELETION)
+    note = _remove(request, index, refusal, "version", project, version)
     return _deleted(f"project '{project}' version '{version}' deleted", note)
 
 
-@route("DELETE", "/{user}/{index}/{project}[/]")
-def delete_project(request, user, index, project):
-    found = require_delete_files(request, user, index)
-    project = normalize(project)
-    refusal = refusal_to_delete(request, found,
-                                f"project '{project}' is on non-volatile index {found.path}")
-    note = _remove(request, found, refusal, "project", project)
-    return _deleted(f"project {project} deleted from stage {found.path}", note)
+@route("DELETE", "/{user}/{index}/{project}[/]", for_="json", may="delete files")
+def delete_project(request, index, project):
+    refusal = refusal_to_delete(request, index,
+                                f"project '{project}' is on non-volatile index {index.path}")
+    note = _remove(request, index, refusal, "project", project)
+    return _deleted(f"project {project} deleted from stage {index.path}", note)
 
 
 # -- indexes
 
 
-@route("GET", "/{user}/{index}[/]")
-def get_index(request, user, index):
-    """devpi: an index's configuration and projects; installers get the project list instead."""
+@route("GET", "/{user}/{index}[/]", for_="json", may="read")
+def get_index(request, index):
+    """devpi: an index's configuration and projects."""
     app = request.app
-    found = app.indexes.get(f"{user}/{index}")
-    if request.is_installer or _simple_format(request) == SIMPLE_JSON and "application/json" not in request.accept:
-        request.errors = "page"
-        return simple_list(request, found)
-    wants_json(request)
-    require_read(request, found)
-    moved = without_final_slash(request)
-    if moved:
-        return moved
-    config = shown_config(request, found)
+    config = shown_config(request, index)
     if "no_projects" in request.query:
         return result_response("indexconfig", config)
     try:
-        names = app.projects.at(found).names()
+        names = app.projects.at(index).names()
     except (UpstreamTrouble, Busy) as problem:      # the configuration is worth having all the same
-        log.warning("mirror %s: %s", found.path, problem.message)
+        log.warning("mirror %s: %s", index.path, problem.message)
         names = ()
     if not isinstance(names, MirrorNames):
         return result_response("indexconfig", {**config, "projects": sorted(names)})
@@ -14974,25 +15195,23 @@ def shown_config(request, index, in_list=False):
     return config
 
 
-@route("PUT", "/{user}/{index}[/]")
-def create_index(request, user, index):
+@route("PUT", "/{user}/{name}[/]", for_="json", may="create index")
+def create_index(request, user, name):
     app = request.app
-    app.indexes.refuse_existing(user, index)
-    require(request, app.permissions.index_modify(request.identity, user),
-            f"no permission to create index {user}/{index}")
-    created = app.indexes.create(user, index, request.json(dict, limit=Limits.config_body), actor=request.actor,
+    body = request.json(dict, limit=Limits.config_body)
+    created = app.indexes.create(user, name, body, actor=request.actor,
                                  may_inherit=app.permissions.user_create_named(request.identity),
                                  may_read=functools.partial(may_read, request))
     return _told_of_config(request, created, {})
 
 
-@route("PATCH", "/{user}/{index}[/]")
-def modify_index(request, user, index):
-    found = require_modify_index(request, user, index)
+@route("PATCH", "/{user}/{index}[/]", for_="json", may="modify index")
+def modify_index(request, index):
     body = request.json(dict, list, limit=Limits.config_body)
-    modified = request.app.indexes.modify(found, body, "error_on_noop" in request.query, actor=request.actor,
-                                            may_read=functools.partial(may_read, request))
-    return _told_of_config(request, modified, found.config)
+    modified = request.app.indexes.modify(
+        index, body, "error_on_noop" in request.query, actor=request.actor,
+        may_read=functools.partial(may_read, request))
+    return _told_of_config(request, modified, index.config)
 
 
 def _told_of_config(request, index, before):
@@ -15004,41 +15223,27 @@ def _told_of_config(request, index, before):
     return result_response("indexconfig", shown_config(request, index), message="; ".join(strange) or None)
 
 
-@route("DELETE", "/{user}/{index}[/]")
-def delete_index(request, user, index):
-    if request.app.permissions.index_modify(request.identity, user):
-        request.app.indexes.get(f"{user}/{index}")
-    found = require_modify_index(request, user, index)
-    request.write(remove_index, found, "force" in request.query,
+@route("DELETE", "/{user}/{index}[/]", for_="json", may="delete index")
+def delete_index(request, index):
+    request.write(remove_index, index, "force" in request.query,
                   functools.partial(may_read, request))
-    return message_response(f"index {found.path} deleted", 201)
+    return message_response(f"index {index.path} deleted", 201)
 
 
 # -- uploads
 
 
-@route("POST", "/{user}/{index}[/]", "upload")
-def upload(request, user, index):
+@route("POST", "/{user}/{index}[/]", for_="uploader", may="upload")
+def take_upload(request, index):
     """devpi and PyPI: a form that registers a release or brings a file [W13]."""
     app = request.app
-    found = app.indexes.get(f"{user}/{index}")
-    type_, _, parameters = request.header("content-type").partition(";")
-    type_ = type_.strip().lower()
-    if type_ in ("text/xml", "application/xml"):
-        return xmlrpc_search(request, found)
-    if type_ not in ("multipart/form-data", "application/x-www-form-urlencoded") \
-            or type_ == "application/x-www-form-urlencoded" and request.body.begins_with(b"{"):      # curl -d '{...}'
-        return push(request, user, index)
-    if found.is_mirror:
-        raise NotFound(f"cannot submit to mirror index {found.path}, which caches another server"
-                       + other_stages(request))
-    require_upload(request, found)
-    if type_ == "application/x-www-form-urlencoded":
-        return _take_urlencoded(request, found)
+    if request.content_type == "application/x-www-form-urlencoded":
+        return _take_urlencoded(request, index)
+    parameters = request.header("content-type").partition(";")[2]
     with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
         form.read(request.body, _boundary(parameters))
         with _turn_of_form(request, form.size):
-            return _take_upload(request, found, form, form.fields())
+            return _take_form(request, index, form, form.fields())
 
 
 _large_forms = Shares("forms with long fields", Limits.large_forms, Limits.large_forms_of_one, 60)
@@ -15051,40 +15256,9 @@ def _turn_of_form(request, size):
     return _large_forms.one(request.identity.user, Limits.claim_time)
 
 
-def require_upload(request, index):
-    if not request.app.permissions.upload(request.identity, index):
-        request.refuse(Unauthorized(f"uploading to {index.path} takes a login") if request.identity.user is None
-                       else Forbidden("no permission to submit" + who_may_upload(request, index)))
-
-
-def who_may_upload(request, index):
-    """` to alice/dev: alice, bob may`, for who may read the index and so its ACL."""
-    acl = index.config.get("acl_upload", ())
-    if not may_read(request, index):
-        return ""
-    more = f" and {len(acl) - 10} more" if len(acl) > 10 else ""
-    return f" to {index.path}: {', '.join(acl[:10])}{more} may" if acl else f" to {index.path}: its acl_upload is empty"
-
-
-def other_stages(request):
-    """Some stages that the caller may upload to, the caller's own first: the end of a sentence."""
-    app, user = request.app, request.identity.user
-    if user is None:
-        return ""
-    stages = [index for index in app.indexes.all() if app.permissions.upload(request.identity, index)
-              and app.permissions.read(request.identity, index)]
-    if not stages:
-        return ""
-    stages.sort(key=lambda index: index.user != user)
-    named = [index.path for index in stages[:Limits.named_stages]]
-    return f"; you may upload to {', '.join(named + ['...'] * (len(stages) > len(named)))}"
-
-
-def _take_upload(request, index, form, fields):
-    """Do what the form asks for.  Its body may have taken long: the index and the permission are looked at again."""
-    request.look_again_who()
-    index = request.app.indexes.get(index.path)
-    require_upload(request, index)
+def _take_form(request, index, form, fields):
+    """Do what the form asks for."""
+    index = require_still(request, "upload", index)
     action = fields.get(":action", [None])[0]
     if action is None:
         raise BadRequest("the form has no field ':action'")
@@ -15113,12 +15287,11 @@ def _take_upload(request, index, form, fields):
     return Response(200, [("Content-Type", HTML), *headers])
 
 
-@route("PUSH", "/{user}/{index}[/]")
-def push(request, user, index):
+@route("PUSH", "/{user}/{index}[/]", for_="pusher", may="read")
+@route("POST", "/{user}/{index}[/]", for_="pusher", may="read")
+def push(request, index):
     """devpi: PUSH, or POST of JSON: a release goes to another index, or to an outside server [W19]."""
-    app, request.errors = request.app, "json"
-    found = app.indexes.get(f"{user}/{index}")
-    require_read(request, found)
+    app = request.app
     body = request.json(dict)
     outside = "posturl" in body and "targetindex" not in body
     texts = ("name", "version", *(("posturl", "username", "password") if outside else ("targetindex",)))
@@ -15127,8 +15300,8 @@ def push(request, user, index):
         _check_push_value(body, key, str)
     name, version = body["name"], body["version"]
     part = [_check_push_value(body, key, bool, False) for key in ("no_docs", "only_docs")]
-    pushed = app.staging.release(found, normalize(name), version)
-    pushed.refuse_quarantined(found)
+    pushed = app.staging.release(index, normalize(name), version)
+    pushed.refuse_quarantined(index)
     if all(part):
         raise BadRequest("can't use 'no_docs' and 'only_docs' together")
     pushed = pushed.only(*part)
@@ -15138,15 +15311,14 @@ def push(request, user, index):
     for key in texts:
         _check_push_value(body, key, str)
     if outside:
-        log_ = _push_outside(request, found, pushed, body)
+        log_ = _push_outside(request, index, pushed, body)
         return result_response("actionlog", log_, 200 if is_released(log_) else 502)
-    _push_target(request, found, body["targetindex"])
-    pushed = app.staging.complete(found, pushed, request.identity.user)
-    request.look_again_who()
-    require_read(request, app.indexes.get(found.path))
-    target = _push_target(request, found, body["targetindex"])
+    _push_target(request, index, body["targetindex"])
+    pushed = app.staging.complete(index, pushed, request.identity.user)
+    require_still(request, "read", index)
+    target = _push_target(request, index, body["targetindex"])
     may_replace = app.permissions.index_modify(request.identity, target.user)
-    log_ = request.write(push_release, found, pushed, target, name, part, may_replace)
+    log_ = request.write(push_release, index, pushed, target, name, part, may_replace)
     return result_response("actionlog", log_)
 
 
@@ -15187,22 +15359,22 @@ def _push_outside(request, index, pushed, body):
         raise Forbidden(f"--push-allow does not name the host of {public_url(url)}")
     staging = request.app.staging
     pushed = staging.complete(index, pushed, request.identity.user)
-    request.look_again_who()
-    require_read(request, request.app.indexes.get(index.path))
+    require_still(request, "read", index)
     if request.identity.user is None:
         request.refuse(Unauthorized("pushing to an outside server takes a login"))
     return staging.push_outside(index, pushed, url, body["username"], body["password"], register, request.actor)
 
 
-@route("POST", "/", "upload")
-@route("POST", "/{user}[/]", "upload")
-@route("POST", "/{user}/{index}/+simple[/]", "upload")
-@route("POST", "/{user}/{index}/+simple/{project}[/]", "upload")
-@route("POST", "/{user}/{index}/{project}[/]", "upload")
-@route("POST", "/{user}/{index}/{project}/{version}[/]", "upload")
-def upload_elsewhere(request, user="USER", index="INDEX", project=None, version=None):
+@route("POST", "/", for_="uploader", may="anybody")
+@route("POST", "/{user}[/]", for_="uploader", may="anybody")
+@route("POST", "/{user}/{name}/+simple[/]", for_="uploader", may="anybody")
+@route("POST", "/{user}/{name}/+simple/{project}[/]", for_="uploader", may="anybody")
+@route("POST", "/{user}/{name}/{project}[/]", for_="uploader", may="anybody")
+@route("POST", "/{user}/{name}/{project}/{version}[/]", for_="uploader", may="anybody")
+def refuse_upload(request, user="USER", name="INDEX", project=None, version=None):
     """Where people upload by mistake."""
-    raise NotFound(f"nothing is uploaded here: the address to upload to is {request.url(f'{user}/{index}/')}")
+    raise NotFound("nothing is uploaded here: "
+                   f"the address to upload to is {request.url(f'{user}/{name}/')}")
 
 
 def _take_urlencoded(request, index):
@@ -15218,7 +15390,7 @@ def _take_urlencoded(request, index):
                                                max_num_fields=Limits.form_parts)
             except ValueError as error:
                 raise BadRequest(f"malformed form: {reason_of(error)}") from None
-            return _take_upload(request, index, UploadForm(None), fields)
+            return _take_form(request, index, UploadForm(None), fields)
 
 
 def _boundary(parameters):
@@ -15359,12 +15531,8 @@ def _disposition(head):
 # -- users
 
 
-@route("GET", "/{user}[/]")
+@route("GET", "/{user}[/]", for_="json", may="anybody")
 def get_user(request, user):
-    moved = without_final_slash(request)
-    if moved:
-        return moved
-    wants_json(request)
     account = request.app.users.get(user)
     return result_response("userconfig", shown_user(request, account, request.app.indexes.all(user)))
 
@@ -15382,13 +15550,9 @@ def shown_user(request, account, indexes):
     return shown
 
 
-@route("PUT", "/{user}[/]")
+@route("PUT", "/{user}[/]", for_="json", may="create user")
 def create_user(request, user):
     app = request.app
-    who = "--restrict-modify says who may" if app.settings.restrict_modify is not None else \
-        "from other machines only root may; --restrict-modify names others, --open-registration lets everybody do it"
-    require(request, app.permissions.user_create(request.identity, request.is_local),
-            f"no permission to create user {user}: {who}")
     if app.users.find(user):
         raise Conflict("user already exists")
     if request.identity.user is None and not request.is_local:
@@ -15401,18 +15565,15 @@ def create_user(request, user):
     return result_response("userconfig", shown_user(request, account, ()), 201)
 
 
-@route("PATCH", "/{user}[/]")
+@route("PATCH", "/{user}[/]", for_="json", may="as the body says")
 def modify_user(request, user):
-    app, identity = request.app, request.identity
+    app = request.app
     account, body = app.users.get(user), request.json(dict, limit=Limits.config_body)
     # devpi's client sends all that it was shown along with what is new
     changed = {key for key, value in body.items() if key not in ("username", "created", "modified", "indexes")
                and account.attributes.get(key) != value}
-    if changed == {"password"}:
-        require(request, app.permissions.user_modify_password(identity, user),
-                f"no permission to change password for user {user}")
-    else:
-        require(request, app.permissions.user_modify(identity, user), f"no permission to modify user {user}")
+    may = "change password" if changed == {"password"} else "modify user"
+    require(request, may, user)
     account = app.users.modify(user, body, actor=request.actor)
     if body.get("password") is None:
         return message_response("user updated")
@@ -15422,20 +15583,16 @@ def modify_user(request, user):
     return result_response("userpassword", token, message="user updated, new proxy auth")
 
 
-@route("DELETE", "/{user}[/]")
+@route("DELETE", "/{user}[/]", for_="json", may="delete user")
 def delete_user(request, user):
-    app = request.app
-    app.users.get(user)
-    require(request, app.permissions.user_delete(request.identity, user), f"no permission to delete user {user}")
     request.write(remove_user, user, "force" in request.query,
                   functools.partial(may_read, request))
     return message_response(f"user '{user}' deleted")
 
 
-@route("GET", "/")
+@route("GET", "/", for_="json", may="anybody")
 def get_root(request):
     """devpi: all users with all indexes."""
-    wants_json(request)
     app = request.app
     with app.store.read() as db:
         size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "

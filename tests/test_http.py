@@ -1,6 +1,8 @@
 """HTTP itself: request heads, bodies, connections, the headers and errors that every answer shares, absolute URLs."""
 
+import ast
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -12,7 +14,9 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Wire, user_pass, eventually, multipart, patched, wheel
+import devpi_lite
+from harness import (
+    SIMPLE_JSON, SOURCE, Server, Wire, user_pass, eventually, multipart, patched, wheel)
 
 LOGIN = b'{"user": "root", "password": "secret"}'
 BAD_JSON = "Bad request: could not decode json"
@@ -729,6 +733,181 @@ def test_head_is_get_without_the_body(site, path, accept):
         pair for pair in got.headers.items() if pair[0].lower() not in changing
     )
     assert int(got.headers["Content-Length"]) == len(got.body)
+
+
+# -- routes ---------------------------------------------------------------------------------------
+
+
+def each_route():
+    """(path as it is written, its query, method, route) of all routes."""
+    for (path, query), entry in devpi_lite.ROUTES.items():
+        for method, choice in entry.choices.items():
+            for route in choice.routes:
+                yield path, query, method, route
+
+
+def endpoints_chapter():
+    """The functions of the chapter of endpoints, as syntax trees."""
+    text = SOURCE.read_text(encoding="utf-8")
+    first, last = (text[:re.search(rf"(?m)^# \d+  {title}$", text).start()].count("\n")
+                   for title in ("Endpoints", "Commands"))
+    return [node for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.FunctionDef) and first < node.lineno < last]
+
+
+def test_every_route_names_its_audience_and_its_permission():
+    used = {"for_": set(), "may": set()}
+    for function in endpoints_chapter():
+        for decorator in function.decorator_list:
+            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "route":
+                named = {keyword.arg: keyword.value.value for keyword in decorator.keywords}
+                for key, values in used.items():
+                    assert named.get(key), f"a route of {function.name} does not name {key}"
+                    values.add(named[key])
+    assert used["for_"] == set(devpi_lite.AUDIENCES)
+    by_the_body = {"modify user", "change password"}
+    assert used["may"] | by_the_body == set(devpi_lite.PERMISSIONS)
+
+
+def test_a_route_for_an_unknown_audience_or_permission_is_none():
+    for for_, may in (("anybody", "read"), ("people", "reed")):
+        with pytest.raises(ValueError):
+            devpi_lite.route("GET", "/+odd", for_=for_, may=may)
+
+
+def test_no_endpoint_sees_to_what_its_route_says():
+    endpoints = {route.endpoint.__name__ for *_, route in each_route()}
+    functions = endpoints_chapter()
+    assert endpoints < {function.name for function in functions}
+    for function in functions:
+        for node in ast.walk(function):
+            if isinstance(node, (ast.Assign, ast.AugAssign)):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                for target in (each for tree in targets for each in ast.walk(tree)):
+                    assert getattr(target, "attr", "") != "errors", \
+                        f"{function.name} sets the form of errors"
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func).rpartition(".")[2]
+                words = [each.value for each in node.args if isinstance(each, ast.Constant)]
+                assert not (called == "require" and "read" in words), \
+                    f"{function.name} checks the permission to read"
+                assert called not in (
+                    "require_read", "wants_json", "refuse_other_types", "_refuse_to_read",
+                    "_without_final_slash", "_normal_name", "is_ascii"), \
+                    f"{function.name} calls {called}"
+
+
+def test_a_path_is_for_each_audience_once_and_for_others_once():
+    seen = set()
+    for path, query, method, route in each_route():
+        key = path, query, method, route.for_
+        assert key not in seen, f"two routes for {key}"
+        seen.add(key)
+    for (path, _), entry in devpi_lite.ROUTES.items():
+        for method, choice in entry.choices.items():
+            takers = [each.for_ for each in choice.routes
+                      if devpi_lite.AUDIENCES[each.for_].takes_others]
+            assert len(takers) == 1 or len(choice.routes) == 1, (method, path, takers)
+
+
+def test_paths_that_overlap_are_those_whose_order_is_documented():
+    words = {"user": "u", "index": "i", "name": "i", "file": ["+f/a", "+f/a/+doc/x", "+e/json"],
+             "project": ["p", "pypi"], "version": ["1", "+d", "+doc", "json", "refresh", "+api"],
+             "rest": ["x", "json", "a/json"]}
+    entries, overlapping = list(devpi_lite.ROUTES.items()), set()
+    for number, ((path, query), entry) in enumerate(entries):
+        places = re.findall(r"\{(\w+)\}", path)
+        for values in itertools.product(*(words[place] for place in places)):
+            for end in {"", "/"} if path.endswith("[/]") else {""}:
+                sample = path.replace("[/]", "") + end
+                for place, value in zip(places, values):
+                    sample = sample.replace("{%s}" % place, value)
+                assert entry.pattern.fullmatch(sample), (path, sample)
+                for (other, _), after in entries[number + 1:]:
+                    if after.pattern.fullmatch(sample) and set(after.choices) & set(entry.choices):
+                        overlapping.add((path + ("?" + query if query else ""), other))
+    docs, file = "/{user}/{index}/{project}/{version}", "/{user}/{index}/{file}[/]"
+    assert overlapping == {
+        (file + "?yank unyank", file),
+        (docs + "/+d/{rest}", "/{user}/{index}/pypi/{project}/{version}/json"),
+        (docs + "/+doc/{rest}", "/{user}/{index}/pypi/{project}/{version}/json")}
+
+
+@pytest.fixture(scope="module")
+def closed(site):
+    """The index http/closed, which http alone may read."""
+    site.add_index("http/closed", bases=[], acl_pkg_read=["http"])
+    return site
+
+
+@pytest.mark.parametrize(
+    "path, headers, status, form",
+    [
+        # no index: before the project's name, what is accepted, permission
+        ("/http/gone/Some_Pkg", {"Accept": "text/plain"}, 404, "json"),
+        ("/http/gone/Some_Pkg", {"User-Agent": "pip/26.0", "Accept": "*/*"}, 404, "json"),
+        ("/http/gone/+simple/Some_Pkg", {"Accept": "text/plain"}, 404, "page"),
+        # the project's name: before what is accepted, and permission
+        ("/http/closed/Some_Pkg", {"Accept": "text/plain"}, "/http/closed/some-pkg", None),
+        ("/http/closed/Some_Pkg/1.0/", {"Accept": "text/html"}, "/http/closed/some-pkg/1.0/", None),
+        ("/http/closed/+simple/Some_Pkg/", {}, "/http/closed/+simple/some-pkg/", None),
+        ("/http/closed/+pypi/Some_Pkg/json", {}, "/http/closed/+pypi/some-pkg/json", None),
+        ("/http/closed/+simple/p%C3%A4", {"Accept": "text/html"}, 400, "page"),
+        ("/http/closed/p%C3%A4", {"User-Agent": "pip/26.0", "Accept": "*/*"}, 400, "page"),
+        ("/http/closed/p%C3%A4", {"Accept": "text/plain"}, "/http/closed/p-", None),
+        # for documentation permission comes first
+        ("/http/closed/Some_Pkg/1.0/+doc/a", {"Accept": "*/*"}, 401, "page"),
+        ("/http/closed/Some_Pkg/1.0/+d/a", {"Accept": "*/*"}, 401, "page"),
+        ("/http/dev/Some_Pkg/1.0/+doc/a", {}, "/http/dev/some-pkg/1.0/+doc/a", None),
+        # what is accepted: before permission
+        ("/http/closed/pkg", {"Accept": "text/plain"}, 415, "json"),
+        ("/http/closed/", {"Accept": "text/plain"}, 415, "json"),
+        # permission: before the final slash, and before what is not there
+        ("/http/closed/", {"Accept": "text/html"}, 401, "json"),
+        ("/http/closed/pkg/9.9/", {"Accept": "text/html"}, 401, "json"),
+        ("/http/closed/+simple/pkg/", {"Accept": "text/html"}, 401, "page"),
+        ("/http/closed", {"User-Agent": "pip/26.0", "Accept": "*/*"}, 401, "page"),
+        ("/http/closed", {"Accept": SIMPLE_JSON}, 401, "page"),
+        # the final slash
+        ("/http/dev/pkg/9.9/?a=b", {"Accept": "text/html"}, "/http/dev/pkg/9.9?a=b", None),
+        ("/http/", {"Accept": "text/html"}, "/http", None),
+        # which leads to where permission is looked at
+        ("/http/closed/+simple", {"Accept": "*/*"}, "/http/closed/+simple/", None),
+        ("/http/closed/+simple/pkg", {"Accept": "*/*"}, "/http/closed/+simple/pkg/", None),
+    ],
+)
+def test_a_route_is_checked_in_the_order_that_clients_know(closed, path, headers, status, form):
+    reply = closed.get(path, headers={"Accept": None, **headers})
+    if form is None:
+        assert (reply.status, reply.headers.get("Location")) == (302, closed.url + status)
+    else:
+        assert (reply.status, reply.headers["Content-Type"]) == (status, {
+            "json": "application/json", "page": "text/html; charset=UTF-8"}[form])
+
+
+@pytest.mark.parametrize(
+    "method, path, content_type, status, form",
+    [
+        ("POST", "/http/gone", "application/json", 404, "text/plain; charset=utf-8"),
+        ("POST", "/http/gone", "text/xml", 404, "text/plain; charset=utf-8"),
+        ("PUSH", "/http/gone", "application/json", 404, "application/json"),
+        ("POST", "/http/closed", "application/json", 401, "application/json"),
+        ("POST", "/http/closed", "text/xml", 401, "text/plain; charset=utf-8"),
+        ("POST", "/http/closed", "multipart/form-data", 401, "text/plain; charset=utf-8"),
+        ("PATCH", "/http/gone", "application/json", 403, "application/json"),
+        ("DELETE", "/http/gone", "application/json", 403, "application/json"),
+        ("PATCH", "/http/gone/+f/abc/x?yank", "text/plain", 403, "application/json"),
+        ("PATCH", "/http/gone/+f/abc/x", "text/plain", 404, "text/html; charset=UTF-8"),
+        ("PATCH", "/http/dev/+f/abc/x?unyank", "text/plain", 403, "application/json"),
+        ("DELETE", "/http/gone/+f/abc/x", "text/plain", 403, "application/json"),
+        ("POST", "/http/gone/+f/abc/x", "application/json", 404, "application/json"),
+        ("POST", "/http/gone/+simple/x", "application/json", 404, "text/plain; charset=utf-8"),
+    ],
+)
+def test_who_changes_something_is_answered_in_the_form_of_the_route(
+        closed, method, path, content_type, status, form):
+    reply = closed.request(method, path, b"{}", {"Accept": "*/*", "Content-Type": content_type})
+    assert (reply.status, reply.headers["Content-Type"]) == (status, form)
 
 
 # -- what every answer carries --------------------------------------------------------------------
