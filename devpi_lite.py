@@ -9121,20 +9121,19 @@ def _names_in_json(text):
         raise ValueError("it has no projects")
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 9  Outbox
 #
-# Messages that tell outside servers what happened on an index: a Jenkins job to start, webhooks.
-# The very change that they speak of enters them; they are delivered behind it, by a thread of its
-# own for each target and account, until they arrive or are given up.  Accounts take turns, and
-# targets that hung come after those that did not: a target that is down or slow costs nobody else
-# anything.  Nothing is forgotten by a crash; a message may come twice, under the same delivery
-# number.
-# ======================================================================================================================
+# Messages that tell outside servers of events on an index: a Jenkins job to start, webhooks. The
+# change that makes the event enters them. A thread for each target and account delivers them later,
+# until they arrive or are given up. Accounts take turns, and slow targets come last: a target that
+# is down or slow costs other accounts nothing. A crash loses no message; a message may come twice,
+# with the same delivery number.
+# ==================================================================================================
 
 
 def is_told(index, event_name):
-    """Whether the index's configuration wants anybody to be told of such an event."""
+    """Whether the index's configuration has an event sent to any server."""
     wanted = EVENTS[event_name]
     hooked = index.config.get("webhook_url") and \
         wanted in index.config.get("webhook_events", WEBHOOK_EVENTS)
@@ -9143,17 +9142,19 @@ def is_told(index, event_name):
 
 @on_event
 def enter_messages(change, event):
-    """Enter the messages that an index wants sent about an event into the outbox, as part of the
-    change that makes it happen."""
+    """Enter an index's messages about an event into the outbox, in the change that makes it
+    happen."""
     index = event.index
     if index is None or not is_told(index, event.name):
         return
+
     config = index.config
     if event.name == "upload" and config.get("uploadtrigger_jenkins"):
         url = config["uploadtrigger_jenkins"]
         for place, value in (("{pkgname}", event.project), ("{pkgversion}", event.version)):
             url = url.replace(place, urllib.parse.quote(value, safe=""))
-        headers, body = _jenkins_form(f"{change.actor.own_url}/{quoted(index.path)}", f"{event.project}=={event.version}")
+        headers, body = _jenkins_form(f"{change.actor.own_url}/{quoted(index.path)}",
+                                      f"{event.project}=={event.version}")
         _post_later(change, index, "jenkins", url, headers, body)
     if EVENTS[event.name] in config.get("webhook_events", WEBHOOK_EVENTS):
         body = json.dumps(_webhook_content(change, index, event)).encode()
@@ -9163,6 +9164,7 @@ def enter_messages(change, event):
             headers["X-Devpi-Signature-256"] = f"sha256={mac}"
         for url in config.get("webhook_url", ()):
             _post_later(change, index, "webhook", url, headers, body)
+
     _bound_outbox(change)
 
 
@@ -9174,20 +9176,23 @@ def _webhook_content(change, index, event):
         path += f"{event.project}/{quoted(event.version)}"
     else:
         path += event.project
+
     content = {
-        "id": secrets.token_hex(16), "event": EVENTS[event.name], "index": index.path, "project": event.project,
-        "version": event.version, "file": event.file.filename if event.file else None,
+        "id": secrets.token_hex(16), "event": EVENTS[event.name], "index": index.path,
+        "project": event.project, "version": event.version,
+        "file": event.file.filename if event.file else None,
         "sha256": event.file.sha256 if event.file else None, "url": change.actor.outside_url + path,
         "user": change.who, "serial": change.serial, "ts": iso_time(time.time())}
     return {**content, "source": event.source} if event.source else content
 
 
 def _post_later(change, index, kind, url, headers, body):
-    """Enter a message; an index that has too many waiting loses its oldest."""
+    """Enter a message; an index with too many waiting messages loses its oldest."""
     target = "%s://%s:%d" % origin_of(url)
     change.execute("INSERT INTO outbox "
-                   "(delivery, index_id, target, kind, url, headers, body, due, account) VALUES "
-                   "(?, ?, ?, ?, ?, ?, ?, ?, coalesce((SELECT user_id FROM indexes WHERE id = ?), 0))",
+                   "(delivery, index_id, target, kind, url, headers, body, due, account) "
+                   "VALUES (?, ?, ?, ?, ?, ?, ?, ?, "
+                   "coalesce((SELECT user_id FROM indexes WHERE id = ?), 0))",
                    (str(uuid.uuid4()), index.id, target, kind, url, json.dumps(headers), body,
                     time.time(), index.id))
     change.execute("DELETE FROM outbox WHERE index_id = ? AND id <= "
@@ -9197,15 +9202,15 @@ def _post_later(change, index, kind, url, headers, body):
 
 
 def _bound_outbox(change):
-    """Where too many messages wait in all, the account that has the most loses its oldest."""
+    """If too many messages wait in all, the account with the most loses its oldest."""
     first, last = change.execute("SELECT min(id), max(id) FROM outbox").fetchone()
-    if first is None or last - first < Limits.outbox_of_all:        # ids go up: there can't be more
+    if first is None or last - first < Limits.outbox_of_all:    # ids only grow: not too many
         return
     excess = change.execute("SELECT count(*) FROM outbox").fetchone()[0] - Limits.outbox_of_all
     if excess > 0:
         account = change.execute("SELECT account FROM outbox GROUP BY account "
                                  "ORDER BY count(*) DESC LIMIT 1").fetchone()[0]
-        excess += Limits.outbox_of_all // 100       # so that not each message has to do this
+        excess += Limits.outbox_of_all // 100       # so that not every message gets here
         change.execute("DELETE FROM outbox WHERE id IN "
                        "(SELECT id FROM outbox WHERE account = ? ORDER BY id LIMIT ?)",
                        (account, excess))
@@ -9242,33 +9247,36 @@ run("devpi", "test", "--clientdir", CLIENTDIR, SPEC)
 
 
 def _jenkins_form(index_url, spec):
-    """(headers, body) of the form with which devpi-jenkins starts a parameterised job; `file0` is what the job runs."""
+    """(headers, body) of the form with which devpi-jenkins starts a parameterised job.
+
+    `file0` is the script that the job runs."""
     boundary = secrets.token_hex(16)
     fields = {"Submit": "Build", "name": "jobscript.py",
               "json": json.dumps({"parameter": {"name": "jobscript.py", "file": "file0"}})}
     parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
              for name, value in fields.items()]
     script = _JENKINS_SCRIPT.format(index=index_url, spec=spec)
-    parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="file0"; filename="file0"\r\n\r\n{script}\r\n'
-                 f'--{boundary}--\r\n')
+    parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="file0"; '
+                 f'filename="file0"\r\n\r\n{script}\r\n--{boundary}--\r\n')
     return {"Content-Type": f"multipart/form-data; boundary={boundary}"}, "".join(parts).encode()
 
 
 class Outbox(Part):
-    """Delivers what is in the outbox: for each account at most one message at a time to a target
-    (scheme, host and port).
+    """Delivers the messages in the outbox: for each account one at a time to a target (scheme, host
+    and port).
 
-    A lane is (target, account).  An account has at most twice as many lanes under way as are free
-    then, so that others find some; the one with the fewest has its turn first, and of its lanes the
-    one that had its last turn longest ago.  A lane whose target kept us waiting last time comes after
-    all others, and a few of those are under way at a time."""
+    A lane is (target, account). An account has at most twice as many lanes under way as are free
+    then, so that some stay free for others. The account with the fewest lanes under way comes
+    first, and of its lanes the one whose last turn was longest ago. A lane whose target was slow
+    last time comes after all others, and only `Limits.slow_targets` of those are under way at a
+    time."""
 
     def __init__(self, store, client, settings):
         self.store, self.client, self.settings = store, client, settings
         self.workers = Workers("outbox", Limits.targets // 4, self._deliver_to)
         self.busy = set()       # lanes that a worker has
         self.resting = {}       # lane -> time.time() until which it is left alone
-        self.slow = collections.OrderedDict()       # lanes whose target kept us waiting last time
+        self.slow = collections.OrderedDict()       # lanes whose target was slow last time
         self.served = collections.OrderedDict()     # lane -> time.monotonic() of its last turn
 
     def loops(self):
@@ -9299,7 +9307,7 @@ class Outbox(Part):
                        (Limits.dead_messages,))
 
     def run(self):
-        """A loop for a thread: start workers for lanes that something is due for."""
+        """A loop for a thread: starts workers for lanes with due messages."""
         ready = self.store.signals["outbox"]
         while True:
             ready.clear()
@@ -9311,16 +9319,19 @@ class Outbox(Part):
             ready.wait(pause)
 
     def _dispatch(self):
-        """Returns the seconds until something is due next."""
+        """Start workers for lanes with due messages; returns the seconds until the next message is
+        due."""
         pause, now = 60, time.time()
         for lane, until in tuple(self.resting.items()):
             if until <= now:
                 self.resting.pop(lane, None)
         if len(self.busy) >= Limits.targets:
-            return pause        # whoever ends its turn wakes us
+            return pause        # the end of a turn wakes this loop
+
         with self.store.read() as db:
             rows = db.execute("SELECT target, account, min(due) AS due FROM outbox WHERE dead = 0 "
                               "GROUP BY target, account").fetchall()
+
         waiting = []
         for row in rows:
             lane = row["target"], row["account"]
@@ -9335,17 +9346,20 @@ class Outbox(Part):
         return pause
 
     def _start(self, waiting):
-        """Start workers for lanes, given as (whether it is slow, when it had its last turn and was
-        due, lane), as far as the bounds allow."""
+        """Start workers for lanes, within the bounds.
+
+        `waiting`: [(is slow, (time of its last turn, time when it is due), lane), ...]."""
         busy = tuple(self.busy)
         running = collections.Counter(account for _, account in busy)
         free, slow = Limits.targets - len(busy), sum(lane in self.slow for lane in busy)
         queues = {}                 # (is slow, account) -> its lanes
         for is_slow, _, lane in sorted(waiting):
             queues.setdefault((is_slow, lane[1]), collections.deque()).append(lane)
+
         while free > 0:
-            fitting = [(is_slow, running[account], account) for is_slow, account in queues
-                       if running[account] < 2 * free and not (is_slow and slow >= Limits.slow_targets)]
+            fitting = [
+                (is_slow, running[account], account) for is_slow, account in queues
+                if running[account] < 2 * free and not (is_slow and slow >= Limits.slow_targets)]
             if not fitting:
                 return
             is_slow, _, account = min(fitting)
@@ -9359,12 +9373,14 @@ class Outbox(Part):
             self.workers.submit(lane)
 
     def _deliver_to(self, lane):
-        """Deliver what is due in a lane, oldest first, until one fails or its turn is over."""
+        """Deliver the due messages of a lane, oldest first, until one fails or the lane's turn is
+        over."""
         until = time.monotonic() + Limits.delivery_turn
         try:
             while self._deliver_one(lane) and not self.store.closed and time.monotonic() < until:
                 pass
-        except Exception as error:      # no room, or the database is held: what was sent may be sent again, but not at once
+        except Exception as error:
+            # no room, or the database is held: what was sent may be sent again, but not at once
             log.error("outbox: %s", error)
             self.resting[lane] = time.time() + Limits.outbox_rest
         finally:
@@ -9373,7 +9389,7 @@ class Outbox(Part):
             self.store.signals["outbox"].set()
 
     def _deliver_one(self, lane):
-        """Whether there was a message in a lane, and it arrived."""
+        """Deliver a lane's next message; False if there was none, or it did not arrive."""
         target, account = lane
         with self.store.read() as db:
             row = db.execute("SELECT * FROM outbox WHERE dead = 0 AND target = ? AND account = ? "
@@ -9381,35 +9397,40 @@ class Outbox(Part):
                              (target, account, time.time())).fetchone()
         if row is None:
             return False
+
         began = time.monotonic()
         error, unreachable = self._send(row)
         self._judge(lane, time.monotonic() - began > Limits.slow_delivery)
         if error is None:
             self.store.write(_delivered, row["id"], durable=False)
             return True
-        log.warning("%s to %s failed (try %d of %d): %s", row["kind"], target, row["tries"] + 1, Limits.delivery_tries, error)
-        self.store.write(_not_delivered, row, error, unreachable, self.settings.webhook_retry, durable=False)
+        log.warning("%s to %s failed (try %d of %d): %s", row["kind"], target, row["tries"] + 1,
+                    Limits.delivery_tries, error)
+        self.store.write(_not_delivered, row, error, unreachable, self.settings.webhook_retry,
+                         durable=False)
         return False
 
     def _judge(self, lane, is_slow):
-        """Remember which lanes kept us waiting."""
+        """Remember whether a lane's target was slow."""
         self.slow.pop(lane, None)
         if is_slow:
             self._note(self.slow, lane, True)
 
     @staticmethod
     def _note(memory, lane, value):
-        """Remember something of a lane; of too many the oldest are forgotten."""
+        """Remember a value of a lane; beyond a bound the oldest lanes are forgotten."""
         memory[lane] = value
         memory.move_to_end(lane)
         while len(memory) > Limits.outbox_of_all:
             memory.popitem(last=False)
 
     def _send(self, row):
-        """(None, False) if the message arrived; else (what went wrong, whether its target can't be reached at all)."""
+        """(None, False) if the message arrived; else (what went wrong, whether its target is
+        unreachable)."""
         if not is_allowed_target(row["url"], self.settings.webhook_allow):
             return "--webhook-allow does not name the host", False
-        headers = {"User-Agent": user_agent(), "X-Devpi-Delivery": row["delivery"], **json.loads(row["headers"])}
+        headers = {"User-Agent": user_agent(), "X-Devpi-Delivery": row["delivery"],
+                   **json.loads(row["headers"])}
         credentials = credentials_of(row["url"])
         if credentials:
             headers["Authorization"] = credentials
@@ -9421,18 +9442,20 @@ class Outbox(Part):
         return (None if 200 <= answer.status < 300 else f"answered {answer.status}"), False
 
     def summary(self, by_target):
-        """What waits and what was given up, by kind and perhaps target: rows (target, kind, waiting, dead, error).
+        """The messages that wait or were given up, counted by kind, and by target if `by_target`:
+        rows (target, kind, waiting, dead, error).
 
-        `error` is that of the newest message that has one: SQLite takes a bare column from the row that max() found."""
+        `error`: of the newest message that has one, as SQLite takes a bare column from the row of
+        max()."""
         target, error = ("target", "error") if by_target else ("NULL", "NULL")
         with self.store.read() as db:
             return db.execute(
-                f"SELECT {target} AS target, kind, sum(dead = 0) AS waiting, sum(dead) AS dead, {error} AS error, "
-                "max(CASE WHEN error IS NOT NULL THEN id END) FROM outbox GROUP BY 1, kind ORDER BY 1, kind LIMIT 1000"
-            ).fetchall()
+                f"SELECT {target} AS target, kind, sum(dead = 0) AS waiting, sum(dead) AS dead, "
+                f"{error} AS error, max(CASE WHEN error IS NOT NULL THEN id END) FROM outbox "
+                "GROUP BY 1, kind ORDER BY 1, kind LIMIT 1000").fetchall()
 
     def retry(self, actor):
-        """Try now what waits and what was given up; returns how much that is."""
+        """Make all messages due now, also those given up; returns their number."""
         self.resting.clear()
         self.slow.clear()
         return self.store.write(_revive, actor=actor)
@@ -9443,38 +9466,47 @@ def _delivered(change, row_id):
 
 
 def _not_delivered(change, row, error, unreachable, first_pause):
-    """Count a failed try: of one message, or of all that is due for a target that can't be reached."""
+    """Count a failed try: of one message, or of all due messages of an unreachable target."""
     now = time.time()
-    which, values = ("dead = 0 AND target = ? AND due <= ?", (row["target"], now)) if unreachable else ("id = ?", (row["id"],))
-    change.execute("UPDATE outbox SET tries = tries + 1, due = ? + min(? * (1 << tries), ?), dead = tries + 1 >= ?, error = ? "
-                   f"WHERE {which}", (now, first_pause, Limits.longest_retry, Limits.delivery_tries, error, *values))
+    which, values = ("dead = 0 AND target = ? AND due <= ?", (row["target"], now)) \
+        if unreachable else ("id = ?", (row["id"],))
+    change.execute(
+        "UPDATE outbox SET tries = tries + 1, due = ? + min(? * (1 << tries), ?), "
+        f"dead = tries + 1 >= ?, error = ? WHERE {which}",
+        (now, first_pause, Limits.longest_retry, Limits.delivery_tries, error, *values))
 
 
 def _revive(change):
-    count = change.execute("UPDATE outbox SET dead = 0, tries = 0, due = ?", (time.time(),)).rowcount
+    count = change.execute("UPDATE outbox SET dead = 0, tries = 0, due = ?",
+                           (time.time(),)).rowcount
     change.happened(Event("outbox.retry", detail=str(count)))
     change.wake("outbox")
     return count
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 10  Releases
 #
-# What people put into stages and take out of indexes.  An upload is checked from its form to the members of its archive
-# before anything is stored; then its blob is kept and one change enters project, release and file.
-# ======================================================================================================================
+# What users put into stages and delete from indexes. An upload is checked, from its form to the
+# members of its archive, before anything is stored; then its blob is kept, and one change enters
+# project, release and file.
+# ==================================================================================================
 
 def check_form_names(form):
-    """The (name, version) of an upload form; BadRequest in devpi's words if they are missing or unfit [W13.3]."""
+    """The (name, version) of an upload form; BadRequest in devpi's words if one is missing or
+    invalid [W13.3]."""
     for field in ("name", "version"):
         if not form.get(field, [""])[0].strip():
             raise BadRequest(f'invalid metadata: Missing required field "{field}"')
+
     name, version = form["name"][0], form["version"][0]
     if re.search(r"""[<>%#"/\\\x00-\x20\x7f-\x9f]""", version) or re.search(r'[<>%#"]', name):
         raise BadRequest("invalid metadata: Invalid package name or version (URL safety)")
-    for pattern, rule in ((r"[A-Za-z0-9._-]+", "contain only ASCII letters, digits, underscores, hyphens, and periods"),
-                          (r"[A-Za-z0-9].*", "start with an ASCII letter or digit"),
-                          (r".*[A-Za-z0-9]", "end with an ASCII letter or digit")):
+    for pattern, rule in (
+            (r"[A-Za-z0-9._-]+",
+             "contain only ASCII letters, digits, underscores, hyphens, and periods"),
+            (r"[A-Za-z0-9].*", "start with an ASCII letter or digit"),
+            (r".*[A-Za-z0-9]", "end with an ASCII letter or digit")):
         if not re.fullmatch(pattern, name):
             raise BadRequest(f"invalid metadata: Invalid package name. Names must {rule}")
     if len(name) > 200 or len(version) > 200:
@@ -9503,7 +9535,8 @@ def check_form_filename(filename, name, version):
 
 
 def check_variants(file, filename):
-    """Refuse a file of variants (PEP 825) that is no JSON object which lists them; other files pass."""
+    """Refuse a variants file (PEP 825) unless it is a JSON object with an object `variants`; other
+    files pass."""
     if not filename.lower().endswith(VARIANTS):
         return
     data = file.read(Limits.variants_file + 1)
@@ -9514,12 +9547,13 @@ def check_variants(file, filename):
     except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("variants"), dict):
-        raise BadRequest(f"'{filename}' is no JSON object with an object 'variants', as the list of "
-                         "a release's variant wheels is (PEP 825)")
+        raise BadRequest(f"'{filename}' is no JSON object with an object 'variants', as the list "
+                         "of a release's variant wheels is (PEP 825)")
 
 
 def form_metadata(form):
-    """The metadata that an upload form states, in devpi's spelling; other fields are kept under "other"."""
+    """The metadata that an upload form states, by devpi's field names; other fields are kept under
+    "other"."""
     metadata, other = {}, {}
     for field, values in form.items():
         field = FIELD_SPELLINGS.get(field, field)
@@ -9531,7 +9565,7 @@ def form_metadata(form):
         elif field in LIST_FIELDS:
             metadata[field] = metadata.get(field, []) + [value for value in values if value]
         elif field in NEWER_LIST_FIELDS:
-            # An empty import name says that there is none (PEP 794), which is not to be lost.
+            # an empty import name states that there is none (PEP 794): it is kept
             names = metadata.get(field, []) + [value for value in values if value]
             if names or field == "import_name":
                 metadata[field] = names or [""]
@@ -9543,7 +9577,8 @@ def form_metadata(form):
 
 
 def form_attestations(form):
-    """What an upload form attests of its file (PEP 740): a JSON list, as it came; "" if nothing."""
+    """The attestations that an upload form states for its file (PEP 740): a JSON list as text, or
+    ""."""
     text = form.get("attestations", [""])[0].strip()
     if len(text) > Limits.attestations:
         raise TooLarge(f"the field 'attestations' is longer than {Limits.attestations} characters")
@@ -9557,7 +9592,8 @@ def form_attestations(form):
 
 def with_defaults(metadata):
     """All keys that devpi's JSON shows, absent ones as "" or []."""
-    return {**{field: "" for field in TEXT_FIELDS}, **{field: [] for field in LIST_FIELDS}, **metadata}
+    return {**{field: "" for field in TEXT_FIELDS}, **{field: [] for field in LIST_FIELDS},
+            **metadata}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -9575,7 +9611,7 @@ class Upload:
 
 
 class Releases(Part):
-    """Puts releases into stages, with what hangs on them, and takes files, releases and projects out of indexes."""
+    """Puts releases into stages, with their files, documentation and test results."""
 
     def __init__(self, store, blobs, settings):
         self.store, self.blobs, self.settings = store, blobs, settings
@@ -9585,7 +9621,7 @@ class Releases(Part):
         change.execute("DELETE FROM metadata_files WHERE NOT EXISTS "
                        "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)")
         change.execute("DELETE FROM docs WHERE sha256 NOT IN (SELECT sha256 FROM files "
-                       "WHERE kind = 'doczip' AND kind != 'releasefile')")     # by its partial index
+                       "WHERE kind = 'doczip' AND kind != 'releasefile')")     # its partial index
 
     def tidy(self):
         """Move the blobs to the trash that no file names any more."""
@@ -9601,16 +9637,15 @@ class Releases(Part):
                               (sha256, sha256)).fetchone() is not None
 
     def register(self, index, form, actor):
-        """devpi: `:action=submit`.  The release's metadata becomes what the form states."""
+        """devpi: `:action=submit`. The release's metadata becomes what the form states."""
         name, version = check_form_names(form)
         self.store.write(_register, index, name, version, form_metadata(form), actor=actor)
 
     def upload(self, index, form, filename, incoming, may_replace, actor):
-        """devpi: `:action=file_upload`.  Keep an incoming file as a file of a release.
+        """devpi: `:action=file_upload`. Keep an incoming file as a file of a release.
 
-        `may_replace`: whether the actor may put other bytes under a name that was deleted from a
-        non-volatile index.
-        Returns False if the very same file was there already on a non-volatile index."""
+        `may_replace`: whether the actor may give other bytes to a name that was deleted from a
+        non-volatile index. Returns False if a non-volatile index has the very same file already."""
         name, version = check_form_names(form)
         check_form_filename(filename, name, version)
         self._check_digests(form, incoming)
@@ -9618,18 +9653,20 @@ class Releases(Part):
         archive = parse_core_metadata(data) if data is not None else {}
         self._check_archive(filename, name, version, archive)
         offered = data is not None and filename.lower().endswith(".whl")
-        upload = Upload(name, version, filename, incoming.sha256.hexdigest(), incoming.size, form_metadata(form), archive,
-                        MetadataFile.of(data) if offered else None, form_attestations(form))
+
+        upload = Upload(name, version, filename, incoming.sha256.hexdigest(), incoming.size,
+                        form_metadata(form), archive, MetadataFile.of(data) if offered else None,
+                        form_attestations(form))
         self._refuse_early(index, upload, may_replace)
         incoming.keep()
         return self.store.write(_store_upload, index, upload, may_replace, actor=actor)
 
     def _look_through(self, incoming, filename, is_dumb):
-        """The metadata file of an incoming archive (bytes), None if it has none; BadRequest if it
-        is not fit to be kept.
+        """The metadata file of an incoming archive (bytes), or None; BadRequest if the archive is
+        not fit to be kept.
 
-        A dumb binary (distutils' bdist_dumb) is a picture of what to unpack at `/`, and needs
-        none; a wheel is none, whatever the form calls it."""
+        A dumb binary (distutils' bdist_dumb) is an image of the files to unpack at `/`, and needs
+        no metadata. A wheel is no dumb binary, whatever the form says."""
         with incoming.reader() as file:
             check_variants(file, filename)
             if not self.settings.accept_broken_archives:
@@ -9646,17 +9683,20 @@ class Releases(Part):
         """devpi: `:action=doc_upload`. Keep an incoming zip as the documentation of a release, by
         default the latest.
 
-        `may_replace`: as for `upload`. Returns (False if the very same zip was there already on a
-        non-volatile index, how many of its members can't be shown)."""
+        `may_replace`: as for `upload`. Returns (False if a non-volatile index has the very same zip
+        already, the number of its members that can't be shown)."""
         if "version" not in form:
             name, _ = check_form_names({**form, "version": ["0"]})
             form = {**form, "version": [self._newest_version(index, name)]}
         name, version = check_form_names(form)
         if incoming.size > self.settings.max_doc_size:
-            raise TooLarge(f"the documentation is larger than {self.settings.max_doc_size} bytes (--max-doc-size)")
+            raise TooLarge(f"the documentation is larger than {self.settings.max_doc_size} bytes "
+                           "(--max-doc-size)")
         with incoming.reader() as file:
             members, left_out = doc_members(file, filename) or (None, 0)
-        docs = Attachment("doczip", f"{normalize(name)}-{version}.doc.zip", incoming.sha256.hexdigest(), incoming.size)
+
+        docs = Attachment("doczip", f"{normalize(name)}-{version}.doc.zip",
+                          incoming.sha256.hexdigest(), incoming.size)
         incoming.keep()
         is_new = self.store.write(_store_docs, index, name, version, docs, filename, members,
                                   may_replace, actor=actor)
@@ -9664,41 +9704,51 @@ class Releases(Part):
 
     def _newest_version(self, index, name):
         with self.store.read() as db:
-            rows = db.execute("SELECT version FROM releases JOIN projects ON projects.id = project_id "
-                              "WHERE index_id = ? AND name = ?", (index.id, normalize(name))).fetchall()
+            rows = db.execute(
+                "SELECT version FROM releases JOIN projects ON projects.id = project_id "
+                "WHERE index_id = ? AND name = ?", (index.id, normalize(name))).fetchall()
         if not rows:
-            raise BadRequest(f"doczip has no version and '{name}' has no releases to derive one from")
+            raise BadRequest(
+                f"doczip has no version and '{name}' has no releases to derive one from")
         return max((row["version"] for row in rows), key=version_key)
 
     def add_test_result(self, index, path, incoming, actor):
-        """devpi: POST to a file.  Keep an incoming test result, any JSON, of the file at `path`; returns its `File`."""
+        """devpi: POST to a file. Keep an incoming test result, any JSON, of the file at `path`;
+        returns its `File`."""
         sha256 = incoming.sha256.hexdigest()
         incoming.keep()
-        return self.store.write(_store_test_result, index, path, sha256, incoming.size, actor=actor)
+        return self.store.write(_store_test_result, index, path, sha256, incoming.size,
+                                actor=actor)
 
     def check_tested(self, index, path, user):
-        """Refuse what a test result can't be of, before it is received: NotFound, Forbidden."""
+        """Refuse a test result before it is received, if its file can't take one: NotFound,
+        Forbidden."""
         with self.store.read() as db:
             tested, _ = _tested_file(db, index, path)
             if user is None:
                 _bound_nameless(db, tested, 0)
 
     def docs_of(self, index, name):
-        """{version: File} of the documentation zips of a stage's project; Forbidden if it is quarantined (PEP 792)."""
+        """{version: File}, the documentation zips of a stage's project; Forbidden if it is
+        quarantined (PEP 792)."""
         with self.store.read() as db:
-            row = db.execute("SELECT status FROM projects WHERE index_id = ? AND name = ?", (index.id, name)).fetchone()
+            row = db.execute("SELECT status FROM projects WHERE index_id = ? AND name = ?",
+                             (index.id, name)).fetchone()
             status = Status.of(row["status"]) if row else ACTIVE
             if status.withholds_files:
                 raise Forbidden(f"the documentation of {name} is quarantined: "
                                 f"{status.reason or 'no reason given'}")
+            # `kind` twice: SQLite uses the partial index only if the query states its condition
             return {file.version: file for file in select_files(
-                db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? AND name = ? "
-                "AND kind = 'doczip' AND kind != 'releasefile'", index.id, name)}      # by its partial index
+                db, "JOIN projects ON projects.id = project_id "
+                "WHERE projects.index_id = ? AND name = ? "
+                "AND kind = 'doczip' AND kind != 'releasefile'", index.id, name)}
 
     def can_be_shown(self, sha256):
-        """Whether a documentation zip is one whose members can be served."""
+        """Whether the members of a documentation zip can be served."""
         with self.store.read() as db:
-            return db.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone() is not None
+            return db.execute("SELECT 1 FROM docs WHERE sha256 = ?",
+                              (sha256,)).fetchone() is not None
 
     def doc_member(self, sha256, path):
         """The `DocMember` at a path of a documentation zip, or None."""
@@ -9708,16 +9758,20 @@ class Releases(Part):
         """The members of a documentation zip that meet an SQL condition."""
         with self.store.read() as db:
             return [DocMember(*row) for row in db.execute(
-                "SELECT path, number, start, packed, size, deflated FROM doc_members JOIN docs ON docs.id = doc_id "
-                f"WHERE sha256 = ? AND {condition}", (sha256, *values))]
+                "SELECT path, number, start, packed, size, deflated FROM doc_members "
+                f"JOIN docs ON docs.id = doc_id WHERE sha256 = ? AND {condition}",
+                (sha256, *values))]
 
     @staticmethod
     def _check_digests(form, incoming):
-        for field, make in (("sha256_digest", None), ("md5_digest", functools.partial(hashlib.md5, usedforsecurity=False)),
-                            ("blake2_256_digest", functools.partial(hashlib.blake2b, digest_size=32))):
+        for field, make in (
+                ("sha256_digest", None),
+                ("md5_digest", functools.partial(hashlib.md5, usedforsecurity=False)),
+                ("blake2_256_digest", functools.partial(hashlib.blake2b, digest_size=32))):
             stated = form.get(field, [""])[0].strip().lower()
             if not stated:
                 continue
+
             if make is None:
                 found = incoming.sha256.hexdigest()
             else:
@@ -9727,28 +9781,33 @@ class Releases(Part):
                         digest.update(piece)
                 found = digest.hexdigest()
             if found != stated:
-                raise BadRequest(f"{field} {one_line(stated, 140)} does not match the uploaded content, which has {found}")
+                raise BadRequest(f"{field} {one_line(stated, 140)} does not match the uploaded "
+                                 f"content, which has {found}")
 
     @staticmethod
     def _check_archive(filename, name, version, archive):
         if not archive:
             return
         if re.match(r"\s*[3-9]\.", archive.get("metadata_version", "")):
-            raise BadRequest(f"'{filename}' has metadata version {one_line(archive['metadata_version'], 20)}; "
+            raise BadRequest(f"'{filename}' has metadata version "
+                             f"{one_line(archive['metadata_version'], 20)}; "
                              "versions up to 2.x are known")
         found = archive.get("name", ""), archive.get("version", "")
         if normalize(found[0]) != normalize(name):
-            raise BadRequest(f"'{filename}' holds metadata of the project '{one_line(found[0], 80)}', not '{name}'")
+            raise BadRequest(f"'{filename}' holds metadata of the project "
+                             f"'{one_line(found[0], 80)}', not '{name}'")
         if not same_version(found[1], version):
-            raise BadRequest(f"'{filename}' holds metadata of version '{one_line(found[1], 80)}', not '{version}'")
+            raise BadRequest(f"'{filename}' holds metadata of version "
+                             f"'{one_line(found[1], 80)}', not '{version}'")
 
     def _refuse_early(self, index, upload, may_replace):
-        """What the change will refuse is refused before bytes are kept for it."""
+        """Refuse what the change would refuse, before bytes are kept for it."""
         if index.volatile:
             return
         with self.store.read() as db:
-            row = db.execute("SELECT sha256 FROM files JOIN projects ON projects.id = project_id WHERE projects.index_id = ? "
-                             "AND name = ? AND filename = ? AND kind = 'releasefile'",
+            row = db.execute("SELECT sha256 FROM files JOIN projects ON projects.id = project_id "
+                             "WHERE projects.index_id = ? AND name = ? AND filename = ? "
+                             "AND kind = 'releasefile'",
                              (index.id, normalize(upload.name), upload.filename)).fetchone()
             before = _withdrawn(db, index, "releasefile", upload.filename)
         if row and row["sha256"] != upload.sha256:
@@ -9761,20 +9820,20 @@ def _already_exists(filename, more=""):
 
 
 def _withdrawn(db, index, kind, filename):
-    """What the name of a file of the stage stood for until that went: (sha256, kept), or None."""
+    """What the name of a deleted file of the stage stood for last: (sha256, kept), or None."""
     return db.execute("SELECT sha256, kept FROM withdrawn "
                       "WHERE index_path = ? AND kind = ? AND filename = ?",
                       (index.path, kind, filename)).fetchone()
 
 
 def _refuse_other_bytes(index, before, filename, sha256, may_replace):
-    """A name that a non-volatile index once gave to other bytes is given again by the index's owner
-    and root only."""
+    """Conflict for a name that a non-volatile index once gave to other bytes: only its owner and
+    root may give it again."""
     is_taken = before and before["kept"] and before["sha256"] != sha256
     if is_taken and not index.volatile and not may_replace:
-        raise Conflict(f"{filename} was deleted from the non-volatile index {index.path}, where this "
-                       f"name stands for sha256={before['sha256']}: only {index.user} and root may "
-                       "give it to other content")
+        raise Conflict(f"{filename} was deleted from the non-volatile index {index.path}, where "
+                       f"this name stands for sha256={before['sha256']}: only {index.user} and "
+                       "root may give it to other content")
 
 
 # -- rows
@@ -9818,7 +9877,7 @@ class ProjectRows(RowKind):
 
 
 def _stage_changed(change, key):
-    """Let the caches and the search index follow a change to a stage's project."""
+    """Invalidate the caches of a stage's project, and queue it for the search index."""
     index_id = change.id_of("index", key[:2])
     change.touch(project_tag(index_id, key[2]))
     if index_id is not None:
@@ -9847,7 +9906,7 @@ class ReleaseRows(RowKind):
                 yield "file", (*key[:2], file["path"]), None
 
     def columns(self, change, key, value):
-        return {"metadata": ""}         # `wrote` has the row's id
+        return {"metadata": ""}         # `wrote` writes it: that needs the row's id
 
     def wrote(self, change, key, value, row_id):
         if value is not None:
@@ -9857,11 +9916,11 @@ class ReleaseRows(RowKind):
 
 @row("file")
 class FileRows(RowKind):
-    """(user, index, path) -> {"project", "version", "filename", "kind", "sha256", "size", ...}: files
-    of stages, and what hangs on their releases.
+    """(user, index, path) -> {"project", "version", "filename", "kind", "sha256", "size", ...}:
+    files of stages, documentation and test results included.
 
-    As columns of `files`, but for `history` (a list), `attestations` (a text or null) and `for` (of a
-    test result: the path of the file that was tested)."""
+    The keys are columns of `files`, but for `history` (a list), `attestations` (a text or null) and
+    `for` (of a test result: the path of the file that was tested)."""
     table, parent, refers, name = "files", "index", "index_id", "path"
     plain = ("version", "filename", "kind", "sha256", "size", "uploaded", "first_seen",
              "requires_python", "yanked", "core_metadata", "metadata_sha256", "provenance",
@@ -9888,6 +9947,7 @@ class FileRows(RowKind):
             if change.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone():
                 yield "gone", (path,), None
             return
+
         file_id = change.id_of("file", key)
         for result in change.execute("SELECT path FROM files WHERE for_id = ? ORDER BY id",
                                      (file_id,)).fetchall():
@@ -9932,7 +9992,7 @@ class FileRows(RowKind):
 
 @row("gone")
 class GoneRows(NamedRows):
-    """(path,) -> {}: what was the path user/index/+f/... of a file of a stage once."""
+    """(path,) -> {}: the paths user/index/+f/... of deleted files of stages."""
     table, key = "gone", ("path",)
     select, order = "SELECT path FROM gone", "path"
 
@@ -9945,8 +10005,8 @@ class GoneRows(NamedRows):
 
 @row("withdrawn")
 class WithdrawnRows(NamedRows):
-    """(user/index, kind, filename) -> {"sha256", "kept"}: what the name of a file of a stage stood for
-    until that went; `kept`: 1 if the index was not volatile then."""
+    """(user/index, kind, filename) -> {"sha256", "kept"}: what the name of a deleted file of a
+    stage stood for last; `kept`: 1 if the index was not volatile then."""
     table, key = "withdrawn", ("index_path", "kind", "filename")
     select = "SELECT index_path, kind, filename, sha256, kept FROM withdrawn"
     order = "index_path, kind, filename"
@@ -9963,8 +10023,8 @@ def _register(change, index, name, version, metadata):
 
 
 def _require_project(change, index, name):
-    """Make the stage's project if it is new; returns its id.  Forbidden if its status takes no
-    uploads (PEP 792)."""
+    """The id of the stage's project, which is created if it is new. Forbidden if its status takes
+    no uploads (PEP 792)."""
     key = (index.user, index.name, normalize(name))
     project = change.get("project", key)
     if project is None:
@@ -9978,7 +10038,7 @@ def _require_project(change, index, name):
 
 
 def _put_release(change, index, name, version, metadata):
-    """Insert or replace a release; False if it was just that."""
+    """Insert or replace a release; False if nothing changes."""
     key = (index.user, index.name, normalize(name), version)
     if change.get("release", key) == {"metadata": metadata}:
         return False
@@ -9987,7 +10047,7 @@ def _put_release(change, index, name, version, metadata):
 
 
 def _store_upload(change, index, upload, may_replace):
-    """Enter an uploaded file; False if the same bytes are there already on a non-volatile index."""
+    """Enter an uploaded file; False if a non-volatile index has the same bytes already."""
     index = _current(change, index)
     project_id = _require_project(change, index, upload.name)
     old = _file_named(change, project_id, upload.filename, "releasefile")
@@ -9995,13 +10055,16 @@ def _store_upload(change, index, upload, may_replace):
         if old.sha256 != upload.sha256:
             raise _already_exists(upload.filename)
         return False
+
     history = _make_room(change, index, old, "releasefile", upload.filename, upload.sha256,
                          may_replace)
     history.append(_log_entry("upload", who=change.who, dst=index.path))
     _merge_release(change, index, upload)
     if old and old.version != upload.version:
         _remove_if_empty(change, index, upload.name, old)
-    stated = upload.archive if upload.archive else upload.metadata      # installers get the archive's own word
+
+    # installers get the archive's own metadata
+    stated = upload.archive if upload.archive else upload.metadata
     file = _put_file(
         change, index, upload.name, history, version=upload.version, filename=upload.filename,
         sha256=upload.sha256, size=upload.size,
@@ -10013,15 +10076,16 @@ def _store_upload(change, index, upload, may_replace):
 
 
 def _attestations_of(db, file):
-    """What is attested of a file, or ""."""
+    """The attestations of a file, or ""."""
     row = db.execute("SELECT content FROM attestations WHERE file_id = ?", (file.id,)).fetchone()
     return row["content"] if row else ""
 
 
 def _file_named(change, project_id, filename, kind):
     """The project's file of that name and kind, or None."""
-    row = change.execute(f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? AND filename = ? AND kind = ?",
-                         (project_id, filename, kind)).fetchone()
+    row = change.execute(
+        f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? AND filename = ? AND kind = ?",
+        (project_id, filename, kind)).fetchone()
     return File._make(row) if row else None
 
 
@@ -10031,24 +10095,26 @@ def _log_entry(what, **facts):
 
 
 def _nameless_upload():
-    """What the stored history of an upload begins with if nobody was logged in, for SQL's LIKE."""
+    """The beginning of the stored history of an upload without login, as a pattern for SQL's
+    LIKE."""
     text = json.dumps([_log_entry("upload", who=None)])
     return text[:text.index("null") + len("null")] + "%"
 
 
 def _as_history(entries):
-    """A file's history as it is stored: how the file came, and the newest of what happened to it since."""
+    """A file's history as it is stored: how the file came (two entries), and the newest later
+    entries."""
     return entries[:2] + entries[2:][2 - Limits.history:]
 
 
 def _make_room(change, index, old, kind, filename, sha256, may_replace):
-    """Give a name to new bytes: `old`, the file that has it, goes with its test results.
+    """Free a name for new bytes: `old`, the file that has it, is deleted with its test results.
 
-    Conflict if the name was kept for other bytes (see `_refuse_other_bytes`).  Returns the
-    beginning of the new file's history; what was replaced by what stands there and in the audit
-    log."""
+    Conflict if the name was kept for other bytes (see `_refuse_other_bytes`). Returns the beginning
+    of the new file's history, which says like the audit log what replaced which content."""
     if old:
         change.put("file", (index.user, index.name, old.path), None)
+
     before = _withdrawn(change, index, kind, filename)
     replaced = {}
     if before:
@@ -10058,15 +10124,17 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
             replaced = {"replaced": f"sha256={before['sha256']}", "by": f"sha256={sha256}"}
             change.happened(Event("replaced", index, target=filename,
                                   detail=f"{replaced['replaced']} by {replaced['by']}"))
+
     if old is None:
         return []
-    count = next((entry["count"] for entry in json.loads(old.history or "[]") if entry["what"] == "overwrite"), 0)
+    count = next((entry["count"] for entry in json.loads(old.history or "[]")
+                  if entry["what"] == "overwrite"), 0)
     return [_log_entry("overwrite", who=None, count=count + 1, **replaced)]
 
 
 def _merge_release(change, index, upload):
-    """Bring a release's metadata up to what form and archive say: the form first, gaps filled from
-    the archive."""
+    """Update a release's metadata by form and archive: the form comes first, the archive fills
+    gaps."""
     before = change.get("release", (index.user, index.name, normalize(upload.name), upload.version))
     metadata = {**(before["metadata"] if before else with_defaults({})), **upload.metadata}
     for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
@@ -10086,6 +10154,7 @@ def _put_file(change, index, project, history, metadata=None, path=None, **facts
         value["core_metadata"] = value["metadata_sha256"] = metadata.sha256
         change.put("metadata", (metadata.sha256,),
                    {"packed": base64.b64encode(metadata.packed).decode()})
+
     path = path or file_path(f"sha256={value['sha256']}", value["filename"])
     key = (index.user, index.name, path)
     if change.id_of("file", key):
@@ -10097,7 +10166,7 @@ def _put_file(change, index, project, history, metadata=None, path=None, **facts
 
 
 class Attachment(typing.NamedTuple):
-    """What hangs on a release, on its way in; its bytes are kept already."""
+    """A file attached to a release, on its way in; its bytes are kept already."""
     kind: str
     filename: str
     sha256: str
@@ -10105,17 +10174,18 @@ class Attachment(typing.NamedTuple):
 
 
 def _store_docs(change, index, name, version, docs, uploaded_name, members, may_replace):
-    """Enter a documentation zip, and its release if that is new; False as for an upload.
+    """Enter a documentation zip, and its release if that is new; False as in `_store_upload`.
 
-    It goes to the release that spells the version in another way, if there is none by this
-    spelling, or that one has documentation."""
+    Of several spellings of the version, the zip goes to the one that has documentation, else to the
+    one that has a release."""
     index = _current(change, index)
     project_id = _require_project(change, index, name)
-    # SQLite takes the partial index of files only where its condition, kind != 'releasefile', is said
+    # `kind` twice: SQLite uses the partial index only if the query states its condition
     for table in ("releases WHERE", "files WHERE kind = 'doczip' AND kind != 'releasefile' AND"):
         rows = change.execute(f"SELECT version FROM {table} project_id = ?", (project_id,))
         found = spellings(version, [row["version"] for row in rows])
         version = found[0] if found else version
+
     docs = docs._replace(filename=f"{normalize(name)}-{version}.doc.zip")
     old = _file_named(change, project_id, docs.filename, "doczip")
     if old and not index.volatile:
@@ -10125,6 +10195,7 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
     if change.id_of("release", (index.user, index.name, normalize(name), version)) is None:
         _put_release(change, index, name, version,
                      with_defaults({"name": name, "version": version}))
+
     history = _make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
     history.append(_log_entry("upload", who=change.who, dst=index.path))
     file = _put_file(change, index, name, history, version=version, **docs._asdict())
@@ -10135,16 +10206,19 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
 
 
 def _enter_doc_members(change, sha256, members):
-    """Make the members of a documentation zip findable; None: it is no zip, there is nothing to show."""
-    if members is None or change.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
+    """Enter the members of a documentation zip, by which they are found; None: it is no zip, and
+    shows nothing."""
+    if members is None or \
+            change.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
         return
     doc_id = change.execute("INSERT INTO docs (sha256) VALUES (?)", (sha256,)).lastrowid
-    change.executemany("INSERT INTO doc_members (doc_id, path, number, start, packed, size, deflated) "
-                       "VALUES (?, ?, ?, ?, ?, ?, ?)", [(doc_id, *member) for member in members])
+    change.executemany(
+        "INSERT INTO doc_members (doc_id, path, number, start, packed, size, deflated) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)", [(doc_id, *member) for member in members])
 
 
 def enter_docs(store, blobs, sha256):
-    """Make the members of a stored documentation zip findable, if they are not."""
+    """Enter the members of a stored documentation zip, if they are not entered yet."""
     with store.read() as db:
         if db.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
             return
@@ -10154,8 +10228,9 @@ def enter_docs(store, blobs, sha256):
 
 
 def _tested_file(db, index, path):
-    """(File, name of its project) that a test result may be about."""
-    row = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects ON projects.id = project_id "
+    """(File, name of its project) that a test result may be about; NotFound."""
+    row = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files "
+                     "JOIN projects ON projects.id = project_id "
                      "WHERE files.index_id = ? AND path = ? AND kind = 'releasefile' "
                      "AND release_id IS NOT NULL", (index.id, path)).fetchone()
     if row is None:
@@ -10175,23 +10250,25 @@ def _store_test_result(change, index, path, sha256, size):
 
 
 def _bound_nameless(db, tested, size):
-    """Forbidden if a file has too many test results from those who are not logged in, or too much
-    with one of this size."""
+    """Forbidden if a file has too many test results from users who are not logged in, or would have
+    too many bytes of them with one of `size` bytes more."""
     count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files "
                               "WHERE for_id = ? AND history LIKE ?",
                               (tested.id, _nameless_upload())).fetchone()
     if count >= Limits.nameless_results or total + size > Limits.nameless_result_bytes:
         raise Forbidden(
             f"{tested.filename} has {count} test results of {total} bytes from users who are not "
-            f"logged in; it takes {Limits.nameless_results} of {Limits.nameless_result_bytes} bytes "
-            "in all: log in, or delete some")
+            f"logged in; it takes {Limits.nameless_results} of {Limits.nameless_result_bytes} "
+            "bytes in all: log in, or delete some")
 
 
 def _add_test_result(change, index, project, tested, sha256, size, history):
-    """Enter a test result beside the file that it is about."""
-    count = change.execute("SELECT count(*) FROM files WHERE for_id = ?", (tested.id,)).fetchone()[0]
+    """Enter a test result beside the file that it is about; Forbidden if that has too many."""
+    count = change.execute("SELECT count(*) FROM files WHERE for_id = ?",
+                           (tested.id,)).fetchone()[0]
     if count >= Limits.test_results:
         raise Forbidden(f"{tested.filename} has {count} test results already: delete some")
+
     folder, stamp = tested.path.rpartition("/")[0], time.strftime("%Y%m%d%H%M%S", time.gmtime())
     while True:
         filename = f"{tested.filename}.toxresult-{stamp}-{count}"
@@ -10208,7 +10285,9 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
 
 
 def _stage(change, index, what):
-    """The index as it is now; BadRequest if it is a mirror, whose upstream says `what` there."""
+    """The index as it is now; BadRequest if it is a mirror.
+
+    `what`: the beginning of the message's "... said by its upstream"."""
     if index.is_mirror:
         raise BadRequest(f"{index.path} is a mirror: {what} said by its upstream")
     return _current(change, index)
@@ -10216,9 +10295,9 @@ def _stage(change, index, what):
 
 def yank_files(change, index, name, version, path, reason):
     """Yank (PEP 592) the file at `path` of a stage, or all files of a release if that is None;
-    returns how many files it changed.
+    returns the number of files that it changed.
 
-    `reason`: "" without one, None takes the yank back."""
+    `reason`: "" without one; None takes the yank back."""
     index = _stage(change, index, "what is yanked there is")
     condition, values = "files.index_id = ? AND path = ?", (path,)
     if not path:
@@ -10229,20 +10308,25 @@ def yank_files(change, index, name, version, path, reason):
         condition = ("projects.index_id = ? AND projects.name = ? "
                      f"AND files.version IN ({marks(texts)})")
         values = (name, *texts)
-    rows = change.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
-                          f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
-                          (index.id, *values)).fetchall()
-    if not rows and path and change.execute("SELECT 1 FROM gone WHERE path = ?", (f"{index.path}/{path}",)).fetchone():
+
+    rows = change.execute(
+        f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
+        f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
+        (index.id, *values)).fetchall()
+    if not rows and path and change.execute(
+            "SELECT 1 FROM gone WHERE path = ?", (f"{index.path}/{path}",)).fetchone():
         raise Gone(f"package '{index.path}/{path}' was deleted already")
     if not rows:
         raise NotFound(f"package '{index.path}/{path}' doesn't exist" if path else
                        f"version '{version}' of project '{name}' has no files on {index.path}")
+
     project, count = rows[0]["project"], 0
     for file in (File._make(tuple(row)[:-1]) for row in rows):
         if file.yanked == reason:
             continue
         count += 1
-        entry = _log_entry("unyank", who=change.who) if reason is None else _log_entry("yank", who=change.who, reason=reason)
+        entry = _log_entry("unyank", who=change.who) if reason is None \
+            else _log_entry("yank", who=change.who, reason=reason)
         key = (index.user, index.name, file.path)
         value = change.get("file", key)
         change.put("file", key, {**value, "yanked": reason,
@@ -10263,14 +10347,15 @@ def set_status(change, index, name, status):
              "reason": None if status.word == "active" else status.reason}
     if after != before:
         change.put("project", key, after)
-        change.happened(Event("project.status", index, name, detail=": ".join(filter(None, status))))
+        change.happened(Event("project.status", index, name,
+                              detail=": ".join(filter(None, status))))
 
 
 # -- removal
 
 
 class Removed(typing.NamedTuple):
-    """What a removal took away: a file, else a version, else a project."""
+    """What a removal deleted: a file, else a version, else a project."""
     project: str
     version: str | None = None
     file: File | None = None
@@ -10278,9 +10363,10 @@ class Removed(typing.NamedTuple):
 
 def remove(change, index, what, *names, refusal=None):
     """devpi: DELETE of a project (name), a version (name, version) or a file (its path), as `what`
-    says.  Forbidden on a non-volatile index, with this `refusal`, unless that is None.
+    says.
 
-    Returns what is to be said about the project's name: see `StageRemoval.note`."""
+    On a non-volatile index Forbidden with the message `refusal`, unless that is None. Returns a
+    sentence about the project's name, or "": see `StageRemoval.note`."""
     index = _current(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
@@ -10292,7 +10378,7 @@ def remove(change, index, what, *names, refusal=None):
 
 
 class StageRemoval:
-    """Takes what people put into a stage out of it."""
+    """Deletes what users put into a stage."""
 
     def __init__(self, change, index):
         self.change, self.index, self.key = change, index, (index.user, index.name)
@@ -10321,8 +10407,8 @@ class StageRemoval:
         return Removed(name, file.version, file)
 
     def note(self, project):
-        """Whom a name belongs to after a removal, where that changed: a stage's project that lost
-        its last release keeps it, one that was deleted does not."""
+        """A sentence if the removal may change who owns a name, else "". A project keeps its name
+        when it has lost its last release; a deleted project frees it."""
         left = self.change.execute(
             "SELECT releases.id AS release_id FROM projects "
             "LEFT JOIN releases ON project_id = projects.id "
@@ -10336,7 +10422,7 @@ class StageRemoval:
 
 
 class MirrorRemoval:
-    """Lets go of what a mirror has cached; what upstream lists still comes back."""
+    """Deletes what a mirror has cached; what upstream still lists comes back."""
 
     def __init__(self, change, index):
         self.change, self.index = change, index
@@ -10352,7 +10438,7 @@ class MirrorRemoval:
         return Removed(name)
 
     def version(self, name, version):
-        """The bytes go, the links stay."""
+        """Deletes the bytes; the links stay."""
         rows = self.change.execute(
             "SELECT path, version FROM files JOIN projects ON projects.id = project_id "
             "WHERE projects.index_id = ? AND name = ?", (self.index.id, name)).fetchall()
@@ -10389,7 +10475,7 @@ def _no_version(index, name, version):
 
 def _files_at(change, index, path):
     """[(File, project), ...] at a path of an index, one for each project of a mirror that lists it;
-    Gone or NotFound if there is none."""
+    else Gone or NotFound."""
     rows = change.execute(
         f"SELECT {_FILE_COLUMNS}, (SELECT name FROM projects WHERE projects.id = project_id) "
         "FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchall()
@@ -10402,19 +10488,19 @@ def _files_at(change, index, path):
 
 
 def _remove_if_empty(change, index, name, file):
-    """The release of a file that went goes with its last file; the project stays, for its name is
-    private still."""
+    """Delete the release of a deleted file if it has no other file; the project stays, as its name
+    stays private."""
     if change.execute("SELECT 1 FROM files WHERE release_id = ?",
                       (file.release_id,)).fetchone() is None:
         change.put("release", (index.user, index.name, normalize(name), file.version), None)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 11  Staging
 #
-# A release on its way from one index to another, or to an outside server that takes PyPI's uploads.  Between indexes it is
-# one change, all or nothing, and copies rows, not bytes.
-# ======================================================================================================================
+# Pushing a release to another index, or to an outside server that takes uploads as PyPI does.
+# Between indexes a push is one change, all or nothing, and copies rows, not bytes.
+# ==================================================================================================
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10422,18 +10508,17 @@ class StagedRelease:
     """A release of an index with all that may be pushed: each file with its test results, and its
     documentation.
 
-    Where its version is spelled in several ways (`1.0-RC1`, `1.0rc1`), it is all that has one of
-    these spellings."""
+    It holds all that the index has under any spelling of the version (`1.0-RC1`, `1.0rc1`)."""
     name: str                       # normalised
     version: str                    # as it is asked for, or the first spelling
-    metadata: dict                  # spelling of the version -> metadata of what is spelled so
+    metadata: dict                  # {spelling of the version: metadata of that release}
     files: tuple = ()               # ((File, (File, ...)), ...), by file name
-    docs: tuple = ()                # (File, ...): one for a spelling at most
+    docs: tuple = ()                # (File, ...): at most one for each spelling
     status: Status = ACTIVE         # of the project
 
     @classmethod
     def of(cls, releases, metadata):
-        """Out of the releases of an index that spell a version; `metadata`: by its spelling."""
+        """From the releases of an index that spell a version; `metadata`: by spelling."""
         whole = merged(releases)
         files = sorted(whole.files, key=lambda file: file.filename)
         return cls(whole.project, whole.version, metadata,
@@ -10445,7 +10530,7 @@ class StagedRelease:
             raise Forbidden(f"the project {self.name} on {index.path} is quarantined")
 
     def only(self, no_docs, only_docs):
-        """The part of it that is wanted; NotFound if that is nothing."""
+        """The part of it that is to be pushed; NotFound if that is empty."""
         part = dataclasses.replace(self, files=() if only_docs else self.files,
                                    docs=() if no_docs else self.docs)
         if not part.files and not part.docs:
@@ -10454,7 +10539,7 @@ class StagedRelease:
 
 
 def _released(db, index, name, version):
-    """A stage's release as `StagedRelease`, as it is now; BadRequest if the index itself does not
+    """A stage's release as it is now, as `StagedRelease`; BadRequest if the index itself does not
     have it."""
     releases = releases_of(db, index, name, version)
     if not releases:
@@ -10478,7 +10563,8 @@ class Staging:
             for _ in range(2))
 
     def release(self, index, name, version):
-        """The release of an index itself as `StagedRelease`.  BadRequest if the index does not have it."""
+        """The release of an index without its bases, as `StagedRelease`; BadRequest if it does not
+        have it."""
         member = self.projects.at(index)
         page = member.page(name, kind=None)
         releases = member.releases(page, version) if page.known else []
@@ -10489,8 +10575,8 @@ class Staging:
                                                for release in releases})
 
     def complete(self, index, pushed, user):
-        """The release with all bytes at hand: a mirror's files are fetched, and its metadata read out
-        of them.
+        """The release with all bytes here: a mirror's files are fetched, and their metadata is
+        read.
 
         UpstreamTrouble if upstream fails."""
         asks_upstream = self.projects.at(index).asks_upstream
@@ -10498,11 +10584,12 @@ class Staging:
         if asks_upstream:
             with self.upstream.one(user, 0):
                 files = [self._fetched(index, file) for file in files]
-        for file in files:      # so that they can't be collected before the change refers to them
+        for file in files:      # so that no blob is swept before the change refers to it
             if not self.blobs.claim(file.sha256):
                 raise NotFound(f"{file.filename} is lost")
         if not asks_upstream:
             return pushed
+
         metadata = {text: {"name": pushed.name, "version": text} for text in pushed.metadata}
         read = set()
         for file in files:
@@ -10511,26 +10598,30 @@ class Staging:
             with self.blobs.open(file.sha256) as blob:
                 try:
                     data = archive_metadata(blob, file.filename)
-                except BrokenArchive as problem:        # so upstream has it, and so it is wanted
+                except BrokenArchive as problem:        # as upstream has it, so it is pushed
                     log.warning("pushed from the mirror %s as it is: %s", index.path,
                                 problem.message)
                     data = None
                 except BadRequest as problem:
-                    raise UpstreamTrouble(f"upstream's file is refused: {problem.message}") from None
+                    raise UpstreamTrouble(
+                        f"upstream's file is refused: {problem.message}") from None
             if data is not None:
-                known = {*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS}        # upstream may write any header
-                stated = {key: value for key, value in parse_core_metadata(data).items() if key in known}
+                # upstream may write any header
+                known = {*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS}
+                stated = {key: value for key, value in parse_core_metadata(data).items()
+                          if key in known}
                 metadata[file.version] = with_defaults({**stated, **metadata[file.version]})
                 read.add(file.version)
-        return dataclasses.replace(pushed, metadata=metadata, files=tuple((file, ()) for file in files))
+        return dataclasses.replace(pushed, metadata=metadata,
+                                   files=tuple((file, ()) for file in files))
 
     def _fetched(self, index, file):
-        """A mirror's file, with its bytes and its metadata file at hand."""
+        """A mirror's file, with its bytes and its metadata file here."""
         try:
             here = self.mirrors.files.local(index, file)
             if here is None:
                 download = self.mirrors.files.download(index, file)
-                while not download.wait(Limits.stall):      # its own bounds end it
+                while not download.wait(Limits.stall):      # the download's own bounds end it
                     pass
                 if download.error:
                     raise download.error
@@ -10542,12 +10633,15 @@ class Staging:
         return here._replace(core_metadata=found, metadata_sha256=found)
 
     def push_outside(self, index, pushed, url, username, password, register, actor):
-        """devpi: PUSH to a server that takes PyPI's uploads, one request a file.  Returns devpi's action log.
+        """devpi: PUSH to a server that takes uploads as PyPI does, one request a file. Returns
+        devpi's action log.
 
-        What fails is told there, per file; files that come after it are tried all the same, within `Limits.push_time`."""
+        The log has failures per file; the files after a failure are tried all the same, within
+        `Limits.push_time`."""
         if self.store.read_only:
-            raise ReadOnly()        # before anything is sent that the audit log could not tell of
-        server = OutsideServer(self.mirrors.upstreams.client, url, username, password, self.settings.push_timeout)
+            raise ReadOnly()        # before anything is sent: the audit log could not record it
+        server = OutsideServer(self.mirrors.upstreams.client, url, username, password,
+                               self.settings.push_timeout)
         log_ = []
         with self.outside.one(actor.user, 0):
             if register:
@@ -10559,15 +10653,17 @@ class Staging:
                                        attested[file.id]) for file, _ in pushed.files]
                 log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs)
                          for docs in pushed.docs]
+
         said = f"to {url_origin(url)}: {', '.join(str(entry[0]) for entry in log_)}"
-        self.store.write(announce_event, Event("push.external", index, pushed.name, pushed.version,
-                                     detail=said), actor=actor)
+        self.store.write(
+            announce_event,
+            Event("push.external", index, pushed.name, pushed.version, detail=said), actor=actor)
         return log_
 
 
 def push_release(change, source, pushed, target, said_name, part, may_replace):
-    """devpi: PUSH to another index.  Enter a release into a stage, with all that hangs on it;
-    returns devpi's action log.
+    """devpi: PUSH to another index. Enter a release into a stage, with its files, test results and
+    documentation; returns devpi's action log.
 
     `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`."""
     target = _current(change, target)
@@ -10575,12 +10671,14 @@ def push_release(change, source, pushed, target, said_name, part, may_replace):
         pushed = _released(change.db, source, pushed.name, pushed.version)
         pushed.refuse_quarantined(source)
     pushed = pushed.only(*part)
+
     project_id, log_ = _require_project(change, target, said_name), []
     for version, metadata in pushed.metadata.items():
         before = change.get("release", (target.user, target.name, normalize(said_name), version))
         metadata = {**(before["metadata"] if before else {}), **metadata}
         _put_release(change, target, said_name, version, metadata)
         log_.append([200, "register", said_name, version, "->", target.path])
+
     put = functools.partial(_push_file, change, source, target, project_id, pushed.name,
                             may_replace)
     for file, results in pushed.files:
@@ -10590,9 +10688,11 @@ def push_release(change, source, pushed, target, said_name, part, may_replace):
             stored = _add_test_result(change, target, pushed.name, new, result.sha256, result.size,
                                       _pushed_history(change, source, target, result))
             log_.append([200, "store_toxresult", f"{target.path}/{stored.path}"])
+
     for docs in pushed.docs:
         put(docs)
         log_.append([200, "store_doczip", said_name, docs.version, "->", target.path])
+
     change.happened(Event("push", target, pushed.name, pushed.version,
                           detail=f"from {source.path}", source=source.path))
     return log_
@@ -10608,10 +10708,12 @@ def _push_file(change, source, target, project_id, project, may_replace, file):
     history += _pushed_history(change, source, target, file)
     if old and old.version != file.version:
         _remove_if_empty(change, target, project, old)
-    if file.metadata_sha256:        # whoever follows the changelog may not have it any more
+
+    if file.metadata_sha256:        # followers of the changelog may have deleted it
         kept = change.get("metadata", (file.metadata_sha256,))
         if kept:                    # else it is a blob, as in schema version 1
             change.put("metadata", (file.metadata_sha256,), kept)
+
     return _put_file(change, target, project, history,
                      attestations=_attestations_of(change, file) or None,
                      **{column: getattr(file, column) for column in FileRows.plain})
@@ -10628,8 +10730,8 @@ _HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->",
 
 
 def told_reason(answer):
-    """Why another server refused a POST (a `PostAnswer`), as one line: what its body says, else
-    its status line."""
+    """Why another server refused a POST (a `PostAnswer`), in one line: what its body says, else its
+    status line."""
     phrase, text = reason_phrase(answer.status), answer.text.strip()
     if text.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -10644,8 +10746,8 @@ def told_reason(answer):
 
 
 def _reason_in_html(page, status, own_phrase):
-    """What an error page says: its title, unless that is only the status by name; then the status
-    line, then its text."""
+    """What an error page says: its title, unless that is only the name of the status; then the
+    status line, then the page's text."""
     page = _HTML_UNSEEN.sub(" ", page)
     title = re.search(r"<title\b[^>]*>([^<]*)", page, re.IGNORECASE)
     title = " ".join(unescaped(title[1]).split()) if title else ""
@@ -10657,25 +10759,29 @@ def _reason_in_html(page, status, own_phrase):
 
 
 class OutsideServer:
-    """An outside server that takes uploads as PyPI does (multipart/form-data, Basic credentials)."""
+    """An outside server that takes uploads as PyPI does (multipart/form-data, Basic
+    credentials)."""
 
     def __init__(self, client, url, username, password, timeout):
         self.client, self.url, self.timeout = client, public_url(url), timeout
         pair = base64.b64encode(f"{username}:{password}".encode()).decode()
-        self.headers = {"User-Agent": user_agent(), "Accept": "*/*", "Authorization": f"Basic {pair}"}
+        self.headers = {"User-Agent": user_agent(), "Accept": "*/*",
+                        "Authorization": f"Basic {pair}"}
         self.until = time.monotonic() + Limits.push_time
 
     def register(self, metadata):
         fields = [(":action", "submit"), *_form_fields(metadata)]
         body = urllib.parse.urlencode(fields).encode()
         headers = {**self.headers, "Content-Type": "application/x-www-form-urlencoded"}
-        return self._attempt("register", lambda: self.client.post(self.url, headers, [body], len(body), self.timeout),
+        return self._attempt("register",
+                             lambda: self.client.post(self.url, headers, [body], len(body),
+                                                      self.timeout),
                              lambda answer: [answer.status, "register", metadata["name"],
                                              metadata["version"], *_refusal(answer)])
 
     def upload(self, blobs, index, metadata, file, attestations):
-        """Send a file, with what is attested of it.  PyPI takes that with a Trusted Publisher's
-        token only: where a refusal speaks of it, the file is sent once more without."""
+        """Send a file with its attestations. PyPI takes those with a Trusted Publisher's token
+        only: if a refusal mentions them, the file is sent once more without them."""
         python, kind = upload_kind(file.filename)
         fields = [(":action", "file_upload"), ("filetype", kind), ("pyversion", python),
                   ("sha256_digest", file.sha256), *_form_fields(metadata)]
@@ -10701,37 +10807,41 @@ class OutsideServer:
                              lambda answer: [answer.status, "docfile", name, *_refusal(answer)])
 
     def _attempt(self, what, send, entry):
-        """One request as an entry of the action log."""
+        """Send a request; returns its entry in the action log."""
         try:
             if time.monotonic() > self.until:
-                raise UpstreamTrouble(f"not tried: pushing took over {Limits.push_time} seconds already")
+                raise UpstreamTrouble(
+                    f"not tried: pushing took over {Limits.push_time} seconds already")
             return entry(send())
         except (Problem, OSError) as problem:
             return [-1, f"exception on {what}:", reason_of(problem)]
 
     def _send(self, blobs, fields, file, filename):
         boundary = secrets.token_hex(16)
-        head = "".join(f'--{boundary}\r\nContent-Disposition: form-data; name="{_in_quotes(name)}"\r\n\r\n{value}\r\n'
+        head = "".join(f"--{boundary}\r\nContent-Disposition: form-data; "
+                       f'name="{_in_quotes(name)}"\r\n\r\n{value}\r\n'
                        for name, value in fields)
-        head += (f'--{boundary}\r\nContent-Disposition: form-data; name="content"; filename="{_in_quotes(filename)}"\r\n'
+        head += (f'--{boundary}\r\nContent-Disposition: form-data; name="content"; '
+                 f'filename="{_in_quotes(filename)}"\r\n'
                  "Content-Type: application/octet-stream\r\n\r\n")
         head, tail = head.encode(), f"\r\n--{boundary}--\r\n".encode()
         headers = {**self.headers, "Content-Type": f"multipart/form-data; boundary={boundary}"}
         with blobs.open(file.sha256, file.size) as blob:
             pieces = itertools.chain([head], iter(lambda: blob.read(256 << 10), b""), [tail])
-            return self.client.post(self.url, headers, pieces, len(head) + file.size + len(tail), self.timeout)
+            return self.client.post(self.url, headers, pieces, len(head) + file.size + len(tail),
+                                    self.timeout)
 
 
 def _refusal(answer):
-    """The end of an entry of the action log: the reason of a refusal."""
+    """The end of an entry of the action log: the reason, if the request was refused."""
     return [] if answer.status in (200, 201) else [told_reason(answer)]
 
 
 def is_released(log_):
-    """Whether a push to an outside server succeeded, by its action log: all files are there.
+    """Whether a push to an outside server succeeded, by its action log: all files have arrived.
 
-    That a server takes no documentation (404, 410), as PyPI does, is no failure, unless nothing
-    else was sent; a register may be answered 410."""
+    Documentation that is refused with 404 or 410, as by PyPI, is no failure unless only
+    documentation was sent; a register may get 410."""
     kinds = {entry[1] for entry in log_}
     return not kinds.isdisjoint(("upload", "docfile")) and all(
         entry[0] in (200, 201) or entry[0] == 410 and entry[1] == "register"
@@ -10739,7 +10849,7 @@ def is_released(log_):
 
 
 def _in_quotes(name):
-    """The name of a field or file inside the quotes of a Content-Disposition (WHATWG's escapes)."""
+    """The name of a field or file for the quotes of a Content-Disposition (WHATWG's escapes)."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
@@ -10753,9 +10863,10 @@ def _form_fields(metadata):
 
 
 def upload_kind(filename):
-    """(pyversion, filetype) that an upload form states for a file of that name [W19.6]."""
+    """(pyversion, filetype) that an upload form states for a file of this name [W19.6]."""
     lower = filename.lower()
-    if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
+    if lower.endswith((".zip", ".tar.gz", ".tgz")) \
+            and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"
     if lower.endswith(".whl"):
         tag = python_tag(filename)
@@ -10763,9 +10874,11 @@ def upload_kind(filename):
             return "2.7", "bdist_wheel"
         found = re.match(r"[a-z]+([0-9])_?([0-9]*)", tag)
         return (found[1] + (f".{found[2]}" if found[2] else "") if found else "any"), "bdist_wheel"
+
     behind_name = re.sub(r"^.*?-(?=[0-9])", "-", lower, count=1)      # the name may be suds-py3
     found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", behind_name)
-    kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(lower.rpartition(".")[2])
+    kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(
+        lower.rpartition(".")[2])
     if kind and found:
         return found[1] + (f".{found[2]}" if found[2] else ""), kind
     return "any", "bdist_dumb"
