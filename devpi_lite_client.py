@@ -5546,22 +5546,26 @@ def build_docs(client, source, temporary, name, version):
 # ==================================================================================================
 # 15  Upload
 #
-# Archives are found or built, looked at, compared with what the index has, and sent as streams: a file of any size takes
-# the same memory.
+# Archives are found or built, checked, compared with the files of the index, and sent as streams: the
+# memory that an upload takes does not depend on the size of the file.
 # ==================================================================================================
 
 
 class UploadForm(Stream):
-    """The multipart form of an upload (PyPI's legacy API), with the file read from disk while it is sent."""
+    """The multipart form of an upload (PyPI's legacy API); the file is read while it is sent.
+
+    `advance(count)` is called after each piece, and with a negative count if the attempt fails."""
 
     def __init__(self, fields, path, filename, advance=lambda count: None):
         import secrets
         boundary = secrets.token_hex(16)
-        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{_in_quotes(name)}"\r\n\r\n{value}\r\n'
-                 for name, value in fields]
-        parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="content"; filename="{_in_quotes(filename)}"\r\n'
+        parts = [f'--{boundary}\r\nContent-Disposition: form-data; name="{_in_quotes(name)}"\r\n'
+                 f"\r\n{value}\r\n" for name, value in fields]
+        parts.append(f'--{boundary}\r\nContent-Disposition: form-data; name="content"; '
+                     f'filename="{_in_quotes(filename)}"\r\n'
                      "Content-Type: application/octet-stream\r\n\r\n")
-        self.head, self.tail = "".join(parts).encode("utf-8", "replace"), f"\r\n--{boundary}--\r\n".encode()
+        self.head = "".join(parts).encode("utf-8", "replace")
+        self.tail = f"\r\n--{boundary}--\r\n".encode()
         self.type = f"multipart/form-data; boundary={boundary}"
         self.path, self.size, self.advance = path, os.path.getsize(path), advance
         self.length = len(self.head) + self.size + len(self.tail)
@@ -5587,46 +5591,61 @@ class UploadForm(Stream):
 
 
 def _form_fields(archive, sha256):
-    """The (name, value) pairs of an archive's upload form."""
+    """[(name, value), ...] of an archive's upload form [W19.6]."""
+    protocol = ("protocol_version", "1")
     if archive.is_docs:
-        pairs = [("name", archive.name), ("version", archive.version), (":action", "doc_upload"), ("protocol_version", "1")]
-        return [pair for pair in pairs if pair[0] != "version" or archive.version]
+        version = [("version", archive.version)] if archive.version else []
+        return [("name", archive.name), *version, (":action", "doc_upload"), protocol]
+
     pairs = [(name, archive.fields[name]) for name in TEXT_FIELDS if archive.fields.get(name)]
     for name in (*LIST_FIELDS, *NEWER_LIST_FIELDS):
-        pairs += [(name, value) for value in archive.fields.get(name) or () if value and value != "UNKNOWN"]
+        pairs += [(name, value) for value in archive.fields.get(name) or ()
+                  if value and value != "UNKNOWN"]
     python, kind = upload_kind(archive.filename)
-    return pairs + [("pyversion", python), ("filetype", kind), (":action", "file_upload"), ("protocol_version", "1"),
-                    ("sha256_digest", sha256)]
+    return [*pairs, ("pyversion", python), ("filetype", kind), (":action", "file_upload"), protocol,
+            ("sha256_digest", sha256)]
 
 
 @command(
     "upload", "build and upload releases, or upload given archives",
     argument("-p", "--python", metavar="PYTHON", help="the Python to build with"),
-    argument("--no-vcs", action="store_true", help="build in place, not in a copy of the versioned files"),
-    argument("--setupdir-only", action="store_true", help="copy only this directory, and not .git or .hg"),
-    argument("--sdist", action="store_true", help="build an sdist (default: an sdist, and a wheel from it)"),
+    argument("--no-vcs", action="store_true",
+             help="build in place, not in a copy of the versioned files"),
+    argument("--setupdir-only", action="store_true",
+             help="copy only this directory, and not .git or .hg"),
+    argument("--sdist", action="store_true",
+             help="build an sdist (default: an sdist, and a wheel from it)"),
     argument("--wheel", action="store_true", help="build a wheel"),
     argument("--no-isolation", action="store_true", help="build without a throw-away environment"),
-    argument("--formats", metavar="FORMATS", help="build formats of setup.py, with commas (deprecated)"),
-    argument("--with-docs", action="store_true", help="also build and upload the documentation, with Sphinx"),
+    argument("--formats", metavar="FORMATS",
+             help="build formats of setup.py, with commas (deprecated)"),
+    argument("--with-docs", action="store_true",
+             help="also build and upload the documentation, with Sphinx"),
     argument("--only-docs", action="store_true", help="build and upload only the documentation"),
     INDEX,
     argument("--from-dir", action="store_true", help="look for archives in given directories"),
     argument("--only-latest", action="store_true", help="of each project only the newest version"),
-    argument("--skip-existing", action="store_true", help="pass over files that the index has, and go on after failures"),
-    argument("--jobs", metavar="N", type=positive_count, default=1, help="how many files to send at once (default: 1)"),
+    argument("--skip-existing", action="store_true",
+             help="pass over files that the index has, and go on after failures"),
+    argument("--jobs", metavar="N", type=positive_count, default=1,
+             help="how many files to send at once (default: 1)"),
     argument("--dry-run", action="store_true", help="build and check, but send nothing"),
-    argument("paths", metavar="PATH", nargs="*", help="archives, or with --from-dir directories"),
+    argument("paths", metavar="PATH", nargs="*",
+             help="archives, or with --from-dir directories"),
     JSON)
 def upload_releases(client):
     """Upload archives, or build them from the project in this directory first.
 
-    The build takes a copy of the versioned files (git, hg).  What it has made replaces all that is in dist."""
+    The build takes a copy of the versioned files (git, hg).  What it has made replaces all that
+    is in dist."""
     if not client.remote.pypisubmit:
         client.require_index()
-        raise Failure("The current index URL does not support upload.\nMost likely, it is a mirror.")
+        raise Failure("The current index URL does not support upload.\n"
+                      "Most likely, it is a mirror.")
     if not client.options.dry_run:
-        client.identity(client.index)     # a wrong DEVPI_PASSWORD is known before anything is built, and tried once
+        # A wrong DEVPI_PASSWORD fails before the build, and only once.
+        client.identity(client.index)
+
     with temporary_directory() as temporary:
         if client.options.paths:
             archives, problems = _collect_archives(client, temporary)
@@ -5636,36 +5655,41 @@ def upload_releases(client):
 
 
 def _collect_archives(client, temporary):
-    """([Archive, ...], [entry of the JSON document, ...]): what the arguments name, and what of it can't be used."""
+    """([Archive, ...], [entry of the JSON document for each unusable file, ...]) of the arguments."""
     paths = []
     for path in client.options.paths:
         if os.path.isdir(path):
             if not client.options.from_dir:
                 raise Failure(f"{path}: is a directory but --from-dir not specified")
-            paths += [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names
-                      if name.endswith(ARCHIVE_ENDINGS)]
+            paths += [os.path.join(folder, name) for folder, _, names in os.walk(path)
+                      for name in names if name.endswith(ARCHIVE_ENDINGS)]
         elif not os.path.exists(path):
             raise Failure(f"path does not exist: {path}")
         else:
             paths.append(path)
+
     archives, problems = [], []
     for path in sorted(dict.fromkeys(paths)):
         try:
             archive = read_archive(path)
             if path.endswith(".tar"):
                 raise Failure(f"{archive.filename}: servers take no .tar, skipping")
-            archives.append(_repack_docs(client, archive, temporary) if archive.is_docs else archive)
+            if archive.is_docs:
+                archive = _repack_docs(client, archive, temporary)
+            archives.append(archive)
         except Failure as failure:
             client.console.error(failure.message)
-            problems.append({"file": os.path.basename(path), "status": "invalid", "message": failure.message})
+            problems.append({"file": os.path.basename(path), "status": "invalid",
+                             "message": failure.message})
     return (_only_latest(archives) if client.options.only_latest else archives), problems
 
 
 def _repack_docs(client, archive, temporary):
-    """Documentation as a zip: servers take no tar."""
+    """Documentation as a zip: servers accept no tar."""
     if archive.path.endswith(".zip"):
         return archive
-    folder, target = os.path.join(temporary, archive.filename + "-unpacked"), os.path.join(temporary, archive.upload_name)
+    folder = os.path.join(temporary, archive.filename + "-unpacked")
+    target = os.path.join(temporary, archive.upload_name)
     os.makedirs(folder)
     unpack(archive.path, folder)
     zip_directory(folder, target)
@@ -5674,39 +5698,45 @@ def _repack_docs(client, archive, temporary):
 
 
 def _only_latest(archives):
+    """The archives of each project's newest version; documentation counts as a project."""
+    def key(archive):
+        return normalize(archive.name), archive.is_docs
+
     newest = {}
     for archive in archives:
-        key = normalize(archive.name), archive.is_docs
-        newest[key] = max(newest.get(key, archive.version), archive.version, key=version_key)
-    newest = {key: version_key(version) for key, version in newest.items()}
+        newest[key(archive)] = max(
+            newest.get(key(archive), archive.version), archive.version, key=version_key)
     return [archive for archive in archives
-            if version_key(archive.version) == newest[normalize(archive.name), archive.is_docs]]
+            if version_key(archive.version) == version_key(newest[key(archive)])]
 
 
 def _build_project(client, temporary):
-    """Build the project in this directory, and put what came out into its `dist`."""
+    """Build the project in this directory, and move the archives into its `dist`."""
     directory = os.path.abspath(os.getcwd())
     plan = make_build_plan(client, directory)
     source = export_sources(client, directory, temporary, plan)
-    if plan.only_docs:
-        paths = build_archives(client, source, temporary, dataclasses.replace(plan, wheel=True, sdist=False, formats=()))
+    if plan.only_docs:      # the wheel tells the name and the version
+        archive_plan = dataclasses.replace(plan, wheel=True, sdist=False, formats=())
     else:
-        paths = build_archives(client, source, temporary, plan)
+        archive_plan = plan
+    paths = build_archives(client, source, temporary, archive_plan)
     if not paths:
         raise Failure("nothing built!")
-    archives = [read_archive(path) for path in paths]
-    docs = []
+
+    archives, docs = [read_archive(path) for path in paths], []
     if plan.docs:
-        docs = [read_archive(build_docs(client, source, temporary, archives[0].name, archives[0].version))]
-    kept = docs if plan.only_docs else archives + docs
+        name, version = archives[0].name, archives[0].version
+        docs = [read_archive(build_docs(client, source, temporary, name, version))]
+    built = docs if plan.only_docs else archives + docs
     if client.options.dry_run:
-        return kept
-    return _move_to_dist(client, os.path.join(directory, "dist"), kept, plan.only_docs)
+        return built
+    return _move_to_dist(client, os.path.join(directory, "dist"), built, plan.only_docs)
 
 
-def _move_to_dist(client, dist, archives, keeps_old):
+def _move_to_dist(client, dist, archives, keep_old):
+    """Move archives into the directory `dist`, which is emptied first unless `keep_old`."""
     import shutil
-    if os.path.isdir(dist) and not keeps_old:
+    if os.path.isdir(dist) and not keep_old:
         client.console.say("pre-build: cleaning dist")
         for name in os.listdir(dist):
             path = os.path.join(dist, name)
@@ -5715,13 +5745,15 @@ def _move_to_dist(client, dist, archives, keeps_old):
             else:
                 os.unlink(path)
     os.makedirs(dist, exist_ok=True)
+
     moved = []
     for archive in archives:
         target = os.path.join(dist, archive.filename)
         with writing(target):
             shutil.move(archive.path, target)
         kind = " [sphinx docs]" if archive.is_docs else ""
-        client.console.say(f"built: {os.path.relpath(target)}{kind} {max(1, round(os.path.getsize(target) / 1024))}kb")
+        kilobytes = max(1, round(os.path.getsize(target) / 1024))
+        client.console.say(f"built: {os.path.relpath(target)}{kind} {kilobytes}kb")
         moved.append(dataclasses.replace(archive, path=target))
     return moved
 
@@ -5730,67 +5762,90 @@ def _send_archives(client, archives, problems):
     """Check and send the archives; returns the exit status."""
     archives, found = _check_archives(client, archives)
     problems = problems + found
-    releases, docs = ([archive for archive in archives if archive.is_docs is kind] for kind in (False, True))
-    done, go_on = [], True
-    sizes = sum(os.path.getsize(archive.path) for archive in archives)
-    with Progress(client.console, "uploading", sizes) as progress:
-        known = _KnownFiles(client)
-
-        def send(archive):
-            if not go_on:
-                return None
-            return _send_archive(client, archive, known, progress)
-        for batch in (releases, docs):      # documentation needs its release to be there
-            for entry in map_in_parallel(send, batch, client.options.jobs):
-                if entry is None:
-                    continue
-                done.append(entry)
-                if entry["status"] == "failed" and not client.options.skip_existing:
-                    go_on = False           # files that are under way go to their end
-    counts = {status: sum(entry["status"] == status for entry in done) for status in ("uploaded", "skipped", "failed")}
-    left = len(archives) - len(done)
+    entries = _send_in_order(client, archives)
+    counts = {status: sum(entry["status"] == status for entry in entries)
+              for status in ("uploaded", "skipped", "failed")}
+    left = len(archives) - len(entries)
     if client.options.skip_existing or left or problems:
-        others = sum("sha256_there" in entry for entry in done)
-        more = {"skipped": f" ({others} with other content)" if others else ""}
-        text = ", ".join(f"{count} {status}{more.get(status, '')}"
-                         for status, count in counts.items() if count)
-        text += f"{', ' if text else ''}{left} not tried" if left else ""
-        client.console.say((text or "nothing uploaded") + (f", {len(problems)} not usable" if problems else ""))
+        _summarize(client, entries, counts, left, problems)
     if not archives and not problems:
         raise Failure("there is nothing to upload")
+
     is_ok = not counts["failed"] and not problems and not left
-    client.console.print_json({"ok": is_ok, "index": client.index, "files": done + problems})
+    client.console.print_json({"ok": is_ok, "index": client.index, "files": entries + problems})
     return 0 if is_ok else 1
 
 
+def _send_in_order(client, archives):
+    """Send releases, then documentation, which needs its release; returns their entries.
+
+    After a failure no further archive is sent, unless --skip-existing is given; archives that
+    are being sent are completed."""
+    releases = [archive for archive in archives if not archive.is_docs]
+    docs = [archive for archive in archives if archive.is_docs]
+    entries, is_stopped = [], False
+    total = sum(os.path.getsize(archive.path) for archive in archives)
+    with Progress(client.console, "uploading", total) as progress:
+        known = _KnownFiles(client)
+
+        def send(archive):
+            return None if is_stopped else _send_archive(client, archive, known, progress)
+
+        for batch in (releases, docs):
+            for entry in map_in_parallel(send, batch, client.options.jobs):
+                if entry is None:
+                    continue
+                entries.append(entry)
+                if entry["status"] == "failed" and not client.options.skip_existing:
+                    is_stopped = True
+    return entries
+
+
+def _summarize(client, entries, counts, left, problems):
+    """Print the numbers of uploaded, skipped, failed, untried and unusable files."""
+    differing = sum("sha256_there" in entry for entry in entries)
+    remarks = {"skipped": f" ({differing} with other content)" if differing else ""}
+    parts = [f"{count} {status}{remarks.get(status, '')}"
+             for status, count in counts.items() if count]
+    if left:
+        parts.append(f"{left} not tried")
+    if problems:
+        parts = parts or ["nothing uploaded"]
+        parts.append(f"{len(problems)} not usable")
+    client.console.say(", ".join(parts) or "nothing uploaded")
+
+
 def _check_archives(client, archives):
-    """([those that can be sent], [entry of the JSON document for each of the others])."""
-    fine, problems, names = [], [], {}
+    """([archives that can be sent], [entry of the JSON document for each other archive])."""
+    usable, problems, paths = [], [], {}
     for archive in archives:
         wrong, remarks = archive_problems(archive)
-        if archive.upload_name in names:
-            wrong.append(f"it was given twice, as {names[archive.upload_name]} too")
-        names[archive.upload_name] = archive.path
+        if archive.upload_name in paths:
+            wrong.append(f"it was given twice, as {paths[archive.upload_name]} too")
+        paths[archive.upload_name] = archive.path
+
         for remark in remarks:
-            tell = client.console.debug if "long description" in remark else client.console.warn
-            tell(f"{archive.filename}: {remark}")
+            is_minor = "long description" in remark
+            write = client.console.debug if is_minor else client.console.warn
+            write(f"{archive.filename}: {remark}")
         for reason in wrong:
             client.console.error(f"{archive.filename}: {reason}, skipping")
         if wrong:
-            problems.append({"file": archive.filename, "status": "invalid", "message": "; ".join(wrong)})
+            problems.append({"file": archive.filename, "status": "invalid",
+                             "message": "; ".join(wrong)})
         else:
-            fine.append(archive)
-    return fine, problems
+            usable.append(archive)
+    return usable, problems
 
 
 class _KnownFiles:
-    """What the index has, asked for once a project: for --skip-existing."""
+    """The files of the index, for --skip-existing; each project is requested once."""
 
     def __init__(self, client):
         self.client, self.projects, self.lock = client, {}, threading.Lock()
 
     def find(self, archive):
-        """The `Link` of the file that has the archive's name, or None."""
+        """The `Link` of the index's file with the archive's name, or None."""
         with self.lock:
             name = normalize(archive.name)
             if name not in self.projects:
@@ -5800,32 +5855,41 @@ class _KnownFiles:
                     if refusal.status != 404:
                         raise
                     releases = []
-                self.projects[name] = {link.filename: link for release in releases for link in release.links}
-            wanted = archive.filename if not archive.is_docs else f"{name}-{archive.version}.doc.zip"
-            return self.projects[name].get(wanted)
+                self.projects[name] = {
+                    link.filename: link for release in releases for link in release.links}
+            is_docs = archive.is_docs
+            filename = f"{name}-{archive.version}.doc.zip" if is_docs else archive.filename
+            return self.projects[name].get(filename)
 
 
 def _send_archive(client, archive, known, progress):
-    """Upload one archive; returns its entry of the JSON document."""
+    """Upload an archive; returns its entry of the JSON document."""
     action = "doc_upload" if archive.is_docs else "file_upload"
     target, size = client.remote.pypisubmit, os.path.getsize(archive.path)
-    entry = {"file": archive.upload_name, "name": archive.name, "version": archive.version, "action": action, "size": size}
+    entry = {"file": archive.upload_name, "name": archive.name, "version": archive.version,
+             "action": action, "size": size}
     if client.options.dry_run:
         client.console.say(f"skipped: {action} of {archive.upload_name} to {target}")
         return {**entry, "status": "skipped", "message": "dry run"}
+
     sha256 = entry["sha256"] = digest_of(archive.path)
-    found = known.find(archive) if client.options.skip_existing else None
-    if found is not None:
+    existing = known.find(archive) if client.options.skip_existing else None
+    if existing is not None:
         progress.advance(size)
-        return _skip(client, entry, dict(found.hashes).get("sha256"))
-    form = UploadForm(_form_fields(archive, sha256), archive.path, archive.upload_name, progress.advance)
+        return _skip(client, entry, dict(existing.hashes).get("sha256"))
+
+    fields = _form_fields(archive, sha256)
+    form = UploadForm(fields, archive.path, archive.upload_name, progress.advance)
+    headers = {"Accept": "*/*", "Content-Type": form.type}
     try:
-        response = client.send("POST", target, {"Accept": "*/*", "Content-Type": form.type}, form, may_take_long=True, may_retry=True)
+        response = client.send("POST", target, headers, form, may_take_long=True, may_retry=True)
     except Failure as failure:
-        client.console.error(f"FAIL {action} of {archive.upload_name} to {target}\n{failure.message}\nPOST to {target} FAILED")
+        client.console.error(f"FAIL {action} of {archive.upload_name} to {target}\n"
+                             f"{failure.message}\nPOST to {target} FAILED")
         if failure.hint:
             client.console.hint(failure.hint)
         return {**entry, "status": "failed", "message": failure.message}
+
     if response.status == 200 and "identical" in response.reason:
         return _skip(client, entry)
     if response.status == 200:
@@ -5833,57 +5897,66 @@ def _send_archive(client, archive, known, progress):
         return {**entry, "status": "uploaded", "message": ""}
     if response.status == 409 and client.options.skip_existing:
         return _skip(client, entry, "")
-    return {**entry, **_refused_upload(client, response, action, archive, target)}
+    return {**entry, **_report_refused_upload(client, response, action, archive, target)}
 
 
 def _skip(client, entry, sha256=None):
-    """Pass over a file that the index has; `sha256`: of what it has, "" if all that is known is
-    that it is another one, None if not even that.
+    """Skip a file that the index has; returns its entry of the JSON document.
 
-    Other content is a warning and no failure: a job that is run again builds anew, and few builds
-    give the same bytes."""
+    `sha256`: of the index's file; "" if we only know that the files differ, None if we know
+    nothing.  Different content causes a warning and no failure: a repeated CI job builds anew, and
+    few builds are reproducible."""
     if sha256 in (None, entry["sha256"]):
         client.console.say(f"skipped, exists: {entry['file']}")
         return {**entry, "status": "skipped", "message": "exists"}
-    there = f" (sha256 {sha256[:12]}... there, {entry['sha256'][:12]}... here)" if sha256 else ""
-    client.console.warn(f"skipped, exists with other content: {entry['file']}{there}: "
-                     "the index keeps what it has; what has changed needs a new version")
+
+    digests = f" (sha256 {sha256[:12]}... there, {entry['sha256'][:12]}... here)" if sha256 else ""
+    client.console.warn(f"skipped, exists with other content: {entry['file']}{digests}: "
+                        "the index keeps what it has; what has changed needs a new version")
     return {**entry, "status": "skipped", "message": "exists with other content",
             "sha256_there": sha256 or None}
 
 
-def _refused_upload(client, response, action, archive, target):
-    """Tell why an upload was refused: the server says it in the reason phrase, or as JSON."""
-    value = response.json()
-    lines = [f"{response.status} FAIL {action} of {archive.upload_name} to {target}", response.reason or "(no reason given)"]
+def _report_refused_upload(client, response, action, archive, target):
+    """Print why an upload was refused; returns the part of its entry that says so.
+
+    The server gives the reason in the reason phrase or in a JSON body [W19]."""
+    value, message = response.json(), response.message()
+    lines = [f"{response.status} FAIL {action} of {archive.upload_name} to {target}",
+             response.reason or "(no reason given)"]
     if isinstance(value, dict) and value.get("type") == "actionlog":
         lines += ["  " + " ".join(map(str, row)) for row in value.get("result") or ()]
     else:
-        body = response.body.decode("utf-8", "replace")
-        message = response.message() or (readable_reason(response.status, body) if value is None else "")
-        lines += [message] if message not in ("", response.reason) else []
+        text = response.body.decode("utf-8", "replace")
+        reason = message or (readable_reason(response.status, text) if value is None else "")
+        lines += [reason] if reason not in ("", response.reason) else []
     lines.append(f"POST to {target} FAILED")
     client.console.error("\n".join(lines))
+
     hint = client.refusal_hint(response)
-    if not hint and response.status in (401, 403) and "permission to submit" in f"{response.reason} {response.message()}":
+    if not hint and response.status in (401, 403) \
+            and "permission to submit" in f"{response.reason} {message}":
         hint = f"user '{client.user}' may not upload there; its acl_upload says who may: " \
             f"devpi index {shell_quoted(client.remote.index_name)}"
     if response.status == 409:
         hint = "--skip-existing passes over files that are there; a changed file needs a new version"
     if hint:
         client.console.hint(hint)
-    return {"status": "failed", "code": response.status, "message": response.message() or response.reason}
+    return {"status": "failed", "code": response.status, "message": message or response.reason}
 
 
 # ==================================================================================================
 # 16  Test
 #
-# Archives of a release are downloaded, verified, unpacked and tested with tox; what tox reports is posted to the index.
+# Archives of a release are downloaded, verified, unpacked and tested with tox; tox's report is posted
+# to the index.
 # ==================================================================================================
 
 
 class TestResult(typing.NamedTuple):
-    """One archive's test: `code` is tox's exit status, None if it never ran."""
+    """The test of one archive.
+
+    `code` is tox's exit status, None if tox did not run.  `posted` is the path of the report."""
     spec: str
     url: str
     code: int | None
@@ -5894,14 +5967,17 @@ class TestResult(typing.NamedTuple):
 @command(
     "test", "download releases, test them with tox and post the results",
     argument("-e", "--env", metavar="ENV", help="the tox environment to run"),
-    argument("-c", "--config", metavar="INI", help="the tox configuration to use with the unpacked sdist"),
-    argument("--fallback-ini", metavar="INI", help="the configuration for projects that bring none"),
+    argument("-c", "--config", metavar="INI",
+             help="the tox configuration to use with the unpacked sdist"),
+    argument("--fallback-ini", metavar="INI",
+             help="the configuration for projects that bring none"),
     argument("--tox-args", metavar="ARGS", default="", takes_dashes=True,
              help="further arguments for tox, as one text"),
     argument("--detox", action="store_true", help=argparse.SUPPRESS),
     argument("--no-upload", action="store_true", help="don't post the results"),
     INDEX,
-    argument("-s", "--select", metavar="REGEX", help="test the archives whose names match, and no others"),
+    argument("-s", "--select", metavar="REGEX",
+             help="test the archives whose names match, and no others"),
     argument("-l", "--list", action="store_true", help="only list what would be tested"),
     argument("specs", metavar="SPEC", nargs="+", completes="project",
              help="a project, perhaps with versions: of those the newest is tested"),
@@ -5909,67 +5985,86 @@ class TestResult(typing.NamedTuple):
 def test_releases(client):
     """Download releases, test them with tox and post the results, which `devpi list -t` shows.
 
-    Tested are the sdist and wheels that are for every platform; tests and tox's configuration come from the sdist."""
+    Tested are the sdist and wheels that are for every platform; tests and tox's configuration
+    come from the sdist."""
     console, options = client.console, client.options
     if options.detox:
         console.warn("--detox is ignored; tox has its own option -p (--tox-args='-p all')")
     try:
         select = re.compile(options.select) if options.select else None
     except re.error as error:
-        raise UsageError(f"--select: '{options.select}' is no regular expression: {error}") from None
-    requirements = [requirement_of(spec) for spec in options.specs]
-    tested = []
-    for wanted in requirements:
+        raise UsageError(
+            f"--select: '{options.select}' is no regular expression: {error}") from None
+
+    results = []
+    for requirement in [requirement_of(spec) for spec in options.specs]:
         try:
-            release, files = _files_to_test(client, wanted, select)
-            if options.list:
-                console.print_result("would test:")
-                for file in files:
-                    console.print_result(f"   {file.url}")
-                tested += [TestResult(wanted.text, file.url, None, None) for file in files]
-            else:
-                with temporary_directory() as temporary:
-                    tested += _test_release(client, wanted, release, files, temporary)
-        except Failure as failure:
+            results += _test_requirement(client, requirement, select)
+        except Failure as failure:      # the other projects are tested all the same
             console.error(failure.message)
             if failure.hint:
                 console.hint(failure.hint)
-            tested.append(TestResult(wanted.text, "", 1, None, failure.message))
-    is_ok = all(one.code in (0, None) and not one.message for one in tested)
+            results.append(TestResult(requirement.text, "", 1, None, failure.message))
+
+    is_ok = all(result.code in (0, None) and not result.message for result in results)
     console.print_json({"ok": is_ok, "index": client.index, "results": [
-        {"spec": one.spec, "url": one.url, "exit_code": one.code, "posted": one.posted, "message": one.message}
-        for one in tested]})
+        {"spec": result.spec, "url": result.url, "exit_code": result.code,
+         "posted": result.posted, "message": result.message}
+        for result in results]})
     return 0 if is_ok else 1
 
 
-def _files_to_test(client, wanted, select):
-    """(Release, [Link to test, ...]): of the newest release that is meant."""
+def _test_requirement(client, requirement, select):
+    """Test the newest release that a requirement admits, or list its archives; `TestResult`s."""
+    release, files = _files_to_test(client, requirement, select)
+    if client.options.list:
+        client.console.print_result("would test:")
+        for file in files:
+            client.console.print_result(f"   {file.url}")
+        return [TestResult(requirement.text, file.url, None, None) for file in files]
+    with temporary_directory() as temporary:
+        return _test_release(client, requirement, release, files, temporary)
+
+
+def _files_to_test(client, requirement, select):
+    """(Release, [Link of each archive to test]) of the newest release that a requirement admits.
+
+    `select`: a compiled regular expression for the names of archives, or None."""
     client.require_index()
+    missing = f"could not find/receive links for {requirement.text}"
     try:
-        releases = [release for release in releases_of(client, wanted.name)
-                    if release.files and not release.is_shadowed and wanted.admits(release.version)]
+        releases = [
+            release for release in releases_of(client, requirement.name)
+            if release.files and not release.is_shadowed and requirement.admits(release.version)]
     except Refused as refusal:
-        raise Failure(f"could not find/receive links for {wanted.text}", refusal.message) from None
+        raise Failure(missing, refusal.message) from None
     if not releases:
-        raise Failure(f"could not find/receive links for {wanted.text}")
-    same = [release for release in releases     # 3.0.0-rc.1 and 3.0.0rc1 are one
-            if canonical_version(release.version) == canonical_version(releases[-1].version)]
-    links = tuple(link for each in same for link in each.links)
-    release = dataclasses.replace(releases[-1], links=links)
+        raise Failure(missing)
+
+    # Join the spellings of one version, such as 3.0.0-rc.1 and 3.0.0rc1.
+    newest = releases[-1]
+    links = tuple(link for release in releases
+                  if canonical_version(release.version) == canonical_version(newest.version)
+                  for link in release.links)
+    release = dataclasses.replace(newest, links=links)
+
     sdists = _sdists(release)
     if select:
         chosen = [file for file in release.files if select.search(file.filename)]
     else:
         wheels = [file for file in release.files if file.filename.endswith(".whl")]
-        universal = [file for file in wheels if file.filename.endswith(("-py3-none-any.whl", "py2.py3-none-any.whl"))]
+        universal = [file for file in wheels if file.filename.endswith(
+            ("-py3-none-any.whl", "py2.py3-none-any.whl"))]
         for file in wheels:
             if file not in universal:
                 client.console.warn(f"only universal wheels supported, found {file.filename}")
         chosen = sdists[:1] + universal
+
+    name = f"{requirement.name} {release.version}"
     if not sdists:
-        raise Failure(f"need at least one sdist distribution, {wanted.name} {release.version} has none")
+        raise Failure(f"need at least one sdist distribution, {name} has none")
     if not chosen:
-        raise Failure(f"no file of {wanted.name} {release.version} matches --select {client.options.select}")
+        raise Failure(f"no file of {name} matches --select {client.options.select}")
     return release, chosen
 
 
@@ -5979,20 +6074,22 @@ def _sdists(release):
             if file.filename.endswith(ending) and ".doc." not in file.filename]
 
 
-def _test_release(client, wanted, release, files, temporary):
-    """Test the chosen archives of a release; returns a list of `Tested`."""
-    command = _tox_command(client)     # before anything is downloaded for nothing
+def _test_release(client, requirement, release, files, temporary):
+    """Test the chosen archives of a release; returns a `TestResult` for each."""
+    command = _tox_command(client)      # fails before the download
     sdist = next((file for file in _sdists(release) if file in files), _sdists(release)[0])
     paths = {}
     for file in dict.fromkeys([sdist, *files]):
         paths[file] = _download(client, file, os.path.join(temporary, "archives"))
+
     unpacked = os.path.join(temporary, "unpacked")
     client.console.say(f"unpacking {paths[sdist]} to {unpacked}")
     os.makedirs(unpacked)
     unpack(paths[sdist], unpacked)
     source = _source_directory(unpacked, sdist.filename)
     config = _tox_configuration(client, source)
-    tested = []
+
+    results = []
     for number, file in enumerate(files):
         report = os.path.join(temporary, f"toxreport-{number}.json")
         code = _run_tox(client, command, source, config, paths[file], report)
@@ -6007,35 +6104,40 @@ def _test_release(client, wanted, release, files, temporary):
                 if failure.hint:
                     client.console.hint(failure.hint)
                 message = failure.message
-        tested.append(TestResult(wanted.text, file.url, code, posted, message))
-    return tested
+        results.append(TestResult(requirement.text, file.url, code, posted, message))
+    return results
 
 
 def _download(client, file, directory):
-    """Download a `Link` with our credentials and check its hash; returns the path."""
+    """Download a `Link` with our credentials and verify its hash; returns the path."""
     os.makedirs(directory, exist_ok=True)
     name = file.filename
     if not re.fullmatch(r"[^/\\:\x00-\x1f\x7f]+", name) or name in (".", ".."):
         raise Failure(f"'{name}' is no usable file name")
-    path, best = os.path.join(directory, name), file.best_hash
-    with OutputFile(path) as sink, Progress(client.console, f"downloading {name}", None) as progress:
-        response = client.send("GET", file.url, {"Accept": "*/*"}, sink=_CountedSink(sink, progress))
+    path = os.path.join(directory, name)
+    progress = Progress(client.console, f"downloading {name}", None)
+    with OutputFile(path) as output, progress:
+        sink = _CountedSink(output, progress)
+        response = client.send("GET", file.url, {"Accept": "*/*"}, sink=sink)
     if response.status != 200:
         raise client.refusal_of(response)
-    if best is None:
+
+    if file.best_hash is None:
         client.console.warn(f"{name}: the index states no hash, so it is not verified")
     else:
-        found = digest_of(path, best[0])
-        if found != best[1].lower():
-            raise Failure(f"{name}: the {best[0]} of what was received is not the one that the index states:\n"
-                          f"got {found}, expected {best[1].lower()}")
+        algorithm, expected = file.best_hash[0], file.best_hash[1].lower()
+        digest = digest_of(path, algorithm)
+        if digest != expected:
+            raise Failure(f"{name}: the {algorithm} of what was received is not the one that the "
+                          f"index states:\ngot {digest}, expected {expected}")
     pair = client.basic_credentials(file.url)
-    client.console.say(f"received {masked(with_credentials(file.url, *pair)) if pair else file.url}")
+    url = masked(with_credentials(file.url, *pair)) if pair else file.url
+    client.console.say(f"received {url}")
     return path
 
 
 class _CountedSink:
-    """An `OutputFile` that tells a `Progress` what is written."""
+    """An `OutputFile` that reports the written bytes to a `Progress`."""
 
     def __init__(self, file, progress):
         self.file, self.progress = file, progress
@@ -6051,7 +6153,7 @@ class _CountedSink:
 
 
 def _source_directory(unpacked, filename):
-    """The directory NAME-VERSION of an unpacked sdist, however its dashes, dots and letter case are."""
+    """The directory NAME-VERSION of an unpacked sdist; spellings of the name count as equal."""
     stem = normalize(re.sub(r"\.(tar\.gz|tgz|zip)$", "", filename))
     names = [name for name in os.listdir(unpacked) if os.path.isdir(os.path.join(unpacked, name))]
     found = [name for name in names if normalize(name) == stem] or (names if len(names) == 1 else [])
@@ -6061,12 +6163,14 @@ def _source_directory(unpacked, filename):
 
 
 def _tox_configuration(client, source):
+    """The path of tox's configuration file, by the options or in the sdist."""
     options = client.options
     if options.config:
         path = os.path.abspath(options.config)
         if not os.path.exists(path):
             raise Failure(f"file does not exist: {options.config}")
         return path
+
     ini = os.path.join(source, "tox.ini")
     if os.path.exists(ini):
         return ini
@@ -6077,22 +6181,27 @@ def _tox_configuration(client, source):
         with open(setup, encoding="utf-8", errors="replace") as file:
             if re.search(r"^\[tox:tox\]", file.read(SETTINGS_LIMIT), re.MULTILINE):
                 return setup
+
     if options.fallback_ini:
-        for path in (os.path.abspath(options.fallback_ini), os.path.join(source, options.fallback_ini)):
+        for path in (os.path.abspath(options.fallback_ini),
+                     os.path.join(source, options.fallback_ini)):
             if os.path.exists(path):
                 return path
         raise Failure(f"file does not exist: {options.fallback_ini}")
-    raise Failure(f"no tox.ini/pyproject.toml/setup.cfg file found in {source} that configures tox",
-                  "the sdist must bring it (MANIFEST.in: include tox.ini); or --fallback-ini names one to use")
+    raise Failure(
+        f"no tox.ini/pyproject.toml/setup.cfg file found in {source} that configures tox",
+        "the sdist must bring it (MANIFEST.in: include tox.ini); or --fallback-ini names one to use")
 
 
 def _tox_command(client):
+    """The command line that starts tox: its program, its module, or uvx."""
     venv = effective_venv(client)
     tox = (find_program("tox", venv) if venv else None) or find_program("tox")
     if tox:
         return [tox]
     python = (find_program("python", venv) if venv else None) or sys.executable
-    if run_child(client.console, [python, "-c", "import tox.__main__"], capture=True).code == 0:
+    probe = [python, "-c", "import tox.__main__"]
+    if run_child(client.console, probe, capture=True).code == 0:
         return [python, "-m", "tox"]
     if find_program("uvx"):
         return [find_program("uvx"), "tox"]
@@ -6100,6 +6209,7 @@ def _tox_command(client):
 
 
 def _run_tox(client, command, source, config, archive, report):
+    """Run tox in the directory `source`; returns its exit status."""
     import shlex
     options = client.options
     words = [*command, "--installpkg", archive, "--recreate", "--result-json", report, "-c", config]
@@ -6108,12 +6218,13 @@ def _run_tox(client, command, source, config, archive, report):
         words += shlex.split(options.tox_args)
     except ValueError as error:
         raise UsageError(f"--tox-args: {error}") from None
-    variables = tool_variables(client)
-    return run_child(client.console, words, cwd=source, env=variables, unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"]).code
+    child = run_child(client.console, words, cwd=source, env=tool_variables(client),
+                      unset=INSTALLER_EXTRAS, show=["PIP_INDEX_URL"])
+    return child.code
 
 
 def _post_report(client, file, report):
-    """Post tox's report to its archive: (path of the result or None, what went wrong or "")."""
+    """Post tox's report to its archive; returns (path of the result or None, problem or "")."""
     if not is_same_server(file.url, client.root):
         raise Failure(f"{file.filename} is on another server, {server_of(file.url)}: "
                       "nothing is posted to it")
@@ -6126,7 +6237,8 @@ def _post_report(client, file, report):
     client.console.say(f"posting tox result data to {file.url}")
     response = client.send("POST", file.url, json_headers(), json_body(value), may_take_long=True)
     if response.status == 403:
-        raise Failure("No permission to upload tox results. You can use the devpi test --no-upload option to skip the upload.",
+        raise Failure("No permission to upload tox results. You can use the devpi test "
+                      "--no-upload option to skip the upload.",
                       client.refusal_hint(response))
     envelope = client.unwrap(response, "toxresultpath")
     if envelope.message:
@@ -6138,20 +6250,24 @@ def _post_report(client, file, report):
 # ==================================================================================================
 # 17  Install
 #
-# pip or uv with the index; our login goes to them in their environment, and is masked where the command is shown.
+# pip or uv install from the index.  They get our login in their environment; it is masked in the
+# printed command.
 # ==================================================================================================
 
 
 @command(
     "install", "install packages from the index, with pip or uv",
     INDEX,
-    argument("--venv", metavar="DIR", help="the virtual environment to install into; it is remembered"),
+    argument("--venv", metavar="DIR",
+             help="the virtual environment to install into; it is remembered"),
     argument("-e", "--editable", metavar="ARG", help="install a project in editable mode"),
     argument("-r", "--requirement", action="store_true", help="the argument is a requirements file"),
     argument("-l", "--list", action="store_true", help="list what is installed"),
-    argument("--uv", action="store_true", help="install with uv (also done for environments without pip)"),
+    argument("--uv", action="store_true",
+             help="install with uv (also done for environments without pip)"),
     argument("--no-pre", action="store_true", help="no pre-releases"),
-    argument("packages", metavar="PKG", nargs="*", completes="project", help="what to install, as pip takes it"))
+    argument("packages", metavar="PKG", nargs="*", completes="project",
+             help="what to install, as pip takes it"))
 def install_packages(client):
     """Install packages from the index, with the pip of the virtual environment, or with uv.
 
@@ -6163,43 +6279,53 @@ def install_packages(client):
     if options.venv:
         remember_venv(client)
         options.venv = None if options.venv == "-" else options.venv
-    venv = effective_venv(client)
-    pip, uv = None if options.uv else _pip_command(client, venv), find_program("uv")
-    if not pip and (options.uv or venv) and uv:
-        command = [uv, "pip"]
-        inside = ["--python", venv_python(venv)] if venv else []
-    elif pip:
-        command, inside, uv = pip, [], None
-    else:
-        raise Failure("no uv binary found" if options.uv else "no pip binary found",
-                      "pip install uv" if options.uv else "use --venv DIR for an environment that has pip, or install uv")
+
+    command, venv_option, is_uv = _installer_command(client, effective_venv(client))
     if options.list:
-        return _run_installer(client, [*command, "list", *inside], {}, [])
+        return _run_installer(client, [*command, "list", *venv_option], {}, [])
     client.require_index()
     if not (options.packages or options.editable):
         return 0
+
     variables = tool_variables(client)
-    words = [*command, "install", *inside, "-U"]
+    words = [*command, "install", *venv_option, "-U"]
     if not options.no_pre:
         client.console.say("pre-releases count too (--no-pre: final releases only)")
-    if uv:
+    if is_uv:
         words += [] if options.no_pre else ["--prerelease", "allow"]
         shown = ["UV_DEFAULT_INDEX"]
     else:
         variables.update({} if options.no_pre else {"PIP_PRE": "1"}, PIP_USE_WHEEL="1")
         shown = ["PIP_INDEX_URL", "PIP_PRE", "PIP_USE_WHEEL"]
-        _refuse_old_pip(client, pip)
+        _refuse_old_pip(client, command)
+
     if options.requirement:
         words.append("--requirement")
     words += ["--editable", options.editable] if options.editable else options.packages
     return _run_installer(client, words, variables, shown)
 
 
-def _pip_command(client, venv):
-    """How to start pip: that of the virtual environment, or without one of the running Python.
+def _installer_command(client, venv):
+    """(command line of pip or `uv pip`, options that name the environment, whether it is uv).
 
-    The running Python counts if it was named (`python devpi_lite_client.py`) or is on the PATH.
-    One in an environment of the client alone (pipx) does not: then it is the PATH's, or None."""
+    uv is the choice of --uv, and of virtual environments without pip."""
+    wants_uv, uv = client.options.uv, find_program("uv")
+    pip = None if wants_uv else _pip_command(client, venv)
+    if pip:
+        return pip, [], False
+    if uv and (wants_uv or venv):
+        return [uv, "pip"], ["--python", venv_python(venv)] if venv else [], True
+    if wants_uv:
+        raise Failure("no uv binary found", "pip install uv")
+    raise Failure("no pip binary found",
+                  "use --venv DIR for an environment that has pip, or install uv")
+
+
+def _pip_command(client, venv):
+    """The command line of the virtual environment's pip, else of the running Python's, or None.
+
+    The running Python only counts if the person has named it or it is in PATH: the client may be
+    installed in an environment of its own (pipx).  Then PATH's pip is used."""
     if not venv and _is_named_python():
         probe = [sys.executable, "-c", "import pip.__main__"]
         if run_child(client.console, probe, capture=True).code == 0:
@@ -6209,23 +6335,27 @@ def _pip_command(client, venv):
 
 
 def _is_named_python():
+    """Whether the person has named the running Python (`python devpi_lite_client.py`), or PATH."""
+    if not sys.executable:
+        return False
     folders = map(os.path.realpath, filter(None, os.environ.get("PATH", "").split(os.pathsep)))
-    return bool(sys.executable) and (sys.argv[0].endswith((".py", ".pyc")) or
-                                     os.path.realpath(os.path.dirname(sys.executable)) in folders)
+    return sys.argv[0].endswith((".py", ".pyc")) or \
+        os.path.realpath(os.path.dirname(sys.executable)) in folders
 
 
 def _refuse_old_pip(client, pip):
-    """pip before 19.3 shows the credentials of an index in its output."""
-    told = run_child(client.console, [*pip, "--version"], capture=True)
-    version = re.match(r"pip (\d+)\.(\d+)", told.output)
-    if told.code or version and (int(version[1]), int(version[2])) < (19, 3):
-        reason = told.output.strip() or "it does not run"
+    """A Failure for pip before 19.3, which prints the credentials of an index."""
+    child = run_child(client.console, [*pip, "--version"], capture=True)
+    version = re.match(r"pip (\d+)\.(\d+)", child.output)
+    if child.code or version and (int(version[1]), int(version[2])) < (19, 3):
+        reason = child.output.strip() or "it does not run"
         raise Failure(f"{' '.join(pip)} can't be used: {reason}", "pip 19.3 or newer is needed")
 
 
 def _run_installer(client, words, variables, shown):
-    code = run_child(client.console, words, env=variables, show=shown,
-                     unset=(*INSTALLER_EXTRAS, "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__")).code
+    """Run pip or uv; returns its exit status.  `shown`: names of variables to print."""
+    unset = (*INSTALLER_EXTRAS, "PYTHONDONTWRITEBYTECODE", "__PYVENV_LAUNCHER__")
+    code = run_child(client.console, words, env=variables, show=shown, unset=unset).code
     if code:
         client.console.error("command failed")
     return code
@@ -6234,20 +6364,28 @@ def _run_installer(client, words, variables, shown):
 # ==================================================================================================
 # 18  API tokens
 #
-# What servers with the plugin devpi-tokens offer: tokens that last long and are restricted to permissions, indexes or projects.
+# API tokens of servers with the plugin devpi-tokens.  They last long, and can be restricted to
+# permissions, indexes or projects.
 # ==================================================================================================
 
-_UNITS = {"y": 365 * 86400, "m": 30 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "min": 60, "s": 1}
+_UNITS = {"y": 365 * 86400, "m": 30 * 86400, "w": 7 * 86400, "d": 86400,
+          "h": 3600, "min": 60, "s": 1}     # seconds
 _RESTRICTIONS = (
     argument("-a", "--allowed", metavar="PERMISSIONS", action="append",
              help="only these permissions, with commas: upload, pkg_read, toxresult_upload, del_entry, del_verdata, "
                   "del_project, index_create, index_modify, index_delete"),
-    argument("-e", "--expires", metavar="WHEN", help="when it ends: a time in seconds since 1970, in 8d or 2h30min, or never"),
-    argument("-i", "--indexes", metavar="INDEXES", action="append", help="only for these indexes, with commas"),
-    argument("-p", "--projects", metavar="PROJECTS", action="append", help="only for these projects, with commas"))
-_OUTPUT = argument("-o", "--output", metavar="FILE", help="write the token into a file that only you can read")
-_TOKEN_FILE = argument("-f", "--file", metavar="FILE", help="file that holds the token; - for standard input")
-_TOKEN = argument("--token", metavar="TOKEN", help="the token; other users of this machine may see it there")
+    argument("-e", "--expires", metavar="WHEN",
+             help="when it ends: a time in seconds since 1970, in 8d or 2h30min, or never"),
+    argument("-i", "--indexes", metavar="INDEXES", action="append",
+             help="only for these indexes, with commas"),
+    argument("-p", "--projects", metavar="PROJECTS", action="append",
+             help="only for these projects, with commas"))
+_OUTPUT = argument("-o", "--output", metavar="FILE",
+                   help="write the token into a file that only you can read")
+_TOKEN_FILE = argument("-f", "--file", metavar="FILE",
+                       help="file that holds the token; - for standard input")
+_TOKEN = argument("--token", metavar="TOKEN",
+                  help="the token; other users of this machine may see it there")
 _OWNER = argument("-u", "--user", metavar="USER", help="whose token (default: the current user)")
 
 command("token", "make, list, delete and use API tokens (of servers that offer them)",
@@ -6255,7 +6393,9 @@ command("token", "make, list, delete and use API tokens (of servers that offer t
 
 
 def _parse_expiry(text):
-    """A time as POSIX seconds, from such, or from a span (`8d`, `2h30min`) from now; "never" stays."""
+    """POSIX seconds, from such a number or from a span (`8d`, `2h30min`) that starts now.
+
+    None and "never" are returned as they are."""
     if text is None or text == "never":
         return text
     if text.isdigit():
@@ -6267,14 +6407,19 @@ def _parse_expiry(text):
 
 
 def _restrictions(options):
-    """What the options restrict a token to: {name: value}, lists sorted."""
-    found = {}
+    """{name: value} of the restrictions that the options name; lists are sorted."""
+    restrictions = {}
     for name in ("allowed", "indexes", "projects"):
-        values = sorted({value.strip() for text in getattr(options, name) or () for value in text.split(",") if value.strip()})
+        values = {value.strip() for text in getattr(options, name) or ()
+                  for value in text.split(",") if value.strip()}
         if values:
-            found[name] = [normalize(value) for value in values] if name == "projects" else values
+            restrictions[name] = sorted(values)
+    if "projects" in restrictions:
+        restrictions["projects"] = list(map(normalize, restrictions["projects"]))
     expires = _parse_expiry(options.expires)
-    return {**found, "expires": expires} if expires is not None else found
+    if expires is not None:
+        restrictions["expires"] = expires
+    return restrictions
 
 
 def _token_owner(client):
@@ -6282,17 +6427,22 @@ def _token_owner(client):
 
 
 def _call_token_api(client, method, path, body=None, expect=None):
+    """Call devpi-tokens' API; a Failure if the server does not have it."""
     try:
         return client.call(method, f"{client.root}{path}", body, expect=expect)
     except Refused as refusal:
-        if refusal.status in (404, 405, 415) and ("+token" in refusal.text or "oken" not in refusal.text):
-            raise Failure("this server offers no API tokens", "devpi-server does with the plugin devpi-tokens; "
-                          "a login's token lasts some hours, and DEVPI_USER with DEVPI_PASSWORD does without one") from None
+        # devpi-tokens' own errors mention tokens.
+        if refusal.status in (404, 405, 415) and (
+                "+token" in refusal.text or "oken" not in refusal.text):
+            raise Failure("this server offers no API tokens",
+                          "devpi-server does with the plugin devpi-tokens; a login's token lasts "
+                          "some hours, and DEVPI_USER with DEVPI_PASSWORD does without one"
+                          ) from None
         raise
 
 
 def _output_token(client, text):
-    """Give a new token to who asked for it."""
+    """Write a new token into the file of --output, or print it."""
     if client.options.output:
         write_private(os.path.abspath(client.options.output), text + "\n")
         client.console.info(f"token written to {client.options.output}")
@@ -6302,9 +6452,13 @@ def _output_token(client, text):
 
 
 def _read_token(client):
-    if client.options.token and client.options.file:
+    """The token of --token, --file or DEVPI_TOKEN."""
+    options = client.options
+    if options.token and options.file:
         raise UsageError("either --token or --file")
-    text = client.options.token or (read_password_file(client.options.file) if client.options.file else os.environ.get("DEVPI_TOKEN"))
+    text = options.token
+    if not text:
+        text = read_password_file(options.file) if options.file else os.environ.get("DEVPI_TOKEN")
     if not text:
         raise Failure("no token given (use --file FILE, or DEVPI_TOKEN)")
     return text.strip()
@@ -6314,7 +6468,8 @@ def _read_token(client):
 def create_token(client):
     """Make an API token for the current user."""
     body = _restrictions(client.options)
-    envelope = _call_token_api(client, "POST", f"{path_segment(_token_owner(client))}/+token-create", body, "token-info")
+    path = f"{path_segment(_token_owner(client))}/+token-create"
+    envelope = _call_token_api(client, "POST", path, body, "token-info")
     _output_token(client, envelope.result["token"])
 
 
@@ -6322,17 +6477,22 @@ def create_token(client):
 def list_tokens(client):
     """List the API tokens of the current user."""
     owner = _token_owner(client)
-    tokens = _call_token_api(client, "GET", f"{path_segment(owner)}/+tokens", None, "tokens-info").result.get("tokens") or {}
+    path = f"{path_segment(owner)}/+tokens"
+    envelope = _call_token_api(client, "GET", path, None, "tokens-info")
+    tokens = envelope.result.get("tokens") or {}
     if not tokens:
         client.console.say(f"No tokens for '{owner}'")
     else:
-        client.console.print_table([("ID", "RESTRICTIONS")] + [
-            (name, ", ".join(map(_format_restriction, tokens[name].get("restrictions") or ())) or "none") for name in sorted(tokens)])
+        rows = [("ID", "RESTRICTIONS")]
+        for name in sorted(tokens):
+            restrictions = map(_format_restriction, tokens[name].get("restrictions") or ())
+            rows.append((name, ", ".join(restrictions) or "none"))
+        client.console.print_table(rows)
     client.console.print_json({"user": owner, "tokens": tokens})
 
 
 def _format_restriction(restriction):
-    """`expires=1795412798` with the date in words."""
+    """A restriction with its time as a date: `expires=1795412798` -> `expires=2026-11-23 ...`."""
     name, _, value = restriction.partition("=")
     if name in ("expires", "not_before") and value.isdigit():
         return f"{name}={time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(int(value)))} UTC"
@@ -6352,19 +6512,24 @@ def delete_api_token(client):
     client.console.print_json({"deleted": client.options.token_id})
 
 
-@command("token derive", "make a more restricted token from another one", *_RESTRICTIONS, _TOKEN_FILE, _TOKEN, _OUTPUT, JSON)
+@command(
+    "token derive", "make a more restricted token from another one",
+    *_RESTRICTIONS, _TOKEN_FILE, _TOKEN, _OUTPUT, JSON)
 def derive_token(client):
     """Make a more restricted API token from another one, without asking the server."""
     import hashlib
     import hmac
-    token, wanted = parse_token(_read_token(client)), _restrictions(client.options)
-    if not wanted:
+    token, restrictions = parse_token(_read_token(client)), _restrictions(client.options)
+    if not restrictions:
         raise Failure("what should the new token be restricted to? (-a, -e, -i, -p)")
+
+    # A macaroon's signature is the HMAC of each caveat, with the signature before it as the key.
     signature, caveats = token.signature, []
-    for name, value in sorted(wanted.items()):
+    for name, value in sorted(restrictions.items()):
         caveats.append(f"{name}={','.join(value) if isinstance(value, list) else value}")
         signature = hmac.new(signature, caveats[-1].encode(), hashlib.sha256).digest()
-    _output_token(client, format_token(token._replace(caveats=(*token.caveats, *caveats), signature=signature)))
+    derived = token._replace(caveats=(*token.caveats, *caveats), signature=signature)
+    _output_token(client, format_token(derived))
 
 
 @command("token inspect", "show what a token says about itself", _TOKEN_FILE, _TOKEN, JSON)
@@ -6388,12 +6553,13 @@ def log_in_with_given_token(client):
 # ==================================================================================================
 # 19  Command line
 #
-# The argument parser, shell completion, and `main`, which prints every failure and chooses the exit status.
+# The argument parser, shell completion, and `main`, which prints every failure and chooses the exit
+# status.
 # ==================================================================================================
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows the usage on standard output and the error on standard error, as devpi-client does.
+    """Prints the usage on standard output and the error on standard error, as devpi-client does.
 
     With --json, and for commands whose output a shell runs, both go to standard error."""
     usage_to_stderr = False
@@ -6405,6 +6571,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _add_arguments(parser, arguments, prefix=""):
+    """Add declared arguments and the generic options; `prefix` goes before the names of these."""
     exclusive = {}
     for declared in arguments:
         if declared.one_of and declared.one_of not in exclusive:
@@ -6416,20 +6583,26 @@ def _add_arguments(parser, arguments, prefix=""):
             **declared.settings, "dest": prefix + declared.dest, "default": argparse.SUPPRESS})
 
 
-def _make_parser(chosen):
-    """The parser; only the commands whose names are in `chosen` get their arguments, which saves a third of the start."""
+def _make_parser(words):
+    """The parser for a command line with this set of words.
+
+    Only the commands among the words get their arguments, which saves a third of the client's
+    start.  Generic options before the command are stored as `before_NAME`."""
     for_shells = {command.name for command in COMMANDS.values() if command.is_for_shells}
-    Parser.usage_to_stderr = bool(chosen & {"--json", *for_shells})
-    parser = Parser(prog="devpi", allow_abbrev=False, description="Work with private Python package indexes.",
+    Parser.usage_to_stderr = bool(words & {"--json", *for_shells})
+    parser = Parser(prog="devpi", allow_abbrev=False,
+                    description="Work with private Python package indexes.",
                     epilog="Type 'devpi COMMAND --help' to see what a command takes.")
-    parser.add_argument("--version", action="store_true", help="show the versions of this client and of the server")
+    parser.add_argument("--version", action="store_true",
+                        help="show the versions of this client and of the server")
     _add_arguments(parser, (), "before_")
     groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND", dest="command")}
 
     def add(group, name, command, **settings):
         sub = groups[group].add_parser(name, allow_abbrev=False, **settings)
-        if chosen.intersection((name, *command.aliases)):
-            sub.description, sub.formatter_class = inspect.cleandoc(command.description), argparse.RawDescriptionHelpFormatter
+        if words.intersection((name, *command.aliases)):
+            sub.description = inspect.cleandoc(command.description)
+            sub.formatter_class = argparse.RawDescriptionHelpFormatter
             _add_arguments(sub, command.arguments)
         sub.set_defaults(chosen=command, parser=sub)
         return sub
@@ -6438,21 +6611,23 @@ def _make_parser(chosen):
         group, _, name = command.name.rpartition(" ")
         sub = add(group, name, command, help=command.help, aliases=command.aliases)
         if command.run is None:
-            groups[name] = sub.add_subparsers(title="actions", metavar="ACTION", dest="sub_command", required=True)
+            groups[name] = sub.add_subparsers(
+                title="actions", metavar="ACTION", dest="sub_command", required=True)
         if group:
-            add("", f"{group}-{name}", command)     # without help: not listed
+            add("", f"{group}-{name}", command)     # without help, so --help does not list it
     return parser
 
 
 def _commands_by_word():
-    """What the first word of a command line may be: {word: Command}.  `token-create` stands for `token create`."""
-    return {word: command for command in COMMANDS.values() for word in (command.name.replace(" ", "-"), *command.aliases)}
+    """{word: Command} of the words that name a command; `token-create` names `token create`."""
+    return {word: command for command in COMMANDS.values()
+            for word in (command.name.replace(" ", "-"), *command.aliases)}
 
 
 def _next_word(words, start=0):
-    """The position of the first word from `start` on that is neither a generic option nor the value of one, or None.
+    """The position of the first word from `start` that belongs to no generic option, or None.
 
-    From 0 on that is the command."""
+    From position 0 this is the command."""
     valued = {name for declared in GENERIC if declared.takes_value for name in declared.names}
     while start < len(words) and words[start].startswith("-"):
         start += 2 if words[start] in valued else 1
@@ -6460,30 +6635,33 @@ def _next_word(words, start=0):
 
 
 def _parse_arguments(words):
-    """The options of a command line: generic ones count wherever they stand."""
+    """(parser, options) of a command line.  Exits with status 2 for a wrong one."""
     words = _joined_values(words)
-    parser, position, known = _make_parser(set(words)), _next_word(words), _commands_by_word()
-    if position is not None and words[position] not in known:
+    parser, position, commands = _make_parser(set(words)), _next_word(words), _commands_by_word()
+    if position is not None and words[position] not in commands:
         import difflib
-        known = [word for word, command in known.items() if " " not in command.name]
+        known = [word for word, command in commands.items() if " " not in command.name]
         close = difflib.get_close_matches(words[position], known, 1)
-        parser.error(f"there is no command '{words[position]}'" + (f"; is '{close[0]}' meant?" if close else
-                                                                   f"; there are {', '.join(known)}"))
+        hint = f"is '{close[0]}' meant?" if close else f"there are {', '.join(known)}"
+        parser.error(f"there is no command '{words[position]}'; {hint}")
+
     options, rest = parser.parse_known_args(words)
     if rest:
         getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(rest)}")
     for declared in GENERIC:
-        given = [getattr(options, name) for name in (declared.dest, "before_" + declared.dest) if hasattr(options, name)]
+        given = [getattr(options, name) for name in (declared.dest, "before_" + declared.dest)
+                 if hasattr(options, name)]
         if declared.settings.get("action") == "count":
             given = [sum(given)]
-        setattr(options, declared.dest, given[0] if given else declared.settings.get("default"))
+        value = given[0] if given else declared.settings.get("default")
+        setattr(options, declared.dest, value)
     return parser, options
 
 
 def _joined_values(words):
-    """The words, with `--tox-args -v` as `--tox-args=-v`: argparse takes a value with a dash for an option."""
-    names = {name for command in COMMANDS.values() for declared in command.arguments if declared.takes_dashes
-             for name in declared.names}
+    """The words, with `--tox-args=-v` for `--tox-args -v`: argparse takes `-v` for an option."""
+    names = {name for command in COMMANDS.values() for declared in command.arguments
+             if declared.takes_dashes for name in declared.names}
     number = next((number for number, word in enumerate(words[:-1]) if word in names), None)
     if number is None:
         return words
@@ -6526,14 +6704,15 @@ _COMPLETION_SECONDS = 2
     "completion", "print the completion script of a shell",
     argument("shell", choices=tuple(_COMPLETION), help="for which shell"), is_for_shells=True)
 def print_completion(client):
-    """Print the completion script of a shell: eval "$(devpi completion bash)", or devpi completion fish | source."""
+    """Print the completion script of a shell: eval "$(devpi completion bash)",
+    or devpi completion fish | source."""
     import shlex
     program = " ".join(map(shlex.quote, [sys.executable, os.path.abspath(__file__)]))
     client.console.print_result(_COMPLETION[client.options.shell].format(program=program).rstrip("\n"))
 
 
 def _complete(words):
-    """Print what the last of the words may become.  Whatever goes wrong, a person who types is not disturbed."""
+    """Print the completions of the last word.  Errors are ignored: a person is typing."""
     with contextlib.suppress(Exception):
         for word in sorted(set(_completions(words[:-1], words[-1] if words else ""))):
             Console().print_result(word)
@@ -6541,41 +6720,49 @@ def _complete(words):
 
 
 def _completions(before, word):
+    """What a word may become; `before` are the words before it, without the program."""
     commands, position = _commands_by_word(), _next_word(before)
     if position is None or before[position] not in commands:
-        found = [word for word, command in commands.items() if " " not in command.name]
-        return [name for name in found + ["--version", "--help"] if name.startswith(word)]
+        names = [name for name, command in commands.items() if " " not in command.name]
+        return [name for name in names + ["--version", "--help"] if name.startswith(word)]
+
     command, after = commands[before[position]], _next_word(before, position + 1)
     if after is not None and f"{before[position]}-{before[after]}" in commands:
         command, position = commands[f"{before[position]}-{before[after]}"], after
     options = {name: declared for declared in (*command.arguments, *GENERIC) if declared.is_option
                for name in declared.names}
-    previous = options.get(before[-1])
-    if previous and previous.takes_value:
-        found = _values_of(previous)
+
+    def takes_value(name):
+        return name in options and options[name].takes_value
+
+    if takes_value(before[-1]):
+        found = _values_of(options[before[-1]])
     elif word.startswith("-"):
         found = [*options, "--help"]
     elif command.run is None:
         found = [name.partition(" ")[2] for name in COMMANDS if name.startswith(command.name + " ")]
     else:
         positional = [declared for declared in command.arguments if not declared.is_option]
-        given = sum(not name.startswith("-") and not (previous in options and options[previous].takes_value)
+        count = sum(not name.startswith("-") and not takes_value(previous)
                     for previous, name in zip(before[position:], before[position + 1:]))
-        found = _values_of(positional[min(given, len(positional) - 1)]) if positional else ()
+        found = _values_of(positional[min(count, len(positional) - 1)]) if positional else ()
     return [name for name in found if name.startswith(word)]
 
 
 def _values_of(declared):
-    """What the value of an argument may be, as far as it is known."""
-    return _known_names(declared.completes) if declared.completes else declared.settings.get("choices", ())
+    """The known values of an argument."""
+    if declared.completes:
+        return _known_names(declared.completes)
+    return declared.settings.get("choices", ())
 
 
-# What is but a word for a shell, and no option or setting for the client: servers have any names.
+# A word for every shell, and for the client neither an option nor a setting.  A hostile server
+# may have other names.
 _HARMLESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/@+-]*")
 
 
 def _known_names(kind):
-    """The names of all indexes, projects or users that server or index have, but for odd ones."""
+    """The harmless names of a kind: index (of the server), project (of the index) or user."""
     return [name for name in map(str, _fetch_names(kind)) if _HARMLESS_NAME.fullmatch(name)]
 
 
@@ -6588,14 +6775,15 @@ def _fetch_names(kind):
     if kind == "project":
         return client.call("GET", client.index).result.get("projects") or ()
     users = client.call("GET", client.root).result
-    return [f"{user}/{index}" for user, config in users.items() for index in config.get("indexes") or ()]
+    return [f"{user}/{index}" for user, config in users.items()
+            for index in config.get("indexes") or ()]
 
 
 # -- main
 
 
 def _show_versions(client):
-    """`--version`: of the client, and of the server's parts if it answers."""
+    """`--version`: print the versions of the client, and of the server if it responds."""
     client.console.print_result(f"devpi-lite-client {__version__}")
     root = Remote.of_state(client.state).root
     if not root:
@@ -6615,7 +6803,7 @@ def _show_versions(client):
 def main(words=None):
     """Run the command that the arguments name; returns the exit status."""
     words = sys.argv[1:] if words is None else words
-    sys.stdout = sys.stdout or open(os.devnull, "w")        # closed at the start, by some services
+    sys.stdout = sys.stdout or open(os.devnull, "w")        # some services start us without them
     sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -6631,6 +6819,7 @@ def main(words=None):
         if options.command is None and not options.version:
             parser.print_help()
             return 0
+
         client = Client(options, console)
         if options.version:
             return _show_versions(client)
@@ -6647,7 +6836,7 @@ def main(words=None):
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write("\n")
         return _end_with_threads(130)
-    except SystemExit as end:       # of a signal, or of the parser
+    except SystemExit as end:       # from a signal or the parser
         return _end_with_threads(end.code if isinstance(end.code, int) else 0)
     except Exception as error:
         return _report_error(console, error, client.http.last_url if client else None)
@@ -6660,37 +6849,30 @@ def main(words=None):
 
 
 def _end_with_threads(code):
-    """The exit status of a command that was interrupted; the process ends here if threads of it still wait for a server."""
+    """The exit status of an interrupted command.
+
+    If other threads still wait for a server, the process exits here instead of waiting for them."""
     if threading.active_count() > 1:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
-        os._exit(code)          # what is theirs was never whole
+        os._exit(code)
     return code
 
 
 def _enable_windows_colors():
     import ctypes
-    for handle in (-11, -12):       # standard output, standard error; 7: with escape sequences
-        ctypes.windll.kernel32.SetConsoleMode(ctypes.windll.kernel32.GetStdHandle(handle), 7)
+    kernel = ctypes.windll.kernel32
+    for handle in (-11, -12):       # standard output, standard error
+        kernel.SetConsoleMode(kernel.GetStdHandle(handle), 7)       # 7: with escape sequences
 
 
 def _report_error(console, error, last_url=None):
-    """Say what went wrong and return the exit status.  --debug shows where.  `answered`: the URL of the last answer, if any."""
+    """Print an error and return the exit status.  `last_url`: of the last response, if any."""
     if console.is_debug:
         import traceback
         console.error(traceback.format_exc())
-    if isinstance(error, Failure):
-        failure = error
-    elif isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        failure = Failure(f"{error.strerror or reason_of(error)}{where}")
-    elif isinstance(error, ValueError) and "URL" in str(error):
-        failure = Failure(str(error))
-    elif last_url and isinstance(error, (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)):
-        failure = Failure(f"{last_url}: the answer makes no sense ({type(error).__name__}: {error})", "--debug shows where")
-    else:
-        failure = Failure(f"this should not happen: {type(error).__name__}: {error}", "--debug shows where it did")
+    failure = _failure_of(error, last_url)
     if isinstance(failure, UsageError):
         sys.stderr.write(f"devpi: error: {failure.message}\n")
     else:
@@ -6698,19 +6880,40 @@ def _report_error(console, error, last_url=None):
     if failure.hint:
         console.hint(failure.hint)
     if console.as_json and not console.json_printed:
+        status = getattr(failure, "status", None)
         with contextlib.suppress(OutputClosed):
-            console.print_json({"error": {"message": failure.message, "status": getattr(failure, "status", None)}})
+            console.print_json({"error": {"message": failure.message, "status": status}})
     return failure.code
 
 
+def _failure_of(error, last_url):
+    """The `Failure` for any exception.
+
+    An error of these types after a response means that the response was malformed."""
+    malformed = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+    kind = type(error).__name__
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return Failure(f"{error.strerror or reason_of(error)}{where}")
+    if isinstance(error, ValueError) and "URL" in str(error):
+        return Failure(str(error))
+    if last_url and isinstance(error, malformed):
+        return Failure(f"{last_url}: the answer makes no sense ({kind}: {error})",
+                       "--debug shows where")
+    return Failure(f"this should not happen: {kind}: {error}", "--debug shows where it did")
+
+
 def _exit_on_signal(number, frame):
-    """SIGTERM, or SIGHUP of a terminal that is closed: temporary directories go before we do."""
+    """SIGTERM, or SIGHUP of a closed terminal: exit after the temporary directories are removed."""
     sys.exit(128 + number)
 
 
 if __name__ == "__main__":
     import signal
     signal.signal(signal.SIGTERM, _exit_on_signal)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:      # nohup ignores it
+    # nohup ignores SIGHUP, and so must we.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _exit_on_signal)
     sys.exit(main())
