@@ -10,15 +10,15 @@ devpi-server (6 or newer) as the server.  It needs Python 3.9 or newer and nothi
 files in ~/.devpi/client are those of devpi-client, so people can switch between the two.
 
 In CI the environment replaces `use` and `login`: set DEVPI_INDEX (a full URL), DEVPI_USER, and
-DEVPI_PASSWORD or DEVPI_TOKEN.  Without a terminal the client asks no questions.  Exit status 0 means
-success, 1 failure, 2 a wrong command line, 130 an interruption; `install` returns the exit status
-of pip or uv.
+DEVPI_PASSWORD or DEVPI_TOKEN.  Without a terminal the client asks no questions.  Exit status 0
+means success, 1 failure, 2 a wrong command line, 130 an interruption; `install` returns the exit
+status of pip or uv.
 
 The chapters follow.  Each uses only the chapters above it.  References such as [W7.2] name rules of
 tests/CONTRACT.md.
 
      1  Names and versions       pure functions over the terms of the packaging standards
-     2  Errors and the console   exceptions with a message; lines, colours, questions, progress, JSON
+     2  Errors and the console   exceptions with a message; output, questions, progress, JSON
      3  Files and processes      atomic writes of state files; child processes that keep secrets
      4  HTTP                     requests, proxies, certificates, redirects, retries, streams
      5  Credentials              session tokens, passwords and their sources
@@ -335,7 +335,8 @@ def python_tag(filename):
 def upload_kind(filename):
     """(pyversion, filetype) that an upload form states for a file of that name [W19.6]."""
     lower = filename.lower()
-    if lower.endswith((".zip", ".tar.gz", ".tgz")) and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
+    if lower.endswith((".zip", ".tar.gz", ".tgz")) and \
+            not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"
     if lower.endswith(".whl"):
         tag = python_tag(filename)
@@ -345,7 +346,8 @@ def upload_kind(filename):
         return (found[1] + (f".{found[2]}" if found[2] else "") if found else "any"), "bdist_wheel"
     behind_name = re.sub(r"^.*?-(?=[0-9])", "-", lower, count=1)      # the name may be suds-py3
     found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", behind_name)
-    kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(lower.rpartition(".")[2])
+    kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(
+        lower.rpartition(".")[2])
     if kind and found:
         return found[1] + (f".{found[2]}" if found[2] else ""), kind
     return "any", "bdist_dumb"
@@ -534,9 +536,9 @@ def shell_quoted(text):
 # ==================================================================================================
 # 2  Errors and the console
 #
-# An error is an exception that carries a sentence for the person who reads it, and the exit status of
-# the program; `main` prints it.  The console is the only place that writes to the terminal or asks a
-# question: results, messages, questions, progress, JSON.
+# An error is an exception that carries a sentence for the person who reads it, and the exit status
+# of the program; `main` prints it.  The console is the only place that writes to the terminal or
+# asks a question: results, messages, questions, progress, JSON.
 # ==================================================================================================
 
 
@@ -566,7 +568,8 @@ class Refused(Failure):
     """A response with an error status.  `text` is the message of the server, or ""."""
     def __init__(self, response, message, hint="", body=""):
         text = f"{response.method} {public_url(response.url)}\n{response.status} {response.reason}"
-        super().__init__(text + (f": {message}" if message else "") + (f"\n{body}" if body else ""), hint)
+        text += (f": {message}" if message else "") + (f"\n{body}" if body else "")
+        super().__init__(text, hint)
         self.status, self.reason, self.text = response.status, response.reason, message
 
 
@@ -581,7 +584,8 @@ class Console:
     """Standard output and standard error.
 
     With --json, standard output gets one JSON document, and standard error gets all the rest.  A
-    message that can't be written is dropped: an upload goes on although the reader of its log has gone."""
+    message that can't be written is dropped: an upload goes on although the reader of its log has
+    gone."""
 
     def __init__(self, options=None):
         self.as_json = getattr(options, "json", False)
@@ -606,7 +610,7 @@ class Console:
     # -- lines
 
     def print_result(self, text, style=None):
-        """Print a line of the result that the person asked for.  OutputClosed if its reader has gone."""
+        """Print a line of the result that was asked for; OutputClosed if its reader has gone."""
         if not self.as_json:
             self._write(self.results, text, style, drop=False)
 
@@ -708,7 +712,9 @@ class Console:
     # -- questions
 
     def confirm(self, question):
-        """Whether the person answers yes to a question; -y answers yes.  A Failure at the end of input."""
+        """Whether the person answers yes to a question; -y answers yes.
+
+        A Failure at the end of input."""
         prompt = f"{question} (yes/no)? "
         if self.assume_yes:
             self._write(self.messages, f"{prompt}yes (autoset from -y option)", None)
@@ -835,7 +841,7 @@ class Progress:
 # ==================================================================================================
 # 3  Files and processes
 #
-# State files are replaced atomically, and only their owner can read them.  This chapter alone starts
+# State files are replaced atomically, and only their owner can read them.  Only this chapter starts
 # child processes.  A secret reaches a child in its environment or in a private file, never on its
 # command line, and is printed as asterisks.
 # ==================================================================================================
@@ -881,7 +887,8 @@ class StateFile:
             return {}
         except ValueError as error:
             raise Failure(f"{self.path} is broken: {error}",
-                          "mend it or delete it; then 'devpi use URL' and 'devpi login USER'") from None
+                          "mend it or delete it; then 'devpi use URL' and 'devpi login USER'"
+                          ) from None
         return value if isinstance(value, dict) else {}
 
     def change(self, edit):
@@ -956,7 +963,8 @@ def _try_lock(handle):
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK):
             return False
-        if error.errno not in (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+        no_locks = (errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+        if error.errno not in no_locks:
             raise
     return True
 
@@ -1054,8 +1062,8 @@ def temporary_directory():
                 os.chmod(os.path.dirname(name), 0o700)
                 os.chmod(name, 0o700)
                 function(name)
-        handler = {"onexc": make_writable} if sys.version_info >= (3, 12) else {"onerror": make_writable}
-        shutil.rmtree(path, **handler)
+        option = "onexc" if sys.version_info >= (3, 12) else "onerror"
+        shutil.rmtree(path, **{option: make_writable})
 
 
 def display_path(path):
@@ -1074,7 +1082,7 @@ def venv_python(venv):
 
 
 def find_program(name, venv=None):
-    """The path of a program in a virtual environment, or without `venv` in PATH; None if missing."""
+    """The path of a program in a virtual environment, or without `venv` in PATH, or None."""
     import shutil
     return shutil.which(name, path=scripts_directory(venv) if venv else None)
 
@@ -1092,7 +1100,7 @@ def run_child(console, command, *, cwd=None, env=None, unset=(), show=None, capt
     `env` adds variables to our environment, `unset` removes variables; DEVPI_PASSWORD and
     DEVPI_TOKEN are never passed on.  `show` prints the command as
     `--> DIRECTORY$ COMMAND  [NAME='value',...]` with the variables that it names; credentials in
-    URLs are masked.  `capture` returns the output, decoded with `errors`, instead of printing it."""
+    URLs are masked.  `capture` returns the output, decoded with `errors`, and prints nothing."""
     import shlex
     import subprocess
     private = {"DEVPI_PASSWORD", "DEVPI_TOKEN", *unset}
@@ -1172,7 +1180,7 @@ def checked_url(text):
 
 
 def resolve_link(base, link):
-    """The URL of a link in a server's response from the URL `base`; a Failure as in `checked_url`."""
+    """The URL of a link in a response from the URL `base`; Failures as in `checked_url`."""
     try:
         return checked_url(urllib.parse.urljoin(base, link))
     except ValueError:
@@ -1486,7 +1494,7 @@ def _is_exempt(url, exempt):
     for entry in re.split(r"[,\s]+", (exempt or "").lower()):
         if entry == "*":
             return True
-        with contextlib.suppress(ValueError):       # the entry is no network, or the host no address
+        with contextlib.suppress(ValueError):       # no network, or the host is no address
             network = ipaddress.ip_network(entry.strip("[]"), strict=False)
             if ipaddress.ip_address(host) in network:
                 return True
@@ -1590,7 +1598,8 @@ class AuthStore:
         """Store a login as the latest.  `seconds`: its lifetime, if the server has stated one."""
         def edit(data):
             servers = _subobject(data, "auth")
-            others = sorted([name, other] for name, other in _valid_logins(servers.get(root)) if name != user)
+            others = sorted([name, other] for name, other in _valid_logins(servers.get(root))
+                            if name != user)
             servers[root] = [[user, token], *others]
             ends = _subobject(_subobject(data, "devpi_lite_ends"), root)
             ends.pop(user, None)
@@ -1820,7 +1829,8 @@ def parse_token(text):
         location = fields.pop(0)[1].decode() if fields[0][0] == 1 else ""
         identifier = fields.pop(0)[1].decode()
         caveats = tuple(value.decode() for kind, value in fields[1:] if kind == 2)
-        return Token(location, identifier, caveats, next(value for kind, value in fields if kind == 6))
+        signature = next(value for kind, value in fields if kind == 6)
+        return Token(location, identifier, caveats, signature)
     except (ValueError, IndexError, StopIteration):
         raise Failure("that is no API token of a devpi server (they start with devpi-)") from None
 
@@ -1877,9 +1887,10 @@ def token_user(token):
 # ==================================================================================================
 # 6  The client
 #
-# The server and index in use (`Remote`), the JSON objects of devpi's API (`Envelope`), and `Client`,
-# which is all that a command needs.  A command works on the index of --index, else of DEVPI_INDEX,
-# else of the last `use`.  Only `use` and the commands for logins and settings store anything.
+# The server and index in use (`Remote`), the JSON objects of devpi's API (`Envelope`), and
+# `Client`, which is all that a command needs.  A command works on the index of --index, else of
+# DEVPI_INDEX, else of the last `use`.  Only `use` and the commands for logins and settings store
+# anything.
 # ==================================================================================================
 
 _API_VERSION = "2"
@@ -1918,7 +1929,8 @@ class Remote:
                 return None
         features = state.get("features")
         features = tuple(map(str, features)) if isinstance(features, list) else ()
-        return cls(url("login") or "", url("index"), url("simpleindex"), url("pypisubmit"), features)
+        return cls(url("login") or "", url("index"), url("simpleindex"), url("pypisubmit"),
+                   features)
 
     def write_to(self, state):
         """Put the remote into the state; what it lacks is removed there."""
@@ -1957,7 +1969,7 @@ class Client:
         self.auth = AuthStore(StateFile(os.path.join(self.directory, "auth.json")))
 
         self.http = Http(console, getattr(options, "timeout", None), self.auth.client_cert)
-        self.logins = {}                # (user, root) -> session token of a login from DEVPI_PASSWORD
+        self.logins = {}                # {(user, root): session token} from DEVPI_PASSWORD
         self._remote = None             # see `remote`
         self.given_url = None           # the URL in --index, DEVPI_INDEX or an argument, if any
         self.is_version_checked = False
@@ -2044,8 +2056,8 @@ class Client:
     def named_url(self):
         """The URL by which the person has named the server, in this command or in the stored `use`.
 
-        "" without a server.  The server's own statement of its URL does not count.  devpi-client does
-        not store what the person typed: the server that it stored counts as named."""
+        "" without a server.  The server's own statement of its URL does not count.  devpi-client
+        does not store what the person typed: the server that it stored counts as named."""
         if self.given_url is not None:
             return self.given_url
         known, root = self.state.get("devpi_lite_named"), Remote.of_state(self.state).root
@@ -2196,7 +2208,7 @@ class Client:
         return user
 
     def credentials(self, url, may_login=True):
-        """The headers that authenticate us at the server of a URL, and at a proxy in front of it."""
+        """The headers that authenticate us at a URL's server, and at a proxy in front of it."""
         headers, identity = {}, self.identity(url, may_login)
         if identity:
             headers.update(identity.headers())
@@ -2207,7 +2219,7 @@ class Client:
         return headers
 
     def basic_credentials(self, url):
-        """(user, token or password) for a tool that takes HTTP Basic credentials in a URL, or None."""
+        """(user, token or password) for a tool that takes credentials in a URL, or None."""
         identity = self.identity(url)
         return (identity.user, identity.secret) if identity else self.auth.basic_auth(url)
 
@@ -2430,8 +2442,8 @@ class Client:
 # 7  Installers' settings
 #
 # How pip and uv learn about the index: their configuration files, edited line by line so that all
-# other settings stay, with a backup from which the change can be undone; and the variables for shells
-# and child processes.
+# other settings stay, with a backup from which the change can be undone; and the variables for
+# shells and child processes.
 # ==================================================================================================
 
 
@@ -2447,7 +2459,7 @@ class SettingsFile(typing.NamedTuple):
 
 
 def settings_files(venv=None):
-    """The files that `use` shows and --set-cfg changes: of a virtual environment, or of the user."""
+    """The files that `use` shows and --set-cfg changes: a virtual environment's, or the user's."""
     pip = (("global", "index_url", "simpleindex"), ("search", "index", "index"))
     uv = ((None, "index-url", "simpleindex"),)
     distutils = (("easy_install", "index_url", "simpleindex"),)
@@ -2785,7 +2797,7 @@ def _find_venv(name, is_stored=False):
 
 
 def effective_venv(client):
-    """The virtual environment to install into: of --venv, the stored one, the active one, or None."""
+    """The virtual environment to install into: --venv, the stored one, the active one, or None."""
     given = getattr(client.options, "venv", None)
     if given and given != "-":
         return _find_venv(given)
@@ -2807,7 +2819,7 @@ class Argument(typing.NamedTuple):
     names: tuple                    # ("-f", "--force"), or ("spec",) for a positional argument
     settings: dict                  # what argparse's add_argument takes besides
     one_of: str | None              # of all arguments with the same `one_of`, only one may be given
-    completes: str | None           # what its values name, for shell completion: index, project or user
+    completes: str | None           # what its values name, for completion: index, project or user
     takes_dashes: bool              # whether its value may begin with a dash
 
     @property
@@ -2883,7 +2895,8 @@ def positive_seconds(text):
 GENERIC = (
     argument("--debug", action="store_true", default=False,
              help="debug lines, full bodies of errors, tracebacks"),
-    argument("-y", dest="yes", action="store_true", default=False, help="answer yes to every question"),
+    argument("-y", dest="yes", action="store_true", default=False,
+             help="answer yes to every question"),
     argument("-v", "--verbose", action="count", default=0, help="say more; may be given twice"),
     argument("-q", "--quiet", action="store_true", default=False, help="results and errors only"),
     argument("--no-progress", action="store_true", default=False, help="no progress bar"),
@@ -2923,7 +2936,8 @@ INDEX = argument("--index", metavar="INDEX", completes="index",
     argument("-l", "--list", action="store_true", help="list the indexes of the server"),
     argument("-u", "--user", metavar="USER",
              help="with -l: only this user's indexes; else: be this user, who has logged in"),
-    argument("--local", action="store_true", help="keep the state in the active virtual environment"),
+    argument("--local", action="store_true",
+             help="keep the state in the active virtual environment"),
     argument("--delete", action="store_true", help="forget the server and the index"),
     argument("--client-cert", metavar="PEM",
              help="file with a client certificate and its key; empty: forget it"),
@@ -3217,7 +3231,7 @@ def _present_settings(venv):
 
 
 def _configure_installers(client, remote):
-    """Change the configuration files of pip and uv by --set-cfg, --unset-cfg or --always-set-cfg."""
+    """Write or remove the index in the files of pip and uv, as --set-cfg and others ask."""
     console, trusted = client.console, _should_trust_host(client, remote)
     files = _present_settings(effective_venv(client))
     is_automatic = client.options.pip_set_trusted == "auto" and not client.state.get("settrusted")
@@ -3259,7 +3273,8 @@ def _warn_before_expiry(client, remote, user):
     """Warn if our login expires within an hour: a long upload would fail."""
     seconds = client.auth.seconds_left(remote.root, user)
     if seconds is not None and 0 < seconds < 3600:
-        client.console.warn(f"this login ends in {int(seconds // 60) + 1} minutes: devpi login {user}")
+        minutes = int(seconds // 60) + 1
+        client.console.warn(f"this login ends in {minutes} minutes: devpi login {user}")
 
 
 # -- login, logoff
@@ -3324,7 +3339,7 @@ def _find_password(client, user):
 
 
 def store_login(client, user, token, seconds):
-    """Store a session token, and make its user the current one.  `seconds`: its lifetime, or None."""
+    """Store a session token, and make its user the current one.  `seconds`: its lifetime."""
     client.auth.add_token(client.remote.root, user, token, seconds)
     client.change_state(username=user)
 
@@ -3403,7 +3418,8 @@ def print_variables(client):
     variables = installer_variables(client, url)
     client.console.print_json(variables)
     for name, value in variables.items():
-        client.console.print_result(_shell_line(options.shell, name, None if options.unset else value))
+        value = None if options.unset else value
+        client.console.print_result(_shell_line(options.shell, name, value))
     return 0
 
 
@@ -3478,7 +3494,8 @@ def _user_url(client, name):
     action("-c", "--create", help="make the user"),
     action("--delete", help="delete the user with all indexes"),
     _FORCE,
-    action("-m", "--modify", help="change the user (also without this option, if settings are given)"),
+    action("-m", "--modify",
+           help="change the user (also without this option, if settings are given)"),
     action("-l", "--list", help="list the names of all users"),
     argument("--password-file", metavar="FILE",
              help="with -c or -m: file with the new password; - for standard input"),
@@ -3576,7 +3593,8 @@ def _delete_user(client, name):
     argument("user", metavar="USER", nargs="?", completes="user",
              help="user name (default: the current user)"))
 def change_password(client):
-    """Change the password of the current user, or as root that of another one.  It is asked for twice."""
+    """Change the password of the current user, or as root that of another one.
+    It is asked for twice."""
     name = _name_or_current(client, client.options.user)
     if "=" in name:
         raise UsageError("passwd takes the name of a user; the password is asked for, "
@@ -3850,8 +3868,8 @@ def list_index(client):
         shown, is_mirrored = _list_versions(client, config, projects)
 
     if is_mirrored:
-        client.console.warn_on_stderr("versions of mirrored projects are not asked for without naming "
-                          "a project: devpi list NAME")
+        client.console.warn_on_stderr("versions of mirrored projects are not asked for without "
+                                      "naming a project: devpi list NAME")
     client.console.print_json({"index": client.index, "projects": [
         {"name": project, "versions": shown[project]} for project in shown]})
 
@@ -4062,7 +4080,8 @@ def _json_url(client, path):
 
 @command(
     "getjson", "print the JSON of a path on the server",
-    argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"))
+    argument("path", metavar="PATH",
+             help="/x: below the server's root; x: below the index; or a URL"))
 def get_json(client):
     """Print the JSON that the server gives for a path; with -v also the headers of the answer."""
     client.console.quiet = client.is_version_checked = True      # it may be no devpi server
@@ -4078,7 +4097,8 @@ def get_json(client):
 
 @command(
     "patchjson", "send a JSON file as PATCH to a path on the server",
-    argument("path", metavar="PATH", help="/x: below the server's root; x: below the index; or a URL"),
+    argument("path", metavar="PATH",
+             help="/x: below the server's root; x: below the index; or a URL"),
     argument("file", metavar="FILE", help="the JSON file; - for standard input"))
 def patch_json(client):
     """Send a JSON file as PATCH to a path on the server, and print the answer."""
@@ -4232,7 +4252,8 @@ def _remove_file(client, url):
              help="a project with versions ('hello==1.0'), or the URL of a file"),
     JSON)
 def yank_releases(client):
-    """Yank releases or a file (PEP 592): installers pass them over unless they are asked for by number."""
+    """Yank releases or a file (PEP 592): installers pass them over
+    unless they are asked for by number."""
     options = client.options
     if "://" in options.spec:
         # Find the remote first: DEVPI_PASSWORD is for the server of DEVPI_INDEX.
@@ -4284,7 +4305,8 @@ def _patch_yanked(client, url, body):
     INDEX,
     argument("projects", metavar="PKG", nargs="+", completes="project", help="a project"))
 def refresh_projects(client):
-    """Let the mirrors behind the index forget what they know of projects, and ask upstream again."""
+    """Let the mirrors behind the index forget what they know of projects,
+    and ask upstream again."""
     code = 0
     for project in client.options.projects:
         name = requirement_of(project).name
@@ -4325,7 +4347,8 @@ _NO_DOCS_STATUSES = (404, 410)
              help="USER/INDEX or INDEX, or pypi:REPO for the section REPO of .pypirc"),
     JSON)
 def push_release(client):
-    """Push a release with all its files, documentation and test results to another index of the server.
+    """Push a release with all its files, documentation and test results
+    to another index of the server.
 
     Or its files to an outside server, with the account that .pypirc has.  The server does it;
     nothing is sent from here."""
@@ -4513,8 +4536,8 @@ def _action_words(status, words):
 # ==================================================================================================
 # 13  Archives
 #
-# The metadata of wheels, sdists, eggs and documentation, and unpacking that never writes outside its
-# target directory.
+# The metadata of wheels, sdists, eggs and documentation, and unpacking that never writes outside
+# its target directory.
 # ==================================================================================================
 
 ARCHIVE_ENDINGS = (".egg", ".tar", ".tar.bz2", ".tar.gz", ".tgz", ".whl", ".zip")
@@ -4586,7 +4609,7 @@ def _opened_archive(path):
 
 
 class _SmallReads:
-    """A file that reads at most `DIRECTORY_LIMIT` bytes at once: zipfile reads a directory whole."""
+    """A file that reads at most `DIRECTORY_LIMIT` bytes at once: zipfile has no such bound."""
 
     def __init__(self, file):
         self.file, self.size = file, os.fstat(file.fileno()).st_size
@@ -4654,7 +4677,7 @@ def _metadata(pieces):
 class TarMember(typing.NamedTuple):
     """A member of a tar.
 
-    `kind`: file, folder, symlink, hardlink, or "" for any other type.  `size`: bytes of its content.
+    `kind`: file, folder, symlink, hardlink, or "" for any other type.  `size`: bytes of content.
     `target`: where a link points to."""
     name: str
     kind: str
@@ -4671,8 +4694,8 @@ _TAR_BLOCK = 512
 class TarReader:
     """Reads a tar once from start to end: POSIX.1-2001 or GNU's format, also in gzip or bzip2.
 
-    ValueError if it is malformed or exceeds a limit.  We can't use tarfile: some of its versions seek
-    backwards for a negative size, or read a long name of gigabytes into memory."""
+    ValueError if it is malformed or exceeds a limit.  We can't use tarfile: some of its versions
+    seek backwards for a negative size, or read a long name of gigabytes into memory."""
 
     def __init__(self, file):
         self.file = _decompressed(file)
@@ -5186,7 +5209,7 @@ def toml_table(path, *names):
 def _read_toml(path):
     """A TOML file as a dict; {} if it is missing, a Failure if it is malformed.
 
-    Python 3.9 and 3.10 have no tomllib.  Without tomli and pip, `_simple_toml` reads what we need."""
+    Python 3.9 and 3.10 have no tomllib: without tomli and pip, `_simple_toml` reads it."""
     try:
         with open(path, "rb") as file:
             data = file.read(SETTINGS_LIMIT + 1)
@@ -5447,9 +5470,10 @@ def _build_step(client, command, source, environment=None):
 def _create_build_environment(client, temporary, plan):
     """Create a temporary virtual environment with pip; returns the path of its Python."""
     folder = os.path.join(temporary, "environment")
-    made = run_child(client.console, [plan.python, "-m", "venv", folder], cwd=temporary, capture=True)
-    if made.code:
-        client.console.debug(made.output)
+    command = [plan.python, "-m", "venv", folder]
+    child = run_child(client.console, command, cwd=temporary, capture=True)
+    if child.code:
+        client.console.debug(child.output)
         raise Failure(f"the 'build' module is missing in {plan.python}: pip install build")
     return venv_python(folder)
 
@@ -5546,8 +5570,8 @@ def build_docs(client, source, temporary, name, version):
 # ==================================================================================================
 # 15  Upload
 #
-# Archives are found or built, checked, compared with the files of the index, and sent as streams: the
-# memory that an upload takes does not depend on the size of the file.
+# Archives are found or built, checked, compared with the files of the index, and sent as streams:
+# the memory that an upload takes does not depend on the size of the file.
 # ==================================================================================================
 
 
@@ -5655,7 +5679,7 @@ def upload_releases(client):
 
 
 def _collect_archives(client, temporary):
-    """([Archive, ...], [entry of the JSON document for each unusable file, ...]) of the arguments."""
+    """([Archive, ...] of the arguments, [entry of the JSON document for each unusable file])."""
     paths = []
     for path in client.options.paths:
         if os.path.isdir(path):
@@ -5920,7 +5944,7 @@ def _skip(client, entry, sha256=None):
 def _report_refused_upload(client, response, action, archive, target):
     """Print why an upload was refused; returns the part of its entry that says so.
 
-    The server gives the reason in the reason phrase or in a JSON body [W19]."""
+    The server states the reason in the reason phrase or in a JSON body."""
     value, message = response.json(), response.message()
     lines = [f"{response.status} FAIL {action} of {archive.upload_name} to {target}",
              response.reason or "(no reason given)"]
@@ -5939,7 +5963,8 @@ def _report_refused_upload(client, response, action, archive, target):
         hint = f"user '{client.user}' may not upload there; its acl_upload says who may: " \
             f"devpi index {shell_quoted(client.remote.index_name)}"
     if response.status == 409:
-        hint = "--skip-existing passes over files that are there; a changed file needs a new version"
+        hint = "--skip-existing passes over files that are there; " \
+            "a changed file needs a new version"
     if hint:
         client.console.hint(hint)
     return {"status": "failed", "code": response.status, "message": message or response.reason}
@@ -5948,8 +5973,8 @@ def _report_refused_upload(client, response, action, archive, target):
 # ==================================================================================================
 # 16  Test
 #
-# Archives of a release are downloaded, verified, unpacked and tested with tox; tox's report is posted
-# to the index.
+# Archives of a release are downloaded, verified, unpacked and tested with tox; tox's report is
+# posted to the index.
 # ==================================================================================================
 
 
@@ -6156,7 +6181,8 @@ def _source_directory(unpacked, filename):
     """The directory NAME-VERSION of an unpacked sdist; spellings of the name count as equal."""
     stem = normalize(re.sub(r"\.(tar\.gz|tgz|zip)$", "", filename))
     names = [name for name in os.listdir(unpacked) if os.path.isdir(os.path.join(unpacked, name))]
-    found = [name for name in names if normalize(name) == stem] or (names if len(names) == 1 else [])
+    found = [name for name in names if normalize(name) == stem]
+    found = found or (names if len(names) == 1 else [])
     if not found:
         raise Failure(f"{filename} does not hold the directory NAME-VERSION")
     return os.path.join(unpacked, found[0])
@@ -6190,7 +6216,8 @@ def _tox_configuration(client, source):
         raise Failure(f"file does not exist: {options.fallback_ini}")
     raise Failure(
         f"no tox.ini/pyproject.toml/setup.cfg file found in {source} that configures tox",
-        "the sdist must bring it (MANIFEST.in: include tox.ini); or --fallback-ini names one to use")
+        "the sdist must bring it (MANIFEST.in: include tox.ini); "
+        "or --fallback-ini names one to use")
 
 
 def _tox_command(client):
@@ -6261,7 +6288,8 @@ def _post_report(client, file, report):
     argument("--venv", metavar="DIR",
              help="the virtual environment to install into; it is remembered"),
     argument("-e", "--editable", metavar="ARG", help="install a project in editable mode"),
-    argument("-r", "--requirement", action="store_true", help="the argument is a requirements file"),
+    argument("-r", "--requirement", action="store_true",
+             help="the argument is a requirements file"),
     argument("-l", "--list", action="store_true", help="list what is installed"),
     argument("--uv", action="store_true",
              help="install with uv (also done for environments without pip)"),
@@ -6372,8 +6400,8 @@ _UNITS = {"y": 365 * 86400, "m": 30 * 86400, "w": 7 * 86400, "d": 86400,
           "h": 3600, "min": 60, "s": 1}     # seconds
 _RESTRICTIONS = (
     argument("-a", "--allowed", metavar="PERMISSIONS", action="append",
-             help="only these permissions, with commas: upload, pkg_read, toxresult_upload, del_entry, del_verdata, "
-                  "del_project, index_create, index_modify, index_delete"),
+             help="only these permissions, with commas: upload, pkg_read, toxresult_upload, "
+                  "del_entry, del_verdata, del_project, index_create, index_modify, index_delete"),
     argument("-e", "--expires", metavar="WHEN",
              help="when it ends: a time in seconds since 1970, in 8d or 2h30min, or never"),
     argument("-i", "--indexes", metavar="INDEXES", action="append",
@@ -6389,7 +6417,8 @@ _TOKEN = argument("--token", metavar="TOKEN",
 _OWNER = argument("-u", "--user", metavar="USER", help="whose token (default: the current user)")
 
 command("token", "make, list, delete and use API tokens (of servers that offer them)",
-        description="API tokens last long and can be restricted; DEVPI_TOKEN is where CI keeps one.")(None)
+        description="API tokens last long and can be restricted; "
+                    "DEVPI_TOKEN is where CI keeps one.")(None)
 
 
 def _parse_expiry(text):
@@ -6507,7 +6536,8 @@ def delete_api_token(client):
     client.console.say(f"About to delete the token {client.options.token_id} of {owner}")
     if not client.console.confirm_deletion({"deleted": None}):
         return
-    _call_token_api(client, "DELETE", f"{path_segment(owner)}/+tokens/{path_segment(client.options.token_id)}")
+    path = f"{path_segment(owner)}/+tokens/{path_segment(client.options.token_id)}"
+    _call_token_api(client, "DELETE", path)
     client.console.info(f"token deleted: {client.options.token_id}")
     client.console.print_json({"deleted": client.options.token_id})
 
@@ -6708,7 +6738,8 @@ def print_completion(client):
     or devpi completion fish | source."""
     import shlex
     program = " ".join(map(shlex.quote, [sys.executable, os.path.abspath(__file__)]))
-    client.console.print_result(_COMPLETION[client.options.shell].format(program=program).rstrip("\n"))
+    script = _COMPLETION[client.options.shell].format(program=program)
+    client.console.print_result(script.rstrip("\n"))
 
 
 def _complete(words):
@@ -6890,7 +6921,8 @@ def _failure_of(error, last_url):
     """The `Failure` for any exception.
 
     An error of these types after a response means that the response was malformed."""
-    malformed = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+    malformed = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
+                 ValueError)
     kind = type(error).__name__
     if isinstance(error, Failure):
         return error
