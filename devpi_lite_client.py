@@ -333,10 +333,10 @@ def python_tag(filename):
 
 
 def upload_kind(filename):
-    """(pyversion, filetype) that an upload form states for a file of that name [W19.6]."""
+    """(pyversion, filetype) that an upload form states for a file of this name [W19.6]."""
     lower = filename.lower()
-    if lower.endswith((".zip", ".tar.gz", ".tgz")) and \
-            not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
+    if lower.endswith((".zip", ".tar.gz", ".tgz")) \
+            and not re.search(r"-[0-9][^-]*[.-](linux|macosx|win)[-_0-9]", lower):
         return "source", "sdist"
     if lower.endswith(".whl"):
         tag = python_tag(filename)
@@ -344,6 +344,7 @@ def upload_kind(filename):
             return "2.7", "bdist_wheel"
         found = re.match(r"[a-z]+([0-9])_?([0-9]*)", tag)
         return (found[1] + (f".{found[2]}" if found[2] else "") if found else "any"), "bdist_wheel"
+
     behind_name = re.sub(r"^.*?-(?=[0-9])", "-", lower, count=1)      # the name may be suds-py3
     found = re.search(r"-(?:py|cp)([0-9])\.?([0-9]*)", behind_name)
     kind = {"egg": "bdist_egg", "exe": "bdist_wininst", "msi": "bdist_msi"}.get(
@@ -455,7 +456,7 @@ def credentials_of(url):
 
 
 def _in_quotes(name):
-    """The name of a field or file inside the quotes of a Content-Disposition (WHATWG's escapes)."""
+    """The name of a field or file for the quotes of a Content-Disposition (WHATWG's escapes)."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
