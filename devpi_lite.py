@@ -1100,9 +1100,9 @@ def command_names():
 
 
 class Gauge(typing.NamedTuple):
-    """What a part measures, for monitoring.
+    """A measurement of a part, for monitoring.
 
-    `value`: a number; or, of what only +metrics shows, samples (end of the name, {label: text},
+    `value`: a number; or, shown by +metrics only, samples (end of the name, {label: text},
     number)."""
     name: str
     kind: str           # as Prometheus calls it: gauge, counter, summary
@@ -1111,39 +1111,37 @@ class Gauge(typing.NamedTuple):
 
 
 class Complaint(typing.NamedTuple):
-    """Why the server is not in good health; `details`: sentences that are shown to root only."""
+    """Why the server is not healthy; `details` are sentences that only root is shown."""
     level: str          # warn, fatal
     sentence: str
     details: tuple = ()
 
 
 class Part:
-    """A part of a running server.  The `App` asks all parts for what they have of the following, so
-    that a part is written in one place."""
+    """A part of a running server; the `App` calls these methods of all its parts."""
 
     def loops(self):
-        """(name, function) for each thread that goes on beside the requests until the end."""
+        """(name, function) for each background thread that runs until the server ends."""
         return ()
 
     def gauges(self):
-        """`Gauge`s."""
+        """The part's `Gauge`s."""
         return ()
 
     def complaints(self):
-        """`Complaint`s; none if all is well."""
+        """The part's `Complaint`s; none if it is healthy."""
         return ()
 
     def recover(self):
-        """Once, before the server serves, unless its directory is on read-only media: remove what a
-        crash left half-done."""
+        """Remove what a crash left half-done.
+
+        Called once, before the first request, unless the directory is on read-only media."""
 
     def clean(self, change):
-        """Every hour, as part of one change that need not be durable: delete rows that belong to
-        others that are gone."""
+        """Delete rows of deleted objects; called every hour, in a change that is not durable."""
 
     def tidy(self):
-        """Every hour: remove what nothing needs any more, where that is not a part of a change, or
-        is one of its own."""
+        """Remove what nothing needs any more; called every hour, with no change open."""
 
 
 class Limits:
@@ -2086,13 +2084,14 @@ class Turns:
                     del self.turns[key]
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 3  Store
 #
-# The one door to the database.  Readers see one committed state each and never wait; changes are functions that one
-# thread runs, each in a savepoint with a serial and a changelog entry of its own, and commits in groups.  A change's
-# caller is woken after the commit is on disk and after every cache has dropped what the change touched.
-# ======================================================================================================================
+# The only way to the database. A reader sees one committed state and never waits. Changes are
+# functions; one thread runs each in a savepoint, with a serial and a changelog entry of its own,
+# and commits them in groups. A change returns when it is on disk and every cache has dropped what
+# it touched.
+# ==================================================================================================
 
 SCHEMA = """
 -- one row: one fact about this server (uuid, epoch)
@@ -2220,7 +2219,7 @@ ALTER TABLE releases ADD COLUMN readme_size INTEGER NOT NULL DEFAULT 0;
 
 
 def run_script(db, script):
-    """Run SQL statements, each of which ends with its line, inside the transaction that is open."""
+    """Run SQL statements inside the open transaction; the end of a line ends each one."""
     for statement in script.split(";\n"):
         if statement.strip():
             db.execute(statement)
@@ -2262,12 +2261,11 @@ def _migrate_to_3(db, sql):
 
 @migration(4, SCHEMA_SINCE_4)
 def _migrate_to_4(db, sql):
-    """Let a file of a mirror have a row for each project that lists it, in a new table: no
-    constraint can be taken off an old one.
+    """Let a mirror's file have a row for each project that lists it.
 
-    Pages are asked for anew, as a project may lack a file that another one had first; and metadata
-    is read anew out of the wheels that are here: what upstream announced may not be what they hold.
-    """
+    Makes a new table, because SQLite can't drop a constraint. Pages are fetched again: a project
+    may lack a file that another one listed first. Metadata is read again from the wheels that are
+    here: it may differ from what upstream announced."""
     made = "SELECT sql FROM sqlite_master WHERE type = ? AND tbl_name = 'files' AND sql IS NOT NULL"
     (table,), = db.execute(made, ("table",)).fetchall()
     indexes = [row[0] for row in db.execute(made, ("index",))]
@@ -2276,7 +2274,7 @@ def _migrate_to_4(db, sql):
     columns = ", ".join(row["name"] for row in db.execute("PRAGMA table_info(files)"))
     db.execute(f"INSERT INTO files_new ({columns}) SELECT {columns} FROM files ORDER BY id")
 
-    # ids of files that are gone are not used again either
+    # ids of deleted files are not used again either
     db.execute("DELETE FROM sqlite_sequence WHERE name = 'files_new'")
     db.execute("INSERT INTO sqlite_sequence "
                "SELECT 'files_new', seq FROM sqlite_sequence WHERE name = 'files'")
@@ -2296,8 +2294,8 @@ migration(5, SCHEMA_SINCE_5)(run_script)
 
 @migration(6, SCHEMA_SINCE_6)
 def _migrate_to_6(db, sql):
-    """Keep READMEs apart from the other metadata; and drop what describes one file only, which
-    older programs kept with the release."""
+    """Store READMEs apart from the other metadata; drop fields that describe a single file, which
+    older programs stored with the release."""
     run_script(db, sql)
     for release_id, in db.execute("SELECT id FROM releases ORDER BY id").fetchall():
         text, = db.execute("SELECT metadata FROM releases WHERE id = ?", (release_id,)).fetchone()
@@ -2314,13 +2312,16 @@ FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest
 
 
 def put_metadata(db, release_id, metadata):
-    """Write a release's metadata, its README apart from the rest and in pieces: most requests need
-    none, and one of megabytes is to be read no faster than a client takes it."""
+    """Write a release's metadata, with the README apart from the rest, in pieces.
+
+    Most requests need no README, and a README of megabytes is read no faster than its client
+    takes it."""
     readme = json.dumps(metadata["description"]).encode() if metadata.get("description") else b""
     text = json.dumps({**metadata, "description": ""} if readme else metadata)
     db.execute("UPDATE releases SET metadata = ?, readme_size = ? WHERE id = ?",
                (text, len(readme), release_id))
-    if _stored_readme(db, release_id) == readme:        # whoever reads it just now reads on
+
+    if _stored_readme(db, release_id) == readme:        # a request that reads it can go on
         return
     db.execute("DELETE FROM readmes WHERE release_id = ?", (release_id,))
     for start in range(0, len(readme), Limits.readme_piece):
@@ -2329,8 +2330,9 @@ def put_metadata(db, release_id, metadata):
 
 
 def stored_metadata(db, row):
-    """A release's metadata as `put_metadata` got them; `row` has the columns id, metadata and
-    readme_size."""
+    """A release's metadata as given to `put_metadata`.
+
+    `row` has the columns id, metadata and readme_size."""
     metadata = json.loads(row["metadata"])
     if row["readme_size"]:
         metadata["description"] = stored_readme(db, row["id"])
@@ -2338,7 +2340,7 @@ def stored_metadata(db, row):
 
 
 def stored_readme(db, release_id):
-    """The README of a release that has one stored apart, a text."""
+    """The README, a text, of a release whose readme_size is not 0."""
     return json.loads(_stored_readme(db, release_id))
 
 
@@ -2349,8 +2351,10 @@ def _stored_readme(db, release_id):
 
 @migration(7)
 def _migrate_to_7(db, sql):
-    """Begin the changelog anew, under a new epoch: older programs did not enter all that people did,
-    nor in one form.  Whoever follows it starts from the rows as they are."""
+    """Start a new changelog, under a new epoch.
+
+    Older programs did not record everything that people did, nor in one form. Followers start from
+    the present rows."""
     last = db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
     if last:
         entry = new_entry(last["serial"] + 1, None, [], last["hash"])
@@ -2362,8 +2366,8 @@ def _migrate_to_7(db, sql):
 class Entry(typing.NamedTuple):
     """An entry of the changelog: what one change wrote.
 
-    `ops`: zlib(JSON [{"t": kind, "k": key, "v": value}, ...]), see `Change.put`; `prev`: the hash of
-    the entry before, b"" for the first; `hash`: SHA-256(prev, serial as 8 bytes, ops)."""
+    `ops`: zlib(JSON [{"t": kind, "k": key, "v": value}, ...]), see `Change.put`; `prev`: the hash
+    of the entry before, b"" for the first; `hash`: SHA-256(prev, serial as 8 bytes, ops)."""
     serial: int
     ts: float               # time.time()
     who: str | None
@@ -2381,30 +2385,31 @@ def entry_hash(prev, serial, ops):
 
 
 def new_entry(serial, who, ops, prev):
-    """The `Entry` of a change that wrote `ops`, a list."""
+    """The `Entry`, made now, of a change that wrote the list `ops`."""
     packed = zlib.compress(json.dumps(ops, separators=(",", ":")).encode(), 1)
     return Entry(serial, time.time(), who, packed, prev, entry_hash(prev, serial, packed))
 
 
 def unpacked_ops(entry):
-    """[{"t": kind, "k": key, "v": value}, ...]"""
+    """[{"t": kind, "k": key, "v": value}, ...]: what an entry wrote."""
     return json.loads(zlib.decompress(entry.ops))
 
 
 def read_log(db, after=-1):
-    """Yield the entries of the changelog behind a serial."""
+    """Yield the entries of the changelog after the serial `after`."""
     return map(Entry._make, db.execute("SELECT serial, ts, who, ops, prev, hash FROM changelog "
                                        "WHERE serial > ? ORDER BY serial", (after,)))
 
 
-EVERYTHING = "everything"       # the tag of what another process may have changed: all caches start anew
-INDEXES = "indexes"             # the tag of any change to any index's configuration
+EVERYTHING = "everything"       # the tag of all values: another process may have changed anything
+INDEXES = "indexes"             # the tag of every index's configuration
 
 
 class Cache:
-    """Values made from the database, kept in memory until a commit touches one of their tags or they expire.
+    """Values made from the database, kept until they expire or a commit touches one of their tags.
 
-    Bounded in bytes; the oldest goes first.  `get` costs one dictionary look-up and, for what expires, one clock."""
+    Bounded in bytes; the oldest value is dropped first. `get` costs a dictionary look-up, and for
+    a value that expires a look at the clock."""
 
     def __init__(self, limit):
         self.limit, self.size = limit, 0
@@ -2440,7 +2445,7 @@ class Cache:
 
     def _drop(self, tags):
         if EVERYTHING in tags:
-            # in place: the front and its hot path hold this very dictionary
+            # in place: the front's hot path refers to this dictionary
             self.entries.clear()
             self.keys_of.clear()
             self.size = 0
@@ -2450,10 +2455,10 @@ class Cache:
 
 
 class Freshness:
-    """Keeps the caches true: drops what a commit touched, and refuses values whose making began before that commit.
+    """Keeps caches true: drops values that a commit touched, refuses those made before it.
 
-    A maker notes `moment()` before it reads and hands it back to `keep`; a value that a later commit may have
-    overtaken is simply not kept."""
+    A maker of a value notes `moment()` before it reads, and passes it to `keep`, which does not
+    keep a value that a later commit may have changed."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -2474,7 +2479,8 @@ class Freshness:
             self.recent.append((self.now + 1, tags))
             for cache in self.caches:
                 cache._drop(tags)
-            self.now += 1       # last, as it is read without the lock: at the new moment nothing old is to be had
+            # last, because it is read without the lock: at the new moment no old value is left
+            self.now += 1
 
     def keep(self, cache, key, value, size, tags, since, expires=0):
         with self.lock:
@@ -2488,10 +2494,12 @@ class Freshness:
 
 
 class Actor(typing.NamedTuple):
-    """Who makes a change, from which address, and the starts of links that are told of it: --outside-url, if there is one,
-    and that or the address that we listen on; never what a Host header says."""
+    """The user behind a change, and its address.
+
+    Links in messages about the change start with `outside_url` (--outside-url, or "") or with
+    `own_url` (that, or the address listened on), never with what a Host header says."""
     user: str | None = None
-    address: str = ""           # "" for the server itself, whose changes are not in the audit log
+    address: str = ""           # "" for the server itself, whose changes are not audited
     outside_url: str = ""
     own_url: str = ""
 
@@ -2500,26 +2508,27 @@ NO_ACTOR = Actor()
 
 
 class Change:
-    """What a change function works with: SQL, and a record of what it did.
+    """What a change function works with: SQL, and a record of its effects.
 
-    `serial`: the one that it gets if it puts rows; `is_replay`: it repeats what entries of the
-    changelog say, and adds nothing to it."""
+    `serial`: the serial that it gets if it puts rows. `is_replay`: it repeats entries of a
+    changelog, and makes none."""
 
     def __init__(self, db, actor, serial):
         self.db, self.actor, self.who, self.serial = db, actor, actor.user, serial
         self.execute, self.executemany = db.execute, db.executemany
         self.ops, self.audits, self.tags, self.signals, self.looked_at = [], [], set(), set(), set()
-        self.head = None        # (serial, hash) of the entry of the changelog that it makes
+        self.head = None        # (serial, hash) of the changelog entry that it makes
         self.is_replay = False
-        self.ids = {}           # (kind, key) -> id of a row that was looked up
+        self.ids = {}           # (kind, key) -> id of a row
 
     def put(self, kind, key, value):
-        """Write a whole row of what people put in, or delete it (None) with all that belongs to it;
-        returns the row's id, if it has one.
+        """Write a whole row of people's data, or with None delete it with all that belongs to it.
 
-        `kind`: one of `ROWS`; `key`: the names that lead to the row, a tuple; `value`: see the class
-        that is registered for the kind.  This is the only door to such rows: the changelog, the
-        caches and the search index follow by themselves."""
+        `kind`: one of `ROWS`; `key`: the names that lead to the row, a tuple; `value`: see the
+        class registered for the kind. Returns the row's id, if it has one.
+
+        Such rows are written in no other way: the changelog, the caches and the search index
+        follow by themselves."""
         rows, key = ROWS[kind], tuple(key)
         if not self.is_replay:
             for first in rows.before(self, key, value):
@@ -2542,29 +2551,31 @@ class Change:
         return found
 
     def touch(self, *tags):
-        """Name what caches must drop; see `EVERYTHING`, `INDEXES`, `user_tag`, `index_tag`,
-        `project_tag`, `names_tag`."""
+        """Name tags whose values the caches must drop: `EVERYTHING`, `INDEXES`, and those of
+        `user_tag`, `index_tag`, `project_tag`, `names_tag`."""
         self.tags.update(tags)
 
     def wake(self, name):
-        """Set one of the store's signals after the commit."""
+        """Set a signal of the store after the commit."""
         self.signals.add(name)
 
     def happened(self, event):
-        """Announce what somebody does by this change, an `Event`, to all who follow."""
+        """Pass an `Event`, which this change makes happen, to all `FOLLOWERS`."""
         for follow in FOLLOWERS:
             follow(self, event)
 
     def look_again(self, index_id, project):
-        """Have the search index look at a project again; at all that is gone, for (0, "")."""
+        """Queue a project for the search index; (0, "") for all deleted projects."""
         if (index_id, project) in self.looked_at:
             return
+
         self.looked_at.add((index_id, project))
-        self.execute("INSERT OR REPLACE INTO search_queue VALUES (?, ?, ?)", (index_id, project, time.time()))
+        self.execute("INSERT OR REPLACE INTO search_queue VALUES (?, ?, ?)",
+                     (index_id, project, time.time()))
         self.wake("search")
 
 
-# What people do -> the event by which a webhook may want to hear of it, if one does.
+# The names of `Event`s -> the event of webhooks that each one is, or None.
 EVENTS = {
     "user.create": None, "user.modify": None, "user.delete": None, "login.failed": None,
     "index.create": None, "index.modify": None, "index.delete": None, "refused": None,
@@ -2576,66 +2587,67 @@ FOLLOWERS = []      # functions of a change and an `Event`
 
 
 def on_event(function):
-    """Have a function called in each change that announces something, as `function(change, event)`."""
+    """Decorator: has `function(change, event)` called for each `Event`, inside its change."""
     FOLLOWERS.append(function)
     return function
 
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """What somebody did, and to what: as much of it as there is."""
+    """An action and its objects, as far as there are any."""
     name: str                       # one of `EVENTS`
     index: Index | None = None
     project: str = ""               # normalised
     version: str | None = None
     file: File | None = None
-    target: str = ""                # what it was done to, if that is none of those
+    target: str = ""                # the object, if it is none of those
     detail: str = ""
-    source: str | None = None       # the path of the index that was pushed from
+    source: str | None = None       # the path of the index of which a push takes the release
 
     @property
     def subject(self):
-        """What it was done to, in a word."""
+        """The name of the object."""
         if self.file:
             return self.file.filename
         return f"{self.project}=={self.version}" if self.version else self.project or self.target
 
 
 class RowKind:
-    """How rows of one kind are read and written: what people put in, so that the changelog has it.
+    """How rows of one kind of people's data are read and written, so that the changelog has them.
 
-    A subclass is registered with `@row` in the chapter that knows what the rows mean.  A row is found
-    by its key, the names that lead to it.  Its value is an object for JSON, with the same keys for
-    all rows of the kind, and no ids, which differ from server to server.
+    A subclass is registered with `@row`, in the chapter that knows what the rows mean. A row's key
+    is the names that lead to it. Its value is a JSON object, with the same keys in all rows of the
+    kind, and without ids, which differ between servers.
 
-    What a mirror caches is no such row: it can be fetched again.  It stands in the same tables, and
-    the chapter on mirrors writes it."""
+    Rows that a mirror caches are in the same tables, but are written by the chapter on mirrors:
+    they can be fetched again."""
     kind = ""               # set by `row`
-    table = ""              # whose rows have an id, and the key's last name in the column `name`
+    table = ""              # with an id, and the key's last name in the column `name`
     name = "name"
-    parent = ""             # the kind of row that a row belongs to, found by the key without its last
-    refers = ""             # name; the column that refers to it
+    parent = ""             # the kind of the row that a row belongs to: its key lacks the last name
+    refers = ""             # the column with the parent's id
     key = ()                # the columns of the key in `select`
-    select = ""             # all rows: the key's columns, then what `value` takes
-    order = ""              # the columns by which they stand in the order in which they came
+    select = ""             # the SQL of all rows: the key's columns, then those that `value` takes
+    order = ""              # the columns that sort rows by their creation
 
     def scope(self, db):
-        """The SQL condition that holds for what people put in."""
+        """The SQL condition of rows that are people's data."""
         return "1"
 
     def all(self, db):
-        """Yield (key, value) of all rows, in the order in which they came."""
+        """Yield (key, value) of all rows, the oldest first."""
         for row in db.execute(f"{self.select} WHERE {self.scope(db)} ORDER BY {self.order}"):
             yield tuple(row)[:len(self.key)], self.value(db, row)
 
     def get(self, db, key):
         """The value of the row under a key, or None."""
-        row = db.execute(f"{self.select} WHERE {' AND '.join(f'{column} = ?' for column in self.key)}",
-                         key).fetchone()
+        row = db.execute(
+            f"{self.select} WHERE {' AND '.join(f'{column} = ?' for column in self.key)}",
+            key).fetchone()
         return self.value(db, row) if row else None
 
     def value(self, db, row):
-        """The value of a row of `select`."""
+        """The value of a row that `select` yields."""
         return dict(zip(row.keys()[len(self.key):], tuple(row)[len(self.key):]))
 
     def find(self, change, key):
@@ -2644,36 +2656,40 @@ class RowKind:
         if self.parent:
             condition, names = f"{condition} AND {self.refers} = ?", (
                 key[-1], change.id_of(self.parent, key[:-1]))
+
         row = change.execute(f"SELECT id FROM {self.table} WHERE {condition}", names).fetchone()
         return row["id"] if row else None
 
     def before(self, change, key, value):
-        """Yield what has to be put before this row: (kind, key, value)."""
+        """Yield (kind, key, value) of rows that must be put before this one."""
         return ()
 
     def columns(self, change, key, value):
-        """{column: what a value makes of it}, without the name and the parent."""
+        """{column: what it holds for this value}, without the name and the parent."""
         return value
 
     def write(self, change, key, value):
-        """Insert, update or delete a row; returns its id."""
+        """Insert, update or delete a row; return its id."""
         row_id = change.id_of(self.kind, key)
         if value is None:
             change.execute(f"DELETE FROM {self.table} WHERE id = ?", (row_id,))
             self.wrote(change, key, value, row_id)
             return None
+
         columns = self.columns(change, key, value)
         if row_id is not None:
             change.execute(f"UPDATE {self.table} SET ({', '.join(columns)}) = ({marks(columns)}) "
                            "WHERE id = ?", (*columns.values(), row_id))
             self.wrote(change, key, value, row_id)
             return row_id
+
         columns = {self.name: key[-1], **columns}
         if self.parent:
             columns[self.refers] = change.id_of(self.parent, key[:-1])
             if columns[self.refers] is None:
                 raise NoParent(f"there is no {self.parent} {'/'.join(key[:-1])} "
                                f"for the {self.kind} {key[-1]}")
+
         row_id = change.ids[self.kind, key] = change.execute(
             f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks(columns)})",
             tuple(columns.values())).lastrowid
@@ -2681,15 +2697,15 @@ class RowKind:
         return row_id
 
     def wrote(self, change, key, value, row_id):
-        """Let follow what depends on a row that was written (deleted: `value` None)."""
+        """Update what depends on a row that was written; `value` None: deleted."""
 
 
 class NoParent(FatalError):
-    """A row can't be put: what it belongs to is not there."""
+    """The row that a row belongs to does not exist."""
 
 
 class NamedRows(RowKind):
-    """Rows without an id: the columns of the key tell them apart."""
+    """Rows without an id, identified by the columns of their key."""
 
     def find(self, change, key):
         return None
@@ -2704,11 +2720,11 @@ class NamedRows(RowKind):
                        f"VALUES ({marks(columns)})", tuple(columns.values()))
 
 
-ROWS = {}       # kind -> its `RowKind`; a kind comes after those whose rows its rows belong to
+ROWS = {}       # kind -> its `RowKind`; a kind stands after the kinds that its rows belong to
 
 
 def row(kind):
-    """Register a class as how rows of a kind are read and written."""
+    """Decorator: registers a class as the `RowKind` of a kind."""
     def register(class_):
         class_.kind = kind
         ROWS[kind] = class_()
@@ -2717,28 +2733,27 @@ def row(kind):
 
 
 def all_rows(db):
-    """Yield (kind, key, value) of all that people put in: put in this order, they make the same."""
+    """Yield (kind, key, value) of all of people's data: put in this order, they make the same."""
     for kind, rows in ROWS.items():
         for key, value in rows.all(db):
             yield kind, key, value
 
 
 def project_tag(index_id, project):
-    """Touched by whatever changes the page of one project of one index."""
+    """Touched when the page of a project of an index changes."""
     return (index_id, project)
 
 
 def user_tag(name):
-    """Touched by whatever changes an account."""
+    """Touched when an account changes."""
     return ("user", name)
 
 
 def index_tag(path):
-    """Touched when the configuration of the index at this path changes, or such an index is made or
-    deleted.
+    """Touched when the index at this path is made, configured or deleted.
 
-    What depends on an index depends on those that it builds on, too, also on such that do not
-    exist: `Indexes.reach`."""
+    A value that depends on an index also depends on its bases, even on missing ones:
+    `Indexes.reach`."""
     return ("index", path)
 
 
@@ -2748,10 +2763,9 @@ def names_tag(index_id):
 
 
 class Store(Part):
-    """The database of one server directory.  `read()` gives a connection for reading, `write()`
-    runs a change.
+    """The database of a server directory: `read()` gives a connection, `write()` runs a change.
 
-    `read_only`: the directory is on media that nobody can write to.  No file is made there then."""
+    `read_only`: the directory is on read-only media; the store makes no file there."""
 
     def __init__(self, settings, create=False):
         self.path = os.path.join(settings.serverdir, "devpi_lite.db")
@@ -2759,14 +2773,15 @@ class Store(Part):
         if not create and not os.path.exists(self.path):
             raise FatalError(f"no devpi_lite database in {settings.serverdir}")
         self.freshness = Freshness()
-        self.tasks = FairQueue()        # of changes, by who makes them
+        self.tasks = FairQueue()        # of changes, by their party
         self.task_came = threading.Condition()
         self.idle_readers = []
         self.closed = False
-        self.durable = True         # how the writer commits just now
+        self.durable = True         # how the writer commits at present
         self.audit_log = AuditLog(settings.audit_rows)
         self.keep_log = settings.keep_log
-        self.signals = {"outbox": threading.Event(), "search": threading.Event()}       # set when there is work
+        # set when there is work
+        self.signals = {"outbox": threading.Event(), "search": threading.Event()}
         self.writer = self._connect()
         self._upgrade(create)
         self.commits = CommitCounter(
@@ -2807,13 +2822,16 @@ class Store(Part):
         return db
 
     def _upgrade(self, create):
-        """Make the schema, or bring an older one up, one transaction a step, after a copy has been put aside."""
+        """Make the schema, or migrate an older one step by step, after a copy was put aside.
+
+        Each step is a transaction of its own."""
         db = self.writer
         version = db.execute("PRAGMA user_version").fetchone()[0]
         newest = schema_version()
         if version > newest:
-            raise FatalError(f"{self.path} has schema version {version}; this program knows versions up to "
-                             f"{newest}: use a newer devpi_lite.py")
+            raise FatalError(
+                f"{self.path} has schema version {version}; this program knows versions up to "
+                f"{newest}: use a newer devpi_lite.py")
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
             for script in (SCHEMA, *(MIGRATIONS[step][0] for step in sorted(MIGRATIONS))):
@@ -2826,7 +2844,8 @@ class Store(Part):
             raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server "
                              "once on a copy that can be written to, it brings it up")
         elif version < newest and not create:
-            raise FatalError(f"{self.path} was made by an older devpi_lite.py: start the server once, it brings it up")
+            raise FatalError(f"{self.path} was made by an older devpi_lite.py: "
+                             "start the server once, it brings it up")
         elif version < newest:
             aside = f"{self.path}.bak-{version}"
             with contextlib.suppress(FileNotFoundError):
@@ -2834,7 +2853,7 @@ class Store(Part):
             with contextlib.closing(sqlite3.connect(aside + ".tmp")) as copy_:
                 db.backup(copy_)
             os.replace(aside + ".tmp", aside)
-            # a step may put a table in another's place: what refers to the old one must not go with it
+            # a step may replace a table: rows that refer to the old one must not be deleted with it
             db.execute("PRAGMA foreign_keys = OFF")
             for step in range(version + 1, newest + 1):
                 sql, migrate = MIGRATIONS[step]
@@ -2855,7 +2874,7 @@ class Store(Part):
 
     @contextlib.contextmanager
     def read(self):
-        """A connection that sees one committed state until the `with` ends."""
+        """A connection that sees one committed state for the length of the `with`."""
         try:
             db = self.idle_readers.pop()
         except IndexError:
@@ -2871,17 +2890,20 @@ class Store(Part):
                 self.idle_readers.append(db)
 
     def write(self, function, *args, actor=NO_ACTOR, durable=True, party=None):
-        """Run `function(change, *args)` as one change and return its value once it is on disk.
+        """Run `function(change, *args)` as one change; return its value once it is on disk.
 
-        Not `durable`: once it is committed; a power cut may take it back (what a mirror caches can be fetched again).
-        Whatever it raises is raised here, with the change undone.  `Busy` if another process holds
-        the database.  On read-only media: `ReadOnly`; what need not be durable, as it can be
-        fetched or made again, is just not kept.  Changes of one `party`, by default the actor, wait
-        for one another rather than for those of others."""
+        If not `durable`, once it is committed: a power cut may undo it. What a mirror caches can
+        be fetched again.
+
+        An exception of the function is raised here, and its change undone. Raises `Busy` if
+        another process holds the database. On read-only media raises `ReadOnly`, or does nothing
+        if not `durable`. Changes of one `party`, by default the actor, wait for each other, not
+        for those of others."""
         if self.read_only:
             if durable:
                 raise ReadOnly()
             return None
+
         task = WriteTask(function, args, actor, durable)
         party = party or actor.user or actor.address
         with self.task_came:
@@ -2889,8 +2911,10 @@ class Store(Part):
                 raise Busy("the server is shutting down, try again", 5)
             self.tasks.put(task, (party, None))
             self.task_came.notify()
+
         with disk_wait():
             task.done.acquire()
+
         if task.error is not None:
             raise task.error
         return task.value
@@ -2915,10 +2939,10 @@ class Store(Part):
             return self.tasks.get(is_wanted)
 
     def _next_tasks(self, group):
-        """Yield the task in `group`, then others that wait and add them: as many as one commit is to
-        take, for who comes next waits for all of them.
+        """Yield the task in `group`, then waiting ones, and add these to it.
 
-        A commit that need not be durable takes no task that has to be."""
+        Ends after 64 tasks or `Limits.group_time`, because all later tasks wait for this commit. A
+        commit that need not be durable takes no task that must be."""
         until = time.monotonic() + Limits.group_time
         yield group[0]
         while len(group) < 64 and time.monotonic() < until:
@@ -2929,8 +2953,8 @@ class Store(Part):
             yield task
 
     def _begin(self, group):
-        """Begin a transaction.  If another process holds the database for too long, all who wait
-        hear it together, not one after the other."""
+        """Begin a transaction. If another process holds the database for too long, all waiting
+        tasks fail together, not one after the other."""
         try:
             self.writer.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError:
@@ -2938,9 +2962,9 @@ class Store(Part):
             raise
 
     def _commit(self, group):
-        """Run changes, each in a savepoint of its own, commit once, then tell the caches.
+        """Run changes, each in a savepoint of its own, commit once, then notify the caches.
 
-        `group` has the first; the others that wait are added."""
+        `group` holds the first task; waiting ones are added to it."""
         db = self.writer
         durable = group[0].durable
         if durable != self.durable:
@@ -2950,6 +2974,7 @@ class Store(Part):
         serial, chain = self.head(db)
         self.serial = serial
         tags, signals = set(), set()
+
         for task in self._next_tasks(group):
             change = Change(db, task.actor, serial + 1)
             db.execute("SAVEPOINT change")
@@ -2960,7 +2985,7 @@ class Store(Part):
                 if change.audits:
                     self.audit_log.enter(change, change.serial if change.ops else None)
             except sqlite3.OperationalError:
-                raise       # the disk, not the change: the whole group fails
+                raise       # the disk failed, not the change: so does the whole group
             except Exception as error:
                 task.error = error
                 db.execute("ROLLBACK TO change")
@@ -2970,10 +2995,13 @@ class Store(Part):
                 tags |= change.tags
                 signals |= change.signals
             db.execute("RELEASE change")
+
         if self.log_size > self.keep_log.size:
             self._cut_log(db)
+
         db.execute("COMMIT")
         self.serial = serial
+
         if tags:
             self.freshness.touch(frozenset(tags))
         for name in signals:
@@ -2994,17 +3022,17 @@ class Store(Part):
         self.log_size += len(entry.ops)
 
     def cut_log(self):
-        """Delete the entries of the changelog that are older than it keeps."""
+        """Delete entries of the changelog that are older than `keep_log.age`."""
         with self.read() as db:
             oldest = db.execute("SELECT ts FROM changelog ORDER BY serial LIMIT 1").fetchone()
         if oldest and oldest["ts"] < time.time() - self.keep_log.age:
             self.write(lambda change: self._cut_log(change.db))
 
     def _cut_log(self, db):
-        """Delete entries of the changelog: the old ones, and where it is too large, the older half:
-        a large row that is written often must not fill the disk.
+        """Delete old entries of the changelog, and the older half of it if it is too large.
 
-        The newest entry stays, for the next is chained to it."""
+        So a large row that is often written can't fill the disk. The newest entry stays: the next
+        one is chained to it."""
         is_large, left = self.log_size > self.keep_log.size, self.keep_log.size // 2
         oldest, first = time.time() - self.keep_log.age, None
         for serial, ts, size in db.execute("SELECT serial, ts, length(ops) FROM changelog "
@@ -3013,12 +3041,14 @@ class Store(Part):
             if first is not None and (ts < oldest or is_large and left < 0):
                 break
             first = serial
+
         db.execute("DELETE FROM changelog WHERE serial < ?", (first,))
         self.log_size = self._log_size(db)
 
     def follow(self, entries):
-        """Enter entries of another server's changelog, those that come next here, with the rows that
-        they put; all or nothing.  FatalError if they do not follow what is here."""
+        """Append entries of another server's changelog, with the rows that they put; all or none.
+
+        FatalError if they do not continue the changelog here."""
         self.write(self._follow, entries)
 
     def _follow(self, change, entries):
@@ -3034,8 +3064,9 @@ class Store(Part):
             serial, chain = change.head
 
     def start_from(self, rows, entry):
-        """Put what people put into another server in the place of what is here: `rows`, as
-        `all_rows` yields them, as they were after an entry of its changelog."""
+        """Replace all of people's data by another server's.
+
+        `rows`: as its `all_rows` yields them after the entry `entry` of its changelog."""
         self.write(self._start_from, rows, entry)
 
     def _start_from(self, change, rows, entry):
@@ -3046,34 +3077,37 @@ class Store(Part):
         change.look_again(0, "")
         for kind, key, value in rows:
             change.put(kind, key, value)
+
         change.execute("DELETE FROM changelog")
         self.log_size = 0
         self._enter(change, entry)
 
     def _give_up(self, group, error):
-        """The commit itself failed: nothing of the group happened, and each caller hears why."""
+        """Undo the whole group, as its commit failed, and tell each caller why."""
         try:
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
         except sqlite3.Error as second:
             log.error("rollback failed: %s", second)
+
         text = str(error)
         if "locked" in text or "busy" in text:
             error = Busy("the database is held by another process, try again", 5)
         elif "full" in text or "disk I/O" in text:
             error = NoSpace(f"nothing was stored: {text}")
         log.error("commit failed: %s", text)
+
         for task in group:
-            task.error = copy.copy(error)       # each is raised in a thread of its own
+            task.error = copy.copy(error)       # each copy is raised in another thread
 
     def refresh_serial(self):
-        """Another process committed: nothing that is in memory can be trusted."""
+        """Drop all cached values: another process has committed."""
         with self.read() as db:
             self.serial = max(self.serial, self._last_serial(db))
         self.freshness.touch(frozenset((EVERYTHING,)))
 
     def close(self):
-        """Let waiting changes finish, fold the write-ahead log into the database, close."""
+        """Finish waiting changes, checkpoint the write-ahead log, close the database."""
         with self.task_came:
             if self.closed:
                 return
@@ -3097,7 +3131,7 @@ class Store(Part):
 
 @on_event
 def enter_for_audit(change, event):
-    """Have the audit log say what people do; not what the server does by itself."""
+    """Record in the audit log what people do, not what the server does by itself."""
     if change.actor.address:
         change.audits.append((time.time(), change.who, change.actor.address, event.name,
                               event.index.path if event.index else "", event.subject,
@@ -3105,26 +3139,29 @@ def enter_for_audit(change, event):
 
 
 class AuditLog:
-    """Who did what; the newest rows stay.
+    """Who did what, in at most `rows` rows.
 
-    The same done again within a minute, and nothing else to that index or user between, counts in
-    the row that is there.  Where there are too many
-    rows, the oldest of the account that has most of them go: nobody can wash others' out.  What
-    anonymous people do counts for their address."""
+    An action that is repeated within `Limits.audit_repeat`, with no other action on the index or
+    user between, is counted in the same row. Beyond `rows`, the oldest rows of the account with
+    most rows are deleted: nobody can push out other people's. Anonymous actions count for their
+    address."""
 
     def __init__(self, rows):
         self.rows = rows
-        self.total = None                           # rows that there are; None: not counted yet
-        self.recent = collections.OrderedDict()     # index or user -> (what was done last, id of its row, its time)
+        self.total = None       # number of rows; None: not counted yet
+        # index or user -> (its last action, the id of that row, its time)
+        self.recent = collections.OrderedDict()
 
     def enter(self, change, serial):
-        """Enter what a change did, as part of it."""
+        """Record what a change did, as part of it."""
         if self.total is None:
             self.total = change.execute("SELECT count(*) FROM audit").fetchone()[0]
         for ts, *what in change.audits:
             if not self._count_again(change, ts, tuple(what)):
-                row = change.execute("INSERT INTO audit (ts, who, address, action, index_path, target, detail, serial) "
-                                     "VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (ts, *what, serial))
+                row = change.execute(
+                    "INSERT INTO audit "
+                    "(ts, who, address, action, index_path, target, detail, serial) "
+                    "VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (ts, *what, serial))
                 self._remember(tuple(what), row.lastrowid, ts)
                 self.total += 1
         if self.total > self.rows:
@@ -3134,9 +3171,10 @@ class AuditLog:
         last, row_id, since = self.recent.get(self._object(what), (None, None, 0))
         if last != what or not since <= ts < since + Limits.audit_repeat:
             return False
-        # a change that was undone may have left its row's id to another one
+        # a row of a change that was undone may have left its id to another row
         counted = change.execute(
-            "UPDATE audit SET times = times + 1 WHERE id = ? AND (who, address, action, index_path, target, detail) "
+            "UPDATE audit SET times = times + 1 WHERE id = ? "
+            "AND (who, address, action, index_path, target, detail) "
             "IS (?, ?, ?, ?, ?, ?)", (row_id, *what))
         return counted.rowcount == 1
 
@@ -3152,18 +3190,22 @@ class AuditLog:
             self.recent.popitem(last=False)
 
     def _cut(self, change):
-        """Delete what is too much, and a little more so that this is not due at each row."""
+        """Delete the excess, and 1% more, so that not every new row needs this."""
         counts = collections.Counter(dict(change.execute(       # no name begins with a blank
             "SELECT coalesce(who, ' ' || address), count(*) FROM audit GROUP BY 1").fetchall()))
         self.total = sum(counts.values())
         left = self.total - self.rows + self.rows // 100 if self.total > self.rows else 0
         self.total -= left
+
         while left > 0:
             (account, most), *others = counts.most_common(2)
             count = min(left, max(1, most - (others[0][1] if others else 0)))
-            condition = ("who IS NULL AND address = ?", account[1:]) if account.startswith(" ") else ("who = ?", account)
-            change.execute(f"DELETE FROM audit WHERE id IN (SELECT id FROM audit WHERE {condition[0]} ORDER BY id LIMIT ?)",
-                           (condition[1], count))
+            condition = ("who IS NULL AND address = ?", account[1:]) \
+                if account.startswith(" ") else ("who = ?", account)
+            change.execute(
+                f"DELETE FROM audit WHERE id IN "
+                f"(SELECT id FROM audit WHERE {condition[0]} ORDER BY id LIMIT ?)",
+                (condition[1], count))
             counts[account] -= count
             left -= count
 
@@ -3174,21 +3216,21 @@ def marks(values):
 
 
 class WriteTask:
-    """One change on its way to the writer thread."""
+    """A change on its way to the writer thread; `done` is released when it has ended."""
     __slots__ = ("function", "args", "actor", "durable", "done", "value", "error")
 
     def __init__(self, function, args, actor, durable):
         self.function, self.args, self.actor, self.durable = function, args, actor, durable
-        self.done = threading.Lock()    # a bare lock wakes its waiter three times faster than an Event
+        self.done = threading.Lock()    # wakes its waiter three times faster than an Event
         self.done.acquire()
         self.value = self.error = None
 
 
 class CommitCounter:
-    """A number in a small mapped file, raised after each commit by a process that is not the server.
+    """A number in a small mapped file; a process that is not the server raises it by each commit.
 
-    The server compares it with what it saw last (a memory read; SQLite's `data_version` would cost
-    7 us a request). Without a path the number stays what it is."""
+    The server compares it with the number it saw last, which costs a memory read; SQLite's
+    `data_version` would cost 7 us a request. Without a path the number never changes."""
 
     def __init__(self, path):
         self.file = open(path, "a+b") if path else None
@@ -3201,7 +3243,7 @@ class CommitCounter:
         self.seen = self.numbers[0]
 
     def changed(self):
-        """Whether another process committed since the last call that said so."""
+        """Whether another process has committed since the last call that returned True."""
         if self.numbers[0] == self.seen:
             return False
         self.seen = self.numbers[0]
@@ -3219,14 +3261,14 @@ class CommitCounter:
 
 
 def read_only_uri(path, immutable=False):
-    """What SQLite is told so that it only reads a database; where nobody can change it
-    (`immutable`), it neither locks it nor makes files beside it."""
+    """The URI with which SQLite opens a database for reading only.
+
+    `immutable`: nobody can change it, so SQLite neither locks it nor makes files beside it."""
     return f"file:{urllib.request.pathname2url(path)}?mode=ro{'&immutable=1' if immutable else ''}"
 
 
 def refuse_unfolded(path):
-    """FatalError if the newest changes of a database on read-only media are still in its
-    write-ahead log."""
+    """FatalError if a database on read-only media has changes in its write-ahead log."""
     with contextlib.suppress(FileNotFoundError):
         if os.path.getsize(path + "-wal"):
             raise FatalError(f"{path} was not closed before it was copied to read-only media: its "
@@ -3236,7 +3278,7 @@ def refuse_unfolded(path):
 
 @contextlib.contextmanager
 def locked(file):
-    """Hold the operating system's exclusive lock on an open file; waits for it."""
+    """Hold the operating system's exclusive lock on an open file, after waiting for it."""
     lock_file(file, wait=True)
     try:
         yield
@@ -3248,7 +3290,7 @@ try:
     import fcntl
 
     def lock_file(file, wait=False):
-        """Take an exclusive lock; OSError if it is taken and `wait` is false.  It ends with the process."""
+        """Take an exclusive lock until the process ends; OSError if it is taken and not `wait`."""
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
     def unlock_file(file):
@@ -3257,7 +3299,7 @@ except ImportError:     # Windows
     import msvcrt
 
     def lock_file(file, wait=False):
-        """Take an exclusive lock; OSError if it is taken and `wait` is false.  It ends with the process."""
+        """Take an exclusive lock until the process ends; OSError if it is taken and not `wait`."""
         file.seek(1 << 30)      # a byte far past the content, which stays readable
         msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
 
