@@ -10926,13 +10926,14 @@ def upload_kind(filename):
     return "any", "bdist_dumb"
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 12  Search
 #
-# What people look for: uploaded projects by their metadata, README and documentation, in a database of its own that can be
-# deleted at any time (full text by SQLite's FTS5, or LIKE where the interpreter has none); and the names of mirrors, in the
-# sorted lists that are on disk anyway.  A thread works through a durable queue; an upload never waits for it.
-# ======================================================================================================================
+# Finds uploaded projects by their metadata, README and documentation, in a database of its own that
+# can be deleted at any time (full text by SQLite's FTS5, or LIKE if the interpreter has none); and
+# the names of mirrors, in their sorted lists on disk. A thread works through a durable queue; an
+# upload never waits for it.
+# ==================================================================================================
 
 SEARCH_SCHEMA = """
 -- one row: something that can be found, a project of a stage (kind project) or a page of its documentation (kind page);
@@ -10951,11 +10952,11 @@ CREATE TABLE sfacet (
 CREATE INDEX sfacet_of_doc ON sfacet (doc);
 """
 _TEXT_COLUMNS = ("name", "title", "summary", "keywords", "author", "classifiers", "body")
-_WEIGHTS = {"name": 20, "title": 8, "summary": 6, "keywords": 5}       # for ranking; another column counts 1
+_WEIGHTS = {"name": 20, "title": 8, "summary": 6, "keywords": 5}    # for ranking; other columns: 1
 
 
 class QueryError(Exception):
-    """A query that is not well-formed; it is read as plain words then."""
+    """A query that is not well-formed; it is then read as plain words."""
 
 
 class QueryTimeout(Busy):
@@ -10982,14 +10983,13 @@ class Filter:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Parts of which all ("AND"), one ("OR") or none ("NOT") must hold."""
+    """Parts of which all ("AND"), at least one ("OR") or none ("NOT") must hold."""
     operator: str
     parts: tuple
 
 
-_FILTERS = {"name", "user", "index", "path", "version", "classifier", "keyword", "author", "license", "requires", "python",
-            "import",
-            "has", "is", "type", "uploaded"}
+_FILTERS = {"name", "user", "index", "path", "version", "classifier", "keyword", "author",
+            "license", "requires", "python", "import", "has", "is", "type", "uploaded"}
 _FILTER_SPELLINGS = {"classifiers": "classifier", "keywords": "keyword"}
 _QUERY_TOKEN = re.compile(r"""
     \s+ | (?P<bracket>[()])
@@ -10997,14 +10997,17 @@ _QUERY_TOKEN = re.compile(r"""
     | (?:(?P<key>[A-Za-z]+):)? (?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' ) (?P<star>\*?) (?=[\s()]|$)
     | (?P<word>[^\s()]+)""", re.VERBOSE)
 # What `type:` asks for, as (kind, text columns): the words of devpi's web pages.
-_TYPES = {"page": ("page", _TEXT_COLUMNS), "title": ("page", ("title",)), "project": ("project", _TEXT_COLUMNS),
-          "name": ("project", ("name",)), "summary": ("project", ("summary",)), "description": ("project", ("body",)),
-          "keywords": ("project", ("keywords",)), "classifiers": ("project", ("classifiers",)),
-          **dict.fromkeys(("author", "author_email", "maintainer", "maintainer_email"), ("project", ("author",)))}
+_TYPES = {
+    "page": ("page", _TEXT_COLUMNS), "title": ("page", ("title",)),
+    "project": ("project", _TEXT_COLUMNS), "name": ("project", ("name",)),
+    "summary": ("project", ("summary",)), "description": ("project", ("body",)),
+    "keywords": ("project", ("keywords",)), "classifiers": ("project", ("classifiers",)),
+    **dict.fromkeys(("author", "author_email", "maintainer", "maintainer_email"),
+                    ("project", ("author",)))}
 
 
 class Query:
-    """A search query [W21.2] as a tree; anything is one, and `notes` say how it was understood."""
+    """A search query [W21.2] as a tree. Any text is a query; `notes` say how it was understood."""
 
     def __init__(self, text):
         self.notes = []
@@ -11013,6 +11016,7 @@ class Query:
         if len(text) > Limits.query:
             text = text[:Limits.query]
             self.notes.append(f"Only the first {Limits.query} characters were used.")
+
         text = unicodedata.normalize("NFC", text)
         self.open_end = text[-1:] not in ("", " ")      # the last word may go on
         try:
@@ -11033,7 +11037,7 @@ class Query:
         return parts
 
     def _tokens(self, text):
-        """Brackets and operators as strings, words and filters as values."""
+        """Yield brackets and operators as strings, words and filters as values."""
         count = 0
         for match in _QUERY_TOKEN.finditer(text):
             if match["bracket"] or match["not"]:
@@ -11051,14 +11055,16 @@ class Query:
             yield token
 
     def _term(self, match, is_last):
-        """A word, filter or operator; None for what says nothing."""
-        key, quoted_ = match["key"], match["double"] if match["single"] is None else match["single"]
+        """A word, filter or operator; None if it means nothing."""
+        key, quoted_ = match["key"], match["double"] if match["single"] is None \
+            else match["single"]
         if quoted_ is not None:
             known = self._filter_key(key)
             star = match["star"] or ("*" if known and quoted_.endswith("*") else "")
             if known:
                 return Filter(known, quoted_.rstrip("*") if star else quoted_, bool(star))
             return Word(f"{key or ''} {quoted_}".strip(), bool(star)) if quoted_.strip() else None
+
         word = match["word"]
         if word is None:
             return None
@@ -11069,11 +11075,14 @@ class Query:
         key, colon, value = word.partition(":")
         known = self._filter_key(key) if colon and value else None
         if known:
-            return Filter(known, value.rstrip("*"), True) if value.endswith("*") else Filter(known, value)
+            return Filter(known, value.rstrip("*"), True) if value.endswith("*") \
+                else Filter(known, value)
         if colon and value and key.isidentifier():
             self.notes.append(f"'{key}:' is no filter; it was read as a word.")
+
         word = re.sub(r"\^[0-9.]*$", "", word)
-        return Word(word.rstrip("*"), word.endswith("*") or is_last and self.open_end) if re.search(r"\w", word) else None
+        return Word(word.rstrip("*"), word.endswith("*") or is_last and self.open_end) \
+            if re.search(r"\w", word) else None
 
     @staticmethod
     def _filter_key(key):
@@ -11128,7 +11137,8 @@ class Query:
         return token
 
     def terms(self, kind, part=None, positive=True):
-        """The words, or the filters, that the query wants to hold."""
+        """Yield the parts of a `kind` (Word or Filter) that must hold; if not `positive`, those
+        that must not."""
         part = self.tree if part is None else part
         if isinstance(part, Group):
             for inner in part.parts:
@@ -11138,21 +11148,25 @@ class Query:
 
     @property
     def is_empty(self):
-        """Whether it says nothing at all."""
-        return not any(True for kind in (Word, Filter) for wanted in (True, False) for _ in self.terms(kind, positive=wanted))
+        """Whether it has neither words nor filters."""
+        return not any(True for kind in (Word, Filter) for wanted in (True, False)
+                       for _ in self.terms(kind, positive=wanted))
 
     @property
     def name_parts(self):
-        """The words and filters of a query that is nothing but a list of them, by which names can be looked up; else None."""
+        """The words and filters by which names can be looked up, if the query is nothing but a list
+        of them; else None."""
         parts = self.tree.parts if self.tree.operator == "AND" else ()
-        if not parts or any(isinstance(part, Group) or isinstance(part, Filter) and
-                            part.key not in ("name", "user", "index", "path") for part in parts):
+        if not parts or any(
+                isinstance(part, Group) or isinstance(part, Filter)
+                and part.key not in ("name", "user", "index", "path") for part in parts):
             return None
         return parts
 
 
 class Conditions:
-    """A query's tree as an SQL condition on `p`, the row of a project in `sdoc`, with its values."""
+    """A query's tree as an SQL condition on `p`, the row of a project in `sdoc`, with its
+    values."""
 
     def __init__(self, query, full_text):
         self.query, self.full_text, self.values = query, full_text, []
@@ -11189,9 +11203,11 @@ class Conditions:
 
     def _facet(self, key, part, value):
         if part.prefix:
-            return self._is("p.id IN (SELECT doc FROM sfacet WHERE key = ? AND value >= ? AND value < ?)",
+            return self._is("p.id IN (SELECT doc FROM sfacet "
+                            "WHERE key = ? AND value >= ? AND value < ?)",
                             key, value, value + "\U0010ffff")
-        return self._is("p.id IN (SELECT doc FROM sfacet WHERE key = ? AND value = ?)", key, value)
+        return self._is("p.id IN (SELECT doc FROM sfacet WHERE key = ? AND value = ?)",
+                        key, value)
 
     def _by_name(self, part):
         name = normalize(part.value)
@@ -11204,7 +11220,8 @@ class Conditions:
 
     def _by_index(self, part):
         user, slash, name = part.value.rpartition("/")
-        return self._is("p.user = ? AND p.idx = ?", user, name) if slash else self._is("p.idx = ?", name)
+        return self._is("p.user = ? AND p.idx = ?", user, name) if slash \
+            else self._is("p.idx = ?", name)
 
     def _by_path(self, part):
         if part.prefix:
@@ -11215,7 +11232,8 @@ class Conditions:
         if re.match(r"[<>=!~]", part.value):
             if not is_specifier(part.value + ("*" if part.prefix else "")):
                 return self._nothing(part)
-            return self._is("p.id IN (SELECT doc FROM sfacet WHERE key = 'version' AND admits(?, value))",
+            return self._is("p.id IN (SELECT doc FROM sfacet "
+                            "WHERE key = 'version' AND admits(?, value))",
                             part.value + ("*" if part.prefix else ""))
         return self._facet("version", part, part.value)
 
@@ -11235,8 +11253,8 @@ class Conditions:
         return self._facet("requires", part, normalize(part.value))
 
     def _by_author(self, part):
-        return self._word(part.value, part.prefix, ("author",), "project") if re.search(r"\w", part.value) else \
-            self._nothing(part)
+        return self._word(part.value, part.prefix, ("author",), "project") \
+            if re.search(r"\w", part.value) else self._nothing(part)
 
     def _by_python(self, part):
         if parse_version(part.value) is None:
@@ -11244,38 +11262,41 @@ class Conditions:
         return self._is("admits_python(p.requires_python, ?)", part.value)
 
     def _by_has(self, part):
-        return self._facet("has", part, part.value.lower()) if part.value.lower() in ("docs", "tests", "wheel", "sdist") \
-            else self._nothing(part)
+        return self._facet("has", part, part.value.lower()) \
+            if part.value.lower() in ("docs", "tests", "wheel", "sdist") else self._nothing(part)
 
     def _by_is(self, part):
-        return self._facet("is", part, part.value.lower()) if part.value.lower() in ("yanked", "prerelease") \
-            else self._nothing(part)
+        return self._facet("is", part, part.value.lower()) \
+            if part.value.lower() in ("yanked", "prerelease") else self._nothing(part)
 
     def _by_type(self, part):
         if part.value.lower() not in _TYPES:
             return self._nothing(part)
-        return "p.id IN (SELECT project FROM sdoc WHERE kind = 'page')" if self.kind == "page" else "1"
+        return "p.id IN (SELECT project FROM sdoc WHERE kind = 'page')" if self.kind == "page" \
+            else "1"
 
     def _by_uploaded(self, part):
         match = re.fullmatch(r"(<=|>=|<|>|=|)([0-9]{4}(-[0-9]{2}){0,2})", part.value)
         if not match:
             return self._nothing(part)
-        return self._is(f"p.uploaded != '' AND substr(p.uploaded, 1, ?) {match[1] or '='} ?", len(match[2]), match[2])
+        return self._is(f"p.uploaded != '' AND substr(p.uploaded, 1, ?) {match[1] or '='} ?",
+                        len(match[2]), match[2])
 
 
 def text_match(text, prefix, columns, full_text):
     """(SQL condition on `sfts`, its values) for a word or phrase in some of its columns.
 
-    Nothing of the text reaches FTS5's own grammar: it stands in double quotes, as one string."""
+    The text never reaches FTS5's own grammar: it stands in double quotes, as one string."""
     if full_text:
         quoted_ = '"{}"{}'.format(text.replace('"', '""'), "*" if prefix else "")
         return "sfts MATCH ?", [f"{{{' '.join(columns)}}} : {quoted_}"]
     pattern = "%" + re.sub(r"([%_\\])", r"\\\1", text) + "%"
-    return "(" + " OR ".join(f"sfts.{column} LIKE ? ESCAPE '\\'" for column in columns) + ")", [pattern] * len(columns)
+    return "(" + " OR ".join(f"sfts.{column} LIKE ? ESCAPE '\\'" for column in columns) + ")", \
+        [pattern] * len(columns)
 
 
 class SearchIndex(Part):
-    """The search database, and the thread that keeps it up with the queue."""
+    """The search database, and the thread that works through the queue."""
 
     def __init__(self, store, indexes, releases, blobs, settings):
         self.store, self.indexes, self.releases, self.blobs = store, indexes, releases, blobs
@@ -11307,7 +11328,7 @@ class SearchIndex(Part):
             yield Complaint("warn", "the search index failed, see the log")
 
     def _backlog(self):
-        """How many projects are in the queue, and for how many seconds the oldest has been."""
+        """(number of projects in the queue, seconds for which the oldest has waited)."""
         with self.store.read() as db:
             count, since = db.execute("SELECT count(*), min(since) FROM search_queue").fetchone()
         return count, time.time() - since if count else 0
@@ -11335,16 +11356,18 @@ class SearchIndex(Part):
         return db
 
     def _open(self):
-        """The database, made anew if it is missing, damaged, another's, or of another form."""
+        """The database, made anew if it is missing, damaged, another server's, or of another
+        form."""
         form = 2 if self.full_text else 102
         db, reason = None, ""
         try:
             if self.store.read_only:
                 refuse_unfolded(self.path)
             db = self._connect()
-            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'owner'").fetchone() and \
-                    db.execute("SELECT value FROM owner").fetchone()["value"] == self.store.node["uuid"] and \
-                    db.execute("PRAGMA user_version").fetchone()[0] == form:
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'owner'").fetchone() \
+                    and db.execute("SELECT value FROM owner").fetchone()["value"] \
+                    == self.store.node["uuid"] \
+                    and db.execute("PRAGMA user_version").fetchone()[0] == form:
                 return db
         except (sqlite3.DatabaseError, FatalError) as error:
             reason = f": {error}"
@@ -11365,8 +11388,9 @@ class SearchIndex(Part):
         db.execute("BEGIN")
         run_script(db, SEARCH_SCHEMA)
         columns = ", ".join(_TEXT_COLUMNS)
-        db.execute(f"CREATE VIRTUAL TABLE sfts USING fts5({columns}, tokenize = 'unicode61 remove_diacritics 2', "
-                   "prefix = '2 3')" if self.full_text else f"CREATE TABLE sfts ({columns})")
+        db.execute(f"CREATE VIRTUAL TABLE sfts USING fts5({columns}, "
+                   "tokenize = 'unicode61 remove_diacritics 2', prefix = '2 3')"
+                   if self.full_text else f"CREATE TABLE sfts ({columns})")
         db.execute("CREATE TABLE owner (value TEXT NOT NULL)")
         db.execute("INSERT INTO owner VALUES (?)", (self.store.node["uuid"],))
         db.execute(f"PRAGMA user_version = {form}")
@@ -11376,8 +11400,8 @@ class SearchIndex(Part):
 
     @contextlib.contextmanager
     def read(self):
-        """A connection for reading.  QueryTimeout for a query that takes longer than `Limits.search_time`; Busy if the
-        database was taken away, in which case it is made anew."""
+        """A connection for reading. QueryTimeout if a query takes longer than `Limits.search_time`;
+        Busy if the database was deleted or damaged: it is then made anew."""
         db = None
         try:
             try:
@@ -11404,7 +11428,8 @@ class SearchIndex(Part):
 
     @staticmethod
     def _is_lost(error):
-        """Whether this says that the database was deleted or damaged: the class itself stands for that, not one below it."""
+        """Whether the error means that the database was deleted or damaged: if its class is
+        DatabaseError itself, and no subclass of it."""
         return type(error) is sqlite3.DatabaseError or "no such table" in str(error)
 
     def _lose(self, error):
@@ -11413,7 +11438,7 @@ class SearchIndex(Part):
         self.store.signals["search"].set()
 
     def _reopen(self):
-        """Make the database anew, which somebody deleted or damaged."""
+        """Make the database anew after it was deleted or damaged."""
         self.writer.close()
         while self.idle_readers:
             self.idle_readers.pop().close()
@@ -11433,7 +11458,7 @@ class SearchIndex(Part):
     # -- keeping up
 
     def run(self):
-        """A loop for a thread: work through the queue."""
+        """A loop for a thread: works through the queue."""
         ready = self.store.signals["search"]
         while not self.store.closed:
             try:
@@ -11446,14 +11471,15 @@ class SearchIndex(Part):
             except Exception as error:      # this thread has to live on
                 log.exception("the search index failed")
                 self.error = reason_of(error)
+
             ready.wait(Limits.search_pause)
             until = time.monotonic() + 3
-            while ready.is_set() and time.monotonic() < until:      # more is coming: take it together, later
+            while ready.is_set() and time.monotonic() < until:      # more comes: take it together
                 ready.clear()
                 ready.wait(0.05)
 
     def _work(self):
-        """Bring a batch of the queue into the index; returns whether there was one."""
+        """Bring a batch of the queue into the index; returns whether any of it is done."""
         with self.store.read() as db:
             batch = db.execute("SELECT * FROM search_queue ORDER BY since LIMIT 200").fetchall()
         if not batch or self.lost or self.store.closed:
@@ -11468,14 +11494,16 @@ class SearchIndex(Part):
                 break
             if self.lost:
                 break
-            time.sleep(min(1, time.thread_time() - began))      # half a core at most: answers come first
+            time.sleep(min(1, time.thread_time() - began))      # half a core: requests come first
         self.store.write(_dequeue, done, durable=False)
         return bool(done)
 
     def _bring_in(self, index_id, project):
-        """Index one project, on its own: one that can't be must not hold up the others.
+        """Index one project, in a transaction of its own: if it fails, it must not hold up the
+        others.
 
-        Returns whether that is done with; what the disk had no room for has to come again."""
+        Returns whether the project is done with, or must be tried again; NoSpace if the disk is
+        full."""
         try:
             self.writer.execute("BEGIN IMMEDIATE")
             self._look_at(index_id, project)
@@ -11492,55 +11520,70 @@ class SearchIndex(Part):
                 if "full" in self.error or "disk I/O" in self.error:
                     log.error("the search index waits for room on the disk: %s", self.error)
                     raise NoSpace(self.error) from error
-                log.error("project %s of index %d can't be indexed yet: %s", one_line(project, 200), index_id, self.error)
+                log.error("project %s of index %d can't be indexed yet: %s",
+                          one_line(project, 200), index_id, self.error)
                 return False
-            log.exception("project %s of index %d can't be indexed", one_line(project, 200), index_id)
+            log.exception("project %s of index %d can't be indexed",
+                          one_line(project, 200), index_id)
         return True
 
     def _look_at(self, index_id, project):
-        """Make the rows of one project of an index say what is there now; of every index that is gone, for (0, "")."""
+        """Make the rows of one project of an index say what is there now; without a project, delete
+        the rows of deleted indexes."""
         if not project:
             known = json.dumps([index.id for index in self.indexes.all()])
-            gone = self.writer.execute("SELECT id FROM sdoc WHERE index_id NOT IN (SELECT value FROM json_each(?))", (known,))
+            gone = self.writer.execute(
+                "SELECT id FROM sdoc WHERE index_id NOT IN (SELECT value FROM json_each(?))",
+                (known,))
             self._forget([row["id"] for row in gone])
             return
+
         with self.store.read() as db:
             found = _project_to_index(db, index_id, project)
-        rows = self.writer.execute("SELECT id, kind, version, docs FROM sdoc WHERE index_id = ? AND norm = ?",
-                                   (index_id, project)).fetchall()
+        rows = self.writer.execute(
+            "SELECT id, kind, version, docs FROM sdoc WHERE index_id = ? AND norm = ?",
+            (index_id, project)).fetchall()
         before = next((row for row in rows if row["kind"] == "project"), None)
         docs = found.docs if found else None
-        same_docs = before is not None and docs is not None and before["docs"] == f"{docs.version} {docs.sha256}"
+        same_docs = before is not None and docs is not None \
+            and before["docs"] == f"{docs.version} {docs.sha256}"
         self._forget([row["id"] for row in rows if not (same_docs and row["kind"] == "page")])
         if found is None:
             return
-        row_id = self._enter(found, "project", f"/{found.user}/{found.index}/{project}", found.texts,
-                             before["id"] if before else None)
+
+        row_id = self._enter(found, "project", f"/{found.user}/{found.index}/{project}",
+                             found.texts, before["id"] if before else None)
         self.writer.executemany("INSERT OR IGNORE INTO sfacet VALUES (?, ?, ?)",
                                 [(key, value, row_id) for key, value in found.facets])
         if docs and not same_docs:
-            self._enter_pages(found, f"/{found.user}/{found.index}/{project}/{docs.version}/+doc", row_id)
+            self._enter_pages(
+                found, f"/{found.user}/{found.index}/{project}/{docs.version}/+doc", row_id)
 
     def _enter_pages(self, found, address, project_row):
         """Enter the pages of a project's documentation, as far as they can be read."""
         try:
             for path, title, body in doc_pages(self.blobs, self.releases, found.docs):
-                self._enter(found, "page", f"{address}/{path}", {"title": title, "body": body}, project_row=project_row)
+                self._enter(found, "page", f"{address}/{path}", {"title": title, "body": body},
+                            project_row=project_row)
         except (Problem, OSError, ValueError, zlib.error) as error:
             log.error("the documentation at %s can't be read: %s", one_line(address), error)
 
     def _enter(self, found, kind, path, texts, row_id=None, project_row=None):
         """Insert a row and its texts; returns its id."""
         cursor = self.writer.execute(
-            "INSERT INTO sdoc (id, kind, project, index_id, user, idx, norm, name, version, path, title, summary, "
-            "requires_python, uploaded, docs) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (row_id, kind, project_row or 0, found.index_id, found.user, found.index, found.norm, found.name, found.version,
-             path, sound(texts.get("title", "")), sound(texts.get("summary", "")), found.requires_python, found.uploaded,
+            "INSERT INTO sdoc (id, kind, project, index_id, user, idx, norm, name, version, path, "
+            "title, summary, requires_python, uploaded, docs) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (row_id, kind, project_row or 0, found.index_id, found.user, found.index, found.norm,
+             found.name, found.version, path, sound(texts.get("title", "")),
+             sound(texts.get("summary", "")), found.requires_python, found.uploaded,
              f"{found.docs.version} {found.docs.sha256}" if found.docs else None))
         if project_row is None:
             self.writer.execute("UPDATE sdoc SET project = id WHERE id = ?", (cursor.lastrowid,))
-        self.writer.execute(f"INSERT INTO sfts (rowid, {', '.join(_TEXT_COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                            (cursor.lastrowid, *(sound(texts.get(column, "")) for column in _TEXT_COLUMNS)))
+        self.writer.execute(
+            f"INSERT INTO sfts (rowid, {', '.join(_TEXT_COLUMNS)}) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (cursor.lastrowid, *(sound(texts.get(column, "")) for column in _TEXT_COLUMNS)))
         return cursor.lastrowid
 
     def _forget(self, ids):
@@ -11549,26 +11592,33 @@ class SearchIndex(Part):
             self.writer.execute("DELETE FROM sfacet WHERE doc = ?", (row_id,))
             self.writer.execute("DELETE FROM sdoc WHERE id = ?", (row_id,))
 
-    # -- answering
+    # -- finding
 
     def find(self, query, index_ids, sort="relevance"):
-        """The projects that a `Query` finds in some indexes, best first, as rows of `sdoc` with their score; and the
-        query's notes grow."""
+        """The projects that a `Query` finds in some indexes, best first: [(row of `sdoc`, score),
+        ...].
+
+        Adds to the query's notes."""
         conditions = Conditions(query, self.full_text)
-        sql = ("SELECT p.* FROM sdoc AS p WHERE p.kind = 'project' AND p.index_id IN (SELECT value FROM json_each(?)) "
+        sql = ("SELECT p.* FROM sdoc AS p WHERE p.kind = 'project' "
+               "AND p.index_id IN (SELECT value FROM json_each(?)) "
                f"AND ({conditions.sql}) LIMIT ?")
         words = list(query.terms(Word))
         try:
             with self.read() as db:
-                rows = db.execute(sql, (json.dumps(index_ids), *conditions.values, Limits.search_hits)).fetchall()
+                rows = db.execute(sql, (json.dumps(index_ids), *conditions.values,
+                                        Limits.search_hits)).fetchall()
                 scores = self._scores(db, words, conditions) if rows and words else {}
         except QueryTimeout as problem:
             query.notes.append(f"{problem.message[0].upper()}{problem.message[1:]}.")
             return []
         if len(rows) == Limits.search_hits:
             query.notes.append(f"Only {Limits.search_hits} projects were looked at.")
-        names = {normalize(word.text) for word in words} | {normalize(" ".join(word.text for word in words))}
-        ranked = [(row, self._score(row["norm"], names, scores.get(row["id"], 0))) for row in rows]
+
+        names = {normalize(word.text) for word in words} \
+            | {normalize(" ".join(word.text for word in words))}
+        ranked = [(row, self._score(row["norm"], names, scores.get(row["id"], 0)))
+                  for row in rows]
         if sort == "name":
             ranked.sort(key=lambda pair: (pair[0]["norm"], pair[0]["path"]))
         elif sort == "-uploaded":
@@ -11579,49 +11629,61 @@ class SearchIndex(Part):
 
     @staticmethod
     def _score(norm, names, relevance):
-        """The exact name first, then names that begin so, then by relevance, which is below 1000."""
+        """Ranks the exact name first, then names that begin with one of `names`, then by relevance,
+        which is below 1000."""
         if norm in names:
             return 2000 + relevance
         return 1000 * any(name and norm.startswith(name) for name in names) + relevance
 
     def _scores(self, db, words, conditions):
-        """{project row: relevance} by the columns in which one of the wanted words stands.
+        """{project row: relevance}, by the columns in which one of the words stands.
 
-        Not FTS5's bm25: its figures tell how often a word occurs in all that is indexed, in hidden indexes too."""
+        Not FTS5's bm25: its figures tell how often a word occurs in all that is indexed, in hidden
+        indexes too."""
         scores = collections.Counter()
         for column in set(_WEIGHTS).intersection(conditions.columns):
-            matches = [text_match(word.text, word.prefix, (column,), self.full_text) for word in words]
-            condition = " OR ".join(f"sfts.rowid IN (SELECT rowid FROM sfts WHERE {sql})" for sql, _ in matches)
+            matches = [text_match(word.text, word.prefix, (column,), self.full_text)
+                       for word in words]
+            condition = " OR ".join(f"sfts.rowid IN (SELECT rowid FROM sfts WHERE {sql})"
+                                    for sql, _ in matches)
             values = [value for _, found in matches for value in found]
             scores.update({row["project"]: _WEIGHTS[column] for row in db.execute(
-                f"SELECT DISTINCT sdoc.project FROM sfts JOIN sdoc ON sdoc.id = sfts.rowid WHERE {condition} LIMIT ?",
-                (*values, 10 * Limits.search_hits))})
+                "SELECT DISTINCT sdoc.project FROM sfts JOIN sdoc ON sdoc.id = sfts.rowid "
+                f"WHERE {condition} LIMIT ?", (*values, 10 * Limits.search_hits))})
         return scores
 
     def pages(self, query, project_ids):
-        """{project row: [(title, path), ...]} of the documentation pages that hold one of a query's words."""
-        words = [text_match(word.text, word.prefix, _TEXT_COLUMNS, True)[1][0] for word in query.terms(Word)]
+        """{project row: [(title, path), ...]} of the documentation pages that hold one of a query's
+        words."""
+        words = [text_match(word.text, word.prefix, _TEXT_COLUMNS, True)[1][0]
+                 for word in query.terms(Word)]
         found = {}
         if words and self.full_text:
             with self.read() as db:
                 for row in db.execute(
-                        "SELECT sdoc.project, sdoc.title, sdoc.path FROM sfts JOIN sdoc ON sdoc.id = sfts.rowid "
-                        "WHERE sfts MATCH ? AND sdoc.kind = 'page' AND sdoc.project IN (SELECT value FROM json_each(?)) "
+                        "SELECT sdoc.project, sdoc.title, sdoc.path FROM sfts "
+                        "JOIN sdoc ON sdoc.id = sfts.rowid "
+                        "WHERE sfts MATCH ? AND sdoc.kind = 'page' "
+                        "AND sdoc.project IN (SELECT value FROM json_each(?)) "
                         "ORDER BY rank LIMIT 200",
                         (" OR ".join(f"({word})" for word in words), json.dumps(project_ids))):
                     found.setdefault(row["project"], []).append((row["title"], row["path"]))
         return found
 
     def names(self, start, index_ids, limit):
-        """Names of projects that begin so, each once."""
+        """Names of projects that begin with `start`, each once."""
         with self.read() as db:
             return [row["name"] for row in db.execute(
-                "SELECT min(name) AS name FROM sdoc WHERE kind = 'project' AND norm >= ? AND norm < ? "
-                "AND index_id IN (SELECT value FROM json_each(?)) GROUP BY norm ORDER BY norm LIMIT ?",
+                "SELECT min(name) AS name FROM sdoc "
+                "WHERE kind = 'project' AND norm >= ? AND norm < ? "
+                "AND index_id IN (SELECT value FROM json_each(?)) "
+                "GROUP BY norm ORDER BY norm LIMIT ?",
                 (start, start + "\U0010ffff", json.dumps(index_ids), limit))]
 
     def by_fields(self, fields, operator, index_ids):
-        """The hits of XML-RPC's `search`: rows of `sdoc`.  `fields`: {name: [value, ...]}; a field holds if one value does."""
+        """The hits of XML-RPC's `search`, as rows of `sdoc`.
+
+        `fields`: {name: [value, ...]}; a field matches if one of its values does."""
         parts, values = [], []
         for field, wanted in fields.items():
             one = []
@@ -11635,29 +11697,35 @@ class SearchIndex(Part):
                     values += found
             if one:
                 parts.append(f"({' OR '.join(one)})")
+
         if not parts:
             return []
         with self.read() as db:
             return db.execute(
-                "SELECT p.* FROM sdoc AS p WHERE p.kind = 'project' AND p.index_id IN (SELECT value FROM json_each(?)) "
+                "SELECT p.* FROM sdoc AS p WHERE p.kind = 'project' "
+                "AND p.index_id IN (SELECT value FROM json_each(?)) "
                 f"AND ({f' {operator.upper()} '.join(parts)}) LIMIT ?",
                 (json.dumps(index_ids), *values, Limits.search_hits)).fetchall()
 
 
-# Fields of XML-RPC's `search` and the texts that they mean; others are passed over.
-RPC_COLUMNS = {"name": ("name",), "summary": ("summary",), "description": ("body",), "keywords": ("keywords",),
-                "classifiers": ("classifiers",),
-                **dict.fromkeys(("author", "author_email", "maintainer", "maintainer_email"), ("author",))}
+# Fields of XML-RPC's `search`, and the columns that they search; other fields are ignored.
+RPC_COLUMNS = {
+    "name": ("name",), "summary": ("summary",), "description": ("body",),
+    "keywords": ("keywords",), "classifiers": ("classifiers",),
+    **dict.fromkeys(("author", "author_email", "maintainer", "maintainer_email"), ("author",))}
 
 
 def _queue_everything(change):
-    change.execute("INSERT OR IGNORE INTO search_queue SELECT index_id, name, ? FROM projects", (time.time(),))
+    change.execute("INSERT OR IGNORE INTO search_queue SELECT index_id, name, ? FROM projects",
+                   (time.time(),))
     change.wake("search")
 
 
 def _dequeue(change, batch):
-    """What was queued again meanwhile, at a later time, stays."""
-    change.executemany("DELETE FROM search_queue WHERE index_id = ? AND project = ? AND since = ?", batch)
+    """Take a batch off the queue; a project that was queued again meanwhile, at a later time,
+    stays."""
+    change.executemany(
+        "DELETE FROM search_queue WHERE index_id = ? AND project = ? AND since = ?", batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -11677,43 +11745,50 @@ class SearchEntry:
 
 
 def _project_to_index(db, index_id, project):
-    """The `SearchEntry` of a stage's project; None if there is no such project any more, or it has
-    no releases left."""
-    row = db.execute("SELECT projects.id, status, users.name AS user, indexes.name AS idx, config FROM projects "
-                     "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id "
-                     "WHERE index_id = ? AND projects.name = ?", (index_id, project)).fetchone()
+    """The `SearchEntry` of a stage's project; None if it no longer exists, or has no releases."""
+    row = db.execute(
+        "SELECT projects.id, status, users.name AS user, indexes.name AS idx, config FROM projects "
+        "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id "
+        "WHERE index_id = ? AND projects.name = ?", (index_id, project)).fetchone()
     if row is None or json.loads(row["config"])["type"] == "mirror":
         return None
-    versions = [r["version"] for r in db.execute("SELECT version FROM releases WHERE project_id = ?", (row["id"],))]
+    versions = [r["version"] for r in db.execute(
+        "SELECT version FROM releases WHERE project_id = ?", (row["id"],))]
     if not versions:
         return None
+
     files = select_files(db, "WHERE project_id = ?", row["id"])
     own = {version: [] for version in versions}
     for file in files:
         if file.kind == "releasefile":
             own.setdefault(file.version, []).append((None, file))
     version = latest_version(own)
+
     index = Index(index_id, row["user"], row["idx"], json.loads(row["config"]))
     metadata = {}
     for release in releases_of(db, index, project, version)[:1]:
         metadata = release.whole_metadata(db)
-    docs = max((file for file in files if file.kind == "doczip"), key=lambda file: version_key(file.version), default=None)
+    docs = max((file for file in files if file.kind == "doczip"),
+               key=lambda file: version_key(file.version), default=None)
     if Status.of(row["status"]).withholds_files:
         docs = None
     python = metadata.get("requires_python") or next(
         (file.requires_python for _, file in own.get(version, ()) if file.requires_python), "")
+
     return SearchEntry(
         index_id, row["user"], row["idx"], project, metadata.get("name") or project, version,
-        python[:200] or None, max((file.uploaded for file in files), default=""), _texts_of(project, metadata),
-        _facets_of(metadata, versions, version, files), docs)
+        python[:200] or None, max((file.uploaded for file in files), default=""),
+        _texts_of(project, metadata), _facets_of(metadata, versions, version, files), docs)
 
 
 def _texts_of(project, metadata):
-    """The texts of a release's metadata, by column, each cut to what a person would read."""
+    """The texts of a release's metadata by column, each cut to what a person would read."""
     name = (metadata.get("name") or project)[:200]
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
-    spellings = dict.fromkeys((name, project, project.replace("-", " "), project.replace("-", ""), " ".join(words)))
-    people = ((metadata.get(field) or "")[:1000] for field in ("author", "author_email", "maintainer", "maintainer_email"))
+    spellings = dict.fromkeys((name, project, project.replace("-", " "), project.replace("-", ""),
+                               " ".join(words)))
+    people = ((metadata.get(field) or "")[:1000]
+              for field in ("author", "author_email", "maintainer", "maintainer_email"))
     return {"name": " ".join((*spellings, *_import_names(metadata))),
             "summary": (metadata.get("summary") or "")[:1000],
             "keywords": (metadata.get("keywords") or "")[:1000], "author": " ".join(people),
@@ -11722,14 +11797,15 @@ def _texts_of(project, metadata):
 
 
 def _import_names(metadata):
-    """What a release is imported by (PEP 794), without the mark of private names."""
+    """The names under which a release is imported (PEP 794), without the mark of private names."""
     names = (*(metadata.get("import_name") or ()), *(metadata.get("import_namespace") or ()))[:100]
     plain = (name.partition(";")[0].strip()[:200] for name in names)
     return list(dict.fromkeys(filter(None, plain)))
 
 
 def _facets_of(metadata, versions, version, files):
-    """(key, value) of all that filters can ask of a project, so many of each as an honest project has."""
+    """Yield (key, value) of all that filters can match in a project; no honest project has more of
+    each."""
     for each in versions:
         yield "version", each
     for classifier in (metadata.get("classifiers") or ())[:500]:
@@ -11748,9 +11824,11 @@ def _facets_of(metadata, versions, version, files):
         match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,199})", requirement)
         if match:
             yield "requires", normalize(match[1])
+
     flags = {"doczip": "docs", "toxresult": "tests"}
     for file in files:
-        kind = flags.get(file.kind) or {"whl": "wheel", "gz": "sdist"}.get(file.filename.rpartition(".")[2].lower())
+        kind = flags.get(file.kind) or {"whl": "wheel", "gz": "sdist"}.get(
+            file.filename.rpartition(".")[2].lower())
         if kind:
             yield "has", kind
         if file.yanked is not None:
@@ -11763,7 +11841,8 @@ def _facets_of(metadata, versions, version, files):
 
 
 _SKIPPED = {"script", "style", "nav", "header", "footer", "template"}
-_INLINE = {"a", "abbr", "b", "code", "em", "i", "kbd", "mark", "s", "small", "span", "strong", "sub", "sup", "tt", "u", "wbr"}
+_INLINE = {"a", "abbr", "b", "code", "em", "i", "kbd", "mark", "s", "small", "span", "strong",
+           "sub", "sup", "tt", "u", "wbr"}
 _PAGE_TAG = re.compile(r"<(/?)([A-Za-z][A-Za-z0-9-]{0,30})(?![A-Za-z0-9-])[^<>]*>")
 _CLOSING = {name: re.compile(f"</{name}", re.IGNORECASE) for name in (*_SKIPPED, "title")}
 
@@ -11771,8 +11850,8 @@ _CLOSING = {name: re.compile(f"</{name}", re.IGNORECASE) for name in (*_SKIPPED,
 def page_text(page):
     """(title, text) of an HTML page, without what repeats on every page.
 
-    Linear, whatever the page holds: `html.parser` takes hours over a megabyte of unclosed tags.  Something that is skipped
-    and never closed ends the reading."""
+    Takes linear time for any page: `html.parser` takes hours over a megabyte of unclosed tags. A
+    skipped element that is never closed ends the reading."""
     pieces, title, at = [], "", 0
     while at is not None:
         start = page.find("<", at)
@@ -11780,6 +11859,7 @@ def page_text(page):
             pieces.append(page[at:])
             break
         pieces.append(page[at:start])
+
         tag = _PAGE_TAG.match(page, start)
         if page.startswith("<!--", start):
             end = page.find("-->", start)
@@ -11804,9 +11884,11 @@ _UNINDEXED = re.compile(r"(.*/)?(genindex[^/]*|search|py-modindex|np-modindex)\.
 
 
 def doc_pages(blobs, releases, docs):
-    """(path, title, text) of the pages of a documentation zip that are worth finding."""
-    members = releases.doc_members(docs.sha256, "(path LIKE '%.html' OR path LIKE '%.fjson') ORDER BY number")
-    wanted = [member for member in members if not _UNINDEXED.fullmatch(member.path)][:Limits.indexed_pages]
+    """Yield (path, title, text) of the pages of a documentation zip that are worth finding."""
+    members = releases.doc_members(
+        docs.sha256, "(path LIKE '%.html' OR path LIKE '%.fjson') ORDER BY number")
+    wanted = [member for member in members
+              if not _UNINDEXED.fullmatch(member.path)][:Limits.indexed_pages]
     with blobs.open(docs.sha256, docs.size) as file:
         for member in wanted:
             began = time.thread_time()
@@ -11816,7 +11898,7 @@ def doc_pages(blobs, releases, docs):
 
 
 def _page_text(file, member):
-    """(title, text) of a page, of which only the beginning is read if it is large."""
+    """(title, text) of a page; of a large page only the beginning is read."""
     data = b""
     for piece in member_bytes(file, member):
         data += piece
@@ -11833,18 +11915,20 @@ def _page_text(file, member):
     return unescaped(title or found_title)[:300], text[:Limits.indexed_text]
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 13  Simple API
 #
-# A project's page as HTML (PEP 503, frozen at 1.4 by PEP 833) and JSON (PEP 691, 700), made from the same value, once
-# per change.  Links are relative to the request, so they hold behind any prefix and on any host name.
-# ======================================================================================================================
+# A project's page as HTML (PEP 503, frozen at 1.4 by PEP 833) and JSON (PEP 691, 700), made from
+# the same value, once per change. Links are relative to the request, so they hold behind any prefix
+# and on any host name.
+# ==================================================================================================
 
 HTML = "text/html; charset=UTF-8"
 
 
 class Rendered:
-    """A page ready to be sent: its bytes, their ETag, and the same gzipped once somebody asks for that."""
+    """A page ready to be sent: its bytes, their ETag, and the gzipped bytes, made for the first
+    request that takes them."""
 
     def __init__(self, body, label, page, index):
         self.body = body
@@ -11855,12 +11939,16 @@ class Rendered:
     def gzip(self):
         with self.lock:
             if self.zipped is None:
-                self.zipped = gzip.compress(self.body, 3, mtime=0)     # half the time of level 6, for 6 % more bytes
+                # level 3: half the time of level 6, for 6 % more bytes
+                self.zipped = gzip.compress(self.body, 3, mtime=0)
         return self.zipped
 
 
 def link_prefix(requested, origin, depth, absolute):
-    """What stands before `+f/...` in links to files of `origin` on a page `depth` folders below the requested index."""
+    """What stands before `+f/...` in links to files of `origin`, on a page `depth` folders below
+    the index `requested`.
+
+    `absolute`: the URL of our root, if links are to be absolute."""
     if absolute:
         return f"{absolute}/{quoted(origin.path)}/"
     if origin.path == requested.path:
@@ -11877,7 +11965,9 @@ def page_versions(page):
 
 
 def json_page(page, prefix, serial):
-    """PEP 691, 700, 714, 740, 792; `prefix(index)` is what stands before an index's file paths, `serial` upstream's."""
+    """The page as JSON (PEP 691, 700, 714, 740, 792).
+
+    `prefix(index)`: what stands before an index's file paths; `serial`: upstream's."""
     meta = {"api-version": API_VERSION, **({"_last-serial": serial} if serial else {})}
     content = {"meta": meta, "name": page.name, "versions": page_versions(page)}
     if page.status != ACTIVE:
@@ -11895,13 +11985,16 @@ _json_text = json.encoder.encode_basestring_ascii
 
 
 def _json_entry(before, file):
-    """A file of a JSON page.  Written by hand: json.dumps takes 4 of the 18 ms of a first rendering of 2,000 files."""
+    """A file of a JSON page. Not by json.dumps: that takes 4 of the 18 ms of a first rendering of
+    2,000 files."""
     hashes = ",".join(f'"{algorithm}":"{digest}"' for algorithm, digest in file.hashes.items())
-    text = f'{{"filename":{_json_text(file.filename)},"url":{_json_text(before + quoted(file.path))},"hashes":{{{hashes}}}'
+    text = (f'{{"filename":{_json_text(file.filename)},'
+            f'"url":{_json_text(before + quoted(file.path))},"hashes":{{{hashes}}}')
     if file.requires_python:
         text += f',"requires-python":{_json_text(file.requires_python)}'
     if file.core_metadata:
-        text += ',"core-metadata":' + ("true" if file.core_metadata == "true" else f'{{"sha256":"{file.core_metadata}"}}')
+        text += ',"core-metadata":' + ("true" if file.core_metadata == "true"
+                                       else f'{{"sha256":"{file.core_metadata}"}}')
     if file.yanked is not None:
         text += f',"yanked":{_json_text(file.yanked) if file.yanked else "true"}'
     if file.size is not None:
@@ -11915,10 +12008,13 @@ def _json_entry(before, file):
 
 
 def html_page(index, page, prefix, for_people):
-    """PEP 503, 592, 658, 714, 740, 792.  People see the newest version first, and what is hidden from them."""
+    """The page as HTML (PEP 503, 592, 658, 714, 740, 792).
+
+    People see the newest version first, and are told what is hidden from them."""
     rows = [(origin, file) for origin, files in page.parts for file in files]
     if for_people:
         rows.sort(key=lambda row: (version_key(row[1].version), row[1].filename), reverse=True)
+
     prefixes = {origin.path: html.escape(prefix(origin)) for origin, _ in page.parts}
     title = html.escape(f"{index.path}: links for {page.name}")
     lines = ['<!DOCTYPE html><html lang="en"><head>'
@@ -11927,11 +12023,14 @@ def html_page(index, page, prefix, for_people):
         word, reason = page.status
         lines.append(f'<meta name="pypi:project-status" content="{word}">')
         if reason:
-            lines.append(f'<meta name="pypi:project-status-reason" content="{html.escape(reason)}">')
+            lines.append('<meta name="pypi:project-status-reason" '
+                         f'content="{html.escape(reason)}">')
     lines.append(f"<title>{title}</title></head><body><h1>{title}</h1>\n")
     if for_people and page.blocked:
-        lines.append(f"<p>The project exists on a private index, so files of the mirror {html.escape(page.blocked.path)} "
+        lines.append("<p>The project exists on a private index, so files of the mirror "
+                     f"{html.escape(page.blocked.path)} "
                      "are not shown (<code>mirror_whitelist</code> would allow them).</p>\n")
+
     for origin, file in rows:
         lines.append(f"{html.escape(origin.path)} {_anchor(prefixes[origin.path], file)}<br>\n")
     lines.append("</body></html>\n")
@@ -11939,9 +12038,9 @@ def html_page(index, page, prefix, for_people):
 
 
 def _anchor(prefix, file):
-    spec = f"sha256={file.sha256}" if file.sha256 else file.hash_spec       # a link has room for one
+    spec = f"sha256={file.sha256}" if file.sha256 else file.hash_spec       # a link holds one hash
     link = f"{prefix}{quoted(file.path)}#{spec}".rstrip("#")
-    attributes = [f'href="{link}"']     # in what is quoted, HTML has nothing to escape
+    attributes = [f'href="{link}"']     # `quoted` leaves nothing for HTML to escape
     if file.requires_python:
         attributes.append(f'data-requires-python="{html.escape(file.requires_python)}"')
     if file.yanked is not None:
@@ -11958,34 +12057,44 @@ def _anchor(prefix, file):
 
 
 def pypi_json(page, releases, version, metadata, root, with_releases):
-    """PyPI's JSON document of a project, or of one version: shown by `version`, whose metadata are `metadata`.
+    """PyPI's JSON document of a project, or of one version.
 
-    `releases`: see `files_by_version`; `root(index)`: the absolute URL of an index."""
+    `version`: the one that is shown, with its `metadata`; `releases`: see `files_by_version`;
+    `root(index)`: the absolute URL of an index."""
     files = {each: [_pypi_file(root(origin), file) for origin, file in rows
-                    if not file.filename.lower().endswith(VARIANTS)] for each, rows in releases.items()
-             if with_releases or each == version}
+                    if not file.filename.lower().endswith(VARIANTS)]
+             for each, rows in releases.items() if with_releases or each == version}
     home = f"{root(page.parts[0][0])}/{page.name}"
     content = {"info": _pypi_info(metadata, page.name, version, files[version], home),
-               "last_serial": page.upstream_serial or 0, "ownership": {"organization": None, "roles": []},
-               **({"releases": files} if with_releases else {}), "urls": files[version], "vulnerabilities": []}
+               "last_serial": page.upstream_serial or 0,
+               "ownership": {"organization": None, "roles": []},
+               **({"releases": files} if with_releases else {}),
+               "urls": files[version], "vulnerabilities": []}
     return json.dumps(content, separators=(",", ":")).encode()
 
 
 def _pypi_info(metadata, name, version, files, home):
     info = {field: metadata.get(field) or "" for field in (
-        "author", "author_email", "description", "description_content_type", "download_url", "home_page", "keywords", "license",
-        "maintainer", "maintainer_email", "requires_python", "summary")}
+        "author", "author_email", "description", "description_content_type", "download_url",
+        "home_page", "keywords", "license", "maintainer", "maintainer_email", "requires_python",
+        "summary")}
     urls = (entry.partition(",")[::2] for entry in metadata.get("project_urls") or ())
-    yanked = [file["yanked_reason"] for file in files] if files and all(file["yanked"] for file in files) else None
+    yanked = [file["yanked_reason"] for file in files] \
+        if files and all(file["yanked"] for file in files) else None
     return {
-        **info, "name": metadata.get("name") or name, "version": version, "bugtrack_url": None, "docs_url": None,
+        **info, "name": metadata.get("name") or name, "version": version,
+        "bugtrack_url": None, "docs_url": None,
         "classifiers": metadata.get("classifiers") or [], "dynamic": metadata.get("dynamic") or [],
         "downloads": {"last_day": -1, "last_month": -1, "last_week": -1},
-        "license_expression": metadata.get("license_expression") or None, "license_files": metadata.get("license_file") or [],
-        "package_url": f"{home}/", "project_url": f"{home}/", "release_url": f"{home}/{quoted(version)}/",
+        "license_expression": metadata.get("license_expression") or None,
+        "license_files": metadata.get("license_file") or [],
+        "package_url": f"{home}/", "project_url": f"{home}/",
+        "release_url": f"{home}/{quoted(version)}/",
         "platform": ",".join(metadata.get("platform") or ()),
-        "project_urls": {label.strip(): url.strip() for label, url in urls if label.strip() and url.strip()},
-        "provides_extra": metadata.get("provides_extras") or [], "requires_dist": metadata.get("requires_dist") or None,
+        "project_urls": {label.strip(): url.strip() for label, url in urls
+                         if label.strip() and url.strip()},
+        "provides_extra": metadata.get("provides_extras") or [],
+        "requires_dist": metadata.get("requires_dist") or None,
         "yanked": yanked is not None, "yanked_reason": next(iter(yanked or ()), None)}
 
 
@@ -11995,13 +12104,14 @@ def _pypi_file(root, file):
         python = python_tag(file.filename)
     digests = {name: digest for name, digest in file.hashes.items() if name in ("md5", "sha256")}
     return {
-        "comment_text": "", "digests": digests, "downloads": -1, "filename": file.filename, "has_sig": False,
-        "md5_digest": digests.get("md5"), "packagetype": kind, "python_version": python,
-        "requires_python": file.requires_python, "size": file.size, "upload_time": file.uploaded[:19],
-        "upload_time_iso_8601": file.uploaded, "url": f"{root}/{quoted(file.path)}", "yanked": file.yanked is not None,
+        "comment_text": "", "digests": digests, "downloads": -1, "filename": file.filename,
+        "has_sig": False, "md5_digest": digests.get("md5"), "packagetype": kind,
+        "python_version": python, "requires_python": file.requires_python, "size": file.size,
+        "upload_time": file.uploaded[:19], "upload_time_iso_8601": file.uploaded,
+        "url": f"{root}/{quoted(file.path)}", "yanked": file.yanked is not None,
         "yanked_reason": file.yanked or None,
-        **({"core-metadata": True if file.core_metadata == "true" else {"sha256": file.core_metadata}}
-           if file.core_metadata else {})}
+        **({"core-metadata": True if file.core_metadata == "true"
+            else {"sha256": file.core_metadata}} if file.core_metadata else {})}
 
 
 # -- negotiation
@@ -12011,36 +12121,42 @@ _INSTALLER = re.compile(r"([^ ]* )*(distribute|setuptools|pip|pex|uv)/.*")
 
 
 def is_installer(user_agent_text):
-    """Whether a User-Agent is an installer's: such get the simple page on an index's or project's own URL."""
+    """Whether a User-Agent is an installer's: installers get the simple page on an index's or
+    project's own URL."""
     return _INSTALLER.match(user_agent_text[:500]) is not None
 
 
-# What is offered, in the order that decides ties; aliases are answered as what they stand for.
-_SIMPLE_OFFERS = (("text/html", "text/html"), (SIMPLE_HTML, SIMPLE_HTML), (SIMPLE_JSON, SIMPLE_JSON),
+# (media type on offer, format of the response), in the order that decides ties
+_SIMPLE_OFFERS = (("text/html", "text/html"), (SIMPLE_HTML, SIMPLE_HTML),
+                  (SIMPLE_JSON, SIMPLE_JSON),
                   ("application/vnd.pypi.simple.latest+html", SIMPLE_HTML),
                   ("application/vnd.pypi.simple.latest+json", SIMPLE_JSON))
 
 
 @functools.lru_cache(maxsize=1000)
 def simple_format(accept, query_format=""):
-    """Which of text/html, SIMPLE_HTML and SIMPLE_JSON to answer with (PEP 691); HTML where nothing fits or all is equal."""
+    """The format of the response (PEP 691): text/html, SIMPLE_HTML or SIMPLE_JSON; HTML if nothing
+    fits, or all fit equally."""
     for offer, answer in _SIMPLE_OFFERS:
         if query_format == offer:
             return answer
     ranges = accept_ranges(accept)
-    best = max(_SIMPLE_OFFERS, key=lambda offer: _quality(offer[0], ranges))       # the first of equals
+    # max() gives the first of equals
+    best = max(_SIMPLE_OFFERS, key=lambda offer: _quality(offer[0], ranges))
     return best[1] if _quality(best[0], ranges) > 0 else "text/html"
 
 
 def accept_ranges(accept):
-    """An Accept header as {media range: quality}; malformed items are left out (RFC 9110)."""
+    """An Accept header as {media range: quality}; malformed items are left out (RFC 9110, section
+    12.5.1)."""
     ranges = {}
     for item in accept.split(",")[:100]:
         media, *parameters = [part.strip().lower() for part in item.split(";")]
         quality = 1.0
         for parameter in parameters:
             if parameter.startswith("q="):
-                quality = float(parameter[2:]) if re.fullmatch(r"(0(\.\d{0,3})?|1(\.0{0,3})?)", parameter[2:]) else None
+                quality = float(parameter[2:]) if re.fullmatch(
+                    r"(0(\.\d{0,3})?|1(\.0{0,3})?)", parameter[2:]) else None
         if re.fullmatch(r"[a-z0-9!#$&^_.+*-]+/[a-z0-9!#$&^_.+*-]+", media) and quality is not None:
             ranges.setdefault(media, quality)
     return ranges
