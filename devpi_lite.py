@@ -3308,18 +3308,20 @@ except ImportError:     # Windows
         msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 4  Blobs and archives
 #
-# The bytes of files, named by their SHA-256, once each.  The one place that puts a file on disk: written in `tmp/`,
-# synced, renamed into `files/`, directory synced; only then may a commit name it.  And what is read out of archives:
-# their metadata file, and the members of documentation zips.  What strangers send is read within bounds of our own, for
-# no library promises any: nothing below rests on which exception one raises, or on what it makes of a damaged header.
-# ======================================================================================================================
+# Files on disk, named by their SHA-256, once each. They are written here and nowhere else: into
+# `tmp/`, synced, renamed into `files/`, the directory synced; only then may a commit name them.
+#
+# Also what is read from archives: their metadata file, and the members of documentation zips. An
+# archive from a stranger is read within bounds of our own, because libraries promise none: nothing
+# below depends on which exception a library raises, or on how it reads a damaged header.
+# ==================================================================================================
 
 
 class Blobs(Part):
-    """The content-addressed files of one server directory; `read_only` as for the Store."""
+    """The files of a server directory, named by their SHA-256; `read_only` as in `Store`."""
 
     def __init__(self, serverdir, read_only=False):
         self.serverdir, self.read_only = serverdir, read_only
@@ -3327,14 +3329,15 @@ class Blobs(Part):
         self.tmp = tempfile.gettempdir() if read_only else os.path.join(serverdir, "tmp")
         self.trash = os.path.join(serverdir, "trash")
         self.trashed = (0, 0)               # files in the trash and their bytes, at the last sweep
-        self.swept_much = 0                 # files of the last sweep that took many: see `sweep`
-        self.numbers = itertools.count()    # for names in tmp, which is one process's own
-        self.lock = threading.Lock()        # between claiming a blob that is there and collecting it
+        self.swept_much = 0                 # files that the last large sweep moved: see `sweep`
+        self.numbers = itertools.count()    # for names in tmp, which only one process uses
+        self.lock = threading.Lock()        # between claiming a blob and collecting it
         if read_only:
             return
+
         os.makedirs(self.tmp, mode=0o700, exist_ok=True)
         if not os.path.isdir(os.path.join(self.files, "ff")):
-            for number in range(256):       # all at once, so that keeping a blob syncs one directory, not two
+            for number in range(256):       # all now, so that `keep` syncs one directory, not two
                 os.makedirs(os.path.join(self.files, "%02x" % number), mode=0o700, exist_ok=True)
             sync_directory(self.files)
 
@@ -3368,7 +3371,7 @@ class Blobs(Part):
         return os.path.join(self.files, sha256[:2], sha256)
 
     def has(self, sha256, size=None):
-        """Whether the blob is there, and has that size."""
+        """Whether the blob exists, with this size."""
         try:
             found = os.stat(self.path(sha256)).st_size
         except FileNotFoundError:
@@ -3379,7 +3382,7 @@ class Blobs(Part):
         return size is None or found == size
 
     def claim(self, sha256):
-        """Whether the blob is there; if so it will not be collected before the caller had time to refer to it."""
+        """Whether the blob exists; if so, it is not collected before the caller can refer to it."""
         if self.read_only:
             return self.has(sha256)
         with self.lock:
@@ -3390,24 +3393,26 @@ class Blobs(Part):
             return True
 
     def _found_again(self, sha256):
-        """The path of a blob that was not in place a moment ago: it was taken back from the trash,
-        or can be read there only.  Where there is none at all it is the place where it should be."""
+        """The path of a blob that was missing in its place.
+
+        It is moved back from the trash, or read there if that is not possible. If it does not
+        exist, the path of its place."""
         target, trashed = self.path(sha256), os.path.join(self.trash, sha256)
         if not self.read_only:
-            with self.lock:             # `empty_trash` and others who take it back wait for us
+            with self.lock:             # `empty_trash` and other threads wait for this one
                 self._take_back(sha256)
         return trashed if os.path.exists(trashed) and not os.path.exists(target) else target
 
     def _take_back(self, sha256):
-        """Whether a blob that is not in place lay in the trash, and could be moved back: it is in
-        place then.  For who holds the lock."""
+        """Move a blob from the trash to its place; whether that worked. The caller holds the
+        lock."""
         target, trashed = self.path(sha256), os.path.join(self.trash, sha256)
         try:
-            os.utime(trashed)           # it is young again, or the next sweep would take it at once
+            os.utime(trashed)           # or the next sweep would move it to the trash again
             move_into_folder(trashed, target)
         except FileNotFoundError:
             return False
-        except OSError as error:        # Windows: somebody reads it
+        except OSError as error:        # Windows: another process has it open
             log.warning("the file %s was not taken back from the trash: %s", sha256,
                         reason_of(error))
             return False
@@ -3416,11 +3421,11 @@ class Blobs(Part):
         return True
 
     def sweep(self, is_referred_to, older_than=3600):
-        """Move the blobs to the trash that nothing has referred to for so many seconds; returns how many.
+        """Move the blobs to the trash that nothing has referred to for `older_than` seconds.
 
-        They stay there for `Limits.trash`, and come back by themselves when they are asked for: an
-        older database that is put back does not name the files that came after it, and whoever then
-        puts the newer one back has lost nothing."""
+        Returns their number. They stay there for `Limits.trash`, and come back when they are
+        requested: a restored older database does not name newer files, and if the newer database
+        is restored in turn, nothing is lost."""
         kept, moved, limit = 0, 0, time.time() - older_than
         os.makedirs(self.trash, mode=0o700, exist_ok=True)
         for folder in os.scandir(self.files):
@@ -3428,10 +3433,12 @@ class Blobs(Part):
                 is_swept = entry.stat().st_mtime < limit and not is_referred_to(entry.name) \
                     and self._discard(entry, limit)
                 kept, moved = kept + (not is_swept), moved + is_swept
+
         if moved > max(10, kept // 9):
             self.swept_much = moved
-            log.warning("%d of %d files are named by nothing in the database, and lie in %s now: was an "
-                        "older database put back?", moved, kept + moved, self.trash)
+            log.warning("%d of %d files are named by nothing in the database, and lie in %s now: "
+                        "was an older database put back?", moved, kept + moved, self.trash)
+
         self.empty_trash()
         return moved
 
@@ -3442,40 +3449,43 @@ class Blobs(Part):
             with self.lock:
                 if os.path.getmtime(entry.path) >= limit:
                     return False
-                os.utime(entry.path)    # from now on the trash counts: before the move, lest a
-                os.replace(entry.path, target)      # crash leaves what is deleted at once
-        except OSError as error:        # Windows: somebody reads it
+                # The age in the trash begins now. First, because a crash after the move would
+                # otherwise leave an old file there, which is deleted at once.
+                os.utime(entry.path)
+                os.replace(entry.path, target)
+        except OSError as error:        # Windows: another process has it open
             log.warning("%s was not moved to the trash: %s", entry.path, reason_of(error))
             return False
         return True
 
     def empty_trash(self):
-        """Delete what has been in the trash for `Limits.trash` seconds, and count the rest."""
+        """Delete what has been in the trash for `Limits.trash` seconds; count the rest."""
         count = size = 0
         for entry in os.scandir(self.trash):
-            with self.lock:             # not while somebody takes it back
+            with self.lock:             # not while another thread takes it back
                 try:
-                    facts = os.stat(entry.path)     # entry.stat() may be what it was before
+                    facts = os.stat(entry.path)     # entry.stat() may be outdated
                     if facts.st_mtime < time.time() - Limits.trash:
                         os.unlink(entry.path)
                         continue
                 except FileNotFoundError:
                     continue
-                except OSError as error:            # Windows: somebody reads it
+                except OSError as error:            # Windows: another process has it open
                     log.warning("%s stays in the trash: %s", entry.path, reason_of(error))
             count, size = count + 1, size + facts.st_size
         self.trashed = (count, size)
         self.swept_much = self.swept_much if count else 0
 
     def open(self, sha256, size=None):
-        """The blob as an open binary file; NotFound if it is lost, or has another size than it should."""
+        """The blob as an open binary file; NotFound if it is lost or has another size."""
         try:
             file = self._open(sha256)
             found = os.fstat(file.fileno()).st_size
             if size is None or found == size:
                 return file
             file.close()
-            log.error("the file %s is damaged: it has %d bytes, should have %d", self.path(sha256), found, size)
+            log.error("the file %s is damaged: it has %d bytes, should have %d",
+                      self.path(sha256), found, size)
         except FileNotFoundError:
             log.error("the file %s is lost", self.path(sha256))
         raise NotFound("no such file")
@@ -3487,15 +3497,14 @@ class Blobs(Part):
             return open(self._found_again(sha256), "rb")
 
     def incoming(self):
-        """A new blob, to be written piece by piece."""
+        """An `IncomingBlob`, to be written piece by piece."""
         if self.read_only:
             raise ReadOnly()
         return IncomingBlob(self)
 
 
 def move_into_folder(path, target):
-    """Rename; the folder is made anew where a copy of the server directory was made without its
-    empty ones."""
+    """Rename a file; make its folder if a copy of the server directory lacks empty folders."""
     try:
         os.replace(path, target)
     except FileNotFoundError:
@@ -3506,7 +3515,7 @@ def move_into_folder(path, target):
 
 
 def made_in(folder, make):
-    """What `make()` makes in this folder, which is made anew where somebody removed it."""
+    """What `make()` makes in this folder; the folder is made again if it was removed."""
     try:
         return make()
     except FileNotFoundError:
@@ -3515,7 +3524,7 @@ def made_in(folder, make):
 
 
 def holds_blobs(serverdir):
-    """Whether a server directory has a single blob, in place or in the trash."""
+    """Whether a server directory has a blob, in place or in the trash."""
     files = os.path.join(serverdir, "files")
     folders = [entry.path for entry in os.scandir(files)] if os.path.isdir(files) else []
     for folder in (*folders, os.path.join(serverdir, "trash")):
@@ -3526,14 +3535,14 @@ def holds_blobs(serverdir):
 
 @dataclasses.dataclass
 class FilePart:
-    """A stretch of an open file, to be sent as part of an answer; who sends it closes the file."""
+    """A part of an open file, to be sent in a response; the sender closes the file."""
     file: io.IOBase
     offset: int
     length: int
 
 
 class IncomingBlob:
-    """A blob in the making: write to it, then `keep()` it under its SHA-256, or leave the `with` and it is gone."""
+    """A new blob: write to it, then `keep()` it under its SHA-256; discarded by the `with`."""
 
     def __init__(self, blobs):
         self.blobs = blobs
@@ -3566,9 +3575,10 @@ class IncomingBlob:
         self.size += len(data)
 
     def keep(self, durable=True):
-        """Sync and rename into place; returns the SHA-256.  Safe if another thread keeps the same bytes.
+        """Sync the file and rename it into place; return its SHA-256.
 
-        Not `durable`: a power cut may take the name back, but never leave other bytes under it."""
+        Several threads may keep the same bytes. If not `durable`, a power cut may remove the
+        name, but never leave other bytes under it."""
         digest = self.sha256.hexdigest()
         target = self.blobs.path(digest)
         try:
@@ -3578,7 +3588,7 @@ class IncomingBlob:
             if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
                 move_into_folder(self.path, target)
                 self.is_kept = True
-            if durable:     # also where the blob was there: a mirror may have left its name unsynced
+            if durable:     # even if the blob existed: a mirror may not have synced its name
                 with disk_wait():
                     sync_directory(os.path.dirname(target))
         except OSError as error:
@@ -3592,7 +3602,7 @@ class IncomingBlob:
         self.discard()
 
     def discard(self):
-        """Remove what was not kept, or was there already."""
+        """Remove the file if it was not kept, or existed already."""
         self.file.close()
         if not self.is_kept:
             with contextlib.suppress(FileNotFoundError):
@@ -3600,7 +3610,7 @@ class IncomingBlob:
 
 
 class Spool:
-    """Bytes that come slowly, and from many at a time: in memory, or in a file once they are many."""
+    """Bytes that arrive slowly, for many requests at a time: in memory, or if many in a file."""
     __slots__ = ("folder", "data", "file", "size")
 
     def __init__(self, blobs):
@@ -3622,7 +3632,7 @@ class Spool:
             raise _disk_problem(error) from error
 
     def value(self):
-        """All of it, in memory."""
+        """All bytes, in memory."""
         if self.file is None:
             return bytes(self.data)
         self.file.seek(0)
@@ -3643,7 +3653,7 @@ def _disk_problem(error):
 
 
 def sync_directory(path):
-    """Make a rename in this directory survive a power cut (there is no such call on Windows)."""
+    """Make a rename in this directory survive a power cut (Windows has no such call)."""
     if os.name != "nt":
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -3653,12 +3663,13 @@ def sync_directory(path):
 
 
 class BrokenArchive(BadRequest):
-    """An archive that installers can't use: unreadable, cut, without its metadata file. Uploads of
-    one are refused unless the operator takes them (--accept-broken-archives); what a mirror brings
-    is kept, without metadata."""
+    """An archive that installers can't use: unreadable, cut, without its metadata file.
+
+    Uploads of such are refused unless --accept-broken-archives is set. A mirror keeps them, without
+    metadata."""
 
 
-# Archives whose metadata file is looked for, and how their bytes are packed.
+# Archives in which a metadata file is looked for, and how they are packed.
 _ZIPS = (".whl", ".zip", ".egg")
 _TARS = ((".tar.gz", "gzip"), (".tgz", "gzip"), (".tar.bz2", "bzip2"), (".tar.xz", "xz"),
          (".tar", ""))
@@ -3666,22 +3677,26 @@ _WHEEL_NAME = re.compile(r"[\w.]+-[\w.!+]+(-[0-9][\w.]*)?(-[\w.]+){3,4}\.whl", r
 
 
 def check_archive_name(filename):
-    """Refuse (BrokenArchive) the name of a wheel that installers pass over or stumble on (PEP 427,
-    and PEP 825 for the label of a variant behind it)."""
+    """Refuse (BrokenArchive) the name of a wheel that installers ignore or can't read (PEP 427;
+    PEP 825 for the label of a variant at its end)."""
     if filename.lower().endswith(".whl") and not _WHEEL_NAME.fullmatch(filename):
         raise BrokenArchive(f"'{filename}' is no file name of a wheel, such as "
                             "name-1.0-py3-none-any.whl: renamed by a browser?")
 
 
 def archive_metadata(file, filename, is_whole=False, is_needed=True, patience=None):
-    """The METADATA of a wheel or the PKG-INFO of an sdist (bytes), from an open binary file; None
-    for other files, and where there is none (or one that names no release) and it is not needed.
+    """The METADATA of a wheel or the PKG-INFO of an sdist (bytes), from an open binary file.
 
-    `is_whole`: every member of a zip is read through, too, and a wheel has what installers need
-    besides; the members of a tar are always read. BrokenArchive if the archive can't be read as
-    what its name says, or lacks what is needed. BadRequest if it can, but holds what no honest tool
-    writes: members that leave it, duplicates, a second archive before or behind it, too much. Busy
-    if it is large and many such are looked through for longer than `patience` (see `Effort`)."""
+    None for other files; and if not `is_needed`, for archives without such a file, or with one that
+    lacks the name or version.
+
+    `is_whole`: also read every member of a zip, and check that a wheel has its other required
+    files. (The members of a tar are always read.)
+
+    BrokenArchive if the archive is not what its name says, or lacks what is needed. BadRequest for
+    what no honest tool writes: members outside of it, duplicates, a second archive before or after
+    it, too much. Busy if a large archive waits longer than `patience` for its turn (see
+    `Effort`)."""
     lower = filename.lower()
     packing = next((packing for ending, packing in _TARS if lower.endswith(ending)), None)
     if not lower.endswith(_ZIPS) and packing is None:
@@ -3691,6 +3706,7 @@ def archive_metadata(file, filename, is_whole=False, is_needed=True, patience=No
             found, wanted = _zip_metadata(file, filename, effort, is_whole)
         else:
             found, wanted = _tar_metadata(file, filename, effort, packing), "PKG-INFO"
+
     missing = f"no {wanted}" if found is None else _missing_fields(found, wanted)
     if not missing:
         return found
@@ -3700,24 +3716,24 @@ def archive_metadata(file, filename, is_whole=False, is_needed=True, patience=No
 
 
 def _missing_fields(data, wanted):
-    """Which of the fields that every metadata file has are missing, in words; "" if none is."""
+    """The required fields that metadata lacks, in words; "" if it has them all."""
     fields = parse_core_metadata(data)
     missing = [field.title() for field in ("name", "version") if not fields.get(field, "").strip()]
     return f"a {wanted} without {' and '.join(missing)}" if missing else ""
 
 
-# -- what looking through an archive may cost
+# -- bounds on the cost of reading an archive
 
 _large_checks = threading.BoundedSemaphore(Limits.large_checks)
 
 
 class Effort:
-    """Bounds what looking through one archive costs. Every byte that it unpacks to counts, and what
-    it says it unpacks to.
+    """Bounds the cost of reading one archive: counts the bytes that it unpacks to, and those that
+    it claims to unpack to.
 
-    An archive that unpacks to more than `Limits.large_archive` waits for its turn: so many that are
-    large are looked through at a time, or a few accounts could keep all processors busy. It waits
-    for `patience` seconds, by default `Limits.large_wait`."""
+    From `Limits.large_archive` unpacked bytes on, an archive waits up to `patience` seconds (by
+    default `Limits.large_wait`) for its turn: `Limits.large_checks` large ones are read at a time,
+    or a few accounts could keep all processors busy."""
 
     def __init__(self, file, filename, limit=None, patience=None):
         self.filename, self.packed = filename, file.seek(0, io.SEEK_END)
@@ -3727,13 +3743,13 @@ class Effort:
         self.has_turn = False
 
     def announce(self, size):
-        """So many bytes are said to come."""
+        """Count bytes that the archive says will come."""
         self.announced += size
         if self.announced > self.limit:
             raise self._too_much()
 
     def spend(self, size):
-        """So many bytes have been unpacked."""
+        """Count bytes that have been unpacked."""
         self.unpacked += size
         if self.unpacked > self.limit:
             raise self._too_much()
@@ -3741,7 +3757,7 @@ class Effort:
             self.wait_for_turn()
 
     def wait_for_turn(self):
-        """Go on only while few others do what takes much; Busy if that is not soon."""
+        """Wait for a turn among large archives; Busy after `patience` seconds."""
         if self.has_turn:
             return
         with outside_wait() as room:
@@ -3762,20 +3778,22 @@ class Effort:
 
 
 def unpacked_limit(packed):
-    """How many bytes an archive of so many may unpack to: text repeats itself more than programs
-    do, but not by gigabytes."""
+    """The bytes that an archive of `packed` bytes may unpack to.
+
+    Text is more repetitive than programs are, but not by gigabytes."""
     return max(min(Limits.archive_free + Limits.archive_ratio * packed, Limits.archive_bytes),
                Limits.large_archive_ratio * packed)
 
 
 def tar_members_limit(packed):
-    """How many members a tar of so many bytes may hold. (Each member of a zip takes 76 bytes of it
-    at least; of a packed tar, a hundred thousand can take a thousand.)"""
+    """The number of members that a tar of `packed` bytes may have.
+
+    (In a zip each member takes at least 76 bytes; in a packed tar, 100,000 may take 1,000.)"""
     return min(Limits.small_archive_members + packed // Limits.tar_member, Limits.archive_members)
 
 
 class MemberCheck:
-    """Refuses an archive, member by member, that holds more than `limit`, or one that leaves it."""
+    """Called with each member's name: refuses more than `limit` members, or one that leads out."""
 
     def __init__(self, filename, limit):
         self.filename, self.limit, self.count = filename, limit, 0
@@ -3811,18 +3829,19 @@ def _check_metadata(data, filename):
 
 
 def _zip_metadata(file, filename, effort, is_whole):
-    """(the metadata file of a zip or None, the name of that)."""
+    """(the bytes of the metadata file of a zip or None, the name that it should have)."""
     members = _zip_members(file, filename, Limits.archive_members, effort)
     check, names = MemberCheck(filename, Limits.archive_members), set()
     for member in members:
         check(member.filename)
-        check.check_name(member.orig_filename)        # the same, but for a NUL and what follows it
+        check.check_name(member.orig_filename)        # the same, and what follows a NUL
         if member.filename in names:
             raise BadRequest(f"'{filename}' holds '{one_line(member.filename)}' twice")
         names.add(member.filename)
         if is_whole:
             effort.announce(member.file_size)
     _check_zip_ends(file, filename, members)
+
     if filename.lower().endswith(".whl"):
         wanted, pattern = ".dist-info/METADATA", r"[^/]+\.dist-info/METADATA"
     else:
@@ -3830,6 +3849,7 @@ def _zip_metadata(file, filename, effort, is_whole):
     matching = [member for member in members if re.fullmatch(pattern, member.filename)]
     if len(matching) > 1 and wanted != "PKG-INFO":
         raise BadRequest(f"'{filename}' holds more than one .dist-info")
+
     found = None
     if matching:
         found = _small_member(file, filename, matching[0], effort)
@@ -3842,7 +3862,7 @@ def _zip_metadata(file, filename, effort, is_whole):
 
 
 def _check_wheel_parts(filename, names):
-    """Refuse a wheel that lacks what installers look for besides METADATA (PEP 427)."""
+    """Refuse a wheel without the files that installers need besides METADATA (PEP 427)."""
     infos = {name.partition("/")[0] for name in names}
     infos = sorted(info for info in infos if info.endswith(".dist-info"))
     if len(infos) > 1:
@@ -3858,21 +3878,23 @@ def _check_wheel_parts(filename, names):
 
 
 def _zip_members(file, filename, limit, effort):
-    """The members as a zip's directory has them, `limit` at most."""
+    """The members that a zip's directory lists, `limit` at most."""
     if check_zip_directory(file, filename, limit) > Limits.large_directory:
         effort.wait_for_turn()
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.infolist()
-    except Exception as error:      # our own bounds came before: whatever it is, it can't be read
+    except Exception as error:      # after the checks above, any error means that it is unreadable
         raise BrokenArchive(f"'{filename}' is no zip file: built or sent incompletely? "
                             f"({reason_of(error)})") from None
 
 
 def _check_zip_members(file, filename, members, effort):
-    """Read every member through: the archive can be unpacked, to what its directory says, and each
-    byte is one member's. Three quarters of the time are zlib's: 2.4 ms for a wheel of 100 KB, 0.2 s
-    for 10 MB, and it lets other threads run meanwhile."""
+    """Read every member: the archive unpacks to what its directory says, and no two members share
+    bytes.
+
+    zlib takes three quarters of the time, and lets other threads run: 2.4 ms for a wheel of 100 KB,
+    0.2 s for 10 MB."""
     end, scripts = 0, re.compile(r"([^/]+\.dist-info|EGG-INFO)/entry_points\.txt")
     formats = re.compile(r"[^/]+\.dist-info/WHEEL")
     for member in sorted(members, key=lambda member: member.header_offset):
@@ -3889,7 +3911,7 @@ def _check_zip_members(file, filename, members, effort):
 
 
 def _small_member(file, filename, member, effort):
-    """The bytes of a zip's member that is read whole."""
+    """All bytes of a zip's member; BadRequest if it is large."""
     if member.file_size > Limits.metadata_file:
         raise BadRequest(f"'{one_line(member.filename)}' in '{filename}' is larger than "
                          f"{Limits.metadata_file} bytes")
@@ -3897,8 +3919,8 @@ def _small_member(file, filename, member, effort):
 
 
 def _member_pieces(file, filename, member, effort):
-    """The bytes of a zip's member, piece by piece; BrokenArchive if it can't be unpacked to what
-    the directory says of it."""
+    """The bytes of a zip's member, in pieces; BrokenArchive if they are not what the directory
+    says."""
     try:
         for piece in zip_member_pieces(file, member, effort.packed):
             effort.spend(len(piece))
@@ -3910,10 +3932,11 @@ def _member_pieces(file, filename, member, effort):
 
 
 def zip_member_pieces(file, member, file_size):
-    """The bytes of a zip's member, piece by piece; the file is read up to the member's end.
-    ValueError or zlib.error if it is not what the directory says: other name, size or checksum,
-    encrypted, packed in a way that not all installers know."""
-    # below zero where the beginning is missing; no file system seeks to all that 64 bits can say
+    """The bytes of a zip's member, in pieces; leaves the file at the member's end.
+
+    ValueError or zlib.error if it differs from the directory in name, size or checksum, is
+    encrypted, or is packed in a way that some installers can't unpack."""
+    # below zero if the beginning is missing; no file system can seek to every 64-bit number
     is_inside = 0 <= member.header_offset < file_size
     file.seek(member.header_offset if is_inside else 0)
     head = file.read(30)
@@ -3924,13 +3947,15 @@ def zip_member_pieces(file, member, file_size):
     encoding = "utf-8" if member.flag_bits & 0x800 else "cp437"
     if file.read(name_size).decode(encoding) != member.orig_filename:
         raise ValueError("another one is at its place")
-    if (flags | member.flag_bits) & 0x61:       # 0x40: by another method; 0x20: patch data
+    if (flags | member.flag_bits) & 0x61:       # 1 and 0x40: encrypted; 0x20: patch data
         raise ValueError("it is encrypted or patch data")
     if method != member.compress_type or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"it is packed by method {method}, not stored or deflated")
+
     file.seek(extra_size, io.SEEK_CUR)
     pieces = _stored_pieces(file, member.compress_size) if method == zipfile.ZIP_STORED else \
         _deflated_pieces(file, member.compress_size)
+
     size = crc = 0
     for piece in pieces:
         size, crc = size + len(piece), zlib.crc32(piece, crc)
@@ -3953,7 +3978,7 @@ def _stored_pieces(file, left):
 
 
 def _deflated_pieces(file, left):
-    """What `left` bytes of deflated data unpack to, which must end where the data does."""
+    """What `left` bytes of deflated data unpack to; both must end together."""
     unzip, data, size = zlib.decompressobj(-15), b"", 0
     while not unzip.eof:
         if not data and left:
@@ -3973,14 +3998,14 @@ def _deflated_pieces(file, left):
 
 
 def _check_wheel_file(data, filename):
-    """Refuse a WHEEL file that does not say by which version of the format the wheel was made."""
+    """Refuse a WHEEL file that does not state the version of its format."""
     if not _WHEEL_VERSION.search(_info_text(data, "WHEEL", filename)):
         raise BrokenArchive(f"'{filename}' has a .dist-info/WHEEL without Wheel-Version: "
                             "built or sent incompletely?")
 
 
 def _info_text(data, part, filename):
-    """The text of a file that describes the archive; BrokenArchive if it is none."""
+    """The text of a file that describes the archive; BrokenArchive if it is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -3994,9 +4019,9 @@ _SCRIPT_VALUE = re.compile(r"[\w.]+\s*:\s*[\w.]")
 
 
 def _check_entry_points(data, filename):
-    """Refuse what not every reader of entry points understands, and in the same way (some give up
-    the wheel for it), and names of scripts that would be written elsewhere, or be more than a
-    command where a shell reads them."""
+    """Refuse entry points that readers take differently (some of them reject the wheel).
+
+    Also names of scripts that lead to another folder, or are more than a command to a shell."""
     section, seen, least = None, set(), sys.maxsize
     for line in _info_text(data, "entry_points.txt", filename).splitlines():
         text = line.strip()
@@ -4006,7 +4031,7 @@ def _check_entry_points(data, filename):
         indent, is_section = len(line) - len(line.lstrip()), text[0] == "[" and text[-1] == "]"
         if is_section:
             section = name = text.strip("[] \t")
-            equals = indent <= least        # else it belongs to the value before, for some readers
+            equals = indent <= least        # deeper, some readers add it to the value before
         least = sys.maxsize if is_section else min(indent, least)
         if section is None or not (name and equals) or text[0] == "[" and not is_section:
             raise BrokenArchive(f"'{filename}' has an entry_points.txt that can't be read: "
@@ -4030,7 +4055,8 @@ def _check_script(name, value, filename):
 
 
 def _check_zip_ends(file, filename, members):
-    """One archive from the first byte to the last: readers differ on which one they see where there are two."""
+    """Refuse data outside of the archive: if there are two archives, readers differ on which one
+    they see."""
     found = _zip_end(file)
     if found is None or found.end != file.seek(0, io.SEEK_END) or found.members != len(members) \
             or found.directory_at + found.directory_size != found.at \
@@ -4039,8 +4065,8 @@ def _check_zip_ends(file, filename, members):
 
 
 class _ZipEnd(typing.NamedTuple):
-    """Where a zip archive's end record lies (`at`), what it says of the directory and of the number
-    of members, and where the archive ends."""
+    """A zip's end record: its own place (`at`), what it says of the directory and the number of
+    members, and where the archive ends."""
     at: int
     directory_at: int
     directory_size: int
@@ -4070,14 +4096,16 @@ def _zip_end(file):
 
 
 def check_zip_directory(file, filename, members):
-    """The number of a zip's members, counted before `zipfile` reads its directory into memory: that
-    goes by the directory's size, whatever number the end record states. BadRequest if there are
-    more than `members`, or the directory is larger than they need."""
+    """The number of a zip's members, counted before `zipfile` reads the directory into memory.
+
+    Goes by the directory's size, like `zipfile`, not by the number in the end record. BadRequest
+    if there are more than `members`, or if the directory is larger than they need."""
     found = _zip_end(file)
     if found is None:
         raise BrokenArchive(f"'{filename}' is no zip file: built or sent incompletely?")
     if found.members > members or found.directory_size > members * 256:
         raise too_many_members(filename, members)
+
     file.seek(max(0, found.at - found.directory_size))      # where `zipfile` looks for it
     left, count = found.directory_size, 0
     while left > 0 and count <= members:
@@ -4097,13 +4125,14 @@ def check_zip_directory(file, filename, members):
 
 class _TarMember(typing.NamedTuple):
     name: str
-    size: int               # of its data, which follows
-    is_file: bool           # a plain one
+    size: int               # of the data that follows
+    is_file: bool           # a plain file
 
 
 def _tar_metadata(file, filename, effort, packing):
-    """The PKG-INFO of a tar (the last one, as unpacking would leave it), or None; the tar is read
-    to its last byte."""
+    """The PKG-INFO of a tar, or None; of several the last one, which unpacking would leave.
+
+    Reads the tar to its last byte."""
     found, check = None, MemberCheck(filename, tar_members_limit(effort.packed))
     try:
         stream = _Forwards(_unpacked(file, filename, packing), effort)
@@ -4112,7 +4141,7 @@ def _tar_metadata(file, filename, effort, packing):
             if member.is_file and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
                 found = stream.read(min(member.size, Limits.metadata_file + 1))
                 _check_metadata(found, filename)
-        stream.skip_to(sys.maxsize)     # a cut or a wrong checksum shows at the end
+        stream.skip_to(sys.maxsize)     # a cut or a wrong checksum shows at the end only
     except (ValueError, EOFError, zlib.error) as error:
         packed = f" packed by {packing}" if packing else ""
         raise BrokenArchive(f"'{filename}' is no tar file{packed}, or damaged: built or sent "
@@ -4121,12 +4150,14 @@ def _tar_metadata(file, filename, effort, packing):
 
 
 def _unpacked(file, filename, packing):
-    """What a packed file holds, piece by piece: one stream, or several behind each other.
-    ValueError, EOFError or zlib.error if it is not packed like that to its end."""
+    """What a packed file unpacks to, in pieces: one stream, or several in a row.
+
+    ValueError, EOFError or zlib.error if it is not packed like that up to its end."""
     file.seek(0)
     if not packing:
         yield from iter(lambda: file.read(256 << 10), b"")
         return
+
     make, errors = _unpacker(packing)
     unpacker, data, count, size = make(), b"", 1, 0
     while True:
@@ -4134,11 +4165,13 @@ def _unpacked(file, filename, packing):
             data = file.read(64 << 10)
             if not data:
                 raise EOFError("it ends early")
+
         try:
             with turn_to_unpack(size):
                 piece = unpacker.decompress(data, 256 << 10)
         except errors as error:
             raise ValueError(reason_of(error)) from None
+
         data = getattr(unpacker, "unconsumed_tail", b"")
         size += len(piece)
         if piece:
@@ -4158,7 +4191,7 @@ def _unpacked(file, filename, packing):
 
 
 def _unpacker(packing):
-    """(a function that makes a decompressor, what the decompressor raises)."""
+    """(a function that makes a decompressor, the exception that it raises)."""
     if packing == "gzip":
         return functools.partial(zlib.decompressobj, 31), zlib.error
     if packing == "bzip2":
@@ -4172,11 +4205,11 @@ def _unpacker(packing):
 
 
 class _Forwards:
-    """Pieces of bytes read as one stream: forwards only, every byte once, every byte counted."""
+    """Reads pieces of bytes as one stream: only forwards, each byte once and counted."""
 
     def __init__(self, pieces, effort):
         self.pieces, self.effort = pieces, effort
-        self.piece, self.at = b"", 0        # the piece at hand, and what of it was read
+        self.piece, self.at = b"", 0        # the present piece, and how much of it was read
         self.position = 0
 
     def _next(self):
@@ -4185,7 +4218,7 @@ class _Forwards:
         return bool(self.piece)
 
     def read(self, size):
-        """So many bytes, fewer only at the end."""
+        """`size` bytes; fewer only at the end."""
         data = self.piece[self.at:self.at + size]
         self.at += len(data)
         if len(data) < size:
@@ -4199,7 +4232,7 @@ class _Forwards:
         return data
 
     def skip_to(self, position):
-        """Pass over what comes before a position; whether that was there."""
+        """Skip the bytes before a position; whether the stream reaches it."""
         left = position - self.position
         step = min(left, len(self.piece) - self.at)
         while True:
@@ -4211,15 +4244,16 @@ class _Forwards:
 
 
 def _tar_members(stream, filename, effort):
-    """The members of a tar (ustar, pax, GNU, V7) as `_TarMember`s; the caller may read the data of
-    the one at hand.
+    """The members of a tar (ustar, pax, GNU, V7) as `_TarMember`s.
 
-    Not by `tarfile`, which is not meant for what strangers send: it believes a size below zero,
-    which takes it back to a header that it has read, reads an extended header of any size at once,
-    copies all global fields for each member, keeps a list of all holes of a sparse file, and takes
-    a damaged header for the end. (It is slower, too: 258 ms for 10 MB of libraries, this 190.)
-    ValueError for what is damaged."""
-    before = _Extended(filename)        # what stands in front of a member
+    The caller may read a member's data from the stream before it takes the next one. ValueError if
+    the tar is damaged.
+
+    `tarfile` is not made for archives from strangers: it accepts negative sizes, which lead back to
+    headers that it has read; it reads extended headers of any size at once; it copies all global
+    fields for each member; it lists all holes of a sparse file; it takes a damaged header for the
+    end. (It is also slower: 258 ms for 10 MB of libraries, this 190 ms.)"""
+    before = _Extended(filename)        # the extended headers before a member
     headers, limit = 0, tar_members_limit(effort.packed)
     while True:
         block = stream.read(512)
@@ -4233,10 +4267,12 @@ def _tar_members(stream, filename, effort):
             raise too_many_members(filename, limit)
         if headers > Limits.large_directory:
             effort.wait_for_turn()
+
         kind, size = _tar_kind(block), _tar_number(block[124:136], filename)
         if kind in "LKxXg":
             before.add(kind, size, stream)
             continue
+
         fields, before = before.fields, before.next()
         name = _tar_text(block[:100])
         if kind != "S" and block[345]:
@@ -4246,6 +4282,7 @@ def _tar_members(stream, filename, effort):
         if kind == "\0" and name.endswith("/") and size:
             raise BadRequest(f"'{filename}' holds '{one_line(name)}', which some readers take "
                              "for a directory, some not")
+
         if kind in "123456":    # links, devices, directories, pipes: no data, whatever they state
             size = 0
         is_sparse = kind == "S" or any(field.startswith("GNU.sparse.") for field in fields)
@@ -4254,50 +4291,54 @@ def _tar_members(stream, filename, effort):
         if kind == "S":
             effort.announce(_tar_number(block[483:495], filename))
             more = block[482]
-            while more and headers <= 2 * limit:        # its list of holes goes on
+            while more and headers <= 2 * limit:        # its list of holes continues
                 more, headers = _whole(stream, 512)[504], headers + 1
+
         end = stream.position + size + -size % 512
         yield _TarMember(name, size, kind in "\x0007" and not name.endswith("/") and not is_sparse)
         if not stream.skip_to(end):
             raise ValueError(f"its member '{one_line(name)}' was cut")
 
 
-_REAL_SIZES = ("GNU.sparse.size", "GNU.sparse.realsize")        # of sparse files, by pax headers
-_PAX_OF_ONE = ("path", "linkpath", "size")      # that can't be true of all members
+_REAL_SIZES = ("GNU.sparse.size", "GNU.sparse.realsize")        # pax fields of sparse files
+_PAX_OF_ONE = ("path", "linkpath", "size")      # fields that can't apply to all members
 _PAX_RECORD = re.compile(rb"([1-9][0-9]{0,7}) ([^=\n]+)=")
 
 
 class _Extended:
-    """What the extended headers in front of a tar's member say: its long name, its pax fields."""
+    """The extended headers before a tar's member: its long name, its pax fields."""
 
     def __init__(self, filename, sum_=0, count=0):
         self.filename = filename
-        self.sum, self.count = sum_, count      # the size and fields of all of the archive
+        self.sum, self.count = sum_, count      # size and fields of these headers in the archive
         self.kinds, self.fields = set(), {}
 
     def next(self):
-        """For the next member."""
+        """The `_Extended` for the next member."""
         if self.kinds:
             return _Extended(self.filename, self.sum, self.count)
         return self
 
     def add(self, kind, size, stream):
-        """Read one of `size` bytes."""
+        """Read an extended header of `size` bytes."""
         self.sum += size
         if size > Limits.tar_header or self.sum > Limits.tar_headers:
             raise BadRequest(f"'{self.filename}' holds too much: extended headers of over "
                              f"{Limits.tar_header} bytes or {Limits.tar_headers} in all")
+
         data = _whole(stream, size + -size % 512)[:size]
         found = {}
         if kind in "xXg":
-            self.count += data.count(b"\n")     # one each, at least
+            self.count += data.count(b"\n")     # each field has at least one
             found = _pax_fields(data)
         elif kind == "L":
             found["path"] = _tar_text(data)
+
         if kind == "g":
             if any(field in _PAX_OF_ONE or field.startswith("GNU.sparse.") for field in found):
                 raise BadRequest(f"'{self.filename}' holds one name or size for all its members")
             return
+
         if kind.lower() in self.kinds or found.keys() & self.fields.keys():
             raise BadRequest(f"'{self.filename}' holds a member with two extended headers that "
                              "say the same")
@@ -4306,7 +4347,7 @@ class _Extended:
 
 
 def _pax_fields(data):
-    """The fields of a pax header: `20 path=some/where\\n`, where 20 is the length of all of it."""
+    """The fields of a pax header; `20 path=some/where\\n`, where 20 is the length of all this."""
     fields, at = {}, 0
     while at < len(data):
         match = _PAX_RECORD.match(data, at)
@@ -4329,15 +4370,16 @@ def _tar_kind(block):
     stated = re.match(rb"[ \0]*([0-7]{1,8})", block[148:156])
     rest = block[:148] + block[156:]
     found = sum(rest) + 8 * 32      # the checksum's own field counts as spaces
+    # some tools add up signed bytes
     if not stated or int(stated[1], 8) != found and \
             int(stated[1], 8) != found - 256 * len(rest.translate(None, _BELOW_128)):
-        raise ValueError("a header is damaged")     # also not as some tools add them up: signed
+        raise ValueError("a header is damaged")
     return chr(block[156])
 
 
 def _tar_number(field, filename):
-    """A number of a header (octal, or base 256 as GNU tar writes large ones) or of a pax field (a
-    text)."""
+    """The number in a header (octal, or GNU tar's base 256 for large ones) or a pax field
+    (text)."""
     if isinstance(field, int):
         return field
     if isinstance(field, str):
@@ -4366,7 +4408,7 @@ def _whole(stream, size):
 
 
 class MetadataFile(typing.NamedTuple):
-    """A wheel's metadata file on its way into the database: its SHA-256, and its bytes deflated."""
+    """A wheel's metadata file, to be stored: its SHA-256, and its bytes deflated."""
     sha256: str
     packed: bytes
 
@@ -4377,10 +4419,10 @@ class MetadataFile(typing.NamedTuple):
 
 @row("metadata")
 class MetadataRows(NamedRows):
-    """(SHA-256,) -> {"packed": base64}: the metadata file of wheels of stages, deflated.
+    """(SHA-256,) -> {"packed": base64}: the metadata file of a stage's wheels, deflated.
 
-    Each server deletes by itself those that no file names any more: the changelog does not tell of
-    it, and has a file's metadata again with each file that is put."""
+    Each server deletes unused ones by itself. The changelog does not record that: it has the
+    metadata again with each file that is put."""
     table, key = "metadata_files", ("sha256",)
     select, order = "SELECT sha256, packed FROM metadata_files", "rowid"
 
@@ -4395,8 +4437,8 @@ class MetadataRows(NamedRows):
 
 
 def keep_metadata(change, metadata):
-    """Keep a `MetadataFile` of a mirror's file, if it is one, as part of a change; returns its
-    SHA-256 or None."""
+    """Store a `MetadataFile`, or None, of a mirror's file in a change; return its SHA-256 or
+    None."""
     if metadata is None:
         return None
     change.execute("INSERT OR IGNORE INTO metadata_files VALUES (?, ?)", metadata)
@@ -4404,7 +4446,7 @@ def keep_metadata(change, metadata):
 
 
 def metadata_bytes(store, blobs, sha256):
-    """The bytes of a metadata file, or None.  Schema version 1 kept them as blobs."""
+    """The bytes of a metadata file, or None. Schema version 1 stored them as blobs."""
     with store.read() as db:
         row = db.execute("SELECT packed FROM metadata_files WHERE sha256 = ?", (sha256,)).fetchone()
     if row:
@@ -4419,8 +4461,9 @@ def metadata_bytes(store, blobs, sha256):
 
 
 class DocMember(typing.NamedTuple):
-    """A member of a documentation zip that can be served: its bytes lie at `start`, `packed` of them, deflated or as they
-    are; `number`: its place among those that can."""
+    """A member of a documentation zip that can be served.
+
+    It has `packed` bytes from `start` on, deflated or not; `number` counts such members."""
     path: str
     number: int
     start: int
@@ -4430,11 +4473,10 @@ class DocMember(typing.NamedTuple):
 
 
 def doc_members(file, filename):
-    """(the members of a documentation zip that can be served, how many others it has); None if the
-    file is no zip at all.
+    """(the servable members of a documentation zip, the number of others); None if it is no zip.
 
-    Every member is read through once, so that serving it later can't fail. BadRequest for a zip
-    that is encrypted, has no readable member, or unpacks to too much."""
+    Reads every member, so that serving it later can't fail. BadRequest for a zip that is encrypted,
+    has no readable member, or unpacks to too much."""
     with Effort(file, filename, Limits.doc_bytes) as effort:
         try:
             infos = _zip_members(file, filename, Limits.doc_members, effort)
@@ -4445,10 +4487,11 @@ def doc_members(file, filename):
 
 
 def _readable_members(file, filename, infos, effort):
-    # some tools write Windows' separator, and no other: what unpacks zips takes it for one
+    # some tools write only backslashes, and programs that unpack zips take them for separators
     has_slashes = any("/" in info.orig_filename for info in infos)
     infos = [info for info in infos if not info.orig_filename.endswith(("/", "\\"))]
     _check_doc_sizes(infos, filename)
+
     readable = {}
     for info in infos:
         name = _doc_name(info.orig_filename, has_slashes)
@@ -4456,14 +4499,15 @@ def _readable_members(file, filename, infos, effort):
             readable[name] = info
     if not readable:
         raise BadRequest(f"'{filename}' has no member that can be read")
+
     root = _doc_root(readable)
     members = []
     for name, info in readable.items():
         if name.startswith(root):
             file.seek(info.header_offset + 26)
             start = info.header_offset + 30 + sum(struct.unpack("<2H", file.read(4)))
-            members.append(DocMember(name[len(root):], len(members), start, info.compress_size, info.file_size,
-                                     info.compress_type == zipfile.ZIP_DEFLATED))
+            members.append(DocMember(name[len(root):], len(members), start, info.compress_size,
+                                     info.file_size, info.compress_type == zipfile.ZIP_DEFLATED))
     return members, len(infos) - len(members)
 
 
@@ -4485,26 +4529,28 @@ def _check_doc_sizes(infos, filename):
         if info.flag_bits & 1:
             raise BadRequest(f"'{filename}' is encrypted")
         if info.file_size > Limits.doc_member:
-            raise BadRequest(f"'{filename}' has a member of {info.file_size} bytes, {Limits.doc_member} are allowed")
+            raise BadRequest(f"'{filename}' has a member of {info.file_size} bytes, "
+                             f"{Limits.doc_member} are allowed")
         if info.file_size > 1 << 20 and info.file_size > Limits.doc_ratio * info.compress_size:
-            raise BadRequest(f"'{filename}' has a member that unpacks to more than {Limits.doc_ratio} times its size")
+            raise BadRequest(f"'{filename}' has a member that unpacks to more than "
+                             f"{Limits.doc_ratio} times its size")
 
 
 def is_doc_path(path):
-    """Whether a path may name a member: no segment that leads elsewhere, on any system [W15.4]."""
+    """Whether a path may name a member: on no system does a segment lead elsewhere [W15.4]."""
     first, *_ = segments = path.split("/")
     return not {"", ".", ".."}.intersection(segments) and ":" not in first and \
         re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", path) is None and len(path) <= 1000
 
 
 def _is_servable(name, info):
-    """Whether a zip's entry is a plain file under a safe name."""
+    """Whether a zip's member is a plain file with a safe name."""
     is_link = info.create_system == 3 and info.external_attr >> 28 == 0o12
     return not is_link and is_doc_path(name)
 
 
 def _reads_well(file, info, filename, effort):
-    """Whether a member gives the bytes that the directory says."""
+    """Whether a member unpacks to what the directory says."""
     try:
         for _ in _member_pieces(file, filename, info, effort):
             pass
@@ -4515,14 +4561,16 @@ def _reads_well(file, info, filename, effort):
 
 
 def _doc_root(names):
-    """The folder (with its slash) that holds the documentation: the one at the top that has an index.html, if the top has
-    none."""
-    tops = {name.partition("/")[0] + "/" for name in names if name.endswith("/index.html") and name.count("/") == 1}
+    """The folder of the documentation, with a slash at its end.
+
+    "" if index.html is at the top; else the only folder at the top that has one, or ""."""
+    tops = {name.partition("/")[0] + "/" for name in names
+            if name.endswith("/index.html") and name.count("/") == 1}
     return tops.pop() if len(tops) == 1 and "index.html" not in names else ""
 
 
 def inflated(file, member, start=0):
-    """The bytes of a deflated member from `start` on, piece by piece."""
+    """The bytes of a deflated member from byte `start` on, in pieces."""
     file.seek(member.start)
     unzip, left, skip, data = zlib.decompressobj(-15), member.packed, start, b""
     while not unzip.eof:
@@ -4540,7 +4588,7 @@ def inflated(file, member, start=0):
 
 
 def member_bytes(file, member):
-    """The bytes of a member, piece by piece."""
+    """The bytes of a member, in pieces."""
     if member.deflated:
         yield from inflated(file, member)
     else:
