@@ -12217,17 +12217,19 @@ def _quality(offer, ranges):
     return 0
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 14  HTTP
 #
-# The front owns connections between requests: one `selectors` loop gathers heads and answers at once what is ready.
-# Everything else goes to a bounded crew of worker threads, which read the body, run the endpoint, send the answer in one
-# piece and give the connection back.  An idle or slow client so costs a file descriptor, not a thread.
-# ======================================================================================================================
+# The front owns connections between requests: one `selectors` loop gathers heads and sends ready
+# responses at once. All other requests go to a bounded crew of worker threads, which read the body,
+# run the endpoint, send the response in one piece and give the connection back. So an idle or slow
+# client costs a file descriptor, not a thread.
+# ==================================================================================================
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]+) HTTP/([0-9])\.([0-9])")
+_REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,40}) ([!-~\x80-\xff]+) "
+                           rb"HTTP/([0-9])\.([0-9])")
 _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _HOST_HEADER, _SCHEME = re.compile(_HOST), re.compile("https?", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
@@ -12235,21 +12237,23 @@ _PREFIX = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*")
 _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
 _BLANK_LINES = re.compile(rb"(?:\r\n)*")
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
-_ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth", "content-type", "range"}
+_ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth",
+         "content-type", "range"}
 
 
 class BadHead(Problem):
-    """A request that can't be trusted to be framed as it says; the connection is closed after the answer."""
+    """A request whose framing can't be trusted; the connection is closed after the response."""
     status = 400
 
 
 def header_title(name):
-    """A header's name as people write it."""
+    """A header's name in its usual capitals."""
     return re.sub("(?<=-)(Ip|Url)(?=-|$)", lambda match: match[0].upper(), name.title())
 
 
 def parse_header(line):
-    """A header or trailer line as (lower-case name, value), both bytes; BadHead if it is none."""
+    """A header or trailer line as (lower-case name, value), both bytes; BadHead if it is
+    malformed."""
     name, colon, value = line.partition(b":")
     if not colon or not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
         raise BadHead(f"malformed header line {one_line(line[:80].decode('latin-1'))!r}")
@@ -12257,9 +12261,10 @@ def parse_header(line):
 
 
 def parse_head(data):
-    """A request's head (bytes up to the blank line) as (method, target, (major, minor), {lower-case name: value}).
+    """A request's head (bytes up to the blank line) as (method, target, (major, minor), {lower-case
+    name: value}).
 
-    Strict (RFC 9112): whatever two readers might frame differently is refused."""
+    Strict (RFC 9112): BadHead for what two parsers might frame differently."""
     first, *lines = data.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(first)
     if not match:
@@ -12269,6 +12274,7 @@ def parse_head(data):
         raise BadHead("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
     if len(lines) > Limits.headers:
         raise BadHead(f"more than {Limits.headers} header lines", 431)
+
     headers = {}
     for line in lines:
         name, value = parse_header(line)
@@ -12278,13 +12284,14 @@ def parse_head(data):
                 raise BadHead(f"more than one {name} header")
             value = f"{headers[name]}, {value}"
         headers[name] = value
+
     version = (1, int(minor))
     _check_framing(version, headers)
     return method.decode("ascii"), target.decode("latin-1"), version, headers
 
 
 def _check_framing(version, headers):
-    """Refuse a head from which two readers might read two different bodies, or two hosts."""
+    """Refuse a head from which two parsers might read two different bodies, or two hosts."""
     if "transfer-encoding" in headers:
         if "content-length" in headers:
             raise BadHead("both Content-Length and Transfer-Encoding")
@@ -12294,17 +12301,18 @@ def _check_framing(version, headers):
                           501 if re.fullmatch(r"[a-z]+", coding) and coding != "chunked" else 400)
     if not re.fullmatch(r"[0-9]{1,18}", headers.get("content-length", "0")):
         raise BadHead(f"malformed Content-Length {one_line(headers['content-length'], 60)!r}")
-    if not re.fullmatch(_HOST + "|", headers.get("host", "")) or version >= (1, 1) and "host" not in headers:
+    if not re.fullmatch(_HOST + "|", headers.get("host", "")) \
+            or version >= (1, 1) and "host" not in headers:
         raise BadHead("missing or malformed Host header")
 
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 UNIX_FAMILY = getattr(socket, "AF_UNIX", None)
-UNIX_PEER = "127.0.0.1"     # what counts as the address of those who come by the unix socket
+UNIX_PEER = "127.0.0.1"     # the address of all clients of the unix socket
 
 
 def wait_for(sock, event, seconds, owner):
-    """Whether a socket becomes readable or writable within so many seconds; fewer where too many
+    """Whether a socket becomes readable or writable within `seconds`; sooner given up if too many
     workers wait already, for all clients or for those of this owner."""
     with _Selector() as selector, outside_wait(owner) as room:
         selector.register(sock, event)
@@ -12312,15 +12320,15 @@ def wait_for(sock, event, seconds, owner):
 
 
 class LazyPart:
-    """A stretch of a response, `length` bytes, which `read()` yields in pieces.  Each is read when
-    the client has taken what stands before it."""
+    """A part of a response, `length` bytes, which `read()` yields in pieces. Each piece is read
+    when the client has taken all before it."""
 
     def __init__(self, length, read):
         self.length, self.read, self.pieces = length, read, None
 
     def next(self):
-        """The next piece, None at the end; OSError if there is trouble with it, for what has left
-        can't be taken back."""
+        """The next piece, None at the end. OSError if reading it fails: the bytes before it can't
+        be taken back."""
         if self.pieces is None:
             self.pieces = self.read()
         try:
@@ -12331,13 +12339,14 @@ class LazyPart:
 
 
 class Outgoing:
-    """What is still to be sent on a non-blocking socket: byte strings, FileParts and LazyParts, in order.
+    """What is still to be sent on a non-blocking socket: byte strings, FileParts and LazyParts, in
+    order.
 
-    A worker sends for as long as the client takes it; what a slow client leaves goes on from the front."""
+    A worker sends while the client takes it at once; the front sends the rest to a slow client."""
 
     def __init__(self, pieces):
         self.pieces = collections.deque()
-        self.sent = 0               # bytes, until now
+        self.sent = 0               # number of bytes
         self.is_lazy = any(isinstance(piece, LazyPart) for piece in pieces)
         self.since = time.monotonic()
         for piece in pieces:
@@ -12352,7 +12361,8 @@ class Outgoing:
                 self.pieces.append(memoryview(piece))
 
     def send_some(self, sock):
-        """One system call's worth; returns whether something is left.  BlockingIOError if the socket takes nothing now."""
+        """Make one system call to send; returns whether something is left. BlockingIOError if the
+        socket takes nothing now."""
         while self.pieces and isinstance(self.pieces[0], LazyPart):
             piece = self.pieces[0].next()
             if piece is None:
@@ -12371,7 +12381,7 @@ class Outgoing:
         self.advance(sock.sendmsg(pieces) if hasattr(sock, "sendmsg") else sock.send(pieces[0]))
 
     def advance(self, sent):
-        """So many bytes of the byte strings at the front have left."""
+        """The first `sent` bytes of the byte strings at the front are sent."""
         self.sent += sent
         while sent:
             piece = self.pieces.popleft()
@@ -12382,12 +12392,14 @@ class Outgoing:
 
     def _send_file(self, sock, part):
         if hasattr(os, "sendfile"):
-            sent = os.sendfile(sock.fileno(), part.file.fileno(), part.offset, min(part.length, 1 << 20))
+            sent = os.sendfile(sock.fileno(), part.file.fileno(), part.offset,
+                               min(part.length, 1 << 20))
         else:
             part.file.seek(part.offset)
             sent = sock.send(part.file.read(min(part.length, 256 << 10)))
         if not sent and part.length:
             raise OSError("a file became shorter while it was sent")
+
         self.sent += sent
         part.offset += sent
         part.length -= sent
@@ -12396,8 +12408,8 @@ class Outgoing:
             self.pieces.popleft()
 
     def send(self, sock, patience, time_limit=None, owner=None):
-        """Send until all is gone (True), or the client has taken nothing for `patience` seconds, or not all within
-        `time_limit` seconds (False)."""
+        """Send until nothing is left (True); False if the client takes nothing for `patience`
+        seconds, or not all within `time_limit` seconds."""
         until = time.monotonic() + time_limit if time_limit else float("inf")
         while self.pieces:
             if time.monotonic() > until:
@@ -12411,18 +12423,20 @@ class Outgoing:
 
     @property
     def in_memory(self):
-        """The byte strings that wait here, whole, even if a part has left: a cache may have them too."""
+        """The byte strings that are still to be sent, each whole, even if a part of it is sent: a
+        cache may hold them too."""
         return [piece.obj for piece in self.pieces if isinstance(piece, memoryview)]
 
     @property
     def is_too_slow(self):
-        """Whether its client has taken less than it must, at least a minute after the beginning."""
+        """Whether the client has taken less than the minimum, `Limits.stall` seconds or more after
+        the start."""
         late = time.monotonic() - self.since - Limits.stall
         return late > 0 and self.sent < late * Limits.slowest_answer
 
     def slowness(self, now):
-        """What sorts those first that are to make room: those under way for a while, by how slowly
-        their client takes them, then the large ones."""
+        """A sort key that puts first what to give up for memory: responses that are under way for a
+        while, by the speed of the client; then the others, the largest first."""
         age = now - self.since
         is_young = age < Limits.pending_grace
         return is_young, 0 if is_young else self.sent / age, -sum(map(len, self.in_memory))
@@ -12436,25 +12450,26 @@ class Outgoing:
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "owner", "trusted", "answers", "buffer", "scanned", "pending", "held", "closing", "broken",
-                 "draining", "allowance", "since", "deadline")
+    __slots__ = ("sock", "address", "owner", "trusted", "answers", "buffer", "scanned", "pending",
+                 "held", "closing", "broken", "draining", "allowance", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
         self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
-        self.owner = address        # whose waits these are; the user, once that is known
+        self.owner = address        # whose waits are counted: the user, once that is known
         self.buffer = b""           # bytes received and not used yet
-        self.scanned = 0            # how many of them the front looked through for the end of a head, in vain
+        self.scanned = 0            # number of these in which the front found no end of a head
         self.pending = None         # an Outgoing: what the front has still to send
-        self.held = ()              # the byte strings that it keeps in memory
-        self.closing = False        # close once that is sent
-        self.broken = False         # an answer broke off: reset, so that nobody takes it for whole
-        self.draining = None        # our side is closed; so many bytes may still come
-        self.allowance = Limits.drained_body    # what `draining` will begin with
+        self.held = ()              # the byte strings of `pending` that are in memory
+        self.closing = False        # close once `pending` is sent
+        self.broken = False         # a response broke off: reset, so that nobody takes it for whole
+        self.draining = None        # our side is closed: number of bytes that may still come
+        self.allowance = Limits.drained_body    # the first value of `draining`
         self.since = time.monotonic()
         self.deadline = self.since + Limits.keep_alive
 
     def receive(self, patience):
-        """More bytes, in a worker; b"" at the end.  BadHead if none come within `patience` seconds."""
+        """More bytes, in a worker; b"" at the end. BadHead (408) if none come within `patience`
+        seconds."""
         while True:
             try:
                 return self.sock.recv(256 << 10)
@@ -12463,13 +12478,14 @@ class Connection:
                     raise BadHead("the request comes too slowly", 408) from None
 
     def send(self, *pieces):
-        """Send all of these byte strings; OSError if the client does not take them."""
+        """Send byte strings; OSError if the client does not take them."""
         if not Outgoing(pieces).send(self.sock, Limits.stall, Limits.stall, self.owner):
             raise TimeoutError("the client takes nothing")
 
 
 class Body:
-    """A request's body, read piece by piece: by Content-Length or chunked, within `limit` bytes and in bearable time."""
+    """A request's body, read in pieces, by Content-Length or chunked. TooLarge if it has more than
+    `limit` bytes, BadHead if it is malformed or too slow."""
 
     def __init__(self, connection, version, headers, limit):
         self.connection, self.limit = connection, limit
@@ -12479,9 +12495,10 @@ class Body:
         self.received = 0
         self.began = time.monotonic()
         self.ended = self.left == 0
-        self.expects = headers.get("expect", "").lower() == "100-continue" and not self.ended and version >= (1, 1)
+        self.expects = (headers.get("expect", "").lower() == "100-continue"
+                        and not self.ended and version >= (1, 1))
         self.chunk_left = 0
-        self.peeked = b""           # read already, and to be read again
+        self.peeked = b""           # bytes already read, which `read` returns again
         self.patience = Limits.stall
 
     def check_limit(self):
@@ -12489,7 +12506,7 @@ class Body:
             raise TooLarge(f"the body is larger than {self.limit} bytes")
 
     def narrow(self, limit):
-        """Allow no more than so many bytes."""
+        """Allow no more than `limit` bytes."""
         self.limit = min(self.limit, limit)
         self.check_limit()
 
@@ -12504,6 +12521,7 @@ class Body:
         if self.expects:
             self.expects = False
             self.connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+
         data = self._read_chunk(size) if self.chunked else self._take(min(size, self.left))
         self.received += len(data)
         if not self.chunked:
@@ -12513,13 +12531,13 @@ class Body:
         return data
 
     def begins_with(self, start):
-        """Whether the body begins so, white space apart; nothing of it is used up."""
+        """Whether the body begins with `start`, after white space; uses nothing of it up."""
         if not self.peeked:
             self.peeked = self.read()
         return self.peeked.lstrip().startswith(start)
 
     def _take(self, size):
-        """Some of the next `size` bytes, at least one."""
+        """The next bytes: one at least, `size` at most."""
         connection = self.connection
         if not connection.buffer:
             self._receive()
@@ -12527,7 +12545,7 @@ class Body:
         return data
 
     def _receive(self):
-        """Have more bytes in the connection's buffer."""
+        """Receive more bytes into the connection's buffer."""
         spent = time.monotonic() - self.began
         if spent > Limits.stall and self.received < (spent - Limits.stall) * Limits.slowest_body:
             raise BadHead("the request's body comes too slowly", 408)
@@ -12552,7 +12570,8 @@ class Body:
 
     def _read_chunk(self, size):
         if not self.chunk_left:
-            match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?", self._line())
+            match = re.fullmatch(rb"([0-9A-Fa-f]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?",
+                                 self._line())
             if not match:
                 raise BadHead("malformed chunk")
             self.chunk_left = int(match[1], 16)
@@ -12571,7 +12590,7 @@ class Body:
         return data
 
     def read_all(self, limit):
-        """The whole body, `limit` bytes at most."""
+        """The whole body; TooLarge if it has more than `limit` bytes."""
         pieces, size = [], 0
         while True:
             piece = self.read()
@@ -12585,7 +12604,8 @@ class Body:
                 raise BadHead("the request's body comes too slowly", 408)
 
     def drain(self):
-        """Read what nobody asked for, so that the next request begins where it begins; False if that is not worth it."""
+        """Read the rest of the body, so that the next request begins after it; False if that is not
+        worth it."""
         if self.expects:
             return self.ended
         self.limit = max(self.limit, Limits.drained_body)
@@ -12597,7 +12617,7 @@ class Body:
         try:
             while not self.ended and left > 0 and time.monotonic() - began < Limits.drain_time:
                 left -= len(self.read())
-        except Problem as problem:      # the answer that is about to be sent says more
+        except Problem as problem:      # the response that is about to be sent says more
             log.debug("drained no further: %s", problem.message)
             return False
         return self.ended
@@ -12605,10 +12625,12 @@ class Body:
 
 @dataclasses.dataclass
 class Response:
-    """An answer.  Its body is `body`; or `parts`, a list of byte strings and FileParts; or `stream`, byte strings as they
-    come (and perhaps a FilePart as the last), of `length` bytes in all, sent in chunks if that is None.
+    """A response. Its body is `body`; or `parts`, a list of byte strings, FileParts and LazyParts;
+    or `stream`, which yields byte strings (and perhaps a FilePart at the end), `length` bytes in
+    all, sent in chunks if that is None.
 
-    `tags` names what it depends on, if it may be kept and sent again until `expires`."""
+    `tags`: what it depends on, if it may be kept and sent again until `expires` (time.monotonic();
+    0: without end)."""
     status: int = 200
     headers: list = dataclasses.field(default_factory=list)
     body: bytes = b""
@@ -12620,7 +12642,7 @@ class Response:
     expires: float = 0
 
     def content_length(self):
-        """The size of the body in bytes; None if that shows only at its end."""
+        """The size of the body in bytes; None if it is known only at the end."""
         if self.stream is not None:
             return self.length
         if self.parts is not None:
@@ -12628,14 +12650,16 @@ class Response:
         return len(self.body)
 
 
-NOSNIFF = ("X-Content-Type-Options", "nosniff")     # what is uploaded is what we say it is, to browsers too (Fetch standard)
-PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]         # what may depend on who asks
+# for browsers, too, uploads are of the type that we say (Fetch standard)
+NOSNIFF = ("X-Content-Type-Options", "nosniff")
+# of responses that may depend on the user
+PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]
 
 
 def json_response(content, status=200, headers=()):
-    """Any JSON; the type without a charset, which the devpi client compares as a whole.
+    """Any JSON, without a charset: the devpi client compares the type as a whole.
 
-    What it says may depend on who asks, by a header that shared caches don't know.  A LazyPart in it
+    The content may depend on the user, by a header that shared caches don't know. A LazyPart in it
     stands for a value that is JSON already."""
     raws = []
     text = json.dumps(content, separators=(", ", ": "), default=functools.partial(_put_aside, raws))
@@ -12658,7 +12682,7 @@ def _put_aside(raws, value):
 
 
 def _with_raw_parts(text, raws):
-    """A response's text, in bytes, with what was put aside in its places."""
+    """A response's text, in bytes, with what was put aside in place of the marks."""
     parts = []
     for part, raw in itertools.zip_longest(re.split(f'"{_RAW_MARK}[0-9]+"', text), raws):
         parts.append(part.encode())
@@ -12680,7 +12704,8 @@ def message_response(message, status=200):
 
 
 def redirect(location):
-    return Response(302, [("Location", location), ("Content-Type", "text/plain; charset=utf-8")], b"")
+    return Response(302, [("Location", location), ("Content-Type", "text/plain; charset=utf-8")],
+                    b"")
 
 
 def reason_phrase(status):
@@ -12691,14 +12716,16 @@ def reason_phrase(status):
 
 
 def problem_response(problem, accept, kind):
-    """A Problem as an answer; the form depends on the kind of route and on what the client says it reads [W3].
+    """A Problem as a response; the form depends on the kind of route and on what the client accepts
+    [W3].
 
-    json: always the envelope.  page: HTML unless JSON is named.  upload: plain text unless one of the two is named, and
-    the message as the reason phrase, which is where twine and devpi look for it."""
+    json: always the envelope. page: HTML unless JSON is named. upload: plain text unless HTML or
+    JSON is named, with the message as the reason phrase, where twine and devpi look for it."""
     status, message, kind = problem.status, problem.message, problem.form or kind
     reason = reason_phrase(status)
     if kind == "upload" and message:
-        reason = one_line(f"{reason}: {message}" if status in (401, 403) else message)      # scripts look for the word
+        # scripts look for the reason phrase of 401 and 403
+        reason = one_line(f"{reason}: {message}" if status in (401, 403) else message)
     if kind == "json" or "application/json" in accept:
         content = {"message": message, "code": f"{status} {reason}", "title": reason}
         response = json_response(content, status)
@@ -12710,6 +12737,7 @@ def problem_response(problem, accept, kind):
     else:
         response = Response(status, [("Content-Type", "text/plain; charset=utf-8")],
                             (message + "\n").encode("utf-8", "replace"))
+
     if kind != "json" and "application/json" not in accept:
         response.headers += PERSONAL
     response.reason = reason
@@ -12730,16 +12758,18 @@ def told_in_json():
 
 @functools.lru_cache(maxsize=256)
 def _may_be_ours(host, outside_name):
-    """Whether a Host header names this machine or, by --outside-url, us; or has no dot, as no stranger's name can."""
+    """Whether a Host header names this machine, or us by --outside-url, or has no dot, as no
+    stranger's name can have."""
     name = re.sub(r":[0-9]*$", "", host).strip("[]").rstrip(".").lower()
-    return "." not in name or name.endswith(".localhost") or name == outside_name or ip_of(name) is not None
+    return "." not in name or name.endswith(".localhost") or name == outside_name \
+        or ip_of(name) is not None
 
 
 class kept_property:
-    """A property that is worked out once an object.
+    """A property that is computed once for each object.
 
     functools.cached_property holds one lock for all objects up to Python 3.11: while one request's
-    password was hashed, all others waited to learn who is asking."""
+    password was hashed, all others waited to learn their user."""
 
     def __init__(self, function):
         self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
@@ -12752,7 +12782,7 @@ class kept_property:
 
 
 def is_loopback(text):
-    """Whether a text is an address of this machine alone."""
+    """Whether a text is a loopback address."""
     ip = ip_of(text)
     return ip is not None and ip.is_loopback
 
@@ -13011,7 +13041,8 @@ class Request:
 
 
 def _check_json(content):
-    """ValueError for what could not be stored and sent back: deep nesting, NaN and infinity, lone surrogates."""
+    """ValueError for what could not be stored and sent back: deep nesting, NaN and infinity, lone
+    surrogates."""
     level = [content]
     for _ in range(Limits.json_depth):
         level = inner_values(level)
@@ -13436,19 +13467,21 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PUSH", "OPTIONS"}
 
 
 class AccessLog(Part):
-    """One line a request on standard output: time, level, [req<n>], method and path, status, ms, bytes, user, address.
+    """One line a request on standard output: time, level, [req<n>], method and path, status, ms,
+    bytes, user, address.
 
-    Lines are made where the answer is sent and written by a thread: a thread that made 40,000 of them at a time would keep
-    the front waiting for the interpreter's lock (p99 of the hot path 31 ms against 4)."""
+    Lines are made where the response is sent, and written by a thread: a thread that made 40,000 of
+    them at a time would keep the front waiting for the interpreter's lock (p99 of the hot path 31
+    ms against 4)."""
 
     def __init__(self, enabled):
         self.enabled = enabled
         self.lines = collections.deque(maxlen=200000)
         self.numbers = itertools.count(1)
-        self.stamp = (0, "")                    # second, as it is written
-        self.counts = {}                        # (method, status) -> [requests, seconds], of the workers' answers
-        self.front_counts = {}                  # the same of the front's, which needs no lock
-        self.complained = -60                   # when a line could not be written
+        self.stamp = (0, "")                    # (second, its text)
+        self.counts = {}                        # workers' (method, status) -> [requests, seconds]
+        self.front_counts = {}                  # the same of the front, which needs no lock
+        self.complained = -60                   # time.monotonic() when a line could not be written
         self.lock = threading.Lock()
 
     def loops(self):
@@ -13465,7 +13498,7 @@ class AccessLog(Part):
                      ("_count", {}, sum(count for count, _ in totals.values()))])
 
     def add(self, what, status, began, size, user, address):
-        """Note an answer that a worker sent."""
+        """Note a response that a worker sent."""
         seconds = time.monotonic() - began
         if self.enabled:
             self.lines.append(self._line(what, status, seconds, size, user, address))
@@ -13473,7 +13506,7 @@ class AccessLog(Part):
             self._count(self.counts, what, status, seconds)
 
     def add_ready(self, what, status, began, size, user, address):
-        """Note an answer that the front sent."""
+        """Note a response that the front sent."""
         seconds = time.monotonic() - began
         if self.enabled:
             self.lines.append(self._line(what, status, seconds, size, user, address))
@@ -13485,12 +13518,13 @@ class AccessLog(Part):
         if second != now:
             stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
             self.stamp = (now, stamp)
-        return (f"{stamp} INFO  [req{next(self.numbers)}] {what} {status} {seconds * 1000:.1f}ms {size} {user or '-'} "
-                f"{address}\n")
+        return (f"{stamp} INFO  [req{next(self.numbers)}] {what} {status} {seconds * 1000:.1f}ms "
+                f"{size} {user or '-'} {address}\n")
 
     @staticmethod
     def _count(counts, what, status, seconds):
-        """Methods that clients invent are counted together, so that there is a bound."""
+        """Count a response. Methods that clients invent count as one, so that their number is
+        bounded."""
         method = what[:what.index(" ")]
         key = (method, status) if method in _METHODS else ("other", status)
         entry = counts.get(key)
@@ -13519,8 +13553,8 @@ class AccessLog(Part):
                 sys.stdout.write(text)
                 sys.stdout.flush()
             except Exception as error:
-                # a full disk has room again some time; a reader that is gone stays gone, as does a
-                # closed file (ValueError)
+                # a full disk may have room again; a reader that is gone does not come back, nor
+                # does a closed file (ValueError)
                 number = getattr(error, "errno", None)
                 is_gone = number in (errno.EPIPE, errno.EBADF) or sys.stdout.closed
                 self.enabled = not is_gone
@@ -13536,19 +13570,19 @@ class AccessLog(Part):
 
 
 def visible(target):
-    """A request target for a log line: no control characters, no credentials, bounded."""
+    """A request target for a log line: bounded, without control characters and credentials."""
     return one_line(re.sub(r"//[^/@?]*@", "//", target), 500)
 
 
 def without_blank_lines(buffer):
-    """What is received, without the blank lines before a request, which are passed over (RFC 9112 2.2)."""
+    """Received bytes without the blank lines before a request (RFC 9112, section 2.2)."""
     return buffer[_BLANK_LINES.match(buffer).end():]
 
 
 def _small_body(head):
-    """The size of a body that is small enough for the front to gather, by a look at the head; else 0.
+    """The size of a body that the front may gather, by a look at the head; 0 if it is too large.
 
-    Only a guess: what is wrong with the head is found by who parses it."""
+    Only a guess: errors of the head are found when it is parsed."""
     lengths = _CONTENT_LENGTH.findall(head)
     if len(lengths) != 1 or int(lengths[0]) > Limits.gathered_body:
         return 0
@@ -13557,7 +13591,8 @@ def _small_body(head):
 
 
 class ReadyAnswer(typing.NamedTuple):
-    """An answer in the answer cache: all bytes but the Date and serial headers between head and body."""
+    """A response in the cache of ready ones: all bytes but the Date and serial headers between head
+    and body."""
     head: bytes
     body: bytes
     what: str
@@ -13567,12 +13602,13 @@ class ReadyAnswer(typing.NamedTuple):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the requests that wait in a connection's buffer, in a worker thread; the front gets the connection back."""
+    """Serves the requests in a connection's buffer, in a worker thread; then the front gets the
+    connection back."""
 
     protocol_version = "HTTP/1.1"
 
     def setup(self):
-        self.connection = self.request      # what socketserver calls the request is a Connection here, not a socket
+        self.connection = self.request      # socketserver's request is a Connection here
         self.keep = False
         self.until = time.monotonic() + Limits.pipelined
 
@@ -13580,11 +13616,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.server.give_back(self.connection, self.keep)
 
     def handle_one_request(self):
-        """Answer the request whose head is in the buffer.
+        """Respond to the request whose head is in the buffer.
 
-        `handle` calls this again while `close_connection` is false, that is if the next request is here already
-        (pipelining), for a moment: then the connection stands behind the others again.  Otherwise `keep`
-        says whether the front gets the connection back open."""
+        `handle` calls this again while `close_connection` is false: for `Limits.pipelined` seconds,
+        if the next request is here already (pipelining). After that the connection waits for its
+        turn behind the others. Otherwise `keep` says whether the front gets the connection back
+        open."""
         connection, app = self.connection, self.server.app
         self.close_connection = True
         raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
@@ -13605,8 +13642,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             connection.buffer = rest
             request = Request(app, connection, *parse_head(raw), raw + blank)
             response = app.respond(request)
-            complete = request.body.ended or response.status != TooLarge.status and request.body.drain()
-            persistent = complete and self._wants_keep_alive(request) and not self.server.stopping
+            complete = request.body.ended \
+                or response.status != TooLarge.status and request.body.drain()
+            persistent = complete and self._wants_keep_alive(request) \
+                and not self.server.stopping
             self.keep = self._send(request, response, persistent)
         except BadHead as problem:
             self._refuse(request, problem)
@@ -13616,13 +13655,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         finally:
             if request is not None:
                 request.release_claims()
+
         if self.keep and connection.pending is None:
             connection.buffer = without_blank_lines(connection.buffer)
             if b"\r\n\r\n" in connection.buffer and time.monotonic() < self.until:
                 self.close_connection = self.keep = False
 
     def _refuse(self, request, problem):
-        """Answer what can't be read as a request, and close: nobody knows where the next one would begin."""
+        """Respond to what can't be read as a request, and close: nobody knows where the next one
+        would begin."""
         self.connection.allowance = Limits.head
         try:
             self._send(request, problem_response(problem, "", "upload"), False)
@@ -13635,9 +13676,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return "close" not in wish if request.version >= (1, 1) else "keep-alive" in wish
 
     def _send(self, request, response, persistent):
-        """Send an answer; returns whether the connection may serve another request after it.
+        """Send a response; returns whether the connection may serve another request after it.
 
-        What a slow client does not take at once is left in `connection.pending`, for the front to go on with."""
+        What a slow client does not take at once is left in `connection.pending`, for the front to
+        send."""
         app = self.server.app
         silent = response.status in (204, 304) or request is not None and request.method == "HEAD"
         length = response.content_length()
@@ -13645,6 +13687,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         persistent = persistent and (length is not None or chunked)
         head = self._head(request, response, persistent, length, chunked) + app.constant_headers
         variable = app.variable_headers(request.serial if request else app.store.serial)
+
         if silent:
             Outgoing(response.parts or ()).close()
             self._send_or_leave(Outgoing([head, variable]))
@@ -13654,22 +13697,28 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 request.release_claims()
             self._send_or_leave(outgoing)
         else:
-            request.release_claims()        # what comes is made piece by piece, as slowly as the client reads
+            request.release_claims()    # the stream is made as slowly as the client reads
             try:
-                persistent = self._send_stream(response.stream, head + variable, length, chunked) and persistent
-            except Problem as problem:      # before a single byte left: say what happened
-                return self._send(request, problem_response(problem, request.accept, request.errors), persistent)
+                persistent = self._send_stream(
+                    response.stream, head + variable, length, chunked) and persistent
+            except Problem as problem:      # no byte is sent yet: respond with the problem
+                return self._send(request, problem_response(problem, request.accept,
+                                                            request.errors), persistent)
+
         if request is not None:
-            ready = ReadyAnswer(head, b"" if silent else response.body, f"{request.method} {visible(request.target)}",
-                                response.status, request.known_user, request.address)
-            app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user, ready.address)
-            if response.tags is not None and persistent and response.parts is None and response.stream is None:
+            ready = ReadyAnswer(head, b"" if silent else response.body,
+                                f"{request.method} {visible(request.target)}", response.status,
+                                request.known_user, request.address)
+            app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user,
+                               ready.address)
+            if response.tags is not None and persistent and response.parts is None \
+                    and response.stream is None:
                 self._keep_ready(request, response, ready)
         return persistent
 
     @staticmethod
     def _head(request, response, persistent, length, chunked):
-        """Status line and headers, but for those that change from answer to answer."""
+        """Status line and headers, but for those that differ in each response."""
         lines = [f"HTTP/1.1 {response.status} {response.reason or reason_phrase(response.status)}"]
         lines += [f"{name}: {value}" for name, value in response.headers]
         if response.status != 304:
@@ -13691,17 +13740,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.pending = outgoing
 
     def _send_stream(self, stream, head, length, chunked):
-        """Send head and pieces as they come, a FilePart last; returns whether it was all.
+        """Send head and pieces as they come, a FilePart last; returns whether all is sent.
 
-        A Problem before the first piece is raised; after that it is logged, and the connection has to break."""
+        A Problem before the first piece is raised; a later one is logged, and the connection has to
+        break."""
         connection, sent = self.connection, 0
         with contextlib.closing(stream):
             try:
                 for piece in stream:
                     if isinstance(piece, FilePart):
                         sent += piece.length
-                        self._send_or_leave(Outgoing([head, b"%x\r\n" % piece.length, piece, b"\r\n0\r\n\r\n"]
-                                                     if chunked else [head, piece]))
+                        self._send_or_leave(Outgoing(
+                            [head, b"%x\r\n" % piece.length, piece, b"\r\n0\r\n\r\n"]
+                            if chunked else [head, piece]))
                         return chunked or sent == length
                     if chunked:
                         connection.send(head, b"%x\r\n" % len(piece), piece, b"\r\n")
@@ -13720,9 +13771,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return chunked or sent == length
 
     def _keep_ready(self, request, response, ready):
-        """Enter the answer into the answer cache, under the very bytes of the request's head."""
+        """Enter the response into the cache of ready ones, under the bytes of the request's
+        head."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
-        if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head or size > Limits.ready_answer \
+        if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head \
+                or size > Limits.ready_answer \
                 or "content-length" in request.headers or "transfer-encoding" in request.headers:
             return
         expires = response.expires
@@ -13738,7 +13791,8 @@ _CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)",
 
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    """The front: one loop over all connections that are between requests, and a bounded crew of workers behind it."""
+    """The front: one loop over all connections that are between requests, with a bounded crew of
+    workers behind it."""
 
     def __init__(self, app, listeners):
         self.app, self.listeners = app, listeners
@@ -13753,8 +13807,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.wake_end.setblocking(False)
         self.connections = set()
         self.working = 0            # connections that workers have
-        self.held = 0               # bytes of memory of answers that clients are slow to take
-        self.holders = collections.Counter()    # id of such a byte string -> answers that it is part of
+        self.held = 0               # bytes of memory of responses that clients are slow to take
+        self.holders = collections.Counter()    # id of such a byte string -> number of responses
         self.stopping = False
         self.limit = connection_limit(app.settings.connections)
         self.real_ip = re.compile(
@@ -13763,13 +13817,14 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     # -- steps of socketserver
 
     def process_request(self, request, client_address):
-        """Hand a connection whose next request can't be answered here to a worker."""
+        """Hand to a worker a connection to whose next request the front can't respond."""
         self.workers.submit((request, client_address, time.monotonic()), self._party(request))
         self.working += 1
 
     def _party(self, connection):
-        """Who sends the request in the buffer, as far as its unread head says: (address,
-        credentials).  Nobody has checked these yet, so they are worth a share of the address's."""
+        """Who sends the request in the buffer, by its unparsed head: (address, credentials).
+
+        The credentials are not checked yet: they count for a share of what their address gets."""
         head = connection.buffer[:connection.buffer.find(b"\r\n\r\n") + 2]
         said = self.real_ip.findall(head) if connection.trusted else ()
         ip = forwarded_ip(said[-1].decode("latin-1")) if said else None
@@ -13781,7 +13836,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         if time.monotonic() - since <= Limits.longest_queue:
             self.process_request_thread(connection, client_address)
             return
-        with contextlib.suppress(OSError):      # nobody may be there any more
+        with contextlib.suppress(OSError):      # the client may be gone
             connection.send(self._busy_answer())
         self.give_back(connection, False)
 
@@ -13789,13 +13844,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         """A worker is done with the connection; `Handler.finish` has said what becomes of it."""
 
     def handle_error(self, request, client_address):
-        """`Handler.finish` ran all the same, so that the connection is back already."""
+        """`Handler.finish` has run all the same: the connection is back already."""
         log.exception("a request from %s failed", client_address)
 
     # -- for workers
 
     def give_back(self, connection, keep):
-        """A worker has answered; `keep`: the connection may serve another request."""
+        """A worker has sent its response; `keep`: the connection may serve another request."""
         self.returned.append((connection, keep))
         self.wake()
 
@@ -13806,7 +13861,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     # -- the loop
 
     def serve_forever(self, poll_interval=1.0):
-        """Until `stop` is called: wait for bytes, answer what is ready, hand over the rest."""
+        """Until `stop` is called: wait for bytes, send ready responses, hand over the rest."""
         for listener in self.listeners:
             self.selector.register(listener, selectors.EVENT_READ, listener)
         self.selector.register(self.waker, selectors.EVENT_READ, self.waker)
@@ -13831,6 +13886,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                     log.exception("the front failed with %r", target)
                     if type(target) is Connection:
                         self._close(target)
+
             if now - swept > 1:
                 swept = now
                 self._sweep(now)
@@ -13855,6 +13911,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             sock.setblocking(False)
             with contextlib.suppress(OSError):      # macOS: the peer is gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
             if len(self.connections) >= self.limit and not self._evict():
                 self._turn_away(sock)
                 continue
@@ -13865,22 +13922,28 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
     def _evict(self):
-        """Close a connection to make room: one that is closing, else the one that was idle for longest; False if none is."""
-        before = time.monotonic() - Limits.evictable        # a young one's request may just not have been read yet
+        """Close a connection to make room: a closing one, else the one that was idle for longest;
+        False if none is idle."""
+        # the request of a younger connection may only not have been read yet
+        before = time.monotonic() - Limits.evictable
         idle = [key.data for key in self.selector.get_map().values() if type(key.data) is Connection
                 and key.data.since < before and key.data.pending is None and not key.data.buffer]
         if not idle:
             return False
-        self._close(min(idle, key=lambda connection: (connection.draining is None, connection.since)))
+        self._close(min(idle, key=lambda connection: (connection.draining is None,
+                                                      connection.since)))
         return True
 
     def _busy_answer(self):
-        return self._plain_answer("503 Service Unavailable\r\nRetry-After: 1", b"too much to do just now, try again\n")
+        return self._plain_answer("503 Service Unavailable\r\nRetry-After: 1",
+                                  b"too much to do just now, try again\n")
 
     def _plain_answer(self, status, body):
-        head = (f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain; charset=utf-8\r\n"
+        head = (f"HTTP/1.1 {status}\r\nConnection: close\r\n"
+                "Content-Type: text/plain; charset=utf-8\r\n"
                 f"Content-Length: {len(body)}\r\n")
-        return head.encode() + self.app.constant_headers + self.app.variable_headers(self.app.store.serial) + body
+        return head.encode() + self.app.constant_headers \
+            + self.app.variable_headers(self.app.store.serial) + body
 
     def _turn_away(self, sock):
         with contextlib.suppress(OSError):
@@ -13900,6 +13963,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if not data or connection.draining < 0:
                 self._close(connection)
             return
+
         connection.since = now
         if not data:
             if connection.buffer:       # half a request, and the client may still be listening
@@ -13910,7 +13974,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         if connection.buffer:
             connection.buffer += data
         else:
-            entry = connection.answers.get(data) or connection.answers.get((connection.address, data))
+            entry = connection.answers.get(data) \
+                or connection.answers.get((connection.address, data))
             if entry is not None and (not entry[1] or entry[1] > now):
                 self._answer(connection, entry[0], now)
                 return
@@ -13919,7 +13984,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._dispatch(connection)
 
     def _answer(self, connection, ready, now):
-        """Send a ready answer; what the socket does not take is sent when it takes more."""
+        """Send a ready response; the front sends the rest when the socket takes more."""
         app = self.app
         head, body, what, status, user, address = ready
         if address == connection.address or not connection.trusted:
@@ -13936,7 +14001,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.since = now
         connection.deadline = now + Limits.keep_alive
         if sent < len(data):
-            connection.pending = Outgoing([head, body])     # not `data`, a copy: the cache has the body
+            connection.pending = Outgoing([head, body])     # not `data`: the cache holds `body`
             connection.pending.advance(sent)
             connection.deadline = now + Limits.stall
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
@@ -13944,25 +14009,26 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         app.access_log.add_ready(what, status, now, len(body), user, address)
 
     def _hold(self, connection, now):
-        """Count the memory of an answer that its client does not take at once; over the bound, the
-        slowest of these clients lose theirs."""
+        """Count the memory of a response that its client does not take at once; over the bound, the
+        slowest of such clients lose theirs."""
         connection.held = connection.pending.in_memory
         for data in connection.held:
             self.held += 0 if self.holders[id(data)] else len(data)
             self.holders[id(data)] += 1
         if self.held <= Limits.pending_memory:
             return
+
         slow = [other for other in self.connections if other.pending is not None and other.held]
         count = 0
         for count, other in enumerate(sorted(slow, key=lambda other: other.pending.slowness(now))):
             if self.held <= Limits.pending_memory:
                 break
             self._close(other)
-        log.warning("%d answers are given up, to %s for one: answers that nobody takes fill %d MiB", count,
-                    connection.address, Limits.pending_memory >> 20)
+        log.warning("%d answers are given up, to %s for one: answers that nobody takes fill %d MiB",
+                    count, connection.address, Limits.pending_memory >> 20)
 
     def _let_go(self, connection):
-        """The pending answer is sent, or given up."""
+        """The pending response is sent, or given up."""
         self._uncount(connection)
         connection.pending = None
 
@@ -13975,7 +14041,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.held = ()
 
     def _send_pending(self, connection):
-        """A slow client takes more of its answer."""
+        """A slow client takes more of its response."""
         try:
             more = connection.pending.send_some(connection.sock)
         except (BlockingIOError, InterruptedError):
@@ -13983,6 +14049,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         except OSError:
             self._close(connection)
             return
+
         now = time.monotonic()
         connection.since = now
         connection.deadline = now + Limits.stall
@@ -13995,7 +14062,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._resume(connection, now)
 
     def _resume(self, connection, now):
-        """The connection waits for its next request, part of which may be here already; or it is closed."""
+        """Wait for the connection's next request, part of which may be here already; or close
+        it."""
         if connection.closing or self.stopping:
             self._say_goodbye(connection, now)
             return
@@ -14007,7 +14075,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._dispatch(connection)
 
     def _say_goodbye(self, connection, now):
-        """Close our side, and pass over what still comes for a while: a full stop would make the client lose the answer."""
+        """Close our side, and read on for a while: a full close could make the client lose the
+        response."""
         sock = connection.sock
         if connection.broken:
             with contextlib.suppress(OSError):
@@ -14024,7 +14093,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         sock.close()
 
     def _dispatch(self, connection):
-        """Hand the connection over if its buffer holds a head, or something that will never be one."""
+        """Hand the connection over if its buffer holds a head, or something that will never be
+        one."""
         buffer = connection.buffer
         if buffer.startswith(b"\r\n"):
             buffer = connection.buffer = without_blank_lines(buffer)
@@ -14040,8 +14110,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._hand_over(connection)
 
     def _hand_over(self, connection):
-        """To a worker.  Where too many requests wait for one, the party that has most there loses
-        its last."""
+        """Give the connection to a worker. If too many requests wait for one, the party with the
+        most loses its last."""
         self._unregister(connection)
         connection.scanned = 0
         self.process_request(connection, connection.address)
@@ -14055,7 +14125,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _unregister(self, connection):
         try:
             self.selector.unregister(connection.sock)
-        except KeyError:        # it comes from a worker and was not registered again yet
+        except KeyError:        # it comes from a worker, and is not registered again yet
             pass
 
     def _take_back(self, now):
@@ -14074,18 +14144,20 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 self._hold(connection, now)
 
     def _sweep(self, now):
-        """Close what has been silent for too long."""
+        """Close connections that were silent for too long."""
         waiting = self.selector.get_map()
         for connection in [c for c in self.connections
                            if c.deadline < now or c.pending is not None and c.pending.is_too_slow]:
             if connection.sock.fileno() in waiting:
                 if connection.buffer and connection.pending is None:
                     with contextlib.suppress(OSError):
-                        connection.sock.send(self._plain_answer("408 Request Timeout", b"the request comes too slowly\n"))
+                        connection.sock.send(self._plain_answer(
+                            "408 Request Timeout", b"the request comes too slowly\n"))
                 self._close(connection)
 
     def _close(self, connection):
-        """Close a connection that the front owns; one that was closed already in this round of events is left alone."""
+        """Close a connection that the front owns, unless it was closed already in this round of
+        events."""
         if connection not in self.connections:
             return
         self._unregister(connection)
@@ -14096,16 +14168,19 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.sock.close()
 
     def _wind_down(self):
-        """Stop accepting, close idle connections, let running requests end, for a bounded time."""
+        """Stop accepting, close idle connections, and let running requests end, for a bounded
+        time."""
         for listener in self.listeners:
             self.selector.unregister(listener)
             if listener.family == UNIX_FAMILY:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(listener.getsockname())
             listener.close()
-        for connection in [key.data for key in list(self.selector.get_map().values()) if type(key.data) is Connection]:
+        for connection in [key.data for key in list(self.selector.get_map().values())
+                           if type(key.data) is Connection]:
             if connection.pending is None and connection.draining is None:
                 self._close(connection)
+
         until = time.monotonic() + Limits.shutdown
         while (self.working > 0 or len(self.connections) > 0) and time.monotonic() < until:
             for key, _ in self.selector.select(0.1):
@@ -14121,7 +14196,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 
 def connection_limit(wanted):
-    """How many connections can be had: as many as are wanted, or as file descriptors allow."""
+    """The number of connections that can be had: `wanted`, or what file descriptors allow."""
     try:
         import resource
     except ImportError:     # Windows, where select() takes 512 sockets
