@@ -4596,23 +4596,24 @@ def member_bytes(file, member):
         yield file.read(member.size)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 5  Users and permissions
 #
-# Accounts, password hashes, session tokens, and the one table of who may do what.  Secrets are compared in constant
-# time; a password change ends every session of its user.
-# ======================================================================================================================
+# Accounts, password hashes, session tokens, and one table of who may do what. Secrets are compared
+# in constant time; a new password ends all sessions of its user.
+# ==================================================================================================
 
 ANONYMOUS, AUTHENTICATED = ":ANONYMOUS:", ":AUTHENTICATED:"
 _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20}
 _PBKDF2_ROUNDS = 600000
-_hashing = threading.BoundedSemaphore(PROCESSORS)       # scrypt takes 32 MiB a piece
-_new_hashes = threading.BoundedSemaphore(4)             # for they stand in one line with those who log in
+_hashing = threading.BoundedSemaphore(PROCESSORS)       # scrypt takes 32 MiB for each
+_new_hashes = threading.BoundedSemaphore(4)             # they share `_hash_line` with logins
 _hash_line = threading.BoundedSemaphore(PROCESSORS + Limits.waiting_hashes)
 
 
 def hash_password(password):
-    """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914), or `pbkdf2_sha256:rounds:salt:hash` where scrypt is missing."""
+    """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914); without scrypt,
+    `pbkdf2_sha256:rounds:salt:hash`."""
     if not _new_hashes.acquire(timeout=0.1):
         raise Busy("too many passwords are being set just now, try again", 2)
     try:
@@ -4631,7 +4632,7 @@ def _new_hash_of(password):
 
 
 def check_password(stored, password):
-    """Whether a password fits a hash that `hash_password` made."""
+    """Whether a password fits a hash of `hash_password`."""
     prefix, salt, digest = stored.rsplit(":", 2)
     return hmac.compare_digest(_derive(prefix, password, bytes.fromhex(salt)).hex(), digest)
 
@@ -4649,8 +4650,7 @@ def _derive(prefix, password, salt):
 
 @contextlib.contextmanager
 def _turn_to_hash():
-    """Wait for one of the few turns to hash, outside the crew of workers; Busy if too many wait
-    already."""
+    """Wait for a turn to hash, outside of the crew of workers; Busy if too many wait."""
     busy = Busy("too many passwords are being checked just now, try again", 2)
     if not _hash_line.acquire(blocking=False):
         raise busy
@@ -4670,15 +4670,17 @@ def _turn_to_hash():
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Who is asking.  `user` is None for anybody; `wait`: seconds until credentials are looked at again."""
+    """Who makes a request; `user` is None for anonymous ones.
+
+    `wait`: seconds until credentials are looked at again."""
     user: str | None = None
     groups: tuple = ()
     wait: int = 0
-    expires: float = 0          # time.monotonic() at which these credentials stop counting
+    expires: float = 0          # time.monotonic() when these credentials expire
 
     @property
     def principals(self):
-        """The names that stand in ACLs for this identity."""
+        """The names for this identity in ACLs."""
         if self.user is None:
             return {ANONYMOUS}
         return {ANONYMOUS, AUTHENTICATED, self.user, *(":" + group for group in self.groups)}
@@ -4703,29 +4705,28 @@ USER_ATTRIBUTES = ("email", "title", "description", "custom_data")
 
 
 def check_name(kind, name):
-    """Refuse a new user or index name that devpi refuses [W7.1], and what looks like
-    another one.
+    """Refuse a new user or index name that devpi refuses [W7.1], or that looks like another one.
 
-    Of the letters only ASCII's: many others look like them, or like nothing at all.  A name that
-    begins with a dot could be a step up in a path."""
-    if not name or re.search(r"""[\x00-\x20\x7f-\x9f!"#$%&'()*+,/:;<=>?\[\\\]^`{|}~\ud800-\udfff]""", name):
+    Only ASCII's letters and digits are allowed: many others look like them, or are invisible. A
+    name that begins with a dot could lead up in a path."""
+    if not name or re.search(
+            r"""[\x00-\x20\x7f-\x9f!"#$%&'()*+,/:;<=>?\[\\\]^`{|}~\ud800-\udfff]""", name):
         raise BadRequest(f"{kind} '{name}' contains characters that aren't allowed. "
                          "Any ascii symbol besides -.@_ is blocked.")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]*", name):
-        raise BadRequest(f"{kind} {ascii(name)} is not allowed: a new name has ASCII letters, digits and -.@_ only, and "
-                         "begins with a letter or digit.")
+        raise BadRequest(f"{kind} {ascii(name)} is not allowed: a new name has ASCII letters, "
+                         "digits and -.@_ only, and begins with a letter or digit.")
     if len(name) > Limits.user_name:
         raise BadRequest(f"a {kind} has at most {Limits.user_name} characters")
 
 
 def announce_event(change, event):
-    """A change that is nothing but an announcement."""
+    """A change that only announces an event."""
     change.happened(event)
 
 
 class Users:
-    """The accounts of a store.  `open_root`: root's password may be empty, as the operator has said
-    at the start."""
+    """The accounts of a store; `open_root`: the operator lets root's password be empty."""
 
     def __init__(self, store, open_root=False):
         self.store, self.open_root = store, open_root
@@ -4740,7 +4741,8 @@ class Users:
                 account = _account_named(db, name)
             if account is None:
                 return None
-            self.store.freshness.keep(self.cache, name, account, 1000, frozenset((user_tag(name),)), since)
+            self.store.freshness.keep(self.cache, name, account, 1000,
+                                      frozenset((user_tag(name),)), since)
         return account
 
     def get(self, name):
@@ -4750,16 +4752,19 @@ class Users:
         return account
 
     def create(self, name, body, actor=NO_ACTOR, may_inherit=True):
-        """devpi: PUT /user.  `body` as its JSON object; `may_inherit`: also a name that indexes
-        still give rights to."""
+        """devpi: PUT /user. `body`: its JSON object.
+
+        `may_inherit`: even if indexes still give rights to this name."""
         if self.find(name):
             raise Conflict("user already exists")
         check_name("username", name)
-        unknown = set(body) - {"password", "created", "modified", "indexes", "username", *USER_ATTRIBUTES}
+        unknown = set(body) - {"password", "created", "modified", "indexes", "username",
+                               *USER_ATTRIBUTES}
         if unknown:
             raise BadRequest(f"Unknown keys in user config: {', '.join(sorted(map(str, unknown)))}")
         if "password" not in body:
             raise BadRequest("password needs to be set")
+
         check_attributes(body, {})
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
         check_size("user", attributes)
@@ -4767,7 +4772,7 @@ class Users:
         return self.store.write(_insert_user, name, pwhash, attributes, may_inherit, actor=actor)
 
     def modify(self, name, body, actor=NO_ACTOR):
-        """devpi: PATCH /user.  Keys that are no attributes are ignored; an empty value removes one."""
+        """devpi: PATCH /user. Ignores unknown keys; an empty value removes an attribute."""
         account = self.get(name)
         check_attributes(body, account.attributes)
         changes = {k: body[k] for k in USER_ATTRIBUTES if k in body}
@@ -4778,32 +4783,34 @@ class Users:
 
 
 def check_size(kind, attributes):
-    """Refuse attributes that would make every listing huge."""
+    """Refuse attributes that would make every list of them huge."""
     if len(json.dumps(attributes)) > Limits.attributes:
         raise TooLarge(f"the attributes of a {kind} may take {Limits.attributes} bytes at most")
+
     level, count = [attributes], 0
     while level:
         count += len(level)
         level = inner_values(level)
     if count > Limits.attribute_values:
-        raise TooLarge(f"the attributes of a {kind} may hold {Limits.attribute_values} values at most")
+        raise TooLarge(f"the attributes of a {kind} may hold {Limits.attribute_values} "
+                       "values at most")
 
 
 def inner_values(values):
-    """What the lists and objects among some JSON values hold."""
+    """The values inside the lists and objects among some JSON values."""
     return [inner for value in values if isinstance(value, (dict, list))
             for inner in (value.values() if isinstance(value, dict) else value)]
 
 
 def json_kind(value):
-    """What a JSON value is, for a sentence."""
+    """The type of a JSON value, in words."""
     return {bool: "true or false", dict: "an object", list: "a list", str: "a text",
             type(None): "null"}.get(type(value), "a number")
 
 
 def check_attributes(body, before):
-    """Refuse attributes of the wrong type, but for what is stored already: the devpi client sends
-    back what it was shown."""
+    """Refuse attributes of a wrong type, except stored ones, which the devpi client sends back as
+    they are."""
     for key in USER_ATTRIBUTES:
         value = body.get(key)
         if key != "custom_data" and value not in (None, "", {}, []) and not isinstance(value, str) \
@@ -4822,8 +4829,8 @@ def _new_hash(password, may_be_empty=False):
 
 
 def _account(row):
-    return Account(row["id"], row["name"], row["pwhash"], row["generation"], row["created"], row["modified"],
-                   json.loads(row["attributes"]))
+    return Account(row["id"], row["name"], row["pwhash"], row["generation"],
+                   row["created"], row["modified"], json.loads(row["attributes"]))
 
 
 @row("user")
@@ -4868,12 +4875,13 @@ ACL_KEYS = ("acl_upload", "acl_toxresult_upload", "acl_pkg_read")
 
 
 def configs_naming(db, user):
-    """[(user, index name, configuration)] of the indexes in whose ACLs or bases a user's name
-    stands."""
-    word = json.dumps(user)[:-1]        # as it stands in the JSON, to its last character
-    rows = db.execute("SELECT users.name AS user, indexes.name, config FROM indexes JOIN users ON users.id = user_id "
-                      "WHERE instr(config, ?) OR instr(config, ?) ORDER BY users.name, indexes.name",
-                      (word + '"', word + "/")).fetchall()
+    """[(user, index name, configuration)] of the indexes with a user in their ACLs or bases."""
+    word = json.dumps(user)[:-1]        # as in the JSON, without the final quote
+    rows = db.execute(
+        "SELECT users.name AS user, indexes.name, config FROM indexes "
+        "JOIN users ON users.id = user_id "
+        "WHERE instr(config, ?) OR instr(config, ?) ORDER BY users.name, indexes.name",
+        (word + '"', word + "/")).fetchall()
     found = [(row["user"], row["name"], json.loads(row["config"])) for row in rows]
     return [(owner, name, config) for owner, name, config in found
             if any(user in config.get(key, ()) for key in ACL_KEYS)
@@ -4881,23 +4889,26 @@ def configs_naming(db, user):
 
 
 def refuse_inheritance(db, user):
-    """Refuse to make a user whose name indexes give rights to: whoever takes it would have them.
+    """Refuse a new user whose name indexes give rights to: the new user would get them.
 
-    Which indexes these are is not said: who asks may not be allowed to read them."""
+    Does not name the indexes, because the caller may not be allowed to read them."""
     if configs_naming(db, user):
-        raise Forbidden(f"the name '{user}' still stands in the ACLs or bases of indexes: only root may make this user")
+        raise Forbidden(f"the name '{user}' still stands in the ACLs or bases of indexes: "
+                        "only root may make this user")
 
 
 def _update_user(change, name, changes):
     before = change.get("user", (name,))
     if before is None:
         raise NotFound(f"no user '{name}'")
+
     attributes = dict(before["attributes"])
     for key, value in changes.items():
         if key != "pwhash":
             attributes[key] = value
             if value in (None, "", {}, []):
                 del attributes[key]
+
     if attributes != before["attributes"] or "pwhash" in changes:
         after = {**before, "attributes": attributes, "modified": plain_time(time.time())}
         changed = {key for key in USER_ATTRIBUTES
@@ -4917,17 +4928,16 @@ def _account_named(db, name):
 
 
 class Budget:
-    """How often each of many may do something: `burst` times at once, and once more every `pause`
-    seconds.
+    """Bounds how often each key acts: `burst` times at once, then once every `pause` seconds.
 
-    Keeps one number a key: the time.monotonic() by which all that it did is paid for."""
+    For each key it stores one number: the time.monotonic() by which all its acts are paid for."""
 
     def __init__(self, burst, pause):
         self.pause, self.credit = pause, (burst - 1) * pause
         self.paid = collections.OrderedDict()
 
     def wait(self, key):
-        """Seconds until the key may go on; 0 if it may at once."""
+        """Seconds until the key may act; 0: now."""
         return max(0, self.paid.get(key, 0) - time.monotonic() - self.credit)
 
     def take(self, key):
@@ -4942,8 +4952,8 @@ class Budget:
 
 @functools.lru_cache(maxsize=10000)
 def place_of(address):
-    """What counts as one place that logins come from: an IPv4 address, or the /64 of an IPv6 one,
-    which is what one customer has to choose from."""
+    """The place that a login comes from: an IPv4 address, or the /64 network of an IPv6 address,
+    because one customer has all its addresses."""
     ip = ip_of(address)
     if ip is None:
         return address
@@ -4951,14 +4961,14 @@ def place_of(address):
 
 
 class Tokens:
-    """Session tokens: what devpi's POST /+login gives for a password."""
+    """Session tokens: devpi's POST /+login gives one for a password."""
 
     def __init__(self, users, secret):
         self.users, self.key = users, hmac.new(secret, b"devpi_lite session", "sha256").digest()
 
     def issue(self, account):
-        """A token: base64url of JSON [user, generation, end], a dot, base64url of an HMAC-SHA256 over
-        it."""
+        """A token: base64url of JSON [user, generation, end], a dot, base64url of an HMAC-SHA256
+        of that JSON."""
         end = int(time.time()) + Limits.session
         payload = json.dumps([account.name, account.generation, end]).encode()
         return f"{_base64url(payload)}.{_base64url(self._mac(payload))}"
@@ -4967,7 +4977,7 @@ class Tokens:
         return hmac.new(self.key, payload, "sha256").digest()
 
     def check(self, user, token):
-        """The identity behind a token of that user, or None."""
+        """The identity of a token of that user, or None."""
         payload, dot, mac = token.partition(".")
         if not dot:
             return None
@@ -4987,8 +4997,9 @@ class Tokens:
 
 
 class PasswordMemory:
-    """Remembers for some minutes whether a password fits, for the slow hash costs 50 ms: under keyed
-    digests, which tell nothing of passwords."""
+    """Remembers for some minutes whether a password fits, because its hash takes 50 ms.
+
+    Keeps keyed digests, which disclose no password."""
 
     def __init__(self):
         self.key = secrets.token_bytes(32)
@@ -4996,12 +5007,12 @@ class PasswordMemory:
         self.lock = threading.Lock()
 
     def digest(self, user, pwhash, password):
-        """What a password is remembered under, as long as the account has this hash."""
+        """What a password is remembered under while the account has this hash."""
         text = f"{user}\n{pwhash}\n{password}".encode("utf-8", "surrogatepass")
         return hmac.new(self.key, text, "sha256").digest()
 
     def recall(self, digest):
-        """(whether the password fits, whether that is known)."""
+        """(whether the password fits, whether that is remembered)."""
         fits, until = self.remembered.get(digest, (False, 0))
         known = until >= time.monotonic()
         return fits and known, known
@@ -5014,20 +5025,21 @@ class PasswordMemory:
                 self.remembered.popitem(last=False)
 
     def renew(self, digest):
-        """Remember a password that fitted once more; only in the second half of its time, for this
-        is done on every request."""
+        """Remember a password that fits for another while.
+
+        Each request calls this, so it acts only in the second half of the time."""
         until = self.remembered.get(digest, (True, 0))[1]
         if until - time.monotonic() < Limits.password_memory / 2:
             self.remember(digest, True)
 
 
 class Throttle:
-    """The patience with wrong passwords: by account and place, by place, and by account."""
+    """Slows down wrong passwords: by account and place, by place, and by account."""
 
     def __init__(self):
-        # (account, place) -> (count, time.monotonic() to wait for, that of the last failure)
+        # (account, place) -> (count, time.monotonic() of the end of the wait, of the last failure)
         self.failures = collections.OrderedDict()
-        self.fitted = collections.OrderedDict()     # the same -> digest of what fitted there last
+        self.fitted = collections.OrderedDict()     # (account, place) -> digest that last fitted
         self.at_place = Budget(Limits.failed_logins_at_address, Limits.address_pause)
         self.to_account = Budget(Limits.failed_logins_to_account, Limits.account_pause)
         self.looks = Budget(Limits.looks, Limits.look_pause)
@@ -5035,8 +5047,7 @@ class Throttle:
         self.lock = threading.Lock()
 
     def wait_for(self, user, place):
-        """Seconds for which this account is not looked at from this place, after too many wrong
-        passwords."""
+        """Seconds for which no password for this account is looked at from this place."""
         _, until, _ = self.failures.get((user, place), (0, 0, 0))
         is_known = (user, place) in self.fitted
         wait = max(until - time.monotonic(), self.at_place.wait(place),
@@ -5044,12 +5055,11 @@ class Throttle:
         return max(0, int(wait + 0.999))
 
     def passes_by(self, user, place, digest, is_known):
-        """Whether a password goes through while others from its place, or to its account, have to
-        wait.
+        """Whether a password is accepted while its place, or its account, has to wait.
 
-        Only one that fitted from this very place: else a guesser would be told at full speed what
-        somebody else uses just now.  Who guesses from the same place is stopped by the number of
-        looks at passwords that are not `is_known`."""
+        Only one that last fitted from the same place: otherwise a guesser could find out at full
+        speed which one another place uses. `Limits.looks` bounds guesses from the same place that
+        are not `is_known`."""
         with self.lock:
             if self.looks.wait((user, place)):
                 return False
@@ -5058,8 +5068,7 @@ class Throttle:
             return self.fitted.get((user, place)) == digest
 
     def count_attempt(self, user, place):
-        """Count an attempt as failed until it succeeds; returns the seconds to wait if there were
-        too many."""
+        """Count an attempt as failed until it succeeds; return the seconds to wait, or 0."""
         now = time.monotonic()
         with self.lock:
             wait = self.wait_for(user, place)
@@ -5077,20 +5086,20 @@ class Throttle:
             self.failures[user, place] = (count, until, last)
             while len(self.failures) > Limits.remembered_failures:
                 self.failures.popitem(last=False)
+
         if wait:
             log.warning("%d failed logins as %s from %s: the next is looked at in %d s",
                         count, one_line(user, 60), place, wait)
         return wait
 
     def fits(self, user, place, digest):
-        """A password fitted: take back what `count_attempt` counted, and end the waiting at its
-        place."""
+        """After a password fitted: undo `count_attempt`, and end the wait at its place."""
         with self.lock:
             self._take_back(user, place)
             self._note_fit((user, place), digest)
 
     def was_not_tried(self, user, place):
-        """Take back what `count_attempt` counted: the password was not looked at."""
+        """Undo `count_attempt`: the password was not looked at."""
         with self.lock:
             count, last = self._take_back(user, place)
             if count > 1:
@@ -5105,8 +5114,8 @@ class Throttle:
         return count, last
 
     def fits_again(self, user, place, digest):
-        """A password that is known fitted once more; it is no reason to forget what others tried
-        meanwhile, for programs send one again and again."""
+        """After a known password fitted again: programs send theirs all the time, so that does not
+        clear what others tried meanwhile."""
         if self.fitted.get((user, place)) != digest:
             with self.lock:
                 self._note_fit((user, place), digest)
@@ -5118,8 +5127,8 @@ class Throttle:
             self.fitted.popitem(last=False)
 
     def count_new_user(self, address):
-        """TooManyLogins if nobody in particular made too many users from there: each one costs a
-        slow hash."""
+        """TooManyLogins if too many users were registered from this address: each costs a slow
+        hash."""
         place = place_of(address)
         with self.lock:
             wait = self.new_users.wait(place)
@@ -5129,24 +5138,23 @@ class Throttle:
 
 
 class Logins:
-    """Turns credentials into an `Identity`: session tokens and passwords."""
+    """Turns session tokens and passwords into an `Identity`."""
 
     def __init__(self, users, secret):
         self.users, self.tokens = users, Tokens(users, secret)
         self.passwords, self.throttle = PasswordMemory(), Throttle()
-        self.turns = Turns()    # at a digest: fifty parallel requests cost one slow hash
-        # failed logins in the audit log: so few a minute that nobody can wash it out with them
+        self.turns = Turns()    # by digest: fifty parallel requests cost one slow hash
+        # failed logins in the audit log: bounded, or they could push out everything else
         self.noted = Rate(60, Limits.audited_failures, Limits.audited_failures)
 
     def check(self, user, secret, address, is_login=False):
-        """The identity for a user name with a session token or a password; anonymous if neither
-        fits.
+        """The identity of a user with a session token or a password; anonymous if neither fits.
 
-        The same wrong password once more counts as an attempt only where somebody logs in: an
-        installer with an old password in its URL sends it with every request.  Busy if too many
-        passwords wait for being hashed."""
+        A repeated wrong password counts as an attempt only if `is_login`: an installer with an
+        old password in its URL sends it with every request. Busy if too many passwords wait for
+        their hash."""
         if len(user) > Limits.user_name:
-            return NOBODY       # nobody has such a name, and it need not be remembered
+            return NOBODY       # no user has such a name
         identity = self.tokens.check(user, secret)
         if identity:
             return identity
@@ -5182,7 +5190,7 @@ class Logins:
         return self._identity(user)
 
     def _hash(self, user, place, pwhash, password):
-        """Whether a password fits, by the slow hash."""
+        """Whether a password fits its slow hash."""
         try:
             return bool(pwhash) and check_password(pwhash, password)
         except Busy:
@@ -5197,7 +5205,7 @@ class Logins:
         """Announce a failed login, for the audit log."""
         if self.noted.take(""):
             return
-        with contextlib.suppress(Problem):      # who asked is told that the login failed, whatever
+        with contextlib.suppress(Problem):      # the caller hears of the failed login in any case
             self.users.store.write(announce_event, Event("login.failed", target=sound(user)),
                                    actor=Actor(address=address), durable=False)
 
@@ -5213,7 +5221,7 @@ def _from_base64url(text):
 
 
 def decode_credentials(text):
-    """(user, secret) out of the base64 of `user:secret`, or None if it is no such thing."""
+    """(user, secret) from the base64 of `user:secret`; None for other texts."""
     try:
         data = base64.b64decode(text.strip(), validate=True)
     except (ValueError, binascii.Error):
@@ -5227,28 +5235,28 @@ def decode_credentials(text):
 
 
 class Permissions:
-    """The one table of who may do what [W6], with and without `--restrict-modify`."""
+    """The table of who may do what [W6], with and without --restrict-modify."""
 
     def __init__(self, settings):
         self.listed = None if settings.restrict_modify is None else set(settings.restrict_modify)
         self.open_registration = settings.open_registration
 
     def _modifier(self, identity, owner):
-        """Root and the owner; or, under --restrict-modify, exactly those who are listed."""
+        """Root and the owner; with --restrict-modify, only those listed."""
         if self.listed is None:
             return identity.user is not None and identity.user in ("root", owner)
         return not self.listed.isdisjoint(identity.principals)
 
     def user_create(self, identity, is_local):
-        """Anybody on this machine (`is_local`), or everywhere with --open-registration; else
+        """Everybody on this machine (`is_local`), or with --open-registration everywhere; else
         root."""
         if self.listed is None and (is_local or self.open_registration):
             return True
         return self._modifier(identity, None)
 
     def user_create_named(self, identity):
-        """Create a user whose name stands in ACLs or bases already: who could write it there (root,
-        the listed)."""
+        """Create a user whose name is in ACLs or bases: root and those listed, who could put it
+        there."""
         if identity.user is None:
             return False
         listed = self.listed or ()
@@ -5267,7 +5275,7 @@ class Permissions:
         return self._modifier(identity, name)
 
     def index_modify(self, identity, owner):
-        """Create, change or delete an index of that owner."""
+        """Create, change or delete an index of this owner."""
         return self._modifier(identity, owner)
 
     def upload(self, identity, index):
