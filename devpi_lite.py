@@ -16734,8 +16734,8 @@ def command_serve(parsed):
     warn_of_unknown_users(settings, app)
     start_loops(app)
     announce(settings, app)
-    without_syntax_tree(lambda: serve_to_the_end(server, app, lock))
-    return 0
+    give_back_memory()
+    return serve_to_the_end(server, app, lock)
 
 
 @command("init", "Initialise a server directory without serving it.",
@@ -16957,7 +16957,9 @@ def start_loops(app):
 
 
 def serve_to_the_end(server, app, lock):
-    """Answer requests until the server is stopped, then let go of the directory."""
+    """Answer requests until the server is stopped, then let go of the directory; returns the exit
+    status."""
+    status = 0
     try:
         server.serve_forever()
         app.mirrors.files.downloads.settle(2)
@@ -16966,28 +16968,13 @@ def serve_to_the_end(server, app, lock):
             app.search.close()
     except Exception:
         log.exception("the server ends")
-        os._exit(1)
+        status = 1
     last_lines = threading.Thread(target=app.access_log.flush, daemon=True)
     last_lines.start()
     last_lines.join(2)
     if last_lines.is_alive():       # nobody reads standard output any more
-        os._exit(0)
-
-
-def without_syntax_tree(serve):
-    """Call `serve`, in another thread where that saves memory: the caller has to return then, and so has the whole script.
-
-    While the main thread runs this file, the interpreter keeps the file's syntax tree, 20 MB.  It goes on to the end of the
-    script, where it waits for the other thread, and runs the signal handlers.  (Python 3.12 starts no threads from there on;
-    what newer ones do is not known.)"""
-    if sys.version_info[:2] not in ((3, 9), (3, 10), (3, 11), (3, 13)):
-        return serve()
-
-    def after_main():
-        threading.main_thread().join(1)      # no longer: whoever calls main() may go on
-        give_back_memory()
-        serve()
-    threading.Thread(target=after_main, name="front").start()
+        os._exit(status)
+    return status
 
 
 def listen(host, port):
@@ -17100,5 +17087,33 @@ def main(arguments):
         return 1
 
 
+class ScriptEnds(Exception):
+    """What `after_the_script` ends the script with."""
+
+
+def after_the_script(function, *arguments):
+    """Exit with what a function returns, which is called when this script has come to its end.
+
+    While the interpreter runs a script it keeps its syntax tree.  It has let go of it when it calls
+    `sys.excepthook` for what ended the script, and there the main thread can do all that it could
+    before.  An idle server takes 22 MB so, not 57 (Python 3.11), 28 not 62 (3.12), 38 not 73 (3.14
+    and 3.15), and starts as fast.  Where others run the script (`python -m`, a debugger), the
+    function is called at once."""
+    if sys._getframe(1).f_back is not None:
+        sys.exit(function(*arguments))
+    before = sys.excepthook
+
+    def call(*ending):
+        sys.excepthook = before
+        try:
+            status = function(*arguments)
+        except Exception:
+            before(*sys.exc_info())
+            status = 1
+        sys.exit(status)
+    sys.excepthook = call
+    raise ScriptEnds
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    after_the_script(main, sys.argv[1:])

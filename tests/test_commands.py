@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import platform
 import re
 import shutil
 import signal
@@ -26,6 +27,7 @@ from harness import (
     Server,
     clean_environment,
     eventually,
+    memory,
     multipart,
     run_command,
     wheel,
@@ -1244,21 +1246,41 @@ def test_a_stopped_server_leaves_everything_in_the_database_file(server):
 # -- one file -------------------------------------------------------------------------------------
 
 
-def test_the_file_runs_alone_with_nothing_but_the_standard_library(tmp_path):
-    alone = tmp_path / "alone"
-    alone.mkdir()
-    shutil.copy(str(SOURCE), str(alone / "devpi_lite.py"))
-    server = Server(tmp_path / "server", script=alone / "devpi_lite.py", env={"PYTHONNOUSERSITE": "1"})
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A server that runs a copy of the file, in a directory of its own."""
+    folder = tmp_path_factory.mktemp("alone")
+    shutil.copy(str(SOURCE), str(folder / "devpi_lite.py"))
+    server = Server(
+        tmp_path_factory.mktemp("server"),
+        script=folder / "devpi_lite.py",
+        env={"PYTHONNOUSERSITE": "1"},
+    )
+    yield server.start()
+    if server.running:
+        server.kill()
+
+
+def test_the_file_runs_alone_with_nothing_but_the_standard_library(alone):
+    alone.add_user("alice")
+    alone.add_index("alice/dev", bases=[])
+    assert alone.upload("alice/dev", wheel("solo", "1.0")).status == 200
+    folder = pathlib.Path(alone.script).parent
+    assert [path.name for path in folder.iterdir()] == ["devpi_lite.py"]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="elsewhere memory is not given back")
+def test_the_syntax_tree_of_the_file_takes_no_memory(alone, tmp_path):
+    """A server that is run from bytecode never had one."""
+    compiled = Server(tmp_path, root_password=None, script=PROGRAM).start()
     try:
-        server.start()
-        server.add_user("alice")
-        server.add_index("alice/dev", bases=[])
-        assert server.upload("alice/dev", wheel("solo", "1.0")).status == 200
-        assert server.stop() == 0
+        assert memory(alone) < memory(compiled) + (15 << 20)
     finally:
-        if server.running:
-            server.kill()
-    assert [path.name for path in alone.iterdir()] == ["devpi_lite.py"]
+        compiled.stop()
+
+
+def test_the_file_alone_stops_when_it_is_told_to(alone):
+    assert alone.stop() == 0
 
 
 def test_the_file_can_be_imported_without_doing_anything(tmp_path):
@@ -1273,6 +1295,31 @@ def test_the_file_can_be_imported_without_doing_anything(tmp_path):
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "1\n", "")
     assert [path.name for path in pathlib.Path(tmp_path).iterdir()] == ["devpi_lite.py"]
+
+
+@pytest.mark.parametrize(
+    "code, status, said",
+    [
+        ("7", 7, ""),
+        ("None", 0, ""),
+        ("sys.exit('no')", 1, "no\n"),
+        ("1 // 0", 1, "ZeroDivisionError"),
+        ("threading.Thread(target=sys.stderr.write, args=('ran',)).start()", 0, "ran"),
+    ],
+)
+@pytest.mark.parametrize("how", ["script", "runpy"])
+def test_what_comes_after_the_script_ends_as_the_script_would(tmp_path, how, code, status, said):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, threading\nsys.path.insert(0, %r)\nimport devpi_lite\n"
+        "devpi_lite.after_the_script(lambda: %s)\n" % (str(PROGRAM.parent), code)
+    )
+    words = [str(script)]
+    if how == "runpy":
+        words = ["-c", "import runpy; runpy.run_path(%r, run_name='__main__')" % str(script)]
+    result = subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    assert result.returncode == status and said in result.stderr, result.stderr
+    assert "ScriptEnds" not in result.stderr and "excepthook" not in result.stderr
 
 
 def test_the_first_answer_comes_within_a_second_of_the_start(server):
