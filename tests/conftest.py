@@ -11,6 +11,7 @@ pytest.register_assert_rewrite("harness")
 
 from harness import Server, Upstream, new_index  # noqa: E402
 from receiver import Receiver  # noqa: E402
+from scripted import Scripted  # noqa: E402
 
 
 @pytest.fixture
@@ -50,6 +51,14 @@ def upstream():
     upstream = Upstream().start()
     yield upstream
     upstream.stop()
+
+
+@pytest.fixture
+def scripted():
+    """An upstream that says what the test tells it to."""
+    scripted = Scripted()
+    yield scripted
+    scripted.stop()
 
 
 @pytest.fixture

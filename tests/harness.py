@@ -443,6 +443,24 @@ def submit(server, index, name, version, **fields):
     assert reply.status == 200, reply
 
 
+def page(server, index, project="demo", accept=SIMPLE_JSON):
+    """The reply to who asks for the project's simple page."""
+    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": accept})
+
+
+def project_list(server, index):
+    """The names on the index's project list, in their order."""
+    reply = server.get("/%s/+simple/" % index, headers={"Accept": SIMPLE_JSON})
+    assert reply.status == 200, reply
+    return [project["name"] for project in reply.json()["projects"]]
+
+
+def get(server, path, method="GET", accept="*/*", **headers):
+    """The reply to who takes anything, as clients ask for files; If_Range="..." is a header."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.request(method, path, headers=dict(sent, Accept=accept))
+
+
 def links(server, release, rel=None, **options):
     """The links of "INDEX/PROJECT/VERSION" (of that kind), in their order; [] if there is no such release."""
     reply = server.get("/" + release, **options)

@@ -65,6 +65,12 @@ class Misbehaving:
             except OSError:
                 pass
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stop()
+
     def restart(self):
         """Stops and starts on the same port."""
         self.stop()

@@ -25,7 +25,7 @@ import zlib
 import pytest
 
 import devpi_lite as d
-from harness import Server, around, eventually, multipart, sdist, wheel, zipped
+from harness import Server, around, eventually, sdist, wheel, zipped
 
 MIB = 1 << 20
 INFO = b"Metadata-Version: 2.1\nName: a\nVersion: 1.0\n"
@@ -877,8 +877,7 @@ def lenient(tmp_path_factory):
 
 def post(server, filename, content, name="a", **fields):
     form = dict({":action": "file_upload", "name": name, "version": "1.0"}, **fields)
-    body, content_type = multipart(form, {"content": (filename, content)})
-    return server.post("/arc/dev/", body, user="arc", headers={"Content-Type": content_type})
+    return server.post_form("arc/dev", form, {"content": (filename, content)})
 
 
 def in_tmp(server):

@@ -1,7 +1,6 @@
 """Servers, archives and files that mean harm or are broken, and what the command line makes of them."""
 
 import base64
-import http.server
 import io
 import json
 import os
@@ -18,46 +17,24 @@ import pytest
 
 from client import POSIX, SOURCE, end, file_url
 from harness import eventually, new_index, sdist, wheel
+from misbehaving import Handler, Misbehaving
 
 posix_only = pytest.mark.skipif(not POSIX, reason="needs POSIX signals and links")
 
 
-class Villain:
+class Villain(Misbehaving):
     """A server that answers as the test wants: `answers` maps the end of a path to (status, value or bytes, headers).
 
-    `api` changes links of +api; `asked`: (method, path, headers, body) of all requests."""
+    A value may be a function of the handler. `api` changes links of +api; `asked`: (method, path, headers, body)
+    of all requests.
+    """
 
     def __init__(self):
+        super().__init__()
         self.answers, self.api, self.asked = {}, {}, []
-        villain = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def answer(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                villain.asked.append((self.command, self.path, dict(self.headers.items()), body))
-                status, value, headers = villain.answer_to(self.path)
-                if callable(value):
-                    return value(self)
-                data = value if isinstance(value, bytes) else json.dumps(value).encode()
-                self.send_response(status)
-                for name, text in {"Content-Type": "application/json", "X-DEVPI-API-VERSION": "2",
-                                   "Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, text)
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = do_PATCH = do_PUSH = do_DELETE = answer
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.root = "http://127.0.0.1:%d/" % self.server.server_address[1]
+        self.start()
+        self.root = self.host_url + "/"
         self.index = self.root + "alice/dev"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def answer_to(self, path):
         for ending, answer in self.answers.items():
@@ -83,24 +60,41 @@ class Villain:
                         pass
         return "\n".join(words)
 
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
+
+class _Handler(Handler):
+    wbufsize = 0        # what a function writes leaves at once
+
+    def answer(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.fake.asked.append((self.command, self.path, dict(self.headers.items()), body))
+        status, value, headers = self.fake.answer_to(self.path)
+        if callable(value):
+            return value(self)
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        self.send_response(status)
+        for name, text in {"Content-Type": "application/json", "X-DEVPI-API-VERSION": "2",
+                           "Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(data)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_PUSH = do_DELETE = answer
+
+
+Villain.handler = _Handler
 
 
 @pytest.fixture
 def villain():
-    villain = Villain()
-    yield villain
-    villain.close()
+    with Villain() as villain:
+        yield villain
 
 
 @pytest.fixture
 def other():
     """A second server, for which nothing is meant."""
-    other = Villain()
-    yield other
-    other.close()
+    with Villain() as other:
+        yield other
 
 
 # -- archives

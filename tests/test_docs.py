@@ -15,6 +15,7 @@ import zlib
 
 import pytest
 
+import harness
 from harness import links, rels, sdist, serial, submit, wheel
 
 STRINGS = (
@@ -134,8 +135,7 @@ def add_docs(server, index, name, version, content, **options):
 
 
 def get(server, path, method="GET", accept=BROWSER, **headers):
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return server.request(method, path, headers=dict(sent, Accept=accept))
+    return harness.get(server, path, method, accept, **headers)
 
 
 def doc(project, path="index.html", version="1.0", index="doc/dev"):

@@ -1,63 +1,34 @@
 """What the files of an index are and say of themselves: versions, hashes, times, addresses, and files that are no archives."""
 import hashlib
-import http.server
 import itertools
 import json
 import sqlite3
-import threading
-from urllib.parse import quote, unquote, urljoin
+from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, links, wheel
-from misbehaving import keep_port
+import harness
+import scripted
+from harness import SIMPLE_JSON, Server, links, new_index, wheel
+from scripted import Scripted
 
-numbers = itertools.count(1)
 
-
-class Listing:
+class Listing(Scripted):
     """An upstream of pages as a test writes them, in JSON or HTML, and of files."""
-
-    def __init__(self):
-        self.bodies = bodies = {}
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                path = unquote(self.path)
-                content_type, body = bodies.get(path, ("text/plain", b""))
-                self.send_response(200 if path in bodies else 404)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        self.url = "http://127.0.0.1:%d" % self.http.server_address[1]
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def file(self, filename, data=b"bytes"):
         """Publishes bytes; returns the fields of a page's entry for them."""
-        self.bodies["/files/" + filename] = "application/octet-stream", data
-        return {"filename": filename, "url": self.url + "/files/" + quote(filename),
+        self.answers["/files/" + filename] = data
+        return {"filename": filename, "url": self.host_url + "/files/" + quote(filename),
                 "hashes": {"sha256": hashlib.sha256(data).hexdigest()}}
 
-    def json(self, project, *entries, **more):
-        self.bodies["/simple/%s/" % project] = SIMPLE_JSON, json.dumps(
-            {"meta": {"api-version": "1.4"}, "name": project, "files": entries, **more}).encode()
+    json = Scripted.page
 
     def html(self, project, *entries):
-        links = ('<a href="%s#%s">%s</a>' % (e["url"], "&amp;".join("%s=%s" % h for h in e["hashes"].items()), e["filename"])
-                 for e in entries)
-        self.bodies["/simple/%s/" % project] = "text/html", ("<!DOCTYPE html><html><body>%s</body></html>" % " ".join(links)).encode()
-
-    def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
-        keep_port(self.http.server_address[1])
+        links = "".join('<a href="%s#%s">%s</a>' % (
+            each["url"], "&amp;".join("%s=%s" % pair for pair in each["hashes"].items()), each["filename"])
+            for each in entries)
+        self.answers["/simple/%s/" % project] = ("<!DOCTYPE html><html><body>%s</body></html>" % links).encode()
 
 
 @pytest.fixture(scope="module")
@@ -78,20 +49,16 @@ def listing():
 
 @pytest.fixture
 def mirror(here, listing):
-    index = "mia/m%d" % next(numbers)
-    here.add_mirror(index, listing.url + "/simple/")
-    return index
+    return scripted.mirror(here, listing.url)
 
 
 @pytest.fixture
 def stage(here):
-    index = "mia/s%d" % next(numbers)
-    here.add_index(index)
-    return index
+    return new_index(here, "mia")
 
 
 def page(server, index, project="demo", accept=SIMPLE_JSON):
-    reply = server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": accept})
+    reply = harness.page(server, index, project, accept)
     assert reply.status == 200, reply.text
     return reply.json() if accept == SIMPLE_JSON else reply.text
 
@@ -291,7 +258,7 @@ def test_odd_upload_times_are_logged_once_for_a_host(here, listing, mirror):
     odd = itertools.cycle(["2024-01-02T03:04:05", "soon", "2024-01-02T03:04:05Z"])
     listing.json("demo", *(dict(listing.file("demo-1.%d.tar.gz" % n), **{"upload-time": next(odd)}) for n in range(30)))
     assert len(page(here, mirror)["files"]) == 30
-    lines = [line for line in here.whole_output().splitlines() if "states upload times" in line and listing.url in line]
+    lines = [line for line in here.whole_output().splitlines() if "states upload times" in line and listing.host_url in line]
     assert len(lines) == 2
     assert "taken for UTC: 2024-01-02T03:04:05" in lines[0] and "taken for absent: 'soon'" in lines[1]
 

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 
-from harness import around, path_of, sdist, wheel
+from harness import around, get, path_of, sdist, wheel
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +26,6 @@ SMALL = wheel("files", "1.0", requires_dist=("dep>=1",))
 BIG = wheel("files", "2.0", size=700000)  # above the size that leaves by sendfile
 SOURCE = sdist("files", "1.0")
 BOTH = pytest.mark.parametrize("archive", [SMALL, BIG], ids=["small", "big"])
-
-
-def get(server, path, method="GET", accept="*/*", **headers):
-    sent = {"Accept": accept}
-    sent.update({name.replace("_", "-"): value for name, value in headers.items()})
-    return server.request(method, path, headers=sent)
 
 
 def upload_raw(server, index, name, version, filename, content):

@@ -7,9 +7,9 @@ import time
 import pytest
 
 import devpi_lite as d
-from harness import Server, eventually, patched, sdist, wheel
-from test_mirror import Scripted, asked, entry, is_stale, mirror, page
-from test_mirror_files import Gate, begin, get, link_to, publish_at
+from harness import Server, eventually, get, page, patched, sdist, wheel
+from scripted import Scripted, asked, entry, is_stale, mirror, raw
+from test_mirror_files import Gate, begin, link_to, publish_at
 
 # One who asks waits for long; upstream is given up soon.
 BOUNDS = "devpi_lite.Limits.upstream_stall = 0.3"
@@ -28,26 +28,9 @@ def indexes(tmp_path_factory):
     server.stop()
 
 
-@pytest.fixture
-def scripted():
-    upstream = Scripted()
-    upstream.gate = threading.Event()
-    yield upstream
-    upstream.gate.set()
-    upstream.stop()
-
-
 def hangs(upstream):
     """An answer that does not come before the test is over."""
     return lambda handler: upstream.gate.wait(30)
-
-
-def raw(data):
-    """An answer of these bytes, then the end."""
-    def answer(handler):
-        handler.wfile.write(data)
-        handler.close_connection = True
-    return answer
 
 
 def behind(function, *arguments):

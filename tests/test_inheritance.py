@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from harness import SIMPLE_JSON, Upstream, sdist, wheel
+from harness import SIMPLE_JSON, Upstream, page, project_list, sdist, wheel
 
 
 numbers = itertools.count(1)
@@ -55,16 +55,6 @@ def rebase(server, index, *bases):
 def versions(server, index, project, **options):
     """The versions on the page, which has them in no promised order."""
     return sorted(server.versions(index, project, **options))
-
-
-def page_status(server, index, project):
-    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}).status
-
-
-def project_list(server, index):
-    reply = server.get("/%s/+simple/" % index, headers={"Accept": SIMPLE_JSON})
-    assert reply.status == 200
-    return [project["name"] for project in reply.json()["projects"]]
 
 
 def holder(server, index, project):
@@ -138,7 +128,7 @@ def test_loops_end(alice, make, length):
     for index in ring:
         assert versions(alice, index, "ringed") == ["1.0"]
         assert project_list(alice, index) == ["ringed"]
-        assert page_status(alice, index, "unknown") == 404
+        assert page(alice, index, "unknown").status == 404
         assert alice.get("/%s/ringed" % index).status == 200
 
 
@@ -149,7 +139,7 @@ def test_a_missing_base_is_skipped(alice, make):
     publish(alice, there, "kept", "1.0")
     assert versions(alice, top, "lost") == ["1.0"]
     assert alice.delete("/" + gone, user="alice").status == 201
-    assert page_status(alice, top, "lost") == 404
+    assert page(alice, top, "lost").status == 404
     assert versions(alice, top, "kept") == ["1.0"]
     assert project_list(alice, top) == ["kept"]
 
@@ -497,7 +487,7 @@ def test_a_project_known_to_nobody_else_is_502_never_404(alice, make, upstream, 
     upstream.fault(kind, **arguments)
     for accept in (SIMPLE_JSON, "text/html"):
         assert alice.get("/%s/+simple/pub/" % index, headers={"Accept": accept}).status == 502
-    assert page_status(alice, mirror, "pub") == 502
+    assert page(alice, mirror, "pub").status == 502
     upstream.clear_faults()
     assert versions(alice, index, "pub") == ["1.0"]  # the failure was not remembered as "not found"
 
@@ -506,14 +496,14 @@ def test_an_upstream_that_is_down_is_502(alice, make, upstream):
     upstream.publish("pub", "1.0")
     index = make(bases=[make.mirror(upstream)])
     upstream.stop()
-    assert page_status(alice, index, "pub") == 502
+    assert page(alice, index, "pub").status == 502
     assert alice.get("/%s/pub" % index).status == 502
 
 
 def test_an_unknown_project_is_404_when_upstream_says_so(alice, make, upstream):
     upstream.publish("pub", "1.0")
     index = make(bases=[make.mirror(upstream)])
-    assert page_status(alice, index, "missing") == 404
+    assert page(alice, index, "missing").status == 404
 
 
 def test_files_known_elsewhere_are_served_while_a_mirror_fails(alice, make, upstream):
@@ -593,10 +583,10 @@ def test_an_unknown_project_is_there_right_after_its_first_upload(alice, make):
     base, top = make(2)
     rebase(alice, top, base)
     for _ in range(2):
-        assert page_status(alice, top, "sudden") == 404
+        assert page(alice, top, "sudden").status == 404
         assert project_list(alice, top) == []
     publish(alice, base, "sudden", "1.0")
-    assert page_status(alice, top, "sudden") == 200
+    assert page(alice, top, "sudden").status == 200
     assert project_list(alice, top) == ["sudden"]
 
 
@@ -621,7 +611,7 @@ def test_a_deletion_in_a_base_is_seen_at_once(alice, make):
     assert alice.delete("/%s/shrinking/2.0" % base, user="alice").status == 200
     assert versions(alice, top, "shrinking") == ["1.0"]
     assert alice.delete("/%s/shrinking" % base, user="alice").status == 200
-    assert page_status(alice, top, "shrinking") == 404
+    assert page(alice, top, "shrinking").status == 404
     assert project_list(alice, top) == []
 
 
@@ -639,12 +629,12 @@ def test_a_change_of_bases_is_seen_at_once_far_up(alice, make):
     rebase(alice, top, middle)
     publish(alice, one, "moved", "1.0")
     publish(alice, two, "moved", "2.0")
-    assert page_status(alice, top, "moved") == 404
+    assert page(alice, top, "moved").status == 404
     for bases, expected in (([one], ["1.0"]), ([one, two], ["1.0", "2.0"]), ([two], ["2.0"])):
         rebase(alice, middle, *bases)
         assert versions(alice, top, "moved") == expected
     rebase(alice, middle)
-    assert page_status(alice, top, "moved") == 404
+    assert page(alice, top, "moved").status == 404
 
 
 def test_a_change_of_the_whitelist_is_seen_at_once(alice, make, public_mirror):
@@ -671,7 +661,7 @@ def test_a_change_of_a_bases_readers_is_seen_at_once_by_all_that_inherit(alice, 
         assert alice.patch("/" + base, {"acl_pkg_read": acl}, user="alice").status == 200
         for index in (base, middle, top):
             for _ in range(2):
-                assert page_status(alice, index, "closing") == status
+                assert page(alice, index, "closing").status == status
         assert versions(alice, top, "closing", user="alice") == ["1.0"]
 
 
@@ -681,9 +671,9 @@ def test_a_deleted_and_recreated_base_starts_empty_for_all_that_inherit(alice, m
     publish(alice, base, "phoenix", "1.0")
     assert versions(alice, top, "phoenix") == ["1.0"]
     assert alice.delete("/" + base, user="alice").status == 201
-    assert page_status(alice, top, "phoenix") == 404
+    assert page(alice, top, "phoenix").status == 404
     alice.add_index(base)
-    assert page_status(alice, top, "phoenix") == 404
+    assert page(alice, top, "phoenix").status == 404
     publish(alice, base, "phoenix", "2.0")
     assert versions(alice, top, "phoenix") == ["2.0"]
 

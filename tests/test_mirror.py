@@ -2,7 +2,6 @@
 import contextlib
 import gzip
 import html.parser
-import http.server
 import itertools
 import json
 import re
@@ -13,112 +12,16 @@ from urllib.parse import urljoin
 
 import pytest
 
-from harness import SIMPLE_JSON, Server, Upstream, user_pass, eventually, patched, path_of, wheel
-from misbehaving import keep_port
+from harness import (
+    SIMPLE_JSON, Server, Upstream, eventually, page, patched, path_of, project_list, user_pass,
+    wheel)
+from scripted import SHA, STALE, asked, cache_control, entry, header, is_stale, mirror
 
-SHA = "0123456789abcdef" * 4
 WAIT = 3                # seconds that the servers wait for upstream: enough for every answer, even on a busy machine
-STALE = {"max-age=0", "must-revalidate", "no-cache", "no-store"}
 numbers = itertools.count(1)
 
 
 # ---------------------------------------------------------------------------------------------- tools
-
-class Scripted:
-    """An upstream that answers each path with exactly what a test says: bytes, an object (sent as simple JSON) or a function."""
-
-    def __init__(self):
-        self.answers, self.requests = {}, []
-        scripted = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self):
-                scripted.requests.append((self.command, self.path, dict(self.headers)))
-                answer = scripted.answers.get(self.path)
-                if answer is None:
-                    self.reply(b"", status=404)
-                elif callable(answer):
-                    answer(self)
-                elif isinstance(answer, bytes):
-                    self.reply(answer, "text/html" if answer.lstrip()[:1] == b"<" else "application/octet-stream")
-                else:
-                    self.reply(json.dumps(answer).encode(), SIMPLE_JSON)
-
-            do_HEAD = do_GET
-
-            def reply(self, body, content_type="text/html", status=200, **headers):
-                self.send_response(status)
-                self.send_header("Content-Type", content_type)
-                self.send_header("Content-Length", str(len(body)))
-                for name, value in headers.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(body)
-
-            def log_message(self, *args):
-                pass
-
-        class Threads(http.server.ThreadingHTTPServer):
-            daemon_threads = True
-            request_queue_size = 64
-
-            def handle_error(self, request, client_address):
-                pass                    # the server under test may hang up at any time
-
-        self.http = Threads(("127.0.0.1", 0), Handler)
-        self.host_url = "http://127.0.0.1:%d" % self.http.server_address[1]
-        self.url = self.host_url + "/simple/"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-
-    def page(self, project, *files, **keys):
-        """Publishes a JSON project page."""
-        self.answers["/simple/%s/" % project] = dict({"meta": {"api-version": "1.4"}, "name": project, "files": list(files)}, **keys)
-
-    def stop(self):
-        self.http.shutdown()
-        self.http.server_close()
-        keep_port(self.http.server_address[1])
-
-
-def entry(filename, **keys):
-    return dict({"filename": filename, "url": "../../files/%s" % filename, "hashes": {"sha256": SHA}}, **keys)
-
-
-def asked(upstream, path=None):
-    """The headers of each request that upstream got (for that path)."""
-    return [headers for _, asked_path, headers in list(upstream.requests) if path in (None, asked_path)]
-
-
-def header(headers, name):
-    return {key.lower(): value for key, value in headers.items()}.get(name.lower())
-
-
-def mirror(server, url, **config):
-    index = "mia/m%d" % next(numbers)
-    server.add_mirror(index, url, **config)
-    return index
-
-
-def page(server, index, project="demo", accept=SIMPLE_JSON):
-    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": accept})
-
-
-def names(server, index):
-    reply = server.get("/%s/+simple/" % index, headers={"Accept": SIMPLE_JSON})
-    assert reply.status == 200
-    return [project["name"] for project in reply.json()["projects"]]
-
-
-def cache_control(reply):
-    return {token.strip() for token in (reply.headers.get("Cache-Control") or "").split(",")}
-
-
-def is_stale(reply):
-    return reply.status == 200 and cache_control(reply) == STALE
-
 
 @pytest.fixture(scope="module")
 def mirrors(tmp_path_factory):
@@ -135,13 +38,6 @@ def own(make_server):
     server = make_server("--request-timeout", WAIT)
     server.add_user("mia")
     return server
-
-
-@pytest.fixture
-def scripted():
-    upstream = Scripted()
-    yield upstream
-    upstream.stop()
 
 
 # ---------------------------------------------------------------------------------------------- asking upstream
@@ -473,7 +369,7 @@ def test_a_project_that_upstream_has_no_more_is_gone_but_for_its_files(mirrors, 
     for where in (index, "mia/over-" + index[4:]):
         assert page(mirrors, where).status == 404
         assert mirrors.get("/%s/demo" % where).status == 404
-    assert names(mirrors, index) == []
+    assert project_list(mirrors, index) == []
     assert "does not have the project demo any more; 1 files stay" in mirrors.whole_output()
     assert mirrors.get("/+status").result["upstream-removed"] >= 1
     counted = 'devpi_lite_upstream_removed_total{index="%s"} 1\n' % index
@@ -526,7 +422,7 @@ def test_a_list_that_does_not_come_pauses_no_pages(mirrors, scripted):
     scripted.answers["/simple/"] = lambda handler: handler.rfile.close()
     index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
     page(mirrors, index, "lib")
-    assert names(mirrors, index) == ["lib"] and asked(scripted, "/simple/")
+    assert project_list(mirrors, index) == ["lib"] and asked(scripted, "/simple/")
     assert not is_stale(page(mirrors, index, "lib"))
 
 
@@ -602,7 +498,7 @@ def test_a_mirror_without_an_upstream_answers(mirrors, upstream):
     assert mirrors.put("/" + index, {"type": "mirror"}, user="mia").status == 200
     assert "mirror_url" not in mirrors.get("/" + index).result
     assert page(mirrors, index).status == mirrors.get("/%s/demo" % index).status == 404
-    assert names(mirrors, index) == [] == mirrors.get("/" + index).result["projects"]
+    assert project_list(mirrors, index) == [] == mirrors.get("/" + index).result["projects"]
     assert mirrors.post("/%s/+simple/demo/refresh" % index, b"").status == 302
     assert page(mirrors, over(mirrors, index)).status == 404
     archive = upstream.publish("demo", "1.0")
@@ -714,7 +610,7 @@ def test_list_is_fetched_when_asked_for_and_normalised(mirrors, scripted):
     scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [
         {"name": name} for name in ("Zope.Interface", "abc", "zope-interface", "A_B.C", "abc")]}
     index = mirror(mirrors, scripted.url)
-    assert sorted(names(mirrors, index)) == ["a-b-c", "abc", "zope-interface"]
+    assert sorted(project_list(mirrors, index)) == ["a-b-c", "abc", "zope-interface"]
     assert [path for _, path, _ in scripted.requests] == ["/simple/"]
     assert mirrors.get("/" + index).result["projects"] == ["a-b-c", "abc", "zope-interface"]
     text = mirrors.get("/%s/+simple/" % index, headers={"Accept": "text/html"}).text
@@ -723,19 +619,19 @@ def test_list_is_fetched_when_asked_for_and_normalised(mirrors, scripted):
 
 def test_list_in_html(mirrors, scripted):
     scripted.answers["/simple/"] = b'<!DOCTYPE html><html><body><a href="/simple/b/">B</a><br>\n<A HREF=\'a-x/\'>A_x</A></body></html>'
-    assert sorted(names(mirrors, mirror(mirrors, scripted.url))) == ["a-x", "b"]
+    assert sorted(project_list(mirrors, mirror(mirrors, scripted.url))) == ["a-x", "b"]
 
 
 def test_list_that_starts_with_a_brace_is_json(mirrors, scripted):
     body = b'{"meta": {"api-version": "1.0"}, "projects": [{"name": "demo"}]}'
     scripted.answers["/simple/"] = lambda handler: handler.reply(body, "text/html")
-    assert names(mirrors, mirror(mirrors, scripted.url)) == ["demo"]
+    assert project_list(mirrors, mirror(mirrors, scripted.url)) == ["demo"]
 
 
 def test_fresh_list_is_not_fetched_again(mirrors, upstream):
     upstream.publish("demo", "1.0")
     index = mirror(mirrors, upstream.url)
-    assert names(mirrors, index) == names(mirrors, index) == ["demo"]
+    assert project_list(mirrors, index) == project_list(mirrors, index) == ["demo"]
     assert len(asked(upstream, "/simple/")) == 1
 
 
@@ -747,7 +643,7 @@ def test_list_is_revalidated_and_kept_on_304(mirrors, scripted):
         handler.reply(b"" if known else body, SIMPLE_JSON, status=304 if known else 200, ETag='"list"')
     scripted.answers["/simple/"] = answer
     index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
-    assert sorted(names(mirrors, index)) == sorted(names(mirrors, index)) == ["one", "two"]
+    assert sorted(project_list(mirrors, index)) == sorted(project_list(mirrors, index)) == ["one", "two"]
     assert [header(headers, "If-None-Match") for headers in asked(scripted)] == [None, '"list"']
 
 
@@ -756,9 +652,9 @@ def test_last_good_list_is_served_when_upstream_fails(mirrors, upstream, fault):
     upstream.publish("demo", "1.0")
     upstream.publish("other", "1.0")
     index = mirror(mirrors, upstream.url, mirror_cache_expiry=0)
-    assert sorted(names(mirrors, index)) == ["demo", "other"]
+    assert sorted(project_list(mirrors, index)) == ["demo", "other"]
     upstream.fault(fault, "/simple/")
-    assert sorted(names(mirrors, index)) == ["demo", "other"]
+    assert sorted(project_list(mirrors, index)) == ["demo", "other"]
 
 
 def test_only_cached_projects_are_listed_when_no_list_ever_came(mirrors, upstream):
@@ -768,7 +664,7 @@ def test_only_cached_projects_are_listed_when_no_list_ever_came(mirrors, upstrea
     index = mirror(mirrors, upstream.url)
     page(mirrors, index)
     page(mirrors, index, "nothing")
-    assert names(mirrors, index) == ["demo"]
+    assert project_list(mirrors, index) == ["demo"]
 
 
 def test_while_too_much_is_asked_of_upstream_what_is_here_is_served(make_server, tmp_path, upstream):
@@ -778,7 +674,7 @@ def test_while_too_much_is_asked_of_upstream_what_is_here_is_served(make_server,
     index = mirror(server, upstream.url, mirror_cache_expiry=0)
     server.add_index("mia/dev", bases=[index], mirror_whitelist=["*"])
     assert server.upload("mia/dev", wheel("mine", "1.0")).status == 200
-    assert (page(server, index).status, names(server, index)) == (200, ["demo"])
+    assert (page(server, index).status, project_list(server, index)) == (200, ["demo"])
     server.stop()
     server.script = patched(tmp_path, "limits = devpi_lite.Limits; limits.waiting_flights = limits.fetches_of_one = 0")
     server.start()
@@ -787,12 +683,12 @@ def test_while_too_much_is_asked_of_upstream_what_is_here_is_served(make_server,
         assert reply.status == status, reply
         if status == 200:
             assert STALE <= set(reply.headers["Cache-Control"].split(", "))
-    assert (names(server, index), sorted(names(server, "mia/dev"))) == (["demo"], ["demo", "mine"])
+    assert (project_list(server, index), sorted(project_list(server, "mia/dev"))) == (["demo"], ["demo", "mine"])
     assert server.post("/%s/+simple/demo/refresh" % index, b"").status == 302
     unlisted = mirror(server, upstream.url)
     assert server.get("/%s/+simple/" % unlisted).status == 503
     assert server.get("/%s/" % unlisted).result["projects"] == []
-    assert sorted(names(server, "mia/dev")) == ["demo", "mine"]
+    assert sorted(project_list(server, "mia/dev")) == ["demo", "mine"]
 
 
 def test_a_name_that_is_too_long_is_not_asked_for(mirrors, upstream):
@@ -823,16 +719,16 @@ def test_two_full_lists_are_compared_once(make_server, tmp_path, scripted):
     for name in ("own", "z"):
         assert server.upload("mia/dev", wheel(name, "1.0")).status == 200
     for _ in range(2):
-        assert sorted(names(server, "mia/dev")) == sorted({*lists[0], *lists[1]})
+        assert sorted(project_list(server, "mia/dev")) == sorted({*lists[0], *lists[1]})
 
 
 def test_no_project_list_never_asks_for_it(mirrors, upstream):
     for name in ("demo", "other"):
         upstream.publish(name, "1.0")
     index = mirror(mirrors, upstream.url, mirror_no_project_list=True)
-    assert names(mirrors, index) == []
+    assert project_list(mirrors, index) == []
     assert page(mirrors, index).status == 200
-    assert names(mirrors, index) == ["demo"]
+    assert project_list(mirrors, index) == ["demo"]
     assert mirrors.get("/" + index).result["projects"] == ["demo"]
     assert asked(upstream, "/simple/") == []
 
@@ -840,10 +736,10 @@ def test_no_project_list_never_asks_for_it(mirrors, upstream):
 def test_list_survives_a_restart(own, upstream):
     upstream.publish("demo", "1.0")
     index = mirror(own, upstream.url)
-    assert names(own, index) == ["demo"]
+    assert project_list(own, index) == ["demo"]
     own.restart()
     upstream.stop()
-    assert names(own, index) == ["demo"]
+    assert project_list(own, index) == ["demo"]
 
 
 def test_long_list_is_no_hindrance_to_small_pages(mirrors, scripted):
@@ -861,7 +757,7 @@ def test_long_list_is_no_hindrance_to_small_pages(mirrors, scripted):
     scripted.answers["/simple/"] = answer
     scripted.page("demo", entry("demo-1.0.tar.gz"))
     index, listed, waits = mirror(mirrors, scripted.url), [], []
-    waiting = threading.Thread(target=lambda: listed.extend(names(mirrors, index)))
+    waiting = threading.Thread(target=lambda: listed.extend(project_list(mirrors, index)))
     waiting.start()
     eventually(lambda: asked(scripted, "/simple/"))
     began = time.monotonic()
@@ -881,7 +777,7 @@ def test_hostile_names_in_a_list_reach_no_page(mirrors, scripted):
     scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [
         {"name": "good"}, {"name": '"><script>alert(1)</script>'}, {"name": "../../etc"}, {"name": "a\r\nb"}, {"name": ""}, {"name": 5}, {}, 7]}
     index = mirror(mirrors, scripted.url)
-    listed = names(mirrors, index)
+    listed = project_list(mirrors, index)
     assert "good" in listed
     assert all(re.fullmatch("[a-z0-9-]+", name) for name in listed)
     text = mirrors.get("/%s/+simple/" % index, headers={"Accept": "text/html"}).text
@@ -936,12 +832,12 @@ def test_change_of_mirror_url_forgets_the_old_upstream(mirrors, upstream, script
     upstream.publish("demo", "1.0")
     index = mirror(mirrors, upstream.url)
     assert mirrors.versions(index, "demo") == ["1.0"]
-    assert names(mirrors, index) == ["demo"]
+    assert project_list(mirrors, index) == ["demo"]
     scripted.page("demo", entry("demo-2.0.tar.gz"))
     scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [{"name": "new"}]}
     assert mirrors.patch("/" + index, {"mirror_url": scripted.url}, user="mia").status == 200
     assert mirrors.filenames(index, "demo") == ["demo-2.0.tar.gz"]
-    assert "new" in names(mirrors, index)
+    assert "new" in project_list(mirrors, index)
     assert [header(headers, "If-None-Match") for headers in asked(scripted)] == [None, None]
 
 
@@ -1007,7 +903,7 @@ def test_offline_mode_lists_local_files_and_opens_no_connection(own, upstream):
     upstream.reset()
     assert own.filenames(index, "demo") == [local.filename]
     assert own.fetch(index, local.filename, "demo") == local.content
-    assert names(own, index) == ["demo"]
+    assert project_list(own, index) == ["demo"]
     for path in ("+simple/%s/", "%s", "%s/1.0", "+pypi/%s/json"):
         reply = own.get("/%s/%s" % (index, path % "other"))
         assert reply.status == 404 and "not here, and in offline mode" in reply.text, path
@@ -1030,7 +926,7 @@ def test_offline_mode_is_a_known_answer_behind_a_stage(own, upstream):
     assert own.versions(above, "mine") == ["1.0"]
     reply = page(own, above, "other")
     assert reply.status == 404 and "offline mode" in reply.text
-    assert sorted(names(own, above)) == ["mine"]
+    assert sorted(project_list(own, above)) == ["mine"]
 
 
 # ---------------------------------------------------------------------------------------------- what upstream says about files

@@ -9,8 +9,9 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import Server, blobs, eventually, patched, path_of, sdist, wheel
-from test_mirror import WAIT, Scripted, asked, header, mirror, page
+from harness import Server, blobs, eventually, get, page, patched, path_of, sdist, wheel
+from scripted import Scripted, asked, header, mirror
+from test_mirror import WAIT
 
 BYTES = {"Accept": "*/*"}
 BIG = 400000
@@ -43,10 +44,6 @@ def link_to(server, index, filename, project="demo"):
     """The path of a file on its project's page."""
     file, = [file for file in server.simple(index, project)["files"] if file["filename"] == filename]
     return urljoin("/%s/+simple/%s/" % (index, project), file["url"])
-
-
-def get(server, path, **headers):
-    return server.get(path, headers=dict(BYTES, **{name.replace("_", "-"): value for name, value in headers.items()}))
 
 
 def begin(server, path):
@@ -114,16 +111,6 @@ def own(make_server):
     server = make_server("--request-timeout", WAIT)
     server.add_user("mia")
     return server
-
-
-@pytest.fixture
-def scripted():
-    upstream = Scripted()
-    yield upstream
-    for answer in upstream.answers.values():
-        if isinstance(answer, Gate):
-            answer.opened.set()
-    upstream.stop()
 
 
 # ---------------------------------------------------------------------------------------------- the first and the second time

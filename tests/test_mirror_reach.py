@@ -6,9 +6,9 @@ import urllib.parse
 import pytest
 
 import devpi_lite as d
-from harness import Server, patched, wheel
-from test_mirror import Scripted, asked, mirror, page
-from test_mirror_files import get, link_to, publish_at
+from harness import Server, get, page, patched, wheel
+from scripted import Scripted, asked, mirror
+from test_mirror_files import link_to, publish_at
 
 # Names that lead to this machine, as anybody's name server may say.
 NAMES = """
@@ -43,13 +43,6 @@ def allowing(tmp_path_factory):
     server = made_server(tmp_path_factory.mktemp("allowing"), "--upstream-allow", "127.0.0.1,good*.example")
     yield server
     server.stop()
-
-
-@pytest.fixture
-def scripted():
-    upstream = Scripted()
-    yield upstream
-    upstream.stop()
 
 
 @pytest.fixture

@@ -4,19 +4,19 @@ The measure is what pip and uv take from such an upstream directly.  The next od
 of `ROWS`."""
 import bz2
 import dataclasses
+import functools
 import gzip
 import hashlib
 import http.client
 import json
-import socketserver
 import string
-import threading
 import urllib.parse
 import zlib
 
 import pytest
 
 from harness import SIMPLE_JSON, Server
+from scripted import Scripted
 
 HTML, OTHER = "text/html", "a" * 64
 
@@ -478,20 +478,15 @@ ROWS = [
 
 # ------------------------------------------------------------------------------------ the upstream
 
-class Odd(socketserver.ThreadingTCPServer):
+class Odd(Scripted):
     """Sends what `ROWS` say, byte by byte, and files whose bytes are "bytes of " and their name."""
 
-    daemon_threads, allow_reuse_address, request_queue_size = True, True, 64
-
     def __init__(self):
-        super().__init__(("127.0.0.1", 0), OddHandler)
-        self.host = "127.0.0.1:%d" % self.server_address[1]
-        self.answers = {}
+        super().__init__()
+        self.host = "127.0.0.1:%d" % self.port
         for row in ROWS:
             for path, response in {"/simple/%s/" % row.name: row.response, **row.elsewhere}.items():
                 self.answers[path] = self.filled(row.name, response)
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02},
-                         daemon=True).start()
 
     def words(self, project):
         words = {"P": project, "UP": "http://" + self.host, "HOST": self.host,
@@ -516,26 +511,17 @@ class Odd(socketserver.ThreadingTCPServer):
         head = string.Template(head).safe_substitute(words, LENGTH=len(body))
         return head.encode("latin-1") + body
 
+    def answer_to(self, path):
+        data = self.answers.get(path)
+        if data is None and path.startswith("/f/"):
+            return content(urllib.parse.unquote(path[3:]))
+        return None if data is None else functools.partial(self.send, data)
 
-class OddHandler(socketserver.StreamRequestHandler):
-    def handle(self):
-        while True:
-            request = self.rfile.readline(65537)
-            while request and self.rfile.readline(65537) not in (b"\r\n", b""):
-                pass
-            if not request:
-                return
-            path = request.split()[1].decode()
-            answer = self.server.answers.get(path)
-            if answer is None and path.startswith("/f/"):
-                data = content(urllib.parse.unquote(path[3:]))
-                answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(data), data)
-            if answer is None:
-                answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-            self.wfile.write(answer)
-            head = answer.partition(b"\r\n\r\n")[0].lower()
-            if b"http/1.1" not in head or b"connection: close" in head or b"chunked" in head:
-                return
+    def send(self, data, handler):
+        handler.wfile.write(data)
+        head = data.partition(b"\r\n\r\n")[0].lower()
+        handler.close_connection = (
+            b"http/1.1" not in head or b"connection: close" in head or b"chunked" in head)
 
 
 def content(name):
@@ -544,10 +530,8 @@ def content(name):
 
 @pytest.fixture(scope="module")
 def odd():
-    upstream = Odd()
-    yield upstream
-    upstream.shutdown()
-    upstream.server_close()
+    with Odd() as upstream:
+        yield upstream
 
 
 @pytest.fixture(scope="module")

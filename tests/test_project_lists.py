@@ -11,8 +11,8 @@ import weakref
 import pytest
 
 import devpi_lite as d
-from harness import PROGRAM, SIMPLE_JSON, patched
-from test_mirror import Scripted, asked, names
+from harness import PROGRAM, SIMPLE_JSON, patched, project_list
+from scripted import Scripted, asked
 
 URL = "http://localhost/mirror/simple/"
 
@@ -243,7 +243,7 @@ def test_few_lists_are_read_at_a_time_and_large_ones_refused(make_server, tmp_pa
                 body, SIMPLE_JSON, Content_Encoding="gzip")
             server.add_mirror(index, scripted.host_url + "/%s/%s/" % (index, user))
         seen, found, cache = [], {}, os.path.join(str(server.directory), "cache")
-        askers = [threading.Thread(target=lambda index=index: found.update({index: names(server,
+        askers = [threading.Thread(target=lambda index=index: found.update({index: project_list(server,
             index)})) for index in indexes]
         for asker in askers:
             asker.start()

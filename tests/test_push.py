@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness import (
-    Archive, OWNER, SIMPLE_JSON, Server, around, blobs, documentation, eventually, links, memory,
-    multipart, path_of, rels, sdist, serial, upload, upload_docs, user_pass, wheel)
+    Archive, OWNER, Server, around, blobs, documentation, eventually, get, links, memory,
+    multipart, page, path_of, rels, sdist, serial, upload, upload_docs, user_pass, wheel)
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
@@ -127,14 +127,6 @@ def log_of(link):
 def files(server, index, name):
     """What the simple page says of each file, by file name."""
     return sorted(server.simple(index, name)["files"], key=lambda file: file["filename"])
-
-
-def get(server, path):
-    return server.get(path, headers={"Accept": "*/*"})
-
-
-def page_status(server, index, name):
-    return server.get("/%s/+simple/%s/" % (index, name), headers={"Accept": SIMPLE_JSON}).status
 
 
 def left_over(server):
@@ -498,7 +490,7 @@ def test_who_may_not_read_the_source_may_not_push_from_it(site, receiver):
             assert refusal(push(site, "pu/secret", "unreadable", "1.0", target, user="foreign"))[0] == 403
         assert push(site, "pu/secret", "unreadable", "1.0", "foreign/own", user=None).status in (401, 403)
         assert refusal(send(site, "pu/secret", "unreadable", "1.0", receiver.url, user="foreign"))[0] == 403
-    assert page_status(site, "foreign/own", "unreadable") == 404
+    assert page(site, "foreign/own", "unreadable").status == 404
     assert receiver.connections == 0
     assert push(site, "pu/secret", "unreadable", "1.0", "pu/prod", user="mate").status == 200
     assert answer_of(send(site, "pu/secret", "unreadable", "1.0", receiver.url, user="mate"))[0] == 200
@@ -637,7 +629,7 @@ def test_a_download_that_fails_is_502_and_the_target_stays_as_it_was(site, upstr
     first, second = upstream.publish(wheel(name, "1.0")), upstream.publish(sdist(name, "1.0"))
     upstream.fault(kind, path="*/" + second.filename)
     assert refusal(push(site, mirror, name, "1.0", "pu/prod"))[0] == 502
-    assert page_status(site, "pu/prod", name) == 404
+    assert page(site, "pu/prod", name).status == 404
     assert site.get("/pu/prod/%s/1.0" % name).status == 404
     assert name not in site.get("/pu/prod").result["projects"]
     assert [get(site, path_of(archive, "pu/prod")).status for archive in (first, second)] == [404, 404]

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, links, path_of, sdist, serial, submit, wheel
+from harness import links, page, path_of, sdist, serial, submit, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -24,10 +24,6 @@ def site(shared_server):
     shared_server.add_index("rem/stable", volatile=False, acl_upload=["rem", "uploader"])
     shared_server.add_index("rem/child", bases=["rem/dev", "rem/stable"])
     return shared_server
-
-
-def page_status(server, index, project):
-    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}).status
 
 
 def file_status(server, archive, index):
@@ -200,7 +196,7 @@ def test_deleting_a_project_takes_any_spelling_and_all_it_holds(site):
     assert reply.status == 200
     assert reply.json()["message"] == ("project whole-project deleted from stage rem/dev; the name whole-project is free on "
                                        "rem/dev now: mirrors may answer for it")
-    assert page_status(site, "rem/dev", "whole-project") == 404
+    assert page(site, "rem/dev", "whole-project").status == 404
     assert [file_status(site, archive, "rem/dev") for archive in archives] == [410, 410]
 
 
@@ -254,7 +250,7 @@ def test_a_non_volatile_index_gives_things_away_by_force_only(site, target, mess
     assert site.delete(path + force, user="rem").status == 200
     assert file_status(site, archive, "rem/stable") == 410
     if target == "project":
-        assert page_status(site, "rem/stable", "forced") == 404
+        assert page(site, "rem/stable", "forced").status == 404
     else:
         assert_empty(site, "rem/stable", "forced")
 
@@ -339,7 +335,7 @@ def test_files_of_a_deleted_index_are_gone_also_after_it_is_made_again(site):
     assert file_status(site, archive, "rem/brief") == 410
     reply = site.get(path_of(never, "rem/brief"))
     assert (reply.status, reply.json()["message"]) == (404, "The stage rem/brief could not be found.")
-    assert page_status(site, "rem/brief", "ofindex") == 404
+    assert page(site, "rem/brief", "ofindex").status == 404
     site.add_index("rem/brief", volatile=True)
     assert file_status(site, archive, "rem/brief") == 410
     assert file_status(site, never, "rem/brief") == 404

@@ -20,6 +20,7 @@ import pytest
 from harness import (
     PROGRAM, SIMPLE_JSON, Server, Wire, blobs, user_pass, eventually, memory, multipart, patched,
     sdist, wheel)
+from scripted import Scripted
 
 HTML, ANY = {"Accept": "text/html"}, {"Accept": "*/*"}
 GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
@@ -34,40 +35,18 @@ def site(shared_server):
     return shared_server
 
 
-class RawUpstream:
+class RawUpstream(Scripted):
     """An upstream that speaks bytes: `answer(path, send)` is called for each request, then the connection is closed."""
 
     def __init__(self, answer):
-        self.answer, self.listener = answer, socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(100)
-        self.stopped = threading.Event()
-        self.url = "http://127.0.0.1:%d/simple/" % self.listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__()
+        self.answer = answer
 
-    def _accept(self):
-        with contextlib.suppress(OSError):
-            while True:
-                threading.Thread(target=self._serve, args=(self.listener.accept()[0],), daemon=True).start()
-
-    def _serve(self, connection):
-        with contextlib.suppress(OSError, IndexError), connection:
-            data = b""
-            while b"\r\n\r\n" not in data:
-                piece = connection.recv(65536)
-                if not piece:
-                    return
-                data += piece
-            self.answer(data.split()[1].decode(), connection.sendall)
-            connection.shutdown(socket.SHUT_WR)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.stopped.set()
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
+    def answer_to(self, path):
+        def send_and_close(handler):
+            handler.close_connection = True
+            self.answer(path, handler.wfile.write)
+        return send_and_close
 
 
 def head(first, *lines):
@@ -472,12 +451,12 @@ def test_a_bomb_of_an_sdist_is_refused(site, make):
 
 
 def continue_for_ever(raw, send):
-    while not raw.stopped.wait(0.01):
+    while not raw.gate.wait(0.01):
         send(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
 
 
 def hang(raw, send):
-    raw.stopped.wait()
+    raw.gate.wait()
 
 
 @pytest.mark.parametrize("fault", [continue_for_ever, hang])
@@ -625,7 +604,7 @@ def test_garbage_behind_a_gzipped_page_harms_nobody(mirrors, endless):
         else:
             send(answer(body, "Connection: close", *lines))
             for _ in range(10000):  # of 100 kB: more than any server keeps
-                if raw.stopped.is_set():
+                if raw.gate.is_set():
                     break
                 send(b"garbage" * 15000)
 

@@ -8,6 +8,7 @@ import urllib.parse
 
 import pytest
 
+import harness
 from harness import SIMPLE_JSON, around, multipart, path_of, sdist, submit, wheel
 
 HTML_V1 = "application/vnd.pypi.simple.v1+html"
@@ -54,17 +55,12 @@ FOO = [
 
 
 def post(server, index, archive, **changes):
-    fields = {":action": "file_upload", "name": archive.name, "version": archive.version}
-    fields.update(changes)
-    body, content_type = multipart(fields, {"content": (archive.filename, archive.content)})
-    return server.request(
-        "POST", "/%s/" % index, body=body, headers={"Content-Type": content_type}, user=index.split("/")[0])
+    fields = dict({":action": "file_upload", "name": archive.name, "version": archive.version}, **changes)
+    return server.post_form(index, fields, {"content": (archive.filename, archive.content)})
 
 
 def get(server, path, accept=None, method="GET", **headers):
-    sent = {"Accept": accept}
-    sent.update({name.replace("_", "-"): value for name, value in headers.items()})
-    return server.request(method, path, headers=sent)
+    return harness.get(server, path, method, accept, **headers)
 
 
 class Links(html.parser.HTMLParser):

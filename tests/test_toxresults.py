@@ -13,7 +13,7 @@ import pytest
 
 import devpi_lite
 from harness import (
-    Server, Wire, eventually, links, patched, path_of, rels, sdist, serial, submit, wheel)
+    Server, Wire, eventually, get, links, patched, path_of, rels, sdist, serial, submit, wheel)
 
 # Nothing that parses and writes JSON again would give these bytes back.
 RESULT = (
@@ -56,11 +56,6 @@ def added(server, path, body=RESULT, **options):
     reply = post(server, path, body, **options)
     assert (reply.status, reply.headers.get("Content-Type")) == (200, "application/json"), reply
     return "/" + reply.result.partition("#")[0]
-
-
-def get(server, path, method="GET", accept="*/*", **headers):
-    sent = {name.replace("_", "-"): value for name, value in headers.items()}
-    return server.request(method, path, headers=dict(sent, Accept=accept))
 
 
 def status(server, path):

@@ -12,7 +12,7 @@ import urllib.parse
 import pytest
 
 from harness import (
-    SIMPLE_JSON, Server, around, links, multipart, path_of, sdist, serial, user_pass, wheel, zipped)
+    Server, around, links, multipart, page, path_of, sdist, serial, user_pass, wheel, zipped)
 
 BOUNDARY = "b0undary-b0undary"
 numbers = itertools.count(1)
@@ -97,10 +97,6 @@ def post_parts(server, index, body, headers=None, user="up"):
     sent = {"Content-Type": "multipart/form-data; boundary=%s" % BOUNDARY}
     sent.update(headers or {})
     return server.request("POST", "/%s/" % index, body=body, headers=sent, user=user)
-
-
-def page(server, index, project):
-    return server.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON})
 
 
 def entries(server, index, project):
