@@ -203,6 +203,7 @@ def multipart(fields, files):
 
 # -- the parts ------------------------------------------------------------------------------------
 
+
 _PYPROJECT = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
 # An in-tree build backend (PEP 517) that writes out the wheel it carries.
 _BACKEND = b"""\

@@ -34,6 +34,8 @@ from upstream import SIMPLE_JSON, Upstream  # noqa: F401
 
 SOURCE = pathlib.Path(__file__).resolve().parent.parent / "devpi_lite.py"
 OWNER = "(the owner of the index)"
+JSON, HTML, ANY = "application/json", "text/html", "*/*"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 START_SECONDS = 60
 STOP_SECONDS = 25     # less than the 30 s that running requests may take to end
 SOAK = bool(os.environ.get("DEVPI_LITE_SOAK"))  # tests of what a crowd does at random take ten times as long
@@ -383,6 +385,12 @@ class Server:
         form.setdefault(":action", "file_upload")
         return self.post_form(index, form, {"content": (archive.filename, archive.content)}, user, headers)
 
+    def push(self, source, name, version, user=OWNER, **fields):
+        """Pushes a release in a session: to `targetindex`, or elsewhere by `posturl`."""
+        user = source.partition("/")[0] if user is OWNER else user
+        body = dict({"name": name, "version": version}, **fields)
+        return self.request("PUSH", "/" + source, body, user=user)
+
     def simple(self, index, project, **options):
         """The project's page as JSON."""
         reply = self.get("/%s/+simple/%s/" % (index, project), headers={"Accept": SIMPLE_JSON}, **options)
@@ -410,9 +418,14 @@ class Server:
         return reply.body
 
 
+def serial_of(reply):
+    """The serial that the server had when it replied."""
+    return int(reply.headers["X-DEVPI-SERIAL"])
+
+
 def serial(server):
     """The serial of the server's last change."""
-    return int(server.get("/+api").headers["X-DEVPI-SERIAL"])
+    return serial_of(server.get("/+api"))
 
 
 def path_of(archive, index):

@@ -1,4 +1,5 @@
 """The audit log: who did what, when and from where; for root only, paged, bounded."""
+
 import contextlib
 import datetime
 import itertools

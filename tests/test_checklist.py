@@ -2,9 +2,7 @@
 
 import pytest
 
-from harness import Upstream, links, wheel
-
-ANYTHING = {"Accept": "*/*"}  # as devpi-client asks, with neither credentials nor a body
+from harness import ANY, Upstream, links, wheel
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,8 @@ def site(shared_server, upstream):
 
 
 def refresh(server, index, project):
-    return server.post("/%s/+simple/%s/refresh" % (index, project), headers=ANYTHING)
+    """As devpi-client asks, with neither credentials nor a body."""
+    return server.post("/%s/+simple/%s/refresh" % (index, project), headers={"Accept": ANY})
 
 
 # -- refreshing
@@ -100,4 +99,4 @@ def test_the_same_file_again_on_a_volatile_index_replaces_itself(site):
     [again] = links(site, "ck/dev/again/1.0")
     assert again["href"] == link["href"]
     assert [(entry["what"], entry.get("count")) for entry in again["log"]] == [("overwrite", 1), ("upload", None)]
-    assert site.get(path, headers=ANYTHING).body == archive.content
+    assert site.get(path, headers={"Accept": ANY}).body == archive.content

@@ -1,18 +1,19 @@
 """Many who change the same few things at once: nothing fails, and what is kept in memory is what a fresh start gives."""
+
 import collections
 import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
 
 from harness import (
-    SIMPLE_JSON, SOAK, Upstream, documentation, eventually, multipart, patched, sdist, wheel)
+    HTML, JSON, SIMPLE_JSON, SOAK, Upstream, documentation, eventually, multipart, patched, sdist,
+    wheel)
 
 USERS, STAGES, VERSIONS = ("ada", "bob"), ("ada/a", "ada/b", "bob/a", "bob/b"), ("1.0", "2.0")
 CROWD = 6
 MOVES_OF_PROJECT = 100  # then the crowd turns to the next one, and what was kept of this one stays as it was last
 PROJECTS = ["project-%d" % number for number in range(100 if SOAK else 10)]
 UNSETTLED = 20 * len(PROJECTS)  # moves in which indexes are changed, which empties all that is kept of them and of those above
-JSON, HTML = "application/json", "text/html"
 PAGES = (("/%s/%s", JSON), ("/%s/+simple/%s/", SIMPLE_JSON), ("/%s/+simple/%s/", HTML), ("/%s/+pypi/%s/json", JSON),
          ("/%s/%s/latest/+doc/index.html", HTML))
 DOCS = documentation("any", None).content

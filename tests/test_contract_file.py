@@ -1,4 +1,5 @@
 """CONTRACT.md: the tests that it names exist, its numbers are in order, and what code and tests cite of it is there."""
+
 import ast
 import pathlib
 import re

@@ -1,5 +1,6 @@
 """What must hold when things go wrong: unreadable documentation, a database that can't be written, targets that hang,
 pages of other origins, indexes that some may not read."""
+
 import collections
 import contextlib
 import hashlib
@@ -23,14 +24,13 @@ import pytest
 
 import devpi_lite
 from harness import (
-    Archive, Server, Wire, audited, blobs, eventually, links, memory, multipart, new_index,
+    Archive, JSON, Server, Wire, audited, blobs, eventually, links, memory, multipart, new_index,
     path_of, serial, upload, upload_docs, user_pass, wheel, zipped)
 from misbehaving import keep_port
 from test_resilience import worked
 
 OUTSIDE_URL = "https://pypi.example.org/sub"
 SECRET = "a-token-in-an-url"
-JSON = {"Content-Type": "application/json"}
 
 numbers = itertools.count(1)
 
@@ -69,12 +69,8 @@ def blob_of(server, content):
     return blobs(server)[hashlib.sha256(content).hexdigest()]
 
 
-def push(server, index, name, version, **fields):
-    return server.request("PUSH", "/" + index, dict({"name": name, "version": version}, **fields), user="res")
-
-
 def push_outside(server, index, name, version, posturl):
-    return push(server, index, name, version, posturl=posturl, username="ext", password="pw")
+    return server.push(index, name, version, posturl=posturl, username="ext", password="pw")
 
 
 def search_reply(server, query, user=None):
@@ -134,6 +130,7 @@ def test_documentation_whose_blob_is_gone_holds_up_no_other_project(site):
 
 
 # -- members that inflate to many times the bytes read at once
+
 
 SIZES = [(64 << 10) * n + more for n in (1, 2, 3) for more in (-1, 0, 1, 7)]
 SIZES += [(256 << 10) * n + more for n in (1, 2, 3) for more in (-1, 0, 1, 7, 100)]
@@ -276,6 +273,7 @@ def test_an_index_has_a_bounded_number_of_webhooks(site):
 
 
 # -- an old database, and a project with many releases
+
 
 RELEASES = 2000
 FILES = 8  # of each release
@@ -482,11 +480,11 @@ def test_what_is_quarantined_while_it_is_pushed_is_not_pushed(site):
         with held(site):
             first = pool.submit(quarantine, site, source, "sudden")
             time.sleep(0.7)  # so that it waits for the database before the push does, which has seen a healthy project
-            second = pool.submit(push, site, source, "sudden", "1.0", targetindex=target)
+            second = pool.submit(site.push, source, "sudden", "1.0", targetindex=target)
             time.sleep(0.7)
         assert first.result().status == 200
         assert_refused(second.result(), 403)
-    assert_refused(push(site, source, "sudden", "1.0", targetindex=target), 403)
+    assert_refused(site.push(source, "sudden", "1.0", targetindex=target), 403)
     assert site.get("/%s/sudden" % target).status == 404
 
 
@@ -539,7 +537,7 @@ def test_a_refused_result_leaves_nothing_behind(site):
     index = new_index(site, "res")
     before = serial(site), blobs(site)
     assert_refused(site.post("/%s/+f/000/none/nothing-1.0.tar.gz" % index, {"left": "behind"}, user="res"), 404)
-    assert_refused(site.post(path_of(wheel("hiddenfile", "1.0"), index), b'{"cut": ', headers=JSON, user="res"), 404)
+    assert_refused(site.post(path_of(wheel("hiddenfile", "1.0"), index), b'{"cut": ', headers={"Content-Type": JSON}, user="res"), 404)
     assert (serial(site), blobs(site)) == before
     assert [path for path in (site.directory / "tmp").rglob("*") if path.is_file()] == []
 
@@ -549,10 +547,10 @@ def test_a_large_result_is_taken_without_much_memory(site):
     upload(site, index, archive)
     before = memory(site, peak=True)
     body = b"[" + b"[]," * (4 << 20) + b"1]"
-    reply = site.post(path_of(archive, index), body, headers=JSON)
+    reply = site.post(path_of(archive, index), body, headers={"Content-Type": JSON})
     assert reply.status == 200, reply
     assert memory(site, peak=True) - before < 120 << 20
-    assert_refused(site.post(path_of(archive, index), b"[" + b" " * (2 << 20), headers=JSON), 400)
+    assert_refused(site.post(path_of(archive, index), b"[" + b" " * (2 << 20), headers={"Content-Type": JSON}), 400)
     (link,) = links(site, "%s/largeresult/1.0" % index, "toxresult")
     assert link["hash_spec"] == "sha256=" + hashlib.sha256(body).hexdigest()
 
@@ -670,7 +668,7 @@ def test_releases_are_pushed_to_allowed_hosts_only(guarded, receiver):
 def test_the_history_names_a_source_to_who_may_read_it_only(site):
     source, target, archive = new_index(site, "res", acl_pkg_read=["res"]), new_index(site, "res"), wheel("storied", "1.0")
     upload(site, source, archive)
-    assert push(site, source, "storied", "1.0", targetindex=target).status == 200
+    assert site.push(source, "storied", "1.0", targetindex=target).status == 200
     paths = ["/%s/storied/1.0" % target, "/%s/storied" % target]
 
     def pushes(path, user):
@@ -686,7 +684,7 @@ def test_the_history_names_a_source_to_who_may_read_it_only(site):
 def test_the_history_of_a_pushed_file_tells_nothing_of_a_source_one_may_not_read(site):
     source, target = new_index(site, "res", acl_pkg_read=["res"]), new_index(site, "res")
     upload(site, source, wheel("secretive", "1.0"))
-    assert push(site, source, "secretive", "1.0", targetindex=target).status == 200
+    assert site.push(source, "secretive", "1.0", targetindex=target).status == 200
     for user in (None, "other"):
         reply = site.get("/%s/secretive/1.0" % target, user=user)
         assert reply.status == 200 and source not in reply.text

@@ -1,4 +1,5 @@
 """Documentation: zips that are uploaded, shown member by member straight out of the zip, and never trusted."""
+
 import bz2
 import email.utils
 import hashlib
@@ -16,7 +17,7 @@ import zlib
 import pytest
 
 import harness
-from harness import links, rels, sdist, serial, submit, wheel
+from harness import BROWSER, links, rels, sdist, serial, submit, wheel
 
 STRINGS = (
     "name version metadata_version summary home_page author author_email maintainer maintainer_email license description keywords "
@@ -28,7 +29,6 @@ SANDBOX = (
     "sandbox allow-scripts allow-popups allow-forms; default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
     "connect-src 'self'")
 CHALLENGE = 'Basic realm="pypi"'
-BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 MIB = 1 << 20
 
 
@@ -785,6 +785,7 @@ def test_a_list_that_names_everybody_restricts_nothing(site):
 
 # Evil members, evil requests
 
+
 EVIL_NAMES = [
     "../index.html", "../../../../etc/evil", "sub/../climb.html", "sub/./dot.html", "sub//double.html", "/root.html",
     "//host/x.html", "C:/drive.html", "c:drive.html", "C:\\drive.html", "scheme:page.html", "sub\\page2.html", "..\\climb.html",
@@ -928,6 +929,7 @@ def test_names_that_differ_in_case_are_two_pages(site):
 
 
 # Limits
+
 
 ENCRYPTED = Member("secret.html", b"x" * 40, flags=0x801)
 REFUSED = {

@@ -1,4 +1,5 @@
 """Acknowledged means durable: SIGKILL in the middle of everything, lost and damaged blobs, a full disk."""
+
 import contextlib
 import hashlib
 import os

@@ -1,4 +1,5 @@
 """What the files of an index are and say of themselves: versions, hashes, times, addresses, and files that are no archives."""
+
 import hashlib
 import itertools
 import json
@@ -72,7 +73,7 @@ def fetch(server, index, url, project="demo", accept="*/*"):
     return server.get(urljoin("/%s/+simple/%s/" % (index, project), url), headers={"Accept": accept})
 
 
-# ---------------------------------------------------------------------------------------------- versions
+# -- versions
 
 
 @pytest.mark.parametrize("form", ["json", "html"])
@@ -112,7 +113,8 @@ def test_a_version_that_was_read_wrongly_once_is_mended_by_the_next_page(here, l
     assert list(here.get("/%s/demo" % mirror).result) == ["1.0"]
 
 
-# ---------------------------------------------------------------------------------------------- variants, new wheels
+# -- variants, new wheels
+
 
 VARIANTS = json.dumps({"default-priorities": {"namespace": ["x86_64"]}, "variants": {"x86_64_v3": {"x86_64": {"level": ["v3"]}}}}).encode()
 
@@ -175,7 +177,7 @@ def test_a_stage_takes_lists_of_variants(here, stage):
 @pytest.mark.parametrize("filename, content, said", [
     ("demo-1.0-variants.json", b"{", "no JSON object"), ("demo-1.0-variants.json", b"[]", "no JSON object"),
     ("demo-1.0-variants.json", b'{"variants": []}', "no JSON object"), ("demo-1.0-variants.json", b"[" * 100000, "no JSON object"),
-    ("demo-1.0-variants.json", b'{"variants": {}, "n": ' + b"1" * 100000 + b'}', None),
+    ("demo-1.0-variants.json", b'{"variants": {}, "n": ' + b"1" * 100000 + b"}", None),
     ("demo-1.0-variants.json", b"\xff\xfe", "no JSON object"), ("demo-1.1-variants.json", VARIANTS, "does not contain version"),
     ("other-1.0-variants.json", VARIANTS, "not a valid archive name"), ("demo-1.0.json", VARIANTS, "not a valid archive name"),
     ("demo-1.0-py3-none-any.whlx", b"PK", "not a valid archive name"),      # a draft without a settled format
@@ -199,7 +201,7 @@ def test_the_python_of_a_wheel_with_the_label_of_a_variant_is_stated(here, listi
     assert [file["python_version"] for file in shown] == ["cp313"] * 4
 
 
-# ---------------------------------------------------------------------------------------------- hashes
+# -- hashes
 
 
 def digests(data, *algorithms):
@@ -227,7 +229,7 @@ def test_pages_state_the_sha256_of_files_that_are_here(here, listing, mirror, al
     assert "demo-1.0.tar.gz#sha256=%s" % digests(b"bytes", "sha256")["sha256"] in page(here, mirror, accept="text/html")
 
 
-# ---------------------------------------------------------------------------------------------- upload times
+# -- upload times
 
 
 @pytest.mark.parametrize("stated, shown", [
@@ -263,7 +265,7 @@ def test_odd_upload_times_are_logged_once_for_a_host(here, listing, mirror):
     assert "taken for UTC: 2024-01-02T03:04:05" in lines[0] and "taken for absent: 'soon'" in lines[1]
 
 
-# ---------------------------------------------------------------------------------------------- addresses
+# -- addresses
 
 
 @pytest.mark.parametrize("kind", ["stage", "mirror"])
@@ -275,7 +277,7 @@ def test_epochs_and_local_versions_stand_as_they_are_in_addresses(here, listing,
         assert here.upload(index, archive).status == 200
     url = only_file(here, index)["url"]
     assert url.endswith("/demo-1!2.0+local.1-py3-none-any.whl")
-    assert 'demo-1!2.0+local.1-py3-none-any.whl#sha256=' in page(here, index, accept="text/html")
+    assert "demo-1!2.0+local.1-py3-none-any.whl#sha256=" in page(here, index, accept="text/html")
     for spelling in (url, url.replace("!", "%21"), url.replace("+local", "%2Blocal"), url.replace("!", "%21").replace("+", "%2b")):
         assert fetch(here, index, spelling).body == archive.content
         assert fetch(here, index, spelling + ".metadata").body == archive.metadata

@@ -1,4 +1,5 @@
 """Files: whole, in ranges, conditionally, their metadata, and paths that try to be something else."""
+
 import email.utils
 import hashlib
 import io
@@ -116,6 +117,7 @@ def test_json_asks_for_the_record_of_the_file(site):
 
 
 # Ranges
+
 
 SIZE = len(SMALL.content)
 RANGES = [

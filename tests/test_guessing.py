@@ -166,7 +166,8 @@ hashlib.scrypt = slow""" % str(gate)))
     assert reply.status == 200
 
 
-# ------------------------------------------------------------------------- what is kept of passwords
+# -- what is kept of passwords
+
 
 @pytest.fixture
 def logins(tmp_path, monkeypatch):

@@ -95,6 +95,7 @@ def assert_refused(server, data, *statuses):
 
 # -- request heads --------------------------------------------------------------------------------
 
+
 BAD_HEADS = {
     "bare LF after the request line": b"GET /+api HTTP/1.1\nHost: localhost\r\n\r\n",
     "bare LF between headers": b"GET /+api HTTP/1.1\r\nHost: localhost\nX-A: b\r\n\r\n",
@@ -911,6 +912,7 @@ def test_who_changes_something_is_answered_in_the_form_of_the_route(
 
 
 # -- what every answer carries --------------------------------------------------------------------
+
 
 ANSWERS = {
     "users": ("GET", "/", None, 200),

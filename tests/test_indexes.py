@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import devpi_lite as d
-from harness import SIMPLE_JSON, user_pass, wheel
+from harness import SIMPLE_JSON, serial_of, user_pass, wheel
 
 STAGE = {
     "type": "stage", "volatile": True, "bases": [], "acl_upload": ["alice"], "acl_toxresult_upload": [":ANONYMOUS:"],
@@ -74,10 +74,6 @@ def versions(server, index, project, **options):
 
 def message(reply):
     return reply.status, reply.json()["message"]
-
-
-def serial(reply):
-    return int(reply.headers.get("X-DEVPI-SERIAL"))
 
 
 # Creating
@@ -272,7 +268,7 @@ def test_a_wrong_value_in_a_change_is_400_and_nothing_changes(alice, index, body
     before = alice.get("/" + index)
     assert message(change(alice, index, dict({"title": "half done"}, **body))) == (400, error)
     after = alice.get("/" + index)
-    assert (after.json(), serial(after)) == (before.json(), serial(before))
+    assert (after.json(), serial_of(after)) == (before.json(), serial_of(before))
 
 
 @pytest.mark.parametrize("body, error", [
@@ -299,10 +295,10 @@ def test_a_mirror_may_begin_without_its_url_and_does_not_lose_it(alice, mirror):
 
 
 @pytest.mark.parametrize("body", [
-    '[]x', '5', '"text"', 'null', 'true', '[1]', '[["a"]]', '[null]', '{"bases": [1]}', '{"bases": {"a": 1}}', '{"bases": [["a/b"]]}',
+    "[]x", "5", '"text"', "null", "true", "[1]", '[["a"]]', "[null]", '{"bases": [1]}', '{"bases": {"a": 1}}', '{"bases": [["a/b"]]}',
     '{"acl_upload": [1]}', '{"acl_upload": {"a": 1}}', '{"mirror_whitelist": [null]}', '{"mirror_whitelist_inheritance": 1}',
     '{"mirror_whitelist_inheritance": ["union"]}', '{"type": 1}', '{"type": ["stage"]}', '{"volatile": []}', '{"volatile": "' + "x" * 500 + '"}',
-    '{"type": "indexconfig", "result": 5}', '{"type": "indexconfig", "result": ["a"]}', '{', '', '\x00',
+    '{"type": "indexconfig", "result": 5}', '{"type": "indexconfig", "result": ["a"]}', "{", "", "\x00",
 ])
 def test_json_of_the_wrong_shape_is_400(alice, index, body):
     headers = {"Content-Type": "application/json"}
@@ -322,6 +318,7 @@ def test_mirror_values_of_the_wrong_shape_are_400(alice, mirror, body):
 
 
 # The words of devpi 7
+
 
 BLOCK = "block type:remote if local_exists"
 TRUST = "trust_inheritance_rules_from"
@@ -461,15 +458,15 @@ def test_an_object_may_come_in_the_envelope_it_was_read_in(alice, index):
 
 
 def test_an_empty_object_changes_nothing(alice, index):
-    before = serial(alice.get("/" + index))
+    before = serial_of(alice.get("/" + index))
     reply = change(alice, index, {})
-    assert (reply.status, reply.result, serial(reply)) == (200, STAGE, before)
+    assert (reply.status, reply.result, serial_of(reply)) == (200, STAGE, before)
 
 
 def test_a_change_to_the_same_value_takes_no_serial(alice, index):
     first = change(alice, index, {"title": "T"})
     again = change(alice, index, {"title": "T"})
-    assert (again.status, serial(again)) == (200, serial(first))
+    assert (again.status, serial_of(again)) == (200, serial_of(first))
 
 
 @pytest.mark.parametrize("key", ["title", "description", "custom_data"])
@@ -533,10 +530,10 @@ def test_remove_takes_one_item_away(alice, index):
     ("type=mirror", "the 'type' of an index can't be changed"),
 ])
 def test_an_operator_that_cannot_apply_is_400_and_nothing_changes(alice, index, operator, error):
-    before = serial(alice.get("/" + index))
+    before = serial_of(alice.get("/" + index))
     assert message(change(alice, index, ["title=half done", operator])) == (400, error)
     assert config(alice, index) == STAGE
-    assert serial(alice.get("/" + index)) == before
+    assert serial_of(alice.get("/" + index)) == before
 
 
 @pytest.mark.parametrize("operator", ["foo+=1", "volatile+=x", "volatile-=x", "=x", "+=x", "-=x", "=", ""])

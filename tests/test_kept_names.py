@@ -1,4 +1,5 @@
 """What a name stands for once its files went: on a non-volatile index, and between a private project and the mirrors."""
+
 import itertools
 
 import pytest

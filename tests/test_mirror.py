@@ -1,4 +1,5 @@
 """Mirror indexes: project pages and project lists that come from an upstream [W20]."""
+
 import contextlib
 import gzip
 import html.parser
@@ -21,7 +22,8 @@ WAIT = 3                # seconds that the servers wait for upstream: enough for
 numbers = itertools.count(1)
 
 
-# ---------------------------------------------------------------------------------------------- tools
+# -- tools
+
 
 @pytest.fixture(scope="module")
 def mirrors(tmp_path_factory):
@@ -40,7 +42,8 @@ def own(make_server):
     return server
 
 
-# ---------------------------------------------------------------------------------------------- asking upstream
+# -- asking upstream
+
 
 @pytest.mark.parametrize("mode", ["json", "html"])
 def test_upstream_page_is_passed_on(mirrors, upstream, mode):
@@ -133,7 +136,8 @@ def test_simultaneous_askers_cost_one_upstream_request(mirrors, scripted):
     assert len(asked(scripted)) == 1
 
 
-# ---------------------------------------------------------------------------------------------- freshness
+# -- freshness
+
 
 def test_fresh_page_is_served_without_asking(mirrors, upstream):
     upstream.publish("demo", "1.0")
@@ -298,7 +302,8 @@ def test_restart_revalidates_what_has_expired(own, upstream):
     assert header(headers, "If-None-Match")
 
 
-# ---------------------------------------------------------------------------------------------- trouble upstream
+# -- trouble upstream
+
 
 FAULTS = ["500", "reset", "truncate", "garbage", "html-as-json", "redirect-loop", "hang", "huge"]
 
@@ -380,7 +385,8 @@ def test_a_project_that_upstream_has_no_more_is_gone_but_for_its_files(mirrors, 
     assert mirrors.filenames(index, "demo") == [archive.filename]
 
 
-# ---------------------------------------------------------------------------------------------- failures are remembered
+# -- failures are remembered
+
 
 def over(server, *bases):
     index = "mia/over%d" % next(numbers)
@@ -470,7 +476,8 @@ def test_statuses_that_mean_that_nothing_is_there_are_the_owners_to_say(mirrors,
     assert page(mirrors, store, "lib").status == 502
 
 
-# ---------------------------------------------------------------------------------------------- refreshes, missing upstreams
+# -- refreshes, missing upstreams
+
 
 def test_a_project_is_refreshed_once_a_second_at_most(mirrors, upstream):
     upstream.publish("lib", "1.0")
@@ -578,7 +585,8 @@ def test_redirect_to_a_local_file_is_refused(mirrors, scripted):
     assert b"root:" not in reply.body
 
 
-# ---------------------------------------------------------------------------------------------- a mirror as a base
+# -- a mirror as a base
+
 
 def stage_on(server, index, **config):
     stage = "mia/s%d" % next(numbers)
@@ -604,7 +612,8 @@ def test_own_files_are_served_when_the_base_fails(mirrors, upstream, whitelist):
     assert bool(asked(upstream, "/simple/demo/")) == bool(whitelist)
 
 
-# ---------------------------------------------------------------------------------------------- the project list
+# -- the project list
+
 
 def test_list_is_fetched_when_asked_for_and_normalised(mirrors, scripted):
     scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [
@@ -784,7 +793,8 @@ def test_hostile_names_in_a_list_reach_no_page(mirrors, scripted):
     assert "<script" not in text and ".." not in text
 
 
-# ---------------------------------------------------------------------------------------------- credentials, change of upstream
+# -- credentials, change of upstream
+
 
 SECRET = re.compile("p@ss|p%40ss|" + re.escape(user_pass("bob", "p@ss")))
 
@@ -850,7 +860,8 @@ def test_new_upstream_that_fails_does_not_bring_old_links_back(mirrors, upstream
     assert page(mirrors, index).status == 502
 
 
-# ---------------------------------------------------------------------------------------------- upstream serials
+# -- upstream serials
+
 
 def test_upstream_serial_is_passed_on(mirrors, upstream):
     upstream.publish("demo", "1.0")
@@ -891,7 +902,8 @@ def test_serials_of_different_hosts_are_not_compared(mirrors, upstream, scripted
     assert not is_stale(reply)
 
 
-# ---------------------------------------------------------------------------------------------- offline mode
+# -- offline mode
+
 
 def test_offline_mode_lists_local_files_and_opens_no_connection(own, upstream):
     local, absent = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
@@ -929,7 +941,8 @@ def test_offline_mode_is_a_known_answer_behind_a_stage(own, upstream):
     assert sorted(project_list(own, above)) == ["mine"]
 
 
-# ---------------------------------------------------------------------------------------------- what upstream says about files
+# -- what upstream says about files
+
 
 def test_attributes_are_passed_on(mirrors, scripted):
     attributes = {"size": 4711, "upload-time": "2024-01-02T03:04:05.678901Z", "requires-python": ">=3.8,<4",
@@ -1035,7 +1048,8 @@ def test_quarantined_project_offers_no_files(mirrors, scripted):
     assert mirrors.get(path, headers={"Accept": "*/*"}).status == 403
 
 
-# ---------------------------------------------------------------------------------------------- hostile upstreams
+# -- hostile upstreams
+
 
 class Tags(html.parser.HTMLParser):
     """The tags and the links of a page."""

@@ -1,4 +1,5 @@
 """Files of mirror indexes: fetched once, streamed through, checked, kept [W20, W14.6]."""
+
 import hashlib
 import http.client
 import os
@@ -9,15 +10,15 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import Server, blobs, eventually, get, page, patched, path_of, sdist, wheel
+from harness import ANY, Server, blobs, eventually, get, page, patched, path_of, sdist, wheel
 from scripted import Scripted, asked, header, mirror
 from test_mirror import WAIT
 
-BYTES = {"Accept": "*/*"}
 BIG = 400000
 
 
-# ---------------------------------------------------------------------------------------------- tools
+# -- tools
+
 
 class Gate:
     """A file that stops halfway until the test opens it: what has reached a client by then arrived before the end."""
@@ -49,7 +50,7 @@ def link_to(server, index, filename, project="demo"):
 def begin(server, path):
     """A download under way: (connection, response), to be read by the test."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("GET", path, headers=BYTES)
+    connection.request("GET", path, headers={"Accept": ANY})
     return connection, connection.getresponse()
 
 
@@ -113,7 +114,8 @@ def own(make_server):
     return server
 
 
-# ---------------------------------------------------------------------------------------------- the first and the second time
+# -- the first and the second time
+
 
 @pytest.mark.parametrize("archive", [small("1.0"), big("2.0"), sdist("demo", "3.0", summary=os.urandom(8).hex())], ids=["small", "big", "sdist"])
 def test_file_streams_through_and_is_kept(mirrors, upstream, archive):
@@ -207,7 +209,8 @@ def test_file_metadata_names_its_upstream_url(mirrors, upstream):
     assert "last_modified" in mirrors.get(path, headers={"Accept": "application/json"}).result
 
 
-# ---------------------------------------------------------------------------------------------- while it is on its way
+# -- while it is on its way
+
 
 def test_twenty_askers_cost_one_download_and_each_gets_bytes_at_once(mirrors, scripted):
     archive = big()
@@ -322,7 +325,8 @@ def test_killed_server_leaves_no_litter_and_fetches_again(own, scripted):
     assert len(file_requests(scripted, archive)) == 2
 
 
-# ---------------------------------------------------------------------------------------------- wrong bytes and failures
+# -- wrong bytes and failures
+
 
 @pytest.mark.parametrize("fault", ["wrong-hash", "truncate"])
 @pytest.mark.parametrize("hash_kind", ["sha256", "md5"])
@@ -445,12 +449,13 @@ def test_file_redirected_to_no_http_url_is_502(mirrors, upstream, target):
     assert get(mirrors, path).status == 502
 
 
-# ---------------------------------------------------------------------------------------------- HEAD, ranges, conditions
+# -- HEAD, ranges, conditions
+
 
 def test_head_on_an_uncached_file_stores_nothing(mirrors, upstream):
     archive = upstream.publish(big())
     path = link_to(mirrors, mirror(mirrors, upstream.url), archive.filename)
-    reply = mirrors.request("HEAD", path, headers=BYTES)
+    reply = get(mirrors, path, "HEAD")
     assert (reply.status, reply.body) == (200, b"")
     assert reply.headers.get("Content-Length") == str(len(archive.content))
     time.sleep(0.3)                     # in which a download behind the answer would begin
@@ -460,7 +465,7 @@ def test_head_on_an_uncached_file_stores_nothing(mirrors, upstream):
     assert get(mirrors, path).body == archive.content
     eventually(lambda: archive.sha256 in blobs(mirrors))
     upstream.stop()
-    reply = mirrors.request("HEAD", path, headers=BYTES)
+    reply = get(mirrors, path, "HEAD")
     assert (reply.status, reply.headers.get("Content-Length"), reply.headers.get("Accept-Ranges")) == (200, str(len(archive.content)), "bytes")
 
 
@@ -507,7 +512,8 @@ def test_range_of_an_uncached_file_is_right(mirrors, upstream):
     assert get(mirrors, path).body == archive.content
 
 
-# ---------------------------------------------------------------------------------------------- other hashes, none, external
+# -- other hashes, none, external
+
 
 def test_file_with_md5_only(mirrors, upstream):
     archive = upstream.publish(small(), hash="md5")
@@ -556,7 +562,8 @@ def test_external_urls_are_redirected_to_without_credentials(mirrors, upstream):
     assert archive.sha256 not in blobs(mirrors)
 
 
-# ---------------------------------------------------------------------------------------------- when upstream changes its mind
+# -- when upstream changes its mind
+
 
 def test_file_removed_upstream_stays_at_its_path(mirrors, upstream):
     gone, other = upstream.publish(small("1.0")), upstream.publish(small("2.0"))
@@ -592,7 +599,8 @@ def test_changed_content_is_never_served_at_the_old_path(mirrors, upstream, down
         assert is_refused(mirrors, path, len(new.content), statuses=(404, 410, 502))
 
 
-# ---------------------------------------------------------------------------------------------- metadata files
+# -- metadata files
+
 
 def test_metadata_file_is_proxied_checked_and_kept(mirrors, upstream):
     archive = upstream.publish(small(), core_metadata=True)
@@ -703,7 +711,8 @@ def test_advertised_metadata_of_a_local_wheel_needs_no_upstream(mirrors, upstrea
     assert get(mirrors, path).body == archive.metadata
 
 
-# ---------------------------------------------------------------------------------------------- pages with a file in common
+# -- pages with a file in common
+
 
 @pytest.mark.parametrize("first", ("old", "new"))
 @pytest.mark.parametrize("hashed", (True, False))

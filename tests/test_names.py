@@ -1,4 +1,5 @@
 """Chapter 1: names, versions, file names, core metadata, hashes, times; the pages of other indexes (chapter 7)."""
+
 import pathlib
 import time
 

@@ -2,6 +2,7 @@
 
 The measure is what pip and uv take from such an upstream directly.  The next oddity is one more row
 of `ROWS`."""
+
 import bz2
 import dataclasses
 import functools
@@ -15,16 +16,17 @@ import zlib
 
 import pytest
 
-from harness import SIMPLE_JSON, Server
+from harness import HTML, SIMPLE_JSON, Server
 from scripted import Scripted
 
-HTML, OTHER = "text/html", "a" * 64
+OTHER = "a" * 64
 
 
-# ----------------------------------------------------------------------------- what upstream sends
+# -- what upstream sends
 #
 # In pages and heads, $N1 is the name of the project's file 1, $F1 its path, $S1, $M1 and $L1 its
 # digests, $U1 the first of them in capitals; $P is the project, $UP the address of the upstream.
+
 
 def sent(body=b"", content_type=HTML, status=200, version="1.1", **headers):
     """A response as bytes, but for its $names.
@@ -86,7 +88,8 @@ def fragment(text):
     return sent(link(1, fragment=text))
 
 
-# ------------------------------------------------------------------------- what we must make of it
+# -- what we must make of it
+
 
 ABSENT = object()
 
@@ -476,7 +479,8 @@ ROWS = [
 ]
 
 
-# ------------------------------------------------------------------------------------ the upstream
+# -- the upstream
+
 
 class Odd(Scripted):
     """Sends what `ROWS` say, byte by byte, and files whose bytes are "bytes of " and their name."""
@@ -553,7 +557,8 @@ def fetched(server, path):
     return reply.status, reply.body
 
 
-# --------------------------------------------------------------------------------------- the table
+# -- the table
+
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_an_odd_upstream(server, odd, row):

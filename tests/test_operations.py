@@ -1,4 +1,5 @@
 """What monitoring and proxies ask: status, health, metrics, the permission probe, and what the server can do."""
+
 import json
 import math
 import os

@@ -1,4 +1,5 @@
 """The project lists of mirrors: what is read, and what reading a hostile one costs (chapters 7, 8)."""
+
 import gc
 import json
 import os
@@ -22,7 +23,8 @@ def listed(*found, **keys):
                             "projects": [{"name": name} for name in found]}, **keys)).encode()
 
 
-# -------------------------------------------------------------------------------- what a list says
+# -- what a list says
+
 
 @pytest.mark.parametrize("body, found", [
     (listed("b", "A.b", "a_B", "a-b", "b"), "a-b b"),
@@ -143,7 +145,8 @@ def test_a_page_that_is_cut_anywhere_is_read_to_its_end():
         assert len(ends(d.parse_simple_page, "x", URL, body, True).files) == 2
 
 
-# ----------------------------------------------------------------------- the process that reads it
+# -- the process that reads it
+
 
 def reader(folder, body=None, **job):
     """A started child process that reads the list in the folder."""
@@ -291,7 +294,8 @@ def test_who_waits_for_a_share_waits_for_his_own(tmp_path):
     assert not shares.taken
 
 
-# ------------------------------------------------------------------------------ what a page may cost
+# -- what a page may cost
+
 
 @pytest.mark.parametrize("body, complaint", [
     (b'{"files":[' + b"{}," * 1000 + b"{}]}", "more than 1000 values"),

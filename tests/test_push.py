@@ -1,4 +1,5 @@
 """Pushing a release to another index of this server, or to an index elsewhere [W19]."""
+
 import contextlib
 import dataclasses
 import hashlib
@@ -149,7 +150,7 @@ def test_a_push_copies_metadata_files_test_results_and_documentation(site):
     source, binary = sdist("carried", "1.0"), wheel("carried", "1.0", requires_python=">=3.8")
     upload(site, "pu/dev", source, user="mate")
     upload(site, "pu/dev", binary, fields={"author": "Ann", "classifiers": ["A :: B", "C"], "keywords": "ü"})
-    results = [b'{"run": 1}', b'{ "run":2 }', b'[3]']
+    results = [b'{"run": 1}', b'{ "run":2 }', b"[3]"]
     for archive, content in zip((binary, source, binary), results):
         upload_result(site, "pu/dev", archive, content)
     docs = documentation("carried", "1.0", "of carried")

@@ -1,4 +1,5 @@
 """PyPI's JSON API, for stages, mirrors and indexes with bases [W12.5]."""
+
 import dataclasses
 import datetime
 import hashlib

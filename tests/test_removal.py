@@ -1,4 +1,5 @@
 """Projects and versions as JSON, and what deleting them leaves behind."""
+
 import time
 
 import pytest

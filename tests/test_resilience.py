@@ -18,11 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from harness import (
-    PROGRAM, SIMPLE_JSON, Server, Wire, blobs, user_pass, eventually, memory, multipart, patched,
-    sdist, wheel)
+    ANY, HTML, PROGRAM, SIMPLE_JSON, Server, Wire, blobs, eventually, memory, multipart, patched,
+    sdist, user_pass, wheel)
 from scripted import Scripted
 
-HTML, ANY = {"Accept": "text/html"}, {"Accept": "*/*"}
 GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
 
 
@@ -286,7 +285,7 @@ def test_senders_of_nothing_but_line_ends_slow_nobody(site):
     try:
         time.sleep(0.3)
         for _ in range(5):      # others may keep the machine busy for a while
-            answers = [timed(site.get, "/rock/dev/+simple/pkg/", headers=HTML) for _ in range(15)]
+            answers = [timed(site.get, "/rock/dev/+simple/pkg/", headers={"Accept": HTML}) for _ in range(15)]
             assert {reply.status for reply, _ in answers} == {200}
             times = sorted(seconds for _, seconds in answers)
             if times[7] < 0.1:
@@ -329,7 +328,7 @@ def test_an_upload_to_a_deleted_index_does_not_end_up_in_a_new_one(site):
         site.add_index("alice/prod", bases=[], volatile=False)
         assert finish().status == 404
     assert site.get("/alice/prod").result["projects"] == []
-    assert site.get("/alice/prod/+simple/late/", headers=HTML).status == 404
+    assert site.get("/alice/prod/+simple/late/", headers={"Accept": HTML}).status == 404
 
 
 def test_an_upload_is_refused_if_the_file_became_fixed_meanwhile(site):
@@ -354,6 +353,7 @@ def test_an_upload_is_refused_if_the_uploader_lost_the_right_meanwhile(site):
 
 
 # -- JSON -----------------------------------------------------------------------------------------
+
 
 BAD_VALUES = {
     "60 levels of lists": "[" * 60 + "]" * 60,
@@ -444,7 +444,7 @@ def test_a_bomb_of_an_sdist_is_refused(site, make):
     assert reply.reason.startswith("'bomb-1.0.tar.gz' holds too much: ")
     assert worked(site) - work < 20     # and not minutes
     assert memory(site) - before < 200 << 20
-    assert site.get("/rock/dev/+simple/bomb/", headers=HTML).status == 404
+    assert site.get("/rock/dev/+simple/bomb/", headers={"Accept": HTML}).status == 404
 
 
 # -- upstream -------------------------------------------------------------------------------------
@@ -536,14 +536,14 @@ def assert_not_kept(server, upstream, index, archive):
     assert archive.sha256 not in blobs(server)
     asked = upstream.count("/files/*")
     upstream.clear_faults()
-    server.get(file_path(server, index, archive.name), headers=ANY)
+    server.get(file_path(server, index, archive.name), headers={"Accept": ANY})
     assert upstream.count("/files/*") == asked + 1
 
 
 def test_a_hash_counts_more_than_the_size_that_a_page_says(mirrors, upstream):
     archive = upstream.publish(wheel("liar", "1.0", size=1 << 20), size=10)
     mirrors.add_mirror("m/liar", upstream)
-    assert mirrors.get(file_path(mirrors, "m/liar", "liar"), headers=ANY).body == archive.content
+    assert mirrors.get(file_path(mirrors, "m/liar", "liar"), headers={"Accept": ANY}).body == archive.content
 
 
 def test_a_file_without_a_hash_that_is_larger_than_its_page_says_is_502(mirrors, upstream):
@@ -551,7 +551,7 @@ def test_a_file_without_a_hash_that_is_larger_than_its_page_says_is_502(mirrors,
     mirrors.add_mirror("m/liarless", upstream)
     path = file_path(mirrors, "m/liarless", "liarless")
     for _ in range(2):
-        reply = mirrors.get(path, headers=ANY)
+        reply = mirrors.get(path, headers={"Accept": ANY})
         assert reply.status == 502, reply
         assert archive.content[:10] not in reply.body
     assert_not_kept(mirrors, upstream, "m/liarless", archive)
@@ -585,7 +585,7 @@ def test_an_upstream_without_projects_gives_an_empty_list(mirrors, upstream):
     mirrors.add_mirror("m/empty", upstream)
     reply = mirrors.get("/m/empty/+simple/", headers={"Accept": SIMPLE_JSON})
     assert (reply.status, reply.json()["projects"]) == (200, [])
-    reply = mirrors.get("/m/empty/+simple/", headers=HTML)
+    reply = mirrors.get("/m/empty/+simple/", headers={"Accept": HTML})
     assert reply.status == 200 and b"<a " not in reply.body and b"</html>" in reply.body
     assert mirrors.get("/m/empty").result["projects"] == []
 
@@ -612,7 +612,7 @@ def test_garbage_behind_a_gzipped_page_harms_nobody(mirrors, endless):
         index = "m/trailing-%d" % endless
         mirrors.add_mirror(index, raw)
         before = memory(mirrors)
-        reply, seconds = timed(mirrors.get, "/%s/+simple/bad/" % index, headers=HTML)
+        reply, seconds = timed(mirrors.get, "/%s/+simple/bad/" % index, headers={"Accept": HTML})
         assert reply.status in (200, 502) and seconds < 5
         assert memory(mirrors) - before < 50 << 20
         for project in ("good", "fine"):
@@ -646,7 +646,7 @@ def test_an_unreachable_mirror_has_no_list_but_shows_its_configuration(mirrors, 
     upstream.stop()
     mirrors.add_mirror("m/down", upstream)
     assert mirrors.get("/m/down/+simple/", headers={"Accept": SIMPLE_JSON}).status == 502
-    assert mirrors.get("/m/down/+simple/", headers=HTML).status == 502
+    assert mirrors.get("/m/down/+simple/", headers={"Accept": HTML}).status == 502
     reply = mirrors.get("/m/down")
     assert (reply.status, reply.result["type"], reply.result["projects"]) == (200, "mirror", [])
 

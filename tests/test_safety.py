@@ -1,9 +1,10 @@
 """What browsers and caches between us and people may do with what we say."""
+
 import concurrent.futures
 
 import pytest
 
-from harness import path_of, sdist, wheel
+from harness import ANY, HTML, JSON, path_of, sdist, wheel
 
 OPEN, PROTECTED = "safe/open", "safe/protected"
 
@@ -21,6 +22,7 @@ def site(shared_server):
 
 
 # -- names by which a server is asked that only its own machine can reach
+
 
 OURS = ("127.0.0.1", "127.0.0.1:3141", "localhost", "localhost:3141", "LOCALHOST.", "[::1]:3141", "10.1.2.3", "devpi.localhost",
         "devpi", "devpi:3141", "")
@@ -66,7 +68,7 @@ def test_who_listens_for_others_answers_to_any_name(make_server):
 
 # -- headers
 
-JSON, ANY, HTML = "application/json", "*/*", "text/html"
+
 PERSONAL = "private, no-cache"
 ROUTES = [      # path, Accept, and the Cache-Control that it must have
     ("/", JSON, PERSONAL), ("/+api", JSON, PERSONAL), ("/+status", JSON, PERSONAL), ("/safe", JSON, PERSONAL),

@@ -1,4 +1,5 @@
 """Search: the query language, ranking, names of mirrors, suggestions, XML-RPC, and an index that keeps up in the background."""
+
 import dataclasses
 import random
 import re
@@ -111,6 +112,7 @@ def settle(server, index, word):
 
 # What is searched: 17 projects that everybody may read, two that only cat may, and names of two mirrors
 
+
 PYTHON_3 = "Programming Language :: Python :: 3"
 PYTHON_312 = "Programming Language :: Python :: 3.12"
 PYTEST = "Framework :: Pytest"
@@ -201,6 +203,7 @@ def live(tmp_path_factory):
 
 
 # The query language
+
 
 PLUGGIES = {"ann/dev/pluggy", "ann/prod/pluggy"}
 ANN_DEV = {"ann/dev/pyyaml", "ann/dev/devpi-web", "ann/dev/pluggy"}

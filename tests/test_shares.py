@@ -1,4 +1,5 @@
 """Nobody's account, connection or upstream costs others more than its share of memory and time."""
+
 import base64
 import concurrent.futures
 import contextlib

@@ -1,4 +1,5 @@
 """Simple pages: what installers and people get, byte for byte, and how a client chooses."""
+
 import gzip
 import hashlib
 import html.parser
@@ -9,16 +10,14 @@ import urllib.parse
 import pytest
 
 import harness
-from harness import SIMPLE_JSON, around, multipart, path_of, sdist, submit, wheel
+from harness import BROWSER, HTML, SIMPLE_JSON, around, multipart, path_of, sdist, submit, wheel
 
 HTML_V1 = "application/vnd.pypi.simple.v1+html"
-HTML = "text/html"
 LATEST_JSON = "application/vnd.pypi.simple.latest+json"
 LATEST_HTML = "application/vnd.pypi.simple.latest+html"
 PIP = "pip/26.3 {}"
 PIP_ACCEPT = SIMPLE_JSON + ", " + HTML_V1 + "; q=0.1, text/html; q=0.01"
 UV_ACCEPT = SIMPLE_JSON + ", " + HTML_V1 + ";q=0.2, text/html;q=0.01"
-BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
 # Helpers
@@ -273,6 +272,7 @@ def test_unusual_file_names_are_linked_so_that_they_can_be_fetched(site, filenam
 
 # Who gets which form
 
+
 NEGOTIATION = [
     (None, HTML),
     ("", HTML),
@@ -285,7 +285,7 @@ NEGOTIATION = [
     (LATEST_HTML, HTML_V1),
     (PIP_ACCEPT, SIMPLE_JSON),
     (UV_ACCEPT, SIMPLE_JSON),
-    (BROWSER_ACCEPT, HTML),
+    (BROWSER, HTML),
     (SIMPLE_JSON + ", text/html", HTML),
     (SIMPLE_JSON + ";q=0.5, text/html", HTML),
     (SIMPLE_JSON + ", text/html;q=0.9", SIMPLE_JSON),
@@ -436,6 +436,7 @@ def test_paths_between_the_routes_are_not_found(site, path):
 
 
 # Where links point
+
 
 STYLES = [
     ("+simple/foo/", "../../"),

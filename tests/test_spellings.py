@@ -1,4 +1,5 @@
 """One version spelled in two ways (PEP 440) is two releases that are handled as one; trailing zeros make two versions."""
+
 import itertools
 
 import pytest

@@ -1,4 +1,5 @@
 """Test results: posted to a release file, kept byte for byte, and gone with it."""
+
 import calendar
 import contextlib
 import email.utils

@@ -1,10 +1,10 @@
 """Triggers: Jenkins jobs and signed webhooks, told of changes by an outbox that outlives the process [W22]."""
+
 import ast
 import contextlib
 import datetime
 import hashlib
 import hmac
-import itertools
 import json
 import re
 import socket
@@ -18,8 +18,8 @@ import pytest
 
 import devpi_lite
 from harness import (
-    Server, documentation, eventually, new_index, patched, path_of, sdist, serial, upload_docs,
-    wheel)
+    Server, documentation, eventually, new_index, patched, path_of, sdist, serial, serial_of,
+    upload_docs, wheel)
 from receiver import Receiver
 
 BODY_KEYS = {"id", "event", "index", "project", "version", "file", "sha256", "url", "user", "serial", "ts"}
@@ -27,7 +27,6 @@ SECRET = "the-secret-of-the-hook"
 TRIES = 10
 QUICK = 5  # seconds that an upload may take whatever its targets do; a target has 10
 
-numbers = itertools.count(1)
 
 
 # Helpers
@@ -82,14 +81,6 @@ def hooked(server, *urls, **config):
 
 def submit(server, index, name, version):
     return server.post_form(index, {":action": "submit", "name": name, "version": version}, user="tri")
-
-
-def push(server, source, target, name, version):
-    return server.request("PUSH", "/" + source, {"name": name, "version": version, "targetindex": target}, user="tri")
-
-
-def serial_of(reply):
-    return int(reply.headers["X-DEVPI-SERIAL"])
 
 
 def assert_queued(reply):
@@ -194,7 +185,7 @@ def test_only_uploaded_release_files_start_a_job(site, receiver):
     replies = [
         submit(site, index, "registered", "1.0"),
         upload_docs(site, index, documentation("registered", "1.0")),
-        push(site, source, index, "pushed", "1.0"),
+        site.push(source, "pushed", "1.0", targetindex=index),
         site.post(path_of(wheel("pushed", "1.0"), index), {"testenvs": {}}),
         site.post_file(index, wheel("pushed", "1.0")),
         site.delete(path_of(wheel("pushed", "1.0"), index) + "?force", user="tri")]
@@ -211,7 +202,7 @@ def test_jenkins_and_webhook_of_one_index_are_told_each_of_its_own(site, receive
     site.post_file(source, wheel("both", "2.0"))
     assert_queued(site.post_file(index, wheel("both", "1.0")))
     assert_queued(upload_docs(site, index, documentation("both", "1.0")))
-    assert push(site, source, index, "both", "2.0").status == 200
+    assert site.push(source, "both", "2.0", targetindex=index).status == 200
     told = [(request.path, request.headers.get("X-Devpi-Event")) for request in delivered(site, receiver, 3)]
     assert sorted(told, key=str) == [("/hook", "docs"), ("/hook", "push"), ("/job", None)]
 
@@ -296,7 +287,7 @@ def test_webhook_of_the_target_tells_once_of_a_push(site, make_receiver):
         site.post_file(source, archive)
     upload_docs(site, source, documentation("pushtold", "1.0"))
     site.post(path_of(archives[0], source), {"testenvs": {}})
-    reply = push(site, source, target, "pushtold", "1.0")
+    reply = site.push(source, "pushtold", "1.0", targetindex=target)
     assert reply.status == 200
     body = only_one(site, of_target)
     assert set(body) == BODY_KEYS | {"source"}
@@ -379,7 +370,7 @@ def test_webhook_events_chooses_what_is_told(site, receiver, events, expected):
     replies = {
         "upload": site.post_file(index, wheel("chosen", "1.0")),
         "docs": upload_docs(site, index, documentation("chosen", "1.0")),
-        "push": push(site, source, index, "chosen", "2.0"),
+        "push": site.push(source, "chosen", "2.0", targetindex=index),
         "toxresult": site.post(path_of(archive, index), {"testenvs": {}}),
         "delete": site.delete("/%s/chosen/1.0" % index, user="tri")}
     assert {reply.status for reply in replies.values()} == {200}
@@ -405,7 +396,7 @@ def test_nothing_is_told_of_what_changed_nothing_or_happened_elsewhere(site, rec
         "not forced": (site.delete(path_of(archive, index), user="tri"), 403),
         "unknown": (site.delete("/%s/nothing?force" % index, user="tri"), 404),
         "no JSON": (site.post(path_of(archive, index), b"{", user="tri"), 400),
-        "push of nothing": (push(site, base, index, "nothing", "1.0"), 400)}
+        "push of nothing": (site.push(base, "nothing", "1.0", targetindex=index), 400)}
     assert {name: reply.status for name, (reply, _) in refused.items()} == {name: code for name, (_, code) in refused.items()}
     assert {reply.headers.get("X-Devpi-Trigger") for reply, _ in refused.values()} == {None}
     assert serial(site) == before

@@ -1,4 +1,5 @@
 """Uploads: what twine, uv, Poetry, devpi-client and curl send, and what must never get in."""
+
 import contextlib
 import hashlib
 import io
@@ -524,6 +525,7 @@ def test_who_uploads_to_another_page_of_the_index_hears_where_to(site, path):
 
 
 # Refusals, their order and their words
+
 
 GOOD = {":action": "file_upload", "name": "Foo", "version": "1.0"}
 FILE = ("Foo-1.0.tar.gz", b"123")

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from harness import Server, user_pass, wheel
+from harness import Server, serial_of, user_pass, wheel
 
 FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 NOBODY = ["noauth", "", []]
@@ -66,10 +66,6 @@ def authstatus(server, headers=None):
 
 def post_login(server, user, password, headers=None):
     return server.post("/+login", {"user": user, "password": password}, headers=headers)
-
-
-def serial(reply):
-    return int(reply.headers.get("X-DEVPI-SERIAL"))
 
 
 # +api
@@ -632,7 +628,7 @@ def test_foreign_keys_in_a_change_are_ignored(shared_server, person):
     assert (reply.status, reply.json()) == (200, {"message": "user updated"})
     after = shared_server.get("/" + person)
     assert after.json() == before.json()
-    assert serial(after) == serial(before)
+    assert serial_of(after) == serial_of(before)
     assert authstatus(shared_server, basic(person, "pw")) == ["ok", person, []]
 
 
@@ -647,13 +643,13 @@ def test_the_whole_object_can_be_sent_back_with_a_change(shared_server, person):
 def test_a_change_to_the_same_value_takes_no_serial(shared_server, person):
     first = shared_server.patch("/" + person, {"title": "t"}, user=person, password="pw")
     again = shared_server.patch("/" + person, {"title": "t"}, user=person, password="pw")
-    assert (again.status, serial(again)) == (200, serial(first))
+    assert (again.status, serial_of(again)) == (200, serial_of(first))
 
 
 def test_a_change_raises_the_serial_by_one(shared_server, person):
-    before = serial(shared_server.get("/" + person))
-    assert serial(shared_server.patch("/" + person, {"title": "t"}, user=person, password="pw")) == before + 1
-    assert serial(shared_server.get("/" + person)) == before + 1
+    before = serial_of(shared_server.get("/" + person))
+    assert serial_of(shared_server.patch("/" + person, {"title": "t"}, user=person, password="pw")) == before + 1
+    assert serial_of(shared_server.get("/" + person)) == before + 1
 
 
 def test_others_may_not_change_a_user(shared_server, reader, person):

@@ -1,4 +1,5 @@
 """Yanking own releases and files (PEP 592), and the status of a project (PEP 792)."""
+
 import contextlib
 import html.parser
 import json
@@ -9,7 +10,6 @@ import pytest
 
 from harness import OWNER, SIMPLE_JSON, links, path_of, sdist, serial, upload, wheel
 from receiver import Receiver
-
 
 
 @pytest.fixture(scope="module")
