@@ -13117,7 +13117,7 @@ def _may_delete_user(request, user):
 
 
 def _may_create_index(request, user):
-    """What stands in the way of anybody is said first."""
+    """409 for an index that exists comes before 403."""
     request.app.indexes.refuse_existing(*request.index_path.split("/"))
     return request.app.permissions.index_modify(request.identity, user)
 
@@ -13127,7 +13127,7 @@ def _may_modify_index(request, index):
 
 
 def _may_delete_index(request, index):
-    """Who may is told of a missing index."""
+    """404 for a missing index is for callers who may delete that user's indexes."""
     user = request.index_path.partition("/")[0]
     allowed = request.app.permissions.index_modify(request.identity, user)
     if allowed and index is None:
@@ -13153,8 +13153,8 @@ def _may_send_results(request, index):
 
 
 def _forbidden(message):
-    """A refusal with 403, to anonymous requests too, as devpi's; `{path}` is the index's, `{user}`
-    the user of the path."""
+    """A `Permission.refuse` with status 403, for anonymous requests too, as in devpi.  The message
+    may contain `{path}`, of the index, and `{user}`."""
     def refuse(request, subject):
         request.refuse(Forbidden(message.format(path=request.index_path, user=subject)))
     return refuse
@@ -13180,7 +13180,7 @@ def _refuse_new_user(request, user):
 
 
 def _nothing_to_read(request, places):
-    """A file stays gone when its index goes."""
+    """410 for a deleted file, even if its index was deleted since; otherwise 404."""
     if "file" in places:
         request.app.projects.refuse_gone(f"{request.index_path}/{places['file']}")
     raise NoIndex(request.index_path)
@@ -13191,12 +13191,12 @@ def _no_such_index(request, _):
 
 
 class Permission(typing.NamedTuple):
-    """Something that a caller may or may not do to a subject: the index that the path names, or
-    else the user, or None.
+    """What a caller may or may not do to a subject: to the index that the path names, or else to
+    the user, or else None.
 
-    `allows(request, subject)` says so, `refuse(request, subject)` raises.  `missing(request,
-    places)` raises where there is no such index; where it is None, `allows` gets None for that
-    index, and nobody learns whether it exists from who may change it."""
+    `allows(request, subject)` decides, `refuse(request, subject)` raises.  `missing(request,
+    places)` raises where there is no such index.  Without `missing`, the subject is None then, and
+    callers who may not change anything do not learn whether the index exists."""
     allows: typing.Callable
     refuse: typing.Callable | None = None
     missing: typing.Callable | None = _no_such_index
@@ -13204,7 +13204,7 @@ class Permission(typing.NamedTuple):
 
 PERMISSIONS = {
     "anybody": Permission(lambda request, subject: True),
-    # the endpoint requires one of the others, when it has read in the body what is wanted
+    # the endpoint calls `require` itself, after it has read the body
     "as the body says": Permission(lambda request, subject: True),
     "root": Permission(_is_root, _forbidden("only root may do this")),
     "read the audit log": Permission(_is_root, _forbidden("only root may read the audit log")),
@@ -13234,15 +13234,15 @@ PERMISSIONS = {
 
 
 def require(request, may, subject):
-    """Refuse who does not have the permission of this name (see `Permission`)."""
+    """Raise unless the caller has the permission with this name for a subject: see `Permission`."""
     permission = PERMISSIONS[may]
     if not permission.allows(request, subject):
         permission.refuse(request, subject)
 
 
 def require_still(request, may, index):
-    """`require` after something that may have taken long, such as a body: by who asks and by the
-    index as they are now.  Returns the index."""
+    """`require` once more, after a body or a wait that may have taken long: with the caller's login
+    and the index as they are now.  Returns that index."""
     request.look_again_who()
     index = request.app.indexes.get(index.path)
     require(request, may, index)
@@ -13253,13 +13253,14 @@ def require_still(request, may, index):
 
 
 class Audience(typing.NamedTuple):
-    """Whom an endpoint speaks to: the form of its errors (see `problem_response`), and how a
-    request of theirs is known where several have the same path.
+    """Whom an endpoint is for.
 
-    `takes_others`: for whom a path is that is asked for by somebody else."""
+    `errors`: the form of its errors, see `problem_response`.  `fits(request)`: how a request from
+    this audience is recognised where several audiences share a path.  `is_default`: who gets the
+    requests that fit nobody."""
     errors: str
-    is_theirs: typing.Callable = lambda request: False
-    takes_others: bool = False
+    fits: typing.Callable = lambda request: False
+    is_default: bool = False
 
 
 def _sends_json(request):
@@ -13269,24 +13270,24 @@ def _sends_json(request):
     return request.content_type != "multipart/form-data"
 
 
-# who comes first has the first say: an installer's User-Agent counts more than its Accept
+# in the order in which they are tried: an installer's User-Agent counts more than its Accept
 AUDIENCES = {
     "xml-rpc": Audience(
         "upload", lambda request: request.content_type in ("text/xml", "application/xml")),
     "pusher": Audience("json", _sends_json),
-    "uploader": Audience("upload", takes_others=True),
+    "uploader": Audience("upload", is_default=True),
     "installer": Audience("page", lambda request: request.is_installer),
-    # those who read devpi's JSON; a GET of others is 415, see `refuse_other_types`
+    # readers of devpi's JSON; GET may be 415 for others, see `refuse_other_types`
     "json": Audience("json", lambda request: "application/json" in request.accept, True),
-    # PEP 691, by Accept or ?format
+    # readers of PEP 691's JSON, by Accept or ?format
     "simple json": Audience("page", lambda request: request.simple_format == SIMPLE_JSON),
-    "people": Audience("page", takes_others=True),
-    # supervisors, proxies, scripts: they take whatever type comes
-    "program": Audience("json", takes_others=True)}
+    "people": Audience("page", is_default=True),
+    # supervisors, proxies, scripts: they take any type
+    "program": Audience("json", is_default=True)}
 
 
 def refuse_other_types(request):
-    """415 for who reads no JSON; it is for who names application/json, anything, or nothing.
+    """415 unless the client accepts application/json, any type, or does not say.
 
     Browsers get JSON too, as there are no pages for them here."""
     ranges = accept_ranges(request.accept)
@@ -13298,80 +13299,89 @@ def refuse_other_types(request):
 
 
 class Route(typing.NamedTuple):
-    """An endpoint under one of its paths: `for_` an audience, `may` a permission.
+    """An endpoint under one of its paths; `for_` names its audience, `may` its permission.
 
     `other_names`: see `route`."""
     endpoint: typing.Callable
     for_: str
     may: str
+    audience: Audience
+    permission: Permission
     other_names: str
-    answers_json: bool          # and nothing else
+    is_json: bool               # GET of JSON and nothing else
     drops_slash: bool
 
 
 class Choice:
-    """The routes of one path and method, by audience: first those who are looked for, then who
-    takes all others."""
+    """The routes of one path and method, one for each audience, in the order of AUDIENCES.
+
+    `default`: the route for requests that fit no audience."""
 
     def __init__(self):
-        self.routes, self.others = [], None
+        self.routes, self.default = [], None
 
     def add(self, added):
-        self.routes.append(added)
         audiences = list(AUDIENCES)
+        self.routes.append(added)
         self.routes.sort(key=lambda each: audiences.index(each.for_))
-        takers = [each for each in self.routes if AUDIENCES[each.for_].takes_others]
-        self.others = takers[0] if takers else self.routes[-1]
+        self.default = next((each for each in self.routes if each.audience.is_default),
+                            self.routes[-1])
 
     def of(self, request):
         for each in self.routes:
-            if AUDIENCES[each.for_].is_theirs(request):
+            if each.audience.fits(request):
                 return each
-        return self.others
+        return self.default
 
 
 class Path(typing.NamedTuple):
-    """A path as a regular expression; `query`: keys of which one has to be in the query, if there
-    are any."""
+    """A path with its routes.
+
+    `query`: keys of which the query must have one; empty where any query will do."""
     pattern: re.Pattern
     query: frozenset
     choices: dict               # {method: Choice}
 
 
-# {(path as it is written, query): Path}.  A request goes to the first Path that matches and has its
-# method.  They stand in the order of their first definition; it matters for two pairs: a file with
-# ?yank comes before the same file without, and a page of documentation (.../+d/json) before PyPI's
-# JSON of a project called "pypi".
+# {(path as it is written, query): Path}, in the order of their first definition.  A request gets
+# the first Path that matches and has its method.  The order matters for two pairs of paths: a file
+# with ?yank comes before the same file without, and a page of documentation (.../+d/json) before
+# PyPI's JSON of a project called "pypi".
 ROUTES = {}
 _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
            "version": "[^/]+", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
 
 
 def route(methods, path, *, for_, may, query="", other_names=None):
-    """Register an endpoint for an audience (AUDIENCES) that has a permission (PERMISSIONS).
+    """Decorator: registers an endpoint for an audience that has a permission, by their names in
+    AUDIENCES and PERMISSIONS.  `query`: see `Path`.
 
-    `{user}`, `{index}` and `{project}` match one segment without a plus, `{version}` any segment,
-    `{rest}` the rest of the path, `{file}` a file's path below its index; `[/]` an optional final
-    slash.  The endpoint is called with the request and what they stand for.  In its place,
-    `{user}/{index}` is an `Index`, passed as `index`; `{user}/{name}` are the texts of what may or
-    may not be one.  A project has its normal name.
+    Places in a path: `{user}`, `{index}`, `{name}` and `{project}` match one segment without a
+    plus, `{version}` any segment, `{rest}` the rest of the path, `{file}` a file's path below its
+    index; `[/]` an optional final slash.
 
-    `other_names`, what comes of a path with another spelling of a project's name: "redirect" (to
-    the normal name, before permission is looked at: the default of GET); "redirect ASCII", where
-    other letters are 400; "redirect readers", once permission was looked at; "take" (the default
-    of other methods)."""
+    The endpoint is called with the request and the values of the places by name.  `{user}/{index}`
+    becomes one value, `index`, an `Index`; `{user}/{name}`, for what need not be an index, stays
+    two texts.  `project` is a normal name.
+
+    `other_names` says what happens if the path spells the project's name in another way:
+    - "redirect": a redirect to the normal name, before the permission is checked (default for GET)
+    - "redirect ASCII": the same, but 400 for a name with other characters than ASCII
+    - "redirect readers": the same as "redirect", but after the permission is checked
+    - "take": the endpoint is called with the normal name (default for other methods)"""
+    audience, permission = AUDIENCES[for_], PERMISSIONS[may]
+
     def register(endpoint):
         key = path, query
         if key not in ROUTES:
             ROUTES[key] = Path(_path_pattern(path), frozenset(query.split()), {})
         for method in methods.split():
             is_json = method == "GET" and for_ == "json"
+            spelling = other_names or ("redirect" if method == "GET" else "take")
             ROUTES[key].choices.setdefault(method, Choice()).add(Route(
-                endpoint, for_, may, other_names or ("redirect" if method == "GET" else "take"),
-                is_json, is_json and path.endswith("[/]")))
+                endpoint, for_, may, audience, permission, spelling,
+                is_json, drops_slash=is_json and path.endswith("[/]")))
         return endpoint
-    if for_ not in AUDIENCES or may not in PERMISSIONS:
-        raise ValueError(f"unknown audience or permission: {for_!r}, {may!r}")
     return register
 
 
@@ -13384,27 +13394,32 @@ def _path_pattern(path):
 
 
 def dispatch(request):
-    """Find the endpoint of a request, see to all that its route says, and return its response.
+    """Find the endpoint of a request, check all that its route says, and return its response.
 
-    Clients rely on the order of the checks: the index is there (404); the project's name is normal
-    (302); the client reads what is served (415); permission (401, 403); no final slash (302, for
-    browsers).  Until it is known for whom the response is, errors have the form for those who
-    `takes_others`."""
+    Clients rely on the order of the checks:
+    1. the index exists (404, 410; 403 where that must not be told)
+    2. the name of the project is normal (302)
+    3. the client accepts JSON, if nothing else is served (415)
+    4. permission (401, 403)
+    5. no final slash, for browsers (302)
+
+    The audience is chosen after 1: its errors have the form for the default audience."""
     choice, match = _matching(request)
-    chosen, places = choice.others, match.groupdict()
-    request.errors = AUDIENCES[chosen.for_].errors
+    chosen, places = choice.default, match.groupdict()
+    request.errors = chosen.audience.errors
     subject = places.get("user")
-    if "name" in places:
-        request.index_path = f"{subject}/{places['name']}"
-    elif "index" in places:
+    if "index" in places:
         request.index_path = f"{places.pop('user')}/{places['index']}"
         subject = places["index"] = request.app.indexes.find(request.index_path)
-        missing = PERMISSIONS[chosen.may].missing
-        if subject is None and missing:
-            missing(request, places)
+        if subject is None and chosen.permission.missing:
+            chosen.permission.missing(request, places)
+    elif "name" in places:
+        request.index_path = f"{subject}/{places['name']}"
+
     if len(choice.routes) > 1:
         chosen = choice.of(request)
-        request.errors = AUDIENCES[chosen.for_].errors
+        request.errors = chosen.audience.errors
+
     moved = None
     if "project" in places:
         moved = _normal_name(request, chosen, match, places)
@@ -13412,16 +13427,16 @@ def dispatch(request):
             return moved
     if chosen.drops_slash:
         moved = _without_final_slash(request)
-        if moved and chosen.may == "anybody":
+        if moved and chosen.may == "anybody":       # of a user: 5 comes before 3 there
             return moved
-    if chosen.answers_json:
+    if chosen.is_json:
         refuse_other_types(request)
     require(request, chosen.may, subject)
     return moved or chosen.endpoint(request, **places)
 
 
 def _matching(request):
-    """(Choice, match) of the first Path that fits a request."""
+    """(Choice, match) of the first Path that fits a request; NotFound if there is none."""
     method = "GET" if request.method == "HEAD" else request.method
     for pattern, query, choices in ROUTES.values():
         match = pattern.fullmatch(request.path)
@@ -13434,8 +13449,8 @@ def _matching(request):
 
 
 def _normal_name(request, chosen, match, places):
-    """Put the normal name in the place of a project's; returns the redirect to it where the route
-    has one, else None."""
+    """Put the normal name of the project into `places`.  Returns a redirect to it if the path
+    spells it in another way and the route redirects, otherwise None."""
     project = places["project"]
     if chosen.other_names == "redirect ASCII" and not project.isascii():
         raise BadRequest("unicode project names not allowed")
@@ -13447,7 +13462,7 @@ def _normal_name(request, chosen, match, places):
 
 
 def _without_final_slash(request):
-    """A redirect to the path without its final slash, for browsers; None for everybody else."""
+    """A redirect to the path without its final slash for browsers, None for other clients."""
     if request.is_browser and request.path.endswith("/") and not request.is_installer:
         query = request.target.partition("?")[2]
         return redirect(request.url(request.path.strip("/")) + (f"?{query}" if query else ""))
@@ -13455,8 +13470,8 @@ def _without_final_slash(request):
 
 
 def readers_of(path):
-    """The path of the index whose readers may have an answer at a path, whatever the method; ""
-    where everybody may; None where there is nothing."""
+    """The path of the index that one must be permitted to read for what is at a path, by whatever
+    method; "" where everybody may have it; None where there is nothing."""
     for pattern, _, choices in ROUTES.values():
         match = pattern.fullmatch(path)
         if match:
@@ -14222,9 +14237,10 @@ def connection_limit(wanted):
 # ======================================================================================================================
 # 15  Endpoints
 #
-# devpi's JSON contract, uploads, simple pages, files, status.  Each endpoint calls the chapters above and says what
-# came of it; where the wire has another word than we do, it is translated here.  When an endpoint is called, all that
-# its route says has been seen to: whom it is for and what they must be permitted.
+# devpi's JSON contract, uploads, simple pages, files, status.  Each endpoint calls the chapters
+# above and says what came of it; where the wire has another word than we do, it is translated here.
+# Before an endpoint is called, `dispatch` has seen to all that its route says: the index, the
+# normal name of the project, the type that the client reads, the permission, the final slash.
 # ======================================================================================================================
 
 
@@ -14625,7 +14641,8 @@ def refuse_changelog(request, rest=""):
 
 @route("ANY", "/+authcheck", for_="program", may="anybody")
 def check_for_proxy(request):
-    """devpi: for a proxy that asks whether it may answer the URL in X-Original-URI: 200 or 403 [W23.3]."""
+    """devpi: for a proxy that asks whether it may answer the URL in X-Original-URI: 200 or 403
+    [W23.3]."""
     uri = request.header("x-original-uri")
     if not uri:
         raise BadRequest("the header X-Original-URI is missing")
@@ -14772,7 +14789,8 @@ def get_suggestions(request):
 
 @route("POST", "/{user}/{index}[/]", for_="xml-rpc", may="read")
 def search_by_xmlrpc(request, index):
-    """devpi-web: XML-RPC's `search(fields, operator)` over an index and its bases, as `pip search` calls it."""
+    """devpi-web: XML-RPC's `search(fields, operator)` over an index and its bases, as `pip search`
+    calls it."""
     import xmlrpc.client        # not at the top: it takes longer to load than all else, and few ever call this
     request.body.narrow(Limits.xml_body)
     body = request.body.read_all(Limits.xml_body)
@@ -15090,7 +15108,8 @@ def redirect_to_docs(request, index, project, version, rest="index.html"):
 def get_docs(request, index, project, version, rest):
     """A file of a release's documentation, straight out of its zip [W15].
 
-    The version may be `latest` or `stable`: the newest that has documentation, or the newest final one."""
+    The version may be `latest` or `stable`: the newest that has documentation, or the newest final
+    one."""
     app = request.app
     zip_file = _documentation(app.releases.docs_of(index, project), version)
     path = rest + "index.html" if rest.endswith("/") else rest
@@ -15101,7 +15120,8 @@ def get_docs(request, index, project, version, rest):
         if is_doc_path(path) and app.releases.doc_member(zip_file.sha256, path + "/index.html"):
             return redirect_to_docs(request, index, project, version, path + "/")
         raise NotFound(f"the documentation of {project} {zip_file.version} has no file {one_line(path, 200)}")
-    return _doc_response(request, index, zip_file, member, frozenset((project_tag(index.id, project),)))
+    tags = frozenset((project_tag(index.id, project),))
+    return _doc_response(request, index, zip_file, member, tags)
 
 
 def _documentation(docs_by_version, version):
@@ -15479,7 +15499,8 @@ def _shown_entry(request, entry):
 
 @route("PATCH", "/{user}/{index}/{project}/{version}[/]", for_="json", may="delete files")
 def modify_version(request, index, project, version):
-    """`{"yanked": true | "reason" | false}`: yank all files of a release, or take that back (PEP 592)."""
+    """`{"yanked": true | "reason" | false}`: yank all files of a release, or take that back
+    (PEP 592)."""
     body = request.json(dict)
     yanked = body.get("yanked")
     if set(body) != {"yanked"} or not isinstance(yanked, (bool, str)):
@@ -15692,7 +15713,8 @@ def _take_form(request, index, form, fields):
 @route("PUSH", "/{user}/{index}[/]", for_="pusher", may="read")
 @route("POST", "/{user}/{index}[/]", for_="pusher", may="read")
 def push(request, index):
-    """devpi: PUSH, or POST of JSON: a release goes to another index, or to an outside server [W19]."""
+    """devpi: PUSH, or POST of JSON: a release goes to another index, or to an outside server
+    [W19]."""
     app = request.app
     body = request.json(dict)
     outside = "posturl" in body and "targetindex" not in body

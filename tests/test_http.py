@@ -772,7 +772,7 @@ def test_every_route_names_its_audience_and_its_permission():
 
 def test_a_route_for_an_unknown_audience_or_permission_is_none():
     for for_, may in (("anybody", "read"), ("people", "reed")):
-        with pytest.raises(ValueError):
+        with pytest.raises(KeyError):
             devpi_lite.route("GET", "/+odd", for_=for_, may=may)
 
 
@@ -794,11 +794,11 @@ def test_no_endpoint_sees_to_what_its_route_says():
                     f"{function.name} checks the permission to read"
                 assert called not in (
                     "require_read", "wants_json", "refuse_other_types", "_refuse_to_read",
-                    "_without_final_slash", "_normal_name", "is_ascii"), \
+                    "_without_final_slash", "_normal_name"), \
                     f"{function.name} calls {called}"
 
 
-def test_a_path_is_for_each_audience_once_and_for_others_once():
+def test_a_path_has_one_route_for_each_audience_and_one_default():
     seen = set()
     for path, query, method, route in each_route():
         key = path, query, method, route.for_
@@ -806,9 +806,9 @@ def test_a_path_is_for_each_audience_once_and_for_others_once():
         seen.add(key)
     for (path, _), entry in devpi_lite.ROUTES.items():
         for method, choice in entry.choices.items():
-            takers = [each.for_ for each in choice.routes
-                      if devpi_lite.AUDIENCES[each.for_].takes_others]
-            assert len(takers) == 1 or len(choice.routes) == 1, (method, path, takers)
+            defaults = [each.for_ for each in choice.routes
+                      if each.audience.is_default]
+            assert len(defaults) == 1 or len(choice.routes) == 1, (method, path, defaults)
 
 
 def test_paths_that_overlap_are_those_whose_order_is_documented():
