@@ -7125,8 +7125,9 @@ _FILE_COLUMNS = ", ".join("files." + field for field in File._fields)
 
 
 def select_files(db, rest, *values, kind=File):
-    """The rows of `files` that `rest`, the end of a SELECT, names: a tuple of `kind`, which is
-    `File` or `PageFile`."""
+    """The rows of `files` that `rest`, the end of a SELECT, names, as a tuple.
+
+    `kind`: their type, `File` or `PageFile`."""
     cursor = db.cursor()
     cursor.row_factory = None       # plain tuples: half the time of making a sqlite3.Row of each
     columns = ", ".join("files." + field for field in kind._fields)
@@ -7140,7 +7141,7 @@ class ProjectPage:
     `expires`: time.monotonic() after which upstream must be asked again; `stale`: upstream failed,
     and this is its last good page; `blocked`: the mirror that a private name shuts out."""
     name: str
-    parts: tuple = ()               # ((Index, (File or PageFile, ...)), ...): who knows it
+    parts: tuple = ()               # ((Index, (File or PageFile, ...)), ...): that know the project
     versions: tuple = ()            # of releases, with or without files
     stale: bool = False
     expires: float = 0
@@ -7208,13 +7209,12 @@ class Release:
 
     @property
     def docs(self):
-        """The documentation zips: one, or several where releases were merged."""
+        """The documentation zips: one, or several if releases were merged."""
         return tuple(file for file in self.attached if file.kind == "doczip")
 
     @property
     def yanked(self):
-        """The first file's reason if all files are yanked ("" is no reason); None if not all of
-        them are."""
+        """The first file's reason ("" for none given) if all files are yanked; else None."""
         reasons = [file.yanked for file in self.files]
         return reasons[0] if reasons and None not in reasons else None
 
@@ -7327,12 +7327,14 @@ class Contributions(typing.NamedTuple):
 
 
 class Policy:
-    """Decides what is shown of a project.  Policies are asked in `Projects.page` and when a file is
-    opened, and nowhere else."""
+    """Decides what is shown of a project.
+
+    Policies are asked in `Projects.page` and when a file is opened, and nowhere else."""
 
     def shown(self, page, first, files):
-        """Those of the files of one index's page that are shown; `first`: the page of the first index
-        that knows the project."""
+        """Those of the files of one index's page that are shown.
+
+        `first`: the page of the first index that knows the project."""
         return files
 
     def refuse(self, place):
@@ -7415,8 +7417,9 @@ class Stage:
         return ProjectPage(name, ((self.index, files),), versions, status=Status.of(row["status"]))
 
     def names(self, began=None):
-        """The names of its projects: a sorted list, or a `MirrorNames`; `began`: see
-        `MirrorLists.names`."""
+        """The names of its projects: a sorted list, or a `MirrorNames`.
+
+        `began`: see `MirrorLists.names`."""
         with self.store.read() as db:
             return [row["name"] for row in db.execute(
                 "SELECT name FROM projects WHERE index_id = ? ORDER BY name", (self.index.id,))]
@@ -7473,8 +7476,7 @@ class Stage:
                        file.sha256)
 
     def metadata_file(self, file):
-        """The SHA-256 of the metadata file of a wheel, whose bytes are here then; without one None,
-        or NotFound."""
+        """The SHA-256 of a wheel's metadata file, whose bytes are here then; None or NotFound."""
         return file.metadata_sha256
 
 
@@ -7565,12 +7567,11 @@ class Projects:
         return (Mirror if index.is_mirror else Stage)(self, index)
 
     def contributions(self, index, name, kind=File, again=False, hidden=()):
-        """What each index of the resolution order offers, as `Contributions`; `kind`: see
-        `Stage.page`.
+        """What each index of the resolution order offers, as `Contributions`.
 
-        `hidden`: members that the caller may not read. They are not asked. Any name may be private
-        there, so mirrors are shut out unless a whitelist admits the name: the response tells
-        nothing of what the hidden members have.
+        `kind`: see `Stage.page`. `hidden`: members that the caller may not read. They are not
+        asked. Any name may be private there, so mirrors are shut out unless a whitelist admits the
+        name: the response reveals nothing of what the hidden members have.
 
         A mirror that a private name shuts out is not asked. The UpstreamTrouble or Busy of a mirror
         that fails is `trouble`, and is raised if no index knows the project; only in that case a
@@ -7629,12 +7630,12 @@ class Projects:
                 ask(mirror)
 
     def page(self, index, name, hidden=()):
-        """The page of an index with its bases, merged: the first index with a file name wins
-        [W10.4].
+        """The page of an index with its bases, merged.
 
-        `hidden`: see `contributions`. The status is that of the first index that knows the project;
-        files of a quarantined project are left out (PEP 792). The UpstreamTrouble or Busy of a
-        mirror is raised if no index knows the project."""
+        The first index with a file name wins [W10.4]. The status is that of the first index that
+        knows the project; files of a quarantined project are left out (PEP 792). The
+        UpstreamTrouble or Busy of a mirror is raised if no index knows the project. `hidden`: see
+        `contributions`."""
         found = self.contributions(index, name, PageFile, hidden=hidden)
         parts, seen = [], set()
         for page in found.pages:
@@ -7677,8 +7678,10 @@ class Projects:
         return releases if pages else None
 
     def metadata(self, page, version, claim):
-        """(the metadata of a version on a page, whether nothing failed), from the first index that
-        has any."""
+        """(metadata of a version on a page, whether nothing failed), of the first index that has
+        any.
+
+        `claim`: see `Stage.releases`."""
         texts = spellings(version, dict.fromkeys((*page.versions,
                                                   *(file.version for file in page.files))))
         stated = {"requires_python": next((file.requires_python for file in page.files
@@ -7694,8 +7697,9 @@ class Projects:
         return [member for member in self.indexes.order(index) if self.at(member).asks_upstream]
 
     def unknown(self, index, name, sentence=""):
-        """The NotFound for a project that neither an index nor its bases have; `sentence`: its
-        text."""
+        """The NotFound for a project that neither an index nor its bases have.
+
+        `sentence`: its text."""
         if self.mirrors.upstreams.settings.offline_mode and self.mirrors_in(index):
             return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
                             "asked for it.")
@@ -7889,8 +7893,7 @@ class Upstreams(Part):
 
 
 class MirrorFiles:
-    """The files of mirrors and their metadata files: those that are here, and downloads under
-    way."""
+    """The files of mirrors and their metadata files, and downloads under way."""
 
     def __init__(self, upstreams):
         self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
@@ -7958,8 +7961,7 @@ class MirrorFiles:
         return download
 
     def pieces(self, index, download):
-        """What `Download.pieces` gives, for a request that reads along; Busy as in
-        `Upstreams.wait`."""
+        """`Download.pieces` for a request that reads along; Busy as in `Upstreams.wait`."""
         longest = self.upstreams.patience.longest(index.user)
         if longest < float("inf"):
             download.wait(longest)
@@ -8078,8 +8080,7 @@ class MirrorFiles:
         self.upstreams.keep(_metadata_arrived, index, file, found, False)
 
     def metadata_of_wheel(self, index, file):
-        """The SHA-256 of the metadata file in a wheel that is here, which is entered; None if it
-        has none."""
+        """Enter the metadata file of a wheel that is here; its SHA-256, None if it has none."""
         found = self.metadata_of_blob(file, file.sha256)
         if found is None:
             return None
@@ -8118,8 +8119,7 @@ class MirrorPages(Part):
                     self.upstreams.by_mirror(self.removed))
 
     def ask(self, index, name, again=True):
-        """(the page as known without asking upstream, or None; the flight that fetches a new one,
-        or None).
+        """(the known page or None, the flight that fetches a new one or None).
 
         If upstream failed within the last seconds, an old page is given as stale. Without an old
         page that failure is raised, unless `again` has upstream asked once more; a refusal is
@@ -8182,11 +8182,10 @@ class MirrorPages(Part):
         return dataclasses.replace(page, stale=True)
 
     def refresh(self, indexes, name):
-        """Have some mirrors fetch a project's page now; the old page stays if that fails (devpi:
-        POST .../refresh).
+        """Have mirrors fetch a project's page now (devpi: POST .../refresh).
 
-        A page that any request refreshed within the last second is not fetched again. Waits for
-        `request_timeout` seconds, for all mirrors together."""
+        If that fails, the old page stays. A page that any request refreshed within the last second
+        is not fetched again. Waits for `request_timeout` seconds, for all mirrors together."""
         if len(name) > Limits.project_name:
             return
         flights = []
@@ -8212,8 +8211,7 @@ class MirrorPages(Part):
                     log.warning("mirror %s: %s", index.path, flight.error.message)
 
     def cached(self, index, name):
-        """The page as upstream gave it last; None if it was never asked, or does not have the
-        project."""
+        """Upstream's last page; None if it was never asked or does not have the project."""
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?",
                              (index.id, name)).fetchone()
@@ -8318,8 +8316,7 @@ class MirrorPages(Part):
                                 new[start:start + Limits.entries_at_once])
 
     def _remember_missing(self, index, name, row):
-        """Remember that upstream does not have the project, or no longer; its files stay at their
-        URLs."""
+        """Upstream does not have the project, or no longer; its files stay at their URLs."""
         if row and row["fetched"] is not None:
             count = self.upstreams.keep(_page_gone, index, name)
             self.removed[index.id] += 1
@@ -8350,8 +8347,7 @@ class MirrorLists(Part):
         MirrorNames.clear_leftovers(self.cache, known)
 
     def ask_names(self, index):
-        """(the names that are known without asking upstream, or None; the flight that fetches the
-        list, or None).
+        """(the known names or None, the flight that fetches the list or None).
 
         Busy if too many fetches wait for that upstream and no list is here."""
         if self.upstreams.is_cut_off(index) or index.config.get("mirror_no_project_list"):
@@ -8369,11 +8365,10 @@ class MirrorLists(Part):
             return names, None
 
     def names(self, index, began=None):
-        """All names that upstream has, as `MirrorNames`; if it offers no list, the known ones as a
-        list [W20.4].
+        """All names that upstream has, as `MirrorNames`; without a list, the known ones [W20.4].
 
         Waits for `request_timeout` seconds, or `Limits.first_list` if no list is here, counted from
-        `began` (time.monotonic())."""
+        `began` (time.monotonic()). The known names are a list."""
         names, flight = self.ask_names(index)
         if flight is None:
             return names
@@ -8402,8 +8397,7 @@ class MirrorLists(Part):
         return cached
 
     def names_at_hand(self, index):
-        """The names that are known without asking upstream: `MirrorNames`, or a list of those whose
-        pages are kept.
+        """The known names: `MirrorNames`, or a list of the projects whose pages are kept.
 
         If the whole list was never fetched, a fetch begins in the background."""
         names = MirrorNames.load(self.cache, index)
@@ -8433,8 +8427,7 @@ class MirrorLists(Part):
                 "ORDER BY name", (index.id,))]
 
     def _fetch_names(self, index, old):
-        """Fetch the list into a file, from which a child process makes the files of
-        `MirrorNames`."""
+        """Fetch the list; a child process makes the files of `MirrorNames` from it."""
         mirror_url = index.mirror_url
         url, until, trouble = self.unreadable.get(index.id, ("", 0, ""))
         if url == mirror_url and until > time.monotonic():
@@ -8537,8 +8530,7 @@ def _current_mirror(change, index):
 
 
 def _source(index):
-    """What decides how a mirror's upstream responds: once it changes, no remembered response
-    counts."""
+    """The settings behind upstream's responses: after a change, none that is remembered counts."""
     return index.id, index.mirror_url, tuple(index.config.get("mirror_missing_statuses", ()))
 
 
@@ -8671,8 +8663,7 @@ def _insert_mirror_file(change, index, project_id, position, entry, now):
 
 
 def _share_arrived(change, project_id):
-    """Enter for a project's files what has arrived of them for another project that lists them,
-    too."""
+    """Enter for a project's files what has arrived of them for another project."""
     arrived = change.execute(
         "SELECT theirs.sha256, theirs.size, theirs.last_modified, theirs.metadata_sha256, "
         "coalesce(mine.core_metadata, theirs.metadata_sha256), mine.id FROM files AS mine "
@@ -8830,8 +8821,7 @@ class Download(Flight):
 
     @property
     def _expected(self):
-        """The size that the file must have, or None. The page's size counts only if no hash
-        decides."""
+        """The size that the file must have, or None; the page's only if no hash decides."""
         return self.length if self.length is not None or self.file.hash_spec else self.file.size
 
     @property
@@ -8923,11 +8913,10 @@ class Download(Flight):
 
 
 class MirrorNames:
-    """The project list of a mirror, on disk in the forms that requests need; made by a child
-    process.
+    """The project list of a mirror on disk, in the forms that requests need.
 
-    Files: `names` (sorted, one a line), and without brackets around them `names.json`,
-    `projects.json`, `projects.html`; the last two also as whole pages, gzipped."""
+    A child process makes the files: `names` (sorted, one a line), and without brackets around them
+    `names.json`, `projects.json`, `projects.html`; the last two also as whole pages, gzipped."""
 
     def __init__(self, folder, facts):
         self.folder = folder
@@ -9032,8 +9021,7 @@ class MirrorNames:
                 yield line[:-1]
 
     def matching(self, needle, prefix_only):
-        """(names that begin with `needle`, sorted, then those that contain it; whether there may be
-        more)."""
+        """(names that begin with `needle`, then others that hold it; whether there may be more)."""
         if not self.count:
             return [], False
         wanted, found = needle.encode(), []
@@ -9069,8 +9057,10 @@ class MirrorNames:
 
 
 def matching_names(names, needle, prefix_only=False):
-    """(names of a mirror that begin with `needle`, then those that contain it; whether there may be
-    more)."""
+    """(names of a mirror that begin with `needle`, then others that hold it; whether there may be
+    more).
+
+    Of a short needle, or with `prefix_only`, only names that begin with it."""
     if isinstance(names, MirrorNames):
         return names.matching(needle, prefix_only)
     found = [name for name in names if name.startswith(needle)]
@@ -9128,7 +9118,7 @@ def read_names(job):
 
 
 def limit_process(memory, cpu):
-    """Bound this process's memory (bytes) and processor time (seconds), where the system can.
+    """Bound this process's memory (bytes) and processor time (seconds), if the system can.
 
     The process leaves no core file."""
     try:
@@ -9177,10 +9167,10 @@ _NAME_TEXT = re.compile(r"[A-Za-z0-9._-]+")
 
 
 def _names_in_html(url, text):
-    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links where
-    a text is no name.
+    """Yield the names in a list of anchors: their texts (PEP 503), or the ends of their links.
 
-    So directory listings work, too: there, long names are cut, and some links lead up or sort."""
+    The link counts if a text is no name, as in directory listings, where long names are cut. Links
+    that lead up or sort are skipped."""
     check_html(text)
     for tag, attributes, end in _tags(text, ("a", "meta"), len(text)):
         if tag == "meta":
@@ -9240,8 +9230,7 @@ def is_told(index, event_name):
 
 @on_event
 def enter_messages(change, event):
-    """Enter an index's messages about an event into the outbox, in the change that makes it
-    happen."""
+    """Enter an index's messages about an event into the outbox, in the event's own change."""
     index = event.index
     if index is None or not is_told(index, event.name):
         return
@@ -9360,14 +9349,13 @@ def _jenkins_form(index_url, spec):
 
 
 class Outbox(Part):
-    """Delivers the messages in the outbox: for each account one at a time to a target (scheme, host
-    and port).
+    """Delivers the messages in the outbox.
 
-    A lane is (target, account). An account has at most twice as many lanes under way as are free
-    then, so that some stay free for others. The account with the fewest lanes under way comes
-    first, and of its lanes the one whose last turn was longest ago. A lane whose target was slow
-    last time comes after all others, and only `Limits.slow_targets` of those are under way at a
-    time."""
+    A lane is (target, account); a target is (scheme, host, port). A lane delivers one message at a
+    time. An account has at most twice as many lanes under way as are free then, so that some stay
+    free for others. The account with the fewest lanes under way comes first, and of its lanes the
+    one whose last turn was longest ago. A lane whose target was slow last time comes after all
+    others, and only `Limits.slow_targets` of those are under way at a time."""
 
     def __init__(self, store, client, settings):
         self.store, self.client, self.settings = store, client, settings
@@ -9417,8 +9405,7 @@ class Outbox(Part):
             ready.wait(pause)
 
     def _dispatch(self):
-        """Start workers for lanes with due messages; returns the seconds until the next message is
-        due."""
+        """Start workers for lanes with due messages; the seconds until the next one is due."""
         pause, now = 60, time.time()
         for lane, until in tuple(self.resting.items()):
             if until <= now:
@@ -9471,8 +9458,7 @@ class Outbox(Part):
             self.workers.submit(lane)
 
     def _deliver_to(self, lane):
-        """Deliver the due messages of a lane, oldest first, until one fails or the lane's turn is
-        over."""
+        """Deliver a lane's due messages, oldest first, until one fails or the turn is over."""
         until = time.monotonic() + Limits.delivery_turn
         try:
             while self._deliver_one(lane) and not self.store.closed and time.monotonic() < until:
@@ -9523,7 +9509,7 @@ class Outbox(Part):
             memory.popitem(last=False)
 
     def _send(self, row):
-        """(None, False) if the message arrived; else (what went wrong, whether its target is
+        """(None, False) if the message arrived; else (reason, whether the target is
         unreachable)."""
         if not is_allowed_target(row["url"], self.settings.webhook_allow):
             return "--webhook-allow does not name the host", False
@@ -9591,8 +9577,9 @@ def _revive(change):
 # ==================================================================================================
 
 def check_form_names(form):
-    """The (name, version) of an upload form; BadRequest in devpi's words if one is missing or
-    invalid [W13.3]."""
+    """The (name, version) of an upload form.
+
+    BadRequest in devpi's words if one is missing or invalid [W13.3]."""
     for field in ("name", "version"):
         if not form.get(field, [""])[0].strip():
             raise BadRequest(f'invalid metadata: Missing required field "{field}"')
@@ -9633,8 +9620,9 @@ def check_form_filename(filename, name, version):
 
 
 def check_variants(file, filename):
-    """Refuse a variants file (PEP 825) unless it is a JSON object with an object `variants`; other
-    files pass."""
+    """Refuse a variants file (PEP 825) that is no JSON object with an object `variants`.
+
+    Other files pass."""
     if not filename.lower().endswith(VARIANTS):
         return
     data = file.read(Limits.variants_file + 1)
@@ -9650,8 +9638,7 @@ def check_variants(file, filename):
 
 
 def form_metadata(form):
-    """The metadata that an upload form states, by devpi's field names; other fields are kept under
-    "other"."""
+    """The metadata that an upload form states, by devpi's field names; other fields in "other"."""
     metadata, other = {}, {}
     for field, values in form.items():
         field = FIELD_SPELLINGS.get(field, field)
@@ -9675,8 +9662,7 @@ def form_metadata(form):
 
 
 def form_attestations(form):
-    """The attestations that an upload form states for its file (PEP 740): a JSON list as text, or
-    ""."""
+    """The attestations of a file in its upload form (PEP 740): a JSON list as text, or ""."""
     text = form.get("attestations", [""])[0].strip()
     if len(text) > Limits.attestations:
         raise TooLarge(f"the field 'attestations' is longer than {Limits.attestations} characters")
@@ -9715,7 +9701,7 @@ class Releases(Part):
         self.store, self.blobs, self.settings = store, blobs, settings
 
     def clean(self, change):
-        """Let go of what was kept for files that are gone."""
+        """Delete metadata files and documentation rows of files that are gone."""
         change.execute("DELETE FROM metadata_files WHERE NOT EXISTS "
                        "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)")
         change.execute("DELETE FROM docs WHERE sha256 NOT IN (SELECT sha256 FROM files "
@@ -9778,11 +9764,10 @@ class Releases(Part):
                 return None
 
     def upload_docs(self, index, form, filename, incoming, may_replace, actor):
-        """devpi: `:action=doc_upload`. Keep an incoming zip as the documentation of a release, by
-        default the latest.
+        """devpi: `:action=doc_upload`. Keep an incoming zip as the documentation of a release.
 
-        `may_replace`: as for `upload`. Returns (False if a non-volatile index has the very same zip
-        already, the number of its members that can't be shown)."""
+        By default of the latest. `may_replace`: as for `upload`. Returns (False if a non-volatile
+        index has the very same zip already, the number of its members that can't be shown)."""
         if "version" not in form:
             name, _ = check_form_names({**form, "version": ["0"]})
             form = {**form, "version": [self._newest_version(index, name)]}
@@ -9811,24 +9796,25 @@ class Releases(Part):
         return max((row["version"] for row in rows), key=version_key)
 
     def add_test_result(self, index, path, incoming, actor):
-        """devpi: POST to a file. Keep an incoming test result, any JSON, of the file at `path`;
-        returns its `File`."""
+        """devpi: POST to a file. Keep a test result, any JSON, of the file at `path`.
+
+        Returns its `File`."""
         sha256 = incoming.sha256.hexdigest()
         incoming.keep()
         return self.store.write(_store_test_result, index, path, sha256, incoming.size,
                                 actor=actor)
 
     def check_tested(self, index, path, user):
-        """Refuse a test result before it is received, if its file can't take one: NotFound,
-        Forbidden."""
+        """Refuse a test result before it is received: NotFound, Forbidden if there are too many."""
         with self.store.read() as db:
             tested, _ = _tested_file(db, index, path)
             if user is None:
                 _bound_nameless(db, tested, 0)
 
     def docs_of(self, index, name):
-        """{version: File}, the documentation zips of a stage's project; Forbidden if it is
-        quarantined (PEP 792)."""
+        """{version: File}, the documentation zips of a stage's project.
+
+        Forbidden if the project is quarantined (PEP 792)."""
         with self.store.read() as db:
             row = db.execute("SELECT status FROM projects WHERE index_id = ? AND name = ?",
                              (index.id, name)).fetchone()
@@ -10193,15 +10179,13 @@ def _log_entry(what, **facts):
 
 
 def _nameless_upload():
-    """The beginning of the stored history of an upload without login, as a pattern for SQL's
-    LIKE."""
+    """How the stored history of an upload without login begins, as a pattern for SQL's LIKE."""
     text = json.dumps([_log_entry("upload", who=None)])
     return text[:text.index("null") + len("null")] + "%"
 
 
 def _as_history(entries):
-    """A file's history as it is stored: how the file came (two entries), and the newest later
-    entries."""
+    """A file's history as stored: how the file came (two entries), and the newest later entries."""
     return entries[:2] + entries[2:][2 - Limits.history:]
 
 
@@ -10231,8 +10215,7 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
 
 
 def _merge_release(change, index, upload):
-    """Update a release's metadata by form and archive: the form comes first, the archive fills
-    gaps."""
+    """Update a release's metadata by the form; the archive fills gaps."""
     before = change.get("release", (index.user, index.name, normalize(upload.name), upload.version))
     metadata = {**(before["metadata"] if before else with_defaults({})), **upload.metadata}
     for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
@@ -10304,8 +10287,7 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
 
 
 def _enter_doc_members(change, sha256, members):
-    """Enter the members of a documentation zip, by which they are found; None: it is no zip, and
-    shows nothing."""
+    """Enter the members of a documentation zip; None: it is no zip, and shows nothing."""
     if members is None or \
             change.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
         return
@@ -10348,8 +10330,9 @@ def _store_test_result(change, index, path, sha256, size):
 
 
 def _bound_nameless(db, tested, size):
-    """Forbidden if a file has too many test results from users who are not logged in, or would have
-    too many bytes of them with one of `size` bytes more."""
+    """Forbidden if a file has too many test results from users who are not logged in.
+
+    Also if they would have too many bytes, with `size` more."""
     count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files "
                               "WHERE for_id = ? AND history LIKE ?",
                               (tested.id, _nameless_upload())).fetchone()
@@ -10460,11 +10443,10 @@ class Removed(typing.NamedTuple):
 
 
 def remove(change, index, what, *names, refusal=None):
-    """devpi: DELETE of a project (name), a version (name, version) or a file (its path), as `what`
-    says.
+    """devpi: DELETE of a project (name), a version (name, version) or a file (path).
 
-    On a non-volatile index Forbidden with the message `refusal`, unless that is None. Returns a
-    sentence about the project's name, or "": see `StageRemoval.note`."""
+    `what` says which. On a non-volatile index Forbidden with the message `refusal`, unless that is
+    None. Returns a sentence about the project's name, or "": see `StageRemoval.note`."""
     index = _current(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
@@ -10505,8 +10487,9 @@ class StageRemoval:
         return Removed(name, file.version, file)
 
     def note(self, project):
-        """A sentence if the removal may change who owns a name, else "". A project keeps its name
-        when it has lost its last release; a deleted project frees it."""
+        """A sentence on what a removal means for the project's name, or "".
+
+        A project that has lost its last release keeps the name; a deleted project frees it."""
         left = self.change.execute(
             "SELECT releases.id AS release_id FROM projects "
             "LEFT JOIN releases ON project_id = projects.id "
@@ -10586,8 +10569,9 @@ def _files_at(change, index, path):
 
 
 def _remove_if_empty(change, index, name, file):
-    """Delete the release of a deleted file if it has no other file; the project stays, as its name
-    stays private."""
+    """Delete the release of a deleted file if that was its last one.
+
+    The project stays, as its name is still private."""
     if change.execute("SELECT 1 FROM files WHERE release_id = ?",
                       (file.release_id,)).fetchone() is None:
         change.put("release", (index.user, index.name, normalize(name), file.version), None)
@@ -10603,8 +10587,7 @@ def _remove_if_empty(change, index, name, file):
 
 @dataclasses.dataclass(frozen=True)
 class StagedRelease:
-    """A release of an index with all that may be pushed: each file with its test results, and its
-    documentation.
+    """A release of an index with all that may be pushed: files, test results, documentation.
 
     It holds all that the index has under any spelling of the version (`1.0-RC1`, `1.0rc1`)."""
     name: str                       # normalised
@@ -10637,8 +10620,9 @@ class StagedRelease:
 
 
 def _released(db, index, name, version):
-    """A stage's release as it is now, as `StagedRelease`; BadRequest if the index itself does not
-    have it."""
+    """A stage's release as it is now, as `StagedRelease`.
+
+    BadRequest if the index itself does not have it."""
     releases = releases_of(db, index, name, version)
     if not releases:
         raise _nothing_to_push(index, name, version)
@@ -10661,8 +10645,7 @@ class Staging:
             for _ in range(2))
 
     def release(self, index, name, version):
-        """The release of an index without its bases, as `StagedRelease`; BadRequest if it does not
-        have it."""
+        """The release of an index without its bases, as `StagedRelease`; BadRequest without one."""
         member = self.projects.at(index)
         page = member.page(name, kind=None)
         releases = member.releases(page, version) if page.known else []
@@ -10673,8 +10656,7 @@ class Staging:
                                                for release in releases})
 
     def complete(self, index, pushed, user):
-        """The release with all bytes here: a mirror's files are fetched, and their metadata is
-        read.
+        """The release with all bytes here: a mirror's files are fetched, their metadata is read.
 
         UpstreamTrouble if upstream fails."""
         asks_upstream = self.projects.at(index).asks_upstream
@@ -10731,11 +10713,10 @@ class Staging:
         return here._replace(core_metadata=found, metadata_sha256=found)
 
     def push_outside(self, index, pushed, url, username, password, register, actor):
-        """devpi: PUSH to a server that takes uploads as PyPI does, one request a file. Returns
-        devpi's action log.
+        """devpi: PUSH to a server that takes uploads as PyPI does, one request a file.
 
-        The log has failures per file; the files after a failure are tried all the same, within
-        `Limits.push_time`."""
+        Returns devpi's action log, with failures per file; the files after a failure are tried all
+        the same, within `Limits.push_time`."""
         if self.store.read_only:
             raise ReadOnly()        # before anything is sent: the audit log could not record it
         server = OutsideServer(self.mirrors.upstreams.client, url, username, password,
@@ -10828,8 +10809,8 @@ _HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->",
 
 
 def told_reason(answer):
-    """Why another server refused a POST (a `PostAnswer`), in one line: what its body says, else its
-    status line."""
+    """Why a server refused a POST (a `PostAnswer`): from its body, else its status line; one
+    line."""
     phrase, text = reason_phrase(answer.status), answer.text.strip()
     if text.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -10857,8 +10838,7 @@ def _reason_in_html(page, status, own_phrase):
 
 
 class OutsideServer:
-    """An outside server that takes uploads as PyPI does (multipart/form-data, Basic
-    credentials)."""
+    """A server that takes uploads as PyPI does (multipart/form-data, Basic credentials)."""
 
     def __init__(self, client, url, username, password, timeout):
         self.client, self.url, self.timeout = client, public_url(url), timeout
@@ -11193,8 +11173,7 @@ class Query:
         return token
 
     def terms(self, kind, part=None, positive=True):
-        """Yield the parts of a `kind` (Word or Filter) that must hold; if not `positive`, those
-        that must not."""
+        """Yield the parts of a `kind` (Word or Filter) that must hold; not `positive`: must not."""
         part = self.tree if part is None else part
         if isinstance(part, Group):
             for inner in part.parts:
@@ -11221,8 +11200,7 @@ class Query:
 
 
 class Conditions:
-    """A query's tree as an SQL condition on `p`, the row of a project in `sdoc`, with its
-    values."""
+    """A query's tree as an SQL condition on `p`, a project's row in `sdoc`, with its values."""
 
     def __init__(self, query, full_text):
         self.query, self.full_text, self.values = query, full_text, []
@@ -11412,8 +11390,7 @@ class SearchIndex(Part):
         return db
 
     def _open(self):
-        """The database, made anew if it is missing, damaged, another server's, or of another
-        form."""
+        """The database; made anew if missing, damaged, another server's, or of another form."""
         form = 2 if self.full_text else 102
         db, reason = None, ""
         try:
@@ -11555,8 +11532,7 @@ class SearchIndex(Part):
         return bool(done)
 
     def _bring_in(self, index_id, project):
-        """Index one project, in a transaction of its own: if it fails, it must not hold up the
-        others.
+        """Index one project, in a transaction of its own: its failure must not hold up others.
 
         Returns whether the project is done with, or must be tried again; NoSpace if the disk is
         full."""
@@ -11651,10 +11627,9 @@ class SearchIndex(Part):
     # -- finding
 
     def find(self, query, index_ids, sort="relevance"):
-        """The projects that a `Query` finds in some indexes, best first: [(row of `sdoc`, score),
-        ...].
+        """The projects that a `Query` finds in some indexes, as [(row of `sdoc`, score), ...].
 
-        Adds to the query's notes."""
+        Best first, unless `sort` says otherwise. Adds to the query's notes."""
         conditions = Conditions(query, self.full_text)
         sql = ("SELECT p.* FROM sdoc AS p WHERE p.kind = 'project' "
                "AND p.index_id IN (SELECT value FROM json_each(?)) "
@@ -11694,7 +11669,7 @@ class SearchIndex(Part):
     def _scores(self, db, words, conditions):
         """{project row: relevance}, by the columns in which one of the words stands.
 
-        Not FTS5's bm25: its figures tell how often a word occurs in all that is indexed, in hidden
+        Not FTS5's bm25: its figures show how often a word occurs in all that is indexed, in hidden
         indexes too."""
         scores = collections.Counter()
         for column in set(_WEIGHTS).intersection(conditions.columns):
@@ -11709,8 +11684,7 @@ class SearchIndex(Part):
         return scores
 
     def pages(self, query, project_ids):
-        """{project row: [(title, path), ...]} of the documentation pages that hold one of a query's
-        words."""
+        """{project row: [(title, path), ...]} of documentation with one of a query's words."""
         words = [text_match(word.text, word.prefix, _TEXT_COLUMNS, True)[1][0]
                  for word in query.terms(Word)]
         found = {}
@@ -11778,8 +11752,7 @@ def _queue_everything(change):
 
 
 def _dequeue(change, batch):
-    """Take a batch off the queue; a project that was queued again meanwhile, at a later time,
-    stays."""
+    """Take a batch off the queue, but not projects that were queued again at a later time."""
     change.executemany(
         "DELETE FROM search_queue WHERE index_id = ? AND project = ? AND since = ?", batch)
 
@@ -11860,8 +11833,9 @@ def _import_names(metadata):
 
 
 def _facets_of(metadata, versions, version, files):
-    """Yield (key, value) of all that filters can match in a project; no honest project has more of
-    each."""
+    """Yield (key, value) of all that filters can match in a project.
+
+    The bounds are above what an honest project has."""
     for each in versions:
         yield "version", each
     for classifier in (metadata.get("classifiers") or ())[:500]:
@@ -12001,10 +11975,10 @@ class Rendered:
 
 
 def link_prefix(requested, origin, depth, absolute):
-    """What stands before `+f/...` in links to files of `origin`, on a page `depth` folders below
-    the index `requested`.
+    """What stands before `+f/...` in links to files of `origin`.
 
-    `absolute`: the URL of our root, if links are to be absolute."""
+    The page is `depth` folders below the index `requested`. `absolute`: the URL of our root, if
+    links are to be absolute."""
     if absolute:
         return f"{absolute}/{quoted(origin.path)}/"
     if origin.path == requested.path:
@@ -12041,8 +12015,7 @@ _json_text = json.encoder.encode_basestring_ascii
 
 
 def _json_entry(before, file):
-    """A file of a JSON page. Not by json.dumps: that takes 4 of the 18 ms of a first rendering of
-    2,000 files."""
+    """A file of a JSON page. json.dumps would take 4 of the 18 ms of rendering 2,000 files."""
     hashes = ",".join(f'"{algorithm}":"{digest}"' for algorithm, digest in file.hashes.items())
     text = (f'{{"filename":{_json_text(file.filename)},'
             f'"url":{_json_text(before + quoted(file.path))},"hashes":{{{hashes}}}')
@@ -12066,7 +12039,7 @@ def _json_entry(before, file):
 def html_page(index, page, prefix, for_people):
     """The page as HTML (PEP 503, 592, 658, 714, 740, 792).
 
-    People see the newest version first, and are told what is hidden from them."""
+    People see the newest version first, and a note on files that are hidden from them."""
     rows = [(origin, file) for origin, files in page.parts for file in files]
     if for_people:
         rows.sort(key=lambda row: (version_key(row[1].version), row[1].filename), reverse=True)
@@ -12177,8 +12150,9 @@ _INSTALLER = re.compile(r"([^ ]* )*(distribute|setuptools|pip|pex|uv)/.*")
 
 
 def is_installer(user_agent_text):
-    """Whether a User-Agent is an installer's: installers get the simple page on an index's or
-    project's own URL."""
+    """Whether a User-Agent is an installer's.
+
+    Installers get the simple page on an index's or project's own URL."""
     return _INSTALLER.match(user_agent_text[:500]) is not None
 
 
@@ -12203,8 +12177,9 @@ def simple_format(accept, query_format=""):
 
 
 def accept_ranges(accept):
-    """An Accept header as {media range: quality}; malformed items are left out (RFC 9110, section
-    12.5.1)."""
+    """An Accept header (RFC 9110, section 12.5.1) as {media range: quality}.
+
+    Malformed items are left out."""
     ranges = {}
     for item in accept.split(",")[:100]:
         media, *parameters = [part.strip().lower() for part in item.split(";")]
@@ -12260,8 +12235,7 @@ def header_title(name):
 
 
 def parse_header(line):
-    """A header or trailer line as (lower-case name, value), both bytes; BadHead if it is
-    malformed."""
+    """A header or trailer line as (lower-case name, value), both bytes; BadHead if malformed."""
     name, colon, value = line.partition(b":")
     if not colon or not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
         raise BadHead(f"malformed header line {one_line(line[:80].decode('latin-1'))!r}")
@@ -12269,10 +12243,10 @@ def parse_header(line):
 
 
 def parse_head(data):
-    """A request's head (bytes up to the blank line) as (method, target, (major, minor), {lower-case
-    name: value}).
+    """A request's head (bytes up to the blank line) in its parts.
 
-    Strict (RFC 9112): BadHead for what two parsers might frame differently."""
+    They are (method, target, (major, minor), {lower-case name: value}). Strict (RFC 9112): BadHead
+    for what two parsers might frame differently."""
     first, *lines = data.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(first)
     if not match:
@@ -12335,8 +12309,7 @@ class LazyPart:
         self.length, self.read, self.pieces = length, read, None
 
     def next(self):
-        """The next piece, None at the end. OSError if reading it fails: the bytes before it can't
-        be taken back."""
+        """The next piece, None at the end; OSError if reading fails after others were sent."""
         if self.pieces is None:
             self.pieces = self.read()
         try:
@@ -12347,8 +12320,7 @@ class LazyPart:
 
 
 class Outgoing:
-    """What is still to be sent on a non-blocking socket: byte strings, FileParts and LazyParts, in
-    order.
+    """Byte strings, FileParts and LazyParts that are to be sent in order on a non-blocking socket.
 
     A worker sends while the client takes it at once; the front sends the rest to a slow client."""
 
@@ -12437,8 +12409,7 @@ class Outgoing:
 
     @property
     def is_too_slow(self):
-        """Whether the client has taken less than the minimum, `Limits.stall` seconds or more after
-        the start."""
+        """Whether the client takes less than the minimum, once `Limits.stall` seconds are over."""
         late = time.monotonic() - self.since - Limits.stall
         return late > 0 and self.sent < late * Limits.slowest_answer
 
@@ -12476,8 +12447,7 @@ class Connection:
         self.deadline = self.since + Limits.keep_alive
 
     def receive(self, patience):
-        """More bytes, in a worker; b"" at the end. BadHead (408) if none come within `patience`
-        seconds."""
+        """More bytes, in a worker; b"" at the end. BadHead (408) after `patience` seconds."""
         while True:
             try:
                 return self.sock.recv(256 << 10)
@@ -12612,8 +12582,7 @@ class Body:
                 raise BadHead("the request's body comes too slowly", 408)
 
     def drain(self):
-        """Read the rest of the body, so that the next request begins after it; False if that is not
-        worth it."""
+        """Read the rest, so that the next request begins after it; False if not worth it."""
         if self.expects:
             return self.ended
         self.limit = max(self.limit, Limits.drained_body)
@@ -12681,7 +12650,7 @@ def json_response(content, status=200, headers=()):
         part if isinstance(part, bytes) else b"".join(part.read()) for part in parts))
 
 
-_RAW_MARK = secrets.token_hex(16)       # nobody knows it, so no text can hold it
+_RAW_MARK = secrets.token_hex(16)       # no client knows it, so no text can hold it
 
 
 def _put_aside(raws, value):
@@ -12724,8 +12693,7 @@ def reason_phrase(status):
 
 
 def problem_response(problem, accept, kind):
-    """A Problem as a response; the form depends on the kind of route and on what the client accepts
-    [W3].
+    """A Problem as a response, in a form that the route and the client's Accept decide [W3].
 
     json: always the envelope. page: HTML unless JSON is named. upload: plain text unless HTML or
     JSON is named, with the message as the reason phrase, where twine and devpi look for it."""
@@ -13049,8 +13017,9 @@ class Request:
 
 
 def _check_json(content):
-    """ValueError for what could not be stored and sent back: deep nesting, NaN and infinity, lone
-    surrogates."""
+    """ValueError for what can't be stored and sent back.
+
+    That is deep nesting, NaN and infinity, lone surrogates."""
     level = [content]
     for _ in range(Limits.json_depth):
         level = inner_values(level)
@@ -13490,12 +13459,12 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PUSH", "OPTIONS"}
 
 
 class AccessLog(Part):
-    """One line a request on standard output: time, level, [req<n>], method and path, status, ms,
-    bytes, user, address.
+    """One line a request on standard output.
 
-    Lines are made where the response is sent, and written by a thread: a thread that made 40,000 of
-    them at a time would keep the front waiting for the interpreter's lock (p99 of the hot path 31
-    ms against 4)."""
+    It has time, level, [req<n>], method and path, status, ms, bytes, user, address. Lines are made
+    where the response is sent, and written by a thread: a thread that made 40,000 of them at a time
+    would keep the front waiting for the interpreter's lock (p99 of the hot path 31 ms against
+    4)."""
 
     def __init__(self, enabled):
         self.enabled = enabled
@@ -13546,8 +13515,7 @@ class AccessLog(Part):
 
     @staticmethod
     def _count(counts, what, status, seconds):
-        """Count a response. Methods that clients invent count as one, so that their number is
-        bounded."""
+        """Count a response; methods that clients invent count as one, for a bound."""
         method = what[:what.index(" ")]
         key = (method, status) if method in _METHODS else ("other", status)
         entry = counts.get(key)
@@ -13614,8 +13582,9 @@ def _small_body(head):
 
 
 class ReadyAnswer(typing.NamedTuple):
-    """A response in the cache of ready ones: all bytes but the Date and serial headers between head
-    and body."""
+    """A response in the cache of ready ones.
+
+    It lacks the Date and serial headers, which go between head and body."""
     head: bytes
     body: bytes
     what: str
@@ -13625,8 +13594,7 @@ class ReadyAnswer(typing.NamedTuple):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves the requests in a connection's buffer, in a worker thread; then the front gets the
-    connection back."""
+    """Serves the requests in a connection's buffer, in a worker thread; then gives it back."""
 
     protocol_version = "HTTP/1.1"
 
@@ -13685,8 +13653,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.close_connection = self.keep = False
 
     def _refuse(self, request, problem):
-        """Respond to what can't be read as a request, and close: nobody knows where the next one
-        would begin."""
+        """Respond to what is no request, and close: nobody knows where the next one would begin."""
         self.connection.allowance = Limits.head
         try:
             self._send(request, problem_response(problem, "", "upload"), False)
@@ -13794,8 +13761,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return chunked or sent == length
 
     def _keep_ready(self, request, response, ready):
-        """Enter the response into the cache of ready ones, under the bytes of the request's
-        head."""
+        """Enter the response into the cache of ready ones, under the request's raw head."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
         if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head \
                 or size > Limits.ready_answer \
@@ -13814,8 +13780,7 @@ _CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)",
 
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    """The front: one loop over all connections that are between requests, with a bounded crew of
-    workers behind it."""
+    """The front: one loop over connections between requests, before a bounded crew of workers."""
 
     def __init__(self, app, listeners):
         self.app, self.listeners = app, listeners
@@ -14085,8 +14050,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._resume(connection, now)
 
     def _resume(self, connection, now):
-        """Wait for the connection's next request, part of which may be here already; or close
-        it."""
+        """Wait for the next request, part of which may be here already; or close."""
         if connection.closing or self.stopping:
             self._say_goodbye(connection, now)
             return
@@ -14098,8 +14062,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._dispatch(connection)
 
     def _say_goodbye(self, connection, now):
-        """Close our side, and read on for a while: a full close could make the client lose the
-        response."""
+        """Close our side and read on for a while: else the client could lose the response."""
         sock = connection.sock
         if connection.broken:
             with contextlib.suppress(OSError):
@@ -14116,8 +14079,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         sock.close()
 
     def _dispatch(self, connection):
-        """Hand the connection over if its buffer holds a head, or something that will never be
-        one."""
+        """Hand the connection over if its buffer holds a head, or never will hold one."""
         buffer = connection.buffer
         if buffer.startswith(b"\r\n"):
             buffer = connection.buffer = without_blank_lines(buffer)
@@ -14179,8 +14141,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 self._close(connection)
 
     def _close(self, connection):
-        """Close a connection that the front owns, unless it was closed already in this round of
-        events."""
+        """Close a connection of the front, unless this round of events has closed it already."""
         if connection not in self.connections:
             return
         self._unregister(connection)
@@ -14191,8 +14152,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.sock.close()
 
     def _wind_down(self):
-        """Stop accepting, close idle connections, and let running requests end, for a bounded
-        time."""
+        """Stop accepting, close idle connections, let running requests end in a bounded time."""
         for listener in self.listeners:
             self.selector.unregister(listener)
             if listener.family == UNIX_FAMILY:
