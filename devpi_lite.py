@@ -2312,15 +2312,26 @@ FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest
 
 
 def put_metadata(db, release_id, metadata):
-    """Write a release's metadata, with the README apart from the rest, in pieces.
-
-    Most requests need no README, and a README of megabytes is read no faster than its client
-    takes it."""
-    readme = json.dumps(metadata["description"]).encode() if metadata.get("description") else b""
-    text = json.dumps({**metadata, "description": ""} if readme else metadata)
+    """Write a release's metadata, its README apart from the rest."""
+    readme = readme_of(metadata)
     db.execute("UPDATE releases SET metadata = ?, readme_size = ? WHERE id = ?",
-               (text, len(readme), release_id))
+               (without_readme(metadata), len(readme), release_id))
+    put_readme(db, release_id, readme)
 
+
+def without_readme(metadata):
+    """A release's metadata as JSON, without the README: most requests need none."""
+    return json.dumps({**metadata, "description": ""} if metadata.get("description") else metadata)
+
+
+def readme_of(metadata):
+    """The README of a release's metadata as JSON (bytes), b"" for none."""
+    return json.dumps(metadata["description"]).encode() if metadata.get("description") else b""
+
+
+def put_readme(db, release_id, readme):
+    """Write a release's README in pieces: one of megabytes is to be read no faster than a client
+    takes it."""
     if _stored_readme(db, release_id) == readme:        # a request that reads it can go on
         return
     db.execute("DELETE FROM readmes WHERE release_id = ?", (release_id,))
@@ -2541,14 +2552,13 @@ class Change:
 
     def get(self, kind, key):
         """The value of a row as `put` takes it, or None."""
-        return ROWS[kind].get(self.db, key)
+        return ROWS[kind].get(self, key)
 
     def id_of(self, kind, key):
         """The id of a row, or None."""
-        found = self.ids.get((kind, key))
-        if found is None:
-            found = self.ids[kind, key] = ROWS[kind].find(self, key)
-        return found
+        if (kind, key) not in self.ids:
+            self.ids[kind, key] = ROWS[kind].find(self, key)
+        return self.ids[kind, key]
 
     def touch(self, *tags):
         """Name tags whose values the caches must drop: `EVERYTHING`, `INDEXES`, and those of
@@ -2626,8 +2636,9 @@ class RowKind:
     name = "name"
     parent = ""             # the kind of the row that a row belongs to: its key lacks the last name
     refers = ""             # the column with the parent's id
-    key = ()                # the columns of the key in `select`
-    select = ""             # the SQL of all rows: the key's columns, then those that `value` takes
+    key = ()                # the columns of the key in `source`
+    facts = ()              # the columns that `value` takes
+    source = ""             # the tables that have them all
     order = ""              # the columns that sort rows by their creation
 
     def scope(self, db):
@@ -2636,19 +2647,23 @@ class RowKind:
 
     def all(self, db):
         """Yield (key, value) of all rows, the oldest first."""
-        for row in db.execute(f"{self.select} WHERE {self.scope(db)} ORDER BY {self.order}"):
+        for row in db.execute(f"SELECT {', '.join(self.key + self.facts)} FROM {self.source} "
+                              f"WHERE {self.scope(db)} ORDER BY {self.order}"):
             yield tuple(row)[:len(self.key)], self.value(db, row)
 
-    def get(self, db, key):
+    def get(self, change, key):
         """The value of the row under a key, or None."""
-        row = db.execute(
-            f"{self.select} WHERE {' AND '.join(f'{column} = ?' for column in self.key)}",
-            key).fetchone()
-        return self.value(db, row) if row else None
+        row_id = change.id_of(self.kind, key)
+        if row_id is None:
+            return None
+        row = change.execute(f"SELECT {', '.join(self.facts)} FROM {self.source} "
+                             f"WHERE {self.table}.id = ?", (row_id,)).fetchone()
+        return self.value(change.db, row)
 
     def value(self, db, row):
-        """The value of a row that `select` yields."""
-        return dict(zip(row.keys()[len(self.key):], tuple(row)[len(self.key):]))
+        """The value of a row that has the `facts`."""
+        names = [fact.rpartition(" ")[2].rpartition(".")[2].strip('"') for fact in self.facts]
+        return {name: row[name] for name in names}
 
     def find(self, change, key):
         """The id of the row under a key, or None."""
@@ -2671,32 +2686,30 @@ class RowKind:
     def write(self, change, key, value):
         """Insert, update or delete a row; return its id."""
         row_id = change.id_of(self.kind, key)
+        is_new = row_id is None
         if value is None:
             change.execute(f"DELETE FROM {self.table} WHERE id = ?", (row_id,))
-            self.wrote(change, key, value, row_id)
-            return None
-
-        columns = self.columns(change, key, value)
-        if row_id is not None:
+        elif is_new:
+            row_id = change.ids[self.kind, key] = self._insert(change, key, value)
+        else:
+            columns = self.columns(change, key, value)
             change.execute(f"UPDATE {self.table} SET ({', '.join(columns)}) = ({marks(columns)}) "
                            "WHERE id = ?", (*columns.values(), row_id))
-            self.wrote(change, key, value, row_id)
-            return row_id
+        self.wrote(change, key, value, row_id, is_new)
+        return None if value is None else row_id
 
-        columns = {self.name: key[-1], **columns}
+    def _insert(self, change, key, value):
+        columns = {self.name: key[-1], **self.columns(change, key, value)}
         if self.parent:
             columns[self.refers] = change.id_of(self.parent, key[:-1])
             if columns[self.refers] is None:
                 raise NoParent(f"there is no {self.parent} {'/'.join(key[:-1])} "
                                f"for the {self.kind} {key[-1]}")
-
-        row_id = change.ids[self.kind, key] = change.execute(
+        return change.execute(
             f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks(columns)})",
             tuple(columns.values())).lastrowid
-        self.wrote(change, key, value, row_id)
-        return row_id
 
-    def wrote(self, change, key, value, row_id):
+    def wrote(self, change, key, value, row_id, is_new):
         """Update what depends on a row that was written; `value` None: deleted."""
 
 
@@ -2709,6 +2722,12 @@ class NamedRows(RowKind):
 
     def find(self, change, key):
         return None
+
+    def get(self, change, key):
+        condition = " AND ".join(f"{column} = ?" for column in self.key)
+        row = change.execute(f"SELECT {', '.join(self.key + self.facts)} FROM {self.source} "
+                             f"WHERE {condition}", key).fetchone()
+        return self.value(change.db, row) if row else None
 
     def write(self, change, key, value):
         if value is None:
@@ -4423,8 +4442,8 @@ class MetadataRows(NamedRows):
 
     Each server deletes unused ones by itself. The changelog does not record that: it has the
     metadata again with each file that is put."""
-    table, key = "metadata_files", ("sha256",)
-    select, order = "SELECT sha256, packed FROM metadata_files", "rowid"
+    table = source = "metadata_files"
+    key, facts, order = ("sha256",), ("packed",), "rowid"
 
     def scope(self, db):
         return "sha256 IN (SELECT metadata_sha256 FROM files WHERE release_id IS NOT NULL)"
@@ -4836,9 +4855,9 @@ def _account(row):
 @row("user")
 class UserRows(RowKind):
     """(name,) -> {"pwhash", "generation", "created", "modified", "attributes": {...}}: accounts."""
-    table, key = "users", ("name",)
-    select = "SELECT name, pwhash, generation, created, modified, attributes FROM users"
-    order = "id"
+    table = source = "users"
+    key, order = ("name",), "id"
+    facts = ("pwhash", "generation", "created", "modified", "attributes")
 
     def value(self, db, row):
         return {**super().value(db, row), "attributes": json.loads(row["attributes"])}
@@ -4852,7 +4871,7 @@ class UserRows(RowKind):
     def columns(self, change, key, value):
         return {**value, "attributes": json.dumps(value["attributes"])}
 
-    def wrote(self, change, key, value, row_id):
+    def wrote(self, change, key, value, row_id, is_new):
         change.touch(user_tag(key[0]))
         if value is None:
             change.touch(INDEXES)
@@ -5846,10 +5865,8 @@ def _unwrapped(body):
 class IndexRows(RowKind):
     """(user, name) -> {"config": {...}}: indexes, stages and mirrors."""
     table, parent, refers = "indexes", "user", "user_id"
-    key = ("users.name", "indexes.name")
-    select = ("SELECT users.name, indexes.name, config FROM indexes "
-              "JOIN users ON users.id = user_id")
-    order = "indexes.id"
+    key, facts, order = ("users.name", "indexes.name"), ("config",), "indexes.id"
+    source = "indexes JOIN users ON users.id = user_id"
 
     def value(self, db, row):
         return {"config": json.loads(row["config"])}
@@ -5872,7 +5889,7 @@ class IndexRows(RowKind):
                 _unlist(change, index_id)
         return super().write(change, key, value)
 
-    def wrote(self, change, key, value, row_id):
+    def wrote(self, change, key, value, row_id, is_new):
         change.touch(index_tag("/".join(key)), INDEXES)
         if value is None:
             change.look_again(0, "")
@@ -5916,6 +5933,7 @@ def _current(change, index):
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
     if row is None:
         raise NoIndex(index.path)
+    change.ids["index", (index.user, index.name)] = index.id
     return dataclasses.replace(index, config=json.loads(row["config"]))
 
 
@@ -9927,9 +9945,9 @@ def _refuse_other_bytes(index, before, filename, sha256, may_replace):
 class ProjectRows(RowKind):
     """(user, index, name) -> {"status", "reason"}: projects of stages; the status as in PEP 792."""
     table, parent, refers = "projects", "index", "index_id"
-    key = ("users.name", "indexes.name", "projects.name")
-    select = ("SELECT users.name, indexes.name, projects.name, projects.status FROM projects "
-              "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id")
+    key, facts = (*IndexRows.key, "projects.name"), ("projects.status",)
+    source = ("projects JOIN indexes ON indexes.id = projects.index_id "
+              "JOIN users ON users.id = user_id")
     order = "projects.id"
 
     def scope(self, db):
@@ -9956,7 +9974,7 @@ class ProjectRows(RowKind):
             change.touch(names_tag(change.id_of("index", key[:2])))
         return super().write(change, key, value)
 
-    def wrote(self, change, key, value, row_id):
+    def wrote(self, change, key, value, row_id, is_new):
         _stage_changed(change, key)
 
 
@@ -9972,11 +9990,10 @@ def _stage_changed(change, key):
 class ReleaseRows(RowKind):
     """(user, index, project, version) -> {"metadata": {...}}: releases of stages."""
     table, parent, refers, name = "releases", "project", "project_id", "version"
-    key = ("users.name", "indexes.name", "projects.name", "releases.version")
-    select = ("SELECT users.name, indexes.name, projects.name, releases.version, releases.id, "
-              "releases.metadata, readme_size FROM releases "
-              "JOIN projects ON projects.id = project_id "
-              "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id")
+    key = (*ProjectRows.key, "releases.version")
+    facts = ("releases.id", "releases.metadata", "releases.readme_size")
+    source = ("releases JOIN projects ON projects.id = releases.project_id "
+              "JOIN indexes ON indexes.id = projects.index_id JOIN users ON users.id = user_id")
     order = "releases.id"
 
     def value(self, db, row):
@@ -9990,11 +10007,12 @@ class ReleaseRows(RowKind):
                 yield "file", (*key[:2], file["path"]), None
 
     def columns(self, change, key, value):
-        return {"metadata": ""}         # `wrote` writes it: that needs the row's id
+        metadata = value["metadata"]
+        return {"metadata": without_readme(metadata), "readme_size": len(readme_of(metadata))}
 
-    def wrote(self, change, key, value, row_id):
+    def wrote(self, change, key, value, row_id, is_new):
         if value is not None:
-            put_metadata(change, row_id, value["metadata"])
+            put_readme(change, row_id, readme_of(value["metadata"]))
         _stage_changed(change, key)
 
 
@@ -10009,15 +10027,13 @@ class FileRows(RowKind):
     plain = ("version", "filename", "kind", "sha256", "size", "uploaded", "first_seen",
              "requires_python", "yanked", "core_metadata", "metadata_sha256", "provenance",
              "last_modified")
-    key = ("users.name", "indexes.name", "files.path")
-    select = ("SELECT users.name, indexes.name, files.path, projects.name AS project, "
-              f"{', '.join('files.' + column for column in plain)}, files.history, "
-              "attestations.content AS attestations, tested.path AS \"for\" FROM files "
-              "JOIN projects ON projects.id = files.project_id "
+    key, order = (*IndexRows.key, "files.path"), "files.id"
+    facts = ("projects.name AS project", *map("files.{}".format, plain), "files.history",
+             "attestations.content AS attestations", "tested.path AS \"for\"")
+    source = ("files JOIN projects ON projects.id = files.project_id "
               "JOIN indexes ON indexes.id = files.index_id JOIN users ON users.id = user_id "
               "LEFT JOIN attestations ON file_id = files.id "
               "LEFT JOIN files AS tested ON tested.id = files.for_id")
-    order = "files.id"
 
     def scope(self, db):
         return "files.release_id IS NOT NULL"
@@ -10058,27 +10074,29 @@ class FileRows(RowKind):
                 "hash_spec": f"sha256={value['sha256']}", "history": json.dumps(value["history"])}
 
     def write(self, change, key, value):
-        before = change.execute("SELECT projects.name FROM files "
-                                "JOIN projects ON projects.id = project_id WHERE files.id = ?",
-                                (change.id_of("file", key),)).fetchone()
-        if before:
-            _stage_changed(change, (*key[:2], before["name"]))
+        file_id = change.id_of("file", key)
+        if file_id is not None:
+            before = change.execute("SELECT name FROM projects WHERE id = "
+                                    "(SELECT project_id FROM files WHERE id = ?)", (file_id,))
+            _stage_changed(change, (*key[:2], before.fetchone()["name"]))
         return super().write(change, key, value)
 
-    def wrote(self, change, key, value, row_id):
-        if value is not None:
+    def wrote(self, change, key, value, row_id, is_new):
+        if value is None:
+            return
+        if not is_new:
             change.execute("DELETE FROM attestations WHERE file_id = ?", (row_id,))
-            if value["attestations"]:
-                change.execute("INSERT INTO attestations VALUES (?, ?)",
-                               (row_id, value["attestations"]))
-            _stage_changed(change, (*key[:2], value["project"]))
+        if value["attestations"]:
+            change.execute("INSERT INTO attestations VALUES (?, ?)",
+                           (row_id, value["attestations"]))
+        _stage_changed(change, (*key[:2], value["project"]))
 
 
 @row("gone")
 class GoneRows(NamedRows):
     """(path,) -> {}: the paths user/index/+f/... of deleted files of stages."""
-    table, key = "gone", ("path",)
-    select, order = "SELECT path FROM gone", "path"
+    table = source = "gone"
+    key, order = ("path",), "path"
 
     def scope(self, db):
         mirrors = ["/".join(key) + "/" for key, value in ROWS["index"].all(db)
@@ -10091,8 +10109,8 @@ class GoneRows(NamedRows):
 class WithdrawnRows(NamedRows):
     """(user/index, kind, filename) -> {"sha256", "kept"}: what the name of a deleted file of a
     stage stood for last; `kept`: 1 if the index was not volatile then."""
-    table, key = "withdrawn", ("index_path", "kind", "filename")
-    select = "SELECT index_path, kind, filename, sha256, kept FROM withdrawn"
+    table = source = "withdrawn"
+    key, facts = ("index_path", "kind", "filename"), ("sha256", "kept")
     order = "index_path, kind, filename"
 
 
@@ -10216,12 +10234,14 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
 
 def _merge_release(change, index, upload):
     """Update a release's metadata by the form; the archive fills gaps."""
-    before = change.get("release", (index.user, index.name, normalize(upload.name), upload.version))
+    key = (index.user, index.name, normalize(upload.name), upload.version)
+    before = change.get("release", key)
     metadata = {**(before["metadata"] if before else with_defaults({})), **upload.metadata}
     for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
         if not metadata.get(field) and upload.archive.get(field):
             metadata[field] = upload.archive[field]
-    _put_release(change, index, upload.name, upload.version, metadata)
+    if before is None or before["metadata"] != metadata:
+        change.put("release", key, {"metadata": metadata})
 
 
 def _put_file(change, index, project, history, metadata=None, path=None, **facts):
@@ -10240,7 +10260,15 @@ def _put_file(change, index, project, history, metadata=None, path=None, **facts
     key = (index.user, index.name, path)
     if change.id_of("file", key):
         raise Conflict(f"{value['filename']} is there already as a file of another project")
-    return select_files(change.db, "WHERE id = ?", change.put("file", key, value))[0]
+    file_id = change.put("file", key, value)
+    project = (index.user, index.name, value["project"])
+    return File(
+        id=file_id, index_id=index.id, position=None, url=None, path=path,
+        project_id=change.id_of("project", project),
+        release_id=change.id_of("release", (*project, value["version"])),
+        for_id=change.id_of("file", (*key[:2], value["for"])) if value["for"] else None,
+        hash_spec=f"sha256={value['sha256']}", history=json.dumps(value["history"]),
+        **{column: value[column] for column in FileRows.plain})
 
 
 # -- documentation and test results
