@@ -5312,17 +5312,17 @@ class Permissions:
             or not identity.principals.isdisjoint(acl)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 6  Indexes
 #
-# What an index is configured to be, and the order in which an index and its bases are asked.  Values are coerced and
-# checked on the way in, so that everything after this chapter can trust them.
-# ======================================================================================================================
+# The configuration of an index, and the order in which an index and its bases are asked. Values are
+# coerced and checked here, so that the later chapters can trust them.
+# ==================================================================================================
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """A stage or a mirror; `config` holds the coerced values, absent keys are absent."""
+    """A stage or a mirror; `config` holds coerced values, and lacks keys that are not set."""
     id: int
     user: str
     name: str
@@ -5338,7 +5338,7 @@ class Index:
 
     @property
     def mirror_url(self):
-        """Upstream's URL, with final slash or without; "" for none."""
+        """Upstream's URL, with or without a final slash; "" if there is none."""
         return self.config.get("mirror_url", "")
 
     @property
@@ -5351,7 +5351,7 @@ class Index:
 
     @property
     def restricted(self):
-        """Whether not everybody may read it."""
+        """Whether not everybody may read the index."""
         return ANONYMOUS not in self.config.get("acl_pkg_read", (ANONYMOUS,))
 
 
@@ -5373,7 +5373,8 @@ def _to_list(key, value):
 
 
 def _to_acl(key, value):
-    return [item.upper() if item.upper() in (ANONYMOUS, AUTHENTICATED) else item for item in _to_list(key, value)]
+    return [item.upper() if item.upper() in (ANONYMOUS, AUTHENTICATED) else item
+            for item in _to_list(key, value)]
 
 
 def _to_whitelist(key, value):
@@ -5383,7 +5384,8 @@ def _to_whitelist(key, value):
 def _to_inheritance(key, value):
     if isinstance(value, str) and value.lower() in ("intersection", "union"):
         return value.lower()
-    raise BadRequest(f"Unknown value {value!r} for mirror_whitelist_inheritance, must be 'intersection' or 'union'.")
+    raise BadRequest(f"Unknown value {value!r} for mirror_whitelist_inheritance, "
+                     "must be 'intersection' or 'union'.")
 
 
 def _to_integer(key, value):
@@ -5395,7 +5397,8 @@ def _to_integer(key, value):
 
 
 def _to_url(key, value):
-    if isinstance(value, str) and re.fullmatch(r"https?://[^\s/?#\x00-\x1f\x7f]+[^\s\x00-\x1f\x7f]*", value):
+    if isinstance(value, str) and \
+            re.fullmatch(r"https?://[^\s/?#\x00-\x1f\x7f]+[^\s\x00-\x1f\x7f]*", value):
         with contextlib.suppress(ValueError):
             parts = urllib.parse.urlsplit(value)
             if parts.hostname and (parts.port is None or parts.port):
@@ -5411,10 +5414,12 @@ def _to_urls(key, value):
 
 
 def _to_template(key, value):
-    """A URL that may hold {pkgname} and {pkgversion}, behind its host."""
+    """A URL that may have {pkgname} and {pkgversion} after its host."""
     if isinstance(value, str) and "{" in url_origin(value):
-        raise BadRequest(f"'{key}' option must be a URL, with placeholders in its path or query only.")
-    _to_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1") if isinstance(value, str) else value)
+        raise BadRequest(f"'{key}' option must be a URL, "
+                         "with placeholders in its path or query only.")
+    _to_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1")
+            if isinstance(value, str) else value)
     return value
 
 
@@ -5425,7 +5430,8 @@ def _to_events(key, value):
     events = _to_list(key, value)
     unknown = [event for event in events if event not in WEBHOOK_EVENTS]
     if unknown:
-        raise BadRequest(f"unknown event '{unknown[0]}' in {key}, known are {', '.join(WEBHOOK_EVENTS)}")
+        raise BadRequest(f"unknown event '{unknown[0]}' in {key}, "
+                         f"known are {', '.join(WEBHOOK_EVENTS)}")
     return events
 
 
@@ -5446,7 +5452,7 @@ def _to_statuses(key, value):
     return statuses
 
 
-_PASSING = ("408", "425", "429")        # statuses that say that the same may be had later
+_PASSING = ("408", "425", "429")        # statuses after which a retry may succeed
 
 
 def _to_anything(key, value):
@@ -5460,7 +5466,7 @@ def _to_text(key, value):
 
 
 def _to_bases(key, value):
-    """Paths of indexes; scripts of ten years write them with a slash in front."""
+    """Paths of indexes; old scripts write them with a slash in front."""
     return [item[1:] if item.startswith("/") else item for item in _to_list(key, value)]
 
 
@@ -5468,10 +5474,11 @@ ALLOW_ALL, BLOCK_REMOTE = ["allow all"], ["block type:remote if local_exists"]
 
 
 def _to_rules(key, value):
-    """devpi 7: which projects of stages may also come from mirrors, all or none."""
+    """devpi 7: which projects may come from both stages and mirrors, all or none."""
     rules = _to_list(key, value)
     if rules not in (ALLOW_ALL, BLOCK_REMOTE):
-        raise BadRequest(f"Unknown value {rules!r} for {key}, must be {ALLOW_ALL!r} or {BLOCK_REMOTE!r}.")
+        raise BadRequest(f"Unknown value {rules!r} for {key}, "
+                         f"must be {ALLOW_ALL!r} or {BLOCK_REMOTE!r}.")
     return rules
 
 
@@ -5480,17 +5487,19 @@ def _to_trust(key, value):
     trust = {"none": "intersection", "type:not remote": "union"}.get(
         value.lower() if isinstance(value, str) else None)
     if trust is None:
-        raise BadRequest(f"Unknown value {value!r} for {key}, must be 'none', 'type:not remote' or left unset.")
+        raise BadRequest(f"Unknown value {value!r} for {key}, "
+                         "must be 'none', 'type:not remote' or left unset.")
     return trust
 
 
-# key -> (coercion, value at creation); None: absent until set
+# key -> (coercion, value of a new index); None: absent until set
 STAGE_KEYS = {
     "volatile": (_to_bool, True), "bases": (_to_bases, []), "acl_upload": (_to_acl, None),
     "acl_toxresult_upload": (_to_acl, [ANONYMOUS]), "mirror_whitelist": (_to_whitelist, []),
-    "mirror_whitelist_inheritance": (_to_inheritance, "intersection"), "acl_pkg_read": (_to_acl, None),
-    "uploadtrigger_jenkins": (_to_template, None), "webhook_url": (_to_urls, None), "webhook_events": (_to_events, None),
-    "webhook_secret": (_to_secret, None),
+    "mirror_whitelist_inheritance": (_to_inheritance, "intersection"),
+    "acl_pkg_read": (_to_acl, None),
+    "uploadtrigger_jenkins": (_to_template, None), "webhook_url": (_to_urls, None),
+    "webhook_events": (_to_events, None), "webhook_secret": (_to_secret, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
 MIRROR_KEYS = {
     "volatile": (_to_bool, True), "mirror_url": (_to_url, None), "mirror_web_url_fmt": (_to_text, None),
@@ -5499,7 +5508,7 @@ MIRROR_KEYS = {
     "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
     "mirror_use_external_urls": (_to_bool, None), "acl_pkg_read": (_to_acl, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
-# devpi 7's words, which are taken for the others and not shown: types, and
+# devpi 7's words, which are accepted and not shown: types, and
 # key -> (the same option here, coercion of its value; None: as here)
 NEWER_TYPES = {"local": "stage", "remote": "mirror"}
 NEWER_KEYS = {
@@ -5509,42 +5518,45 @@ NEWER_KEYS = {
     "remote_web_url_fmt": ("mirror_web_url_fmt", None),
     "project_inheritance_rules": ("mirror_whitelist", _to_rules),
     "trust_inheritance_rules_from": ("mirror_whitelist_inheritance", _to_trust)}
-_IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")      # old clients and dumps send them
+_IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")   # old clients and dumps have them
 
 
 def is_allowed_target(url, allowed):
-    """Whether --webhook-allow, --push-allow or --upstream-allow (host globs) admits the host of a
-    URL; None admits all."""
+    """Whether --webhook-allow, --push-allow or --upstream-allow admits the host of a URL.
+
+    `allowed`: globs of hosts; None admits all."""
     host = urllib.parse.urlsplit(url).hostname or ""
-    return allowed is None or any(fnmatch.fnmatchcase(host, pattern.lower()) for pattern in allowed)
+    return allowed is None or any(
+        fnmatch.fnmatchcase(host, pattern.lower()) for pattern in allowed)
 
 
 def index_type(word):
-    """The type that a word for it means, ours or devpi 7's; others as they are."""
+    """The type for a word, ours or devpi 7's; other values unchanged."""
     return NEWER_TYPES.get(word, word) if isinstance(word, str) else word
 
 
 def option_key(key):
-    """The key under which an option is stored, of either name of it."""
+    """The key under which an option is stored, for both of its names."""
     return NEWER_KEYS.get(key, (key,))[0]
 
 
 class ConfigEdit:
-    """An index configuration in the making: what a PUT or PATCH body says, applied to what is stored."""
+    """An edit of an index configuration: applies a PUT or PATCH body to the stored values."""
 
     def __init__(self, type_, config, defaults):
         self.keys = MIRROR_KEYS if type_ == "mirror" else STAGE_KEYS
         self.config = dict(config)
-        self.defaults = defaults        # the values at creation: these keys can't be removed
+        self.defaults = defaults        # the values of a new index: these keys can't be removed
         self.set_keys = set()
 
     def apply_object(self, body):
-        """Set what a JSON object names; null removes."""
+        """Set the options of a JSON object; null removes one."""
         unknown = {}
-        # devpi 7's keys last: its rules go into the list that the same body may set
+        # devpi 7's keys last: its rules change a list that the same body may set
         for key, value in sorted(body.items(), key=lambda item: item[0] in NEWER_KEYS):
             own = option_key(key)
-            if key in ("projects", "type") or self.config["type"] == "mirror" and own in _IGNORED_ON_MIRRORS:
+            if key in ("projects", "type") or \
+                    self.config["type"] == "mirror" and own in _IGNORED_ON_MIRRORS:
                 continue
             if own not in self.keys:
                 unknown[key] = value
@@ -5556,6 +5568,7 @@ class ConfigEdit:
                 self.remove(key)
             else:
                 self.set(key, value)
+
         if unknown:
             near = [word for key in unknown for word in self._meant(key)]
             raise BadRequest("indexconfig got unexpected keyword arguments: "
@@ -5563,26 +5576,26 @@ class ConfigEdit:
                              + (f" ({', '.join(near)}?)" if near else ""))
 
     def _differ(self, key, value, other, other_value):
-        """Whether two values, under two names of one option, do not mean the same."""
+        """Whether two values, under two names of one option, differ in meaning."""
         if value is None or other_value is None:
             return value is not other_value
         return self._coerced(key, value) != self._coerced(other, other_value)
 
     def _coerced(self, key, value):
-        """A value as it is stored; errors name the key as it was sent."""
+        """A value as it is stored; errors name the key that was sent."""
         own, coerce = NEWER_KEYS.get(key, (key, None))
         return (coerce or self.keys[own][0])(key, value)
 
     def _meant(self, key):
-        """The key, in a list, that an unknown one may be a misspelling of; none for one of the
-        other type of index."""
+        """[the key that an unknown one may misspell], or []; [] for keys of the other type."""
         return [] if option_key(key) in (*STAGE_KEYS, *MIRROR_KEYS) else nearest(key, self.keys, 1)
 
     def apply_operators(self, items):
-        """Apply `key=value`, `key+=value`, `key-=value` and `key-=` one after the other (devpi's list form)."""
+        """Apply `key=value`, `key+=value`, `key-=value` and `key-=` in turn (devpi's list form)."""
         for item in items:
             if not isinstance(item, str):
-                raise BadRequest(f"expected 'key=value', 'key+=value' or 'key-=value', got {item!r}")
+                raise BadRequest("expected 'key=value', 'key+=value' or 'key-=value', "
+                                 f"got {item!r}")
             key, _, value = item.partition("=")
             if key.endswith("+"):
                 self.add(key[:-1].strip(), value)
@@ -5598,9 +5611,10 @@ class ConfigEdit:
     def set(self, key, value):
         own = option_key(key)
         if self.keys[own][0] is _to_text and own in self.config and self.config[own] == value:
-            return      # an older program let in other types, and clients send back what they were shown
+            return      # older programs stored other types, and clients send back what they get
         value = self._coerced(key, value)
-        if key == "project_inheritance_rules":      # the names in the list are rules of single projects
+
+        if key == "project_inheritance_rules":      # names in the list are rules for projects
             listed = self.config.get(own, [])
             if value == BLOCK_REMOTE:
                 value = [name for name in listed if name != "*"]
@@ -5628,14 +5642,16 @@ class ConfigEdit:
     def _list_at(self, key):
         if option_key(key) not in self.keys:
             near = self._meant(key)
-            raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}" + (f" ({near[0]}?)" if near else ""))
-        if key in NEWER_KEYS or self.keys[key][0] not in (_to_bases, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
+            raise BadRequest(f"indexconfig got unexpected keyword arguments: {key}"
+                             + (f" ({near[0]}?)" if near else ""))
+        if key in NEWER_KEYS or self.keys[key][0] not in (
+                _to_bases, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses):
             raise BadRequest(f"The '{key}' setting is no list")
         return self.config.get(key, [])
 
     def remove(self, key):
         own = option_key(key)
-        if key == "trust_inheritance_rules_from" and own in self.keys:      # devpi 7: its default is to be absent
+        if key == "trust_inheritance_rules_from" and own in self.keys:  # devpi 7: absent by default
             self.set(key, "none")
             return
         if key == "type" or own in self.defaults or own == "mirror_url":
@@ -5644,11 +5660,13 @@ class ConfigEdit:
 
 
 def index_defaults(type_, user):
-    """The configuration of a new index of this type."""
+    """The configuration of a new index of this type and user."""
     said, type_ = type_, index_type(type_)
-    keys = {"stage": STAGE_KEYS, "mirror": MIRROR_KEYS}.get(type_) if isinstance(type_, str) else None
+    keys = {"stage": STAGE_KEYS, "mirror": MIRROR_KEYS}.get(type_) \
+        if isinstance(type_, str) else None
     if keys is None:
         raise BadRequest(f"unknown index type {said!r}")
+
     config = {"type": type_}
     config.update((key, default) for key, (_, default) in keys.items() if default is not None)
     if type_ == "stage":
@@ -5680,13 +5698,16 @@ class Indexes(Part):
             since = self.store.freshness.moment()
             user, _, name = path.partition("/")
             with self.store.read() as db:
-                row = db.execute("SELECT indexes.*, users.name AS user FROM indexes JOIN users ON users.id = user_id "
-                                 "WHERE users.name = ? AND indexes.name = ?", (user, name)).fetchone()
+                row = db.execute(
+                    "SELECT indexes.*, users.name AS user FROM indexes "
+                    "JOIN users ON users.id = user_id "
+                    "WHERE users.name = ? AND indexes.name = ?", (user, name)).fetchone()
             if row is None:
                 return None
             index = _index(row)
             tags = frozenset((index_tag(path),))
-            self.store.freshness.keep(self.cache, path, index, len(row["config"]) + 500, tags, since)
+            self.store.freshness.keep(self.cache, path, index, len(row["config"]) + 500, tags,
+                                      since)
         return index
 
     def get(self, path):
@@ -5696,30 +5717,33 @@ class Indexes(Part):
         return index
 
     def all(self, user=None):
-        """All indexes, or those of one user, by user and name."""
+        """All indexes, or those of one user, sorted by user and name."""
         found = self.cache.get(("all", user))
         if found is None:
             since = self.store.freshness.moment()
             with self.store.read() as db:
-                rows = db.execute("SELECT indexes.*, users.name AS user FROM indexes JOIN users ON users.id = user_id WHERE "
-                                  ":user IS NULL OR users.name = :user ORDER BY users.name, indexes.name",
-                                  {"user": user}).fetchall()
+                rows = db.execute(
+                    "SELECT indexes.*, users.name AS user FROM indexes "
+                    "JOIN users ON users.id = user_id WHERE "
+                    ":user IS NULL OR users.name = :user ORDER BY users.name, indexes.name",
+                    {"user": user}).fetchall()
             found = tuple(_index(row) for row in rows)
             size = 500 + sum(len(row["config"]) + 500 for row in rows)
-            self.store.freshness.keep(self.cache, ("all", user), found, size, frozenset((INDEXES,)), since)
+            self.store.freshness.keep(self.cache, ("all", user), found, size,
+                                      frozenset((INDEXES,)), since)
         return found
 
     def order(self, index):
-        """The resolution order: breadth-first over bases, each once, mirrors last [W10.1]."""
+        """The resolution order: breadth-first over the bases, each once, mirrors last [W10.1]."""
         return self._resolved(index)[0]
 
     def missing_bases(self, index):
-        """The paths that an index or one of its bases names as bases, and that do not exist."""
+        """The paths of bases, of an index or of its bases, that do not exist."""
         return self._resolved(index)[1]
 
     def reach(self, index):
-        """What an answer about an index depends on: the tags of its own configuration and of all
-        that it builds on."""
+        """The tags that a response about an index depends on: its own and those of all its
+        bases."""
         return self._resolved(index)[2]
 
     def _resolved(self, index):
@@ -5729,7 +5753,8 @@ class Indexes(Part):
         if resolved is None:
             since = self.store.freshness.moment()
             first, mirrors, missing, seen = [], [], [], {index.path}
-            queue_ = collections.deque([self.find(index.path) or index])    # as it is now: the caller's may be older
+            # the present index: the caller's may be older
+            queue_ = collections.deque([self.find(index.path) or index])
             while queue_:
                 current = queue_.popleft()
                 (mirrors if current.is_mirror else first).append(current)
@@ -5747,33 +5772,34 @@ class Indexes(Part):
         return resolved
 
     def incomplete(self):
-        """(Index, path of a base of its own that does not exist) for every such base."""
+        """[(index, path of a base of it that does not exist)]."""
         there = {index.path for index in self.all()}
         return [(index, base) for index in self.all() for base in index.config.get("bases", ())
                 if base not in there]
 
     def unknown_users(self, index, before):
-        """Sentences about names in an index's ACLs that are no users: a typing error, or not made
-        yet.
+        """Sentences about names in an index's ACLs that are no users, for example misspelt.
 
-        `before`: an older configuration, whose names are passed over."""
+        Skips names in `before`, an older configuration."""
         names = {}
         for key in ACL_KEYS:
             for name in index.config.get(key, ()):
-                if not name.startswith(":") and name not in before.get(key, ()) and self.users.find(name) is None:
+                if not name.startswith(":") and name not in before.get(key, ()) \
+                        and self.users.find(name) is None:
                     names.setdefault(name, []).append(key)
-        return [f"there is no user '{one_line(name, 60)}', named in {' and '.join(keys)}" for name, keys in names.items()]
+        return [f"there is no user '{one_line(name, 60)}', named in {' and '.join(keys)}"
+                for name, keys in names.items()]
 
     def refuse_existing(self, user, name):
-        """NotFound if there is no such user, Conflict if the index is there."""
+        """NotFound if the user does not exist, Conflict if the index exists."""
         self.users.get(user)
         if self.find(f"{user}/{name}"):
             raise Conflict(f"index '{user}/{name}' exists")
 
     def create(self, user, name, body, actor=NO_ACTOR, may_inherit=True, may_read=None):
-        """devpi: PUT /user/index.  Returns the new `Index`.
+        """devpi: PUT /user/index. Returns the new `Index`.
 
-        `may_inherit`: also one that other users' indexes still have as a base; `may_read`: see
+        `may_inherit`: even if other users' indexes still have it as a base; `may_read`: see
         `_require_readable`."""
         self.refuse_existing(user, name)
         check_name("indexname", name)
@@ -5787,9 +5813,9 @@ class Indexes(Part):
         return self.store.write(_insert_index, user, name, edit.config, may_inherit, actor=actor)
 
     def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR, may_read=None):
-        """devpi: PATCH /user/index with an object or a list of operators.  Returns the `Index` as it is then.
+        """devpi: PATCH /user/index, with an object or a list of operators. Returns the new `Index`.
 
-        Of two who do so at once, each one's edit is made on what the other left."""
+        Of simultaneous edits, each is made on the result of the one before."""
         for _ in range(Limits.edits):
             config = self._edited(index, body)
             if config == index.config:
@@ -5804,7 +5830,7 @@ class Indexes(Part):
         raise Busy(f"index {index.path} is being changed by many others just now, try again")
 
     def _edited(self, index, body):
-        """The configuration of an index after the edit that a body asks for."""
+        """The configuration of an index after the edit in a body."""
         edit = ConfigEdit(index.type, index.config, index_defaults(index.type, index.user))
         if isinstance(body, list):
             edit.apply_operators(body)
@@ -5818,8 +5844,9 @@ class Indexes(Part):
         return edit.config
 
     def _require_readable(self, config, before, may_read):
-        """Refuse a new base that the caller may not read: `may_read` is a function of an Index,
-        None admits all."""
+        """Refuse new bases that the caller may not read.
+
+        `may_read`: a function of an Index; None admits all."""
         for base in config.get("bases", ()):
             found = self.find(base) if may_read and base not in before else None
             if found and not may_read(found):
@@ -5829,7 +5856,8 @@ class Indexes(Part):
         check_size("index", config)
         for url in (*config.get("webhook_url", ()), config.get("uploadtrigger_jenkins")):
             if url and not is_allowed_target(url, self.settings.webhook_allow):
-                raise BadRequest(f"the host of {public_url(url)} is not among those that --webhook-allow names")
+                raise BadRequest(f"the host of {public_url(url)} is not among those "
+                                 "that --webhook-allow names")
         url = config.get("mirror_url")
         if url and not is_allowed_target(url, self.settings.upstream_allow):
             raise BadRequest(f"the host of {public_url(url)} is not among those "
@@ -5837,6 +5865,7 @@ class Indexes(Part):
         if len(config.get("bases", ())) > Limits.bases:
             raise BadRequest(f"an index may have {Limits.bases} bases at most, "
                              f"not {len(config['bases'])}")
+
         if "bases" in keys:
             wrong = []
             for base in config.get("bases", ()):
@@ -5853,8 +5882,9 @@ def _index(row):
 
 
 def _unwrapped(body):
-    """The configuration in a body, which may be wrapped as devpi's answers are."""
-    if isinstance(body, dict) and body.get("type") == "indexconfig" and isinstance(body.get("result"), dict):
+    """The configuration in a body, which may be wrapped like devpi's responses."""
+    if isinstance(body, dict) and body.get("type") == "indexconfig" \
+            and isinstance(body.get("result"), dict):
         body = body["result"]
     if not isinstance(body, dict):
         raise BadRequest("expected a JSON object with the index configuration")
@@ -5863,7 +5893,7 @@ def _unwrapped(body):
 
 @row("index")
 class IndexRows(RowKind):
-    """(user, name) -> {"config": {...}}: indexes, stages and mirrors."""
+    """(user, name) -> {"config": {...}}: indexes, both stages and mirrors."""
     table, parent, refers = "indexes", "user", "user_id"
     key, facts, order = ("users.name", "indexes.name"), ("config",), "indexes.id"
     source = "indexes JOIN users ON users.id = user_id"
@@ -5896,8 +5926,8 @@ class IndexRows(RowKind):
 
 
 def _unlist(change, index_id):
-    """What upstream said is no longer on a mirror's pages, and nothing is asked "if changed": it is
-    about to have another upstream."""
+    """Take all files off a mirror's pages and drop the pages' validators, before it gets another
+    upstream."""
     change.execute("UPDATE files SET position = NULL WHERE index_id = ? AND position IS NOT NULL",
                    (index_id,))
     change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, "
@@ -5905,7 +5935,8 @@ def _unlist(change, index_id):
 
 
 def bury_cached(change, index_id, path, condition="1", *values):
-    """Remember the paths of a mirror's files about to be deleted, which answer 410 from now on.
+    """Remember the paths of a mirror's files that will be deleted: they get 410 from now on.
+
     Links that were never followed are not remembered."""
     change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files "
                    f"WHERE index_id = ? AND sha256 IS NOT NULL AND {condition}",
@@ -5917,7 +5948,9 @@ def _insert_index(change, user, name, config, may_inherit=True):
     if user_id is None:
         raise NotFound(f"no user '{user}'")
     if not may_inherit and _built_on(change, user, f"{user}/{name}"):
-        raise Forbidden(f"{user}/{name} still stands in the bases of other users' indexes: only root may make it again")
+        raise Forbidden(f"{user}/{name} still stands in the bases of other users' indexes: "
+                        "only root may make it again")
+
     _require_bases(change, config, ())
     _require_room(change, user_id, 0, config)
     if change.id_of("index", (user, name)):
@@ -5929,7 +5962,7 @@ def _insert_index(change, user, name, config, may_inherit=True):
 
 
 def _current(change, index):
-    """The index as it is now: what a request read before its body came may be out of date."""
+    """The present index: it may have changed since the request began."""
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
     if row is None:
         raise NoIndex(index.path)
@@ -5938,27 +5971,28 @@ def _current(change, index):
 
 
 def _require_bases(change, config, before):
-    """Refuse new bases that are gone by now: who makes such an index later would serve all that
-    build on it."""
+    """Refuse new bases that have been deleted: whoever made such an index later would serve files
+    to this one."""
     for base in config.get("bases", ()):
         user, _, name = base.partition("/")
         if base not in before and not change.execute(
-                "SELECT 1 FROM indexes JOIN users ON users.id = user_id WHERE users.name = ? AND indexes.name = ?",
-                (user, name)).fetchone():
+                "SELECT 1 FROM indexes JOIN users ON users.id = user_id "
+                "WHERE users.name = ? AND indexes.name = ?", (user, name)).fetchone():
             raise BadRequest(f"base index '{base}' does not exist")
 
 
 def _require_room(change, user_id, index_id, config):
-    """Refuse what would make lists of all indexes huge."""
+    """Refuse attributes that would make lists of all indexes huge."""
     others = change.execute("SELECT coalesce(sum(max(0, length(config) - 1024)), 0) FROM indexes "
                             "WHERE user_id = ? AND id != ?", (user_id, index_id)).fetchone()[0]
     size = len(json.dumps(config))
     if size > 1024 and others + size - 1024 > Limits.account_attributes:
-        raise TooLarge(f"the attributes of all indexes of a user may take {Limits.account_attributes} bytes at most")
+        raise TooLarge("the attributes of all indexes of a user may take "
+                       f"{Limits.account_attributes} bytes at most")
 
 
 def _update_index(change, index, config):
-    """Returns the index as it is then, or None if another change came first."""
+    """The updated index; None if another change came first."""
     if _current(change, index).config != index.config:
         return None
     _require_bases(change, config, index.config.get("bases", ()))
@@ -5971,15 +6005,16 @@ def _update_index(change, index, config):
 
 
 def _built_on(change, user, path=None):
-    """The indexes of other users that have this one, or any of this user's, among their bases."""
+    """The indexes of other users that have this one, or any of this user, among their bases."""
     return [Index(0, owner, name, config) for owner, name, config in configs_naming(change.db, user)
             if owner != user and any(base == path if path else base.startswith(user + "/")
                                      for base in config.get("bases", ()))]
 
 
 def _leave_bases(change, user, path, force, may_read):
-    """Take an index, or all of a user, out of the bases of other users' indexes; without `force`,
-    refuse if there are any."""
+    """Take an index, or all of a user, out of the bases of other users' indexes.
+
+    Conflict if there are any, unless `force`."""
     above = _built_on(change, user, path)
     if above and not force:
         named = [index.path for index in above if may_read is None or may_read(index)]
@@ -5988,14 +6023,17 @@ def _leave_bases(change, user, path, force, may_read):
             named.append(f"{hidden} more that you may not read" if named else
                          f"{hidden} index{'' if hidden == 1 else 'es'} that you may not read")
         shown = ", ".join(named[:20]) + (f" and {len(named) - 20} more" if len(named) > 20 else "")
-        raise Conflict(f"{path or f'indexes of {user}'} can't be deleted: in use as a base by {shown}; "
-                       "?force deletes it all the same and takes it out of their bases")
+        raise Conflict(
+            f"{path or f'indexes of {user}'} can't be deleted: in use as a base by {shown}; "
+            "?force deletes it all the same and takes it out of their bases")
+
     for index in above:
-        _strip(change, index, "bases", lambda base: base == path if path else base.startswith(user + "/"))
+        _strip(change, index, "bases",
+               lambda base: base == path if path else base.startswith(user + "/"))
 
 
 def _strip(change, index, key, is_gone):
-    """Take what is gone out of a list in an index's configuration; audited for that index."""
+    """Take deleted items out of a list in an index's configuration; audited for that index."""
     config = change.get("index", (index.user, index.name))["config"]
     gone = sorted({item for item in config.get(key, ()) if is_gone(item)})
     if gone:
@@ -6007,8 +6045,8 @@ def _strip(change, index, key, is_gone):
 def remove_index(change, index, force, may_read):
     """devpi: DELETE /user/index.
 
-    Conflict if indexes of other users build on it, which names those that `may_read` (a function of
-    an Index) admits; `force` takes it out of their bases."""
+    Conflict if it is a base of other users' indexes; the message names those that `may_read`, a
+    function of an Index, admits. `force` takes the index out of their bases."""
     _refuse_non_volatile(_current(change, index))
     _leave_bases(change, index.user, index.path, force, may_read)
     change.put("index", (index.user, index.name), None)
@@ -6021,8 +6059,7 @@ def _refuse_non_volatile(index):
 
 
 def remove_user(change, name, force, may_read):
-    """devpi: DELETE /user, with all that the user has, and the rights that indexes of others give to
-    this name.
+    """devpi: DELETE /user, with all that belongs to it and all rights of this name.
 
     `force`, `may_read`: see `remove_index`."""
     user_id = change.id_of("user", (name,))
@@ -6033,9 +6070,11 @@ def remove_user(change, name, force, may_read):
     for index in map(_index, rows):
         if not index.volatile:
             raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
+
     _leave_bases(change, name, None, force, may_read)
     change.put("user", (name,), None)
     change.happened(Event("user.delete", target=name))
+
     for owner, index_name, config in configs_naming(change.db, name):
         for key in ACL_KEYS:
             _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
