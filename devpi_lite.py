@@ -8541,6 +8541,7 @@ class MirrorLists(Part):
         ends if this server is killed."""
         job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names,
                "memory": Limits.list_memory, "cpu": Limits.list_cpu}
+
         command, pipe = [sys.executable, os.path.abspath(__file__), "_read-names"], subprocess.PIPE
         with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
             held_open, child.stdin = child.stdin, None          # communicate() would close it
@@ -8672,10 +8673,13 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
         "CASE WHEN upstream = ? THEN upstream_serial END), status = ?, versions = ? WHERE id = ?",
         (time.time(), etag or None, origin, serial, origin, status, json.dumps(page.versions),
          project_id))
+
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
+
     now = iso_time(time.time())
     inserted = any(file.position is None for file in old.values())      # entered ahead
+
     moved = []                                                          # (position, id)
     for position, entry in enumerate(entries):
         known = old.pop(entry.path, None)
@@ -8770,12 +8774,14 @@ def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
                 moment = email.utils.parsedate_to_datetime(last_modified).timestamp()
                 if moment < seconds_of(uploaded):
                     uploaded, first_seen = iso_time(moment), 0
+
         change.execute(
             "UPDATE files SET sha256 = ?, size = ?, last_modified = ?, uploaded = ?, "
             "first_seen = ?, core_metadata = coalesce(?, core_metadata), "
             "metadata_sha256 = coalesce(?, metadata_sha256) WHERE id = ?",
             (sha256, size, last_modified or http_date(time.time()), uploaded, first_seen,
              metadata, metadata, row["id"]))
+
         if metadata:
             _tell_of_other_metadata(index, file, row, metadata)
         change.touch(project_tag(file.index_id, row["project"]))
@@ -8858,6 +8864,7 @@ class Download(Flight):
                 check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec \
                     else hashlib.sha256()
                 self.begun.set()
+
                 while True:
                     piece = response.read(256 << 10)
                     if not piece:
@@ -8932,6 +8939,7 @@ class Download(Flight):
         sent = 0
         # Windows can't rename a file that is being read: there, wait for the end
         self._wait_for(0 if os.name != "nt" else float("inf"))
+
         file = self._open()
         try:
             while True:
@@ -9089,6 +9097,7 @@ class MirrorNames:
                 end = lines.find(b"\n", at)
                 found.append(lines[at:end].decode("ascii"))
                 at = end + 1
+
             past, at = at, 0
             while not prefix_only and len(needle) > 2 and len(found) < Limits.found_names:
                 hit = lines.find(wanted, at)
@@ -9237,15 +9246,18 @@ def _names_in_html(url, text):
         path = attributes.get("href", "").partition("#")[0].partition("?")[0].strip()
         if not path.strip("./"):
             continue
+
         name, last = text[end:end + 300].partition("<")[0], path.rstrip("/").rpartition("/")[2]
         name = (unescaped(name) if "&" in name else name).strip().rstrip("/")
         if name == last:
             yield name
             continue
+
         if path.startswith("/") or ".." in path or ":" in path:
             target = joined_url(url, path)
             if target and f"{url.rstrip('/')}/".startswith(target.rstrip("/") + "/"):
                 continue
+
         last = urllib.parse.unquote(last)
         is_cut = name.endswith(("..", "..>")) and last.startswith(name.rstrip(".>"))
         yield last if is_cut or not _NAME_TEXT.fullmatch(name) else name
@@ -9559,14 +9571,14 @@ class Outbox(Part):
 
     @staticmethod
     def _note(memory, lane, value):
-        """Remember a value of a lane; beyond a bound the oldest lanes are forgotten."""
+        """Remember a value of a lane; the oldest lanes are forgotten beyond a bound."""
         memory[lane] = value
         memory.move_to_end(lane)
         while len(memory) > Limits.outbox_of_all:
             memory.popitem(last=False)
 
     def _send(self, row):
-        """(None, False) if the message arrived; else (reason, whether the target is
+        """(None, False) if the message arrived, else (reason, whether its target is
         unreachable)."""
         if not is_allowed_target(row["url"], self.settings.webhook_allow):
             return "--webhook-allow does not name the host", False
@@ -9701,6 +9713,7 @@ def form_metadata(form):
         field = FIELD_SPELLINGS.get(field, field)
         if field in FORM_ONLY:
             continue
+
         values = ["" if value == "UNKNOWN" else value for value in values]
         if field in TEXT_FIELDS:
             metadata[field] = values[0]
@@ -9713,6 +9726,7 @@ def form_metadata(form):
                 metadata[field] = names or [""]
         else:
             other[field] = values
+
     if other:
         metadata["other"] = other
     return metadata
@@ -10734,6 +10748,7 @@ class Staging:
         for file in files:      # so that no blob is swept before the change refers to it
             if not self.blobs.claim(file.sha256):
                 raise NotFound(f"{file.filename} is lost")
+
         if not asks_upstream:
             return pushed
 
@@ -10752,6 +10767,7 @@ class Staging:
                 except BadRequest as problem:
                     raise UpstreamTrouble(
                         f"upstream's file is refused: {problem.message}") from None
+
             if data is not None:
                 # upstream may write any header
                 known = {*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS}
@@ -10876,7 +10892,7 @@ _HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->",
 
 
 def told_reason(answer):
-    """Why a server refused a POST (a `PostAnswer`): from its body, else its status line; one
+    """Why a server refused a POST (a `PostAnswer`), in one line: from its body, or its status
     line."""
     phrase, text = reason_phrase(answer.status), answer.text.strip()
     if text.startswith("{"):
@@ -11460,6 +11476,7 @@ class SearchIndex(Part):
         """The database; made anew if missing, damaged, another server's, or of another form."""
         form = 2 if self.full_text else 102
         db, reason = None, ""
+
         try:
             if self.store.read_only:
                 refuse_unfolded(self.path)
@@ -11508,6 +11525,7 @@ class SearchIndex(Part):
                 db = self.idle_readers.pop()
             except IndexError:
                 db = self._connect()
+
             until = time.monotonic() + Limits.search_time
             db.set_progress_handler(lambda: time.monotonic() > until, 10000)
             yield db
@@ -11614,6 +11632,7 @@ class SearchIndex(Part):
             if self._is_lost(error):
                 self._lose(error)
                 return False
+
             self.error = reason_of(error)
             if isinstance(error, sqlite3.OperationalError):
                 if "full" in self.error or "disk I/O" in self.error:
@@ -11909,6 +11928,7 @@ def _facets_of(metadata, versions, version, files):
         yield "classifier", classifier[:200].casefold()
     for name in _import_names(metadata):
         yield "import", name.casefold()
+
     keywords = (metadata.get("keywords") or "")[:10000]
     for keyword in keywords.split("," if "," in keywords else None)[:200]:
         yield "keyword", keyword.strip()[:200].casefold()
@@ -11917,6 +11937,7 @@ def _facets_of(metadata, versions, version, files):
         for part in (text, *re.split(r"[^a-z0-9.+-]+", text)):
             if part and part not in ("or", "and", "with"):
                 yield "license", part
+
     for requirement in (metadata.get("requires_dist") or ())[:1000]:
         match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,199})", requirement)
         if match:
@@ -11930,6 +11951,7 @@ def _facets_of(metadata, versions, version, files):
             yield "has", kind
         if file.yanked is not None:
             yield "is", "yanked"
+
     if version and not is_final(version):
         yield "is", "prerelease"
 
@@ -12086,6 +12108,7 @@ def _json_entry(before, file):
     hashes = ",".join(f'"{algorithm}":"{digest}"' for algorithm, digest in file.hashes.items())
     text = (f'{{"filename":{_json_text(file.filename)},'
             f'"url":{_json_text(before + quoted(file.path))},"hashes":{{{hashes}}}')
+
     if file.requires_python:
         text += f',"requires-python":{_json_text(file.requires_python)}'
     if file.core_metadata:
@@ -12177,6 +12200,7 @@ def _pypi_info(metadata, name, version, files, home):
     urls = (entry.partition(",")[::2] for entry in metadata.get("project_urls") or ())
     yanked = [file["yanked_reason"] for file in files] \
         if files and all(file["yanked"] for file in files) else None
+
     return {
         **info, "name": metadata.get("name") or name, "version": version,
         "bugtrack_url": None, "docs_url": None,
@@ -12628,6 +12652,7 @@ class Body:
                         return b""
                     parse_header(trailer)
                 raise BadHead("malformed trailer")
+
         data = self._take(min(size, self.chunk_left))
         self.chunk_left -= len(data)
         if not self.chunk_left and self._line():
@@ -13605,6 +13630,7 @@ class AccessLog(Part):
         with contextlib.suppress(IndexError):
             while True:
                 lines.append(self.lines.popleft())
+
         text = "".join(lines)
         if text:
             try:
@@ -13683,6 +13709,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         connection, app = self.connection, self.server.app
         self.close_connection = True
         raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
+
         request = None
         try:
             if not blank or len(raw) > Limits.head:
@@ -13697,6 +13724,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     raise BadHead("this port speaks plain HTTP: the URL has to begin with "
                                   "http://, not https://")
                 raise BadHead("malformed request head")
+
             connection.buffer = rest
             request = Request(app, connection, *parse_head(raw), raw + blank)
             response = app.respond(request)
@@ -13856,10 +13884,12 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.selector = selectors.DefaultSelector()
         self.workers = Workers("worker", app.settings.threads, self._work,
                                at_ease=Limits.workers_at_ease)
+
         self.returned = collections.deque()
         self.waker, self.wake_end = socket.socketpair()
         self.waker.setblocking(False)
         self.wake_end.setblocking(False)
+
         self.connections = set()
         self.working = 0            # connections that workers have
         self.held = 0               # bytes of memory of responses that clients are slow to take
@@ -13920,11 +13950,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         for listener in self.listeners:
             self.selector.register(listener, selectors.EVENT_READ, listener)
         self.selector.register(self.waker, selectors.EVENT_READ, self.waker)
+
         swept = time.monotonic()
         while not self.stopping:
             events = self.selector.select(poll_interval)
             if self.app.store.commits.changed():
                 self.app.store.refresh_serial()
+
             now = time.monotonic()
             for key, _ in events:
                 target = key.data
@@ -14045,6 +14077,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         if address == connection.address or not connection.trusted:
             address = connection.address
         head += app.variable_headers(app.store.serial)
+
         data = head + body
         try:
             sent = connection.sock.send(data)
@@ -14053,6 +14086,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         except OSError:
             self._close(connection)
             return
+
         connection.since = now
         connection.deadline = now + Limits.keep_alive
         if sent < len(data):
@@ -14061,6 +14095,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             connection.deadline = now + Limits.stall
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
             self._hold(connection, now)
+
         app.access_log.add_ready(what, status, now, len(body), user, address)
 
     def _hold(self, connection, now):
