@@ -441,6 +441,11 @@ def path_segment(text):
     return urllib.parse.quote(text, safe="+@!", errors="surrogateescape")
 
 
+def index_path(name):
+    """An index's name USER/NAME, quoted as the path of a URL."""
+    return "/".join(map(path_segment, name.split("/")))
+
+
 def basename(url):
     """The file name at the end of a URL."""
     return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
@@ -635,6 +640,12 @@ class Console:
     def error(self, text):
         self._write(self.errors, text, "error")
 
+    def failure(self, failure):
+        """Print a `Failure` and its hint."""
+        self.error(failure.message)
+        if failure.hint:
+            self.hint(failure.hint)
+
     def hint(self, text):
         """Print what to do next, below an error."""
         self._write(self.errors, text, None)
@@ -668,6 +679,9 @@ class Console:
                 silence(self.messages)      # messages are dropped
 
     def _write(self, stream, text, style, drop=True):
+        """Write a text as lines of a style; `drop`: whether to drop it if it can't be written.
+
+        Otherwise OutputClosed if the reader has gone, or a Failure."""
         text = printable(str(text))
         if style and self._is_colored(stream):
             text = "\n".join(f"{_STYLES[style]}{line}\x1b[0m" for line in text.split("\n"))
@@ -687,6 +701,7 @@ class Console:
                 self.progress_line.draw()
 
     def _is_colored(self, stream):
+        """Whether to colour a stream, by --color, PY_COLORS, NO_COLOR and TERM, in this order."""
         if self.color != "auto":
             return self.color == "yes"
         wanted = os.environ.get("PY_COLORS")
@@ -737,6 +752,7 @@ class Console:
         return False
 
     def _ask(self, prompt):
+        """A line of standard input; a Failure at its end."""
         self.messages.write(prompt)
         self.messages.flush()
         line = sys.stdin.readline() if sys.stdin else ""
@@ -814,6 +830,7 @@ class Progress:
                 self.console.say(f"  {self.text()}")
 
     def text(self):
+        """The transferred part, the size and the rate, as one line."""
         seconds = max(time.monotonic() - self.started, 0.001)
         rate = f"{byte_size(int(max(self.done, 0) / seconds))}/s"
         if not self.total:
@@ -849,7 +866,7 @@ class Progress:
 
 
 PIECE = 256 << 10               # bytes read from a disk or a socket at once
-_MAX_NUMBER_DIGITS = 400        # of a whole number in JSON: Python 3.9 takes minutes for a million
+_MAX_NUMBER_DIGITS = 400        # of a whole number in JSON: int() takes quadratic time for it
 
 
 def parse_json(data):
@@ -1158,7 +1175,7 @@ def _mask_credentials(url):
 # ==================================================================================================
 
 _USER_AGENT = (f"devpi-lite-client/{__version__} devpi-client-compatible "
-              f"(py{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})")
+               f"(py{'.'.join(map(str, sys.version_info[:3]))}; {sys.platform})")
 _CONNECT_SECONDS = 30
 _RESPONSE_SECONDS = 120         # of silence; --timeout changes it, `may_take_long` ignores it
 RETRY_PAUSES = (0.3, 1.0)       # seconds before the second and the third attempt
@@ -1276,6 +1293,7 @@ class Http:
         return target
 
     def _send_with_retries(self, method, url, headers, body, may_take_long, may_retry, sink):
+        """Send the request; pause and send it again after errors that may be temporary."""
         for pause in (*RETRY_PAUSES, None):
             start = sink.tell() if sink else 0
             try:
@@ -1460,11 +1478,13 @@ class Http:
         return Unreachable(url, reason, sent, hint)
 
 
-def json_headers(accept="application/json"):
-    return {"Accept": accept, "Content-Type": "application/json"}
+def json_headers():
+    """The headers of a request that sends and expects JSON."""
+    return {"Accept": "application/json", "Content-Type": "application/json"}
 
 
 def json_body(value):
+    """A JSON value as a request's body."""
     return json.dumps(value).encode()
 
 
@@ -2010,6 +2030,7 @@ class Client:
         self._remote = remote
 
     def _find_remote(self):
+        """The remote of --index, else of DEVPI_INDEX, else of the state."""
         stored, wanted = Remote.of_state(self.state), getattr(self.options, "index", None)
         from_environment = os.environ.get("DEVPI_INDEX")
         if from_environment and not wanted:
@@ -2125,6 +2146,7 @@ class Client:
         return "/".join([self.index, path_segment(normalize(project)), *map(path_segment, parts)])
 
     # -- our identity and our login
+
     def identity(self, url, may_login=True):
         """Our `Identity` for the server of a URL, or None.
 
@@ -2321,16 +2343,19 @@ class Client:
                           "proxy's header X-Outside-URL)")
         return remote
 
-    def call(self, method, url, body=None, expect=None, *, may_take_long=False,
-             accept="application/json"):
+    def call(self, method, url, body=None, expect=None, *, may_take_long=False):
         """Call devpi's API with a JSON value; returns the `Envelope`.
 
         `expect`: the type that it must have.  `may_take_long`: as for `Http.request`.  Refused for
         an error status, a Failure for an unexpected response."""
-        response = self.send(method, url, json_headers(accept),
-                             None if body is None else json_body(body),
-                             may_take_long=may_take_long)
+        data = None if body is None else json_body(body)
+        response = self.send(method, url, json_headers(), data, may_take_long=may_take_long)
         return self.unwrap(response, expect)
+
+    def index_config(self, url, with_projects=False):
+        """The settings of the index at a URL; `with_projects`: and the names of its projects."""
+        query = "" if with_projects else "?no_projects="
+        return self.call("GET", url + query, expect="indexconfig").result
 
     def delete(self, url, force=False):
         """DELETE a URL; prints and returns the consequences that the server states, or "".
@@ -2520,7 +2545,7 @@ def read_settings(path):
 
 
 def _lines_of(text):
-    """The lines of a text without \n.  The \r of \r\n stays in the line."""
+    """The lines of a text without LF.  The CR of a CRLF stays in its line."""
     lines = text.split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
@@ -2619,7 +2644,8 @@ def write_settings(file, urls, host, trusted):
         hosts = (_get_setting(text, "global", "trusted-host") or "").split()
         old_url = _get_setting(before or "", "global", "index_url") or ""
         old_host = urllib.parse.urlsplit(old_url).hostname
-        hosts = [one for one in hosts if one not in (host, old_host)] + ([host] if trusted else [])
+        hosts = [name for name in hosts if name not in (host, old_host)]
+        hosts += [host] if trusted else []
         text = _with_setting(text, "global", "trusted-host", None)
         text = _with_trusted_hosts(text, hosts)
 
@@ -2690,8 +2716,8 @@ def may_trust_host(client, url):
     if host == named_host:
         return True
     client.console.warn(f"the server says that its index is at {host}, which you have not named: "
-                     "pip is not told to trust that host "
-                     f"(if it is right: devpi use {shell_quoted(server_of(url))})")
+                        "pip is not told to trust that host "
+                        f"(if it is right: devpi use {shell_quoted(server_of(url))})")
     return False
 
 
@@ -2767,8 +2793,7 @@ def _is_readable_by_all(client, remote):
             return False
 
         bases = config.get("bases") or ()
-        waiting += [remote.root + "/".join(map(path_segment, str(base).split("/")))
-                    for base in bases]
+        waiting += [remote.root + index_path(str(base)) for base in bases]
     return True
 
 
@@ -3120,6 +3145,7 @@ def _client_certificate(client, target):
 
 
 def _list_indexes(client, remote):
+    """`use --list`: print the indexes of the server, or of the user of -u."""
     user = client.options.user
     if user:
         config = client.call("GET", remote.root + path_segment(user), expect="userconfig").result
@@ -3202,7 +3228,7 @@ def _check_index_access(client, remote, user):
     if not remote.index:
         return None
     try:
-        client.call("GET", remote.index + "?no_projects=", expect="indexconfig")
+        client.index_config(remote.index)
         return True
     except Refused as refusal:
         if refusal.status == 404:
@@ -3351,9 +3377,11 @@ def log_in_with_token(client, user, token):
     if not client.is_given_server(client.root):
         raise Failure(f"the server at {masked(client.given_url)} calls itself {client.root}",
                       f"type 'devpi use {shell_quoted(client.root)}' first")
+
     headers = Identity(user, token, "login").headers()
-    response = client.http.request("GET", client.root + "+api", json_headers(),
-                             credentials=lambda url: headers if is_below(url, client.root) else {})
+    response = client.http.request(
+        "GET", client.root + "+api", json_headers(),
+        credentials=lambda url: headers if is_below(url, client.root) else {})
     envelope = client.unwrap(response, "apiconfig")
     if (envelope.result.get("authstatus") or [""])[0] != "ok":
         raise Failure(f"the server does not take this token for user '{user}'")
@@ -3453,7 +3481,7 @@ def _shell_line(shell, name, value):
 
 _HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")     # settings that are never printed
 _FORCE = argument("-f", "--force", action="store_true",
-                 help="with --delete: although other users' indexes build on it")
+                  help="with --delete: although other users' indexes build on it")
 
 
 def _delete_in_use(client, url):
@@ -3557,6 +3585,7 @@ def _create_user(client, name, settings):
 
 
 def _modify_user(client, name, settings):
+    """Change settings of a user; a new password renews our own login."""
     url = _user_url(client, name)
     client.call("GET", url, expect="userconfig")       # fails without such a user
     for key, value in settings.items():
@@ -3648,8 +3677,8 @@ def manage_indexes(client):
         note = _modify_index(client, url, words, pairs)
     if note:        # print it first: showing the index may fail
         client.console.warn_on_stderr(note)
-    without_projects = client.options.no_projects or action == "create" or bool(words)
-    _show_index(client, url, without_projects, note)
+    with_projects = not (client.options.no_projects or action == "create" or words)
+    _show_index(client, url, with_projects, note)
 
 
 def _create_index(client, url, pairs):
@@ -3665,7 +3694,7 @@ def _create_index(client, url, pairs):
 def _modify_index(client, url, words, pairs):
     """Change the settings of an index; returns the note that the server adds, or ""."""
     path = "/" + "/".join(url.split("/")[-2:])
-    config = client.call("GET", url + "?no_projects=", expect="indexconfig").result
+    config = client.index_config(url)
     if "server-keyvalue-parsing" in client.remote.features:
         for word in words:
             left = word.partition("=")[0]
@@ -3681,10 +3710,10 @@ def _modify_index(client, url, words, pairs):
     return client.call("PATCH", url, {**config, **dict(pairs)}, expect="indexconfig").message
 
 
-def _show_index(client, url, without_projects, note=""):
-    query = "?no_projects=" if without_projects else ""
+def _show_index(client, url, with_projects, note):
+    """Print the settings of an index; `note` goes into the JSON document."""
     try:
-        config = client.call("GET", url + query, expect="indexconfig").result
+        config = client.index_config(url, with_projects)
     except Refused as refusal:
         if refusal.status == 403 and client.user is None:
             raise Failure(refusal.message,
@@ -3853,7 +3882,7 @@ def list_index(client):
     if client.options.spec:
         return _list_files(client, requirement_of(client.options.spec))
 
-    config = client.call("GET", client.index, expect="indexconfig").result
+    config = client.index_config(client.index, with_projects=True)
     projects = sorted(config.get("projects") or ())
     if not client.console.verbose:
         for project in projects:
@@ -3913,10 +3942,8 @@ def _mirrored_projects(client, config, projects):
             if base in seen:
                 continue
             seen.add(base)
-            url = client.root + "/".join(map(path_segment, base.split("/")))
             try:
-                base_config = client.call("GET", url + "?no_projects=", expect="indexconfig").result
-                configs.append(base_config)
+                configs.append(client.index_config(client.root + index_path(base)))
             except Refused as refusal:
                 if refusal.status not in (401, 403, 404):
                     raise
@@ -4084,7 +4111,7 @@ def _json_url(client, path):
     argument("path", metavar="PATH",
              help="/x: below the server's root; x: below the index; or a URL"))
 def get_json(client):
-    """Print the JSON that the server gives for a path; with -v also the headers of the answer."""
+    """Print the JSON that the server gives for a path; with -v also the headers of the response."""
     client.console.quiet = client.is_version_checked = True      # it may be no devpi server
     response = client.send("GET", _json_url(client, client.options.path), json_headers())
     if client.console.verbose:
@@ -4102,7 +4129,7 @@ def get_json(client):
              help="/x: below the server's root; x: below the index; or a URL"),
     argument("file", metavar="FILE", help="the JSON file; - for standard input"))
 def patch_json(client):
-    """Send a JSON file as PATCH to a path on the server, and print the answer."""
+    """Send a JSON file as PATCH to a path on the server, and print the response."""
     client.console.quiet = client.is_version_checked = True
     url, name = _json_url(client, client.options.path), client.options.file
     try:
@@ -4115,6 +4142,7 @@ def patch_json(client):
 
 
 def _print_response(client, response):
+    """Print the JSON of a response; Refused for an error status, a Failure without JSON."""
     if response.status not in (200, 201):
         raise client.refusal_of(response)
     value = response.json()
@@ -4240,7 +4268,7 @@ def _remove_file(client, url):
     if client.console.confirm_deletion({"removed": []}):
         note = _delete(client, url)
         client.console.print_json({"removed": [{"files": [masked(url)]}],
-                              "notes": [note] if note else []})
+                                   "notes": [note] if note else []})
 
 
 @command(
@@ -4405,7 +4433,7 @@ def _lacks_only_docs(client, refusal, body):
             "targetindex" not in body or "no_docs" in body or "only_docs" in body or \
             "push-only-docs" not in client.remote.features:
         return False
-    target = client.root + "/".join(map(path_segment, body["targetindex"].split("/")))
+    target = client.root + index_path(body["targetindex"])
 
     def has_docs(index):
         url = f"{index}/{path_segment(normalize(body['name']))}"
@@ -4830,15 +4858,15 @@ def _tar_text(data):
 
 def _pax_records(data):
     """{key: value} of the records `LENGTH KEY=VALUE` in an extended header (POSIX.1-2001)."""
-    found, start = {}, 0
+    records, start = {}, 0
     while data[start:start + 1] not in (b"", b"\0"):
         length = data[start:start + 20].partition(b" ")[0]
         end = start + (int(length) if length.isdigit() else 0)
         key, equals, value = data[start + len(length) + 1:end].partition(b"=")
         if not equals or not value.endswith(b"\n") or end > len(data):
             raise ValueError("a header of the tar has a record that is none")
-        found[key], start = value[:-1], end
-    return found
+        records[key], start = value[:-1], end
+    return records
 
 
 # -- checks
@@ -5596,6 +5624,7 @@ class UploadForm(Stream):
         self.length = len(self.head) + self.size + len(self.tail)
 
     def pieces(self):
+        """Yield the form in pieces; a Failure if the file can't be read to its stated end."""
         yield self.head
         sent = 0
         try:
@@ -5785,8 +5814,8 @@ def _move_to_dist(client, dist, archives, keep_old):
 
 def _send_archives(client, archives, problems):
     """Check and send the archives; returns the exit status."""
-    archives, found = _check_archives(client, archives)
-    problems = problems + found
+    archives, unusable = _check_archives(client, archives)
+    problems = problems + unusable
     entries = _send_in_order(client, archives)
     counts = {status: sum(entry["status"] == status for entry in entries)
               for status in ("uploaded", "skipped", "failed")}
@@ -6027,9 +6056,7 @@ def test_releases(client):
         try:
             results += _test_requirement(client, requirement, select)
         except Failure as failure:      # the other projects are tested all the same
-            console.error(failure.message)
-            if failure.hint:
-                console.hint(failure.hint)
+            console.failure(failure)
             results.append(TestResult(requirement.text, "", 1, None, failure.message))
 
     is_ok = all(result.code in (0, None) and not result.message for result in results)
@@ -6126,9 +6153,7 @@ def _test_release(client, requirement, release, files, temporary):
             try:
                 posted, message = _post_report(client, file, report)
             except Failure as failure:      # the other files are tested all the same
-                client.console.error(failure.message)
-                if failure.hint:
-                    client.console.hint(failure.hint)
+                client.console.failure(failure)
                 message = failure.message
         results.append(TestResult(requirement.text, file.url, code, posted, message))
     return results
@@ -6182,11 +6207,11 @@ def _source_directory(unpacked, filename):
     """The directory NAME-VERSION of an unpacked sdist; spellings of the name count as equal."""
     stem = normalize(re.sub(r"\.(tar\.gz|tgz|zip)$", "", filename))
     names = [name for name in os.listdir(unpacked) if os.path.isdir(os.path.join(unpacked, name))]
-    found = [name for name in names if normalize(name) == stem]
-    found = found or (names if len(names) == 1 else [])
-    if not found:
+    candidates = [name for name in names if normalize(name) == stem]
+    candidates = candidates or (names if len(names) == 1 else [])
+    if not candidates:
         raise Failure(f"{filename} does not hold the directory NAME-VERSION")
-    return os.path.join(unpacked, found[0])
+    return os.path.join(unpacked, candidates[0])
 
 
 def _tox_configuration(client, source):
@@ -6768,17 +6793,20 @@ def _completions(before, word):
         return name in options and options[name].takes_value
 
     if takes_value(before[-1]):
-        found = _values_of(options[before[-1]])
+        candidates = _values_of(options[before[-1]])
     elif word.startswith("-"):
-        found = [*options, "--help"]
+        candidates = [*options, "--help"]
     elif command.run is None:
-        found = [name.partition(" ")[2] for name in COMMANDS if name.startswith(command.name + " ")]
+        candidates = [name.partition(" ")[2] for name in COMMANDS
+                      if name.startswith(command.name + " ")]
     else:
         positional = [declared for declared in command.arguments if not declared.is_option]
         count = sum(not name.startswith("-") and not takes_value(previous)
                     for previous, name in zip(before[position:], before[position + 1:]))
-        found = _values_of(positional[min(count, len(positional) - 1)]) if positional else ()
-    return [name for name in found if name.startswith(word)]
+        candidates = ()
+        if positional:
+            candidates = _values_of(positional[min(count, len(positional) - 1)])
+    return [name for name in candidates if name.startswith(word)]
 
 
 def _values_of(declared):
@@ -6799,6 +6827,7 @@ def _known_names(kind):
 
 
 def _fetch_names(kind):
+    """The names of a kind, as the server or auth.json has them."""
     console = Console()
     console.messages = console.errors = open(os.devnull, "w", encoding="utf-8")
     client = Client(argparse.Namespace(timeout=_COMPLETION_SECONDS), console)
@@ -6908,9 +6937,7 @@ def _report_error(console, error, last_url=None):
     if isinstance(failure, UsageError):
         sys.stderr.write(f"devpi: error: {failure.message}\n")
     else:
-        console.error(failure.message)
-    if failure.hint:
-        console.hint(failure.hint)
+        console.failure(failure)
     if console.as_json and not console.json_printed:
         status = getattr(failure, "status", None)
         with contextlib.suppress(OutputClosed):
@@ -6939,7 +6966,7 @@ def _failure_of(error, last_url):
 
 
 def _exit_on_signal(number, frame):
-    """SIGTERM, or SIGHUP of a closed terminal: exit after the temporary directories are removed."""
+    """SIGTERM, or SIGHUP of a closed terminal: exit so that temporary directories are removed."""
     sys.exit(128 + number)
 
 
