@@ -1,7 +1,7 @@
 """Real wheels and sdists, small and made in memory, and the form that uploads them.
 
-The same arguments always give the same bytes; for other bytes under the same name, vary `summary`, `size` or
-`extra_members`.
+The same arguments always give the same bytes; for other bytes under the same name, vary `summary`,
+`size` or `extra_members`.
 """
 
 import base64
@@ -22,7 +22,10 @@ TAR_TIME = 1704164646
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A distribution file. `metadata` is its METADATA or PKG-INFO, `fields` the metadata as an upload form names it."""
+    """A distribution file.
+
+    `metadata` is its METADATA or PKG-INFO, `fields` the metadata as an upload form names it.
+    """
 
     filename: str
     content: bytes
@@ -95,7 +98,7 @@ def sdist(
     extra_members=None,
     metadata=None,
 ):
-    """A source distribution (.tar.gz) that pip builds and installs without fetching a build tool."""
+    """A source distribution (.tar.gz) that pip installs without fetching a build tool."""
     fields = _fields(name, version, requires_python, requires_dist, summary, metadata_version)
     fields.update(filetype="sdist", pyversion="source")
     if metadata is None:
@@ -124,9 +127,10 @@ def sdist(
 
 
 def around(filename, content, name, version):
-    """An archive as its file name says, of that project and release, with the bytes as they are in one of its members.
+    """An archive as its file name says, of that release, with the bytes as they are in a member.
 
-    Of a file that is no wheel, egg, zip or tar, the bytes alone."""
+    Of a file that is no wheel, egg, zip or tar, the bytes alone.
+    """
     lower, stem, metadata = filename.lower(), "%s-%s" % (_escaped(name), version), (
         "Metadata-Version: 2.1\nName: %s\nVersion: %s\n" % (name, version)
     ).encode()
@@ -181,7 +185,8 @@ def multipart(fields, files):
 
     `files` maps a field to (filename, bytes).
     """
-    boundary = "test-boundary-" + hashlib.sha256(repr((fields, sorted(files))).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(repr((fields, sorted(files))).encode()).hexdigest()
+    boundary = "test-boundary-" + digest[:32]
     parts = []
     for field, value in fields.items():
         for item in value if isinstance(value, (list, tuple)) else [value]:
@@ -222,7 +227,8 @@ def _escaped(name):
 
 
 def _fields(name, version, requires_python, requires_dist, summary, metadata_version):
-    fields = {"metadata_version": metadata_version, "name": name, "version": version, "summary": summary}
+    fields = {
+        "metadata_version": metadata_version, "name": name, "version": version, "summary": summary}
     if requires_python:
         fields["requires_python"] = requires_python
     if requires_dist:

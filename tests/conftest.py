@@ -16,7 +16,7 @@ from scripted import Scripted  # noqa: E402
 
 @pytest.fixture
 def make_server(tmp_path):
-    """make_server(*options, **keywords) -> a started Server on a fresh directory (or on `directory=`)."""
+    """make_server(*options, **keywords): a started Server, on a fresh directory or `directory=`."""
     made = []
 
     def make(*options, directory=None, start=True, **keywords):
@@ -74,7 +74,7 @@ def receiver():
 
 @pytest.fixture(scope="module")
 def site():
-    """One server for all of them, with alice and bob, and root/pypi, a mirror of nothing: client.shared_site()."""
+    """One server for all of them, with alice, bob and root/pypi, a mirror of nothing."""
     from client import shared_site
     return shared_site()
 

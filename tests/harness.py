@@ -374,16 +374,20 @@ class Server:
         )
 
     def post_form(self, index, fields, files=None, user=OWNER, headers=None):
-        """A form to the index, with files as archives.multipart() takes them, in the session of its owner unless told another."""
+        """A form to the index, in the session of its owner or of `user`.
+
+        `files` are as archives.multipart() takes them.
+        """
         body, content_type = multipart(fields, files or {})
         user = index.partition("/")[0] if user is OWNER else user
         return self.post("/%s/" % index, body, user=user, headers=dict({"Content-Type": content_type}, **headers or {}))
 
     def post_file(self, index, archive, user=OWNER, headers=None, **fields):
-        """Uploads in a session, with nothing but the archive's own fields; `fields` replace some."""
+        """Uploads in a session, with the archive's own fields alone; `fields` replace some."""
         form = dict(archive.fields, **fields)
         form.setdefault(":action", "file_upload")
-        return self.post_form(index, form, {"content": (archive.filename, archive.content)}, user, headers)
+        files = {"content": (archive.filename, archive.content)}
+        return self.post_form(index, form, files, user, headers)
 
     def push(self, source, name, version, user=OWNER, **fields):
         """Pushes a release in a session: to `targetindex`, or elsewhere by `posturl`."""
@@ -444,8 +448,8 @@ def upload(server, index, *archives, **options):
 
 def upload_docs(server, index, docs, **options):
     """Uploads what documentation() makes, which must be taken; returns the reply."""
-    reply = server.post_file(
-        index, docs, **dict({":action": "doc_upload", "name": docs.name, "version": docs.version}, **options))
+    form = {":action": "doc_upload", "name": docs.name, "version": docs.version}
+    reply = server.post_file(index, docs, **dict(form, **options))
     assert reply.status == 200, reply
     return reply
 
@@ -475,7 +479,7 @@ def get(server, path, method="GET", accept="*/*", **headers):
 
 
 def links(server, release, rel=None, **options):
-    """The links of "INDEX/PROJECT/VERSION" (of that kind), in their order; [] if there is no such release."""
+    """The links of "INDEX/PROJECT/VERSION" (of that kind), in their order; [] if it is not there."""
     reply = server.get("/" + release, **options)
     found = reply.result.get("+links", []) if reply.status == 200 else []
     return [link for link in found if rel in (None, link["rel"])]
@@ -499,9 +503,10 @@ def blobs(server):
 
 
 def memory(server, peak=False):
-    """The bytes that the server's process has in memory, or had at most; 0 where they can't be seen."""
+    """The bytes that the server's process has in memory, or had at most; 0 where that is hidden."""
+    line = r"VmHWM:\s+(\d+)" if peak else r"VmRSS:\s+(\d+)"
     with contextlib.suppress(FileNotFoundError), open("/proc/%d/status" % server.pid) as status:
-        return int(re.search(r"%s:\s+(\d+)" % ("VmHWM" if peak else "VmRSS"), status.read())[1]) << 10
+        return int(re.search(line, status.read())[1]) << 10
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the tests' fake servers have in common: HTTP/1.1 in threads of the test process, faults on demand, a port that stays."""
+"""What fake servers have in common: HTTP/1.1 in threads, faults on demand, a port that stays."""
 
 import fnmatch
 import http.server
@@ -10,18 +10,23 @@ kept_ports = []
 
 
 def keep_port(port):
-    """A socket that holds a closed port of 127.0.0.1: nobody is given it, and connecting is refused; until it is closed."""
+    """A socket that holds a closed port of 127.0.0.1 until it is closed itself.
+
+    Nobody is given the port, and connecting is refused.
+    """
     kept = socket.socket()
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)      # for the connections that the port had
+    # for the connections that the port had
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     kept.bind(("127.0.0.1", port))
     kept_ports.append(kept)
     return kept
 
 
 class Misbehaving:
-    """A server to derive from. `handler`: its Handler class.  `faults`: the kinds that `fault` takes.
+    """A server to derive from.
 
-    `connections`: how many were opened.
+    `handler`: its Handler class.  `faults`: the kinds that `fault` takes.  `connections`: how many
+    were opened.
     """
 
     handler, faults = None, ()
@@ -39,16 +44,15 @@ class Misbehaving:
             self._kept.close()
         self._http = _Listener(("127.0.0.1", self._port), self)
         self._port = self._http.server_address[1]
-        threading.Thread(
-            target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, name="fake server", daemon=True
-        ).start()
+        threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02},
+                         name="fake server", daemon=True).start()
         return self
 
     def stop(self):
         """Closes the listening socket and every connection: afterwards, connecting is refused.
 
-        The port stays taken while this process lives: a server that still asks or sends there must find nobody, and the next
-        fake server must not be taken for one that failed.
+        The port stays taken while this process lives: a server that still asks or sends there must
+        find nobody, and the next fake server must not be taken for one that failed.
         """
         self._release()
         if self._http is None:
@@ -87,7 +91,10 @@ class Misbehaving:
     # -- faults
 
     def fault(self, kind, path="*", times=None, **arguments):
-        """From now on (`times` times if given) requests whose path matches meet the fault; the first one given wins."""
+        """From now on (`times` times if given) requests whose path matches meet the fault.
+
+        The first one given wins.
+        """
         if kind not in self.faults:
             raise ValueError("no such fault: %r" % kind)
         with self._lock:
@@ -100,7 +107,7 @@ class Misbehaving:
         self._release()
 
     def fault_for(self, path):
-        """(kind, arguments) of the fault that a request to this path meets, counted down; (None, {}) when healthy."""
+        """(kind, arguments) of the fault that the path meets, counted down; or (None, {})."""
         return self._next(self._faults, path) or (None, {})
 
     def _release(self):
@@ -127,7 +134,7 @@ class _Listener(http.server.ThreadingHTTPServer):
         super().__init__(address, fake.handler)
 
     def server_bind(self):
-        """With a small buffer, what has not been read stays with the sender: it notices a slow reader at once."""
+        """With a small buffer what is unread stays with the sender, who notices at once."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         super().server_bind()
 
@@ -169,4 +176,4 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Ends it by RST."""
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abandon()
-        self.connection.close()     # before the server's orderly shutdown(), so that the client sees RST
+        self.connection.close()     # before the server's orderly shutdown(): the client sees RST

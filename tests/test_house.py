@@ -119,7 +119,8 @@ def assert_as_listed(found, listed):
     """`found` are (chapter, name) pairs."""
     listed = {(chapter, name) for chapter, names in listed.items() for name in names.split()}
     faults = ["'%s' uses %s, against the rule" % pair for pair in sorted(found - listed)]
-    faults += ["'%s' uses %s no longer: take it off the list" % pair for pair in sorted(listed - found)]
+    faults += ["'%s' uses %s no longer: take it off the list" % pair
+               for pair in sorted(listed - found)]
     assert not faults, "\n".join(faults)
 
 

@@ -8,8 +8,7 @@ import pytest
 
 import devpi_lite as d
 from harness import Server, eventually, get, page, patched, sdist, wheel
-from scripted import Scripted, asked, entry, is_stale, mirror, raw
-from test_mirror_files import Gate, begin, link_to, publish_at
+from scripted import Gate, Scripted, asked, begin, entry, is_stale, link_to, mirror, publish_at, raw
 
 # One who asks waits for long; upstream is given up soon.
 BOUNDS = "devpi_lite.Limits.upstream_stall = 0.3"

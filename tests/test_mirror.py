@@ -16,9 +16,8 @@ import pytest
 from harness import (
     SIMPLE_JSON, Server, Upstream, eventually, page, patched, path_of, project_list, user_pass,
     wheel)
-from scripted import SHA, STALE, asked, cache_control, entry, header, is_stale, mirror
+from scripted import SHA, STALE, WAIT, asked, cache_control, entry, header, is_stale, mirror
 
-WAIT = 3                # seconds that the servers wait for upstream: enough for every answer, even on a busy machine
 numbers = itertools.count(1)
 
 

@@ -10,48 +10,13 @@ from urllib.parse import quote, urljoin
 
 import pytest
 
-from harness import ANY, Server, blobs, eventually, get, page, patched, path_of, sdist, wheel
-from scripted import Scripted, asked, header, mirror
-from test_mirror import WAIT
+from harness import Server, blobs, eventually, get, page, patched, path_of, sdist, wheel
+from scripted import Gate, Scripted, WAIT, asked, begin, header, link_to, mirror, publish_at
 
 BIG = 400000
 
 
 # -- tools
-
-
-class Gate:
-    """A file that stops halfway until the test opens it: what has reached a client by then arrived before the end."""
-
-    def __init__(self, upstream, path, content):
-        self.content, self.opened, self.halves = content, threading.Event(), 0
-        upstream.answers[path] = self
-
-    def __call__(self, handler):
-        handler.send_response(200)
-        handler.send_header("Content-Type", "application/octet-stream")
-        handler.send_header("Content-Length", str(len(self.content)))
-        handler.end_headers()
-        if handler.command == "HEAD":
-            return
-        half = len(self.content) // 2
-        handler.wfile.write(self.content[:half])
-        self.halves += 1
-        self.opened.wait(60)
-        handler.wfile.write(self.content[half:])
-
-
-def link_to(server, index, filename, project="demo"):
-    """The path of a file on its project's page."""
-    file, = [file for file in server.simple(index, project)["files"] if file["filename"] == filename]
-    return urljoin("/%s/+simple/%s/" % (index, project), file["url"])
-
-
-def begin(server, path):
-    """A download under way: (connection, response), to be read by the test."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
-    connection.request("GET", path, headers={"Accept": ANY})
-    return connection, connection.getresponse()
 
 
 def file_requests(upstream, archive):
@@ -78,14 +43,6 @@ def litter(server):
     """What lies in tmp/."""
     folder = os.path.join(str(server.directory), "tmp")
     return os.listdir(folder) if os.path.isdir(folder) else []
-
-
-def publish_at(upstream, archive, **keys):
-    """Puts an archive on the scripted upstream, page and all."""
-    upstream.page(archive.name, dict({"filename": archive.filename, "url": "../../files/" + archive.filename,
-                                      "hashes": {"sha256": archive.sha256}}, **keys))
-    upstream.answers["/files/" + archive.filename] = archive.content
-    return "/files/" + archive.filename
 
 
 def big(version="1.0"):

@@ -7,8 +7,7 @@ import pytest
 
 import devpi_lite as d
 from harness import Server, get, page, patched, wheel
-from scripted import Scripted, asked, mirror
-from test_mirror_files import link_to, publish_at
+from scripted import Scripted, asked, link_to, mirror, publish_at
 
 # Names that lead to this machine, as anybody's name server may say.
 NAMES = """

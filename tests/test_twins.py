@@ -64,7 +64,7 @@ def test_a_name_that_both_define_is_a_twin_or_known_to_differ(both):
 
 
 def test_layout_and_a_late_import_make_no_difference_and_all_else_does():
-    text = "import re\ndef f(x):\n    '''Says it.'''\n    return [x,\n  1]     # why\n\n\nN = (1, 2)"
+    text = "import re\ndef f(x):\n    '''Says it.'''\n    return [x,\n  1]  # why\n\n\nN = (1, 2)"
     late = "def f(x):\n  '''Says it.'''\n  import re\n  return [x, 1]\nN = (1,\n     2)"
     assert definitions(text) == definitions(late) and set(definitions(text)) == {"f", "N"}
     for old, new in [("it.", "that."), ("[x", "[-x"), ("(1, 2)", "(1, 3)")]:
