@@ -7138,7 +7138,7 @@ class File(typing.NamedTuple):
     sha256: str | None              # of the blob, once it is here
     size: int | None
     uploaded: str                   # ISO time (PEP 700)
-    first_seen: int                 # 1: `uploaded` is only when we saw it first
+    first_seen: int                 # 1: `uploaded` is the time when we first saw it
     requires_python: str | None
     yanked: str | None              # None: not yanked; "": without a reason
     core_metadata: str | None       # None: not offered; "true"; or the SHA-256 of the metadata file
@@ -7303,7 +7303,7 @@ def releases_of(db, index, name, version=None):
         condition, values = f"release_id IN ({marks(ids)})", list(ids.values())
 
     files = collections.defaultdict(list)
-    # a stage's files have no position: so the index `files_of_project` holds them in this order
+    # a stage's files have no position: so `files_of_project`, an index, holds them in this order
     for file in select_files(db, f"WHERE {condition} AND position IS NULL ORDER BY id", *values):
         files[file.release_id, file.kind == "releasefile"].append(file)
 
@@ -7464,8 +7464,7 @@ class Stage:
                              (self.index.id, name)).fetchone()
             if row is None:
                 return ProjectPage(name)
-            # a stage's files have no position: so the index `files_of_project` holds them in
-            # this order
+            # a stage's files have no position: so `files_of_project` holds them in this order
             files = () if kind is None else select_files(
                 db, "WHERE project_id = ? AND position IS NULL AND kind = 'releasefile' "
                 "ORDER BY id", row["id"], kind=kind)
@@ -8588,7 +8587,7 @@ def _current_mirror(change, index):
 
 
 def _source(index):
-    """The settings behind upstream's responses: after a change, none that is remembered counts."""
+    """What upstream's responses depend on: after a change of it, no remembered one counts."""
     return index.id, index.mirror_url, tuple(index.config.get("mirror_missing_statuses", ()))
 
 
@@ -8630,7 +8629,7 @@ def _page_entries(index, name, page):
     released, entries = set(versions), []
     for file, version in zip(own, versions):
         version = version or version_of_variants(file.filename, name)
-        if version not in released:     # variants of wheels that are not here make no release
+        if version not in released:     # a list of variants makes no release of its own
             version = ""
         path = file_path(file.hash_spec, file.filename) if file.hash_spec else \
             hashless_path(file.url, file.filename)
@@ -8643,7 +8642,7 @@ def _enter_unplaced(change, index, name, status, entries):
     if _current_mirror(change, index):
         project_id = _mirrored_project(change, index, name)
         change.execute("UPDATE projects SET status = ? WHERE id = ? AND fetched IS NULL",
-                       (status, project_id))        # files of a quarantined project stay shut
+                       (status, project_id))        # files of a quarantined project are withheld
         now = iso_time(time.time())
         for entry in entries:
             _insert_mirror_file(change, index, project_id, None, entry, now)
@@ -9456,7 +9455,7 @@ class Outbox(Part):
                                ).fetchone()[0] for is_dead in (0, 1)]
 
     def clean(self, change):
-        """Delete messages given up but for the newest."""
+        """Delete all messages that were given up but the newest."""
         change.execute("DELETE FROM outbox WHERE dead = 1 AND id NOT IN "
                        "(SELECT id FROM outbox WHERE dead = 1 ORDER BY id DESC LIMIT ?)",
                        (Limits.dead_messages,))
@@ -9578,7 +9577,7 @@ class Outbox(Part):
             memory.popitem(last=False)
 
     def _send(self, row):
-        """(None, False) if the message arrived, else (reason, whether its target is
+        """(None, False) if the message arrived, else (reason, whether the target is
         unreachable)."""
         if not is_allowed_target(row["url"], self.settings.webhook_allow):
             return "--webhook-allow does not name the host", False
@@ -10413,7 +10412,7 @@ def _store_test_result(change, index, path, sha256, size):
 def _bound_nameless(db, tested, size):
     """Forbidden if a file has too many test results from users who are not logged in.
 
-    Also if they would have too many bytes, with `size` more."""
+    The bounds are on their number, and on their bytes with `size` more."""
     count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files "
                               "WHERE for_id = ? AND history LIKE ?",
                               (tested.id, _nameless_upload())).fetchone()
@@ -10672,7 +10671,7 @@ class StagedRelease:
 
     It holds all that the index has under any spelling of the version (`1.0-RC1`, `1.0rc1`)."""
     name: str                       # normalised
-    version: str                    # as it is asked for, or the first spelling
+    version: str                    # as in the request, or the first spelling
     metadata: dict                  # {spelling of the version: metadata of that release}
     files: tuple = ()               # ((File, (File, ...)), ...), by file name
     docs: tuple = ()                # (File, ...): at most one for each spelling
@@ -10892,8 +10891,7 @@ _HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->",
 
 
 def told_reason(answer):
-    """Why a server refused a POST (a `PostAnswer`), in one line: from its body, or its status
-    line."""
+    """Why a server refused a POST (a `PostAnswer`), in one line: its body or its status line."""
     phrase, text = reason_phrase(answer.status), answer.text.strip()
     if text.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -11546,8 +11544,9 @@ class SearchIndex(Part):
 
     @staticmethod
     def _is_lost(error):
-        """Whether the error means that the database was deleted or damaged: if its class is
-        DatabaseError itself, and no subclass of it."""
+        """Whether the error means that the database was deleted or damaged.
+
+        It is DatabaseError itself then, no subclass of it, or is about a missing table."""
         return type(error) is sqlite3.DatabaseError or "no such table" in str(error)
 
     def _lose(self, error):
@@ -12385,8 +12384,10 @@ UNIX_PEER = "127.0.0.1"     # the address of all clients of the unix socket
 
 
 def wait_for(sock, event, seconds, owner):
-    """Whether a socket becomes readable or writable within `seconds`; sooner given up if too many
-    workers wait already, for all clients or for those of this owner."""
+    """Whether a socket becomes readable or writable within `seconds`.
+
+    If too many workers wait already, for all clients or for those of this owner, within
+    `Limits.slow_client` seconds at most."""
     with _Selector() as selector, outside_wait(owner) as room:
         selector.register(sock, event)
         return bool(selector.select(seconds if room else min(seconds, Limits.slow_client)))
@@ -12505,8 +12506,10 @@ class Outgoing:
         return late > 0 and self.sent < late * Limits.slowest_answer
 
     def slowness(self, now):
-        """A sort key that puts first what to give up for memory: responses that are under way for a
-        while, by the speed of the client; then the others, the largest first."""
+        """A sort key that puts first what to give up for memory.
+
+        First responses that are under way for a while, the slowest client first; then the others,
+        the largest first."""
         age = now - self.since
         is_young = age < Limits.pending_grace
         return is_young, 0 if is_young else self.sent / age, -sum(map(len, self.in_memory))
@@ -13664,9 +13667,9 @@ def without_blank_lines(buffer):
 
 
 def _small_body(head):
-    """The size of a body that the front may gather, by a look at the head; 0 if it is too large.
+    """The size of a body that is small enough for the front to gather; 0 for any other.
 
-    Only a guess: errors of the head are found when it is parsed."""
+    Only a guess by a look at the head: errors of the head are found when it is parsed."""
     lengths = _CONTENT_LENGTH.findall(head)
     if len(lengths) != 1 or int(lengths[0]) > Limits.gathered_body:
         return 0
@@ -13902,7 +13905,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     # -- steps of socketserver
 
     def process_request(self, request, client_address):
-        """Hand to a worker a connection to whose next request the front can't respond."""
+        """Hand a connection to a worker, which responds to the request in its buffer."""
         self.workers.submit((request, client_address, time.monotonic()), self._party(request))
         self.working += 1
 
