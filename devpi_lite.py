@@ -5502,7 +5502,8 @@ STAGE_KEYS = {
     "webhook_events": (_to_events, None), "webhook_secret": (_to_secret, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
 MIRROR_KEYS = {
-    "volatile": (_to_bool, True), "mirror_url": (_to_url, None), "mirror_web_url_fmt": (_to_text, None),
+    "volatile": (_to_bool, True), "mirror_url": (_to_url, None),
+    "mirror_web_url_fmt": (_to_text, None),
     "mirror_cache_expiry": (_to_integer, None), "mirror_ignore_serial_header": (_to_bool, None),
     "mirror_missing_statuses": (_to_statuses, None),
     "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
@@ -5518,7 +5519,8 @@ NEWER_KEYS = {
     "remote_web_url_fmt": ("mirror_web_url_fmt", None),
     "project_inheritance_rules": ("mirror_whitelist", _to_rules),
     "trust_inheritance_rules_from": ("mirror_whitelist_inheritance", _to_trust)}
-_IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")   # old clients and dumps have them
+# Old clients and dumps have these keys.
+_IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")
 
 
 def is_allowed_target(url, allowed):
@@ -6080,33 +6082,35 @@ def remove_user(change, name, force, may_read):
             _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
 
 
-# ======================================================================================================================
+# ==================================================================================================
 # 7  Upstream
 #
-# The one place that talks to other servers: pooled keep-alive connections, redirects, credentials that never follow one
-# to another host, time limits; and the parsing of simple pages, JSON and HTML, into values.
-# ======================================================================================================================
+# Requests to other servers are made here and nowhere else: pooled keep-alive connections, redirects
+# that never take credentials to another host, time limits. Also the parsing of simple pages, JSON
+# and HTML, into values.
+# ==================================================================================================
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
 
 
 class HungUp(Exception):
-    """Upstream closed the connection without an answer; the request may be sent again on another one."""
+    """Upstream closed the connection without a response; a retry needs another connection."""
 
 
 class UpstreamResponse:
-    """An answer of upstream's: `status`, `headers`, `url` (after redirects); `read` its body, then `close`."""
+    """Upstream's response: `status`, `headers`, final `url`; `read` the body, then `close`."""
 
     def __init__(self, client, key, connection, response, url):
-        self.client, self.key, self.connection, self.response, self.url = client, key, connection, response, url
+        self.client, self.key, self.connection, self.response, self.url = \
+            client, key, connection, response, url
         self.status, self.headers = response.status, response.headers
 
     def header(self, name):
         return self.headers.get(name, "")
 
     def read(self, size):
-        """Up to `size` bytes as soon as there are some; b"" at the end."""
+        """Up to `size` bytes, as soon as any arrive; b"" at the end."""
         try:
             with outside_wait():
                 return self.response.read1(size)
@@ -6114,12 +6118,12 @@ class UpstreamResponse:
             raise UpstreamTrouble(f"{public_url(self.url)}: {reason_of(error)}") from error
 
     def length(self):
-        """The announced Content-Length, or None."""
+        """The stated Content-Length, or None."""
         text = self.header("Content-Length")
         return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
 
     def close(self):
-        """Give the connection back if the body was read to its end, else close it."""
+        """Keep the connection if the body was read to its end, else close it."""
         if self.response.length == 0:
             self.response.close()       # read1() leaves it open after the last byte
         if self.response.isclosed() and not self.response.will_close:
@@ -6135,25 +6139,25 @@ class UpstreamResponse:
 
 
 class PostAnswer(typing.NamedTuple):
-    """What a server says to a POST; `text`: the beginning of its body."""
+    """The response to a POST; `text`: the beginning of its body."""
     status: int
     reason: str
     text: str
 
 
 def is_near(address):
-    """Whether an IP address is loopback, link-local or unspecified: this machine's or its link's."""
+    """Whether an IP address is loopback, link-local or unspecified: on this machine or its link."""
     ip = ip_of(address)
     return ip.is_loopback or ip.is_link_local or ip.is_unspecified
 
 
 def is_link_local(address):
-    """Whether an IP address is of this machine's link, as that of a cloud's metadata service is."""
+    """Whether an IP address is link-local, like a cloud's metadata service."""
     return ip_of(address).is_link_local
 
 
 def _fixed_place(host):
-    """A host that no name server can turn elsewhere: "loopback", or an IP address; None: it can."""
+    """"loopback" or the IP address of a host that no name server decides; None for other hosts."""
     if host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower():
         return "loopback"
     ip = ip_of(host)
@@ -6163,13 +6167,13 @@ def _fixed_place(host):
 
 
 def is_near_host(host):
-    """Whether a host as a URL has it is near without a look-up."""
+    """Whether a host in a URL is near, known without a look-up."""
     place = _fixed_place(host)
     return place == "loopback" or place is not None and is_near(place)
 
 
 def is_same_place(url, other):
-    """Whether two URLs are on the same server, for sure: by the same address and port."""
+    """Whether two URLs are certainly on the same server: same address, same port."""
     (_, host, port), (_, other_host, other_port) = origin_of(url), origin_of(other)
     place = _fixed_place(host)
     return place is not None and place == _fixed_place(other_host) and port == other_port
@@ -6181,17 +6185,17 @@ _LINK_LOCAL = "is on this machine's link; --webhook-allow or --push-allow could 
 
 
 class UpstreamConnection(http.client.HTTPConnection):
-    """An HTTP connection that looks at addresses before it goes there."""
+    """An HTTP connection that checks addresses before it connects."""
     has_proxy = False
     is_near = False         # known once it is connected
-    refused = None          # (says whether an address may not be gone to, the sentence for that)
+    refused = None          # (function: whether an address is refused, the sentence that says so)
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
         self._create_connection = self._open
 
     def _open(self, address, timeout, source_address=None):
-        """As socket.create_connection, to the first address of a host that may be gone to."""
+        """Like socket.create_connection, to the first address of the host that is not refused."""
         if self.refused is None or self.has_proxy:
             return socket.create_connection(address, timeout)
         is_refused, sentence = self.refused
@@ -6199,6 +6203,7 @@ class UpstreamConnection(http.client.HTTPConnection):
         allowed = [place for place in found if not is_refused(place)]
         if not allowed:
             raise UpstreamTrouble(sentence)
+
         for place in allowed:
             try:
                 return socket.create_connection((place, address[1]), timeout)
@@ -6208,18 +6213,19 @@ class UpstreamConnection(http.client.HTTPConnection):
 
 
 class UpstreamTLSConnection(http.client.HTTPSConnection, UpstreamConnection):
-    """The same with TLS."""
+    """An UpstreamConnection with TLS."""
 
 
-# What opening a connection may raise that says nothing of the other host.
+# Errors of opening a connection that are no fault of the other host.
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
 
 
 class UpstreamClient(Part):
-    """Keep-alive connections to other servers, with proxies as `urllib.request` reads them from the environment.
+    """Keep-alive connections to other servers, through the proxies of the environment, as
+    `urllib.request` reads them.
 
-    What a mirror's pages and upstream's redirects name is not what somebody configured: such a URL
-    may not lead to this machine, which answers itself more than others, nor from https to http."""
+    A URL from a mirror's page or an upstream's redirect was not chosen by an operator: it may
+    lead neither to this machine, where services trust local clients, nor from https to http."""
 
     def __init__(self, settings):
         self.upstream_allow = settings.upstream_allow
@@ -6227,11 +6233,12 @@ class UpstreamClient(Part):
         self.timeout = settings.request_timeout
         self.offline, self.read_only = settings.offline_mode, settings.read_only
         self.lock = threading.Lock()
-        self.asking = {}            # connection that waits for an answer's head -> time.monotonic() to give up
+        # connection that waits for a response's head -> time.monotonic() of its time-out
+        self.asking = {}
         self.idle = {}              # (scheme, host, port) -> [(connection, since)]
-        self.paused = {}            # (scheme, host, port) -> time.monotonic() until which it counts as down
+        self.paused = {}            # (scheme, host, port) -> time.monotonic(): down until then
         self.proxies = urllib.request.getproxies()
-        if os.environ.get("ALL_PROXY"):     # which urllib drops where all_proxy is empty
+        if os.environ.get("ALL_PROXY"):     # urllib ignores it if all_proxy is empty
             self.proxies.setdefault("all", os.environ["ALL_PROXY"])
 
     def loops(self):
@@ -6240,19 +6247,22 @@ class UpstreamClient(Part):
 
     @functools.cached_property
     def tls(self):
-        return ssl.create_default_context()     # 47 ms of CPU, so only once and only if needed
+        return ssl.create_default_context()     # takes 47 ms of CPU: made once, when needed
 
     def get(self, url, headers, method="GET", mirror_url=None):
-        """Ask for a URL and follow redirects.  `UserInfo` in the URL becomes Basic credentials for that origin alone.
+        """Request a URL and follow redirects.
 
-        `mirror_url`: of the mirror whose page names the URL; None: the URL is below it.  Raises
-        UpstreamTrouble if there is no answer, or none may be asked for.  The caller closes the
-        response."""
+        The user and password of the URL become Basic credentials for its origin alone.
+
+        `mirror_url`: of the mirror whose page names the URL; None if the URL is below it. Raises
+        UpstreamTrouble if there is no response, or the URL may not be requested. The caller closes
+        the response."""
         if self.offline:
             raise UpstreamTrouble("offline mode: upstream is not asked")
         authority = origin_of(url)
         credentials = credentials_of(url)
         before, home = mirror_url, mirror_url or url
+
         for _ in range(Limits.upstream_redirects + 1):
             may_be_near = self._check_step(before, url, home)
             sent = dict(headers)
@@ -6264,20 +6274,23 @@ class UpstreamClient(Part):
             response.close()
             before, url = url, joined_url(response.url, response.header("Location"))
             if url is None:
-                raise UpstreamTrouble(f"{public_url(response.url)} redirects to something that is no http URL")
+                raise UpstreamTrouble(
+                    f"{public_url(response.url)} redirects to something that is no http URL")
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
     def _check_step(self, before, url, home):
-        """Whether a URL may lead to this machine; UpstreamTrouble if it may not be asked for.
+        """Whether a URL may lead to this machine; UpstreamTrouble if it may not be requested.
 
-        `before`: where it was named, None for a mirror's own URL; `home`: that one."""
+        `before`: the URL of the page or redirect that names it, None for a mirror's own URL;
+        `home`: the mirror's own URL."""
         if not is_allowed_target(url, self.upstream_allow):
             raise UpstreamTrouble(f"--upstream-allow does not name the host of {public_url(url)}")
         if before is None or self.upstream_allow is not None:
             return True
         if before.startswith("https:") and url.startswith("http:"):
-            raise UpstreamTrouble(f"{public_url(url)} is plain http, and {public_url(before)}, which "
-                                  "names it, is not; --upstream-allow could name its host")
+            raise UpstreamTrouble(
+                f"{public_url(url)} is plain http, and {public_url(before)}, which names it, is not; "
+                "--upstream-allow could name its host")
         return is_same_place(url, home)
 
     def _ask(self, method, url, headers, may_be_near):
@@ -6288,7 +6301,8 @@ class UpstreamClient(Part):
                 new += not kept
                 try:
                     return self._send(key, connection, method, url, headers, may_be_near)
-                except HungUp as error:     # a kept connection was idle too long; a new one's mishap is forgiven once
+                except HungUp as error:
+                    # a kept connection may have been idle for too long; a new one gets a second try
                     if new > 1 or time.monotonic() - began > Limits.upstream_stall:
                         raise error.__cause__
                     log.debug("%s closed a connection without an answer, using a new one", key[1])
@@ -6297,12 +6311,13 @@ class UpstreamClient(Part):
             raise kind(f"{public_url(url)}: {reason_of(error)}") from error
 
     def _connect(self, key, connection):
-        """Open a connection.  Only here a host turns out to be down, for everybody: whatever else
-        goes wrong may be the fault of the one request."""
+        """Open a connection. If that fails, the host counts as down, for all requests.
+
+        Other failures may be the fault of a single request, and pause nothing."""
         try:
             with outside_wait():
                 connection.connect()
-            if not connection.has_proxy:        # where a proxy leads is its own business
+            if not connection.has_proxy:        # a proxy decides itself where it connects to
                 connection.is_near = is_near(connection.sock.getpeername()[0])
         except OSError as error:
             if error.errno not in _OWN_TROUBLE or isinstance(error, socket.gaierror):
@@ -6315,7 +6330,7 @@ class UpstreamClient(Part):
             raise
 
     def _target(self, url, headers):
-        """(request target, headers) for a URL, which differ where a proxy is asked for it."""
+        """(request target, headers) for a URL, as its server or its proxy needs them."""
         parts = urllib.parse.urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         target = urllib.parse.quote(target, safe=_SENT_AS_IT_IS)
@@ -6327,11 +6342,11 @@ class UpstreamClient(Part):
         return target, headers
 
     def post(self, url, headers, pieces, length, timeout, connect_time=None):
-        """Send a POST whose body is `length` bytes in byte strings; returns its `PostAnswer`.  Redirects are not followed.
+        """Send a POST whose body is `length` bytes in byte strings; return its `PostAnswer`.
 
-        `timeout`: seconds that connecting (or `connect_time` for that), each step of sending, and
-        the answer may take; the whole body may take so long as `Limits.slowest_post` allows.
-        UpstreamTrouble if there is no answer."""
+        Follows no redirects. `timeout`: seconds for connecting (unless `connect_time` is given),
+        for each step of sending, and for the response; the whole body has the time that
+        `Limits.slowest_post` allows. UpstreamTrouble if there is no response."""
         try:
             connection = self._new_connection(origin_of(url), url, connect_time or timeout)
             if not is_allowed_target(url, self.post_allow):
@@ -6376,7 +6391,7 @@ class UpstreamClient(Part):
                 if not may_be_near:
                     connection.refused = is_near, f"{public_url(url)} {_TOO_NEAR}"
                 self._connect(key, connection)
-            if connection.is_near and not may_be_near:      # left open by a mirror that may
+            if connection.is_near and not may_be_near:      # kept by a mirror that may be near
                 raise UpstreamTrouble(f"{public_url(url)} {_TOO_NEAR}")
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
@@ -6410,7 +6425,7 @@ class UpstreamClient(Part):
         return self._new_connection(key, url, self.timeout), False
 
     def _new_connection(self, key, url, timeout):
-        """A connection that is not open yet."""
+        """A connection that is not open yet, to a host or its proxy."""
         scheme, host, port = key
         proxy = self._proxy(urllib.parse.urlsplit(url))
         kind = UpstreamConnection
@@ -6420,16 +6435,18 @@ class UpstreamClient(Part):
             arguments["context"] = self.tls
         if not proxy:
             return kind(host, port, **arguments)
+
         through = urllib.parse.urlsplit(proxy)
         connection = kind(through.hostname, through.port or 80, **arguments)
         connection.has_proxy, connection.is_near = True, is_near_host(host)
         if scheme == "https":
             credentials = credentials_of(proxy)
-            connection.set_tunnel(host, port, {"Proxy-Authorization": credentials} if credentials else {})
+            connection.set_tunnel(
+                host, port, {"Proxy-Authorization": credentials} if credentials else {})
         return connection
 
     def _proxy(self, parts):
-        """The URL of the proxy for a URL, or None; UpstreamTrouble if it is none for HTTP."""
+        """The URL of the proxy for a URL, or None; UpstreamTrouble for a proxy without HTTP."""
         proxy = self.proxies.get(parts.scheme) or self.proxies.get("all")
         if not proxy or self._goes_without_proxy(parts):
             return None
@@ -6442,8 +6459,10 @@ class UpstreamClient(Part):
         return proxy
 
     def _goes_without_proxy(self, parts):
-        """Whether no_proxy excepts the host of a URL: by its name or a domain, with or without a
-        port (`urllib.request`), or by its address or a network of addresses (curl)."""
+        """Whether no_proxy excepts the host of a URL.
+
+        By its name or domain, with or without a port (`urllib.request`), or by its address or a
+        network of addresses (curl)."""
         port = parts.port or (443 if parts.scheme == "https" else 80)
         address = ip_of(parts.hostname or "")
         if address is None:
@@ -6456,7 +6475,7 @@ class UpstreamClient(Part):
         return urllib.request.proxy_bypass(f"{host}:{port}")
 
     def give_back(self, key, connection):
-        """Keep a connection for the next request; those that nobody used for long are closed."""
+        """Keep a connection for the next request; close those that were idle for too long."""
         now = time.monotonic()
         with self.lock:
             self.idle.setdefault(key, []).append((connection, now))
@@ -6464,23 +6483,26 @@ class UpstreamClient(Part):
                 for old, since in self.idle[origin]:
                     if now - since >= Limits.upstream_idle:
                         old.close()
-                self.idle[origin] = [pair for pair in self.idle[origin] if now - pair[1] < Limits.upstream_idle]
+                self.idle[origin] = [pair for pair in self.idle[origin]
+                                     if now - pair[1] < Limits.upstream_idle]
                 if not self.idle[origin]:
                     del self.idle[origin]
 
     def watch(self):
-        """A loop for a thread: break off answers whose head does not come to an end (slow lines, 100 Continue for ever)."""
+        """A loop for a thread: aborts requests whose response has no complete head in time.
+
+        For example slow lines, or an endless series of 100 Continue."""
         while True:
             time.sleep(1)
             now = time.monotonic()
             with self.lock:
                 late = [connection for connection, until in self.asking.items() if until < now]
             for connection in late:
-                with contextlib.suppress(OSError, AttributeError):      # it may be over by now
+                with contextlib.suppress(OSError, AttributeError):      # it may have ended
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def is_paused(self, url):
-        """Whether this host could not be reached within the last seconds: no use in waiting."""
+        """Whether a host is down: it could not be reached within the last seconds."""
         return self.paused.get(origin_of(url), 0) > time.monotonic()
 
 
@@ -6491,7 +6513,7 @@ def origin_of(url):
 
 
 def credentials_of(url):
-    """The Authorization value for the user and password in a URL, or None."""
+    """The Authorization header for the user and password in a URL, or None."""
     parts = urllib.parse.urlsplit(url)
     if parts.username is None:
         return None
@@ -6500,7 +6522,9 @@ def credentials_of(url):
 
 
 def joined_url(base, link):
-    """`link` as found on the page `base`, made absolute, without fragment and credentials; None unless http(s)."""
+    """A link on the page `base` as an absolute URL without fragment and credentials.
+
+    None if it is not http or https."""
     try:
         url = urllib.parse.urljoin(public_url(base), link.strip())
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
@@ -6508,13 +6532,17 @@ def joined_url(base, link):
             return None
     except ValueError:
         return None
-    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
+    return urllib.parse.urlunsplit(
+        parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
 
 
 @dataclasses.dataclass(frozen=True)
 class UpstreamFile:
-    """One file of an upstream page.  `yanked`: None, or the reason ("" without one); `core_metadata`: None (not offered),
-    "true" (offered without a hash) or the SHA-256 of the metadata file (PEP 714); `uploaded`: ISO time or ""."""
+    """A file of an upstream page.
+
+    `yanked`: None, or the reason, "" without one. `core_metadata`: None (not offered), "true"
+    (offered without a hash) or the SHA-256 of the metadata file (PEP 714). `uploaded`: an ISO time
+    or ""."""
     filename: str
     url: str
     hash_spec: str = ""
@@ -6530,13 +6558,13 @@ PROJECT_STATUSES = ("active", "archived", "quarantined", "deprecated")
 
 
 class Status(typing.NamedTuple):
-    """The status of a project (PEP 792): one of `PROJECT_STATUSES`, and perhaps a reason."""
+    """The status of a project (PEP 792): one of `PROJECT_STATUSES`, and a reason or None."""
     word: str = "active"
     reason: str | None = None
 
     @classmethod
     def of(cls, text):
-        """As it stands in the table `projects`: JSON [word, reason], NULL for active."""
+        """A status as the table `projects` has it: JSON [word, reason], NULL for active."""
         return cls(*json.loads(text)) if text else ACTIVE
 
     @property
@@ -6557,20 +6585,18 @@ ACTIVE = Status()
 
 @dataclasses.dataclass(frozen=True)
 class UpstreamPage:
-    """A project's page: files in page order, its status, and versions without files (PEP 700)."""
+    """A project's page: files in its order, status, and versions without files (PEP 700)."""
     files: tuple
     status: Status = ACTIVE
     versions: tuple = ()
 
 
-
-
 class _JsonReader:
-    """Reads the values of a JSON text piece by piece: the objects of a whole page or list would take
-    ten times the memory of its text.
+    """Reads the values of a JSON text one by one.
 
-    ValueError where it is none, a value has more than 8 MiB, or there are more than `most` values.
-    An integer of 20 digits and more is None."""
+    The objects of a whole page or list would take ten times the memory of the text. ValueError if
+    the text is not JSON, has a value of more than 8 MiB, or has more than `most` values. An integer
+    of 20 digits or more is read as None."""
 
     space = re.compile(r"[ \t\r\n]*")
     decoder = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else None)
@@ -6585,9 +6611,9 @@ class _JsonReader:
             raise ValueError(f"more than {self.most} values")
 
     def members(self, long):
-        """Yield (key, value) for an object that is the whole text.
+        """Yield (key, value) of the object that the text is.
 
-        The value of the key `long`, an array, is an iterator that must be used up at once."""
+        The value of the key `long`, an array, is an iterator, to be used up before the next key."""
         self.take("{")
         while not self.takes("}"):
             key = self.value()
@@ -6608,7 +6634,7 @@ class _JsonReader:
         return self.text.startswith(mark, self.position)
 
     def takes(self, mark):
-        """Whether this mark came next; then the reader is behind it."""
+        """Whether this mark comes next; if so, the reader moves past it."""
         if not self.at_end(mark):
             return False
         self.position = self.space.match(self.text, self.position + len(mark)).end()
@@ -6627,7 +6653,7 @@ class _JsonReader:
             except ValueError:
                 continue
             end_of_all = self.position + end == len(self.text)
-            if end < len(piece) or end_of_all:      # else a number might go on
+            if end < len(piece) or end_of_all:      # else a number might continue
                 self.position = self.space.match(self.text, self.position + end).end()
                 return value
         raise ValueError(f"no value at {self.around()}")
@@ -6639,7 +6665,7 @@ class _JsonReader:
             if self.position == len(self.text):
                 raise ValueError("it ends inside of an array")
 
-            # a stretch that ends behind an object holds whole items, nearly always
+            # a stretch up to the end of an object holds whole items, nearly always
             stretch = self.text[self.position:self.position + (64 << 10)]
             past = self.position + len(stretch)
             stretch = stretch[:stretch.rfind("},") + 1]
@@ -6647,6 +6673,7 @@ class _JsonReader:
                 items = self.decoder.decode(f"[{stretch}]") if stretch else []
             except ValueError:
                 items = []
+
             if items:
                 self._count(len(items))
                 yield from items
@@ -6660,12 +6687,15 @@ class _JsonReader:
 
 
 def parse_simple_page(project, url, body, is_json, content_type=""):
-    """An upstream page (bytes) as an `UpstreamPage`; UpstreamTrouble if it is no simple page (PEP 503, 691, 700)."""
+    """An upstream page (bytes) as an `UpstreamPage`.
+
+    UpstreamTrouble if it is no simple page (PEP 503, 691, 700)."""
     try:
         return _parse_json_page(project, url, body) if is_json else \
             _parse_html_page(project, url, html_text(content_type, body))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UpstreamTrouble(f"{public_url(url)}: not a simple page: {reason_of(error)}") from error
+        raise UpstreamTrouble(
+            f"{public_url(url)}: not a simple page: {reason_of(error)}") from error
 
 
 def _parse_json_page(project, url, body):
@@ -6686,24 +6716,29 @@ def _parse_json_page(project, url, body):
                 _log_unusable(url, unusable, repr(entry))
             else:
                 _add_file(files, file)
+
     meta = check_json_version(page.get("meta"))
     if files is None:
         raise ValueError("it has no files")
+
     known = {canonical_version(version_of_file(filename, project)) for filename in files}
     versions = page.get("versions")
-    versions = [v for v in versions if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()] \
+    versions = [v for v in versions
+                if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()] \
         if isinstance(versions, list) else ()
+
     status = page.get("project-status") or meta.get("project-status")
     if isinstance(status, str):
         status = {"status": status, "reason": meta.get("project-status-reason")}
     elif not isinstance(status, dict):
         status = {}
-    return UpstreamPage(tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
-                        tuple(v for v in versions if canonical_version(v) not in known))
+    return UpstreamPage(
+        tuple(files.values()), _sound_status(status.get("status"), status.get("reason")),
+        tuple(v for v in versions if canonical_version(v) not in known))
 
 
 def _log_unusable(url, number, what):
-    """Log the first few of a page's files that can't be used: it may list any number of them."""
+    """Log an unusable file of a page, of any number the first ten."""
     if number <= 10:
         log.info("%s lists an unusable file: %s", public_url(url), one_line(what, 200))
     elif number == 11:
@@ -6711,7 +6746,7 @@ def _log_unusable(url, number, what):
 
 
 def _json_file(url, entry):
-    """The file that a page's entry describes, None if it is unusable (PEP 691, 700)."""
+    """The file of an entry of a page (PEP 691, 700); None if it is unusable."""
     file_url, filename = joined_url(url, entry["url"]), entry.get("filename")
     if file_url and filename is None:
         filename = _last_part(file_url)
@@ -6724,7 +6759,7 @@ def _json_file(url, entry):
     return UpstreamFile(
         filename, file_url,
         _stated_hash({**_fragment_pairs(entry["url"]), **(entry.get("hashes") or {})}),
-        # 0 is what indexes say that don't know; True is a number, too
+        # indexes that do not know the size state 0; True is an int, too
         size=size if type(size) is int and 0 < size < 1 << 60 else None,
         uploaded=_sound_time(entry.get("upload-time"), url),
         requires_python=_sound_specifiers(entry.get("requires-python")),
@@ -6733,12 +6768,12 @@ def _json_file(url, entry):
 
 
 def _last_part(url):
-    """The file name that a URL ends in."""
+    """The file name at the end of a URL."""
     return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
 
 
 def _fragment_pairs(link):
-    """What a link's fragment says, as {key: value}: hashes, pip's `egg` and `subdirectory`."""
+    """The {key: value} pairs of a link's fragment: hashes, pip's `egg` and `subdirectory`."""
     pairs = {}
     for pair in re.split("[&;]", urllib.parse.unquote(link.partition("#")[2])):
         key, _, value = pair.partition("=")
@@ -6747,10 +6782,10 @@ def _fragment_pairs(link):
 
 
 def _stated_hash(hashes):
-    """The hash spec to keep of {algorithm: hex digest}, "" if none is stated.
+    """The hash spec of the best of {algorithm: hex digest}, "" if there is none.
 
-    ValueError if the only digests stated are damaged: installers would refuse such a file, so it
-    can't go on as one without."""
+    ValueError if all of them are damaged: installers would refuse the file, so it must not pass as
+    one without a hash."""
     hashes = {algorithm.strip().lower(): digest.strip() if isinstance(digest, str) else digest
               for algorithm, digest in hashes.items()}
     spec = best_hash(hashes)
@@ -6761,12 +6796,12 @@ def _stated_hash(hashes):
     return spec
 
 
-# What can begin markup: a comment, another thing that ends at the next `>`, a tag.
+# What begins markup: a comment, something else up to the next `>`, a tag.
 _MARKUP = re.compile(r"<(?:(!--)|([!?])|([a-zA-Z][^\s/>]*))")
 _ATTRIBUTE = re.compile(r"""[\s/]*(?:(>)|([^\s/>][^\s/>=]*)"""
                         r"""(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)|(?=>)|(["'])))?)""")
 _COMMENT_END = re.compile(r"--!?>")
-# Elements whose content is text, whatever stands in it.
+# Elements whose content is only text.
 _RAW_TEXT = {name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
              for name in ("script", "style", "textarea", "title")}
 _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|"
@@ -6774,13 +6809,14 @@ _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|"
 
 
 def _tags(text, wanted, most):
-    """The start tags of an HTML page that are wanted, as (name, {attribute: value}, where it ends).
+    """The wanted start tags of an HTML page, as (name, {attribute: value}, where the tag ends).
 
-    By regular expression, tens of times faster than `html.parser`, and linear for every text.  Read
-    as HTML's standard says: nothing in comments and scripts is a tag, the first of two attributes
-    with one name counts, what does not fit belongs to a name or a value.  A quote that never ends
-    spoils its own tag alone; a page that ends inside a tag is a ValueError, as is one with more than
-    `most` tags, attributes and comments together."""
+    By regular expression: tens of times faster than `html.parser`, and linear for every text.
+
+    Follows the HTML standard: comments and scripts have no tags, the first of two attributes with
+    one name counts, and what does not fit belongs to a name or a value. A quote without end spoils
+    its own tag alone. ValueError for a page that ends inside a tag, or has more than `most` tags,
+    attributes and comments."""
     position = 0
     while True:
         most -= 1
@@ -6792,12 +6828,13 @@ def _tags(text, wanted, most):
         if markup[1]:
             end = _COMMENT_END.search(text, markup.end() - 2)
             if end is None:
-                return          # the rest is comment, for pip, uv and browsers too
+                return          # the rest is a comment, as for pip, uv and browsers
             position = end.end()
             continue
         if markup[2]:
             position = _behind(">", text, markup.end())
             continue
+
         name, attributes, position = markup[3].lower(), {}, markup.end()
         is_wanted = name in wanted
         while True:
@@ -6817,6 +6854,7 @@ def _tags(text, wanted, most):
                 break
             if is_wanted and attribute.lower() not in attributes:
                 attributes[attribute.lower()] = _attribute_text(double or single or bare or "")
+
         if is_wanted:
             yield name, attributes, position
         if name in _RAW_TEXT:
@@ -6827,7 +6865,7 @@ def _tags(text, wanted, most):
 
 
 def _behind(mark, text, position):
-    """Where the text goes on behind the next mark."""
+    """The position after the next mark."""
     found = text.find(mark, position)
     if found < 0:
         raise ValueError(f"the page ends inside of {text[position - 60:position]!r}")
@@ -6835,12 +6873,12 @@ def _behind(mark, text, position):
 
 
 def _attribute_text(value):
-    """An attribute's value with its character references resolved."""
+    """An attribute's value with character references resolved."""
     return _REFERENCE.sub(_resolved, value) if "&" in value else value
 
 
 def _resolved(reference):
-    """The text of one reference.  An unknown name stays as it is, as does `&copy=1` of a query."""
+    """The text of a character reference; unknown names stay, such as `&copy=1` in a query."""
     name = reference[0][1:]
     if name[0] == "#":
         return unescaped(reference[0])
@@ -6848,7 +6886,7 @@ def _resolved(reference):
 
 
 def _parse_html_page(project, url, text):
-    """A page in the HTML form (PEP 503, 592, 658, 714, 740, 792)."""
+    """An HTML page as an `UpstreamPage` (PEP 503, 592, 658, 714, 740, 792)."""
     check_html(text)
     anchors, base, meta = [], None, {}
     for tag, attributes, _ in _tags(text, ("a", "base", "meta"), 10 * Limits.page_files):
@@ -6863,7 +6901,7 @@ def _parse_html_page(project, url, text):
                 raise ValueError(f"more than {Limits.page_files} links")
     check_api_version(meta.get("pypi:repository-version", "1.0"))
 
-    base = base and joined_url(url, base) or url        # that of the links before it, too
+    base = base and joined_url(url, base) or url        # also for links before it
     files, unusable = {}, 0
     for attributes in anchors:
         try:
@@ -6874,18 +6912,18 @@ def _parse_html_page(project, url, text):
             continue
         if file:
             _add_file(files, file)
-    return UpstreamPage(tuple(files.values()), _sound_status(meta.get("pypi:project-status"),
-                                                             meta.get("pypi:project-status-reason")))
+    return UpstreamPage(tuple(files.values()), _sound_status(
+        meta.get("pypi:project-status"), meta.get("pypi:project-status-reason")))
 
 
 def _add_file(files, file):
-    """Enter a page's file into {file name: file}: the first of a name, or the first with a hash."""
+    """Add a file to {file name: file}: of each name the first with a hash, else the first."""
     if file.filename not in files or file.hash_spec and not files[file.filename].hash_spec:
         files[file.filename] = file
 
 
 def _html_file(project, base, attributes):
-    """The file that an anchor links to, or None if it links to something else [W20.5]."""
+    """The file that an anchor links to; None for other links [W20.5]."""
     url = joined_url(base, attributes["href"])
     if url is None:
         return None
@@ -6894,6 +6932,7 @@ def _html_file(project, base, attributes):
     if not extension and not version_of_variants(filename, project) or \
             not normalize(stem).startswith(project) or not is_safe_filename(filename):
         return None
+
     metadata = attributes.get("data-core-metadata", attributes.get("data-dist-info-metadata"))
     if metadata is not None:
         name, _, value = metadata.partition("=")
@@ -6902,17 +6941,18 @@ def _html_file(project, base, attributes):
         filename, url, _stated_hash(_fragment_pairs(attributes["href"])),
         requires_python=_sound_specifiers(attributes.get("data-requires-python")),
         yanked=_sound_text(attributes["data-yanked"]) if "data-yanked" in attributes else None,
-        core_metadata=_offered_metadata(metadata), provenance=_sound_link(attributes.get("data-provenance")))
+        core_metadata=_offered_metadata(metadata),
+        provenance=_sound_link(attributes.get("data-provenance")))
 
 
 def check_api_version(text):
-    """Refuse a page of another major version than 1 (PEP 629)."""
+    """ValueError for a page of another major version than 1 (PEP 629)."""
     if not re.fullmatch(r"1(\.[0-9]{1,5})?", text.strip()):
         raise ValueError(f"API version {text[:20]!r}, expected 1.x")
 
 
 def check_json_version(meta):
-    """The `meta` of a JSON page; without a version it is of version 1, as for HTML (PEP 629)."""
+    """The `meta` of a JSON page; no version means version 1, as in HTML (PEP 629)."""
     meta = {} if meta is None else meta
     version = meta.get("api-version")
     check_api_version("1.0" if version is None else str(version))
@@ -6920,26 +6960,29 @@ def check_json_version(meta):
 
 
 def _sound_text(value):
-    """Upstream's text without control characters; "" for what is no text (`true` means: without a reason)."""
-    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value).strip()[:2000] if isinstance(value, str) else ""
+    """Upstream's text without control characters; "" for other values (`true`: no reason)."""
+    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value).strip()[:2000] \
+        if isinstance(value, str) else ""
 
 
 def _sound_specifiers(value):
-    """A Requires-Python, or None.  Some escape it twice, or in JSON; no specifier holds an `&`."""
+    """A Requires-Python, or None. Some are escaped twice, or in JSON; no specifier has an `&`."""
     text = _sound_text(value)
     return (unescaped(text) if "&" in text else text) or None
 
 
-_ISO_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(?:[.,](\d+))? ?(Z|[+-]\d\d(?::?\d\d)?)?",
-                       re.ASCII | re.IGNORECASE)
+_ISO_TIME = re.compile(
+    r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(?:[.,](\d+))? ?(Z|[+-]\d\d(?::?\d\d)?)?",
+    re.ASCII | re.IGNORECASE)
 
 
 def _sound_time(value, url):
-    """An upload time of the page at `url` as `iso_time` writes it, from any spelling of ISO 8601 that
-    installers read: with an offset, with any number of digits; "" for what is no time since 1970.
+    """An upload time on the page at `url`, as `iso_time` writes it; "" for no time since 1970.
 
-    A time without a zone counts as UTC."""
-    match = _ISO_TIME.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= 100 else None
+    Reads every ISO 8601 form that installers read: with an offset, with any number of digits. A
+    time without a zone counts as UTC."""
+    match = _ISO_TIME.fullmatch(value.strip()) \
+        if isinstance(value, str) and len(value) <= 100 else None
     if match:
         day, minute, second, fraction, zone = match.groups()
         zone = (zone or "").upper().replace("Z", "").replace(":", "")
@@ -6951,6 +6994,7 @@ def _sound_time(value, url):
             moment = datetime.datetime.fromisoformat(text).astimezone(datetime.timezone.utc)
             if moment.year >= 1970:
                 return moment.isoformat(timespec="microseconds")[:-6] + "Z"
+
     if value is not None:
         _say_of_times(url_origin(url), "that can't be read, taken for absent", repr(value))
     return ""
@@ -6958,12 +7002,12 @@ def _sound_time(value, url):
 
 @functools.lru_cache(maxsize=1000)
 def _first_of_kind(origin, trouble):
-    """A list that is empty until something was said of this trouble of this host."""
+    """A list that is empty until this trouble of this host was logged."""
     return []
 
 
 def _say_of_times(origin, trouble, example):
-    """One line in the log for a host and a kind of trouble: a page may have thousands of such times."""
+    """Log a kind of trouble of a host once: a page may have thousands of such times."""
     said = _first_of_kind(origin, trouble)
     if not said:
         said.append(True)
@@ -6971,7 +7015,8 @@ def _say_of_times(origin, trouble, example):
 
 
 def _sound_link(value):
-    return value if isinstance(value, str) and re.fullmatch(r"https://[!-;=?-~]{1,2000}", value) else None
+    return value if isinstance(value, str) and \
+        re.fullmatch(r"https://[!-;=?-~]{1,2000}", value) else None
 
 
 def _sound_status(word, reason):
@@ -6982,18 +7027,19 @@ def _sound_status(word, reason):
 def _offered_metadata(value):
     if isinstance(value, dict):
         digest = value.get("sha256")
-        return digest.lower() if isinstance(digest, str) and is_digest("sha256", digest) else "true" if value else None
+        return digest.lower() if isinstance(digest, str) and is_digest("sha256", digest) \
+            else "true" if value else None
     return "true" if value is True else None
 
 
 def is_json_page(content_type, body):
-    """Whether a page is JSON: by its type, but a list or page that starts with `{` is JSON whatever was said."""
+    """Whether a page is JSON: by its type, or because it starts with `{`."""
     begins = body[:100].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     return begins == b"{" or "json" in content_type.partition(";")[0].lower()
 
 
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s;"']{1,40})""", re.IGNORECASE)
-# The codecs that are charsets, each linear; Python has others.
+# The codecs that are charsets, each with linear cost; Python has others.
 _KNOWN_CODEC = re.compile(r"utf-8|utf-16(-[lb]e)?|ascii|iso8859-[0-9]+|cp[0-9]+|koi8-[rtu]|"
                           r"gbk|gb2312|gb18030|big5|shift_jis|euc_jp|euc_kr")
 _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -7001,10 +7047,12 @@ _BYTE_ORDER_MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-l
 
 
 def html_text(content_type, body):
-    """The text of an HTML page by its byte order mark, the charset of its type, or as UTF-8."""
+    """The text of an HTML page, by its byte order mark, else by the charset of its type, else
+    UTF-8."""
     for mark, charset in _BYTE_ORDER_MARKS:
         if body.startswith(mark):
             return body[len(mark):].decode(charset, "replace")
+
     stated = _CHARSET.search(content_type)
     if stated is None or body.isascii():
         return body.decode("utf-8", "replace")
@@ -7018,7 +7066,7 @@ def html_text(content_type, body):
 
 
 def check_html(text):
-    """Refuse, as ValueError, what is no HTML page; an empty text is one."""
+    """ValueError for a text that is no HTML page; an empty text is one."""
     text = text[:10000].lstrip()
     if text and not text.startswith("<!--") and \
             not re.search(r"<(!doctype html|html|head|body|a)\b", text, re.IGNORECASE):
@@ -7026,7 +7074,7 @@ def check_html(text):
 
 
 class _Decoder:
-    """Undoes the Content-Encoding of a body as it arrives: at most `limit` bytes, and one more."""
+    """Undoes the Content-Encoding of a body as it arrives, up to one byte more than `limit`."""
 
     step = 256 << 10
 
@@ -7035,8 +7083,9 @@ class _Decoder:
         self.unzip, self.members, self.ended = None, 0, False
 
     def decode(self, data):
-        """Yield what the next bytes of the body stand for, in pieces of at most `step` bytes: of
-        64 KiB may come 64 MiB."""
+        """Yield what the next bytes of the body unpack to, in pieces of at most `step` bytes.
+
+        64 KiB may unpack to 64 MiB."""
         more = True
         while more and not self.ended and self.left > 0:
             if self.unzip is None and not (data and self._begin(data)):
@@ -7051,15 +7100,15 @@ class _Decoder:
                 self.ended = self.encoding == "deflate"
             else:
                 data = self.unzip.unconsumed_tail
-                more = bool(data) or len(found) == room     # it may hold some back
+                more = bool(data) or len(found) == room     # the decompressor may hold some back
 
     def _begin(self, data):
-        """Begin a member at these bytes; zeros or garbage behind the last one say nothing."""
+        """Begin a member at these bytes; ignore zeros or garbage after the last one."""
         self.members += 1
         if self.members > Limits.gzip_members:
             raise zlib.error(f"more than {Limits.gzip_members} members")
         if self.encoding == "deflate":
-            # RFC 9110 wants a zlib head before it, some send none
+            # RFC 9110 requires a zlib head, some servers send none
             has_head = data[0] & 15 == 8 and (len(data) < 2 or (data[0] << 8 | data[1]) % 31 == 0)
             self.unzip = zlib.decompressobj(15 if has_head else -15)
         elif self.members == 1 or data[:1] == b"\x1f" and data[1:2] in (b"\x8b", b""):
@@ -7073,20 +7122,22 @@ class _Decoder:
         return self.unzip is None and self.members > 0
 
 
-# The beginning of what is not compressed, whatever its Content-Encoding (utf-8, aws-chunked) says.
+# How uncompressed text begins, whatever its Content-Encoding (utf-8, aws-chunked) says.
 _LOOKS_PLAIN = re.compile(rb"(\xef\xbb\xbf)?(\s*[<{]|[\t\n\r -~]{64}|[\t\n\r -~]{0,63}\Z)")
 _ENCODINGS = {"": None, "identity": None, "gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 def page_pieces(response, limit, deadline):
-    """Yield the body of a page in pieces, unzipped.
+    """Yield the body of a page in pieces, unpacked.
 
-    Raises UpstreamTrouble if it breaks off, is damaged, or takes past `deadline` (time.monotonic()),
-    UnreadablePage if it is larger than `limit` bytes or encoded in a way that nobody asked for."""
+    Raises UpstreamTrouble if it breaks off, is damaged, or goes on past `deadline`
+    (time.monotonic()), UnreadablePage if it is larger than `limit` bytes or has an encoding that
+    was not requested."""
     url, stated = public_url(response.url), response.header("Content-Encoding").strip().lower()
     size = received = 0
     encoding, is_odd = _ENCODINGS.get(stated), stated not in _ENCODINGS
     decoder = _Decoder(encoding, limit) if encoding else None
+
     while True:
         piece = response.read(64 << 10)
         if not piece:
@@ -7105,7 +7156,9 @@ def page_pieces(response, limit, deadline):
             raise UnreadablePage(f"{url}: the page is larger than {limit} bytes")
         if time.monotonic() > deadline:
             raise UpstreamTrouble(f"{url}: the page takes too long")
-    if response.length() not in (None, received) or decoder and received and not decoder.is_whole():
+
+    if response.length() not in (None, received) or \
+            decoder and received and not decoder.is_whole():
         raise UpstreamTrouble(f"{url}: the page ended early")
 
 

@@ -452,7 +452,7 @@ def basename(url):
 
 
 def credentials_of(url):
-    """The Authorization value for the user and password in a URL, or None."""
+    """The Authorization header for the user and password in a URL, or None."""
     parts = urllib.parse.urlsplit(url)
     if parts.username is None:
         return None
