@@ -290,20 +290,20 @@ def strip_archive_extension(filename):
     return filename, ""
 
 
-# Where a platform or a Python begins behind a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`.
+# Where a platform or a Python begins after a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`.
 _PLATFORM_TAIL = re.compile(r"""
     [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | (?:win|mac|osx|darwin|linux|manylinux)\w*
         | cygwin | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | solaris | sunos | aix | irix | hp-ux
         | noarch | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l | aarch64
         | universal2? | superpack )
     (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
-# Behind the version of an rpm or deb package: the package's own revision, and the machine.
+# What follows the version of an rpm or deb package: the package's revision, and the machine.
 _PACKAGE_TAILS = {
     ".rpm": re.compile(
         r"(?:-[^-]+)?\.(?:src|nosrc|noarch|x86_64|i[3-6]86|athlon|aarch64|arm\w*|ppc\w*|"
         r"s390x?|ia64|sparc\w*|alpha|riscv64|loongarch64)$", re.IGNORECASE),
     ".deb": re.compile(r"(?:-[^-_]+)?_[a-z0-9-]+$", re.IGNORECASE)}
-# Other words behind a version; `-11g` and `-12c` name an Oracle release that an installer is for.
+# Other words after a version; `-11g` and `-12c` name an Oracle release that an installer is for.
 _KIND_TAIL = re.compile(
     r"[-._ ](?:src|sources?|sdist|dist|bin|all|full|setup|install(?:er)?|1[0-9][cg])$",
     re.IGNORECASE)
@@ -665,7 +665,7 @@ def reason_of(error):
 class Problem(Exception):
     """An error with a sentence for the person who reads it, and the `status` of the response."""
     status = 500
-    form = None         # of the answer, where it is not that of the route: see `problem_response`
+    form = None         # the form of the response, if not the route's: see `problem_response`
 
     def __init__(self, message, status=None, headers=()):
         super().__init__(message)
@@ -1087,7 +1087,7 @@ def command(name, help, *arguments, takes=()):
 
 
 def argument(*names, **settings):
-    """Declares an `Argument` of a command."""
+    """Declare an `Argument` of a command."""
     return Argument(names, settings)
 
 
@@ -1148,10 +1148,10 @@ class Limits:
     """Every bound that is not a setting. Times are in seconds, sizes in bytes."""
     head = 64 << 10                 # a request's head
     headers = 200                   # header lines of a request
-    keep_alive = 75                 # between two requests on a connection
+    keep_alive = 75                 # seconds between two requests on a connection
     evictable = 1                   # seconds idle, before a full server closes a connection
-    head_time = 30                  # from the first byte of a head to its last
-    stall = 60                      # inside a request, without a byte sent or received
+    head_time = 30                  # seconds from the first byte of a head to its last
+    stall = 60                      # seconds without a byte sent or received inside a request
     slow_client = 0.2               # seconds that a worker waits for a client; then the front does
     pending_memory = 32 << 20       # of responses that the front sends on, in all
     pending_grace = 5               # seconds for which none of these counts as slow
@@ -1257,22 +1257,22 @@ class Limits:
     xz_memory = 128 << 20           # for unpacking; `xz -9` needs 65 MiB
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password is not hashed again
-    session = 36000                 # life of a session token
+    session = 36000                 # seconds that a session token is valid
     failed_logins = 5               # of one account from one address, before waits begin
     longest_login_wait = 60
-    # to all accounts; after these, one each `address_pause` seconds
+    # to all accounts; then one in `address_pause` seconds
     failed_logins_at_address, address_pause = 100, 6
-    # from addresses that it has not logged in from; after these, one each `account_pause` seconds
+    # from addresses without an earlier login to it; then one in `account_pause` seconds
     failed_logins_to_account, account_pause = 50, 20
     looks, look_pause = 20, 30      # at a remembered password, while its address has to wait
-    new_users, new_user_pause = 20, 30    # registrations from one address
-    waiting_hashes = 32             # passwords that wait for being hashed
+    new_users, new_user_pause = 20, 30      # registered from one address, without a login
+    waiting_hashes = 32             # passwords that wait for their hash
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
-    audited_failures = 60           # a minute
+    audited_failures = 60           # failed logins a minute
     audited_refusals = 1000         # an hour, of forbidden and conflicting requests
     audited_refusals_of_one = 100   # of these, by one user and address
-    counted_events = 10000          # that one `Rate` remembers, as test results without login
+    counted_events = 10000          # that one `Rate` remembers
     audit_repeat = 60               # seconds within which a repeated act is counted in the same row
     audit_repeats = 10000           # indexes and users whose last act is remembered for that
     history = 100                   # log entries of one file
@@ -1286,8 +1286,8 @@ class Limits:
     test_results = 1000             # of one file
     large_jsons = 2                 # test results parsed in child processes at a time
     large_jsons_of_one = 1          # of these, from one address
-    nameless_results = 100          # of one file, from clients without login
-    nameless_result_bytes = 64 << 20    # of one file, from clients without login, in all
+    nameless_results = 100          # test results of one file, from clients without login
+    nameless_result_bytes = 64 << 20    # these in all
     nameless_an_hour = 3000         # test results without login, on all indexes
     nameless_of_one = 1000          # of these, from one address
     nameless_bytes = 256 << 20      # an hour, of test results without login
@@ -1323,7 +1323,7 @@ class Limits:
     delivery_tries = 10
     pushes = 32                     # that wait for other servers
     pushes_of_one = 8               # of these, by one user
-    push_time = 1800                # of one push to an outside server
+    push_time = 1800                # seconds for one push to an outside server
     attestations = 256 << 10        # characters, of one file
     told_reason = 1000              # characters of another server's refusal that are passed on
     named_stages = 5                # that a refusal suggests in place of an index
@@ -2229,10 +2229,9 @@ MIGRATIONS = {}     # schema version -> (SQL, function): the step to it
 
 
 def migration(version, sql=""):
-    """Register the step to a schema version, in whatever chapter it belongs to.
+    """Decorator: registers the step to a schema version; `sql` is run for new databases.
 
-    A new database runs the SQL. The decorated function brings an old one up, as
-    `function(db, sql)`: it runs the SQL, and changes the rows that are there."""
+    Old ones are migrated by `function(db, sql)`, which runs the SQL and changes existing rows."""
     def register(function):
         MIGRATIONS[version] = sql, function
         return function
@@ -2312,7 +2311,7 @@ FORM_ONLY = {":action", "protocol_version", "filetype", "pyversion", "md5_digest
 
 
 def put_metadata(db, release_id, metadata):
-    """Write a release's metadata, its README apart from the rest."""
+    """Write a release's metadata, with the README apart from the rest."""
     readme = readme_of(metadata)
     db.execute("UPDATE releases SET metadata = ?, readme_size = ? WHERE id = ?",
                (without_readme(metadata), len(readme), release_id))
@@ -2320,18 +2319,17 @@ def put_metadata(db, release_id, metadata):
 
 
 def without_readme(metadata):
-    """A release's metadata as JSON, without the README: most requests need none."""
+    """A release's metadata as JSON without the README, which most requests do not need."""
     return json.dumps({**metadata, "description": ""} if metadata.get("description") else metadata)
 
 
 def readme_of(metadata):
-    """The README of a release's metadata as JSON (bytes), b"" for none."""
+    """The README in a release's metadata as JSON (bytes), or b""."""
     return json.dumps(metadata["description"]).encode() if metadata.get("description") else b""
 
 
 def put_readme(db, release_id, readme):
-    """Write a release's README in pieces: one of megabytes is to be read no faster than a client
-    takes it."""
+    """Write a release's README in pieces: a large one is read no faster than a client takes it."""
     if _stored_readme(db, release_id) == readme:        # a request that reads it can go on
         return
     db.execute("DELETE FROM readmes WHERE release_id = ?", (release_id,))
@@ -2791,6 +2789,7 @@ class Store(Part):
         self.read_only = settings.read_only
         if not create and not os.path.exists(self.path):
             raise FatalError(f"no devpi_lite database in {settings.serverdir}")
+
         self.freshness = Freshness()
         self.tasks = FairQueue()        # of changes, by their party
         self.task_came = threading.Condition()
@@ -2801,12 +2800,14 @@ class Store(Part):
         self.keep_log = settings.keep_log
         # set when there is work
         self.signals = {"outbox": threading.Event(), "search": threading.Event()}
+
         self.writer = self._connect()
         self._upgrade(create)
         self.commits = CommitCounter(
             None if self.read_only else os.path.join(settings.serverdir, ".commits"))
         self.serial = self._last_serial(self.writer)
         self.log_size = self._log_size(self.writer)
+
         self.thread = threading.Thread(target=self._write_loop, name="writer", daemon=True)
         if not self.read_only:
             self.thread.start()
@@ -2851,6 +2852,7 @@ class Store(Part):
             raise FatalError(
                 f"{self.path} has schema version {version}; this program knows versions up to "
                 f"{newest}: use a newer devpi_lite.py")
+
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
             for script in (SCHEMA, *(MIGRATIONS[step][0] for step in sorted(MIGRATIONS))):
@@ -2872,6 +2874,7 @@ class Store(Part):
             with contextlib.closing(sqlite3.connect(aside + ".tmp")) as copy_:
                 db.backup(copy_)
             os.replace(aside + ".tmp", aside)
+
             # a step may replace a table: rows that refer to the old one must not be deleted with it
             db.execute("PRAGMA foreign_keys = OFF")
             for step in range(version + 1, newest + 1):
@@ -3132,11 +3135,13 @@ class Store(Part):
                 return
             self.closed = True
             self.task_came.notify()
+
         if not self.read_only:
             self.thread.join(Limits.shutdown)
             if self.thread.is_alive():
                 log.error("changes are still waiting for the database; they are given up")
                 return
+
         while self.idle_readers:
             self.idle_readers.pop().close()
         try:
@@ -4046,12 +4051,14 @@ def _check_entry_points(data, filename):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
+
         name, equals, value = (part.strip() for part in text.partition("="))
         indent, is_section = len(line) - len(line.lstrip()), text[0] == "[" and text[-1] == "]"
         if is_section:
             section = name = text.strip("[] \t")
             equals = indent <= least        # deeper, some readers add it to the value before
         least = sys.maxsize if is_section else min(indent, least)
+
         if section is None or not (name and equals) or text[0] == "[" and not is_section:
             raise BrokenArchive(f"'{filename}' has an entry_points.txt that can't be read: "
                                 f"'{one_line(text, 80)}' is neither a [section] nor name = value "
@@ -4104,6 +4111,7 @@ def _zip_end(file):
         return None
     members, directory_size, directory_at, comment = struct.unpack("<H2LH", tail[at + 10:at + 22])
     record = start + at
+
     if tail[max(0, at - 20):at][:4] == b"PK\6\7":       # zip64
         record = struct.unpack("<Q", tail[at - 12:at - 4])[0]
         file.seek(min(record, size))
@@ -5768,6 +5776,7 @@ class Indexes(Part):
                             queue_.append(found)
                         else:
                             missing.append(base)
+
             tags = frozenset(map(index_tag, seen))
             resolved = tuple(first + mirrors), tuple(missing), tags
             self.store.freshness.keep(self.cache, key, resolved, 1000 * len(seen), tags, since)
@@ -6366,6 +6375,7 @@ class UpstreamClient(Part):
         def until(seconds):
             with self.lock:
                 self.asking[connection] = time.monotonic() + seconds
+
         with outside_wait():
             try:
                 connection.connect()
@@ -6376,6 +6386,7 @@ class UpstreamClient(Part):
             connection.request("POST", target, pieces, headers)
             until(timeout)
             response = connection.getresponse()
+
             text = b""
             while len(text) < Limits.posted_answer:
                 piece = response.read1(Limits.posted_answer - len(text))
@@ -6393,6 +6404,7 @@ class UpstreamClient(Part):
                 self._connect(key, connection)
             if connection.is_near and not may_be_near:      # kept by a mirror that may be near
                 raise UpstreamTrouble(f"{public_url(url)} {_TOO_NEAR}")
+
             connection.sock.settimeout(Limits.upstream_stall)
             with self.lock:
                 self.asking[connection] = time.monotonic() + Limits.upstream_page_time
@@ -6408,6 +6420,7 @@ class UpstreamClient(Part):
         finally:
             with self.lock:
                 self.asking.pop(connection, None)
+
         with self.lock:
             self.paused.pop(key, None)
         return UpstreamResponse(self, key, connection, response, url)
@@ -6752,10 +6765,12 @@ def _json_file(url, entry):
         filename = _last_part(file_url)
     if file_url is None or not isinstance(filename, str) or not is_safe_filename(filename):
         return None
+
     size, yanked = entry.get("size"), entry.get("yanked")
     metadata = entry.get("core-metadata")
     if metadata is None:
         metadata = entry.get("dist-info-metadata")
+
     return UpstreamFile(
         filename, file_url,
         _stated_hash({**_fragment_pairs(entry["url"]), **(entry.get("hashes") or {})}),
