@@ -25,9 +25,8 @@ import pytest
 import devpi_lite
 from harness import (
     Archive, JSON, Server, Wire, audited, blobs, eventually, links, memory, multipart, new_index,
-    path_of, serial, upload, upload_docs, user_pass, wheel, zipped)
+    path_of, serial, upload, upload_docs, user_pass, wheel, worked, zipped)
 from misbehaving import keep_port
-from test_resilience import worked
 
 OUTSIDE_URL = "https://pypi.example.org/sub"
 SECRET = "a-token-in-an-url"

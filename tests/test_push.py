@@ -18,7 +18,7 @@ import pytest
 
 from harness import (
     Archive, OWNER, Server, around, blobs, documentation, eventually, get, links, memory,
-    multipart, page, path_of, rels, sdist, serial, upload, upload_docs, user_pass, wheel)
+    multipart, page, path_of, rels, sdist, serial, timed, upload, upload_docs, user_pass, wheel)
 from receiver import Receiver
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
@@ -992,11 +992,6 @@ def most_memory(server, pushes):
         most = max(most, memory(server))
         time.sleep(0.02)
     return most
-
-
-def timed(function, *arguments, **options):
-    began = time.monotonic()
-    return function(*arguments, **options), time.monotonic() - began
 
 
 @pytest.mark.parametrize("which", ["hanging", "not_reading"])

@@ -6,7 +6,6 @@ import gzip
 import http.client
 import json
 import math
-import os
 import re
 import socket
 import tarfile
@@ -19,7 +18,7 @@ import pytest
 
 from harness import (
     ANY, HTML, PROGRAM, SIMPLE_JSON, Server, Wire, blobs, eventually, memory, multipart, patched,
-    sdist, user_pass, wheel)
+    sdist, timed, user_pass, wheel, worked)
 from scripted import Scripted
 
 GONE = (ConnectionError, http.client.HTTPException, socket.timeout)
@@ -60,25 +59,10 @@ def json_page(project, *files):
     return json.dumps({"meta": {"api-version": "1.0"}, "name": project, "files": list(files)}).encode()
 
 
-def timed(function, *arguments, **options):
-    """(what the function returned, the seconds that it took)."""
-    began = time.monotonic()
-    return function(*arguments, **options), time.monotonic() - began
-
-
 def together(count, function):
     """The results of function(0) … function(count - 1), run at the same time."""
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(function, range(count)))
-
-
-def worked(server):
-    """The seconds of CPU time that the server and its ended children have had; 0 where they can't be seen.
-
-    On a busy machine more time goes by than that."""
-    with contextlib.suppress(FileNotFoundError), open("/proc/%d/stat" % server.pid) as stat:
-        return sum(map(int, stat.read().rpartition(")")[2].split()[11:15])) / os.sysconf("SC_CLK_TCK")
-    return 0
 
 
 def file_path(server, index, project):
