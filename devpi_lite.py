@@ -1143,6 +1143,9 @@ class Part:
     def tidy(self):
         """Remove what nothing needs any more; called every hour, with no change open."""
 
+    def close(self):
+        """Release files and connections; called once, after the last request."""
+
 
 class Limits:
     """Every bound that is not a setting. Times are in seconds, sizes in bytes."""
@@ -14595,6 +14598,10 @@ class App(Part):
         for part_ in self.parts:
             part_.clean(change)
 
+    def close_all(self):
+        for part_ in self.parts:
+            part_.close()
+
     @staticmethod
     def _try(function, *arguments, **keywords):
         try:
@@ -17119,8 +17126,7 @@ def serve_to_the_end(server, app, lock):
         server.serve_forever()
         app.mirrors.files.downloads.settle(2)
         with lock:
-            app.store.close()
-            app.search.close()
+            app.close_all()
     except Exception:
         log.exception("the server ends")
         status = 1

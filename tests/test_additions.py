@@ -67,6 +67,9 @@ class Pond(Part):
     def tidy(self):
         self.done["tidy"] += 1
 
+    def close(self):
+        print("the pond is dry")
+
 
 Limits.cleaning = 0.05
 _SCRYPT["n"] = 16
@@ -111,7 +114,8 @@ def parse(ponds, monkeypatch):
 def server(program, tmp_path_factory):
     running = Server(tmp_path_factory.mktemp("server"), "--ducks", "9", script=program).start()
     yield running
-    running.stop()
+    if running.running:
+        running.stop()
 
 
 # -- an option
@@ -226,3 +230,8 @@ def test_a_part_is_asked_to_clean_up_whatever_fails(server):
     eventually(lambda: min(counts()["clean"], counts()["tidy"]) >= 2)
     assert counts()["recover"] == 1
     assert "it froze" in server.output()
+
+
+def test_a_part_is_closed_at_the_end(server):
+    assert server.stop() == 0
+    assert server.output().count("the pond is dry") == 1
