@@ -728,7 +728,7 @@ class Misdirected(Problem):
 class UpstreamTrouble(Problem):
     """Upstream failed: it is unreachable or too slow, or its response is an error or unreadable."""
     status = 502
-    noted = float("inf")    # time.monotonic() of the failure; inf: not kept for later requests
+    noted = float("inf")    # time.monotonic() of a remembered failure; inf: a new one
 
 
 class UnreadablePage(UpstreamTrouble):
@@ -1437,7 +1437,7 @@ class FairQueue:
         self.count += 1
 
     def get(self, is_wanted=None):
-        """The next item, or None. With `is_wanted`, the next party whose first item is wanted."""
+        """The next item, or the next that is first of its party and `is_wanted`; else None."""
         for first, seconds in self.parties.items():
             for second, items in seconds.items():
                 if is_wanted is None or is_wanted(items[0]):
@@ -2586,7 +2586,7 @@ class Change:
         self.wake("search")
 
 
-# The names of `Event`s -> the event of webhooks that each one is, or None.
+# Name of an `Event` -> its name for webhooks, or None.
 EVENTS = {
     "user.create": None, "user.modify": None, "user.delete": None, "login.failed": None,
     "index.create": None, "index.modify": None, "index.delete": None, "refused": None,
@@ -2613,7 +2613,7 @@ class Event:
     file: File | None = None
     target: str = ""                # the object, if it is none of those
     detail: str = ""
-    source: str | None = None       # the path of the index of which a push takes the release
+    source: str | None = None       # the path of the index that a push copies from
 
     @property
     def subject(self):
@@ -6169,7 +6169,7 @@ def is_link_local(address):
 
 
 def _fixed_place(host):
-    """"loopback" or the IP address of a host that no name server decides; None for other hosts."""
+    """What a host is without a look-up: "loopback" or an IP address; None for other hosts."""
     if host == "localhost" or host.endswith(".localhost") or host == socket.gethostname().lower():
         return "loopback"
     ip = ip_of(host)
@@ -6301,8 +6301,8 @@ class UpstreamClient(Part):
             return True
         if before.startswith("https:") and url.startswith("http:"):
             raise UpstreamTrouble(
-                f"{public_url(url)} is plain http, and {public_url(before)}, which names it, is not; "
-                "--upstream-allow could name its host")
+                f"{public_url(url)} is plain http, and {public_url(before)}, "
+                "which names it, is not; --upstream-allow could name its host")
         return is_same_place(url, home)
 
     def _ask(self, method, url, headers, may_be_near):
@@ -6754,7 +6754,7 @@ def _parse_json_page(project, url, body):
 
 
 def _log_unusable(url, number, what):
-    """Log an unusable file of a page, of any number the first ten."""
+    """Log an unusable file of a page; at most ten: there may be any number of them."""
     if number <= 10:
         log.info("%s lists an unusable file: %s", public_url(url), one_line(what, 200))
     elif number == 11:
