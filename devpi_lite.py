@@ -6595,6 +6595,11 @@ class Status(typing.NamedTuple):
     def withholds_files(self):
         return self.word == "quarantined"
 
+    def refuse_withheld(self, what):
+        """Forbidden if files are withheld; `what` was asked for."""
+        if self.withholds_files:
+            raise Forbidden(f"{what} is quarantined: {self.reason or 'no reason given'}")
+
 
 ACTIVE = Status()
 
@@ -7476,9 +7481,7 @@ class Quarantine(Policy):
         return () if page.status.withholds_files or first.status.withholds_files else files
 
     def refuse(self, place):
-        if place.status.withholds_files:
-            raise Forbidden(f"{place.file.filename} is quarantined: "
-                            f"{place.status.reason or 'no reason given'}")
+        place.status.refuse_withheld(place.file.filename)
 
 
 POLICIES = (Quarantine(),)
@@ -7522,7 +7525,7 @@ class Stage:
     asks_upstream = False
 
     def __init__(self, projects, index):
-        self.store, self.blobs, self.index = projects.store, projects.mirrors.files.blobs, index
+        self.store, self.index = projects.store, index
 
     def page(self, name, deadline=None, kind=File, again=True):
         """The `ProjectPage` of a project: three indexed queries, whatever the number of releases.
@@ -7888,7 +7891,7 @@ class Projects:
     def refuse_gone(self, path):
         """Gone if there once was a file at `path` (user/index/+f/...)."""
         with self.store.read() as db:
-            if db.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone():
+            if is_gone(db, path):
                 raise Gone("file existed, deleted in later serial")
 
 
@@ -8019,12 +8022,19 @@ class Upstreams(Part):
                                 party=("mirror", index.user))
 
 
-class MirrorFiles:
-    """The files of mirrors and their metadata files, and downloads under way."""
+class PartOfMirrors(Part):
+    """What pages, files and lists of mirrors build on."""
 
     def __init__(self, upstreams):
         self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
         self.client, self.settings = upstreams.client, upstreams.settings
+
+
+class MirrorFiles(PartOfMirrors):
+    """The files of mirrors and their metadata files, and downloads under way."""
+
+    def __init__(self, upstreams):
+        super().__init__(upstreams)
         self.downloads = SingleFlight("download", Limits.downloads, Limits.downloads_of_one)
 
     def is_local(self, file):
@@ -8228,13 +8238,12 @@ class MirrorFiles:
         return None if data is None else MetadataFile.of(data)
 
 
-class MirrorPages(Part):
+class MirrorPages(PartOfMirrors):
     """The project pages of mirrors; if upstream fails, the last good ones."""
 
     def __init__(self, upstreams, files):
-        self.upstreams, self.files, self.store = upstreams, files, upstreams.store
-        self.blobs, self.client, self.settings = (
-            upstreams.blobs, upstreams.client, upstreams.settings)
+        super().__init__(upstreams)
+        self.files = files
         self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
         self.refreshed = FairMemory(Limits.missing_projects)    # _source(index), project -> when
         # index id -> number of files and projects that upstream removed
@@ -8452,12 +8461,11 @@ class MirrorPages(Part):
         self.not_found.put(_source(index), name, time.monotonic() + self.upstreams.expiry(index))
 
 
-class MirrorLists(Part):
+class MirrorLists(PartOfMirrors):
     """The project lists of mirrors."""
 
     def __init__(self, upstreams):
-        self.upstreams, self.store, self.blobs = upstreams, upstreams.store, upstreams.blobs
-        self.client, self.settings = upstreams.client, upstreams.settings
+        super().__init__(upstreams)
         self.asked = {}         # index id -> time.monotonic() when a search asked for its list
         self.readers = Shares("project lists are being read", Limits.list_readers,
                               Limits.list_readers_of_one, 60)
@@ -9960,9 +9968,7 @@ class Releases(Part):
             row = db.execute("SELECT status FROM projects WHERE index_id = ? AND name = ?",
                              (index.id, name)).fetchone()
             status = Status.of(row["status"]) if row else ACTIVE
-            if status.withholds_files:
-                raise Forbidden(f"the documentation of {name} is quarantined: "
-                                f"{status.reason or 'no reason given'}")
+            status.refuse_withheld(f"the documentation of {name}")
             # `kind` twice: SQLite uses the partial index only if the query states its condition
             return {file.version: file for file in select_files(
                 db, "JOIN projects ON projects.id = project_id "
@@ -10167,7 +10173,7 @@ class FileRows(RowKind):
     def before(self, change, key, value):
         path = "/".join(key)
         if value is not None:
-            if change.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone():
+            if is_gone(change, path):
                 yield "gone", (path,), None
             return
 
@@ -10213,6 +10219,11 @@ class FileRows(RowKind):
             change.execute("INSERT INTO attestations VALUES (?, ?)",
                            (row_id, value["attestations"]))
         _stage_changed(change, (*key[:2], value["project"]))
+
+
+def is_gone(db, path):
+    """Whether there once was a file at `path` (user/index/+f/...)."""
+    return db.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone() is not None
 
 
 @row("gone")
@@ -10516,12 +10527,10 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
 # -- yanks and statuses
 
 
-def _stage(change, index, what):
-    """The index as it is now; BadRequest if it is a mirror.
-
-    `what`: the beginning of the message's "... said by its upstream"."""
+def _require_stage(change, index, sentence):
+    """The index as it is now; BadRequest with this sentence if it is a mirror."""
     if index.is_mirror:
-        raise BadRequest(f"{index.path} is a mirror: {what} said by its upstream")
+        raise BadRequest(f"{index.path} is a mirror: {sentence}")
     return _current(change, index)
 
 
@@ -10530,7 +10539,7 @@ def yank_files(change, index, name, version, path, reason):
     returns the number of files that it changed.
 
     `reason`: "" without one; None takes the yank back."""
-    index = _stage(change, index, "what is yanked there is")
+    index = _require_stage(change, index, "what is yanked there is said by its upstream")
     condition, values = "files.index_id = ? AND path = ?", (path,)
     if not path:
         there = change.execute(
@@ -10545,8 +10554,7 @@ def yank_files(change, index, name, version, path, reason):
         f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
         f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
         (index.id, *values)).fetchall()
-    if not rows and path and change.execute(
-            "SELECT 1 FROM gone WHERE path = ?", (f"{index.path}/{path}",)).fetchone():
+    if not rows and path and is_gone(change, f"{index.path}/{path}"):
         raise Gone(f"package '{index.path}/{path}' was deleted already")
     if not rows:
         raise NotFound(f"package '{index.path}/{path}' doesn't exist" if path else
@@ -10570,7 +10578,8 @@ def yank_files(change, index, name, version, path, reason):
 
 def set_status(change, index, name, status):
     """Set the `Status` of a stage's project."""
-    index = _stage(change, index, "the status of its projects is")
+    index = _require_stage(
+        change, index, "the status of its projects is said by its upstream")
     key = (index.user, index.name, name)
     before = change.get("project", key)
     if before is None:
@@ -10713,7 +10722,7 @@ def _files_at(change, index, path):
         "FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchall()
     full = f"{index.path}/{path}"
     if not rows:
-        if change.execute("SELECT 1 FROM gone WHERE path = ?", (full,)).fetchone():
+        if is_gone(change, full):
             raise Gone(f"package '{full}' was deleted already")
         raise NotFound(f"package '{full}' doesn't exist")
     return [(File._make(tuple(row)[:-1]), row[-1]) for row in rows]
