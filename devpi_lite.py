@@ -13487,10 +13487,10 @@ class Path(typing.NamedTuple):
     choices: dict               # {method: Choice}
 
 
-# {(path as it is written, query): Path}, in the order of their first definition.  A request gets
-# the first Path that matches and has its method.  The order matters for two pairs of paths: a file
-# with ?yank comes before the same file without, and a page of documentation (.../+d/json) before
-# PyPI's JSON of a project called "pypi".
+# {(path as it is written, query): Path}: those with a query first, then in the order of their
+# first definition.  A request gets the first Path that matches and has its method.  The order
+# matters for one pair of others: a page of documentation (.../+d/json) comes before PyPI's JSON of
+# a project called "pypi".
 ROUTES = {}
 _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
            "version": "[^/]+", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
@@ -13519,6 +13519,8 @@ def route(methods, path, *, for_, may, query="", other_names=None):
         key = path, query
         if key not in ROUTES:
             ROUTES[key] = Path(_path_pattern(path), frozenset(query.split()), {})
+            for later in [other for other in ROUTES if not other[1]] if query else ():
+                ROUTES[later] = ROUTES.pop(later)
         for method in methods.split():
             is_json = method == "GET" and for_ == "json"
             spelling = other_names or ("redirect" if method == "GET" else "take")
