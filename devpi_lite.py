@@ -581,7 +581,7 @@ def public_url(url):
     return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-_SENT_AS_IT_IS = "".join(map(chr, range(33, 127)))       # the characters of a URL
+SENT_AS_IT_IS = "".join(map(chr, range(33, 127)))       # the characters of a URL
 
 
 def ascii_url(url):
@@ -596,7 +596,7 @@ def ascii_url(url):
     host = parts.hostname.encode("idna").decode()
     netloc = f"{user}{at}{host}" + (f":{parts.port}" if parts.port else "")
     url = urllib.parse.urlunsplit(parts._replace(netloc=netloc))
-    return urllib.parse.quote(url, safe=_SENT_AS_IT_IS)
+    return urllib.parse.quote(url, safe=SENT_AS_IT_IS)
 
 
 def url_origin(url):
@@ -756,7 +756,7 @@ class Refused(UpstreamTrouble):
     """Upstream's status says that a retry would not help."""
 
 
-class NoAnswer(UpstreamTrouble):
+class NoResponse(UpstreamTrouble):
     """The connection was open and gave no response: a time-out, a reset."""
 
 
@@ -811,7 +811,7 @@ class FatalError(Exception):
 # configuration file follow from that
 
 
-def _boolean(text):
+def to_boolean(text):
     if text.lower() in ("y", "yes", "t", "true", "on", "1"):
         return True
     if text.lower() in ("n", "no", "f", "false", "off", "0"):
@@ -860,15 +860,15 @@ def _outside_url(text):
     return text.rstrip("/")
 
 
-def _names(text):
+def to_names(text):
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _networks(text):
-    return tuple(ipaddress.ip_network(name, strict=False) for name in _names(text))
+    return tuple(ipaddress.ip_network(name, strict=False) for name in to_names(text))
 
 
-def _path(text):
+def absolute_path(text):
     """The absolute path; `~` is the home directory."""
     return os.path.abspath(os.path.expanduser(text))
 
@@ -942,15 +942,15 @@ class Settings:
     """The operator's choices: from the command line, else from DEVPISERVER_* variables, else from
     the configuration file, else these defaults."""
     serverdir: str = option(
-        "serverdir", _path, os.path.join("~", ".devpi", "server"),
+        "serverdir", absolute_path, os.path.join("~", ".devpi", "server"),
         "directory of all data; made if missing or empty",
         about=COMMON)
     configfile: str = option(
-        "configfile", _path, "", "file with options: JSON, or INI with a section [devpi-server]",
+        "configfile", absolute_path, "", "file with options: JSON, or INI with a section [devpi-server]",
         about=COMMON, aliases=("-c",))
     debug: bool = option("debug", None, False, "log more", about=COMMON)
     logger_cfg: str = option(
-        "logger-cfg", _path, "", "JSON file for logging.config.dictConfig: where the log goes, in "
+        "logger-cfg", absolute_path, "", "JSON file for logging.config.dictConfig: where the log goes, in "
                                  "place of standard error")
     root_passwd: str | None = option(
         "root-passwd", str, None,
@@ -958,7 +958,7 @@ class Settings:
         "shows it: better a file, or DEVPISERVER_ROOT_PASSWD",
         about=FIRST_START, rivals=("root-passwd-file",))
     root_passwd_file: str = option(
-        "root-passwd-file", _path, "",
+        "root-passwd-file", absolute_path, "",
         "file whose first line is root's password, at the first start only",
         about=FIRST_START)
     root_pypi: bool = option(
@@ -971,7 +971,7 @@ class Settings:
         "HOST:PORT to listen on, in place of --host and --port; may be repeated",
         repeats=True, rivals=("host", "port"))
     unix_socket: str = option(
-        "unix-socket", _path, "",
+        "unix-socket", absolute_path, "",
         "listen on this unix socket; on TCP too only if an address is given")
     unix_socket_perms: int = option(
         "unix-socket-perms", _mode, Mode(0o600), "mode of the unix socket, as 660")
@@ -989,7 +989,7 @@ class Settings:
         "the one header in which a proxy names its client's address; of several addresses in it "
         "the last counts")
     restrict_modify: tuple | None = option(     # None: no restriction
-        "restrict-modify", _names, None,
+        "restrict-modify", to_names, None,
         "the only users and :groups who may create and change users and indexes")
     open_registration: bool = option(
         "open-registration", None, False,
@@ -1013,14 +1013,14 @@ class Settings:
         "push-timeout", _seconds, 60.0,
         "seconds without progress, when a release is pushed to an outside server")
     webhook_allow: tuple | None = option(       # None: all
-        "webhook-allow", _names, None,
+        "webhook-allow", to_names, None,
         "the only hosts that webhooks and Jenkins triggers may name, with * and ?")
     upstream_allow: tuple | None = option(      # None: all but those near this machine
-        "upstream-allow", _names, None,
+        "upstream-allow", to_names, None,
         "the only hosts that mirrors may ask, with * and ?; files and redirects may then be on "
         "loopback addresses and plain http, too")
     push_allow: tuple | None = option(          # None: all
-        "push-allow", _names, None,
+        "push-allow", to_names, None,
         "the only hosts that releases may be pushed to from here, with * and ?")
     webhook_retry: float = option(
         "webhook-retry", _seconds, 10.0,
@@ -1036,7 +1036,7 @@ class Settings:
         "connections", _positive, 4096, "connections at a time", aliases=("--connection-limit",))
     threads: int = option("threads", _positive, 64, "worker threads at most")
     secretfile: str = option(
-        "secretfile", _path, "",
+        "secretfile", absolute_path, "",
         "file with the secret behind logins; default: .secret in the server directory")
     access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
     read_only: bool = False     # no option: detected at the start
@@ -1171,14 +1171,14 @@ class Limits:
     slow_client = 0.2               # seconds that a worker waits for a client; then the front does
     pending_memory = 32 << 20       # of responses that the front sends on, in all
     pending_grace = 5               # seconds for which none of these counts as slow
-    slowest_answer = 1024           # bytes a second of a response, after its first minute
+    slowest_response = 1024           # bytes a second of a response, after its first minute
     gathered_body = 64 << 10        # the largest body that the front receives itself
     slowest_body = 1024             # bytes a second of a body, after its first minute
     json_body = 16 << 10            # of a login, a push, a yank, a status
     config_body = 320 << 10         # of a user or an index: their `attributes` and a little more
     json_cost = 30                  # bytes of memory for a byte of JSON, parsed: "[[],[],..."
     file_cost = 1500                # bytes of memory for a file of a page that is being made
-    answer_cost = 5                 # bytes of memory for a byte of stored JSON in a response
+    response_cost = 5                 # bytes of memory for a byte of stored JSON in a response
     json_marks = 40000              # brackets and commas in a body, those in strings included
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
     json_depth = 50
@@ -1216,10 +1216,10 @@ class Limits:
     workers_at_ease = max(2, os.cpu_count() or 1)   # requests worked on at a time
     no_progress = 0.02              # seconds after which a crew of threads may grow by one
     idle_thread = 30                # seconds without work, after which a thread ends
-    answer_cache = 64 << 20
+    response_cache = 64 << 20
     page_cache = 64 << 20
     turn = 0.5                      # seconds that a request waits for another to make the same page
-    ready_answer = 1 << 20          # the largest response that the front keeps ready
+    ready_response = 1 << 20          # the largest response that the front keeps ready
     ready_head = 4 << 10            # the largest request head that it keeps one for
     small_file = 256 << 10          # the largest file that is sent from memory, in one send
     upstream_page = 100 << 20
@@ -1341,9 +1341,9 @@ class Limits:
     pushes_of_one = 8               # of these, by one user
     push_time = 1800                # seconds for one push to an outside server
     attestations = 256 << 10        # characters, of one file
-    told_reason = 1000              # characters of another server's refusal that are passed on
+    refusal_reason = 1000              # characters of another server's refusal that are passed on
     named_stages = 5                # that a refusal suggests in place of an index
-    posted_answer = 64 << 10        # bytes of the response to a POST that are read
+    posted_response = 64 << 10        # bytes of the response to a POST that are read
     slowest_post = 16 << 10         # bytes a second
     busy = 10                       # seconds that a writer waits for another process
     shutdown = 30                   # seconds in which running requests may finish
@@ -2627,7 +2627,7 @@ class Change:
         for follow in FOLLOWERS:
             follow(self, event)
 
-    def look_again(self, index_id, project):
+    def queue_for_search(self, index_id, project):
         """Queue a project for the search index; (0, "") for all deleted projects."""
         if (index_id, project) in self.looked_at:
             return
@@ -2659,10 +2659,10 @@ def on_event(function):
 class Event:
     """An action and its objects, as far as there are any."""
     name: str                       # one of `EVENTS`
-    index: Index | None = None
+    index: typing.Any = None        # an Index, or None
     project: str = ""               # normalised
     version: str | None = None
-    file: File | None = None
+    file: typing.Any = None         # a File, or None
     target: str = ""                # the object, if it is none of those
     detail: str = ""
     source: str | None = None       # the path of the index that a push copies from
@@ -3151,7 +3151,7 @@ class Store(Part):
         for kind in reversed(list(ROWS.values())):
             change.execute(f"DELETE FROM {kind.table}")
         change.touch(EVERYTHING)
-        change.look_again(0, "")
+        change.queue_for_search(0, "")
         for kind, key, value in rows:
             change.put(kind, key, value)
 
@@ -3626,7 +3626,7 @@ class IncomingBlob:
             self.path = os.path.join(blobs.tmp, f"{os.getpid()}-{next(blobs.numbers)}")
             self.file = made_in(blobs.tmp, lambda: open(self.path, "x+b", buffering=0))
         except OSError as error:
-            raise _disk_problem(error) from error
+            raise disk_problem(error) from error
         self.sha256 = hashlib.sha256()
         self.size, self.is_kept = 0, False
 
@@ -3646,7 +3646,7 @@ class IncomingBlob:
             while left:
                 left = left[self.file.write(left):]
         except OSError as error:
-            raise _disk_problem(error) from error
+            raise disk_problem(error) from error
         self.sha256.update(data)
         self.size += len(data)
 
@@ -3668,7 +3668,7 @@ class IncomingBlob:
                 with disk_wait():
                     sync_directory(os.path.dirname(target))
         except OSError as error:
-            raise _disk_problem(error) from error
+            raise disk_problem(error) from error
         return digest
 
     def __enter__(self):
@@ -3705,7 +3705,7 @@ class Spool:
             self.file.write(data)
             self.file.flush()
         except OSError as error:
-            raise _disk_problem(error) from error
+            raise disk_problem(error) from error
 
     def value(self):
         """All bytes, in memory."""
@@ -3722,7 +3722,7 @@ class Spool:
             self.file.close()
 
 
-def _disk_problem(error):
+def disk_problem(error):
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return NoSpace(f"nothing was stored: {os.strerror(error.errno)}")
     return error
@@ -4808,7 +4808,7 @@ class Users:
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
         check_size("user", attributes)
         pwhash = _new_hash(body["password"])
-        return self.store.write(_insert_user, name, pwhash, attributes, may_inherit, actor=actor)
+        return self.store.write(insert_user, name, pwhash, attributes, may_inherit, actor=actor)
 
     def modify(self, name, body, actor=NO_ACTOR):
         """devpi: PATCH /user. Ignores unknown keys; an empty value removes an attribute."""
@@ -4867,7 +4867,7 @@ def _new_hash(password, may_be_empty=False):
     return hash_password(password)
 
 
-def _account(row):
+def account_of(row):
     return Account(row["id"], row["name"], row["pwhash"], row["generation"],
                    row["created"], row["modified"], json.loads(row["attributes"]))
 
@@ -4895,10 +4895,10 @@ class UserRows(RowKind):
         change.touch(user_tag(key[0]))
         if value is None:
             change.touch(INDEXES)
-            change.look_again(0, "")
+            change.queue_for_search(0, "")
 
 
-def _insert_user(change, name, pwhash, attributes, may_inherit=True):
+def insert_user(change, name, pwhash, attributes, may_inherit=True):
     if change.id_of("user", (name,)):
         raise Conflict("user already exists")
     if not may_inherit:
@@ -4963,7 +4963,7 @@ def _update_user(change, name, changes):
 def _account_named(db, name):
     """The account of that name, or None."""
     row = db.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
-    return _account(row) if row else None
+    return account_of(row) if row else None
 
 
 @functools.lru_cache(maxsize=10000)
@@ -5070,7 +5070,7 @@ class Throttle:
                    0 if is_known else self.to_account.wait(user))
         return max(0, int(wait + 0.999))
 
-    def passes_by(self, user, place, digest, is_known):
+    def is_exempt(self, user, place, digest, is_known):
         """Whether a password is accepted while its place, or its account, has to wait.
 
         Only one that last fitted from the same place: otherwise a guesser could find out at full
@@ -5108,13 +5108,13 @@ class Throttle:
                         count, one_line(user, 60), place, wait)
         return wait
 
-    def fits(self, user, place, digest):
+    def record_fit(self, user, place, digest):
         """After a password fitted: undo `count_attempt`, and end the wait at its place."""
         with self.lock:
             self._take_back(user, place)
             self._note_fit((user, place), digest)
 
-    def was_not_tried(self, user, place):
+    def undo_attempt(self, user, place):
         """Undo `count_attempt`: the password was not looked at."""
         with self.lock:
             count, last = self._take_back(user, place)
@@ -5129,7 +5129,7 @@ class Throttle:
                 self.to_account.give_back(user)
         return count, last
 
-    def fits_again(self, user, place, digest):
+    def record_known_fit(self, user, place, digest):
         """After a known password fitted again: programs send theirs all the time, so that does not
         clear what others tried meanwhile."""
         if self.fitted.get((user, place)) != digest:
@@ -5181,7 +5181,7 @@ class Logins:
         wait = self.throttle.wait_for(user, place)
         if wait:
             fits, known = self.passwords.recall(digest)
-            passes = self.throttle.passes_by(user, place, digest, known) and fits
+            passes = self.throttle.is_exempt(user, place, digest, known) and fits
             return self._identity(user) if passes else Identity(wait=wait)
 
         with self.turns.turn(digest, -1):
@@ -5200,9 +5200,9 @@ class Logins:
                 return Identity(wait=wait) if wait else NOBODY
             if known and not is_login:
                 self.passwords.renew(digest)
-                self.throttle.fits_again(user, place, digest)
+                self.throttle.record_known_fit(user, place, digest)
             else:
-                self.throttle.fits(user, place, digest)
+                self.throttle.record_fit(user, place, digest)
         return self._identity(user)
 
     def _hash(self, user, place, pwhash, password):
@@ -5210,7 +5210,7 @@ class Logins:
         try:
             return bool(pwhash) and check_password(pwhash, password)
         except Busy:
-            self.throttle.was_not_tried(user, place)
+            self.throttle.undo_attempt(user, place)
             raise
 
     @staticmethod
@@ -5257,7 +5257,7 @@ class Permissions:
         self.listed = None if settings.restrict_modify is None else set(settings.restrict_modify)
         self.open_registration = settings.open_registration
 
-    def _modifier(self, identity, owner):
+    def _may_modify(self, identity, owner):
         """Root and the owner; with --restrict-modify, only those listed."""
         if self.listed is None:
             return identity.user is not None and identity.user in ("root", owner)
@@ -5268,7 +5268,7 @@ class Permissions:
         root."""
         if self.listed is None and (is_local or self.open_registration):
             return True
-        return self._modifier(identity, None)
+        return self._may_modify(identity, None)
 
     def user_create_named(self, identity):
         """Create a user whose name is in ACLs or bases: root and those listed, who could put it
@@ -5280,19 +5280,19 @@ class Permissions:
             or any(":" + group in listed for group in identity.groups)
 
     def user_modify(self, identity, name):
-        return self._modifier(identity, name)
+        return self._may_modify(identity, name)
 
     def user_modify_password(self, identity, name):
-        return identity.user == name or self._modifier(identity, name)
+        return identity.user == name or self._may_modify(identity, name)
 
     def user_delete(self, identity, name):
         if name == "root" or self.listed is not None and identity.user == name:
             return False
-        return self._modifier(identity, name)
+        return self._may_modify(identity, name)
 
     def index_modify(self, identity, owner):
         """Create, change or delete an index of this owner."""
-        return self._modifier(identity, owner)
+        return self._may_modify(identity, owner)
 
     def upload(self, identity, index):
         return not identity.principals.isdisjoint(index.config.get("acl_upload", ()))
@@ -5301,7 +5301,7 @@ class Permissions:
         return not identity.principals.isdisjoint(index.config.get("acl_toxresult_upload", ()))
 
     def delete_files(self, identity, index):
-        return self.upload(identity, index) or self._modifier(identity, index.user)
+        return self.upload(identity, index) or self._may_modify(identity, index.user)
 
     def read(self, identity, index):
         acl = index.config.get("acl_pkg_read")
@@ -5393,7 +5393,7 @@ def _to_integer(key, value):
     raise BadRequest(f"'{key}' option must be an integer")
 
 
-def _to_url(key, value):
+def checked_url(key, value):
     if isinstance(value, str) and \
             re.fullmatch(r"https?://[^\s/?#\x00-\x1f\x7f]+[^\s\x00-\x1f\x7f]*", value):
         with contextlib.suppress(ValueError):
@@ -5404,7 +5404,7 @@ def _to_url(key, value):
 
 
 def _to_urls(key, value):
-    urls = [_to_url(key, item) for item in _to_list(key, value)]
+    urls = [checked_url(key, item) for item in _to_list(key, value)]
     if len(urls) > Limits.webhooks:
         raise BadRequest(f"'{key}' may name {Limits.webhooks} URLs at most")
     return urls
@@ -5415,7 +5415,7 @@ def _to_template(key, value):
     if isinstance(value, str) and "{" in url_origin(value):
         raise BadRequest(f"'{key}' option must be a URL, "
                          "with placeholders in its path or query only.")
-    _to_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1")
+    checked_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1")
             if isinstance(value, str) else value)
     return value
 
@@ -5443,13 +5443,13 @@ def _to_statuses(key, value):
     items = [value] if isinstance(value, int) else value
     statuses = _to_list(key, [str(item) for item in items] if isinstance(items, list) else items)
     for status in statuses:
-        if not re.fullmatch(r"4[0-9][0-9]", status) or status in _PASSING:
+        if not re.fullmatch(r"4[0-9][0-9]", status) or status in PASSING_STATUSES:
             raise BadRequest(f"'{key}' may name statuses from 400 to 499 which say that there is "
                              f"nothing, such as 403, not {status!r}")
     return statuses
 
 
-_PASSING = ("408", "425", "429")        # statuses after which a retry may succeed
+PASSING_STATUSES = ("408", "425", "429")        # statuses after which a retry may succeed
 
 
 def _to_anything(key, value):
@@ -5499,7 +5499,7 @@ STAGE_KEYS = {
     "webhook_events": (_to_events, None), "webhook_secret": (_to_secret, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
 MIRROR_KEYS = {
-    "volatile": (_to_bool, True), "mirror_url": (_to_url, None),
+    "volatile": (_to_bool, True), "mirror_url": (checked_url, None),
     "mirror_web_url_fmt": (_to_text, None),
     "mirror_cache_expiry": (_to_integer, None), "mirror_ignore_serial_header": (_to_bool, None),
     "mirror_missing_statuses": (_to_statuses, None),
@@ -5810,7 +5810,7 @@ class Indexes(Part):
         edit.apply_object({key: value for key, value in body.items() if value is not None})
         self._check_config(edit.config, "bases")
         self._require_readable(edit.config, (), may_read)
-        return self.store.write(_insert_index, user, name, edit.config, may_inherit, actor=actor)
+        return self.store.write(insert_index, user, name, edit.config, may_inherit, actor=actor)
 
     def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR, may_read=None):
         """devpi: PATCH /user/index, with an object or a list of operators. Returns the new `Index`.
@@ -5914,18 +5914,18 @@ class IndexRows(RowKind):
         index_id, before = change.id_of("index", key), change.get("index", key)
         if before and before["config"]["type"] == "mirror":
             if value is None:
-                bury_cached(change, index_id, "/".join(key))
+                note_gone_paths(change, index_id, "/".join(key))
             elif value["config"].get("mirror_url") != before["config"].get("mirror_url"):
-                _unlist(change, index_id)
+                _clear_pages(change, index_id)
         return super().write(change, key, value)
 
     def wrote(self, change, key, value, row_id, is_new):
         change.touch(index_tag("/".join(key)), INDEXES)
         if value is None:
-            change.look_again(0, "")
+            change.queue_for_search(0, "")
 
 
-def _unlist(change, index_id):
+def _clear_pages(change, index_id):
     """Take all files off a mirror's pages and drop the pages' validators, before it gets another
     upstream."""
     change.execute("UPDATE files SET position = NULL WHERE index_id = ? AND position IS NOT NULL",
@@ -5934,7 +5934,7 @@ def _unlist(change, index_id):
                    "upstream_serial = NULL, status = NULL WHERE index_id = ?", (index_id,))
 
 
-def bury_cached(change, index_id, path, condition="1", *values):
+def note_gone_paths(change, index_id, path, condition="1", *values):
     """Remember the paths of a mirror's files that will be deleted: they get 410 from now on.
 
     Links that were never followed are not remembered."""
@@ -5943,7 +5943,7 @@ def bury_cached(change, index_id, path, condition="1", *values):
                    (path, index_id, *values))
 
 
-def _insert_index(change, user, name, config, may_inherit=True):
+def insert_index(change, user, name, config, may_inherit=True):
     user_id = change.id_of("user", (user,))
     if user_id is None:
         raise NotFound(f"no user '{user}'")
@@ -5961,7 +5961,7 @@ def _insert_index(change, user, name, config, may_inherit=True):
     return index
 
 
-def _current(change, index):
+def current_index(change, index):
     """The present index: it may have changed since the request began."""
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
     if row is None:
@@ -5993,7 +5993,7 @@ def _require_room(change, user_id, index_id, config):
 
 def _update_index(change, index, config):
     """The updated index; None if another change came first."""
-    if _current(change, index).config != index.config:
+    if current_index(change, index).config != index.config:
         return None
     _require_bases(change, config, index.config.get("bases", ()))
     _require_room(change, change.id_of("user", (index.user,)), index.id, config)
@@ -6011,7 +6011,7 @@ def _built_on(change, user, path=None):
                                      for base in config.get("bases", ()))]
 
 
-def _leave_bases(change, user, path, force, may_read):
+def _remove_from_bases(change, user, path, force, may_read):
     """Take an index, or all of a user, out of the bases of other users' indexes.
 
     Conflict if there are any, unless `force`."""
@@ -6028,11 +6028,11 @@ def _leave_bases(change, user, path, force, may_read):
             "?force deletes it all the same and takes it out of their bases")
 
     for index in above:
-        _strip(change, index, "bases",
+        _remove_items(change, index, "bases",
                lambda base: base == path if path else base.startswith(user + "/"))
 
 
-def _strip(change, index, key, is_gone):
+def _remove_items(change, index, key, is_gone):
     """Take deleted items out of a list in an index's configuration; audited for that index."""
     config = change.get("index", (index.user, index.name))["config"]
     gone = sorted({item for item in config.get(key, ()) if is_gone(item)})
@@ -6047,8 +6047,8 @@ def remove_index(change, index, force, may_read):
 
     Conflict if it is a base of other users' indexes; the message names those that `may_read`, a
     function of an Index, admits. `force` takes the index out of their bases."""
-    _refuse_non_volatile(_current(change, index))
-    _leave_bases(change, index.user, index.path, force, may_read)
+    _refuse_non_volatile(current_index(change, index))
+    _remove_from_bases(change, index.user, index.path, force, may_read)
     change.put("index", (index.user, index.name), None)
     change.happened(Event("index.delete", index))
 
@@ -6071,13 +6071,13 @@ def remove_user(change, name, force, may_read):
         if not index.volatile:
             raise Forbidden(f"user '{name}' has non-volatile index: {index.name}")
 
-    _leave_bases(change, name, None, force, may_read)
+    _remove_from_bases(change, name, None, force, may_read)
     change.put("user", (name,), None)
     change.happened(Event("user.delete", target=name))
 
     for owner, index_name, config in configs_naming(change.db, name):
         for key in ACL_KEYS:
-            _strip(change, Index(0, owner, index_name, config), key, lambda item: item == name)
+            _remove_items(change, Index(0, owner, index_name, config), key, lambda item: item == name)
 
 
 # ==================================================================================================
@@ -6177,7 +6177,7 @@ class PageFile(typing.NamedTuple):
     hashes = File.hashes
 
 
-_FILE_COLUMNS = ", ".join("files." + field for field in File._fields)
+FILE_COLUMNS = ", ".join("files." + field for field in File._fields)
 
 
 def select_files(db, rest, *values, kind=File):
@@ -6469,7 +6469,7 @@ def _stage_changed(change, key):
     index_id = change.id_of("index", key[:2])
     change.touch(project_tag(index_id, key[2]))
     if index_id is not None:
-        change.look_again(index_id, key[2])
+        change.queue_for_search(index_id, key[2])
 
 
 @row("release")
@@ -6924,11 +6924,11 @@ class Releases(Part):
                              (index.id, normalize(upload.name), upload.filename)).fetchone()
             before = _withdrawn(db, index, "releasefile", upload.filename)
         if row and row["sha256"] != upload.sha256:
-            raise _already_exists(upload.filename)
+            raise already_exists(upload.filename)
         _refuse_other_bytes(index, before, upload.filename, upload.sha256, may_replace)
 
 
-def _already_exists(filename, more=""):
+def already_exists(filename, more=""):
     return Conflict(f"{filename} already exists in non-volatile index{more}")
 
 
@@ -6953,13 +6953,13 @@ def _refuse_other_bytes(index, before, filename, sha256, may_replace):
 
 
 def _register(change, index, name, version, metadata):
-    index = _current(change, index)
-    _require_project(change, index, name)
-    if _put_release(change, index, name, version, with_defaults(metadata)):
+    index = current_index(change, index)
+    require_project(change, index, name)
+    if put_release(change, index, name, version, with_defaults(metadata)):
         change.happened(Event("register", index, normalize(name), version))
 
 
-def _require_project(change, index, name):
+def require_project(change, index, name):
     """The id of the stage's project, which is created if it is new. Forbidden if its status takes
     no uploads (PEP 792)."""
     key = (index.user, index.name, normalize(name))
@@ -6974,7 +6974,7 @@ def _require_project(change, index, name):
     return change.id_of("project", key)
 
 
-def _put_release(change, index, name, version, metadata):
+def put_release(change, index, name, version, metadata):
     """Insert or replace a release; False if nothing changes."""
     key = (index.user, index.name, normalize(name), version)
     if change.get("release", key) == {"metadata": metadata}:
@@ -6985,24 +6985,24 @@ def _put_release(change, index, name, version, metadata):
 
 def _store_upload(change, index, upload, may_replace):
     """Enter an uploaded file; False if a non-volatile index has the same bytes already."""
-    index = _current(change, index)
-    project_id = _require_project(change, index, upload.name)
-    old = _file_named(change, project_id, upload.filename, "releasefile")
+    index = current_index(change, index)
+    project_id = require_project(change, index, upload.name)
+    old = file_named(change, project_id, upload.filename, "releasefile")
     if old and not index.volatile:
         if old.sha256 != upload.sha256:
-            raise _already_exists(upload.filename)
+            raise already_exists(upload.filename)
         return False
 
-    history = _make_room(change, index, old, "releasefile", upload.filename, upload.sha256,
+    history = make_room(change, index, old, "releasefile", upload.filename, upload.sha256,
                          may_replace)
-    history.append(_log_entry("upload", who=change.who, dst=index.path))
+    history.append(history_entry("upload", who=change.who, dst=index.path))
     _merge_release(change, index, upload)
     if old and old.version != upload.version:
-        _remove_if_empty(change, index, upload.name, old)
+        remove_if_empty(change, index, upload.name, old)
 
     # installers get the archive's own metadata
     stated = upload.archive if upload.archive else upload.metadata
-    file = _put_file(
+    file = put_file(
         change, index, upload.name, history, version=upload.version, filename=upload.filename,
         sha256=upload.sha256, size=upload.size,
         requires_python=stated.get("requires_python") or None, metadata=upload.metadata_file,
@@ -7012,28 +7012,28 @@ def _store_upload(change, index, upload, may_replace):
     return True
 
 
-def _attestations_of(db, file):
+def attestations_of(db, file):
     """The attestations of a file, or ""."""
     row = db.execute("SELECT content FROM attestations WHERE file_id = ?", (file.id,)).fetchone()
     return row["content"] if row else ""
 
 
-def _file_named(change, project_id, filename, kind):
+def file_named(change, project_id, filename, kind):
     """The project's file of that name and kind, or None."""
     row = change.execute(
-        f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ? AND filename = ? AND kind = ?",
+        f"SELECT {FILE_COLUMNS} FROM files WHERE project_id = ? AND filename = ? AND kind = ?",
         (project_id, filename, kind)).fetchone()
     return File._make(row) if row else None
 
 
-def _log_entry(what, **facts):
+def history_entry(what, **facts):
     """An entry of a file's history, as devpi's JSON shows it."""
     return {"what": what, **facts, "when": list(time.gmtime()[:6])}
 
 
 def _nameless_upload():
     """How the stored history of an upload without login begins, as a pattern for SQL's LIKE."""
-    text = json.dumps([_log_entry("upload", who=None)])
+    text = json.dumps([history_entry("upload", who=None)])
     return text[:text.index("null") + len("null")] + "%"
 
 
@@ -7042,7 +7042,7 @@ def _as_history(entries):
     return entries[:2] + entries[2:][2 - Limits.history:]
 
 
-def _make_room(change, index, old, kind, filename, sha256, may_replace):
+def make_room(change, index, old, kind, filename, sha256, may_replace):
     """Free a name for new bytes: `old`, the file that has it, is deleted with its test results.
 
     Conflict if the name was kept for other bytes (see `_refuse_other_bytes`). Returns the beginning
@@ -7064,7 +7064,7 @@ def _make_room(change, index, old, kind, filename, sha256, may_replace):
         return []
     count = next((entry["count"] for entry in json.loads(old.history or "[]")
                   if entry["what"] == "overwrite"), 0)
-    return [_log_entry("overwrite", who=None, count=count + 1, **replaced)]
+    return [history_entry("overwrite", who=None, count=count + 1, **replaced)]
 
 
 def _merge_release(change, index, upload):
@@ -7079,7 +7079,7 @@ def _merge_release(change, index, upload):
         change.put("release", key, {"metadata": metadata})
 
 
-def _put_file(change, index, project, history, metadata=None, path=None, **facts):
+def put_file(change, index, project, history, metadata=None, path=None, **facts):
     """Enter a file of a stage's project, whose bytes are here; returns its `File`.
 
     `metadata`: the `MetadataFile` of a wheel; `facts`: see `FileRows`."""
@@ -7122,8 +7122,8 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
 
     Of several spellings of the version, the zip goes to the one that has documentation, else to the
     one that has a release."""
-    index = _current(change, index)
-    project_id = _require_project(change, index, name)
+    index = current_index(change, index)
+    project_id = require_project(change, index, name)
     # `kind` twice: SQLite uses the partial index only if the query states its condition
     for table in ("releases WHERE", "files WHERE kind = 'doczip' AND kind != 'releasefile' AND"):
         rows = change.execute(f"SELECT version FROM {table} project_id = ?", (project_id,))
@@ -7131,18 +7131,18 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
         version = found[0] if found else version
 
     docs = docs._replace(filename=f"{normalize(name)}-{version}.doc.zip")
-    old = _file_named(change, project_id, docs.filename, "doczip")
+    old = file_named(change, project_id, docs.filename, "doczip")
     if old and not index.volatile:
         if old.sha256 != docs.sha256:
-            raise _already_exists(uploaded_name)
+            raise already_exists(uploaded_name)
         return False
     if change.id_of("release", (index.user, index.name, normalize(name), version)) is None:
-        _put_release(change, index, name, version,
+        put_release(change, index, name, version,
                      with_defaults({"name": name, "version": version}))
 
-    history = _make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
-    history.append(_log_entry("upload", who=change.who, dst=index.path))
-    file = _put_file(change, index, name, history, version=version, **docs._asdict())
+    history = make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
+    history.append(history_entry("upload", who=change.who, dst=index.path))
+    file = put_file(change, index, name, history, version=version, **docs._asdict())
     _enter_doc_members(change, docs.sha256, members)
     change.happened(Event("docs", index, normalize(name), version, file,
                           detail=f"sha256={file.sha256}"))
@@ -7172,7 +7172,7 @@ def enter_docs(store, blobs, sha256):
 
 def _tested_file(db, index, path):
     """(File, name of its project) that a test result may be about; NotFound."""
-    row = db.execute(f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files "
+    row = db.execute(f"SELECT {FILE_COLUMNS}, projects.name AS project FROM files "
                      "JOIN projects ON projects.id = project_id "
                      "WHERE files.index_id = ? AND path = ? AND kind = 'releasefile' "
                      "AND release_id IS NOT NULL", (index.id, path)).fetchone()
@@ -7182,12 +7182,12 @@ def _tested_file(db, index, path):
 
 
 def _store_test_result(change, index, path, sha256, size):
-    index = _current(change, index)
+    index = current_index(change, index)
     tested, project = _tested_file(change, index, path)
     if change.who is None:
         _bound_nameless(change, tested, size)
-    result = _add_test_result(change, index, project, tested, sha256, size,
-                              [_log_entry("upload", who=change.who, dst=index.path)])
+    result = put_test_result(change, index, project, tested, sha256, size,
+                              [history_entry("upload", who=change.who, dst=index.path)])
     change.happened(Event("toxresult", index, project, tested.version, result))
     return result
 
@@ -7206,7 +7206,7 @@ def _bound_nameless(db, tested, size):
             "bytes in all: log in, or delete some")
 
 
-def _add_test_result(change, index, project, tested, sha256, size, history):
+def put_test_result(change, index, project, tested, sha256, size, history):
     """Enter a test result beside the file that it is about; Forbidden if that has too many."""
     count = change.execute("SELECT count(*) FROM files WHERE for_id = ?",
                            (tested.id,)).fetchone()[0]
@@ -7220,7 +7220,7 @@ def _add_test_result(change, index, project, tested, sha256, size, history):
                               (index.id, f"{folder}/{filename}")).fetchone():
             break
         count += 1
-    return _put_file(change, index, project, history, path=f"{folder}/{filename}",
+    return put_file(change, index, project, history, path=f"{folder}/{filename}",
                      version=tested.version, filename=filename, sha256=sha256, size=size,
                      kind="toxresult", **{"for": tested.path})
 
@@ -7232,7 +7232,7 @@ def _require_stage(change, index, sentence):
     """The index as it is now; BadRequest with this sentence if it is a mirror."""
     if index.is_mirror:
         raise BadRequest(f"{index.path} is a mirror: {sentence}")
-    return _current(change, index)
+    return current_index(change, index)
 
 
 def yank_files(change, index, name, version, path, reason):
@@ -7252,7 +7252,7 @@ def yank_files(change, index, name, version, path, reason):
         values = (name, *texts)
 
     rows = change.execute(
-        f"SELECT {_FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
+        f"SELECT {FILE_COLUMNS}, projects.name AS project FROM files JOIN projects "
         f"ON projects.id = project_id WHERE kind = 'releasefile' AND {condition}",
         (index.id, *values)).fetchall()
     if not rows and path and is_gone(change, f"{index.path}/{path}"):
@@ -7266,8 +7266,8 @@ def yank_files(change, index, name, version, path, reason):
         if file.yanked == reason:
             continue
         count += 1
-        entry = _log_entry("unyank", who=change.who) if reason is None \
-            else _log_entry("yank", who=change.who, reason=reason)
+        entry = history_entry("unyank", who=change.who) if reason is None \
+            else history_entry("yank", who=change.who, reason=reason)
         key = (index.user, index.name, file.path)
         value = change.get("file", key)
         change.put("file", key, {**value, "yanked": reason,
@@ -7308,7 +7308,7 @@ def remove(change, index, what, *names, refusal=None):
 
     `what` says which. On a non-volatile index Forbidden with the message `refusal`, unless that is
     None. Returns a sentence about the project's name, or "": see `StageRemoval.note`."""
-    index = _current(change, index)
+    index = current_index(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
     removal = _REMOVALS[index.config["type"]](change, index)
@@ -7344,7 +7344,7 @@ class StageRemoval:
     def file(self, path):
         file, name = _files_at(self.change, self.index, path)[0]
         self.change.put("file", (*self.key, path), None)
-        _remove_if_empty(self.change, self.index, name, file)
+        remove_if_empty(self.change, self.index, name, file)
         return Removed(name, file.version, file)
 
     def note(self, project):
@@ -7374,7 +7374,7 @@ class MirrorRemoval:
                                   "AND fetched IS NOT NULL", (self.index.id, name)).fetchone()
         if row is None:
             raise NotFound("project not found")
-        bury_cached(self.change, self.index.id, self.index.path, "project_id = ?", row["id"])
+        note_gone_paths(self.change, self.index.id, self.index.path, "project_id = ?", row["id"])
         self.change.execute("DELETE FROM projects WHERE id = ?", (row["id"],))
         self.change.touch(project_tag(self.index.id, name), names_tag(self.index.id))
         return Removed(name)
@@ -7419,7 +7419,7 @@ def _files_at(change, index, path):
     """[(File, project), ...] at a path of an index, one for each project of a mirror that lists it;
     else Gone or NotFound."""
     rows = change.execute(
-        f"SELECT {_FILE_COLUMNS}, (SELECT name FROM projects WHERE projects.id = project_id) "
+        f"SELECT {FILE_COLUMNS}, (SELECT name FROM projects WHERE projects.id = project_id) "
         "FROM files WHERE index_id = ? AND path = ?", (index.id, path)).fetchall()
     full = f"{index.path}/{path}"
     if not rows:
@@ -7429,7 +7429,7 @@ def _files_at(change, index, path):
     return [(File._make(tuple(row)[:-1]), row[-1]) for row in rows]
 
 
-def _remove_if_empty(change, index, name, file):
+def remove_if_empty(change, index, name, file):
     """Delete the release of a deleted file if that was its last one.
 
     The project stays, as its name is still private."""
@@ -7451,7 +7451,7 @@ SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 SIMPLE_HTML = "application/vnd.pypi.simple.v1+html"
 
 
-class HungUp(Exception):
+class ConnectionDropped(Exception):
     """Upstream closed the connection without a response; a retry needs another connection."""
 
 
@@ -7495,7 +7495,7 @@ class UpstreamResponse:
         self.close()
 
 
-class PostAnswer(typing.NamedTuple):
+class PostResponse(typing.NamedTuple):
     """The response to a POST; `text`: the beginning of its body."""
     status: int
     reason: str
@@ -7658,13 +7658,13 @@ class UpstreamClient(Part):
                 new += not kept
                 try:
                     return self._send(key, connection, method, url, headers, may_be_near)
-                except HungUp as error:
+                except ConnectionDropped as error:
                     # a kept connection may have been idle for too long; a new one gets a second try
                     if new > 1 or time.monotonic() - began > Limits.upstream_stall:
                         raise error.__cause__
                     log.debug("%s closed a connection without an answer, using a new one", key[1])
         except (OSError, http.client.HTTPException, ValueError) as error:
-            kind = NoAnswer if isinstance(error, OSError) else UpstreamTrouble
+            kind = NoResponse if isinstance(error, OSError) else UpstreamTrouble
             raise kind(f"{public_url(url)}: {reason_of(error)}") from error
 
     def _connect(self, key, connection):
@@ -7690,7 +7690,7 @@ class UpstreamClient(Part):
         """(request target, headers) for a URL, as its server or its proxy needs them."""
         parts = urllib.parse.urlsplit(url)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        target = urllib.parse.quote(target, safe=_SENT_AS_IT_IS)
+        target = urllib.parse.quote(target, safe=SENT_AS_IT_IS)
         proxy = self._proxy(parts)
         if proxy and parts.scheme == "http":
             target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
@@ -7699,7 +7699,7 @@ class UpstreamClient(Part):
         return target, headers
 
     def post(self, url, headers, pieces, length, timeout, connect_time=None):
-        """Send a POST whose body is `length` bytes in byte strings; return its `PostAnswer`.
+        """Send a POST whose body is `length` bytes in byte strings; return its `PostResponse`.
 
         Follows no redirects. `timeout`: seconds for connecting (unless `connect_time` is given),
         for each step of sending, and for the response; the whole body has the time that
@@ -7736,12 +7736,12 @@ class UpstreamClient(Part):
             response = connection.getresponse()
 
             text = b""
-            while len(text) < Limits.posted_answer:
-                piece = response.read1(Limits.posted_answer - len(text))
+            while len(text) < Limits.posted_response:
+                piece = response.read1(Limits.posted_response - len(text))
                 if not piece:
                     break
                 text += piece
-        return PostAnswer(response.status, response.reason, text.decode("utf-8", "replace"))
+        return PostResponse(response.status, response.reason, text.decode("utf-8", "replace"))
 
     def _send(self, key, connection, method, url, headers, may_be_near):
         target, headers = self._target(url, headers)
@@ -7763,7 +7763,7 @@ class UpstreamClient(Part):
             connection.close()
             if isinstance(error, (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError)) \
                     and not isinstance(error, ConnectionRefusedError):
-                raise HungUp from error
+                raise ConnectionDropped from error
             raise
         finally:
             with self.lock:
@@ -7923,7 +7923,7 @@ class UpstreamPage:
     versions: tuple = ()
 
 
-class _JsonReader:
+class JsonReader:
     """Reads the values of a JSON text one by one.
 
     The objects of a whole page or list would take ten times the memory of the text. ValueError if
@@ -8032,7 +8032,7 @@ def parse_simple_page(project, url, body, is_json, content_type=""):
 
 def _parse_json_page(project, url, body):
     page, files, unusable = {}, None, 0
-    reader = _JsonReader(body.decode(json.detect_encoding(body)), Limits.page_files)
+    reader = JsonReader(body.decode(json.detect_encoding(body)), Limits.page_files)
     for key, value in reader.members("files"):
         if key != "files":
             page[key] = value
@@ -8142,7 +8142,7 @@ _REFERENCE = re.compile(r"&(?:#[0-9]+;?|#[xX][0-9a-fA-F]+;?|"
                         r"[a-zA-Z][a-zA-Z0-9]*(?:;|(?![=a-zA-Z0-9])))")
 
 
-def _tags(text, wanted, most):
+def html_tags(text, wanted, most):
     """The wanted start tags of an HTML page, as (name, {attribute: value}, where the tag ends).
 
     By regular expression: tens of times faster than `html.parser`, and linear for every text.
@@ -8223,7 +8223,7 @@ def _parse_html_page(project, url, text):
     """An HTML page as an `UpstreamPage` (PEP 503, 592, 658, 714, 740, 792)."""
     check_html(text)
     anchors, base, meta = [], None, {}
-    for tag, attributes, _ in _tags(text, ("a", "base", "meta"), 10 * Limits.page_files):
+    for tag, attributes, _ in html_tags(text, ("a", "base", "meta"), 10 * Limits.page_files):
         if tag == "base":
             base = base or attributes.get("href")
         elif tag == "meta":
@@ -8608,7 +8608,7 @@ class Upstreams(Part):
         The note holds for this mirror alone: upstream may respond to another one."""
         now = time.monotonic()
         note = now + Limits.upstream_pause, type(error), error.message
-        if isinstance(error, NoAnswer):
+        if isinstance(error, NoResponse):
             with self.lock:
                 self.silent = {key: other for key, other in self.silent.items() if other[0] > now}
                 self.silent[_source(index), name is None] = note
@@ -9020,7 +9020,7 @@ class MirrorPages(PartOfMirrors):
             is_missing = self.upstreams.is_missing(index, status)
             if not is_missing and (status not in (200, 304)
                                    or status == 304 and "If-None-Match" not in headers):
-                refused = 400 <= status < 500 and str(status) not in _PASSING
+                refused = 400 <= status < 500 and str(status) not in PASSING_STATUSES
                 kind = Refused if refused else UpstreamTrouble
                 raise kind(f"{public_url(response.url)} answered {status}")
             if status == 200:
@@ -9224,7 +9224,7 @@ class MirrorLists(PartOfMirrors):
                     for piece in page_pieces(response, Limits.upstream_list, deadline):
                         file.write(piece)
             except OSError as error:
-                raise _disk_problem(error) from error
+                raise disk_problem(error) from error
             serial = response.header("X-PyPI-Last-Serial")
             facts = {"count": None, "etag": response.header("ETag")[:1000],
                      "serial": int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None}
@@ -9368,7 +9368,7 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
          project_id))
 
     old = {file.path: file for file in map(File._make, change.execute(
-        f"SELECT {_FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
+        f"SELECT {FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
 
     now = iso_time(time.time())
     inserted = any(file.position is None for file in old.values())      # entered ahead
@@ -9476,11 +9476,11 @@ def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
              metadata, metadata, row["id"]))
 
         if metadata:
-            _tell_of_other_metadata(index, file, row, metadata)
+            _warn_of_other_metadata(index, file, row, metadata)
         change.touch(project_tag(file.index_id, row["project"]))
 
 
-def _tell_of_other_metadata(index, file, row, sha256):
+def _warn_of_other_metadata(index, file, row, sha256):
     announced, arrived = row["core_metadata"], row["metadata_sha256"]
     if announced not in (None, "true", sha256) or arrived not in (None, sha256):
         log.warning("mirror %s: upstream's metadata of %s is not what the wheel holds, which "
@@ -9492,7 +9492,7 @@ def _metadata_arrived(change, index, file, metadata, from_wheel):
     sha256 = keep_metadata(change, metadata)
     for row in _rows_of(change, file):
         if from_wheel:
-            _tell_of_other_metadata(index, file, row, sha256)
+            _warn_of_other_metadata(index, file, row, sha256)
             change.execute("UPDATE files SET metadata_sha256 = ?, core_metadata = ? WHERE id = ?",
                            (sha256, sha256, row["id"]))
         else:
@@ -9931,7 +9931,7 @@ def _names_in_html(url, text):
     The link counts if a text is no name, as in directory listings, where long names are cut. Links
     that lead up or sort are skipped."""
     check_html(text)
-    for tag, attributes, end in _tags(text, ("a", "meta"), len(text)):
+    for tag, attributes, end in html_tags(text, ("a", "meta"), len(text)):
         if tag == "meta":
             if attributes.get("name", "").lower() == "pypi:repository-version":
                 check_api_version(attributes.get("content", ""))
@@ -9959,7 +9959,7 @@ def _names_in_html(url, text):
 def _names_in_json(text):
     """Yield the names in a project list in JSON (PEP 691)."""
     has_list = False
-    for key, value in _JsonReader(text, len(text)).members("projects"):
+    for key, value in JsonReader(text, len(text)).members("projects"):
         if key == "projects":
             has_list = True
             for entry in value:
@@ -10387,7 +10387,7 @@ class Projects:
         has it."""
         with self.store.read() as db:
             rows = db.execute(
-                f"SELECT {_FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
+                f"SELECT {FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
                 "JOIN projects ON projects.id = project_id "
                 "WHERE files.index_id = ? AND path = ?", (index.id, path)).fetchall()
         if not rows:
@@ -10576,7 +10576,7 @@ class Staging:
                 log_ += map(server.register, pushed.metadata.values())
             if all(entry[0] in (200, 201, 410) for entry in log_):
                 with self.store.read() as db:
-                    attested = {file.id: _attestations_of(db, file) for file, _ in pushed.files}
+                    attested = {file.id: attestations_of(db, file) for file, _ in pushed.files}
                 log_ += [server.upload(self.blobs, index, pushed.metadata[file.version], file,
                                        attested[file.id]) for file, _ in pushed.files]
                 log_ += [server.upload_docs(self.blobs, pushed.metadata[docs.version], docs)
@@ -10589,23 +10589,23 @@ class Staging:
         return log_
 
 
-def push_release(change, source, pushed, target, said_name, part, may_replace):
+def push_release(change, source, pushed, target, project_name, part, may_replace):
     """devpi: PUSH to another index. Enter a release into a stage, with its files, test results and
     documentation; returns devpi's action log.
 
     `part`: (no_docs, only_docs); `may_replace`: see `Releases.upload`."""
-    target = _current(change, target)
+    target = current_index(change, target)
     if not source.is_mirror:        # as it is now
         pushed = _released(change.db, source, pushed.name, pushed.version)
         pushed.refuse_quarantined(source)
     pushed = pushed.only(*part)
 
-    project_id, log_ = _require_project(change, target, said_name), []
+    project_id, log_ = require_project(change, target, project_name), []
     for version, metadata in pushed.metadata.items():
-        before = change.get("release", (target.user, target.name, normalize(said_name), version))
+        before = change.get("release", (target.user, target.name, normalize(project_name), version))
         metadata = {**(before["metadata"] if before else {}), **metadata}
-        _put_release(change, target, said_name, version, metadata)
-        log_.append([200, "register", said_name, version, "->", target.path])
+        put_release(change, target, project_name, version, metadata)
+        log_.append([200, "register", project_name, version, "->", target.path])
 
     put = functools.partial(_push_file, change, source, target, project_id, pushed.name,
                             may_replace)
@@ -10613,13 +10613,13 @@ def push_release(change, source, pushed, target, said_name, part, may_replace):
         new = put(file)
         log_.append([200, "store_releasefile", f"{target.path}/{new.path}"])
         for result in results:
-            stored = _add_test_result(change, target, pushed.name, new, result.sha256, result.size,
+            stored = put_test_result(change, target, pushed.name, new, result.sha256, result.size,
                                       _pushed_history(change, source, target, result))
             log_.append([200, "store_toxresult", f"{target.path}/{stored.path}"])
 
     for docs in pushed.docs:
         put(docs)
-        log_.append([200, "store_doczip", said_name, docs.version, "->", target.path])
+        log_.append([200, "store_doczip", project_name, docs.version, "->", target.path])
 
     change.happened(Event("push", target, pushed.name, pushed.version,
                           detail=f"from {source.path}", source=source.path))
@@ -10628,28 +10628,28 @@ def push_release(change, source, pushed, target, said_name, part, may_replace):
 
 def _push_file(change, source, target, project_id, project, may_replace, file):
     """Copy a file's row to another stage; Conflict if it is there and may not be overwritten."""
-    old = _file_named(change, project_id, file.filename, file.kind)
+    old = file_named(change, project_id, file.filename, file.kind)
     if old and not target.volatile:
         content = "the same" if old.sha256 == file.sha256 else "other"
-        raise _already_exists(file.filename, f", with {content} content")
-    history = _make_room(change, target, old, file.kind, file.filename, file.sha256, may_replace)
+        raise already_exists(file.filename, f", with {content} content")
+    history = make_room(change, target, old, file.kind, file.filename, file.sha256, may_replace)
     history += _pushed_history(change, source, target, file)
     if old and old.version != file.version:
-        _remove_if_empty(change, target, project, old)
+        remove_if_empty(change, target, project, old)
 
     if file.metadata_sha256:        # followers of the changelog may have deleted it
         kept = change.get("metadata", (file.metadata_sha256,))
         if kept:                    # else it is a blob, as in schema version 1
             change.put("metadata", (file.metadata_sha256,), kept)
 
-    return _put_file(change, target, project, history,
-                     attestations=_attestations_of(change, file) or None,
+    return put_file(change, target, project, history,
+                     attestations=attestations_of(change, file) or None,
                      **{column: getattr(file, column) for column in FileRows.plain})
 
 
 def _pushed_history(change, source, target, file):
     history = [entry for entry in json.loads(file.history or "[]") if entry["what"] != "overwrite"]
-    return history + [_log_entry("push", who=change.who, src=source.path, dst=target.path)]
+    return history + [history_entry("push", who=change.who, src=source.path, dst=target.path)]
 
 
 _HTML = re.compile(r"<(?:!doctype html|html|head|title|body|h1|p|div)\b", re.IGNORECASE)
@@ -10657,8 +10657,8 @@ _HTML_UNSEEN = re.compile(r"<(script|style)\b[^>]*>.*?</\1\s*>|<!--.*?-->",
                           re.IGNORECASE | re.DOTALL)
 
 
-def told_reason(answer):
-    """Why a server refused a POST (a `PostAnswer`), in one line: its body or its status line."""
+def refusal_reason(answer):
+    """Why a server refused a POST (a `PostResponse`), in one line: its body or its status line."""
     phrase, text = reason_phrase(answer.status), answer.text.strip()
     if text.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
@@ -10669,7 +10669,7 @@ def told_reason(answer):
         own_phrase = "" if answer.reason in ("", phrase) else answer.reason
         text = _reason_in_html(text[:8 << 10], answer.status, own_phrase)
     text = " ".join(sound(text).split()) or " ".join(sound(answer.reason).split()) or phrase
-    return text if len(text) <= Limits.told_reason else text[:Limits.told_reason] + "..."
+    return text if len(text) <= Limits.refusal_reason else text[:Limits.refusal_reason] + "..."
 
 
 def _reason_in_html(page, status, own_phrase):
@@ -10760,7 +10760,7 @@ class OutsideServer:
 
 def _refusal(answer):
     """The end of an entry of the action log: the reason, if the request was refused."""
-    return [] if answer.status in (200, 201) else [told_reason(answer)]
+    return [] if answer.status in (200, 201) else [refusal_reason(answer)]
 
 
 def is_released(log_):
@@ -10821,7 +10821,7 @@ def upload_kind(filename):
 # ==================================================================================================
 
 
-def is_told(index, event_name):
+def wants_event(index, event_name):
     """Whether the index's configuration has an event sent to any server."""
     wanted = EVENTS[event_name]
     hooked = index.config.get("webhook_url") and \
@@ -10833,7 +10833,7 @@ def is_told(index, event_name):
 def enter_messages(change, event):
     """Enter an index's messages about an event into the outbox, in the event's own change."""
     index = event.index
-    if index is None or not is_told(index, event.name):
+    if index is None or not wants_event(index, event.name):
         return
 
     config = index.config
@@ -11085,7 +11085,7 @@ class Outbox(Part):
 
         began = time.monotonic()
         error, unreachable = self._send(row)
-        self._judge(lane, time.monotonic() - began > Limits.slow_delivery)
+        self._note_speed(lane, time.monotonic() - began > Limits.slow_delivery)
         if error is None:
             self.store.write(_delivered, row["id"], durable=False)
             return True
@@ -11095,7 +11095,7 @@ class Outbox(Part):
                          durable=False)
         return False
 
-    def _judge(self, lane, is_slow):
+    def _note_speed(self, lane, is_slow):
         """Remember whether a lane's target was slow."""
         self.slow.pop(lane, None)
         if is_slow:
@@ -11143,7 +11143,7 @@ class Outbox(Part):
         """Make all messages due now, also those given up; returns their number."""
         self.resting.clear()
         self.slow.clear()
-        return self.store.write(_revive, actor=actor)
+        return self.store.write(_retry_all, actor=actor)
 
 
 def _delivered(change, row_id):
@@ -11161,7 +11161,7 @@ def _not_delivered(change, row, error, unreachable, first_pause):
         (now, first_pause, Limits.longest_retry, Limits.delivery_tries, error, *values))
 
 
-def _revive(change):
+def _retry_all(change):
     count = change.execute("UPDATE outbox SET dead = 0, tries = 0, due = ?",
                            (time.time(),)).rowcount
     change.happened(Event("outbox.retry", detail=str(count)))
@@ -11732,7 +11732,7 @@ class SearchIndex(Part):
         for row in batch:
             began = time.thread_time()
             try:
-                if self._bring_in(row["index_id"], row["project"]):
+                if self._write_entry(row["index_id"], row["project"]):
                     done.append(tuple(row))
             except NoSpace:
                 break
@@ -11742,14 +11742,14 @@ class SearchIndex(Part):
         self.store.write(_dequeue, done, durable=False)
         return bool(done)
 
-    def _bring_in(self, index_id, project):
+    def _write_entry(self, index_id, project):
         """Index one project, in a transaction of its own: its failure must not hold up others.
 
         Returns whether the project is done with, or must be tried again; NoSpace if the disk is
         full."""
         try:
             self.writer.execute("BEGIN IMMEDIATE")
-            self._look_at(index_id, project)
+            self._update_project(index_id, project)
             self.writer.execute("COMMIT")
             self.error = ""
         except Exception as error:
@@ -11771,7 +11771,7 @@ class SearchIndex(Part):
                           one_line(project, 200), index_id)
         return True
 
-    def _look_at(self, index_id, project):
+    def _update_project(self, index_id, project):
         """Make the rows of one project of an index say what is there now; without a project, delete
         the rows of deleted indexes."""
         if not project:
@@ -12180,9 +12180,9 @@ _HOST = r"(?:[A-Za-z0-9._~%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?"
 _HOST_HEADER, _SCHEME = re.compile(_HOST), re.compile("https?", re.IGNORECASE)
 _BASE_URL = re.compile(r"https?://" + _HOST + r"(/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*)?")
 _PREFIX = re.compile(r"/[A-Za-z0-9._~:@!$&'()*+,;=%/-]*")
-_CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
-_BLANK_LINES = re.compile(rb"(?:\r\n)*")
-_BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n", re.IGNORECASE)
+BLANK_LINES = re.compile(rb"(?:\r\n)*")
+BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _ONCE = {"host", "content-length", "transfer-encoding", "authorization", "x-devpi-auth",
          "content-type", "range"}
 
@@ -12433,7 +12433,7 @@ class Outgoing:
     def is_too_slow(self):
         """Whether the client takes less than the minimum, once `Limits.stall` seconds are over."""
         late = time.monotonic() - self.since - Limits.stall
-        return late > 0 and self.sent < late * Limits.slowest_answer
+        return late > 0 and self.sent < late * Limits.slowest_response
 
     def slowness(self, now):
         """A sort key that puts first what to give up for memory.
@@ -12912,7 +12912,7 @@ class Request:
             self.__dict__["identity"] = NOBODY      # of the answer that says so, and of its line in the log
             raise
 
-    def look_again_who(self):
+    def recheck_identity(self):
         """Have credentials looked at again if that was a while ago: the user may be gone, or the password changed."""
         if time.monotonic() - self.began > 0.5:
             self.__dict__.pop("identity", None)
@@ -13021,7 +13021,7 @@ def _check_json(content):
 
 def blob_response(request, index, content, type_, tags):
     """A blob as an answer: immutable, with validators, in whole or one range of it (RFC 9110)."""
-    etag, validators = _validators(index, content.sha256)
+    etag, validators = blob_validators(index, content.sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
     file = request.app.blobs.open(content.sha256, content.size)
@@ -13031,7 +13031,7 @@ def blob_response(request, index, content, type_, tags):
     return ranged_response(request, headers, etag, file, 0, size, tags)
 
 
-def _validators(index, sha256):
+def blob_validators(index, sha256):
     """(ETag, headers) of what never changes."""
     etag = f'"{sha256}"'
     cache = f"max-age=365000000, immutable, {'private' if index.restricted else 'public'}"
@@ -13082,7 +13082,7 @@ def parse_range(header, size):
     return (start, end) if start < end else "unsatisfiable"
 
 
-def _parts_response(request, headers, etag, parts):
+def parts_response(request, headers, etag, parts):
     """Byte strings and whole files (given by path), one after the other, as one answer."""
     headers.append(("ETag", etag))
     if none_match(request.header("if-none-match"), etag):
@@ -13094,7 +13094,7 @@ def _parts_response(request, headers, etag, parts):
     return Response(200, headers, parts=parts)
 
 
-def _boundary(parameters):
+def form_boundary(parameters):
     match = re.search(r"""(?:^|;)\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))""", parameters, re.IGNORECASE)
     if not match:
         raise BadRequest("the multipart form names no boundary")
@@ -13244,7 +13244,7 @@ class Connection:
                  "held", "closing", "broken", "draining", "allowance", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
-        self.sock, self.address, self.trusted, self.answers = sock, address, trusted, answers
+        self.sock, self.address, self.trusted, self.ready_responses = sock, address, trusted, answers
         self.owner = address        # whose waits are counted: the user, once that is known
         self.buffer = b""           # bytes received and not used yet
         self.scanned = 0            # number of these in which the front found no end of a head
@@ -13388,21 +13388,21 @@ def visible(target):
 
 def without_blank_lines(buffer):
     """Received bytes without the blank lines before a request (RFC 9112, section 2.2)."""
-    return buffer[_BLANK_LINES.match(buffer).end():]
+    return buffer[BLANK_LINES.match(buffer).end():]
 
 
 def _small_body(head):
     """The size of a body that is small enough for the front to gather; 0 for any other.
 
     Only a guess by a look at the head: errors of the head are found when it is parsed."""
-    lengths = _CONTENT_LENGTH.findall(head)
+    lengths = CONTENT_LENGTH.findall(head)
     if len(lengths) != 1 or int(lengths[0]) > Limits.gathered_body:
         return 0
     head = head.lower()
     return 0 if b"100-continue" in head or b"transfer-encoding" in head else int(lengths[0])
 
 
-class ReadyAnswer(typing.NamedTuple):
+class ReadyResponse(typing.NamedTuple):
     """A response in the cache of ready ones.
 
     It lacks the Date and serial headers, which go between head and body."""
@@ -13519,7 +13519,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                                                             request.errors), persistent)
 
         if request is not None:
-            ready = ReadyAnswer(head, b"" if silent else response.body,
+            ready = ReadyResponse(head, b"" if silent else response.body,
                                 f"{request.method} {visible(request.target)}", response.status,
                                 request.known_user, request.address)
             app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user,
@@ -13587,7 +13587,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Enter the response into the cache of ready ones, under the request's raw head."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
         if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head \
-                or size > Limits.ready_answer \
+                or size > Limits.ready_response \
                 or "content-length" in request.headers or "transfer-encoding" in request.headers:
             return
         expires = response.expires
@@ -13596,7 +13596,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             if request.identity.expires:
                 expires = min(expires or request.identity.expires, request.identity.expires)
-        self.server.app.keep_answer(request, ready, size, response.tags, expires)
+        self.server.app.keep_ready(request, ready, size, response.tags, expires)
 
 
 _CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)", re.I)
@@ -13650,7 +13650,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.process_request_thread(connection, client_address)
             return
         with contextlib.suppress(OSError):      # the client may be gone
-            connection.send(self._busy_answer())
+            connection.send(self._busy_response())
         self.give_back(connection, False)
 
     def shutdown_request(self, request):
@@ -13728,11 +13728,11 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
             if len(self.connections) >= self.limit and not self._evict():
-                self._turn_away(sock)
+                self._refuse_connection(sock)
                 continue
             address = UNIX_PEER if listener.family == UNIX_FAMILY else address[0]
             connection = Connection(sock, address, self.app.trusts(address),
-                                    self.app.answers(address).entries)
+                                    self.app.ready_responses(address).entries)
             self.connections.add(connection)
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
@@ -13749,20 +13749,20 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                                                       connection.since)))
         return True
 
-    def _busy_answer(self):
-        return self._plain_answer("503 Service Unavailable\r\nRetry-After: 1",
+    def _busy_response(self):
+        return self._plain_response("503 Service Unavailable\r\nRetry-After: 1",
                                   b"too much to do just now, try again\n")
 
-    def _plain_answer(self, status, body):
+    def _plain_response(self, status, body):
         head = (f"HTTP/1.1 {status}\r\nConnection: close\r\n"
                 "Content-Type: text/plain; charset=utf-8\r\n"
                 f"Content-Length: {len(body)}\r\n")
         return head.encode() + self.app.constant_headers \
             + self.app.variable_headers(self.app.store.serial) + body
 
-    def _turn_away(self, sock):
+    def _refuse_connection(self, sock):
         with contextlib.suppress(OSError):
-            sock.send(self._busy_answer())
+            sock.send(self._busy_response())
         sock.close()
 
     def _readable(self, connection, now):
@@ -13789,16 +13789,16 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         if connection.buffer:
             connection.buffer += data
         else:
-            entry = connection.answers.get(data) \
-                or connection.answers.get((connection.address, data))
+            entry = connection.ready_responses.get(data) \
+                or connection.ready_responses.get((connection.address, data))
             if entry is not None and (not entry[1] or entry[1] > now):
-                self._answer(connection, entry[0], now)
+                self._send_ready(connection, entry[0], now)
                 return
             connection.buffer = data
             connection.deadline = now + Limits.head_time
         self._dispatch(connection)
 
-    def _answer(self, connection, ready, now):
+    def _send_ready(self, connection, ready, now):
         """Send a ready response; the front sends the rest when the socket takes more."""
         app = self.app
         head, body, what, status, user, address = ready
@@ -13822,11 +13822,11 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             connection.pending.advance(sent)
             connection.deadline = now + Limits.stall
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
-            self._hold(connection, now)
+            self._count_memory(connection, now)
 
         app.access_log.add_ready(what, status, now, len(body), user, address)
 
-    def _hold(self, connection, now):
+    def _count_memory(self, connection, now):
         """Count the memory of a response that its client does not take at once; over the bound, the
         slowest of such clients lose theirs."""
         connection.held = connection.pending.in_memory
@@ -13845,12 +13845,12 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         log.warning("%d answers are given up, to %s for one: answers that nobody takes fill %d MiB",
                     count, connection.address, Limits.pending_memory >> 20)
 
-    def _let_go(self, connection):
+    def _drop_pending(self, connection):
         """The pending response is sent, or given up."""
-        self._uncount(connection)
+        self._uncount_memory(connection)
         connection.pending = None
 
-    def _uncount(self, connection):
+    def _uncount_memory(self, connection):
         for data in connection.held:
             self.holders[id(data)] -= 1
             if not self.holders[id(data)]:
@@ -13872,17 +13872,17 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.since = now
         connection.deadline = now + Limits.stall
         if more and connection.pending.is_lazy:
-            self._uncount(connection)       # other pieces are in memory now
-            self._hold(connection, now)
+            self._uncount_memory(connection)       # other pieces are in memory now
+            self._count_memory(connection, now)
         if not more:
-            self._let_go(connection)
+            self._drop_pending(connection)
             self.selector.unregister(connection.sock)
             self._resume(connection, now)
 
     def _resume(self, connection, now):
         """Wait for the next request, part of which may be here already; or close."""
         if connection.closing or self.stopping:
-            self._say_goodbye(connection, now)
+            self._close_gently(connection, now)
             return
         connection.since = now
         connection.deadline = now + Limits.keep_alive
@@ -13891,7 +13891,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             connection.deadline = now + Limits.head_time
             self._dispatch(connection)
 
-    def _say_goodbye(self, connection, now):
+    def _close_gently(self, connection, now):
         """Close our side and read on for a while: else the client could lose the response."""
         sock = connection.sock
         if connection.broken:
@@ -13915,7 +13915,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             buffer = connection.buffer = without_blank_lines(buffer)
         start = max(0, connection.scanned - 3)
         end = buffer.find(b"\r\n\r\n", start)
-        if end < 0 and len(buffer) <= Limits.head and not _BARE_LINE_FEED.search(buffer, start) \
+        if end < 0 and len(buffer) <= Limits.head and not BARE_LINE_FEED.search(buffer, start) \
                 and buffer.find(b"\0", start) < 0:
             connection.scanned = len(buffer)
             return
@@ -13935,7 +13935,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if item is not None:
                 self.working -= 1
                 self.connections.discard(item[0])
-                self._turn_away(item[0].sock)
+                self._refuse_connection(item[0].sock)
 
     def _unregister(self, connection):
         try:
@@ -13956,7 +13956,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             else:
                 connection.deadline = now + Limits.stall
                 self.selector.register(connection.sock, selectors.EVENT_WRITE, connection)
-                self._hold(connection, now)
+                self._count_memory(connection, now)
 
     def _sweep(self, now):
         """Close connections that were silent for too long."""
@@ -13966,7 +13966,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if connection.sock.fileno() in waiting:
                 if connection.buffer and connection.pending is None:
                     with contextlib.suppress(OSError):
-                        connection.sock.send(self._plain_answer(
+                        connection.sock.send(self._plain_response(
                             "408 Request Timeout", b"the request comes too slowly\n"))
                 self._close(connection)
 
@@ -13978,7 +13978,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.connections.discard(connection)
         if connection.pending is not None:
             connection.pending.close()
-            self._let_go(connection)
+            self._drop_pending(connection)
         connection.sock.close()
 
     def _wind_down(self):
@@ -14215,7 +14215,7 @@ def require(request, may, subject):
 def require_still(request, may, index):
     """`require` once more, after a body or a wait that may have taken long: with the caller's login
     and the index as they are now.  Returns that index."""
-    request.look_again_who()
+    request.recheck_identity()
     index = request.app.indexes.get(index.path)
     require(request, may, index)
     return index
@@ -14487,7 +14487,7 @@ class App(Part):
         self.search = SearchIndex(store, self.indexes, self.releases, self.blobs, settings)
         self.pages = store.freshness.cache(Limits.page_cache)
         self.turns = Turns()
-        self.ready = {trusted: store.freshness.cache(Limits.answer_cache // 2) for trusted in (False, True)}
+        self.ready = {trusted: store.freshness.cache(Limits.response_cache // 2) for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
         self.noted = set()
         self.nameless_results = Rate(3600, Limits.nameless_of_one, Limits.nameless_an_hour)
@@ -14522,11 +14522,11 @@ class App(Part):
         ip = ip_of(address)
         return ip.is_loopback or any(ip in network for network in self.settings.trusted_proxies)
 
-    def answers(self, address):
+    def ready_responses(self, address):
         """The answer cache for this kind of peer: a trusted one's X-Outside-URL counts, another's does not."""
         return self.ready[self.trusts(address)]
 
-    def keep_answer(self, request, ready, size, tags, expires):
+    def keep_ready(self, request, ready, size, tags, expires):
         """Keep an answer under the head of its request; one that a user got, for the address that
         it came from alone.
 
@@ -14537,7 +14537,7 @@ class App(Part):
         tags |= self.reach(request)
         if ready.user is not None:
             tags |= {user_tag(ready.user)}
-        self.store.freshness.keep(self.answers(address), key, ready, size + 100 * len(tags), tags, request.moment, expires)
+        self.store.freshness.keep(self.ready_responses(address), key, ready, size + 100 * len(tags), tags, request.moment, expires)
 
     def reach(self, request):
         """The tags of the index configurations that an answer to this request depends on, whatever
@@ -15239,7 +15239,7 @@ def serve_metadata_file(request, index, path):
     place = app.projects.find_file(index, path)
     sha256, data = app.projects.open_metadata(index, place)
     tags = frozenset((project_tag(index.id, place.project),))
-    etag, validators = _validators(index, sha256)
+    etag, validators = blob_validators(index, sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
     headers = [("Content-Type", "application/octet-stream"), NOSNIFF,
@@ -15408,12 +15408,12 @@ def _large_list(request, index, lists, whole, caching):
            f'{"people" if for_people else form[-4:]}'
     if not own and not for_people and _quality_of_gzip(request.header("accept-encoding")) > 0:
         headers.append(("Content-Encoding", "gzip"))
-        return _parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
+        return parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
     if for_people:
-        return _parts_response(request, headers, etag + '"', list(_list_for_people(request, index, lists, whole)))
+        return parts_response(request, headers, etag + '"', list(_list_for_people(request, index, lists, whole)))
     head, separator, tail = LIST_PAGE[entries]
     before = head + list_entries(entries, own) + (separator if own and whole.count else "")
-    return _parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
+    return parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
 
 
 def _each_name_once(app, lists, whole):
@@ -15477,7 +15477,7 @@ def get_pypi_json(request, index, project, version=None):
             raise NotFound(f"The project {project} has no releases." if shown is None else
                            f"The version {shown} of project {project} does not exist.")
         metadata, complete = app.projects.metadata(
-            page, shown, lambda size: request.claim(Limits.answer_cost * size))
+            page, shown, lambda size: request.claim(Limits.response_cost * size))
         body = pypi_json(page, releases, shown, metadata, lambda origin: request.url(origin.path), version is None)
         rendered = Rendered(body, "pypi", page, index)
         rendered.stale |= not complete
@@ -15492,6 +15492,9 @@ def get_pypi_json(request, index, project, version=None):
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Where the
 # wire has another word than the model, it is translated here.
 # ==================================================================================================
+
+
+# -- discovery and login
 
 
 @route("ANY", "/+api", for_="program", may="anybody")
@@ -15603,9 +15606,9 @@ def get_root(request):
     with app.store.read() as db:
         size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "
                           "(SELECT coalesce(sum(length(config)), 0) FROM indexes)").fetchone()[0]
-    request.claim(Limits.answer_cost * size)
+    request.claim(Limits.response_cost * size)
     with app.store.read() as db:
-        accounts = [_account(row) for row in db.execute("SELECT * FROM users ORDER BY name")]
+        accounts = [account_of(row) for row in db.execute("SELECT * FROM users ORDER BY name")]
     indexes = collections.defaultdict(list)
     for index in app.indexes.all():
         indexes[index.user].append(index)
@@ -15637,7 +15640,7 @@ def get_index(request, index):
     if not isinstance(names, MirrorNames):
         return result_response("indexconfig", {**config, "projects": sorted(names)})
     before = json.dumps({"type": "indexconfig", "result": {**config, "projects": []}})[:-len("]}}")]
-    return _parts_response(request, [("Content-Type", "application/json"), *PERSONAL], f'"{secrets.token_hex(8)}"',
+    return parts_response(request, [("Content-Type", "application/json"), *PERSONAL], f'"{secrets.token_hex(8)}"',
                            [before.encode(), names.part("names.json"), b"]}}\n"])
 
 
@@ -15728,7 +15731,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
     hidden = () if ignore_bases else hidden_members(request, index)
     releases = app.projects.releases(
         index, project, only, hidden, ignore_bases,
-        lambda size: request.claim(Limits.answer_cost * size))
+        lambda size: request.claim(Limits.response_cost * size))
     known = releases is not None
     if not known and ignore_bases:
         known = any(app.projects.at(member).has(project) for member in app.indexes.order(index)
@@ -15841,6 +15844,9 @@ def delete_project(request, index, project):
                                 f"project '{project}' is on non-volatile index {index.path}")
     note = _remove(request, index, refusal, "project", project)
     return _deleted(f"project {project} deleted from stage {index.path}", note)
+
+
+# -- files and test results
 
 
 @route("PATCH", "/{user}/{index}/{file}[/]", query="yank unyank", for_="json", may="delete files")
@@ -15968,7 +15974,7 @@ def take_upload(request, index):
         return _take_urlencoded(request, index)
     parameters = request.header("content-type").partition(";")[2]
     with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
-        form.read(request.body, _boundary(parameters))
+        form.read(request.body, form_boundary(parameters))
         with _turn_of_form(request, form.size):
             return _take_form(request, index, form, form.fields())
 
@@ -16005,7 +16011,7 @@ def _take_form(request, index, form, fields):
         (is_new, left_out), event = releases.upload_docs(*parts), "docs"
     if not is_new:
         return Response(200, [("Content-Type", HTML)], reason="Upload of identical file to non volatile index.")
-    headers = [("X-Devpi-Trigger", "queued")] if is_told(index, event) else []
+    headers = [("X-Devpi-Trigger", "queued")] if wants_event(index, event) else []
     if left_out:
         note = (f"{left_out} of the documentation's members are not shown: damaged, links, under "
                 "names that lead out of it, or beside the folder that holds its index.html\n")
@@ -16080,7 +16086,7 @@ def _push_outside(request, index, pushed, body):
         request.refuse(Unauthorized("pushing to an outside server takes a login"))
     register = _check_push_value(body, "register_project", bool, False)
     try:
-        url = _to_url("posturl", body["posturl"])
+        url = checked_url("posturl", body["posturl"])
     except BadRequest:
         raise BadRequest("the posturl must be an http or https URL") from None
     if not is_allowed_target(url, request.app.settings.push_allow):
@@ -16127,9 +16133,6 @@ def _take_urlencoded(request, index):
 # Status, health, metrics, the audit log, and the question of a proxy whether it may serve a path by
 # itself.
 # ==================================================================================================
-
-
-# -- discovery, status, login
 
 
 @route("GET", "/+status", for_="json", may="anybody")
@@ -16538,7 +16541,7 @@ def _settle(command, parser, sources):
                 except ValueError as error:
                     refuse(f"{called(option_.name)}: {error}")
                 break
-    values.setdefault("serverdir", _path(Settings.serverdir))
+    values.setdefault("serverdir", absolute_path(Settings.serverdir))
     by_address = "unix_socket" not in values or {"host", "port"} & values.keys()
     if by_address and not values.get("listen"):
         values["listen"] = ((values.get("host", Settings.host), values.get("port", Settings.port)),)
@@ -16548,9 +16551,9 @@ def _settle(command, parser, sources):
 def _value(option_, default, text):
     """The setting that a text makes."""
     if option_.convert is None:
-        return default if text is not True and not _boolean(text) else not default
+        return default if text is not True and not to_boolean(text) else not default
     if option_.repeats:
-        texts = text if isinstance(text, list) else _names(text)
+        texts = text if isinstance(text, list) else to_names(text)
         return tuple(option_.convert(each) for each in texts)
     return option_.convert(text)
 
@@ -16558,7 +16561,7 @@ def _value(option_, default, text):
 def _judge_stranger(command, parser, called, stranger, text):
     """Pass over an option of devpi-server, with a line in the log, or end with one that says what
     to do instead."""
-    if stranger.is_flag and text is not True and not _boolean(text):
+    if stranger.is_flag and text is not True and not to_boolean(text):
         return
     harmless = stranger.harmless
     if harmless is None or harmless and not re.fullmatch(harmless, str(text)):
@@ -16741,9 +16744,9 @@ def initialise(store, settings):
 
 
 def _initialise(change, pwhash, with_pypi):
-    _insert_user(change, "root", pwhash, {})
+    insert_user(change, "root", pwhash, {})
     if with_pypi:
-        _insert_index(change, "root", "pypi", PYPI)
+        insert_index(change, "root", "pypi", PYPI)
 
 
 # -- files for what runs the server: each is made from the options that the server is to have
@@ -16768,8 +16771,8 @@ def _server_options(texts, without):
             continue
         if option_.convert is None:
             words += [f"--{option_.name}"] if _value(option_, default, text) != default else []
-        elif option_.convert is _path:
-            words += [f"--{option_.name}", _path(text)]
+        elif option_.convert is absolute_path:
+            words += [f"--{option_.name}", absolute_path(text)]
         else:
             for each in text if isinstance(text, list) else [text]:
                 words += [f"--{option_.name}", each]
@@ -16919,7 +16922,7 @@ def dockerfile(parsed):
     """An image of the server; its data is a volume."""
     without = {"host", "port", "listen", "unix-socket-perms", "root-passwd",
                # paths of this machine
-               *(option_.name for option_, _ in OPTIONS.values() if option_.convert is _path)}
+               *(option_.name for option_, _ in OPTIONS.values() if option_.convert is absolute_path)}
     host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
@@ -17086,7 +17089,7 @@ def command_read_names(parsed):
     "_replay", "Internal: apply the changelog of another server directory to this one, which is "
                "made if it is not there; what has been applied already stays.  Where that "
                "changelog does not reach back far enough, all rows are taken as they are.",
-    argument("source", type=_path, help="the other server directory"),
+    argument("source", type=absolute_path, help="the other server directory"),
     argument("--until", type=int, default=sys.maxsize, help="the last serial to apply"),
     argument("--again", type=int, default=0, help="apply as many old entries once more"),
     takes=(COMMON,))

@@ -23,7 +23,7 @@ def store(tmp_path):
 
 
 def add_user(change, name, attributes=None):
-    d._insert_user(change, name, None, attributes or {})
+    d.insert_user(change, name, None, attributes or {})
 
 
 def keep(blobs, data):

@@ -605,7 +605,7 @@ def test_who_is_over_a_rate_is_told_when_there_is_room_for_him(monkeypatch):
 
 @pytest.mark.parametrize("who", [None, "null", "alice"])
 def test_a_stored_history_says_who_uploaded_in_the_way_that_is_searched(who):
-    stored = json.dumps([devpi_lite._log_entry("upload", who=who, dst="alice/dev")])
+    stored = json.dumps([devpi_lite.history_entry("upload", who=who, dst="alice/dev")])
     searched = devpi_lite._nameless_upload()
     assert not set("%_") & set(searched[:-1]) and searched[-1] == "%"
     assert stored.startswith(searched[:-1]) is (who is None)
