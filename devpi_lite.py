@@ -13240,7 +13240,7 @@ def _disposition(head):
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "owner", "trusted", "answers", "buffer", "scanned", "pending",
+    __slots__ = ("sock", "address", "owner", "trusted", "ready_responses", "buffer", "scanned", "pending",
                  "held", "closing", "broken", "draining", "allowance", "since", "deadline")
 
     def __init__(self, sock, address, trusted, answers):
