@@ -2413,12 +2413,26 @@ def _stored_readme(db, release_id):
         "SELECT piece FROM readmes WHERE release_id = ? ORDER BY id", (release_id,)))
 
 
-@migration(7)
+SCHEMA_SINCE_7 = """
+-- one row: a path user/index/+f/... that once was a file of a mirror
+CREATE TABLE gone_cached (path TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+@migration(7, SCHEMA_SINCE_7)
 def _migrate_to_7(db, sql):
     """Start a new changelog, under a new epoch.
 
     Older programs did not record everything that people did, nor in one form. Followers start from
     the present rows."""
+    run_script(db, sql)
+    for user, name, config in db.execute("SELECT users.name, indexes.name, config FROM indexes "
+                                         "JOIN users ON users.id = user_id").fetchall():
+        if json.loads(config)["type"] == "mirror":
+            place = f"{user}/{name}/"
+            own = "FROM gone WHERE substr(path, 1, ?) = ?", (len(place), place)
+            db.execute(f"INSERT INTO gone_cached SELECT path {own[0]}", own[1])
+            db.execute(f"DELETE {own[0]}", own[1])
     last = db.execute("SELECT serial, hash FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
     if last:
         entry = new_entry(last["serial"] + 1, None, [], last["hash"])
@@ -2443,20 +2457,30 @@ class Entry(typing.NamedTuple):
     def is_sound(self):
         return self.hash == entry_hash(self.prev, self.serial, self.ops)
 
+    def ops_for_replay(self):
+        """[(kind, key, value), ...]; FatalError for what this program can't put."""
+        try:
+            ops = [(op["t"], tuple(op["k"]), op["v"])
+                   for op in json.loads(zlib.decompress(self.ops))]
+        except (zlib.error, ValueError, RecursionError, TypeError, KeyError) as error:
+            raise FatalError(f"serial {self.serial} of the other changelog can't be read "
+                             f"({reason_of(error)})") from None
+        for kind, key, value in ops:
+            if kind not in ROWS or not ROWS[kind].accepts(key, value):
+                raise FatalError(f"serial {self.serial} of the other changelog has a row that this "
+                                 f"program does not know, {one_line(repr((kind, *key)))}: was it "
+                                 "written by a newer devpi_lite.py?")
+        return ops
+
 
 def entry_hash(prev, serial, ops):
     return hashlib.sha256(prev + struct.pack(">Q", serial) + ops).digest()
 
 
 def new_entry(serial, who, ops, prev):
-    """The `Entry`, made now, of a change that wrote the list `ops`."""
-    packed = zlib.compress(json.dumps(ops, separators=(",", ":")).encode(), 1)
+    """The `Entry`, made now, of a change that wrote `ops`, JSON texts."""
+    packed = zlib.compress(f"[{','.join(ops)}]".encode(), 1)
     return Entry(serial, time.time(), who, packed, prev, entry_hash(prev, serial, packed))
-
-
-def unpacked_ops(entry):
-    """[{"t": kind, "k": key, "v": value}, ...]: what an entry wrote."""
-    return json.loads(zlib.decompress(entry.ops))
 
 
 def read_log(db, after=-1):
@@ -2571,6 +2595,9 @@ class Actor(typing.NamedTuple):
 NO_ACTOR = Actor()
 
 
+_compact_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 class Change:
     """What a change function works with: SQL, and a record of its effects.
 
@@ -2584,6 +2611,7 @@ class Change:
         self.head = None        # (serial, hash) of the changelog entry that it makes
         self.is_replay = False
         self.ids = {}           # (kind, key) -> id of a row
+        self.known = {}         # key -> what is known of a row that is about to be deleted
 
     def put(self, kind, key, value):
         """Write a whole row of people's data, or with None delete it with all that belongs to it.
@@ -2600,7 +2628,8 @@ class Change:
         row_id = rows.write(self, key, value)
         self.ids[kind, key] = row_id
         if not self.is_replay:
-            self.ops.append({"t": kind, "k": key, "v": value})
+            # as a text it takes a fifth of the memory
+            self.ops.append(_compact_json({"t": kind, "k": key, "v": value}))
         return row_id
 
     def get(self, kind, key):
@@ -2694,6 +2723,13 @@ class RowKind:
     source = ""             # the tables that have them all
     order = ""              # the columns that sort rows by their creation
 
+    fields = ()             # the keys of a value
+
+    def accepts(self, key, value):
+        """Whether a row of another server has the form of this kind."""
+        return len(key) == len(self.key) and all(isinstance(name, str) for name in key) and (
+            value is None or isinstance(value, dict) and value.keys() == set(self.fields))
+
     def scope(self, db):
         """The SQL condition of rows that are people's data."""
         return "1"
@@ -2715,8 +2751,7 @@ class RowKind:
 
     def value(self, db, row):
         """The value of a row that has the `facts`."""
-        names = [fact.rpartition(" ")[2].rpartition(".")[2].strip('"') for fact in self.facts]
-        return {name: row[name] for name in names}
+        return {name: row[name] for name in self.fields}
 
     def find(self, change, key):
         """The id of the row under a key, or None."""
@@ -3073,7 +3108,7 @@ class Store(Part):
                 signals |= change.signals
             db.execute("RELEASE change")
 
-        if self.log_size > self.keep_log.size:
+        if self.log_size > self.keep_log.size and self.commits.is_server:
             self._cut_log(db)
 
         db.execute("COMMIT")
@@ -3110,7 +3145,7 @@ class Store(Part):
 
         So a large row that is often written can't fill the disk. The newest entry stays: the next
         one is chained to it."""
-        is_large, left = self.log_size > self.keep_log.size, self.keep_log.size // 2
+        is_large, left = self._log_size(db) > self.keep_log.size, self.keep_log.size // 2
         oldest, first = time.time() - self.keep_log.age, None
         for serial, ts, size in db.execute("SELECT serial, ts, length(ops) FROM changelog "
                                            "ORDER BY serial DESC"):
@@ -3122,31 +3157,37 @@ class Store(Part):
         db.execute("DELETE FROM changelog WHERE serial < ?", (first,))
         self.log_size = self._log_size(db)
 
-    def follow(self, entries):
-        """Append entries of another server's changelog, with the rows that they put; all or none.
+    def follow(self, entries, uuid_):
+        """Enter the next entries of another server's changelog, with the rows that they put; all or
+        nothing.  FatalError if they do not come next here, or can't be read.
 
-        FatalError if they do not continue the changelog here."""
-        self.write(self._follow, entries)
+        `uuid_`: that server's."""
+        self.write(self._follow, entries, uuid_)
 
-    def _follow(self, change, entries):
+    def _follow(self, change, entries, uuid_):
         change.is_replay = True
         serial, chain = self.head(change.db)
         for entry in entries:
             if (entry.serial, entry.prev) != (serial + 1, chain) or not entry.is_sound:
                 raise FatalError(f"serial {entry.serial} of the other changelog does not follow "
                                  f"serial {serial} of this one")
-            for op in unpacked_ops(entry):
-                change.put(op["t"], op["k"], op["v"])
+            for op in entry.ops_for_replay():
+                change.put(*op)
             self._enter(change, entry)
             serial, chain = change.head
+        if change.head:
+            self._note_source(change, uuid_)
 
-    def start_from(self, rows, entry):
+    def start_from(self, rows, entry, uuid_):
         """Replace all of people's data by another server's.
 
-        `rows`: as its `all_rows` yields them after the entry `entry` of its changelog."""
-        self.write(self._start_from, rows, entry)
+        `rows`: as its `all_rows` yields them after the entry `entry` of its changelog; `uuid_`:
+        that server's."""
+        self.write(self._start_from, rows, entry, uuid_)
 
-    def _start_from(self, change, rows, entry):
+    def _start_from(self, change, rows, entry, uuid_):
+        if not entry.is_sound:
+            raise FatalError(f"serial {entry.serial} of the other changelog is damaged")
         change.is_replay = True
         for kind in reversed(list(ROWS.values())):
             change.execute(f"DELETE FROM {kind.table}")
@@ -3156,14 +3197,30 @@ class Store(Part):
             change.put(kind, key, value)
 
         change.execute("DELETE FROM changelog")
-        self.log_size = 0
         self._enter(change, entry)
+        self._note_source(change, uuid_)
+
+    @staticmethod
+    def _note_source(change, uuid_):
+        """Remember whom this directory follows, and up to where."""
+        _, chain = change.head
+        for key, value in (("source_uuid", uuid_), ("source_hash", chain.hex())):
+            change.execute("INSERT OR REPLACE INTO node VALUES (?, ?)", (key, value))
+
+    def follows(self, uuid_):
+        """Whether all that is here came from this server: it may be replaced by newer rows."""
+        with self.read() as db:
+            facts = dict(map(tuple, db.execute("SELECT key, value FROM node")))
+            serial, chain = self.head(db)
+        return serial < 0 or (facts.get("source_uuid"), facts.get("source_hash")) == (
+            uuid_, chain.hex())
 
     def _give_up(self, group, error):
         """Undo the whole group, as its commit failed, and tell each caller why."""
         try:
             if self.writer.in_transaction:
                 self.writer.execute("ROLLBACK")
+            self.log_size = self._log_size(self.writer)
         except sqlite3.Error as second:
             log.error("rollback failed: %s", second)
 
@@ -4877,7 +4934,7 @@ class UserRows(RowKind):
     """(name,) -> {"pwhash", "generation", "created", "modified", "attributes": {...}}: accounts."""
     table = source = "users"
     key, order = ("name",), "id"
-    facts = ("pwhash", "generation", "created", "modified", "attributes")
+    facts = fields = ("pwhash", "generation", "created", "modified", "attributes")
 
     def value(self, db, row):
         return {**super().value(db, row), "attributes": json.loads(row["attributes"])}
@@ -5896,6 +5953,7 @@ class IndexRows(RowKind):
     """(user, name) -> {"config": {...}}: indexes, both stages and mirrors."""
     table, parent, refers = "indexes", "user", "user_id"
     key, facts, order = ("users.name", "indexes.name"), ("config",), "indexes.id"
+    fields = facts
     source = "indexes JOIN users ON users.id = user_id"
 
     def value(self, db, row):
@@ -5903,8 +5961,9 @@ class IndexRows(RowKind):
 
     def before(self, change, key, value):
         if value is None and change.get("index", key)["config"]["type"] == "stage":
-            for project in change.execute("SELECT name FROM projects WHERE index_id = ? "
+            for project in change.execute("SELECT id, name FROM projects WHERE index_id = ? "
                                           "ORDER BY id", (change.id_of("index", key),)).fetchall():
+                change.ids["project", (*key, project["name"])] = project["id"]
                 yield "project", (*key, project["name"]), None
 
     def columns(self, change, key, value):
@@ -5938,7 +5997,7 @@ def note_gone_paths(change, index_id, path, condition="1", *values):
     """Remember the paths of a mirror's files that will be deleted: they get 410 from now on.
 
     Links that were never followed are not remembered."""
-    change.execute("INSERT OR IGNORE INTO gone SELECT ? || '/' || path FROM files "
+    change.execute("INSERT OR IGNORE INTO gone_cached SELECT ? || '/' || path FROM files "
                    f"WHERE index_id = ? AND sha256 IS NOT NULL AND {condition}",
                    (path, index_id, *values))
 
@@ -6392,6 +6451,7 @@ class MetadataRows(NamedRows):
     metadata again with each file that is put."""
     table = source = "metadata_files"
     key, facts, order = ("sha256",), ("packed",), "rowid"
+    fields = facts
 
     def scope(self, db):
         return "sha256 IN (SELECT metadata_sha256 FROM files WHERE release_id IS NOT NULL)"
@@ -6432,6 +6492,7 @@ class ProjectRows(RowKind):
     """(user, index, name) -> {"status", "reason"}: projects of stages; the status as in PEP 792."""
     table, parent, refers = "projects", "index", "index_id"
     key, facts = (*IndexRows.key, "projects.name"), ("projects.status",)
+    fields = ("status", "reason")
     source = ("projects JOIN indexes ON indexes.id = projects.index_id "
               "JOIN users ON users.id = user_id")
     order = "projects.id"
@@ -6447,9 +6508,11 @@ class ProjectRows(RowKind):
 
     def before(self, change, key, value):
         if value is None:
-            for release in change.execute(
-                    "SELECT version FROM releases WHERE project_id = ? ORDER BY id",
-                    (change.id_of("project", key),)).fetchall():
+            project_id = change.id_of("project", key)
+            yield from _deletions(change, key[:2], "project_id = ?", project_id)
+            for release in change.execute("SELECT id, version FROM releases WHERE project_id = ? "
+                                          "ORDER BY id", (project_id,)).fetchall():
+                change.ids["release", (*key, release["version"])] = release["id"]
                 yield "release", (*key, release["version"]), None
 
     def columns(self, change, key, value):
@@ -6478,6 +6541,7 @@ class ReleaseRows(RowKind):
     table, parent, refers, name = "releases", "project", "project_id", "version"
     key = (*ProjectRows.key, "releases.version")
     facts = ("releases.id", "releases.metadata", "releases.readme_size")
+    fields = ("metadata",)
     source = ("releases JOIN projects ON projects.id = releases.project_id "
               "JOIN indexes ON indexes.id = projects.index_id JOIN users ON users.id = user_id")
     order = "releases.id"
@@ -6487,10 +6551,7 @@ class ReleaseRows(RowKind):
 
     def before(self, change, key, value):
         if value is None:
-            for file in change.execute(
-                    "SELECT path FROM files WHERE release_id = ? AND for_id IS NULL ORDER BY id",
-                    (change.id_of("release", key),)).fetchall():
-                yield "file", (*key[:2], file["path"]), None
+            yield from _deletions(change, key[:2], "release_id = ?", change.id_of("release", key))
 
     def columns(self, change, key, value):
         metadata = value["metadata"]
@@ -6516,6 +6577,7 @@ class FileRows(RowKind):
     key, order = (*IndexRows.key, "files.path"), "files.id"
     facts = ("projects.name AS project", *map("files.{}".format, plain), "files.history",
              "attestations.content AS attestations", "tested.path AS \"for\"")
+    fields = ("project", *plain, "history", "attestations", "for")
     source = ("files JOIN projects ON projects.id = files.project_id "
               "JOIN indexes ON indexes.id = files.index_id JOIN users ON users.id = user_id "
               "LEFT JOIN attestations ON file_id = files.id "
@@ -6534,16 +6596,15 @@ class FileRows(RowKind):
                 yield "gone", (path,), None
             return
 
-        file_id = change.id_of("file", key)
-        for result in change.execute("SELECT path FROM files WHERE for_id = ? ORDER BY id",
-                                     (file_id,)).fetchall():
-            yield "file", (*key[:2], result["path"]), None
-        file = change.execute("SELECT kind, filename, sha256 FROM files WHERE id = ?",
-                              (file_id,)).fetchone()
+        if key not in change.known:
+            file_id = change.id_of("file", key)
+            yield from _deletions(change, key[:2], "for_id = ?", file_id)
+            for _ in _deletions(change, key[:2], "files.id = ?", file_id):
+                pass        # it is known now
+        file = change.known[key]
         if file["kind"] != "toxresult":
-            is_kept = not change.get("index", key[:2])["config"]["volatile"]
             yield "withdrawn", ("/".join(key[:2]), file["kind"], file["filename"]), {
-                "sha256": file["sha256"], "kept": int(is_kept)}
+                "sha256": file["sha256"], "kept": _is_kept(change, key[:2])}
         yield "gone", (path,), {}
 
     def columns(self, change, key, value):
@@ -6560,11 +6621,12 @@ class FileRows(RowKind):
                 "hash_spec": f"sha256={value['sha256']}", "history": json.dumps(value["history"])}
 
     def write(self, change, key, value):
-        file_id = change.id_of("file", key)
-        if file_id is not None:
-            before = change.execute("SELECT name FROM projects WHERE id = "
-                                    "(SELECT project_id FROM files WHERE id = ?)", (file_id,))
-            _stage_changed(change, (*key[:2], before.fetchone()["name"]))
+        file_id, before = change.id_of("file", key), change.known.pop(key, None)
+        if file_id is not None and before is None:
+            before = change.execute("SELECT name AS project FROM projects WHERE id = (SELECT "
+                                    "project_id FROM files WHERE id = ?)", (file_id,)).fetchone()
+        if before:
+            _stage_changed(change, (*key[:2], before["project"]))
         return super().write(change, key, value)
 
     def wrote(self, change, key, value, row_id, is_new):
@@ -6578,9 +6640,32 @@ class FileRows(RowKind):
         _stage_changed(change, (*key[:2], value["project"]))
 
 
+def _deletions(change, index, condition, value):
+    """Yield the deletion of each of a stage's files that meet an SQL condition, test results before
+    the files that they are about.
+
+    What is known of them is read at once: a file costs three statements then."""
+    for row in change.execute(
+            "SELECT files.id, path, kind, filename, sha256, projects.name AS project FROM files "
+            f"JOIN projects ON projects.id = project_id WHERE {condition} "
+            "ORDER BY for_id IS NULL, files.id", (value,)).fetchall():
+        key = (*index, row["path"])
+        change.ids["file", key], change.known[key] = row["id"], row
+        yield "file", key, None
+
+
+def _is_kept(change, index):
+    """1 if the names of deleted files are kept: if the index is not volatile."""
+    if index not in change.known:
+        change.known[index] = int(not change.get("index", index)["config"]["volatile"])
+    return change.known[index]
+
+
 def is_gone(db, path):
     """Whether there once was a file at `path` (user/index/+f/...)."""
-    return db.execute("SELECT 1 FROM gone WHERE path = ?", (path,)).fetchone() is not None
+    found = db.execute("SELECT 1 FROM gone WHERE path = ? UNION ALL "
+                       "SELECT 1 FROM gone_cached WHERE path = ?", (path, path))
+    return found.fetchone() is not None
 
 
 @row("gone")
@@ -6589,12 +6674,6 @@ class GoneRows(NamedRows):
     table = source = "gone"
     key, order = ("path",), "path"
 
-    def scope(self, db):
-        mirrors = ["/".join(key) + "/" for key, value in ROWS["index"].all(db)
-                   if value["config"]["type"] == "mirror"]
-        return " AND ".join(["1", *(f"substr(path, 1, {len(path)}) != '{path}'"
-                                    for path in mirrors)])
-
 
 @row("withdrawn")
 class WithdrawnRows(NamedRows):
@@ -6602,6 +6681,7 @@ class WithdrawnRows(NamedRows):
     stage stood for last; `kept`: 1 if the index was not volatile then."""
     table = source = "withdrawn"
     key, facts = ("index_path", "kind", "filename"), ("sha256", "kept")
+    fields = facts
     order = "index_path, kind, filename"
 
 
@@ -7394,7 +7474,7 @@ class MirrorRemoval:
         return Removed(name, version)
 
     def file(self, path):
-        self.change.execute("INSERT OR IGNORE INTO gone SELECT ? WHERE EXISTS "
+        self.change.execute("INSERT OR IGNORE INTO gone_cached SELECT ? WHERE EXISTS "
                             "(SELECT 1 FROM files WHERE index_id = ? AND path = ?)",
                             (f"{self.index.path}/{path}", self.index.id, path))
         for file, name in _files_at(self.change, self.index, path):
@@ -10495,12 +10575,14 @@ class Staging:
         """The release of an index without its bases, as `StagedRelease`; BadRequest without one."""
         member = self.projects.at(index)
         page = member.page(name, kind=None)
-        releases = member.releases(page, version) if page.known else []
+        if not member.asks_upstream:
+            with self.store.read() as db:
+                return _released(db, index, name, version)
+        releases = member.releases(page, version)
         if not releases:
             raise _nothing_to_push(index, name, version)
-        with self.store.read() as db:
-            return StagedRelease.of(releases, {release.version: release.whole_metadata(db)
-                                               for release in releases})
+        return StagedRelease.of(releases, {release.version: release.metadata
+                                           for release in releases})
 
     def complete(self, index, pushed, user):
         """The release with all bytes here: a mirror's files are fetched, their metadata is read.
@@ -10607,8 +10689,9 @@ def push_release(change, source, pushed, target, project_name, part, may_replace
         put_release(change, target, project_name, version, metadata)
         log_.append([200, "register", project_name, version, "->", target.path])
 
+    replaced = []       # files
     put = functools.partial(_push_file, change, source, target, project_id, pushed.name,
-                            may_replace)
+                            may_replace, replaced)
     for file, results in pushed.files:
         new = put(file)
         log_.append([200, "store_releasefile", f"{target.path}/{new.path}"])
@@ -10621,21 +10704,27 @@ def push_release(change, source, pushed, target, project_name, part, may_replace
         put(docs)
         log_.append([200, "store_doczip", project_name, docs.version, "->", target.path])
 
+    for old in replaced:        # last: the push may bring other files of their releases
+        if old.version not in pushed.metadata:
+            remove_if_empty(change, target, pushed.name, old)
+
     change.happened(Event("push", target, pushed.name, pushed.version,
                           detail=f"from {source.path}", source=source.path))
     return log_
 
 
-def _push_file(change, source, target, project_id, project, may_replace, file):
-    """Copy a file's row to another stage; Conflict if it is there and may not be overwritten."""
+def _push_file(change, source, target, project_id, project, may_replace, replaced, file):
+    """Copy a file's row to another stage; Conflict if it is there and may not be overwritten.
+
+    The file that it replaces is appended to `replaced`."""
     old = file_named(change, project_id, file.filename, file.kind)
     if old and not target.volatile:
         content = "the same" if old.sha256 == file.sha256 else "other"
         raise already_exists(file.filename, f", with {content} content")
     history = make_room(change, target, old, file.kind, file.filename, file.sha256, may_replace)
     history += _pushed_history(change, source, target, file)
-    if old and old.version != file.version:
-        remove_if_empty(change, target, project, old)
+    if old:
+        replaced.append(old)
 
     if file.metadata_sha256:        # followers of the changelog may have deleted it
         kept = change.get("metadata", (file.metadata_sha256,))
@@ -17097,11 +17186,14 @@ def command_replay(parsed):
     settings, told = parsed.settings, parsed.rest
     serverdir = settings.serverdir
     with contextlib.closing(open_rows(told.source)) as source:
-        source.execute("BEGIN")         # one state of it
         prepare_directory(serverdir)
         with take_lock(serverdir), contextlib.closing(Store(settings, create=True)) as store:
+            source.execute("BEGIN")         # one state of it
             replay(store, source, told.until, told.again)
-            fetch_blobs(store, Blobs(serverdir), Blobs(told.source, read_only=True))
+            source.execute("COMMIT")        # or its write-ahead log grows while files are copied
+            lost = fetch_blobs(store, Blobs(serverdir), Blobs(told.source, read_only=True))
+    if lost:
+        raise FatalError(f"{lost} files of the source are lost or damaged: see above")
 
 
 def open_rows(serverdir):
@@ -17109,7 +17201,11 @@ def open_rows(serverdir):
     path = os.path.join(serverdir, "devpi_lite.db")
     if not os.path.exists(path):
         raise FatalError(f"no devpi_lite database in {serverdir}")
-    db = sqlite3.connect(path, timeout=Limits.busy, isolation_level=None,
+    is_fixed = is_read_only(serverdir)
+    if is_fixed:
+        refuse_unfolded(path)
+    db = sqlite3.connect(read_only_uri(path, immutable=True) if is_fixed else path, uri=is_fixed,
+                         timeout=Limits.busy, isolation_level=None,
                          check_same_thread=False)       # the writer reads it
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA query_only = ON")
@@ -17121,50 +17217,74 @@ def open_rows(serverdir):
 
 
 def replay(store, source, until, again):
-    """Apply the changelog of a `source`, a connection, behind the last entry that is here."""
+    """Apply the changelog of a `source`, a connection, behind the last entry that is here.
+
+    Where that changelog no longer reaches back to it, all rows are taken as they are; but only if
+    nothing is lost by that: into an empty directory, or one that has followed this source."""
     with store.read() as db:
         serial, hash_ = store.head(db)
         old = list(read_log(db))[-again:] if again else []
-    entries = [entry for entry in read_log(source) if entry.serial <= until]
-    known = {entry.serial: entry.hash for entry in entries}
-    if not entries:
-        return
-    if known.get(serial, hash_) != hash_ or serial > entries[-1].serial:
+    uuid_, = source.execute("SELECT value FROM node WHERE key = 'uuid'").fetchone()
+    first, last = source.execute("SELECT min(serial), max(serial) FROM changelog").fetchone()
+    if last is None:
+        raise FatalError("the source has no changelog")
+    same = source.execute("SELECT hash FROM changelog WHERE serial = ?", (serial,)).fetchone()
+    if serial > last or same and same["hash"] != hash_ or not same and not store.follows(uuid_):
         raise FatalError("this directory has another history than the source")
+    if until < min(last, max(first, serial)):
+        raise FatalError(f"there is no way to serial {until}: this directory has {serial}, and the "
+                         f"changelog of the source begins at {first}")
     if old:
         store.write(_apply_again, old)
-    if entries[0].serial > serial + 1:
-        print("snapshot: the changelog begins at serial", entries[0].serial)
-        store.start_from(all_rows(source), entries[-1])
+    if first > serial + 1:
+        if until < last:
+            raise FatalError(f"the changelog of the source begins at serial {first}: its rows can "
+                             f"be taken as they are at {last}, not at {until}")
+        print("snapshot: the changelog begins at serial", first)
+        store.start_from(all_rows(source), next(read_log(source, last - 1)), uuid_)
     else:
-        store.follow([entry for entry in entries if entry.serial > serial])
+        entries = itertools.takewhile(lambda entry: entry.serial <= until, read_log(source, serial))
+        store.follow(entries, uuid_)
 
 
 def _apply_again(change, entries):
     """Put once more what old entries of the changelog did, where what it belongs to is there."""
     change.is_replay = True
-    for op in itertools.chain.from_iterable(map(unpacked_ops, entries)):
+    for op in itertools.chain.from_iterable(entry.ops_for_replay() for entry in entries):
         with contextlib.suppress(NoParent):
-            change.put(op["t"], op["k"], op["v"])
+            change.put(*op)
 
 
 def fetch_blobs(store, blobs, source):
     """Copy the blobs that stages name and that are not here, and make findable what documentation
-    zips hold."""
+    zips hold; returns how many are lost or damaged, each of which is named."""
     with store.read() as db:
-        files = db.execute("SELECT sha256, size, max(kind) = 'doczip' AS is_docs FROM files "
-                           "WHERE release_id IS NOT NULL GROUP BY sha256").fetchall()
-    for file in files:
-        if not blobs.claim(file["sha256"]):
-            with source.open(file["sha256"], file["size"]) as theirs, blobs.incoming() as incoming:
-                for piece in iter(lambda: theirs.read(1 << 20), b""):
-                    incoming.write(piece)
-                if incoming.sha256.hexdigest() != file["sha256"]:
-                    raise FatalError(f"the file {file['sha256']} of the source is damaged")
-                incoming.keep()
-    for file in files:
-        if file["is_docs"]:
-            enter_docs(store, blobs, file["sha256"])
+        files = db.execute(
+            "SELECT sha256, size, max(kind) = 'doczip' AS is_docs FROM files "
+            "WHERE release_id IS NOT NULL GROUP BY sha256 "
+            # metadata files of schema version 1
+            "UNION SELECT metadata_sha256, NULL, 0 FROM files WHERE release_id IS NOT NULL "
+            "AND metadata_sha256 NOT IN (SELECT sha256 FROM metadata_files)").fetchall()
+    lost = 0
+    for sha256, size, is_docs in files:
+        try:
+            if not blobs.claim(sha256):
+                _copy_blob(blobs, source, sha256, size)
+            if is_docs:
+                enter_docs(store, blobs, sha256)
+        except (NotFound, BadRequest) as problem:
+            print(f"{sha256}: {problem.message}", file=sys.stderr)
+            lost += 1
+    return lost
+
+
+def _copy_blob(blobs, source, sha256, size):
+    with source.open(sha256, size) as theirs, blobs.incoming() as incoming:
+        for piece in iter(lambda: theirs.read(1 << 20), b""):
+            incoming.write(piece)
+        if incoming.sha256.hexdigest() != sha256:
+            raise BadRequest("the file is damaged")
+        incoming.keep()
 
 
 def warn_of_unknown_users(settings, app):

@@ -747,7 +747,7 @@ def each_route():
                 yield path, query, method, route
 
 
-def endpoints():
+def endpoint_functions():
     """The functions of the chapters of endpoints, as syntax trees."""
     text = SOURCE.read_text(encoding="utf-8")
     first, last = (text[:re.search(rf"(?m)^# \d+  {title}$", text).start()].count("\n")
@@ -758,7 +758,7 @@ def endpoints():
 
 def test_every_route_names_its_audience_and_its_permission():
     used = {"for_": set(), "may": set()}
-    for function in endpoints():
+    for function in endpoint_functions():
         for decorator in function.decorator_list:
             if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "route":
                 named = {keyword.arg: keyword.value.value for keyword in decorator.keywords}
@@ -778,7 +778,7 @@ def test_a_route_for_an_unknown_audience_or_permission_is_none():
 
 def test_no_endpoint_sees_to_what_its_route_says():
     endpoints = {route.endpoint.__name__ for *_, route in each_route()}
-    functions = endpoints()
+    functions = endpoint_functions()
     assert endpoints < {function.name for function in functions}
     for function in functions:
         for node in ast.walk(function):

@@ -52,7 +52,7 @@ def test_each_change_has_its_own_serial_and_the_log_is_a_chain(store):
 
 
 def test_the_changelog_is_cut_at_its_oldest_end_and_stays_a_chain(store):
-    store.keep_log = d.LogBounds(20000, 9999)
+    store.keep_log, store.commits.is_server = d.LogBounds(20000, 9999), True
     for number in range(60):
         store.write(add_user, "u%d" % number, {"title": os.urandom(500).hex()})
     with store.read() as db:
