@@ -2611,7 +2611,6 @@ class Change:
         self.head = None        # (serial, hash) of the changelog entry that it makes
         self.is_replay = False
         self.ids = {}           # (kind, key) -> id of a row
-        self.known = {}         # key -> what is known of a row that is about to be deleted
 
     def put(self, kind, key, value):
         """Write a whole row of people's data, or with None delete it with all that belongs to it.
@@ -2623,14 +2622,22 @@ class Change:
         follow by themselves."""
         rows, key = ROWS[kind], tuple(key)
         if not self.is_replay:
-            for first in rows.before(self, key, value):
-                self.put(*first)
+            rows.before(self, key, value)
         row_id = rows.write(self, key, value)
         self.ids[kind, key] = row_id
-        if not self.is_replay:
-            # as a text it takes a fifth of the memory
-            self.ops.append(_compact_json({"t": kind, "k": key, "v": value}))
+        self._log([(kind, key, value)])
         return row_id
+
+    def put_many(self, kind, rows):
+        """Put rows of one kind, [(key, value), ...], before which nothing else must be put: deletions,
+        or rows without an id.  Thousands take a fifth of the time of as many calls of `put`."""
+        ROWS[kind].write_many(self, rows)
+        self._log((kind, key, value) for key, value in rows)
+
+    def _log(self, rows):
+        if not self.is_replay:      # as a text, a row takes a fifth of the memory
+            self.ops += [_compact_json({"t": kind, "k": key, "v": value})
+                         for kind, key, value in rows]
 
     def get(self, kind, key):
         """The value of a row as `put` takes it, or None."""
@@ -2764,8 +2771,15 @@ class RowKind:
         return row["id"] if row else None
 
     def before(self, change, key, value):
-        """Yield (kind, key, value) of rows that must be put before this one."""
-        return ()
+        """Put the rows that must be put before this one."""
+
+    def write_many(self, change, rows):
+        """Delete rows."""
+        change.executemany(f"DELETE FROM {self.table} WHERE id = ?",
+                           [(change.id_of(self.kind, key),) for key, _ in rows])
+        for key, _ in rows:
+            self.wrote(change, key, None, change.ids[self.kind, key], False)
+            change.ids[self.kind, key] = None
 
     def columns(self, change, key, value):
         """{column: what it holds for this value}, without the name and the parent."""
@@ -2822,9 +2836,15 @@ class NamedRows(RowKind):
             condition = " AND ".join(f"{column} = ?" for column in self.key)
             change.execute(f"DELETE FROM {self.table} WHERE {condition}", key)
             return
-        columns = {**dict(zip(self.key, key)), **self.columns(change, key, value)}
-        change.execute(f"INSERT OR REPLACE INTO {self.table} ({', '.join(columns)}) "
-                       f"VALUES ({marks(columns)})", tuple(columns.values()))
+        self.write_many(change, [(key, value)])
+
+    def write_many(self, change, rows):
+        rows = [{**dict(zip(self.key, key)), **self.columns(change, key, value)}
+                for key, value in rows]
+        for columns in rows[:1]:
+            change.executemany(
+                f"INSERT OR REPLACE INTO {self.table} ({', '.join(columns)}) "
+                f"VALUES ({marks(columns)})", [tuple(columns.values()) for columns in rows])
 
 
 ROWS = {}       # kind -> its `RowKind`; a kind stands after the kinds that its rows belong to
@@ -4943,7 +4963,7 @@ class UserRows(RowKind):
         if value is None:
             for index in change.execute("SELECT name FROM indexes WHERE user_id = ? ORDER BY id",
                                         (change.id_of("user", key),)).fetchall():
-                yield "index", (*key, index["name"]), None
+                change.put("index", (*key, index["name"]), None)
 
     def columns(self, change, key, value):
         return {**value, "attributes": json.dumps(value["attributes"])}
@@ -5964,7 +5984,7 @@ class IndexRows(RowKind):
             for project in change.execute("SELECT id, name FROM projects WHERE index_id = ? "
                                           "ORDER BY id", (change.id_of("index", key),)).fetchall():
                 change.ids["project", (*key, project["name"])] = project["id"]
-                yield "project", (*key, project["name"]), None
+                change.put("project", (*key, project["name"]), None)
 
     def columns(self, change, key, value):
         return {"config": json.dumps(value["config"])}
@@ -6509,11 +6529,12 @@ class ProjectRows(RowKind):
     def before(self, change, key, value):
         if value is None:
             project_id = change.id_of("project", key)
-            yield from _deletions(change, key[:2], "project_id = ?", project_id)
-            for release in change.execute("SELECT id, version FROM releases WHERE project_id = ? "
-                                          "ORDER BY id", (project_id,)).fetchall():
-                change.ids["release", (*key, release["version"])] = release["id"]
-                yield "release", (*key, release["version"]), None
+            _delete_files(change, key[:2], "project_id = ?", project_id)
+            releases = change.execute("SELECT id, version FROM releases WHERE project_id = ? "
+                                      "ORDER BY id", (project_id,)).fetchall()
+            for row in releases:
+                change.ids["release", (*key, row["version"])] = row["id"]
+            change.put_many("release", [((*key, row["version"]), None) for row in releases])
 
     def columns(self, change, key, value):
         return {"status": Status(value["status"], value["reason"]).stored}
@@ -6551,7 +6572,7 @@ class ReleaseRows(RowKind):
 
     def before(self, change, key, value):
         if value is None:
-            yield from _deletions(change, key[:2], "release_id = ?", change.id_of("release", key))
+            _delete_files(change, key[:2], "release_id = ?", change.id_of("release", key))
 
     def columns(self, change, key, value):
         metadata = value["metadata"]
@@ -6590,22 +6611,12 @@ class FileRows(RowKind):
         return {**super().value(db, row), "history": json.loads(row["history"] or "[]")}
 
     def before(self, change, key, value):
-        path = "/".join(key)
-        if value is not None:
-            if is_gone(change, path):
-                yield "gone", (path,), None
-            return
-
-        if key not in change.known:
+        if value is None:
             file_id = change.id_of("file", key)
-            yield from _deletions(change, key[:2], "for_id = ?", file_id)
-            for _ in _deletions(change, key[:2], "files.id = ?", file_id):
-                pass        # it is known now
-        file = change.known[key]
-        if file["kind"] != "toxresult":
-            yield "withdrawn", ("/".join(key[:2]), file["kind"], file["filename"]), {
-                "sha256": file["sha256"], "kept": _is_kept(change, key[:2])}
-        yield "gone", (path,), {}
+            _delete_files(change, key[:2], "for_id = ?", file_id)
+            _keep_names(change, key[:2], _files_where(change, "files.id = ?", file_id))
+        elif is_gone(change, "/".join(key)):
+            change.put("gone", ("/".join(key),), None)
 
     def columns(self, change, key, value):
         project = (*key[:2], value["project"])
@@ -6621,12 +6632,10 @@ class FileRows(RowKind):
                 "hash_spec": f"sha256={value['sha256']}", "history": json.dumps(value["history"])}
 
     def write(self, change, key, value):
-        file_id, before = change.id_of("file", key), change.known.pop(key, None)
-        if file_id is not None and before is None:
-            before = change.execute("SELECT name AS project FROM projects WHERE id = (SELECT "
-                                    "project_id FROM files WHERE id = ?)", (file_id,)).fetchone()
-        if before:
-            _stage_changed(change, (*key[:2], before["project"]))
+        file_id = change.id_of("file", key)
+        if file_id is not None:
+            for file in _files_where(change, "files.id = ?", file_id):
+                _stage_changed(change, (*key[:2], file["project"]))
         return super().write(change, key, value)
 
     def wrote(self, change, key, value, row_id, is_new):
@@ -6640,25 +6649,36 @@ class FileRows(RowKind):
         _stage_changed(change, (*key[:2], value["project"]))
 
 
-def _deletions(change, index, condition, value):
-    """Yield the deletion of each of a stage's files that meet an SQL condition, test results before
-    the files that they are about.
-
-    What is known of them is read at once: a file costs three statements then."""
-    for row in change.execute(
-            "SELECT files.id, path, kind, filename, sha256, projects.name AS project FROM files "
-            f"JOIN projects ON projects.id = project_id WHERE {condition} "
-            "ORDER BY for_id IS NULL, files.id", (value,)).fetchall():
-        key = (*index, row["path"])
-        change.ids["file", key], change.known[key] = row["id"], row
-        yield "file", key, None
+def _files_where(change, condition, value):
+    """What the deletion of a stage's files needs to know of those that meet an SQL condition, test
+    results before the files that they are about."""
+    return change.execute(
+        "SELECT files.id, path, kind, filename, sha256, projects.name AS project FROM files "
+        f"JOIN projects ON projects.id = project_id WHERE {condition} "
+        "ORDER BY for_id IS NULL, files.id", (value,)).fetchall()
 
 
-def _is_kept(change, index):
-    """1 if the names of deleted files are kept: if the index is not volatile."""
-    if index not in change.known:
-        change.known[index] = int(not change.get("index", index)["config"]["volatile"])
-    return change.known[index]
+def _delete_files(change, index, condition, value):
+    """Delete the files of a stage, given as (user, name), that meet an SQL condition."""
+    files = _files_where(change, condition, value)
+    _keep_names(change, index, files)
+    for file in files:
+        change.ids["file", (*index, file["path"])] = file["id"]
+    change.put_many("file", [((*index, file["path"]), None) for file in files])
+    for project in {file["project"] for file in files}:
+        _stage_changed(change, (*index, project))
+
+
+def _keep_names(change, index, files):
+    """Remember the paths of files about to be deleted, and what their names stood for."""
+    if not files:
+        return
+    place, is_volatile = "/".join(index), change.get("index", index)["config"]["volatile"]
+    change.put_many("withdrawn", [
+        ((place, file["kind"], file["filename"]),
+         {"sha256": file["sha256"], "kept": int(not is_volatile)})
+        for file in files if file["kind"] != "toxresult"])
+    change.put_many("gone", [((f"{place}/{file['path']}",), {}) for file in files])
 
 
 def is_gone(db, path):
