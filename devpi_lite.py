@@ -17085,9 +17085,16 @@ def command_serve(parsed):
         app.recover_all()
     server = Server(app, listeners)
     stop_on_signals(server)
+
+    # while pages of 2,000 files are made, the p99 of a small one is 4 ms (Python 3.11) or 8 (3.13),
+    # not 25
     sys.setswitchinterval(0.0005)
-    gc.freeze()                             # what start-up made stays, so the collector need not look at it again
+    # what start-up made stays: without it, full collections are 5 (3.9) to 9 ms (3.13) shorter
+    gc.freeze()
+    # making 24 such pages takes 2 collections, not 400 (3.9), 300 (3.11) or 70 (3.13), and so for
+    # each page 4 to 10 ms of CPU less; memory stays the same
     gc.set_threshold(20000, 20, 100)
+
     warn_of_unknown_users(settings, app)
     start_loops(app)
     announce(settings, app)
@@ -17481,11 +17488,11 @@ class ScriptEnds(Exception):
 def after_the_script(function, *arguments):
     """Exit with what a function returns, which is called when this script has come to its end.
 
-    While the interpreter runs a script it keeps its syntax tree.  It has let go of it when it calls
-    `sys.excepthook` for what ended the script, and there the main thread can do all that it could
-    before.  An idle server takes 22 MB so, not 57 (Python 3.11), 28 not 62 (3.12), 38 not 73 (3.14
-    and 3.15), and starts as fast.  Where others run the script (`python -m`, a debugger), the
-    function is called at once."""
+    The interpreter keeps the syntax tree of a script while it runs. The tree is gone when
+    `sys.excepthook` is called for the exception that ended the script, and the main thread can
+    still do all that it could before. So an idle server takes 23 MB, not 57 (Python 3.9 to 3.11),
+    28, not 62 (3.12 and 3.13), or 38, not 73 (3.14 and 3.15), and it starts as fast. Where others
+    run the script (`python -m`, a debugger), the function is called at once."""
     if sys._getframe(1).f_back is not None:
         sys.exit(function(*arguments))
     before = sys.excepthook
