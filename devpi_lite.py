@@ -5470,7 +5470,7 @@ def _to_integer(key, value):
     raise BadRequest(f"'{key}' option must be an integer")
 
 
-def checked_url(key, value):
+def to_url(key, value):
     if isinstance(value, str) and \
             re.fullmatch(r"https?://[^\s/?#\x00-\x1f\x7f]+[^\s\x00-\x1f\x7f]*", value):
         with contextlib.suppress(ValueError):
@@ -5481,7 +5481,7 @@ def checked_url(key, value):
 
 
 def _to_urls(key, value):
-    urls = [checked_url(key, item) for item in _to_list(key, value)]
+    urls = [to_url(key, item) for item in _to_list(key, value)]
     if len(urls) > Limits.webhooks:
         raise BadRequest(f"'{key}' may name {Limits.webhooks} URLs at most")
     return urls
@@ -5492,7 +5492,7 @@ def _to_template(key, value):
     if isinstance(value, str) and "{" in url_origin(value):
         raise BadRequest(f"'{key}' option must be a URL, "
                          "with placeholders in its path or query only.")
-    checked_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1")
+    to_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1")
             if isinstance(value, str) else value)
     return value
 
@@ -5576,7 +5576,7 @@ STAGE_KEYS = {
     "webhook_events": (_to_events, None), "webhook_secret": (_to_secret, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
 MIRROR_KEYS = {
-    "volatile": (_to_bool, True), "mirror_url": (checked_url, None),
+    "volatile": (_to_bool, True), "mirror_url": (to_url, None),
     "mirror_web_url_fmt": (_to_text, None),
     "mirror_cache_expiry": (_to_integer, None), "mirror_ignore_serial_header": (_to_bool, None),
     "mirror_missing_statuses": (_to_statuses, None),
@@ -16195,7 +16195,7 @@ def _push_outside(request, index, pushed, body):
         request.refuse(Unauthorized("pushing to an outside server takes a login"))
     register = _check_push_value(body, "register_project", bool, False)
     try:
-        url = checked_url("posturl", body["posturl"])
+        url = to_url("posturl", body["posturl"])
     except BadRequest:
         raise BadRequest("the posturl must be an http or https URL") from None
     if not is_allowed_target(url, request.app.settings.push_allow):

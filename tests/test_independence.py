@@ -104,9 +104,9 @@ def test_own_trouble_says_nothing_of_a_host(monkeypatch):
 def test_a_url_is_kept_as_it_can_be_sent(url, sent):
     if sent is None:
         with pytest.raises(d.BadRequest):
-            d.checked_url("mirror_url", url)
+            d.to_url("mirror_url", url)
     else:
-        assert d.checked_url("mirror_url", url) == sent
+        assert d.to_url("mirror_url", url) == sent
 
 
 # -- one file behind several mirrors

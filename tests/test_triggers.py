@@ -731,9 +731,9 @@ def test_a_target_that_had_its_turn_waits_for_those_that_had_none():
 
 def test_a_target_is_slow_until_it_is_not():
     outbox = devpi_lite.Outbox(None, None, None)
-    outbox._judge(("t", 1), True)
+    outbox._note_speed(("t", 1), True)
     assert list(outbox.slow) == [("t", 1)]
-    outbox._judge(("t", 1), False)
+    outbox._note_speed(("t", 1), False)
     assert not outbox.slow
 
 
