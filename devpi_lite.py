@@ -2460,7 +2460,7 @@ class Entry(typing.NamedTuple):
     def ops_for_replay(self):
         """[(kind, key, value), ...]; FatalError for what this program can't put."""
         try:
-            ops = [(op["t"], tuple(op["k"]), op["v"])
+            ops = [(str(op["t"]), tuple(op["k"]), op["v"])
                    for op in json.loads(zlib.decompress(self.ops))]
         except (zlib.error, ValueError, RecursionError, TypeError, KeyError) as error:
             raise FatalError(f"serial {self.serial} of the other changelog can't be read "
@@ -17291,6 +17291,7 @@ def fetch_blobs(store, blobs, source):
             "WHERE release_id IS NOT NULL GROUP BY sha256 "
             # metadata files of schema version 1
             "UNION SELECT metadata_sha256, NULL, 0 FROM files WHERE release_id IS NOT NULL "
+            "AND metadata_sha256 IS NOT NULL "
             "AND metadata_sha256 NOT IN (SELECT sha256 FROM metadata_files)").fetchall()
     lost = 0
     for sha256, size, is_docs in files:
