@@ -12273,8 +12273,8 @@ def _page_text(file, member):
 # 16  HTTP messages
 #
 # Requests and responses as bytes: heads and their framing, bodies, forms, content negotiation,
-# ranges, and the form that errors have for each kind of client. Nothing that a client sends is
-# believed before it was checked here.
+# ranges, and the form of errors for each kind of client. What a client sends is checked here before
+# anything else uses it.
 # ==================================================================================================
 
 
@@ -12315,10 +12315,10 @@ def parse_header(line):
 
 
 def parse_head(data):
-    """A request's head (bytes up to the blank line) in its parts.
+    """(method, target, (major, minor), {lower-case name: value}) of a request's head.
 
-    They are (method, target, (major, minor), {lower-case name: value}). Strict (RFC 9112): BadHead
-    for what two parsers might frame differently."""
+    `data`: the bytes up to the blank line. Strict (RFC 9112): BadHead for a head that two parsers
+    might frame differently."""
     first, *lines = data.split(b"\r\n")
     match = _REQUEST_LINE.fullmatch(first)
     if not match:
@@ -12345,7 +12345,7 @@ def parse_head(data):
 
 
 def _check_framing(version, headers):
-    """Refuse a head from which two parsers might read two different bodies, or two hosts."""
+    """BadHead for a head from which two parsers might read different bodies or hosts."""
     if "transfer-encoding" in headers:
         if "content-length" in headers:
             raise BadHead("both Content-Length and Transfer-Encoding")
@@ -12376,8 +12376,9 @@ _SIMPLE_OFFERS = (("text/html", "text/html"), (SIMPLE_HTML, SIMPLE_HTML),
 
 @functools.lru_cache(maxsize=1000)
 def simple_format(accept, query_format=""):
-    """The format of the response (PEP 691): text/html, SIMPLE_HTML or SIMPLE_JSON; HTML if nothing
-    fits, or all fit equally."""
+    """The format of the response (PEP 691): text/html, SIMPLE_HTML or SIMPLE_JSON.
+
+    text/html if no format fits, or all fit equally."""
     for offer, answer in _SIMPLE_OFFERS:
         if query_format == offer:
             return answer
@@ -12425,22 +12426,23 @@ UNIX_PEER = "127.0.0.1"     # the address of all clients of the unix socket
 def wait_for(sock, event, seconds, owner):
     """Whether a socket becomes readable or writable within `seconds`.
 
-    If too many workers wait already, for all clients or for those of this owner, within
-    `Limits.slow_client` seconds at most."""
+    If too many workers wait already, for all clients or for this owner's, the wait is at most
+    `Limits.slow_client` seconds."""
     with _Selector() as selector, outside_wait(owner) as room:
         selector.register(sock, event)
         return bool(selector.select(seconds if room else min(seconds, Limits.slow_client)))
 
 
 class LazyPart:
-    """A part of a response, `length` bytes, which `read()` yields in pieces. Each piece is read
-    when the client has taken all before it."""
+    """A part of a response, `length` bytes, which `read()` yields in pieces.
+
+    Each piece is read when the client has received the one before it."""
 
     def __init__(self, length, read):
         self.length, self.read, self.pieces = length, read, None
 
     def next(self):
-        """The next piece, None at the end; OSError if reading fails after others were sent."""
+        """The next piece; None at the end; OSError if it can't be read."""
         if self.pieces is None:
             self.pieces = self.read()
         try:
@@ -12451,9 +12453,9 @@ class LazyPart:
 
 
 class Outgoing:
-    """Byte strings, FileParts and LazyParts that are to be sent in order on a non-blocking socket.
+    """Byte strings, FileParts and LazyParts to send in order on a non-blocking socket.
 
-    A worker sends while the client takes it at once; the front sends the rest to a slow client."""
+    A worker sends while the client keeps up; the front sends the rest to a slow client."""
 
     def __init__(self, pieces):
         self.pieces = collections.deque()
@@ -12472,8 +12474,9 @@ class Outgoing:
                 self.pieces.append(memoryview(piece))
 
     def send_some(self, sock):
-        """Make one system call to send; returns whether something is left. BlockingIOError if the
-        socket takes nothing now."""
+        """Make one system call to send; returns whether something is left.
+
+        BlockingIOError if the socket takes nothing now."""
         while self.pieces and isinstance(self.pieces[0], LazyPart):
             piece = self.pieces[0].next()
             if piece is None:
@@ -12492,7 +12495,7 @@ class Outgoing:
         self.advance(sock.sendmsg(pieces) if hasattr(sock, "sendmsg") else sock.send(pieces[0]))
 
     def advance(self, sent):
-        """The first `sent` bytes of the byte strings at the front are sent."""
+        """Drop the first `sent` bytes of the byte strings at the head: they are sent."""
         self.sent += sent
         while sent:
             piece = self.pieces.popleft()
@@ -12519,8 +12522,9 @@ class Outgoing:
             self.pieces.popleft()
 
     def send(self, sock, patience, time_limit=None, owner=None):
-        """Send until nothing is left (True); False if the client takes nothing for `patience`
-        seconds, or not all within `time_limit` seconds."""
+        """Send all that is left; returns whether the client took it.
+
+        False if it takes nothing for `patience` seconds, or not all within `time_limit` seconds."""
         until = time.monotonic() + time_limit if time_limit else float("inf")
         while self.pieces:
             if time.monotonic() > until:
@@ -12534,20 +12538,23 @@ class Outgoing:
 
     @property
     def in_memory(self):
-        """The byte strings that are still to be sent, each whole, even if a part of it is sent: a
-        cache may hold them too."""
+        """The byte strings still to send, each whole even if partly sent.
+
+        A cache may hold the same ones."""
         return [piece.obj for piece in self.pieces if isinstance(piece, memoryview)]
 
     @property
     def is_too_slow(self):
-        """Whether the client takes less than the minimum, once `Limits.stall` seconds are over."""
+        """Whether the client takes less than `Limits.slowest_response` bytes a second.
+
+        False for the first `Limits.stall` seconds."""
         late = time.monotonic() - self.since - Limits.stall
         return late > 0 and self.sent < late * Limits.slowest_response
 
     def slowness(self, now):
-        """A sort key that puts first what to give up for memory.
+        """A sort key: the response to drop first, when memory is short, comes first.
 
-        First responses that are under way for a while, the slowest client first; then the others,
+        First those older than `Limits.pending_grace`, the slowest client first; then the others,
         the largest first."""
         age = now - self.since
         is_young = age < Limits.pending_grace
@@ -12561,8 +12568,9 @@ class Outgoing:
 
 
 class Body:
-    """A request's body, read in pieces, by Content-Length or chunked. TooLarge if it has more than
-    `limit` bytes, BadHead if it is malformed or too slow."""
+    """A request's body, read in pieces, by Content-Length or chunked (RFC 9112, section 7.1).
+
+    TooLarge if it has more than `limit` bytes, BadHead if it is malformed or too slow."""
 
     def __init__(self, connection, version, headers, limit):
         self.connection, self.limit = connection, limit
@@ -12583,12 +12591,12 @@ class Body:
             raise TooLarge(f"the body is larger than {self.limit} bytes")
 
     def narrow(self, limit):
-        """Allow no more than `limit` bytes."""
+        """Lower the limit to `limit` bytes; TooLarge if the body has more."""
         self.limit = min(self.limit, limit)
         self.check_limit()
 
     def read(self, size=256 << 10):
-        """Up to `size` bytes, b"" at the end of the body."""
+        """Up to `size` bytes; b"" at the end of the body."""
         if self.peeked:
             data, self.peeked = self.peeked, b""
             return data
@@ -12608,13 +12616,13 @@ class Body:
         return data
 
     def begins_with(self, start):
-        """Whether the body begins with `start`, after white space; uses nothing of it up."""
+        """Whether the body begins with `start`, after white space; consumes nothing."""
         if not self.peeked:
             self.peeked = self.read()
         return self.peeked.lstrip().startswith(start)
 
     def _take(self, size):
-        """The next bytes: one at least, `size` at most."""
+        """The next bytes: at least one, at most `size`."""
         connection = self.connection
         if not connection.buffer:
             self._receive()
@@ -12682,7 +12690,9 @@ class Body:
                 raise BadHead("the request's body comes too slowly", 408)
 
     def drain(self):
-        """Read the rest, so that the next request begins after it; False if not worth it."""
+        """Read the rest, so that the next request can follow; returns whether it is all read.
+
+        A large or slow rest is not worth it: see `Limits.drained_body`, `Limits.drain_time`."""
         if self.expects:
             return self.ended
         self.limit = max(self.limit, Limits.drained_body)
@@ -12694,7 +12704,7 @@ class Body:
         try:
             while not self.ended and left > 0 and time.monotonic() - began < Limits.drain_time:
                 left -= len(self.read())
-        except Problem as problem:      # the response that is about to be sent says more
+        except Problem as problem:      # the response that follows says more
             log.debug("drained no further: %s", problem.message)
             return False
         return self.ended
@@ -12702,12 +12712,15 @@ class Body:
 
 @dataclasses.dataclass
 class Response:
-    """A response. Its body is `body`; or `parts`, a list of byte strings, FileParts and LazyParts;
-    or `stream`, which yields byte strings (and perhaps a FilePart at the end), `length` bytes in
-    all, sent in chunks if that is None.
+    """A response. Its body is one of three:
 
-    `tags`: what it depends on, if it may be kept and sent again until `expires` (time.monotonic();
-    0: without end)."""
+    - `body`: bytes;
+    - `parts`: a list of byte strings, FileParts and LazyParts;
+    - `stream`: yields byte strings, perhaps a FilePart at the end; `length` bytes in all, sent in
+      chunks if that is None.
+
+    A response with `tags` may be kept and sent again until `expires` (time.monotonic(); 0: without
+    end): see `Caches`."""
     status: int = 200
     headers: list = dataclasses.field(default_factory=list)
     body: bytes = b""
@@ -12727,17 +12740,17 @@ class Response:
         return len(self.body)
 
 
-# for browsers, too, uploads are of the type that we say (Fetch standard)
+# browsers must take an upload's type as we state it (Fetch standard)
 NOSNIFF = ("X-Content-Type-Options", "nosniff")
 # of responses that may depend on the user
 PERSONAL = [("Cache-Control", "private, no-cache"), NOSNIFF]
 
 
 def json_response(content, status=200, headers=()):
-    """Any JSON, without a charset: the devpi client compares the type as a whole.
+    """Any JSON as a response. A LazyPart in it stands for a value that is JSON already.
 
-    The content may depend on the user, by a header that shared caches don't know. A LazyPart in it
-    stands for a value that is JSON already."""
+    The type has no charset: the devpi client compares it as a whole. Caches must ask again: the
+    content may depend on X-Devpi-Auth, which they don't know."""
     raws = []
     text = json.dumps(content, separators=(", ", ": "), default=functools.partial(_put_aside, raws))
     headers = [("Content-Type", "application/json"), *PERSONAL, *headers]
@@ -12759,7 +12772,7 @@ def _put_aside(raws, value):
 
 
 def _with_raw_parts(text, raws):
-    """A response's text, in bytes, with what was put aside in place of the marks."""
+    """A JSON text as parts of a response, with the LazyParts in place of their marks."""
     parts = []
     for part, raw in itertools.zip_longest(re.split(f'"{_RAW_MARK}[0-9]+"', text), raws):
         parts.append(part.encode())
@@ -12786,10 +12799,11 @@ def redirect(location):
 
 
 def problem_response(problem, accept, kind):
-    """A Problem as a response, in a form that the route and the client's Accept decide [W3].
+    """A Problem as a response; the route's kind and the client's Accept decide its form [W3].
 
-    json: always the envelope. page: HTML unless JSON is named. upload: plain text unless HTML or
-    JSON is named, with the message as the reason phrase, where twine and devpi look for it."""
+    `kind`: "json" is always the envelope; "page" is HTML unless Accept names JSON; "upload" is
+    plain text unless Accept names HTML or JSON, with the message as the reason phrase, which twine
+    and devpi print."""
     status, message, kind = problem.status, problem.message, problem.form or kind
     reason = reason_phrase(status)
     if kind == "upload" and message:
@@ -12816,8 +12830,8 @@ def problem_response(problem, accept, kind):
 
 @contextlib.contextmanager
 def told_in_json():
-    """What goes wrong inside is told as JSON, whomever the route is for: so devpi does where a
-    mirror has to get a file."""
+    """Problems inside have the form JSON, whatever the route's kind: devpi has it so for the files
+    that a mirror fetches."""
     try:
         yield
     except Problem as problem:
@@ -12827,8 +12841,9 @@ def told_in_json():
 
 @functools.lru_cache(maxsize=256)
 def _may_be_ours(host, outside_name):
-    """Whether a Host header names this machine, or us by --outside-url, or has no dot, as no
-    stranger's name can have."""
+    """Whether a Host header names this machine or --outside-url's host, or has no dot.
+
+    A stranger can't own a name without a dot."""
     name = re.sub(r":[0-9]*$", "", host).strip("[]").rstrip(".").lower()
     return "." not in name or name.endswith(".localhost") or name == outside_name \
         or ip_of(name) is not None
@@ -12837,8 +12852,8 @@ def _may_be_ours(host, outside_name):
 class kept_property:
     """A property that is computed once for each object.
 
-    functools.cached_property holds one lock for all objects up to Python 3.11: while one request's
-    password was hashed, all others waited to learn their user."""
+    functools.cached_property holds one lock for all objects up to Python 3.11: while one password
+    was hashed, all other requests waited for their user."""
 
     def __init__(self, function):
         self.function, self.name, self.__doc__ = function, function.__name__, function.__doc__
@@ -12878,20 +12893,21 @@ class Request:
         self.index_path = ""        # user/name of what the path names as an index, see `dispatch`
 
     def path_in(self, uri):
-        """The path below our root in another URI, by the rules for this request's own."""
+        """The path below our root that another URI names, decoded as this request's own."""
         inner = copy.copy(self)
         inner.target = uri
         inner.resolve_target()
         return inner.path
 
     def resolve_target(self):
-        """Decode path and query; the path prefix of the outside URL is taken off."""
+        """Decode the target to `path`, without the outside URL's path prefix, and `query`."""
         target = self.target
         if not target.startswith("/"):
             match = re.match(r"https?://[^/?#]*", target, re.IGNORECASE)
             if not match:
                 raise BadHead(f"unknown request target {one_line(target, 80)!r}")
             target = target[match.end():] or "/"
+
         path, _, query = target.partition("?")
         if path.startswith("//"):
             path = "/" + path.lstrip("/")
@@ -12899,9 +12915,11 @@ class Request:
             self.path = urllib.parse.unquote_to_bytes(path.encode("latin-1")).decode("utf-8")
         except UnicodeDecodeError:
             raise BadRequest("the path is not UTF-8") from None
+
         prefix = urllib.parse.urlsplit(self.base_url).path
         if prefix and (self.path == prefix or self.path.startswith(prefix + "/")):
             self.path = self.path[len(prefix):] or "/"
+
         if query:
             try:
                 pairs = urllib.parse.parse_qsl(query, keep_blank_values=True, max_num_fields=100)
@@ -12910,25 +12928,30 @@ class Request:
             self.query = {key: value for key, value in reversed(pairs)}
 
     def refuse_foreign_host(self):
-        """Refuse a name that is not ours, where only this machine can reach us.
+        """Refuse a foreign Host, if only this machine can reach the server (DNS rebinding).
 
-        A web page may let its own name mean 127.0.0.1 (DNS rebinding), and would then be of the same
-        origin as we are, with any header it likes.  Nobody can do that with an address, nor with a
-        name that has no dot, for strangers can't own such a one."""
+        A web page may let its own name mean 127.0.0.1: its origin is then the server's, and it can
+        send any header. Nobody can do that with an address, or with a name without a dot, which
+        strangers can't own."""
         if self.app.is_private and not _may_be_ours(self.header("host"), self.app.outside_name) \
                 and self.connection.sock.family != UNIX_FAMILY:
             name = one_line(self.header("host"), 100)
-            raise Misdirected(f"this server, which only this machine can reach, is not called {name}: "
-                              f"--outside-url http://{name} would give it that name")
+            raise Misdirected(
+                f"this server, which only this machine can reach, is not called {name}: "
+                f"--outside-url http://{name} would give it that name")
 
     def refuse_foreign_page(self):
-        """Refuse changes that a web page of another origin asks for with its reader's credentials, uploaded documentation
-        among them: only browsers send Origin, and they always do (Fetch standard)."""
+        """Refuse changes by a web page of another origin, with its reader's credentials.
+
+        Uploaded documentation is such a page. Only browsers send Origin, and they always do (Fetch
+        standard)."""
         origin = self.headers.get("origin")
         if origin is None or self.method in ("GET", "HEAD"):
             return
+
         host = self.header("host")
-        own = [origin_of(url) for url in (self.base_url, f"http://{host}", f"https://{host}")]     # a proxy may speak TLS
+        # a proxy may speak TLS
+        own = [origin_of(url) for url in (self.base_url, f"http://{host}", f"https://{host}")]
         try:
             if origin_of(origin) in own:
                 return
@@ -12945,8 +12968,9 @@ class Request:
 
     @kept_property
     def address(self):
-        """The client's address; a trusted proxy's word for it counts, in one header alone: what
-        else comes is passed on by the proxy just as the client sent it."""
+        """The client's address: that of the connection, or from a trusted proxy's header.
+
+        Only --real-ip-header counts: a proxy passes other headers on as the client sent them."""
         name = self.app.settings.real_ip_header
         said = self.header(name)
         if not said:
@@ -12956,9 +12980,11 @@ class Request:
                     "--real-ip-header X-Forwarded-For would make it the client's address",
                     self.connection.address)
             return self.connection.address
+
         if not self.connection.trusted:
             self.app.ignored_header(self.connection.address, name, said)
             return self.connection.address
+
         ip = forwarded_ip(said)
         if ip is None:
             self.app.ignored_header(self.connection.address, name, said, "it is no address")
@@ -12967,20 +12993,27 @@ class Request:
 
     @kept_property
     def is_local(self):
-        """Whether the client is on this machine, as far as proxies tell: one that names another
-        address in a header that does not count hides somebody else."""
+        """Whether the client is on this machine, as far as proxies tell.
+
+        A proxy that names the client in a header that does not count hides another machine."""
         counts = self.app.settings.real_ip_header
-        hidden = any(name in self.headers and name != counts and (counts not in self.headers or not is_loopback(
-            self.header(name).rpartition(",")[2].strip())) for name in ("x-real-ip", "x-forwarded-for", "forwarded"))
+        hidden = any(
+            name in self.headers and name != counts
+            and (counts not in self.headers
+                 or not is_loopback(self.header(name).rpartition(",")[2].strip()))
+            for name in ("x-real-ip", "x-forwarded-for", "forwarded"))
         return is_loopback(self.address) and not hidden
 
     @kept_property
     def base_url(self):
-        """The start of absolute links, without final slash: X-Outside-URL of a trusted peer,
-        --outside-url, X-Forwarded-Proto, -Host and -Prefix of a trusted peer, or Host."""
+        """The start of absolute links, without final slash.
+
+        It comes from the first of: X-Outside-URL of a trusted peer; --outside-url;
+        X-Forwarded-Proto, -Host and -Prefix of a trusted peer; Host."""
         outside = self._forwarded("x-outside-url", _BASE_URL)
         if outside or self.app.settings.outside_url:
             return outside.rstrip("/") or self.app.settings.outside_url
+
         scheme = self._forwarded("x-forwarded-proto", _SCHEME).lower() or "http"
         host = (self._forwarded("x-forwarded-host", _HOST_HEADER) or self.header("host")
                 or self.app.address_text)
@@ -12988,16 +13021,16 @@ class Request:
         return f"{scheme}://{re.sub(':443$' if scheme == 'https' else ':80$', '', host)}{prefix}"
 
     def _forwarded(self, name, pattern):
-        """What a trusted peer says of how it was asked; "" if it says nothing, or nothing that
-        fits.
+        """The value of a trusted peer's header; "" if there is none, or if it does not fit.
 
-        Of several values in one of the X-Forwarded headers the last is the peer's own."""
+        Of several values in an X-Forwarded header the last is the peer's own."""
         said = self.header(name)
         if not said:
             return ""
         if not self.connection.trusted:
             self.app.ignored_header(self.connection.address, name, said)
             return ""
+
         value = said.rpartition(",")[2].strip() if name.startswith("x-forwarded-") else said
         if not pattern.fullmatch(value):
             self.app.ignored_header(self.connection.address, name, said, "it is malformed")
@@ -13006,42 +13039,48 @@ class Request:
 
     @kept_property
     def identity(self):
-        """Who is asking [W5.4, W5.5]: X-Devpi-Auth if it is there and readable, else Basic credentials."""
-        credentials = decode_credentials(self.header("x-devpi-auth")) if "x-devpi-auth" in self.headers else None
+        """The user, from X-Devpi-Auth if it can be read, else from Basic credentials [W5.4, W5.5].
+
+        Busy if the password can't be checked now."""
+        credentials = (decode_credentials(self.header("x-devpi-auth"))
+                       if "x-devpi-auth" in self.headers else None)
         if credentials is None:
             scheme, _, text = self.header("authorization").partition(" ")
             credentials = decode_credentials(text) if scheme.lower() == "basic" else None
         if credentials is None:
             return NOBODY
+
         try:
             identity = self.app.logins.check(*credentials, self.address)
             self.connection.owner = identity.user or self.connection.owner
             return identity
         except Busy:
-            self.__dict__["identity"] = NOBODY      # of the answer that says so, and of its line in the log
+            # for the response that says so, and for its line in the access log
+            self.__dict__["identity"] = NOBODY
             raise
 
     def recheck_identity(self):
-        """Have credentials looked at again if that was a while ago: the user may be gone, or the password changed."""
+        """Forget the identity after half a second, so that its next use checks it again.
+
+        The user may be deleted by then, or the password changed."""
         if time.monotonic() - self.began > 0.5:
             self.__dict__.pop("identity", None)
 
     @property
     def known_user(self):
-        """The name for the access log: None for nobody, and where the password can't be checked
-        just now."""
+        """The name for the access log; None for nobody, or if no password can be checked now."""
         with contextlib.suppress(Busy):
             return self.identity.user if self.has_credentials else None
 
     @property
     def actor(self):
-        """Who asks, and from where, for what is written down and told of a change."""
+        """The user and the address, as a change records and announces them."""
         outside_url = self.app.settings.outside_url
         return Actor(self.identity.user, self.address, outside_url,
                      outside_url or f"http://{self.app.address_text}")
 
     def write(self, function, *args):
-        """Run a change in the name of who asks: see `Store.write`."""
+        """Run a change as this request's actor: see `Store.write`."""
         return self.app.store.write(function, *args, actor=self.actor)
 
     @property
@@ -13049,12 +13088,14 @@ class Request:
         return "authorization" in self.headers or "x-devpi-auth" in self.headers
 
     def refuse(self, problem):
-        """Raise `problem`, or rather 429 if the credentials were not even looked at."""
+        """Raise `problem`; TooManyLogins (429) if the credentials were not checked at all."""
         if self.identity.wait:
             raise TooManyLogins(self.identity.wait)
         if self.has_credentials and self.identity.user is None:
-            problem.message += " (the user name or password that came along is wrong, or the login has ended)"
-            if "devpi-client" in self.header("user-agent"):     # this makes it forget its dead login and say so
+            problem.message += (" (the user name or password that came along is wrong, "
+                                "or the login has ended)")
+            # the devpi client takes this as a sign that its login has ended, and says so
+            if "devpi-client" in self.header("user-agent"):
                 problem.status = 401
                 problem.headers.append(("Location", self.url("+login")))
         raise problem
@@ -13064,10 +13105,11 @@ class Request:
         return contextlib.ExitStack()
 
     def claim(self, size):
-        """Have so many bytes more of the memory that large work shares, until the answer was made and
-        sent, or left to the front; Busy if there are none for too long."""
+        """Claim `size` more bytes of the memory that large work shares; Busy if none come free.
+
+        The claim ends when the response is sent, or left to the front."""
         if size > Limits.unclaimed:
-            self.claims.close()             # who waits for more holds nothing meanwhile
+            self.claims.close()             # a request that waits for more holds nothing meanwhile
             self.claimed += size
             self.claims.enter_context(bulk.claim(self.claimed, self.identity.user or self.address))
 
@@ -13076,19 +13118,25 @@ class Request:
             self.claims.close()
 
     def json(self, *shapes, limit=Limits.json_body):
-        """The body as JSON; BadRequest unless it is one of these types, TooLarge if it is larger."""
+        """The body as JSON, of one of the types in `shapes`.
+
+        BadRequest if it is of another, TooLarge over `limit` bytes or `Limits.json_marks`."""
         self.body.narrow(limit)
         data = self.body.read_all(limit)
-        if sum(map(data.count, (b",", b"[", b"{"))) > Limits.json_marks:      # each may take 100 bytes, parsed
+        # each of these may take 100 bytes when parsed
+        if sum(map(data.count, (b",", b"[", b"{"))) > Limits.json_marks:
             raise TooLarge("the JSON in the body holds too many values")
+
         try:
             content = json.loads(data.decode("utf-8"), parse_int=bounded_int)
             _check_json(content)
         except (ValueError, RecursionError):
             raise BadRequest("Bad request: could not decode json") from None
+
         if not isinstance(content, shapes):
             expected = " or ".join({dict: "an object", list: "a list"}[shape] for shape in shapes)
-            raise BadRequest(f"Bad request: expected {expected} as JSON body, got {type(content).__name__}")
+            raise BadRequest(f"Bad request: expected {expected} as JSON body, "
+                             f"got {type(content).__name__}")
         return content
 
     @property
@@ -13097,7 +13145,7 @@ class Request:
 
     @property
     def simple_format(self):
-        """Which of the simple API's formats is wanted (PEP 691)."""
+        """The format of the simple API that the client prefers (PEP 691)."""
         query_format = self.query.get("format", "").replace(" ", "+")
         return simple_format(self.accept[:1000], query_format)
 
@@ -13110,14 +13158,12 @@ class Request:
         return "text/html" in self.accept
 
     def url(self, path):
-        """The absolute URL of a path below our root, which is given without leading slash."""
+        """The absolute URL of a path below our root; `path` has no leading slash."""
         return f"{self.base_url}/{quoted(path)}"
 
 
 def _check_json(content):
-    """ValueError for what can't be stored and sent back.
-
-    That is deep nesting, NaN and infinity, lone surrogates."""
+    """ValueError for deep nesting, NaN, infinity and lone surrogates: they can't be stored."""
     level = [content]
     for _ in range(Limits.json_depth):
         level = inner_values(level)
@@ -13129,10 +13175,11 @@ def _check_json(content):
 
 
 def blob_response(request, index, content, type_, tags):
-    """A blob as an answer: immutable, with validators, in whole or one range of it (RFC 9110)."""
+    """A blob, or one range of it, as an immutable response with validators (RFC 9110)."""
     etag, validators = blob_validators(index, content.sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
+
     file = request.app.blobs.open(content.sha256, content.size)
     size = os.fstat(file.fileno()).st_size
     headers = [("Content-Type", type_), NOSNIFF, ("Last-Modified", content.last_modified),
@@ -13141,28 +13188,35 @@ def blob_response(request, index, content, type_, tags):
 
 
 def blob_validators(index, sha256):
-    """(ETag, headers) of what never changes."""
+    """(ETag, headers) of a blob, whose bytes never change."""
     etag = f'"{sha256}"'
     cache = f"max-age=365000000, immutable, {'private' if index.restricted else 'public'}"
     return etag, [("ETag", etag), ("Cache-Control", cache)]
 
 
 def ranged_response(request, headers, etag, file, offset, size, tags):
-    """A stretch of an open file as an answer, in whole or the one range of it that is asked for."""
+    """`size` bytes of an open file from `offset` on, or the range of them that a request names.
+
+    The response closes the file."""
     status, start, end = chosen_range(request, headers, etag, size)
     if end - start <= Limits.small_file and request.method != "HEAD":
         with file:
             file.seek(offset + start)
-            return Response(status, headers, file.read(end - start), tags=tags if status != 416 else None)
+            return Response(status, headers, file.read(end - start),
+                            tags=tags if status != 416 else None)
     return Response(status, headers, parts=[FilePart(file, offset + start, end - start)])
 
 
 def chosen_range(request, headers, etag, size):
-    """(status, start, end) of what to send of `size` bytes (RFC 9110); adds the headers that say so."""
+    """(status, start, end) of what to send of `size` bytes (RFC 9110, section 14).
+
+    `headers` is changed: it gets Content-Range; for 416 only the headers of that response stay."""
     wanted = None
     last_modified = dict(headers).get("Last-Modified")
-    if request.method in ("GET", "HEAD") and request.header("if-range") in ("", etag, last_modified):
+    if request.method in ("GET", "HEAD") \
+            and request.header("if-range") in ("", etag, last_modified):
         wanted = parse_range(request.header("range"), size)
+
     if wanted == "unsatisfiable":
         headers[:] = [("Content-Range", f"bytes */{size}"), ("Accept-Ranges", "bytes"),
                       ("Content-Type", "text/plain; charset=utf-8")]
@@ -13175,27 +13229,30 @@ def chosen_range(request, headers, etag, size):
 
 def none_match(header, etag):
     """Whether If-None-Match names this ETag (weak comparison)."""
-    return header.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
+    return header.strip() == "*" \
+        or etag in (tag.strip().removeprefix("W/") for tag in header.split(","))
 
 
 def parse_range(header, size):
-    """(start, end) of a Range header with one range; "unsatisfiable"; None where the whole is to be sent."""
+    """(start, end) of a Range header with one range; "unsatisfiable"; None to send the whole."""
     match = re.fullmatch(r"(?i:bytes)=\s*(\d{0,100})-(\d{0,100})\s*", header)
     if not match or match.groups() == ("", ""):
         return None
     first, last = match.groups()
     if first and last and int(last) < int(first):
         return None
+
     start = int(first) if first else max(0, size - int(last))
     end = min(size, int(last) + 1) if first and last else size
     return (start, end) if start < end else "unsatisfiable"
 
 
 def parts_response(request, headers, etag, parts):
-    """Byte strings and whole files (given by path), one after the other, as one answer."""
+    """Byte strings and whole files (given by path), one after the other, as one response."""
     headers.append(("ETag", etag))
     if none_match(request.header("if-none-match"), etag):
         return Response(304, [(n, v) for n, v in headers if n in ("ETag", "Cache-Control", "Vary")])
+
     for position, part in enumerate(parts):
         if isinstance(part, str):
             file = open(part, "rb")
@@ -13204,16 +13261,18 @@ def parts_response(request, headers, etag, parts):
 
 
 def form_boundary(parameters):
-    match = re.search(r"""(?:^|;)\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))""", parameters, re.IGNORECASE)
+    """The boundary (bytes) of a multipart form's Content-Type; BadRequest without one."""
+    match = re.search(r"""(?:^|;)\s*boundary=(?:"([^"]{1,200})"|([^\s;"]{1,200}))""",
+                      parameters, re.IGNORECASE)
     if not match:
         raise BadRequest("the multipart form names no boundary")
     return (match[1] or match[2]).encode("latin-1")
 
 
 class UploadForm:
-    """Reads a multipart form piece by piece (RFC 7578): the part `content` goes to an incoming blob.
+    """Reads a multipart form in pieces (RFC 7578): the part `content` goes to an incoming blob.
 
-    `size`: bytes of the other fields, which `fields()` has when the form has been read."""
+    `fields()` has the other fields once the form is read; `size` is their size in bytes."""
 
     def __init__(self, incoming):
         self.incoming = incoming
@@ -13239,20 +13298,22 @@ class UploadForm:
         return fields
 
     def read(self, body, boundary):
-        """Take all parts.  BadRequest if the form is malformed, TooLarge over its limits."""
+        """Read all parts. BadRequest if the form is malformed, TooLarge over its limits."""
         delimiter = b"\r\n--" + boundary
-        buffer = b"\r\n" + body.read()      # the first boundary has no line before it
-        while True:
+        buffer = b"\r\n" + body.read()      # no line stands before the first boundary
+        while True:                         # skip the preamble
             start = buffer.find(delimiter)
             if start >= 0:
                 buffer = buffer[start + len(delimiter):]
                 break
-            buffer = self._more(body, buffer[-len(delimiter):])     # a preamble is passed over
+            buffer = self._more(body, buffer[-len(delimiter):])
+
         while True:
             while len(buffer) < 2:
                 buffer = self._more(body, buffer)
             if buffer.startswith(b"--"):
                 break
+
             while b"\r\n\r\n" not in buffer:
                 if len(buffer) > Limits.part_head:
                     raise BadRequest("a part of the form has too long a head")
@@ -13260,12 +13321,14 @@ class UploadForm:
             head, _, buffer = buffer.partition(b"\r\n\r\n")
             if len(head) > Limits.part_head:
                 raise BadRequest("a part of the form has too long a head")
+
             self.size += len(head)
             if self.size > Limits.form_fields:
                 raise TooLarge(f"the form's fields are larger than {Limits.form_fields} bytes")
             buffer = self._part(head, buffer, body, delimiter)
+
         while body.read():
-            pass        # an epilogue is passed over
+            pass        # skip the epilogue
 
     @staticmethod
     def _more(body, buffer):
@@ -13275,11 +13338,12 @@ class UploadForm:
         return buffer + piece
 
     def _part(self, head, buffer, body, delimiter):
-        """Take one part; returns what follows its delimiter."""
+        """Read one part; returns the bytes received after its delimiter."""
         name, filename = _disposition(head)
         self.parts += 1
         if self.parts > Limits.form_parts:
             raise BadRequest(f"the form has more than {Limits.form_parts} parts")
+
         if name == "content":
             if filename is None:
                 raise BadRequest("content file field not found")
@@ -13292,12 +13356,13 @@ class UploadForm:
         else:
             self.taken.append((name, Spool(self.incoming.blobs)))
             take = self._take_field
+
         while True:
             start = buffer.find(delimiter)
             if start >= 0:
                 take(buffer[:start])
                 return buffer[start + len(delimiter):]
-            if len(buffer) > len(delimiter):        # its beginning may stand at the end
+            if len(buffer) > len(delimiter):        # the buffer may end inside a delimiter
                 take(buffer[:-len(delimiter)])
                 buffer = buffer[-len(delimiter):]
             buffer = self._more(body, buffer)
@@ -13307,17 +13372,19 @@ class UploadForm:
         field.write(data)
         self.size += len(data)
         if field.size > Limits.form_field:
-            raise TooLarge(f"the field {one_line(name, 60)!r} is larger than {Limits.form_field} bytes")
+            raise TooLarge(
+                f"the field {one_line(name, 60)!r} is larger than {Limits.form_field} bytes")
         if self.size > Limits.form_fields:
             raise TooLarge(f"the form's fields are larger than {Limits.form_fields} bytes")
 
 
-@functools.lru_cache(maxsize=256)       # the fields of all forms look alike
+@functools.lru_cache(maxsize=256)       # all forms have the same fields
 def _disposition(head):
-    """(name, filename or None) of a part's Content-Disposition."""
+    """(name, filename or None) of a part's Content-Disposition; BadRequest without a name."""
     lines = head.lstrip(b" \t").split(b"\r\n")
     if lines[0]:
         raise BadRequest("malformed boundary in the multipart form")
+
     for line in lines[1:]:
         field, _, value = line.partition(b":")
         if field.strip().lower() == b"content-disposition":
@@ -13327,8 +13394,10 @@ def _disposition(head):
                 raise BadRequest("a part's Content-Disposition is not UTF-8") from None
             if text.partition(";")[0].strip().lower() != "form-data":
                 break
-            found = {key.lower(): re.sub(r'\\(["\\])', r"\1", quoted_) or plain for key, quoted_, plain in
-                     re.findall(r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', text)}
+
+            found = {key.lower(): re.sub(r'\\(["\\])', r"\1", quoted_) or plain
+                     for key, quoted_, plain in re.findall(
+                         r';\s*([A-Za-z*]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))', text)}
             if "filename*" in found:
                 charset, _, encoded = found["filename*"].partition("''")
                 if charset.lower() == "utf-8":
@@ -13341,23 +13410,25 @@ def _disposition(head):
 # ==================================================================================================
 # 17  The front
 #
-# Connections and who works on them. The main thread runs one loop over all connections that are
-# between requests: it gathers a head, sends a response that is ready, and otherwise hands the
-# connection to a worker. An idle or slow client costs a file descriptor, not a thread.
+# Connections and their workers. The main thread runs one loop over all connections that are between
+# requests: it gathers a head, sends a ready response, or else hands the connection to a worker. An
+# idle or slow client costs a file descriptor, not a thread.
 # ==================================================================================================
 
 
 class Connection:
     """A client's connection, owned by the front or by one worker; its socket never blocks."""
-    __slots__ = ("sock", "address", "owner", "trusted", "ready_responses", "buffer", "scanned", "pending",
-                 "held", "closing", "broken", "draining", "allowance", "since", "deadline")
+    __slots__ = ("sock", "address", "owner", "trusted", "ready_responses", "buffer", "scanned",
+                 "pending", "held", "closing", "broken", "draining", "allowance", "since",
+                 "deadline")
 
     def __init__(self, sock, address, trusted, answers):
-        self.sock, self.address, self.trusted, self.ready_responses = sock, address, trusted, answers
-        self.owner = address        # whose waits are counted: the user, once that is known
+        self.sock, self.address, self.trusted, self.ready_responses = \
+            sock, address, trusted, answers
+        self.owner = address        # for the count of waits: the user, once known
         self.buffer = b""           # bytes received and not used yet
-        self.scanned = 0            # number of these in which the front found no end of a head
-        self.pending = None         # an Outgoing: what the front has still to send
+        self.scanned = 0            # length of its start in which the front found no end of a head
+        self.pending = None         # an Outgoing that the front has still to send
         self.held = ()              # the byte strings of `pending` that are in memory
         self.closing = False        # close once `pending` is sent
         self.broken = False         # a response broke off: reset, so that nobody takes it for whole
@@ -13388,21 +13459,21 @@ _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PUSH", "OPTIONS"}
 
 
 class AccessLog(Part):
-    """One line a request on standard output.
+    """Writes one line a request to standard output, and counts requests.
 
-    It has time, level, [req<n>], method and path, status, ms, bytes, user, address. Lines are made
-    where the response is sent, and written by a thread: a thread that made 40,000 of them at a time
-    would keep the front waiting for the interpreter's lock (p99 of the hot path 31 ms against
-    4)."""
+    A line has time, level, [req<n>], method and path, status, ms, bytes, user, address. The thread
+    that sends a response makes its line; another thread only writes lines. If that one made them,
+    40,000 at a time, the front would wait for the interpreter's lock (p99 of the hot path: 31 ms
+    against 4)."""
 
     def __init__(self, enabled):
         self.enabled = enabled
         self.lines = collections.deque(maxlen=200000)
         self.numbers = itertools.count(1)
         self.stamp = (0, "")                    # (second, its text)
-        self.counts = {}                        # workers' (method, status) -> [requests, seconds]
-        self.front_counts = {}                  # the same of the front, which needs no lock
-        self.complained = -60                   # time.monotonic() when a line could not be written
+        self.counts = {}            # of workers: {(method, status): [requests, seconds]}
+        self.front_counts = {}      # of the front, which needs no lock
+        self.complained = -60                   # time.monotonic() of the last logged failure
         self.lock = threading.Lock()
 
     def loops(self):
@@ -13419,7 +13490,7 @@ class AccessLog(Part):
                      ("_count", {}, sum(count for count, _ in totals.values()))])
 
     def add(self, what, status, began, size, user, address):
-        """Note a response that a worker sent."""
+        """Log and count a response that a worker sent."""
         seconds = time.monotonic() - began
         if self.enabled:
             self.lines.append(self._line(what, status, seconds, size, user, address))
@@ -13427,7 +13498,7 @@ class AccessLog(Part):
             self._count(self.counts, what, status, seconds)
 
     def add_ready(self, what, status, began, size, user, address):
-        """Note a response that the front sent."""
+        """Log and count a response that the front sent."""
         seconds = time.monotonic() - began
         if self.enabled:
             self.lines.append(self._line(what, status, seconds, size, user, address))
@@ -13444,7 +13515,7 @@ class AccessLog(Part):
 
     @staticmethod
     def _count(counts, what, status, seconds):
-        """Count a response; methods that clients invent count as one, for a bound."""
+        """Count a response; all unknown methods count as one, so that `counts` is bounded."""
         method = what[:what.index(" ")]
         key = (method, status) if method in _METHODS else ("other", status)
         entry = counts.get(key)
@@ -13463,6 +13534,7 @@ class AccessLog(Part):
         return totals
 
     def flush(self):
+        """Write the lines made so far."""
         lines = []
         with contextlib.suppress(IndexError):
             while True:
@@ -13474,8 +13546,8 @@ class AccessLog(Part):
                 sys.stdout.write(text)
                 sys.stdout.flush()
             except Exception as error:
-                # a full disk may have room again; a reader that is gone does not come back, nor
-                # does a closed file (ValueError)
+                # a full disk may have room again; a reader that is gone or a closed file
+                # (ValueError) does not come back
                 number = getattr(error, "errno", None)
                 is_gone = number in (errno.EPIPE, errno.EBADF) or sys.stdout.closed
                 self.enabled = not is_gone
@@ -13503,7 +13575,7 @@ def without_blank_lines(buffer):
 def _small_body(head):
     """The size of a body that is small enough for the front to gather; 0 for any other.
 
-    Only a guess by a look at the head: errors of the head are found when it is parsed."""
+    A guess: errors of the head are found when it is parsed."""
     lengths = CONTENT_LENGTH.findall(head)
     if len(lengths) != 1 or int(lengths[0]) > Limits.gathered_body:
         return 0
@@ -13512,9 +13584,7 @@ def _small_body(head):
 
 
 class ReadyResponse(typing.NamedTuple):
-    """A response in the cache of ready ones.
-
-    It lacks the Date and serial headers, which go between head and body."""
+    """A kept response, ready to send but for Date and serial, which go between head and body."""
     head: bytes
     body: bytes
     what: str
@@ -13540,9 +13610,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Respond to the request whose head is in the buffer.
 
         `handle` calls this again while `close_connection` is false: for `Limits.pipelined` seconds,
-        if the next request is here already (pipelining). After that the connection waits for its
-        turn behind the others. Otherwise `keep` says whether the front gets the connection back
-        open."""
+        if the next request is already in the buffer (pipelining). Then the connection goes back to
+        the front, open if `keep` is true."""
         connection, app = self.connection, self.server.app
         self.close_connection = True
         raw, blank, rest = connection.buffer.partition(b"\r\n\r\n")
@@ -13585,7 +13654,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.close_connection = self.keep = False
 
     def _refuse(self, request, problem):
-        """Respond to what is no request, and close: nobody knows where the next one would begin."""
+        """Respond to a malformed request, and close: where the next one begins is unknown."""
         self.connection.allowance = Limits.head
         try:
             self._send(request, problem_response(problem, "", "upload"), False)
@@ -13600,8 +13669,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, request, response, persistent):
         """Send a response; returns whether the connection may serve another request after it.
 
-        What a slow client does not take at once is left in `connection.pending`, for the front to
-        send."""
+        If the client is slow, the front sends the rest: `connection.pending`."""
         app = self.server.app
         silent = response.status in (204, 304) or request is not None and request.method == "HEAD"
         length = response.content_length()
@@ -13619,11 +13687,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 request.release_claims()
             self._send_or_leave(outgoing)
         else:
-            request.release_claims()    # the stream is made as slowly as the client reads
+            request.release_claims()    # a stream is produced only as fast as the client reads
             try:
                 persistent = self._send_stream(
                     response.stream, head + variable, length, chunked) and persistent
-            except Problem as problem:      # no byte is sent yet: respond with the problem
+            except Problem as problem:      # before the first byte: respond with the problem
                 return self._send(request, problem_response(problem, request.accept,
                                                             request.errors), persistent)
 
@@ -13640,7 +13708,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     @staticmethod
     def _head(request, response, persistent, length, chunked):
-        """Status line and headers, but for those that differ in each response."""
+        """Status line and headers, without those that all responses have and those that vary."""
         lines = [f"HTTP/1.1 {response.status} {response.reason or reason_phrase(response.status)}"]
         lines += [f"{name}: {value}" for name, value in response.headers]
         if response.status != 304:
@@ -13657,15 +13725,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n"
 
     def _send_or_leave(self, outgoing):
+        """Send while the client keeps up; leave the rest to the front."""
         if not outgoing.send(self.connection.sock, Limits.slow_client,
                              Limits.lazy_time if outgoing.is_lazy else None):
             self.connection.pending = outgoing
 
     def _send_stream(self, stream, head, length, chunked):
-        """Send head and pieces as they come, a FilePart last; returns whether all is sent.
+        """Send head and pieces, a FilePart last; returns whether `length` bytes are sent.
 
-        A Problem before the first piece is raised; a later one is logged, and the connection has to
-        break."""
+        Raises a Problem before the first piece; a later one is logged, and breaks the
+        connection."""
         connection, sent = self.connection, 0
         with contextlib.closing(stream):
             try:
@@ -13693,12 +13762,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return chunked or sent == length
 
     def _keep_ready(self, request, response, ready):
-        """Enter the response into the cache of ready ones, under the request's raw head."""
+        """Put a small response to a GET or HEAD without a body into the cache of ready ones."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
         if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head \
                 or size > Limits.ready_response \
                 or "content-length" in request.headers or "transfer-encoding" in request.headers:
             return
+
         expires = response.expires
         if request.has_credentials:
             if request.identity.user is None:
@@ -13712,7 +13782,7 @@ _CREDENTIALS = re.compile(rb"\n(?:Authorization|X-Devpi-Auth):[ \t]*([^\r\n]+)",
 
 
 class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
-    """The front: one loop over connections between requests, before a bounded crew of workers."""
+    """The front: one loop over connections between requests, and a bounded number of workers."""
 
     def __init__(self, app, listeners):
         self.app, self.listeners = app, listeners
@@ -13729,8 +13799,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
         self.connections = set()
         self.working = 0            # connections that workers have
-        self.held = 0               # bytes of memory of responses that clients are slow to take
-        self.holders = collections.Counter()    # id of such a byte string -> number of responses
+        self.held = 0               # bytes of memory of responses to slow clients
+        self.holders = collections.Counter()    # {id of such a byte string: number of responses}
         self.stopping = False
         self.limit = connection_limit(app.settings.connections)
         self.real_ip = re.compile(
@@ -13739,14 +13809,14 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     # -- steps of socketserver
 
     def process_request(self, request, client_address):
-        """Hand a connection to a worker, which responds to the request in its buffer."""
+        """Hand a connection to a worker, which serves the request in its buffer."""
         self.workers.submit((request, client_address, time.monotonic()), self._party(request))
         self.working += 1
 
     def _party(self, connection):
-        """Who sends the request in the buffer, by its unparsed head: (address, credentials).
+        """(address, credentials) of the request in the buffer, from its unparsed head.
 
-        The credentials are not checked yet: they count for a share of what their address gets."""
+        The credentials are not checked yet: they only get a share of their address's turns."""
         head = connection.buffer[:connection.buffer.find(b"\r\n\r\n") + 2]
         said = self.real_ip.findall(head) if connection.trusted else ()
         ip = forwarded_ip(said[-1].decode("latin-1")) if said else None
@@ -13754,6 +13824,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         return str(ip) if ip else connection.address, credentials and credentials[1]
 
     def _work(self, item):
+        """Serve a request, or respond 503 if it waited for more than `Limits.longest_queue`."""
         connection, client_address, since = item
         if time.monotonic() - since <= Limits.longest_queue:
             self.process_request_thread(connection, client_address)
@@ -13763,27 +13834,28 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.give_back(connection, False)
 
     def shutdown_request(self, request):
-        """A worker is done with the connection; `Handler.finish` has said what becomes of it."""
+        """Nothing: `Handler.finish` has given the connection back."""
 
     def handle_error(self, request, client_address):
-        """`Handler.finish` has run all the same: the connection is back already."""
+        """Log an error; `Handler.finish` has given the connection back."""
         log.exception("a request from %s failed", client_address)
 
     # -- for workers
 
     def give_back(self, connection, keep):
-        """A worker has sent its response; `keep`: the connection may serve another request."""
+        """Return a connection to the front, from a worker; `keep`: leave it open."""
         self.returned.append((connection, keep))
         self.wake()
 
     def wake(self):
-        with contextlib.suppress(BlockingIOError):      # it is awake already
+        """End the front's wait for events."""
+        with contextlib.suppress(BlockingIOError):      # the front is awake already
             self.wake_end.send(b".")
 
     # -- the loop
 
     def serve_forever(self, poll_interval=1.0):
-        """Until `stop` is called: wait for bytes, send ready responses, hand over the rest."""
+        """Wait for bytes, send ready responses, hand other requests to workers, until `stop`."""
         for listener in self.listeners:
             self.selector.register(listener, selectors.EVENT_READ, listener)
         self.selector.register(self.waker, selectors.EVENT_READ, self.waker)
@@ -13798,7 +13870,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             for key, _ in events:
                 target = key.data
                 if type(target) is Connection and target not in self.connections:
-                    continue            # closed in this round, to make room
+                    continue            # closed in this round
                 try:
                     if type(target) is not Connection:
                         self._take_back(now) if target is self.waker else self._accept(target)
@@ -13806,7 +13878,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                         self._readable(target, now)
                     else:
                         self._send_pending(target)
-                except Exception:       # one connection must not end the service for all
+                except Exception:       # one connection must not end the service for the others
                     log.exception("the front failed with %r", target)
                     if type(target) is Connection:
                         self._close(target)
@@ -13827,13 +13899,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 sock, address = listener.accept()
             except (BlockingIOError, InterruptedError):
                 return
-            except OSError as error:        # out of file descriptors: an idle connection has to go
+            except OSError as error:        # out of file descriptors
                 log.error("can't accept connections: %s", error)
                 if not self._evict():
                     time.sleep(0.1)
                 return
             sock.setblocking(False)
-            with contextlib.suppress(OSError):      # macOS: the peer is gone already
+            with contextlib.suppress(OSError):      # macOS, if the peer is gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
             if len(self.connections) >= self.limit and not self._evict():
@@ -13846,9 +13918,10 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.selector.register(sock, selectors.EVENT_READ, connection)
 
     def _evict(self):
-        """Close a connection to make room: a closing one, else the one that was idle for longest;
+        """Close a connection to make room: a closing one, or else that idle for longest.
+
         False if none is idle."""
-        # the request of a younger connection may only not have been read yet
+        # a younger connection may have sent a request that is not read yet
         before = time.monotonic() - Limits.evictable
         idle = [key.data for key in self.selector.get_map().values() if type(key.data) is Connection
                 and key.data.since < before and key.data.pending is None and not key.data.buffer]
@@ -13875,7 +13948,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         sock.close()
 
     def _readable(self, connection, now):
-        """Bytes have come.  The hot path: one recv, one look-up, one send."""
+        """Handle bytes that a client sent. The hot path: one recv, one look-up, one send."""
         try:
             data = connection.sock.recv(65536)
         except (BlockingIOError, InterruptedError):
@@ -13890,11 +13963,12 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
         connection.since = now
         if not data:
-            if connection.buffer:       # half a request, and the client may still be listening
+            if connection.buffer:       # half a request; the client may wait for a response
                 self._hand_over(connection)
             else:
                 self._close(connection)
             return
+
         if connection.buffer:
             connection.buffer += data
         else:
@@ -13908,7 +13982,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self._dispatch(connection)
 
     def _send_ready(self, connection, ready, now):
-        """Send a ready response; the front sends the rest when the socket takes more."""
+        """Send a ready response; the rest, if any, becomes `pending`."""
         app = self.app
         head, body, what, status, user, address = ready
         if address == connection.address or not connection.trusted:
@@ -13936,8 +14010,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         app.access_log.add_ready(what, status, now, len(body), user, address)
 
     def _count_memory(self, connection, now):
-        """Count the memory of a response that its client does not take at once; over the bound, the
-        slowest of such clients lose theirs."""
+        """Count the memory of a pending response.
+
+        Over `Limits.pending_memory` the slowest clients lose their connections."""
         connection.held = connection.pending.in_memory
         for data in connection.held:
             self.held += 0 if self.holders[id(data)] else len(data)
@@ -13955,7 +14030,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                     count, connection.address, Limits.pending_memory >> 20)
 
     def _drop_pending(self, connection):
-        """The pending response is sent, or given up."""
+        """Forget the pending response, when it is sent or given up."""
         self._uncount_memory(connection)
         connection.pending = None
 
@@ -13968,7 +14043,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.held = ()
 
     def _send_pending(self, connection):
-        """A slow client takes more of its response."""
+        """Send more of the pending response to a slow client."""
         try:
             more = connection.pending.send_some(connection.sock)
         except (BlockingIOError, InterruptedError):
@@ -13989,10 +14064,11 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._resume(connection, now)
 
     def _resume(self, connection, now):
-        """Wait for the next request, part of which may be here already; or close."""
+        """Wait for the next request, part of which may be in the buffer; or close."""
         if connection.closing or self.stopping:
             self._close_gently(connection, now)
             return
+
         connection.since = now
         connection.deadline = now + Limits.keep_alive
         self.selector.register(connection.sock, selectors.EVENT_READ, connection)
@@ -14001,13 +14077,13 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._dispatch(connection)
 
     def _close_gently(self, connection, now):
-        """Close our side and read on for a while: else the client could lose the response."""
+        """Close our side and read on for a while: otherwise the client could lose the response."""
         sock = connection.sock
         if connection.broken:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         else:
-            with contextlib.suppress(OSError):      # the client has closed its side, too
+            with contextlib.suppress(OSError):      # the client has closed its side as well
                 sock.shutdown(socket.SHUT_WR)
                 connection.buffer = b""
                 connection.draining = connection.allowance
@@ -14018,24 +14094,27 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         sock.close()
 
     def _dispatch(self, connection):
-        """Hand the connection over if its buffer holds a head, or never will hold one."""
+        """Hand the connection to a worker if its buffer holds a head, or can't become one."""
         buffer = connection.buffer
         if buffer.startswith(b"\r\n"):
             buffer = connection.buffer = without_blank_lines(buffer)
+
         start = max(0, connection.scanned - 3)
         end = buffer.find(b"\r\n\r\n", start)
         if end < 0 and len(buffer) <= Limits.head and not BARE_LINE_FEED.search(buffer, start) \
                 and buffer.find(b"\0", start) < 0:
             connection.scanned = len(buffer)
             return
+
         if end >= 0 and len(buffer) < end + 4 + _small_body(buffer[:end + 2]):
             connection.deadline = time.monotonic() + Limits.stall
             return
         self._hand_over(connection)
 
     def _hand_over(self, connection):
-        """Give the connection to a worker. If too many requests wait for one, the party with the
-        most loses its last."""
+        """Hand the connection to a worker.
+
+        If too many requests wait, the party with the most of them loses its last: 503."""
         self._unregister(connection)
         connection.scanned = 0
         self.process_request(connection, connection.address)
@@ -14049,13 +14128,15 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _unregister(self, connection):
         try:
             self.selector.unregister(connection.sock)
-        except KeyError:        # it comes from a worker, and is not registered again yet
+        except KeyError:        # a worker gave it back, and it is not registered again yet
             pass
 
     def _take_back(self, now):
+        """Take the connections that workers gave back; notice signals to stop."""
         with contextlib.suppress(BlockingIOError):
             if {signal.SIGTERM, signal.SIGINT} & set(self.waker.recv(4096)):
                 self.stopping = True        # see stop_on_signals
+
         while self.returned:
             connection, keep = self.returned.popleft()
             self.working -= 1
@@ -14068,7 +14149,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 self._count_memory(connection, now)
 
     def _sweep(self, now):
-        """Close connections that were silent for too long."""
+        """Close connections that are idle past their deadline, or too slow."""
         waiting = self.selector.get_map()
         for connection in [c for c in self.connections
                            if c.deadline < now or c.pending is not None and c.pending.is_too_slow]:
@@ -14080,7 +14161,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
                 self._close(connection)
 
     def _close(self, connection):
-        """Close a connection of the front, unless this round of events has closed it already."""
+        """Close a connection of the front, unless it was closed already in this round of events."""
         if connection not in self.connections:
             return
         self._unregister(connection)
@@ -14091,13 +14172,14 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         connection.sock.close()
 
     def _wind_down(self):
-        """Stop accepting, close idle connections, let running requests end in a bounded time."""
+        """Stop accepting, close idle connections, wait `Limits.shutdown` seconds for requests."""
         for listener in self.listeners:
             self.selector.unregister(listener)
             if listener.family == UNIX_FAMILY:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(listener.getsockname())
             listener.close()
+
         for connection in [key.data for key in list(self.selector.get_map().values())
                            if type(key.data) is Connection]:
             if connection.pending is None and connection.draining is None:
@@ -14118,13 +14200,16 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
 
 def connection_limit(wanted):
-    """The number of connections that can be had: `wanted`, or what file descriptors allow."""
+    """The number of connections: `wanted`, or fewer if file descriptors don't suffice.
+
+    Raises the soft limit of file descriptors as far as needed and allowed."""
     try:
         import resource
     except ImportError:     # Windows, where select() takes 512 sockets
         return min(wanted, 480)
+
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 2 * wanted + 400       # a slow reader's file takes a second one
+    needed = 2 * wanted + 400       # a file that is being sent takes a second descriptor
     if soft != resource.RLIM_INFINITY and soft < needed:
         goal = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with contextlib.suppress(ValueError, OSError):
