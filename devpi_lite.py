@@ -14221,9 +14221,9 @@ def connection_limit(wanted):
 # ==================================================================================================
 # 18  Application, routes, audiences
 #
-# The parts of a running server, and the way from a request to its endpoint. A route says whom it is
-# for and what they must be permitted; the dispatcher finds index and project, checks the
-# permission, and gives errors the form that the audience understands.
+# The parts of a running server, and the way from a request to its endpoint. A route names its
+# audience and its permission; the dispatcher finds index and project, checks the permission, and
+# gives errors the form that the audience understands.
 # ==================================================================================================
 
 
@@ -14235,16 +14235,16 @@ def may_read(request, index):
 
 
 def refuse_reading(request, message):
-    """401 without good credentials, 403 with them, never 404 [W9.2].
+    """Raise 401 without valid credentials, 403 with them, never 404 [W9.2].
 
-    The devpi client goes on after 403 and not after 401, so it gets the former."""
+    The devpi client gets 403, as it goes on after that, but not after 401."""
     if request.identity.user is None and "devpi-client" not in request.header("user-agent"):
         request.refuse(Unauthorized(message))
     request.refuse(Forbidden(message))
 
 
 def who_may_upload(request, index):
-    """` to alice/dev: alice, bob may`, for who may read the index and so its ACL."""
+    """` to alice/dev: alice, bob may`; "" for callers who may not read the index and its ACL."""
     acl = index.config.get("acl_upload", ())
     if not may_read(request, index):
         return ""
@@ -14254,7 +14254,7 @@ def who_may_upload(request, index):
 
 
 def other_stages(request):
-    """Some stages that the caller may upload to, the caller's own first: the end of a sentence."""
+    """`; you may upload to alice/dev, ...`, the caller's own stages first; "" if there are none."""
     app, user = request.app, request.identity.user
     if user is None:
         return ""
@@ -14283,7 +14283,7 @@ def _may_delete_user(request, user):
 
 
 def _may_create_index(request, user):
-    """409 for an index that exists comes before 403."""
+    """Whether the caller may create indexes of a user; 409, if the index exists, comes first."""
     request.app.indexes.refuse_existing(*request.index_path.split("/"))
     return request.app.permissions.index_modify(request.identity, user)
 
@@ -14293,7 +14293,7 @@ def _may_modify_index(request, index):
 
 
 def _may_delete_index(request, index):
-    """404 for a missing index is for callers who may delete that user's indexes."""
+    """Whether the caller may delete the index; only callers who may get 404 for a missing one."""
     user = request.index_path.partition("/")[0]
     allowed = request.app.permissions.index_modify(request.identity, user)
     if allowed and index is None:
@@ -14319,8 +14319,9 @@ def _may_send_results(request, index):
 
 
 def _forbidden(message):
-    """A `Permission.refuse` with status 403, for anonymous requests too, as in devpi.  The message
-    may contain `{path}`, of the index, and `{user}`."""
+    """A `Permission.refuse` with status 403, for anonymous requests too, as in devpi.
+
+    The message may contain `{path}`, of the index, and `{user}`."""
     def refuse(request, subject):
         request.refuse(Forbidden(message.format(path=request.index_path, user=subject)))
     return refuse
@@ -14346,7 +14347,7 @@ def _refuse_new_user(request, user):
 
 
 def _nothing_to_read(request, places):
-    """410 for a deleted file, even if its index was deleted since; otherwise 404."""
+    """Raise 410 for a deleted file, even if its index was deleted later; otherwise 404."""
     if "file" in places:
         request.app.projects.refuse_gone(f"{request.index_path}/{places['file']}")
     raise NoIndex(request.index_path)
@@ -14357,12 +14358,12 @@ def _no_such_index(request, _):
 
 
 class Permission(typing.NamedTuple):
-    """What a caller may or may not do to a subject: to the index that the path names, or else to
-    the user, or else None.
+    """Something that a caller may do to a subject: the index that the path names, or else the user,
+    or else None.
 
-    `allows(request, subject)` decides, `refuse(request, subject)` raises.  `missing(request,
-    places)` raises where there is no such index.  Without `missing`, the subject is None then, and
-    callers who may not change anything do not learn whether the index exists."""
+    `allows(request, subject)` decides; `refuse(request, subject)` raises; `missing(request,
+    places)` raises if the index does not exist. If `missing` is None, the subject is None then, so
+    that callers without the permission do not learn whether the index exists."""
     allows: typing.Callable
     refuse: typing.Callable | None = None
     missing: typing.Callable | None = _no_such_index
@@ -14407,8 +14408,9 @@ def require(request, may, subject):
 
 
 def require_still(request, may, index):
-    """`require` once more, after a body or a wait that may have taken long: with the caller's login
-    and the index as they are now.  Returns that index."""
+    """`require` again, after a long body or wait, with the login and the index as they are now.
+
+    Returns that index."""
     request.recheck_identity()
     index = request.app.indexes.get(index.path)
     require(request, may, index)
@@ -14419,31 +14421,30 @@ def require_still(request, may, index):
 
 
 class Audience(typing.NamedTuple):
-    """Whom an endpoint is for.
+    """A kind of client that an endpoint is for.
 
-    `errors`: the form of its errors, see `problem_response`.  `fits(request)`: how a request from
-    this audience is recognised where several audiences share a path.  `is_default`: who gets the
-    requests that fit nobody."""
+    `errors`: the form of its errors, see `problem_response`. `fits(request)`: whether a request
+    comes from this audience, if several share a path. `is_default`: gets requests that fit none."""
     errors: str
     fits: typing.Callable = lambda request: False
     is_default: bool = False
 
 
 def _sends_json(request):
-    """Whether the body is meant as JSON: `curl -d '{...}'` calls it a form."""
+    """Whether the body is JSON, even if its type is a form's, as with `curl -d '{...}'`."""
     if request.content_type == "application/x-www-form-urlencoded":
         return request.body.begins_with(b"{")
     return request.content_type != "multipart/form-data"
 
 
-# in the order in which they are tried: an installer's User-Agent counts more than its Accept
+# in the order in which they are tried: an installer's User-Agent comes before its Accept
 AUDIENCES = {
     "xml-rpc": Audience(
         "upload", lambda request: request.content_type in ("text/xml", "application/xml")),
     "pusher": Audience("json", _sends_json),
     "uploader": Audience("upload", is_default=True),
     "installer": Audience("page", lambda request: request.is_installer),
-    # readers of devpi's JSON; GET may be 415 for others, see `refuse_other_types`
+    # readers of devpi's JSON; others may get 415, see `refuse_other_types`
     "json": Audience("json", lambda request: "application/json" in request.accept, True),
     # readers of PEP 691's JSON, by Accept or ?format
     "simple json": Audience("page", lambda request: request.simple_format == SIMPLE_JSON),
@@ -14453,9 +14454,9 @@ AUDIENCES = {
 
 
 def refuse_other_types(request):
-    """415 unless the client accepts application/json, any type, or does not say.
+    """Raise 415 if Accept names only other types than JSON.
 
-    Browsers get JSON too, as there are no pages for them here."""
+    Browsers get JSON too, as they have no pages here."""
     ranges = accept_ranges(request.accept)
     if ranges and not {"application/json", "application/*", "*/*", "text/html"} & set(ranges):
         raise UnsupportedType("this is served as application/json only: say so in Accept")
@@ -14465,16 +14466,14 @@ def refuse_other_types(request):
 
 
 class Route(typing.NamedTuple):
-    """An endpoint under one of its paths; `for_` names its audience, `may` its permission.
-
-    `other_names`: see `route`."""
+    """An endpoint under one of its paths; `for_` names its audience, `may` its permission."""
     endpoint: typing.Callable
     for_: str
     may: str
     audience: Audience
     permission: Permission
-    other_names: str
-    is_json: bool               # GET of JSON and nothing else
+    other_names: str            # see `route`
+    is_json: bool               # GET of JSON alone
     drops_slash: bool
 
 
@@ -14501,39 +14500,37 @@ class Choice:
 
 
 class Path(typing.NamedTuple):
-    """A path with its routes.
-
-    `query`: keys of which the query must have one; empty where any query will do."""
+    """A path with its routes."""
     pattern: re.Pattern
-    query: frozenset
+    query: frozenset            # the request's query must have one of these keys; empty: any query
     choices: dict               # {method: Choice}
 
 
 # {(path as it is written, query): Path}: those with a query first, then in the order of their
-# first definition.  A request gets the first Path that matches and has its method.  The order
-# matters for one pair of others: a page of documentation (.../+d/json) comes before PyPI's JSON of
-# a project called "pypi".
+# first definition. A request gets the first Path that matches and has its method. The order
+# matters for one other pair: a page of documentation (.../+d/json) comes before PyPI's JSON of a
+# project called "pypi".
 ROUTES = {}
 _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
            "version": "[^/]+", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
 
 
 def route(methods, path, *, for_, may, query="", other_names=None):
-    """Decorator: registers an endpoint for an audience that has a permission, by their names in
-    AUDIENCES and PERMISSIONS.  `query`: see `Path`.
+    """Decorator: registers an endpoint. `for_`, `may`: names in AUDIENCES and PERMISSIONS;
+    `query`: see `Path`.
 
     Places in a path: `{user}`, `{index}`, `{name}` and `{project}` match one segment without a
     plus, `{version}` any segment, `{rest}` the rest of the path, `{file}` a file's path below its
     index; `[/]` an optional final slash.
 
-    The endpoint is called with the request and the values of the places by name.  `{user}/{index}`
-    becomes one value, `index`, an `Index`; `{user}/{name}`, for what need not be an index, stays
-    two texts.  `project` is a normal name.
+    The endpoint is called with the request and the values of the places by name. `{user}/{index}`
+    becomes one value, `index`, an `Index`; `{user}/{name}`, which need not be an index, stays two
+    strings. `project` is a normal name.
 
-    `other_names` says what happens if the path spells the project's name in another way:
+    `other_names` says what happens if the path has another spelling of the project's name:
     - "redirect": a redirect to the normal name, before the permission is checked (default for GET)
-    - "redirect ASCII": the same, but 400 for a name with other characters than ASCII
-    - "redirect readers": the same as "redirect", but after the permission is checked
+    - "redirect ASCII": the same, but 400 for a name that is not ASCII
+    - "redirect readers": a redirect after the permission is checked
     - "take": the endpoint is called with the normal name (default for other methods)"""
     audience, permission = AUDIENCES[for_], PERMISSIONS[may]
 
@@ -14554,6 +14551,7 @@ def route(methods, path, *, for_, may, query="", other_names=None):
 
 
 def _path_pattern(path):
+    """A route's path as a pattern with one group for each place."""
     slash = "/*" if "{file}" in path else "/?"
     pattern = re.escape(path).replace(r"\[/\]", slash).replace(r"\{", "{").replace(r"\}", "}")
     for place, expression in _PLACES.items():
@@ -14562,19 +14560,20 @@ def _path_pattern(path):
 
 
 def dispatch(request):
-    """Find the endpoint of a request, check all that its route says, and return its response.
+    """Find a request's endpoint, check what its route demands, and return its response.
 
     Clients rely on the order of the checks:
-    1. the index exists (404, 410; 403 where that must not be told)
-    2. the name of the project is normal (302)
-    3. the client accepts JSON, if nothing else is served (415)
+    1. the index exists (404, 410; 403 if the caller must not learn that)
+    2. the project's name is normal (302)
+    3. the client accepts JSON, if the path has nothing else (415)
     4. permission (401, 403)
     5. no final slash, for browsers (302)
 
-    The audience is chosen after 1: its errors have the form for the default audience."""
+    The audience is chosen after 1, so errors of 1 have the default audience's form."""
     choice, match = _matching(request)
     chosen, places = choice.default, match.groupdict()
     request.errors = chosen.audience.errors
+
     subject = places.get("user")
     if "index" in places:
         request.index_path = f"{places.pop('user')}/{places['index']}"
@@ -14595,8 +14594,9 @@ def dispatch(request):
             return moved
     if chosen.drops_slash:
         moved = _without_final_slash(request)
-        if moved and chosen.may == "anybody":       # of a user: 5 comes before 3 there
+        if moved and chosen.may == "anybody":       # a user's JSON: 5 comes before 3 there
             return moved
+
     if chosen.is_json:
         refuse_other_types(request)
     require(request, chosen.may, subject)
@@ -14604,7 +14604,7 @@ def dispatch(request):
 
 
 def _matching(request):
-    """(Choice, match) of the first Path that fits a request; NotFound if there is none."""
+    """(Choice, match) of the first Path that fits a request; NotFound if none does."""
     method = "GET" if request.method == "HEAD" else request.method
     for pattern, query, choices in ROUTES.values():
         match = pattern.fullmatch(request.path)
@@ -14617,14 +14617,17 @@ def _matching(request):
 
 
 def _normal_name(request, chosen, match, places):
-    """Put the normal name of the project into `places`.  Returns a redirect to it if the path
-    spells it in another way and the route redirects, otherwise None."""
+    """Put the project's normal name into `places`.
+
+    Returns a redirect if the path has another spelling and the route redirects, else None."""
     project = places["project"]
     if chosen.other_names == "redirect ASCII" and not project.isascii():
         raise BadRequest("unicode project names not allowed")
+
     name = places["project"] = normalize(project)
     if name == project or chosen.other_names == "take":
         return None
+
     start, end = match.span("project")
     return redirect(request.url(request.path[1:start] + name + request.path[end:]))
 
@@ -14638,8 +14641,9 @@ def _without_final_slash(request):
 
 
 def readers_of(path):
-    """The path of the index that one must be permitted to read for what is at a path, by whatever
-    method; "" where everybody may have it; None where there is nothing."""
+    """The path of the index whose readers may see what is at `path`, for any method.
+
+    "" if everybody may; None if nothing is there."""
     for pattern, _, choices in ROUTES.values():
         match = pattern.fullmatch(path)
         if match:
@@ -14655,15 +14659,13 @@ PARTS = []
 
 
 def part(make):
-    """Decorator: has the `App` make one more part.  For classes of the chapters below: each is
-    called with the App."""
+    """Decorator for classes of the chapters below: the `App` makes each, with itself, a part."""
     PARTS.append(make)
     return make
 
 
 class App(Part):
-    """All parts of a running server, of which it is one itself, and what is shared by the
-    requests."""
+    """All parts of a running server, itself among them, and what its requests share."""
 
     def __init__(self, settings, store, secret):
         self.settings, self.store = settings, store
@@ -14681,7 +14683,8 @@ class App(Part):
         self.search = SearchIndex(store, self.indexes, self.releases, self.blobs, settings)
         self.pages = store.freshness.cache(Limits.page_cache)
         self.turns = Turns()
-        self.ready = {trusted: store.freshness.cache(Limits.response_cache // 2) for trusted in (False, True)}
+        self.ready = {trusted: store.freshness.cache(Limits.response_cache // 2)
+                      for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
         self.noted = set()
         self.nameless_results = Rate(3600, Limits.nameless_of_one, Limits.nameless_an_hour)
@@ -14690,73 +14693,80 @@ class App(Part):
         self.started = time.time()
         node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
-        # whether nobody but this machine's own processes can reach us by an address
+        # whether only processes of this machine can reach the server by an address
         self.is_private = all(ip is not None and ip.is_loopback
                               for ip in (ip_of(host) for host, _ in settings.listen))
         self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
         self.constant_headers = (
-            f"X-DEVPI-API-VERSION: 2\r\nX-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\nX-DEVPI-UUID: {node}\r\n"
-            f"X-DEVPI-PRIMARY-UUID: {node}\r\nX-DEVPI-MASTER-UUID: {node}\r\n").encode()
+            "X-DEVPI-API-VERSION: 2\r\n"
+            f"X-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\n"
+            f"X-DEVPI-UUID: {node}\r\n"
+            f"X-DEVPI-PRIMARY-UUID: {node}\r\n"
+            f"X-DEVPI-MASTER-UUID: {node}\r\n").encode()
         self._variable = (0, -2, b"")
         held = [*vars(self).values(), *vars(self.mirrors).values()]
         self.parts = (self, *[each for each in held if isinstance(each, Part)],
                       *[make(self) for make in PARTS])
 
     def variable_headers(self, serial):
-        """The end of every head: Date and serial; made anew when either changes."""
+        """The end of every response's head: Date, serial and the blank line."""
         second = int(time.time())
         if self._variable[:2] != (second, serial):
-            self._variable = (second, serial,
-                              f"Date: {http_date(second)}\r\nX-DEVPI-SERIAL: {serial}\r\n\r\n".encode())
+            self._variable = (
+                second, serial,
+                f"Date: {http_date(second)}\r\nX-DEVPI-SERIAL: {serial}\r\n\r\n".encode())
         return self._variable[2]
 
     @functools.lru_cache(maxsize=10000)
     def trusts(self, address):
-        """Whether this peer may speak for others: loopback, --trusted-proxy [W4.2]."""
+        """Whether a peer may name clients and URLs: loopback, --trusted-proxy [W4.2]."""
         ip = ip_of(address)
         return ip.is_loopback or any(ip in network for network in self.settings.trusted_proxies)
 
     def ready_responses(self, address):
-        """The answer cache for this kind of peer: a trusted one's X-Outside-URL counts, another's does not."""
+        """The cache of ready responses for a peer: trusted peers, whose X-Outside-URL counts, have
+        their own."""
         return self.ready[self.trusts(address)]
 
     def keep_ready(self, request, ready, size, tags, expires):
-        """Keep an answer under the head of its request; one that a user got, for the address that
-        it came from alone.
+        """Keep a response under its request's raw head; a user's response under the address, too.
 
-        Else who is not let in any more, after too many wrong passwords, would find the right one
-        here."""
+        Otherwise an address that is locked out after wrong passwords could go on guessing: the
+        right password would get the kept response."""
         address = request.connection.address
         key = request.raw_head if ready.user is None else (address, request.raw_head)
         tags |= self.reach(request)
         if ready.user is not None:
             tags |= {user_tag(ready.user)}
-        self.store.freshness.keep(self.ready_responses(address), key, ready, size + 100 * len(tags), tags, request.moment, expires)
+        self.store.freshness.keep(self.ready_responses(address), key, ready,
+                                  size + 100 * len(tags), tags, request.moment, expires)
 
     def reach(self, request):
-        """The tags of the index configurations that an answer to this request depends on, whatever
-        its endpoint looked at.
+        """The tags of all index configurations that a response to this request may depend on.
 
-        It is asked for when the answer has been made.  That is no harm: where a configuration
-        changed meanwhile, the first one that did on the way from the path's index to what it builds
-        on is still among them, so that nothing is kept."""
+        They are found after the response is made, which is safe: if a configuration changed
+        meanwhile, the first changed one on the way from the path's index to its bases is still
+        among them, so that the response is not kept."""
         index = self.indexes.find(request.index_path)
-        return self.indexes.reach(index) if index else frozenset((index_tag(request.index_path), INDEXES))
+        return self.indexes.reach(index) if index \
+            else frozenset((index_tag(request.index_path), INDEXES))
 
     def ignored_header(self, address, name, value, why=""):
-        """Say once an address why a header of it that only proxies send does not count."""
+        """Log, once for an address, why a header that only proxies send does not count."""
         self.note_once(address, "%s %r from %s is ignored: %s", header_title(name),
                        one_line(value, 100), address,
                        why or f"--trusted-proxy {address} would make it count")
 
     def note_once(self, address, text, *values):
-        """A line in the log, one for each address and kind of thing."""
+        """Log a warning, once for an address and text; at most 1000 in all."""
         if (address, text) not in self.noted and len(self.noted) < 1000:
             self.noted.add((address, text))
             log.warning(text, *values)
 
     def respond(self, request):
-        """Find the endpoint, run it; whatever it raises becomes the answer."""
+        """The response of a request's endpoint; what that raises becomes a response.
+
+        BadHead goes on to the caller, which closes the connection."""
         try:
             request.resolve_target()
             request.refuse_foreign_host()
@@ -14774,37 +14784,41 @@ class App(Part):
         except Exception:
             name = secrets.token_hex(4)
             log.exception("request %s failed: %s %s", name, request.method, visible(request.target))
-            response = problem_response(Problem(f"internal error, request id {name}"), request.accept, request.errors)
+            response = problem_response(Problem(f"internal error, request id {name}"),
+                                        request.accept, request.errors)
+
         if request.method not in ("GET", "HEAD"):
             request.serial = self.store.serial
         return response
 
     def note_refusal(self, request, problem):
-        """Enter a change that somebody was refused into the audit log: only so many an hour, so
-        that nobody can wash the log out with them.
+        """Enter a refused change into the audit log: `Limits.audited_refusals` an hour, so that
+        they can't displace the rest.
 
-        401 is how a client learns that a login is wanted: it counts for those who have one."""
+        401 without a login is no refusal: it asks the client for credentials."""
         if request.method in ("GET", "HEAD"):
             return
         try:
             user = request.identity.user
-        except Problem:     # who it is can't be found out just now
+        except Problem:     # the password can't be checked now
             user = None
         if problem.status == 401 and user is None or self.refusals.take((user, request.address)):
             return
+
         path = sound(request.path)[:1000]
         index = self.indexes.find("/".join(path.split("/")[1:3]))
         actor = Actor(user, request.address)
         detail = f"{request.method}: {problem.status} {sound(problem.message)[:1000]}"
-        with contextlib.suppress(Problem):      # who asked is told, whatever the database does
+        with contextlib.suppress(Problem):      # the response matters more than this entry
             self.store.write(announce_event, Event("refused", index, target=path, detail=detail),
                              actor=actor, durable=False)
 
     def rendered(self, request, key, tags, render):
-        """The `Rendered` of this key: the kept one, or what `render()` returns, which is kept unless it is stale.
+        """The kept `Rendered` of a key, or what `render()` returns, which is kept unless stale.
 
-        One request at a time renders: a page of 2,000 files takes 20 ms, and eight clients that come for it at once would
-        wait 0.2 s, each for its own.  If upstream keeps the first one waiting, the others go on by themselves."""
+        One request at a time renders a page. 2,000 files take 20 ms: eight clients that each
+        rendered them at once would wait 0.2 s. After `Limits.turn` seconds, as when upstream is
+        slow, the others no longer wait for the first."""
         found = self.pages.get(key)
         if found is None:
             with self.turns.turn(key, Limits.turn):
@@ -14814,10 +14828,11 @@ class App(Part):
                     if not found.stale:
                         tags |= self.reach(request)
                         size = 2 * len(found.body) + 1000 + 100 * len(tags)
-                        self.store.freshness.keep(self.pages, key, found, size, tags, request.moment, found.expires)
+                        self.store.freshness.keep(
+                            self.pages, key, found, size, tags, request.moment, found.expires)
         return found
 
-    # -- what the parts have to say and to do
+    # -- what the parts report and do
 
     def all_loops(self):
         return [loop for part_ in self.parts for loop in part_.loops()]
@@ -14842,7 +14857,7 @@ class App(Part):
                     sum(cache.size for cache in self.ready.values()))
 
     def health(self):
-        """(level, sentences behind it, details for root); the level is "ok", "warn" or "fatal"."""
+        """(level, sentences, details for root); the level is "ok", "warn" or "fatal"."""
         found = [complaint for part_ in self.parts for complaint in part_.complaints()]
         level = max((complaint.level for complaint in found),
                     key=("ok", "warn", "fatal").index, default="ok")
@@ -14854,8 +14869,7 @@ class App(Part):
             part_.recover()
 
     def clean_all(self):
-        """Have the parts let go of what is not needed any more.  One that fails does not keep the
-        others from it."""
+        """Have each part delete what it no longer needs; a failure does not stop the others."""
         self._try(self.store.write, self._clean_rows, durable=False)
         for part_ in self.parts:
             self._try(part_.tidy)
@@ -14872,11 +14886,11 @@ class App(Part):
     def _try(function, *arguments, **keywords):
         try:
             function(*arguments, **keywords)
-        except Exception:       # the thread has to live on
+        except Exception:       # the thread must go on
             log.exception("cleaning failed")
 
     def clean_regularly(self):
-        """A loop for a thread."""
+        """Run `clean_all` every `Limits.cleaning` seconds."""
         while True:
             time.sleep(Limits.cleaning)
             give_back_memory()
@@ -14887,40 +14901,44 @@ class App(Part):
 
 
 def hidden_members(request, index):
-    """The members of an index's resolution order, itself apart, that the caller may not read."""
+    """The other members of an index's resolution order that the caller may not read."""
     return tuple(member for member in request.app.indexes.order(index)
-                 if member.restricted and member.path != index.path and not may_read(request, member))
+                 if member.restricted and member.path != index.path
+                 and not may_read(request, member))
 
 
 def refuse_unknown(request, index, project, hidden, sentence=""):
-    """Refuse a project that is nowhere where the caller may look: in the same way whether a
-    `hidden` base has it or not."""
+    """Refuse a project that the caller finds nowhere, in the same way if a `hidden` base has it."""
     if hidden:
-        refuse_reading(request, f"{index.path} builds on an index that is not open to all, and nothing else there has {project}")
+        refuse_reading(request, f"{index.path} builds on an index that is not open to all, "
+                                f"and nothing else there has {project}")
     raise request.app.projects.unknown(index, project, sentence)
 
 
 def near_indexes(request, path):
-    """` (alice has: dev, prod)` for alice/dve: the indexes of that user that the caller may read,
-    where one is near."""
+    """` (alice has: dev, prod)` for alice/dve: indexes of that user that the caller may read.
+
+    "" if no such index has a similar name."""
     user, _, name = path.partition("/")
     indexes = request.app.indexes.all(user)
     if not nearest(name, [index.name for index in indexes]):
         return ""
     try:
         names = [index.name for index in indexes if may_read(request, index)]
-    except Busy:        # who asks can't be found out just now
+    except Busy:        # the password can't be checked now
         return ""
     near = nearest(name, names)
     if not near:
         return ""
+
     others = [each for each in names if each not in near]
     more = len(near + others) - 10
-    return f" ({user} has: {', '.join((near + others)[:10])}{f' and {more} more' if more > 0 else ''})"
+    return (f" ({user} has: {', '.join((near + others)[:10])}"
+            f"{f' and {more} more' if more > 0 else ''})")
 
 
 def shown_bases(request, index):
-    """The bases of an index, but for those that the caller may not read."""
+    """The bases of an index, without those that the caller may not read."""
     found = ((base, request.app.indexes.find(base)) for base in index.config.get("bases", ()))
     return [base for base, member in found if member is None or may_read(request, member)]
 
