@@ -17331,7 +17331,9 @@ def open_rows(serverdir):
     path = os.path.join(serverdir, "devpi_lite.db")
     if not os.path.exists(path):
         raise FatalError(f"no devpi_lite database in {serverdir}")
-    is_fixed = is_read_only(serverdir)
+    # where no log can be made beside a database, and none is there, nobody writes to it
+    is_fixed = is_read_only(serverdir) or not (
+        os.access(serverdir, os.W_OK) or os.path.exists(path + "-wal"))
     if is_fixed:
         refuse_unfolded(path)
     db = sqlite3.connect(read_only_uri(path, immutable=True) if is_fixed else path, uri=is_fixed,

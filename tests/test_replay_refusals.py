@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 import sqlite3
 import struct
+import subprocess
 import sys
 import zlib
 
@@ -451,6 +453,41 @@ def test_a_source_that_was_not_closed_before_it_was_made_read_only_is_refused(
     assert "devpi_lite.db-wal" in done.stderr and SENTENCE in done.stderr
     assert not (tmp_path / "new").exists()
     (source / "devpi_lite.db-wal").unlink()
+
+
+def without_privileges(folder):
+    """An interpreter to which permissions count; None where that can't be had."""
+    if os.name != "posix" or os.geteuid():
+        return sys.executable if os.name == "posix" else None
+    if not shutil.which("setpriv"):
+        return None
+    script = folder / "python"
+    script.write_text("#!/bin/sh\nexec setpriv --bounding-set=-dac_override,-dac_read_search "
+                      "'%s' \"$@\"\n" % sys.executable)
+    script.chmod(0o755)
+    closed = folder / "closed"
+    closed.mkdir(0o500)
+    done = subprocess.run([str(script), "-c", "open(%r, 'w')" % str(closed / "probe")],
+                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return script if b"PermissionError" in done.stderr else None
+
+
+def test_a_source_that_belongs_to_others_is_read(source, tmp_path):
+    """Nobody has it open, and no write-ahead log can be made beside its database."""
+    python = without_privileges(tmp_path)
+    if python is None:
+        pytest.skip("who runs this may write everywhere")
+    with contextlib.closing(sqlite3.connect(str(source / "devpi_lite.db"))) as db:
+        db.execute("PRAGMA journal_mode = WAL")     # as a server leaves it
+    for path in (source, source / "devpi_lite.db"):
+        path.chmod(path.stat().st_mode & 0o555)
+    try:
+        done = run_command("_replay", "--serverdir", tmp_path / "new", source, python=python)
+    finally:
+        source.chmod(0o700)
+        (source / "devpi_lite.db").chmod(0o600)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    same(source, tmp_path / "new")
 
 
 # -- much at once
