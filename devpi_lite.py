@@ -14960,7 +14960,7 @@ def shown_bases(request, index):
 @route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}",
        for_="people", may="read", other_names="take")
 def redirect_to_docs(request, index, project, version, rest="index.html"):
-    """Also where devpi-web shows documentation in a frame; here it stands alone."""
+    """Redirect to the page itself, also from `+d`, where devpi-web shows it in a frame."""
     return redirect(request.url(f"{index.path}/{project}/{version}/+doc/{rest}"))
 
 
@@ -14969,24 +14969,27 @@ def redirect_to_docs(request, index, project, version, rest="index.html"):
 def get_docs(request, index, project, version, rest):
     """A file of a release's documentation, straight out of its zip [W15].
 
-    The version may be `latest` or `stable`: the newest that has documentation, or the newest final
-    one."""
+    The version may be `latest` or `stable`: the newest, or newest final one, with
+    documentation."""
     app = request.app
     zip_file = _documentation(app.releases.docs_of(index, project), version)
     path = rest + "index.html" if rest.endswith("/") else rest
     member = app.releases.doc_member(zip_file.sha256, path) if is_doc_path(path) else None
+
     if member is None and not app.releases.can_be_shown(zip_file.sha256):
-        raise NotFound(f"the documentation of {project} {zip_file.version} is no zip archive: it can only be downloaded")
+        raise NotFound(f"the documentation of {project} {zip_file.version} is no zip archive: "
+                       "it can only be downloaded")
     if member is None:
         if is_doc_path(path) and app.releases.doc_member(zip_file.sha256, path + "/index.html"):
             return redirect_to_docs(request, index, project, version, path + "/")
-        raise NotFound(f"the documentation of {project} {zip_file.version} has no file {one_line(path, 200)}")
+        raise NotFound(f"the documentation of {project} {zip_file.version} "
+                       f"has no file {one_line(path, 200)}")
     tags = frozenset((project_tag(index.id, project),))
     return _doc_response(request, index, zip_file, member, tags)
 
 
 def _documentation(docs_by_version, version):
-    """The documentation zip that a version or alias stands for."""
+    """The documentation zip of a version, `latest` or `stable`; NotFound without one."""
     candidates = docs_by_version
     if version == "stable":
         candidates = {v: file for v, file in docs_by_version.items() if is_final(v)}
@@ -14994,41 +14997,54 @@ def _documentation(docs_by_version, version):
         return candidates[max(candidates, key=version_key)]
     for text in spellings(version, candidates):
         return candidates[text]
-    raise NotFound("No stable documentation available." if version == "stable" else "No documentation available.")
+    raise NotFound("No stable documentation available." if version == "stable"
+                   else "No documentation available.")
 
 
-# What an uploader's page may do: run scripts, but as nobody, away from our origin.
-_DOC_POLICY = ("sandbox allow-scripts allow-popups allow-forms; default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+# An uploader's page may run scripts, but anonymously and outside our origin.
+_DOC_POLICY = ("sandbox allow-scripts allow-popups allow-forms; "
+               "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
                "connect-src 'self'")
 _DOC_TYPES = mimetypes.MimeTypes(filenames=())
 for _ending, _type in (
-        (".js", "text/javascript"), (".mjs", "text/javascript"), (".md", "text/plain"), (".rst", "text/plain"),
-        (".woff", "font/woff"), (".woff2", "font/woff2"), (".ttf", "font/ttf"), (".webp", "image/webp"),
-        (".ico", "image/x-icon"), (".inv", "application/octet-stream"), (".wasm", "application/wasm")):
+        (".js", "text/javascript"), (".mjs", "text/javascript"),
+        (".md", "text/plain"), (".rst", "text/plain"),
+        (".woff", "font/woff"), (".woff2", "font/woff2"), (".ttf", "font/ttf"),
+        (".webp", "image/webp"), (".ico", "image/x-icon"),
+        (".inv", "application/octet-stream"), (".wasm", "application/wasm")):
     _DOC_TYPES.add_type(_type, _ending)
 
 
 def _doc_response(request, index, zip_file, member, tags):
+    """A member of a documentation zip, or one range of it, in a sandbox."""
     etag = f'"{zip_file.sha256}-{member.number}"'
-    validators = [("ETag", etag), ("Cache-Control", f"{'private, ' if index.restricted else ''}max-age=60")]
+    validators = [("ETag", etag),
+                  ("Cache-Control", f"{'private, ' if index.restricted else ''}max-age=60")]
     safety = [("Content-Security-Policy", _DOC_POLICY), NOSNIFF]
     if not index.restricted:
-        safety.append(("Access-Control-Allow-Origin", "*"))     # a sandboxed page's origin is none: its own fonts need this
+        # a sandboxed page has no origin: its own fonts need this
+        safety.append(("Access-Control-Allow-Origin", "*"))
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
+
     type_, encoding = _DOC_TYPES.guess_type(member.path, strict=False)
     if type_ is None or encoding:
         type_ = "application/octet-stream"
         safety.append(("Content-Disposition", "attachment"))
     elif type_ == "text/plain":
         type_ = "text/plain; charset=utf-8"
-    headers = [("Content-Type", type_), ("Last-Modified", http_date(seconds_of(zip_file.uploaded))), *validators, *safety,
-               ("Accept-Ranges", "bytes")]
+    headers = [("Content-Type", type_),
+               ("Last-Modified", http_date(seconds_of(zip_file.uploaded))),
+               *validators, *safety, ("Accept-Ranges", "bytes")]
+
     file = request.app.blobs.open(zip_file.sha256, zip_file.size)
     if not member.deflated:
         return ranged_response(request, headers, etag, file, member.start, member.size, tags)
-    whole = member.size > Limits.ranged_member      # what comes before a range has to be unpacked for it
-    status, start, end = (200, 0, member.size) if whole else chosen_range(request, headers, etag, member.size)
+
+    # a range costs unpacking all bytes before it
+    whole = member.size > Limits.ranged_member
+    status, start, end = (200, 0, member.size) if whole \
+        else chosen_range(request, headers, etag, member.size)
     if status == 416 or request.method == "HEAD":
         file.close()
         return Response(status, headers, stream=iter(()), length=end - start)
@@ -15039,6 +15055,7 @@ def _doc_response(request, index, zip_file, member, tags):
 
 
 def _inflated_range(file, member, start, end):
+    """The bytes of a deflated member from `start` to `end`, in pieces; closes the file."""
     with file:
         left = end - start
         for piece in inflated(file, member, start):
@@ -15053,16 +15070,19 @@ def _inflated_range(file, member, start, end):
 
 
 def readable_indexes(request):
-    return [index for index in request.app.indexes.all() if request.app.permissions.read(request.identity, index)]
+    return [index for index in request.app.indexes.all()
+            if request.app.permissions.read(request.identity, index)]
 
 
 @route("GET", "/+search", for_="program", may="anybody")
 def get_hits(request):
-    """Projects that a query finds, and names of mirrors [W21.1]: `query`, `page`, `sort`."""
+    """The projects that match `query`, and names of mirrors [W21.1]; with `page` and `sort`."""
     app = request.app
     query = Query(request.query.get("query", request.query.get("q", "")))
     readable = readable_indexes(request)
-    hits = [] if query.is_empty else app.search.find(query, [index.id for index in readable], request.query.get("sort", ""))
+    hits = [] if query.is_empty else app.search.find(
+        query, [index.id for index in readable], request.query.get("sort", ""))
+
     pages = max(1, min(50, -(-len(hits) // 20)))
     number = request.query.get("page", "1")
     page = min(pages, max(1, int(number))) if re.fullmatch(r"[0-9]{1,100}", number) else 1
@@ -15071,12 +15091,15 @@ def get_hits(request):
         in_docs = app.search.pages(query, [row["id"] for row, _ in shown])
     except QueryTimeout:
         in_docs = {}
-        query.notes.append("Pages of the documentation were left out: looking for them took too long.")
+        query.notes.append(
+            "Pages of the documentation were left out: looking for them took too long.")
+
     return result_response("search", {
         "query": query.text, "total": len(hits), "page": page, "pages": pages,
-        "hits": [{"name": row["name"], "version": row["version"], "index": f"{row['user']}/{row['idx']}",
-                  "summary": row["summary"], "url": request.url(row["path"].strip("/")), "score": round(score, 3),
-                  "uploaded": row["uploaded"],
+        "hits": [{"name": row["name"], "version": row["version"],
+                  "index": f"{row['user']}/{row['idx']}",
+                  "summary": row["summary"], "url": request.url(row["path"].strip("/")),
+                  "score": round(score, 3), "uploaded": row["uploaded"],
                   "pages": [{"title": title, "url": request.url(path.strip("/"))}
                             for title, path in in_docs.get(row["id"], ())[:3]]}
                  for row, score in shown],
@@ -15084,8 +15107,9 @@ def get_hits(request):
 
 
 def names_in_mirrors(request, query, readable):
-    """The names of mirrored projects that a query of nothing but words can mean: those that begin so, then others that hold
-    it."""
+    """The mirrored projects whose names contain a query's words; those that begin so come first.
+
+    No hits for a query that is more than a list of words, names and places."""
     app, parts = request.app, query.name_parts
     if parts is None:
         return {"total": 0, "hits": []}
@@ -15093,6 +15117,7 @@ def names_in_mirrors(request, query, readable):
              if isinstance(part, Word) or part.key == "name"]
     needle = normalize(" ".join(words)).strip("-")
     places = [part for part in parts if isinstance(part, Filter) and part.key != "name"]
+
     hits, total = [], 0
     for index in readable if needle else ():
         member = app.projects.at(index)
@@ -15103,12 +15128,15 @@ def names_in_mirrors(request, query, readable):
         if partial:
             query.notes.append(f"Not all names of {index.path} were looked at.")
         if isinstance(names, list) and app.mirrors.lists.wants_names(index):
-            query.notes.append(f"The list of all names of {index.path} is not here yet; upstream was asked for it.")
+            query.notes.append(f"The list of all names of {index.path} is not here yet; "
+                               "upstream was asked for it.")
         total += len(found)
         hits += [(not name.startswith(needle), name, index) for name in found[:20]]
+
     hits.sort(key=lambda hit: hit[:2])
-    return {"total": total, "hits": [{"name": name, "index": index.path, "url": request.url(f"{index.path}/{name}")}
-                                     for _, name, index in hits[:20]]}
+    return {"total": total, "hits": [
+        {"name": name, "index": index.path, "url": request.url(f"{index.path}/{name}")}
+        for _, name, index in hits[:20]]}
 
 
 def _lies_at(index, place):
@@ -15122,11 +15150,12 @@ def _lies_at(index, place):
 
 @route("GET", "/+suggest", for_="program", may="anybody")
 def get_suggestions(request):
-    """Names that begin as `q` does, for the search boxes of browsers (OpenSearch): [q, [names]]."""
+    """Names that begin with `q`, for the search boxes of browsers (OpenSearch): [q, [names]]."""
     app = request.app
     text = request.query.get("q", "")
     start = normalize(text[:Limits.query].strip()).lstrip("-")
     readable = readable_indexes(request)
+
     names = app.search.names(start, [index.id for index in readable], 10) if start else []
     seen = {normalize(name) for name in names}
     for index in readable if start else ():
@@ -15141,9 +15170,10 @@ def get_suggestions(request):
 
 @route("POST", "/{user}/{index}[/]", for_="xml-rpc", may="read")
 def search_by_xmlrpc(request, index):
-    """devpi-web: XML-RPC's `search(fields, operator)` over an index and its bases, as `pip search`
-    calls it."""
-    import xmlrpc.client        # not at the top: it takes longer to load than all else, and few ever call this
+    """devpi-web: XML-RPC's `search(fields, operator)` of `pip search`, over an index and its
+    bases."""
+    # not at the top: it takes longer to load than all else, and few ever call this
+    import xmlrpc.client
     request.body.narrow(Limits.xml_body)
     body = request.body.read_all(Limits.xml_body)
     try:
@@ -15152,25 +15182,30 @@ def search_by_xmlrpc(request, index):
         answer = sound(xmlrpc.client.dumps((hits,), methodresponse=True))
     except xmlrpc.client.Fault as fault:
         answer = xmlrpc.client.dumps(fault)
-    return Response(200, [("Content-Type", "text/xml; charset=utf-8")], answer.encode("utf-8", "xmlcharrefreplace"))
+    return Response(200, [("Content-Type", "text/xml; charset=utf-8")],
+                    answer.encode("utf-8", "xmlcharrefreplace"))
 
 
 def _xmlrpc_call(client, body):
-    """({field: [text, ...]}, operator) of a call of `search`; a Fault for anything else."""
+    """({field: [text, ...]}, operator) of a call of `search`; Fault for anything else."""
     try:
         text = body.decode("utf-8")
         if "\0" in text or re.search(r"<!(DOCTYPE|ENTITY)", text, re.IGNORECASE):
             raise ValueError("document types are not taken")
         parameters, method = client.loads(text)
-    except Exception as error:      # whatever expat and the unmarshaller raise for what is no call
+    except Exception as error:      # expat and the unmarshaller raise errors of many classes
         raise client.Fault(-32700, f"not an XML-RPC call: {reason_of(error)}") from None
     if method != "search":
-        raise client.Fault(-32601, f"unknown method {one_line(str(method), 60)!r}: there is search(fields, operator)")
+        raise client.Fault(-32601, f"unknown method {one_line(str(method), 60)!r}: "
+                                   "there is search(fields, operator)")
+
     fields, operator = (*parameters, "and")[:2] if parameters else (None, "and")
     if not isinstance(fields, dict) or operator not in ("and", "or") or len(parameters) > 2:
         raise client.Fault(-32602, "expected search({field: [text, ...]}, 'and' or 'or')")
-    fields = {field: [value] if isinstance(value, str) else value for field, value in fields.items()}
-    if not all(isinstance(values, list) and all(isinstance(value, str) for value in values) for values in fields.values()):
+    fields = {field: [value] if isinstance(value, str) else value
+              for field, value in fields.items()}
+    if not all(isinstance(values, list) and all(isinstance(value, str) for value in values)
+               for values in fields.values()):
         raise client.Fault(-32602, "a field of a search is a text or a list of texts")
     if sum(map(len, fields.values())) > Limits.query_terms:
         raise client.Fault(-32602, f"a search has {Limits.query_terms} texts at most")
@@ -15180,16 +15215,20 @@ def _xmlrpc_call(client, body):
 
 
 def _xmlrpc_hits(request, index, fields, operator):
+    """Hits as PyPI's `search` returned them, projects of the exact name first."""
     app = request.app
-    order = [member for member in app.indexes.order(index) if app.permissions.read(request.identity, member)]
+    order = [member for member in app.indexes.order(index)
+             if app.permissions.read(request.identity, member)]
     place = {member.id: number for number, member in enumerate(order)}
     known = {field: values for field, values in fields.items() if field in RPC_COLUMNS}
     rows = app.search.by_fields(known, operator, list(place))
     wanted = [normalize(value) for value in known.get("name", ())]
+
     hits = {}
     for row in sorted(rows, key=lambda row: place[row["index_id"]]):
         hits.setdefault(row["norm"], {
-            "name": row["name"], "version": row["version"], "summary": f"[{row['user']}/{row['idx']}] {row['summary']}",
+            "name": row["name"], "version": row["version"],
+            "summary": f"[{row['user']}/{row['idx']}] {row['summary']}",
             "_pypi_ordering": 2 if row["norm"] in wanted else 1})
     return sorted(hits.values(), key=lambda hit: (-hit["_pypi_ordering"], hit["name"]))
 
@@ -15203,8 +15242,7 @@ def _xmlrpc_hits(request, index, fields, operator):
 
 
 class Rendered:
-    """A page ready to be sent: its bytes, their ETag, and the gzipped bytes, made for the first
-    request that takes them."""
+    """A page ready to send: its bytes, their ETag, and the gzipped bytes, made on first use."""
 
     def __init__(self, body, label, page, index):
         self.body = body
@@ -15221,10 +15259,10 @@ class Rendered:
 
 
 def link_prefix(requested, origin, depth, absolute):
-    """What stands before `+f/...` in links to files of `origin`.
+    """The start of links to files of `origin`, before `+f/...`.
 
-    The page is `depth` folders below the index `requested`. `absolute`: the URL of our root, if
-    links are to be absolute."""
+    The page is `depth` folders below the index `requested`. `absolute`: the URL of our root, or ""
+    for relative links."""
     if absolute:
         return f"{absolute}/{quoted(origin.path)}/"
     if origin.path == requested.path:
@@ -15243,7 +15281,7 @@ def page_versions(page):
 def json_page(page, prefix, serial):
     """The page as JSON (PEP 691, 700, 714, 740, 792).
 
-    `prefix(index)`: what stands before an index's file paths; `serial`: upstream's."""
+    `prefix(index)`: the start of links, see `link_prefix`; `serial`: upstream's."""
     meta = {"api-version": API_VERSION, **({"_last-serial": serial} if serial else {})}
     content = {"meta": meta, "name": page.name, "versions": page_versions(page)}
     if page.status != ACTIVE:
@@ -15286,7 +15324,7 @@ def _json_entry(before, file):
 def html_page(index, page, prefix, for_people):
     """The page as HTML (PEP 503, 592, 658, 714, 740, 792).
 
-    People see the newest version first, and a note on files that are hidden from them."""
+    `for_people`: the newest version first, and a note on files that are not shown."""
     rows = [(origin, file) for origin, files in page.parts for file in files]
     if for_people:
         rows.sort(key=lambda row: (version_key(row[1].version), row[1].filename), reverse=True)
@@ -15335,7 +15373,7 @@ def _anchor(prefix, file):
 def pypi_json(page, releases, version, metadata, root, with_releases):
     """PyPI's JSON document of a project, or of one version.
 
-    `version`: the one that is shown, with its `metadata`; `releases`: see `files_by_version`;
+    `version` and `metadata`: of the version shown; `releases`: see `files_by_version`;
     `root(index)`: the absolute URL of an index."""
     files = {each: [_pypi_file(root(origin), file) for origin, file in rows
                     if not file.filename.lower().endswith(VARIANTS)]
@@ -15394,12 +15432,14 @@ def _pypi_file(root, file):
 # -- files
 
 
-_CONTENT_TYPES = ((".tar.gz", "application/x-tar"), (".tgz", "application/x-tar"), (".tar.bz2", "application/x-tar"),
-                  (".zip", "application/zip"), (VARIANTS, "application/json"))
+_CONTENT_TYPES = ((".tar.gz", "application/x-tar"), (".tgz", "application/x-tar"),
+                  (".tar.bz2", "application/x-tar"), (".zip", "application/zip"),
+                  (VARIANTS, "application/json"))
 
 
 def content_type(filename):
-    return next((type_ for ending, type_ in _CONTENT_TYPES if filename.endswith(ending)), "application/octet-stream")
+    return next((type_ for ending, type_ in _CONTENT_TYPES if filename.endswith(ending)),
+                "application/octet-stream")
 
 
 @route("GET PUT PUSH PATCH", "/{user}/{index}/{file}[/]", for_="installer", may="read")
@@ -15408,11 +15448,13 @@ def get_file(request, index, file):
     app, path = request.app, file
     if path.endswith(".metadata"):
         return serve_metadata_file(request, index, path[:-len(".metadata")])
+
     place = app.projects.find_file(index, path)
     file = place.file
-    is_json = path.lower().endswith(VARIANTS)       # then who accepts JSON wants the file
+    is_json = path.lower().endswith(VARIANTS)       # accepting JSON then means the file itself
     if "application/json" in request.accept and not is_json:
         return file_facts(file, place.project)
+
     with told_in_json() if file.url else contextlib.nullcontext():
         content = app.projects.open(index, place, for_head=request.method == "HEAD")
         if content.url:
@@ -15421,6 +15463,7 @@ def get_file(request, index, file):
         if content.sha256:
             tags = frozenset((project_tag(index.id, place.project),))
             return blob_response(request, index, content, type_, tags)
+
     headers = [("Content-Type", type_), NOSNIFF]
     if request.method != "HEAD":
         headers.append(("X-Accel-Buffering", "no"))
@@ -15435,7 +15478,9 @@ def _told_in_json(pieces):
 
 
 def file_facts(file, project):
-    facts = {"hash_spec": file.hash_spec, "hashes": file.hashes, "project": project, "version": file.version}
+    """devpi's JSON of a file."""
+    facts = {"hash_spec": file.hash_spec, "hashes": file.hashes, "project": project,
+             "version": file.version}
     if file.url:
         facts["url"] = file.url
     if file.url is None:
@@ -15454,6 +15499,7 @@ def serve_metadata_file(request, index, path):
     etag, validators = blob_validators(index, sha256)
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
+
     headers = [("Content-Type", "application/octet-stream"), NOSNIFF,
                ("Last-Modified", http_date(seconds_of(place.file.uploaded))),
                *validators, ("Accept-Ranges", "bytes")]
@@ -15468,7 +15514,7 @@ def serve_metadata_file(request, index, path):
 @route("GET", "/{user}/{index}/+simple/{project}", for_="people", may="anybody",
        other_names="redirect ASCII")
 def redirect_to_slash(request, index, project=None):
-    """The permission is looked at where this leads."""
+    """Redirect to the URL with a final slash, which checks the permission."""
     response = redirect(request.url(request.path[1:] + "/"))
     response.headers.append(("Vary", "Accept, User-Agent" if project else "User-Agent"))
     return response
@@ -15476,7 +15522,7 @@ def redirect_to_slash(request, index, project=None):
 
 @route("POST", "/{user}/{index}/+simple/{project}/refresh", for_="json", may="read")
 def refresh_project(request, index, project):
-    """devpi: have every mirror of the order fetch the project's page anew."""
+    """devpi: have each readable mirror in the resolution order fetch the project's page again."""
     app = request.app
     if app.settings.offline_mode:
         raise Conflict(f"The project {project} is not refreshed: "
@@ -15515,22 +15561,26 @@ def get_simple_project(request, index, project):
             return Rendered(json_page(page, prefix, page.serial_for(index)), "json", page, index)
         label = "html" if form == "text/html" else "v1html"
         return Rendered(html_page(index, page, prefix, for_people), label, page, index)
-    key = index.id, project, form, for_people, depth, absolute, tuple(member.id for member in hidden)
+
+    key = (index.id, project, form, for_people, depth, absolute,
+           tuple(member.id for member in hidden))
     return _page_response(request, index, app.rendered(request, key, tags, render), form, tags)
 
 
 def _page_response(request, index, rendered, form, tags):
-    """A rendered page with its validators; gzipped, or 304, where the client asks for that."""
+    """A rendered page with its validators; gzipped if the client accepts that; or 304."""
     headers = _simple_headers(form)
     etag, body = f'"{rendered.etag}"', rendered.body
     zipped = len(body) > 1024 and _quality_of_gzip(request.header("accept-encoding")) > 0
     if zipped:
         etag = f'"{rendered.etag}-gzip"'
-    private = any(member.restricted for member in request.app.indexes.order(index))     # what one sees depends on who asks
+
+    # if a member is restricted, the page depends on the user
+    private = any(member.restricted for member in request.app.indexes.order(index))
     if rendered.stale:
         now = http_date(time.time())
-        headers += [("Cache-Control", "max-age=0, must-revalidate, no-cache, no-store"), ("Pragma", "no-cache"),
-                    ("Expires", now), ("Last-Modified", now)]
+        headers += [("Cache-Control", "max-age=0, must-revalidate, no-cache, no-store"),
+                    ("Pragma", "no-cache"), ("Expires", now), ("Last-Modified", now)]
         tags = None
     else:
         page_age = request.app.projects.at(index).page_age
@@ -15539,8 +15589,10 @@ def _page_response(request, index, rendered, form, tags):
     headers.append(("ETag", etag))
     if rendered.serial:
         headers.append(("X-PYPI-LAST-SERIAL", str(rendered.serial)))
+
     if none_match(request.header("if-none-match"), etag):
-        kept = [(name, value) for name, value in headers if name in ("ETag", "Cache-Control", "Vary")]
+        kept = [(name, value) for name, value in headers
+                if name in ("ETag", "Cache-Control", "Vary")]
         return Response(304, kept, tags=tags, expires=rendered.expires)
     if zipped:
         headers.append(("Content-Encoding", "gzip"))
@@ -15549,7 +15601,8 @@ def _page_response(request, index, rendered, form, tags):
 
 
 def _simple_headers(form):
-    return [("Content-Type", HTML if form == "text/html" else form), ("Vary", "Accept, Accept-Encoding, User-Agent")]
+    return [("Content-Type", HTML if form == "text/html" else form),
+            ("Vary", "Accept, Accept-Encoding, User-Agent")]
 
 
 def _quality_of_gzip(header):
@@ -15567,6 +15620,7 @@ def get_simple_list(request, index):
     app = request.app
     members = [member for member in app.indexes.order(index)
                if member is index or app.permissions.read(request.identity, member)]
+
     lists, stale = [], False
     for member, names in app.projects.lists(members):
         if not isinstance(names, Problem):
@@ -15576,38 +15630,44 @@ def get_simple_list(request, index):
         else:
             log.warning("the project list of %s is left out: %s", member.path, names.message)
             stale = True
-    whole = max((names for _, names in lists if isinstance(names, MirrorNames)), key=lambda names: names.count, default=None)
+
+    whole = max((names for _, names in lists if isinstance(names, MirrorNames)),
+                key=lambda names: names.count, default=None)
     lists = _each_name_once(app, lists, whole)
     if whole is None:
         return _small_list(request, index, lists, stale)
     private = any(member.restricted for member in members)
-    return _large_list(request, index, lists, whole, "private, no-cache" if private else "no-cache")
+    return _large_list(request, index, lists, whole,
+                       "private, no-cache" if private else "no-cache")
 
 
 def _small_list(request, index, lists, stale):
-    """A project list that is made here, and kept if no mirror has a part in it."""
+    """A project list without a mirror's list on disk; kept if no mirror is in the order."""
     form = request.simple_format
     names = [name for _, names in lists for name in names]
     if form == SIMPLE_JSON:
         label, body = "json", _list_in_one("projects.json", names)
     elif form == SIMPLE_HTML or request.is_installer:
-        label, body = "v1html" if form == SIMPLE_HTML else "html", _list_in_one("projects.html", names)
+        label, body = ("v1html" if form == SIMPLE_HTML else "html",
+                       _list_in_one("projects.html", names))
     else:
         label, body = "people", b"".join(_list_for_people(request, index, lists, None))
     page = ProjectPage("", tuple((member, ()) for member, _ in lists), stale=stale)
     order = request.app.indexes.order(index)
     tags = frozenset(names_tag(member.id) for member in order)
     keep = len(lists) == len(order) and not request.app.projects.mirrors_in(index)
-    return _page_response(request, index, Rendered(body, label, page, index), form, tags if keep else None)
+    return _page_response(request, index, Rendered(body, label, page, index), form,
+                          tags if keep else None)
 
 
 def _list_in_one(form, names):
+    """A project list as one page; `form`: a key of LIST_PAGE."""
     head, _, tail = LIST_PAGE[form]
     return (head + list_entries(form, names) + tail).encode()
 
 
 def _large_list(request, index, lists, whole, caching):
-    """A project list of which the most comes from disk, as a mirror's child process wrote it."""
+    """A project list most of which is a file on disk: `whole`, the largest mirror's list."""
     form = request.simple_format
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
     headers = [*_simple_headers(form), ("Cache-Control", caching)]
@@ -15616,20 +15676,24 @@ def _large_list(request, index, lists, whole, caching):
     if whole.serial and is_own:
         headers.append(("X-PYPI-LAST-SERIAL", str(whole.serial)))
     for_people = form == "text/html" and not request.is_installer and not is_own
-    etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-{os.path.basename(whole.folder)}-' \
-           f'{"people" if for_people else form[-4:]}'
+
+    etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-' \
+           f'{os.path.basename(whole.folder)}-{"people" if for_people else form[-4:]}'
     if not own and not for_people and _quality_of_gzip(request.header("accept-encoding")) > 0:
         headers.append(("Content-Encoding", "gzip"))
         return parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
     if for_people:
-        return parts_response(request, headers, etag + '"', list(_list_for_people(request, index, lists, whole)))
+        return parts_response(request, headers, etag + '"',
+                              list(_list_for_people(request, index, lists, whole)))
+
     head, separator, tail = LIST_PAGE[entries]
     before = head + list_entries(entries, own) + (separator if own and whole.count else "")
-    return parts_response(request, headers, etag + '"', [before.encode(), whole.part(entries), tail.encode()])
+    return parts_response(request, headers, etag + '"',
+                          [before.encode(), whole.part(entries), tail.encode()])
 
 
 def _each_name_once(app, lists, whole):
-    """The lists without names that stand in an earlier one, or in `whole`, which is sent as it is."""
+    """The lists, without names of an earlier list or of `whole`, which is sent as it is."""
     result, seen = [], set()
     for member, names in lists:
         if names is not whole:
@@ -15644,7 +15708,7 @@ def _each_name_once(app, lists, whole):
 
 
 def _only_in(app, names, whole):
-    """`MirrorNames.only_in`, kept, for lists of a million names are compared there."""
+    """`MirrorNames.only_in`, kept: it compares lists of a million names."""
     key = ("only in", names.folder, whole.folder)
     kept = app.pages.get(key)
     if kept is None:
@@ -15655,13 +15719,14 @@ def _only_in(app, names, whole):
 
 
 def _list_for_people(request, index, lists, whole):
-    """The project list as people see it, by index: byte strings, and the path of what `whole` has on disk."""
+    """The project list for people, by index: byte strings, and the path of `whole`'s file."""
     title = html.escape(f"{index.path}: simple list (including inherited indices)")
     head = LIST_PAGE["projects.html"][0].replace("Simple index", title)
     yield f"{head}<h1>{title}</h1>\n".encode()
     for member, names in lists:
         bases = ",".join(shown_bases(request, member))
-        yield f"<h2>{html.escape(member.path)}{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n".encode()
+        yield (f"<h2>{html.escape(member.path)}"
+               f"{html.escape(f' (bases: {bases})') if bases else ''}</h2>\n").encode()
         if names is whole:
             yield whole.part("projects.html")
         else:
@@ -15688,14 +15753,19 @@ def get_pypi_json(request, index, project, version=None):
                 refuse_unknown(request, index, project, hidden, f"no project '{project}'")
             raise NotFound(f"The project {project} has no releases." if shown is None else
                            f"The version {shown} of project {project} does not exist.")
+
         metadata, complete = app.projects.metadata(
             page, shown, lambda size: request.claim(Limits.response_cost * size))
-        body = pypi_json(page, releases, shown, metadata, lambda origin: request.url(origin.path), version is None)
+        body = pypi_json(page, releases, shown, metadata,
+                         lambda origin: request.url(origin.path), version is None)
         rendered = Rendered(body, "pypi", page, index)
         rendered.stale |= not complete
         return rendered
-    key = index.id, project, version, "pypi", request.base_url, tuple(member.id for member in hidden)
-    return _page_response(request, index, app.rendered(request, key, tags, render), "application/json", tags)
+
+    key = (index.id, project, version, "pypi", request.base_url,
+           tuple(member.id for member in hidden))
+    return _page_response(request, index, app.rendered(request, key, tags, render),
+                          "application/json", tags)
 
 
 # ==================================================================================================
