@@ -18,8 +18,10 @@ import pytest
 
 from harness import (
     Archive, OWNER, Server, around, blobs, documentation, eventually, get, links, memory,
-    multipart, page, path_of, rels, sdist, serial, timed, upload, upload_docs, user_pass, wheel)
+    multipart, page, patched, path_of, rels, sdist, serial, timed, upload, upload_docs, user_pass, wheel)
 from receiver import Receiver
+
+import replay
 
 PUSH_TIMEOUT = 4        # in which every target that does not stall gets on, even on a busy machine
 PASSWORD = "s3cret:of-the-target-ü"
@@ -348,6 +350,67 @@ def test_files_of_the_target_that_the_source_has_not_stay(site):
     upload(site, "pu/dev", pushed)
     assert push(site, "pu/dev", "joined", "1.0", "pu/prod").status == 200
     assert sorted(site.filenames("pu/prod", "joined")) == [pushed.filename, there.filename]
+
+
+def test_all_spellings_of_a_version_come_where_the_target_has_one_under_another(server, tmp_path):
+    """The file that is replaced was the last of a release into which another one goes."""
+    server.add_user("ada")
+    for name in ("ada/src", "ada/dst", "ada/third"):
+        server.add_index(name)
+    built, source, old = wheel("p", "2.0rc1"), sdist("p", "2.0rc1"), wheel("p", "2.0rc1", summary="other")
+    upload(server, "ada/src", built, fields={"version": "2.0-RC1", "description": "of the wheel"})
+    upload(server, "ada/src", source, fields={"description": "of the source"})
+    upload(server, "ada/dst", old)
+    upload(server, "ada/third", source, fields={"version": "2.0-RC1"})
+    upload(server, "ada/third", old, fields={"version": "2.0.RC.1"})
+    for target in ("ada/dst", "ada/third", "ada/dst"):
+        status, result = answer_of(push(server, "ada/src", "p", "2.0rc1", target))
+        assert status == 200, result
+        assert {entry[0] for entry in result} == {200}
+        assert server.get("/%s/p" % target).result.keys() == {"2.0rc1", "2.0-RC1"}
+        for archive in (built, source):
+            assert get(server, path_of(archive, target)).body == archive.content
+        assert get(server, path_of(old, target)).status == 410
+
+    new = tmp_path / "new"
+    done = replay.run("_replay", "--serverdir", new, server.directory)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = replay.rows_of(server.directory)
+    assert replay.misfits(rows) == replay.differences(rows, replay.rows_of(new)) == []
+    assert sorted((*key[:2], values["version"], values["filename"])
+                  for key, values in rows.tables["files"].items()) == sorted(
+        ("ada", index, *file) for index in ("src", "dst", "third")
+        for file in (("2.0-RC1", built.filename), ("2.0rc1", source.filename)))
+
+
+def test_a_release_that_is_deleted_while_it_is_read_is_not_pushed(make_server, tmp_path):
+    armed, deleted = tmp_path / "armed", tmp_path / "deleted"
+    server = make_server(script=patched(tmp_path, """
+import os, time
+read = devpi_lite.releases_of
+def slow(*arguments):
+    found = read(*arguments)
+    if os.path.exists(%r):
+        os.unlink(%r)
+        while not os.path.exists(%r):
+            time.sleep(0.005)
+    return found
+devpi_lite.releases_of = slow""" % (str(armed), str(armed), str(deleted))))
+    server.add_user("ada")
+    server.add_index("ada/src")
+    server.add_index("ada/dst")
+    upload(server, "ada/src", wheel("p", "1"), fields={"description": "a readme"})
+    armed.touch()
+    with ThreadPoolExecutor(1) as pool:
+        pushing = pool.submit(push, server, "ada/src", "p", "1", "ada/dst")
+        try:
+            eventually(lambda: not armed.exists())
+            assert server.delete("/ada/src/p/1", user="ada").status == 200
+        finally:
+            deleted.touch()
+        assert refusal(pushing.result())[0] == 400
+    assert server.get("/ada/dst").result["projects"] == []
+    assert "Traceback" not in server.whole_output()
 
 
 @pytest.mark.parametrize("size", [0, 30])
