@@ -15771,8 +15771,8 @@ def get_pypi_json(request, index, project, version=None):
 # ==================================================================================================
 # 21  For devpi clients
 #
-# devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Where the
-# wire has another word than the model, it is translated here.
+# devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
+# the wire are translated here to the model's.
 # ==================================================================================================
 
 
@@ -15783,12 +15783,14 @@ def get_pypi_json(request, index, project, version=None):
 @route("ANY", "/{user}/+api", for_="program", may="anybody")
 @route("ANY", "/{user}/{index}/+api", for_="program", may="anybody")
 def get_api(request, user=None, index=None):
-    """devpi: where things are, for the devpi client [W5.1, W5.2]."""
+    """devpi: the URLs that the devpi client needs, and its login [W5.1, W5.2]."""
     identity = request.identity
     known = identity.user is not None
     result = {"login": request.url("+login"),
-              "authstatus": ["ok", identity.user, list(identity.groups)] if known else ["noauth", "", []],
-              "features": ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]}
+              "authstatus": (["ok", identity.user, list(identity.groups)] if known
+                             else ["noauth", "", []]),
+              "features": ["push-no-docs", "push-only-docs", "push-register-project",
+                           "server-keyvalue-parsing"]}
     if index is not None:
         result["index"] = request.url(index.path)
         result["simpleindex"] = request.url(f"{index.path}/+simple/")
@@ -15806,6 +15808,7 @@ def log_in(request):
         raise BadRequest("Bad request: no user/password specified")
     if not isinstance(user, str) or not isinstance(password, str):
         raise BadRequest("Bad request: user and password must be strings")
+
     logins = request.app.logins
     identity = logins.check(user, password, request.address, is_login=True)
     if identity.wait:
@@ -15816,7 +15819,8 @@ def log_in(request):
 
 
 def _fresh_token(request, user):
-    return {"password": request.app.logins.tokens.issue(request.app.users.get(user)), "expiration": Limits.session}
+    return {"password": request.app.logins.tokens.issue(request.app.users.get(user)),
+            "expiration": Limits.session}
 
 
 # -- users
@@ -15824,13 +15828,16 @@ def _fresh_token(request, user):
 
 @route("GET", "/{user}[/]", for_="json", may="anybody")
 def get_user(request, user):
+    """devpi: a user and its indexes."""
     account = request.app.users.get(user)
-    return result_response("userconfig", shown_user(request, account, request.app.indexes.all(user)))
+    return result_response("userconfig",
+                           shown_user(request, account, request.app.indexes.all(user)))
 
 
 def shown_user(request, account, indexes):
-    """devpi's user object, with the indexes that the caller may read, and the e-mail address for
-    who is logged in."""
+    """devpi's user object, with the indexes that the caller may read.
+
+    The e-mail address is for callers who are logged in or on this machine."""
     shown = {"username": account.name, "created": account.created, **account.attributes}
     if request.identity.user is None and not request.is_local:
         shown.pop("email", None)
@@ -15843,28 +15850,35 @@ def shown_user(request, account, indexes):
 
 @route("PUT", "/{user}[/]", for_="json", may="create user")
 def create_user(request, user):
+    """devpi: make a user."""
     app = request.app
     if app.users.find(user):
         raise Conflict("user already exists")
     if request.identity.user is None and not request.is_local:
         app.logins.throttle.count_new_user(request.address)
+
     may_inherit = app.permissions.user_create_named(request.identity)
     if not may_inherit:
-        with app.store.read() as db:        # before the password is hashed, and once more when the user is made
+        # before the password is hashed; the change checks it again
+        with app.store.read() as db:
             refuse_inheritance(db, user)
-    account = app.users.create(user, request.json(dict, limit=Limits.config_body), actor=request.actor, may_inherit=may_inherit)
+    account = app.users.create(user, request.json(dict, limit=Limits.config_body),
+                               actor=request.actor, may_inherit=may_inherit)
     return result_response("userconfig", shown_user(request, account, ()), 201)
 
 
 @route("PATCH", "/{user}[/]", for_="json", may="as the body says")
 def modify_user(request, user):
+    """devpi: change a user; a new password comes with a new session token."""
     app = request.app
     account, body = app.users.get(user), request.json(dict, limit=Limits.config_body)
-    # devpi's client sends all that it was shown along with what is new
-    changed = {key for key, value in body.items() if key not in ("username", "created", "modified", "indexes")
+    # devpi's client sends all keys that it has read, not only the new ones
+    changed = {key for key, value in body.items()
+               if key not in ("username", "created", "modified", "indexes")
                and account.attributes.get(key) != value}
     may = "change password" if changed == {"password"} else "modify user"
     require(request, may, user)
+
     account = app.users.modify(user, body, actor=request.actor)
     if body.get("password") is None:
         return message_response("user updated")
@@ -15876,6 +15890,7 @@ def modify_user(request, user):
 
 @route("DELETE", "/{user}[/]", for_="json", may="delete user")
 def delete_user(request, user):
+    """devpi: delete a user with all indexes."""
     request.write(remove_user, user, "force" in request.query,
                   functools.partial(may_read, request))
     return message_response(f"user '{user}' deleted")
@@ -15883,12 +15898,13 @@ def delete_user(request, user):
 
 @route("GET", "/", for_="json", may="anybody")
 def get_root(request):
-    """devpi: all users with all indexes."""
+    """devpi: all users with their indexes."""
     app = request.app
     with app.store.read() as db:
         size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "
                           "(SELECT coalesce(sum(length(config)), 0) FROM indexes)").fetchone()[0]
     request.claim(Limits.response_cost * size)
+
     with app.store.read() as db:
         accounts = [account_of(row) for row in db.execute("SELECT * FROM users ORDER BY name")]
     indexes = collections.defaultdict(list)
@@ -15899,7 +15915,7 @@ def get_root(request):
 
 
 def forget_root_password(serverdir):
-    """The file with root's first password is wrong from now on."""
+    """Delete the file with root's first password, which holds no longer."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(os.path.join(serverdir, "root-password"))
 
@@ -15914,24 +15930,29 @@ def get_index(request, index):
     config = shown_config(request, index)
     if "no_projects" in request.query:
         return result_response("indexconfig", config)
+
     try:
         names = app.projects.at(index).names()
-    except (UpstreamTrouble, Busy) as problem:      # the configuration is worth having all the same
+    except (UpstreamTrouble, Busy) as problem:      # the configuration is useful without them
         log.warning("mirror %s: %s", index.path, problem.message)
         names = ()
     if not isinstance(names, MirrorNames):
         return result_response("indexconfig", {**config, "projects": sorted(names)})
-    before = json.dumps({"type": "indexconfig", "result": {**config, "projects": []}})[:-len("]}}")]
-    return parts_response(request, [("Content-Type", "application/json"), *PERSONAL], f'"{secrets.token_hex(8)}"',
-                           [before.encode(), names.part("names.json"), b"]}}\n"])
+
+    before = json.dumps(
+        {"type": "indexconfig", "result": {**config, "projects": []}})[:-len("]}}")]
+    return parts_response(request, [("Content-Type", "application/json"), *PERSONAL],
+                          f'"{secrets.token_hex(8)}"',
+                          [before.encode(), names.part("names.json"), b"]}}\n"])
 
 
 def shown_config(request, index, in_list=False):
-    """An index's configuration as this caller may see it: credentials in URLs are for who may
-    change it, the secret of webhooks for nobody.
+    """An index's configuration as the caller may see it.
 
-    Lists name no index that the caller may not read, as a base neither; the index itself tells all
-    of its bases, so that a client knows whether a login is needed for what comes from there."""
+    Only callers who may modify the index see credentials in URLs; nobody sees the webhook's secret.
+
+    `in_list`: without bases that the caller may not read. Otherwise all bases are named, so that a
+    client knows whether it needs a login for their files."""
     config = {key: value for key, value in index.config.items() if key != "webhook_secret"}
     if not request.app.permissions.index_modify(request.identity, index.user):
         if in_list and "bases" in config:
@@ -15947,6 +15968,7 @@ def shown_config(request, index, in_list=False):
 
 @route("PUT", "/{user}/{name}[/]", for_="json", may="create index")
 def create_index(request, user, name):
+    """devpi: make an index."""
     app = request.app
     body = request.json(dict, limit=Limits.config_body)
     created = app.indexes.create(user, name, body, actor=request.actor,
@@ -15957,6 +15979,7 @@ def create_index(request, user, name):
 
 @route("PATCH", "/{user}/{index}[/]", for_="json", may="modify index")
 def modify_index(request, index):
+    """devpi: change an index's configuration."""
     body = request.json(dict, list, limit=Limits.config_body)
     modified = request.app.indexes.modify(
         index, body, "error_on_noop" in request.query, actor=request.actor,
@@ -15965,16 +15988,19 @@ def modify_index(request, index):
 
 
 def _told_of_config(request, index, before):
-    """An index's configuration after a change; a message beside it, which clients print, says which
-    users do not exist."""
+    """An index's configuration after a change, with a message on users that do not exist.
+
+    Clients print the message."""
     strange = request.app.indexes.unknown_users(index, before)[:10]
     for sentence in strange:
         log.warning("index %s: %s", index.path, sentence)
-    return result_response("indexconfig", shown_config(request, index), message="; ".join(strange) or None)
+    return result_response("indexconfig", shown_config(request, index),
+                           message="; ".join(strange) or None)
 
 
 @route("DELETE", "/{user}/{index}[/]", for_="json", may="delete index")
 def delete_index(request, index):
+    """devpi: delete an index."""
     request.write(remove_index, index, "force" in request.query,
                   functools.partial(may_read, request))
     return message_response(f"index {index.path} deleted", 201)
@@ -16005,10 +16031,10 @@ def get_version(request, index, project, version):
 
 
 def version_objects(request, index, project, ignore_bases, only=None):
-    """(whether the project is known, {version: devpi's version object}) over an index and its bases [W12.1].
+    """(whether the project is known, {version: devpi's version object}) of an index and its bases
+    [W12.1].
 
-    `only`: the one version that is wanted; what an index has under other spellings of it is one
-    with it."""
+    `only`: a version; each index's releases under other spellings of it are merged with it."""
     app = request.app
     hidden = () if ignore_bases else hidden_members(request, index)
     releases = app.projects.releases(
@@ -16020,6 +16046,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
                     if app.permissions.read(request.identity, member))
     elif not known and hidden:
         refuse_unknown(request, index, project, hidden)
+
     versions = {}
     for release in releases or ():
         content, version = _version_object(request, release), only or release.version
@@ -16031,7 +16058,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
 
 
 def _version_object(request, release):
-    """A release as devpi shows it; its README is a `LazyPart`."""
+    """devpi's version object of a release; its README is a `LazyPart`."""
     shown = release.shown
     if release.readme:
         read = functools.partial(release.readme.pieces, request.app.store)
@@ -16043,7 +16070,7 @@ def _version_object(request, release):
 
 
 def _links(request, release):
-    """A release's files, and what hangs on it, as devpi shows them."""
+    """devpi's `+links` of a release: its files, documentation and test results."""
     index, links = release.index, []
     paths = {file.id: file.path for file in release.files}
     files = sorted((*release.files, *release.attached), key=lambda file: file.id) \
@@ -16071,8 +16098,7 @@ def _shown_entry(request, entry):
 
 @route("PATCH", "/{user}/{index}/{project}/{version}[/]", for_="json", may="delete files")
 def modify_version(request, index, project, version):
-    """`{"yanked": true | "reason" | false}`: yank all files of a release, or take that back
-    (PEP 592)."""
+    """`{"yanked": true | "reason" | false}`: yank or unyank all files of a release (PEP 592)."""
     body = request.json(dict)
     yanked = body.get("yanked")
     if set(body) != {"yanked"} or not isinstance(yanked, (bool, str)):
@@ -16084,11 +16110,14 @@ def modify_version(request, index, project, version):
 
 @route("PATCH", "/{user}/{index}/{project}[/]", for_="json", may="delete files")
 def modify_project(request, index, project):
-    """`{"project-status": {"status": "archived", "reason": "..."}}` (PEP 792)."""
+    """`{"project-status": {"status": "archived", "reason": "..."}}`: set a project's status
+    (PEP 792)."""
     body = request.json(dict)
     wanted = body.get("project-status")
-    if set(body) != {"project-status"} or not isinstance(wanted, dict) or set(wanted) - {"status", "reason"}:
+    if set(body) != {"project-status"} or not isinstance(wanted, dict) \
+            or set(wanted) - {"status", "reason"}:
         raise BadRequest('expected {"project-status": {"status": "...", "reason": "..."}}')
+
     status, reason = wanted.get("status"), wanted.get("reason")
     if status not in PROJECT_STATUSES:
         raise BadRequest(f"the status of a project is one of {', '.join(PROJECT_STATUSES)}")
@@ -16103,8 +16132,9 @@ _NO_DELETION = "cannot delete version on non-volatile index"
 
 
 def refusal_to_delete(request, index, usual):
-    """What a non-volatile index says to a deletion: `usual`; with `?force` nothing (None) to its
-    owner and root."""
+    """The message with which a non-volatile index refuses a deletion: `usual`.
+
+    With `?force` it is None, no refusal, for those who may modify the index."""
     if "force" not in request.query:
         return usual
     if request.app.permissions.index_modify(request.identity, index.user):
@@ -16115,6 +16145,7 @@ def refusal_to_delete(request, index, usual):
 
 @route("DELETE", "/{user}/{index}/{project}/{version}[/]", for_="json", may="delete files")
 def delete_version(request, index, project, version):
+    """devpi: delete a release."""
     refusal = refusal_to_delete(request, index, _NO_DELETION)
     note = _remove(request, index, refusal, "version", project, version)
     return _deleted(f"project '{project}' version '{version}' deleted", note)
@@ -16122,6 +16153,7 @@ def delete_version(request, index, project, version):
 
 @route("DELETE", "/{user}/{index}/{project}[/]", for_="json", may="delete files")
 def delete_project(request, index, project):
+    """devpi: delete a project from an index."""
     refusal = refusal_to_delete(request, index,
                                 f"project '{project}' is on non-volatile index {index.path}")
     note = _remove(request, index, refusal, "project", project)
@@ -16133,7 +16165,7 @@ def delete_project(request, index, project):
 
 @route("PATCH", "/{user}/{index}/{file}[/]", query="yank unyank", for_="json", may="delete files")
 def yank_file(request, index, file):
-    """`?yank`, `?yank=reason`, `?unyank` (PEP 592)."""
+    """`?yank`, `?yank=reason`, `?unyank` for one file (PEP 592)."""
     query = request.query
     if {"yank", "unyank"} <= set(query):
         raise BadRequest("either ?yank or ?unyank")
@@ -16142,14 +16174,15 @@ def yank_file(request, index, file):
 
 
 def yank_reason(value):
-    """The reason of a yank as a text, "" for none; BadRequest for what is too long or not one line."""
+    """The reason of a yank, "" for none; BadRequest if it is too long or not one line."""
     if len(value) > Limits.reason or not value.isprintable():
         raise BadRequest(f"a reason is one line of at most {Limits.reason} characters")
     return value.strip()
 
 
 def _yank_response(count, reason):
-    return message_response(f"{count} file{'' if count == 1 else 's'} {'unyanked' if reason is None else 'yanked'}")
+    return message_response(f"{count} file{'' if count == 1 else 's'} "
+                            f"{'unyanked' if reason is None else 'yanked'}")
 
 
 @route("POST", "/{user}/{index}/{file}[/]", for_="json", may="test results")
@@ -16159,6 +16192,7 @@ def add_test_result(request, index, file):
     app.releases.check_tested(index, file, user)
     if user is None:
         refuse_beyond(app.nameless_results, request, 1)
+
     request.body.narrow(Limits.test_result)
     with app.blobs.incoming() as incoming:
         for piece in iter(request.body.read, b""):
@@ -16172,7 +16206,7 @@ def add_test_result(request, index, file):
 
 
 def refuse_beyond(rate, request, amount):
-    """TooMany for what would pass a `Rate` of test results from those who are not logged in."""
+    """TooMany if `amount` passes a `Rate` of test results without a login."""
     wait = rate.take(request.address, amount)
     if wait:
         raise TooMany("too many test results from users who are not logged in", wait)
@@ -16195,15 +16229,16 @@ _large_jsons = Shares("large test results are coming in", Limits.large_jsons,
 
 
 def _check_is_json(incoming, address):
-    """Refuse what is no JSON, from a client at this address.
+    """BadRequest unless a test result, from a client at `address`, is JSON.
 
-    Anything large is looked at in a child process: 16 MiB can take 400 MB while they are parsed."""
+    A child process parses large ones: 16 MiB can take 400 MB meanwhile."""
     if incoming.size > Limits.parsed_here:
         fits = _fits_in_child(incoming.path, address)
     else:
         try:
             with bulk.claim(Limits.json_cost * incoming.size), incoming.reader() as file:
-                json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant, parse_int=len, parse_float=len)
+                json.loads(file.read().decode("utf-8"), parse_constant=_refuse_constant,
+                           parse_int=len, parse_float=len)
             fits = True
         except (ValueError, RecursionError):
             fits = False
@@ -16212,7 +16247,7 @@ def _check_is_json(incoming, address):
 
 
 def _fits_in_child(path, address):
-    """Whether a file holds JSON, by the word of a child process; Busy if it can't be asked just now."""
+    """Whether a file is JSON, checked in a child process; Busy if that fails."""
     try:
         with _large_jsons.one(address, 5), outside_wait():
             status = subprocess.run(
@@ -16232,12 +16267,14 @@ def _refuse_constant(name):
 
 @route("DELETE", "/{user}/{index}/{file}[/]", for_="json", may="delete files")
 def delete_file(request, index, file):
+    """devpi: delete a file."""
     refusal = refusal_to_delete(request, index, _NO_DELETION)
     note = _remove(request, index, refusal, "file", file)
     return _deleted(f"package '{index.path}/{file}' deleted", note)
 
 
 def _remove(request, index, refusal, what, *names):
+    """Delete a "version", "project" or "file"; returns a note for the caller, or ""."""
     return request.write(functools.partial(remove, refusal=refusal), index, what, *names)
 
 
@@ -16250,10 +16287,11 @@ def _deleted(message, note):
 
 @route("POST", "/{user}/{index}[/]", for_="uploader", may="upload")
 def take_upload(request, index):
-    """devpi and PyPI: a form that registers a release or brings a file [W13]."""
+    """devpi and PyPI: a form that registers a release or uploads a file [W13]."""
     app = request.app
     if request.content_type == "application/x-www-form-urlencoded":
         return _take_urlencoded(request, index)
+
     parameters = request.header("content-type").partition(";")[2]
     with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
         form.read(request.body, form_boundary(parameters))
@@ -16265,18 +16303,19 @@ _large_forms = Shares("forms with long fields", Limits.large_forms, Limits.large
 
 
 def _turn_of_form(request, size):
-    """Room for a form whose fields have so many bytes, with all that is made of them; what is short needs none."""
+    """A turn at processing a form whose fields have `size` bytes; small ones need none."""
     if size <= Limits.unclaimed:
         return contextlib.nullcontext()
     return _large_forms.one(request.identity.user, Limits.claim_time)
 
 
 def _take_form(request, index, form, fields):
-    """Do what the form asks for."""
+    """Do the `:action` of a form: submit, file_upload or doc_upload."""
     index = require_still(request, "upload", index)
     action = fields.get(":action", [None])[0]
     if action is None:
         raise BadRequest("the form has no field ':action'")
+
     releases = request.app.releases
     if action == "submit":
         releases.register(index, fields, request.actor)
@@ -16285,6 +16324,7 @@ def _take_form(request, index, form, fields):
         raise BadRequest(f"action '{one_line(action, 60)}' not supported")
     if form.filename is None:
         raise BadRequest("content file field not found")
+
     may_replace = request.app.permissions.index_modify(request.identity, index.user)
     parts, left_out = (index, fields, form.filename, form.incoming, may_replace, request.actor), 0
     if action == "file_upload":
@@ -16292,7 +16332,9 @@ def _take_form(request, index, form, fields):
     else:
         (is_new, left_out), event = releases.upload_docs(*parts), "docs"
     if not is_new:
-        return Response(200, [("Content-Type", HTML)], reason="Upload of identical file to non volatile index.")
+        return Response(200, [("Content-Type", HTML)],
+                        reason="Upload of identical file to non volatile index.")
+
     headers = [("X-Devpi-Trigger", "queued")] if wants_event(index, event) else []
     if left_out:
         note = (f"{left_out} of the documentation's members are not shown: damaged, links, under "
@@ -16305,30 +16347,34 @@ def _take_form(request, index, form, fields):
 @route("PUSH", "/{user}/{index}[/]", for_="pusher", may="read")
 @route("POST", "/{user}/{index}[/]", for_="pusher", may="read")
 def push(request, index):
-    """devpi: PUSH, or POST of JSON: a release goes to another index, or to an outside server
-    [W19]."""
+    """devpi: PUSH, or POST of JSON, of a release to another index or an outside server [W19]."""
     app = request.app
     body = request.json(dict)
     outside = "posturl" in body and "targetindex" not in body
-    texts = ("name", "version", *(("posturl", "username", "password") if outside else ("targetindex",)))
+    texts = ("name", "version",
+             *(("posturl", "username", "password") if outside else ("targetindex",)))
     flags = ("no_docs", "only_docs", *(("register_project",) if outside else ()))
     for key in ("name", "version"):
         _check_push_value(body, key, str)
     name, version = body["name"], body["version"]
     part = [_check_push_value(body, key, bool, False) for key in ("no_docs", "only_docs")]
+
     pushed = app.staging.release(index, normalize(name), version)
     pushed.refuse_quarantined(index)
     if all(part):
         raise BadRequest("can't use 'no_docs' and 'only_docs' together")
     pushed = pushed.only(*part)
+
     unknown = sorted(set(body) - {*texts, *flags})
     if unknown:
         raise BadRequest(f"unknown additional options: {', '.join(map(one_line, unknown))}")
     for key in texts:
         _check_push_value(body, key, str)
+
     if outside:
         log_ = _push_outside(request, index, pushed, body)
         return result_response("actionlog", log_, 200 if is_released(log_) else 502)
+
     _push_target(request, index, body["targetindex"])
     pushed = app.staging.complete(index, pushed, request.identity.user)
     require_still(request, "read", index)
@@ -16339,15 +16385,17 @@ def push(request, index):
 
 
 def _check_push_value(body, key, kind, default=None):
+    """A value of a push's JSON; BadRequest unless it is of this type."""
     value = body.get(key, default)
     if not isinstance(value, kind):
-        raise BadRequest(f"the value of '{key}' must be {'true or false' if kind is bool else 'a text'}" if key in body
-                         else f"'{key}' is missing")
+        raise BadRequest(
+            f"the value of '{key}' must be {'true or false' if kind is bool else 'a text'}"
+            if key in body else f"'{key}' is missing")
     return value
 
 
 def _push_target(request, index, path):
-    """The index that a push names, if the caller may upload to it."""
+    """The index that a push names; an error unless the caller may upload to it."""
     app = request.app
     if not re.fullmatch(r"[^/]+/[^/]+", path):
         raise BadRequest("targetindex not in format user/index")
@@ -16358,12 +16406,14 @@ def _push_target(request, index, path):
         if request.identity.user:
             hint = (": it is a mirror" if target.is_mirror else "") + other_stages(request)
         request.refuse(Unauthorized(f"user {who} cannot upload to '{path}'{hint}"))
-    if target.path == index.path and target.volatile:      # a non-volatile one says what is there already
+    # a non-volatile index refuses the files that it has, by name
+    if target.path == index.path and target.volatile:
         raise BadRequest(f"{path} is the index that is pushed from")
     return target
 
 
 def _push_outside(request, index, pushed, body):
+    """Push a release to the server at `posturl`; returns devpi's action log."""
     if request.identity.user is None:
         request.refuse(Unauthorized("pushing to an outside server takes a login"))
     register = _check_push_value(body, "register_project", bool, False)
@@ -16373,12 +16423,14 @@ def _push_outside(request, index, pushed, body):
         raise BadRequest("the posturl must be an http or https URL") from None
     if not is_allowed_target(url, request.app.settings.push_allow):
         raise Forbidden(f"--push-allow does not name the host of {public_url(url)}")
+
     staging = request.app.staging
     pushed = staging.complete(index, pushed, request.identity.user)
     require_still(request, "read", index)
     if request.identity.user is None:
         request.refuse(Unauthorized("pushing to an outside server takes a login"))
-    return staging.push_outside(index, pushed, url, body["username"], body["password"], register, request.actor)
+    return staging.push_outside(index, pushed, url, body["username"], body["password"], register,
+                                request.actor)
 
 
 @route("POST", "/", for_="uploader", may="anybody")
@@ -16388,22 +16440,24 @@ def _push_outside(request, index, pushed, body):
 @route("POST", "/{user}/{name}/{project}[/]", for_="uploader", may="anybody")
 @route("POST", "/{user}/{name}/{project}/{version}[/]", for_="uploader", may="anybody")
 def refuse_upload(request, user="USER", name="INDEX", project=None, version=None):
-    """Where people upload by mistake."""
+    """Name the right URL to those who upload to a wrong one."""
     raise NotFound("nothing is uploaded here: "
                    f"the address to upload to is {request.url(f'{user}/{name}/')}")
 
 
 def _take_urlencoded(request, index):
-    """Do what an urlencoded form asks for."""
+    """Take an urlencoded form; it can't hold a file."""
     with Spool(request.app.blobs) as whole:
         for piece in iter(request.body.read, b""):
             whole.write(piece)
             if whole.size > Limits.form_fields:
                 raise TooLarge(f"the form is larger than {Limits.form_fields} bytes")
+
         with _turn_of_form(request, whole.size):
             try:
-                fields = urllib.parse.parse_qs(whole.value().decode("utf-8"), keep_blank_values=True, errors="strict",
-                                               max_num_fields=Limits.form_parts)
+                fields = urllib.parse.parse_qs(
+                    whole.value().decode("utf-8"), keep_blank_values=True, errors="strict",
+                    max_num_fields=Limits.form_parts)
             except ValueError as error:
                 raise BadRequest(f"malformed form: {reason_of(error)}") from None
             return _take_form(request, index, UploadForm(None), fields)
