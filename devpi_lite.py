@@ -16466,14 +16466,13 @@ def _take_urlencoded(request, index):
 # ==================================================================================================
 # 22  For operators
 #
-# Status, health, metrics, the audit log, and the question of a proxy whether it may serve a path by
-# itself.
+# Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
 
 
 @route("GET", "/+status", for_="json", may="anybody")
 def get_status(request):
-    """devpi: GET /+status [W23.1].  Paths and targets are shown to root only."""
+    """devpi: the server's status [W23.1]. Only root sees paths and webhook targets."""
     app = request.app
     is_root = request.identity.user == "root"
     with app.store.read() as db:
@@ -16483,32 +16482,37 @@ def get_status(request):
     level, messages, details = app.health()
     if is_root:
         messages += details
+
     return result_response("status", {
         "serverdir": app.settings.serverdir if is_root else None, "uuid": app.store.node["uuid"],
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
                         "python": "%d.%d.%d" % sys.version_info[:3]},
         "server-code": os.path.abspath(__file__) if is_root else None, "host": host, "port": port,
-        "outside-url": app.settings.outside_url or None, "serial": serial, "last-commit-timestamp": timestamp,
-        "event-serial": serial, "event-serial-timestamp": timestamp, "event-serial-in-sync-at": timestamp,
+        "outside-url": app.settings.outside_url or None,
+        "serial": serial, "last-commit-timestamp": timestamp,
+        "event-serial": serial, "event-serial-timestamp": timestamp,
+        "event-serial-in-sync-at": timestamp,
         "metrics": [[gauge.name, gauge.kind, gauge.value] for gauge in app.all_gauges()
                     if isinstance(gauge.value, (int, float))],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
         "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
-        "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1], "days": Limits.trash // 86400},
-        "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"], "dead": row["dead"],
-                    "last-error": row["error"]} for row in app.outbox.summary(by_target=is_root)]})
+        "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1],
+                  "days": Limits.trash // 86400},
+        "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"],
+                    "dead": row["dead"], "last-error": row["error"]}
+                   for row in app.outbox.summary(by_target=is_root)]})
 
 
 @route("GET", "/+health/live", for_="program", may="anybody")
 def get_liveness(request):
-    """For a supervisor: whether this process answers."""
+    """For a supervisor: this process responds."""
     return json_response({"status": "ok"})
 
 
 @route("GET", "/+health/ready", for_="program", may="anybody")
 def get_readiness(request):
-    """For a load balancer: whether the database answers and the disk takes writes; 503 with the reason if not."""
+    """For a load balancer: the database can be read and the disk written; otherwise 503."""
     app = request.app
     try:
         with app.store.read() as db:
@@ -16518,24 +16522,26 @@ def get_readiness(request):
                 probe.write(b"x")
     except (Problem, OSError, sqlite3.Error) as error:
         log.error("not ready: %s", error)
-        raise Busy(f"not ready: {getattr(error, 'strerror', None) or reason_of(error)}", 5) from error
+        raise Busy(f"not ready: {getattr(error, 'strerror', None) or reason_of(error)}",
+                   5) from error
     return json_response({"status": "ok"})
 
 
 @route("GET", "/+metrics", for_="program", may="anybody")
 def get_metrics(request):
-    """For Prometheus, in its text format 0.0.4."""
+    """Metrics for Prometheus, in its text format 0.0.4."""
     lines = []
     for name, kind, text, value in request.app.all_gauges():
         lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
         samples = [("", {}, value)] if isinstance(value, (int, float)) else value
         lines += [f"{name}{ending}{_labels(labels)} {number}" for ending, labels, number in samples]
     body = "\n".join(lines) + "\n"
-    return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")], body.encode())
+    return Response(200, [("Content-Type", "text/plain; version=0.0.4; charset=utf-8")],
+                    body.encode())
 
 
 def _labels(labels):
-    """Labels as they stand behind a name in Prometheus' text format."""
+    """A metric's labels in Prometheus' text format."""
     if not labels:
         return ""
     quoted = {name: str(text).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
@@ -16545,7 +16551,7 @@ def _labels(labels):
 
 @route("GET", "/+audit", for_="program", may="read the audit log")
 def get_audit(request):
-    """For root: who did what, newest first (`before`, `limit`, `who`, `index`, `action`)."""
+    """For root: the audit log, newest first; with `before`, `limit`, `who`, `index`, `action`."""
     query = request.query
     for name in ("before", "limit"):
         if not re.fullmatch(r"[0-9]{1,15}", query.get(name, "1")):
@@ -16557,18 +16563,22 @@ def get_audit(request):
         if name in query:
             conditions.append(condition)
             values += [query[name]] * condition.count("?")
+
     with request.app.store.read() as db:
-        rows = db.execute(f"SELECT * FROM audit WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",
-                          (*values, limit + 1)).fetchall()
-    entries = [{"id": row["id"], "time": iso_time(row["ts"]), "who": row["who"], "address": row["address"],
-                "action": row["action"], "index": row["index_path"], "target": row["target"], "detail": row["detail"],
-                "times": row["times"], "serial": row["serial"]} for row in rows[:limit]]
-    return json_response({"type": "audit", "result": entries, "next": entries[-1]["id"] if len(rows) > limit else None})
+        rows = db.execute(
+            f"SELECT * FROM audit WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?",
+            (*values, limit + 1)).fetchall()
+    entries = [{"id": row["id"], "time": iso_time(row["ts"]), "who": row["who"],
+                "address": row["address"], "action": row["action"], "index": row["index_path"],
+                "target": row["target"], "detail": row["detail"], "times": row["times"],
+                "serial": row["serial"]} for row in rows[:limit]]
+    return json_response({"type": "audit", "result": entries,
+                          "next": entries[-1]["id"] if len(rows) > limit else None})
 
 
 @route("POST", "/+outbox/retry", for_="program", may="root")
 def retry_outbox(request):
-    """For root: try now what waits for its next try and what was given up."""
+    """For root: send now all messages that wait for their next try or were given up."""
     count = request.app.outbox.retry(request.actor)
     return message_response(f"{count} message{'' if count == 1 else 's'} will be tried now")
 
@@ -16576,20 +16586,20 @@ def retry_outbox(request):
 @route("ANY", "/+changelog", for_="program", may="anybody")
 @route("ANY", "/+changelog/{rest}", for_="program", may="anybody")
 def refuse_changelog(request, rest=""):
-    """devpi's feed for replicas, which hold another database."""
+    """Refuse devpi's replicas: their protocol carries another database."""
     raise Forbidden("there is no replication protocol of devpi here")
 
 
 @route("ANY", "/+authcheck", for_="program", may="anybody")
 def check_for_proxy(request):
-    """devpi: for a proxy that asks whether it may answer the URL in X-Original-URI: 200 or 403
-    [W23.3]."""
+    """devpi: whether a proxy may serve the URL in X-Original-URI itself: 200 or 403 [W23.3]."""
     uri = request.header("x-original-uri")
     if not uri:
         raise BadRequest("the header X-Original-URI is missing")
+
     path = request.path_in(uri)
     readers = readers_of(path)
-    # behind dots the proxy may see another path
+    # the proxy may resolve dots to another path
     if readers is None or {".", ".."} & set(path.split("/")):
         raise Forbidden(f"there is nothing at {one_line(path, 100)}")
     index = request.app.indexes.find(readers) if readers else None
