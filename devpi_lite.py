@@ -3192,7 +3192,12 @@ class Store(Part):
                 raise FatalError(f"serial {entry.serial} of the other changelog does not follow "
                                  f"serial {serial} of this one")
             for op in entry.ops_for_replay():
-                change.put(*op)
+                try:
+                    change.put(*op)
+                except (FatalError, sqlite3.IntegrityError, sqlite3.InterfaceError, zlib.error,
+                        ValueError, TypeError, LookupError, AttributeError) as error:
+                    raise FatalError(f"serial {entry.serial} of the other changelog can't be put: "
+                                     f"{reason_of(error)}") from None
             self._enter(change, entry)
             serial, chain = change.head
         if change.head:
