@@ -23,7 +23,7 @@ FROM_BELOW = {SERVER: {}, CLIENT: {}}
 PRIVATE_ELSEWHERE = {SERVER: {}, CLIENT: {"Upload": "_in_quotes"}}
 
 # lines of more than 100 columns
-LONG_LINES = {SERVER: 65, CLIENT: 0}
+LONG_LINES = {SERVER: 40, CLIENT: 0}
 
 # how often the server asks an index for its type, in place of calling a method that each type has
 TYPE_QUESTIONS = 10
