@@ -15,7 +15,7 @@ tests/CONTRACT.md:
      2  Errors, settings, limits     errors and their status; options; every bound
      3  Threads and memory       crews of threads, and fair shares of what is bounded
     II Keeping
-     4  Store                    SQLite: schema, rows, changelog, events, caches, readers, the writer
+     4  Store                    SQLite: schema, rows, changelog, events, caches, readers, writer
      5  Blobs                    files on disk, named by their SHA-256
      6  Archives                 what wheels, sdists and documentation zips contain
     III The model
@@ -305,8 +305,9 @@ def strip_archive_extension(filename):
 
 # Where a platform or a Python begins after a version: `.win32-py2.5`, `-py2.6-macosx-10.3-fat`.
 _PLATFORM_TAIL = re.compile(r"""
-    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]* | (?:win|mac|osx|darwin|linux|manylinux)\w*
-        | cygwin | mingw(?:32|64)? | freebsd\d* | openbsd | netbsd | solaris | sunos | aix | irix | hp-ux
+    [-._\ ] (?: py[23](?:\.?[0-9]+)*k? | python-?[23][0-9.]*
+        | (?:win|mac|osx|darwin|linux|manylinux)\w* | cygwin | mingw(?:32|64)?
+        | freebsd\d* | openbsd | netbsd | solaris | sunos | aix | irix | hp-ux
         | noarch | i[3-6]86 | amd64 | x86_64 | x86 | x64 | ia64 | ppc64 | armv?[67]l | aarch64
         | universal2? | superpack )
     (?=[-._\ ]|[0-9.]*$) .*""", re.VERBOSE | re.IGNORECASE | re.DOTALL)
@@ -322,8 +323,8 @@ _KIND_TAIL = re.compile(
     re.IGNORECASE)
 # How old versions begin that do not begin with a digit.
 _VERSION_WORD = re.compile(r"""
-    (?:v|r|rev|rel|release|version|build|alpha|beta|a|b|c|rc|pre|preview|dev|devel|svn|git|hg|trunk|head|master
-        |main|snapshot|nightly|latest|test|final|stable|unstable)
+    (?:v|r|rev|rel|release|version|build|alpha|beta|a|b|c|rc|pre|preview|dev|devel
+        |svn|git|hg|trunk|head|master|main|snapshot|nightly|latest|test|final|stable|unstable)
     [-._\ ]? (?:r?[0-9]|$)""", re.VERBOSE | re.IGNORECASE)
 
 
@@ -946,12 +947,13 @@ class Settings:
         "directory of all data; made if missing or empty",
         about=COMMON)
     configfile: str = option(
-        "configfile", absolute_path, "", "file with options: JSON, or INI with a section [devpi-server]",
+        "configfile", absolute_path, "",
+        "file with options: JSON, or INI with a section [devpi-server]",
         about=COMMON, aliases=("-c",))
     debug: bool = option("debug", None, False, "log more", about=COMMON)
     logger_cfg: str = option(
-        "logger-cfg", absolute_path, "", "JSON file for logging.config.dictConfig: where the log goes, in "
-                                 "place of standard error")
+        "logger-cfg", absolute_path, "",
+        "JSON file for logging.config.dictConfig: where the log goes, in place of standard error")
     root_passwd: str | None = option(
         "root-passwd", str, None,
         "root's password, at the first start only; random if not given. The list of processes "
@@ -2152,39 +2154,46 @@ SCHEMA = """
 -- one row: one fact about this server (uuid, epoch)
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
--- ids are never used again (AUTOINCREMENT): a value read before a change can't name another row after it
+-- AUTOINCREMENT: no id is used twice, so an id that was read before a change can't name another row
 
--- one row: an account; `generation` changes with the password, and old session tokens die with it
+-- one row: an account; `generation` changes with the password, and ends old session tokens
 CREATE TABLE users (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, pwhash TEXT, generation TEXT NOT NULL,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL UNIQUE, pwhash TEXT, generation TEXT NOT NULL,
     created TEXT NOT NULL, modified TEXT, attributes TEXT NOT NULL);
 
 -- one row: an index, a stage or a mirror; `config` is JSON, its values coerced
 CREATE TABLE indexes (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    user_id INTEGER NOT NULL REFERENCES users ON DELETE CASCADE,
     name TEXT NOT NULL, config TEXT NOT NULL, UNIQUE (user_id, name));
 
--- one row: a project of an index; on a mirror, also what upstream said last and when
+-- one row: a project of an index; on a mirror, also upstream's last response and its time
 CREATE TABLE projects (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE, name TEXT NOT NULL,
-    fetched REAL, etag TEXT, upstream TEXT, upstream_serial INTEGER, status TEXT, versions TEXT,
-    UNIQUE (index_id, name));
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
+    name TEXT NOT NULL, fetched REAL, etag TEXT, upstream TEXT, upstream_serial INTEGER,
+    status TEXT, versions TEXT, UNIQUE (index_id, name));
 
 -- one row: a version of a project on a stage; `metadata` is JSON
 CREATE TABLE releases (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     version TEXT NOT NULL, metadata TEXT NOT NULL, UNIQUE (project_id, version));
 
--- one row: a file of a release (stage), or a file that upstream offers (mirror: no release, sha256 once it is here);
--- position: its place on the page, NULL once upstream stopped listing it; kind: releasefile, or what hangs on a release:
--- doczip (its documentation) and toxresult (a test result, of the file for_id); a path has a row for each project of a
--- mirror that lists the file
+-- one row: a file of a release (stage), or of an upstream's page (mirror: release_id is NULL, and
+-- so is sha256 until the file is fetched)
+-- position: its place on the page; NULL if upstream no longer lists it
+-- kind: releasefile, doczip (documentation), or toxresult (a test result of the file for_id)
+-- if several projects of a mirror list a file, its path has a row for each of them
 CREATE TABLE files (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    index_id INTEGER NOT NULL REFERENCES indexes ON DELETE CASCADE,
     project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     release_id INTEGER REFERENCES releases ON DELETE CASCADE,
-    position INTEGER, version TEXT NOT NULL, filename TEXT NOT NULL, path TEXT NOT NULL, hash_spec TEXT NOT NULL,
-    sha256 TEXT, size INTEGER, uploaded TEXT NOT NULL, first_seen INTEGER NOT NULL DEFAULT 0,
+    position INTEGER, version TEXT NOT NULL, filename TEXT NOT NULL, path TEXT NOT NULL,
+    hash_spec TEXT NOT NULL, sha256 TEXT, size INTEGER,
+    uploaded TEXT NOT NULL, first_seen INTEGER NOT NULL DEFAULT 0,
     requires_python TEXT, yanked TEXT, core_metadata TEXT, metadata_sha256 TEXT, provenance TEXT,
     url TEXT, last_modified TEXT, history TEXT, kind TEXT NOT NULL DEFAULT 'releasefile',
     for_id INTEGER REFERENCES files ON DELETE CASCADE, UNIQUE (index_id, path, project_id));
@@ -2196,58 +2205,68 @@ CREATE INDEX files_of_metadata ON files (metadata_sha256);
 -- one row: a path user/index/+f/... that once was a file
 CREATE TABLE gone (path TEXT PRIMARY KEY) WITHOUT ROWID;
 
--- one row: one committed change; ops = zlib(JSON list of {t, k, v}), hash = SHA-256(prev, serial as 8 bytes, ops)
+-- one row: one committed change
+-- ops: zlib(JSON list of {t, k, v}); hash: SHA-256(prev, serial as 8 bytes, ops)
 CREATE TABLE changelog (
-    serial INTEGER PRIMARY KEY, ts REAL NOT NULL, who TEXT, ops BLOB NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL);
+    serial INTEGER PRIMARY KEY, ts REAL NOT NULL, who TEXT,
+    ops BLOB NOT NULL, prev BLOB NOT NULL, hash BLOB NOT NULL);
 """
 
 SCHEMA_SINCE_2 = """
 CREATE INDEX files_of_tested ON files (for_id) WHERE for_id IS NOT NULL;
 CREATE INDEX files_named ON files (project_id, filename);
 CREATE INDEX files_attached ON files (kind, project_id, sha256) WHERE kind != 'releasefile';
--- one row: the metadata file of a wheel, by its SHA-256 (deflated: it is small, and a file of its own costs two syncs)
+
+-- one row: the deflated metadata file of a wheel, by its SHA-256
+-- it is small: in the file system it would cost two syncs
 CREATE TABLE metadata_files (sha256 TEXT NOT NULL UNIQUE, packed BLOB NOT NULL);
 
-
--- one row: a documentation zip that can be shown, by its SHA-256; and one: a member of it, found by its path
+-- one row: a documentation zip that can be shown, by its SHA-256
 CREATE TABLE docs (id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE);
+
+-- one row: a member of a documentation zip, by its path
 CREATE TABLE doc_members (
-    doc_id INTEGER NOT NULL REFERENCES docs ON DELETE CASCADE, path TEXT NOT NULL, number INTEGER NOT NULL,
-    start INTEGER NOT NULL, packed INTEGER NOT NULL, size INTEGER NOT NULL, deflated INTEGER NOT NULL,
+    doc_id INTEGER NOT NULL REFERENCES docs ON DELETE CASCADE, path TEXT NOT NULL,
+    number INTEGER NOT NULL, start INTEGER NOT NULL, packed INTEGER NOT NULL,
+    size INTEGER NOT NULL, deflated INTEGER NOT NULL,
     PRIMARY KEY (doc_id, path)) WITHOUT ROWID;
 
--- one row: what somebody did, or tried as a login; the newest are kept
+-- one row: a user's action or login attempt; the newest are kept
 CREATE TABLE audit (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, ts REAL NOT NULL, who TEXT, address TEXT NOT NULL, action TEXT NOT NULL,
-    index_path TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL, serial INTEGER);
+    id INTEGER PRIMARY KEY AUTOINCREMENT, ts REAL NOT NULL, who TEXT, address TEXT NOT NULL,
+    action TEXT NOT NULL, index_path TEXT NOT NULL, target TEXT NOT NULL, detail TEXT NOT NULL,
+    serial INTEGER);
 
--- one row: a message for an outside server that is not delivered yet; dead: given up after so many tries
+-- one row: a message for an outside server, not delivered yet
+-- dead: 1 if it was given up after the last try
 CREATE TABLE outbox (
     id INTEGER PRIMARY KEY AUTOINCREMENT, delivery TEXT NOT NULL, index_id INTEGER NOT NULL,
-    target TEXT NOT NULL, kind TEXT NOT NULL, url TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL,
+    target TEXT NOT NULL, kind TEXT NOT NULL,
+    url TEXT NOT NULL, headers TEXT NOT NULL, body BLOB NOT NULL,
     tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL,
     dead INTEGER NOT NULL DEFAULT 0, error TEXT);
 CREATE INDEX outbox_due ON outbox (dead, target, due);
 CREATE INDEX outbox_of_index ON outbox (index_id);
 
--- one row: a stage's project that the search index has to look at again
+-- one row: a stage's project that the search index has to read again
 CREATE TABLE search_queue (
-    index_id INTEGER NOT NULL, project TEXT NOT NULL, since REAL NOT NULL, PRIMARY KEY (index_id, project)) WITHOUT ROWID;
+    index_id INTEGER NOT NULL, project TEXT NOT NULL, since REAL NOT NULL,
+    PRIMARY KEY (index_id, project)) WITHOUT ROWID;
 CREATE INDEX search_queue_order ON search_queue (since);
 """
 
 SCHEMA_SINCE_3 = """
--- one row: a name that a file of a stage had until it went, and what it stood for; kept: 1 if the
--- index was not volatile then
+-- one row: the name of a deleted file of a stage, and its hash
+-- kept: 1 if the index was not volatile then
 CREATE TABLE withdrawn (
     index_path TEXT NOT NULL, kind TEXT NOT NULL, filename TEXT NOT NULL, sha256 TEXT NOT NULL,
     kept INTEGER NOT NULL, PRIMARY KEY (index_path, kind, filename)) WITHOUT ROWID;
 
--- one row: what the uploader of a file attests of it (PEP 740), as it came
+-- one row: the attestations that a file was uploaded with (PEP 740), unchanged
 CREATE TABLE attestations (
     file_id INTEGER PRIMARY KEY REFERENCES files ON DELETE CASCADE, content TEXT NOT NULL);
 
--- account: the user whose index a message speaks of
+-- account: the owner of the message's index
 ALTER TABLE outbox ADD COLUMN account INTEGER NOT NULL DEFAULT 0;
 DROP INDEX outbox_due;
 CREATE INDEX outbox_due ON outbox (dead, target, account, due);
@@ -2258,17 +2277,20 @@ CREATE UNIQUE INDEX files_of_stage ON files (index_id, path) WHERE release_id IS
 """
 
 SCHEMA_SINCE_5 = """
--- times: how often the same was done within a minute
+-- times: number of equal actions within a minute
 ALTER TABLE audit ADD COLUMN times INTEGER NOT NULL DEFAULT 1;
 CREATE INDEX audit_of_account ON audit (who);
 """
 
 SCHEMA_SINCE_6 = """
--- a release's README as JSON (UTF-8) in pieces, for which `metadata` has ""; readme_size: its bytes in all
+-- one row: a piece of a release's README, which is JSON (UTF-8); `metadata` has "" in its place
 CREATE TABLE readmes (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, release_id INTEGER NOT NULL REFERENCES releases ON DELETE CASCADE,
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    release_id INTEGER NOT NULL REFERENCES releases ON DELETE CASCADE,
     piece BLOB NOT NULL);
 CREATE INDEX readmes_of_release ON readmes (release_id);
+
+-- readme_size: bytes of the README; 0 without one
 ALTER TABLE releases ADD COLUMN readme_size INTEGER NOT NULL DEFAULT 0;
 """
 
@@ -2629,8 +2651,9 @@ class Change:
         return row_id
 
     def put_many(self, kind, rows):
-        """Put rows of one kind, [(key, value), ...], before which nothing else must be put: deletions,
-        or rows without an id.  Thousands take a fifth of the time of as many calls of `put`."""
+        """Put independent rows of one kind, [(key, value), ...]: deletions, or rows without an id.
+
+        Thousands take a fifth of the time of as many calls of `put`."""
         ROWS[kind].write_many(self, rows)
         self._log((kind, key, value) for key, value in rows)
 
@@ -6161,7 +6184,8 @@ def remove_user(change, name, force, may_read):
 
     for owner, index_name, config in configs_naming(change.db, name):
         for key in ACL_KEYS:
-            _remove_items(change, Index(0, owner, index_name, config), key, lambda item: item == name)
+            _remove_items(change, Index(0, owner, index_name, config), key,
+                          lambda item: item == name)
 
 
 # ==================================================================================================
@@ -8637,7 +8661,8 @@ class Upstreams(Part):
 
     def gauges(self):
         yield Gauge("devpi_lite_upstream_errors_total", "counter",
-                    "Failures of upstream, by the mirror that asked.", self.by_mirror(self.failures))
+                    "Failures of upstream, by the mirror that asked.",
+                    self.by_mirror(self.failures))
 
     def by_mirror(self, counts):
         """The samples of a counter by index id, of mirrors that everybody may read."""
@@ -11021,7 +11046,9 @@ def _bound_outbox(change):
 
 
 _JENKINS_SCRIPT = '''\
-"""Tests {spec} from {index} with tox and posts the result there.  Runs in a Jenkins job, on Python 3.3 or newer."""
+"""Tests {spec} from {index} with tox and posts the result there.
+
+Runs in a Jenkins job, on Python 3.3 or newer."""
 import os
 import subprocess
 import venv
@@ -11042,7 +11069,8 @@ def run(program, *arguments):
 
 
 venv.create(HOME, with_pip=True)
-run("python", "-m", "pip", "install", "--quiet", "--upgrade", "--index-url", INDEX + "/+simple/", "devpi-client", "tox")
+run("python", "-m", "pip", "install", "--quiet", "--upgrade", "--index-url", INDEX + "/+simple/",
+    "devpi-client", "tox")
 run("devpi", "use", "--clientdir", CLIENTDIR, INDEX)
 run("devpi", "test", "--clientdir", CLIENTDIR, SPEC)
 '''
@@ -11294,19 +11322,23 @@ def _retry_all(change):
 
 
 SEARCH_SCHEMA = """
--- one row: something that can be found, a project of a stage (kind project) or a page of its documentation (kind page);
--- project: the id of the project's row; docs: version and SHA-256 of the documentation that was read
+-- one row: a project of a stage (kind project), or a page of its documentation (kind page)
+-- project: the id of the project's row
+-- docs: version and SHA-256 of the documentation that was read
 CREATE TABLE sdoc (
-    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, project INTEGER NOT NULL, index_id INTEGER NOT NULL, user TEXT NOT NULL,
-    idx TEXT NOT NULL, norm TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL, path TEXT NOT NULL, title TEXT NOT NULL,
-    summary TEXT NOT NULL, requires_python TEXT, uploaded TEXT NOT NULL, docs TEXT);
+    id INTEGER PRIMARY KEY, kind TEXT NOT NULL, project INTEGER NOT NULL,
+    index_id INTEGER NOT NULL, user TEXT NOT NULL, idx TEXT NOT NULL,
+    norm TEXT NOT NULL, name TEXT NOT NULL, version TEXT NOT NULL,
+    path TEXT NOT NULL, title TEXT NOT NULL, summary TEXT NOT NULL,
+    requires_python TEXT, uploaded TEXT NOT NULL, docs TEXT);
 CREATE INDEX sdoc_of_project ON sdoc (index_id, norm);
 CREATE INDEX sdoc_by_name ON sdoc (kind, norm);
 CREATE INDEX sdoc_pages ON sdoc (project, kind);
 
 -- one row: a property of a project that a query can ask for
 CREATE TABLE sfacet (
-    key TEXT NOT NULL, value TEXT NOT NULL, doc INTEGER NOT NULL, PRIMARY KEY (key, value, doc)) WITHOUT ROWID;
+    key TEXT NOT NULL, value TEXT NOT NULL, doc INTEGER NOT NULL,
+    PRIMARY KEY (key, value, doc)) WITHOUT ROWID;
 CREATE INDEX sfacet_of_doc ON sfacet (doc);
 """
 _TEXT_COLUMNS = ("name", "title", "summary", "keywords", "author", "classifiers", "body")
@@ -11352,7 +11384,8 @@ _FILTER_SPELLINGS = {"classifiers": "classifier", "keywords": "keyword"}
 _QUERY_TOKEN = re.compile(r"""
     \s+ | (?P<bracket>[()])
     | (?P<not>-)(?=[^\s)*-])
-    | (?:(?P<key>[A-Za-z]+):)? (?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' ) (?P<star>\*?) (?=[\s()]|$)
+    | (?:(?P<key>[A-Za-z]+):)? (?: "(?P<double>[^"]*)" | '(?P<single>[^']*)' )
+      (?P<star>\*?) (?=[\s()]|$)
     | (?P<word>[^\s()]+)""", re.VERBOSE)
 # What `type:` asks for, as (kind, text columns): the words of devpi's web pages.
 _TYPES = {
@@ -17295,7 +17328,8 @@ server {{
         proxy_set_header X-Outside-URL {_nginx_word(outside)};
         proxy_set_header {header_title(settings.real_ip_header)} $remote_addr;
 
-        # files of any size, which go through as they come; the server has a limit of its own, --max-request-body-size
+        # files of any size, which go through as they come
+        # the server has a limit of its own, --max-request-body-size
         client_max_body_size 0;
         proxy_request_buffering off;
         proxy_max_temp_file_size 0;
