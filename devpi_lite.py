@@ -12464,7 +12464,7 @@ UNIX_PEER = "127.0.0.1"     # the address of all clients of the unix socket
 def wait_for(sock, event, seconds, owner):
     """Whether a socket becomes readable or writable within `seconds`.
 
-    If too many workers wait already, for all clients or for this owner's, the wait is at most
+    If too many workers wait already, in all or for this owner, the wait is at most
     `Limits.slow_client` seconds."""
     with _Selector() as selector, outside_wait(owner) as room:
         selector.register(sock, event)
@@ -12733,12 +12733,14 @@ class Body:
         A large or slow rest is not worth it: see `Limits.drained_body`, `Limits.drain_time`."""
         if self.expects:
             return self.ended
+
         self.limit = max(self.limit, Limits.drained_body)
         began = time.monotonic()
         self.patience = 2
         left = Limits.drained_body
         if (self.left or 0) > left:
             return False
+
         try:
             while not self.ended and left > 0 and time.monotonic() - began < Limits.drain_time:
                 left -= len(self.read())
@@ -12758,7 +12760,7 @@ class Response:
       chunks if that is None.
 
     A response with `tags` may be kept and sent again until `expires` (time.monotonic(); 0: without
-    end): see `Caches`."""
+    end): see `Freshness`."""
     status: int = 200
     headers: list = dataclasses.field(default_factory=list)
     body: bytes = b""
@@ -12840,8 +12842,8 @@ def problem_response(problem, accept, kind):
     """A Problem as a response; the route's kind and the client's Accept decide its form [W3].
 
     `kind`: "json" is always the envelope; "page" is HTML unless Accept names JSON; "upload" is
-    plain text unless Accept names HTML or JSON, with the message as the reason phrase, which twine
-    and devpi print."""
+    plain text unless Accept names HTML or JSON, with the message as the reason phrase, where twine
+    and devpi look for it."""
     status, message, kind = problem.status, problem.message, problem.form or kind
     reason = reason_phrase(status)
     if kind == "upload" and message:
@@ -13098,7 +13100,7 @@ class Request:
             raise
 
     def recheck_identity(self):
-        """Forget the identity after half a second, so that its next use checks it again.
+        """After half a second, forget the identity: its next use checks it again.
 
         The user may be deleted by then, or the password changed."""
         if time.monotonic() - self.began > 0.5:
@@ -13735,8 +13737,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
         if request is not None:
             ready = ReadyResponse(head, b"" if silent else response.body,
-                                f"{request.method} {visible(request.target)}", response.status,
-                                request.known_user, request.address)
+                                  f"{request.method} {visible(request.target)}", response.status,
+                                  request.known_user, request.address)
             app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user,
                                ready.address)
             if response.tags is not None and persistent and response.parts is None \
@@ -13769,9 +13771,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.pending = outgoing
 
     def _send_stream(self, stream, head, length, chunked):
-        """Send head and pieces, a FilePart last; returns whether `length` bytes are sent.
+        """Send head and pieces, a FilePart last; returns whether the response is complete.
 
-        Raises a Problem before the first piece; a later one is logged, and breaks the
+        A Problem before the first piece is raised; a later one is logged, and breaks the
         connection."""
         connection, sent = self.connection, 0
         with contextlib.closing(stream):
@@ -13783,6 +13785,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                             [head, b"%x\r\n" % piece.length, piece, b"\r\n0\r\n\r\n"]
                             if chunked else [head, piece]))
                         return chunked or sent == length
+
                     if chunked:
                         connection.send(head, b"%x\r\n" % len(piece), piece, b"\r\n")
                     else:
@@ -13795,6 +13798,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 log.warning("an answer to %s broke off: %s", connection.address, problem.message)
                 connection.broken = True
                 return False
+
             if head or chunked:
                 connection.send(head, b"0\r\n\r\n" if chunked else b"")
         return chunked or sent == length
@@ -13932,6 +13936,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.wake()
 
     def _accept(self, listener):
+        """Accept up to 64 connections that wait at a listener."""
         for _ in range(64):
             try:
                 sock, address = listener.accept()
@@ -13971,7 +13976,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def _busy_response(self):
         return self._plain_response("503 Service Unavailable\r\nRetry-After: 1",
-                                  b"too much to do just now, try again\n")
+                                    b"too much to do just now, try again\n")
 
     def _plain_response(self, status, body):
         head = (f"HTTP/1.1 {status}\r\nConnection: close\r\n"
@@ -14719,16 +14724,18 @@ class App(Part):
         self.staging = Staging(store, self.blobs, self.projects, settings)
         self.outbox = Outbox(store, self.client, settings)
         self.search = SearchIndex(store, self.indexes, self.releases, self.blobs, settings)
+
         self.pages = store.freshness.cache(Limits.page_cache)
         self.turns = Turns()
         self.ready = {trusted: store.freshness.cache(Limits.response_cache // 2)
                       for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
-        self.noted = set()
+        self.noted = set()          # (address, text) of warnings that were logged
         self.nameless_results = Rate(3600, Limits.nameless_of_one, Limits.nameless_an_hour)
         self.nameless_bytes = Rate(3600, Limits.nameless_bytes_of_one, Limits.nameless_bytes)
         self.refusals = Rate(3600, Limits.audited_refusals_of_one, Limits.audited_refusals)
         self.started = time.time()
+
         node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
         # whether only processes of this machine can reach the server by an address
@@ -14741,7 +14748,8 @@ class App(Part):
             f"X-DEVPI-UUID: {node}\r\n"
             f"X-DEVPI-PRIMARY-UUID: {node}\r\n"
             f"X-DEVPI-MASTER-UUID: {node}\r\n").encode()
-        self._variable = (0, -2, b"")
+        self._variable = (0, -2, b"")       # (second, serial, the headers)
+
         held = [*vars(self).values(), *vars(self.mirrors).values()]
         self.parts = (self, *[each for each in held if isinstance(each, Part)],
                       *[make(self) for make in PARTS])
@@ -15690,6 +15698,7 @@ def _small_list(request, index, lists, stale):
                        _list_in_one("projects.html", names))
     else:
         label, body = "people", b"".join(_list_for_people(request, index, lists, None))
+
     page = ProjectPage("", tuple((member, ()) for member, _ in lists), stale=stale)
     order = request.app.indexes.order(index)
     tags = frozenset(names_tag(member.id) for member in order)
@@ -16840,6 +16849,7 @@ def _from_environment(parser):
     for variable, text in os.environ.items():
         if not variable.startswith("DEVPISERVER_"):
             continue
+
         if variable not in known:
             hint = _nearest(variable, known)
             if re.search("_SERVICE_|_PORT_", variable):
@@ -17346,6 +17356,7 @@ def dockerfile(parsed):
                # paths of this machine
                *(option_.name for option_, _ in OPTIONS.values()
                  if option_.convert is absolute_path)}
+
     host, port = (parsed.settings.listen or ((Settings.host, Settings.port),))[0]
     command = ["python", "/devpi_lite.py", "--serverdir", "/data", "--host", "0.0.0.0",
                *_server_options({**parsed.in_file, **parsed.said}, without)]
@@ -17446,14 +17457,17 @@ def command_passwd(parsed):
     if is_read_only(settings.serverdir):
         raise FatalError(f"{settings.serverdir} is on read-only media: its passwords can't be "
                          "changed")
+
     with contextlib.closing(Store(settings)) as store:
         users = Users(store)
         name = rest.user or _ask(input, "user: ").strip()
         if users.find(name) is None:
             raise FatalError(f"user not found: {name}")
+
         password = sys.stdin.readline().rstrip("\r\n") if rest.stdin else _ask_twice(name)
         if not password:
             raise FatalError("the password is empty; nothing was changed")
+
         users.modify(name, {"password": password}, Actor(address="command line"))
         if name == "root":
             forget_root_password(settings.serverdir)
@@ -17552,11 +17566,13 @@ def open_rows(serverdir):
     path = os.path.join(serverdir, "devpi_lite.db")
     if not os.path.exists(path):
         raise FatalError(f"no devpi_lite database in {serverdir}")
-    # where no log can be made beside a database, and none is there, nobody writes to it
+
+    # nobody writes to a database that has no write-ahead log, in a directory where none can be made
     is_fixed = is_read_only(serverdir) or not (
         os.access(serverdir, os.W_OK) or os.path.exists(path + "-wal"))
     if is_fixed:
         refuse_unfolded(path)
+
     db = sqlite3.connect(read_only_uri(path, immutable=True) if is_fixed else path, uri=is_fixed,
                          timeout=Limits.busy, isolation_level=None,
                          check_same_thread=False)       # the writer's thread reads it
@@ -17603,7 +17619,7 @@ def replay(store, source, until, again):
 
 
 def _apply_again(change, entries):
-    """Apply old changelog entries again, without rows whose parent was deleted."""
+    """Apply old changelog entries again, without rows whose parent is missing."""
     change.is_replay = True
     for op in itertools.chain.from_iterable(entry.ops_for_replay() for entry in entries):
         with contextlib.suppress(NoParent):
@@ -17611,7 +17627,7 @@ def _apply_again(change, entries):
 
 
 def fetch_blobs(store, blobs, source):
-    """Copy missing blobs of stages, and enter documentation for search.
+    """Copy missing blobs of stages, and enter the members of documentation zips.
 
     Prints each blob that the source lacks or that is damaged; returns their number."""
     with store.read() as db:
