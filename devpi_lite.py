@@ -2310,6 +2310,8 @@ def migration(version, sql=""):
 
     Old ones are migrated by `function(db, sql)`, which runs the SQL and changes existing rows."""
     def register(function):
+        if version in MIGRATIONS:
+            raise ValueError(f"there is a step to schema version {version} already")
         MIGRATIONS[version] = sql, function
         return function
     return register
@@ -2645,16 +2647,28 @@ class Change:
         rows, key = ROWS[kind], tuple(key)
         if not self.is_replay:
             rows.before(self, key, value)
+            if value is None:
+                self._delete_children(kind, key)
         row_id = rows.write(self, key, value)
         self.ids[kind, key] = row_id
         self._log([(kind, key, value)])
         return row_id
 
-    def put_many(self, kind, rows):
-        """Put independent rows of one kind, [(key, value), ...]: deletions, or rows without an id.
+    def _delete_children(self, kind, key):
+        row_id = self.id_of(kind, key)
+        for child in reversed(list(ROWS.values())):
+            if child.parent == kind and row_id is not None:
+                child.delete_of(self, key, row_id)
 
-        Thousands take a fifth of the time of as many calls of `put`."""
-        ROWS[kind].write_many(self, rows)
+    def delete_many(self, kind, keys):
+        """Delete rows of one kind, to which no others belong: thousands take a fifth of the time of
+        as many calls of `put`."""
+        ROWS[kind].delete_many(self, keys)
+        self._log((kind, key, None) for key in keys)
+
+    def insert_many(self, kind, rows):
+        """Insert or replace rows of a kind without ids, [(key, value), ...]; as fast."""
+        ROWS[kind].insert_many(self, rows)
         self._log((kind, key, value) for key, value in rows)
 
     def _log(self, rows):
@@ -2683,6 +2697,8 @@ class Change:
 
     def happened(self, event):
         """Pass an `Event`, which this change makes happen, to all `FOLLOWERS`."""
+        if event.name not in EVENTS:
+            raise ValueError(f"the event {event.name} is not declared")
         for follow in FOLLOWERS:
             follow(self, event)
 
@@ -2705,6 +2721,20 @@ EVENTS = {
     "toxresult": "toxresult", "yank": None, "unyank": None, "project.status": None,
     "push": "push", "push.external": None, "outbox.retry": None,
     "delete.file": "delete", "delete.version": "delete", "delete.project": "delete"}
+
+
+def event_kind(name, webhook=None):
+    """Add an event to `EVENTS`, from whatever chapter announces it."""
+    if name in EVENTS:
+        raise ValueError(f"there is an event {name} already")
+    EVENTS[name] = webhook
+
+
+def webhook_events():
+    """The events that a webhook may want, in the order of their declaration."""
+    return tuple(dict.fromkeys(filter(None, EVENTS.values())))
+
+
 FOLLOWERS = []      # functions of a change and an `Event`
 
 
@@ -2796,11 +2826,24 @@ class RowKind:
     def before(self, change, key, value):
         """Put the rows that must be put before this one."""
 
-    def write_many(self, change, rows):
-        """Delete rows."""
+    def delete_of(self, change, parent, parent_id):
+        """Delete the rows that belong to a parent, which is about to be deleted."""
+        rows = change.execute(f"SELECT id, {self.name} AS name FROM {self.table} "
+                              f"WHERE {self.refers} = ? ORDER BY id", (parent_id,)).fetchall()
+        keys = [(*parent, row["name"]) for row in rows]
+        for key, row in zip(keys, rows):
+            change.ids[self.kind, key] = row["id"]
+        if any(other.parent == self.kind for other in ROWS.values()):
+            for key in keys:
+                change.put(self.kind, key, None)
+        else:
+            change.delete_many(self.kind, keys)
+
+    def delete_many(self, change, keys):
+        """Delete rows to which no others belong."""
         change.executemany(f"DELETE FROM {self.table} WHERE id = ?",
-                           [(change.id_of(self.kind, key),) for key, _ in rows])
-        for key, _ in rows:
+                           [(change.id_of(self.kind, key),) for key in keys])
+        for key in keys:
             self.wrote(change, key, None, change.ids[self.kind, key], False)
             change.ids[self.kind, key] = None
 
@@ -2859,9 +2902,10 @@ class NamedRows(RowKind):
             condition = " AND ".join(f"{column} = ?" for column in self.key)
             change.execute(f"DELETE FROM {self.table} WHERE {condition}", key)
             return
-        self.write_many(change, [(key, value)])
+        self.insert_many(change, [(key, value)])
 
-    def write_many(self, change, rows):
+    def insert_many(self, change, rows):
+        """Insert or replace rows, [(key, value), ...]."""
         rows = [{**dict(zip(self.key, key)), **self.columns(change, key, value)}
                 for key, value in rows]
         for columns in rows[:1]:
@@ -2876,6 +2920,8 @@ ROWS = {}       # kind -> its `RowKind`; a kind stands after the kinds that its 
 def row(kind):
     """Decorator: registers a class as the `RowKind` of a kind."""
     def register(class_):
+        if kind in ROWS:
+            raise ValueError(f"the kind {kind} is registered already")
         class_.kind = kind
         ROWS[kind] = class_()
         return class_
@@ -2932,7 +2978,7 @@ class Store(Part):
         self.audit_log = AuditLog(settings.audit_rows)
         self.keep_log = settings.keep_log
         # set when there is work
-        self.signals = {"outbox": threading.Event(), "search": threading.Event()}
+        self.signals = collections.defaultdict(threading.Event)     # by name: see `Change.wake`
 
         self.writer = self._connect()
         self._upgrade(create)
@@ -4987,12 +5033,6 @@ class UserRows(RowKind):
     def value(self, db, row):
         return {**super().value(db, row), "attributes": json.loads(row["attributes"])}
 
-    def before(self, change, key, value):
-        if value is None:
-            for index in change.execute("SELECT name FROM indexes WHERE user_id = ? ORDER BY id",
-                                        (change.id_of("user", key),)).fetchall():
-                change.put("index", (*key, index["name"]), None)
-
     def columns(self, change, key, value):
         return {**value, "attributes": json.dumps(value["attributes"])}
 
@@ -5525,15 +5565,14 @@ def _to_template(key, value):
     return value
 
 
-WEBHOOK_EVENTS = tuple(dict.fromkeys(filter(None, EVENTS.values())))
 
 
 def _to_events(key, value):
     events = _to_list(key, value)
-    unknown = [event for event in events if event not in WEBHOOK_EVENTS]
+    unknown = [event for event in events if event not in webhook_events()]
     if unknown:
         raise BadRequest(f"unknown event '{unknown[0]}' in {key}, "
-                         f"known are {', '.join(WEBHOOK_EVENTS)}")
+                         f"known are {', '.join(webhook_events())}")
     return events
 
 
@@ -6006,13 +6045,6 @@ class IndexRows(RowKind):
 
     def value(self, db, row):
         return {"config": json.loads(row["config"])}
-
-    def before(self, change, key, value):
-        if value is None and change.get("index", key)["config"]["type"] == "stage":
-            for project in change.execute("SELECT id, name FROM projects WHERE index_id = ? "
-                                          "ORDER BY id", (change.id_of("index", key),)).fetchall():
-                change.ids["project", (*key, project["name"])] = project["id"]
-                change.put("project", (*key, project["name"]), None)
 
     def columns(self, change, key, value):
         return {"config": json.dumps(value["config"])}
@@ -6555,15 +6587,13 @@ class ProjectRows(RowKind):
         status = Status.of(row["status"])
         return {"status": status.word, "reason": status.reason}
 
+    def delete_of(self, change, parent, parent_id):
+        if change.get("index", parent)["config"]["type"] == "stage":
+            super().delete_of(change, parent, parent_id)
+
     def before(self, change, key, value):
         if value is None:
-            project_id = change.id_of("project", key)
-            _delete_files(change, key[:2], "project_id = ?", project_id)
-            releases = change.execute("SELECT id, version FROM releases WHERE project_id = ? "
-                                      "ORDER BY id", (project_id,)).fetchall()
-            for row in releases:
-                change.ids["release", (*key, row["version"])] = row["id"]
-            change.put_many("release", [((*key, row["version"]), None) for row in releases])
+            _delete_files(change, key[:2], "project_id = ?", change.id_of("project", key))
 
     def columns(self, change, key, value):
         return {"status": Status(value["status"], value["reason"]).stored}
@@ -6636,6 +6666,9 @@ class FileRows(RowKind):
     def scope(self, db):
         return "files.release_id IS NOT NULL"
 
+    def delete_of(self, change, parent, parent_id):
+        """They go with their projects."""
+
     def value(self, db, row):
         return {**super().value(db, row), "history": json.loads(row["history"] or "[]")}
 
@@ -6693,7 +6726,7 @@ def _delete_files(change, index, condition, value):
     _keep_names(change, index, files)
     for file in files:
         change.ids["file", (*index, file["path"])] = file["id"]
-    change.put_many("file", [((*index, file["path"]), None) for file in files])
+    change.delete_many("file", [(*index, file["path"]) for file in files])
     for project in {file["project"] for file in files}:
         _stage_changed(change, (*index, project))
 
@@ -6703,11 +6736,11 @@ def _keep_names(change, index, files):
     if not files:
         return
     place, is_volatile = "/".join(index), change.get("index", index)["config"]["volatile"]
-    change.put_many("withdrawn", [
+    change.insert_many("withdrawn", [
         ((place, file["kind"], file["filename"]),
          {"sha256": file["sha256"], "kept": int(not is_volatile)})
         for file in files if file["kind"] != "toxresult"])
-    change.put_many("gone", [((f"{place}/{file['path']}",), {}) for file in files])
+    change.insert_many("gone", [((f"{place}/{file['path']}",), {}) for file in files])
 
 
 def is_gone(db, path):
@@ -7431,19 +7464,38 @@ class Removed(typing.NamedTuple):
     version: str | None = None
     file: File | None = None
 
+    @property
+    def what(self):
+        return "file" if self.file else "version" if self.version else "project"
 
-def remove(change, index, what, *names, refusal=None):
-    """devpi: DELETE of a project (name), a version (name, version) or a file (path).
 
-    `what` says which. On a non-volatile index Forbidden with the message `refusal`, unless that is
-    None. Returns a sentence about the project's name, or "": see `StageRemoval.note`."""
+def remove_project(change, index, name, refusal=None):
+    """devpi: DELETE of a project.
+
+    Forbidden on a non-volatile index, with this `refusal`, unless that is None. Returns what is to
+    be said about the project's name: see `StageRemoval.note`."""
+    return _remove(change, index, refusal, lambda removal: removal.project(name))
+
+
+def remove_version(change, index, name, version, refusal=None):
+    """devpi: DELETE of a version, in all its spellings; as `remove_project`."""
+    return _remove(change, index, refusal, lambda removal: removal.version(name, version))
+
+
+def remove_file(change, index, path, refusal=None):
+    """devpi: DELETE of a file; as `remove_project`."""
+    return _remove(change, index, refusal, lambda removal: removal.file(path))
+
+
+def _remove(change, index, refusal, take):
     index = current_index(change, index)
     if refusal and not index.volatile:
         raise Forbidden(refusal)
     removal = _REMOVALS[index.config["type"]](change, index)
-    removed = getattr(removal, what)(*names)      # project, version or file
+    removed = take(removal)
     note = removal.note(removed.project)
-    change.happened(Event(f"delete.{what}", index, *removed, detail=note))
+    change.happened(Event(f"delete.{removed.what}", index, removed.project, removed.version,
+                          removed.file, detail=note))
     return note
 
 
@@ -10123,23 +10175,23 @@ class Policy:
 
     Policies are asked in `Projects.page` and when a file is opened, and nowhere else."""
 
-    def shown(self, page, first, files):
-        """Those of the files of one index's page that are shown.
+    def shown(self, index, page, first, files):
+        """Those of `files`, of one index's page of a project, that `index` shows.
 
         `first`: the page of the first index that knows the project."""
         return files
 
-    def refuse(self, place):
+    def refuse(self, index, place):
         """Refuse to open a file, by an exception."""
 
 
 class Quarantine(Policy):
     """The files of a quarantined project are withheld (PEP 792)."""
 
-    def shown(self, page, first, files):
+    def shown(self, index, page, first, files):
         return () if page.status.withholds_files or first.status.withholds_files else files
 
-    def refuse(self, place):
+    def refuse(self, index, place):
         place.status.refuse_withheld(place.file.filename)
 
 
@@ -10431,7 +10483,7 @@ class Projects:
             for origin, files in page.parts:
                 shown = files
                 for policy in POLICIES:
-                    shown = policy.shown(page, found.pages[0], shown)
+                    shown = policy.shown(index, page, found.pages[0], shown)
                 if seen:
                     shown = tuple(file for file in shown if file.filename not in seen)
                 parts.append((origin, shown))
@@ -10534,13 +10586,13 @@ class Projects:
     def open(self, index, place, for_head=False):
         """The `Content` of a file; what a policy raises if it withholds the file."""
         for policy in POLICIES:
-            policy.refuse(place)
+            policy.refuse(index, place)
         return self.at(index).open(place.file, for_head)
 
     def open_metadata(self, index, place):
         """(SHA-256, bytes) of a file's metadata file (PEP 658); NotFound if it has none."""
         for policy in POLICIES:
-            policy.refuse(place)
+            policy.refuse(index, place)
         sha256 = self.at(index).metadata_file(place.file)
         data = metadata_bytes(self.store, self.mirrors.files.blobs, sha256) if sha256 else None
         if data is None:
@@ -10964,7 +11016,7 @@ def wants_event(index, event_name):
     """Whether the index's configuration has an event sent to any server."""
     wanted = EVENTS[event_name]
     hooked = index.config.get("webhook_url") and \
-        wanted in index.config.get("webhook_events", WEBHOOK_EVENTS)
+        wanted in index.config.get("webhook_events", webhook_events())
     return bool(hooked or wanted == "upload" and index.config.get("uploadtrigger_jenkins"))
 
 
@@ -10983,7 +11035,7 @@ def enter_messages(change, event):
         headers, body = _jenkins_form(f"{change.actor.own_url}/{quoted(index.path)}",
                                       f"{event.project}=={event.version}")
         _post_later(change, index, "jenkins", url, headers, body)
-    if EVENTS[event.name] in config.get("webhook_events", WEBHOOK_EVENTS):
+    if EVENTS[event.name] in config.get("webhook_events", webhook_events()):
         body = json.dumps(_webhook_content(change, index, event)).encode()
         headers = {"Content-Type": "application/json", "X-Devpi-Event": EVENTS[event.name]}
         if config.get("webhook_secret"):
@@ -14550,12 +14602,11 @@ class Path(typing.NamedTuple):
 
 
 # {(path as it is written, query): Path}: those with a query first, then in the order of their
-# first definition. A request gets the first Path that matches and has its method. The order
-# matters for one other pair: a page of documentation (.../+d/json) comes before PyPI's JSON of a
-# project called "pypi".
+# first definition.  A request gets the first Path that matches and has its method; no others match
+# the same path.
 ROUTES = {}
 _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
-           "version": "[^/]+", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
+           "version": "[^/+][^/]*", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
 
 
 def route(methods, path, *, for_, may, query="", other_names=None):
@@ -14916,13 +14967,13 @@ class App(Part):
 
     def clean_all(self):
         """Have each part delete what it no longer needs; a failure does not stop the others."""
-        self._try(self.store.write, self._clean_rows, durable=False)
         for part_ in self.parts:
+            self._try(self.store.write, part_.clean, durable=False)
             self._try(part_.tidy)
 
-    def _clean_rows(self, change):
-        for part_ in self.parts:
-            part_.clean(change)
+    def part(self, kind):
+        """The part of that class."""
+        return next(part_ for part_ in self.parts if isinstance(part_, kind))
 
     def close_all(self):
         for part_ in self.parts:
@@ -16194,7 +16245,7 @@ def refusal_to_delete(request, index, usual):
 def delete_version(request, index, project, version):
     """devpi: delete a release."""
     refusal = refusal_to_delete(request, index, _NO_DELETION)
-    note = _remove(request, index, refusal, "version", project, version)
+    note = request.write(remove_version, index, project, version, refusal)
     return _deleted(f"project '{project}' version '{version}' deleted", note)
 
 
@@ -16203,7 +16254,7 @@ def delete_project(request, index, project):
     """devpi: delete a project from an index."""
     refusal = refusal_to_delete(request, index,
                                 f"project '{project}' is on non-volatile index {index.path}")
-    note = _remove(request, index, refusal, "project", project)
+    note = request.write(remove_project, index, project, refusal)
     return _deleted(f"project {project} deleted from stage {index.path}", note)
 
 
@@ -16316,13 +16367,8 @@ def _refuse_constant(name):
 def delete_file(request, index, file):
     """devpi: delete a file."""
     refusal = refusal_to_delete(request, index, _NO_DELETION)
-    note = _remove(request, index, refusal, "file", file)
+    note = request.write(remove_file, index, file, refusal)
     return _deleted(f"package '{index.path}/{file}' deleted", note)
-
-
-def _remove(request, index, refusal, what, *names):
-    """Delete a "version", "project" or "file"; returns a note for the caller, or ""."""
-    return request.write(functools.partial(remove, refusal=refusal), index, what, *names)
 
 
 def _deleted(message, note):

@@ -813,7 +813,7 @@ def test_a_path_has_one_route_for_each_audience_and_one_default():
 
 def test_paths_that_overlap_are_those_whose_order_is_documented():
     words = {"user": "u", "index": "i", "name": "i", "file": ["+f/a", "+f/a/+doc/x", "+e/json"],
-             "project": ["p", "pypi"], "version": ["1", "+d", "+doc", "json", "refresh", "+api"],
+             "project": ["p", "pypi"], "version": ["1", "1+local", "json", "refresh"],
              "rest": ["x", "json", "a/json"]}
     entries, overlapping = list(devpi_lite.ROUTES.items()), set()
     for number, ((path, query), entry) in enumerate(entries):
@@ -827,11 +827,13 @@ def test_paths_that_overlap_are_those_whose_order_is_documented():
                 for (other, _), after in entries[number + 1:]:
                     if after.pattern.fullmatch(sample) and set(after.choices) & set(entry.choices):
                         overlapping.add((path + ("?" + query if query else ""), other))
-    docs, file = "/{user}/{index}/{project}/{version}", "/{user}/{index}/{file}[/]"
-    assert overlapping == {
-        (file + "?yank unyank", file),
-        (docs + "/+d/{rest}", "/{user}/{index}/pypi/{project}/{version}/json"),
-        (docs + "/+doc/{rest}", "/{user}/{index}/pypi/{project}/{version}/json")}
+    file = "/{user}/{index}/{file}[/]"
+    assert overlapping == {(file + "?yank unyank", file)}
+
+
+def test_a_word_that_begins_with_a_plus_is_no_version(site):
+    found = site.get("/root/dev/demo/+unknown")
+    assert (found.status, "there is nothing at" in found.json()["message"]) == (404, True)
 
 
 @pytest.fixture(scope="module")
