@@ -1304,12 +1304,12 @@ class Limits:
     test_results = 1000             # of one file
     large_jsons = 2                 # test results parsed in child processes at a time
     large_jsons_of_one = 1          # of these, from one address
-    nameless_results = 100          # test results of one file, from clients without login
-    nameless_result_bytes = 64 << 20    # these in all
-    nameless_an_hour = 3000         # test results without login, on all indexes
-    nameless_of_one = 1000          # of these, from one address
-    nameless_bytes = 256 << 20      # an hour, of test results without login
-    nameless_bytes_of_one = 128 << 20   # of these, from one address
+    anonymous_results = 100          # test results of one file, from clients without login
+    anonymous_result_bytes = 64 << 20    # these in all
+    anonymous_an_hour = 3000         # test results without login, on all indexes
+    anonymous_of_one = 1000          # of these, from one address
+    anonymous_bytes = 256 << 20      # an hour, of test results without login
+    anonymous_bytes_of_one = 128 << 20   # of these, from one address
     cleaning = 3600                 # seconds between two searches for files without a row
     write_ahead_log = 64 << 20      # bytes that it keeps after a checkpoint
     trash = 7 * 86400               # seconds that a file without a row is kept
@@ -5561,10 +5561,8 @@ def _to_template(key, value):
         raise BadRequest(f"'{key}' option must be a URL, "
                          "with placeholders in its path or query only.")
     to_url(key, value.replace("{pkgname}", "x").replace("{pkgversion}", "1")
-            if isinstance(value, str) else value)
+           if isinstance(value, str) else value)
     return value
-
-
 
 
 def _to_events(key, value):
@@ -6168,7 +6166,7 @@ def _remove_from_bases(change, user, path, force, may_read):
 
     for index in above:
         _remove_items(change, index, "bases",
-               lambda base: base == path if path else base.startswith(user + "/"))
+                      lambda base: base == path if path else base.startswith(user + "/"))
 
 
 def _remove_items(change, index, key, is_gone):
@@ -7002,7 +7000,7 @@ class Releases(Part):
         with self.store.read() as db:
             tested, _ = _tested_file(db, index, path)
             if user is None:
-                _bound_nameless(db, tested, 0)
+                _bound_anonymous(db, tested, 0)
 
     def docs_of(self, index, name):
         """{version: File}, the documentation zips of a stage's project.
@@ -7156,7 +7154,7 @@ def _store_upload(change, index, upload, may_replace):
         return False
 
     history = make_room(change, index, old, "releasefile", upload.filename, upload.sha256,
-                         may_replace)
+                        may_replace)
     history.append(history_entry("upload", who=change.who, dst=index.path))
     _merge_release(change, index, upload)
     if old and old.version != upload.version:
@@ -7193,7 +7191,7 @@ def history_entry(what, **facts):
     return {"what": what, **facts, "when": list(time.gmtime()[:6])}
 
 
-def _nameless_upload():
+def _anonymous_upload():
     """How the stored history of an upload without login begins, as a pattern for SQL's LIKE."""
     text = json.dumps([history_entry("upload", who=None)])
     return text[:text.index("null") + len("null")] + "%"
@@ -7300,7 +7298,7 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
         return False
     if change.id_of("release", (index.user, index.name, normalize(name), version)) is None:
         put_release(change, index, name, version,
-                     with_defaults({"name": name, "version": version}))
+                    with_defaults({"name": name, "version": version}))
 
     history = make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
     history.append(history_entry("upload", who=change.who, dst=index.path))
@@ -7347,24 +7345,24 @@ def _store_test_result(change, index, path, sha256, size):
     index = current_index(change, index)
     tested, project = _tested_file(change, index, path)
     if change.who is None:
-        _bound_nameless(change, tested, size)
+        _bound_anonymous(change, tested, size)
     result = put_test_result(change, index, project, tested, sha256, size,
-                              [history_entry("upload", who=change.who, dst=index.path)])
+                             [history_entry("upload", who=change.who, dst=index.path)])
     change.happened(Event("toxresult", index, project, tested.version, result))
     return result
 
 
-def _bound_nameless(db, tested, size):
+def _bound_anonymous(db, tested, size):
     """Forbidden if a file has too many test results from users who are not logged in.
 
     The bounds are on their number, and on their bytes with `size` more."""
     count, total = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM files "
                               "WHERE for_id = ? AND history LIKE ?",
-                              (tested.id, _nameless_upload())).fetchone()
-    if count >= Limits.nameless_results or total + size > Limits.nameless_result_bytes:
+                              (tested.id, _anonymous_upload())).fetchone()
+    if count >= Limits.anonymous_results or total + size > Limits.anonymous_result_bytes:
         raise Forbidden(
             f"{tested.filename} has {count} test results of {total} bytes from users who are not "
-            f"logged in; it takes {Limits.nameless_results} of {Limits.nameless_result_bytes} "
+            f"logged in; it takes {Limits.anonymous_results} of {Limits.anonymous_result_bytes} "
             "bytes in all: log in, or delete some")
 
 
@@ -7383,8 +7381,8 @@ def put_test_result(change, index, project, tested, sha256, size, history):
             break
         count += 1
     return put_file(change, index, project, history, path=f"{folder}/{filename}",
-                     version=tested.version, filename=filename, sha256=sha256, size=size,
-                     kind="toxresult", **{"for": tested.path})
+                    version=tested.version, filename=filename, sha256=sha256, size=size,
+                    kind="toxresult", **{"for": tested.path})
 
 
 # -- yanks and statuses
@@ -9755,7 +9753,7 @@ class Download(Flight):
 
         metadata = files.metadata_of_blob(file, self.sha256)
         files.upstreams.keep(_file_arrived, self.index, file, self.sha256, incoming.size,
-                     self.last_modified, metadata)
+                             self.last_modified, metadata)
         self._grow(incoming.size, finished=True)
 
     @property
@@ -10799,7 +10797,7 @@ def push_release(change, source, pushed, target, project_name, part, may_replace
         log_.append([200, "store_releasefile", f"{target.path}/{new.path}"])
         for result in results:
             stored = put_test_result(change, target, pushed.name, new, result.sha256, result.size,
-                                      _pushed_history(change, source, target, result))
+                                     _pushed_history(change, source, target, result))
             log_.append([200, "store_toxresult", f"{target.path}/{stored.path}"])
 
     for docs in pushed.docs:
@@ -10834,8 +10832,8 @@ def _push_file(change, source, target, project_id, project, may_replace, replace
             change.put("metadata", (file.metadata_sha256,), kept)
 
     return put_file(change, target, project, history,
-                     attestations=attestations_of(change, file) or None,
-                     **{column: getattr(file, column) for column in FileRows.plain})
+                    attestations=attestations_of(change, file) or None,
+                    **{column: getattr(file, column) for column in FileRows.plain})
 
 
 def _pushed_history(change, source, target, file):
@@ -12921,7 +12919,7 @@ def problem_response(problem, accept, kind):
 
 
 @contextlib.contextmanager
-def told_in_json():
+def problems_as_json():
     """Problems inside have the form JSON, whatever the route's kind: devpi has it so for the files
     that a mirror fetches."""
     try:
@@ -12932,7 +12930,7 @@ def told_in_json():
 
 
 @functools.lru_cache(maxsize=256)
-def _may_be_ours(host, outside_name):
+def _is_own_host(host, outside_name):
     """Whether a Host header names this machine or --outside-url's host, or has no dot.
 
     A stranger can't own a name without a dot."""
@@ -13025,7 +13023,7 @@ class Request:
         A web page may let its own name mean 127.0.0.1: its origin is then the server's, and it can
         send any header. Nobody can do that with an address, or with a name without a dot, which
         strangers can't own."""
-        if self.app.is_private and not _may_be_ours(self.header("host"), self.app.outside_name) \
+        if self.app.is_private and not _is_own_host(self.header("host"), self.app.outside_name) \
                 and self.connection.sock.family != UNIX_FAMILY:
             name = one_line(self.header("host"), 100)
             raise Misdirected(
@@ -13067,7 +13065,7 @@ class Request:
         said = self.header(name)
         if not said:
             if "x-forwarded-for" in self.headers and self.connection.trusted:
-                self.app.note_once(
+                self.app.warn_once(
                     self.connection.address, "X-Forwarded-For from %s is not looked at: "
                     "--real-ip-header X-Forwarded-For would make it the client's address",
                     self.connection.address)
@@ -13714,7 +13712,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if len(raw) > Limits.head:
                     raise BadHead(f"the request's head is larger than {Limits.head} bytes", 431)
                 if raw.startswith(b"\x16\x03"):
-                    app.note_once(
+                    app.warn_once(
                         connection.address, "%s speaks TLS to this port, which speaks plain HTTP: "
                         "its URL has to begin with http://, or a proxy with TLS has to stand in "
                         "front (gen-config nginx)",
@@ -14782,8 +14780,8 @@ class App(Part):
                       for trusted in (False, True)}
         self.access_log = AccessLog(settings.access_log)
         self.noted = set()          # (address, text) of warnings that were logged
-        self.nameless_results = Rate(3600, Limits.nameless_of_one, Limits.nameless_an_hour)
-        self.nameless_bytes = Rate(3600, Limits.nameless_bytes_of_one, Limits.nameless_bytes)
+        self.anonymous_results = Rate(3600, Limits.anonymous_of_one, Limits.anonymous_an_hour)
+        self.anonymous_bytes = Rate(3600, Limits.anonymous_bytes_of_one, Limits.anonymous_bytes)
         self.refusals = Rate(3600, Limits.audited_refusals_of_one, Limits.audited_refusals)
         self.started = time.time()
 
@@ -14850,11 +14848,11 @@ class App(Part):
 
     def ignored_header(self, address, name, value, why=""):
         """Log, once for an address, why a header that only proxies send does not count."""
-        self.note_once(address, "%s %r from %s is ignored: %s", header_title(name),
+        self.warn_once(address, "%s %r from %s is ignored: %s", header_title(name),
                        one_line(value, 100), address,
                        why or f"--trusted-proxy {address} would make it count")
 
-    def note_once(self, address, text, *values):
+    def warn_once(self, address, text, *values):
         """Log a warning, once for an address and text; at most 1000 in all."""
         if (address, text) not in self.noted and len(self.noted) < 1000:
             self.noted.add((address, text))
@@ -15552,7 +15550,7 @@ def get_file(request, index, file):
     if "application/json" in request.accept and not is_json:
         return file_facts(file, place.project)
 
-    with told_in_json() if file.url else contextlib.nullcontext():
+    with problems_as_json() if file.url else contextlib.nullcontext():
         content = app.projects.open(index, place, for_head=request.method == "HEAD")
         if content.url:
             return redirect(content.url)
@@ -15566,11 +15564,11 @@ def get_file(request, index, file):
         headers.append(("X-Accel-Buffering", "no"))
     if content.last_modified:
         headers.append(("Last-Modified", content.last_modified))
-    return Response(200, headers, stream=_told_in_json(content.pieces), length=content.size)
+    return Response(200, headers, stream=_with_json_problems(content.pieces), length=content.size)
 
 
-def _told_in_json(pieces):
-    with told_in_json():
+def _with_json_problems(pieces):
+    with problems_as_json():
         yield from pieces
 
 
@@ -16072,7 +16070,7 @@ def create_index(request, user, name):
     created = app.indexes.create(user, name, body, actor=request.actor,
                                  may_inherit=app.permissions.user_create_named(request.identity),
                                  may_read=functools.partial(may_read, request))
-    return _told_of_config(request, created, {})
+    return _config_response(request, created, {})
 
 
 @route("PATCH", "/{user}/{index}[/]", for_="json", may="modify index")
@@ -16082,10 +16080,10 @@ def modify_index(request, index):
     modified = request.app.indexes.modify(
         index, body, "error_on_noop" in request.query, actor=request.actor,
         may_read=functools.partial(may_read, request))
-    return _told_of_config(request, modified, index.config)
+    return _config_response(request, modified, index.config)
 
 
-def _told_of_config(request, index, before):
+def _config_response(request, index, before):
     """An index's configuration after a change, with a message on users that do not exist.
 
     Clients print the message."""
@@ -16289,14 +16287,14 @@ def add_test_result(request, index, file):
     app, user = request.app, request.identity.user
     app.releases.check_tested(index, file, user)
     if user is None:
-        refuse_beyond(app.nameless_results, request, 1)
+        refuse_beyond(app.anonymous_results, request, 1)
 
     request.body.narrow(Limits.test_result)
     with app.blobs.incoming() as incoming:
         for piece in iter(request.body.read, b""):
             incoming.write(piece)
         if user is None:
-            refuse_beyond(app.nameless_bytes, request, incoming.size)
+            refuse_beyond(app.anonymous_bytes, request, incoming.size)
         _check_is_json(incoming, request.address)
         index = require_still(request, "test results", index)
         result = app.releases.add_test_result(index, file, incoming, request.actor)
@@ -16722,7 +16720,7 @@ OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm",
 # -- options
 
 
-class Stranger(typing.NamedTuple):
+class Foreign(typing.NamedTuple):
     """An option of devpi-server that this program does not have.
 
     If it makes no difference, it is ignored and logged; otherwise it is refused with advice."""
@@ -16731,13 +16729,13 @@ class Stranger(typing.NamedTuple):
     is_flag: bool = False
 
 
-_OF_REPLICAS = Stranger("", "it counts on replicas only, and there are none")
+_OF_REPLICAS = Foreign("", "it counts on replicas only, and there are none")
 _NO_REPLICAS = ("there are no replicas: an index of type=mirror on another server keeps copies of "
                 "what this one has")
-STRANGERS = {
-    "role": Stranger("standalone|auto", _NO_REPLICAS),
-    "primary-url": Stranger(None, _NO_REPLICAS),
-    "master-url": Stranger(None, _NO_REPLICAS),
+FOREIGN = {
+    "role": Foreign("standalone|auto", _NO_REPLICAS),
+    "primary-url": Foreign(None, _NO_REPLICAS),
+    "master-url": Foreign(None, _NO_REPLICAS),
     "replica-file-search-path": _OF_REPLICAS,
     "replica-max-retries": _OF_REPLICAS,
     "replica-cert": _OF_REPLICAS,
@@ -16745,36 +16743,36 @@ STRANGERS = {
     "file-replication-skip-indexes": _OF_REPLICAS,
     "proxy-timeout": _OF_REPLICAS,
     "no-replica-streaming": _OF_REPLICAS._replace(is_flag=True),
-    "storage": Stranger("sqlite", "there is one kind of storage, SQLite and files in --serverdir: "
-                                  "leave it out"),
-    "keyfs-cache-size": Stranger("", "the caches have sizes of their own"),
-    "requests-only": Stranger(
+    "storage": Foreign("sqlite", "there is one kind of storage, SQLite and files in --serverdir: "
+                       "leave it out"),
+    "keyfs-cache-size": Foreign("", "the caches have sizes of their own"),
+    "requests-only": Foreign(
         "", "one process serves all; --threads bounds its workers", is_flag=True),
-    "hard-links": Stranger("", "a file is kept once, however many indexes have it", is_flag=True),
-    "enable-core-metadata": Stranger("", "it is always on", is_flag=True),
-    "argon2-memory-cost": Stranger("", "the secret is used without argon2"),
-    "argon2-parallelism": Stranger("", "the secret is used without argon2"),
-    "argon2-time-cost": Stranger("", "the secret is used without argon2"),
-    "documentation-path": Stranger("", "documentation is served out of its zip"),
-    "keep-docs-packed": Stranger("", "documentation is served out of its zip", is_flag=True),
-    "indexer-backend": Stranger("whoosh", "there is one search index, search.db in --serverdir: "
-                                          "leave it out"),
-    "debug-macros": Stranger("", "there are no page templates", is_flag=True),
-    "theme": Stranger(None, "there are no page templates: leave it out"),
-    "profile-requests": Stranger("0", "there is no profiler inside: leave it out"),
-    "trusted-proxy-count": Stranger("1", "the nearest proxy counts: name it by --trusted-proxy "
-                                         "ADDRESS"),
-    "trusted-proxy-headers": Stranger(None, "the headers that count are fixed: name the proxy by "
-                                            "--trusted-proxy ADDRESS"),
-    "autocreate-users": Stranger(None, "no plugin has accounts of its own here: root makes the "
-                                       "users", is_flag=True),
-    "root-passwd-hash": Stranger(None, "devpi's hashes can't be set: --root-passwd-file FILE sets "
-                                       "the password"),
-    "passwd": Stranger(None, "a command does that: passwd USER"),
-    "init": Stranger(None, "a command does that: init; a start does it too", is_flag=True),
-    "start": Stranger(
+    "hard-links": Foreign("", "a file is kept once, however many indexes have it", is_flag=True),
+    "enable-core-metadata": Foreign("", "it is always on", is_flag=True),
+    "argon2-memory-cost": Foreign("", "the secret is used without argon2"),
+    "argon2-parallelism": Foreign("", "the secret is used without argon2"),
+    "argon2-time-cost": Foreign("", "the secret is used without argon2"),
+    "documentation-path": Foreign("", "documentation is served out of its zip"),
+    "keep-docs-packed": Foreign("", "documentation is served out of its zip", is_flag=True),
+    "indexer-backend": Foreign("whoosh", "there is one search index, search.db in --serverdir: "
+                               "leave it out"),
+    "debug-macros": Foreign("", "there are no page templates", is_flag=True),
+    "theme": Foreign(None, "there are no page templates: leave it out"),
+    "profile-requests": Foreign("0", "there is no profiler inside: leave it out"),
+    "trusted-proxy-count": Foreign("1", "the nearest proxy counts: name it by --trusted-proxy "
+                                   "ADDRESS"),
+    "trusted-proxy-headers": Foreign(None, "the headers that count are fixed: name the proxy by "
+                                     "--trusted-proxy ADDRESS"),
+    "autocreate-users": Foreign(None, "no plugin has accounts of its own here: root makes the "
+                                "users", is_flag=True),
+    "root-passwd-hash": Foreign(None, "devpi's hashes can't be set: --root-passwd-file FILE sets "
+                                "the password"),
+    "passwd": Foreign(None, "a command does that: passwd USER"),
+    "init": Foreign(None, "a command does that: init; a start does it too", is_flag=True),
+    "start": Foreign(
         None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
-    "stop": Stranger(
+    "stop": Foreign(
         None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),
 }
 
@@ -16820,10 +16818,10 @@ def make_parser(command):
             arguments["action"] = "append"
         parser.add_argument(f"--{option_.name}", *option_.aliases, **arguments)
 
-    for name, stranger in STRANGERS.items() if command.takes else ():
+    for name, foreign in FOREIGN.items() if command.takes else ():
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS,
                             default=argparse.SUPPRESS,
-                            action="store_true" if stranger.is_flag else "store")
+                            action="store_true" if foreign.is_flag else "store")
     return parser
 
 
@@ -16838,7 +16836,7 @@ def parse_options(command, arguments):
     if not command.takes:
         return Parsed(Settings(), {}, {}, rest)
 
-    names = {option_.name for _, option_, _ in command.options} | set(STRANGERS)
+    names = {option_.name for _, option_, _ in command.options} | set(FOREIGN)
     line = {name: vars(rest).pop(name) for name in tuple(vars(rest)) if name in names}
     sources = [(line, lambda name: f"--{name}", parser.error),
                (_from_environment(parser), variable_of, parser.error)]
@@ -16890,7 +16888,7 @@ def _nearest(word, known):
 def _from_environment(parser):
     """{option name: text} of the variables that are set and not empty."""
     known = {variable_of(spelling): name
-             for spelling, name in [*_SPELLINGS.items(), *zip(STRANGERS, STRANGERS)]}
+             for spelling, name in [*_SPELLINGS.items(), *zip(FOREIGN, FOREIGN)]}
     texts = {}
     for variable, text in os.environ.items():
         if not variable.startswith("DEVPISERVER_"):
@@ -16947,7 +16945,7 @@ def _from_file(path):
 
     texts = {}
     for name, value in pairs:
-        if name not in _SPELLINGS and name not in STRANGERS or name == "configfile":
+        if name not in _SPELLINGS and name not in FOREIGN or name == "configfile":
             raise FatalError(f"{path}: there is no option {name}{_nearest(name, _SPELLINGS)}", 4)
         name = _SPELLINGS.get(name, name)
         if value is not None or text.lstrip()[0] != "{":
@@ -16984,9 +16982,9 @@ def _settle(command, parser, sources):
 
     values = {}
     for texts, called, refuse in sources:
-        for name in STRANGERS.keys() & texts.keys():
+        for name in FOREIGN.keys() & texts.keys():
             try:
-                _judge_stranger(command, parser, called(name), STRANGERS[name], texts[name])
+                _judge_foreign(command, parser, called(name), FOREIGN[name], texts[name])
             except ValueError as error:
                 refuse(f"{called(name)}: {error}")
 
@@ -17016,17 +17014,17 @@ def _value(option_, default, text):
     return option_.convert(text)
 
 
-def _judge_stranger(command, parser, called, stranger, text):
+def _judge_foreign(command, parser, called, foreign, text):
     """Ignore an option of devpi-server, with a line in the log, or exit with its advice."""
-    if stranger.is_flag and text is not True and not to_boolean(text):
+    if foreign.is_flag and text is not True and not to_boolean(text):
         return
-    harmless = stranger.harmless
+    harmless = foreign.harmless
     if harmless is None or harmless and not re.fullmatch(harmless, str(text)):
         shown = "" if text is True else f" {text!r}"
         parser.exit(2, f"{parser.prog}: error: {called}{shown} has no meaning here: "
-                       f"{stranger.advice}\n")
+                       f"{foreign.advice}\n")
     if command.name == DEFAULT:
-        log.info("%s changes nothing here: %s", called, stranger.advice)
+        log.info("%s changes nothing here: %s", called, foreign.advice)
 
 
 # -- the server directory
@@ -17164,7 +17162,7 @@ def read_secret(serverdir, secretfile):
     return secret
 
 
-def passing_secret(settings):
+def secret_for_read_only(settings):
     """The secret of a server on read-only media: from --secretfile, or a new one at each start.
 
     The directory's secret may be readable by everybody there, and belongs to another server, which
@@ -17438,7 +17436,7 @@ def command_serve(parsed):
         listeners.append(listen_on_path(settings.unix_socket, settings.unix_socket_perms))
 
     if settings.read_only:
-        secret = passing_secret(settings)
+        secret = secret_for_read_only(settings)
     else:
         secret = read_secret(settings.serverdir, settings.secretfile)
     store = Store(settings, create=True)

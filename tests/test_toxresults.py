@@ -536,12 +536,12 @@ def test_results_survive_a_restart(site):
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
-    """A server that takes 3 results of 2,000 bytes in all for a file from the nameless, 4 of one address an hour."""
+    """A server that takes 3 results of 2,000 bytes in all for a file from the anonymous, 4 of one address an hour."""
     folder = tmp_path_factory.mktemp("narrow")
     script = patched(folder, """\
 limits = devpi_lite.Limits
-limits.nameless_results, limits.nameless_result_bytes = 3, 2000
-limits.nameless_of_one, limits.nameless_bytes_of_one = 4, 2500""")
+limits.anonymous_results, limits.anonymous_result_bytes = 3, 2000
+limits.anonymous_of_one, limits.anonymous_bytes_of_one = 4, 2500""")
     server = Server(folder / "server", script=script).start()
     server.add_user("tox")
     server.login("tox")
@@ -556,7 +556,7 @@ def posted(server, path, size, address, user=None):
     return reply.status, reply.json().get("message", ""), reply.headers.get("Retry-After")
 
 
-def test_results_of_the_nameless_are_bounded_for_a_file_and_those_of_others_are_not(narrow):
+def test_results_of_the_anonymous_are_bounded_for_a_file_and_those_of_others_are_not(narrow):
     path = uploaded(narrow, "bounded")
     said = "%s has %d test results of %d bytes from users who are not logged in; it takes 3 of 2000 bytes in all: log in, or delete some"
     name = path.rpartition("/")[2]
@@ -570,7 +570,7 @@ def test_results_of_the_nameless_are_bounded_for_a_file_and_those_of_others_are_
     assert posted(narrow, uploaded(narrow, "another"), 2, "192.0.2.2")[0] == 200
 
 
-def test_results_of_the_nameless_are_bounded_in_rate(narrow):
+def test_results_of_the_anonymous_are_bounded_in_rate(narrow):
     paths = [uploaded(narrow, "rate%d" % number) for number in range(3)]
     answers = [posted(narrow, paths[number // 2], 900, "198.51.100.1") for number in range(5)]
     assert [status for status, _, _ in answers] == [200, 200, 429, 429, 429]       # bytes, then how many
@@ -606,7 +606,7 @@ def test_who_is_over_a_rate_is_told_when_there_is_room_for_him(monkeypatch):
 @pytest.mark.parametrize("who", [None, "null", "alice"])
 def test_a_stored_history_says_who_uploaded_in_the_way_that_is_searched(who):
     stored = json.dumps([devpi_lite.history_entry("upload", who=who, dst="alice/dev")])
-    searched = devpi_lite._nameless_upload()
+    searched = devpi_lite._anonymous_upload()
     assert not set("%_") & set(searched[:-1]) and searched[-1] == "%"
     assert stored.startswith(searched[:-1]) is (who is None)
 
