@@ -2686,6 +2686,10 @@ class Change:
             self.ids[kind, key] = ROWS[kind].find(self, key)
         return self.ids[kind, key]
 
+    def know_id(self, kind, key, row_id):
+        """Spare `id_of` a look-up."""
+        self.ids[kind, key] = row_id
+
     def touch(self, *tags):
         """Name tags whose values the caches must drop: `EVERYTHING`, `INDEXES`, and those of
         `user_tag`, `index_tag`, `project_tag`, `names_tag`."""
@@ -2832,7 +2836,7 @@ class RowKind:
                               f"WHERE {self.refers} = ? ORDER BY id", (parent_id,)).fetchall()
         keys = [(*parent, row["name"]) for row in rows]
         for key, row in zip(keys, rows):
-            change.ids[self.kind, key] = row["id"]
+            change.know_id(self.kind, key, row["id"])
         if any(other.parent == self.kind for other in ROWS.values()):
             for key in keys:
                 change.put(self.kind, key, None)
@@ -2844,8 +2848,8 @@ class RowKind:
         change.executemany(f"DELETE FROM {self.table} WHERE id = ?",
                            [(change.id_of(self.kind, key),) for key in keys])
         for key in keys:
-            self.wrote(change, key, None, change.ids[self.kind, key], False)
-            change.ids[self.kind, key] = None
+            self.wrote(change, key, None, change.id_of(self.kind, key), False)
+            change.know_id(self.kind, key, None)
 
     def columns(self, change, key, value):
         """{column: what it holds for this value}, without the name and the parent."""
@@ -2858,7 +2862,8 @@ class RowKind:
         if value is None:
             change.execute(f"DELETE FROM {self.table} WHERE id = ?", (row_id,))
         elif is_new:
-            row_id = change.ids[self.kind, key] = self._insert(change, key, value)
+            row_id = self._insert(change, key, value)
+            change.know_id(self.kind, key, row_id)
         else:
             columns = self.columns(change, key, value)
             change.execute(f"UPDATE {self.table} SET ({', '.join(columns)}) = ({marks(columns)}) "
@@ -6103,7 +6108,7 @@ def current_index(change, index):
     row = change.execute("SELECT config FROM indexes WHERE id = ?", (index.id,)).fetchone()
     if row is None:
         raise NoIndex(index.path)
-    change.ids["index", (index.user, index.name)] = index.id
+    change.know_id("index", (index.user, index.name), index.id)
     return dataclasses.replace(index, config=json.loads(row["config"]))
 
 
@@ -6723,7 +6728,7 @@ def _delete_files(change, index, condition, value):
     files = _files_where(change, condition, value)
     _keep_names(change, index, files)
     for file in files:
-        change.ids["file", (*index, file["path"])] = file["id"]
+        change.know_id("file", (*index, file["path"]), file["id"])
     change.delete_many("file", [(*index, file["path"]) for file in files])
     for project in {file["project"] for file in files}:
         _stage_changed(change, (*index, project))
