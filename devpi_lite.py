@@ -8685,6 +8685,12 @@ def read_page(response, limit, deadline):
     return b"".join(page_pieces(response, limit, deadline))
 
 
+def stated_serial(response):
+    """The serial that an `UpstreamResponse` states, as PyPI does, or None."""
+    text = response.header("X-PyPI-Last-Serial")
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else None
+
+
 def user_agent():
     return f"devpi-server/{PROTOCOL_VERSION} (devpi_lite {__version__})"
 
@@ -9187,24 +9193,48 @@ class MirrorPages(PartOfMirrors):
 
         `looked`: time.time() when no page, or an old one, was here: a page that came since then
         will do. None: upstream is asked in any case."""
-        mirror_url = index.mirror_url
         with self.store.read() as db:
             row = db.execute("SELECT * FROM projects WHERE index_id = ? AND name = ?",
                              (index.id, name)).fetchone()
         if looked is not None and row and looked < (row["fetched"] or 0) <= time.time():
             return None
 
+        etag = row["etag"] if row and looked is not None else None
+        response = self._request_page(index, name, etag, body)
+        if self.upstreams.is_missing(index, response.status):
+            return self._remember_missing(index, name, row)
+
+        serial, origin = stated_serial(response), "%s://%s:%d" % origin_of(response.url)
+        self._refuse_older(index, row, origin, serial, response.url)
+        if response.status == 304:
+            return self.upstreams.keep(_page_checked, index, name)
+
+        content_type = response.header("Content-Type")
+        with bulk.claim(Limits.page_cost * body.size):
+            data = body.value()
+            page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
+                                     content_type)
+
+        entries = _page_entries(index, name, page)
+        self._enter_ahead(index, name, page.status.stored, entries)
+        self.removed[index.id] += self.upstreams.keep(
+            _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
+
+    def _request_page(self, index, name, etag, body):
+        """Ask upstream for a page, which comes into `body`; returns the `UpstreamResponse`, closed.
+
+        Its status is 200, 304 if there is an `etag`, or one that `Upstreams.is_missing` knows;
+        UpstreamTrouble for others."""
         headers = {"Accept": f"{SIMPLE_HTML};q=0.2, {SIMPLE_JSON}, text/html;q=0.01",
                    "Accept-Encoding": "gzip", "User-Agent": user_agent()}
-        if row and row["etag"] and looked is not None:
-            headers["If-None-Match"] = row["etag"]
+        if etag:
+            headers["If-None-Match"] = etag
 
         deadline = time.monotonic() + Limits.upstream_page_time
-        with self.client.get(f"{mirror_url.rstrip('/')}/{name}/", headers) as response:
+        with self.client.get(f"{index.mirror_url.rstrip('/')}/{name}/", headers) as response:
             status = response.status
-            is_missing = self.upstreams.is_missing(index, status)
-            if not is_missing and (status not in (200, 304)
-                                   or status == 304 and "If-None-Match" not in headers):
+            if not self.upstreams.is_missing(index, status) and (
+                    status not in (200, 304) or status == 304 and not etag):
                 refused = 400 <= status < 500 and str(status) not in PASSING_STATUSES
                 kind = Refused if refused else UpstreamTrouble
                 raise kind(f"{public_url(response.url)} answered {status}")
@@ -9214,32 +9244,16 @@ class MirrorPages(PartOfMirrors):
             else:
                 with contextlib.suppress(UpstreamTrouble):      # the status says all that counts
                     response.read(64 << 10)
+        return response
 
-        if is_missing:
-            return self._remember_missing(index, name, row)
-
-        serial = response.header("X-PyPI-Last-Serial")
-        serial = int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None
-        origin = "%s://%s:%d" % origin_of(response.url)
+    @staticmethod
+    def _refuse_older(index, row, origin, serial, url):
+        """UpstreamTrouble if this upstream stated a higher serial before; `row`: of the project."""
         if row and serial is not None and row["upstream"] == origin \
                 and serial < (row["upstream_serial"] or 0) \
                 and not index.config.get("mirror_ignore_serial_header"):
-            raise UpstreamTrouble(f"{public_url(response.url)} answered with serial {serial}, "
+            raise UpstreamTrouble(f"{public_url(url)} answered with serial {serial}, "
                                   f"older than {row['upstream_serial']} that it gave before")
-
-        if response.status == 304:
-            return self.upstreams.keep(_page_checked, index, name)
-        content_type = response.header("Content-Type")
-        with bulk.claim(Limits.page_cost * body.size):
-            data = body.value()
-            page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
-                                     content_type)
-
-        entries = _page_entries(index, name, page)
-        status = page.status.stored
-        self._enter_ahead(index, name, status, entries)
-        self.removed[index.id] += self.upstreams.keep(
-            _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
 
     def _enter_ahead(self, index, name, status, entries):
         """Enter the files of a page in several changes before it is stored: one change with a page
@@ -9410,9 +9424,8 @@ class MirrorLists(PartOfMirrors):
                         file.write(piece)
             except OSError as error:
                 raise disk_problem(error) from error
-            serial = response.header("X-PyPI-Last-Serial")
             facts = {"count": None, "etag": response.header("ETag")[:1000],
-                     "serial": int(serial) if re.fullmatch(r"[0-9]{1,18}", serial) else None}
+                     "serial": stated_serial(response)}
             return facts, response.header("Content-Type")
 
     def _read_list(self, url, folder, content_type):
@@ -17449,6 +17462,23 @@ def command_serve(parsed):
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
 
+    require_root(store, settings)
+    app = App(settings, store, secret)
+    if not settings.read_only:
+        app.recover_all()
+    server = Server(app, listeners)
+    stop_on_signals(server)
+
+    tune_interpreter()
+    warn_of_unknown_users(settings, app)
+    start_loops(app)
+    announce(settings, app)
+    give_back_memory()
+    return serve_to_the_end(server, app, lock)
+
+
+def require_root(store, settings):
+    """Initialise a new directory; FatalError if that can't be written to."""
     if not is_initialised(store):
         if settings.read_only:
             raise FatalError(f"{settings.serverdir} is on read-only media, and was never "
@@ -17458,26 +17488,17 @@ def command_serve(parsed):
         log.info("root's password is set by option at the first start only; `passwd root` changes "
                  "it")
 
-    app = App(settings, store, secret)
-    if not settings.read_only:
-        app.recover_all()
-    server = Server(app, listeners)
-    stop_on_signals(server)
 
+def tune_interpreter():
+    """Set how the interpreter switches threads and collects garbage."""
     # while pages of 2,000 files are made, the p99 of a small one is 4 ms (Python 3.11) or 8 (3.13),
     # not 25
     sys.setswitchinterval(0.0005)
-    # what start-up made stays: without it, full collections are 5 (3.9) to 9 ms (3.13) shorter
+    # full collections pass over what start-up made, and are 5 (3.9) to 9 ms (3.13) shorter for it
     gc.freeze()
     # making 24 such pages takes 2 collections, not 400 (3.9), 300 (3.11) or 70 (3.13), and so for
     # each page 4 to 10 ms of CPU less; memory stays the same
     gc.set_threshold(20000, 20, 100)
-
-    warn_of_unknown_users(settings, app)
-    start_loops(app)
-    announce(settings, app)
-    give_back_memory()
-    return serve_to_the_end(server, app, lock)
 
 
 @command("init", "Initialise a server directory without serving it.",
