@@ -5973,7 +5973,9 @@ class Indexes(Part):
             modified = self.store.write(_update_index, index, config, actor=actor)
             if modified:
                 return modified
-            index = self.get(index.path)
+            before, index = index, self.get(index.path)
+            if index.id != before.id:       # another index, made anew
+                raise NoIndex(index.path)
         raise Busy(f"index {index.path} is being changed by many others just now, try again")
 
     def _edited(self, index, body):
@@ -14528,6 +14530,18 @@ def require_still(request, may, index):
     return index
 
 
+def json_still(request, may, subject, *shapes, **limits):
+    """The JSON body, as `Request.json` returns it; refused if the caller may no longer do this when
+    the body has come."""
+    body = request.json(*shapes, **limits)
+    if isinstance(subject, Index):
+        require_still(request, may, subject)
+    else:
+        request.recheck_identity()
+        require(request, may, subject)
+    return body
+
+
 # -- audiences
 
 
@@ -15976,8 +15990,8 @@ def create_user(request, user):
         # before the password is hashed; the change checks it again
         with app.store.read() as db:
             refuse_inheritance(db, user)
-    account = app.users.create(user, request.json(dict, limit=Limits.config_body),
-                               actor=request.actor, may_inherit=may_inherit)
+    body = json_still(request, "create user", user, dict, limit=Limits.config_body)
+    account = app.users.create(user, body, actor=request.actor, may_inherit=may_inherit)
     return result_response("userconfig", shown_user(request, account, ()), 201)
 
 
@@ -15986,6 +16000,7 @@ def modify_user(request, user):
     """devpi: change a user; a new password comes with a new session token."""
     app = request.app
     account, body = app.users.get(user), request.json(dict, limit=Limits.config_body)
+    request.recheck_identity()
     # devpi's client sends all keys that it has read, not only the new ones
     changed = {key for key, value in body.items()
                if key not in ("username", "created", "modified", "indexes")
@@ -16084,7 +16099,7 @@ def shown_config(request, index, in_list=False):
 def create_index(request, user, name):
     """devpi: make an index."""
     app = request.app
-    body = request.json(dict, limit=Limits.config_body)
+    body = json_still(request, "create index", user, dict, limit=Limits.config_body)
     created = app.indexes.create(user, name, body, actor=request.actor,
                                  may_inherit=app.permissions.user_create_named(request.identity),
                                  may_read=functools.partial(may_read, request))
@@ -16094,7 +16109,7 @@ def create_index(request, user, name):
 @route("PATCH", "/{user}/{index}[/]", for_="json", may="modify index")
 def modify_index(request, index):
     """devpi: change an index's configuration."""
-    body = request.json(dict, list, limit=Limits.config_body)
+    body = json_still(request, "modify index", index, dict, list, limit=Limits.config_body)
     modified = request.app.indexes.modify(
         index, body, "error_on_noop" in request.query, actor=request.actor,
         may_read=functools.partial(may_read, request))
@@ -16213,7 +16228,7 @@ def _shown_entry(request, entry):
 @route("PATCH", "/{user}/{index}/{project}/{version}[/]", for_="json", may="delete files")
 def modify_version(request, index, project, version):
     """`{"yanked": true | "reason" | false}`: yank or unyank all files of a release (PEP 592)."""
-    body = request.json(dict)
+    body = json_still(request, "delete files", index, dict)
     yanked = body.get("yanked")
     if set(body) != {"yanked"} or not isinstance(yanked, (bool, str)):
         raise BadRequest('expected {"yanked": true}, {"yanked": "the reason"} or {"yanked": false}')
@@ -16226,7 +16241,7 @@ def modify_version(request, index, project, version):
 def modify_project(request, index, project):
     """`{"project-status": {"status": "archived", "reason": "..."}}`: set a project's status
     (PEP 792)."""
-    body = request.json(dict)
+    body = json_still(request, "delete files", index, dict)
     wanted = body.get("project-status")
     if set(body) != {"project-status"} or not isinstance(wanted, dict) \
             or set(wanted) - {"status", "reason"}:
@@ -17917,18 +17932,23 @@ def after_the_script(function, *arguments):
     all that it could before. So an idle server takes 23 MB, not 57 (Python 3.9 to 3.11), 28, not 62
     (3.12 and 3.13), or 38, not 73 (3.14 and 3.15), and starts as fast. If another module runs the
     script (`python -m`, a debugger), the function is called at once."""
-    if sys._getframe(1).f_back is not None:
+    if sys._getframe(1).f_back is not None or sys.flags.inspect:
         sys.exit(function(*arguments))
     before = sys.excepthook
 
-    def call(*ending):
-        sys.excepthook = before
+    def call(kind, error, trace):
         try:
-            status = function(*arguments)
+            sys.excepthook = before
+            if kind is not ScriptEnds:
+                return before(kind, error, trace)
+            sys.exit(function(*arguments))
+        except KeyboardInterrupt:       # ends the process as Python itself does it
+            before(*sys.exc_info())
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
         except Exception:
             before(*sys.exc_info())
-            status = 1
-        sys.exit(status)
+            sys.exit(1)
     sys.excepthook = call
     raise ScriptEnds
 

@@ -1304,6 +1304,7 @@ def test_the_file_can_be_imported_without_doing_anything(tmp_path):
         ("None", 0, ""),
         ("sys.exit('no')", 1, "no\n"),
         ("1 // 0", 1, "ZeroDivisionError"),
+        ("__import__('signal').raise_signal(2)", -2, "KeyboardInterrupt"),
         ("threading.Thread(target=sys.stderr.write, args=('ran',)).start()", 0, "ran"),
     ],
 )

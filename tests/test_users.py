@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import pytest
 
-from harness import Server, serial_of, user_pass, wheel
+from harness import Server, Wire, serial_of, user_pass, wheel
 
 FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 NOBODY = ["noauth", "", []]
@@ -848,3 +848,34 @@ def test_email_addresses_are_for_who_is_logged_in_or_on_this_machine(shared_serv
 @pytest.mark.parametrize("path", ["/+changelog", "/+changelog/5", "/+changelog/5-"])
 def test_there_is_no_feed_for_replicas_of_devpi(shared_server, method, path):
     assert shared_server.request(method, path).status == 403
+
+
+# -- a login that ends while a body arrives
+
+
+def test_what_a_login_began_that_has_ended_since_is_not_done(shared_server):
+    server = shared_server
+    server.add_user("late", password="pw")
+    server.add_index("late/dev", bases=[])
+    assert server.upload("late/dev", wheel("demo", "1.0")).status == 200
+    credentials = base64.b64encode(b"late:pw").decode()
+    changes = [("PATCH", "/late/dev", {"acl_upload": ["mallory"]}), ("PUT", "/late/new", {}),
+               ("PATCH", "/late/dev/demo/1.0", {"yanked": True}),
+               ("PATCH", "/late/dev/demo", {"project-status": {"status": "archived"}}),
+               ("PATCH", "/late", {"title": "changed"})]
+    wires = []
+    for method, path, body in changes:
+        wires.append(Wire(server, (
+            "%s %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Basic %s\r\n"
+            "Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+            % (method, path, credentials)).encode()))
+    before = server.get("/late", user="root").result, server.get("/late/dev/demo/1.0").result
+    time.sleep(0.3)
+    assert server.patch("/late", {"password": "other"}, user="root").status == 200
+    time.sleep(0.5)
+    for wire, (_, _, body) in zip(wires, changes):
+        rest = json.dumps(body)[1:].encode()
+        wire.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(rest), rest))
+        assert wire.reply().status in (401, 403)
+    after = server.get("/late", user="root").result, server.get("/late/dev/demo/1.0").result
+    assert [dict(shown, modified=0) for shown in after] == [dict(shown, modified=0) for shown in before]
