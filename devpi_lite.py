@@ -100,6 +100,7 @@ import zlib
 __version__ = "0.1.0"
 PROTOCOL_VERSION = "6.20.3"     # the devpi-server release whose wire protocol this program speaks
 API_VERSION = "1.4"             # of the simple API (PEP 629)
+PROGRAM = os.path.abspath(__file__)     # while main runs there is no __file__, see after_the_script
 log = logging.getLogger("devpi_lite")
 
 
@@ -9439,7 +9440,7 @@ class MirrorLists(PartOfMirrors):
         job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names,
                "memory": Limits.list_memory, "cpu": Limits.list_cpu}
 
-        command, pipe = [sys.executable, os.path.abspath(__file__), "_read-names"], subprocess.PIPE
+        command, pipe = [sys.executable, PROGRAM, "_read-names"], subprocess.PIPE
         with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
             held_open, child.stdin = child.stdin, None          # communicate() would close it
             try:
@@ -16611,7 +16612,7 @@ def get_status(request):
         "serverdir": app.settings.serverdir if is_root else None, "uuid": app.store.node["uuid"],
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
                         "python": "%d.%d.%d" % sys.version_info[:3]},
-        "server-code": os.path.abspath(__file__) if is_root else None, "host": host, "port": port,
+        "server-code": PROGRAM if is_root else None, "host": host, "port": port,
         "outside-url": app.settings.outside_url or None,
         "serial": serial, "last-commit-timestamp": timestamp,
         "event-serial": serial, "event-serial-timestamp": timestamp,
@@ -17331,7 +17332,7 @@ def systemd_unit(parsed):
         privilege = "AmbientCapabilities=CAP_NET_BIND_SERVICE\n"
     if settings.unix_socket:
         folders.append(os.path.dirname(settings.unix_socket))
-    command = [sys.executable, os.path.abspath(__file__),
+    command = [sys.executable, PROGRAM,
                *_server_options(parsed.said, ("serverdir", "root-passwd")),
                "--serverdir", directory]
     return f"""\

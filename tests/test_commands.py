@@ -1265,6 +1265,7 @@ def test_the_file_runs_alone_with_nothing_but_the_standard_library(alone):
     alone.add_user("alice")
     alone.add_index("alice/dev", bases=[])
     assert alone.upload("alice/dev", wheel("solo", "1.0")).status == 200
+    assert alone.get("/+status", user="root").result["server-code"] == str(alone.script)
     folder = pathlib.Path(alone.script).parent
     assert [path.name for path in folder.iterdir()] == ["devpi_lite.py"]
 
