@@ -502,6 +502,16 @@ def blobs(server):
     return {path.name: path for path in (server.directory / "files").rglob("*") if path.is_file()}
 
 
+def extended(folder, option, chapter):
+    """The path of a copy of the program, compiled, with another line in `Settings` and a chapter more."""
+    text = SOURCE.read_text(encoding="utf-8")
+    for mark, added in (("    read_only: bool = False ", option), ('if __name__ == "__m', chapter)):
+        assert text.count(mark) == 1
+        text = text.replace(mark, added + mark)
+    (folder / "ponds.py").write_text(text, encoding="utf-8")
+    return py_compile.compile(str(folder / "ponds.py"), str(folder / "ponds.pyc"), doraise=True)
+
+
 def memory(server, peak=False):
     """The bytes that the server's process has in memory, or had at most; 0 where that is hidden."""
     line = r"VmHWM:\s+(\d+)" if peak else r"VmRSS:\s+(\d+)"

@@ -6,13 +6,12 @@ A copy of the program gets one line in `Settings` and some above its end, and is
 import importlib.machinery
 import importlib.util
 import os
-import py_compile
 import subprocess
 import sys
 
 import pytest
 
-from harness import SOURCE, Server, clean_environment, eventually
+from harness import Server, clean_environment, eventually, extended
 
 OPTION = '    ducks: int = option("ducks", _positive, 3, "ducks on the pond")\n'
 
@@ -81,13 +80,7 @@ _SCRYPT["n"] = 16
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     """The path of the copy, compiled."""
-    folder = tmp_path_factory.mktemp("copy")
-    text = SOURCE.read_text(encoding="utf-8")
-    for mark, added in (("    read_only: bool = False ", OPTION), ('if __name__ == "__m', DECLARED)):
-        assert text.count(mark) == 1
-        text = text.replace(mark, added + mark)
-    (folder / "ponds.py").write_text(text, encoding="utf-8")
-    return py_compile.compile(str(folder / "ponds.py"), str(folder / "ponds.pyc"), doraise=True)
+    return extended(tmp_path_factory.mktemp("copy"), OPTION, DECLARED)
 
 
 @pytest.fixture(scope="module")

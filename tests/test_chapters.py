@@ -5,7 +5,6 @@ with its migration. The copy of the program gets it above its end, and one line 
 """
 
 import json
-import py_compile
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 
 import devpi_lite
 from harness import (
-    BROWSER, SOURCE, Server, clean_environment, eventually, submit, upload, wheel)
+    BROWSER, Server, clean_environment, eventually, extended, submit, upload, wheel)
 
 OPTION = '    pond_size: int = option("pond-size", _positive, 9, "ducks that a pond has room for")\n'
 
@@ -88,7 +87,7 @@ def get_ducks(request, index, project):
 def put_ducks(request, index, project):
     body = request.json(dict)
     request.write(put_duck, index, project, body["name"], body["colour"])
-    return message_response("it swims", 201)
+    return message_response(f"it swims, with {request.app.part(Pond).size} at most", 201)
 
 
 @part
@@ -137,13 +136,7 @@ Limits.cleaning = 0.1
 
 
 def compiled(folder, chapter=CHAPTER):
-    """The path of a copy of the program with this chapter, compiled."""
-    text = SOURCE.read_text(encoding="utf-8")
-    for mark, added in (("    read_only: bool = False ", OPTION), ('if __name__ == "__m', chapter)):
-        assert text.count(mark) == 1
-        text = text.replace(mark, added + mark)
-    (folder / "ponds.py").write_text(text, encoding="utf-8")
-    return py_compile.compile(str(folder / "ponds.py"), str(folder / "ponds.pyc"), doraise=True)
+    return extended(folder, OPTION, chapter)
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +163,7 @@ def server(program, tmp_path_factory):
 def swim(server, project, *names):
     for name in names:
         made = server.put(f"/alice/dev/+ducks/{project}", {"name": name, "colour": "white"}, user="alice")
-        assert made.status == 201, made
+        assert (made.status, made.json()["message"]) == (201, "it swims, with 4 at most"), made
 
 
 def page(server, path="/alice/dev/+ducks/lake", **options):
