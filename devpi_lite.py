@@ -892,7 +892,7 @@ class LogBounds(typing.NamedTuple):
 
 def _log_bounds(text):
     """`64M`, `90d` or `64M,90d`; the default for what is missing."""
-    match = re.fullmatch("(?:([1-9][0-9]{0,5})([KMG]))?(?:(?:^|,)([1-9][0-9]{0,4})d)?", text)
+    match = re.fullmatch("(?:([1-9][0-9]{0,5})([KMG]))?(?:(?:^|(?!^),)([1-9][0-9]{0,4})d)?", text)
     if not text or not match:
         raise ValueError(f"{text!r} is no size, age or both, as 64M,90d")
 
@@ -2651,7 +2651,7 @@ class Change:
             if value is None:
                 self._delete_children(kind, key)
         row_id = rows.write(self, key, value)
-        self.ids[kind, key] = row_id
+        self.know_id(kind, key, row_id)
         self._log([(kind, key, value)])
         return row_id
 
@@ -2684,7 +2684,7 @@ class Change:
     def id_of(self, kind, key):
         """The id of a row, or None."""
         if (kind, key) not in self.ids:
-            self.ids[kind, key] = ROWS[kind].find(self, key)
+            self.know_id(kind, key, ROWS[kind].find(self, key))
         return self.ids[kind, key]
 
     def know_id(self, kind, key, row_id):
@@ -12469,6 +12469,11 @@ def _check_framing(version, headers):
         raise BadHead("missing or malformed Host header")
 
 
+# -- negotiation
+
+_INSTALLER = re.compile(r"([^ ]* )*(distribute|setuptools|pip|pex|uv)/.*")
+
+
 def is_installer(user_agent_text):
     """Whether a User-Agent is an installer's.
 
@@ -12521,11 +12526,7 @@ def _quality(offer, ranges):
     return 0
 
 
-# -- negotiation
-
-
-_INSTALLER = re.compile(r"([^ ]* )*(distribute|setuptools|pip|pex|uv)/.*")
-
+# -- sending
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
 UNIX_FAMILY = getattr(socket, "AF_UNIX", None)

@@ -614,3 +614,15 @@ def test_a_turn_may_be_waited_for_for_ever():
         assert not entered
     thread.join(10)
     assert entered == [True] and turns.turns == {}
+
+
+@pytest.mark.parametrize("text, bounds", [
+    ("20K", (20 << 10, 90 * 86400)), ("1G", (1 << 30, 90 * 86400)), ("5d", (64 << 20, 5 * 86400)),
+    ("8M,5d", (8 << 20, 5 * 86400)), ("", None), ("0M", None), ("5", None), (",5d", None),
+    ("8M,", None), ("8M5d", None), ("5d,8M", None), ("8M,5d\n", None)])
+def test_how_much_of_the_changelog_is_kept_is_a_size_an_age_or_both(text, bounds):
+    if bounds:
+        assert d._log_bounds(text) == bounds
+    else:
+        with pytest.raises(ValueError):
+            d._log_bounds(text)
