@@ -36,8 +36,14 @@ tests/CONTRACT.md:
     20  For installers           simple pages, project lists, files, PyPI's JSON
     21  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
     22  For operators            status, health, metrics, the audit log
-    V
-    23  Commands                 the argument parser and `main`
+    V The directory
+    23  The server directory     how it is made, locked and refused
+    24  Export                   devpi's dump, written
+    25  Import                   devpi's dump, read
+    26  Backups                  backup and restore
+    27  Checks                   fsck, gc, status
+    VI
+    28  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -1194,6 +1200,7 @@ class Limits:
     longest_rest = 1                # seconds between two of these
     lazy_time = 2                   # seconds for which a worker sends what the front could send
     readme_piece = 64 << 10         # a README is stored in pieces of this size
+    copied = 256 << 10              # bytes that a command reads at a time
     streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
     reason = 1000                   # characters of a yank's or a project's reason
     attributes = 256 << 10          # of a user or an index
@@ -3252,6 +3259,19 @@ class Store(Part):
         db.execute("DELETE FROM changelog WHERE serial < ?", (first,))
         self.log_size = self._log_size(db)
 
+    def restart_log(self, change):
+        """Begin the changelog anew, in a change whose rows it does not have: whoever follows it
+        must start from the present rows.
+
+        Two empty entries, of which the first is deleted again: a follower that has the entry before
+        sees that one is missing."""
+        serial, chain = self.head(change.db)
+        for _ in range(2):
+            serial += 1
+            self._enter(change, new_entry(serial, change.who, [], chain))
+            _, chain = change.head
+        change.execute("DELETE FROM changelog WHERE serial < ?", (serial,))
+
     def follow(self, entries, uuid_):
         """Enter the next entries of another server's changelog, with the rows that they put; all or
         nothing.  FatalError if they do not come next here, or can't be read.
@@ -3840,6 +3860,130 @@ class IncomingBlob:
         if not self.is_kept:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path)
+
+
+class Damaged(Problem):
+    """A file is not what its hash says."""
+
+
+def read_pieces(file):
+    """Yield the rest of an open binary file in pieces."""
+    return iter(lambda: file.read(Limits.copied), b"")
+
+
+def hash_file(path):
+    """(SHA-256, size) of a file."""
+    sha256, size = hashlib.sha256(), 0
+    with open(path, "rb", buffering=0) as file:
+        for piece in read_pieces(file):
+            sha256.update(piece)
+            size += len(piece)
+    return sha256.hexdigest(), size
+
+
+def copy_checked(source, target, sha256=None):
+    """Copy the rest of an open binary file into a new file, which only its owner can read.
+
+    Returns (SHA-256, size). Damaged, and nothing is left at `target`, if the bytes are not those
+    of `sha256`. The copy is not synced: see `sync_tree`."""
+    digest, size = hashlib.sha256(), 0
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
+    try:
+        with open(fd, "wb", buffering=0) as file:
+            for piece in read_pieces(source):
+                digest.update(piece)
+                size += len(piece)
+                left = memoryview(piece)
+                while left:
+                    left = left[file.write(left):]
+        if sha256 not in (None, digest.hexdigest()):
+            raise Damaged(f"sha256 mismatch, got {digest.hexdigest()}, expected {sha256}")
+    except OSError as error:
+        os.unlink(target)
+        raise disk_problem(error) from error
+    except BaseException:
+        os.unlink(target)
+        raise
+    return digest.hexdigest(), size
+
+
+def sync_tree(folder):
+    """Make all that was written below a folder survive a power cut, in bulk where that is possible:
+    20,000 files take a second, not one after the other a minute."""
+    if sys.platform.startswith("linux"):
+        os.sync()       # waits for the disks, as POSIX does not promise
+        return
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(path, name), "r+b") as file:
+                os.fsync(file.fileno())
+        sync_directory(path)
+
+
+class Intake:
+    """Many blobs on their way in at once, for a command that has the directory to itself.
+
+    They are copied without syncs, several at a time if the caller has threads; `keep` syncs them
+    in bulk and puts them in their places. `in_place`: at once in their places; only where the whole
+    directory is dropped unless all goes well."""
+
+    def __init__(self, blobs, in_place=False):
+        self.blobs, self.in_place = blobs, in_place
+        self.folder = blobs.files if in_place else os.path.join(blobs.tmp, "intake")
+        for number in range(0 if in_place else 256):
+            os.makedirs(os.path.join(self.folder, "%02x" % number), mode=0o700, exist_ok=True)
+
+    def path(self, sha256):
+        """Where a blob is now."""
+        path = os.path.join(self.folder, sha256[:2], sha256)
+        return path if os.path.exists(path) else self.blobs.path(sha256)
+
+    def take(self, path, sha256=None, link=False):
+        """Take a file in; returns (SHA-256, size). Damaged if it is not what `sha256` says.
+
+        `link`: as a hard link if that is possible; both are then one file."""
+        digest = sha256
+        if link or digest is None or os.path.exists(self.path(digest)):
+            digest, size = hash_file(path)
+            if sha256 not in (None, digest):
+                raise Damaged(f"sha256 mismatch, got {digest}, expected {sha256}")
+            if os.path.exists(self.path(digest)) or self.blobs.claim(digest):
+                return digest, size
+
+        target = os.path.join(self.folder, digest[:2], digest)
+        if link:
+            try:
+                os.link(path, target)
+                os.chmod(target, 0o600)
+                return digest, size
+            except FileExistsError:
+                return digest, size
+            except OSError as error:
+                log.debug("%s is copied, not linked: %s", path, reason_of(error))
+
+        # a name of its own: two threads may take the same bytes
+        part = f"{target}.{threading.get_ident()}"
+        with open(path, "rb", buffering=0) as source:
+            taken = copy_checked(source, part, digest)
+        os.replace(part, target)
+        return taken
+
+    def keep(self):
+        """Sync the blobs and put them in their places; a commit may name them now."""
+        sync_tree(self.folder)
+        if self.in_place:
+            return
+        for folder in os.scandir(self.folder):
+            for entry in os.scandir(folder.path):
+                move_into_folder(entry.path, self.blobs.path(entry.name))
+        sync_tree(self.blobs.files)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self.in_place:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Spool:
@@ -16735,11 +16879,10 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 23  Commands
+# 23  The server directory
 #
-# The argument parser, one function for each command, and `main`. An option's value comes from the
-# first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
-# its default (see `Settings`).
+# What a server directory holds, how it is made, locked and refused; and what the commands that work
+# on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
 # ==================================================================================================
 
 
@@ -16750,6 +16893,397 @@ PYPI = {"type": "mirror", "volatile": False, "title": "PyPI",
 OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm",
              "files", "tmp", "cache", "trash", ".secret", ".lock", ".commits", "root-password",
              "search.db", "search.db-wal", "search.db-shm", "lost+found"}
+
+
+def is_read_only(path):
+    """Whether a directory lies on read-only media: a disc, an image, a volume mounted read-only."""
+    try:
+        if hasattr(os, "statvfs"):
+            return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+        with tempfile.TemporaryFile(dir=path):
+            return False
+    except OSError as error:
+        write_protected = 19        # ERROR_WRITE_PROTECT of Windows
+        return error.errno == errno.EROFS or getattr(error, "winerror", None) == write_protected
+
+
+def prepare_directory(path):
+    """Make the server directory if it is missing; returns whether it is on read-only media.
+
+    FatalError if it can't be used, or holds something else."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        names = set(os.listdir(path))
+    except FileExistsError:
+        raise FatalError(f"{path} is a file, not a directory") from None
+    except OSError as error:
+        raise FatalError(f"can't use {path}: {error.strerror}; "
+                         "choose another directory with --serverdir") from None
+
+    if "devpi_lite.db" in names and is_read_only(path):
+        return True
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise FatalError(f"can't write to {path}; choose another directory with --serverdir")
+    if ".nodeinfo" in names and "devpi_lite.db" not in names:
+        raise FatalError(f"{path} belongs to a devpi-server: copy its data out with devpi-export "
+                         "and import that into another, empty directory")
+    if UNFINISHED in names:
+        raise FatalError(f"an import or a restore into {path} was cut off: run it again, or remove "
+                         "the directory")
+    refuse_lost_database(path)
+    # without a database: a first start was cut off
+    ours = "devpi_lite.db" in names or ".lock" in names and names <= OWN_NAMES
+    foreign = sorted(names - {"lost+found"})
+    if foreign and not ours:
+        raise FatalError(f"{path} is neither empty nor a devpi_lite directory: "
+                         f"it holds {', '.join(foreign[:3])}"
+                         f"{' and more' if len(foreign) > 3 else ''}; "
+                         "choose another with --serverdir")
+
+    if not names:
+        # another user's directory: the warning below follows
+        with contextlib.suppress(PermissionError):
+            os.chmod(path, 0o700)
+    if os.name != "nt" and os.stat(path).st_mode & 0o077:
+        log.warning("%s can be read by others: chmod 700 would stop that", path)
+    return False
+
+
+def refuse_lost_database(serverdir):
+    """FatalError if there are files, but not the database that names them.
+
+    With a new database the cleaner would delete all files as garbage, and SQLite deletes the
+    write-ahead log (the newest changes) of an empty database. This function writes nothing."""
+    database = os.path.join(serverdir, "devpi_lite.db")
+    if not os.path.exists(database):
+        state = "missing"
+    elif not os.path.getsize(database):
+        state = "empty"
+    elif holds_blobs(serverdir) and not _has_accounts(database):
+        state = "without a single account"
+    else:
+        return
+
+    write_ahead_log = database + "-wal"
+    if os.path.exists(write_ahead_log) and os.path.getsize(write_ahead_log) \
+            or holds_blobs(serverdir):
+        raise FatalError(f"the database {database} is {state}, but the files that it named are "
+                         "here: restore it from a backup, or move "
+                         f"{os.path.join(serverdir, 'files')} away to begin anew")
+
+
+def _has_accounts(database):
+    """Whether a database has the user root; it is only read."""
+    with contextlib.closing(sqlite3.connect(read_only_uri(database), uri=True)) as db:
+        try:
+            return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
+        except sqlite3.OperationalError as error:
+            if "no such table" in str(error):
+                return False
+            raise
+
+
+def take_lock(serverdir):
+    """Lock the directory as long as the returned file is open.
+
+    FatalError with the process id of another server that has the lock."""
+    file = open(os.path.join(serverdir, ".lock"), "a+")
+    try:
+        lock_file(file)
+    except OSError:
+        file.seek(0)
+        pid = file.read().strip() or "unknown"
+        raise FatalError(f"another server runs on {serverdir}, its process id is {pid}") from None
+
+    file.seek(0)
+    file.truncate()
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def read_secret(serverdir, secretfile):
+    """The secret for session tokens, at least 32 bytes, from `secretfile` or the directory.
+
+    The directory's is made at the first start."""
+    path = secretfile or os.path.join(serverdir, ".secret")
+    if not secretfile and not os.path.exists(path):
+        write_private(path, base64.b64encode(secrets.token_bytes(32)) + b"\n")
+    try:
+        with open(path, "rb") as file:
+            secret = file.read().strip()
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise FatalError(f"can't read the secret file {path}: {error.strerror}") from None
+
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.name != "nt" and os.stat(folder).st_mode & 0o022:
+        raise FatalError(f"the directory of the secret file, {folder}, can be written by others: "
+                         "chmod 700 would stop that")
+    if os.name != "nt" and mode & 0o077:
+        raise FatalError(f"the secret file {path} can be read or changed by others: "
+                         "chmod 600 would stop that")
+    if len(secret) < 32:
+        raise FatalError(f"the secret in {path} must have at least 32 bytes, it has {len(secret)}")
+    if len(set(secret)) < 6:
+        raise FatalError(f"the secret in {path} is too simple: it has fewer than 6 different bytes")
+    return secret
+
+
+def secret_for_read_only(settings):
+    """The secret of a server on read-only media: from --secretfile, or a new one at each start.
+
+    The directory's secret may be readable by everybody there, and belongs to another server, which
+    may still run."""
+    if settings.secretfile:
+        return read_secret(settings.serverdir, settings.secretfile)
+    return secrets.token_bytes(32)
+
+
+def write_private(path, data):
+    """Write a file that only its owner can read, atomically."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(fd)
+    os.replace(temporary, path)
+
+
+def is_initialised(store):
+    with store.read() as db:
+        return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
+
+
+def initialise(store, settings):
+    """Make root, and root/pypi if `root_pypi` is set, as the first change (serial 0).
+
+    A random password is printed to a terminal; a journal, which would keep it, gets the name of the
+    file that holds it."""
+    password = settings.root_passwd
+    if settings.root_passwd_file:
+        try:
+            with open(settings.root_passwd_file, encoding="utf-8") as file:
+                password = file.readline().rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FatalError(f"can't read root's password from {settings.root_passwd_file}: "
+                             f"{reason_of(error)}") from None
+        if not password:
+            raise FatalError(f"the first line of {settings.root_passwd_file} is empty: it has to "
+                             "be root's password")
+
+    if password is None:
+        password = secrets.token_urlsafe(12)
+        path = os.path.join(settings.serverdir, "root-password")
+        write_private(path, password.encode() + b"\n")
+        if sys.stdout.isatty():
+            print(f"root's password: {password}   (kept in {path} until it is changed)")
+        else:
+            print(f"root's password is in {path} until it is changed")
+    elif password == "":
+        print("warning: root has an empty password: anybody who reaches this server can do "
+              "everything", file=sys.stderr)
+    store.write(_initialise, hash_password(password), settings.root_pypi)
+
+
+def _initialise(change, pwhash, with_pypi):
+    insert_user(change, "root", pwhash, {})
+    if with_pypi:
+        insert_index(change, "root", "pypi", PYPI)
+
+
+def open_rows(serverdir):
+    """A connection that only reads the database of another server directory.
+
+    FatalError if it is missing or has another schema version."""
+    path = os.path.join(serverdir, "devpi_lite.db")
+    if not os.path.exists(path):
+        raise FatalError(f"no devpi_lite database in {serverdir}")
+
+    # nobody writes to a database that has no write-ahead log, in a directory where none can be made
+    is_fixed = is_read_only(serverdir) or not (
+        os.access(serverdir, os.W_OK) or os.path.exists(path + "-wal"))
+    if is_fixed:
+        refuse_unfolded(path)
+
+    db = sqlite3.connect(read_only_uri(path, immutable=True) if is_fixed else path, uri=is_fixed,
+                         timeout=Limits.busy, isolation_level=None,
+                         check_same_thread=False)       # the writer's thread reads it
+    db.row_factory = sqlite3.Row
+    db.execute("PRAGMA query_only = ON")
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != schema_version():
+        db.close()
+        raise FatalError(f"{path} has schema version {version}, not {schema_version()}")
+    return db
+
+
+UNFINISHED = ".unfinished"      # in a directory that a command fills, until it is whole
+
+
+@contextlib.contextmanager
+def new_directory(serverdir):
+    """A missing or empty server directory that the caller fills as a whole, and locks.
+
+    If the caller fails, it is empty or missing again. What a killed command left in it is removed.
+    FatalError if it holds anything else."""
+    is_new = not os.path.exists(serverdir)
+    try:
+        os.makedirs(serverdir, mode=0o700, exist_ok=True)
+        names = set(os.listdir(serverdir)) - {"lost+found", ".lock"}
+    except OSError as error:
+        raise FatalError(f"can't use {serverdir}: {error.strerror}; "
+                         "choose another directory with --serverdir") from None
+    if names and UNFINISHED not in names:
+        raise FatalError(f"{serverdir} is not empty: choose an empty or missing directory with "
+                         "--serverdir")
+
+    with take_lock(serverdir) as lock:
+        _clear(serverdir)
+        os.chmod(serverdir, 0o700)
+        marker = os.path.join(serverdir, UNFINISHED)
+        write_private(marker, b"")
+        sync_directory(serverdir)
+        try:
+            yield
+            sync_tree(serverdir)
+        except BaseException:
+            _clear(serverdir)
+            if is_new:
+                lock.close()        # Windows deletes no open file
+                shutil.rmtree(serverdir, ignore_errors=True)
+            raise
+        os.unlink(marker)
+        sync_directory(serverdir)
+
+
+def _clear(serverdir):
+    """Remove all from an unfinished directory, the mark that says so last."""
+    for name in sorted(os.listdir(serverdir), key=UNFINISHED.__eq__):
+        path = os.path.join(serverdir, name)
+        if name in ("lost+found", ".lock"):
+            continue
+        shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
+
+
+def give_way():
+    """Let a server on this machine go first: for commands that read and write much."""
+    if hasattr(os, "nice"):
+        os.nice(10)
+
+
+def in_threads(function, items, threads=4):
+    """Yield (item, `function(item)`) in order, several computed at a time, few ahead; an error is
+    raised in its turn."""
+    from concurrent.futures import ThreadPoolExecutor       # not at the top: the server needs none
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = collections.deque()
+        try:
+            for item in items:
+                ahead.append((item, pool.submit(function, item)))
+                if len(ahead) > 8 * threads:
+                    item, future = ahead.popleft()
+                    yield item, future.result()
+            for item, future in ahead:
+                yield item, future.result()
+        finally:
+            for _, future in ahead:
+                future.cancel()
+
+
+class Progress:
+    """How much of a long job is done and how long the rest will take, on standard error: a line
+    that is rewritten on a terminal, else a new line every ten seconds."""
+
+    def __init__(self, what, files, size):
+        self.what, self.files, self.size = what, files, size
+        self.done_files = self.done_size = 0
+        self.began = self.shown = time.monotonic()
+        self.is_terminal = sys.stderr.isatty()
+        self.width = 0
+
+    def add(self, size, files=1):
+        """Count what was done."""
+        self.done_files += files
+        self.done_size += size
+        now = time.monotonic()
+        if now - self.shown >= (0.2 if self.is_terminal else 10):
+            self.shown = now
+            self._show(f", {self._left(now)} left")
+
+    def _left(self, now):
+        """The time that the rest will take, as minutes:seconds."""
+        # a file costs something, however small it is
+        whole, done = (size + 4096 * files for size, files in
+                       ((self.size, self.files), (self.done_size, self.done_files)))
+        left = int((now - self.began) * max(0, whole - done) / max(1, done))
+        return f"{left // 60}:{left % 60:02}"
+
+    def _show(self, more, end=None):
+        text = (f"{self.what}: {self.done_files:,} of {self.files:,} files, "
+                f"{size_text(self.done_size)} of {size_text(self.size)}{more}")
+        start = "\r" if self.is_terminal else ""
+        end = ("" if self.is_terminal else "\n") if end is None else end
+        print(start + text.ljust(self.width), end=end, file=sys.stderr, flush=True)
+        self.width = len(text)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if self.is_terminal and self.width:
+            print(file=sys.stderr)
+
+
+def size_text(size):
+    """A number of bytes for a person: `0.0 KB`, `1.4 GB`."""
+    for unit in ("KB", "MB"):
+        size /= 1000
+        if size < 1000:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1000:.1f} GB"
+
+
+# ==================================================================================================
+# 24  Export
+#
+# devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
+# state of the database.
+# ==================================================================================================
+
+
+# ==================================================================================================
+# 25  Import
+#
+# Dumps of devpi-server 2 to 7 and of this program. A dump is checked as a whole before anything is
+# changed, and taken in as one change, or not at all.
+# ==================================================================================================
+
+
+# ==================================================================================================
+# 26  Backups
+#
+# Copies of a whole server directory, made while the server runs, in generations that share their
+# files; and the way back.
+# ==================================================================================================
+
+
+# ==================================================================================================
+# 27  Checks
+#
+# Whether all that the database names is here and undamaged; what nothing names any more; and how a
+# server is, on one screen.
+# ==================================================================================================
+
+
+# ==================================================================================================
+# 28  Commands
+#
+# The argument parser, one function for each command, and `main`. An option's value comes from the
+# first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
+# its default (see `Settings`).
+# ==================================================================================================
 
 
 # -- options
@@ -17060,204 +17594,6 @@ def _judge_foreign(command, parser, called, foreign, text):
                        f"{foreign.advice}\n")
     if command.name == DEFAULT:
         log.info("%s changes nothing here: %s", called, foreign.advice)
-
-
-# -- the server directory
-
-
-def is_read_only(path):
-    """Whether a directory lies on read-only media: a disc, an image, a volume mounted read-only."""
-    try:
-        if hasattr(os, "statvfs"):
-            return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
-        with tempfile.TemporaryFile(dir=path):
-            return False
-    except OSError as error:
-        write_protected = 19        # ERROR_WRITE_PROTECT of Windows
-        return error.errno == errno.EROFS or getattr(error, "winerror", None) == write_protected
-
-
-def prepare_directory(path):
-    """Make the server directory if it is missing; returns whether it is on read-only media.
-
-    FatalError if it can't be used, or holds something else."""
-    try:
-        os.makedirs(path, mode=0o700, exist_ok=True)
-        names = set(os.listdir(path))
-    except FileExistsError:
-        raise FatalError(f"{path} is a file, not a directory") from None
-    except OSError as error:
-        raise FatalError(f"can't use {path}: {error.strerror}; "
-                         "choose another directory with --serverdir") from None
-
-    if "devpi_lite.db" in names and is_read_only(path):
-        return True
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise FatalError(f"can't write to {path}; choose another directory with --serverdir")
-    if ".nodeinfo" in names and "devpi_lite.db" not in names:
-        raise FatalError(f"{path} belongs to a devpi-server: copy its data out with devpi-export "
-                         "and import that into another, empty directory")
-    refuse_lost_database(path)
-    # without a database: a first start was cut off
-    ours = "devpi_lite.db" in names or ".lock" in names and names <= OWN_NAMES
-    foreign = sorted(names - {"lost+found"})
-    if foreign and not ours:
-        raise FatalError(f"{path} is neither empty nor a devpi_lite directory: "
-                         f"it holds {', '.join(foreign[:3])}"
-                         f"{' and more' if len(foreign) > 3 else ''}; "
-                         "choose another with --serverdir")
-
-    if not names:
-        # another user's directory: the warning below follows
-        with contextlib.suppress(PermissionError):
-            os.chmod(path, 0o700)
-    if os.name != "nt" and os.stat(path).st_mode & 0o077:
-        log.warning("%s can be read by others: chmod 700 would stop that", path)
-    return False
-
-
-def refuse_lost_database(serverdir):
-    """FatalError if there are files, but not the database that names them.
-
-    With a new database the cleaner would delete all files as garbage, and SQLite deletes the
-    write-ahead log (the newest changes) of an empty database. This function writes nothing."""
-    database = os.path.join(serverdir, "devpi_lite.db")
-    if not os.path.exists(database):
-        state = "missing"
-    elif not os.path.getsize(database):
-        state = "empty"
-    elif holds_blobs(serverdir) and not _has_accounts(database):
-        state = "without a single account"
-    else:
-        return
-
-    write_ahead_log = database + "-wal"
-    if os.path.exists(write_ahead_log) and os.path.getsize(write_ahead_log) \
-            or holds_blobs(serverdir):
-        raise FatalError(f"the database {database} is {state}, but the files that it named are "
-                         "here: restore it from a backup, or move "
-                         f"{os.path.join(serverdir, 'files')} away to begin anew")
-
-
-def _has_accounts(database):
-    """Whether a database has the user root; it is only read."""
-    with contextlib.closing(sqlite3.connect(read_only_uri(database), uri=True)) as db:
-        try:
-            return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
-        except sqlite3.OperationalError as error:
-            if "no such table" in str(error):
-                return False
-            raise
-
-
-def take_lock(serverdir):
-    """Lock the directory as long as the returned file is open.
-
-    FatalError with the process id of another server that has the lock."""
-    file = open(os.path.join(serverdir, ".lock"), "a+")
-    try:
-        lock_file(file)
-    except OSError:
-        file.seek(0)
-        pid = file.read().strip() or "unknown"
-        raise FatalError(f"another server runs on {serverdir}, its process id is {pid}") from None
-
-    file.seek(0)
-    file.truncate()
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
-
-
-def read_secret(serverdir, secretfile):
-    """The secret for session tokens, at least 32 bytes, from `secretfile` or the directory.
-
-    The directory's is made at the first start."""
-    path = secretfile or os.path.join(serverdir, ".secret")
-    if not secretfile and not os.path.exists(path):
-        write_private(path, base64.b64encode(secrets.token_bytes(32)) + b"\n")
-    try:
-        with open(path, "rb") as file:
-            secret = file.read().strip()
-            mode = os.fstat(file.fileno()).st_mode
-    except OSError as error:
-        raise FatalError(f"can't read the secret file {path}: {error.strerror}") from None
-
-    folder = os.path.dirname(os.path.abspath(path))
-    if os.name != "nt" and os.stat(folder).st_mode & 0o022:
-        raise FatalError(f"the directory of the secret file, {folder}, can be written by others: "
-                         "chmod 700 would stop that")
-    if os.name != "nt" and mode & 0o077:
-        raise FatalError(f"the secret file {path} can be read or changed by others: "
-                         "chmod 600 would stop that")
-    if len(secret) < 32:
-        raise FatalError(f"the secret in {path} must have at least 32 bytes, it has {len(secret)}")
-    if len(set(secret)) < 6:
-        raise FatalError(f"the secret in {path} is too simple: it has fewer than 6 different bytes")
-    return secret
-
-
-def secret_for_read_only(settings):
-    """The secret of a server on read-only media: from --secretfile, or a new one at each start.
-
-    The directory's secret may be readable by everybody there, and belongs to another server, which
-    may still run."""
-    if settings.secretfile:
-        return read_secret(settings.serverdir, settings.secretfile)
-    return secrets.token_bytes(32)
-
-
-def write_private(path, data):
-    """Write a file that only its owner can read, atomically."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    os.replace(temporary, path)
-
-
-def is_initialised(store):
-    with store.read() as db:
-        return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
-
-
-def initialise(store, settings):
-    """Make root, and root/pypi if `root_pypi` is set, as the first change (serial 0).
-
-    A random password is printed to a terminal; a journal, which would keep it, gets the name of the
-    file that holds it."""
-    password = settings.root_passwd
-    if settings.root_passwd_file:
-        try:
-            with open(settings.root_passwd_file, encoding="utf-8") as file:
-                password = file.readline().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FatalError(f"can't read root's password from {settings.root_passwd_file}: "
-                             f"{reason_of(error)}") from None
-        if not password:
-            raise FatalError(f"the first line of {settings.root_passwd_file} is empty: it has to "
-                             "be root's password")
-
-    if password is None:
-        password = secrets.token_urlsafe(12)
-        path = os.path.join(settings.serverdir, "root-password")
-        write_private(path, password.encode() + b"\n")
-        if sys.stdout.isatty():
-            print(f"root's password: {password}   (kept in {path} until it is changed)")
-        else:
-            print(f"root's password is in {path} until it is changed")
-    elif password == "":
-        print("warning: root has an empty password: anybody who reaches this server can do "
-              "everything", file=sys.stderr)
-    store.write(_initialise, hash_password(password), settings.root_pypi)
-
-
-def _initialise(change, pwhash, with_pypi):
-    insert_user(change, "root", pwhash, {})
-    if with_pypi:
-        insert_index(change, "root", "pypi", PYPI)
 
 
 # -- files for supervisors and proxies, made from the options of the server
@@ -17644,32 +17980,6 @@ def command_replay(parsed):
             lost = fetch_blobs(store, Blobs(serverdir), Blobs(told.source, read_only=True))
     if lost:
         raise FatalError(f"{lost} files of the source are lost or damaged: see above")
-
-
-def open_rows(serverdir):
-    """A connection that only reads the database of another server directory.
-
-    FatalError if it is missing or has another schema version."""
-    path = os.path.join(serverdir, "devpi_lite.db")
-    if not os.path.exists(path):
-        raise FatalError(f"no devpi_lite database in {serverdir}")
-
-    # nobody writes to a database that has no write-ahead log, in a directory where none can be made
-    is_fixed = is_read_only(serverdir) or not (
-        os.access(serverdir, os.W_OK) or os.path.exists(path + "-wal"))
-    if is_fixed:
-        refuse_unfolded(path)
-
-    db = sqlite3.connect(read_only_uri(path, immutable=True) if is_fixed else path, uri=is_fixed,
-                         timeout=Limits.busy, isolation_level=None,
-                         check_same_thread=False)       # the writer's thread reads it
-    db.row_factory = sqlite3.Row
-    db.execute("PRAGMA query_only = ON")
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != schema_version():
-        db.close()
-        raise FatalError(f"{path} has schema version {version}, not {schema_version()}")
-    return db
 
 
 def replay(store, source, until, again):
