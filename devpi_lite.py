@@ -5042,6 +5042,9 @@ class Account:
 
 
 USER_ATTRIBUTES = ("email", "title", "description", "custom_data")
+# the attribute of a user, and the option of an index, with what a dump of devpi says of them and
+# what has no meaning here: kept for an export, never shown
+FROM_DEVPI = "+devpi"
 
 
 def check_name(kind, name):
@@ -16228,7 +16231,8 @@ def shown_config(request, index, in_list=False):
 
     `in_list`: without bases that the caller may not read. Otherwise all bases are named, so that a
     client knows whether it needs a login for their files."""
-    config = {key: value for key, value in index.config.items() if key != "webhook_secret"}
+    config = {key: value for key, value in index.config.items()
+              if key not in ("webhook_secret", FROM_DEVPI)}
     if not request.app.permissions.index_modify(request.identity, index.user):
         if in_list and "bases" in config:
             config["bases"] = shown_bases(request, index)
