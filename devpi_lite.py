@@ -1073,7 +1073,7 @@ class Argument(typing.NamedTuple):
 
 
 class Command(typing.NamedTuple):
-    """A command: the first word of the command line.
+    """A command: the first word of the command line, or the first two.
 
     `run` gets the command line as a `Parsed` and returns the exit status, or None for 0."""
     name: str
@@ -3749,6 +3749,11 @@ class Blobs(Part):
         except FileNotFoundError:
             return open(self._found_again(sha256), "rb")
 
+    def find(self, sha256):
+        """The path of the blob, which may be in the trash; if it is nowhere, that of its place."""
+        path = self.path(sha256)
+        return path if os.path.exists(path) else self._found_again(sha256)
+
     def incoming(self):
         """An `IncomingBlob`, to be written piece by piece."""
         if self.read_only:
@@ -3920,6 +3925,15 @@ def sync_tree(folder):
         sync_directory(path)
 
 
+def sync_directories(folders):
+    """Make renames in these directories survive a power cut."""
+    if sys.platform.startswith("linux"):
+        os.sync()
+        return
+    for folder in folders:
+        sync_directory(folder)
+
+
 class Intake:
     """Many blobs on their way in at once, for a command that has the directory to itself.
 
@@ -3973,10 +3987,12 @@ class Intake:
         sync_tree(self.folder)
         if self.in_place:
             return
+        changed = set()
         for folder in os.scandir(self.folder):
             for entry in os.scandir(folder.path):
                 move_into_folder(entry.path, self.blobs.path(entry.name))
-        sync_tree(self.blobs.files)
+                changed.add(os.path.dirname(self.blobs.path(entry.name)))
+        sync_directories(changed)
 
     def __enter__(self):
         return self
@@ -16987,17 +17003,18 @@ def _has_accounts(database):
             raise
 
 
-def take_lock(serverdir):
+def take_lock(serverdir, taken="another server runs"):
     """Lock the directory as long as the returned file is open.
 
-    FatalError with the process id of another server that has the lock."""
+    FatalError with the process id of whoever has the lock; `taken` says what that is."""
     file = open(os.path.join(serverdir, ".lock"), "a+")
     try:
         lock_file(file)
     except OSError:
         file.seek(0)
         pid = file.read().strip() or "unknown"
-        raise FatalError(f"another server runs on {serverdir}, its process id is {pid}") from None
+        file.close()
+        raise FatalError(f"{taken} on {serverdir}, its process id is {pid}") from None
 
     file.seek(0)
     file.truncate()
@@ -17097,10 +17114,11 @@ def _initialise(change, pwhash, with_pypi):
         insert_index(change, "root", "pypi", PYPI)
 
 
-def open_rows(serverdir):
+def open_rows(serverdir, may_be_older=False):
     """A connection that only reads the database of another server directory.
 
-    FatalError if it is missing or has another schema version."""
+    FatalError if it is missing or has another schema version; an older one is read if it
+    `may_be_older`."""
     path = os.path.join(serverdir, "devpi_lite.db")
     if not os.path.exists(path):
         raise FatalError(f"no devpi_lite database in {serverdir}")
@@ -17117,7 +17135,7 @@ def open_rows(serverdir):
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA query_only = ON")
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != schema_version():
+    if version != schema_version() and not (may_be_older and 0 < version < schema_version()):
         db.close()
         raise FatalError(f"{path} has schema version {version}, not {schema_version()}")
     return db
@@ -17391,7 +17409,10 @@ def make_parser(command):
             arguments["action"] = "append"
         parser.add_argument(f"--{option_.name}", *option_.aliases, **arguments)
 
+    own = {spelling for each in command.arguments for spelling in each.names}
     for name, foreign in FOREIGN.items() if command.takes else ():
+        if f"--{name}" in own:
+            continue
         parser.add_argument(f"--{name}", dest=name, help=argparse.SUPPRESS,
                             default=argparse.SUPPRESS,
                             action="store_true" if foreign.is_flag else "store")
@@ -18220,8 +18241,10 @@ def main(arguments):
                         format="%(asctime)s %(levelname)s %(message)s")
 
     command = COMMANDS[DEFAULT]
-    if arguments and arguments[0] in COMMANDS:
-        command, arguments = COMMANDS[arguments[0]], arguments[1:]
+    for words in (2, 1):
+        if " ".join(arguments[:words]) in COMMANDS:
+            command, arguments = COMMANDS[" ".join(arguments[:words])], arguments[words:]
+            break
     try:
         return command.run(parse_options(command, arguments)) or 0
     except (FatalError, Problem) as error:
