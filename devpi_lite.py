@@ -77,6 +77,7 @@ import json
 import logging
 import mimetypes
 import mmap
+import operator
 import os
 import queue
 import re
@@ -3595,9 +3596,48 @@ class Blobs(Part):
             sync_directory(self.files)
 
     def recover(self):
+        lessees = self.lessees()
         for name in os.listdir(self.tmp):
-            path = os.path.join(self.tmp, name)
-            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+            if name.partition("-")[0] not in lessees:
+                path = os.path.join(self.tmp, name)
+                shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
+
+    @contextlib.contextmanager
+    def lease(self):
+        """For a command that copies blobs: while the `with` lasts, no process moves or deletes
+        blobs of this directory, and a server that starts leaves alone what this process has in
+        `tmp/` under names that begin with its process id and a dash."""
+        folder = os.path.join(self.serverdir, "tmp")
+        path = os.path.join(folder, f"{os.getpid()}-{next(self.numbers)}.lease")
+        try:
+            file = made_in(folder, lambda: open(path, "xb"))
+        except OSError as error:        # then nobody can move or delete anything either
+            log.debug("no lease of %s: %s", self.serverdir, reason_of(error))
+            yield
+            return
+        try:
+            with locked(file):
+                yield
+        finally:
+            file.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+    def lessees(self):
+        """The process ids, as texts, of the commands that hold a `lease`. A killed one holds
+        none."""
+        folder, found = os.path.join(self.serverdir, "tmp"), set()
+        for name in os.listdir(folder) if os.path.isdir(folder) else ():
+            match = re.fullmatch(r"([0-9]+)-[0-9]+\.lease", name)
+            if match:
+                try:
+                    with open(os.path.join(folder, name), "r+b") as file:
+                        lock_file(file)
+                except FileNotFoundError:
+                    pass
+                except OSError:
+                    found.add(match[1])
+        return found
 
     def gauges(self):
         yield Gauge("devpi_lite_disk_free_bytes", "gauge", "Of the disk with the server directory.",
@@ -3674,26 +3714,53 @@ class Blobs(Part):
         return True
 
     def sweep(self, is_referred_to, older_than=3600):
-        """Move the blobs to the trash that nothing has referred to for `older_than` seconds.
+        """Move the blobs to the trash that nothing has referred to for `older_than` seconds, and
+        delete what has been there for `Limits.trash`; returns how many were moved.
 
-        Returns their number. They stay there for `Limits.trash`, and come back when they are
-        requested: a restored older database does not name newer files, and if the newer database
-        is restored in turn, nothing is lost."""
-        kept, moved, limit = 0, 0, time.time() - older_than
-        os.makedirs(self.trash, mode=0o700, exist_ok=True)
-        for folder in os.scandir(self.files):
-            for entry in os.scandir(folder.path):
-                is_swept = entry.stat().st_mtime < limit and not is_referred_to(entry.name) \
-                    and self._discard(entry, limit)
-                kept, moved = kept + (not is_swept), moved + is_swept
-
-        if moved > max(10, kept // 9):
-            self.swept_much = moved
+        Blobs come back from the trash when they are requested: a restored older database does not
+        name newer files, and if the newer database is restored in turn, nothing is lost."""
+        swept = self.collect(is_referred_to, older_than)
+        if swept.moved > max(10, swept.kept // 9):
+            self.swept_much = swept.moved
             log.warning("%d of %d files are named by nothing in the database, and lie in %s now: "
-                        "was an older database put back?", moved, kept + moved, self.trash)
+                        "was an older database put back?", swept.moved, swept.kept + swept.moved,
+                        self.trash)
+        return swept.moved
 
-        self.empty_trash()
-        return moved
+    def collect(self, is_referred_to, older_than, trash_time=None, dry_run=False):
+        """The same; returns what was done as `Swept`. Busy while a command holds a `lease`.
+
+        Other processes may put blobs in meanwhile, and commit rows that name them.
+
+        `trash_time`: in place of `Limits.trash`; `dry_run`: nothing is changed, but the result is
+        the same."""
+        lessees = self.lessees()
+        if lessees:
+            raise Busy("a command copies files of this directory, nothing is moved or deleted "
+                       f"before it ends: process {', '.join(sorted(lessees))}")
+        limit = time.time() - older_than
+        kept = moved = size = 0
+        if not dry_run:
+            os.makedirs(self.trash, mode=0o700, exist_ok=True)
+        for entry in self.entries():
+            try:
+                facts = entry.stat()
+            except FileNotFoundError:       # another process was faster
+                continue
+            if facts.st_mtime < limit and not is_referred_to(entry.name) \
+                    and (dry_run or self._discard(entry, limit)):
+                moved, size = moved + 1, size + facts.st_size
+            else:
+                kept += 1
+
+        deleted = self.empty_trash(is_referred_to, trash_time, dry_run)
+        return Swept(kept, moved, size, *deleted)
+
+    def entries(self):
+        """Yield an os.DirEntry for each blob, folder by folder."""
+        for folder in sorted(os.scandir(self.files), key=operator.attrgetter("name")):
+            if folder.is_dir(follow_symlinks=False):
+                yield from os.scandir(folder.path)
 
     def _discard(self, entry, limit):
         """Move a blob to the trash; False if it was claimed meanwhile, or can't be moved now."""
@@ -3703,23 +3770,41 @@ class Blobs(Part):
                 if os.path.getmtime(entry.path) >= limit:
                     return False
                 # The age in the trash begins now. First, because a crash after the move would
-                # otherwise leave an old file there, which is deleted at once.
-                os.utime(entry.path)
+                # otherwise leave an old file there, which is deleted at once. Some seconds ago, on
+                # every file system, so that a claim by another process shows.
+                begin = int(time.time()) - 4 & ~1
+                os.utime(entry.path, (begin, begin))
                 os.replace(entry.path, target)
+                if os.path.getmtime(target) != begin:
+                    self._take_back(entry.name)
+                    return False
+        except FileNotFoundError:       # another process was faster
+            return False
         except OSError as error:        # Windows: another process has it open
             log.warning("%s was not moved to the trash: %s", entry.path, reason_of(error))
             return False
         return True
 
-    def empty_trash(self):
-        """Delete what has been in the trash for `Limits.trash` seconds; count the rest."""
-        count = size = 0
-        for entry in os.scandir(self.trash):
+    def empty_trash(self, is_referred_to=None, trash_time=None, dry_run=False):
+        """Delete what has been in the trash for `trash_time` seconds; count the rest. Returns
+        (deleted files, their bytes, files taken back).
+
+        What rows name is taken back: it was claimed just when another process moved it."""
+        count = size = deleted = freed = back = 0
+        limit = time.time() - (Limits.trash if trash_time is None else trash_time)
+        for entry in os.scandir(self.trash) if os.path.isdir(self.trash) else ():
             with self.lock:             # not while another thread takes it back
                 try:
                     facts = os.stat(entry.path)     # entry.stat() may be outdated
-                    if facts.st_mtime < time.time() - Limits.trash:
-                        os.unlink(entry.path)
+                    if is_referred_to and not os.path.exists(self.path(entry.name)) \
+                            and is_referred_to(entry.name):
+                        if dry_run or self._take_back(entry.name):
+                            back += 1
+                            continue
+                    elif facts.st_mtime < limit:
+                        if not dry_run:
+                            os.unlink(entry.path)
+                        deleted, freed = deleted + 1, freed + facts.st_size
                         continue
                 except FileNotFoundError:
                     continue
@@ -3728,6 +3813,19 @@ class Blobs(Part):
             count, size = count + 1, size + facts.st_size
         self.trashed = (count, size)
         self.swept_much = self.swept_much if count else 0
+        return deleted, freed, back
+
+    def leftovers(self, older_than=3600):
+        """Yield the paths of temporary files and folders that are older, and that no living process
+        owns: a command or a server was killed."""
+        tmp = os.path.join(self.serverdir, "tmp")
+        for folder, pattern in ((tmp, ".*"), (self.serverdir, r".*\.tmp")):
+            for entry in os.scandir(folder) if os.path.isdir(folder) else ():
+                if re.fullmatch(pattern, entry.name, re.DOTALL):
+                    owner = re.search(r"^[0-9]+(?=-)|(?<=\.)[0-9]+(?=\.tmp$)", entry.name)
+                    if not (owner and is_alive(int(owner[0]))) \
+                            and newest_time(entry.path) < time.time() - older_than:
+                        yield entry.path
 
     def open(self, sha256, size=None):
         """The blob as an open binary file; NotFound if it is lost or has another size."""
@@ -3761,6 +3859,52 @@ class Blobs(Part):
         return IncomingBlob(self)
 
 
+class Swept(typing.NamedTuple):
+    """What `Blobs.collect` did: numbers of blobs, and their bytes."""
+    kept: int
+    moved: int          # to the trash
+    moved_size: int
+    deleted: int        # from the trash
+    deleted_size: int
+    taken_back: int     # from the trash
+
+
+def is_alive(pid):
+    """Whether there may be a process with this id. On Windows False: there nobody can delete what
+    another process has open."""
+    if os.name == "nt":
+        return False        # os.kill would end it
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def newest_time(path):
+    """When a file, or one in a folder, was last written; now if it just went away."""
+    try:
+        times = [os.lstat(path).st_mtime]
+        for folder, _, names in os.walk(path):
+            times += [os.lstat(os.path.join(folder, name)).st_mtime for name in ("", *names)]
+        return max(times)
+    except FileNotFoundError:
+        return time.time()
+
+
+def size_on_disk(path):
+    """Bytes of a file, or of all files in a folder."""
+    paths = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names] \
+        if os.path.isdir(path) else [path]
+    size = 0
+    for each in paths:
+        with contextlib.suppress(FileNotFoundError):
+            size += os.lstat(each).st_size
+    return size
+
+
 def move_into_folder(path, target):
     """Rename a file; make its folder if a copy of the server directory lacks empty folders."""
     try:
@@ -3770,6 +3914,19 @@ def move_into_folder(path, target):
         os.makedirs(folder, mode=0o700, exist_ok=True)
         sync_directory(os.path.dirname(folder))
         os.replace(path, target)
+
+
+def remove(path):
+    """Delete a file or a folder, as far as it is there and can be deleted."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:        # Windows: another process has it open
+        log.warning("%s was not deleted: %s", path, reason_of(error))
 
 
 def made_in(folder, make):
@@ -3843,7 +4000,7 @@ class IncomingBlob:
             with disk_wait():
                 os.fsync(self.file.fileno())
             self.file.close()
-            if not self.blobs.claim(digest) or os.path.getsize(target) != self.size:
+            if not (self.blobs.claim(digest) and self.blobs.has(digest, self.size)):
                 move_into_folder(self.path, target)
                 self.is_kept = True
             if durable:     # even if the blob existed: a mirror may not have synced its name
@@ -3852,6 +4009,24 @@ class IncomingBlob:
         except OSError as error:
             raise disk_problem(error) from error
         return digest
+
+    def replace(self, aside):
+        """Put the file into its place, durably, and what is there into the trash under the name
+        `aside`; for a blob that is damaged or lost."""
+        target = self.blobs.path(self.sha256.hexdigest())
+        try:
+            os.fsync(self.file.fileno())
+            self.file.close()
+            if os.path.lexists(target):
+                os.makedirs(self.blobs.trash, mode=0o700, exist_ok=True)
+                if not os.path.islink(target):
+                    os.utime(target)        # its age in the trash begins now
+                os.replace(target, os.path.join(self.blobs.trash, aside))
+            move_into_folder(self.path, target)
+            self.is_kept = True
+            sync_directory(os.path.dirname(target))
+        except OSError as error:
+            raise disk_problem(error) from error
 
     def __enter__(self):
         return self
@@ -7056,6 +7231,12 @@ class Upload:
     attestations: str = ""      # see `form_attestations`
 
 
+def is_named(db, sha256):
+    """Whether a row names the blob."""
+    return db.execute("SELECT 1 FROM files WHERE sha256 = ? UNION ALL SELECT 1 FROM files "
+                      "WHERE metadata_sha256 = ? LIMIT 1", (sha256, sha256)).fetchone() is not None
+
+
 class Releases(Part):
     """Puts releases into stages, with their files, documentation and test results."""
 
@@ -7071,16 +7252,18 @@ class Releases(Part):
 
     def tidy(self):
         """Move the blobs to the trash that no file names any more."""
-        count = self.blobs.sweep(self._is_named)
+        try:
+            count = self.blobs.sweep(self._is_named)
+        except Busy as problem:
+            log.info("%s", problem.message)
+            return
         if count:
             log.info("moved %d files that nothing refers to any more to %s", count,
                      self.blobs.trash)
 
     def _is_named(self, sha256):
         with self.store.read() as db:
-            return db.execute("SELECT 1 FROM files WHERE sha256 = ? UNION ALL SELECT 1 FROM files "
-                              "WHERE metadata_sha256 = ? LIMIT 1",
-                              (sha256, sha256)).fetchone() is not None
+            return is_named(db, sha256)
 
     def register(self, index, form, actor):
         """devpi: `:action=submit`. The release's metadata becomes what the form states."""
@@ -10090,15 +10273,21 @@ class MirrorNames:
             # the previous list is kept: a request may have loaded it and not opened its files yet
             shutil.rmtree(os.path.join(cache, old.before), ignore_errors=True)
 
+    @classmethod
+    def clear_leftovers(cls, cache, index_ids):
+        """Remove the `leftovers`."""
+        for path in cls.leftovers(cache, index_ids):
+            remove(path)
+
     @staticmethod
-    def clear_leftovers(cache, index_ids):
-        """Remove lists of deleted indexes, and folders that no list names (after a crash, or
-        because a file was open)."""
+    def leftovers(cache, index_ids):
+        """Yield the paths of lists of deleted indexes, and of folders that no list names (after a
+        crash, or because a file was open)."""
         named = set()
         for name in os.listdir(cache):
             match = re.fullmatch(r"names-([0-9]+)\.json", name)
             if match and int(match[1]) not in index_ids:
-                os.unlink(os.path.join(cache, name))
+                yield os.path.join(cache, name)
             elif match:
                 with contextlib.suppress(ValueError, KeyError, TypeError), \
                         open(os.path.join(cache, name)) as file:
@@ -10107,7 +10296,7 @@ class MirrorNames:
         for name in os.listdir(cache):
             path = os.path.join(cache, name)
             if os.path.isdir(path) and name not in named:
-                shutil.rmtree(path, ignore_errors=True)
+                yield path
 
     def part(self, name):
         """The path of one of the files."""
@@ -17297,6 +17486,77 @@ def size_text(size):
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen.
 # ==================================================================================================
+
+
+# -- gc
+
+
+def period(text):
+    """The seconds of `30m`, `24h` or `7d`."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text.strip().lower())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: a number with m, h or d, as 24h")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+@command(
+    "gc", "Move files that nothing in the database names to trash/, from where they come back if "
+          "they are requested; delete what has been there for a week, and temporary files of "
+          "killed processes.  A running server does the same every hour.",
+    argument("--dry-run", action="store_true", help="only say what would be done"),
+    argument("--older-than", type=period, default="24h", metavar="TIME",
+             help="only files that are older, as 30m, 24h or 7d (default: 24h)"),
+    argument("--empty-trash", action="store_true",
+             help="delete all that has been in trash/ for an hour, not for a week"),
+    takes=(COMMON,))
+def command_gc(parsed):
+    serverdir, told = parsed.settings.serverdir, parsed.rest
+    give_way()
+    if not told.dry_run:
+        refuse_changes(serverdir)
+    with contextlib.closing(open_rows(serverdir)) as db:
+        refuse_lost_database(serverdir)
+        blobs = Blobs(serverdir, read_only=told.dry_run)
+        # not less than an hour: a server may be about to commit a row that names the file
+        swept = blobs.collect(functools.partial(is_named, db), told.older_than,
+                              3600 if told.empty_trash else None, told.dry_run)
+        indexes = {row["id"] for row in db.execute("SELECT id FROM indexes")}
+
+    old, cache = list(blobs.leftovers()), os.path.join(serverdir, "cache")
+    if os.path.isdir(cache):        # a young one may be a list that a server just puts in place
+        old += [path for path in MirrorNames.leftovers(cache, indexes)
+                if newest_time(path) < time.time() - 3600]
+    freed = sum(map(size_on_disk, old))
+    for path in () if told.dry_run else old:
+        remove(path)
+
+    would = "would be " if told.dry_run else ""
+    print(f"files: {_counted(swept.moved, swept.moved_size)} {would}moved to trash/, "
+          f"{swept.kept:,} stay")
+    print(f"trash: {_counted(swept.deleted, swept.deleted_size)} {would}deleted, "
+          f"{_counted(*blobs.trashed)} stay" +
+          (f", {swept.taken_back:,} {would}taken back" if swept.taken_back else ""))
+    print(f"temporary files and folders: {_counted(len(old), freed)} {would}deleted")
+
+
+def _counted(count, size):
+    return f"{count:,} ({size_text(size)})"
+
+
+def refuse_changes(serverdir):
+    """FatalError if a command can't repair or clean this directory."""
+    if not os.path.isdir(serverdir):
+        raise FatalError(f"there is no directory {serverdir}: name one with --serverdir")
+    if is_read_only(serverdir):
+        raise FatalError(f"{serverdir} is on read-only media: nothing can be changed there")
+    if os.path.exists(os.path.join(serverdir, UNFINISHED)):
+        raise FatalError(f"an import or a restore into {serverdir} was cut off or is under way: "
+                         "run it again, or remove the directory")
+    owner = os.stat(serverdir).st_uid
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and owner != 0:
+        raise FatalError(f"{serverdir} belongs to the user with the number {owner}, and the server "
+                         f"could not use what root makes there: run this as that user (sudo -u "
+                         f"'#{owner}' ...)")
 
 
 # ==================================================================================================
