@@ -1202,6 +1202,11 @@ class Limits:
     lazy_time = 2                   # seconds for which a worker sends what the front could send
     readme_piece = 64 << 10         # a README is stored in pieces of this size
     copied = 256 << 10              # bytes that a command reads at a time
+    dump_piece = 1 << 20            # characters of a dump's JSON that are read at a time
+    dump_value = 64 << 20           # of one value in it: a release's metadata, a file's record
+    dump_values = 500_000           # in one of these
+    dump_errors = 100               # that are listed
+    dump_warnings = 20              # of one kind, that are listed
     streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
     reason = 1000                   # characters of a yank's or a project's reason
     attributes = 256 << 10          # of a user or an index
@@ -4150,8 +4155,8 @@ class Intake:
             except OSError as error:
                 log.debug("%s is copied, not linked: %s", path, reason_of(error))
 
-        # a name of its own: two threads may take the same bytes
-        part = f"{target}.{threading.get_ident()}"
+        # a name of its own: two threads or processes may take the same bytes
+        part = f"{target}.{os.getpid()}-{threading.get_ident()}"
         with open(path, "rb", buffering=0) as source:
             taken = copy_checked(source, part, digest)
         os.replace(part, target)
@@ -5243,13 +5248,20 @@ def check_name(kind, name):
 
     Only ASCII's letters and digits are allowed: many others look like them, or are invisible. A
     name that begins with a dot could lead up in a path."""
+    check_devpi_name(kind, name)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]*", name):
+        raise BadRequest(f"{kind} {ascii(name)} is not allowed: a new name has ASCII letters, "
+                         "digits and -.@_ only, and begins with a letter or digit.")
+
+
+def check_devpi_name(kind, name):
+    """Refuse a user or index name that devpi refuses [W7.1], or that leads up in a path."""
     if not name or re.search(
             r"""[\x00-\x20\x7f-\x9f!"#$%&'()*+,/:;<=>?\[\\\]^`{|}~\ud800-\udfff]""", name):
         raise BadRequest(f"{kind} '{name}' contains characters that aren't allowed. "
                          "Any ascii symbol besides -.@_ is blocked.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._@-]*", name):
-        raise BadRequest(f"{kind} {ascii(name)} is not allowed: a new name has ASCII letters, "
-                         "digits and -.@_ only, and begins with a letter or digit.")
+    if name in (".", ".."):
+        raise BadRequest(f"{kind} '{name}' is not allowed: it leads to another place in a path.")
     if len(name) > Limits.user_name:
         raise BadRequest(f"a {kind} has at most {Limits.user_name} characters")
 
@@ -7551,7 +7563,7 @@ def _anonymous_upload():
     return text[:text.index("null") + len("null")] + "%"
 
 
-def _as_history(entries):
+def as_history(entries):
     """A file's history as stored: how the file came (two entries), and the newest later entries."""
     return entries[:2] + entries[2:][2 - Limits.history:]
 
@@ -7599,7 +7611,7 @@ def put_file(change, index, project, history, metadata=None, path=None, **facts)
     `metadata`: the `MetadataFile` of a wheel; `facts`: see `FileRows`."""
     value = {**dict.fromkeys(FileRows.plain), "kind": "releasefile", "first_seen": 0,
              "attestations": None, "for": None, "uploaded": iso_time(time.time()), **facts,
-             "project": normalize(project), "history": _as_history(history)}
+             "project": normalize(project), "history": as_history(history)}
     if metadata:
         value["core_metadata"] = value["metadata_sha256"] = metadata.sha256
         change.put("metadata", (metadata.sha256,),
@@ -7657,13 +7669,13 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
     history = make_room(change, index, old, "doczip", docs.filename, docs.sha256, may_replace)
     history.append(history_entry("upload", who=change.who, dst=index.path))
     file = put_file(change, index, name, history, version=version, **docs._asdict())
-    _enter_doc_members(change, docs.sha256, members)
+    enter_doc_members(change, docs.sha256, members)
     change.happened(Event("docs", index, normalize(name), version, file,
                           detail=f"sha256={file.sha256}"))
     return True
 
 
-def _enter_doc_members(change, sha256, members):
+def enter_doc_members(change, sha256, members):
     """Enter the members of a documentation zip; None: it is no zip, and shows nothing."""
     if members is None or \
             change.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
@@ -7681,7 +7693,7 @@ def enter_docs(store, blobs, sha256):
             return
     with blobs.open(sha256) as file:
         members, _ = doc_members(file, sha256) or (None, 0)
-    store.write(_enter_doc_members, sha256, members)
+    store.write(enter_doc_members, sha256, members)
 
 
 def _tested_file(db, index, path):
@@ -7785,7 +7797,7 @@ def yank_files(change, index, name, version, path, reason):
         key = (index.user, index.name, file.path)
         value = change.get("file", key)
         change.put("file", key, {**value, "yanked": reason,
-                                 "history": _as_history(value["history"] + [entry])})
+                                 "history": as_history(value["history"] + [entry])})
         change.happened(Event(entry["what"], index, project, file.version, file,
                               detail=reason or ""))
     return count
@@ -10025,6 +10037,29 @@ def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
         if metadata:
             _warn_of_other_metadata(index, file, row, metadata)
         change.touch(project_tag(file.index_id, row["project"]))
+
+
+def enter_cached(change, index, project, version, file, sha256, last_modified, metadata, own):
+    """Enter a file of a mirror that is here although it was not fetched, and list it: on an expired
+    page, which is shown if upstream fails.
+
+    `file`: an `UpstreamFile`; `own`: {column: value} of what is known better."""
+    project_id = _mirrored_project(change, index, project)
+    listed = change.execute("SELECT count(*) FROM files WHERE project_id = ? "
+                            "AND position IS NOT NULL", (project_id,)).fetchone()[0]
+    change.execute("UPDATE projects SET fetched = coalesce(fetched, 0) WHERE id = ?", (project_id,))
+    path = file_path(file.hash_spec, file.filename)
+    _insert_mirror_file(change, index, project_id, listed, PageEntry(file, version, path),
+                        iso_time(time.time()))
+    entered, = select_files(change.db, "WHERE project_id = ? AND path = ?", project_id, path)
+    _file_arrived(change, index, entered, sha256, file.size, last_modified, metadata)
+
+    columns = {"position", "version", "path", "hash_spec", "uploaded", "first_seen",
+               "requires_python", "yanked", "core_metadata", "provenance", "url", "last_modified"}
+    own = {column: value for column, value in own.items() if column in columns}
+    if own:
+        change.execute(f"UPDATE files SET ({', '.join(own)}) = ({marks(own)}) WHERE id = ?",
+                       (*own.values(), entered.id))
 
 
 def _warn_of_other_metadata(index, file, row, sha256):
@@ -16321,6 +16356,7 @@ def shown_user(request, account, indexes):
 
     The e-mail address is for callers who are logged in or on this machine."""
     shown = {"username": account.name, "created": account.created, **account.attributes}
+    shown.pop(FROM_DEVPI, None)
     if request.identity.user is None and not request.is_local:
         shown.pop("email", None)
     if account.modified:
@@ -17267,10 +17303,15 @@ def is_initialised(store):
 
 
 def initialise(store, settings):
-    """Make root, and root/pypi if `root_pypi` is set, as the first change (serial 0).
+    """Make root, and root/pypi if `root_pypi` is set, as the first change (serial 0)."""
+    store.write(_initialise, hash_password(first_password(settings)), settings.root_pypi)
 
-    A random password is printed to a terminal; a journal, which would keep it, gets the name of the
-    file that holds it."""
+
+def first_password(settings):
+    """Root's password in a new directory: from an option, or random.
+
+    A random one is printed to a terminal; a journal, which would keep it, gets the name of the file
+    that holds it."""
     password = settings.root_passwd
     if settings.root_passwd_file:
         try:
@@ -17294,7 +17335,7 @@ def initialise(store, settings):
     elif password == "":
         print("warning: root has an empty password: anybody who reaches this server can do "
               "everything", file=sys.stderr)
-    store.write(_initialise, hash_password(password), settings.root_pypi)
+    return password
 
 
 def _initialise(change, pwhash, with_pypi):
@@ -17468,8 +17509,1394 @@ def size_text(size):
 # 25  Import
 #
 # Dumps of devpi-server 2 to 7 and of this program. A dump is checked as a whole before anything is
-# changed, and taken in as one change, or not at all.
+# changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
+# read of it at a time is bounded, and nothing outside of its directory is looked at.
 # ==================================================================================================
+
+
+# -- dataindex.json, which may have gigabytes
+
+
+def _finite(text):
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {one_line(text, 40)} is too large")
+    return number
+
+
+def _no_constant(text):
+    raise ValueError(f"{text} is no JSON")
+
+
+class JsonFile:
+    """A JSON file of any size: its outer objects and arrays are walked, and what is in them is read
+    one value at a time.
+
+    FatalError with the place if it is no JSON, or holds a value over `Limits.dump_value`."""
+
+    blanks = re.compile(r"[ \t\r\n]*")
+    tokens = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|[\[\]{},]', re.DOTALL)
+    decoder = json.JSONDecoder(parse_int=bounded_int, parse_float=_finite,
+                               parse_constant=_no_constant)
+
+    def __init__(self, file, name):
+        self.file = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+        self.name = name
+        self.text, self.position = "", 0        # what was read, and how far it is used up
+
+    def error(self, place, sentence):
+        return FatalError(f"{self.name}{', ' + one_line(place) if place else ''}: {sentence}")
+
+    def _read_on(self, place):
+        """Read more; whether there was more.
+
+        Each time twice as much for the same value: so a large one takes linear time."""
+        left = self.text[self.position:]
+        try:
+            piece = self.file.read(max(Limits.dump_piece, len(left)))
+        except UnicodeDecodeError:
+            raise self.error(place, "it is not UTF-8") from None
+        self.text, self.position = left + piece, 0
+        return bool(piece)
+
+    def mark(self, place):
+        """The next character that is no blank, or "" at the end."""
+        while True:
+            self.position = self.blanks.match(self.text, self.position).end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if not self._read_on(place):
+                return ""
+
+    def _take(self, mark, place):
+        found = self.mark(place)
+        if found not in mark or not found:
+            raise self.error(place, f"{' or '.join(mark)} was expected, not {found!r}" if found
+                             else "the file ends here: it was cut")
+        self.position += 1
+        return found
+
+    def members(self, place):
+        """Yield the keys of the object that comes next; the caller reads each one's value."""
+        self._take("{", place)
+        if self.mark(place) == "}":
+            self.position += 1
+            return
+        while True:
+            if self.mark(place) not in ('"', ""):
+                raise self.error(place, "a key was expected")
+            key = self.value(place)
+            self._take(":", place)
+            yield key
+            if self._take(",}", place) == "}":
+                return
+
+    def items(self, place):
+        """Yield the numbers of the items of the array that comes next; the caller reads each."""
+        self._take("[", place)
+        if self.mark(place) == "]":
+            self.position += 1
+            return
+        for number in itertools.count():
+            yield number
+            if self._take(",]", place) == "]":
+                return
+
+    def value(self, place):
+        """The value that comes next."""
+        self.mark(place)
+        while True:
+            if len(self.text) - self.position > 4 * Limits.dump_piece:
+                self._bound(place)
+            reason = "the file ends here: it was cut"
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+                if end < len(self.text) or self.text[end - 1] in '"]}' or not self._read_on(place):
+                    break               # else a number might go on
+                continue
+            except RecursionError:
+                raise self.error(place, "it is nested too deeply") from None
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - 20
+                if not is_cut:
+                    reason = f"no JSON: {error.msg}"
+            except ValueError as error:
+                raise self.error(place, reason_of(error)) from None
+            if not reason.startswith("the file") or not self._read_on(place):
+                raise self.error(place, reason)
+
+        raw = self.text[self.position:end]
+        self.position = end
+        self._refuse_odd(value, raw, place)
+        return value
+
+    def _bound(self, place):
+        """Refuse a value that is larger, or holds more values, than `Limits` allow, before all of
+        them are made."""
+        if len(self.text) - self.position > 2 * Limits.dump_value:
+            raise self.error(place, f"a value of more than {Limits.dump_value >> 20} MiB")
+        depth = 0
+        for count, match in enumerate(self.tokens.finditer(self.text, self.position)):
+            if count > Limits.dump_values:
+                raise self.error(place, f"more than {Limits.dump_values} values in one")
+            first = self.text[match.start()]
+            depth += (first in "[{") - (first in "]}")
+            if depth <= 0:
+                return
+
+    def _refuse_odd(self, value, raw, place):
+        if raw.count("[") + raw.count("{") > Limits.json_depth:
+            level = [value]
+            for _ in range(Limits.json_depth):
+                level = inner_values(level)
+            if level:
+                raise self.error(place, "it is nested too deeply")
+        if "\\ud" in raw or "\\uD" in raw:
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise self.error(place, "half a surrogate pair, which is no character") from None
+
+    def end(self):
+        """Check that nothing follows."""
+        if self.mark(""):
+            raise self.error("", "more text after its end")
+
+
+class Findings:
+    """What is wrong in a dump: errors, of which the first are kept, and warnings.
+
+    Those of an index that is left out do not count."""
+
+    def __init__(self):
+        self.errors = {}        # id of an index, or None -> [sentences]
+        self.counts = collections.Counter()
+        self.warnings, self.more_warnings = [], collections.Counter()
+
+    def error(self, place, sentence, index=None):
+        self.counts[index] += 1
+        kept = self.errors.setdefault(index, [])
+        if len(kept) < Limits.dump_errors:
+            kept.append(f"{one_line(place)}: {sentence}")
+
+    def warn(self, sentence, kind=""):
+        """Add a warning; of one `kind`, the first are kept, and the others counted."""
+        if kind and sum(each == kind for each, _ in self.warnings) >= Limits.dump_warnings:
+            self.more_warnings[kind] += 1
+        else:
+            self.warnings.append((kind, sentence))
+
+    def leave_out(self, index):
+        self.errors.pop(index, None)
+        self.counts.pop(index, None)
+
+    def refuse(self):
+        """FatalError if there are errors; they are printed."""
+        count = sum(self.counts.values())
+        if not count:
+            return
+        found = list(itertools.chain.from_iterable(self.errors.values()))[:Limits.dump_errors]
+        for sentence in found:
+            print(f"error: {sentence}", file=sys.stderr)
+        if count > len(found):
+            print(f"and {count - len(found)} more", file=sys.stderr)
+        raise FatalError(f"{count} error{'' if count == 1 else 's'} in the dump, see above; "
+                         "nothing was imported")
+
+    def show_warnings(self):
+        for _, sentence in self.warnings:
+            print(f"warning: {one_line(sentence, 1000)}", file=sys.stderr)
+        for kind, count in self.more_warnings.items():
+            print(f"warning: {count} more: {kind}", file=sys.stderr)
+
+
+_DUMP_TABLES = """
+CREATE TABLE users (name TEXT PRIMARY KEY, facts TEXT) WITHOUT ROWID;
+CREATE TABLE indexes (id INTEGER PRIMARY KEY, path TEXT UNIQUE, facts TEXT,
+    is_left_out INTEGER DEFAULT 0);
+-- ruled: 1 if devpi 7's rule for the project admits mirrors
+CREATE TABLE projects (id INTEGER PRIMARY KEY, index_id INTEGER, name TEXT, ruled INTEGER,
+    UNIQUE (index_id, name));
+CREATE TABLE releases (id INTEGER PRIMARY KEY, project_id INTEGER, version TEXT, metadata TEXT,
+    requires_python TEXT, UNIQUE (project_id, version));
+CREATE TABLE files (id INTEGER PRIMARY KEY, index_id INTEGER, number INTEGER, kind TEXT,
+    project TEXT, version TEXT, filename TEXT, relpath TEXT, facts TEXT, path TEXT,
+    UNIQUE (index_id, relpath));
+CREATE INDEX files_by_name ON files (filename);
+CREATE INDEX files_in_order ON files (index_id, kind);
+CREATE TABLE own (kind TEXT, place TEXT, key TEXT, value TEXT);
+CREATE INDEX own_by_place ON own (kind, place);
+"""
+# kinds of files in a dump, in the order in which they are taken in: results after what was tested
+_DUMP_KINDS = ("releasefile", "doczip", "toxresult")
+
+
+class DumpReader:
+    """Reads dataindex.json into a temporary database, and checks what can be checked without the
+    rest of it."""
+
+    def __init__(self, text, db, findings):
+        self.text, self.db, self.findings = text, db, findings
+        self.version = None
+        self.index, self.place = None, ""       # what is read now: id of an index, and where it is
+        self.index_ids = {}
+
+    def read(self):
+        readers = {"users": self._read_users, "indexes": self._read_indexes,
+                   "devpi_lite": self._read_own}
+        seen = set()
+        for key in self.text.members(""):
+            if key in seen:
+                raise self.text.error(key, "it is there twice")
+            seen.add(key)
+            if key in readers:
+                readers[key]()
+            else:
+                value = self.text.value(key)    # `uuid` and `secret` belong to the old server
+                if key == "dumpversion":
+                    self.version = value
+        self.text.end()
+        if str(self.version) not in ("1", "2", "3") or isinstance(self.version, bool):
+            said = "missing" if "dumpversion" not in seen else one_line(repr(self.version), 40)
+            raise FatalError(f"the version of the dump, dumpversion in {self.text.name}, is {said}:"
+                             " 1, 2 and 3 are known")
+        self.version = int(self.version)
+        for key in ("users", "indexes"):
+            if key not in seen:
+                self.findings.error(key, f"{self.text.name} has no {key}: was it cut?")
+
+    def _error(self, place, sentence):
+        self.findings.error(f"{self.place}{place}", sentence, self.index)
+
+    def _object(self, place):
+        """The object that comes next; None, and an error is noted, if it is none."""
+        value = self.text.value(f"{self.place}{place}")
+        if isinstance(value, dict):
+            return value
+        self._error(place, f"an object was expected, not {json_kind(value)}")
+        return None
+
+    def _members(self, place, empty_list=False):
+        """Yield the keys of the object that comes next; another value is an error, that is noted.
+
+        `empty_list`: that will do, too."""
+        where, mark = f"{self.place}{place}", self.text.mark(f"{self.place}{place}")
+        if mark != "{":
+            value = self.text.value(where)
+            if not (empty_list and value == []):
+                self._error(place, f"an object was expected, not {json_kind(value)}")
+            return
+        yield from self.text.members(where)
+
+    def _items(self, place):
+        where, mark = f"{self.place}{place}", self.text.mark(f"{self.place}{place}")
+        if mark != "[":
+            self._error(place, "a list was expected, not "
+                        + json_kind(self.text.value(where)))
+            return
+        yield from self.text.items(where)
+
+    def _read_users(self):
+        for name in self._members("users"):
+            facts = self._object(f"users/{name}")
+            if facts is not None and self._is_new(
+                    "INSERT OR IGNORE INTO users VALUES (?, ?)", name, json.dumps(facts)) is None:
+                self._error(f"users/{name}", "the user is there twice")
+
+    def _is_new(self, insert, *values):
+        """The id of a row that is inserted; None if it was there."""
+        cursor = self.db.execute(insert, values)
+        return cursor.lastrowid if cursor.rowcount else None
+
+    def _read_indexes(self):
+        for path in self._members("indexes"):
+            self.index, self.place = None, f"indexes/{path}/"
+            self.index = self._is_new("INSERT OR IGNORE INTO indexes (path) VALUES (?)", path)
+            if self.index is None:
+                self._error("", "the index is there twice")
+            self._read_index()
+            self.index, self.place = None, ""
+
+    def _read_index(self):
+        readers = {"projects": self._read_projects, "files": self._read_files}
+        seen = set()
+        for key in self._members(""):
+            if key in seen:
+                self._error(key, "it is there twice")
+            seen.add(key)
+            if key in readers:
+                readers[key]()
+            elif key == "indexconfig":
+                facts = self._object(key)
+                self.db.execute("UPDATE indexes SET facts = ? WHERE id = ?",
+                                (json.dumps(facts or {}), self.index))
+            else:
+                self.text.value(f"{self.place}{key}")
+        if "indexconfig" not in seen:
+            self._error("indexconfig", "it is missing")
+
+    def _read_projects(self):
+        for name in self._members("projects", empty_list=True):
+            place = f"projects/{name}"
+            project = normalize(name)
+            if not re.search("[a-z0-9]", project) or len(name) > 200 or sound(name) != name:
+                self._error(place, "no name of a project")
+            self.db.execute("INSERT OR IGNORE INTO projects (index_id, name, ruled) "
+                            "VALUES (?, ?, 0)", (self.index, project))
+            project_id, = self.db.execute("SELECT id FROM projects WHERE index_id = ? AND name = ?",
+                                          (self.index, project)).fetchone()
+            for key in self._members(place):
+                # devpi 7 puts the versions one level deeper, beside the project's configuration
+                if key == "versions":
+                    for version in self._members(f"{place}/versions"):
+                        self._read_release(project_id, name, version, f"{place}/versions/{version}")
+                elif key == "config":
+                    self._read_project_config(project_id, project, f"{place}/config")
+                else:
+                    self._read_release(project_id, name, key, f"{place}/{key}")
+
+    def _read_project_config(self, project_id, project, place):
+        facts = self._object(place) or {}
+        name = facts.pop("name", project)
+        if not isinstance(name, str) or normalize(name) != project:
+            self._error(f"{place}/name", f"another project than {project}")
+        rules = facts.pop("inheritance_rules", None)
+        if rules in (ALLOW_ALL, "allow all"):
+            self.db.execute("UPDATE projects SET ruled = 1 WHERE id = ?", (project_id,))
+        elif rules not in (None, [], ""):
+            self._error(f"{place}/inheritance_rules",
+                        f"{one_line(repr(rules))}: {ALLOW_ALL} is the only rule that is known")
+        if facts:
+            self.findings.warn(f"{self.place}{place}: {', '.join(sorted(facts))} has no meaning "
+                               "here, and is left out", "unknown configuration of projects")
+
+    def _read_release(self, project_id, name, version, place):
+        metadata = self._object(place)
+        if metadata is None:
+            return
+        if not is_safe_filename(version) or len(version) > 200 or version.strip() != version:
+            self._error(place, "no version of a release")
+        metadata = self._sound_metadata(metadata, name, version, place)
+        if self._is_new("INSERT OR IGNORE INTO releases (project_id, version, metadata, "
+                        "requires_python) VALUES (?, ?, ?, ?)", project_id, version,
+                        json.dumps(metadata), metadata["requires_python"] or None) is None:
+            self._error(place, "the release is there twice")
+
+    def _sound_metadata(self, metadata, name, version, place):
+        """A release's metadata as it is stored."""
+        found, unknown = {}, {}
+        for key, value in metadata.items():
+            if key in TEXT_FIELDS:
+                found[key] = self._text(f"{place}/{key}", value, key)
+            elif key in LIST_FIELDS or key in NEWER_LIST_FIELDS:
+                found[key] = self._texts(f"{place}/{key}", value)
+            elif key == "other" and isinstance(value, dict):
+                found[key] = value
+            elif key in ("+doczip", ":action"):
+                continue
+            elif key.startswith("+"):
+                self._error(f"{place}/{key}", "a key of devpi's store, not of metadata")
+            else:
+                unknown[key] = value
+        if not found.get("name"):
+            found["name"] = name
+        elif normalize(found["name"]) != normalize(name):
+            self._error(f"{place}/name", f"{one_line(found['name'], 80)} is another project")
+        found["version"] = version
+        if unknown:
+            found[FROM_DEVPI] = unknown
+        return with_defaults(found)
+
+    def _text(self, place, value, key):
+        if isinstance(value, str):
+            return value
+        if key == "description" and isinstance(value, dict):
+            self.findings.warn(f"{self.place}{place} is no text, and is left empty",
+                               "descriptions that are no texts")
+            return ""
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return ", ".join(value)
+        if isinstance(value, (dict, list)):
+            self._error(place, f"a text was expected, not {json_kind(value)}")
+        return "" if value is None or isinstance(value, (dict, list)) else str(value)
+
+    def _texts(self, place, value):
+        if isinstance(value, str):
+            return [line for line in value.split("\n") if line]
+        if isinstance(value, list) and all(isinstance(each, str) for each in value):
+            return value
+        if value is not None:
+            self._error(place, "a list of texts was expected")
+        return []
+
+    def _read_files(self):
+        for number in self._items("files"):
+            place = f"files/{number}"
+            entry = self._object(place)
+            if entry is not None:
+                self._read_file(entry, number, place)
+
+    def _read_file(self, entry, number, place):
+        """Note a file; only what the dump says of it is checked here."""
+        relpath, kind = entry.get("relpath"), entry.get("type")
+        if not isinstance(relpath, str) or not _is_inside(relpath):
+            self._error(f"{place}/relpath", f"{one_line(repr(relpath))} is no path below the dump")
+            return
+        place = f"{place} ({relpath})"
+        if kind not in _DUMP_KINDS:
+            self._error(place, f"its type, {one_line(repr(kind))}, is none of "
+                        + ", ".join(_DUMP_KINDS))
+            return
+        project, version = entry.get("projectname"), entry.get("version")
+        if not isinstance(project, str) or not isinstance(version, (str, type(None))):
+            self._error(place, "projectname and version have to be texts")
+            return
+
+        facts = self._file_facts(entry, kind, place)
+        if self._is_new(
+                "INSERT OR IGNORE INTO files (index_id, number, kind, project, version, filename, "
+                "relpath, facts) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", self.index, number, kind,
+                normalize(project), version or "", relpath.rpartition("/")[2], relpath,
+                json.dumps(facts)) is None:
+            self._error(place, "the file is there twice")
+
+    def _file_facts(self, entry, kind, place):
+        """{"hashes", "size", "modified", "history", "url", "tested", "own"} of a file."""
+        mapping = entry.get("entrymapping")
+        if mapping is None:
+            mapping = {}
+            if kind == "releasefile":
+                self._error(f"{place}/entrymapping", "it is missing")
+        if not isinstance(mapping, dict):
+            self._error(f"{place}/entrymapping", "an object was expected")
+            mapping = {}
+        facts = {"hashes": self._hashes(mapping, f"{place}/entrymapping")}
+
+        size = mapping.get("size")
+        if size is not None and (type(size) is not int or size < 0):
+            self._error(f"{place}/entrymapping/size", "no number of bytes")
+        facts["size"] = size
+        url = mapping.get("url")
+        facts["url"] = url if isinstance(url, str) else None
+        facts["history"] = self._history(entry.get("log"), f"{place}/log")
+        facts["modified"] = self._modified(mapping.get("last_modified"), facts["history"],
+                                           f"{place}/entrymapping/last_modified")
+
+        if kind == "toxresult":
+            tested = entry.get("for_entrypath")
+            if not isinstance(tested, str) or not tested.rpartition("/")[2]:
+                self._error(f"{place}/for_entrypath", "it does not name the file that was tested")
+                tested = ""
+            facts["tested"] = tested.rpartition("/")[2]
+        own = entry.get("devpi_lite")
+        if own is not None and not isinstance(own, dict):
+            self._error(f"{place}/devpi_lite", "an object was expected")
+        facts["own"] = own if isinstance(own, dict) else {}
+        return facts
+
+    def _hashes(self, mapping, place):
+        """{algorithm: hex} of all that a file's record states."""
+        found = mapping.get("hashes")
+        if found is not None and not isinstance(found, dict):
+            self._error(f"{place}/hashes", "an object was expected")
+            found = None
+        found = dict(found or {})
+        spec = mapping.get("hash_spec")
+        if spec:
+            algorithm, _, digest = spec.partition("=") if isinstance(spec, str) else ("", "", "")
+            if found.setdefault(algorithm, digest) != digest:
+                self._error(f"{place}/hash_spec", "it differs from hashes")
+        if mapping.get("md5"):
+            found.setdefault("md5", mapping["md5"])
+        for algorithm, digest in found.items():
+            if not isinstance(digest, str) or not is_digest(algorithm, digest):
+                self._error(f"{place}/hashes", f"{one_line(f'{algorithm}={digest}', 100)} is no "
+                            "hash that can be checked here")
+        return {algorithm: str(digest).lower() for algorithm, digest in found.items()}
+
+    def _history(self, entries, place):
+        """A file's history as it is stored; None if there is none."""
+        if entries is None:
+            return None
+        if not isinstance(entries, list) or not all(
+                isinstance(entry, dict) and isinstance(entry.get("what"), str)
+                for entry in entries):
+            self._error(place, "a list of objects with `what` was expected")
+            return None
+        for entry in entries:
+            when = entry.get("when")
+            if isinstance(when, str):
+                with contextlib.suppress(ValueError, OverflowError):
+                    entry["when"] = list(time.gmtime(_seconds_of_text(when))[:6])
+            elif not isinstance(when, list) or len(when) != 6 or not all(
+                    type(number) is int and 0 <= number < 10000 for number in when):
+                self._error(f"{place}/when", "six numbers or a time were expected")
+        return entries
+
+    def _modified(self, text, history, place):
+        """When a file was uploaded, in seconds; None for now."""
+        if text is not None:
+            try:
+                return _seconds_of_text(text)
+            except (ValueError, TypeError, OverflowError, AttributeError, IndexError):
+                self._error(place, f"{one_line(repr(text), 60)} is no time, as an HTTP-date or "
+                            "2026-11-28T13:00:00Z are")
+                return None
+        times = [entry["when"] for entry in history or () if isinstance(entry.get("when"), list)]
+        with contextlib.suppress(ValueError, OverflowError):
+            return max(datetime.datetime(*when, tzinfo=datetime.timezone.utc).timestamp()
+                       for when in times) if times else None
+        return None
+
+    # -- what devpi's dump has no place for
+
+    def _read_own(self):
+        """Note what an export of this program says besides devpi's dump."""
+        for key in self._members("devpi_lite"):
+            place = f"devpi_lite/{key}"
+            if key == "rows":
+                for number in self._items(place):
+                    self._note_own("row", "", "", self.text.value(f"{place}/{number}"))
+            elif key in ("users", "indexes"):
+                for name in self._members(place):
+                    self._note_own(key, name, "", self._object(f"{place}/{name}"))
+            elif key == "projects":
+                for path in self._members(place):
+                    for name in self._members(f"{place}/{path}"):
+                        self._note_own(key, path, name, self._object(f"{place}/{path}/{name}"))
+            elif key == "releases":
+                for path in self._members(place):
+                    for name in self._members(f"{place}/{path}"):
+                        where = f"{place}/{path}/{name}"
+                        for version in self._members(where):
+                            self._note_own(key, f"{path}/{name}", version,
+                                           self._object(f"{where}/{version}"))
+            else:
+                self.text.value(place)
+
+    def _note_own(self, kind, place, key, value):
+        self.db.execute("INSERT INTO own VALUES (?, ?, ?, ?)",
+                        (kind, place, key, json.dumps(value)))
+
+
+def _is_inside(relpath):
+    """Whether a path of a dump leads to something below it, on every system."""
+    parts = relpath.split("/")
+    return not {"", ".", ".."}.intersection(parts) and len(relpath) <= 4000 and \
+        re.search(r"[\\\x00-\x1f\x7f\ud800-\udfff]", relpath) is None and \
+        (os.name != "nt" or ":" not in relpath)
+
+
+def _seconds_of_text(text):
+    """The POSIX time of an ISO text in UTC or an HTTP-date; ValueError or TypeError for others."""
+    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{1,6})?Z", text):
+        return seconds_of(text)
+    return email.utils.parsedate_to_datetime(text).timestamp()
+
+
+# -- what a dump says, checked as a whole
+
+
+def imported_hash(pwhash, pwsalt):
+    if not pwhash:
+        return None
+    if pwsalt and re.fullmatch("[0-9a-f]{64}", pwhash):
+        return f"devpi_sha256:{pwsalt}:{pwhash}"
+    if pwhash.startswith("$argon2"):
+        return pwhash
+    raise ValueError("unknown hash")
+
+
+def is_password_hash(text):
+    """Whether a text has the form of what `hash_password` returns."""
+    return isinstance(text, str) and re.fullmatch(
+        "(scrypt:n=[0-9]{1,7},r=[0-9]{1,3},p=[0-9]{1,3}|pbkdf2_sha256:[0-9]{1,8})"
+        ":[0-9a-f]{16,128}:[0-9a-f]{16,128}", text) is not None
+
+
+class Dump:
+    """A dump: its folder, and what it says, in a temporary database that goes with `close`.
+
+    `skipped_types`: of indexes that are left out; `with_pypi`: root/pypi is not left out."""
+
+    def __init__(self, folder, tmp, skipped_types=(), with_pypi=True):
+        self.folder = os.path.realpath(folder)
+        self.skipped, self.with_pypi = {index_type(word) for word in skipped_types}, with_pypi
+        self.findings = Findings()
+        self.path = os.path.join(tmp, "dump.db")
+        self.db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        self.db.row_factory = sqlite3.Row
+        self.db.execute("PRAGMA journal_mode = OFF")
+        self.db.execute("PRAGMA synchronous = OFF")
+        run_script(self.db, _DUMP_TABLES)
+        self.version = None
+        self.bases = {}
+        self.without_password = []      # users who can't log in
+        self.sound_folders = set()
+        self.files = self.size = 0
+
+    def close(self):
+        self.db.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def read(self):
+        """Read dataindex.json; FatalError if it is unreadable."""
+        path = os.path.join(self.folder, "dataindex.json")
+        try:
+            if not stat.S_ISREG(os.lstat(path).st_mode):
+                raise FatalError(f"{path} is no plain file")
+            file = open(path, "rb")
+        except OSError as error:
+            raise FatalError(f"{self.folder} is no dump of devpi: can't read dataindex.json in it "
+                             f"({error.strerror})") from None
+        with file:
+            self.db.execute("BEGIN")
+            reader = DumpReader(JsonFile(file, "dataindex.json"), self.db, self.findings)
+            reader.read()
+            self.version = reader.version
+            self.db.execute("COMMIT")
+
+    def check(self, users_here, bases_here):
+        """Check all that was read; FatalError after all errors were printed.
+
+        `users_here`: names of users that are in the directory already; `bases_here`: {path of an
+        index there: its bases}."""
+        self.db.execute("BEGIN")
+        self._check_indexes(users_here, bases_here)
+        self._check_users(users_here)
+        self._check_files()
+        if self.version == 3:
+            self._warn_of_order()
+        self.db.execute("COMMIT")
+        self.findings.refuse()
+
+    def set_passwords(self, passwords):
+        """Let these count, {user: password}, in place of those of the dump."""
+        for name, password in passwords.items():
+            row = self.db.execute("SELECT facts FROM users WHERE name = ?", (name,)).fetchone()
+            if row is None:
+                raise FatalError(f"--set-passwords: there is no user {one_line(name)} in the dump")
+            value = json.loads(row["facts"])
+            value["pwhash"] = hash_password(password)
+            for key in ("pwhash", "pwsalt"):
+                value["attributes"].get(FROM_DEVPI, {}).pop(key, None)
+            if not value["attributes"].get(FROM_DEVPI, True):
+                del value["attributes"][FROM_DEVPI]
+            self.db.execute("UPDATE users SET facts = ? WHERE name = ?", (json.dumps(value), name))
+        self.without_password = [name for name in self.without_password if name not in passwords]
+
+    def has_password(self, name):
+        row = self.db.execute("SELECT facts FROM users WHERE name = ?", (name,)).fetchone()
+        return row is not None and json.loads(row["facts"])["pwhash"] is not None
+
+    def has_index(self, path):
+        return self.db.execute("SELECT 1 FROM indexes WHERE path = ? AND NOT is_left_out",
+                               (path,)).fetchone() is not None
+
+    def own(self, kind, place):
+        """{key: value} of what our own export says besides of a place."""
+        return {row["key"]: json.loads(row["value"]) for row in self.db.execute(
+            "SELECT key, value FROM own WHERE kind = ? AND place = ?", (kind, place))}
+
+    # -- users
+
+    def _check_users(self, here):
+        owners = {path.partition("/")[0] for path, in self.db.execute(
+            "SELECT path FROM indexes WHERE NOT is_left_out")}
+        names = {name for name, in self.db.execute("SELECT name FROM users")}
+        for owner in sorted(owners - names - set(here)):
+            self.findings.error(f"indexes/{owner}/...", f"there is no user {owner!r} in the dump")
+        nobody = []
+        for name in sorted(names):
+            try:
+                check_devpi_name("username", name)
+            except BadRequest as problem:
+                self.findings.error(f"users/{name}", problem.message)
+            if name in here and name != "root":
+                self.findings.error(f"users/{name}", "there is a user of that name here already")
+            facts, = self.db.execute("SELECT facts FROM users WHERE name = ?", (name,)).fetchone()
+            value = self._account(name, json.loads(facts))
+            self.db.execute("UPDATE users SET facts = ? WHERE name = ?", (json.dumps(value), name))
+            if value["pwhash"] is None and name != "root":
+                nobody.append(name)
+        self.without_password = nobody
+
+    def _account(self, name, facts):
+        """A user's row."""
+        attributes, kept = {}, {}
+        for key, value in facts.items():
+            if key in USER_ATTRIBUTES:
+                if key != "custom_data" and value is not None:
+                    value = value if isinstance(value, str) else json.dumps(value)
+                if value not in (None, "", {}, []):
+                    attributes[key] = value
+            elif key not in ("username", "created", "modified", "indexes"):
+                kept[key] = value
+
+        try:
+            pwhash = imported_hash(facts.get("pwhash"), facts.get("pwsalt"))
+        except ValueError as error:
+            self.findings.warn(f"user {name}: {error}", "passwords that can't be taken over")
+            pwhash = None
+        own = self.own("users", name).get("", {})
+        if "pwhash" in own:
+            pwhash = own["pwhash"]
+            if pwhash is not None and not is_password_hash(pwhash):
+                self.findings.error(f"devpi_lite/users/{name}/pwhash", "no hash of this program")
+        if pwhash is None or "pwhash" in own and not own.get("devpi_hash_counts"):
+            kept.pop("pwhash", None)
+            kept.pop("pwsalt", None)
+        if kept:
+            attributes[FROM_DEVPI] = kept
+        return {"pwhash": pwhash, "generation": secrets.token_hex(8), "attributes": attributes,
+                "created": self._time(name, facts, "created") or "1970-01-01T00:00:00Z",
+                "modified": self._time(name, facts, "modified")}
+
+    def _time(self, name, facts, key):
+        value = facts.get(key)
+        if value is not None and (not isinstance(value, str) or len(value) > 100
+                                  or sound(value) != value):
+            self.findings.error(f"users/{name}/{key}", "no time")
+        return value or None
+
+    # -- indexes
+
+    def _check_indexes(self, users_here, bases_here):
+        bases = dict(bases_here)
+        for row in self.db.execute("SELECT id, path, facts FROM indexes").fetchall():
+            facts = json.loads(row["facts"] or "{}")
+            type_ = index_type(facts.get("type", "stage"))
+            is_pypi = row["path"] == "root/pypi"
+            if isinstance(type_, str) and type_ in self.skipped or \
+                    is_pypi and not self.with_pypi or is_pypi and "root/pypi" in bases_here:
+                self.findings.leave_out(row["id"])
+                self.db.execute("UPDATE indexes SET is_left_out = 1 WHERE id = ?", (row["id"],))
+                continue
+            config = self._index_config(row, type_, facts)
+            if row["path"] in bases_here:
+                self.findings.error(f"indexes/{row['path']}", "there is such an index here already")
+            if config is not None:
+                bases[row["path"]] = config.get("bases", [])
+                self.db.execute("UPDATE indexes SET facts = ? WHERE id = ?",
+                                (json.dumps(config), row["id"]))
+        self._check_bases(bases, bases_here)
+        self.bases = bases
+
+    def _index_config(self, row, type_, facts):
+        """An index's configuration as it is stored; None if that is not possible."""
+        index_id, path, place = row["id"], row["path"], f"indexes/{row['path']}"
+        user, slash, name = path.partition("/")
+        try:
+            if not slash:
+                raise BadRequest("an index is named user/index")
+            check_devpi_name("indexname", name)
+            edit = ConfigEdit(type_, index_defaults(type_, user), ())
+        except BadRequest as problem:
+            hint = "; --skip-import-type leaves indexes of a type out" \
+                if "unknown index type" in problem.message else ""
+            self.findings.error(place, problem.message + hint, index_id)
+            return None
+
+        if "pypi_whitelist" in facts:
+            facts.setdefault("mirror_whitelist", facts.pop("pypi_whitelist"))
+        kept = {}
+        # devpi 7's words last: one of them adds to a list
+        for key, value in sorted(facts.items(), key=lambda item: item[0] in NEWER_KEYS):
+            if key == "type" or value is None:
+                continue
+            if option_key(key) in edit.keys:
+                self._apply(edit, key, _as_option(option_key(key), value), place, index_id)
+            elif option_key(key) not in STAGE_KEYS:
+                kept[key] = value
+        for key, value in self.own("indexes", path).get("", {}).items():
+            if key in edit.keys:
+                self._apply(edit, key, value, f"devpi_lite/{place}", index_id)
+
+        config = edit.config
+        if "mirror_whitelist" in config:
+            ruled = [name for name, in self.db.execute(
+                "SELECT name FROM projects WHERE index_id = ? AND ruled ORDER BY name",
+                (index_id,))]
+            listed = config["mirror_whitelist"]
+            config["mirror_whitelist"] = listed + [name for name in ruled if name not in listed]
+        if len(config.get("bases", ())) > Limits.bases:
+            self.findings.error(place, f"it has more than {Limits.bases} bases", index_id)
+        if kept:
+            config[FROM_DEVPI] = kept
+        return config
+
+    def _apply(self, edit, key, value, place, index_id):
+        if value in ("", [""]) and key != "description" and key != "title":
+            return
+        try:
+            edit.apply_object({key: value})
+        except BadRequest as problem:
+            self.findings.error(f"{place}/indexconfig/{key}", problem.message, index_id)
+
+    def _check_bases(self, bases, bases_here):
+        for path, named in bases.items():
+            for base in named if path not in bases_here else ():
+                if not re.fullmatch(r"[^/\s]+/[^/\s]+", base):
+                    self.findings.error(f"indexes/{path}/indexconfig/bases",
+                                        f"{one_line(repr(base), 100)} is not user/index")
+                elif base not in bases:
+                    self.findings.warn(f"the base {base} of {path} does not exist; it is kept",
+                                       "missing bases")
+        for cycle in _cycles(bases):
+            if not set(cycle) <= set(bases_here):
+                self.findings.error(f"indexes/{cycle[0]}/indexconfig/bases",
+                                    f"a circle of bases: {' -> '.join(cycle[:20])}")
+
+    # -- files
+
+    def _check_files(self):
+        last = -1
+        while True:
+            rows = self.db.execute(
+                "SELECT files.*, indexes.path AS place, indexes.facts AS config, "
+                "projects.id AS project_id, releases.id AS release_id FROM files "
+                "JOIN indexes ON indexes.id = files.index_id "
+                "LEFT JOIN projects ON projects.index_id = files.index_id "
+                "AND projects.name = files.project "
+                "LEFT JOIN releases ON releases.project_id = projects.id "
+                "AND releases.version = files.version "
+                "WHERE files.id > ? AND NOT is_left_out ORDER BY files.id LIMIT 1000",
+                (last,)).fetchall()
+            if not rows:
+                return
+            config = {}
+            for row in rows:
+                if row["index_id"] not in config:
+                    config[row["index_id"]] = json.loads(row["config"])
+                self._check_file(row, config[row["index_id"]])
+            last = rows[-1]["id"]
+
+    def _check_file(self, row, config):
+        place = f"indexes/{row['place']}/files/{row['number']} ({row['relpath']})"
+
+        def error(sentence):
+            self.findings.error(place, sentence, row["index_id"])
+
+        if not is_safe_filename(row["filename"]):
+            error("no name of a file")
+        facts = json.loads(row["facts"])
+        if config.get("type") == "mirror":
+            if row["kind"] != "releasefile":
+                self.findings.warn(f"{row['relpath']} is left out: mirrors have no documentation "
+                                   "and no test results", "files of mirrors that are left out")
+                self.db.execute("DELETE FROM files WHERE id = ?", (row["id"],))
+                return
+            try:
+                to_url("url", facts["url"])
+            except BadRequest:
+                error("it has no url, from which the mirror got it")
+
+        if row["project_id"] is None:
+            error(f"the project {row['project']} is not among the projects of the index")
+        elif row["release_id"] is None:
+            version = self._version_of(row, facts)
+            if version is None:
+                error(f"the project {row['project']} has no release "
+                      f"{row['version'] or 'for it'}")
+            else:
+                self.db.execute("UPDATE files SET version = ? WHERE id = ?", (version, row["id"]))
+        if row["kind"] == "toxresult" and facts["tested"] and self.tested(row, facts) is None:
+            error(f"there is no file {one_line(facts['tested'], 200)}, which it says was tested")
+        self._check_bytes(row, facts, error)
+
+    def _check_bytes(self, row, facts, error):
+        try:
+            self._refuse_links(row["relpath"])
+            found = os.lstat(os.path.join(self.folder, row["relpath"]))
+            if not stat.S_ISREG(found.st_mode):
+                raise FatalError("it is no plain file")
+        except FatalError as problem:
+            error(str(problem))
+        except OSError as problem:
+            error("the file is missing" if isinstance(problem, FileNotFoundError)
+                  else f"the file can't be read: {problem.strerror}")
+        else:
+            if facts["size"] not in (None, found.st_size):
+                error(f"the file has {found.st_size} bytes, not {facts['size']}")
+            self.files += 1
+            self.size += found.st_size
+
+    def _refuse_links(self, relpath):
+        """FatalError if a folder on the way is a symbolic link."""
+        folder = relpath.rpartition("/")[0]
+        if not folder or folder in self.sound_folders:
+            return
+        self._refuse_links(folder)
+        if os.path.islink(os.path.join(self.folder, folder)):
+            raise FatalError(f"{folder} is a symbolic link, which is not followed")
+        if len(self.sound_folders) > 10000:
+            self.sound_folders.clear()
+        self.sound_folders.add(folder)
+
+    def _version_of(self, row, facts):
+        """The version of its project that a file belongs to, where the dump does not spell it so;
+        None if there is none."""
+        known = [version for version, in self.db.execute(
+            "SELECT version FROM releases WHERE project_id = ?", (row["project_id"],))]
+        if row["version"]:
+            found = spellings(row["version"], known)
+        elif row["kind"] == "releasefile":
+            found = spellings(version_of_file(row["filename"], row["project"]), known)
+        elif row["kind"] == "doczip":
+            found = sorted((version for version in known
+                            if row["filename"].endswith(f"-{version}.doc.zip")), key=len)[-1:]
+        else:
+            tested = self.tested(row, facts)
+            found = [tested["version"]] if tested and tested["version"] in known else []
+        return found[0] if found else None
+
+    def tested(self, row, facts):
+        """The row of the file that a test result is about, by the last part of its path; None."""
+        return self.db.execute(
+            "SELECT * FROM files WHERE index_id = ? AND filename = ? AND kind = 'releasefile' "
+            "ORDER BY project != ?, version != ? LIMIT 1",
+            (row["index_id"], facts["tested"], row["project"], row["version"])).fetchone()
+
+    # -- the order in which devpi 7 asks indexes
+
+    def _warn_of_order(self):
+        """Say for which indexes another file than in devpi 7 may be given."""
+        kinds = {row["path"]: json.loads(row["facts"]).get("type") for row in self.db.execute(
+            "SELECT path, facts FROM indexes WHERE NOT is_left_out")}
+        self.db.execute("CREATE TEMP TABLE shared AS SELECT filename FROM files "
+                        "WHERE kind = 'releasefile' GROUP BY filename "
+                        "HAVING count(DISTINCT index_id) > 1")
+        for path in sorted(kinds):
+            ours, theirs = _orders(path, self.bases, kinds)
+            if ours == theirs:
+                continue
+            rank = {each: (ours.index(each), theirs.index(each)) for each in ours}
+            found = collections.defaultdict(set)
+            for row in self.db.execute(
+                    "SELECT project, filename, indexes.path FROM files "
+                    "JOIN indexes ON indexes.id = index_id WHERE kind = 'releasefile' "
+                    "AND filename IN shared"):
+                if row["path"] in rank:
+                    found[row["project"], row["filename"]].add(row["path"])
+            changed = sorted(filename for (_, filename), places in found.items()
+                             if min(places, key=lambda each: rank[each][0])
+                             != min(places, key=lambda each: rank[each][1]))
+            self.findings.warn(
+                f"{path} asks its bases in the order {', '.join(ours)} (devpi 6), not "
+                f"{', '.join(theirs)} (devpi 7); files of another index are given for: "
+                + (", ".join(changed[:20]) or "none")
+                + (f" and {len(changed) - 20} more" if len(changed) > 20 else ""))
+
+
+def _as_option(key, value):
+    """The value of an option as devpi stores it, in a type that it has here."""
+    if key in ("title", "description", "mirror_web_url_fmt") and not isinstance(value, str):
+        return json.dumps(value)
+    if key == "mirror_cache_expiry" and isinstance(value, (int, float)):
+        return max(0, int(value))
+    return value
+
+
+def _cycles(bases):
+    """Yield circles of bases as lists of paths; an index may be its own base."""
+    done, current = set(), set()
+    for start in bases:
+        if start in done:
+            continue
+        trail, left = [start], [iter(bases[start])]
+        current.add(start)
+        while trail:
+            for base in left[-1]:
+                if base in current and base != trail[-1]:
+                    yield trail[trail.index(base):] + [base]
+                elif base in bases and base not in done and base not in current:
+                    trail.append(base)
+                    left.append(iter(bases[base]))
+                    current.add(base)
+                    break
+            else:
+                left.pop()
+                done.add(trail[-1])
+                current.discard(trail.pop())
+
+
+def _orders(path, bases, kinds):
+    """The order in which an index and its bases are asked: (devpi 6's, devpi 7's)."""
+    def split(found):
+        there = [each for each in found if each in kinds]
+        return ([each for each in there if kinds[each] != "mirror"],
+                [each for each in there if kinds[each] == "mirror"])
+
+    wide, seen = [path], {path}
+    for each in wide:
+        fresh = [base for base in dict.fromkeys(bases.get(each, ())) if base not in seen]
+        seen.update(fresh)
+        wide += fresh
+    deep, seen, left = [], set(), [path]
+    while left:
+        each = left.pop()
+        if each not in seen:
+            seen.add(each)
+            deep.append(each)
+            left += reversed(bases.get(each, ()))
+    (stages, mirrors), (deep_stages, deep_mirrors) = split(wide), split(deep)
+    return stages + mirrors, deep_stages + deep_mirrors[::-1]
+
+
+# -- the bytes of files
+
+
+def take_dumped(intake, job):
+    """Take a file of a dump in; what is known of it then, or {"error": sentence}.
+
+    `job`: {"path", "hashes", "filename", "kind", "link"}."""
+    hashes = dict(job["hashes"])
+    try:
+        sha256, size = intake.take(job["path"], hashes.pop("sha256", None), job["link"])
+        found = {"sha256": sha256, "size": size}
+        with open(intake.path(sha256), "rb") as file:
+            for algorithm, digest in hashes.items():
+                _check_other_hash(file, algorithm, digest)
+            if job["kind"] == "releasefile" and job["filename"].lower().endswith(".whl"):
+                found.update(_wheel_facts(file, job["filename"]))
+            elif job["kind"] == "doczip":
+                found.update(_doc_facts(file, job["filename"]))
+        return found
+    except Damaged as problem:
+        return {"error": problem.message}
+    except OSError as error:
+        return {"error": f"the file can't be read: {reason_of(error)}"}
+
+
+def _check_other_hash(file, algorithm, digest):
+    found = hashlib.new(algorithm)
+    file.seek(0)
+    for piece in read_pieces(file):
+        found.update(piece)
+    if found.hexdigest() != digest:
+        raise Damaged(f"{algorithm} mismatch, got {found.hexdigest()}, expected {digest}")
+
+
+def _wheel_facts(file, filename):
+    try:
+        data = archive_metadata(file, filename, is_needed=False)
+    except Problem as problem:
+        return {"note": f"taken without metadata: {problem.message}"}
+    if data is None:
+        return {}
+    metadata = MetadataFile.of(data)
+    return {"metadata": [metadata.sha256, base64.b64encode(metadata.packed).decode()],
+            "requires_python": parse_core_metadata(data).get("requires_python") or None}
+
+
+def _doc_facts(file, filename):
+    try:
+        found = doc_members(file, filename)
+    except Problem as problem:
+        return {"note": f"taken, but can't be shown: {problem.message}"}
+    return {"members": found[0]} if found else {}
+
+
+class Importer:
+    """Puts a checked dump into a store, as one change.
+
+    `link`: files are hard-linked where that is possible; `prepare`: a function of the change that
+    puts what is not in the dump."""
+
+    def __init__(self, dump, store, intake, link, prepare, progress):
+        self.dump, self.store, self.intake, self.link = dump, store, intake, link
+        self.prepare, self.progress = prepare, progress
+        self.counts = collections.Counter()
+        self.is_stopped = False
+
+    def run(self, change):
+        """The change."""
+        change.is_replay = True
+        change.execute("PRAGMA cache_size = -32000")
+        self.dump.db.execute("BEGIN")
+        for name, facts in self.dump.db.execute("SELECT name, facts FROM users ORDER BY name"):
+            if change.id_of("user", (name,)) is None:
+                change.put("user", (name,), json.loads(facts))
+                self.counts["user"] += 1
+        self.prepare(change)
+        for row in self.dump.db.execute("SELECT id, path, facts FROM indexes "
+                                        "WHERE NOT is_left_out ORDER BY id").fetchall():
+            self._put_index(change, row)
+        self._put_own_rows(change)
+        self.dump.findings.refuse()
+
+        self.intake.keep()
+        change.tags.clear()
+        change.touch(EVERYTHING)
+        self.store.restart_log(change)
+
+    def counted(self):
+        """What was imported, in words."""
+        words = {"user": "users", "index": "indexes", "project": "projects",
+                 "release": "releases", "file": "files"}
+        return ", ".join(f"{self.counts[one]:,} {one if self.counts[one] == 1 else many}"
+                         for one, many in words.items())
+
+    def _go_on(self, change):
+        """Bound what the change remembers; end here if the import was stopped."""
+        if self.is_stopped:
+            raise FatalError("the import was stopped")
+        if len(change.ids) > 5000:
+            change.ids.clear()
+            change.tags.clear()
+
+    def _put_index(self, change, row):
+        key, config = tuple(row["path"].split("/")), json.loads(row["facts"])
+        index = Index(change.put("index", key, {"config": config}), *key, config)
+        self.counts["index"] += 1
+        if config["type"] == "stage":
+            self._put_projects(change, row["id"], key)
+        for kind in _DUMP_KINDS:
+            self._put_files(change, row["id"], index, kind)
+
+    def _put_projects(self, change, dump_id, key):
+        path = "/".join(key)
+        own = self.dump.own("projects", path)
+        for project_id, name in self.dump.db.execute(
+                "SELECT id, name FROM projects WHERE index_id = ? ORDER BY id", (dump_id,)):
+            status = {"status": "active", "reason": None, **own.get(name, {})}
+            if status["status"] not in PROJECT_STATUSES:
+                self.dump.findings.error(f"devpi_lite/projects/{path}/{name}", "no known status")
+                continue
+            change.put("project", (*key, name), status)
+            self.counts["project"] += 1
+            releases = self.dump.own("releases", f"{path}/{name}")
+            for version, metadata in self.dump.db.execute(
+                    "SELECT version, metadata FROM releases WHERE project_id = ? ORDER BY id",
+                    (project_id,)):
+                metadata = {**json.loads(metadata), **releases.get(version, {})}
+                change.put("release", (*key, name, version), {"metadata": metadata})
+                self.counts["release"] += 1
+                self._go_on(change)
+
+    def _put_files(self, change, dump_id, index, kind):
+        rows = self.dump.db.execute(
+            "SELECT files.*, metadata, requires_python FROM files "
+            "JOIN projects ON projects.index_id = files.index_id AND projects.name = project "
+            "JOIN releases ON project_id = projects.id AND releases.version = files.version "
+            "WHERE files.index_id = ? AND kind = ? ORDER BY files.id", (dump_id, kind))
+        put = self._put_cached if index.config["type"] == "mirror" else self._put_file
+        for (row, facts, _), found in in_threads(self._take, map(self._job, rows)):
+            self._go_on(change)
+            place = f"indexes/{index.path}/files/{row['number']} ({row['relpath']})"
+            if "error" in found:
+                self.dump.findings.error(place, found["error"])
+                continue
+            if "note" in found:
+                self.dump.findings.warn(f"{index.path}: {found['note']}",
+                                        "files that are not what their name says")
+            put(change, index, row, facts, found, place)
+            self.counts["file"] += 1
+            self.progress.add(found["size"])
+
+    def _job(self, row):
+        """(row, what it says, job for `take_dumped`) of a file."""
+        facts = json.loads(row["facts"])
+        hashes = facts["hashes"]
+        if row["kind"] == "toxresult":      # devpi 6.5 to 6.9 noted the hashes of what was tested
+            tested = self.dump.tested(row, facts)
+            theirs = json.loads(tested["facts"])["hashes"] if tested else {}
+            hashes = {algorithm: digest for algorithm, digest in hashes.items()
+                      if theirs.get(algorithm) != digest}
+        return row, facts, {
+            "path": os.path.join(self.dump.folder, row["relpath"]), "link": self.link,
+            "hashes": hashes, "filename": row["filename"], "kind": row["kind"]}
+
+    def _take(self, told):
+        if self.is_stopped:
+            raise FatalError("the import was stopped")
+        return take_dumped(self.intake, told[-1])
+
+    def _put_file(self, change, index, row, facts, found, place):
+        """Put a file of a stage."""
+        key = (index.user, index.name)
+        modified = time.time() if facts["modified"] is None else facts["modified"]
+        history = facts["history"]
+        if history is None:
+            history = [history_entry("upload", who="<import>", dst=index.path)]
+        value = {**dict.fromkeys(FileRows.plain), "first_seen": 0, "attestations": None,
+                 "for": None, "project": row["project"], "version": row["version"],
+                 "filename": row["filename"], "kind": row["kind"], "sha256": found["sha256"],
+                 "size": found["size"], "uploaded": iso_time(modified),
+                 "history": as_history(history)}
+        folder = file_path(f"sha256={found['sha256']}", "")
+        if row["kind"] == "releasefile":
+            value["requires_python"] = found.get("requires_python", row["requires_python"])
+        elif row["kind"] == "doczip":
+            value["filename"] = f"{row['project']}-{row['version']}.doc.zip"
+        else:
+            tested = self.dump.tested(row, facts)
+            if not tested["path"]:
+                return      # it has an error of its own
+            value["for"], folder = tested["path"], tested["path"].rpartition("/")[0] + "/"
+
+        if found.get("metadata"):
+            sha256, packed = found["metadata"]
+            value["core_metadata"] = value["metadata_sha256"] = sha256
+            change.put("metadata", (sha256,), {"packed": packed})
+        enter_doc_members(change, found["sha256"], found.get("members"))
+        value.update((name, own) for name, own in facts["own"].items() if name in value)
+        path = folder + value["filename"]
+        if change.id_of("file", (*key, path)) is not None:
+            self.dump.findings.error(place, "the same bytes are there under this name already")
+            return
+        change.put("file", (*key, path), value)
+        if row["kind"] == "releasefile":
+            self.dump.db.execute("UPDATE files SET path = ? WHERE id = ?", (path, row["id"]))
+
+    def _put_cached(self, change, index, row, facts, found, place):
+        """Put a file that a mirror fetched."""
+        yanked = json.loads(row["metadata"]).get(FROM_DEVPI, {}).get("yanked")
+        file = UpstreamFile(
+            row["filename"], facts["url"].partition("#")[0],
+            best_hash(facts["hashes"]) or f"sha256={found['sha256']}", found["size"], "",
+            row["requires_python"],
+            yanked if isinstance(yanked, str) else "" if yanked else None)
+        modified = facts["modified"]
+        enter_cached(change, index, row["project"], row["version"], file, found["sha256"],
+                     None if modified is None else http_date(modified),
+                     MetadataFile(found["metadata"][0], base64.b64decode(found["metadata"][1]))
+                     if found.get("metadata") else None, facts["own"])
+
+    def _put_own_rows(self, change):
+        """Put the rows of kinds that a dump of devpi has no place for."""
+        in_devpi = ("user", "index", "project", "release", "file", "metadata")
+        unknown = collections.Counter()
+        for text, in self.dump.db.execute("SELECT value FROM own WHERE kind = 'row' "
+                                          "ORDER BY rowid"):
+            row = json.loads(text)
+            try:
+                kind, key, value = row
+                key = tuple(key)
+                if kind in ROWS and kind not in in_devpi:
+                    if value is None or not ROWS[kind].accepts(key, value):
+                        raise ValueError("it has another form than such rows have")
+                    change.put(kind, key, value)
+                else:
+                    unknown[one_line(str(kind), 40)] += 1
+            except (ValueError, TypeError, sqlite3.Error) as error:
+                if isinstance(error, sqlite3.OperationalError):
+                    raise
+                self.dump.findings.error("devpi_lite/rows", f"{one_line(repr(row), 200)}: "
+                                         f"{reason_of(error)}")
+            self._go_on(change)
+        for kind, count in unknown.items():
+            self.dump.findings.warn(f"{count} rows of the kind {kind} are left out: this program "
+                                    "does not know it")
+
+
+def _read_passwords(path):
+    """{user: password} of a file with lines user:password."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FatalError(f"can't read the passwords in {path}: {reason_of(error)}") from None
+    passwords = {}
+    for number, line in enumerate(lines, 1):
+        name, colon, password = line.partition(":")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not colon or not password or name in passwords:
+            raise FatalError(f"{path}, line {number}: user:password was expected, each user once")
+        passwords[name] = password
+    return passwords
+
+
+@command(
+    "import",
+    "Read a dump that devpi-export or `export` wrote (devpi-server 2 to 7) into a missing or empty "
+    "server directory; with --add into one that is in use, while no server runs on it. All of it "
+    "is checked first; what is wrong is listed, and nothing is changed then.",
+    argument("dir", help="the directory of the dump, with dataindex.json"),
+    argument("--add", action="store_true",
+             help="add the users and indexes of the dump to what the directory has"),
+    argument("--set-passwords", metavar="FILE",
+             help="file with lines user:password, which count in place of the dump's"),
+    argument("--skip-import-type", metavar="TYPE", action="append", default=[],
+             help="leave indexes of this type out; may be repeated"),
+    argument("--hard-links", action="store_true",
+             help="link the dump's files where that is possible, in place of copying them: nobody "
+                  "may write to them any more"),
+    argument("--no-events", action="store_true",
+             help="accepted, as of devpi-import: the next start makes the search index anyway"),
+    takes=(COMMON, FIRST_START))
+def command_import(parsed):
+    settings, told = parsed.settings, parsed.rest
+    passwords = _read_passwords(told.set_passwords) if told.set_passwords else {}
+    if not os.path.isfile(os.path.join(told.dir, "dataindex.json")):
+        raise FatalError(f"{told.dir} is no dump of devpi: it has no dataindex.json")
+    if not told.add:
+        with new_directory(settings.serverdir):
+            summary = _import(settings, told, passwords)
+            read_secret(settings.serverdir, "")
+    else:
+        if not os.path.exists(os.path.join(settings.serverdir, "devpi_lite.db")):
+            raise FatalError(f"there is no devpi_lite database in {settings.serverdir} to add to")
+        if prepare_directory(settings.serverdir):
+            raise FatalError(f"{settings.serverdir} is on read-only media")
+        with take_lock(settings.serverdir):
+            summary = _import(settings, told, passwords)
+    print(summary)
+
+
+def _import(settings, told, passwords):
+    """Import a dump into a locked directory; returns what is to be said about it."""
+    began = time.monotonic()
+    blobs = Blobs(settings.serverdir)
+    with contextlib.closing(Dump(told.dir, blobs.tmp, told.skip_import_type,
+                                 settings.root_pypi and not told.add)) as dump, \
+            contextlib.closing(Store(settings, create=not told.add)) as store, \
+            Intake(blobs, in_place=not told.add) as intake:
+        users_here, bases_here = set(), {}
+        with store.read() as db:
+            users_here.update(name for name, in db.execute("SELECT name FROM users"))
+            bases_here.update((f"{user}/{name}", json.loads(config).get("bases", []))
+                              for user, name, config in db.execute(
+                                  "SELECT users.name, indexes.name, config FROM indexes "
+                                  "JOIN users ON users.id = user_id"))
+        dump.read()
+        dump.check(users_here, bases_here)
+        dump.set_passwords(passwords)
+        root_hash = None if told.add or dump.has_password("root") else \
+            hash_password(first_password(settings))
+
+        def prepare(change):
+            if root_hash:
+                _put_root(change, root_hash)
+            if not told.add and settings.root_pypi and not dump.has_index("root/pypi"):
+                change.put("index", ("root", "pypi"), {"config": PYPI})
+
+        with Progress("import", dump.files, dump.size) as progress:
+            importer = Importer(dump, store, intake, told.hard_links, prepare, progress)
+            try:
+                store.write(importer.run)
+            except BaseException:
+                importer.is_stopped = True      # the writer's thread ends soon
+                raise
+
+        dump.findings.show_warnings()
+        if dump.without_password:
+            names = ", ".join(dump.without_password[:20])
+            print(f"warning: nobody can log in as {names}"
+                  f"{' and others' if len(dump.without_password) > 20 else ''}, for whom the dump "
+                  "has no password that can be checked: `passwd USER` sets one", file=sys.stderr)
+        return (f"imported {importer.counted()}, {size_text(progress.done_size)}, in "
+                f"{time.monotonic() - began:.1f} seconds into {settings.serverdir}; "
+                "the server can be started on it now")
+
+
+def _put_root(change, pwhash):
+    before = change.get("user", ("root",))
+    change.put("user", ("root",), {
+        "generation": secrets.token_hex(8), "created": plain_time(time.time()), "modified": None,
+        "attributes": {}, **(before or {}), "pwhash": pwhash})
 
 
 # ==================================================================================================
