@@ -1299,6 +1299,9 @@ class Limits:
     looks, look_pause = 20, 30      # at a remembered password, while its address has to wait
     new_users, new_user_pause = 20, 30      # registered from one address, without a login
     waiting_hashes = 32             # passwords that wait for their hash
+    argon2_memory = 1 << 20         # KiB that computing one of devpi's hashes may take
+    argon2_blocks = 4 << 20         # KiB that it may write
+    argon2_lanes = 64
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # failed logins a minute
@@ -5202,6 +5205,311 @@ def _turn_to_hash():
             _hashing.release()
     finally:
         _hash_line.release()
+
+
+# -- devpi's passwords: argon2 (RFC 9106), and a salted SHA-256 before devpi 4.2
+
+
+class Argon2(typing.NamedTuple):
+    """A hash as devpi stores it, `$argon2id$v=19$m=65536,t=3,p=4$salt$digest`."""
+    kind: str           # argon2i or argon2id
+    version: int        # 19; 16 is the one before the RFC
+    memory: int         # KiB
+    passes: int
+    lanes: int
+    salt: bytes
+    digest: bytes
+
+    @property
+    def text(self):
+        salt, digest = (base64.b64encode(data).rstrip(b"=").decode()
+                        for data in (self.salt, self.digest))
+        return (f"${self.kind}$v={self.version}$m={self.memory},t={self.passes},p={self.lanes}"
+                f"${salt}${digest}")
+
+    @property
+    def blocks(self):
+        """What computing it costs, in KiB that are written."""
+        return self.memory * self.passes
+
+
+_ARGON2 = re.compile(
+    r"\$(argon2id?)(?:\$v=(16|19))?\$m=([1-9][0-9]{0,6}),t=([1-9][0-9]{0,6}),p=([1-9][0-9]?)"
+    r"\$([A-Za-z0-9+/]+)\$([A-Za-z0-9+/]+)")
+
+
+def argon2_of(text):
+    """The `Argon2` that a text is; None if it is none, or costs more than `Limits` allow."""
+    match = _ARGON2.fullmatch(text) if len(text) < 500 else None
+    if not match:
+        return None
+    kind, version, memory, passes, lanes, *data = match.groups()
+    try:
+        salt, digest = (base64.b64decode(part + "=" * (-len(part) % 4)) for part in data)
+    except ValueError:
+        return None
+    found = Argon2(kind, int(version or 16), int(memory), int(passes), int(lanes), salt, digest)
+    fits = 8 * found.lanes <= found.memory <= Limits.argon2_memory \
+        and found.blocks <= Limits.argon2_blocks and found.lanes <= Limits.argon2_lanes \
+        and 8 <= len(salt) <= 64 and 16 <= len(digest) <= 64
+    return found if fits else None
+
+
+_DEVPI_SHA256 = "devpi_sha256"
+
+
+def imported_hash(pwhash, pwsalt=None):
+    """What to store as an account's `pwhash`, from `pwhash` and `pwsalt` of a user in a dump of
+    devpi; None if there is none: nobody can log in as such a user.
+
+    ValueError with a sentence for texts that no login could check."""
+    if pwhash is None or pwhash == "":
+        return None
+    if not isinstance(pwhash, str) or not isinstance(pwsalt, (str, type(None))):
+        raise ValueError("pwhash and pwsalt have to be texts")
+    if argon2_of(pwhash):
+        return pwhash
+    if pwhash.startswith("$argon2"):
+        raise ValueError("pwhash is an argon2 hash of a form or with costs that are not taken "
+                         f"here: {ascii(pwhash[:60])}")
+    if pwsalt:
+        stored = f"{_DEVPI_SHA256}:{pwsalt}:{pwhash.lower()}"
+        if _salted_sha256(stored):
+            return stored
+        raise ValueError("pwhash is no SHA-256, or pwsalt no text of at most 100 letters of ASCII")
+    raise ValueError("pwhash is neither an argon2 hash nor a SHA-256 with its pwsalt")
+
+
+def _salted_sha256(stored):
+    """(salt, digest) of `devpi_sha256:salt:digest`; None for other texts."""
+    match = re.fullmatch(_DEVPI_SHA256 + r":([!-~]{1,100}):([0-9a-f]{64})", stored)
+    return match.groups() if match else None
+
+
+def hash_for_devpi(value):
+    """(the `pwhash` that a dump for devpi gives a user, whether the password survives), from the
+    value of the user's row.
+
+    That is always an argon2 hash: devpi takes any password of none, or the empty one, for right if
+    there is no hash, and fails with 500 for other texts, among them its own salted SHA-256 of old.
+    Where no argon2 hash of the password is known, it is that of a random secret: logins fail until
+    root sets a password. A dump never has a `pwsalt`."""
+    kept = value["attributes"].get(FROM_DEVPI, {}).get("pwhash")
+    for text in (value["pwhash"], kept):
+        if isinstance(text, str) and argon2_of(text):
+            return text, True
+    nobody = Argon2("argon2id", 19, 8, 1, 1, secrets.token_bytes(16), bytes(32))
+    digest = compute_argon2(nobody, secrets.token_bytes(32))
+    return nobody._replace(digest=digest).text, value["pwhash"] is None
+
+
+def compute_argon2(shape, password, secret=b"", data=b"", processes=1, when_forked=None):
+    """The digest of a password, of the length of that of `shape`, an `Argon2`; in pure Python.
+
+    It takes some 0.25 ms for each of `shape.blocks`, divided by `processes` if there are as many
+    lanes. `when_forked` is called when no process will be forked any more."""
+    kind = {"argon2i": 1, "argon2id": 2}[shape.kind]
+    columns = shape.memory // (4 * shape.lanes) * 4
+    words = (shape.lanes, len(shape.digest), shape.memory, shape.passes, shape.version, kind)
+    seed = struct.pack("<6I", *words)
+    for text in (password, shape.salt, secret, data):
+        seed += struct.pack("<I", len(text)) + text
+    seed = hashlib.blake2b(seed).digest()
+
+    with mmap.mmap(-1, 1024 * shape.lanes * columns) as memory:
+        for lane in range(shape.lanes):
+            for column in (0, 1):
+                at = 1024 * (lane * columns + column)
+                memory[at:at + 1024] = _to_sides(
+                    _long_blake2b(seed + struct.pack("<2I", column, lane), 1024))
+
+        processes = min(processes, shape.lanes)
+
+        def fill(turn, process):
+            for lane in range(process, shape.lanes, processes):
+                _fill_segment(shape, kind, memory, columns, lane, *divmod(turn, 4))
+        with _side_by_side(fill, processes) as fill_in_all:
+            if when_forked:
+                when_forked()
+            for turn in range(4 * shape.passes):
+                fill_in_all(turn)
+
+        last = 0
+        for lane in range(1, shape.lanes + 1):
+            end = 1024 * lane * columns
+            last ^= int.from_bytes(memory[end - 1024:end], "little")
+    return _long_blake2b(_from_sides(last.to_bytes(1024, "little")), len(shape.digest))
+
+
+def _long_blake2b(data, size):
+    """`size` bytes of BLAKE2b, chained if they are more than 64 (RFC 9106, 3.3)."""
+    data = struct.pack("<I", size) + data
+    whole = b""
+    while size > 64:
+        data = hashlib.blake2b(data).digest()
+        whole += data[:32]
+        size -= 32
+    return whole + hashlib.blake2b(data, digest_size=size).digest()
+
+
+def _fill_segment(shape, kind, memory, columns, lane, pass_, slice_):
+    """Compute a lane's blocks of one slice (RFC 9106, 3.4); only blocks of other slices, and of
+    the lane itself, are read."""
+    size = columns // 4
+    begin, first = slice_ * size, 2 if not (pass_ or slice_) else 0
+    is_overwritten = pass_ and shape.version != 16
+    is_blind = kind == 1 or not pass_ and slice_ < 2    # the password does not say what is read
+    start = (slice_ + 1) * size % columns if pass_ else 0
+    # of the blocks that may be read: those of the lane itself up to `column`, and of other lanes
+    own, others = (columns - size - 1, columns - size) if pass_ else (begin - 1, begin)
+    home = 1024 * lane * columns
+    before = home + 1024 * ((begin + first - 1) % columns)
+    block = int.from_bytes(memory[before:before + 1024], "little")
+
+    for column in range(first, size):
+        if is_blind:
+            if column % 128 == 0 or column == first:
+                where = struct.pack("<7Q", pass_, lane, slice_, shape.lanes * columns,
+                                    shape.passes, kind, column // 128 + 1).ljust(1024, b"\0")
+                number = _compress(_compress(int.from_bytes(_to_sides(where), "little")))
+                places = struct.unpack("<256I", _from_sides(number.to_bytes(1024, "little")))
+            low, high = places[column % 128 * 2:column % 128 * 2 + 2]
+        else:
+            low, high = block & 0xFFFFFFFF, block >> 32 & 0xFFFFFFFF
+
+        other = high % shape.lanes if pass_ or slice_ else lane
+        area = own + column if other == lane else others - (column == 0)
+        distance = area - 1 - (area * (low * low >> 32) >> 32)
+        read = 1024 * (other * columns + (start + distance) % columns)
+        block = _compress(block ^ int.from_bytes(memory[read:read + 1024], "little"))
+        at = home + 1024 * (begin + column)
+        if is_overwritten:
+            block ^= int.from_bytes(memory[at:at + 1024], "little")
+        memory[at:at + 1024] = block.to_bytes(1024, "little")
+
+
+# A block of argon2 is a matrix of 8 rows of 16 words of 64 bits, and is mixed row by row, then by
+# pairs of columns.  Here it is one large integer, its columns one after the other, four of which
+# are a side: so the same step is taken for 32 words at once by the few operations that an integer
+# needs for all of them.  That takes a third of the time of a step for each word.
+
+_SIDE = (1 << 2048) - 1
+
+
+def _words(bits):
+    """An integer with these bits in each of 32 words."""
+    return sum(bits << at for at in range(0, 2048, 64))
+
+
+_BELOW_TOP, _TOP, _EVEN = _words((1 << 63) - 1), _words(1 << 63), _words((1 << 64) - 2)
+# (bits by which words are turned right, the bits of a word that stay within it, the others)
+_TURNS = [(bits, _words((1 << 64 - bits) - 1), _words((1 << bits) - 1))
+          for bits in (32, 24, 16, 63)]
+_low_halves, _pack_words = struct.Struct("<" + "I4x" * 32).unpack, struct.Struct("<32Q").pack
+
+
+def _to_sides(block):
+    return struct.pack("<128Q", *(word for column in range(16)
+                                  for word in struct.unpack("<128Q", block)[column::16]))
+
+
+def _from_sides(block):
+    return struct.pack("<128Q", *(word for row in range(8)
+                                  for word in struct.unpack("<128Q", block)[row::8]))
+
+
+def _swaps():
+    """(shift, mask) of the steps that swap the rows of a block with its pairs of columns."""
+    for weight in (1, 2, 4):
+        mask = sum((1 << 64) - 1 << 64 * at for at in range(128)
+                   if at & weight and not at & 16 * weight)
+        yield 64 * 15 * weight, mask
+
+
+_SWAPS = list(_swaps())
+
+
+def _compress(block):
+    """The function G of RFC 9106, 3.5, of two blocks whose XOR is given."""
+    mixed = block
+    for _ in range(2):
+        a, b, c, d = (mixed >> at & _SIDE for at in range(0, 8192, 2048))
+        a, b, c, d = _mix(a, b, c, d)
+        a, b, c, d = _mix(a, _turned(b, 512), _turned(c, 1024), _turned(d, 1536))
+        mixed = a | _turned(b, 1536) << 2048 | _turned(c, 1024) << 4096 | _turned(d, 512) << 6144
+        for shift, mask in _SWAPS:
+            differing = (mixed ^ mixed >> shift) & mask
+            mixed ^= differing ^ differing << shift
+    return block ^ mixed
+
+
+def _turned(side, bits):
+    """A side with its columns turned: diagonals become rows, or the other way around."""
+    return side >> bits | side << 2048 - bits & _SIDE
+
+
+def _mix(a, b, c, d):
+    """The function GB of RFC 9106, 3.6, of the words of four sides."""
+    for bits, staying, leaving in _TURNS:
+        # a, d = a + b + 2 * (low half of a) * (low half of b), d ^ a turned right by `bits`
+        product = int.from_bytes(_pack_words(*map(
+            operator.mul, _low_halves(a.to_bytes(256, "little")),
+            _low_halves(b.to_bytes(256, "little")))), "little") << 1 & _EVEN
+        total = (a & _BELOW_TOP) + (b & _BELOW_TOP) ^ (a ^ b) & _TOP
+        total = (total & _BELOW_TOP) + (product & _BELOW_TOP) ^ (total ^ product) & _TOP
+        d ^= total
+        d = d >> bits & staying | (d & leaving) << 64 - bits
+        a, b, c, d = c, d, total, b         # then the same with c, d and b
+    return a, b, c, d
+
+
+@contextlib.contextmanager
+def _side_by_side(work, processes):
+    """A function that runs `work(turn, n)` for each n below `processes` at the same time, and
+    returns when all have ended. This process does it for 0, forked ones for the others.
+
+    They end with this process."""
+    pipes = []
+    try:
+        for number in range(1, processes):
+            orders, order = os.pipe()
+            ends, end = os.pipe()
+            if not os.fork():
+                _obey(work, number, orders, end, (order, ends))
+            os.close(orders)
+            os.close(end)
+            pipes.append((order, ends))
+
+        def run(turn):
+            for order, _ in pipes:
+                os.write(order, struct.pack("<I", turn))
+            work(turn, 0)
+            for _, ends in pipes:
+                if not os.read(ends, 1):
+                    raise OSError(errno.ECHILD, "a process that computes a hash was killed")
+        yield run
+    finally:
+        for pipe in pipes:
+            for end in pipe:
+                os.close(end)
+
+
+def _obey(work, number, orders, end, of_the_other):
+    """In a forked process: do the work for each turn that is ordered; never returns."""
+    try:
+        for descriptor in of_the_other:
+            os.close(descriptor)        # or it would keep the pipe of its own orders open
+        while True:
+            order = os.read(orders, 4)
+            if not order:
+                break
+            work(struct.unpack("<I", order)[0], number)
+            os.write(end, b".")
+    finally:
+        os._exit(0)
+
+
+# -- who
 
 
 @dataclasses.dataclass(frozen=True)
