@@ -1082,6 +1082,7 @@ class Command(typing.NamedTuple):
     arguments: tuple
     takes: tuple        # kinds of options
     run: typing.Callable
+    is_plugin: bool     # whether it has --nagios
 
     @property
     def is_hidden(self):
@@ -1098,13 +1099,14 @@ class Command(typing.NamedTuple):
 COMMANDS = {}
 
 
-def command(name, help, *arguments, takes=()):
+def command(name, help, *arguments, takes=(), is_plugin=False):
     """Decorator: declares a function as a command; `takes` are kinds of the server's options.
 
     A command whose name begins with an underscore is hidden. One that takes no options reads
-    neither the environment nor the configuration file."""
+    neither the environment nor the configuration file. `is_plugin`: with --nagios, whatever is
+    wrong with its words ends with the status 3, unknown: 2 would be an alarm."""
     def register(function):
-        COMMANDS[name] = Command(name, help, arguments, takes, function)
+        COMMANDS[name] = Command(name, help, arguments, takes, function, is_plugin)
         return function
     return register
 
@@ -1346,6 +1348,7 @@ class Limits:
     found_names = 10000             # of one mirror
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
+    status_body = 4 << 20           # of a server that the command `status` asks
     search_warn, search_fatal = 300, 3600   # seconds that the search index may lag behind
     disk_warn, disk_fatal = 1 << 30, 100 << 20  # bytes free
     targets = 128                   # of the outbox, served at a time
@@ -3554,17 +3557,22 @@ def locked(file):
 try:
     import fcntl
 
-    def lock_file(file, wait=False):
-        """Take an exclusive lock until the process ends; OSError if it is taken and not `wait`."""
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    def lock_file(file, wait=False, shared=False):
+        """Take a lock until the process ends; OSError if it is taken and not `wait`.
+
+        It is exclusive unless `shared`."""
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        fcntl.flock(file.fileno(), kind | (0 if wait else fcntl.LOCK_NB))
 
     def unlock_file(file):
         fcntl.flock(file.fileno(), fcntl.LOCK_UN)
 except ImportError:     # Windows
     import msvcrt
 
-    def lock_file(file, wait=False):
-        """Take an exclusive lock until the process ends; OSError if it is taken and not `wait`."""
+    def lock_file(file, wait=False, shared=False):
+        """Take a lock until the process ends; OSError if it is taken and not `wait`.
+
+        It is exclusive, here also if `shared`."""
         file.seek(1 << 30)      # a byte far past the content, which stays readable
         msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
 
@@ -3656,10 +3664,8 @@ class Blobs(Part):
         yield Gauge("devpi_lite_trash_bytes", "gauge", "Their size.", size)
 
     def complaints(self):
-        free = self._free_bytes()
-        if free < Limits.disk_warn and not self.read_only:
-            yield Complaint("fatal" if free < Limits.disk_fatal else "warn",
-                            f"the disk has {free >> 20} MiB free")
+        if not self.read_only:
+            yield from disk_complaints(self._free_bytes())
         if self.swept_much:
             yield Complaint("warn", f"{self.swept_much} files were named by nothing in the "
                                     "database, and lie in trash/ for a week: was an older database "
@@ -3911,6 +3917,13 @@ def size_on_disk(path):
         with contextlib.suppress(FileNotFoundError):
             size += os.lstat(each).st_size
     return size
+
+
+def disk_complaints(free):
+    """The `Complaint`s about a disk with so many bytes free."""
+    if free < Limits.disk_warn:
+        yield Complaint("fatal" if free < Limits.disk_fatal else "warn",
+                        f"the disk has {free >> 20} MiB free")
 
 
 def move_into_folder(path, target):
@@ -6479,6 +6492,17 @@ def index_defaults(type_, user):
     return config
 
 
+def base_complaints(incomplete):
+    """The `Complaint`s about bases that do not exist: [(path of an index, its base), ...]."""
+    if incomplete:
+        count = len({path for path, _ in incomplete})
+        yield Complaint(
+            "warn", f"indexes that name a base that does not exist: {count}; what builds on "
+                    "them gets nothing from mirrors",
+            tuple(f"{path} builds on {base}, which does not exist"
+                  for path, base in incomplete[:100]))
+
+
 class Indexes(Part):
     """The indexes of a store, as values."""
 
@@ -6487,14 +6511,7 @@ class Indexes(Part):
         self.cache = store.freshness.cache(8 << 20)
 
     def complaints(self):
-        incomplete = self.incomplete()
-        if incomplete:
-            count = len({index.path for index, _ in incomplete})
-            yield Complaint(
-                "warn", f"indexes that name a base that does not exist: {count}; what builds on "
-                        "them gets nothing from mirrors",
-                tuple(f"{index.path} builds on {base}, which does not exist"
-                      for index, base in incomplete[:100]))
+        return base_complaints([(index.path, base) for index, base in self.incomplete()])
 
     def find(self, path):
         """The index `user/name`, or None."""
@@ -11886,14 +11903,11 @@ class Outbox(Part):
 
     def complaints(self):
         _, dead = self._counts()
-        if dead:
-            yield Complaint("warn", f"{dead} messages to outside servers were given up")
+        return outbox_complaints(dead)
 
     def _counts(self):
-        """How many messages wait, and how many were given up."""
         with self.store.read() as db:
-            return [db.execute("SELECT count(*) FROM outbox WHERE dead = ?", (is_dead,)
-                               ).fetchone()[0] for is_dead in (0, 1)]
+            return count_messages(db)
 
     def clean(self, change):
         """Delete all messages that were given up but the newest."""
@@ -12035,23 +12049,39 @@ class Outbox(Part):
         return (None if 200 <= answer.status < 300 else f"answered {answer.status}"), False
 
     def summary(self, by_target):
-        """The messages that wait or were given up, counted by kind, and by target if `by_target`:
-        rows (target, kind, waiting, dead, error).
-
-        `error`: of the newest message that has one, as SQLite takes a bare column from the row of
-        max()."""
-        target, error = ("target", "error") if by_target else ("NULL", "NULL")
+        """See `outbox_summary`."""
         with self.store.read() as db:
-            return db.execute(
-                f"SELECT {target} AS target, kind, sum(dead = 0) AS waiting, sum(dead) AS dead, "
-                f"{error} AS error, max(CASE WHEN error IS NOT NULL THEN id END) FROM outbox "
-                "GROUP BY 1, kind ORDER BY 1, kind LIMIT 1000").fetchall()
+            return outbox_summary(db, by_target)
 
     def retry(self, actor):
         """Make all messages due now, also those given up; returns their number."""
         self.resting.clear()
         self.slow.clear()
         return self.store.write(_retry_all, actor=actor)
+
+
+def count_messages(db):
+    """How many messages wait, and how many were given up."""
+    return [db.execute("SELECT count(*) FROM outbox WHERE dead = ?", (is_dead,)).fetchone()[0]
+            for is_dead in (0, 1)]
+
+
+def outbox_complaints(dead):
+    """The `Complaint`s about so many messages that were given up."""
+    if dead:
+        yield Complaint("warn", f"{dead} messages to outside servers were given up")
+
+
+def outbox_summary(db, by_target):
+    """The messages that wait or were given up, counted by kind, and by target if `by_target`: dicts
+    as in +status."""
+    target, error = ("target", "error") if by_target else ("NULL", "NULL")
+    # SQLite takes a bare column from the row of max(): the error of the newest that has one
+    return [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"],
+             "dead": row["dead"], "last-error": row["error"]} for row in db.execute(
+        f"SELECT {target} AS target, kind, sum(dead = 0) AS waiting, sum(dead) AS dead, "
+        f"{error} AS error, max(CASE WHEN error IS NOT NULL THEN id END) FROM outbox "
+        "GROUP BY 1, kind ORDER BY 1, kind LIMIT 1000")]
 
 
 def _delivered(change, row_id):
@@ -12450,6 +12480,19 @@ def text_match(text, prefix, columns, full_text):
         [pattern] * len(columns)
 
 
+def search_backlog(db):
+    """(number of projects in the queue, seconds for which the oldest has waited)."""
+    count, since = db.execute("SELECT count(*), min(since) FROM search_queue").fetchone()
+    return count, time.time() - since if count else 0
+
+
+def search_complaints(seconds):
+    """The `Complaint`s about a search index that is so many seconds behind."""
+    if seconds > Limits.search_warn:
+        yield Complaint("fatal" if seconds > Limits.search_fatal else "warn",
+                        f"the search index is {seconds / 60:.0f} minutes behind")
+
+
 class SearchIndex(Part):
     """The search database, and the thread that works through the queue."""
 
@@ -12476,17 +12519,13 @@ class SearchIndex(Part):
 
     def complaints(self):
         _, seconds = self._backlog()
-        if seconds > Limits.search_warn:
-            yield Complaint("fatal" if seconds > Limits.search_fatal else "warn",
-                            f"the search index is {seconds / 60:.0f} minutes behind")
+        yield from search_complaints(seconds)
         if self.error:
             yield Complaint("warn", "the search index failed, see the log")
 
     def _backlog(self):
-        """(number of projects in the queue, seconds for which the oldest has waited)."""
         with self.store.read() as db:
-            count, since = db.execute("SELECT count(*), min(since) FROM search_queue").fetchone()
-        return count, time.time() - since if count else 0
+            return search_backlog(db)
 
     @staticmethod
     def _has_fts5():
@@ -17322,9 +17361,7 @@ def get_status(request):
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1],
                   "days": Limits.trash // 86400},
-        "outbox": [{"target": row["target"], "kind": row["kind"], "waiting": row["waiting"],
-                    "dead": row["dead"], "last-error": row["error"]}
-                   for row in app.outbox.summary(by_target=is_root)]})
+        "outbox": app.outbox.summary(by_target=is_root)})
 
 
 @route("GET", "/+health/live", for_="program", may="anybody")
@@ -17542,7 +17579,11 @@ def take_lock(serverdir, taken="another server runs"):
     FatalError with the process id of whoever has the lock; `taken` says what that is."""
     file = open(os.path.join(serverdir, ".lock"), "a+")
     try:
-        lock_file(file)
+        try:
+            lock_file(file)
+        except OSError:
+            time.sleep(0.05)        # `lock_holder` may have it, for an instant
+            lock_file(file)
     except OSError:
         file.seek(0)
         pid = file.read().strip() or "unknown"
@@ -17554,6 +17595,25 @@ def take_lock(serverdir, taken="another server runs"):
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def lock_holder(serverdir):
+    """(process id or None, time of its start) of the server that runs on a directory, or None.
+
+    Does not disturb it, nor one that starts at this moment: see `take_lock`."""
+    try:
+        with open(os.path.join(serverdir, ".lock")) as file:
+            since = os.fstat(file.fileno()).st_mtime
+            try:
+                lock_file(file, shared=True)
+            except OSError:
+                file.seek(0)
+                pid = file.read(20).strip()
+                return int(pid) if pid.isdigit() else None, since
+            unlock_file(file)
+    except FileNotFoundError:
+        pass
+    return None
 
 
 def read_secret(serverdir, secretfile):
@@ -17652,11 +17712,11 @@ def _initialise(change, pwhash, with_pypi):
         insert_index(change, "root", "pypi", PYPI)
 
 
-def open_rows(serverdir, may_be_older=False):
+def open_rows(serverdir, may_be_older=False, may_be_newer=False):
     """A connection that only reads the database of another server directory.
 
     FatalError if it is missing or has another schema version; an older one is read if it
-    `may_be_older`."""
+    `may_be_older`, a newer one if it `may_be_newer`."""
     path = os.path.join(serverdir, "devpi_lite.db")
     if not os.path.exists(path):
         raise FatalError(f"no devpi_lite database in {serverdir}")
@@ -17673,7 +17733,9 @@ def open_rows(serverdir, may_be_older=False):
     db.row_factory = sqlite3.Row
     db.execute("PRAGMA query_only = ON")
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != schema_version() and not (may_be_older and 0 < version < schema_version()):
+    newest = schema_version()
+    if version != newest and not (may_be_older and 0 < version < newest) \
+            and not (may_be_newer and version > newest):
         db.close()
         raise FatalError(f"{path} has schema version {version}, not {schema_version()}")
     return db
@@ -19294,6 +19356,540 @@ def refuse_changes(serverdir):
                          f"'#{owner}' ...)")
 
 
+# -- status
+
+
+PLUGIN = "DEVPI_LITE"       # how its line for monitoring begins
+PLUGIN_STATUS = {"ok": 0, "warn": 1, "fatal": 2, "unknown": 3}
+PLUGIN_WORDS = {"ok": "OK", "warn": "WARNING", "fatal": "CRITICAL", "unknown": "UNKNOWN"}
+
+
+class NoAnswer(FatalError):
+    """A server does not answer: it is down, or too busy."""
+
+
+def facts_of_directory(serverdir):
+    """What `status` says of a server directory, as JSON; the names are those of +status where that
+    has the fact, too.
+
+    Takes no lock and writes nothing. A fact that the database of an older program does not have is
+    None. FatalError if there is no database."""
+    try:
+        if "devpi_lite.db" not in os.listdir(serverdir):
+            refuse_lost_database(serverdir)
+    except (FileNotFoundError, NotADirectoryError):
+        raise FatalError(f"there is no directory {serverdir}") from None
+    with contextlib.closing(open_rows(serverdir, may_be_older=True, may_be_newer=True)) as db:
+        db.execute("BEGIN")
+        facts = {name: _fact(db, find) for name, find in _FACTS.items()}
+        complaints = _complaints_of_rows(db, facts)
+        db.execute("COMMIT")
+
+    read_only = is_read_only(serverdir)
+    files, size = _in_folder(os.path.join(serverdir, "trash"))
+    free = shutil.disk_usage(serverdir).free
+    database = os.path.join(serverdir, "devpi_lite.db")
+    sizes = {"database": _size_of(database), "write-ahead-log": _size_of(database + "-wal"),
+             "search": _size_of(os.path.join(serverdir, "search.db"))}
+    if not read_only:
+        complaints += disk_complaints(free)
+    waiting, dead = facts["messages-of-outbox"] or (0, 0)
+    projects, seconds = facts["search-queue"] or (0, 0)
+
+    return {
+        "serverdir": serverdir, "uuid": facts["node"].get("uuid"),
+        "epoch": facts["node"].get("epoch"),
+        "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
+                        "python": "%d.%d.%d" % sys.version_info[:3]},
+        "schema": facts["schema"], "schema-of-program": schema_version(),
+        "server": _server_on(serverdir, read_only), "read-only": read_only, "role": "MASTER",
+        **facts["last change"], "changelog": facts["changelog"],
+        "users": facts["users"], "indexes": facts["indexes"], "projects": facts["projects"],
+        "releases": facts["releases"], "files": facts["files"], "attached": facts["attached"],
+        "trash": {"files": files, "bytes": size, "days": Limits.trash // 86400},
+        "sizes": sizes, "outbox": facts["outbox"],
+        "status": worst(complaint.level for complaint in complaints),
+        "messages": [text for complaint in complaints
+                     for text in (complaint.sentence, *complaint.details)],
+        "metrics": [["devpi_lite_serial", "gauge", facts["last change"]["serial"]],
+                    ["devpi_lite_database_bytes", "gauge", sizes["database"]],
+                    ["devpi_lite_disk_free_bytes", "gauge", free],
+                    ["devpi_lite_trash_files", "gauge", files],
+                    ["devpi_lite_trash_bytes", "gauge", size],
+                    ["devpi_lite_outbox_waiting", "gauge", waiting],
+                    ["devpi_lite_outbox_dead", "gauge", dead],
+                    ["devpi_lite_search_queue", "gauge", projects],
+                    ["devpi_lite_search_queue_seconds", "gauge", round(seconds, 3)],
+                    ["devpi_lite_read_only", "gauge", int(read_only)]]}
+
+
+def _fact(db, find):
+    try:
+        return find(db)
+    except sqlite3.OperationalError as error:
+        if "no such" in str(error):     # a table or column that came later
+            return None
+        raise
+
+
+def _last_change(db):
+    row = db.execute("SELECT serial, ts, who FROM changelog ORDER BY serial DESC LIMIT 1"
+                     ).fetchone()
+    return dict(zip(("serial", "last-commit-timestamp", "last-commit-by"), row or (-1, None, None)))
+
+
+def _changelog(db):
+    entries, size, oldest = db.execute("SELECT count(*), coalesce(sum(length(ops)), 0), min(ts) "
+                                       "FROM changelog").fetchone()
+    return {"entries": entries, "bytes": size, "oldest": oldest}
+
+
+def _mirror_ids(db):
+    return {row["id"] for row in db.execute("SELECT id, config FROM indexes")
+            if json.loads(row["config"])["type"] == "mirror"}
+
+
+def _count_indexes(db):
+    mirrors = len(_mirror_ids(db))
+    return {"stages": _count(db, "indexes") - mirrors, "mirrors": mirrors}
+
+
+def _count_projects(db):
+    mirrors, counts = _mirror_ids(db), {"stages": 0, "mirrors": 0}
+    for index_id, count in db.execute("SELECT index_id, count(*) FROM projects GROUP BY index_id"):
+        counts["mirrors" if index_id in mirrors else "stages"] += count
+    return counts
+
+
+def _count_files(db):
+    """The files that are here, by the kind of their index, and their bytes.
+
+    One pass over the table: 330,000 files take 0.3 s, but 1 to 2 s along an index of it."""
+    counts = {kind: {"files": 0, "bytes": 0} for kind in ("stages", "mirrors")}
+    for is_cached, files, size in db.execute(
+            "SELECT release_id IS NULL, count(*), coalesce(sum(size), 0) FROM files NOT INDEXED "
+            "WHERE sha256 IS NOT NULL GROUP BY 1"):
+        counts["mirrors" if is_cached else "stages"] = {"files": files, "bytes": size}
+    return counts
+
+
+def _count_attached(db):
+    counts = dict(map(tuple, db.execute("SELECT kind, count(*) FROM files "
+                                        "WHERE kind != 'releasefile' GROUP BY kind")))
+    return {"documentation": counts.get("doczip", 0), "test-results": counts.get("toxresult", 0)}
+
+
+def _count(db, table):
+    return db.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+_FACTS = {
+    "schema": lambda db: db.execute("PRAGMA user_version").fetchone()[0],
+    "node": lambda db: dict(map(tuple, db.execute("SELECT key, value FROM node"))),
+    "last change": _last_change,
+    "changelog": _changelog,
+    "users": lambda db: _count(db, "users"),
+    "indexes": _count_indexes,
+    "projects": _count_projects,
+    "releases": lambda db: _count(db, "releases"),
+    "files": _count_files,
+    "attached": _count_attached,
+    "messages-of-outbox": count_messages,
+    "outbox": lambda db: outbox_summary(db, by_target=True),
+    "search-queue": search_backlog}
+
+
+def _complaints_of_rows(db, facts):
+    """The `Complaint`s that the database alone gives reason to."""
+    found, newest = [], schema_version()
+    if facts["schema"] > newest:
+        found.append(Complaint("fatal", f"the database has schema version {facts['schema']}, this "
+                                        f"program knows versions up to {newest}: use a newer one"))
+    elif facts["schema"] < newest:
+        found.append(Complaint("warn", f"the database has schema version {facts['schema']}, an "
+                                       f"older one than {newest}: the next start of the server "
+                                       "brings it up"))
+    if facts["messages-of-outbox"]:
+        found += outbox_complaints(facts["messages-of-outbox"][1])
+    if facts["search-queue"]:
+        found += search_complaints(facts["search-queue"][1])
+
+    paths, bases = set(), []
+    for user, name, config in db.execute("SELECT users.name, indexes.name, config FROM indexes "
+                                         "JOIN users ON users.id = user_id ORDER BY 1, 2"):
+        paths.add(f"{user}/{name}")
+        bases += [(f"{user}/{name}", base) for base in json.loads(config).get("bases", ())]
+    found += base_complaints([pair for pair in bases if pair[1] not in paths])
+    return found
+
+
+def worst(levels):
+    """The worst of levels; "ok" if there are none."""
+    return max(levels, key=("ok", "warn", "fatal").index, default="ok")
+
+
+def _server_on(serverdir, read_only):
+    """Whether a server runs; None: unknown, as it takes no lock on read-only media."""
+    holder = lock_holder(serverdir)
+    if holder:
+        return {"running": True, "pid": holder[0], "since": holder[1]}
+    return {"running": None if read_only else False, "pid": None, "since": None}
+
+
+def _size_of(path):
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
+
+
+def _in_folder(path):
+    """(number of files in a folder, their bytes)."""
+    count = size = 0
+    for entry in os.scandir(path) if os.path.isdir(path) else ():
+        with contextlib.suppress(FileNotFoundError):
+            size += entry.stat().st_size
+            count += 1
+    return count, size
+
+
+def _server_url(text):
+    try:
+        parts = urllib.parse.urlsplit(text)
+        parts.port      # checks it
+    except ValueError:
+        parts = None
+    if not parts or parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError(f"{text!r} is not the URL of a server, as "
+                                         "http://localhost:3141")
+    if "@" in parts.netloc:
+        raise argparse.ArgumentTypeError("a password in a URL is seen by everybody on this "
+                                         "machine: --user and --password-file name it")
+    return parts
+
+
+def facts_of_server(url, credentials):
+    """What a server says of itself, as +status has it, with "url", "ready" and "response-seconds".
+
+    `url` is split; `credentials`: (user, password), or None. NoAnswer if it can't be reached,
+    FatalError if what it says is no status."""
+    began = time.monotonic()
+    status, body = _ask_server(url, "/+status", credentials)
+    seconds = time.monotonic() - began
+    if status in (429, 502, 503, 504):
+        raise NoAnswer(f"{_shown(url)} answers {status}: {one_line(_message(body), 200)}")
+    facts = body.get("result") if isinstance(body, dict) and status == 200 else None
+    if not isinstance(facts, dict) or not isinstance(facts.get("serial"), int):
+        raise FatalError(f"{_shown(url)}/+status answers {status}, and no status: is that the "
+                         "address of a devpi_lite or devpi server?")
+
+    if credentials:
+        _, body = _ask_server(url, "/+api", credentials)
+        said = body.get("result") if isinstance(body, dict) else None
+        said = said.get("authstatus") if isinstance(said, dict) else None
+        if not isinstance(said, list) or said[:1] != ["ok"]:
+            raise FatalError(f"{_shown(url)} does not accept the password of {credentials[0]}")
+
+    # of these, as of "metrics", devpi may have none, and another server anything
+    facts = {"url": _shown(url), **facts, "ready": None, "response-seconds": round(seconds, 4)}
+    facts["status"] = str(facts.get("status", "ok"))
+    messages = facts.get("messages")
+    facts["messages"] = list(map(str, messages)) if isinstance(messages, list) else []
+    status, body = _ask_server(url, "/+health/ready", None)
+    if status != 404:       # devpi has no such page
+        facts["ready"] = status == 200
+    if facts["ready"] is False:
+        facts["status"] = "fatal"
+        facts["messages"].append(one_line(_message(body), 200))
+    return facts
+
+
+def _ask_server(url, path, credentials):
+    """(status, JSON or None) of a GET; NoAnswer if there is no response."""
+    headers = {"Accept": "application/json", "User-Agent": f"devpi_lite/{__version__}"}
+    if credentials:
+        pair = base64.b64encode(":".join(credentials).encode()).decode()
+        headers["Authorization"] = f"Basic {pair}"
+    kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+    with contextlib.closing(kind(url.hostname, url.port, timeout=Limits.busy)) as connection:
+        try:
+            connection.request("GET", url.path.rstrip("/") + path, headers=headers)
+            response = connection.getresponse()
+            body = response.read(Limits.status_body)
+        except (OSError, http.client.HTTPException) as error:
+            raise NoAnswer(f"{_shown(url)} does not answer: {reason_of(error)}") from None
+    try:
+        return response.status, json.loads(body)
+    except (ValueError, RecursionError):
+        return response.status, None
+
+
+def _shown(url):
+    return one_line(f"{url.scheme}://{url.netloc}{url.path.rstrip('/')}")
+
+
+def _message(body):
+    return str(body.get("message") or body.get("status") or "") if isinstance(body, dict) else ""
+
+
+def gauges_in(facts):
+    """{name: number} of the "metrics" in what `status` found."""
+    metrics = facts.get("metrics")
+    return {str(metric[0]): metric[2] for metric in (metrics if isinstance(metrics, list) else ())
+            if isinstance(metric, list) and len(metric) == 3
+            and isinstance(metric[2], (int, float))}
+
+
+def status_line(facts, monitored):
+    """(exit status, line) for monitoring, in the form of Nagios' plugins.
+
+    `monitored`: whether it is bad if no server runs on the directory."""
+    level, messages = facts["status"], facts["messages"]
+    if monitored and facts["server"]["running"] is False:
+        level, messages = "fatal", ["no server runs", *messages]
+
+    gauges = gauges_in(facts)
+    data = [("serial", facts["serial"], "c", "")]
+    for label, name, unit, bounds in (
+            ("free", "devpi_lite_disk_free_bytes", "B",
+             f"{Limits.disk_warn}:;{Limits.disk_fatal}:"),
+            ("database", "devpi_lite_database_bytes", "B", ""),
+            ("trash", "devpi_lite_trash_bytes", "B", ""),
+            ("outbox_waiting", "devpi_lite_outbox_waiting", "", ""),
+            ("outbox_dead", "devpi_lite_outbox_dead", "", "0"),
+            ("search_queue", "devpi_lite_search_queue", "", ""),
+            ("search_seconds", "devpi_lite_search_queue_seconds", "s",
+             f"{Limits.search_warn};{Limits.search_fatal}")):
+        if name in gauges:
+            data.append((label, gauges[name], unit, bounds))
+    if "response-seconds" in facts:
+        data.append(("response", facts["response-seconds"], "s", ""))
+
+    text = "; ".join(messages) or f"serial {facts['serial']}"
+    return plugin_line(level, text, " ".join(
+        f"{label}={number}{unit}{';' + bounds if bounds else ''}"
+        for label, number, unit, bounds in data))
+
+
+def plugin_line(level, text, data=""):
+    """(exit status, line) of a plugin."""
+    text = one_line(text, 1000).replace("|", "/")       # a bar begins the figures
+    level = level if level in PLUGIN_STATUS else "unknown"
+    return PLUGIN_STATUS[level], f"{PLUGIN} {PLUGIN_WORDS[level]} - {text}" \
+        + (f" | {data}" if data else "")
+
+
+SCREEN_LINES, SCREEN_COLUMNS = 24, 80
+
+
+def screen(facts, now):
+    """What `status` found, as lines for a terminal of 24 lines of 80 columns."""
+    where = facts.get("url") or facts["serverdir"]
+    level, where = one_line(facts["status"], 20), one_line(where, 1000)
+    room = SCREEN_COLUMNS - len(f"devpi_lite : {level}")
+    if len(where) > room:
+        where = "..." + where[3 - room:]
+    lines = [f"devpi_lite {where}: {level}", ""]
+    for name, text in _screen_facts(facts, now):
+        lines += [line for line in _wrapped(f"{name:<14}{text}", " " * 14)]
+    table = _screen_table(facts)
+    lines += ["", *table] if table else []
+
+    messages = [_wrapped(one_line(f"- {text}", 1000), "  ") for text in facts["messages"]]
+    room = SCREEN_LINES - len(lines) - 1
+    if messages:
+        lines.append("")
+    for number, wrapped in enumerate(messages):
+        rest = len(messages) - number
+        if len(wrapped) + (rest > 1) > room:
+            lines.append(f"and {rest} more: --json shows all")
+            break
+        lines += wrapped
+        room -= len(wrapped)
+    return lines[:SCREEN_LINES]
+
+
+def _wrapped(text, indent):
+    import textwrap     # not at the top: the server needs none
+    return textwrap.wrap(text, SCREEN_COLUMNS, subsequent_indent=indent) or [""]
+
+
+def _screen_facts(facts, now):
+    """Yield (name, text) of each line above the table."""
+    gauges = gauges_in(facts)
+    yield "version", _version_text(facts)
+    if "server" in facts:
+        yield "server", _server_text(facts["server"], now)
+    elif "devpi_lite_uptime_seconds" in gauges:
+        ready = {True: ", ready", False: ", NOT ready"}.get(facts.get("ready"), "")
+        yield "server", f"runs for {age_text(gauges['devpi_lite_uptime_seconds'])}{ready}"
+    modes = [text for key, text in (("read-only", "on read-only media"),
+                                    ("offline-mode", "off-line: upstream is never asked"))
+             if facts.get(key)]
+    if modes:
+        yield "mode", ", ".join(modes)
+
+    epoch = f", epoch {one_line(facts['epoch'], 40)}" if facts.get("epoch") else ""
+    yield "serial", f"{facts['serial']:,}{epoch}"
+    if isinstance(facts.get("last-commit-timestamp"), (int, float)):
+        who = f", by {one_line(facts['last-commit-by'], 30)}" if facts.get("last-commit-by") else ""
+        yield "last change", _moment_text(facts["last-commit-timestamp"], now) + who
+    changelog = facts.get("changelog")
+    if changelog:
+        since = f", since {_moment_text(changelog['oldest'], now)}" if changelog["entries"] else ""
+        yield "changelog", (f"{number_of(changelog['entries'], 'entry', 'entries')}, "
+                            f"{size_text(changelog['bytes'])}{since}")
+
+    yield from _screen_sizes(facts, gauges)
+
+
+def _screen_sizes(facts, gauges):
+    sizes = facts.get("sizes", {"database": gauges.get("devpi_lite_database_bytes")})
+    texts = [f"{called} {size_text(sizes[key])}" for key, called in
+             (("database", "database"), ("write-ahead-log", "its log"), ("search", "search"))
+             if sizes.get(key)]
+    if "devpi_lite_disk_free_bytes" in gauges:
+        texts.append(f"{size_text(gauges['devpi_lite_disk_free_bytes'])} free")
+    if texts:
+        yield "disk", ", ".join(texts)
+    if "devpi_lite_trash_files" in gauges:
+        files = gauges["devpi_lite_trash_files"]
+        size = f", {size_text(gauges.get('devpi_lite_trash_bytes', 0))}" if files else ""
+        yield "trash", number_of(files, "file", "files") + size
+    if "devpi_lite_outbox_waiting" in gauges:
+        yield "outbox", (f"{gauges['devpi_lite_outbox_waiting']:,} waiting, "
+                         f"{gauges.get('devpi_lite_outbox_dead', 0):,} given up")
+    if "devpi_lite_search_queue" in gauges:
+        count, seconds = (gauges["devpi_lite_search_queue"],
+                          gauges.get("devpi_lite_search_queue_seconds", 0))
+        yield "search index", (f"{number_of(count, 'project', 'projects')} waiting, for up to "
+                               f"{age_text(seconds)}" if count else "up to date")
+    if facts.get("users") is not None:
+        yield "users", f"{facts['users']:,}"
+
+
+def _screen_table(facts):
+    """What there is, on stages and on mirrors."""
+    if not facts.get("indexes"):
+        return []
+    rows = [("", "stages", "mirrors")]
+    for name in ("indexes", "projects"):
+        rows.append((name, f"{facts[name]['stages']:,}", f"{facts[name]['mirrors']:,}"))
+    rows.append(("releases", f"{facts['releases']:,}", ""))
+    files = facts.get("files")
+    if files:
+        kinds = files["stages"], files["mirrors"]
+        rows.append(("files here", *(f"{kind['files']:,}" for kind in kinds)))
+        rows.append(("their size", *(size_text(kind["bytes"]) for kind in kinds)))
+    lines = [f"{name:<14}{stages:>14}{mirrors:>14}".rstrip() for name, stages, mirrors in rows]
+    attached = facts.get("attached")
+    if attached and any(attached.values()):
+        lines.append(f"              (of these, documentation {attached['documentation']:,}, test "
+                     f"results {attached['test-results']:,})")
+    return lines
+
+
+def _version_text(facts):
+    versions = facts.get("versioninfo")
+    versions = versions if isinstance(versions, dict) else {}
+    ours, theirs = versions.get("devpi-lite"), versions.get("devpi-server")
+    text = f"{ours}, speaks as devpi-server {theirs}" if ours else f"devpi-server {theirs}"
+    if facts.get("schema") is not None:
+        text += f", schema {facts['schema']}"
+        if facts["schema"] != facts["schema-of-program"]:
+            text += f" (this program: {facts['schema-of-program']})"
+    return one_line(text)
+
+
+def _server_text(server, now):
+    if server["running"]:
+        process = f", process {server['pid']}" if server["pid"] else ""
+        return f"runs{process}, since {_moment_text(server['since'], now)}"
+    if server["running"] is None:
+        return "unknown: on read-only media it leaves no trace"
+    return "not running"
+
+
+def _moment_text(moment, now):
+    """A time for a person: `2026-11-29 00:52, 3 h ago`, in the zone of this machine."""
+    return (f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(moment))}, "
+            f"{age_text(max(0, now - moment))} ago")
+
+
+def number_of(number, one, many):
+    """A number with its noun: `1 file`, `2,000 files`."""
+    return f"{number:,} {one if number == 1 else many}"
+
+
+def age_text(seconds):
+    """A number of seconds for a person: `12 s`, `5 min`, `3 h`, `12 days`."""
+    for unit, size, until in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800)):
+        if seconds < until:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+@command(
+    "status", "Show on one screen how a server is: whether it runs, what it holds, what waits, and "
+              "what is wrong.  Without --url it reads --serverdir, where a server may run or not, "
+              "and neither changes nor locks anything.  With --url it asks a running server, and "
+              "--serverdir does not count.",
+    argument("--url", metavar="URL", type=_server_url,
+             help="the server to ask, as http://localhost:3141"),
+    argument("--user", help="log in to it: root sees more than others"),
+    argument("--password-file", metavar="FILE",
+             help="file whose first line is the user's password; else it is asked for"),
+    argument("--json", action="store_true", help="one JSON object in place of the screen"),
+    argument("--nagios", action="store_true",
+             help="one line for Nagios, Icinga and the like; the exit status is 0 if all is well, "
+                  "1 for a warning, 2 if something is wrong, no server runs or none answers, and "
+                  "3 if that can't be found out"),
+    takes=(COMMON,), is_plugin=True)
+def command_status(parsed):
+    told = parsed.rest
+    try:
+        if told.json and told.nagios:
+            raise FatalError("--json can't be combined with --nagios", 2)
+        if told.url:
+            facts = facts_of_server(told.url, _credentials(told))
+        elif told.user or told.password_file:
+            raise FatalError("--user and --password-file are for a server: name it by --url", 2)
+        else:
+            facts = facts_of_directory(parsed.settings.serverdir)
+    except (FatalError, OSError, sqlite3.Error) as error:
+        if not told.nagios:
+            raise
+        # a database that can't be read is the server's trouble, a wrong word is the caller's
+        is_trouble = isinstance(error, (NoAnswer, sqlite3.DatabaseError))
+        status, line = plugin_line("fatal" if is_trouble else "unknown", str(error))
+        print(line)
+        return status
+
+    if told.nagios:
+        status, line = status_line(facts, monitored=not told.url)
+        print(line)
+        return status
+    print(json.dumps(facts, indent=2) if told.json else "\n".join(screen(facts, time.time())))
+    return 0
+
+
+def _credentials(told):
+    """(user, password) of the options, or None."""
+    if not told.user:
+        if told.password_file:
+            raise FatalError("--password-file needs --user", 2)
+        return None
+    if not told.password_file:
+        if not sys.stdin.isatty():
+            raise FatalError("nobody is there to answer: give the password with --password-file", 2)
+        return told.user, getpass.getpass(f"password of {told.user}: ")
+    try:
+        with open(told.password_file, encoding="utf-8") as file:
+            return told.user, file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FatalError(f"can't read {told.password_file}: {reason_of(error)}") from None
+
+
 # ==================================================================================================
 # 28  Commands
 #
@@ -20241,7 +20837,7 @@ def main(arguments):
             command, arguments = COMMANDS[" ".join(arguments[:words])], arguments[words:]
             break
     try:
-        return command.run(parse_options(command, arguments)) or 0
+        return command.run(_parsed(command, arguments)) or 0
     except (FatalError, Problem) as error:
         print(f"fatal: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
@@ -20252,6 +20848,20 @@ def main(arguments):
         return 1
     except KeyboardInterrupt:
         return 1
+
+
+def _parsed(command, arguments):
+    """As `parse_options`; the exit status of a plugin is its own."""
+    try:
+        return parse_options(command, arguments)
+    except (SystemExit, FatalError) as error:
+        is_wrong = not isinstance(error, SystemExit) or error.code == 2
+        if not (command.is_plugin and "--nagios" in arguments and is_wrong):
+            raise
+        status, line = plugin_line("unknown", "wrong usage: see standard error"
+                                   if isinstance(error, SystemExit) else str(error))
+        print(line)
+        sys.exit(status)
 
 
 class ScriptEnds(Exception):
