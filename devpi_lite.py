@@ -1007,7 +1007,8 @@ class Settings:
         "else only from this machine, and root")
     mirror_cache_expiry: int = option(
         "mirror-cache-expiry", _not_negative, 1800,
-        "seconds for which a mirrored page is not asked for again")
+        "seconds for which a mirrored page is not asked for again; devpi 7 calls it the other way",
+        aliases=("--remote-refresh-delay",))
     request_timeout: float = option(
         "request-timeout", _seconds, 5.0, "seconds for which a request waits for upstream")
     offline_mode: bool = option(
@@ -17357,7 +17358,8 @@ def get_status(request):
         "metrics": [[gauge.name, gauge.kind, gauge.value] for gauge in app.all_gauges()
                     if isinstance(gauge.value, (int, float))],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
-        "role": "MASTER", "polling_replicas": {}, "status": level, "messages": messages,
+        "role": "PRIMARY" if request.query.get("v") == "2" else "MASTER",     # as devpi 7 and 6
+        "polling_replicas": {}, "status": level, "messages": messages,
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1],
                   "days": Limits.trash // 86400},

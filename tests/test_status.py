@@ -323,3 +323,26 @@ def test_many_files_are_counted_in_a_moment(served, tmp_path):
     (0, "0 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (7200, "2 h"), (172800, "2 days"), (9e6, "104 days")])
 def test_ages(seconds, text):
     assert devpi_lite.age_text(seconds) == text
+
+
+# -- devpi 7's words
+
+
+def test_the_role_in_the_words_of_devpi_7(served):
+    for query, role in (("", "MASTER"), ("?v=2", "PRIMARY"), ("?v=1", "MASTER")):
+        assert served.get("/+status" + query, headers={"Accept": "application/json"}).result["role"] == role
+
+
+def test_the_delay_of_mirrors_has_both_names(tmp_path):
+    words = run_command("serve", "--help").stdout
+    assert "--mirror-cache-expiry" in words and "--remote-refresh-delay" in words
+    (tmp_path / "c.ini").write_text("[devpi-server]\nremote-refresh-delay = soon\n")
+    for said, options in ((["--remote-refresh-delay", "soon"], {}), ([], {"env": {"DEVPISERVER_REMOTE_REFRESH_DELAY": "soon"}}),
+                          (["-c", str(tmp_path / "c.ini")], {})):
+        result = run_command("serve", *said, **options)
+        assert result.returncode in (2, 4) and "'soon'" in result.stderr, result
+
+
+def test_options_that_devpi_7_no_longer_has_are_accepted(make_server):
+    server = make_server("--enable-core-metadata", "--keyfs-cache-size", "5", "--profile-requests", "0", "--remote-refresh-delay", "60")
+    assert server.get("/+api").status == 200
