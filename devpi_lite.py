@@ -5300,6 +5300,16 @@ def _salted_sha256(stored):
     return match.groups() if match else None
 
 
+def is_password_hash(text):
+    """Whether a text has the form of what an account's `pwhash` can be."""
+    return isinstance(text, str) and bool(
+        _OWN_HASH.fullmatch(text) or _salted_sha256(text) or argon2_of(text))
+
+
+_OWN_HASH = re.compile("(scrypt:n=[0-9]{1,7},r=[0-9]{1,3},p=[0-9]{1,3}|pbkdf2_sha256:[0-9]{1,8})"
+                       ":[0-9a-f]{16,128}:[0-9a-f]{16,128}")
+
+
 def hash_for_devpi(value):
     """(the `pwhash` that a dump for devpi gives a user, whether the password survives), from the
     value of the user's row.
@@ -18467,23 +18477,6 @@ def _seconds_of_text(text):
 
 
 # -- what a dump says, checked as a whole
-
-
-def imported_hash(pwhash, pwsalt):
-    if not pwhash:
-        return None
-    if pwsalt and re.fullmatch("[0-9a-f]{64}", pwhash):
-        return f"devpi_sha256:{pwsalt}:{pwhash}"
-    if pwhash.startswith("$argon2"):
-        return pwhash
-    raise ValueError("unknown hash")
-
-
-def is_password_hash(text):
-    """Whether a text has the form of what `hash_password` returns."""
-    return isinstance(text, str) and re.fullmatch(
-        "(scrypt:n=[0-9]{1,7},r=[0-9]{1,3},p=[0-9]{1,3}|pbkdf2_sha256:[0-9]{1,8})"
-        ":[0-9a-f]{16,128}:[0-9a-f]{16,128}", text) is not None
 
 
 class Dump:
