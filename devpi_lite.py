@@ -17883,8 +17883,707 @@ def size_text(size):
 # 24  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
-# state of the database.
+# state of the database. What devpi has no place for is under the key `devpi_lite`, which its
+# importers ignore and ours reads.
 # ==================================================================================================
+
+
+# The top-level key `devpi_lite` of dataindex.json:
+#   format, program, serial     1, the version of this program, the last serial of the changelog
+#   users       {name: {"pwhash": text or null}}
+#   indexes     {user/index: {option: value}}: options that devpi does not know; and "bases" of
+#               indexes whose `indexconfig` lacks some
+#   projects    {user/index: {project: {"status", "reason"}}}: those that are not active, or have
+#               no release
+#   releases    {user/index: {project: {version: {"name", "version"}}}}: what metadata really has
+#               where devpi would not take it
+#   rows        [[kind, key, value], ...]: rows of all kinds that are not in `DUMPED_KINDS`
+# A file's key `devpi_lite` has those keys of its value (see `FileRows`) that are not in
+# `DERIVED_OF_FILE` and neither null nor 0, `requires_python` always, and "history" if `log` lacks
+# something of it. A mirror's file: those columns of the table `files` that are not null.
+DUMP_INDEX = "dataindex.json"       # the dump's list of everything; a dump that has it is whole
+UNFINISHED_DUMP = DUMP_INDEX + ".part"
+DUMP_BEGINNING = '{\n  "devpi_server": "devpi_lite '
+OWN_KEY = "devpi_lite"
+
+# the options of devpi's indexes; others are ours alone
+DEVPI_OPTIONS = {
+    "type", "volatile", "bases", "acl_upload", "acl_toxresult_upload", "mirror_whitelist",
+    "mirror_whitelist_inheritance", "uploadtrigger_jenkins", "mirror_url", "mirror_web_url_fmt",
+    "mirror_cache_expiry", "mirror_ignore_serial_header", "mirror_no_project_list",
+    "mirror_provides_core_metadata", "mirror_use_external_urls", "title", "description",
+    "custom_data"}
+# the keys of an entry of a file's history that devpi 7 takes
+DEVPI_HISTORY = {"what", "who", "when", "count", "dst", "message", "src"}
+# keys of a file's value (see `FileRows`) that an import derives from devpi's part of the dump and
+# from the file itself
+DERIVED_OF_FILE = {"project", "version", "filename", "kind", "sha256", "size", "history", "for",
+                   "core_metadata", "metadata_sha256"}
+# kinds of rows that have a place of their own in a dump, or that an import makes again
+DUMPED_KINDS = {"user", "index", "metadata", "project", "release", "file"}
+
+
+@command(
+    "export", "Write everything that people have put into a server directory into a new directory, "
+              "as a dump that devpi-import (devpi-server 6 and 7) and the command `import` read.  "
+              "The server may run and take uploads meanwhile: the dump is its state at the start "
+              "of the export.  The SHA-256 of each file is checked on the way.  A directory with a "
+              "dataindex.json holds a whole dump; what a killed export leaves behind is removed by "
+              "the next one into the same directory.  Exit status: 0 done, 1 nothing was written, "
+              "5 done, but something is missing.",
+    argument("dir", metavar="DIR", type=absolute_path,
+             help="the directory to write to: missing or empty, on a disk with enough room"),
+    argument("--include-mirrored-files", action="store_true",
+             help="also the files that mirrors keep; without them only the mirrors' settings"),
+    argument("--hard-links", action="store_true",
+             help="link the files, in place of copying them, where both directories are on one "
+                  "disk: takes hardly any room or time; but a file that is changed in the dump is "
+                  "then changed in the server directory, too"),
+    argument("--skip-broken", action="store_true",
+             help="leave out files that are missing or damaged, and name them; without this they "
+                  "end the export"),
+    takes=(COMMON,))
+def command_export(parsed):
+    settings, told = parsed.settings, parsed.rest
+    if (told.dir + os.sep).startswith(settings.serverdir + os.sep):
+        raise FatalError(f"{told.dir} is inside of the server directory: choose another directory")
+
+    give_way()
+    spare_memory()
+    with contextlib.closing(open_rows(settings.serverdir)) as db:
+        db.execute("BEGIN")     # from now on one state, whatever the server writes
+        export = Export(db, Blobs(settings.serverdir, read_only=True), told)
+        export.check_names()
+        with new_dump(told.dir) as file:
+            export.write(file)
+        for line in export.warnings():
+            print(f"warning: {line}", file=sys.stderr)
+    print(export.summary())
+    return 5 if export.skipped else 0
+
+
+@contextlib.contextmanager
+def new_dump(folder):
+    """A missing or empty directory that the caller fills; yields an open text file, which becomes
+    its dataindex.json once all is on disk. It has the beginning of a JSON object already.
+
+    If the caller fails, the directory is empty or missing again."""
+    made = _make_folders(folder)
+    part = os.path.join(folder, UNFINISHED_DUMP)
+    try:
+        with _claim_dump(folder) as file:
+            try:
+                yield file
+                file.write("\n}\n")
+                file.flush()
+                sync_tree(folder)
+                os.fsync(file.fileno())
+                if os.name == "nt":
+                    file.close()        # Windows renames no open file
+                os.replace(part, os.path.join(folder, DUMP_INDEX))
+                for path in (folder, *map(os.path.dirname, made)):
+                    sync_directory(path)
+            except BaseException:
+                _empty_dump(folder)
+                file.close()
+                os.unlink(part)
+                raise
+    except BaseException as error:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):      # another export claimed it
+                os.rmdir(path)
+        if isinstance(error, OSError):
+            raise FatalError(f"nothing was written: {reason_of(error)}") from error
+        raise
+
+
+def _make_folders(folder):
+    """Make a directory that only its owner can read; returns those made, outermost first."""
+    missing = []
+    try:
+        while not os.path.lexists(folder):
+            missing.insert(0, folder)
+            folder = os.path.dirname(folder)
+        for path in missing:
+            os.mkdir(path, 0o700)
+        if not missing and not os.listdir(folder):
+            os.chmod(folder, 0o700)
+    except OSError as error:
+        raise FatalError(f"can't make a dump in {missing[-1] if missing else folder}: "
+                         f"{error.strerror}; choose another directory") from None
+    return missing
+
+
+@contextlib.contextmanager
+def _claim_dump(folder):
+    """Lock a directory for a dump, and remove what a killed export left there.
+
+    Yields its `UNFINISHED_DUMP`, which says whose the directory is, as an open text file."""
+    part = os.path.join(folder, UNFINISHED_DUMP)
+    names = set(os.listdir(folder)) - {"lost+found"}
+    if DUMP_INDEX in names:
+        raise FatalError(f"{folder} holds a dump already: choose another directory")
+    if names and (UNFINISHED_DUMP not in names or os.path.islink(part)):
+        raise FatalError(f"{folder} is not empty: choose a missing or an empty directory")
+
+    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii",
+              buffering=1 << 20) as file:
+        try:
+            lock_file(file)
+        except OSError:
+            raise FatalError(f"another export writes to {folder} at this moment") from None
+        if not os.path.exists(part) or not os.path.samestat(os.fstat(file.fileno()),
+                                                            os.stat(part)):
+            raise FatalError(f"another export wrote to {folder} just now: choose another directory")
+
+        file.seek(0)
+        beginning = file.read(len(DUMP_BEGINNING))
+        foreign = [name for name in names - {UNFINISHED_DUMP}
+                   if not os.path.isdir(os.path.join(folder, name))
+                   or os.path.islink(os.path.join(folder, name))]
+        if beginning not in ("", DUMP_BEGINNING) or foreign:
+            raise FatalError(f"{folder} is not empty: choose a missing or an empty directory")
+        if names:
+            print(f"an export to {folder} was cut off: what it left there is removed",
+                  file=sys.stderr)
+            _empty_dump(folder)
+
+        file.seek(0)
+        file.truncate()
+        file.write(f'{DUMP_BEGINNING}{__version__}"')
+        file.flush()
+        os.fsync(file.fileno())
+        sync_directory(folder)
+        yield file
+
+
+def _empty_dump(folder):
+    """Remove all from an unfinished dump but the mark that says so."""
+    for entry in os.scandir(folder):
+        if entry.name not in (UNFINISHED_DUMP, "lost+found"):
+            shutil.rmtree(entry.path)
+
+
+class JsonStream:
+    """JSON written piece by piece, a line for each value: of objects and lists that do not fit into
+    memory. Begins inside of an object that has `count` keys already."""
+
+    def __init__(self, file, count):
+        self.write, self.counts = file.write, [count]
+
+    def _begin(self, key):
+        self.write((",\n" if self.counts[-1] else "\n") + "  " * len(self.counts))
+        self.counts[-1] += 1
+        if key is not None:
+            self.write(json.dumps(key) + ": ")
+
+    def put(self, key, value):
+        """Write a value under a key, or in a list, where the key is None."""
+        self._begin(key)
+        self.write(json.dumps(value))
+
+    def object(self, key=None):
+        """Have what is written in the `with` be in an object."""
+        return self._inside(key, "{}")
+
+    def list(self, key=None):
+        return self._inside(key, "[]")
+
+    @contextlib.contextmanager
+    def _inside(self, key, ends):
+        self._begin(key)
+        self.write(ends[0])
+        self.counts.append(0)
+        yield
+        if self.counts.pop():
+            self.write("\n" + "  " * len(self.counts))
+        self.write(ends[1])
+
+
+class DumpedFile(typing.NamedTuple):
+    """A file on its way into a dump: its blob, its place in the dump, and what is said of it."""
+    id: int
+    index: str              # user/name
+    filename: str
+    sha256: str
+    size: int
+    folder: str             # in the dump, "/" between the parts
+    tested: int | None      # of a test result: the id of the file that was tested
+    entry: dict             # in dataindex.json, without the relpath
+
+
+class Export:
+    """What goes into a dump. `db`: a connection that sees one state of the database; `told`: the
+    arguments of the command."""
+
+    def __init__(self, db, blobs, told):
+        self.db, self.blobs, self.told = db, blobs, told
+        self.began = time.monotonic()
+        self.left_out = set()           # ids of files
+        self.skipped = []               # sentences about what is left out
+        self.folders = set()            # made for the present project
+        self.cut = {}       # {path of an index: its bases} where the dump lacks some
+        # {path of an index: {project: {version: {"name", "version"}}}} that devpi would not take
+        self.odd_releases = collections.defaultdict(dict)
+        self.locked_out = []            # names of users whose passwords devpi can't have
+        self.not_linked = 0
+        self.files = self.size = self.projects = 0
+        self.users = list(ROWS["user"].all(db))
+        self.indexes = [(row["id"], row["user"], row["name"], json.loads(row["config"]))
+                        for row in db.execute("SELECT indexes.id, users.name AS user, "
+                                              "indexes.name, config FROM indexes "
+                                              "JOIN users ON users.id = user_id "
+                                              "ORDER BY indexes.id")]
+
+    def check_names(self):
+        """Leave out users and indexes that no importer takes, or FatalError."""
+        bad = {name for (name,), _ in self.users if not _is_plain(name)}
+        for _, user, name, _ in self.indexes:
+            if user in bad or not _is_plain(name):
+                self._skip(f"the index {ascii(user + '/' + name)}",
+                           "no importer takes this name: copy what it has to another index")
+        for name in sorted(bad):
+            self._skip(f"the user {ascii(name)}", "no importer takes this name: make another user")
+        self.users = [row for row in self.users if row[0][0] not in bad]
+        self.indexes = [row for row in self.indexes if row[1] not in bad and _is_plain(row[2])]
+
+    def _skip(self, what, why):
+        """Note that something is left out; FatalError without --skip-broken."""
+        if not self.told.skip_broken:
+            raise FatalError(f"{what}: {why}, or leave it out of the dump by --skip-broken")
+        self.skipped.append(what)
+        print(f"left out: {what}: {why}", file=sys.stderr)
+
+    def write(self, file):
+        """Write all files, and dataindex.json to an open file, whose object has one key."""
+        self.folder = self.told.dir
+        files, size = self.db.execute(
+            "SELECT count(*), coalesce(sum(size), 0) FROM files WHERE sha256 IS NOT NULL "
+            "AND (release_id IS NOT NULL OR ?)", (self.told.include_mirrored_files,)).fetchone()
+        free = shutil.disk_usage(self.folder).free
+        if size > free and not self.told.hard_links:
+            print(f"warning: the dump takes {size_text(size)}, and the disk of {self.folder} has "
+                  f"{size_text(free)} free", file=sys.stderr)
+
+        out = JsonStream(file, 1)
+        out.put("dumpversion", "2")
+        out.put("pythonversion", list(sys.version_info))
+        with out.object("users"):
+            for (name,), value in self.users:
+                pwhash, survives = hash_for_devpi(value)
+                out.put(name, _user_for_devpi(name, value, pwhash))
+                if not survives:
+                    self.locked_out.append(name)
+
+        bases = bases_without_cycles({f"{user}/{name}": config.get("bases", [])
+                                      for _, user, name, config in self.indexes})
+        with Progress("export", files, size) as progress, out.object("indexes"):
+            for index_id, user, name, config in self.indexes:
+                path = f"{user}/{name}"
+                if bases[path] != config.get("bases", []):
+                    self.cut[path] = config["bases"]
+                    config = {**config, "bases": bases[path]}
+                with out.object(path):
+                    out.put("indexconfig", _config_for_devpi(config))
+                    if config["type"] == "stage":
+                        self._write_stage(out, progress, index_id, path)
+                    elif self.told.include_mirrored_files:
+                        self._write_mirror(out, progress, index_id, path)
+        self._write_own(out)
+
+    # -- stages
+
+    def _projects(self, index_id, condition="1"):
+        """Yield (id, name) of the projects of an index, the oldest first."""
+        return map(tuple, self.db.execute(
+            f"SELECT id, name FROM projects WHERE index_id = ? AND {condition} ORDER BY id",
+            (index_id,)))
+
+    def _write_stage(self, out, progress, index_id, path):
+        with out.object("projects"):
+            for project_id, name in self._projects(index_id):
+                self.projects += 1
+                with out.object(name):
+                    for row in self.db.execute(
+                            "SELECT id, version, metadata, readme_size FROM releases "
+                            "WHERE project_id = ? ORDER BY id", (project_id,)):
+                        version, stored = row["version"], stored_metadata(self.db, row)
+                        metadata = _metadata_for_devpi(stored, name, version)
+                        out.put(version, metadata)
+                        odd = {key: stored[key] for key in ("name", "version")
+                               if key in stored and stored[key] != metadata[key]}
+                        if odd:
+                            self.odd_releases[path].setdefault(name, {})[version] = odd
+        with out.list("files"):
+            self._write_files(out, progress, self._files_of_stage(index_id, path))
+
+    def _files_of_stage(self, index_id, path):
+        """Yield a stage's files as `DumpedFile`, test results after the files that they are of."""
+        rows = ROWS["file"]
+        query = (f"SELECT files.id, files.for_id, files.path, tested.sha256 AS tested_sha256, "
+                 f"{', '.join(rows.facts)} FROM {rows.source} WHERE files.project_id = ? "
+                 "AND files.position IS NULL AND files.release_id IS NOT NULL "
+                 "ORDER BY files.for_id IS NOT NULL, files.id")
+        for project_id, name in self._projects(index_id):
+            self.folders.clear()
+            for row in self.db.execute(query, (project_id,)):
+                value = rows.value(self.db, row)
+                folder, entry = _entry_of_stage(path, name, value, row["tested_sha256"])
+                yield DumpedFile(row["id"], path, value["filename"], value["sha256"],
+                                 value["size"], folder, row["for_id"], entry)
+
+    # -- mirrors
+
+    def _cached_projects(self, index_id):
+        return self._projects(index_id, "EXISTS (SELECT 1 FROM files "
+                              "WHERE project_id = projects.id AND sha256 IS NOT NULL)")
+
+    def _cached_files(self, project_id):
+        return select_files(self.db, "WHERE project_id = ? AND sha256 IS NOT NULL AND url != '' "
+                            "AND version != '' ORDER BY position IS NULL, position, id", project_id)
+
+    def _write_mirror(self, out, progress, index_id, path):
+        with out.object("projects"):
+            for project_id, name in self._cached_projects(index_id):
+                self.projects += 1
+                versions = {}
+                for file in self._cached_files(project_id):
+                    versions.setdefault(file.version, []).append(file)
+                with out.object(name):
+                    for version, files in versions.items():
+                        out.put(version, _metadata_of_cached(name, version, files))
+        with out.list("files"):
+            self._write_files(out, progress, self._files_of_mirror(index_id, path))
+
+    def _files_of_mirror(self, index_id, path):
+        for project_id, name in self._cached_projects(index_id):
+            self.folders.clear()
+            for file in self._cached_files(project_id):
+                folder, entry = _entry_of_mirror(path, name, file)
+                yield DumpedFile(file.id, path, file.filename, file.sha256, file.size, folder,
+                                 None, entry)
+
+    # -- files
+
+    def _write_files(self, out, progress, files):
+        """Put files into the dump, and what is said of them into dataindex.json."""
+        for file, (relpath, why) in in_threads(self._copy, self._in_folders(files)):
+            progress.add(file.size)
+            if file.tested in self.left_out and relpath:
+                os.unlink(os.path.join(self.folder, *relpath.split("/")))
+                why = "the file that it is a test result of is left out"
+            if why:
+                self.left_out.add(file.id)
+                self._skip(f"{file.filename} of {file.index}", why)
+                continue
+            self.files += 1
+            self.size += file.size
+            out.put(None, {**file.entry, "relpath": relpath})
+
+    def _in_folders(self, files):
+        """Make the folders of files."""
+        for file in files:
+            if file.folder not in self.folders:
+                os.makedirs(os.path.join(self.folder, *file.folder.split("/")), 0o700, True)
+                self.folders.add(file.folder)
+            yield file
+
+    def _copy(self, file):
+        """Copy or link a file's blob into the dump, and check it; runs in several threads.
+
+        Returns (its path in the dump, None) or (None, why that is impossible)."""
+        advice = "run fsck, which says more, and get it back from a backup"
+        try:
+            source = self.blobs.open(file.sha256)
+        except NotFound:
+            return None, f"its bytes ({file.sha256}) are lost: {advice}"
+
+        with source:
+            for relpath in self._places(file):
+                target = os.path.join(self.folder, *relpath.split("/"))
+                try:
+                    self._copy_to(source, target, file)
+                    return relpath, None
+                except FileExistsError:
+                    continue
+                except Damaged as damage:
+                    return None, f"its bytes are damaged ({damage}): {advice}"
+                except Problem as problem:
+                    raise FatalError(f"{self.folder}: {problem}: free some room, or choose another "
+                                     "directory") from None
+                except OSError as error:
+                    if self._is_sound(file):
+                        raise FatalError(f"can't write {target}: {reason_of(error)}") from None
+                    return None, f"its bytes can't be read ({reason_of(error)}): {advice}"
+
+    def _is_sound(self, file):
+        """Whether a blob can be read: an error was then one of writing."""
+        try:
+            with self.blobs.open(file.sha256) as source:
+                return hash_file(source.name)[0] == file.sha256
+        except (OSError, NotFound):
+            return False
+
+    @staticmethod
+    def _places(file):
+        """Yield the paths that a file may have in the dump; the first one is nearly always free:
+        documentation of a-1 2.0 and of a 1-2.0 would be at one path."""
+        yield f"{file.folder}/{file.filename}"
+        for number in itertools.count(2):
+            yield f"{file.folder}/+{number}/{file.filename}"
+
+    def _copy_to(self, source, target, file):
+        """Raises FileExistsError, Damaged, NoSpace or OSError; nothing is left at `target` then."""
+        folder = os.path.dirname(target)
+        if os.path.basename(folder)[:1] == "+":
+            os.makedirs(folder, 0o700, True)
+        if self.told.hard_links:
+            digest, _ = hash_file(source.name)
+            if digest != file.sha256:
+                raise Damaged(f"sha256 mismatch, got {digest}, expected {file.sha256}")
+            try:
+                return os.link(source.name, target)
+            except FileExistsError:
+                raise
+            except OSError as error:
+                log.debug("%s is copied, not linked: %s", target, reason_of(error))
+                self.not_linked += 1
+        return copy_checked(source, target, file.sha256)
+
+    # -- what devpi has no place for
+
+    def _write_own(self, out):
+        with out.object(OWN_KEY):
+            out.put("format", 1)
+            out.put("program", __version__)
+            out.put("serial", self.db.execute(
+                "SELECT coalesce(max(serial), -1) FROM changelog").fetchone()[0])
+            with out.object("users"):
+                for (name,), value in self.users:
+                    out.put(name, {"pwhash": value["pwhash"]})
+            with out.object("indexes"):
+                for _, user, name, config in self.indexes:
+                    path = f"{user}/{name}"
+                    own = {key: value for key, value in config.items()
+                           if key not in DEVPI_OPTIONS and key != FROM_DEVPI}
+                    if path in self.cut:
+                        own["bases"] = self.cut[path]
+                    if own:
+                        out.put(path, own)
+            with out.object("projects"):
+                for index_id, user, name, config in self.indexes:
+                    if config["type"] == "stage":
+                        self._write_odd_projects(out, index_id, f"{user}/{name}")
+            out.put("releases", self.odd_releases)
+            with out.list("rows"):
+                for kind, rows in ROWS.items():
+                    if kind not in DUMPED_KINDS:
+                        for key, value in rows.all(self.db):
+                            out.put(None, [kind, key, value])
+
+    def _write_odd_projects(self, out, index_id, path):
+        """Write the projects that have no release, or are not active."""
+        rows = self.db.execute(
+            "SELECT name, status FROM projects WHERE index_id = ? AND (status IS NOT NULL OR "
+            "NOT EXISTS (SELECT 1 FROM releases WHERE project_id = projects.id)) ORDER BY id",
+            (index_id,))
+        first = rows.fetchone()
+        if first is None:
+            return
+        with out.object(path):
+            for row in itertools.chain([first], rows):
+                status = Status.of(row["status"])
+                out.put(row["name"], {"status": status.word, "reason": status.reason})
+
+    # -- for the person who exports
+
+    def warnings(self):
+        """Yield sentences about what does not come along to devpi."""
+        if self.locked_out:
+            yield (f"in devpi, {_some(self.locked_out)} can't log in before `devpi-passwd NAME` there: "
+                   "devpi's hash of a password can't be made from ours (`import` keeps them)")
+        for path, bases in self.cut.items():
+            yield (f"the bases of {path} ({', '.join(bases)}) lead back to it, which devpi-import "
+                   "does not survive: the one that does is left out for devpi")
+
+        for index_id, user, name, config in self.indexes:
+            listed = [each for each in config.get("mirror_whitelist", ()) if each != "*"]
+            unknown = [each for each in listed if not self.db.execute(
+                "SELECT 1 FROM projects WHERE index_id = ? AND name = ?",
+                (index_id, each)).fetchone()]
+            if unknown:
+                yield (f"{user}/{name} whitelists {_some(unknown)}, no projects there: devpi 7 "
+                       "makes them, which shuts upstream's out of indexes that build on it")
+            if config.get("acl_pkg_read", [ANONYMOUS]) != [ANONYMOUS]:
+                yield f"devpi shows {user}/{name} to everybody: it has no acl_pkg_read"
+
+        lost = [f"{count:,} {what if count == 1 else many}" for what, many, query in _UNKNOWN
+                for count, in self.db.execute(query) if count]
+        if lost:
+            yield f"devpi has no place for these, the command `import` has: {'; '.join(lost)}"
+        if self.not_linked:
+            yield f"{self.not_linked:,} files are copied, for they can't be linked to this disk"
+        if self.skipped:
+            yield f"the dump lacks what is broken: {len(self.skipped):,} named above"
+
+    def summary(self):
+        seconds = int(time.monotonic() - self.began)
+        return (f"{self.folder} has {len(self.users):,} users, {len(self.indexes):,} indexes, "
+                f"{self.projects:,} projects and {self.files:,} files ({size_text(self.size)}), "
+                f"written in {seconds // 60}:{seconds % 60:02}")
+
+
+# what devpi has no place for: a word, its plural, and how to count it
+_UNKNOWN = (
+    ("yanked file", "yanked files", "SELECT count(*) FROM files "
+     "WHERE release_id IS NOT NULL AND yanked IS NOT NULL"),
+    ("project status", "project statuses", "SELECT count(*) FROM projects "
+     "WHERE status IS NOT NULL AND index_id IN "
+     "(SELECT id FROM indexes WHERE instr(config, '\"type\": \"stage\"'))"),
+    ("file's attestations", "files' attestations", "SELECT count(*) FROM attestations"),
+    ("index's webhooks", "indexes' webhooks", "SELECT count(*) FROM indexes "
+     "WHERE instr(config, '\"webhook_url\"')"),
+    ("name of a deleted file", "names of deleted files", "SELECT count(*) FROM withdrawn"))
+
+
+def _some(names):
+    """Names in a sentence: ten at most."""
+    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def _is_plain(name):
+    """Whether a user or an index can have this name in other servers."""
+    return name not in (".", "..") and re.search(r"[/\\\x00-\x1f\x7f\ud800-\udfff]",
+                                                 name) is None
+
+
+def _part(text):
+    """A text as a part of a path: itself, nearly always, or one that is made of its hash."""
+    if is_safe_filename(text) and text[:1] != "+" and text == text.strip(" ") \
+            and not text.lower().startswith(DUMP_INDEX):
+        return text
+    return "+" + hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _user_for_devpi(name, value, pwhash):
+    """What devpi's dump says of a user."""
+    attributes = dict(value["attributes"])
+    user = {**attributes.pop(FROM_DEVPI, {}), **attributes, "username": name,
+            "created": value["created"], "pwhash": pwhash}
+    user.pop("pwsalt", None)
+    if value["modified"]:
+        user["modified"] = value["modified"]
+    return user
+
+
+def _config_for_devpi(config):
+    """The configuration of an index, without what devpi does not know."""
+    known = {key: value for key, value in config.items() if key in DEVPI_OPTIONS}
+    unknown = {key: value for key, value in config.get(FROM_DEVPI, {}).items()
+               if key not in config}
+    for key, convert in (("mirror_whitelist_inheritance", str.lower),
+                         ("mirror_whitelist", lambda names: [
+                             name if name == "*" else normalize(name) for name in names])):
+        if key in known:
+            known[key] = convert(known[key])
+    return {**unknown, **known}
+
+
+def _metadata_for_devpi(metadata, project, version):
+    """The metadata of a release, without what would stop devpi's importer."""
+    known = {**metadata.get(FROM_DEVPI, {}), **metadata}
+    known = {key: value for key, value in known.items() if key[:1] not in ("+", ":")}
+    if normalize(str(known.get("name", ""))) != project:
+        known["name"] = project
+    return {**known, "version": version}
+
+
+def _mapping(project, version, sha256, last_modified):
+    """The `entrymapping` of a file."""
+    return {"project": project, "version": version, "hashes": {"sha256": sha256},
+            "hash_spec": f"sha256={sha256}", "last_modified": last_modified}
+
+
+def _entry_of_stage(path, project, value, tested_sha256):
+    """(folder in the dump, entry in dataindex.json) of a stage's file; `value`: see `FileRows`."""
+    kind, version = value["kind"], value["version"]
+    parts = [*path.split("/"), project]
+    if kind == "toxresult":
+        parts.append(f"sha256={tested_sha256}")
+    elif kind == "doczip":
+        parts.pop()
+    else:
+        parts.append(version)
+
+    date = value["last_modified"] or http_date(seconds_of(value["uploaded"]))
+    entry = {"type": kind, "projectname": project, "version": version,
+             "entrymapping": _mapping(project, version, value["sha256"], date),
+             "log": [_history_for_devpi(each) for each in value["history"]]}
+    if value["for"]:
+        entry["for_entrypath"] = f"{path}/{value['for']}"
+    own = {key: each for key, each in value.items()
+           if key not in DERIVED_OF_FILE and each is not None and each != 0}
+    own["requires_python"] = value["requires_python"]       # null, too: the archive may have one
+    if entry["log"] != value["history"]:
+        own["history"] = value["history"]
+    entry[OWN_KEY] = own
+    return "/".join(map(_part, parts)), entry
+
+
+def _history_for_devpi(entry):
+    """An entry of a file's history, with the keys that devpi 7 takes."""
+    known = {"who": None, **entry}
+    if "reason" in entry:
+        known["message"] = entry["reason"]
+    return {key: value for key, value in known.items() if key in DEVPI_HISTORY}
+
+
+def _metadata_of_cached(project, version, files):
+    """The metadata of a mirror's release, as devpi has it."""
+    metadata = {"name": project, "version": version}
+    requires = next((file.requires_python for file in files if file.requires_python), None)
+    if requires:
+        metadata["requires_python"] = requires
+    if all(file.yanked is not None for file in files):
+        metadata["yanked"] = files[0].yanked or True
+    return metadata
+
+
+def _entry_of_mirror(path, project, file):
+    """(folder in the dump, entry in dataindex.json) of a file that a mirror keeps."""
+    date = file.last_modified or http_date(seconds_of(file.uploaded))
+    mapping = _mapping(project, file.version, file.sha256, date)
+    own = {key: getattr(file, key) for key in (
+        "path", "hash_spec", "position", "uploaded", "first_seen", "requires_python", "yanked",
+        "core_metadata", "provenance", "last_modified")}
+    entry = {"type": "releasefile", "projectname": project, "version": file.version,
+             "entrymapping": {**mapping, "url": file.url}, "log": [],
+             OWN_KEY: {key: each for key, each in own.items() if each is not None}}
+    return "/".join(map(_part, (*path.split("/"), project, file.version))), entry
+
+
+def bases_without_cycles(bases):
+    """{path: [path of a base, ...]} without those bases that lead back to an index that leads to
+    them; an index may be a base of itself."""
+    acyclic, state = {}, {}         # state: 1 while the bases of a path are followed, then 2
+    for start in bases:
+        stack = [(start, iter(bases[start]))] if start not in state else []
+        while stack:
+            path, rest = stack[-1]
+            if path not in state:
+                state[path], acyclic[path] = 1, []
+            for base in rest:
+                if base != path and state.get(base) == 1:
+                    continue
+                acyclic[path].append(base)
+                if base in bases and base not in state:
+                    stack.append((base, iter(bases[base])))
+                    break
+            else:
+                state[path] = 2
+                stack.pop()
+    return acyclic
 
 
 # ==================================================================================================
