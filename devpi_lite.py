@@ -18400,8 +18400,8 @@ class Export:
     def warnings(self):
         """Yield sentences about what does not come along to devpi."""
         if self.locked_out:
-            yield (f"in devpi, {_some(self.locked_out)} can't log in before `devpi-passwd NAME` there: "
-                   "devpi's hash of a password can't be made from ours (`import` keeps them)")
+            yield (f"in devpi, {_some(self.locked_out)} can't log in before `devpi-passwd NAME` "
+                   "there: its hashes can't be made from ours (`import` keeps passwords)")
         for path, bases in self.cut.items():
             yield (f"the bases of {path} ({', '.join(bases)}) lead back to it, which devpi-import "
                    "does not survive: the one that does is left out for devpi")
