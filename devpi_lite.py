@@ -20380,10 +20380,10 @@ def screen(facts, now):
     """What `status` found, as lines for a terminal of 24 lines of 80 columns."""
     where = facts.get("url") or facts["serverdir"]
     level, where = one_line(facts["status"], 20), one_line(where, 1000)
-    room = SCREEN_COLUMNS - len(f"devpi_lite : {level}")
+    room = SCREEN_COLUMNS - len(f": {level}")
     if len(where) > room:
         where = "..." + where[3 - room:]
-    lines = [f"devpi_lite {where}: {level}", ""]
+    lines = [f"{where}: {level}", ""]
     for name, text in _screen_facts(facts, now):
         lines += [line for line in _wrapped(f"{name:<14}{text}", " " * 14)]
     table = _screen_table(facts)

@@ -26,7 +26,7 @@ tests/CONTRACT.md.
      7  Installers' settings     configuration files and variables of pip and uv
      8  Declaring commands       commands, arguments and help texts, each declared once
      9  Connection               use, login, logoff, env
-    10  Users and indexes        user, passwd, index
+    10  Users and indexes        user, passwd, index, project
     11  Reading                  list, getjson, patchjson
     12  Releases                 remove, yank, refresh, push
     13  Archives                 metadata of wheels and sdists; safe unpacking
@@ -3476,7 +3476,8 @@ def _shell_line(shell, name, value):
 # ==================================================================================================
 # 10  Users and indexes
 #
-# The commands user, passwd and index: the users and indexes of a server, and their settings.
+# The commands user, passwd, index and project: the users, indexes and projects of a server, and
+# their settings.
 # ==================================================================================================
 
 _HIDDEN_KEYS = ("password", "pwhash", "webhook_secret")     # settings that are never printed
@@ -3654,7 +3655,8 @@ def manage_indexes(client):
     """Show, make, change or delete indexes.
 
     Settings: type, bases, volatile, acl_upload, mirror_url, title and more;
-    lists are written with commas."""
+    lists are written with commas.  Names of devpi 6 and 7 go to the server as
+    they are; devpi_lite takes both."""
     action, words = client.options.action, list(client.options.words)
     name = words.pop(0) if words and "=" not in words[0] else None
     if action == "list":
@@ -3740,6 +3742,84 @@ def _delete_index(client, url):
     note = _delete_in_use(client, url)
     client.console.info(f"index deleted: {url}")
     client.console.print_json({"deleted": url, **({"note": note} if note else {})})
+
+
+# -- projects
+
+
+@command(
+    "project", "show or change the settings of a project on an index",
+    argument("name", metavar="PROJECT", completes="project",
+             help="PROJECT of the current index, or USER/INDEX/PROJECT"),
+    argument("words", metavar="KEY=VALUE", nargs="*",
+             help="settings: KEY=VALUE, KEY-= (take out)"),
+    JSON)
+def manage_project(client):
+    """Show or change the settings of a project on an index, and show which of
+    its bases the project comes from, and why.
+
+    Setting: inheritance_rules="allow all", to let mirrors answer for the
+    project beside the index's own files.  The server has to be devpi_lite, or
+    devpi-server 7 or newer."""
+    words = client.options.words
+    settings = _parse_settings(words)
+    url, index, name = _project_url(client, client.options.name)
+    _require_project_settings(client, url, index, name)
+    if words:
+        client.require_login()
+        for word in words:
+            client.console.say(f"/{index}/{name} {word}")
+        # devpi-server 7.0.0b4 takes a list only under the project's first spelling
+        takes_out = any(key.endswith(("+", "-")) for key, _ in settings)
+        client.call("PATCH", url, words if takes_out else dict(settings), expect="projectconfig")
+    _show_project(client, url)
+
+
+def _project_url(client, text):
+    """(URL, user/index, project) of PROJECT, INDEX/PROJECT, USER/INDEX/PROJECT or a URL."""
+    place, _, name = text.rstrip("/").rpartition("/")
+    if not name or "=" in name:
+        raise Failure(f"'{masked(text)}' is not of the form PROJECT or USER/INDEX/PROJECT")
+    index = client.index_url(place, client.root) if place else client.index
+    name = normalize(name)
+    return f"{index}/{path_segment(name)}", "/".join(index.split("/")[-2:]), name
+
+
+def _require_project_settings(client, url, index, name):
+    """A Failure if the server has no settings of projects."""
+    feature = "projectconfig-v2"
+    if url.startswith(client.root) and feature in client.remote.features:
+        return
+    remote, _, _ = client.get_api(url.rsplit("/", 3)[0])    # the server may be newer than `use`
+    if feature not in remote.features:
+        raise Failure(
+            "this server has no settings of projects: devpi-server 7 and devpi_lite have",
+            f"'devpi index {index} mirror_whitelist+={name}' lets mirrors answer for it, too")
+
+
+def _show_project(client, url):
+    """Print the settings of a project, its versions, and the way to them."""
+    project = client.call("GET", url + "?v=2", expect="projectconfig_v2").result
+    config, versions = project.get("config") or {}, project.get("versions") or {}
+    client.console.print_result(f"{url}:")
+    for key in sorted(config):
+        client.console.print_result(f"  {key}={_format_value(config[key])}")
+    client.console.print_result(f"  versions={','.join(versions)}")
+
+    steps = (project.get("inheritance_info") or {}).get("traversal_infos") or ()
+    shown = []
+    for step in steps:
+        if step.get("action") == "postponed":       # what became of it follows
+            continue
+        text = f"  {step.get('name')}: {step.get('action')}"
+        if step.get("has_project") in ("true", "false"):
+            text += ", has it" if step["has_project"] == "true" else ", does not have it"
+        text += f" ({step['reason']})" if step.get("reason") else ""
+        if text not in shown:       # devpi-server 7 repeats an index for each of its bases
+            shown.append(text)
+    for text in shown:
+        client.console.print_result(text)
+    client.console.print_json({"url": url, **project})
 
 
 # ==================================================================================================

@@ -91,7 +91,7 @@ def test_the_directory_of_a_running_server(served):
 def test_the_screen_fits_a_terminal(served):
     text = status("--serverdir", str(served.directory))
     assert_fits(text)
-    assert text.startswith("devpi_lite %s: ok\n" % served.directory)
+    assert text.startswith("%s: ok\n" % served.directory)
     for word in ("runs, process %d, since" % served.pid, "by root", "files here", "documentation 1"):
         assert word in text, text
 
