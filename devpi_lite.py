@@ -19054,6 +19054,8 @@ class DumpReader:
         facts = {"hashes": self._hashes(mapping, f"{place}/entrymapping")}
 
         size = mapping.get("size")
+        if isinstance(size, str) and re.fullmatch("[0-9]{1,18}", size):     # devpi-server 1.x
+            size = int(size)
         if size is not None and (type(size) is not int or size < 0):
             self._error(f"{place}/entrymapping/size", "no number of bytes")
         facts["size"] = size
@@ -19510,6 +19512,9 @@ class Dump:
         elif row["kind"] == "doczip":
             found = sorted((version for version in known
                             if row["filename"].endswith(f"-{version}.doc.zip")), key=len)[-1:]
+            if not found and row["filename"].endswith(".zip") \
+                    and normalize(row["filename"][:-len(".zip")]) == row["project"]:
+                found = sorted(known, key=version_key)[-1:]     # in 1.1 they were a project's
         else:
             tested = self.tested(row, facts)
             found = [tested["version"]] if tested and tested["version"] in known else []

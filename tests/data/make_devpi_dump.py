@@ -105,7 +105,9 @@ class Site:
         assert reply.status == 200, (archive.filename, reply)
         release = self.of(index, project or archive.name, archive.version)
         release["metadata"] = {"name": archive.name, "version": archive.version,
-                               "summary": archive.fields["summary"], **{
+                               "summary": archive.fields["summary"],
+                               # 1.1 takes the last of several
+                               "classifiers": fields["classifiers"][-1 if self.release < (1, 2) else 0:], **{
                                    key: fields[key] for key in ("keywords", "description", "author")
                                    if key in fields}}
         release["files"][archive.filename] = {
@@ -145,7 +147,8 @@ class Site:
         assert reply.status == 200, reply
         file["results"].append(result)
 
-    def docs(self, index, docs):
+    def docs(self, index, version, page):
+        docs = documentation("tide-table", version, page)
         reply = self.server.post_form(index, {
             ":action": "doc_upload", "name": docs.name, "version": docs.version}, {
                 "content": (docs.filename, docs.content)})
@@ -153,7 +156,7 @@ class Site:
         if self.release < (1, 2):       # of the project, not of a release
             for release in self.releases[index][docs.name].values():
                 release["docs"] = None
-        self.of(index, docs.name, docs.version)["docs"] = docs.sha256
+        self.of(index, docs.name, docs.version)["docs"] = page
 
     def push(self, source, name, version, target, user):
         reply = self.server.request("PUSH", "/" + source, {
@@ -208,7 +211,7 @@ def fill(site):
     stage = {"type": "stage"}
     base = ["root/sea"] if mirrors else []
     site.index("mira/stable", volatile=False, bases=base, acl_upload=["mira"], **stage,
-               **({"title": "released"} if release >= (2, 3) else {}))
+               **({"title": "released"} if release >= (3, 0) else {}))
     site.index("mira/dev", volatile=True, bases=["mira/stable", *base],
                acl_upload=["mira", "noel"], **stage,
                **({"mirror_whitelist": ["sealib"] if release < (7,) else []} if release >= (2, 0) else {}),
@@ -244,8 +247,8 @@ def fill(site):
     submit(server, dev, "paper-boat", "0.5", summary="of paper")
     site.of(dev, "paper-boat", "0.5")["metadata"] = {
         "name": "paper-boat", "version": "0.5", "summary": "of paper"}
-    site.docs(dev, documentation("tide-table", "1.0", page="<h1>old</h1>"))
-    site.docs(dev, documentation("tide-table", "2.0"))
+    site.docs(dev, "1.0", "<h1>old</h1>")
+    site.docs(dev, "2.0", "<h1>new</h1>")
     if release >= (2, 0):
         site.result(dev, "tide-table", "2.0", second.filename, "py27", 0)
         site.result(dev, "tide-table", "2.0", second.filename, "py35", 1)
