@@ -576,6 +576,18 @@ def plain_time(seconds):
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
+def plain_date(date):
+    """An HTTP-date in the form of `plain_time`; other texts, which upstreams may send, as they
+    are."""
+    try:
+        moment = email.utils.parsedate_to_datetime(date)
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(datetime.timezone.utc)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return date
+    return moment.replace(tzinfo=None).isoformat(timespec="seconds") + "Z"
+
+
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_.~/+!@-]*")
 
 
@@ -6311,8 +6323,7 @@ def _to_rules(key, value):
 
 def _to_trust(key, value):
     """devpi 7's words for `mirror_whitelist_inheritance`."""
-    trust = {"none": "intersection", "type:not remote": "union"}.get(
-        value.lower() if isinstance(value, str) else None)
+    trust = NEWER_TRUST.get(value.lower() if isinstance(value, str) else None)
     if trust is None:
         raise BadRequest(f"Unknown value {value!r} for {key}, "
                          "must be 'none', 'type:not remote' or left unset.")
@@ -6336,7 +6347,7 @@ MIRROR_KEYS = {
     "mirror_no_project_list": (_to_bool, None), "mirror_provides_core_metadata": (_to_bool, None),
     "mirror_use_external_urls": (_to_bool, None), "acl_pkg_read": (_to_acl, None),
     "title": (_to_text, None), "description": (_to_text, None), "custom_data": (_to_anything, None)}
-# devpi 7's words, which are accepted and not shown: types, and
+# devpi 7's words, which are accepted, and shown to who asks for version 2 of a result: types, and
 # key -> (the same option here, coercion of its value; None: as here)
 NEWER_TYPES = {"local": "stage", "remote": "mirror"}
 NEWER_KEYS = {
@@ -6346,6 +6357,7 @@ NEWER_KEYS = {
     "remote_web_url_fmt": ("mirror_web_url_fmt", None),
     "project_inheritance_rules": ("mirror_whitelist", _to_rules),
     "trust_inheritance_rules_from": ("mirror_whitelist_inheritance", _to_trust)}
+NEWER_TRUST = {"none": "intersection", "type:not remote": "union"}
 # Old clients and dumps have these keys.
 _IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")
 
@@ -6367,6 +6379,22 @@ def index_type(word):
 def option_key(key):
     """The key under which an option is stored, for both of its names."""
     return NEWER_KEYS.get(key, (key,))[0]
+
+
+def in_newer_words(config):
+    """A configuration as devpi 7 shows it; options that are not in its vocabulary stay.
+
+    Projects in the whitelist are left out: they are rules of the projects there."""
+    names = {own: key for key, (own, _) in NEWER_KEYS.items()}
+    shown = {names.get(key, key): value for key, value in config.items()}
+    shown["type"] = {own: word for word, own in NEWER_TYPES.items()}[config["type"]]
+    if config["type"] == "stage":
+        words = {own: word for word, own in NEWER_TRUST.items()}
+        shown["project_inheritance_rules"] = list(
+            ALLOW_ALL if "*" in config.get("mirror_whitelist", ()) else BLOCK_REMOTE)
+        shown["trust_inheritance_rules_from"] = words[
+            config.get("mirror_whitelist_inheritance", "union")]
+    return shown
 
 
 class ConfigEdit:
@@ -6417,25 +6445,25 @@ class ConfigEdit:
 
     def _meant(self, key):
         """[the key that an unknown one may misspell], or []; [] for keys of the other type."""
-        return [] if option_key(key) in (*STAGE_KEYS, *MIRROR_KEYS) else nearest(key, self.keys, 1)
+        if option_key(key) in (*STAGE_KEYS, *MIRROR_KEYS):
+            return []
+        newer = [newer for newer, (own, _) in NEWER_KEYS.items() if own in self.keys]
+        return nearest(key, [*self.keys, *newer], 1)
 
     def apply_operators(self, items):
         """Apply `key=value`, `key+=value`, `key-=value` and `key-=` in turn (devpi's list form)."""
         for item in items:
-            if not isinstance(item, str):
-                raise BadRequest("expected 'key=value', 'key+=value' or 'key-=value', "
-                                 f"got {item!r}")
-            key, _, value = item.partition("=")
-            if key.endswith("+"):
-                self.add(key[:-1].strip(), value)
-            elif key.endswith("-") and value:
-                self.take(key[:-1].strip(), value)
-            elif key.endswith("-"):
-                self.remove(key[:-1].strip())
-            elif key.strip() == "type" and index_type(value) != self.config["type"]:
+            key, operator, value = operator_of(item)
+            if operator == "+=":
+                self.add(key, value)
+            elif operator == "-=" and value:
+                self.take(key, value)
+            elif operator == "-=":
+                self.remove(key)
+            elif key == "type" and index_type(value) != self.config["type"]:
                 raise BadRequest("the 'type' of an index can't be changed")
             else:
-                self.apply_object({key.strip(): value})
+                self.apply_object({key: value})
 
     def set(self, key, value):
         own = option_key(key)
@@ -6488,6 +6516,68 @@ class ConfigEdit:
         self.config.pop(own, None)
 
 
+PROJECT_KEYS = {"stage": ("inheritance_rules",), "mirror": ()}      # beside the name
+
+
+class ProjectEdit:
+    """An edit of a project's configuration (devpi 7), by an object or a list of operators.
+
+    `keys`: that such a project has. `allows`: whether it may come from both stages and mirrors
+    afterwards; None: as before."""
+
+    def __init__(self, index, project, body):
+        self.keys, self.project, self.allows = PROJECT_KEYS[index.type], project, None
+        if isinstance(body, list):
+            self._apply_operators(body)
+        else:
+            self._apply_object(_unwrapped(body, "project"))
+
+    def _apply_object(self, body):
+        unknown = {}
+        for key, value in body.items():
+            if key == "name":
+                self._check_name(value)
+            elif key not in self.keys:
+                unknown[key] = value
+            else:
+                rules = _to_list(key, value)
+                if rules != ALLOW_ALL:
+                    raise BadRequest(f"Unknown value {rules!r} for {key}, "
+                                     f"must be {ALLOW_ALL!r} or left unset.")
+                self.allows = True
+
+        if unknown:
+            near = [word for key in unknown if key not in PROJECT_KEYS["stage"]
+                    for word in nearest(key, ("project-status", *self.keys), 1)]
+            raise BadRequest("projectconfig got unexpected keyword arguments: "
+                             + ", ".join(f"{key}={value}" for key, value in unknown.items())
+                             + (f" ({', '.join(near)}?)" if near else ""))
+
+    def _apply_operators(self, items):
+        for item in items:
+            key, operator, value = operator_of(item)
+            if operator == "=" or key not in self.keys:
+                self._apply_object({key: value})
+            elif operator == "-=" and not value:
+                self.allows = False
+            else:
+                raise BadRequest(f"The '{key}' setting is no list")
+
+    def _check_name(self, name):
+        """Refuse another name; each spelling of the project's own will do."""
+        if not isinstance(name, str) or normalize(name) != self.project:
+            raise BadRequest("the 'name' of a project can't be changed")
+
+
+def operator_of(item):
+    """(key, operator, value) of `key=value`, `key+=value` or `key-=value` (devpi's list form)."""
+    if not isinstance(item, str):
+        raise BadRequest(f"expected 'key=value', 'key+=value' or 'key-=value', got {item!r}")
+    key, _, value = item.partition("=")
+    sign = key[-1:] if key.endswith(("+", "-")) else ""
+    return key[:len(key) - len(sign)].strip(), sign + "=", value
+
+
 def index_defaults(type_, user):
     """The configuration of a new index of this type and user."""
     said, type_ = type_, index_type(type_)
@@ -6512,6 +6602,31 @@ def base_complaints(incomplete):
                     "them gets nothing from mirrors",
             tuple(f"{path} builds on {base}, which does not exist"
                   for path, base in incomplete[:100]))
+
+
+class Met(typing.NamedTuple):
+    """An index that the walk over the bases meets."""
+    path: str
+    index: Index | None         # None if it does not exist
+    via: str | None             # the path of the index that has it as a base
+    is_first: bool              # False: it was met before, and is not followed again
+
+
+def walk_bases(index, find):
+    """Yield `Met` for an index, its bases, and theirs: breadth-first [W10.1].
+
+    `find`: a function from a path to the Index, or None."""
+    met = {}
+    queue_ = collections.deque([(index.path, None)])
+    while queue_:
+        path, via = queue_.popleft()
+        is_first = path not in met
+        if is_first:        # found anew, as the caller's index may be older
+            met[path] = find(path) or (index if path == index.path else None)
+        current = met[path]
+        yield Met(path, current, via, is_first)
+        if current and is_first:
+            queue_.extend((base, path) for base in current.config.get("bases", ()))
 
 
 class Indexes(Part):
@@ -6585,20 +6700,14 @@ class Indexes(Part):
         resolved = self.cache.get(key)
         if resolved is None:
             since = self.store.freshness.moment()
-            first, mirrors, missing, seen = [], [], [], {index.path}
-            # the present index: the caller's may be older
-            queue_ = collections.deque([self.find(index.path) or index])
-            while queue_:
-                current = queue_.popleft()
-                (mirrors if current.is_mirror else first).append(current)
-                for base in current.config.get("bases", ()):
-                    if base not in seen:
-                        seen.add(base)
-                        found = self.find(base)
-                        if found:
-                            queue_.append(found)
-                        else:
-                            missing.append(base)
+            first, mirrors, missing, seen = [], [], [], set()
+            for met in walk_bases(index, self.find):
+                if met.is_first:
+                    seen.add(met.path)
+                    if met.index is None:
+                        missing.append(met.path)
+                    else:
+                        (mirrors if met.index.is_mirror else first).append(met.index)
 
             tags = frozenset(map(index_tag, seen))
             resolved = tuple(first + mirrors), tuple(missing), tags
@@ -6717,13 +6826,13 @@ def _index(row):
     return Index(row["id"], row["user"], row["name"], json.loads(row["config"]))
 
 
-def _unwrapped(body):
+def _unwrapped(body, what="index"):
     """The configuration in a body, which may be wrapped like devpi's responses."""
-    if isinstance(body, dict) and body.get("type") == "indexconfig" \
+    if isinstance(body, dict) and body.get("type") == what + "config" \
             and isinstance(body.get("result"), dict):
         body = body["result"]
     if not isinstance(body, dict):
-        raise BadRequest("expected a JSON object with the index configuration")
+        raise BadRequest(f"expected a JSON object with the {what} configuration")
     return body
 
 
@@ -6833,6 +6942,25 @@ def _update_index(change, index, config):
                      if config.get(key) != index.config.get(key))
     change.happened(Event("index.modify", index, detail=", ".join(changed)))
     return dataclasses.replace(index, config=config)
+
+
+def set_whitelisted(change, index, name, is_listed):
+    """Put a project on the whitelist of a stage, or take it off; returns whether that changed it.
+
+    `index`: as it is now."""
+    config = dict(index.config)
+    listed = config.get("mirror_whitelist", [])
+    if (name in listed) == is_listed:
+        return False
+    config["mirror_whitelist"] = [*listed, name] if is_listed else \
+        [item for item in listed if item != name]
+
+    check_size("index", config)
+    _require_room(change, change.id_of("user", (index.user,)), index.id, config)
+    change.put("index", (index.user, index.name), {"config": config})
+    detail = f"mirror_whitelist: {name} {'added' if is_listed else 'removed'}"
+    change.happened(Event("index.modify", index, detail=detail))
+    return True
 
 
 def _built_on(change, user, path=None):
@@ -7150,6 +7278,15 @@ def releases_of(db, index, name, version=None):
         found.append(Release(index, name, text, json.loads(row["metadata"]),
                              tuple(files[id_, True]), tuple(files[id_, False]), readme, status))
     return found
+
+
+def spelling_of(db, index, name):
+    """A stage's project as its newest release spells it; its normal name if it has none."""
+    row = db.execute("SELECT metadata FROM releases JOIN projects ON projects.id = project_id "
+                     "WHERE index_id = ? AND name = ? ORDER BY releases.id DESC LIMIT 1",
+                     (index.id, name)).fetchone()
+    spelling = json.loads(row["metadata"]).get("name") if row else None
+    return spelling if isinstance(spelling, str) and normalize(spelling) == name else name
 
 
 def merged(releases):
@@ -7470,6 +7607,14 @@ def check_form_names(form):
     name, version = form["name"][0], form["version"][0]
     if re.search(r"""[<>%#"/\\\x00-\x20\x7f-\x9f]""", version) or re.search(r'[<>%#"]', name):
         raise BadRequest("invalid metadata: Invalid package name or version (URL safety)")
+    check_project_name(name)
+    if len(version) > 200:
+        raise BadRequest("invalid metadata: name and version may have 200 characters at most")
+    return name, version
+
+
+def check_project_name(name):
+    """Refuse the name of a new project if it is invalid."""
     for pattern, rule in (
             (r"[A-Za-z0-9._-]+",
              "contain only ASCII letters, digits, underscores, hyphens, and periods"),
@@ -7477,9 +7622,8 @@ def check_form_names(form):
             (r".*[A-Za-z0-9]", "end with an ASCII letter or digit")):
         if not re.fullmatch(pattern, name):
             raise BadRequest(f"invalid metadata: Invalid package name. Names must {rule}")
-    if len(name) > 200 or len(version) > 200:
+    if len(name) > 200:
         raise BadRequest("invalid metadata: name and version may have 200 characters at most")
-    return name, version
 
 
 _UPLOAD_NAME = re.compile(r".+\.(%s)" % "|".join(map(re.escape, UPLOAD_EXTENSIONS)), re.IGNORECASE)
@@ -8153,6 +8297,19 @@ def set_status(change, index, name, status):
         change.put("project", key, after)
         change.happened(Event("project.status", index, name,
                               detail=": ".join(filter(None, status))))
+
+
+def configure_project(change, index, name, allows):
+    """Make a `ProjectEdit` of a stage's project, which is created if it is new; returns whether
+    that changed anything."""
+    index, key = current_index(change, index), (index.user, index.name, name)
+    is_new = change.get("project", key) is None
+    if is_new:
+        check_project_name(name)
+        change.put("project", key, {"status": "active", "reason": None})
+        change.happened(Event("register", index, name))
+    is_other = allows is not None and set_whitelisted(change, index, name, allows)
+    return is_new or is_other
 
 
 # -- removal
@@ -10904,12 +11061,88 @@ def _names_in_json(text):
 # ==================================================================================================
 
 
+class Cause(typing.NamedTuple):
+    """Why a step of a walk was taken, and the index that caused it, if there is one.
+
+    `word`: "project rule" or "index rule" of a stage that lets mirrors in; "project" of a stage
+    that shuts them out; "missing": an index that does not exist, or "unreadable": one that the
+    caller may not read (`path` is None), which may have the project; "met before"."""
+    word: str
+    path: str | None = None
+
+
+class Step(typing.NamedTuple):
+    """What was done with an index on the walk along a resolution order for a project.
+
+    `action`: a stage or mirror was "asked"; a mirror was "postponed" until the stages have been
+    asked, or "blocked"; a base was "skipped"."""
+    action: str
+    path: str
+    asks_upstream: bool = False
+    has_project: bool | None = None     # None: not known
+    cause: Cause | None = None
+
+
 class Contributions(typing.NamedTuple):
     """What the indexes of a resolution order offer of a project, before it is merged."""
     pages: list
     blocked: Index | None
     trouble: UpstreamTrouble | None
     expires: float              # of the merged page, "not found" included; 0: never
+    order: tuple                # the resolution order
+    hidden: tuple               # members that the caller may not read
+    mirrors: tuple              # members that ask an upstream, without hidden ones
+    failed: list                # mirrors among them of which it is not known what they have
+    blocking: MirrorBlocking
+
+    def index_bases(self):
+        """{path of an index: its bases; None if it does not exist}, without what is hidden."""
+        hidden, bases = {index.path for index in self.hidden}, {}
+        for met in self._walk():
+            if met.index is None:
+                if met.via not in hidden:
+                    bases[met.path] = None
+            elif met.path not in hidden:
+                bases[met.path] = [base for base in met.index.config.get("bases", ())
+                                   if base not in hidden]
+        return bases
+
+    def steps(self):
+        """[Step, ...] of the walk that found this: each index once, and once more where it was
+        skipped. Nothing in them comes from a hidden member."""
+        hidden, mirrors = {index.path for index in self.hidden}, {i.path for i in self.mirrors}
+        known = {page.parts[0][0].path for page in self.pages}
+        steps, skipped = [], {}
+        for met in self._walk():
+            is_mirror = met.path in mirrors
+            if met.index is None or not met.is_first and not is_mirror:
+                if met.path not in hidden and met.path not in skipped and met.via not in hidden:
+                    skipped[met.path] = met.index
+                    steps.append(Step("skipped", met.path, cause=Cause(
+                        "met before" if met.index else "missing", met.path)))
+            elif met.is_first and met.path not in hidden:
+                if not is_mirror:
+                    steps.append(Step("asked", met.path, False, met.path in known))
+                elif met.via is not None:
+                    steps.append(Step("postponed", met.path, True))
+
+        missing = [path for path, index in skipped.items() if index is None]
+        failed = {index.path for index in self.failed}
+        return steps + [self._step_at_mirror(index.path, known, failed, missing)
+                        for index in self.mirrors]
+
+    def _step_at_mirror(self, path, known, failed, missing):
+        blocking = self.blocking
+        if self.blocked is None:
+            has_project = None if path in failed else path in known
+            return Step("asked", path, True, has_project,
+                        blocking.allowed_by if has_project else None)
+        cause = blocking.hit_by or (Cause("missing", missing[0]) if missing
+                                    else Cause("unreadable"))
+        return Step("blocked", path, True, cause=cause)
+
+    def _walk(self):
+        return walk_bases(self.order[0], {index.path: index for index in self.order}.get)
 
 
 class Policy:
@@ -10949,9 +11182,15 @@ class MirrorBlocking:
         self.union = requested.config.get("mirror_whitelist_inheritance", "union") == "union"
         self.whitelist = None
         self.hit = self.allowed = False
+        # the `Cause` of either, the last of several; no cause of a hit by `misses_stage`
+        self.hit_by = self.allowed_by = None
 
     def saw_stage(self, index, has_project):
         own = set(index.config.get("mirror_whitelist", ()))
+        if self.whitelist is None or self.union:
+            rule = "project rule" if self.project in own else "index rule" if "*" in own else ""
+            if rule:
+                self.allowed_by = Cause(rule, index.path)
         if self.whitelist is None:
             self.whitelist = own
         elif self.union:
@@ -10961,7 +11200,7 @@ class MirrorBlocking:
         if "*" in self.whitelist or self.project in self.whitelist:
             self.allowed = True
         elif has_project:
-            self.hit = True
+            self.hit, self.hit_by = True, Cause("project", index.path)
 
     def misses_stage(self):
         """A base does not exist, or the caller may not read it: it may have the project."""
@@ -11149,24 +11388,28 @@ class Projects:
         """The `Stage` or `Mirror` of an index, without its bases."""
         return (Mirror if index.is_mirror else Stage)(self, index)
 
-    def contributions(self, index, name, kind=File, again=False, hidden=()):
+    def contributions(self, index, name, kind=File, again=False, hidden=(), asks=True):
         """What each index of the resolution order offers, as `Contributions`.
 
         `kind`: see `Stage.page`. `hidden`: members that the caller may not read. They are not
         asked. Any name may be private there, so mirrors are shut out unless a whitelist admits the
-        name: the response reveals nothing of what the hidden members have.
+        name: the response reveals nothing of what the hidden members have. `asks`: whether mirrors
+        are asked; if not, they offer no files, and are known to have what was fetched before.
 
         A mirror that a private name shuts out is not asked. The UpstreamTrouble or Busy of a mirror
         that fails is `trouble`, and is raised if no index knows the project; only in that case a
         mirror that failed just before is asked `again`. A base that is missing may have had any
         name: mirrors are shut out unless a whitelist admits the name, and Forbidden is raised if no
         index knows the project."""
-        blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
+        blocking, failed = MirrorBlocking(name, index), []
+        missing = self.indexes.missing_bases(index)
         if missing or hidden:
             blocking.misses_stage()
 
-        members = [self.at(member) for member in self.indexes.order(index) if member not in hidden]
+        order = self.indexes.order(index)
+        members = [self.at(member) for member in order if member not in hidden]
         pages, mirrors = [], [member for member in members if member.asks_upstream]
+        facts = order, hidden, tuple(mirror.index for mirror in mirrors), failed, blocking
         for stage in members[:len(members) - len(mirrors)]:     # mirrors come last
             page = stage.page(name, kind=kind)
             blocking.saw_stage(stage.index, page.known)
@@ -11176,6 +11419,14 @@ class Projects:
         blocked, trouble, expires, remembered = None, None, [], False
         if mirrors and blocking.blocks:
             blocked, mirrors = mirrors[0].index, []
+
+        if not asks:
+            for mirror in mirrors:
+                if mirror.has(name):
+                    pages.append(ProjectPage(name, ((mirror.index, ()),)))
+                else:
+                    failed.append(mirror.index)
+            return Contributions(pages, blocked, None, 0, *facts)
 
         began = time.monotonic()
         if not again:       # else a mirror that fails at once would be asked twice
@@ -11187,6 +11438,7 @@ class Projects:
                 page = mirror.page(name, deadline, again=again)
             except (UpstreamTrouble, Busy) as error:
                 trouble = error
+                failed.append(mirror.index)
                 remembered = remembered or getattr(error, "noted", began) < began
                 continue
             if page.expires:
@@ -11202,7 +11454,7 @@ class Projects:
             raise Forbidden(
                 f"index {index.path} builds on {missing[0]}, which does not exist and may have had "
                 f"{name}: mirrors are shut out until the bases of {index.path} are mended")
-        return Contributions(pages, blocked, trouble, min(expires, default=0))
+        return Contributions(pages, blocked, trouble, min(expires, default=0), *facts)
 
     @staticmethod
     def _ask_at_once(members, ask):
@@ -11241,18 +11493,15 @@ class Projects:
             expires=found.expires, status=found.pages[0].status if found.pages else ACTIVE,
             upstream_serial=only.upstream_serial if only else None)
 
-    def releases(self, index, name, version=None, hidden=(), is_alone=False, claim=None):
+    def releases(self, index, name, version=None, found=None, claim=None):
         """[Release, ...] of a project in an index and its bases, the first index first; None if no
         index knows the project.
 
         `version`: only this one, with each index's other spellings of it merged into one release.
-        `hidden`: see `contributions`; `is_alone`: without the bases, so that their upstreams do not
-        learn the name; `claim`: see `Stage.releases`."""
-        if is_alone:
-            page = self.at(index).page(name)
-            pages = [page] if page.known else []
-        else:
-            pages = self.contributions(index, name, None, hidden=hidden).pages
+        `found`: the project's `Contributions`; None: without the bases, so that their upstreams do
+        not learn the name. `claim`: see `Stage.releases`."""
+        page = self.at(index).page(name) if found is None else None
+        pages = found.pages if found else [page] if page.known else []
 
         releases = []
         for page in pages:
@@ -14006,6 +14255,16 @@ class Request:
         query_format = self.query.get("format", "").replace(" ", "+")
         return simple_format(self.accept[:1000], query_format)
 
+    def result_version(self):
+        """The version of a result that the caller wants: 1, or 2 for devpi 7's words [W8.10]."""
+        text = self.query.get("v", "1")
+        if not re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", text, re.ASCII):
+            raise BadRequest("The requested result version must be an integer, "
+                             f"got {text[:100]!r}")
+        if int(text) not in (1, 2):
+            raise BadRequest(f"The requested result version must be 1 to 2, got {int(text)}")
+        return int(text)
+
     @property
     def content_type(self):
         return self.header("content-type").partition(";")[0].strip().lower()
@@ -16327,7 +16586,7 @@ def get_file(request, index, file):
     file = place.file
     is_json = path.lower().endswith(VARIANTS)       # accepting JSON then means the file itself
     if "application/json" in request.accept and not is_json:
-        return file_facts(file, place.project)
+        return file_facts(request, file, place.project)
 
     with problems_as_json() if file.url else contextlib.nullcontext():
         content = app.projects.open(index, place, for_head=request.method == "HEAD")
@@ -16351,16 +16610,23 @@ def _with_json_problems(pieces):
         yield from pieces
 
 
-def file_facts(file, project):
+def file_facts(request, file, project):
     """devpi's JSON of a file."""
     facts = {"hash_spec": file.hash_spec, "hashes": file.hashes, "project": project,
              "version": file.version}
+    if file.size is not None:
+        facts["size"] = file.size
     if file.url:
         facts["url"] = file.url
     if file.url is None:
         facts["last_modified"] = file.last_modified or http_date(seconds_of(file.uploaded))
     elif file.last_modified:
         facts["last_modified"] = file.last_modified
+
+    if request.result_version() == 2:
+        del facts["hash_spec"]
+        if "last_modified" in facts:
+            facts["last_modified"] = plain_date(facts["last_modified"])
     return result_response("releasefilemeta", facts)
 
 
@@ -16664,8 +16930,8 @@ def get_api(request, user=None, index=None):
     result = {"login": request.url("+login"),
               "authstatus": (["ok", identity.user, list(identity.groups)] if known
                              else ["noauth", "", []]),
-              "features": ["push-no-docs", "push-only-docs", "push-register-project",
-                           "server-keyvalue-parsing"]}
+              "features": ["projectconfig-v2", "push-no-docs", "push-only-docs",
+                           "push-register-project", "server-keyvalue-parsing"]}
     if index is not None:
         result["index"] = request.url(index.path)
         result["simpleindex"] = request.url(f"{index.path}/+simple/")
@@ -16705,6 +16971,7 @@ def _fresh_token(request, user):
 def get_user(request, user):
     """devpi: a user and its indexes."""
     account = request.app.users.get(user)
+    request.result_version()
     return result_response("userconfig",
                            shown_user(request, account, request.app.indexes.all(user)))
 
@@ -16777,6 +17044,7 @@ def delete_user(request, user):
 def get_root(request):
     """devpi: all users with their indexes."""
     app = request.app
+    request.result_version()
     with app.store.read() as db:
         size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "
                           "(SELECT coalesce(sum(length(config)), 0) FROM indexes)").fetchone()[0]
@@ -16829,7 +17097,7 @@ def shown_config(request, index, in_list=False):
     Only callers who may modify the index see credentials in URLs; nobody sees the webhook's secret.
 
     `in_list`: without bases that the caller may not read. Otherwise all bases are named, so that a
-    client knows whether it needs a login for their files."""
+    client knows whether it needs a login for their files. `?v=2` asks for devpi 7's words."""
     config = {key: value for key, value in index.config.items()
               if key not in ("webhook_secret", FROM_DEVPI)}
     if not request.app.permissions.index_modify(request.identity, index.user):
@@ -16841,7 +17109,7 @@ def shown_config(request, index, in_list=False):
             config["uploadtrigger_jenkins"] = url_origin(config["uploadtrigger_jenkins"]) + "/..."
         if "webhook_url" in config:
             config["webhook_url"] = [url_origin(url) + "/..." for url in config["webhook_url"]]
-    return config
+    return in_newer_words(config) if request.result_version() == 2 else config
 
 
 @route("PUT", "/{user}/{name}[/]", for_="json", may="create index")
@@ -16849,6 +17117,7 @@ def create_index(request, user, name):
     """devpi: make an index."""
     app = request.app
     body = json_still(request, "create index", user, dict, limit=Limits.config_body)
+    request.result_version()        # before anything changes
     created = app.indexes.create(user, name, body, actor=request.actor,
                                  may_inherit=app.permissions.user_create_named(request.identity),
                                  may_read=functools.partial(may_read, request))
@@ -16859,6 +17128,7 @@ def create_index(request, user, name):
 def modify_index(request, index):
     """devpi: change an index's configuration."""
     body = json_still(request, "modify index", index, dict, list, limit=Limits.config_body)
+    request.result_version()        # before anything changes
     modified = request.app.indexes.modify(
         index, body, "error_on_noop" in request.query, actor=request.actor,
         may_read=functools.partial(may_read, request))
@@ -16890,34 +17160,94 @@ def delete_index(request, index):
 @route("GET", "/{user}/{index}/{project}[/]", for_="json", may="read")
 def get_project(request, index, project):
     """devpi: all versions of a project with their metadata and files."""
-    known, versions = version_objects(request, index, project, "ignore_bases" in request.query)
+    ignore_bases = "ignore_bases" in request.query
+    known, versions, found = version_objects(request, index, project, ignore_bases)
     if not known:
         raise request.app.projects.unknown(index, project, f"no project '{project}'")
-    return result_response("projectconfig", versions)
+    if request.result_version() == 1:
+        return result_response("projectconfig", versions)
+
+    if ignore_bases:
+        found = request.app.projects.contributions(
+            index, project, None, hidden=hidden_members(request, index), asks=False)
+    config = project_config(request, index, project)
+    if not (request.app.projects.at(index).has(project) or "inheritance_rules" in config):
+        config = {}
+    return result_response("projectconfig_v2", {
+        "config": config, "inheritance_info": inheritance_info(found, project),
+        "versions": versions})
+
+
+def project_config(request, index, project):
+    """devpi 7's configuration of a project: its name and its own rule."""
+    with request.app.store.read() as db:
+        config = {"name": spelling_of(db, index, project)}
+    if project in index.config.get("mirror_whitelist", ()):
+        config["inheritance_rules"] = list(ALLOW_ALL)
+    return config
+
+
+_HAS_PROJECT = {True: "true", False: "false", None: "unknown"}
+
+
+def inheritance_info(found, project):
+    """devpi 7's account of how `Contributions` were found: whom the walk met, and what it did."""
+    steps = found.steps()
+    at_mirrors = [step for step in steps if step.asks_upstream and step.action != "postponed"]
+    from_mirror = at_mirrors[0].has_project if at_mirrors else False
+    return {"has_project_from_remote": _HAS_PROJECT[from_mirror],
+            "index_bases": found.index_bases(),
+            "traversal_infos": [_traversal_info(step, project) for step in steps]}
+
+
+def _traversal_info(step, project):
+    """A `Step` in devpi 7's words."""
+    path, cause, action, reason = step.path, step.cause, step.action, None
+    package = f"package {project!r}"
+    if action == "asked":
+        action = "allowed" if cause else "untrusted" if step.asks_upstream else "traversed"
+        if cause:
+            reason = (f"{package} {cause.word} 'allow all' from {cause.path} "
+                      f"allows merging releases from index {path}")
+    elif action == "blocked":
+        where = {"project": f"located in {cause.path}",
+                 "missing": f"may have been located in {cause.path}, which does not exist, and",
+                 "unreadable": "may be located in an index that you may not read, and"}[cause.word]
+        reason = f"{package} {where} blocks releases from index {path}"
+    elif action == "skipped":
+        reason = f"skipped {path} " + ("because it does not exist" if cause.word == "missing"
+                                       else "due to an inheritance cycle")
+
+    has_project = _HAS_PROJECT[step.has_project] if step.action == "asked" else "notset"
+    return {"action": action, "name": path, **({"reason": reason} if reason else {}),
+            "has_project": has_project}
 
 
 @route("GET", "/{user}/{index}/{project}/{version}[/]", for_="json", may="read")
 def get_version(request, index, project, version):
     """devpi: one version of a project."""
     ignore_bases = "ignore_bases" in request.query
-    known, versions = version_objects(request, index, project, ignore_bases, version)
+    known, versions, _ = version_objects(request, index, project, ignore_bases, version)
     if not known:
         raise request.app.projects.unknown(index, project, f"no project '{project}'")
     if version not in versions:
         raise NotFound(f"The version {version} of project {project} does not exist.")
+    request.result_version()
     return result_response("versiondata", versions[version])
 
 
 def version_objects(request, index, project, ignore_bases, only=None):
-    """(whether the project is known, {version: devpi's version object}) of an index and its bases
-    [W12.1].
+    """(whether the project is known, {version: devpi's version object}, `Contributions`) of an
+    index and its bases [W12.1].
 
-    `only`: a version; each index's releases under other spellings of it are merged with it."""
+    `ignore_bases`: of the index alone, without contributions. `only`: a version; each index's
+    releases under other spellings of it are merged with it."""
     app = request.app
     hidden = () if ignore_bases else hidden_members(request, index)
+    found = None if ignore_bases else app.projects.contributions(index, project, None,
+                                                                 hidden=hidden)
     releases = app.projects.releases(
-        index, project, only, hidden, ignore_bases,
-        lambda size: request.claim(Limits.response_cost * size))
+        index, project, only, found, lambda size: request.claim(Limits.response_cost * size))
     known = releases is not None
     if not known and ignore_bases:
         known = any(app.projects.at(member).has(project) for member in app.indexes.order(index)
@@ -16932,7 +17262,7 @@ def version_objects(request, index, project, ignore_bases, only=None):
             versions[version].setdefault("+shadowing", []).append(content)
         else:
             versions[version] = content
-    return known, versions
+    return known, versions, found
 
 
 def _version_object(request, release):
@@ -16949,24 +17279,33 @@ def _version_object(request, release):
 
 def _links(request, release):
     """devpi's `+links` of a release: its files, documentation and test results."""
-    index, links = release.index, []
+    index, links, newer = release.index, [], request.result_version() == 2
     paths = {file.id: file.path for file in release.files}
     files = sorted((*release.files, *release.attached), key=lambda file: file.id) \
         if release.attached else release.files      # a mirror's: in upstream's order
     for file in files:
-        link = {"rel": file.kind, "hash_spec": file.hash_spec, "hashes": file.hashes,
-                "href": request.url(f"{index.path}/{file.path}")}
+        link = {"rel": file.kind,
+                **({"relpath": file.path} if newer else {"hash_spec": file.hash_spec}),
+                "hashes": file.hashes, "href": request.url(f"{index.path}/{file.path}")}
         if file.for_id:
-            link["for_href"] = request.url(f"{index.path}/{paths[file.for_id]}")
+            tested = paths[file.for_id]
+            link["for_href"] = request.url(f"{index.path}/{tested}")
+            if newer:
+                link["for_relpath"] = tested
         if file.history:
-            link["log"] = [_shown_entry(request, entry) for entry in json.loads(file.history)]
+            link["log"] = [_shown_entry(request, entry, newer)
+                           for entry in json.loads(file.history)]
         links.append(link)
     return links
 
 
-def _shown_entry(request, entry):
-    """An entry of a file's history, without the names of indexes that the caller may not read."""
+def _shown_entry(request, entry, newer):
+    """An entry of a file's history, without the names of indexes that the caller may not read.
+
+    `newer`: with the time as devpi 7 writes it."""
     shown = dict(entry)
+    if newer and isinstance(entry["when"], list):
+        shown["when"] = "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z".format(*entry["when"])
     for end in ("src", "dst"):
         index = request.app.indexes.find(entry[end]) if end in entry else None
         if index and not request.app.permissions.read(request.identity, index):
@@ -16989,9 +17328,33 @@ def modify_version(request, index, project, version):
 @route("PATCH", "/{user}/{index}/{project}[/]", for_="json", may="delete files")
 def modify_project(request, index, project):
     """`{"project-status": {"status": "archived", "reason": "..."}}`: set a project's status
-    (PEP 792)."""
-    body = json_still(request, "delete files", index, dict)
-    wanted = body.get("project-status")
+    (PEP 792). Other objects, and lists, change its configuration, as in devpi 7 [W12.6]."""
+    body = json_still(request, "delete files", index, dict, list)
+    if "project-status" in body and isinstance(body, dict):
+        return _modify_status(request, index, project, body)
+
+    require(request, "modify index", index)
+    edit = ProjectEdit(index, project, body)
+    request.result_version()
+    is_changed = bool(edit.keys) and request.write(configure_project, index, project, edit.allows)
+    if not is_changed and "error_on_noop" in request.query:
+        raise BadRequest("The requested modifications resulted in no changes")
+    index = request.app.indexes.get(index.path)
+    return result_response("projectconfig", project_config(request, index, project))
+
+
+@route("POST", "/{user}/{name}/{project}[/]", for_="pusher", may="as the body says")
+def post_project(request, user, name, project):
+    """Change a project's configuration by POST of JSON, as devpi 7 has announced it."""
+    if request.content_type != "application/json" and not request.body.begins_with((b"{", b"[")):
+        return refuse_upload(request, user, name, project)
+    index = request.app.indexes.find(request.index_path)
+    require(request, "delete files", index)
+    return modify_project(request, index, project)
+
+
+def _modify_status(request, index, project, body):
+    wanted = body["project-status"]
     if set(body) != {"project-status"} or not isinstance(wanted, dict) \
             or set(wanted) - {"status", "reason"}:
         raise BadRequest('expected {"project-status": {"status": "...", "reason": "..."}}')

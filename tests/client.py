@@ -34,7 +34,7 @@ from harness import Server, compiled, path_of, temporary_folder
 SOURCE = SERVER_SOURCE.with_name("devpi_lite_client.py")
 SECONDS = 180           # for one command
 POSIX = os.name == "posix"
-FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
+FEATURES = ["projectconfig-v2", "push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 _numbers = itertools.count()
 
 # What this machine has configured for a client, for the network or for Python itself.

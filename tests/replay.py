@@ -562,7 +562,7 @@ class Crowd:
     def close(self):
         """Something of everything is there in the end."""
         self.tour(["upload", "attest", "documents", "result", "yank_file", "withdraw",
-                   "push_mirrored", "mark"])
+                   "push_mirrored", "mark", "configure"])
 
 
 class Player:
@@ -573,7 +573,7 @@ class Player:
         "make_user", "change_user", "password", "delete_user", "make_index", "change_index",
         "edit_index", "delete_index", "register", "upload", "attest", "documents", "result",
         "result_of_nobody", "yank_file", "unyank_file", "yank_release", "unyank_release", "mark",
-        "push", "push_part", "push_mirrored", "withdraw", "remove_file", "remove_attached",
+        "configure", "push", "push_part", "push_mirrored", "withdraw", "remove_file", "remove_attached",
         "remove_version", "remove_project", "read_mirror", "forget_mirrored", "turn_mirror")
     often = {"upload": 10, "push": 4, "documents": 3, "result": 5, "yank_file": 3, "attest": 2,
              "change_index": 2, "register": 2, "read_mirror": 3, "push_mirrored": 2,
@@ -795,6 +795,10 @@ class Player:
         if self.pick(True, False):
             status["reason"] = self.pick("because", "", "na \u00fc")
         return self.ask("PATCH", "%s/%s" % (self.index, self.project), {"project-status": status})
+
+    def configure(self):
+        return self.ask("PATCH", "%s/%s" % (self.index, self.project), self.pick(
+            {}, {"inheritance_rules": "allow all"}, ["inheritance_rules-="]))
 
     # -- pushes
 

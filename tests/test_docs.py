@@ -370,7 +370,8 @@ def test_the_zip_is_a_file_like_any_other(site):
     record = facts.result
     assert email.utils.parsedate(record.pop("last_modified"))
     assert (facts.json()["type"], record) == ("releasefilemeta", {
-        "hash_spec": "sha256=" + digest, "hashes": {"sha256": digest}, "project": "zipfile", "version": "1.0"})
+        "hash_spec": "sha256=" + digest, "hashes": {"sha256": digest}, "project": "zipfile", "version": "1.0",
+        "size": len(content)})
     assert get(site, path + ".metadata").status == 404
 
 

@@ -113,7 +113,8 @@ def test_json_asks_for_the_record_of_the_file(site):
     record = dict(reply.result)
     assert email.utils.parsedate(record.pop("last_modified"))
     assert record == {
-        "hash_spec": "sha256=" + SMALL.sha256, "hashes": {"sha256": SMALL.sha256}, "project": "files", "version": "1.0"}
+        "hash_spec": "sha256=" + SMALL.sha256, "hashes": {"sha256": SMALL.sha256}, "project": "files", "version": "1.0",
+        "size": len(SMALL.content)}
 
 
 # Ranges

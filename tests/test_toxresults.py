@@ -115,7 +115,8 @@ def test_json_asks_for_the_record_of_the_result(site):
     record = reply.result
     assert email.utils.parsedate(record.pop("last_modified"))
     assert (reply.json()["type"], record) == ("releasefilemeta", {
-        "hash_spec": "sha256=" + digest, "hashes": {"sha256": digest}, "project": "record-ed", "version": "1.0"})
+        "hash_spec": "sha256=" + digest, "hashes": {"sha256": digest}, "project": "record-ed", "version": "1.0",
+        "size": len(RESULT)})
 
 
 def test_a_result_is_linked_with_the_file_that_it_is_for(site):

@@ -12,7 +12,7 @@ import pytest
 
 from harness import Server, Wire, serial_of, user_pass, wheel
 
-FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
+FEATURES = ["projectconfig-v2", "push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 NOBODY = ["noauth", "", []]
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 NOT_ALLOWED = "contains characters that aren't allowed. Any ascii symbol besides -.@_ is blocked."

@@ -582,7 +582,7 @@ def test_a_non_volatile_index_takes_a_status_without_force(site):
 
 
 @pytest.mark.parametrize("body", [
-    [], ["project-status=archived"], "archived", 5, None, {}, {"status": "archived"}, {"yanked": True}, {"project-status": None},
+    ["project-status=archived"], "archived", 5, None, {"status": "archived"}, {"yanked": True}, {"project-status": None},
     {"project-status": "archived"}, {"project-status": ["archived"]}, {"project-status": {}}, {"project-status": {"reason": "x"}},
     {"project-status": {"status": "closed"}}, {"project-status": {"status": "ARCHIVED"}}, {"project-status": {"status": ""}},
     {"project-status": {"status": None}}, {"project-status": {"status": 1}}, {"project-status": {"status": ["archived"]}},
