@@ -1222,6 +1222,9 @@ class Limits:
     dump_values = 500_000           # in one of these
     dump_errors = 100               # that are listed
     dump_warnings = 20              # of one kind, that are listed
+    batch_files, batch_bytes = 20000, 4 << 30   # that a backup syncs together
+    manifest = 64 << 20             # of a backup
+    findings = 100                  # damaged files that a command names
     streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
     reason = 1000                   # characters of a yank's or a project's reason
     attributes = 256 << 10          # of a user or an index
@@ -20337,6 +20340,788 @@ def _put_root(change, pwhash):
 # Copies of a whole server directory, made while the server runs, in generations that share their
 # files; and the way back.
 # ==================================================================================================
+
+
+_MARK = "devpi_lite-backup.txt"     # in every directory with backups; tells a stranger what it is
+_MANIFEST = "manifest.json"
+_FORMAT = 1
+_OWN_FILES = ("devpi_lite.db", ".secret", "root-password")      # of a server directory and a backup
+_BACKUP_NAME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}Z")
+_PREFIXES = tuple(f"{number:02x}" for number in range(256))     # blobs lie in folders named so
+_NOW_USED = "another backup, verification or restore works"
+
+
+class Manifest(typing.NamedTuple):
+    """What a backup holds. It is written last: a backup without one was cut off."""
+    program: str                # version
+    time: str                   # as `iso_time` writes it
+    serial: int                 # of the newest entry of the changelog, and its hash
+    hash: str
+    epoch: str
+    uuid: str                   # of the server
+    schema: int
+    files: dict                 # name -> [SHA-256, size], of the backup's own files
+    blobs: int                  # that its database names and that are here, and their bytes
+    bytes: int
+    missing: list               # SHA-256 of blobs of stages that were lost or damaged already
+    missing_cached: int         # blobs of mirrors that were; they can be fetched again
+
+    def to_json(self):
+        """The manifest as a text; its `sha256` is the hash of all the rest, without layout."""
+        body = {"format": _FORMAT, **self._asdict()}
+        return json.dumps({**body, "sha256": self._digest(body)}, indent=1) + "\n"
+
+    @staticmethod
+    def _digest(body):
+        return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+    @classmethod
+    def read(cls, path):
+        """The manifest in a file; Damaged if it is not what was written, FatalError if a newer
+        program wrote it."""
+        with _open_plain(path) as file:
+            text = file.read(Limits.manifest + 1)
+        try:
+            body = json.loads(text, parse_int=bounded_int)
+            digest, form = body.pop("sha256"), body.pop("format")
+            is_whole = digest == cls._digest({"format": form, **body})
+            if is_whole and form == _FORMAT:
+                return cls(**body)._checked()
+        except (ValueError, RecursionError, TypeError, KeyError, AttributeError):
+            is_whole = False
+        if not is_whole:
+            raise Damaged("is damaged")
+        raise FatalError(f"{path} was written by another devpi_lite.py, in format "
+                         f"{one_line(repr(form), 20)}: use a newer one")
+
+    def _checked(self):
+        """Itself; ValueError if a value has another form than this program's."""
+        texts = (self.program, self.time, self.hash, self.epoch, self.uuid, *self.missing)
+        numbers = [self.serial, self.schema, self.blobs, self.bytes, self.missing_cached]
+        for name, (sha256, size) in self.files.items():
+            if name not in _OWN_FILES:
+                raise ValueError(f"{name} is no file of a backup")
+            texts, numbers = (*texts, sha256), [*numbers, size]
+        if not all(isinstance(text, str) for text in texts) \
+                or not all(type(number) is int for number in numbers) \
+                or "devpi_lite.db" not in self.files:
+            raise ValueError("a value of another kind")
+        return self
+
+
+def _open_plain(path):
+    """Open a file for reading; Damaged if it is a symbolic link, or no file at all."""
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        raise Damaged("is no plain file: a backup has no symbolic links")
+    return open(path, "rb", buffering=0)
+
+
+class Backup:
+    """One of the backups in a directory: a folder with the database and the secret."""
+
+    def __init__(self, folder):
+        self.folder, self.name = folder, os.path.basename(folder)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    @property
+    def is_complete(self):
+        return os.path.lexists(self.path(_MANIFEST))
+
+    @functools.cached_property
+    def manifest(self):
+        """See `Manifest.read`."""
+        return Manifest.read(self.path(_MANIFEST))
+
+    def faults(self):
+        """A sentence for each of its own files that is missing or damaged."""
+        try:
+            files = self.manifest.files
+        except (Damaged, OSError) as error:
+            yield f"{self.path(_MANIFEST)} {reason_of(error)}"
+            return
+        for name, (sha256, _) in files.items():
+            fault = _fault_of(self.path(name), sha256)
+            if fault:
+                yield f"{self.path(name)} {fault}"
+
+    def open_rows(self):
+        """A connection that only reads the database."""
+        db = sqlite3.connect(read_only_uri(self.path("devpi_lite.db"), immutable=True), uri=True,
+                             isolation_level=None)
+        db.row_factory = sqlite3.Row
+        return db
+
+    def remove(self):
+        """Remove it, its manifest first: a half removed backup counts as cut off."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path(_MANIFEST))
+        shutil.rmtree(self.folder)
+
+
+def _fault_of(path, sha256):
+    """What is wrong with a file that should have this hash, as the end of a sentence; or ""."""
+    try:
+        _open_plain(path).close()
+        found, _ = hash_file(path)
+    except FileNotFoundError:
+        return "is missing"
+    except Damaged as problem:
+        return problem.message
+    except OSError as error:
+        return f"can't be read: {error.strerror}"
+    return "" if found == sha256 else f"is damaged: its SHA-256 is {found}, not {sha256}"
+
+
+class Backups:
+    """A directory with backups of one server, which share the blobs in its `files/`.
+
+    FatalError if it holds symbolic links, which could lead elsewhere."""
+
+    def __init__(self, path):
+        self.path, self.files = path, os.path.join(path, "files")
+        self.names = []
+        if os.path.isdir(path):
+            self.names = self._list(path)
+            if "files" in self.names:
+                self._list(self.files)
+
+    @staticmethod
+    def _list(folder):
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_symlink():
+                raise FatalError(f"{entry.path} is a symbolic link: a backup has none, they could "
+                                 "lead out of it")
+        return [entry.name for entry in entries]
+
+    @property
+    def all(self):
+        """Its backups, the oldest first."""
+        return [Backup(os.path.join(self.path, name)) for name in self.names
+                if _BACKUP_NAME.fullmatch(name)]
+
+    @property
+    def complete(self):
+        return [backup for backup in self.all if backup.is_complete]
+
+    @property
+    def is_ours(self):
+        """Whether backups may be added: the mark says so, there are some, or nothing is here."""
+        return _MARK in self.names or bool(self.complete) or all(
+            name in (".lock", "lost+found") or name.startswith(_MARK) for name in self.names)
+
+    def blob(self, sha256):
+        return os.path.join(self.files, sha256[:2], sha256)
+
+    def lock(self):
+        """Lock the directory for the length of the `with`, unless nobody can write to it."""
+        if is_read_only(self.path) or not os.access(self.path, os.W_OK):
+            return contextlib.nullcontext()
+        return take_lock(self.path, _NOW_USED)
+
+    def choose(self, name):
+        """The complete backup of this name, or the newest; FatalError if there is none."""
+        for backup in self.all:
+            if not backup.is_complete:
+                print(f"{backup.folder} is passed over: this backup was cut off", file=sys.stderr)
+        chosen = [backup for backup in self.complete if name in (None, backup.name)]
+        if not chosen:
+            names = ", ".join(backup.name for backup in self.complete) or "none"
+            raise FatalError(f"there is no backup {name or ''} in {self.path}; there are: {names}"
+                             .replace("  ", " "))
+        return chosen[-1]
+
+    def next_name(self):
+        """The name of a backup that begins now: UTC, and after all others, whatever the clock
+        says."""
+        last = [seconds_of(re.sub("T(..)-(..)-", r"T\1:\2:", backup.name))
+                for backup in self.all[-1:]]
+        moment = max([time.time()] + [seconds + 1 for seconds in last])
+        return plain_time(moment).replace(":", "-")
+
+    def sweep(self):
+        """Delete the blobs that no complete backup names."""
+        with contextlib.ExitStack() as stack:
+            dbs = [stack.enter_context(contextlib.closing(backup.open_rows()))
+                   for backup in reversed(self.complete)]
+            for prefix in _PREFIXES:
+                with contextlib.suppress(FileNotFoundError):
+                    left = set(os.listdir(os.path.join(self.files, prefix)))
+                    for db in dbs[:1]:      # the newest one names most of them
+                        left -= {blob.sha256 for blob in _named_blobs(db, prefix)}
+                    for sha256 in left:
+                        if not any(is_named(db, sha256) for db in dbs[1:]):
+                            os.unlink(os.path.join(self.files, prefix, sha256))
+
+
+class _NamedBlob(typing.NamedTuple):
+    """A blob that a database names."""
+    sha256: str
+    size: int | None
+    is_stages: bool     # else only mirrors have it, and can fetch it again
+
+
+def _named_blobs(db, prefix=""):
+    """Yield the `_NamedBlob`s whose hash begins with `prefix`, sorted, out of a database of any
+    schema version.  FatalError for what is no hash, and so may be no file's name."""
+    bounds = prefix, prefix + "g"
+    files = db.execute("SELECT sha256, max(size), max(release_id IS NOT NULL) FROM files "
+                       "WHERE sha256 >= ? AND sha256 < ? GROUP BY sha256", bounds)
+    # schema version 1 had metadata files among the blobs
+    elsewhere = "AND metadata_sha256 NOT IN (SELECT sha256 FROM metadata_files) " \
+        if _has_metadata_files(db) else ""
+    metadata = db.execute("SELECT metadata_sha256, NULL, max(release_id IS NOT NULL) FROM files "
+                          f"WHERE metadata_sha256 >= ? AND metadata_sha256 < ? {elsewhere}"
+                          "GROUP BY metadata_sha256", bounds)
+    for row in itertools.chain(files, metadata):
+        if not re.fullmatch("[0-9a-f]{64}", row[0]):
+            raise FatalError(f"the database names a file by {one_line(repr(row[0]), 100)}, which "
+                             "is no SHA-256")
+        yield _NamedBlob(*row)
+
+
+def _has_metadata_files(db):
+    """Whether the schema has the table of metadata files."""
+    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'metadata_files'"
+                      ).fetchone() is not None
+
+
+def _names_of(db, sha256):
+    """What people call a blob: `user/index/file`, at most three of them."""
+    name = ("users.name || '/' || indexes.name || '/' || filename", "FROM files "
+            "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id")
+    names = [row[0] for row in db.execute(
+        f"SELECT {name[0]} {name[1]} WHERE sha256 = ? UNION "
+        f"SELECT {name[0]} || '.metadata' {name[1]} WHERE metadata_sha256 = ? LIMIT 4",
+        (sha256, sha256))]
+    return one_line(", ".join(names[:3]), 600) + (" and more" if names[3:] else "")
+
+
+class _Findings:
+    """Lines about damaged files: the first ones are printed at the end, the others counted."""
+
+    def __init__(self):
+        self.lines, self.count = [], 0
+
+    def add(self, line):
+        self.count += 1
+        if self.count <= Limits.findings:
+            self.lines.append(line)
+
+    def show(self):
+        for line in self.lines:
+            print(line, file=sys.stderr)
+        if self.count > len(self.lines):
+            print(f"and {self.count - len(self.lines)} more", file=sys.stderr)
+
+
+# -- backup
+
+
+class _Copied:
+    """What copying the blobs of a backup came to: numbers and bytes, and what was lost already."""
+
+    def __init__(self):
+        self.blobs = self.bytes = self.new_blobs = self.new_bytes = 0
+        self.missing, self.missing_cached, self.findings = [], 0, _Findings()
+
+
+def back_up(serverdir, backups, link):
+    """Copy a server directory into a new backup; returns (it, `_Copied`).
+
+    If that fails, nothing is left of it but blobs that the next one can use."""
+    backup = Backup(os.path.join(backups.path, backups.next_name()))
+    os.mkdir(backup.folder, 0o700)
+    try:
+        copy_database(serverdir, backup.path("devpi_lite.db"))
+        with contextlib.closing(backup.open_rows()) as db:
+            found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise FatalError(f"the database of {serverdir} is damaged ({one_line(found)}): "
+                                 "nothing was backed up, older backups are as they were")
+            node = dict(map(tuple, db.execute("SELECT key, value FROM node")))
+            refuse_other_server(backups, node["uuid"])
+            copied = copy_blobs(db, serverdir, backups, link)
+            serial, chain = Store.head(db)
+            schema = db.execute("PRAGMA user_version").fetchone()[0]
+
+        files = {"devpi_lite.db": hash_file(backup.path("devpi_lite.db"))}
+        for name in _OWN_FILES[1:]:
+            with contextlib.suppress(FileNotFoundError):
+                with open(os.path.join(serverdir, name), "rb", buffering=0) as file:
+                    files[name] = copy_checked(file, backup.path(name))
+
+        sync_tree(backup.folder)
+        manifest = Manifest(
+            __version__, iso_time(time.time()), serial, chain.hex(), node["epoch"], node["uuid"],
+            schema, files, copied.blobs, copied.bytes, copied.missing, copied.missing_cached)
+        write_private(backup.path(_MANIFEST), manifest.to_json().encode())
+        sync_directory(backup.folder)
+        sync_directory(backups.path)
+    except BaseException:
+        shutil.rmtree(backup.folder, ignore_errors=True)
+        raise
+    return backup, copied
+
+
+def copy_database(serverdir, target):
+    """Copy a database as it is at one moment, while others write to it, into a single file."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(open_rows(serverdir, may_be_older=True)) as source, \
+            contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy_:
+        copy_.execute("PRAGMA synchronous = OFF")       # it is synced with all the rest
+        copy_.execute("PRAGMA journal_mode = OFF")
+        source.execute("BEGIN")
+        source.execute("SELECT count(*) FROM node").fetchone()      # the moment
+        # in pieces, because Ctrl-C counts between them
+        source.backup(copy_, pages=4096, progress=lambda *_: None)
+        source.execute("COMMIT")
+        copy_.execute("PRAGMA journal_mode = DELETE")
+
+
+def refuse_other_server(backups, uuid_):
+    """FatalError if the directory has backups of another server."""
+    for backup in backups.complete:
+        with contextlib.suppress(Damaged, OSError):
+            if backup.manifest.uuid != uuid_:
+                raise FatalError(f"{backups.path} holds backups of another server: choose another "
+                                 "directory")
+
+
+def copy_blobs(db, serverdir, backups, link):
+    """Copy the blobs that a database names and the backups lack; returns `_Copied`."""
+    copied = _Copied()
+    source, target = Blobs(serverdir, read_only=True), Blobs(backups.path)
+    whole = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM (SELECT max(size) AS size "
+                       "FROM files WHERE sha256 IS NOT NULL GROUP BY sha256)").fetchone()
+
+    with Intake(target) as intake, Progress("backup", *whole) as progress:
+        def take(blob):
+            return _fault_in_taking(intake, lambda: source.find(blob.sha256), blob.sha256, link)
+
+        for batch in _in_batches(_lacking(db, backups, copied, progress)):
+            for blob, (fault, size) in in_threads(take, batch):
+                progress.add(size)
+                if not fault:
+                    copied.blobs, copied.bytes = copied.blobs + 1, copied.bytes + size
+                    copied.new_blobs += 1
+                    copied.new_bytes += size
+                elif blob.is_stages:
+                    copied.missing.append(blob.sha256)
+                    copied.findings.add(f"{_names_of(db, blob.sha256)}: "
+                                        f"{source.path(blob.sha256)} {fault}")
+                else:
+                    copied.missing_cached += 1
+            intake.keep()       # now they count, even if this backup is cut off
+    return copied
+
+
+def _lacking(db, backups, copied, progress):
+    """Yield the blobs that a database names and the backups lack; count the others."""
+    for prefix in _PREFIXES:
+        for blob in _named_blobs(db, prefix):
+            path = backups.blob(blob.sha256)
+            try:
+                facts = os.lstat(path)
+                if stat.S_ISREG(facts.st_mode) and blob.size in (None, facts.st_size):
+                    copied.blobs, copied.bytes = copied.blobs + 1, copied.bytes + facts.st_size
+                    progress.add(facts.st_size)
+                    continue
+                os.unlink(path)     # it can't be what its name says
+            except FileNotFoundError:
+                pass
+            yield blob
+
+
+def _in_batches(blobs):
+    """Lists of blobs that are synced together."""
+    batch, size = [], 0
+    for blob in blobs:
+        batch.append(blob)
+        size += blob.size or 0
+        if len(batch) >= Limits.batch_files or size >= Limits.batch_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _fault_in_taking(intake, find, sha256, link=False):
+    """Take a file in, from where `find()` says that it is; returns (what is wrong with it as the
+    end of a sentence, or "", its size).  What is wrong with the target is raised."""
+    for _ in range(3):      # it may be moved to the trash or back between two looks
+        path = find()
+        try:
+            return "", intake.take(path, sha256, link)[1]
+        except FileNotFoundError:
+            continue
+        except Damaged as problem:
+            return f"is damaged: {problem.message}", 0
+        except OSError as error:
+            fault = _fault_of(path, sha256)
+            if not fault:
+                raise error
+            return fault, 0
+    return "is missing", 0
+
+
+def _count_text(number, word, plural=None):
+    """`1 file`, `2,000 files`."""
+    return f"{number:,} {word if number == 1 else plural or word + 's'}"
+
+
+def _keep_number(text):
+    """The number of backups to keep; ArgumentTypeError if it is none."""
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def refuse_nested(serverdir, folder):
+    """FatalError if one of the two directories is in the other."""
+    outer, inner = sorted(os.path.join(os.path.normcase(os.path.realpath(path)), "")
+                          for path in (serverdir, folder))
+    if inner.startswith(outer):
+        raise FatalError(f"{folder} and the server directory {serverdir} must not lie in each "
+                         "other: choose another directory for backups")
+
+
+@command(
+    "backup", "Copy the whole server directory into DIR, also while the server runs and takes "
+              "uploads.  Each backup is a folder there, named after its time (UTC), with the "
+              "database as it was at one moment and the secret behind logins; the files that the "
+              "database names are in DIR/files, once for all backups, so the next one copies only "
+              "what is new.  Every file is checked against its SHA-256.  Files that the server has "
+              "lost are named, and the backup is made without them (exit status 5).  If it fails "
+              "or is cut off, earlier backups stay as they are.  DIR holds passwords' hashes and "
+              "private files: keep it as safe as the server directory.  See also: backup verify, "
+              "restore.",
+    argument("dir", metavar="DIR", type=absolute_path,
+             help="a missing or empty directory, or one with earlier backups of this server"),
+    argument("--keep", type=_keep_number, metavar="N",
+             help="afterwards, remove all but the newest N backups, and the files that only they "
+                  "needed"),
+    argument("--hard-links", action="store_true",
+             help="link files in place of copying them, where DIR is on the same disk: it takes no "
+                  "room, but protects from deletion only, not from a damaged disk"),
+    takes=(COMMON,))
+def command_backup(parsed):
+    serverdir, path = parsed.settings.serverdir, parsed.rest.dir
+    refuse_nested(serverdir, path)
+    open_rows(serverdir, may_be_older=True).close()     # before anything is made
+    give_way()
+    try:
+        with open_for_backup(path):
+            return add_backup(serverdir, path, parsed.rest.hard_links, parsed.rest.keep)
+    except (NoSpace, OSError, sqlite3.Error) as error:
+        raise FatalError(f"the backup into {path} was not made: "
+                         f"{getattr(error, 'message', None) or error}; earlier backups there are "
+                         "as they were") from None
+
+
+def open_for_backup(path):
+    """Make the directory for backups if it is missing, and lock it; returns the lock."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    backups = Backups(path)
+    if not backups.is_ours:
+        raise FatalError(f"{path} is neither empty nor a directory with backups: it holds "
+                         f"{', '.join(backups.names[:3])}"
+                         f"{' and more' if len(backups.names) > 3 else ''}; choose another one")
+
+    lock = take_lock(path, _NOW_USED)
+    if _MARK not in backups.names:
+        with contextlib.suppress(PermissionError):
+            os.chmod(path, 0o700)
+        write_private(os.path.join(path, _MARK), _MARK_TEXT.encode())
+    return lock
+
+
+_MARK_TEXT = """\
+Backups of a devpi_lite server: a folder for each, and their files in files/.
+
+    python devpi_lite.py backup verify DIR              checks them
+    python devpi_lite.py restore DIR --serverdir NEW    makes a server directory of the newest one
+"""
+
+
+def add_backup(serverdir, path, link, keep):
+    """Add a backup to a locked directory, say what it came to; returns the exit status."""
+    is_swept = clear_unfinished(Backups(path))
+    backups = Backups(path)
+    try:
+        backup, copied = back_up(serverdir, backups, link)
+    except NoSpace:
+        sweep_or_warn(backups)      # gives back the room that was taken
+        raise
+
+    backups = Backups(path)
+    for old in backups.complete[:-keep] if keep else ():
+        old.remove()
+        is_swept = True
+        print(f"removed the backup {old.name}")
+    if is_swept:
+        sweep_or_warn(backups)
+
+    copied.findings.show()
+    print(f"backup {backup.name}: {_count_text(copied.blobs, 'file')} "
+          f"({size_text(copied.bytes)}), {copied.new_blobs:,} of them new "
+          f"({size_text(copied.new_bytes)}), in {path}")
+    if ".secret" not in backup.manifest.files:
+        print(f"there is no .secret in {serverdir}: if the server has --secretfile, keep a copy of "
+              "that file, too")
+    if copied.missing_cached:
+        print(f"without {_count_text(copied.missing_cached, 'file')} of mirrors that "
+              "the server has lost: they can be fetched again")
+    if copied.missing:
+        print(f"without {_count_text(len(copied.missing), 'file')} that the server has lost, named "
+              "above: `fsck --repair` may find them", file=sys.stderr)
+        return 5
+    return 0
+
+
+def clear_unfinished(backups):
+    """Remove what backups left that were cut off; returns whether there was any."""
+    shutil.rmtree(os.path.join(backups.path, "tmp"), ignore_errors=True)
+    unfinished = [backup for backup in backups.all if not backup.is_complete]
+    for backup in unfinished:
+        backup.remove()
+        print(f"removed {backup.folder}: this backup was cut off")
+    return bool(unfinished)
+
+
+def sweep_or_warn(backups):
+    """Delete the blobs that no backup names, unless a backup can't say what it names."""
+    try:
+        backups.sweep()
+    except sqlite3.Error as error:
+        print(f"the files of removed backups stay in {backups.files}, because the database of a "
+              f"kept one can't be read ({error}): `backup verify` tells which", file=sys.stderr)
+
+
+# -- backup verify
+
+
+@command(
+    "backup verify",
+    "Read every file of the backups in DIR and compare it with its SHA-256; check the databases.  "
+    "Damaged and missing files are named by user, index and file name.  Exit status 0: all is as "
+    "it was written; 1: something is damaged or missing; 5: undamaged, but the server had lost "
+    "files already when the backup was made.  Nothing is changed, and no server is needed.",
+    argument("dir", metavar="DIR", type=absolute_path, help="a directory with backups"),
+    argument("--generation", metavar="NAME",
+             help="check this backup only, as 2026-11-29T00-48-16Z"))
+def command_verify_backup(parsed):
+    give_way()
+    backups = open_backups(parsed.rest.dir)
+    with backups.lock():
+        chosen = backups.choose(parsed.rest.generation)
+        return verify_backups(backups, [chosen] if parsed.rest.generation else backups.complete)
+
+
+def open_backups(path):
+    """The directory's `Backups`; FatalError if there are none."""
+    try:
+        backups = Backups(path)
+        if not backups.all:
+            raise FatalError(f"there are no backups in {path}")
+    except OSError as error:
+        raise FatalError(f"can't read {path}: {error.strerror}") from None
+    return backups
+
+
+def verify_backups(backups, chosen):
+    """Check backups, and say what is wrong with them; returns the exit status."""
+    findings, known, cached = _Findings(), _Findings(), collections.Counter()
+    with contextlib.ExitStack() as stack:
+        opened = {}         # backup -> connection
+        for backup in chosen:
+            faults = list(backup.faults())
+            if not faults:
+                db = stack.enter_context(contextlib.closing(backup.open_rows()))
+                faults = _faults_in_rows(backup, db)
+                opened[backup] = db
+            for fault in faults:
+                findings.add(fault)
+            if faults:
+                opened.pop(backup, None)
+
+        missing = {backup: frozenset(backup.manifest.missing) for backup in opened}
+        with Progress("verify", *_blobs_in(backups.files)) as progress:
+            def check(wanted):
+                return _fault_of(backups.blob(wanted[0]), wanted[0])
+
+            for (sha256, size, users), fault in in_threads(check, _merged_blobs(opened)):
+                if not fault:
+                    progress.add(size or 0)
+                    continue
+                for backup, is_stages in users:
+                    if not is_stages and fault == "is missing":
+                        cached[backup] += 1
+                    else:
+                        kind = known if sha256 in missing[backup] and fault == "is missing" \
+                            else findings
+                        kind.add(f"{_names_of(opened[backup], sha256)}: {backups.blob(sha256)} "
+                                 f"{fault}, of the backup {backup.name}")
+
+    for backup, number in cached.items():
+        if number > backup.manifest.missing_cached:
+            lost = number - backup.manifest.missing_cached
+            findings.add(f"{_count_text(lost, 'file')} of mirrors in {backup.name}: missing")
+    findings.show()
+    known.show()
+    if findings.count:
+        raise FatalError(f"{backups.path} is damaged: see above.  What is damaged can be got back "
+                         "from a copy of it; `restore --skip-damaged` restores all the rest")
+    print(f"{_count_text(len(chosen), 'backup is', 'backups are')} undamaged: "
+          f"{', '.join(backup.name for backup in chosen[-3:])}"
+          f"{' and older ones' if chosen[3:] else ''}")
+    if known.count:
+        print("the files named above were lost before the backup was made", file=sys.stderr)
+        return 5
+    return 0
+
+
+def _faults_in_rows(backup, db):
+    """A sentence for each of the first faults of a backup's database."""
+    try:
+        found = [row[0] for row in db.execute("PRAGMA integrity_check(10)")]
+    except sqlite3.Error as error:
+        found = [str(error)]
+    return [f"{backup.path('devpi_lite.db')} is damaged: {one_line(fault)}"
+            for fault in found if fault != "ok"]
+
+
+def _blobs_in(folder):
+    """(number, bytes) of the blobs in a folder of blobs."""
+    number = size = 0
+    for inner in os.scandir(folder) if os.path.isdir(folder) else ():
+        for entry in os.scandir(inner.path):
+            number, size = number + 1, size + entry.stat(follow_symlinks=False).st_size
+    return number, size
+
+
+def _merged_blobs(opened):
+    """Yield (SHA-256, size, [(backup, whether it is a stage's there)]) of each blob that one of the
+    backups names; `opened`: {backup: connection}."""
+    for prefix in _PREFIXES:
+        merged = {}
+        for backup, db in opened.items():
+            for blob in _named_blobs(db, prefix):
+                _, users = merged.setdefault(blob.sha256, (blob.size, []))
+                users.append((backup, blob.is_stages))
+        for sha256, (size, users) in merged.items():
+            yield sha256, size, users
+
+
+# -- restore
+
+
+@command(
+    "restore", "Make a server directory of a backup in DIR.  Everything is checked as it is "
+               "copied; if something is damaged or missing, all of it is named and nothing is "
+               "restored.  Users, passwords, sessions and tokens are as they were; followers of "
+               "the changelog see a new epoch, and start again.  Files of mirrors that the backup "
+               "lacks are fetched again when they are wanted.  No server may run on the new "
+               "directory; DIR is only read.",
+    argument("dir", metavar="DIR", type=absolute_path, help="a directory with backups"),
+    argument("--generation", metavar="NAME",
+             help="restore this backup, as 2026-11-29T00-48-16Z; default: the newest"),
+    argument("--skip-damaged", action="store_true",
+             help="name the files that are damaged or missing, and restore all the others; "
+                  "exit status 5"),
+    takes=(COMMON,))
+def command_restore(parsed):
+    serverdir, rest = parsed.settings.serverdir, parsed.rest
+    refuse_nested(serverdir, rest.dir)
+    backups = open_backups(rest.dir)
+    with backups.lock():
+        backup = backups.choose(rest.generation)
+        try:
+            with new_directory(serverdir):
+                findings = restore(backups, backup, serverdir, rest.skip_damaged)
+        except (NoSpace, OSError) as error:
+            raise FatalError(f"nothing was restored into {serverdir}: "
+                             f"{getattr(error, 'message', None) or error}") from None
+
+    print(f"restored the backup {backup.name}, serial {backup.manifest.serial}, into {serverdir}")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        print(f"its files belong to root: if the server runs as another user, "
+              f"chown -R USER {serverdir}")
+    print(f"start the server: python devpi_lite.py --serverdir {serverdir}")
+    return 5 if findings.count else 0
+
+
+def restore(backups, backup, serverdir, skip_damaged):
+    """Fill a new server directory; returns `_Findings` of what it lacks.
+
+    FatalError if something is damaged or missing; of blobs only if not `skip_damaged`."""
+    faults = list(backup.faults())
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    if faults:
+        others = ", ".join(other.name for other in backups.complete if other.name != backup.name)
+        raise FatalError(f"the backup {backup.name} can't be restored: see above"
+                         + (f".  --generation takes another one: {others}" if others else ""))
+    manifest = backup.manifest
+    if manifest.schema > schema_version():
+        raise FatalError(f"the backup {backup.name} has schema version {manifest.schema}; this "
+                         f"program knows versions up to {schema_version()}: use a newer "
+                         "devpi_lite.py")
+
+    for name, (sha256, _) in manifest.files.items():
+        with _open_plain(backup.path(name)) as file:
+            copy_checked(file, os.path.join(serverdir, name), sha256)
+    with contextlib.closing(backup.open_rows()) as db:
+        findings, known = restore_blobs(db, backups, manifest, serverdir)
+    findings.show()
+    known.show()
+    if findings.count and not skip_damaged:
+        number = _count_text(findings.count, "file is", "files are")
+        raise FatalError(f"nothing was restored: {number} damaged or missing, see above.  "
+                         "--skip-damaged restores all the others")
+    if known.count:
+        print("the files named last were lost before the backup was made", file=sys.stderr)
+    begin_epoch(os.path.join(serverdir, "devpi_lite.db"))
+    findings.count += known.count
+    return findings
+
+
+def restore_blobs(db, backups, manifest, serverdir):
+    """Copy the blobs that a backup's database names.
+
+    Returns `_Findings` of damaged ones, and of those that were missing already."""
+    findings, known, cached = _Findings(), _Findings(), 0
+    missing = frozenset(manifest.missing)
+    with Intake(Blobs(serverdir), in_place=True) as intake, \
+            Progress("restore", manifest.blobs, manifest.bytes) as progress:
+        def take(blob):
+            path = backups.blob(blob.sha256)
+            try:
+                _open_plain(path).close()
+            except (Damaged, OSError) as error:
+                return _fault_of(path, blob.sha256) or reason_of(error), 0
+            return _fault_in_taking(intake, lambda: path, blob.sha256)
+
+        for blob, (fault, size) in in_threads(take, itertools.chain.from_iterable(
+                _named_blobs(db, prefix) for prefix in _PREFIXES)):
+            progress.add(size)
+            if fault and not blob.is_stages:
+                cached += 1
+            elif fault:
+                kind = known if blob.sha256 in missing and fault == "is missing" else findings
+                kind.add(f"{_names_of(db, blob.sha256)}: {backups.blob(blob.sha256)} {fault}")
+    if cached:
+        print(f"without {_count_text(cached, 'file')} of mirrors that the backup lacks: they can "
+              "be fetched again", file=sys.stderr)
+    return findings, known
+
+
+def begin_epoch(database):
+    """Give a restored database a new epoch: its serials may come to mean other changes."""
+    with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
 
 
 # ==================================================================================================
