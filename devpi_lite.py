@@ -21222,7 +21222,8 @@ def facts_of_directory(serverdir):
     Takes no lock and writes nothing. A fact that the database of an older program does not have is
     None. FatalError if there is no database."""
     try:
-        if "devpi_lite.db" not in os.listdir(serverdir):
+        names = os.listdir(serverdir)
+        if "devpi_lite.db" not in names:
             refuse_lost_database(serverdir)
     except (FileNotFoundError, NotADirectoryError):
         raise FatalError(f"there is no directory {serverdir}") from None
@@ -21232,6 +21233,9 @@ def facts_of_directory(serverdir):
         complaints = _complaints_of_rows(db, facts)
         db.execute("COMMIT")
 
+    if UNFINISHED in names:
+        complaints.append(Complaint("fatal", "an import or a restore into it still runs, or was "
+                                             "cut off"))
     read_only = is_read_only(serverdir)
     files, size = _in_folder(os.path.join(serverdir, "trash"))
     free = shutil.disk_usage(serverdir).free

@@ -119,3 +119,20 @@ def test_a_server_without_settings_of_projects(seven, logged_in):
 def test_what_is_no_project(logged_in, arguments, words):
     printed = logged_in("project", *arguments, expect=1)
     assert words in printed, printed
+
+
+def test_a_project_of_our_own_server(devpi, site, index):
+    """A rule for one project is its name in mirror_whitelist."""
+    shown = devpi("project", "Demo", "inheritance_rules=allow all").lines
+    assert shown[0] == "/%s/demo inheritance_rules=allow all" % index
+    assert "  inheritance_rules=allow all" in shown and "  name=demo" in shown
+    assert "  mirror_whitelist=demo" in devpi("index").lines
+    assert "  inheritance_rules=allow all" not in devpi("project", "demo", "inheritance_rules-=").lines
+    assert "  mirror_whitelist=" in devpi("index").lines
+    assert "400 Bad Request" in devpi("project", "demo", "nonsense=1", expect=1)
+
+
+def test_an_index_takes_the_words_of_devpi_7(devpi, site, index):
+    devpi("index", index, "project_inheritance_rules=allow all", "trust_inheritance_rules_from=type:not remote")
+    shown = devpi("index", index).lines
+    assert "  mirror_whitelist=*" in shown and "  mirror_whitelist_inheritance=union" in shown

@@ -162,6 +162,13 @@ def test_another_schema(served, tmp_path, version, level, words):
     assert plugin("--serverdir", copy)[:2] == (2, "CRITICAL")       # no server runs there
 
 
+def test_an_unfinished_directory(served, tmp_path):
+    copy = changed(served, tmp_path, "")
+    pathlib.Path(copy, ".unfinished").write_text("")
+    found = facts("--serverdir", copy)
+    assert found["status"] == "fatal" and "was cut off" in found["messages"][0]
+
+
 def test_no_such_directory(tmp_path):
     for path, words in ((tmp_path / "none", "there is no directory"), (tmp_path, "no devpi_lite database")):
         result = run_command("status", "--serverdir", str(path))
