@@ -1225,6 +1225,7 @@ class Limits:
     batch_files, batch_bytes = 20000, 4 << 30   # that a backup syncs together
     manifest = 64 << 20             # of a backup
     findings = 100                  # damaged files that a command names
+    taken_here = 500                # files that an import takes in without child processes
     streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
     reason = 1000                   # characters of a yank's or a project's reason
     attributes = 256 << 10          # of a user or an index
@@ -2655,7 +2656,7 @@ class Actor(typing.NamedTuple):
 NO_ACTOR = Actor()
 
 
-_compact_json = json.JSONEncoder(separators=(",", ":")).encode
+compact_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Change:
@@ -2709,7 +2710,7 @@ class Change:
 
     def _log(self, rows):
         if not self.is_replay:      # as a text, a row takes a fifth of the memory
-            self.ops += [_compact_json({"t": kind, "k": key, "v": value})
+            self.ops += [compact_json({"t": kind, "k": key, "v": value})
                          for kind, key, value in rows]
 
     def get(self, kind, key):
@@ -5310,8 +5311,10 @@ def imported_hash(pwhash, pwsalt=None):
 
 
 def _salted_sha256(stored):
-    """(salt, digest) of `devpi_sha256:salt:digest`; None for other texts."""
-    match = re.fullmatch(_DEVPI_SHA256 + r":([!-~]{1,100}):([0-9a-f]{64})", stored)
+    """(salt, digest) of `devpi_sha256:salt:digest`; None for other texts.
+
+    Salts that devpi 1.1 made end with a line break, which was hashed, too."""
+    match = re.fullmatch(_DEVPI_SHA256 + r":([!-~]{1,100}\n?):([0-9a-f]{64})", stored)
     return match.groups() if match else None
 
 
@@ -10550,9 +10553,6 @@ def enter_cached(change, index, project, version, file, sha256, last_modified, m
     entered, = select_files(change.db, "WHERE project_id = ? AND path = ?", project_id, path)
     _file_arrived(change, index, entered, sha256, file.size, last_modified, metadata)
 
-    columns = {"position", "version", "path", "hash_spec", "uploaded", "first_seen",
-               "requires_python", "yanked", "core_metadata", "provenance", "url", "last_modified"}
-    own = {column: value for column, value in own.items() if column in columns}
     if own:
         change.execute(f"UPDATE files SET ({', '.join(own)}) = ({marks(own)}) WHERE id = ?",
                        (*own.values(), entered.id))
@@ -18256,7 +18256,8 @@ def size_text(size):
 
 # The top-level key `devpi_lite` of dataindex.json:
 #   format, program, serial     1, the version of this program, the last serial of the changelog
-#   users       {name: {"pwhash": text or null}}
+#   users       {name: {"pwhash": text or null, "devpi": what devpi's dump once said of it: its
+#               "pwhash" and "pwsalt"}}
 #   indexes     {user/index: {option: value}}: options that devpi does not know; and "bases" of
 #               indexes whose `indexconfig` lacks some
 #   projects    {user/index: {project: {"status", "reason"}}}: those that are not active, or have
@@ -18726,7 +18727,9 @@ class Export:
                 "SELECT coalesce(max(serial), -1) FROM changelog").fetchone()[0])
             with out.object("users"):
                 for (name,), value in self.users:
-                    out.put(name, {"pwhash": value["pwhash"]})
+                    kept = value["attributes"].get(FROM_DEVPI, {})
+                    out.put(name, {"pwhash": value["pwhash"], "devpi": {
+                        key: kept[key] for key in ("pwhash", "pwsalt") if key in kept}})
             with out.object("indexes"):
                 for _, user, name, config in self.indexes:
                     path = f"{user}/{name}"
@@ -19190,7 +19193,7 @@ class DumpReader:
 
     def read(self):
         readers = {"users": self._read_users, "indexes": self._read_indexes,
-                   "devpi_lite": self._read_own}
+                   OWN_KEY: self._read_own}
         seen = set()
         for key in self.text.members(""):
             if key in seen:
@@ -19424,6 +19427,7 @@ class DumpReader:
             size = int(size)
         if size is not None and (type(size) is not int or size < 0):
             self._error(f"{place}/entrymapping/size", "no number of bytes")
+            size = None
         facts["size"] = size
         url = mapping.get("url")
         facts["url"] = url if isinstance(url, str) else None
@@ -19437,11 +19441,25 @@ class DumpReader:
                 self._error(f"{place}/for_entrypath", "it does not name the file that was tested")
                 tested = ""
             facts["tested"] = tested.rpartition("/")[2]
-        own = entry.get("devpi_lite")
-        if own is not None and not isinstance(own, dict):
-            self._error(f"{place}/devpi_lite", "an object was expected")
-        facts["own"] = own if isinstance(own, dict) else {}
+        facts["own"] = self._own_facts(entry.get(OWN_KEY, {}), f"{place}/{OWN_KEY}")
         return facts
+
+    def _own_facts(self, own, place):
+        """What our own export says of a file besides, {column: value}."""
+        if not isinstance(own, dict):
+            self._error(place, "an object was expected")
+            return {}
+        found = {}
+        for key, value in own.items():
+            if key == "history":
+                found[key] = self._history(value, f"{place}/{key}")
+            elif key not in _OWN_FACTS or value is None and key not in _NULL_FACTS:
+                continue
+            elif value is not None and not _OWN_FACTS[key](value):
+                self._error(f"{place}/{key}", f"{one_line(repr(value), 100)} is no such value")
+            else:
+                found[key] = value
+        return found
 
     def _hashes(self, mapping, place):
         """{algorithm: hex} of all that a file's record states."""
@@ -19501,8 +19519,8 @@ class DumpReader:
 
     def _read_own(self):
         """Note what an export of this program says besides devpi's dump."""
-        for key in self._members("devpi_lite"):
-            place = f"devpi_lite/{key}"
+        for key in self._members(OWN_KEY):
+            place = f"{OWN_KEY}/{key}"
             if key == "rows":
                 for number in self._items(place):
                     self._note_own("row", "", "", self.text.value(f"{place}/{number}"))
@@ -19524,8 +19542,41 @@ class DumpReader:
                 self.text.value(place)
 
     def _note_own(self, kind, place, key, value):
+        if value is None:
+            return
         self.db.execute("INSERT INTO own VALUES (?, ?, ?, ?)",
                         (kind, place, key, json.dumps(value)))
+
+
+def _is_text(value):
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < 1 << 60
+
+
+def _is_time(value):
+    try:
+        return value.endswith("Z") and _seconds_of_text(value) is not None
+    except (ValueError, TypeError, OverflowError, AttributeError, IndexError):
+        return False
+
+
+# what our own export may say of a file besides, and whether a value is one
+_OWN_FACTS = {
+    "uploaded": _is_time, "first_seen": lambda value: value in (0, 1), "requires_python": _is_text,
+    "yanked": _is_text, "provenance": _is_text, "last_modified": _is_text,
+    "attestations": _is_text, "position": _is_count,
+    "path": lambda value: _is_text(value) and re.fullmatch(
+        r"\+[ef]/[^/]+/([^/]+/)?[^/]+", value) and _is_inside(value),
+    "hash_spec": lambda value: value == "" or _is_text(value) and is_digest(
+        *value.partition("=")[::2]),
+    "core_metadata": lambda value: value == "true" or _is_text(value) and is_digest(
+        "sha256", value)}
+
+
+_NULL_FACTS = ("requires_python", "yanked", "provenance", "last_modified", "core_metadata")
 
 
 def _is_inside(relpath):
@@ -19672,13 +19723,16 @@ class Dump:
             self.findings.warn(f"user {name}: {error}", "passwords that can't be taken over")
             pwhash = None
         own = self.own("users", name).get("", {})
-        if "pwhash" in own:
-            pwhash = own["pwhash"]
-            if pwhash is not None and not is_password_hash(pwhash):
-                self.findings.error(f"devpi_lite/users/{name}/pwhash", "no hash of this program")
-        if pwhash is None or "pwhash" in own and not own.get("devpi_hash_counts"):
+        if pwhash is None or "pwhash" in own:
             kept.pop("pwhash", None)
             kept.pop("pwsalt", None)
+        if "pwhash" in own:
+            pwhash, theirs = own["pwhash"], own.get("devpi", {})
+            if pwhash is not None and not is_password_hash(pwhash) or \
+                    not isinstance(theirs, dict) or not theirs.keys() <= {"pwhash", "pwsalt"}:
+                self.findings.error(f"devpi_lite/users/{name}", "no hashes that are known here")
+            else:
+                kept.update(theirs)
         if kept:
             attributes[FROM_DEVPI] = kept
         return {"pwhash": pwhash, "generation": secrets.token_hex(8), "attributes": attributes,
@@ -19695,7 +19749,7 @@ class Dump:
     # -- indexes
 
     def _check_indexes(self, users_here, bases_here):
-        bases = dict(bases_here)
+        self.bases = dict(bases_here)
         for row in self.db.execute("SELECT id, path, facts FROM indexes").fetchall():
             facts = json.loads(row["facts"] or "{}")
             type_ = index_type(facts.get("type", "stage"))
@@ -19709,14 +19763,13 @@ class Dump:
             if row["path"] in bases_here:
                 self.findings.error(f"indexes/{row['path']}", "there is such an index here already")
             if config is not None:
-                bases[row["path"]] = config.get("bases", [])
                 self.db.execute("UPDATE indexes SET facts = ? WHERE id = ?",
                                 (json.dumps(config), row["id"]))
-        self._check_bases(bases, bases_here)
-        self.bases = bases
+        self._check_bases(bases_here)
 
     def _index_config(self, row, type_, facts):
-        """An index's configuration as it is stored; None if that is not possible."""
+        """An index's configuration as it is stored, and note its bases; None if that is not
+        possible."""
         index_id, path, place = row["id"], row["path"], f"indexes/{row['path']}"
         user, slash, name = path.partition("/")
         try:
@@ -19741,10 +19794,6 @@ class Dump:
                 self._apply(edit, key, _as_option(option_key(key), value), place, index_id)
             elif option_key(key) not in STAGE_KEYS:
                 kept[key] = value
-        for key, value in self.own("indexes", path).get("", {}).items():
-            if key in edit.keys:
-                self._apply(edit, key, value, f"devpi_lite/{place}", index_id)
-
         config = edit.config
         if "mirror_whitelist" in config:
             ruled = [name for name, in self.db.execute(
@@ -19752,10 +19801,16 @@ class Dump:
                 (index_id,))]
             listed = config["mirror_whitelist"]
             config["mirror_whitelist"] = listed + [name for name in ruled if name not in listed]
+        bases = config.get("bases", [])
+        for key, value in self.own("indexes", path).get("", {}).items():
+            if key in edit.keys:
+                self._apply(edit, key, value, f"devpi_lite/{place}", index_id)
         if len(config.get("bases", ())) > Limits.bases:
             self.findings.error(place, f"it has more than {Limits.bases} bases", index_id)
         if kept:
             config[FROM_DEVPI] = kept
+        # our own export knows the whole list of bases that lead back to their index
+        self.bases[path] = bases
         return config
 
     def _apply(self, edit, key, value, place, index_id):
@@ -19766,7 +19821,8 @@ class Dump:
         except BadRequest as problem:
             self.findings.error(f"{place}/indexconfig/{key}", problem.message, index_id)
 
-    def _check_bases(self, bases, bases_here):
+    def _check_bases(self, bases_here):
+        bases = self.bases
         for path, named in bases.items():
             for base in named if path not in bases_here else ():
                 if not re.fullmatch(r"[^/\s]+/[^/\s]+", base):
@@ -20033,14 +20089,99 @@ def _doc_facts(file, filename):
     return {"members": found[0]} if found else {}
 
 
+class Takers:
+    """Take files in, several at a time: in child processes if there are many files, because reading
+    thousands of wheels keeps an interpreter busy, and one that has rows to put, too, busier yet."""
+
+    def __init__(self, settings, intake, count):
+        self.intake, self.children = intake, []
+        self.idle = queue.SimpleQueue()
+        self.settings, self.count = settings, 0
+        if count > Limits.taken_here:
+            self.count = min(4, os.cpu_count() or 1)
+
+    @property
+    def at_a_time(self):
+        """The number of files that one call of `take` should get."""
+        return 32 if self.count else 1
+
+    def take(self, jobs):
+        """[what `take_dumped` returns] for some jobs; called from several threads."""
+        if not self.count:
+            return [take_dumped(self.intake, job) for job in jobs]
+        child = self.idle.get()
+        try:
+            child.stdin.write(compact_json(jobs).encode() + b"\n")
+            child.stdin.flush()
+            line = child.stdout.readline()
+        except OSError:
+            line = b""
+        finally:
+            self.idle.put(child)
+        if not line.endswith(b"\n"):
+            raise FatalError("a process that takes files in has ended: is there enough memory?")
+        found = json.loads(line)
+        if isinstance(found, dict):
+            raise NoSpace(found["full"]) if "full" in found else FatalError(found["fatal"])
+        return found
+
+    def __enter__(self):
+        for _ in range(self.count):
+            child = subprocess.Popen(
+                [sys.executable, PROGRAM, "_take-files", "--serverdir", self.settings.serverdir,
+                 *(["--in-place"] if self.intake.in_place else [])],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            self.children.append(child)
+            self.idle.put(child)
+        return self
+
+    def __exit__(self, *_):
+        for child in self.children:
+            child.kill()
+        for child in self.children:
+            with contextlib.suppress(OSError):      # of what was not written yet
+                child.stdin.close()
+            child.stdout.close()
+            child.wait()
+
+
+@command(
+    "_take-files", "Internal: take files in for an import, which reads what became of them from "
+                   "standard output.",
+    argument("--in-place", action="store_true"), takes=(COMMON,))
+def command_take_files(parsed):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)        # Ctrl-C: the import says what follows
+    blobs = Blobs(parsed.settings.serverdir)
+    lines = queue.SimpleQueue()
+
+    def read_jobs():
+        with open(0, "rb", closefd=False) as file:
+            for line in file:
+                lines.put(line)
+        os._exit(1)         # the import has ended: so does this process, in the middle of a file
+    threading.Thread(target=read_jobs, daemon=True).start()
+
+    intake = Intake(blobs, parsed.rest.in_place)
+    while True:
+        try:
+            found = [take_dumped(intake, job) for job in json.loads(lines.get())]
+        except NoSpace as problem:
+            found = {"full": problem.message}
+        except Exception as error:
+            log.debug("where it happened", exc_info=True)
+            found = {"fatal": reason_of(error)}
+        sys.stdout.write(compact_json(found) + "\n")
+        sys.stdout.flush()
+
+
 class Importer:
     """Puts a checked dump into a store, as one change.
 
     `link`: files are hard-linked where that is possible; `prepare`: a function of the change that
     puts what is not in the dump."""
 
-    def __init__(self, dump, store, intake, link, prepare, progress):
-        self.dump, self.store, self.intake, self.link = dump, store, intake, link
+    def __init__(self, dump, store, takers, link, prepare, progress):
+        self.dump, self.store, self.takers, self.link = dump, store, takers, link
         self.prepare, self.progress = prepare, progress
         self.counts = collections.Counter()
         self.is_stopped = False
@@ -20061,7 +20202,7 @@ class Importer:
         self._put_own_rows(change)
         self.dump.findings.refuse()
 
-        self.intake.keep()
+        self.takers.intake.keep()
         change.tags.clear()
         change.touch(EVERYTHING)
         self.store.restart_log(change)
@@ -20117,18 +20258,24 @@ class Importer:
             "JOIN releases ON project_id = projects.id AND releases.version = files.version "
             "WHERE files.index_id = ? AND kind = ? ORDER BY files.id", (dump_id, kind))
         put = self._put_cached if index.config["type"] == "mirror" else self._put_file
-        for (row, facts, _), found in in_threads(self._take, map(self._job, rows)):
+        jobs = map(self._job, rows)
+        batches = iter(lambda: list(itertools.islice(jobs, self.takers.at_a_time)), [])
+        for batch, results in in_threads(self._take, batches):
             self._go_on(change)
-            place = f"indexes/{index.path}/files/{row['number']} ({row['relpath']})"
-            if "error" in found:
-                self.dump.findings.error(place, found["error"])
-                continue
-            if "note" in found:
-                self.dump.findings.warn(f"{index.path}: {found['note']}",
-                                        "files that are not what their name says")
-            put(change, index, row, facts, found, place)
-            self.counts["file"] += 1
-            self.progress.add(found["size"])
+            for (row, facts, _), found in zip(batch, results):
+                place = f"indexes/{index.path}/files/{row['number']} ({row['relpath']})"
+                if "error" in found:
+                    self.dump.findings.error(place, found["error"])
+                    continue
+                if "note" in found:
+                    self.dump.findings.warn(f"{index.path}: {found['note']}",
+                                            "files that are not what their name says")
+                try:
+                    put(change, index, row, facts, found, place)
+                except sqlite3.IntegrityError:
+                    self.dump.findings.error(place, "another file has its path already")
+                self.counts["file"] += 1
+                self.progress.add(found["size"])
 
     def _job(self, row):
         """(row, what it says, job for `take_dumped`) of a file."""
@@ -20143,10 +20290,10 @@ class Importer:
             "path": os.path.join(self.dump.folder, row["relpath"]), "link": self.link,
             "hashes": hashes, "filename": row["filename"], "kind": row["kind"]}
 
-    def _take(self, told):
+    def _take(self, batch):
         if self.is_stopped:
             raise FatalError("the import was stopped")
-        return take_dumped(self.intake, told[-1])
+        return self.takers.take([job for _, _, job in batch])
 
     def _put_file(self, change, index, row, facts, found, place):
         """Put a file of a stage."""
@@ -20176,7 +20323,8 @@ class Importer:
             value["core_metadata"] = value["metadata_sha256"] = sha256
             change.put("metadata", (sha256,), {"packed": packed})
         enter_doc_members(change, found["sha256"], found.get("members"))
-        value.update((name, own) for name, own in facts["own"].items() if name in value)
+        value.update((name, own) for name, own in facts["own"].items()
+                     if name in value and name != "core_metadata")
         path = folder + value["filename"]
         if change.id_of("file", (*key, path)) is not None:
             self.dump.findings.error(place, "the same bytes are there under this name already")
@@ -20193,11 +20341,15 @@ class Importer:
             best_hash(facts["hashes"]) or f"sha256={found['sha256']}", found["size"], "",
             row["requires_python"],
             yanked if isinstance(yanked, str) else "" if yanked else None)
-        modified = facts["modified"]
+        modified, own = facts["modified"], facts["own"]
+        if own:     # what our own export does not say is null
+            own = {"first_seen": 0, "position": None, **dict.fromkeys(_NULL_FACTS), **own}
+            own = {column: value for column, value in own.items()
+                   if column in File._fields and column != "history"}
         enter_cached(change, index, row["project"], row["version"], file, found["sha256"],
                      None if modified is None else http_date(modified),
                      MetadataFile(found["metadata"][0], base64.b64decode(found["metadata"][1]))
-                     if found.get("metadata") else None, facts["own"])
+                     if found.get("metadata") else None, own)
 
     def _put_own_rows(self, change):
         """Put the rows of kinds that a dump of devpi has no place for."""
@@ -20308,8 +20460,9 @@ def _import(settings, told, passwords):
             if not told.add and settings.root_pypi and not dump.has_index("root/pypi"):
                 change.put("index", ("root", "pypi"), {"config": PYPI})
 
-        with Progress("import", dump.files, dump.size) as progress:
-            importer = Importer(dump, store, intake, told.hard_links, prepare, progress)
+        with Progress("import", dump.files, dump.size) as progress, \
+                Takers(settings, intake, dump.files) as takers:
+            importer = Importer(dump, store, takers, told.hard_links, prepare, progress)
             try:
                 store.write(importer.run)
             except BaseException:
