@@ -75,6 +75,7 @@ import ipaddress
 import itertools
 import json
 import logging
+import marshal
 import mimetypes
 import mmap
 import operator
@@ -21283,6 +21284,918 @@ def begin_epoch(database):
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen.
 # ==================================================================================================
+
+
+# -- fsck
+
+
+class CheckReport:
+    """What `fsck` finds, printed as it is found: ten of a kind, or all if `whole`.
+
+    `as_json`: each as a line of JSON, all of them."""
+
+    first = 10
+    # of one kind of finding, which the last line counts: what more of it is
+    more = {"missing": "files are missing", "damaged": "files are damaged",
+            "log": "faults of the changelog", "row": "rows that the changelog has otherwise",
+            "reference": "rows that do not fit together", "name": "names that are refused now",
+            "base": "bases that can't be used", "metadata": "metadata files",
+            "documentation": "documentation zips", "search": "projects in the search index",
+            "database": "faults of the database", "foreign": "things that do not belong there",
+            "repaired": "things were repaired", "trash": "files in the trash"}
+
+    def __init__(self, as_json, whole):
+        self.as_json, self.whole = as_json, whole or as_json
+        self.counts = collections.Counter()         # by level
+        self.kinds = collections.Counter()          # by level and kind
+
+    def add(self, level, kind, subject, sentence):
+        """`level`: error, warning or repaired; `subject`: what it is about, or ""."""
+        self.counts[level] += 1
+        self.kinds[level, kind] += 1
+        if self.as_json:
+            print(json.dumps({"level": level, "kind": kind, "subject": subject,
+                              "sentence": sentence}))
+        elif self.whole or self.kinds[level, kind] <= self.first:
+            self._print(level, f"{one_line(subject, 600)}: {sentence}" if subject else sentence)
+
+    def error(self, kind, subject, sentence):
+        self.add("error", kind, subject, sentence)
+
+    def warning(self, kind, subject, sentence):
+        self.add("warning", kind, subject, sentence)
+
+    def repaired(self, subject, sentence):
+        self.add("repaired", "repaired", subject, sentence)
+
+    def end(self, facts, text):
+        """Print how many were not shown, and what was checked: as `facts` or as `text`."""
+        if self.as_json:
+            counts = {level: self.counts[level] for level in ("error", "warning", "repaired")}
+            print(json.dumps({**facts, **counts}))
+            return
+        for (level, kind), count in self.kinds.items():
+            if count > self.first and not self.whole:
+                self._print(level, f"... {count - self.first:,} more: {self.more[kind]}, "
+                                   f"{count:,} in all (--debug shows each)")
+        said = [f"{count:,} {word}{'' if count == 1 else 's'}"
+                for word, count in (("error", self.counts["error"]),
+                                    ("warning", self.counts["warning"])) if count]
+        if self.counts["repaired"]:
+            said.append(f"{self.counts['repaired']:,} repaired")
+        print(f"{text}: {', '.join(said) or 'no errors'}")
+
+    @staticmethod
+    def _print(level, text):
+        print(f"{level}: {text}", flush=True)
+
+
+# what to do about a damaged database
+RESTORE = ("stop the server, keep a copy of the directory, and restore a backup, or export what "
+           "can still be read and import that into a new directory")
+
+
+class Scratch:
+    """A temporary SQLite database, for what is too much for the memory; deleted at the end."""
+
+    def __init__(self, serverdir):
+        folder, name = os.path.join(serverdir, "tmp"), f"{os.getpid()}-check-"
+        try:
+            self.folder = tempfile.mkdtemp(prefix=name, dir=folder)
+        except OSError:         # no permission, or read-only media
+            self.folder = tempfile.mkdtemp(prefix=name)
+        self.db = sqlite3.connect(os.path.join(self.folder, "scratch.db"), isolation_level=None)
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE",
+                       "cache_size = -16000"):
+            self.db.execute(f"PRAGMA {pragma}").fetchall()
+        self.execute = self.db.execute
+        self.execute("BEGIN")
+
+    def fill(self, table, rows):
+        """Insert or replace rows, each a tuple with all columns; returns their number."""
+        count, rows = 0, iter(rows)
+        for batch in iter(lambda: list(itertools.islice(rows, 1000)), []):
+            self.db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks(batch[0])})", batch)
+            count += len(batch)
+        return count
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.db.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _digest(kind, value):
+    """A short digest of a row's value; None for None. Of equal values it may differ, if the keys of
+    a dictionary in them have another order."""
+    if value is None:
+        return None
+    # a fifth of the time of JSON with sorted keys; version 2 has no references
+    data = marshal.dumps([value[field] for field in ROWS[kind].fields], 2)
+    return hashlib.sha256(data).digest()[:16]
+
+
+_SEPARATOR = "\x1f"      # between the names of a key, as a text
+
+
+class DatabaseCheck:
+    """Checks one state of the database, and notes in `scratch` the blobs that it names.
+
+    Where the database is damaged, anything may be in place of a value."""
+
+    def __init__(self, db, scratch, findings):
+        self.db, self.scratch, self.findings = db, scratch, findings
+        self.rows = self.entries = 0
+        self.log_is_sound = False
+        self.knows_blobs = False        # whether all blobs that rows name are in `named`
+        scratch.execute("CREATE TABLE named (sha256 TEXT PRIMARY KEY, smallest, largest, "
+                        "of_stage, is_docs) WITHOUT ROWID")
+
+    def run(self):
+        self.db.execute("BEGIN")
+        try:
+            for what, check in (("the database", self.database), ("the changelog", self.log),
+                                ("the rows", self.people), ("the indexes", self.indexes),
+                                ("the projects", self.projects), ("the files", self.files),
+                                ("the files", self.blobs),
+                                ("the metadata files", self.metadata)):
+                tried(self.findings, what, check)
+        finally:
+            if self.db.in_transaction:
+                self.db.execute("COMMIT")
+
+    def database(self):
+        for text, in self.db.execute("PRAGMA integrity_check"):
+            if text != "ok":
+                self.findings.error("database", "", f"the database is damaged: {one_line(text)}; "
+                                                    f"{RESTORE}")
+        for table, row_id, parent, _ in self.db.execute("PRAGMA foreign_key_check"):
+            self.findings.error("reference", f"row {row_id} of {table}",
+                                f"the row of {parent} that it belongs to is missing; {RESTORE}")
+
+    # -- the changelog, and the rows that it must have left
+
+    def log(self):
+        self.scratch.execute("CREATE TABLE newest (kind TEXT, key TEXT, digest, serial, "
+                             "PRIMARY KEY (kind, key)) WITHOUT ROWID")
+        before = self.findings.counts["error"]
+        self.scratch.fill("newest", self._ops())
+        self.log_is_sound = self.findings.counts["error"] == before
+
+    def _ops(self):
+        """Yield (kind, key, digest of the value, serial) of each op of the log."""
+        last = None
+        for entry in read_log(self.db):
+            self.entries += 1
+            fault = self._fault(entry, last)
+            last = entry
+            if fault:
+                self.findings.error("log", f"serial {entry.serial}", f"{fault}; {RESTORE}")
+                continue
+            try:
+                ops = entry.ops_for_replay()
+            except FatalError as error:
+                self.findings.error("log", f"serial {entry.serial}",
+                                    f"{error} (use the newest devpi_lite.py that ever ran here)")
+                continue
+            for kind, key, value in ops:
+                if kind != "metadata":
+                    yield kind, _SEPARATOR.join(key), _digest(kind, value), entry.serial
+        if last is None and self.db.execute("SELECT 1 FROM users").fetchone():
+            self.findings.error("log", "", f"the changelog is empty; {RESTORE}")
+
+    @staticmethod
+    def _fault(entry, last):
+        """What is wrong with an entry of the changelog, or None; `last`: the one before."""
+        try:
+            if not entry.is_sound:
+                return "the entry of the changelog is damaged: its hash does not fit"
+        except (TypeError, struct.error):
+            return "the entry of the changelog is damaged"
+        if last is None:
+            return None if entry.serial or not entry.prev else \
+                "the first entry of the changelog names one before it"
+        if entry.serial != last.serial + 1:
+            return f"the changelog has nothing between the serials {last.serial} and {entry.serial}"
+        if entry.prev != last.hash:
+            return f"the entry of the changelog does not follow that of serial {last.serial}"
+        return None
+
+    def people(self):
+        """Read all of people's rows, and compare them with what the changelog says of them."""
+        self.scratch.execute("CREATE TABLE present (kind TEXT, key TEXT, digest, "
+                             "PRIMARY KEY (kind, key)) WITHOUT ROWID")
+        unread = set()
+        for kind, rows in ROWS.items():
+            if kind != "metadata":      # unused ones are deleted without an entry: see `metadata`
+                try:
+                    self.rows += self.scratch.fill("present", (
+                        (kind, _SEPARATOR.join(key), _digest(kind, value))
+                        for key, value in rows.all(self.db)))
+                except Exception as error:
+                    log.debug("where it happened", exc_info=True)
+                    unread.add(kind)
+                    self.findings.error("database", "", f"the rows of the kind {kind} can't be "
+                                                        f"read: {reason_of(error)}; {RESTORE}")
+        if not self.log_is_sound:
+            self.findings.warning("log", "", "the rows were not compared with the changelog, "
+                                             "because that is damaged")
+            return
+
+        begin, = self.db.execute("SELECT min(serial) FROM changelog").fetchone()
+        for kind, key, is_here, is_in_log, serial in self.scratch.execute(
+                "SELECT newest.kind, newest.key, present.digest IS NOT NULL, "
+                "newest.digest IS NOT NULL, serial FROM newest LEFT JOIN present "
+                "USING (kind, key) WHERE newest.digest IS NOT present.digest"):
+            if kind not in unread and not (
+                    is_here and is_in_log and self._is_equal(kind, key, serial)):
+                what = "was put, and is missing" if not is_here else \
+                    "is another one than was put" if is_in_log else "was deleted, and is here"
+                self._not_as_logged(kind, key, f"{what} (serial {serial} of the changelog)")
+        for kind, key in self.scratch.execute(
+                "SELECT kind, key FROM present WHERE ? = 0 AND NOT EXISTS (SELECT 1 FROM newest "
+                "WHERE newest.kind = present.kind AND newest.key = present.key)", (begin,)):
+            self._not_as_logged(kind, key, "is here, and the changelog, which is complete, does "
+                                           "not have it")
+
+    def _is_equal(self, kind, key, serial):
+        """Whether a row is what a changelog entry put last."""
+        key = tuple(key.split(_SEPARATOR))
+        entry = next(read_log(self.db, serial - 1))
+        put = [value for *of, value in entry.ops_for_replay() if of == [kind, key]]
+        return Change(self.db, NO_ACTOR, serial).get(kind, key) == put[-1]
+
+    def _not_as_logged(self, kind, key, what):
+        self.findings.error("row", f"{kind} {key.replace(_SEPARATOR, '/')}",
+                            f"the row {what}: something else than devpi_lite changed the database; "
+                            "make the change again through the server, or restore a backup")
+
+    # -- what rows say of each other
+
+    def indexes(self):
+        for name, in self.db.execute("SELECT name FROM users ORDER BY name"):
+            self._check_name("user", str(name), str(name))
+        bases = {}
+        for user, name, text in self.db.execute(
+                "SELECT users.name, indexes.name, config FROM indexes "
+                "LEFT JOIN users ON users.id = user_id ORDER BY users.name, indexes.name"):
+            path = f"{user}/{name}"
+            self._check_name("index", str(name), path)
+            try:
+                config = json.loads(text)
+                if config["type"] not in ("stage", "mirror"):
+                    raise ValueError(f"its type is {config['type']!r}")
+                bases[path] = [str(base) for base in config.get("bases", ())]
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+                self.findings.error("reference", path, "its configuration can't be read "
+                                                       f"({reason_of(error)}); {RESTORE}")
+        for path, found in bases.items():
+            for base in found:
+                if base not in bases:
+                    self.findings.warning("base", path, f"its base {one_line(base)} does not "
+                                                        "exist: make it, or take it off the bases")
+        for path in _in_circles(bases):
+            self.findings.warning("base", path, "its bases lead back to it: take one of them off")
+
+    def _check_name(self, kind, name, path):
+        try:
+            check_name(kind, name)
+        except BadRequest as problem:
+            level = "error" if name in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", name) \
+                else "warning"
+            self.findings.add(level, "name", path, f"{one_line(problem.message)}  Push its "
+                                                   f"releases to another {kind}'s place, and "
+                                                   "delete it")
+
+    def projects(self):
+        for user, index, name in self.db.execute(
+                "SELECT users.name, indexes.name, projects.name FROM projects "
+                "JOIN indexes ON indexes.id = index_id JOIN users ON users.id = user_id"):
+            if not isinstance(name, str) or normalize(name) != name:
+                self.findings.error("reference", f"{user}/{index}/{name}",
+                                    f"the project's name is not in its normal form; {RESTORE}")
+        for user, index, project, version in self.db.execute(
+                "SELECT users.name, indexes.name, projects.name, version FROM releases "
+                "JOIN projects ON projects.id = project_id JOIN indexes ON indexes.id = index_id "
+                "JOIN users ON users.id = user_id WHERE readme_size != (SELECT "
+                "coalesce(sum(length(piece)), 0) FROM readmes WHERE release_id = releases.id)"):
+            self.findings.error("reference", f"{user}/{index}/{project} {version}",
+                                "a part of its README is missing: register the release again")
+
+    def files(self):
+        for row in self.db.execute(
+                "SELECT users.name AS user, indexes.name AS idx, files.path, files.filename, "
+                "files.kind, files.hash_spec, files.sha256, files.size, files.release_id, "
+                "files.for_id, files.index_id, files.project_id, files.version, "
+                "projects.index_id AS projects_index, releases.project_id AS releases_project, "
+                "releases.version AS releases_version, tested.path AS tested, "
+                "files.metadata_sha256, metadata_files.rowid AS metadata_row, "
+                "instr(config, '\"type\": \"stage\"') AS is_stage FROM files "
+                "LEFT JOIN indexes ON indexes.id = files.index_id "
+                "LEFT JOIN users ON users.id = user_id "
+                "LEFT JOIN projects ON projects.id = files.project_id "
+                "LEFT JOIN releases ON releases.id = files.release_id "
+                "LEFT JOIN files AS tested ON tested.id = files.for_id "
+                "LEFT JOIN metadata_files ON metadata_files.sha256 = files.metadata_sha256"):
+            self.rows += row["release_id"] is None
+            try:
+                fault = _fault_of_file(row)
+            except (TypeError, AttributeError, ValueError) as error:
+                fault = f"a value has another type than it must have ({reason_of(error)})"
+            if fault:
+                self.findings.error("reference", f"{row['user']}/{row['idx']}/{row['path']}",
+                                    f"{fault}; delete the file and upload it again, or restore a "
+                                    "backup")
+
+    def blobs(self):
+        rows = self.db.execute(
+            "SELECT sha256, min(size), max(size), max(release_id IS NOT NULL), "
+            "max(kind = 'doczip') FROM files WHERE sha256 IS NOT NULL GROUP BY sha256")
+        self.scratch.fill("named", (tuple(row) for row in rows if is_sha256(row[0])))
+        # metadata files of schema version 1
+        rows = self.db.execute(
+            "SELECT metadata_sha256, NULL, NULL, max(release_id IS NOT NULL), 0 FROM files "
+            "WHERE metadata_sha256 IS NOT NULL "
+            "AND metadata_sha256 NOT IN (SELECT sha256 FROM metadata_files) "
+            "GROUP BY metadata_sha256")
+        self.scratch.execute("CREATE TABLE lacking (sha256 TEXT PRIMARY KEY, of_stage)")
+        self.scratch.fill("lacking", ((row[0], row[3]) for row in rows if is_sha256(row[0])))
+        self.knows_blobs = True
+
+    def metadata(self):
+        """Note metadata files whose bytes are not those of their hash as `lacking`, too."""
+        self.scratch.fill("lacking", (
+            (row["sha256"], row["of_stage"]) for row in self.db.execute(
+                "SELECT sha256, packed, EXISTS (SELECT 1 FROM files "
+                "WHERE metadata_sha256 = metadata_files.sha256 AND release_id IS NOT NULL) "
+                "AS of_stage FROM metadata_files")
+            if not _is_metadata(row["sha256"], row["packed"]) and is_sha256(row["sha256"])))
+
+
+def tried(findings, what, check):
+    """Run a check. What ends it early is a finding itself: in a damaged database anything may be
+    found."""
+    try:
+        check()
+    except Exception as error:
+        log.debug("where it happened", exc_info=True)
+        findings.error("database", "", f"{what} could not be checked to the end: "
+                                       f"{reason_of(error)}; {RESTORE}")
+
+
+def is_sha256(text):
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
+def _is_metadata(sha256, packed):
+    """Whether a packed metadata file has this hash."""
+    try:
+        data = zlib.decompressobj().decompress(packed, Limits.metadata_file + 1)
+    except (zlib.error, TypeError):
+        return False
+    return hashlib.sha256(data).hexdigest() == sha256
+
+
+def _fault_of_file(row):
+    """What in a row of `files` does not fit, or None. Rows without their parents are found
+    elsewhere."""
+    folder, _, last = row["path"].rpartition("/")
+    if row["sha256"] is not None and not is_sha256(row["sha256"]):
+        return f"its SHA-256 {one_line(repr(row['sha256']), 80)} can't be one"
+    if row["metadata_sha256"] is not None and not is_sha256(row["metadata_sha256"]):
+        return "the SHA-256 of its metadata file can't be one"
+    if row["sha256"] is not None and (not isinstance(row["size"], int) or row["size"] < 0):
+        return "it has no size"
+    if not is_safe_filename(row["filename"]):
+        return f"its name {one_line(repr(row['filename']), 80)} is not safe"
+    if row["projects_index"] not in (None, row["index_id"]):
+        return "its project is one of another index"
+    if row["releases_project"] not in (None, row["project_id"]):
+        return "its release is one of another project"
+    if row["is_stage"] is not None and bool(row["is_stage"]) != (row["release_id"] is not None):
+        return "it has no release" if row["is_stage"] else "it has a release, on a mirror"
+
+    is_result = row["kind"] == "toxresult"
+    if row["release_id"] is not None:
+        if row["releases_version"] not in (None, row["version"]):
+            return f"its release has the version {one_line(row['releases_version'], 80)}"
+        if row["hash_spec"] != f"sha256={row['sha256']}":
+            return "its two hashes differ"
+        if is_result and row["tested"] is None:
+            return "the file that it is a test result of is missing"
+    if row["kind"] not in ("releasefile", "doczip", "toxresult"):
+        return f"its kind is {one_line(repr(row['kind']), 80)}"
+    if is_result:
+        fits = folder == row["tested"].rpartition("/")[0] and last == row["filename"]
+    elif row["path"].startswith("+e/"):
+        fits = last == row["filename"]
+    else:
+        fits = row["path"] == file_path(row["hash_spec"], row["filename"])
+    return None if fits else "its path does not fit its hash"
+
+
+def _in_circles(bases):
+    """Yield one index of each circle of bases; `bases`: {path: paths}."""
+    done = set()
+    for start in bases:
+        way, open_ = [(start, iter(bases[start]))], {start}
+        while way and start not in done:
+            path, rest = way[-1]
+            for base in rest:
+                if base in open_:
+                    yield base
+                elif base in bases and base not in done:
+                    way.append((base, iter(bases[base])))
+                    open_.add(base)
+                    break
+            else:
+                way.pop()
+                open_.discard(path)
+                done.add(path)
+
+
+class FileCheck:
+    """Checks that the blobs in `named` are here and whole, and what else lies in the directory.
+
+    `damaged` in `scratch` gets those that are not: what is wrong with them, "" if missing."""
+
+    def __init__(self, blobs, scratch, findings, with_checksums):
+        self.blobs, self.scratch, self.findings = blobs, scratch, findings
+        self.with_checksums = with_checksums
+        self.files = self.size = self.unnamed = self.unnamed_size = self.open = 0
+        self.owner = os.stat(blobs.serverdir).st_uid
+        scratch.execute("CREATE TABLE damaged (sha256 TEXT PRIMARY KEY, fault)")
+
+    def run(self):
+        count, size = self.scratch.execute(
+            "SELECT count(*), coalesce(sum(largest), 0) FROM named").fetchone()
+        with Progress("fsck", count, size) as self.progress:
+            self.scratch.fill("damaged", self._damaged())
+
+    def _damaged(self):
+        if not self.with_checksums:
+            for batch in self._batches():
+                for sha256, size, smallest, largest in batch:
+                    self._count(size)
+                    if not size == smallest == largest:
+                        yield sha256, f"it has {size:,} bytes, should have {largest:,}"
+            return
+        for batch, hashed in in_threads(self._hash, self._batches()):
+            for (sha256, _, smallest, largest), (digest, size) in zip(batch, hashed):
+                self._count(size)
+                if digest != sha256:
+                    yield sha256, f"it has {size:,} bytes, should have {largest:,}" \
+                        if size != largest and size is not None else \
+                        f"its SHA-256 is {digest}" if is_sha256(digest) else digest
+                elif not size == smallest == largest:
+                    self.findings.error("reference", f"file {sha256}", f"a row states {smallest:,} "
+                                        f"or {largest:,} bytes for it, and it has {size:,}; "
+                                        f"{RESTORE}")
+
+    def _count(self, size):
+        self.files += 1
+        self.size += size or 0
+        self.progress.add(size or 0)
+
+    def _hash(self, batch):
+        """[(SHA-256 or what went wrong, size or None)] of blobs."""
+        found = []
+        for sha256, *_ in batch:
+            try:
+                found.append(hash_file(self.blobs.path(sha256)))
+            except OSError as error:
+                found.append((f"it can't be read: {reason_of(error)}", None))
+        return found
+
+    def _batches(self):
+        """Yield lists of (SHA-256, size, smallest and largest size that rows state) of blobs that
+        are here, some MB each; note missing ones as `damaged`."""
+        batch, left = [], 8 << 20
+        for number in range(256):
+            prefix = f"{number:02x}"
+            here = dict(self._in_folder(prefix))
+            named = self.scratch.execute(
+                "SELECT sha256, smallest, largest FROM named WHERE sha256 BETWEEN ? AND ?",
+                (prefix, prefix + "g")).fetchall()
+            for sha256, smallest, largest in named:
+                size = here.pop(sha256, None)
+                if size is None:
+                    self.progress.add(largest or 0)
+                    self.scratch.execute("INSERT INTO damaged VALUES (?, '')", (sha256,))
+                    continue
+                batch.append((sha256, size, smallest, largest))
+                left -= size + 16384
+                if left < 0:
+                    yield batch
+                    batch, left = [], 8 << 20
+            self.unnamed += len(here)
+            self.unnamed_size += sum(here.values())
+        yield batch
+
+    def _in_folder(self, prefix):
+        """Yield (name, size) of the blobs in a folder."""
+        folder = os.path.join(self.blobs.files, prefix)
+        try:
+            entries = os.scandir(folder)
+        except FileNotFoundError:
+            return
+        self._look_at_mode(folder, os.stat(folder))
+        for entry in entries:
+            try:
+                facts = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:       # moved to the trash meanwhile
+                continue
+            if not stat.S_ISREG(facts.st_mode) or not is_sha256(entry.name) \
+                    or entry.name[:2] != prefix:
+                self._foreign(entry.path)
+                continue
+            self._look_at_mode(entry.path, facts)
+            yield entry.name, facts.st_size
+
+    def _foreign(self, path):
+        self.findings.warning("foreign", os.path.relpath(path, self.blobs.serverdir),
+                              "this is no file of devpi_lite: move it away")
+
+    def _look_at_mode(self, path, facts):
+        if os.name != "nt" and (facts.st_mode & 0o077 or facts.st_uid != self.owner):
+            self.open += 1
+            if self.open == 1:
+                self.first_open = path
+
+    def surroundings(self):
+        """Check modes, and what else is there."""
+        serverdir = self.blobs.serverdir
+        self._look_at_mode(serverdir, os.stat(serverdir))
+        for entry in os.scandir(serverdir):
+            if entry.name != "lost+found" and not entry.is_symlink():
+                self._look_at_mode(entry.path, entry.stat())
+        for entry in os.scandir(self.blobs.files):
+            if not re.fullmatch("[0-9a-f]{2}", entry.name) or \
+                    not entry.is_dir(follow_symlinks=False):
+                self._foreign(entry.path)
+        if self.open:
+            self.findings.warning(
+                "foreign", serverdir, f"{self.open:,} files or folders can be read by others, or "
+                f"have another owner than the directory, as {self.first_open}: "
+                f"chmod -R go= {serverdir} and chown would stop that")
+        left = list(self.blobs.leftovers())
+        if left:
+            self.findings.warning("foreign", serverdir, f"{len(left):,} temporary files of killed "
+                                  f"processes are there, as {left[0]}: `gc` deletes them")
+
+
+class Repairs:
+    """Brings back blobs, metadata files, documentation and entries of the search index.
+
+    Only bytes with the right hash count. `source`: the URL of a server with the same paths."""
+
+    def __init__(self, settings, source):
+        self.source = source and source.rstrip("/")
+        self.store, self.blobs = Store(settings), Blobs(settings.serverdir)
+        self.client = UpstreamClient(settings)
+        indexes = Indexes(self.store, Users(self.store), settings)
+        self.files = MirrorFiles(
+            Upstreams(self.store, indexes, self.blobs, self.client, settings))
+        self.reasons = []           # why the last repair failed
+
+    def blob(self, sha256, size):
+        """Bring back a blob; returns from where, or None."""
+        self.reasons = []
+        trashed = os.path.join(self.blobs.trash, sha256)
+        if os.path.exists(trashed) and self._take(
+                sha256, size, "the trash", lambda: open(trashed, "rb")):
+            return "the trash"
+        with self.store.read() as db:
+            files = select_files(db, "WHERE sha256 = ? ORDER BY id LIMIT 100", sha256)
+            places = {row["id"]: Index(row["id"], row["user"], row["name"],
+                                       json.loads(row["config"]))
+                      for file in files for row in db.execute(
+                          "SELECT indexes.id, users.name AS user, indexes.name, config "
+                          "FROM indexes JOIN users ON users.id = user_id WHERE indexes.id = ?",
+                          (file.index_id,))}
+        for file in files:
+            index = places.get(file.index_id)
+            if index and file.url and index.mirror_url and self._take(
+                    sha256, size, public_url(file.url),
+                    functools.partial(self.files.get_file, index, file)):
+                return public_url(file.url)
+        for file in files if self.source else ():
+            url = f"{self.source}/{places[file.index_id].path}/{urllib.parse.quote(file.path)}"
+            if self._take(sha256, size, public_url(url), functools.partial(self._get, url)):
+                return public_url(url)
+        return None
+
+    def _get(self, url):
+        response = self.client.get(url, {"User-Agent": user_agent(), "Accept": "*/*",
+                                         "Accept-Encoding": "identity"})
+        if response.status != 200:
+            response.close()
+            raise UpstreamTrouble(f"{public_url(url)} answers with status {response.status}")
+        return response
+
+    def _take(self, sha256, size, place, open_):
+        """Take the bytes that `open_()` gives, if they are the right ones."""
+        try:
+            with open_() as source, self.blobs.incoming() as incoming:
+                most = Limits.upstream_file if size is None else size
+                while incoming.size <= most:
+                    piece = source.read(256 << 10)
+                    if not piece:
+                        break
+                    incoming.write(piece)
+                if incoming.sha256.hexdigest() != sha256:
+                    self.reasons.append(f"{place} has other bytes")
+                    return False
+                incoming.replace(f"{sha256}.damaged-{time.time_ns()}")
+                return True
+        except (Problem, OSError) as error:
+            self.reasons.append(reason_of(error))
+            return False
+
+    def metadata(self, sha256):
+        """Enter a metadata file again from a wheel that has it; returns whether that worked."""
+        with self.store.read() as db:
+            files = select_files(db, "WHERE metadata_sha256 = ? AND sha256 IS NOT NULL LIMIT 100",
+                                 sha256)
+        for file in files:
+            found = self.files.metadata_of_blob(file, file.sha256)
+            if found and found.sha256 == sha256:
+                self.store.write(_replace_metadata, found)
+                return True
+        return False
+
+    def documentation(self, sha256):
+        """Enter the members of a documentation zip again."""
+        self.store.write(_forget_documentation, sha256)
+        enter_docs(self.store, self.blobs, sha256)
+
+    def queue(self, projects):
+        """Have the server index these (index id, project) again."""
+        self.store.write(_queue_for_search, projects)
+
+    def close(self):
+        # the counter that a commit raises makes a running server drop all that it has cached
+        self.store.write(lambda change: None)
+        self.store.close()
+
+
+def _replace_metadata(change, metadata):
+    change.execute("INSERT OR REPLACE INTO metadata_files VALUES (?, ?)", metadata)
+
+
+def _forget_documentation(change, sha256):
+    change.execute("DELETE FROM docs WHERE sha256 = ?", (sha256,))
+
+
+def _queue_for_search(change, projects):
+    for index_id, project in projects:
+        change.queue_for_search(index_id, project)
+
+
+class Checkup:
+    """A whole server directory, checked, and repaired if there are `Repairs`."""
+
+    def __init__(self, serverdir, db, scratch, findings, with_checksums, repairs):
+        self.db, self.scratch, self.findings = db, scratch, findings
+        self.serverdir, self.repairs, self.with_checksums = serverdir, repairs, with_checksums
+        self.blobs = Blobs(serverdir, read_only=True)
+        self.rows = DatabaseCheck(db, scratch, findings)
+        self.files = FileCheck(self.blobs, scratch, findings, with_checksums)
+
+    def run(self):
+        self.rows.run()
+        for what, check in (("the files", self.files.run), ("the files", self.damaged),
+                            ("the metadata files", self.metadata),
+                            ("the documentation", self.documentation),
+                            ("the search index", self.search),
+                            ("the directory", self.files.surroundings)):
+            tried(self.findings, what, check)
+
+    def named_by(self, condition, sha256):
+        """[(path, id of the release or None), ...] of what names a blob at present."""
+        return [(f"{row['user']}/{row['idx']}/{row['path']}", row["release_id"])
+                for row in self.db.execute(
+                    "SELECT users.name AS user, indexes.name AS idx, path, release_id FROM files "
+                    "LEFT JOIN indexes ON indexes.id = index_id "
+                    f"LEFT JOIN users ON users.id = user_id WHERE {condition} ORDER BY files.id",
+                    (sha256,))]
+
+    # -- what was found, and mended
+
+    def damaged(self):
+        for sha256, fault, largest in self.scratch.execute(
+                "SELECT sha256, fault, largest FROM damaged JOIN named USING (sha256) "
+                "ORDER BY sha256").fetchall():
+            named_by = self.named_by("sha256 = ?", sha256)
+            if not named_by or not fault and self._came(sha256):
+                continue
+            origin = self.repairs and self.repairs.blob(sha256, largest)
+            for path, release_id in named_by:
+                if origin:
+                    self.findings.repaired(path, f"it was taken from {origin}")
+                else:
+                    self._still_damaged(sha256, fault, path, release_id)
+            if origin:
+                self.scratch.execute("DELETE FROM damaged WHERE sha256 = ?", (sha256,))
+
+    def _came(self, sha256):
+        """Whether a missing blob is here now."""
+        try:
+            return stat.S_ISREG(os.lstat(self.blobs.path(sha256)).st_mode)
+        except FileNotFoundError:
+            return False
+
+    def _still_damaged(self, sha256, fault, path, release_id):
+        tried_ = f" (tried: {'; '.join(self.repairs.reasons)})" \
+            if self.repairs and self.repairs.reasons else ""
+        if not fault and os.path.exists(os.path.join(self.blobs.trash, sha256)):
+            self.findings.warning("trash", path, "it lies in trash/: `gc` takes it back, as the "
+                                                 "first request for it does")
+        elif release_id is not None:
+            self.findings.error(
+                "damaged" if fault else "missing", path,
+                f"{'it is damaged: ' + fault if fault else 'it is missing'}{tried_}; "
+                "`fsck --repair --from URL` takes it from another server, else restore "
+                f"{os.path.relpath(self.blobs.path(sha256), self.serverdir)} from a backup, or "
+                "delete the file and upload it again")
+        elif fault:
+            self.findings.error("damaged", path, f"it is damaged: {fault}{tried_}; "
+                                "`fsck --repair` fetches it from upstream again")
+        else:
+            self.findings.warning("missing", path, f"it is missing{tried_}; it is fetched when it "
+                                                   "is requested, or by `fsck --repair`")
+
+    def metadata(self):
+        for sha256, of_stage in self.scratch.execute(
+                "SELECT sha256, of_stage FROM lacking ORDER BY sha256").fetchall():
+            named_by = self.named_by("metadata_sha256 = ?", sha256)
+            row = self.db.execute("SELECT packed FROM metadata_files WHERE sha256 = ?",
+                                  (sha256,)).fetchone()
+            if not named_by or row and _is_metadata(sha256, row["packed"]) \
+                    or not row and self._is_blob(sha256):
+                continue
+            path, _ = named_by[0]
+            if self.repairs and self.repairs.metadata(sha256):
+                self.findings.repaired(path, "its metadata file was read from it again")
+            else:
+                self.findings.add(
+                    "error" if of_stage else "warning", "metadata", path, "its metadata file is "
+                    f"{'damaged' if row else 'missing'}; `fsck --repair` reads it from the wheel")
+
+    def _is_blob(self, sha256):
+        """Whether a blob is here with these bytes: so schema version 1 stored metadata files."""
+        try:
+            return hash_file(self.blobs.path(sha256))[0] == sha256
+        except OSError:
+            return False
+
+    def documentation(self):
+        """Compare what the database says of the members of documentation zips with the zips."""
+        for sha256, in self.scratch.execute(
+                "SELECT sha256 FROM named WHERE is_docs AND sha256 NOT IN "
+                "(SELECT sha256 FROM damaged) ORDER BY sha256").fetchall() \
+                if self.with_checksums else ():
+            named_by = self.named_by("kind = 'doczip' AND sha256 = ?", sha256)
+            entered = self.db.execute("SELECT id FROM docs WHERE sha256 = ?", (sha256,)).fetchone()
+            if not named_by or self._members(sha256) == (entered and {tuple(row) for row in (
+                    self.db.execute("SELECT path, number, start, packed, size, deflated "
+                                    "FROM doc_members WHERE doc_id = ?", (entered["id"],)))}):
+                continue
+            path, _ = named_by[0]
+            if self.repairs:
+                self.repairs.documentation(sha256)
+                self.findings.repaired(path, "the members of the documentation were entered again")
+            else:
+                self.findings.error("documentation", path, "its members are not those that the "
+                                    "database has: `fsck --repair` enters them again")
+
+    def _members(self, sha256):
+        """The members of a zip, as rows; None if it can't be shown."""
+        try:
+            with open(self.blobs.path(sha256), "rb") as file:
+                found = doc_members(file, sha256)
+        except Problem as problem:
+            log.debug("%s: %s", sha256, problem.message)
+            return None
+        return None if found is None else {tuple(member) for member in found[0]}
+
+    def search(self):
+        path = os.path.join(self.serverdir, "search.db")
+        remedy = ("stop the server, delete search.db and start it again: the index is made anew "
+                  "from the rows and files")
+        if not os.path.exists(path):
+            return                  # a start makes it
+        try:
+            with contextlib.closing(sqlite3.connect(path, timeout=Limits.busy)) as db:
+                db.execute("PRAGMA query_only = ON")
+                for text, in db.execute("PRAGMA quick_check"):
+                    if text != "ok":
+                        raise sqlite3.DatabaseError(text)
+                self._compare(db)
+        except (sqlite3.Error, TypeError, ValueError) as error:
+            self.findings.warning("search", "", f"the search index is damaged "
+                                                f"({reason_of(error)}): {remedy}")
+
+    def _compare(self, db):
+        """Compare the projects in the search index with those of stages."""
+        for table in "wanted", "found":
+            self.scratch.execute(f"CREATE TABLE {table} (index_id, name, "
+                                 "PRIMARY KEY (index_id, name)) WITHOUT ROWID")
+        self.scratch.fill("wanted", map(tuple, self.db.execute(f"{_TO_FIND}")))
+        self.scratch.fill("found", db.execute(f"{_FOUND}"))
+        unlike = self.scratch.execute(
+            "SELECT * FROM wanted EXCEPT SELECT * FROM found").fetchall() + \
+            self.scratch.execute("SELECT * FROM found EXCEPT SELECT * FROM wanted").fetchall()
+
+        # the server goes on meanwhile; queued ones are not decided yet
+        again = []
+        for each in unlike:
+            is_queued = self.db.execute(
+                "SELECT 1 FROM search_queue WHERE (index_id, project) IN (VALUES (?, ?), (0, ''))",
+                each).fetchone()
+            is_wanted = self.db.execute(f"{_TO_FIND} AND index_id = ? AND projects.name = ?",
+                                        each).fetchone()
+            is_found = db.execute(f"{_FOUND} AND index_id = ? AND norm = ?", each).fetchone()
+            if not is_queued and bool(is_wanted) != bool(is_found):
+                again.append(each)
+        if again and self.repairs:
+            self.repairs.queue(again)
+            self.findings.repaired("search.db", f"{len(again):,} projects were queued for the "
+                                                "search index: a running server enters them")
+        elif again:
+            self.findings.warning("search", "search.db", f"{len(again):,} projects are missing in "
+                                  "the search index, or are in it and no longer here: "
+                                  "`fsck --repair` has the server look at them again")
+
+
+# (index id, name) of projects that the search index must have; and of those that it has
+_TO_FIND = ("SELECT index_id, projects.name FROM projects JOIN indexes ON indexes.id = index_id "
+            "WHERE instr(config, '\"type\": \"stage\"') "
+            "AND EXISTS (SELECT 1 FROM releases WHERE project_id = projects.id)")
+_FOUND = "SELECT index_id, norm FROM sdoc WHERE kind = 'project'"
+
+
+@command(
+    "fsck", "Check that the database is sound and agrees with its changelog, and that each file "
+            "that it names is here and undamaged.  Exit status 1 if there are errors; warnings "
+            "alone are none.  A server may run meanwhile; without --repair nothing is changed.",
+    argument("--no-checksum", action="store_true",
+             help="look at the presence and size of files only, do not read them"),
+    argument("--repair", action="store_true",
+             help="fetch missing and damaged files of mirrors from upstream again, and enter again "
+                  "what can be read from files; what is replaced goes to trash/"),
+    argument("--from", dest="source", metavar="URL",
+             help="with --repair: a server that has the same files at the same paths, as another "
+                  "devpi_lite or devpi; https://user:password@host for restricted indexes"),
+    argument("--json", action="store_true", help="print each finding as a line of JSON"),
+    takes=(COMMON,))
+def command_fsck(parsed):
+    settings, told = parsed.settings, parsed.rest
+    serverdir, began = settings.serverdir, time.monotonic()
+    if told.source and not told.repair:
+        raise FatalError("--from names where --repair takes files from: give --repair, too", 2)
+    if told.source and not re.match(r"https?://[^/]", told.source):
+        raise FatalError(f"--from {one_line(told.source)}: a URL that begins with http:// or "
+                         "https:// is needed", 2)
+    if not os.path.isdir(serverdir):
+        raise FatalError(f"there is no directory {serverdir}: name one with --serverdir")
+    if os.path.exists(os.path.join(serverdir, UNFINISHED)):
+        raise FatalError(f"an import or a restore into {serverdir} was cut off or is under way: "
+                         "run it again, or remove the directory")
+    if told.repair:
+        refuse_changes(serverdir)
+    give_way()
+
+    findings = CheckReport(told.json, settings.debug)
+    try:
+        refuse_lost_database(serverdir)
+        db = open_rows(serverdir)
+    except sqlite3.Error as error:
+        raise FatalError(f"the database can't be opened ({reason_of(error)}); {RESTORE}") from None
+    # so a text that was damaged is a row that differs, and not the end of the check
+    db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
+
+    with contextlib.closing(db), Scratch(serverdir) as scratch, contextlib.ExitStack() as stack:
+        repairs = None
+        if told.repair:
+            repairs = stack.enter_context(contextlib.closing(Repairs(settings, told.source)))
+        checkup = Checkup(serverdir, db, scratch, findings, not told.no_checksum, repairs)
+        checkup.run()
+
+    rows, files = checkup.rows, checkup.files
+    seconds = time.monotonic() - began
+    unnamed = f"; {_counted(files.unnamed, files.unnamed_size)} files are named by nothing, " \
+              "`gc` moves old ones to trash/" if files.unnamed and rows.knows_blobs else ""
+    findings.end(
+        {"files": files.files, "bytes": files.size, "checksums": not told.no_checksum,
+         "rows": rows.rows, "changes": rows.entries, "unnamed_files": files.unnamed,
+         "unnamed_bytes": files.unnamed_size, "seconds": round(seconds, 3)},
+        f"checked {_counted(files.files, files.size)} files"
+        f"{' without reading them' if told.no_checksum else ''}, {rows.rows:,} rows and "
+        f"{rows.entries:,} entries of the changelog in {seconds:.1f} s{unnamed}")
+    return 1 if findings.counts["error"] else 0
 
 
 # -- gc

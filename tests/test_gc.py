@@ -237,7 +237,8 @@ def test_other_times_are_refused(shared_server, text):
 
 
 def test_directories_that_are_not_whole_are_left_alone(tmp_path, shared_server):
-    for name, sentence in [("missing", "there is no directory"), ("empty", "no devpi_lite database")]:
+    for name, sentence in [("missing", "there is no directory"),
+                           ("empty", "no devpi_lite database")]:
         if name == "empty":
             (tmp_path / name).mkdir()
         result = run_command("gc", "--serverdir", tmp_path / name)
