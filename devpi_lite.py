@@ -11404,7 +11404,7 @@ class Projects:
         that fails is `trouble`, and is raised if no index knows the project; only in that case a
         mirror that failed just before is asked `again`. A base that is missing may have had any
         name: mirrors are shut out unless a whitelist admits the name, and Forbidden is raised if no
-        index knows the project."""
+        index knows the project and nothing is hidden."""
         blocking, failed = MirrorBlocking(name, index), []
         missing = self.indexes.missing_bases(index)
         if missing or hidden:
@@ -11454,7 +11454,8 @@ class Projects:
             if remembered and not again:
                 return self.contributions(index, name, kind, True, hidden)
             raise trouble
-        if missing and blocked and not pages:
+        # a hidden member may be what names the missing base
+        if missing and blocked and not pages and not hidden:
             raise Forbidden(
                 f"index {index.path} builds on {missing[0]}, which does not exist and may have had "
                 f"{name}: mirrors are shut out until the bases of {index.path} are mended")

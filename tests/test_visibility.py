@@ -205,6 +205,20 @@ def test_a_base_has_to_be_readable_by_who_sets_it(site):
     assert site.patch("/" + name, {"bases": ["owner/secret"]}, user="stranger").status == 200
 
 
+def test_a_missing_base_of_an_unreadable_index_is_not_named(site):
+    """It is named to who may read the index that builds on it, as the reason why mirrors are shut out."""
+    for name, config in (("gone", {}), ("secretive", {"bases": ["owner/gone"], "acl_pkg_read": ["reader"]}),
+                         ("atop", {"bases": ["owner/secretive", "owner/pypi"]})):
+        site.add_index("owner/" + name, **config)
+    assert site.delete("/owner/gone", user="owner").status == 201
+    for (path, headers), caller in itertools.product(ROUTES.values(), ("nobody", "stranger")):
+        reply = ask(site, caller, path.format(index="owner/atop", project="upstreams"), headers)
+        assert reply.status in (401, 403)
+        assert "gone" not in reply.text and "secretive" not in reply.text
+    reply = site.get("/owner/atop/+simple/upstreams/", user="reader")
+    assert reply.status == 403 and "owner/atop builds on owner/gone, which does not exist" in reply.text
+
+
 OTHERS = [      # method, path below the index, body, headers: what else can be asked about a project or one of its files
     ("GET", "{project}/1.0/+doc/index.html", None, {"Accept": "text/html"}),
     ("GET", "{project}/latest/+doc/", None, {"Accept": "text/html"}),
