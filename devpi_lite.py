@@ -19189,7 +19189,7 @@ class DumpReader:
 
     def __init__(self, text, db, findings):
         self.text, self.db, self.findings = text, db, findings
-        self.version = None
+        self.version, self.is_own = None, False
         self.index, self.place = None, ""       # what is read now: id of an index, and where it is
         self.index_ids = {}
 
@@ -19500,7 +19500,8 @@ class DumpReader:
             elif not isinstance(when, list) or len(when) != 6 or not all(
                     type(number) is int and 0 <= number < 10000 for number in when):
                 self._error(f"{place}/when", "six numbers or a time were expected")
-        return entries
+        # as `history_entry` makes them: stored texts are looked for by their beginning
+        return [{"what": entry.pop("what"), **entry} for entry in entries]
 
     def _modified(self, text, history, place):
         """When a file was uploaded, in seconds; None for now."""
@@ -19521,6 +19522,7 @@ class DumpReader:
 
     def _read_own(self):
         """Note what an export of this program says besides devpi's dump."""
+        self.is_own = True
         for key in self._members(OWN_KEY):
             place = f"{OWN_KEY}/{key}"
             if key == "rows":
@@ -19614,7 +19616,7 @@ class Dump:
         self.db.execute("PRAGMA journal_mode = OFF")
         self.db.execute("PRAGMA synchronous = OFF")
         run_script(self.db, _DUMP_TABLES)
-        self.version = None
+        self.version, self.is_own = None, False     # `is_own`: this program wrote it
         self.bases = {}
         self.without_password = []      # users who can't log in
         self.sound_folders = set()
@@ -19639,7 +19641,7 @@ class Dump:
             self.db.execute("BEGIN")
             reader = DumpReader(JsonFile(file, "dataindex.json"), self.db, self.findings)
             reader.read()
-            self.version = reader.version
+            self.version, self.is_own = reader.version, reader.is_own
             self.db.execute("COMMIT")
 
     def check(self, users_here, bases_here):
@@ -20459,7 +20461,9 @@ def _import(settings, told, passwords):
         def prepare(change):
             if root_hash:
                 _put_root(change, root_hash)
-            if not told.add and settings.root_pypi and not dump.has_index("root/pypi"):
+            # devpi-import makes it, too; but a dump of ours lacks it only if it was deleted
+            if not told.add and settings.root_pypi and not dump.is_own \
+                    and not dump.has_index("root/pypi"):
                 change.put("index", ("root", "pypi"), {"config": PYPI})
 
         with Progress("import", dump.files, dump.size) as progress, \
