@@ -935,7 +935,7 @@ def _mode(text):
 
 
 # the kinds of options; a command names those that it takes (see `command`)
-COMMON, FIRST_START, SERVING = "common", "first start", "serving"
+COMMON, FIRST_START, SERVING, PASSWORDS = "common", "first start", "serving", "passwords"
 
 
 class Option(typing.NamedTuple):
@@ -1018,6 +1018,12 @@ class Settings:
         "open-registration", None, False,
         "anybody may create users from everywhere, as in devpi; "
         "else only from this machine, and root")
+    devpi_compatible_passwords: bool = option(
+        "devpi-compatible-passwords", None, False,
+        "also keep a cheap argon2 hash of each new password, so that an export to devpi has it, "
+        "where no library computes better ones: weak, for who steals the database guesses some "
+        "ten times faster, and slow, a second for each new password",
+        about=PASSWORDS)
     mirror_cache_expiry: int = option(
         "mirror-cache-expiry", _not_negative, 1800,
         "seconds for which a mirrored page is not asked for again; devpi 7 calls it the other way",
@@ -1322,6 +1328,11 @@ class Limits:
     argon2_memory = 1 << 20         # KiB that computing one of devpi's hashes may take
     argon2_blocks = 4 << 20         # KiB that it may write
     argon2_lanes = 64
+    argon2_here = 256               # KiB that it may write in Python within this process
+    argon2_wait = 2                 # seconds that a login waits for what another process computes
+    argon2_time = 900               # seconds that this may take
+    # of passwords that take long: of one account, and from one address; then one in this many s
+    slow_logins, slow_login_pause = 5, 60
     failure_memory = 900            # seconds after which failed logins are forgotten
     remembered_failures = 10000
     audited_failures = 60           # failed logins a minute
@@ -1720,6 +1731,28 @@ def disk_wait():
     """A context for a wait until something is on disk."""
     crew = getattr(threading.current_thread(), "crew", None)
     return crew.storing_something() if crew else contextlib.nullcontext()
+
+
+def run_in_child(name, job, seconds):
+    """Run a command of this program that takes a job, JSON, from its standard input.
+
+    Returns (exit status, what it wrote to standard output, to standard error), or raises OSError or
+    subprocess.TimeoutExpired. The child ends with its standard input, so it also ends if this
+    process is killed."""
+    command, pipe = [sys.executable, PROGRAM, name], subprocess.PIPE
+    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+        held_open, child.stdin = child.stdin, None          # communicate() would close it
+        try:
+            with contextlib.suppress(OSError):      # the child has ended: its code says why
+                held_open.write(json.dumps(job) + "\n")
+                held_open.flush()
+            with outside_wait():
+                said, complaint = child.communicate(timeout=seconds)
+        finally:
+            child.kill()
+            with contextlib.suppress(OSError):
+                held_open.close()
+    return child.returncode, said, complaint
 
 
 class Flight:
@@ -5178,21 +5211,36 @@ _SCRYPT = {"n": 1 << 15, "r": 8, "p": 1, "maxmem": 64 << 20}
 _PBKDF2_ROUNDS = 600000
 _hashing = threading.BoundedSemaphore(PROCESSORS)       # scrypt takes 32 MiB for each
 _new_hashes = threading.BoundedSemaphore(4)             # they share `_hash_line` with logins
+_computing_argon2 = threading.BoundedSemaphore(1)       # takes 64 MiB, mostly
 _hash_line = threading.BoundedSemaphore(PROCESSORS + Limits.waiting_hashes)
 
 
-def hash_password(password):
-    """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914); without scrypt,
-    `pbkdf2_sha256:rounds:salt:hash`."""
-    if not _new_hashes.acquire(timeout=0.1):
-        raise Busy("too many passwords are being set just now, try again", 2)
+class Hashes(typing.NamedTuple):
+    """What is stored of a password: `own`, the account's `pwhash`; `for_devpi`, an argon2 hash for
+    an export, or None if there is nothing to compute it with."""
+    own: str
+    for_devpi: str | None
+
+
+def new_hashes(password, may_be_weak=False):
+    """The `Hashes` of a new password. `may_be_weak`: --devpi-compatible-passwords.
+
+    Who steals a database with both hashes attacks the cheaper one: that is scrypt with its 32 MiB,
+    as without the other, an argon2id in three passes over 64 MiB. So the second hash makes guesses
+    no easier, but a weak one does, by ten times. It takes 0.1 to 0.2 s; these take turns."""
+    if not _new_hashes.acquire(blocking=False):
+        with outside_wait() as room:
+            if not room or not _new_hashes.acquire(timeout=2):
+                raise Busy("too many passwords are being set just now, try again", 2)
     try:
-        return _new_hash_of(password)
+        return Hashes(_new_hash_of(password), _new_argon2(password, may_be_weak))
     finally:
         _new_hashes.release()
 
 
 def _new_hash_of(password):
+    """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914); without scrypt,
+    `pbkdf2_sha256:rounds:salt:hash`."""
     salt = secrets.token_bytes(16)
     if hasattr(hashlib, "scrypt"):
         prefix = f"scrypt:n={_SCRYPT['n']},r={_SCRYPT['r']},p={_SCRYPT['p']}"
@@ -5201,15 +5249,84 @@ def _new_hash_of(password):
     return f"{prefix}:{salt.hex()}:{_derive(prefix, password, salt).hex()}"
 
 
+def _new_argon2(password, may_be_weak):
+    """devpi's hash with the costs that it uses itself, or a weak one; None if neither can be."""
+    library, memory = argon2_library(), 2 * _SCRYPT["n"]
+    if not library and not may_be_weak:
+        return None
+    shape = Argon2("argon2id", 19, memory, 3, library.lanes, secrets.token_bytes(16), bytes(32)) \
+        if library else Argon2("argon2id", 19, min(memory, 4096), 1, 1, secrets.token_bytes(16),
+                               bytes(32))
+    try:
+        with _turn_to_hash(_computing_argon2):
+            compute = library.compute if library else \
+                compute_argon2 if shape.blocks <= Limits.argon2_here else compute_in_child
+            return shape._replace(digest=compute(shape, _password_bytes(password))).text
+    except OSError as error:
+        log.warning("no hash for devpi is kept of a new password: %s", reason_of(error))
+        return None
+
+
+def _password_bytes(password):
+    return password.encode("utf-8", "surrogatepass")
+
+
 def check_password(stored, password):
-    """Whether a password fits a hash of `hash_password`."""
-    prefix, salt, digest = stored.rsplit(":", 2)
-    return hmac.compare_digest(_derive(prefix, password, bytes.fromhex(salt)).hex(), digest)
+    """Whether a password fits what an account's `pwhash` can be; False if that is another text.
+
+    It may take minutes if `takes_long(stored)`."""
+    if _OWN_HASH.fullmatch(stored):
+        prefix, salt, digest = stored.rsplit(":", 2)
+        try:
+            return hmac.compare_digest(_derive(prefix, password, bytes.fromhex(salt)).hex(), digest)
+        except (ValueError, AttributeError) as error:       # its costs; no scrypt here
+            log.warning("a password can't be checked: %s", reason_of(error))
+            return False
+
+    salted = _salted_sha256(stored)
+    if salted:
+        salt, digest = salted
+        computed = hashlib.sha256(salt.encode() + _password_bytes(password)).hexdigest()
+        return hmac.compare_digest(computed, digest)
+
+    shape = argon2_of(stored)
+    return shape is not None and _argon2_fits(shape, _password_bytes(password))
+
+
+def _argon2_fits(shape, password):
+    library = _library_for(shape)
+    try:
+        if library:
+            with _turn_to_hash(_computing_argon2):
+                return library.fits(shape, password)
+        if shape.blocks > Limits.argon2_here:
+            return hmac.compare_digest(compute_in_child(shape, password), shape.digest)
+        with _turn_to_hash():
+            return hmac.compare_digest(compute_argon2(shape, password), shape.digest)
+    except OSError as error:
+        log.warning("a password can't be checked: %s", reason_of(error))
+        raise Busy("the password can't be checked just now, try again", 10) from error
+
+
+def _library_for(shape):
+    library = argon2_library()
+    return library if library and shape.version in library.versions else None
+
+
+def takes_long(stored):
+    """Whether `check_password` takes longer than a request may, because no library computes it."""
+    shape = argon2_of(stored) if stored.startswith("$") else None
+    return shape is not None and shape.blocks > Limits.argon2_here and not _library_for(shape)
+
+
+def is_own_hash(stored):
+    """Whether a stored hash is one of this program, not of devpi."""
+    return _OWN_HASH.fullmatch(stored) is not None
 
 
 def _derive(prefix, password, salt):
     method, _, parameters = prefix.partition(":")
-    data = password.encode("utf-8", "surrogatepass")
+    data = _password_bytes(password)
     with _turn_to_hash():
         if method == "scrypt":
             cost = dict(part.split("=") for part in parameters.split(","))
@@ -5219,21 +5336,21 @@ def _derive(prefix, password, salt):
 
 
 @contextlib.contextmanager
-def _turn_to_hash():
-    """Wait for a turn to hash, outside of the crew of workers; Busy if too many wait."""
+def _turn_to_hash(turns=_hashing):
+    """Wait for one of the turns to hash, outside of the crew of workers; Busy if too many wait."""
     busy = Busy("too many passwords are being checked just now, try again", 2)
     if not _hash_line.acquire(blocking=False):
         raise busy
     try:
-        if not _hashing.acquire(blocking=False):
+        if not turns.acquire(blocking=False):
             with outside_wait() as room:
                 if not room:
                     raise busy
-                _hashing.acquire()
+                turns.acquire()
         try:
             yield
         finally:
-            _hashing.release()
+            turns.release()
     finally:
         _hash_line.release()
 
@@ -5325,8 +5442,8 @@ def is_password_hash(text):
         _OWN_HASH.fullmatch(text) or _salted_sha256(text) or argon2_of(text))
 
 
-_OWN_HASH = re.compile("(scrypt:n=[0-9]{1,7},r=[0-9]{1,3},p=[0-9]{1,3}|pbkdf2_sha256:[0-9]{1,8})"
-                       ":[0-9a-f]{16,128}:[0-9a-f]{16,128}")
+_OWN_HASH = re.compile("(scrypt:n=[0-9]{1,7},r=[0-9]{1,3},p=[0-9]{1,2}|pbkdf2_sha256:[0-9]{1,7})"
+                       ":([0-9a-f]{2}){8,64}:([0-9a-f]{2}){8,64}")
 
 
 def hash_for_devpi(value):
@@ -5506,6 +5623,22 @@ def _mix(a, b, c, d):
     return a, b, c, d
 
 
+def compute_in_child(shape, password):
+    """`compute_argon2` in a child process, on all processors that the server leaves free.
+
+    OSError if that fails."""
+    job = {"hash": shape.text, "password": base64.b64encode(password).decode(),
+           "processes": os.cpu_count() or 1, "cpu": Limits.argon2_time}
+    try:
+        code, said, complaint = run_in_child("_argon2", job, Limits.argon2_time)
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, "computing argon2 took too long") from None
+    if code:
+        raise OSError(errno.ECHILD, "computing argon2 failed: " +
+                      (one_line(complaint.strip()[-300:]) or f"exit status {code}"))
+    return bytes.fromhex(said)
+
+
 @contextlib.contextmanager
 def _side_by_side(work, processes):
     """A function that runs `work(turn, n)` for each n below `processes` at the same time, and
@@ -5542,14 +5675,181 @@ def _obey(work, number, orders, end, of_the_other):
     try:
         for descriptor in of_the_other:
             os.close(descriptor)        # or it would keep the pipe of its own orders open
+        turns = queue.SimpleQueue()
+
+        def listen():
+            while True:
+                order = os.read(orders, 4)
+                if not order:
+                    os._exit(0)         # at once: a turn may take a minute
+                turns.put(struct.unpack("<I", order)[0])
+        threading.Thread(target=listen, daemon=True).start()
         while True:
-            order = os.read(orders, 4)
-            if not order:
-                break
-            work(struct.unpack("<I", order)[0], number)
+            work(turns.get(), number)
             os.write(end, b".")
     finally:
-        os._exit(0)
+        os._exit(1)
+
+
+# -- libraries that compute argon2 as devpi's does it, in some 0.2 s
+
+
+class Argon2Library(typing.NamedTuple):
+    """A library of the system; both functions take an `Argon2` and the password as bytes, and raise
+    OSError where the memory is lacking."""
+    name: str
+    lanes: int                  # the most of new hashes
+    versions: tuple
+    fits: typing.Callable       # whether a password fits a hash
+    compute: typing.Callable    # the digest of a password, where version and lanes are allowed
+
+
+def _loaded(ctypes, *names):
+    """The first of these libraries that there is; OSError if there is none."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name, use_errno=True)
+    raise OSError(errno.ENOENT, "no such library", names[0])
+
+
+# the folders of Homebrew: without a folder, macOS looks only into its own
+_HOMEBREW = "/opt/homebrew/lib/", "/usr/local/lib/"
+
+
+def _libargon2(ctypes):
+    library = _loaded(ctypes, "libargon2.so.1",
+                      *(folder + "libargon2.1.dylib" for folder in _HOMEBREW))
+    function, number, size, data = (
+        library.argon2_hash, ctypes.c_uint32, ctypes.c_size_t, ctypes.c_char_p)
+    function.restype = ctypes.c_int
+    function.argtypes = [number, number, number, data, size, data, size, data, size, data, size,
+                         ctypes.c_int, number]
+
+    def compute(shape, password):
+        digest = ctypes.create_string_buffer(len(shape.digest))
+        code = function(shape.passes, shape.memory, shape.lanes, password, len(password),
+                        shape.salt, len(shape.salt), digest, len(digest), None, 0,
+                        {"argon2i": 1, "argon2id": 2}[shape.kind], shape.version)
+        if code:
+            raise OSError(errno.ENOMEM, f"libargon2 failed with {code}")
+        return digest.raw
+    return Argon2Library("libargon2", 4, (16, 19), _fitting(compute), compute)
+
+
+def _fitting(compute):
+    def fits(shape, password):
+        return hmac.compare_digest(compute(shape, password), shape.digest)
+    return fits
+
+
+def _libsodium(ctypes):
+    library = _loaded(ctypes, "libsodium.so.23", "libsodium.so.26", "libsodium.dll",
+                      *(folder + "libsodium.dylib" for folder in _HOMEBREW))
+    verifiers = {"argon2i": library.crypto_pwhash_argon2i_str_verify,
+                 "argon2id": library.crypto_pwhash_argon2id_str_verify}
+    for verify in verifiers.values():
+        verify.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulonglong]
+        verify.restype = ctypes.c_int
+    make = library.crypto_pwhash_argon2id
+    make.restype = ctypes.c_int
+    make.argtypes = [ctypes.c_char_p, ctypes.c_ulonglong, ctypes.c_char_p, ctypes.c_ulonglong,
+                     ctypes.c_char_p, ctypes.c_ulonglong, ctypes.c_size_t, ctypes.c_int]
+    if library.sodium_init() < 0:
+        raise OSError(errno.EINVAL, "libsodium does not start")
+
+    def fits(shape, password):
+        ctypes.set_errno(0)
+        if verifiers[shape.kind](shape.text.encode(), password, len(password)) == 0:
+            return True
+        if ctypes.get_errno() != errno.EINVAL:      # of a password that does not fit
+            raise OSError(errno.ENOMEM, "libsodium failed")
+        return False
+
+    def compute(shape, password):
+        """For argon2id with one lane and 16 bytes of salt only."""
+        digest = ctypes.create_string_buffer(len(shape.digest))
+        if make(digest, len(digest), password, len(password), shape.salt, shape.passes,
+                shape.memory << 10, 2):
+            raise OSError(errno.ENOMEM, "libsodium failed")
+        return digest.raw
+    return Argon2Library("libsodium", 1, (19,), fits, compute)
+
+
+def _libcrypto(ctypes):
+    """OpenSSL, from 3.2 on. (macOS ends a process that loads its own libcrypto.)"""
+    library = _loaded(ctypes, "libcrypto.so.3", "libcrypto-3-x64.dll", "libcrypto-3.dll",
+                      *(folder + "libcrypto.3.dylib" for folder in _HOMEBREW))
+    pointer, size, data = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p
+    fetch, new, free, derive = (library.EVP_KDF_fetch, library.EVP_KDF_CTX_new,
+                                library.EVP_KDF_CTX_free, library.EVP_KDF_derive)
+    fetch.argtypes, fetch.restype = [pointer, data, data], pointer
+    new.argtypes, new.restype = [pointer], pointer
+    free.argtypes, free.restype = [pointer], None
+    derive.argtypes, derive.restype = [pointer, data, size, pointer], ctypes.c_int
+    kinds = {kind: fetch(None, kind.encode(), None) for kind in ("argon2i", "argon2id")}
+    if not all(kinds.values()):
+        raise OSError(errno.ENOENT, "libcrypto is older than 3.2")
+
+    class Parameter(ctypes.Structure):
+        """OSSL_PARAM"""
+        _fields_ = [("key", data), ("type", ctypes.c_uint), ("data", pointer), ("size", size),
+                    ("returned", size)]
+
+    def compute(shape, password):
+        numbers = {"iter": shape.passes, "memcost": shape.memory, "lanes": shape.lanes,
+                   "version": shape.version}
+        values = [(key, 2, ctypes.c_uint32(number), 4) for key, number in numbers.items()]
+        values += [(key, 5, ctypes.create_string_buffer(text, len(text) + 1), len(text))
+                   for key, text in (("pass", password), ("salt", shape.salt))]
+        parameters = (Parameter * (len(values) + 1))(*(
+            Parameter(key.encode(), kind, ctypes.addressof(value), length, 0)
+            for key, kind, value, length in values))
+        digest = ctypes.create_string_buffer(len(shape.digest))
+        context = new(kinds[shape.kind])
+        try:
+            if not context or derive(context, digest, len(digest), parameters) != 1:
+                raise OSError(errno.ENOMEM, "libcrypto failed")
+        finally:
+            free(context)
+        return digest.raw
+    return Argon2Library("libcrypto", 4, (16, 19), _fitting(compute), compute)
+
+
+ARGON2_LIBRARIES = [_libargon2, _libsodium, _libcrypto]
+# of the password `right`, to try a library with
+_TRIAL = ("$argon2id$v=19$m=8,t=1,p=1$c2FsdHNhbHRzYWx0c2FsdA$"
+          "/rlPheEuIOPjYHKhaPJaJGV9XBSrUYzuHgudziGWdAc")
+_finding = threading.Lock()
+_found = []     # the `Argon2Library` or None, once that was looked for
+
+
+def argon2_library():
+    """The first `Argon2Library` that there is and that computes a known hash; None without one.
+
+    Looked for when the first such hash is met."""
+    with _finding:
+        if not _found:
+            _found.append(_find_library())
+        return _found[0]
+
+
+def _find_library():
+    try:
+        import ctypes       # not everywhere, and not needed before
+    except ImportError:
+        return None
+    trial = argon2_of(_TRIAL)
+    for open_library in ARGON2_LIBRARIES:
+        try:
+            library = open_library(ctypes)
+            if library.compute(trial, b"right") == trial.digest \
+                    and library.fits(trial, b"right") and not library.fits(trial, b"wrong"):
+                log.debug("argon2 hashes are computed by %s", library.name)
+                return library
+            log.warning("%s is left out: it computes argon2 wrongly", library.name)
+        except (OSError, AttributeError, ValueError, ctypes.ArgumentError) as error:
+            log.debug("argon2: %s: %s", open_library.__name__, error)
+    return None
 
 
 # -- who
@@ -5623,10 +5923,13 @@ def announce_event(change, event):
 
 
 class Users:
-    """The accounts of a store; `open_root`: the operator lets root's password be empty."""
+    """The accounts of a store.
 
-    def __init__(self, store, open_root=False):
-        self.store, self.open_root = store, open_root
+    `open_root`: the operator lets root's password be empty; `weak_hashes`: and lets weak hashes be
+    kept for devpi."""
+
+    def __init__(self, store, open_root=False, weak_hashes=False):
+        self.store, self.open_root, self.weak_hashes = store, open_root, weak_hashes
         self.cache = store.freshness.cache(4 << 20)
 
     def find(self, name):
@@ -5665,8 +5968,8 @@ class Users:
         check_attributes(body, {})
         attributes = {k: body[k] for k in USER_ATTRIBUTES if body.get(k) not in (None, "", {}, [])}
         check_size("user", attributes)
-        pwhash = _new_hash(body["password"])
-        return self.store.write(insert_user, name, pwhash, attributes, may_inherit, actor=actor)
+        hashes = self._new_hashes(body["password"])
+        return self.store.write(insert_user, name, hashes, attributes, may_inherit, actor=actor)
 
     def modify(self, name, body, actor=NO_ACTOR):
         """devpi: PATCH /user. Ignores unknown keys; an empty value removes an attribute."""
@@ -5674,9 +5977,36 @@ class Users:
         check_attributes(body, account.attributes)
         changes = {k: body[k] for k in USER_ATTRIBUTES if k in body}
         check_size("user", changes)
+        hashes = None
         if body.get("password") is not None:
-            changes["pwhash"] = _new_hash(body["password"], name == "root" and self.open_root)
-        return self.store.write(_update_user, name, changes, actor=actor)
+            hashes = self._new_hashes(body["password"], name == "root" and self.open_root)
+        return self.store.write(_update_user, name, changes, hashes, actor=actor)
+
+    def _new_hashes(self, password, may_be_empty=False):
+        if password is None:
+            return None
+        if not isinstance(password, str):
+            raise BadRequest(f"the password must be a string, not {json_kind(password)}")
+        if not password and not may_be_empty:
+            raise BadRequest("the password must have at least one character")
+        return new_hashes(password, self.weak_hashes)
+
+    def convert(self, name, pwhash, password):
+        """After a password fitted `pwhash`, store an own hash of it if that is one of devpi.
+
+        Returns the account. Its sessions go on, and it counts as unchanged; if nothing can be
+        written, the next login tries again."""
+        account = self.find(name)
+        if account is None or account.pwhash != pwhash or is_own_hash(pwhash) \
+                or self.store.read_only:
+            return account
+        try:
+            hashes = new_hashes(password) if not argon2_of(pwhash) else \
+                Hashes(_new_hash_of(password), pwhash)
+            return self.store.write(_convert_password, name, pwhash, hashes)
+        except Problem as problem:
+            log.info("the password hash of %s stays devpi's: %s", name, problem.message)
+            return account
 
 
 def check_size(kind, attributes):
@@ -5715,16 +6045,6 @@ def check_attributes(body, before):
             raise BadRequest(f"'{key}' of a user must be a text, not {json_kind(value)}")
 
 
-def _new_hash(password, may_be_empty=False):
-    if password is None:
-        return None
-    if not isinstance(password, str):
-        raise BadRequest(f"the password must be a string, not {json_kind(password)}")
-    if not password and not may_be_empty:
-        raise BadRequest("the password must have at least one character")
-    return hash_password(password)
-
-
 def account_of(row):
     return Account(row["id"], row["name"], row["pwhash"], row["generation"],
                    row["created"], row["modified"], json.loads(row["attributes"]))
@@ -5750,14 +6070,27 @@ class UserRows(RowKind):
             change.queue_for_search(0, "")
 
 
-def insert_user(change, name, pwhash, attributes, may_inherit=True):
+def with_password(value, hashes):
+    """A user row's value with `Hashes` in place of what it has of a password; None: of none."""
+    own, for_devpi = hashes or (None, None)
+    attributes = dict(value["attributes"])
+    kept = {key: each for key, each in attributes.pop(FROM_DEVPI, {}).items()
+            if key not in ("pwhash", "pwsalt")}
+    if for_devpi:
+        kept["pwhash"] = for_devpi
+    if kept:
+        attributes[FROM_DEVPI] = kept
+    return {**value, "pwhash": own, "attributes": attributes}
+
+
+def insert_user(change, name, hashes, attributes, may_inherit=True):
     if change.id_of("user", (name,)):
         raise Conflict("user already exists")
     if not may_inherit:
         refuse_inheritance(change.db, name)
-    change.put("user", (name,), {
-        "pwhash": pwhash, "generation": secrets.token_hex(8), "created": plain_time(time.time()),
-        "modified": None, "attributes": attributes})
+    change.put("user", (name,), with_password({
+        "generation": secrets.token_hex(8), "created": plain_time(time.time()),
+        "modified": None, "attributes": attributes}, hashes))
     change.happened(Event("user.create", target=name))
     return _account_named(change.db, name)
 
@@ -5788,28 +6121,42 @@ def refuse_inheritance(db, user):
                         "only root may make this user")
 
 
-def _update_user(change, name, changes):
+def _update_user(change, name, changes, hashes):
     before = change.get("user", (name,))
     if before is None:
         raise NotFound(f"no user '{name}'")
 
     attributes = dict(before["attributes"])
     for key, value in changes.items():
-        if key != "pwhash":
-            attributes[key] = value
-            if value in (None, "", {}, []):
-                del attributes[key]
+        attributes[key] = value
+        if value in (None, "", {}, []):
+            del attributes[key]
 
-    if attributes != before["attributes"] or "pwhash" in changes:
+    if attributes != before["attributes"] or hashes:
         after = {**before, "attributes": attributes, "modified": plain_time(time.time())}
         changed = {key for key in USER_ATTRIBUTES
                    if attributes.get(key) != before["attributes"].get(key)}
-        if "pwhash" in changes:
-            after.update(pwhash=changes["pwhash"], generation=secrets.token_hex(8))
+        if hashes:
+            after = {**with_password(after, hashes), "generation": secrets.token_hex(8)}
             changed.add("password")
         change.put("user", (name,), after)
         change.happened(Event("user.modify", target=name, detail=", ".join(sorted(changed))))
     return _account_named(change.db, name)
+
+
+def _convert_password(change, name, pwhash, hashes):
+    value = change.get("user", (name,))
+    if value is not None and value["pwhash"] == pwhash:
+        change.put("user", (name,), with_password(value, hashes))
+    return _account_named(change.db, name)
+
+
+def unconverted_users(db):
+    """The names of the users whose password still has a hash of devpi alone: nobody has logged in
+    as them yet."""
+    return [name for name, in db.execute(
+        "SELECT name FROM users WHERE pwhash LIKE '$argon2%' OR pwhash LIKE ? ORDER BY name",
+        (_DEVPI_SHA256 + ":%",))]
 
 
 def _account_named(db, name):
@@ -6005,12 +6352,84 @@ class Throttle:
             self.new_users.take(place)
 
 
+class SlowPasswords:
+    """Passwords with an argon2 hash that no library computes: checked in a child process, one at a
+    time."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.key = None         # of the password that is being checked
+        self.begun, self.work = 0, 0
+        self.speed = 2000       # KiB a second: a guess until something was computed
+        self.budget = Budget(Limits.slow_logins, Limits.slow_login_pause)
+
+    def is_checking(self, key):
+        return self.key == key
+
+    def busy(self):
+        """A `Busy` that says when to come back."""
+        left = self.work / self.speed - (time.monotonic() - self.begun)
+        return Busy("this password is checked by a slow program, because its hash is one of devpi: "
+                    "try again in a while", max(2, min(60, int(left) + 1)))
+
+    def begin(self, key, parties, pwhash, password, then):
+        """Begin to check a password; Busy if another one is being checked, or if one of `parties`
+        had too many wrong ones.
+
+        Returns a function that waits some seconds and says whether the password fits; Busy if that
+        is not known by then. `then(fits, is_late)` is called in another thread once it is known;
+        fits is None if it can't be found out."""
+        with self.lock:
+            wait = max(map(self.budget.wait, parties))
+            if wait:
+                raise Busy("too many passwords of this account or from this address had to be "
+                           "checked by a slow program, try again later", int(wait + 0.999))
+            if self.key is not None:
+                raise self.busy()
+            self.key, self.begun, self.work = key, time.monotonic(), argon2_of(pwhash).blocks
+            for party in parties:
+                self.budget.take(party)
+
+        ended, results = threading.Event(), []
+
+        def run():
+            fits = None
+            try:
+                fits = check_password(pwhash, password)
+                self.speed = self.work / max(0.001, time.monotonic() - self.begun)
+            except Busy:
+                pass            # it has been logged why
+            finally:
+                try:
+                    if fits is not False:
+                        with self.lock:
+                            for party in parties:
+                                self.budget.give_back(party)
+                    then(fits, time.monotonic() - self.begun > Limits.argon2_wait)
+                finally:
+                    self.key = None
+                    results.append(fits)
+                    ended.set()
+
+        def result():
+            with outside_wait():
+                ended.wait(Limits.argon2_wait)
+            if not results:
+                raise self.busy()
+            if results[0] is None:
+                raise Busy("the password can't be checked just now, try again", 10)
+            return results[0]
+        threading.Thread(target=run, name="slow password", daemon=True).start()
+        return result
+
+
 class Logins:
     """Turns session tokens and passwords into an `Identity`."""
 
     def __init__(self, users, secret):
         self.users, self.tokens = users, Tokens(users, secret)
         self.passwords, self.throttle = PasswordMemory(), Throttle()
+        self.slow = SlowPasswords()
         self.turns = Turns()    # by digest: fifty parallel requests cost one slow hash
         # failed logins in the audit log: bounded, or they could push out everything else
         self.noted = Rate(60, Limits.audited_failures, Limits.audited_failures)
@@ -6038,13 +6457,15 @@ class Logins:
 
         with self.turns.turn(digest, -1):
             fits, known = self.passwords.recall(digest)
+            if not known and self.slow.is_checking(digest):
+                raise self.slow.busy()
             if not known or is_login and not fits:
                 wait = self.throttle.count_attempt(user, place)
                 if wait:
                     return Identity(wait=wait)
                 if not known:
-                    fits = self._hash(user, place, pwhash, secret)
-                    self.passwords.remember(digest, fits)
+                    fits = self._hash(user, address, pwhash, secret, digest)
+                    digest = self._remember(user, pwhash, secret, fits)
             if not fits:
                 if not known or is_login:
                     self._note_failure(user, address)
@@ -6057,13 +6478,36 @@ class Logins:
                 self.throttle.record_fit(user, place, digest)
         return self._identity(user)
 
-    def _hash(self, user, place, pwhash, password):
+    def _hash(self, user, address, pwhash, password, digest):
         """Whether a password fits its slow hash."""
+        place = place_of(address)
+
+        def then(fits, is_late):
+            if fits is None:
+                self.throttle.undo_attempt(user, place)
+                return
+            remembered = self._remember(user, pwhash, password, fits)
+            if fits:
+                self.throttle.record_fit(user, place, remembered)
+            elif is_late:
+                self._note_failure(user, address)
+
         try:
-            return bool(pwhash) and check_password(pwhash, password)
+            if not takes_long(pwhash):
+                return bool(pwhash) and check_password(pwhash, password)
+            parties = ("account", user), ("place", place)
+            result = self.slow.begin(digest, parties, pwhash, password, then)
         except Busy:
             self.throttle.undo_attempt(user, place)
             raise
+        return result()
+
+    def _remember(self, user, pwhash, password, fits):
+        """Remember whether a password fits; returns the digest under which that is remembered."""
+        account = self.users.convert(user, pwhash, password) if fits else None
+        digest = self.passwords.digest(user, account.pwhash if account else pwhash, password)
+        self.passwords.remember(digest, fits)
+        return digest
 
     @staticmethod
     def _identity(user):
@@ -10293,31 +10737,18 @@ class MirrorLists(PartOfMirrors):
         """Make the files of `MirrorNames` from the list in `folder`; returns the number of names.
 
         A child process does it: a busy thread here would slow every response, and a hostile list
-        takes only the child's memory and time. The child ends with its standard input, so it also
-        ends if this server is killed."""
+        takes only the child's memory and time."""
         job = {"url": url, "folder": folder, "type": content_type, "names": Limits.listed_names,
                "memory": Limits.list_memory, "cpu": Limits.list_cpu}
 
-        command, pipe = [sys.executable, PROGRAM, "_read-names"], subprocess.PIPE
-        with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
-            held_open, child.stdin = child.stdin, None          # communicate() would close it
-            try:
-                with contextlib.suppress(OSError):      # the child has ended: its code says why
-                    held_open.write(json.dumps(job) + "\n")
-                    held_open.flush()
-                with outside_wait():
-                    said, complaint = child.communicate(timeout=Limits.list_reading)
-            except subprocess.TimeoutExpired:
-                raise UnreadablePage(f"{url}: reading the project list took over "
-                                     f"{Limits.list_reading} seconds") from None
-            finally:
-                child.kill()
-                with contextlib.suppress(OSError):
-                    held_open.close()
-
-        if child.returncode == 0:
+        try:
+            code, said, complaint = run_in_child("_read-names", job, Limits.list_reading)
+        except subprocess.TimeoutExpired:
+            raise UnreadablePage(f"{url}: reading the project list took over "
+                                 f"{Limits.list_reading} seconds") from None
+        if code == 0:
             return json.loads(said)["count"]
-        if hasattr(signal, "SIGXCPU") and child.returncode == -signal.SIGXCPU:
+        if hasattr(signal, "SIGXCPU") and code == -signal.SIGXCPU:
             complaint = f"reading the project list took over {Limits.list_cpu} s of processor time"
         complaint = one_line(complaint.strip()[-300:]) or "the project list could not be read"
         raise UnreadablePage(complaint if url in complaint else f"{url}: {complaint}")
@@ -15805,7 +16236,7 @@ class App(Part):
     def __init__(self, settings, store, secret):
         self.settings, self.store = settings, store
         self.blobs = Blobs(settings.serverdir, settings.read_only)
-        self.users = Users(store, settings.root_passwd == "")
+        self.users = Users(store, settings.root_passwd == "", settings.devpi_compatible_passwords)
         self.indexes = Indexes(store, self.users, settings)
         self.logins = Logins(self.users, secret)
         self.permissions = Permissions(settings)
@@ -15990,6 +16421,10 @@ class App(Part):
         yield Gauge("devpi_lite_read_only", "gauge",
                     "1 if the server directory is on read-only media.",
                     int(self.settings.read_only))
+        with self.store.read() as db:
+            yield Gauge("devpi_lite_unconverted_passwords", "gauge",
+                        "Users with a password hash of devpi, not logged in yet.",
+                        len(unconverted_users(db)))
         yield Gauge("devpi_lite_page_cache_bytes", "gauge", "Rendered pages kept.", self.pages.size)
         yield Gauge("devpi_lite_answer_cache_bytes", "gauge", "Ready answers kept.",
                     sum(cache.size for cache in self.ready.values()))
@@ -18052,7 +18487,8 @@ def is_initialised(store):
 
 def initialise(store, settings):
     """Make root, and root/pypi if `root_pypi` is set, as the first change (serial 0)."""
-    store.write(_initialise, hash_password(first_password(settings)), settings.root_pypi)
+    store.write(_initialise, new_hashes(first_password(settings),
+                                        settings.devpi_compatible_passwords), settings.root_pypi)
 
 
 def first_password(settings):
@@ -18086,8 +18522,8 @@ def first_password(settings):
     return password
 
 
-def _initialise(change, pwhash, with_pypi):
-    insert_user(change, "root", pwhash, {})
+def _initialise(change, hashes, with_pypi):
+    insert_user(change, "root", hashes, {})
     if with_pypi:
         insert_index(change, "root", "pypi", PYPI)
 
@@ -19658,18 +20094,14 @@ class Dump:
         self.db.execute("COMMIT")
         self.findings.refuse()
 
-    def set_passwords(self, passwords):
-        """Let these count, {user: password}, in place of those of the dump."""
+    def set_passwords(self, passwords, may_be_weak=False):
+        """Let these count, {user: password}, in place of those of the dump; `may_be_weak` as in
+        `new_hashes`."""
         for name, password in passwords.items():
             row = self.db.execute("SELECT facts FROM users WHERE name = ?", (name,)).fetchone()
             if row is None:
                 raise FatalError(f"--set-passwords: there is no user {one_line(name)} in the dump")
-            value = json.loads(row["facts"])
-            value["pwhash"] = hash_password(password)
-            for key in ("pwhash", "pwsalt"):
-                value["attributes"].get(FROM_DEVPI, {}).pop(key, None)
-            if not value["attributes"].get(FROM_DEVPI, True):
-                del value["attributes"][FROM_DEVPI]
+            value = with_password(json.loads(row["facts"]), new_hashes(password, may_be_weak))
             self.db.execute("UPDATE users SET facts = ? WHERE name = ?", (json.dumps(value), name))
         self.without_password = [name for name in self.without_password if name not in passwords]
 
@@ -20417,7 +20849,7 @@ def _read_passwords(path):
                   "may write to them any more"),
     argument("--no-events", action="store_true",
              help="accepted, as of devpi-import: the next start makes the search index anyway"),
-    takes=(COMMON, FIRST_START))
+    takes=(COMMON, FIRST_START, PASSWORDS))
 def command_import(parsed):
     settings, told = parsed.settings, parsed.rest
     passwords = _read_passwords(told.set_passwords) if told.set_passwords else {}
@@ -20454,9 +20886,10 @@ def _import(settings, told, passwords):
                                   "JOIN users ON users.id = user_id"))
         dump.read()
         dump.check(users_here, bases_here)
-        dump.set_passwords(passwords)
+        may_be_weak = settings.devpi_compatible_passwords
+        dump.set_passwords(passwords, may_be_weak)
         root_hash = None if told.add or dump.has_password("root") else \
-            hash_password(first_password(settings))
+            new_hashes(first_password(settings), may_be_weak)
 
         def prepare(change):
             if root_hash:
@@ -20486,11 +20919,11 @@ def _import(settings, told, passwords):
                 "the server can be started on it now")
 
 
-def _put_root(change, pwhash):
+def _put_root(change, hashes):
     before = change.get("user", ("root",))
-    change.put("user", ("root",), {
+    change.put("user", ("root",), with_password({
         "generation": secrets.token_hex(8), "created": plain_time(time.time()), "modified": None,
-        "attributes": {}, **(before or {}), "pwhash": pwhash})
+        "attributes": {}, **(before or {})}, hashes))
 
 
 # ==================================================================================================
@@ -23331,7 +23764,7 @@ CMD {json.dumps(command)}
     "serve", "Serve Python package indexes until SIGTERM or SIGINT: "
              "python devpi_lite.py --serverdir x",
     argument("--version", action="version", version=__version__),
-    takes=(COMMON, FIRST_START, SERVING))
+    takes=(COMMON, FIRST_START, PASSWORDS, SERVING))
 def command_serve(parsed):
     settings = parsed.settings
     configure_logging(settings)
@@ -23393,7 +23826,7 @@ def tune_interpreter():
 
 
 @command("init", "Initialise a server directory without serving it.",
-         takes=(COMMON, FIRST_START))
+         takes=(COMMON, FIRST_START, PASSWORDS))
 def command_init(parsed):
     settings = parsed.settings
     if prepare_directory(settings.serverdir):
@@ -23412,7 +23845,7 @@ def command_init(parsed):
     argument("user", nargs="?", help="the user's name; asked for if not given"),
     argument("--stdin", action="store_true",
              help="read the password from standard input, one line"),
-    takes=(COMMON,))
+    takes=(COMMON, PASSWORDS))
 def command_passwd(parsed):
     settings, rest = parsed.settings, parsed.rest
     if is_read_only(settings.serverdir):
@@ -23420,7 +23853,7 @@ def command_passwd(parsed):
                          "changed")
 
     with contextlib.closing(Store(settings)) as store:
-        users = Users(store)
+        users = Users(store, weak_hashes=settings.devpi_compatible_passwords)
         name = rest.user or _ask(input, "user: ").strip()
         if users.find(name) is None:
             raise FatalError(f"user not found: {name}")
@@ -23459,31 +23892,48 @@ def _ask_twice(name):
     argument("--tls-certificate", metavar="FILE",
              help="of nginx; default: where certbot puts it"),
     argument("--tls-key", metavar="FILE", help="its key"),
-    takes=(COMMON, FIRST_START, SERVING))
+    takes=(COMMON, FIRST_START, PASSWORDS, SERVING))
 def command_gen_config(parsed):
     print(GENERATORS[parsed.rest.kind](parsed), end="")
+
+
+def _job_of_server():
+    """What the server wants of this process (see `run_in_child`); it gets out of the server's way.
+    """
+    job = b""
+    while not job.endswith(b"\n"):
+        piece = os.read(0, 64 << 10)
+        if not piece:
+            sys.exit(1)
+        job += piece
+    give_way()
+    return json.loads(job)
+
+
+def _end_with_server():
+    def wait():
+        # not sys.stdin: no thread may hold its lock when the process ends
+        os.read(0, 1)
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@command("_argon2", "Internal: compute a hash for the server, which reads it from standard output.")
+def command_argon2(parsed):
+    job = _job_of_server()
+    shape = argon2_of(job["hash"])
+    limit_process((shape.memory << 10) + (512 << 20), job["cpu"])
+    digest = compute_argon2(shape, base64.b64decode(job["password"]), processes=job["processes"],
+                            when_forked=_end_with_server)
+    print(digest.hex())
 
 
 @command("_read-names", "Internal: read a project list for the server, which reads the facts from "
                         "standard output.")
 def command_read_names(parsed):
-    job = b""
-    while not job.endswith(b"\n"):
-        piece = os.read(0, 64 << 10)
-        if not piece:
-            return 1
-        job += piece
-    job = json.loads(job)
+    job = _job_of_server()
     limit_process(job["memory"], job["cpu"])
-    if hasattr(os, "nice"):
-        os.nice(10)         # the server's requests come first
-
-    def end_with_server():
-        # not sys.stdin: no thread may hold its lock when the process ends
-        os.read(0, 1)
-        os._exit(1)
-    threading.Thread(target=end_with_server, daemon=True).start()
-
+    _end_with_server()
     try:
         facts = read_names(job)
     except MemoryError:
