@@ -21255,6 +21255,8 @@ def back_up(serverdir, backups, link):
     except BaseException:
         shutil.rmtree(backup.folder, ignore_errors=True)
         raise
+    finally:
+        shutil.rmtree(os.path.join(backups.path, "tmp"), ignore_errors=True)
     return backup, copied
 
 
@@ -21377,7 +21379,7 @@ def refuse_nested(serverdir, folder):
                           for path in (serverdir, folder))
     if inner.startswith(outer):
         raise FatalError(f"{folder} and the server directory {serverdir} must not lie in each "
-                         "other: choose another directory for backups")
+                         "other: choose another directory")
 
 
 @command(

@@ -3,15 +3,18 @@
 import hashlib
 import json
 import os
-import pathlib
+import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from archives import documentation
-from harness import Server, eventually, path_of, patched, run_command, serial, upload, upload_docs, wheel
+from harness import (
+    SCRIPT, Server, clean_environment, eventually, path_of, patched, run_command, serial, upload, upload_docs, wheel)
 
 
 def filled(directory, **options):
@@ -131,3 +134,415 @@ def test_a_restored_server_has_another_epoch_and_the_same_name_and_log(source, m
     assert db.execute("SELECT serial, lower(hex(hash)) FROM changelog ORDER BY serial DESC").fetchone() == (
         manifest["serial"], manifest["hash"])
     db.close()
+
+
+# -- what a backup is
+
+
+def test_a_backup_holds_one_closed_database_that_only_its_owner_can_read(source, made):
+    (generation,) = generations(made)
+    assert sorted(path.name for path in generation.iterdir()) == [".secret", "devpi_lite.db", "manifest.json"]
+    assert (generation / "devpi_lite.db").read_bytes()[18:20] == b"\1\1"     # no write-ahead log
+    assert (generation / ".secret").read_bytes() == (source.directory / ".secret").read_bytes()
+    modes = {path.lstat().st_mode for path in [made, *made.rglob("*")]}
+    assert os.name == "nt" or {mode & 0o7777 for mode in modes} == {0o600, 0o700}
+    assert not any(made.glob("tmp/*"))
+    blobs = [path for path in made.glob("files/*/*")]
+    assert len(blobs) == 7
+    for path in blobs:
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+
+def test_modes_of_what_is_restored(made, tmp_path):
+    restore(made, tmp_path / "new")
+    modes = {path.lstat().st_mode & 0o7777 for path in [tmp_path / "new", *(tmp_path / "new").rglob("*")]}
+    assert os.name == "nt" or modes == {0o600, 0o700}
+
+
+def test_the_next_backup_copies_only_what_is_new(make_server, tmp_path):
+    server, folder = make_server(), tmp_path / "backups"
+    server.add_user("alice")
+    server.add_index("alice/dev", volatile=True)
+    upload(server, "alice/dev", *[wheel("demo", "1.%d" % number) for number in range(4)])
+    assert "4 of them new" in backup(server, folder).stdout
+    before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("files/*/*")}
+    upload(server, "alice/dev", wheel("demo", "2.0"))
+    assert "5 files" in backup(server, folder).stdout
+    after = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("files/*/*")}
+    assert {path: after[path] for path in before} == before and len(after) == 5
+    assert "0 of them new" in backup(server, folder).stdout
+    assert len(generations(folder)) == 3 and "3 backups are undamaged" in verify(folder)
+
+    # the newest backup stays, with what it needs and nothing else
+    server.delete("/alice/dev/demo/1.0", user="alice")
+    assert "removed the backup" in backup(server, folder, "--keep", 2).stdout
+    assert len(generations(folder)) == 2 and len(list(folder.glob("files/*/*"))) == 5
+    backup(server, folder, "--keep", 1)
+    assert {path.name for path in folder.glob("files/*/*")} == {
+        wheel("demo", version).sha256 for version in ("1.1", "1.2", "1.3", "2.0")}
+    assert "1 backup is undamaged" in verify(folder)
+    for number in ("0", "-1", "x"):
+        assert "no number" in backup(server, folder, "--keep", number, status=2).stderr
+    assert backup(server, folder, "--keep", 1).returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs inodes")
+def test_hard_links_take_no_room(source, tmp_path):
+    backup(source, tmp_path / "backups", "--hard-links")
+    for path in (tmp_path / "backups").glob("files/*/*"):
+        assert path.samefile(source.directory / "files" / path.parent.name / path.name)
+    assert "undamaged" in verify(tmp_path / "backups")
+
+
+def test_backups_stay_in_order_when_the_clock_is_put_back(source, copied):
+    (generation,) = generations(copied)
+    generation.rename(copied / "2998-12-31T23-59-59Z")
+    backup(source, copied)
+    assert [path.name for path in generations(copied)] == ["2998-12-31T23-59-59Z", "2999-01-01T00-00-00Z"]
+
+
+def test_a_backup_while_uploads_come_in_is_of_one_moment(make_server, tmp_path):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/dev", volatile=True)
+    acknowledged, is_over = [], threading.Event()
+
+    def run(worker):
+        for number in range(10000):
+            if is_over.is_set():
+                return
+            archive = wheel("p%d" % worker, "1.%d" % number, size=20000)
+            if server.upload("alice/dev", archive).status == 200:
+                acknowledged.append(archive)
+            if number % 4 == 3:     # a name that goes while the backup is on its way
+                server.delete("/alice/dev/p%d/1.%d" % (worker, number), user="alice")
+    server.login("alice")
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(2):
+            eventually(lambda: len(acknowledged) > 15 * (number + 1))
+            sure = [archive for archive in acknowledged if int(archive.version.split(".")[1]) % 4 != 3]
+            backup(server, tmp_path / "backups")
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join(60)
+    assert "2 backups are undamaged" in verify(tmp_path / "backups")
+    restore(tmp_path / "backups", tmp_path / "new")
+    restored = make_server(directory=tmp_path / "new")
+    for archive in sure:
+        assert restored.fetch("alice/dev", archive.filename, archive.name) == archive.content
+
+
+def test_files_in_the_trash_are_backed_up(make_server, tmp_path):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/dev")
+    upload(server, "alice/dev", wheel("demo", "1.0"))
+    server.stop()
+    (server.directory / "trash").mkdir(exist_ok=True)
+    (path,) = server.directory.glob("files/*/*")
+    path.rename(server.directory / "trash" / path.name)
+    assert "1 file " in backup(server, tmp_path / "backups").stdout
+    assert (server.directory / "trash" / path.name).exists()
+
+
+# -- who may back up what, and where to
+
+
+def test_directories_that_are_no_place_for_a_backup(source, made, tmp_path):
+    inside = source.directory / "backups"
+    assert "in each other" in backup(source, inside, status=1).stderr and not inside.exists()
+    assert "in each other" in backup(source, source.directory, status=1).stderr
+    assert "in each other" in backup(source, source.directory.parent, status=1).stderr
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "mine").write_text("mine")
+    assert "neither empty nor" in backup(source, tmp_path, status=1).stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["files"]
+    (tmp_path / "file").write_text("")
+    assert "was not made" in backup(source, tmp_path / "file", status=1).stderr
+    assert "no devpi_lite database" in backup(tmp_path / "none", tmp_path / "new", status=1).stderr
+    assert not (tmp_path / "new").exists() and not (tmp_path / "none").exists()
+    assert "in each other" in restore(made, made / "new", status=1).stderr
+    assert "no backups" in restore(tmp_path / "files", tmp_path / "new", status=1).stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_backups_of_two_servers_are_not_mixed(make_server, copied):
+    other = make_server()
+    before = tree(copied)
+    assert "of another server" in backup(other, copied, status=1).stderr
+    assert tree(copied) == before
+
+
+def test_one_at_a_time(source, copied, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    with open(str(copied / ".lock"), "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "works on" in backup(source, copied, status=1).stderr
+        assert "works on" in verify(copied, status=1)
+        assert "works on" in restore(copied, tmp_path / "new", status=1).stderr
+    assert len(generations(copied)) == 1
+
+
+def test_a_directory_without_a_server_and_of_an_older_program_is_backed_up(make_server, tmp_path):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/dev")
+    upload(server, "alice/dev", wheel("demo", "1.0"))
+    server.stop()
+    db = sqlite3.connect(str(server.directory / "devpi_lite.db"))
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    db.execute("DROP TABLE gone_cached")        # what the last step added
+    db.execute("PRAGMA user_version = %d" % (version - 1))
+    db.commit()
+    backup(server, tmp_path / "backups")
+    restore(tmp_path / "backups", tmp_path / "new")
+    assert make_server(directory=tmp_path / "new").versions("alice/dev", "demo") == ["1.0"]
+
+    db.execute("PRAGMA user_version = %d" % (version + 1))
+    db.commit()
+    db.close()
+    assert "schema version" in backup(server, tmp_path / "backups", status=1).stderr
+    (generation,) = generations(tmp_path / "backups")
+    manifest = json.loads((generation / "manifest.json").read_text())
+    sign(generation, dict(manifest, schema=version + 1))
+    assert "newer" in restore(tmp_path / "backups", tmp_path / "newer", status=1).stderr
+    assert not (tmp_path / "newer").exists()
+
+
+def sign(generation, manifest):
+    """Write a manifest as the program would."""
+    body = {key: value for key, value in manifest.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    (generation / "manifest.json").write_text(json.dumps(dict(body, sha256=digest)))
+
+
+@pytest.mark.parametrize("change", [
+    {"format": 2}, {"files": {"../x": ["0" * 64, 1]}}, {"files": {}}, {"serial": "1"}, {"missing": 3}, {"more": 1}])
+def test_a_manifest_of_another_form_is_refused(copied, tmp_path, change):
+    (generation,) = generations(copied)
+    sign(generation, dict(json.loads((generation / "manifest.json").read_text()), **change))
+    done = restore(copied, tmp_path / "new", status=1)
+    assert "manifest.json" in done.stderr and not (tmp_path / "new").exists()
+    assert "manifest.json" in verify(copied, status=1)
+
+
+def test_read_only_media_are_backed_up_and_restored_from(source, tmp_path):
+    pytest.importorskip("fcntl")
+    directory = tmp_path / "media"
+    shutil.copytree(str(source.directory), str(directory), ignore=shutil.ignore_patterns(".lock", "tmp", "*-wal", "*-shm"))
+    backup(source, tmp_path / "live")
+    shutil.copy(str(generations(tmp_path / "live")[0] / "devpi_lite.db"), str(directory / "devpi_lite.db"))
+    before = tree(directory)
+    script = patched(tmp_path, "devpi_lite.is_read_only = lambda path: path in (%r, %r)" % (
+        str(directory), str(tmp_path / "backups")))
+    backup(directory, tmp_path / "backups", script=script)
+    assert tree(directory) == before
+    (tmp_path / "backups" / ".lock").unlink()
+    restore(tmp_path / "backups", tmp_path / "new", script=script)
+    assert not (tmp_path / "backups" / ".lock").exists()
+
+
+# -- what is lost
+
+
+def spoil(path):
+    """Flip one bit in the middle of a file; its size and its time stay."""
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    os.utime(str(path), ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def one_of(folder, kind):
+    """(a file of this kind in a backup, what it is called)."""
+    if kind == "release":
+        path = folder / "files" / wheel("demo", "1.3").sha256[:2] / wheel("demo", "1.3").sha256
+        return path, "alice/dev/demo-1.3-py3-none-any.whl"
+    if kind == "docs":
+        digest = documentation("demo", "1.1").sha256
+        return folder / "files" / digest[:2] / digest, "alice/dev/demo-1.1.doc.zip"
+    return generations(folder)[0] / kind, kind
+
+
+KINDS = ["release", "docs", "devpi_lite.db", ".secret", "manifest.json"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("harm", ["flipped", "gone", "emptied", "a link", "a folder"])
+def test_damage_is_named_and_nothing_damaged_is_restored(copied, tmp_path, kind, harm):
+    path, name = one_of(copied, kind)
+    if harm == "flipped":
+        spoil(path)
+    else:
+        aside = tmp_path / "aside"
+        path.rename(aside)
+        if harm == "emptied":
+            path.touch()
+        elif harm == "a link":
+            path.symlink_to(aside)
+        elif harm == "a folder":
+            path.mkdir()
+    told, done = verify(copied, status=1), restore(copied, tmp_path / "new", status=1)
+    if (kind, harm) == ("manifest.json", "gone"):
+        assert "cut off" in told and "cut off" in done.stderr
+    else:
+        assert name in told and name in done.stderr
+    assert not (tmp_path / "new").exists()
+
+    directory, is_blob = tmp_path / "new", kind in ("release", "docs")
+    done = restore(copied, directory, "--skip-damaged", status=5 if is_blob else 1)
+    assert directory.exists() == is_blob
+    if is_blob:
+        assert name in done.stderr and len(list(directory.glob("files/*/*"))) == 6
+
+
+def test_an_undamaged_backup_is_restored_beside_a_damaged_one(source, copied, tmp_path):
+    first = generations(copied)[0].name
+    backup(source, copied)
+    spoil(generations(copied)[1] / "devpi_lite.db")
+    done = restore(copied, tmp_path / "new", status=1)
+    assert "--generation takes another one: " + first in done.stderr
+    restore(copied, tmp_path / "new", "--generation", first)
+    assert "undamaged" in verify(copied, "--generation", first)
+    assert "there are: " + first in restore(copied, tmp_path / "other", "--generation", "2020", status=1).stderr
+
+
+def test_folders_that_are_links_are_refused(source, copied, tmp_path):
+    for name in ("files", generations(copied)[0].name, "files/" + wheel("demo", "1.3").sha256[:2], ".lock", "tmp"):
+        if not (copied / name).exists():
+            continue
+        (copied / name).rename(tmp_path / "aside")
+        (copied / name).symlink_to(tmp_path / "aside")
+        before = tree(tmp_path / "aside") if (tmp_path / "aside").is_dir() else (tmp_path / "aside").read_bytes()
+        assert "symbolic link" in verify(copied, status=1)
+        assert "symbolic link" in restore(copied, tmp_path / "new", status=1).stderr
+        assert "symbolic link" in backup(source, copied, status=1).stderr
+        assert before == (tree(tmp_path / "aside") if (tmp_path / "aside").is_dir() else (tmp_path / "aside").read_bytes())
+        (copied / name).unlink()
+        (tmp_path / "aside").rename(copied / name)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "gone"])
+def test_a_backup_goes_on_without_what_the_server_has_lost(make_server, upstream, tmp_path, harm):
+    server, folder = make_server(), tmp_path / "backups"
+    server.add_user("alice")
+    server.add_index("alice/dev")
+    upload(server, "alice/dev", *[wheel("demo", "1.%d" % number) for number in range(3)])
+    archive = wheel("mirrored", "1.0")
+    upstream.publish(archive)
+    server.add_mirror("alice/mirror", upstream)
+    server.fetch("alice/mirror", archive.filename, "mirrored")
+    server.stop()
+    lost = [server.directory / "files" / one.sha256[:2] / one.sha256 for one in (wheel("demo", "1.1"), archive)]
+    for path in lost:
+        spoil(path) if harm == "flipped" else path.unlink()
+
+    done = backup(server, folder, status=5)
+    assert "alice/dev/demo-1.1-py3-none-any.whl" in done.stderr and "mirrored" not in done.stderr
+    assert "2 files" in done.stdout and "1 file of mirrors" in done.stdout
+    manifest = json.loads((generations(folder)[0] / "manifest.json").read_text())
+    assert (manifest["missing"], manifest["missing_cached"]) == ([wheel("demo", "1.1").sha256], 1)
+    told = verify(folder, status=5)
+    assert "undamaged" in told and "alice/dev/demo-1.1" in told
+    done = restore(folder, tmp_path / "new", status=5)
+    assert "alice/dev/demo-1.1" in done.stderr
+    restored = make_server(directory=tmp_path / "new")
+    assert restored.fetch("alice/dev", "demo-1.2-py3-none-any.whl", "demo")
+    assert restored.fetch("alice/mirror", archive.filename, "mirrored") == archive.content     # fetched again
+
+
+def test_a_damaged_database_is_not_backed_up(made, source, tmp_path):
+    restore(made, tmp_path / "server")
+    path = tmp_path / "server" / "devpi_lite.db"
+    content = bytearray(path.read_bytes())
+    content[4096 * 3:4096 * 6] = bytes(4096 * 3)
+    path.write_bytes(bytes(content))
+    folder = tmp_path / "backups"
+    shutil.copytree(str(made), str(folder))
+    done = backup(tmp_path / "server", folder, status=1)
+    assert "database" in done.stderr and len(generations(folder)) == 1
+    assert "1 backup is undamaged" in verify(folder)
+
+
+# -- cut off
+
+
+LIMITED = """if True:
+    import os, resource, signal
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (%d, %d))"""
+
+
+@pytest.mark.parametrize("limit", [300, 100000, 400000])
+def test_a_full_disk(make_server, made, tmp_path, limit):
+    """No file may grow past a limit: first the manifest's size, then the database's, then a blob's."""
+    pytest.importorskip("resource")
+    folder = tmp_path / "backups"
+    server = filled(tmp_path / "server")
+    try:
+        backup(server, folder)
+        upload(server, "alice/dev", wheel("big", "1.0", size=500000))
+        before = tree(folder)
+        script = patched(tmp_path, LIMITED % (limit, limit))
+        done = backup(server, folder, status=1, script=script)
+        assert "fatal: " in done.stderr and "as they were" in done.stderr
+        assert tree(folder) == before
+        backup(server, folder)
+        done = restore(folder, tmp_path / "new", status=1, script=script)
+        assert "fatal: " in done.stderr and not (tmp_path / "new").exists()
+        restore(folder, tmp_path / "new")
+        assert "2 backups are undamaged" in verify(folder)
+    finally:
+        server.kill()
+
+
+ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 3))
+
+
+def cut_off(seconds, *arguments):
+    """Runs a command and kills it after this time; whether it was still running."""
+    process = subprocess.Popen([sys.executable, str(SCRIPT), *map(str, arguments)], env=clean_environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+        return False
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+
+
+def test_killed_at_random_moments(make_server, tmp_path):
+    server, folder, number, seconds = filled(tmp_path / "server"), tmp_path / "backups", 0, 1.0
+    chance = random.Random()
+    try:
+        backup(server, folder)
+        for number in range(ROUNDS):
+            upload(server, "alice/dev", *[wheel("p%d" % number, "1.%d" % count, size=30000) for count in range(10)])
+            took, before = chance.uniform(0, seconds), len(generations(folder))
+            if not cut_off(took, "backup", folder, "--serverdir", server.directory, "--keep", 2):
+                seconds = max(0.2, took * 1.1)
+            verify(folder)
+            assert len(generations(folder)) <= before + 1
+        backup(server, folder)
+        assert "cut off" not in verify(folder) and not (folder / "tmp").exists()
+        for path in folder.glob("files/*/*"):
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == path.name
+
+        for number in range(ROUNDS):
+            if cut_off(chance.uniform(0, seconds), "restore", folder, "--serverdir", tmp_path / "new"):
+                started = run_command("--serverdir", tmp_path / "new", "--port", 0, timeout=20) \
+                    if (tmp_path / "new" / ".unfinished").exists() else None
+                assert started is None or "run it again" in started.stderr
+            else:
+                shutil.rmtree(str(tmp_path / "new"), ignore_errors=True)
+        if not (tmp_path / "new" / "devpi_lite.db").exists() or (tmp_path / "new" / ".unfinished").exists():
+            restore(folder, tmp_path / "new")
+        restored = make_server(directory=tmp_path / "new")
+        assert restored.versions("alice/dev", "demo") == server.versions("alice/dev", "demo")
+    finally:
+        server.kill()
