@@ -22761,7 +22761,8 @@ def facts_of_directory(serverdir):
         "schema": facts["schema"], "schema-of-program": schema_version(),
         "server": _server_on(serverdir, read_only), "read-only": read_only, "role": "MASTER",
         **facts["last change"], "changelog": facts["changelog"],
-        "users": facts["users"], "indexes": facts["indexes"], "projects": facts["projects"],
+        "users": facts["users"], "unconverted-users": facts["unconverted-users"],
+        "indexes": facts["indexes"], "projects": facts["projects"],
         "releases": facts["releases"], "files": facts["files"], "attached": facts["attached"],
         "trash": {"files": files, "bytes": size, "days": Limits.trash // 86400},
         "sizes": sizes, "outbox": facts["outbox"],
@@ -22777,6 +22778,8 @@ def facts_of_directory(serverdir):
                     ["devpi_lite_outbox_dead", "gauge", dead],
                     ["devpi_lite_search_queue", "gauge", projects],
                     ["devpi_lite_search_queue_seconds", "gauge", round(seconds, 3)],
+                    ["devpi_lite_unconverted_passwords", "gauge",
+                     len(facts["unconverted-users"])],
                     ["devpi_lite_read_only", "gauge", int(read_only)]]}
 
 
@@ -22846,6 +22849,7 @@ _FACTS = {
     "last change": _last_change,
     "changelog": _changelog,
     "users": lambda db: _count(db, "users"),
+    "unconverted-users": unconverted_users,
     "indexes": _count_indexes,
     "projects": _count_projects,
     "releases": lambda db: _count(db, "releases"),
@@ -23121,8 +23125,12 @@ def _screen_sizes(facts, gauges):
                           gauges.get("devpi_lite_search_queue_seconds", 0))
         yield "search index", (f"{number_of(count, 'project', 'projects')} waiting, for up to "
                                f"{age_text(seconds)}" if count else "up to date")
-    if facts.get("users") is not None:
-        yield "users", f"{facts['users']:,}"
+    waiting = gauges.get("devpi_lite_unconverted_passwords", 0)
+    texts = [f"{facts['users']:,}"] if facts.get("users") is not None else []
+    if waiting:
+        texts.append(f"{waiting:,} with a password hash of devpi, not logged in yet")
+    if texts:
+        yield "users", ", ".join(texts)
 
 
 def _screen_table(facts):
@@ -23212,6 +23220,7 @@ def command_status(parsed):
         elif told.user or told.password_file:
             raise FatalError("--user and --password-file are for a server: name it by --url", 2)
         else:
+            give_way()
             facts = facts_of_directory(parsed.settings.serverdir)
     except (FatalError, OSError, sqlite3.Error) as error:
         if not told.nagios:

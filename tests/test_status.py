@@ -183,6 +183,14 @@ def test_a_damaged_database_is_an_alarm(tmp_path):
     assert plugin("--serverdir", str(tmp_path))[:2] == (2, "CRITICAL")
 
 
+def test_users_with_a_hash_of_devpi(served, tmp_path):
+    """They are counted until they log in."""
+    copy = changed(served, tmp_path, "INSERT INTO users (name, pwhash, generation, created, attributes) VALUES "
+                   "('mira', '$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$ZGlnZXN0ZGlnZXN0', '', '', '{}')")
+    assert facts("--serverdir", copy)["unconverted-users"] == ["mira"]
+    assert "2, 1 with a password hash of devpi, not logged in yet" in status("--serverdir", copy)
+
+
 # -- asked of a server
 
 
