@@ -6372,13 +6372,14 @@ class SlowPasswords:
         return Busy("this password is checked by a slow program, because its hash is one of devpi: "
                     "try again in a while", max(2, min(60, int(left) + 1)))
 
-    def begin(self, key, parties, pwhash, password, then):
-        """Begin to check a password; Busy if another one is being checked, or if one of `parties`
-        had too many wrong ones.
+    def begin(self, key, user, place, pwhash, password, then):
+        """Begin to check a password; Busy if another one is being checked, or if the account or the
+        place had too many wrong ones.
 
         Returns a function that waits some seconds and says whether the password fits; Busy if that
         is not known by then. `then(fits, is_late)` is called in another thread once it is known;
         fits is None if it can't be found out."""
+        parties = ("account", user), ("place", place)
         with self.lock:
             wait = max(map(self.budget.wait, parties))
             if wait:
@@ -6389,6 +6390,9 @@ class SlowPasswords:
             self.key, self.begun, self.work = key, time.monotonic(), argon2_of(pwhash).blocks
             for party in parties:
                 self.budget.take(party)
+        log.warning("the password of %s is checked in pure Python, for some %d s: with libargon2, "
+                    "libsodium or OpenSSL 3.2 it is quick, after a restart; `passwd %s` ends it",
+                    user, self.work / self.speed + 1, user)
 
         ended, results = threading.Event(), []
 
@@ -6495,8 +6499,7 @@ class Logins:
         try:
             if not takes_long(pwhash):
                 return bool(pwhash) and check_password(pwhash, password)
-            parties = ("account", user), ("place", place)
-            result = self.slow.begin(digest, parties, pwhash, password, then)
+            result = self.slow.begin(digest, user, place, pwhash, password, then)
         except Busy:
             self.throttle.undo_attempt(user, place)
             raise
