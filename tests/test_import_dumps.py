@@ -66,6 +66,20 @@ def content(imported, link):
     return reply.body
 
 
+def cheap(user):
+    """Whether the password is checked at once, whatever libraries are there."""
+    return "pwsalt" in user or "$m=8,t=1,p=1$" in user["pwhash"]
+
+
+def test_who_is_in_there_logs_in_with_the_old_password(imported):
+    for name, user in imported.index["users"].items():
+        if cheap(user):
+            for wrong in ("", "wrong"):
+                reply = imported.server.post("/+login", {"user": name, "password": wrong})
+                assert reply.status == 401, (name, reply)
+            imported.server.login(name)
+
+
 def test_who_is_in_there_says_of_themselves_what_they_said(imported):
     assert set(imported.server.get("/").result) == set(imported.index["users"])
     for name, facts in imported.facts["users"].items():
