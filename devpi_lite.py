@@ -18792,17 +18792,31 @@ def new_dump(folder):
                 for path in (folder, *map(os.path.dirname, made)):
                     sync_directory(path)
             except BaseException:
-                _empty_dump(folder)
-                file.close()
-                os.unlink(part)
+                with contextlib.suppress(OSError):
+                    _empty_dump(folder)
+                    with contextlib.suppress(OSError):      # the disk is full
+                        file.close()
+                    os.unlink(part)     # last: with it, the next export removes what is left
                 raise
     except BaseException as error:
         for path in reversed(made):
-            with contextlib.suppress(OSError):      # another export claimed it
+            with contextlib.suppress(OSError):
                 os.rmdir(path)
         if isinstance(error, OSError):
-            raise FatalError(f"nothing was written: {reason_of(error)}") from error
+            raise _no_dump(folder, error) from error
+        if isinstance(error, KeyboardInterrupt):
+            raise FatalError("the export was stopped: nothing of it is left") from None
         raise
+
+
+def _no_dump(folder, error):
+    """The FatalError for an OSError or a Problem while a dump is written."""
+    problem = disk_problem(error) if isinstance(error, OSError) else error
+    if isinstance(problem, NoSpace):
+        return FatalError(f"the dump does not fit into {folder}: {problem}; nothing of it is left: "
+                          "free some room, or choose a directory on another disk")
+    return FatalError(f"the dump can't be written to {folder}: {reason_of(error)}; nothing of it "
+                      "is left")
 
 
 def _make_folders(folder):
@@ -18846,11 +18860,12 @@ def _claim_dump(folder):
 
         file.seek(0)
         beginning = file.read(len(DUMP_BEGINNING))
-        foreign = [name for name in names - {UNFINISHED_DUMP}
-                   if not os.path.isdir(os.path.join(folder, name))
-                   or os.path.islink(os.path.join(folder, name))]
-        if beginning not in ("", DUMP_BEGINNING) or foreign:
-            raise FatalError(f"{folder} is not empty: choose a missing or an empty directory")
+        foreign = [entry.name for entry in os.scandir(folder)
+                   if entry.name != UNFINISHED_DUMP and not entry.is_dir(follow_symlinks=False)]
+        foreign += [UNFINISHED_DUMP] if beginning not in ("", DUMP_BEGINNING) else []
+        if foreign:
+            raise FatalError(f"{folder} holds {foreign[0]}, which is not of an export that was cut "
+                             "off: choose a missing or an empty directory")
         if names:
             print(f"an export to {folder} was cut off: what it left there is removed",
                   file=sys.stderr)
@@ -18908,6 +18923,10 @@ class JsonStream:
         self.write(ends[1])
 
 
+# which files of mirrors are exported: devpi needs to know whence they came, and their version
+_CACHED = "(files.sha256 IS NOT NULL AND files.url != '' AND files.version != '')"
+
+
 class DumpedFile(typing.NamedTuple):
     """A file on its way into a dump: its blob, its place in the dump, and what is said of it."""
     id: int
@@ -18929,7 +18948,6 @@ class Export:
         self.began = time.monotonic()
         self.left_out = set()           # ids of files
         self.skipped = []               # sentences about what is left out
-        self.folders = set()            # made for the present project
         self.cut = {}       # {path of an index: its bases} where the dump lacks some
         # {path of an index: {project: {version: {"name", "version"}}}} that devpi would not take
         self.odd_releases = collections.defaultdict(dict)
@@ -18966,8 +18984,8 @@ class Export:
         """Write all files, and dataindex.json to an open file, whose object has one key."""
         self.folder = self.told.dir
         files, size = self.db.execute(
-            "SELECT count(*), coalesce(sum(size), 0) FROM files WHERE sha256 IS NOT NULL "
-            "AND (release_id IS NOT NULL OR ?)", (self.told.include_mirrored_files,)).fetchone()
+            "SELECT count(*), coalesce(sum(size), 0) FROM files WHERE release_id IS NOT NULL "
+            f"OR (? AND {_CACHED})", (self.told.include_mirrored_files,)).fetchone()
         free = shutil.disk_usage(self.folder).free
         if size > free and not self.told.hard_links:
             print(f"warning: the dump takes {size_text(size)}, and the disk of {self.folder} has "
@@ -19032,11 +19050,11 @@ class Export:
                  f"{', '.join(rows.facts)} FROM {rows.source} WHERE files.project_id = ? "
                  "AND files.position IS NULL AND files.release_id IS NOT NULL "
                  "ORDER BY files.for_id IS NOT NULL, files.id")
+        top = "/".join(map(_part, path.split("/")))
         for project_id, name in self._projects(index_id):
-            self.folders.clear()
             for row in self.db.execute(query, (project_id,)):
                 value = rows.value(self.db, row)
-                folder, entry = _entry_of_stage(path, name, value, row["tested_sha256"])
+                folder, entry = _entry_of_stage(path, top, name, value, row["tested_sha256"])
                 yield DumpedFile(row["id"], path, value["filename"], value["sha256"],
                                  value["size"], folder, row["for_id"], entry)
 
@@ -19044,11 +19062,11 @@ class Export:
 
     def _cached_projects(self, index_id):
         return self._projects(index_id, "EXISTS (SELECT 1 FROM files "
-                              "WHERE project_id = projects.id AND sha256 IS NOT NULL)")
+                              f"WHERE project_id = projects.id AND {_CACHED})")
 
     def _cached_files(self, project_id):
-        return select_files(self.db, "WHERE project_id = ? AND sha256 IS NOT NULL AND url != '' "
-                            "AND version != '' ORDER BY position IS NULL, position, id", project_id)
+        return select_files(self.db, f"WHERE project_id = ? AND {_CACHED} "
+                            "ORDER BY position IS NULL, position, id", project_id)
 
     def _write_mirror(self, out, progress, index_id, path):
         with out.object("projects"):
@@ -19065,7 +19083,6 @@ class Export:
 
     def _files_of_mirror(self, index_id, path):
         for project_id, name in self._cached_projects(index_id):
-            self.folders.clear()
             for file in self._cached_files(project_id):
                 folder, entry = _entry_of_mirror(path, name, file)
                 yield DumpedFile(file.id, path, file.filename, file.sha256, file.size, folder,
@@ -19075,32 +19092,36 @@ class Export:
 
     def _write_files(self, out, progress, files):
         """Put files into the dump, and what is said of them into dataindex.json."""
-        for file, (relpath, why) in in_threads(self._copy, self._in_folders(files)):
-            progress.add(file.size)
-            if file.tested in self.left_out and relpath:
-                os.unlink(os.path.join(self.folder, *relpath.split("/")))
-                why = "the file that it is a test result of is left out"
-            if why:
-                self.left_out.add(file.id)
-                self._skip(f"{file.filename} of {file.index}", why)
-                continue
-            self.files += 1
-            self.size += file.size
-            out.put(None, {**file.entry, "relpath": relpath})
+        # closing: when the export ends here, no thread may go on writing
+        with contextlib.closing(in_threads(self._copy_all, batches_of(files))) as batches:
+            for batch, copied in batches:
+                for file, (relpath, why) in zip(batch, copied):
+                    progress.add(file.size)
+                    self._enter(out, file, relpath, why)
 
-    def _in_folders(self, files):
-        """Make the folders of files."""
-        for file in files:
-            if file.folder not in self.folders:
-                os.makedirs(os.path.join(self.folder, *file.folder.split("/")), 0o700, True)
-                self.folders.add(file.folder)
-            yield file
+    def _enter(self, out, file, relpath, why):
+        """Say in dataindex.json that a file is there; or leave it out, if there is a reason."""
+        if file.tested in self.left_out and relpath:
+            os.unlink(os.path.join(self.folder, *relpath.split("/")))
+            why = "the file that it is a test result of is left out"
+        if why:
+            self.left_out.add(file.id)
+            self._skip(f"{file.filename} of {file.index}", why)
+            return
+        self.files += 1
+        self.size += file.size
+        out.put(None, {**file.entry, "relpath": relpath})
+
+    def _copy_all(self, files):
+        return [self._copy(file) for file in files]
 
     def _copy(self, file):
         """Copy or link a file's blob into the dump, and check it; runs in several threads.
 
         Returns (its path in the dump, None) or (None, why that is impossible)."""
         advice = "run fsck, which says more, and get it back from a backup"
+        if not is_safe_filename(file.filename):
+            return None, "no file can have this name elsewhere: upload it under another one"
         try:
             source = self.blobs.open(file.sha256)
         except NotFound:
@@ -19116,12 +19137,11 @@ class Export:
                     continue
                 except Damaged as damage:
                     return None, f"its bytes are damaged ({damage}): {advice}"
-                except Problem as problem:
-                    raise FatalError(f"{self.folder}: {problem}: free some room, or choose another "
-                                     "directory") from None
+                except NoSpace as problem:
+                    raise _no_dump(self.folder, problem) from None
                 except OSError as error:
                     if self._is_sound(file):
-                        raise FatalError(f"can't write {target}: {reason_of(error)}") from None
+                        raise _no_dump(self.folder, error) from None
                     return None, f"its bytes can't be read ({reason_of(error)}): {advice}"
 
     def _is_sound(self, file):
@@ -19142,21 +19162,20 @@ class Export:
 
     def _copy_to(self, source, target, file):
         """Raises FileExistsError, Damaged, NoSpace or OSError; nothing is left at `target` then."""
-        folder = os.path.dirname(target)
-        if os.path.basename(folder)[:1] == "+":
-            os.makedirs(folder, 0o700, True)
         if self.told.hard_links:
             digest, _ = hash_file(source.name)
             if digest != file.sha256:
                 raise Damaged(f"sha256 mismatch, got {digest}, expected {file.sha256}")
             try:
-                return os.link(source.name, target)
+                return made_in(os.path.dirname(target), lambda: os.link(source.name, target))
             except FileExistsError:
                 raise
             except OSError as error:
                 log.debug("%s is copied, not linked: %s", target, reason_of(error))
                 self.not_linked += 1
-        return copy_checked(source, target, file.sha256)
+                source.seek(0)
+        return made_in(os.path.dirname(target),
+                       lambda: copy_checked(source, target, file.sha256))
 
     # -- what devpi has no place for
 
@@ -19224,13 +19243,19 @@ class Export:
             if unknown:
                 yield (f"{user}/{name} whitelists {_some(unknown)}, no projects there: devpi 7 "
                        "makes them, which shuts upstream's out of indexes that build on it")
-            if config.get("acl_pkg_read", [ANONYMOUS]) != [ANONYMOUS]:
+            if ANONYMOUS not in config.get("acl_pkg_read", [ANONYMOUS]):
                 yield f"devpi shows {user}/{name} to everybody: it has no acl_pkg_read"
 
         lost = [f"{count:,} {what if count == 1 else many}" for what, many, query in _UNKNOWN
                 for count, in self.db.execute(query) if count]
         if lost:
             yield f"devpi has no place for these, the command `import` has: {'; '.join(lost)}"
+        if self.told.include_mirrored_files:
+            count, = self.db.execute("SELECT count(*) FROM files WHERE release_id IS NULL "
+                                     f"AND sha256 IS NOT NULL AND {_CACHED} IS NOT 1").fetchone()
+            if count:
+                yield (f"{count:,} files that mirrors keep are left out: their version or their "
+                       "address at upstream is not known")
         if self.not_linked:
             yield f"{self.not_linked:,} files are copied, for they can't be linked to this disk"
         if self.skipped:
@@ -19315,16 +19340,17 @@ def _mapping(project, version, sha256, last_modified):
             "hash_spec": f"sha256={sha256}", "last_modified": last_modified}
 
 
-def _entry_of_stage(path, project, value, tested_sha256):
-    """(folder in the dump, entry in dataindex.json) of a stage's file; `value`: see `FileRows`."""
+def _entry_of_stage(path, top, project, value, tested_sha256):
+    """(folder in the dump, entry in dataindex.json) of a stage's file.
+
+    `value`: see `FileRows`; `top`: the folder of the index."""
     kind, version = value["kind"], value["version"]
-    parts = [*path.split("/"), project]
     if kind == "toxresult":
-        parts.append(f"sha256={tested_sha256}")
+        folder = f"{top}/{_part(project)}/sha256={tested_sha256}"
     elif kind == "doczip":
-        parts.pop()
+        folder = top
     else:
-        parts.append(version)
+        folder = f"{top}/{_part(project)}/{_part(version)}"
 
     date = value["last_modified"] or http_date(seconds_of(value["uploaded"]))
     entry = {"type": kind, "projectname": project, "version": version,
@@ -19338,7 +19364,7 @@ def _entry_of_stage(path, project, value, tested_sha256):
     if entry["log"] != value["history"]:
         own["history"] = value["history"]
     entry[OWN_KEY] = own
-    return "/".join(map(_part, parts)), entry
+    return folder, entry
 
 
 def _history_for_devpi(entry):
@@ -19371,6 +19397,20 @@ def _entry_of_mirror(path, project, file):
              "entrymapping": {**mapping, "url": file.url}, "log": [],
              OWN_KEY: {key: each for key, each in own.items() if each is not None}}
     return "/".join(map(_part, (*path.split("/"), project, file.version))), entry
+
+
+def batches_of(files):
+    """Yield lists of files for a thread to work on: a task costs as much as copying a small file,
+    and whoever waits for many tasks holds them all in memory."""
+    batch, size = [], 0
+    for file in files:
+        batch.append(file)
+        size += file.size
+        if len(batch) == 32 or size > 4 << 20:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def bases_without_cycles(bases):
