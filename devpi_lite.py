@@ -11583,6 +11583,22 @@ class Contributions(typing.NamedTuple):
         return walk_bases(self.order[0], {index.path: index for index in self.order}.get)
 
 
+@dataclasses.dataclass
+class AtMirrors:
+    """What mirrors offer of a project.
+
+    `failed`: the indexes of those that failed; `trouble`: the last failure; `is_remembered`:
+    whether it is from before, so that upstream was not asked now."""
+    pages: list = dataclasses.field(default_factory=list)
+    failed: list = dataclasses.field(default_factory=list)
+    expires: list = dataclasses.field(default_factory=list)
+    trouble: Problem | None = None
+    is_remembered: bool = False
+
+
+NOTHING_ASKED = AtMirrors()
+
+
 class Policy:
     """Decides what is shown of a project.
 
@@ -11839,34 +11855,39 @@ class Projects:
         mirror that failed just before is asked `again`. A base that is missing may have had any
         name: mirrors are shut out unless a whitelist admits the name, and Forbidden is raised if no
         index knows the project and nothing is hidden."""
-        blocking, failed = MirrorBlocking(name, index), []
-        missing = self.indexes.missing_bases(index)
+        blocking, missing = MirrorBlocking(name, index), self.indexes.missing_bases(index)
         if missing or hidden:
             blocking.misses_stage()
 
         order = self.indexes.order(index)
         members = [self.at(member) for member in order if member not in hidden]
         pages, mirrors = [], [member for member in members if member.asks_upstream]
-        facts = order, hidden, tuple(mirror.index for mirror in mirrors), failed, blocking
         for stage in members[:len(members) - len(mirrors)]:     # mirrors come last
             page = stage.page(name, kind=kind)
             blocking.saw_stage(stage.index, page.known)
             if page.known:
                 pages.append(page)
 
-        blocked, trouble, expires, remembered = None, None, [], False
-        if mirrors and blocking.blocks:
-            blocked, mirrors = mirrors[0].index, []
+        blocked = mirrors[0].index if mirrors and blocking.blocks else None
+        ask = self._ask_mirrors if asks else self._mirrors_at_hand
+        found = ask(mirrors, name, again) if mirrors and not blocked else NOTHING_ASKED
+        pages += found.pages
+        if found.trouble and not pages:
+            if found.is_remembered and not again:
+                return self.contributions(index, name, kind, True, hidden)
+            raise found.trouble
+        # a hidden member may be what names the missing base
+        if asks and missing and blocked and not pages and not hidden:
+            raise Forbidden(
+                f"index {index.path} builds on {missing[0]}, which does not exist and may have had "
+                f"{name}: mirrors are shut out until the bases of {index.path} are mended")
+        return Contributions(
+            pages, blocked, found.trouble, min(found.expires, default=0), order, hidden,
+            tuple(mirror.index for mirror in mirrors), found.failed, blocking)
 
-        if not asks:
-            for mirror in mirrors:
-                if mirror.has(name):
-                    pages.append(ProjectPage(name, ((mirror.index, ()),)))
-                else:
-                    failed.append(mirror.index)
-            return Contributions(pages, blocked, None, 0, *facts)
-
-        began = time.monotonic()
+    def _ask_mirrors(self, mirrors, name, again):
+        """What several `Mirror`s offer of a project, as `AtMirrors`."""
+        found, began = AtMirrors(), time.monotonic()
         if not again:       # else a mirror that fails at once would be asked twice
             self._ask_at_once(mirrors, lambda mirror: self.mirrors.pages.ask(mirror, name, False))
 
@@ -11875,25 +11896,26 @@ class Projects:
             try:
                 page = mirror.page(name, deadline, again=again)
             except (UpstreamTrouble, Busy) as error:
-                trouble = error
-                failed.append(mirror.index)
-                remembered = remembered or getattr(error, "noted", began) < began
+                found.failed.append(mirror.index)
+                found.trouble = error
+                found.is_remembered |= getattr(error, "noted", began) < began
                 continue
             if page.expires:
-                expires.append(page.expires)
+                found.expires.append(page.expires)
             if page.known:
-                pages.append(page)
+                found.pages.append(page)
+        return found
 
-        if trouble and not pages:
-            if remembered and not again:
-                return self.contributions(index, name, kind, True, hidden)
-            raise trouble
-        # a hidden member may be what names the missing base
-        if missing and blocked and not pages and not hidden:
-            raise Forbidden(
-                f"index {index.path} builds on {missing[0]}, which does not exist and may have had "
-                f"{name}: mirrors are shut out until the bases of {index.path} are mended")
-        return Contributions(pages, blocked, trouble, min(expires, default=0), *facts)
+    @staticmethod
+    def _mirrors_at_hand(mirrors, name, _):
+        """The same without asking them: no files, and what has not been fetched is not known."""
+        found = AtMirrors()
+        for mirror in mirrors:
+            if mirror.has(name):
+                found.pages.append(ProjectPage(name, ((mirror.index, ()),)))
+            else:
+                found.failed.append(mirror.index)
+        return found
 
     @staticmethod
     def _ask_at_once(members, ask):

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from harness import (
-    SIMPLE_JSON, Upstream, documentation, links, path_of, project_list, sdist, serial, serial_of, submit, upload_docs, wheel)
+    SIMPLE_JSON, Upstream, audited, documentation, links, path_of, project_list, sdist, serial, serial_of, submit, upload_docs, wheel)
 
 RULES, TRUST = "project_inheritance_rules", "trust_inheritance_rules_from"
 BLOCK = "block type:remote if local_exists"
@@ -556,6 +556,15 @@ def test_who_may_change_an_index_may_configure_its_projects(site, user, config, 
         assert configure(site, "alice/none", project, {}, user=user).status == 403
     if status == 403:
         assert site.get("/" + index).result == {**site.get("/" + index).result, "projects": [], "mirror_whitelist": []}
+
+
+def test_the_audit_log_says_who_configured_what(site):
+    index = fresh(site)
+    for body in ({"inheritance_rules": "allow all"}, ["inheritance_rules-="]):
+        assert configure(site, index, "audited", body).status == 200
+    entries = [(entry["action"], entry["who"], entry["target"], entry["detail"] or "") for entry in audited(site, index=index)]
+    assert entries[:3] == [("index.modify", "alice", "", "mirror_whitelist: audited removed"),
+                           ("index.modify", "alice", "", "mirror_whitelist: audited added"), ("register", "alice", "audited", "")]
 
 
 def test_a_status_and_a_configuration_are_told_apart_by_their_keys(site):
