@@ -5458,9 +5458,14 @@ def hash_for_devpi(value):
     for text in (value["pwhash"], kept):
         if isinstance(text, str) and argon2_of(text):
             return text, True
-    nobody = Argon2("argon2id", 19, 8, 1, 1, secrets.token_bytes(16), bytes(32))
-    digest = compute_argon2(nobody, secrets.token_bytes(32))
-    return nobody._replace(digest=digest).text, value["pwhash"] is None
+    return _hash_of_a_secret(), value["pwhash"] is None
+
+
+@functools.lru_cache(maxsize=1)
+def _hash_of_a_secret():
+    """An argon2 hash of what nobody knows; the same for all users, because it takes some ms."""
+    shape = Argon2("argon2id", 19, 8, 1, 1, secrets.token_bytes(16), bytes(32))
+    return shape._replace(digest=compute_argon2(shape, secrets.token_bytes(32))).text
 
 
 def compute_argon2(shape, password, secret=b"", data=b"", processes=1, when_forked=None):
@@ -6001,7 +6006,7 @@ class Users:
                 or self.store.read_only:
             return account
         try:
-            hashes = new_hashes(password) if not argon2_of(pwhash) else \
+            hashes = new_hashes(password, self.weak_hashes) if not argon2_of(pwhash) else \
                 Hashes(_new_hash_of(password), pwhash)
             return self.store.write(_convert_password, name, pwhash, hashes)
         except Problem as problem:
@@ -6423,7 +6428,11 @@ class SlowPasswords:
             if results[0] is None:
                 raise Busy("the password can't be checked just now, try again", 10)
             return results[0]
-        threading.Thread(target=run, name="slow password", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="slow password", daemon=True).start()
+        except RuntimeError:        # the system has too many threads
+            self.key = None
+            raise Busy("the password can't be checked just now, try again", 10) from None
         return result
 
 

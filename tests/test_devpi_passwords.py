@@ -85,9 +85,19 @@ def test_devpi_gets_the_argon2_hash_that_is_known(text):
     (row("scrypt:n=16,r=8,p=1:00:00"), False), (row("devpi_sha256:c2FsdA==:" + SHA256), False),
     (row("scrypt:n=16,r=8,p=1:00:00", SHA256), False), (row("foreign"), False), (row(None), True)])
 def test_devpi_gets_the_hash_of_a_random_secret_where_none_is_known(value, survives):
-    (text, told), (other, _) = d.hash_for_devpi(value), d.hash_for_devpi(value)
-    assert told == survives and text != other and text.startswith("$argon2id$v=19$m=8,t=1,p=1$") and d.argon2_of(text)
+    d._hash_of_a_secret.cache_clear()
+    text, told = d.hash_for_devpi(value)
+    assert told == survives and text.startswith("$argon2id$v=19$m=8,t=1,p=1$") and d.argon2_of(text)
     assert not any(argon2(salt=d.argon2_of(text).salt, password=word) == text for word in (b"", b"right", text.encode()))
+
+
+@pytest.mark.parametrize("stored", [
+    "", ":", "::", "a:b:c", "scrypt::", "scrypt:n=15,r=8,p=1:" + "00" * 16 + ":" + "00" * 32, "scrypt:n=0,r=0,p=0:" + "00" * 16
+    + ":" + "00" * 32, "scrypt:n=9999999,r=999,p=99:" + "00" * 16 + ":" + "00" * 32, "pbkdf2_sha256:0:" + "00" * 16 + ":"
+    + "00" * 32, "devpi_sha256::", "devpi_sha256:salt:" + SHA256, "$argon2id$", "$argon2d$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$"
+    + "A" * 43, "$2b$12$abc", "right", "\ud800", "{SHA}x", argon2()[:-1], argon2() + "A", argon2() + " ", "\x00"])
+def test_what_is_no_hash_of_a_password_fits_none(stored):
+    assert not any(d.check_password(stored, password) for password in ("right", "", stored, "\x00", "\ud800"))
 
 
 # -- libraries
