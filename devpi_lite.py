@@ -3675,7 +3675,7 @@ class Blobs(Part):
         blobs of this directory, and a server that starts leaves alone what this process has in
         `tmp/` under names that begin with its process id and a dash."""
         folder = os.path.join(self.serverdir, "tmp")
-        path = os.path.join(folder, f"{os.getpid()}-{next(self.numbers)}.lease")
+        path = os.path.join(folder, f"{os.getpid()}-{secrets.token_hex(4)}.lease")
         try:
             file = made_in(folder, lambda: open(path, "xb"))
         except OSError as error:        # then nobody can move or delete anything either
@@ -3695,7 +3695,7 @@ class Blobs(Part):
         none."""
         folder, found = os.path.join(self.serverdir, "tmp"), set()
         for name in os.listdir(folder) if os.path.isdir(folder) else ():
-            match = re.fullmatch(r"([0-9]+)-[0-9]+\.lease", name)
+            match = re.fullmatch(r"([0-9]+)-[0-9a-f]+\.lease", name)
             if match:
                 try:
                     with open(os.path.join(folder, name), "r+b") as file:
@@ -18789,9 +18789,10 @@ def command_export(parsed):
 
     give_way()
     spare_memory()
-    with contextlib.closing(open_rows(settings.serverdir)) as db:
+    blobs = Blobs(settings.serverdir, read_only=True)
+    with contextlib.closing(open_rows(settings.serverdir)) as db, blobs.lease():
         db.execute("BEGIN")     # from now on one state, whatever the server writes
-        export = Export(db, Blobs(settings.serverdir, read_only=True), told)
+        export = Export(db, blobs, told)
         export.check_names()
         with new_dump(told.dir) as file:
             export.write(file)
@@ -21519,7 +21520,8 @@ def add_backup(serverdir, path, link, keep):
     is_swept = clear_unfinished(Backups(path))
     backups = Backups(path)
     try:
-        backup, copied = back_up(serverdir, backups, link)
+        with Blobs(serverdir, read_only=True).lease():
+            backup, copied = back_up(serverdir, backups, link)
     except NoSpace:
         sweep_or_warn(backups)      # gives back the room that was taken
         raise
@@ -22150,13 +22152,20 @@ class DatabaseCheck:
 
 def tried(findings, what, check):
     """Run a check. What ends it early is a finding itself: in a damaged database anything may be
-    found."""
+    found. FatalError if that is no damage."""
     try:
         check()
     except Exception as error:
         log.debug("where it happened", exc_info=True)
-        findings.error("database", "", f"{what} could not be checked to the end: "
-                                       f"{reason_of(error)}; {RESTORE}")
+        text, remedy = reason_of(error), RESTORE
+        if isinstance(error, sqlite3.OperationalError) and re.search("full|locked|busy", text) \
+                or isinstance(error, NoSpace):
+            raise FatalError(f"{what} could not be checked to the end: {text}; make room in "
+                             f"{tempfile.gettempdir()} and the server directory, or try again when "
+                             "no other command works") from None
+        if isinstance(error, PermissionError):
+            remedy = "run this as the user to whom the directory belongs"
+        findings.error("database", "", f"{what} could not be checked to the end: {text}; {remedy}")
 
 
 def is_sha256(text):
@@ -22443,16 +22452,26 @@ class Repairs:
     def documentation(self, sha256):
         """Enter the members of a documentation zip again."""
         self.store.write(_forget_documentation, sha256)
-        enter_docs(self.store, self.blobs, sha256)
+        try:
+            enter_docs(self.store, self.blobs, sha256)
+        except (NotFound, BadRequest) as problem:       # it can't be shown, and has no members now
+            log.debug("%s: %s", sha256, problem.message)
 
     def queue(self, projects):
         """Have the server index these (index id, project) again."""
         self.store.write(_queue_for_search, projects)
 
+    def announce(self):
+        """Make a running server drop all that it has cached: each commit of another process does
+        that."""
+        self.store.write(_change_nothing)
+
     def close(self):
-        # the counter that a commit raises makes a running server drop all that it has cached
-        self.store.write(lambda change: None)
         self.store.close()
+
+
+def _change_nothing(change):
+    pass
 
 
 def _replace_metadata(change, metadata):
@@ -22697,6 +22716,8 @@ def command_fsck(parsed):
             repairs = stack.enter_context(contextlib.closing(Repairs(settings, told.source)))
         checkup = Checkup(serverdir, db, scratch, findings, not told.no_checksum, repairs)
         checkup.run()
+        if repairs:
+            tried(findings, "the repair", repairs.announce)
 
     rows, files = checkup.rows, checkup.files
     seconds = time.monotonic() - began

@@ -475,6 +475,19 @@ def test_a_flipped_byte_in_the_write_ahead_log_gives_a_sentence(directory, tmp_p
             assert fsck(copy)[-1].startswith(("checked", "fatal: "))
 
 
+@pytest.mark.parametrize("error, sentence", [
+    (sqlite3.OperationalError("database or disk is full"), "fatal: the changelog could not be"),
+    (sqlite3.OperationalError("database is locked"), "fatal: the changelog could not be"),
+    (PermissionError(13, "Permission denied"), "run this as the user to whom the directory"),
+    (MemoryError(), "the changelog could not be checked to the end: MemoryError; stop the server")])
+def test_what_is_no_damage_is_said_so(directory, monkeypatch, error, sentence):
+    def fail(_):
+        raise error
+    monkeypatch.setattr(d.DatabaseCheck, "log", fail)
+    assert any(sentence in line for line in fsck(directory, status=1))
+    assert not list(directory.glob("tmp/*"))
+
+
 @pytest.mark.parametrize("make, sentence", [
     (lambda path: (path / "devpi_lite.db").write_bytes(b"x" * 9000), "can't be opened"),
     (lambda path: (path / "devpi_lite.db").write_bytes(b""), "is empty, but the files"),

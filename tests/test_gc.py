@@ -137,6 +137,25 @@ def test_nothing_moves_while_a_command_holds_a_lease(shared_server, place):
     assert not list(shared_server.directory.glob("tmp/*.lease"))
 
 
+@pytest.mark.parametrize("command", ["export", "backup"])
+def test_commands_that_copy_files_hold_a_lease(server, tmp_path, monkeypatch, command):
+    upload(server, new_index(server, "root"), wheel("demo", "1.0"))
+    place, seen = d.Blobs(str(server.directory)), []
+    monkeypatch.setattr(d, "give_way", lambda: None)
+    copy = d.copy_checked
+
+    def look_and_copy(*arguments, **options):
+        seen.append(place.lessees())
+        return copy(*arguments, **options)
+    monkeypatch.setattr(d, "copy_checked", look_and_copy)
+    before = os.umask(0o077)
+    try:
+        assert d.main([command, "--serverdir", str(server.directory), str(tmp_path / "copy")]) == 0
+    finally:
+        os.umask(before)
+    assert seen and seen[0] == {str(os.getpid())} and place.lessees() == set()
+
+
 def test_a_killed_command_holds_no_lease(tmp_path):
     place = d.Blobs(str(tmp_path))
     code = ("import os, sys, devpi_lite\n"
