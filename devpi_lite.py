@@ -3677,8 +3677,8 @@ class Blobs(Part):
         folder = os.path.join(self.serverdir, "tmp")
         path = os.path.join(folder, f"{os.getpid()}-{secrets.token_hex(4)}.lease")
         try:
-            file = made_in(folder, lambda: open(path, "xb"))
-        except OSError as error:        # then nobody can move or delete anything either
+            file = open(path, "xb")
+        except OSError as error:        # read-only media, or no server was ever here
             log.debug("no lease of %s: %s", self.serverdir, reason_of(error))
             yield
             return
@@ -22239,6 +22239,62 @@ def _in_circles(bases):
                 done.add(path)
 
 
+def lost_in_log(path):
+    """How many pages of whole changes SQLite will not read from a write-ahead log, because a page
+    before them is damaged; -1 if it reads none of the log.
+
+    See "The WAL File Format" of SQLite. Only for a database that nobody has open."""
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        return 0
+    with file:
+        head = file.read(32)
+        if not head:
+            return 0
+        magic, _, page_size = struct.unpack(">3I", head[:12].ljust(12, b"\0"))
+        order = {0x377f0682: "<", 0x377f0683: ">"}.get(magic)
+        if order is None or len(head) < 32 or not 512 <= page_size <= 65536:
+            return -1
+        sums = _log_sums(order, head[:24], 0, 0)
+        if sums != struct.unpack(">2I", head[24:]):
+            return -1
+
+        pages = lost = 0        # since the first damaged one, and up to the last end of a change
+        while True:
+            frame, page = file.read(24), file.read(page_size)
+            # what follows is left from before the log was begun anew
+            if len(page) < page_size or frame[8:16] != head[16:24]:
+                return lost
+            if not pages:
+                sums = _log_sums(order, frame[:8] + page, *sums)
+            if pages or sums != struct.unpack(">2I", frame[16:]):
+                pages += 1
+                if frame[4:8] != bytes(4):      # the last page of a change
+                    lost = pages
+
+
+def _log_sums(order, data, one, two):
+    """SQLite's checksum of a part of a write-ahead log, continued from the part before."""
+    words = struct.unpack(f"{order}{len(data) // 4}I", data)
+    for number in range(0, len(words), 2):
+        one = one + words[number] + two & 0xffffffff
+        two = two + words[number + 1] + one & 0xffffffff
+    return one, two
+
+
+def is_served(serverdir):
+    """Whether a server has this directory, or a command that needs it for itself."""
+    try:
+        with open(os.path.join(serverdir, ".lock"), "r+b") as file:
+            lock_file(file)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 class FileCheck:
     """Checks that the blobs in `named` are here and whole, and what else lies in the directory.
 
@@ -22702,6 +22758,12 @@ def command_fsck(parsed):
     give_way()
 
     findings = CheckReport(told.json, settings.debug)
+    lost = 0 if is_served(serverdir) else lost_in_log(os.path.join(serverdir, "devpi_lite.db-wal"))
+    if lost:
+        findings.warning("database", "devpi_lite.db-wal", "the newest changes"
+                         f"{f' ({lost:,} pages)' if lost > 0 else ''} in the write-ahead log are "
+                         "damaged and left out: if the power failed just then, nothing is amiss, "
+                         "else restore a backup where changes are missing")
     try:
         refuse_lost_database(serverdir)
         db = open_rows(serverdir)

@@ -460,19 +460,49 @@ def test_a_flipped_byte_anywhere_gives_a_sentence(rich, directory, seed):
         assert "it is damaged" in fsck(directory, status=1)[0]
 
 
-def test_a_flipped_byte_in_the_write_ahead_log_gives_a_sentence(directory, tmp_path):
+@pytest.fixture
+def crashed(directory, tmp_path):
+    """A copy of a directory whose write-ahead log holds five changes."""
     with rows(directory) as db:     # keeps the log from being folded in
         db.execute("PRAGMA wal_autocheckpoint = 0")
         for number in range(5):
             db.execute("INSERT INTO gone_cached VALUES ('%d')" % number)
-        log = (directory / "devpi_lite.db-wal").read_bytes()
-        assert len(log) > 10000
-        for position in (1, 20, 40, 5000, len(log) - 10):
-            copy = tmp_path / str(position)
-            shutil.copytree(str(directory), str(copy))
-            (copy / "devpi_lite.db-shm").unlink()
-            flip(copy / "devpi_lite.db-wal", position)
-            assert fsck(copy)[-1].startswith(("checked", "fatal: "))
+        copy = tmp_path / "crashed"
+        shutil.copytree(str(directory), str(copy))
+    (copy / "devpi_lite.db-shm").unlink()
+    return copy
+
+
+@pytest.mark.parametrize("position, lost", [
+    (1, -1), (20, -1), (28, -1), (5000, 4), (-10, 1)])      # in the head, and in pages
+def test_a_flipped_byte_in_the_write_ahead_log_gives_a_sentence(crashed, position, lost):
+    log = crashed / "devpi_lite.db-wal"
+    assert len(log.read_bytes()) == 32 + 5 * (24 + 4096)
+    assert d.lost_in_log(str(log)) == 0
+    flip(log, position)
+    assert d.lost_in_log(str(log)) == lost
+    warning, last = fsck(crashed, status=0)
+    assert warning.startswith("warning: devpi_lite.db-wal: the newest changes"), warning
+    assert last.startswith("checked") and last.endswith("1 warning")
+    clean(crashed)          # they are gone
+
+
+def test_a_change_that_was_cut_off_is_no_damage(crashed):
+    log = crashed / "devpi_lite.db-wal"
+    whole = log.read_bytes()
+    log.write_bytes(whole[:-1000])
+    assert d.lost_in_log(str(log)) == 0
+    log.write_bytes(whole + whole[32:4152].replace(whole[16:24], b"otherone"))
+    assert d.lost_in_log(str(log)) == 0, "left from an older log"
+    log.write_bytes(b"")
+    assert d.lost_in_log(str(log)) == 0 == d.lost_in_log(str(log) + "x")
+    clean(crashed)
+
+
+def test_the_log_of_a_running_server_is_left_to_it(directory):
+    with d.take_lock(str(directory)):
+        assert d.is_served(str(directory))
+    assert not d.is_served(str(directory))
 
 
 @pytest.mark.parametrize("error, sentence", [
