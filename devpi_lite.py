@@ -21150,15 +21150,16 @@ class Backups:
         self.path, self.files = path, os.path.join(path, "files")
         self.names = []
         if os.path.isdir(path):
-            self.names = self._list(path)
+            self.names = self._list(path, f"files|tmp|[.]lock|{re.escape(_MARK)}|"
+                                          f"{_BACKUP_NAME.pattern}")
             if "files" in self.names:
-                self._list(self.files)
+                self._list(self.files, "[0-9a-f]{2}")
 
     @staticmethod
-    def _list(folder):
+    def _list(folder, ours):
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         for entry in entries:
-            if entry.is_symlink():
+            if entry.is_symlink() and re.fullmatch(ours, entry.name):
                 raise FatalError(f"{entry.path} is a symbolic link: a backup has none, they could "
                                  "lead out of it")
         return [entry.name for entry in entries]

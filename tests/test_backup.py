@@ -111,6 +111,7 @@ def test_a_restored_server_is_the_same_one(source, made, tmp_path):
             assert server.get(path_of(archive, "alice/dev"), headers={"Accept": "*/*"}).body == archive.content
         assert server.get("/alice/dev/demo/1.1/+d/index.html", headers={"Accept": "*/*"}).status in (200, 302)
         assert serial(server) == serial(source)
+        eventually(lambda: server.get("/+search?query=demo").result["hits"])    # its index is made anew
         assert upload(server, "alice/dev", wheel("demo", "2.0")).status == 200
     finally:
         server.stop()
@@ -275,6 +276,13 @@ def test_backups_of_two_servers_are_not_mixed(make_server, copied):
     before = tree(copied)
     assert "of another server" in backup(other, copied, status=1).stderr
     assert tree(copied) == before
+
+
+def test_a_link_of_the_operators_own_is_no_part_of_a_backup(source, copied):
+    (copied / "latest").symlink_to(generations(copied)[0])
+    assert "undamaged" in verify(copied)
+    backup(source, copied)
+    assert (copied / "latest").is_symlink()
 
 
 def test_one_at_a_time(source, copied, tmp_path):
