@@ -17821,6 +17821,7 @@ def modify_project(request, index, project):
 def post_project(request, user, name, project):
     """Change a project's configuration by POST of JSON, as devpi 7 has announced it."""
     if request.content_type != "application/json" and not request.body.begins_with((b"{", b"[")):
+        request.errors = AUDIENCES["uploader"].errors       # nothing says that it is no upload
         return refuse_upload(request, user, name, project)
     index = request.app.indexes.find(request.index_path)
     require(request, "delete files", index)

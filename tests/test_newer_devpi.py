@@ -594,6 +594,8 @@ def test_a_whitelisted_name_is_no_project_and_outlives_one(site):
 def test_a_form_that_is_posted_to_a_project_is_told_where_to_go(site):
     index = fresh(site)
     for body, headers in ((b"", {}), (b"x=1", {"Content-Type": "application/x-www-form-urlencoded"}), (b"\x00", {"Content-Type": "text/plain"})):
-        assert site.post("/%s/p" % index, body, headers=headers, user="alice").status == 404
+        reply = site.post("/%s/p" % index, body, headers=headers, user="alice")
+        assert (reply.status, reply.reason) == (
+            404, "nothing is uploaded here: the address to upload to is %s/%s/" % (site.url, index))
     for kind in ("application/x-www-form-urlencoded", "application/json"):        # as curl -d sends it
         assert site.post("/%s/p" % index, b"{}", headers={"Content-Type": kind}, user="alice").status == 200
