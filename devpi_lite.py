@@ -5488,7 +5488,7 @@ def compute_argon2(shape, password, secret=b"", data=b"", processes=1, when_fork
                 memory[at:at + 1024] = _to_sides(
                     _long_blake2b(seed + struct.pack("<2I", column, lane), 1024))
 
-        processes = min(processes, shape.lanes)
+        processes = min(processes, shape.lanes) if hasattr(os, "fork") else 1   # not on Windows
 
         def fill(turn, process):
             for lane in range(process, shape.lanes, processes):

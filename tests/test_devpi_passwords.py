@@ -27,14 +27,19 @@ def row(pwhash, kept=None):
 # -- argon2 in pure Python
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(3, marks=pytest.mark.skipif(
-    not hasattr(d.os, "fork"), reason="no fork here"))])
+@pytest.mark.parametrize("processes", [1, 3])
 @pytest.mark.parametrize("kind, digest", [
     ("argon2i", "c814d9d1dc7f37aa13f0d77f2494bda1c8de6b016dd388d29952a4c4672b6ce8"),
     ("argon2id", "0d640df58d78766c08c037a34a8b53c9d01ef0452d75b65eb52520e96b01e659")])
 def test_the_vectors_of_rfc_9106(kind, digest, processes):
     shape = d.Argon2(kind, 19, 32, 3, 4, b"\2" * 16, bytes(32))
     assert d.compute_argon2(shape, b"\1" * 32, b"\3" * 8, b"\4" * 12, processes).hex() == digest
+
+
+def test_where_processes_are_not_forked_one_does_it_all(monkeypatch):
+    monkeypatch.delattr(d.os, "fork", raising=False)
+    shape = d.argon2_of(argon2(memory=32, lanes=4))
+    assert d.compute_argon2(shape, b"right", processes=4) == shape.digest
 
 
 # -- what a dump says, and what a dump gets
