@@ -22732,7 +22732,9 @@ _FOUND = "SELECT index_id, norm FROM sdoc WHERE kind = 'project'"
     "fsck", "Check that the database is sound and agrees with its changelog, and that each file "
             "that it names is here and undamaged.  Exit status 1 if there are errors; warnings "
             "alone are none.  A server may run meanwhile; without --repair nothing is changed.",
-    argument("--no-checksum", action="store_true",
+    argument("--checksum", action="store_true", default=True,
+             help="read each file and compare its SHA-256 (this is the default)"),
+    argument("--no-checksum", dest="checksum", action="store_false",
              help="look at the presence and size of files only, do not read them"),
     argument("--repair", action="store_true",
              help="fetch missing and damaged files of mirrors from upstream again, and enter again "
@@ -22778,7 +22780,7 @@ def command_fsck(parsed):
         repairs = None
         if told.repair:
             repairs = stack.enter_context(contextlib.closing(Repairs(settings, told.source)))
-        checkup = Checkup(serverdir, db, scratch, findings, not told.no_checksum, repairs)
+        checkup = Checkup(serverdir, db, scratch, findings, told.checksum, repairs)
         checkup.run()
         if repairs:
             tried(findings, "the repair", repairs.announce)
@@ -22788,11 +22790,11 @@ def command_fsck(parsed):
     unnamed = f"; {_counted(files.unnamed, files.unnamed_size)} files are named by nothing, " \
               "`gc` moves old ones to trash/" if files.unnamed and rows.knows_blobs else ""
     findings.end(
-        {"files": files.files, "bytes": files.size, "checksums": not told.no_checksum,
+        {"files": files.files, "bytes": files.size, "checksums": told.checksum,
          "rows": rows.rows, "changes": rows.entries, "unnamed_files": files.unnamed,
          "unnamed_bytes": files.unnamed_size, "seconds": round(seconds, 3)},
         f"checked {_counted(files.files, files.size)} files"
-        f"{' without reading them' if told.no_checksum else ''}, {rows.rows:,} rows and "
+        f"{'' if told.checksum else ' without reading them'}, {rows.rows:,} rows and "
         f"{rows.entries:,} entries of the changelog in {seconds:.1f} s{unnamed}")
     return 1 if findings.counts["error"] else 0
 

@@ -5,11 +5,13 @@ brings back what somebody else still has. (tests/test_replay.py has it look at w
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import random
 import shutil
 import sqlite3
+import threading
 import zlib
 
 import pytest
@@ -127,6 +129,7 @@ def test_the_last_line_says_what_was_checked(directory):
     last = clean(directory)
     assert last.startswith("checked 5 (") and " rows and " in last
     assert "without reading them" in clean(directory, "--no-checksum")
+    assert "without" not in clean(directory, "--checksum")
     assert not list(directory.glob("tmp/*")), "what it needs for itself is deleted"
 
 
@@ -136,6 +139,31 @@ def test_nothing_is_changed_without_repair(directory):
     fsck(directory, status=1)
     assert before == {path: path.stat().st_mtime_ns for path in directory.glob("files/*/*")}
     assert not (directory / "trash").exists() or not list((directory / "trash").iterdir())
+
+
+def test_changes_of_a_running_server_are_no_damage(rich, make_server, tmp_path):
+    code = "devpi_lite.Limits.cleaning = 0.05\ndevpi_lite.Blobs.sweep.__defaults__ = (1,)"
+    server = make_server(directory=rich.copy(tmp_path / "running"), script=patched(tmp_path, code))
+    stop, changed = threading.Event(), []
+
+    def change():
+        while not stop.is_set():
+            name = "busy%d" % (len(changed) % 5)
+            upload(server, "root/dev", wheel(name, "1.0"))
+            upload_docs(server, "root/dev", documentation(name, "1.0"))
+            assert server.delete("/root/dev/" + name, user="root").status == 200
+            changed.append(name)
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        for options in itertools.cycle([(), ("--repair",), ()]):
+            clean(server.directory, *options)
+            if len(changed) > 5 or not changing.is_alive():
+                break
+    finally:
+        stop.set()
+        changing.join()
+    assert len(changed) > 5
 
 
 def test_a_log_that_begins_later_is_compared_as_far_as_it_reaches(directory):
