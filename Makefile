@@ -10,6 +10,7 @@ OLD_PYTHON ?= $(shell $(MAKE) -s --no-print-directory pythons | sed -n 's/^3\.\(
 CLIENTS = .interop/clients
 PIP20 = .interop/pip20
 DEVPI_SERVER = .interop/devpi-server
+DEVPI_SERVER_7 = .interop/devpi-server-7
 
 .PHONY: run test soak interop bench pythons clean
 
@@ -43,6 +44,9 @@ interop:
 	$(CLIENTS)/bin/python -m pip install --quiet pytest uv twine devpi-client tox sphinx
 	$(PYTHON) -m venv $(DEVPI_SERVER)
 	$(DEVPI_SERVER)/bin/python -m pip install --quiet devpi-server devpi-tokens
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \
+	    $(PYTHON) -m venv $(DEVPI_SERVER_7) && $(DEVPI_SERVER_7)/bin/python -m pip install --quiet devpi-server==7.0.0b4; \
+	    else echo 'devpi-server 7 needs Python 3.11: the tests with it are skipped' >&2; fi
 	$(OLD_PYTHON) -m venv $(PIP20)
 	$(PIP20)/bin/python -m pip install --quiet 'pip==20.3.*'
 	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 
 from harness import STOP_SECONDS, Server, eventually
 
