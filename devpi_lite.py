@@ -22054,6 +22054,7 @@ class DatabaseCheck:
         self.rows = self.entries = 0
         self.log_is_sound = False
         self.knows_blobs = False        # whether all blobs that rows name are in `named`
+        self.stages = {}                # index id -> whether it is a stage
         scratch.execute("CREATE TABLE named (sha256 TEXT PRIMARY KEY, smallest, largest, "
                         "of_stage, is_docs) WITHOUT ROWID")
 
@@ -22101,8 +22102,11 @@ class DatabaseCheck:
             try:
                 ops = entry.ops_for_replay()
             except FatalError as error:
-                self.findings.error("log", f"serial {entry.serial}",
-                                    f"{error} (use the newest devpi_lite.py that ever ran here)")
+                log.debug("%s", error)
+                self.findings.error(
+                    "log", f"serial {entry.serial}", "the entry of the changelog can't be read, or "
+                    "has rows that this program does not know: use the newest devpi_lite.py that "
+                    f"ever ran here, or {RESTORE}")
                 continue
             for kind, key, value in ops:
                 if kind != "metadata":
@@ -22182,8 +22186,8 @@ class DatabaseCheck:
         for name, in self.db.execute("SELECT name FROM users ORDER BY name"):
             self._check_name("user", str(name), str(name))
         bases = {}
-        for user, name, text in self.db.execute(
-                "SELECT users.name, indexes.name, config FROM indexes "
+        for index_id, user, name, text in self.db.execute(
+                "SELECT indexes.id, users.name, indexes.name, config FROM indexes "
                 "LEFT JOIN users ON users.id = user_id ORDER BY users.name, indexes.name"):
             path = f"{user}/{name}"
             self._check_name("index", str(name), path)
@@ -22191,6 +22195,7 @@ class DatabaseCheck:
                 config = json.loads(text)
                 if config["type"] not in ("stage", "mirror"):
                     raise ValueError(f"its type is {config['type']!r}")
+                self.stages[index_id] = config["type"] == "stage"
                 bases[path] = [str(base) for base in config.get("bases", ())]
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 self.findings.error("reference", path, "its configuration can't be read "
@@ -22235,17 +22240,15 @@ class DatabaseCheck:
                 "files.for_id, files.index_id, files.project_id, files.version, "
                 "projects.index_id AS projects_index, releases.project_id AS releases_project, "
                 "releases.version AS releases_version, tested.path AS tested, "
-                "files.metadata_sha256, metadata_files.rowid AS metadata_row, "
-                "instr(config, '\"type\": \"stage\"') AS is_stage FROM files "
+                "files.metadata_sha256 FROM files "
                 "LEFT JOIN indexes ON indexes.id = files.index_id "
                 "LEFT JOIN users ON users.id = user_id "
                 "LEFT JOIN projects ON projects.id = files.project_id "
                 "LEFT JOIN releases ON releases.id = files.release_id "
-                "LEFT JOIN files AS tested ON tested.id = files.for_id "
-                "LEFT JOIN metadata_files ON metadata_files.sha256 = files.metadata_sha256"):
+                "LEFT JOIN files AS tested ON tested.id = files.for_id"):
             self.rows += row["release_id"] is None
             try:
-                fault = _fault_of_file(row)
+                fault = _fault_of_file(row, self.stages.get(row["index_id"]))
             except (TypeError, AttributeError, ValueError) as error:
                 fault = f"a value has another type than it must have ({reason_of(error)})"
             if fault:
@@ -22309,9 +22312,11 @@ def _is_metadata(sha256, packed):
     return hashlib.sha256(data).hexdigest() == sha256
 
 
-def _fault_of_file(row):
+def _fault_of_file(row, is_stage):
     """What in a row of `files` does not fit, or None. Rows without their parents are found
-    elsewhere."""
+    elsewhere.
+
+    `is_stage`: whether its index is a stage; None if that is not known."""
     folder, _, last = row["path"].rpartition("/")
     if row["sha256"] is not None and not is_sha256(row["sha256"]):
         return f"its SHA-256 {one_line(repr(row['sha256']), 80)} can't be one"
@@ -22325,8 +22330,8 @@ def _fault_of_file(row):
         return "its project is one of another index"
     if row["releases_project"] not in (None, row["project_id"]):
         return "its release is one of another project"
-    if row["is_stage"] is not None and bool(row["is_stage"]) != (row["release_id"] is not None):
-        return "it has no release" if row["is_stage"] else "it has a release, on a mirror"
+    if is_stage is not None and is_stage != (row["release_id"] is not None):
+        return "it has no release" if is_stage else "it has a release, on a mirror"
 
     is_result = row["kind"] == "toxresult"
     if row["release_id"] is not None:
@@ -22820,8 +22825,12 @@ class Checkup:
         for table in "wanted", "found":
             self.scratch.execute(f"CREATE TABLE {table} (index_id, name, "
                                  "PRIMARY KEY (index_id, name)) WITHOUT ROWID")
-        self.scratch.fill("wanted", map(tuple, self.db.execute(f"{_TO_FIND}")))
-        self.scratch.fill("found", db.execute(f"{_FOUND}"))
+        # (index id, name) of projects that the index must have, and of those that it has
+        to_find = (f"SELECT index_id, name FROM projects WHERE {ROWS['project'].scope(self.db)} "
+                   "AND EXISTS (SELECT 1 FROM releases WHERE project_id = projects.id)")
+        in_it = "SELECT index_id, norm FROM sdoc WHERE kind = 'project'"
+        self.scratch.fill("wanted", map(tuple, self.db.execute(to_find)))
+        self.scratch.fill("found", db.execute(in_it))
         unlike = self.scratch.execute(
             "SELECT * FROM wanted EXCEPT SELECT * FROM found").fetchall() + \
             self.scratch.execute("SELECT * FROM found EXCEPT SELECT * FROM wanted").fetchall()
@@ -22832,9 +22841,9 @@ class Checkup:
             is_queued = self.db.execute(
                 "SELECT 1 FROM search_queue WHERE (index_id, project) IN (VALUES (?, ?), (0, ''))",
                 each).fetchone()
-            is_wanted = self.db.execute(f"{_TO_FIND} AND index_id = ? AND projects.name = ?",
+            is_wanted = self.db.execute(f"{to_find} AND index_id = ? AND name = ?",
                                         each).fetchone()
-            is_found = db.execute(f"{_FOUND} AND index_id = ? AND norm = ?", each).fetchone()
+            is_found = db.execute(f"{in_it} AND index_id = ? AND norm = ?", each).fetchone()
             if not is_queued and bool(is_wanted) != bool(is_found):
                 again.append(each)
         if again and self.repairs:
@@ -22845,13 +22854,6 @@ class Checkup:
             self.findings.warning("search", "search.db", f"{len(again):,} projects are missing in "
                                   "the search index, or are in it and no longer here: "
                                   "`fsck --repair` has the server look at them again")
-
-
-# (index id, name) of projects that the search index must have; and of those that it has
-_TO_FIND = ("SELECT index_id, projects.name FROM projects JOIN indexes ON indexes.id = index_id "
-            "WHERE instr(config, '\"type\": \"stage\"') "
-            "AND EXISTS (SELECT 1 FROM releases WHERE project_id = projects.id)")
-_FOUND = "SELECT index_id, norm FROM sdoc WHERE kind = 'project'"
 
 
 @command(

@@ -172,6 +172,15 @@ def test_a_log_that_begins_later_is_compared_as_far_as_it_reaches(directory):
     clean(directory)
 
 
+def test_a_mirror_may_keep_words_of_devpi_about_stages(directory):
+    with rows(directory) as db:
+        config, = db.execute("SELECT config FROM indexes WHERE name = 'pypi'").fetchone()
+        config = dict(json.loads(config), **{d.FROM_DEVPI: {"x": {"type": "stage"}}})
+        db.execute("UPDATE indexes SET config = ? WHERE name = 'pypi'", (json.dumps(config),))
+        db.execute("DELETE FROM changelog WHERE serial < (SELECT max(serial) FROM changelog)")
+    clean(directory)
+
+
 def test_an_equal_value_with_another_order_of_its_keys_is_equal(directory):
     with rows(directory) as db:
         name, config = db.execute("SELECT name, config FROM indexes WHERE name = 'dev'").fetchone()
