@@ -4,6 +4,7 @@
     python3 tests/bench/bench.py                          everything, three rounds, about ten minutes
     python3 tests/bench/bench.py --quick                  smaller counts, one round, under two minutes
     python3 tests/bench/bench.py --workloads w1,w6
+    python3 tests/bench/bench.py --workloads w12 --devpi .interop/devpi-server     beside the real devpi-export and devpi-import
     python3 tests/bench/bench.py --save tests/bench/baseline.jsonl
     python3 tests/bench/bench.py --compare FILE --strict
 
@@ -32,12 +33,13 @@ from load import LoadError
 from run import Run, fixed_work, say
 from mirrors import w5, w7
 from pages import w1, w2, w3, w4
+from peer import w12
 from shares import w10
 from upkeep import w11
 from uploads import w6
 from whole import mixed, w9
 
-ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11}
+ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12}
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, os.pardir, os.pardir, "devpi_lite.py")
 BASELINE = os.path.join(HERE, "baseline.jsonl")
@@ -52,10 +54,14 @@ def parse(arguments=None):
     parser.add_argument("--save", metavar="FILE", help="write them as a baseline for later runs")
     parser.add_argument("--compare", metavar="FILE", help="the baseline; default: %s, if it is there" % BASELINE)
     parser.add_argument("--strict", action="store_true", help="exit status 1 if anything got worse")
+    parser.add_argument("--devpi", metavar="ENV", help="a virtual environment with devpi-server 6, for w12, which is left out without")
+    parser.add_argument("--devpi-files", metavar="N", type=int, help="how many files w12 exports and imports; default: 2000")
     parser.add_argument("--script", default=SCRIPT, help="the devpi_lite.py to measure")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs it")
     options = parser.parse_args(arguments)
-    options.workloads = options.workloads.split(",")
+    options.workloads = [name for name in options.workloads.split(",") if options.devpi or name != "w12"]
+    if options.devpi and not os.path.isfile(os.path.join(options.devpi, "bin", "devpi-export")):
+        parser.error("--devpi: no devpi-export in %s" % os.path.join(options.devpi, "bin"))
     unknown = [name for name in options.workloads if name not in ALL]
     if unknown:
         parser.error("no such workload: %s (there are %s)" % (", ".join(unknown), ", ".join(ALL)))
@@ -95,6 +101,7 @@ def measure(options):
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     troubles, speeds = [], []
     run = Run(options.script, options.python, options.rounds, options.quick)
+    run.devpi, run.devpi_files = options.devpi and os.path.abspath(options.devpi), options.devpi_files
     try:
         run.open()
         for name in [name for name in ALL if name in options.workloads]:

@@ -24,6 +24,7 @@ class Run:
         self.seconds = 0.3 if quick else 1.0  # of one measurement on a hot answer
         self.figures, self.done = [], []  # the latter: names of workloads
         self.memory_after_w5 = None  # of the farm, in MB
+        self.devpi = self.devpi_files = None  # the environment of a real devpi-server, and how many files it is given
         self._script, self._python, self._folder = script, python, None
         self._processes, self._farm, self._names = [], None, 0
 

@@ -29,7 +29,7 @@ if not pid:
     os.execv(sys.argv[1], sys.argv[1:])
 _, status, used = os.wait4(pid, 0)
 print(json.dumps([os.waitstatus_to_exitcode(status) if hasattr(os, "waitstatus_to_exitcode") else status,
-                  time.perf_counter() - began, used.ru_maxrss / 1024]))
+                  time.perf_counter() - began, used.ru_maxrss / 1024, used.ru_utime + used.ru_stime]))
 """
 COPIED = 'cp -r "$1" "$2" && find "$2" -type f -exec sha256sum {} + > "$3" && sync'
 
@@ -90,6 +90,7 @@ class Desk:
     def __init__(self, run, server):
         self.program, self.directory, self.span = run.program, server.directory, run.size(6, 1)
         self.folder, self.there = server.directory + "-upkeep", None
+        self.cpu = 0    # seconds of the last command, in all its processes
         os.mkdir(self.folder)
 
     def place(self, name):
@@ -141,7 +142,7 @@ class Desk:
         runner = subprocess.run([sys.executable, "-S", "-E", "-c", RUNNER] + command, stdin=subprocess.DEVNULL,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         lines = runner.stdout.decode().splitlines()
-        status, seconds, peak = json.loads(lines[-1]) if lines else (runner.returncode, 0, 0)
+        status, seconds, peak, self.cpu = json.loads(lines[-1]) if lines else (runner.returncode, 0, 0, 0)
         if status != 0:
             raise load.LoadError("%s ends with %s: %s" % (" ".join(command[2:4]), status, runner.stderr.decode()[-500:]))
         return seconds, peak
