@@ -5,11 +5,13 @@ import contextlib
 import hashlib
 import io
 import json
+import os
+import stat
 import zipfile
 
 import pytest
 from dumps import DATA, Dump, rows, run_import, small, unpacked
-from harness import ANY, Server, documentation, sdist
+from harness import ANY, HTML, Server, documentation, eventually, patched, sdist
 
 import devpi_lite
 
@@ -297,3 +299,226 @@ def test_root_pypi_is_made_unless_the_dump_has_it(dump, target, tmp_path):
 
     assert dump.imported(tmp_path / "none", "--no-root-pypi").returncode == 0
     assert rows(tmp_path / "none", "SELECT count(*) FROM indexes WHERE name = 'pypi'") == [(0,)]
+
+
+def config_of(target, path="mira/dev"):
+    ((config,),) = rows(target, "SELECT config FROM indexes JOIN users ON users.id = user_id "
+                        "WHERE users.name || '/' || indexes.name = ?", path)
+    return json.loads(config)
+
+
+def test_no_password_is_no_empty_password(make_server, dump, target, tmp_path):
+    dump.data["users"]["mira"].pop("pwhash")
+    dump.data["users"]["noel"] = {"username": "noel", "pwhash": "{MD5}xyz"}
+    dump.data["users"]["olaf"] = {"username": "olaf", "pwhash": ""}
+    dump.data["users"].pop("root")
+    (tmp_path / "passwords").write_text("# new ones\nolaf:olaf: pw\n")
+    server = served(make_server, dump, target, "--root-passwd", "root-pw", "--set-passwords", tmp_path / "passwords")
+    for user, password in [("mira", ""), ("noel", ""), ("noel", "{MD5}xyz"), ("olaf", ""), ("root", "")]:
+        assert server.post("/+login", {"user": user, "password": password}).status == 401
+    for user, password in [("olaf", "olaf: pw"), ("root", "root-pw")]:
+        assert server.post("/+login", {"user": user, "password": password}).status == 200
+
+
+def test_users_without_a_password_are_named(dump, target, tmp_path):
+    dump.data["users"]["mira"].pop("pwhash")
+    result = dump.imported(target)
+    assert "mira" in result.stderr and "passwd USER" in result.stderr
+    (tmp_path / "passwords").write_text("nobody:x\n")
+    result = dump.imported(tmp_path / "b", "--set-passwords", tmp_path / "passwords")
+    assert result.returncode == 1 and "no user nobody" in result.stderr
+    (tmp_path / "passwords").write_text("mira\n")
+    result = dump.imported(tmp_path / "b", "--set-passwords", tmp_path / "passwords")
+    assert result.returncode == 1 and "line 1" in result.stderr and "mira" not in result.stderr
+
+
+def test_what_has_no_meaning_here_is_kept_and_not_shown(make_server, dump, target):
+    dump.data["users"]["mira"]["tokens"] = {"abc": {"key": "secret-key"}}
+    dump.index()["indexconfig"].update(constraints="x==1", uploadtrigger_jenkins=None, mirror_url=5)
+    dump.add(small())
+    dump.index()["projects"]["lantern"]["1.0"].update({"colour": "blue", "+doczip": [], ":action": "submit"})
+    server = served(make_server, dump, target)
+    assert config_of(target)["+devpi"] == {"constraints": "x==1", "mirror_url": 5}
+    ((attributes,),) = rows(target, "SELECT attributes FROM users WHERE name = 'mira'")
+    assert json.loads(attributes)["+devpi"]["tokens"] == {"abc": {"key": "secret-key"}}
+    ((metadata,),) = rows(target, "SELECT metadata FROM releases")
+    assert json.loads(metadata)["+devpi"] == {"colour": "blue"} and ":action" not in metadata
+    for path in ("/", "/mira", "/mira/dev", "/mira/dev/lantern/1.0"):
+        assert "devpi\"" not in server.get(path).text and "secret-key" not in server.get(path).text
+
+
+def test_words_of_both_versions_mean_the_same_in_every_dump(dump, target):
+    dump.data["dumpversion"] = 3
+    dump.add_index("mira/old", {"type": "stage", "pypi_whitelist": ["My.Name", "*"], "bases": []})
+    dump.add_index("mira/new", {"type": "local", "project_inheritance_rules": "allow all", "bases": [],
+                                "trust_inheritance_rules_from": "type:not remote"})
+    dump.add_index("mira/far", {"type": "remote", "remote_url": "http://127.0.0.1:1/simple/", "bases": ["x/y"],
+                                "mirror_cache_expiry": 5.5, "title": 7, "acl_upload": ["mira"]})
+    assert dump.imported(target).returncode == 0
+    assert config_of(target, "mira/old")["mirror_whitelist"] == ["my-name", "*"]
+    assert config_of(target, "mira/old")["acl_upload"] == ["mira"]      # the default
+    new = config_of(target, "mira/new")
+    assert (new["mirror_whitelist"], new["mirror_whitelist_inheritance"]) == (["*"], "union")
+    assert config_of(target, "mira/far") == {
+        "type": "mirror", "volatile": True, "mirror_url": "http://127.0.0.1:1/simple/", "mirror_cache_expiry": 5,
+        "title": "7"}
+
+
+def test_whitelisted_names_of_version_2_are_not_registered(dump, target):
+    dump.index()["indexconfig"]["mirror_whitelist"] = ["outside"]
+    assert dump.imported(target).returncode == 0
+    assert config_of(target)["mirror_whitelist"] == ["outside"]
+    assert rows(target, "SELECT * FROM projects") == []
+
+
+def test_an_index_may_be_its_own_base_and_a_base_may_be_missing(dump, target):
+    dump.index()["indexconfig"]["bases"] = ["mira/dev", "mira/gone"]
+    result = dump.imported(target)
+    assert result.returncode == 0 and "mira/gone of mira/dev does not exist" in result.stderr
+    assert config_of(target)["bases"] == ["mira/dev", "mira/gone"]
+
+
+def test_indexes_of_a_type_can_be_left_out(dump, target):
+    dump.add_index("mira/..odd..", type="constrained")["files"].append({"relpath": "../x"})
+    dump.add_index("mira/../x", type="constrained")
+    dump.index()["indexconfig"]["bases"] = ["mira/..odd.."]
+    result = dump.imported(target)
+    assert result.returncode == 1 and "constrained" in result.stderr
+    result = dump.imported(target, "--skip-import-type", "constrained")
+    assert result.returncode == 0, result
+    assert rows(target, "SELECT count(*) FROM indexes WHERE name != 'pypi'") == [(1,)]
+
+
+def test_the_order_of_devpi_7_is_compared(dump, target):
+    dump.data["dumpversion"] = "3"
+    for name, bases in [("d", ["mira/b", "mira/c"]), ("b", ["mira/a"]), ("c", []), ("a", [])]:
+        dump.add_index("mira/" + name, bases=bases)
+    dump.add(small(), "mira/c")
+    dump.add(small(summary="other"), "mira/a")
+    dump.add(small("2.0"), "mira/a")
+    result = dump.imported(target)
+    (line,) = [line for line in result.stderr.splitlines() if "devpi 7" in line]
+    assert "mira/d" in line and "mira/d, mira/b, mira/c, mira/a" in line and "mira/d, mira/b, mira/a, mira/c" in line
+    assert line.endswith("lantern-1.0-py3-none-any.whl")
+
+
+def test_files_without_a_history_get_one_and_old_times_count(dump, target):
+    archive = small()
+    dump.add(archive, log=None)
+    mapping = dump.add(small("2.0"))["entrymapping"]
+    del mapping["last_modified"]
+    assert dump.imported(target).returncode == 0
+    ((history, uploaded),) = rows(target, "SELECT history, uploaded FROM files WHERE version = '1.0'")
+    (entry,) = json.loads(history)
+    assert (entry["what"], entry["who"], entry["dst"]) == ("upload", "<import>", "mira/dev")
+    assert uploaded == "2026-11-28T13:00:00.000000Z"
+    assert rows(target, "SELECT uploaded FROM files WHERE version = '2.0'") == [("2026-11-28T13:00:00.000000Z",)]
+
+
+def test_results_with_the_hash_of_what_was_tested_are_taken(dump, target):
+    archive = small()
+    dump.add(archive)
+    result = dump.add_result(archive)
+    result["entrymapping"].update(hashes={"sha256": archive.sha256}, hash_spec="sha256=" + archive.sha256)
+    dump.add_result(archive, b"[2]", log=None, entrymapping=None)["relpath"]
+    assert dump.imported(target).returncode == 1        # of one path
+    dump.index()["files"].pop()
+    assert dump.imported(target).returncode == 0
+    assert rows(target, "SELECT count(*) FROM files WHERE kind = 'toxresult' AND for_id IS NOT NULL") == [(1,)]
+
+
+def test_archives_that_are_none_are_taken_with_a_warning(dump, target):
+    archive = small()
+    dump.add(archive)
+    path = dump.folder / dump.index()["files"][0]["relpath"]
+    path.write_bytes(b"no zip")
+    digest = hashlib.sha256(b"no zip").hexdigest()
+    dump.index()["files"][0]["entrymapping"].update(hashes={"sha256": digest}, hash_spec="sha256=" + digest)
+    dump.add_file("doczip", "lantern", "1.0", "mira/dev/lantern-1.0.doc.zip", b"no zip at all")
+    result = dump.imported(target)
+    assert result.returncode == 0 and archive.filename in result.stderr
+    assert rows(target, "SELECT count(*), count(core_metadata) FROM files") == [(2, 0)]
+
+
+def test_a_file_can_be_linked(dump, target):
+    path = dump.folder / dump.add(small())["relpath"]
+    assert dump.imported(target, "--hard-links").returncode == 0
+    ((sha256,),) = rows(target, "SELECT sha256 FROM files")
+    assert path.samefile(target / "files" / sha256[:2] / sha256)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077])
+def test_nobody_else_can_read_what_an_import_writes(dump, target, umask):
+    dump.add(small())
+    before = os.umask(umask)
+    try:
+        assert dump.imported(target).returncode == 0
+    finally:
+        os.umask(before)
+    for path in [target, *target.rglob("*")]:
+        assert stat.S_IMODE(path.lstat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def test_a_dump_with_many_files_is_taken_in_by_child_processes(dump, target, tmp_path):
+    archives = [small("1.%d" % number) for number in range(40)]
+    for archive in archives:
+        dump.add(archive)
+    script = patched(tmp_path, "devpi_lite.Limits.taken_here = 3\ndevpi_lite.PROGRAM = sys.argv[0]")
+    assert dump.imported(target, script=script).returncode == 0
+    assert rows(target, "SELECT count(*), count(metadata_sha256), count(DISTINCT sha256) FROM files") == [(40, 40, 40)]
+    for archive in archives:
+        assert blob(target, archive.sha256) == archive.content
+
+
+# -- beside what is there --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def present(make_server, tmp_path):
+    """A server directory in which alice/dev has a file, and indexes build on mira/dev; no server runs."""
+    server = make_server(directory=tmp_path / "server")
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[])
+    server.upload("alice/dev", small(name="candle"))
+    server.stop()
+    return server
+
+
+def test_a_dump_is_added_to_what_is_there(present, dump, target):
+    dump.add(small())
+    before = rows(target, "SELECT max(serial) FROM changelog")[0][0]
+    result = dump.imported(target, "--add")
+    assert result.returncode == 0, result
+    assert rows(target, "SELECT min(serial) > ?, count(*) FROM changelog", before + 1) == [(1, 1)]
+    present.start()
+    assert present.versions("alice/dev", "candle") == ["1.0"]
+    assert present.versions("mira/dev", "lantern") == ["1.0"]
+    assert present.fetch("mira/dev", small().filename, "lantern") == small().content
+    assert present.post("/+login", {"user": "root", "password": "secret"}).status == 200
+    eventually(lambda: "lantern" in present.get("/+search?query=lantern", headers={"Accept": HTML}).text)
+
+
+def test_what_is_there_already_is_named_and_nothing_changes(present, dump, target):
+    dump.data["users"]["alice"] = dict(dump.data["users"]["mira"], username="alice")
+    dump.add_index("alice/dev")
+    dump.add(small())
+    before = rows(target, "SELECT count(*) FROM files")
+    result = dump.imported(target, "--add")
+    assert result.returncode == 1
+    assert "users/alice: there is" in result.stderr and "indexes/alice/dev: there is" in result.stderr
+    assert rows(target, "SELECT count(*) FROM files") == before
+    assert rows(target, "SELECT count(*) FROM users WHERE name = 'mira'") == [(0,)]
+    assert [path.name for path in (target / "tmp").iterdir()] == []
+    assert not (target / "files" / small().sha256[:2] / small().sha256).exists()
+
+
+def test_nothing_is_added_while_a_server_runs(present, dump, target):
+    present.start()
+    result = dump.imported(target, "--add")
+    assert result.returncode == 1 and "server runs" in result.stderr
+
+
+def test_nothing_can_be_added_to_nothing(dump, target):
+    result = dump.imported(target, "--add")
+    assert result.returncode == 1 and "no devpi_lite database" in result.stderr
+    assert not target.exists()
