@@ -59,6 +59,8 @@ def parse(arguments=None):
     parser.add_argument("--script", default=SCRIPT, help="the devpi_lite.py to measure")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs it")
     options = parser.parse_args(arguments)
+    if options.workloads == "w12" and not options.devpi:
+        parser.error("w12 needs --devpi ENV")
     options.workloads = [name for name in options.workloads.split(",") if options.devpi or name != "w12"]
     if options.devpi and not os.path.isfile(os.path.join(options.devpi, "bin", "devpi-export")):
         parser.error("--devpi: no devpi-export in %s" % os.path.join(options.devpi, "bin"))
