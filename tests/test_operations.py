@@ -10,7 +10,7 @@ import pytest
 
 from harness import PROGRAM, Server, eventually, path_of, wheel
 
-FEATURES = ["push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
+FEATURES = ["projectconfig-v2", "push-no-docs", "push-only-docs", "push-register-project", "server-keyvalue-parsing"]
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OUTSIDE = "https://pypi.example.org/sub"
 CLOSED = "http://127.0.0.1:9"  # nothing listens there

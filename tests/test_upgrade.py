@@ -209,8 +209,10 @@ def unlike(then, now, other_headers):
 def lost(then, now, place=""):
     if isinstance(then, dict) and isinstance(now, dict):
         for key in set(then) - OTHER_KEYS:
-            if key not in now:
+            if key not in now or key == "features" and not set(then[key]) <= set(now[key]):
                 yield "no %s/%s" % (place, key)
+            elif key == "features":
+                pass        # there may be more
             else:
                 yield from lost(then[key], now[key], "%s/%s" % (place, key))
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
