@@ -21650,8 +21650,9 @@ def add_backup(serverdir, path, link, keep):
     try:
         with Blobs(serverdir, read_only=True).lease():
             backup, copied = back_up(serverdir, backups, link)
-    except NoSpace:
-        sweep_or_warn(backups)      # gives back the room that was taken
+    except (NoSpace, OSError) as error:
+        if isinstance(error, NoSpace) or isinstance(disk_problem(error), NoSpace):
+            sweep_or_warn(backups)      # gives back the room that was taken
         raise
 
     backups = Backups(path)
