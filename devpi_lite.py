@@ -19684,9 +19684,9 @@ class Findings:
 
     def error(self, place, sentence, index=None):
         self.counts[index] += 1
-        kept = self.errors.setdefault(index, [])
-        if len(kept) < Limits.dump_errors:
-            kept.append(f"{one_line(place)}: {sentence}")
+        kept = self.errors.get(index, ())
+        if len(kept) < Limits.dump_errors and len(self.errors) < 10 * Limits.dump_errors:
+            self.errors.setdefault(index, []).append(f"{one_line(place)}: {sentence}")
 
     def warn(self, sentence, kind=""):
         """Add a warning; of one `kind`, the first are kept, and the others counted."""
@@ -20671,17 +20671,15 @@ class Takers:
     """Take files in, several at a time: in child processes if there are many files, because reading
     thousands of wheels keeps an interpreter busy, and one that has rows to put, too, busier yet."""
 
-    def __init__(self, settings, intake, count):
+    def __init__(self, settings, intake, count, size):
         self.intake, self.children = intake, []
         self.idle = queue.SimpleQueue()
         self.settings, self.count = settings, 0
         if count > Limits.taken_here:
             self.count = min(4, os.cpu_count() or 1)
 
-    @property
-    def at_a_time(self):
-        """The number of files that one call of `take` should get."""
-        return 32 if self.count else 1
+        # files that one call of `take` should get: a child answers after some 8 MB
+        self.at_a_time = min(32, 1 + (count << 23) // (size + 1)) if self.count else 1
 
     def take(self, jobs):
         """[what `take_dumped` returns] for some jobs; called from several threads."""
@@ -21090,6 +21088,13 @@ def _import(settings, told, passwords):
         dump.check(users_here, bases_here)
         may_be_weak = settings.devpi_compatible_passwords
         dump.set_passwords(passwords, may_be_weak)
+        if told.add and "root" in passwords:
+            raise FatalError("--set-passwords: root is here already, `passwd root` sets its "
+                             "password")
+        if dump.has_password("root") and not told.add and \
+                (settings.root_passwd is not None or settings.root_passwd_file):
+            dump.findings.warn("root keeps the password of the dump: --root-passwd counts where "
+                               "that has none; `passwd root` sets another")
         root_hash = None if told.add or dump.has_password("root") else \
             new_hashes(first_password(settings), may_be_weak)
 
@@ -21102,7 +21107,7 @@ def _import(settings, told, passwords):
                 change.put("index", ("root", "pypi"), {"config": PYPI})
 
         with Progress("import", dump.files, dump.size) as progress, \
-                Takers(settings, intake, dump.files) as takers:
+                Takers(settings, intake, dump.files, dump.size) as takers:
             importer = Importer(dump, store, takers, told.hard_links, prepare, progress)
             try:
                 store.write(importer.run)

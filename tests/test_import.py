@@ -470,6 +470,36 @@ def test_a_dump_with_many_files_is_taken_in_by_child_processes(dump, target, tmp
         assert blob(target, archive.sha256) == archive.content
 
 
+def mirror_dump(dump, upstream, archive):
+    dump.add_index("root/up", {"type": "mirror", "mirror_url": upstream.url, "volatile": False})
+    dump.register(archive.name, archive.version, "root/up", requires_python=">=3.6")
+    entry = dump.add_file("releasefile", archive.name, archive.version,
+                          "root/up/%s/%s/%s" % (archive.name, archive.version, archive.filename), archive.content,
+                          "root/up", log=None)
+    entry["entrymapping"]["url"] = "%s/files/%s/%s" % (upstream.host_url, archive.name, archive.filename)
+    return entry
+
+
+def test_files_of_a_mirror_are_not_fetched_again(make_server, dump, target, upstream):
+    archive, newer = small(), small("2.0")
+    for each in (archive, newer):
+        upstream.publish(each)
+    mirror_dump(dump, upstream, archive)
+    server = served(make_server, dump, target)
+    assert server.filenames("root/up", "lantern") == [archive.filename, newer.filename]
+    assert server.fetch("root/up", archive.filename, "lantern") == archive.content
+    assert upstream.count("*" + archive.filename) == 0
+    assert server.fetch("root/up", newer.filename, "lantern") == newer.content
+    assert upstream.count("*" + newer.filename) == 1
+
+
+@pytest.mark.parametrize("url", [None, "", 5, "file:///etc/passwd", "mira/x.whl"])
+def test_files_of_a_mirror_need_an_url(dump, target, upstream, url):
+    mirror_dump(dump, upstream, small())["entrymapping"]["url"] = url
+    result = dump.imported_here(target)
+    assert result.returncode == 1 and "it has no url" in result.stderr
+
+
 # -- beside what is there --------------------------------------------------------------------------
 
 
