@@ -20227,6 +20227,10 @@ class Dump:
         self._check_files()
         if self.version == 3:
             self._warn_of_order()
+        elif os.path.isdir(os.path.join(self.folder, "attach")) \
+                and not self.db.execute("SELECT 1 FROM users WHERE name = 'attach'").fetchone():
+            self.findings.warn("the test results in attach/, where devpi-server 1 kept them, are "
+                               "left out, as by devpi-server 2 and later")
         self.db.execute("COMMIT")
         self.findings.refuse()
 

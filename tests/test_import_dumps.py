@@ -139,6 +139,7 @@ def test_documentation_is_there(imported):
 
 def test_results_are_of_the_files_that_were_tested(imported):
     """Before 2.0 devpi kept them apart, in a folder `attach` that no file of the dump names."""
+    assert ("test results in attach/" in imported.done.stderr) == (imported.release < (2, 0))
     for index, project, version, release in imported.stages:
         tested = {file["sha256"][:3] + "/" + file["sha256"][3:16] + "/" + name: file["results"]
                   for name, file in release["files"].items() if file["results"]}
