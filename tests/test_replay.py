@@ -409,3 +409,80 @@ def test_where_the_log_was_cut_a_snapshot_comes_first(tmp_path, make_server, ups
         assert "snapshot" not in replay_into(new, old)
         no_difference(rows_of(old, MIRRORS), rows_of(new, MIRRORS))
         assert log_of(new)[-1] == log_of(old)[-1]
+
+
+# -- carried to another directory by the operator's commands
+
+
+def carried(*arguments):
+    """Runs a command to its end; returns what it said."""
+    done = run_command(*arguments)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done
+    return done.stdout + done.stderr
+
+
+def of_another_login(rows):
+    """The rows without what a new server makes anew: whose sessions go on."""
+    users = {key: {**values, "generation": None} for key, values in rows.tables["users"].items()}
+    return rows._replace(tables={**rows.tables, "users": users})
+
+
+def with_sorted_links(seen):
+    """What a server showed: a dump has test results after what they are about."""
+    def sort(result):
+        for release in result.values() if isinstance(result, dict) else ():
+            if isinstance(release, dict) and "+links" in release:
+                release["+links"].sort(key=lambda link: link["href"])
+        return result
+
+    def content(view, body):
+        if view[2] != replay.JSON or b'"+links"' not in body:
+            return body
+        answer = json.loads(body)
+        sort(answer)                            # of a release
+        sort(answer["result"])                  # of a project
+        return json.dumps(answer)
+    return {view: (status, headers, content(view, body))
+            for view, (status, headers, body) in seen.items()}
+
+
+def test_an_export_and_an_import_lose_nothing(played, make_server, long):
+    old, dump, new, again = played.server, played.new(), played.new(), played.new()
+    carried("export", dump, "--serverdir", old.directory)
+    carried("import", dump, "--serverdir", new)
+    no_difference(of_another_login(played.rows), of_another_login(rows_of(new, MIRRORS)),
+                  order=False)          # test results come after what they are about
+    blobs = replay.blobs_of(new)
+    assert set(blobs) == replay.blobs_named(played.rows)
+
+    server = make_server(directory=new)
+    for user, in played.rows.tables["users"]:
+        assert server.login(user, "pw" if user in replay.GUESTS else old.passwords[user])
+    asked = [view for view in replay.views(played.rows) if view[1].endswith("+api") is False]
+    one, other = (with_sorted_links(replay.shown_by(each, asked, "root"))
+                  for each in (old, server))
+    none_of([line for line in replay.unlike(one, other) if "x-devpi-serial" not in line])
+    server.stop()
+
+    replay_into(again, new)                 # the log of an import begins with all its rows
+    no_difference(rows_of(new, MIRRORS), rows_of(again, MIRRORS))
+
+
+def test_a_restored_backup_is_the_same_but_for_its_epoch(played, make_server, long):
+    old, kept, new = played.server, played.new(), played.new()
+    carried("backup", kept, "--serverdir", old.directory)
+    carried("backup", "verify", kept)
+    carried("restore", kept, "--serverdir", new)
+    no_difference(played.rows, rows_of(new, MIRRORS))
+    assert log_of(new) == played.log
+    epochs = []
+    for directory in (old.directory, new):
+        with replay.database(directory) as db:
+            epochs += db.execute("SELECT value FROM node WHERE key = 'epoch'").fetchone()
+    assert epochs[0] != epochs[1]
+    none_of(replay.served_otherwise(old, make_server(directory=new), played.rows))
+
+
+def test_nothing_is_wrong_with_what_a_crowd_leaves(played):
+    said = carried("fsck", "--serverdir", played.server.directory)
+    assert "error" not in said.lower().replace("0 errors", "").replace("no errors", ""), said
