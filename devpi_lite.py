@@ -19321,6 +19321,9 @@ class Export:
             if unknown:
                 yield (f"{user}/{name} whitelists {_some(unknown)}, no projects there: devpi 7 "
                        "makes them, which shuts upstream's out of indexes that build on it")
+            if config["type"] == "mirror" and not config.get("mirror_url"):
+                yield (f"{user}/{name} has no mirror_url, without which devpi 7 can't import the "
+                       "dump: give it one, or delete it")
             if ANONYMOUS not in config.get("acl_pkg_read", [ANONYMOUS]):
                 yield f"devpi shows {user}/{name} to everybody: it has no acl_pkg_read"
 
