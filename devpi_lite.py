@@ -2541,6 +2541,79 @@ def _migrate_to_7(db, sql):
     db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
 
 
+def make_schema(db):
+    """Make all tables and indexes of the newest schema version."""
+    for script in (SCHEMA, *(MIGRATIONS[step][0] for step in sorted(MIGRATIONS))):
+        run_script(db, script)
+
+
+class SchemaFaults(typing.NamedTuple):
+    """How the schema of a database differs from that of its version, in words as "the table
+    files". What older versions must have is not known: for these only views in place of tables
+    are `lacking`, and nothing is `unlike` or `added`."""
+    lacking: list       # tables, columns, and the rows of `node`: this program can't go on
+    unlike: list        # columns, indexes and references that are missing or declared otherwise
+    acting: list        # (kind, name) of triggers and views: they may change rows, or never end
+    added: list         # what else is there
+
+
+def schema_faults(db):
+    """The `SchemaFaults` of a database. Its rows are not read, except those of `node`."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        make_schema(new)
+        found, wanted = _schema(db), _schema(new)
+    acting = [what for what in found if what[0] in ("trigger", "view")]
+    if db.execute("PRAGMA user_version").fetchone()[0] != schema_version():
+        hidden = [f"the table {name}" for kind, name in acting
+                  if kind == "view" and ("table", name) in wanted]
+        return SchemaFaults(hidden, [], acting, [])
+
+    missing = [what for what in wanted
+               if what not in found and not _is_part(what, wanted, found)]
+    lacking = [f"the {what[0]} {what[1]}" for what in missing if what[0] in ("table", "column")]
+    if ("table", "node") in found:
+        facts = {row[0] for row in db.execute("SELECT key FROM node")}
+        lacking += [f"the {fact} of the server" for fact in ("uuid", "epoch") if fact not in facts]
+    unlike = [f"the {what[0]} {what[1]}" for what in wanted
+              if (what in missing and what[0] not in ("table", "column"))
+              or (what in found and found[what] != wanted[what])]
+    added = [f"the {what[0]} {what[1]}" for what in found
+             if what not in wanted and what not in acting and not _is_part(what, found, wanted)]
+    return SchemaFaults(lacking, unlike, acting, added)
+
+
+def _is_part(what, of, other):
+    """Whether something belongs to a table that only one of two schemas has."""
+    table = "table", what[1].rpartition(" of ")[2]
+    return what[0] != "table" and table in of and table not in other
+
+
+def _schema(db):
+    """{(kind, name): how it is declared} of all that the schema of a database has."""
+    schema = {}
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_master").fetchall():
+        if sql is None or name.startswith("sqlite_"):       # made by SQLite itself
+            continue
+        if kind != "table" or re.match(r"\s*CREATE\s+VIRTUAL", sql, re.IGNORECASE):
+            schema[kind if kind != "table" else "virtual table", name] = \
+                " ".join(sql.split()) if kind == "index" else None
+            continue
+
+        schema[kind, name] = None
+        for column, *declared in db.execute(
+                'SELECT name, type, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)',
+                (name,)):
+            schema["column", f"{column} of {name}"] = declared
+        for index, in db.execute("SELECT name FROM pragma_index_list(?) WHERE origin = 'u'",
+                                 (name,)).fetchall():
+            columns = db.execute("SELECT name FROM pragma_index_info(?)", (index,)).fetchall()
+            schema["unique", f"{', '.join(str(each[0]) for each in columns)} of {name}"] = None
+        for table, column, *declared in db.execute(
+                'SELECT "table", "from", on_delete FROM pragma_foreign_key_list(?)', (name,)):
+            schema["reference", f"{column} of {name}"] = [table, *declared]
+    return schema
+
+
 class Entry(typing.NamedTuple):
     """An entry of the changelog: what one change wrote.
 
@@ -3115,8 +3188,7 @@ class Store(Part):
 
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
-            for script in (SCHEMA, *(MIGRATIONS[step][0] for step in sorted(MIGRATIONS))):
-                run_script(db, script)
+            make_schema(db)
             for key in ("uuid", "epoch"):
                 db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
             db.execute(f"PRAGMA user_version = {newest}")
@@ -3646,6 +3718,10 @@ except ImportError:     # Windows
 # ==================================================================================================
 
 
+def is_sha256(text):
+    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
+
+
 class Blobs(Part):
     """The files of a server directory, named by their SHA-256; `read_only` as in `Store`."""
 
@@ -3731,7 +3807,14 @@ class Blobs(Part):
         return shutil.disk_usage(self.serverdir).free
 
     def path(self, sha256):
-        return os.path.join(self.files, sha256[:2], sha256)
+        """Where a blob lies. A text that is no hash, as a spoiled database may have it, names none:
+        as a path it could lead anywhere."""
+        return os.path.join(self.files, sha256[:2], sha256) if is_sha256(sha256) else \
+            os.path.join(self.files, "none")
+
+    def trashed_path(self, sha256):
+        """Where it lies in the trash."""
+        return os.path.join(self.trash, sha256 if is_sha256(sha256) else "none")
 
     def has(self, sha256, size=None):
         """Whether the blob exists, with this size."""
@@ -3760,7 +3843,7 @@ class Blobs(Part):
 
         It is moved back from the trash, or read there if that is not possible. If it does not
         exist, the path of its place."""
-        target, trashed = self.path(sha256), os.path.join(self.trash, sha256)
+        target, trashed = self.path(sha256), self.trashed_path(sha256)
         if not self.read_only:
             with self.lock:             # `empty_trash` and other threads wait for this one
                 self._take_back(sha256)
@@ -3769,7 +3852,7 @@ class Blobs(Part):
     def _take_back(self, sha256):
         """Move a blob from the trash to its place; whether that worked. The caller holds the
         lock."""
-        target, trashed = self.path(sha256), os.path.join(self.trash, sha256)
+        target, trashed = self.path(sha256), self.trashed_path(sha256)
         try:
             os.utime(trashed)           # or the next sweep would move it to the trash again
             move_into_folder(trashed, target)
@@ -3913,9 +3996,9 @@ class Blobs(Part):
 
     def _open(self, sha256):
         try:
-            return open(self.path(sha256), "rb")
+            return open(self.path(sha256), "rb", opener=without_waiting)
         except FileNotFoundError:
-            return open(self._found_again(sha256), "rb")
+            return open(self._found_again(sha256), "rb", opener=without_waiting)
 
     def find(self, sha256):
         """The path of the blob, which may be in the trash; if it is nowhere, that of its place."""
@@ -3927,6 +4010,11 @@ class Blobs(Part):
         if self.read_only:
             raise ReadOnly()
         return IncomingBlob(self)
+
+
+def without_waiting(path, flags):
+    """As os.open, but does not wait for somebody who writes to a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class Swept(typing.NamedTuple):
@@ -4128,10 +4216,21 @@ def read_pieces(file):
     return iter(lambda: file.read(Limits.copied), b"")
 
 
+def open_plain(path):
+    """Open a file for reading, unbuffered; OSError for a pipe or a device, which may never end.
+
+    A link to a file is taken for that file."""
+    fd = without_waiting(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is no plain file", path)
+    return open(fd, "rb", buffering=0)
+
+
 def hash_file(path):
-    """(SHA-256, size) of a file."""
+    """(SHA-256, size) of a file; OSError as in `open_plain`."""
     sha256, size = hashlib.sha256(), 0
-    with open(path, "rb", buffering=0) as file:
+    with open_plain(path) as file:
         for piece in read_pieces(file):
             sha256.update(piece)
             size += len(piece)
@@ -4201,6 +4300,8 @@ class Intake:
 
     def path(self, sha256):
         """Where a blob is now."""
+        if not is_sha256(sha256):
+            return self.blobs.path(sha256)
         path = os.path.join(self.folder, sha256[:2], sha256)
         return path if os.path.exists(path) else self.blobs.path(sha256)
 
@@ -4229,7 +4330,7 @@ class Intake:
 
         # a name of its own: two threads or processes may take the same bytes
         part = f"{target}.{os.getpid()}-{threading.get_ident()}"
-        with open(path, "rb", buffering=0) as source:
+        with open_plain(path) as source:
             taken = copy_checked(source, part, digest)
         os.replace(part, target)
         return taken
@@ -18497,7 +18598,7 @@ def lock_holder(serverdir):
 
     Does not disturb it, nor one that starts at this moment: see `take_lock`."""
     try:
-        with open(os.path.join(serverdir, ".lock")) as file:
+        with open(os.path.join(serverdir, ".lock"), opener=without_waiting) as file:
             since = os.fstat(file.fileno()).st_mtime
             try:
                 lock_file(file, shared=True)
@@ -21374,7 +21475,7 @@ class _NamedBlob(typing.NamedTuple):
 
 def _named_blobs(db, prefix=""):
     """Yield the `_NamedBlob`s whose hash begins with `prefix`, sorted, out of a database of any
-    schema version.  FatalError for what is no hash, and so may be no file's name."""
+    schema version that `refuse_misnamed` let pass."""
     bounds = prefix, prefix + "g"
     files = db.execute("SELECT sha256, max(size), max(release_id IS NOT NULL) FROM files "
                        "WHERE sha256 >= ? AND sha256 < ? GROUP BY sha256", bounds)
@@ -21385,10 +21486,20 @@ def _named_blobs(db, prefix=""):
                           f"WHERE metadata_sha256 >= ? AND metadata_sha256 < ? {elsewhere}"
                           "GROUP BY metadata_sha256", bounds)
     for row in itertools.chain(files, metadata):
-        if not re.fullmatch("[0-9a-f]{64}", row[0]):
-            raise FatalError(f"the database names a file by {one_line(repr(row[0]), 100)}, which "
-                             "is no SHA-256")
         yield _NamedBlob(*row)
+
+
+def refuse_misnamed(db):
+    """FatalError if a database names a file by what is no SHA-256, and could lead anywhere."""
+    for column in "sha256", "metadata_sha256":
+        row = db.execute(
+            f"SELECT {column} FROM files WHERE {column} IS NOT NULL AND (typeof({column}) != 'text'"
+            f" OR length(CAST({column} AS BLOB)) != 64 OR {column} GLOB '*[^0-9a-f]*')").fetchone()
+        if row:
+            name = _names_of(db, row[0]) or "a file"
+            raise FatalError(f"the database names {name} by {one_line(repr(row[0]), 100)}, which "
+                             "is no SHA-256: something else than devpi_lite changed it.  Delete "
+                             "that file and upload it again; `fsck` names all such files")
 
 
 def _has_metadata_files(db):
@@ -21447,9 +21558,12 @@ def back_up(serverdir, backups, link):
         copy_database(serverdir, backup.path("devpi_lite.db"))
         with contextlib.closing(backup.open_rows()) as db:
             found = db.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if found != "ok":
-                raise FatalError(f"the database of {serverdir} is damaged ({one_line(found)}): "
+            lacking = schema_faults(db).lacking
+            if found != "ok" or lacking:
+                fault = one_line(found) if found != "ok" else f"it lacks {', '.join(lacking[:3])}"
+                raise FatalError(f"the database of {serverdir} is damaged ({fault}): "
                                  "nothing was backed up, older backups are as they were")
+            refuse_misnamed(db)
             node = dict(map(tuple, db.execute("SELECT key, value FROM node")))
             refuse_other_server(backups, node["uuid"])
             copied = copy_blobs(db, serverdir, backups, link)
@@ -21459,7 +21573,7 @@ def back_up(serverdir, backups, link):
         files = {"devpi_lite.db": hash_file(backup.path("devpi_lite.db"))}
         for name in _OWN_FILES[1:]:
             with contextlib.suppress(FileNotFoundError):
-                with open(os.path.join(serverdir, name), "rb", buffering=0) as file:
+                with open_plain(os.path.join(serverdir, name)) as file:
                     files[name] = copy_checked(file, backup.path(name))
 
         sync_tree(backup.folder)
@@ -21799,11 +21913,24 @@ def verify_backups(backups, chosen):
 def _faults_in_rows(backup, db):
     """A sentence for each of the first faults of a backup's database."""
     try:
-        found = [row[0] for row in db.execute("PRAGMA integrity_check(10)")]
+        found = [row[0] for row in db.execute("PRAGMA integrity_check(10)")
+                 if row[0] != "ok"] or list(_unusable(db))
     except sqlite3.Error as error:
         found = [str(error)]
-    return [f"{backup.path('devpi_lite.db')} is damaged: {one_line(fault)}"
-            for fault in found if fault != "ok"]
+    return [f"{backup.path('devpi_lite.db')} is damaged: {one_line(fault, 1000)}"
+            for fault in found]
+
+
+def _unusable(db):
+    """Yield what forbids to restore a database, although it is as it was when it was copied."""
+    lacking = schema_faults(db).lacking
+    for what in lacking:
+        yield f"it lacks {one_line(what)}"
+    if not lacking:
+        try:
+            refuse_misnamed(db)
+        except FatalError as error:
+            yield str(error)
 
 
 def _blobs_in(folder):
@@ -21878,15 +22005,18 @@ def restore(backups, backup, serverdir, skip_damaged):
         raise FatalError(f"the backup {backup.name} can't be restored: see above"
                          + (f".  --generation takes another one: {others}" if others else ""))
     manifest = backup.manifest
-    if manifest.schema > schema_version():
-        raise FatalError(f"the backup {backup.name} has schema version {manifest.schema}; this "
-                         f"program knows versions up to {schema_version()}: use a newer "
-                         "devpi_lite.py")
-
-    for name, (sha256, _) in manifest.files.items():
-        with _open_plain(backup.path(name)) as file:
-            copy_checked(file, os.path.join(serverdir, name), sha256)
     with contextlib.closing(backup.open_rows()) as db:
+        schema = max(manifest.schema, db.execute("PRAGMA user_version").fetchone()[0])
+        if schema > schema_version():
+            raise FatalError(f"the backup {backup.name} has schema version {schema}; this program "
+                             f"knows versions up to {schema_version()}: use a newer devpi_lite.py")
+        for fault in _unusable(db):
+            raise FatalError(f"the backup {backup.name} can't be restored, somebody has spoiled "
+                             f"its database: {fault}")
+
+        for name, (sha256, _) in manifest.files.items():
+            with _open_plain(backup.path(name)) as file:
+                copy_checked(file, os.path.join(serverdir, name), sha256)
         findings, known = restore_blobs(db, backups, manifest, serverdir)
     findings.show()
     known.show()
@@ -21932,8 +22062,12 @@ def restore_blobs(db, backups, manifest, serverdir):
 
 
 def begin_epoch(database):
-    """Give a restored database a new epoch: its serials may come to mean other changes."""
+    """Give a restored database a new epoch: its serials may come to mean other changes. Triggers
+    and views are dropped: somebody put them there, and they could change rows at any later time."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
+        for kind, name in schema_faults(db).acting:
+            db.execute('DROP %s "%s"' % (kind, name.replace('"', '""')))
+            print(f"dropped the {kind} {one_line(name, 100)}, which is none of devpi_lite")
         db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
 
 
@@ -22087,6 +22221,20 @@ class DatabaseCheck:
                 self.db.execute("COMMIT")
 
     def database(self):
+        faults = schema_faults(self.db)
+        for what in faults.lacking:
+            self.findings.error("database", "", f"the database lacks {one_line(what)}; {RESTORE}")
+        for what in faults.unlike:
+            self.findings.error("database", "", f"{one_line(what)} of the database is missing or "
+                                "another one: export everything, and import that into a new "
+                                "directory")
+        for kind, name in faults.acting:
+            self.findings.error("database", "", f"the database has the {kind} {one_line(name)}, "
+                                "which may change or hide rows, and is none of devpi_lite: stop "
+                                f"the server, and DROP {kind.upper()} it with sqlite3")
+        for what in faults.added:
+            self.findings.warning("database", "", f"the database has {one_line(what)}, which is "
+                                                  "none of devpi_lite")
         for text, in self.db.execute("PRAGMA integrity_check"):
             if text != "ok":
                 self.findings.error("database", "", f"the database is damaged: {one_line(text)}; "
@@ -22312,10 +22460,6 @@ def tried(findings, what, check):
         if isinstance(error, PermissionError):
             remedy = "run this as the user to whom the directory belongs"
         findings.error("database", "", f"{what} could not be checked to the end: {text}; {remedy}")
-
-
-def is_sha256(text):
-    return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def _is_metadata(sha256, packed):
@@ -22590,7 +22734,7 @@ class Repairs:
     def blob(self, sha256, size):
         """Bring back a blob; returns from where, or None."""
         self.reasons = []
-        trashed = os.path.join(self.blobs.trash, sha256)
+        trashed = self.blobs.trashed_path(sha256)
         if os.path.exists(trashed) and self._take(
                 sha256, size, "the trash", lambda: open(trashed, "rb")):
             return "the trash"
@@ -22747,7 +22891,7 @@ class Checkup:
     def _still_damaged(self, sha256, fault, path, release_id):
         tried_ = f" (tried: {'; '.join(self.repairs.reasons)})" \
             if self.repairs and self.repairs.reasons else ""
-        if not fault and os.path.exists(os.path.join(self.blobs.trash, sha256)):
+        if not fault and os.path.exists(self.blobs.trashed_path(sha256)):
             self.findings.warning("trash", path, "it lies in trash/: `gc` takes it back, as the "
                                                  "first request for it does")
         elif release_id is not None:

@@ -1,5 +1,6 @@
 """Backups: made while the server takes uploads, complete or not there, and the way back."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,6 +16,8 @@ import pytest
 from archives import documentation
 from harness import (
     SCRIPT, Server, clean_environment, eventually, path_of, patched, run_command, serial, upload, upload_docs, wheel)
+
+import devpi_lite as d
 
 
 def filled(directory, **options):
@@ -336,6 +339,94 @@ def test_a_manifest_of_another_form_is_refused(copied, tmp_path, change):
     done = restore(copied, tmp_path / "new", status=1)
     assert "manifest.json" in done.stderr and not (tmp_path / "new").exists()
     assert "manifest.json" in verify(copied, status=1)
+
+
+# -- databases that somebody else has changed, and signed anew
+
+
+def changed(folder, *statements):
+    """Run SQL in the database of a backup, as whoever made the backup could."""
+    (generation,) = generations(folder)
+    with contextlib.closing(sqlite3.connect(str(generation / "devpi_lite.db"))) as db:
+        for statement in statements:
+            db.execute(statement)
+        db.commit()
+    content = (generation / "devpi_lite.db").read_bytes()
+    manifest = json.loads((generation / "manifest.json").read_text())
+    files = dict(manifest["files"], **{"devpi_lite.db": [hashlib.sha256(content).hexdigest(), len(content)]})
+    sign(generation, dict(manifest, files=files))
+
+
+@pytest.mark.parametrize("value", ["'../../../../../../etc/passwd'", "'..'", "upper(sha256)", "7", "CAST(x'00' AS BLOB)",
+                                   "sha256 || char(0) || '/..'"])
+@pytest.mark.parametrize("column", ["sha256", "metadata_sha256"])
+def test_what_is_no_hash_leads_nowhere(copied, tmp_path, column, value):
+    changed(copied, "UPDATE files SET %s = %s WHERE filename = 'demo-1.3-py3-none-any.whl'" % (column, value))
+    told = verify(copied, status=1), restore(copied, tmp_path / "new", "--skip-damaged", status=1).stderr
+    for text in told:
+        assert "demo-1.3-py3-none-any.whl" in text and "no SHA-256" in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_is_no_hash_names_no_file_of_a_server(tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    blobs = d.Blobs(str(tmp_path / "server"))
+    for name in ("../../../secret", "../../secret", "../secret", str(tmp_path / "secret")):
+        assert not blobs.has(name) and not blobs.claim(name)
+        with pytest.raises(d.NotFound):
+            blobs.open(name)
+    assert (tmp_path / "secret").read_text() == "secret"
+
+
+@pytest.mark.parametrize("statements, sentence", [
+    (["DROP TABLE files", "CREATE VIEW files AS WITH RECURSIVE endless(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM endless)"
+      " SELECT x AS id, '00' || x AS sha256, 1 AS size FROM endless"], "lacks the table files"),
+    (["DROP TABLE readmes"], "lacks the table readmes"),
+    (["ALTER TABLE releases RENAME COLUMN readme_size TO other"], "lacks the column readme_size of releases"),
+    (["DELETE FROM node"], "lacks the uuid of the server"),
+    (["PRAGMA user_version = 99"], "versions up to")])
+def test_a_database_of_another_form_is_refused(copied, tmp_path, statements, sentence):
+    changed(copied, *statements)
+    assert sentence in restore(copied, tmp_path / "new", status=1, timeout=20).stderr
+    assert not (tmp_path / "new").exists()
+    if "lacks" in sentence:
+        assert sentence in verify(copied, status=1)
+
+
+def test_triggers_and_views_are_not_restored(copied, tmp_path):
+    changed(copied, "CREATE TRIGGER back AFTER UPDATE ON users BEGIN UPDATE users SET pwhash = 'mine'; END",
+            "CREATE TRIGGER \"a \"\"b\" AFTER UPDATE ON node BEGIN DELETE FROM users; END", "CREATE VIEW more AS SELECT 1")
+    done = restore(copied, tmp_path / "new")
+    assert "dropped the trigger back" in done.stdout and "dropped the view more" in done.stdout
+    with contextlib.closing(sqlite3.connect(str(tmp_path / "new" / "devpi_lite.db"))) as db:
+        assert not any(d.schema_faults(db))
+        assert db.execute("SELECT count(*) FROM users").fetchone()[0] == 2
+
+
+def test_a_server_whose_database_lacks_something_is_not_backed_up(source, made, tmp_path):
+    restore(made, tmp_path / "server")
+    with contextlib.closing(sqlite3.connect(str(tmp_path / "server" / "devpi_lite.db"))) as db:
+        db.execute("DELETE FROM node")
+        db.commit()
+    assert "lacks the uuid" in backup(tmp_path / "server", tmp_path / "backups", status=1).stderr
+    assert generations(tmp_path / "backups") == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes in the file system are of POSIX")
+@pytest.mark.parametrize("what", ["a pipe", "a device"])
+@pytest.mark.parametrize("name", ["blob", ".secret", "root-password", ".lock"])
+def test_nobody_waits_for_what_never_ends(made, tmp_path, what, name):
+    restore(made, tmp_path / "server")
+    path = tmp_path / "server" / name
+    if name == "blob":
+        path = one_of(tmp_path / "server", "release")[0]
+    if path.exists():
+        path.unlink()
+    os.mkfifo(str(path)) if what == "a pipe" else path.symlink_to("/dev/zero")
+    status = {"blob": 5, ".lock": 0}.get(name, 1)
+    done = backup(tmp_path / "server", tmp_path / "backups", status=status, timeout=20)
+    assert status == 0 or str(path) in done.stderr and "no plain file" in done.stderr
+    assert run_command("status", "--serverdir", tmp_path / "server", timeout=20).returncode == 0
 
 
 def test_read_only_media_are_backed_up_and_restored_from(source, tmp_path):

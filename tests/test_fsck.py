@@ -418,6 +418,24 @@ def test_circles_of_bases_are_found_once():
     assert list(d._in_circles({"a": ["a"], "b": ["b"]})) == ["a", "b"]
 
 
+# -- the schema
+
+
+@pytest.mark.parametrize("level, statement, sentences", [
+    ("error", "DROP INDEX files_of_stage", ["index files_of_stage"]),
+    ("error", "DROP TABLE withdrawn", ["lacks the table withdrawn", "no such table: withdrawn"]),
+    ("error", "DELETE FROM node WHERE key = 'uuid'", ["lacks the uuid"]),
+    ("error", "CREATE TRIGGER back AFTER UPDATE ON users BEGIN "
+              "UPDATE users SET pwhash = 'mine'; END", ["trigger back"]),
+    ("error", "CREATE VIEW more AS SELECT 1", ["view more"]),
+    ("warning", "ALTER TABLE users ADD COLUMN more", ["column more of users"]),
+    ("warning", "CREATE TABLE more (x)", ["table more"])])
+def test_the_schema_is_compared_with_that_of_its_version(directory, level, statement, sentences):
+    with rows(directory) as db:
+        db.execute(statement)
+    found(directory, *sentences, level=level)
+
+
 # -- metadata, documentation, search
 
 

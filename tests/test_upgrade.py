@@ -180,6 +180,11 @@ def test_no_row_of_peoples_is_lost_or_changed(old, upgraded):
     assert differences(put_in(old.rows, old.tables), now) == []
 
 
+def test_the_schema_is_that_of_a_new_server(upgraded):
+    with database(upgraded.directory) as db:
+        assert not any(d.schema_faults(db))
+
+
 def test_what_was_read_is_answered_as_before(old, upgraded):
     found = []
     for user, views in old.seen.items():
