@@ -7198,6 +7198,30 @@ def walk_bases(index, find):
             queue_.extend((base, path) for base in current.config.get("bases", ()))
 
 
+def circles(bases):
+    """Yield (trail, start) for each base that leads back to its index: `trail[start:]` is the
+    circle, and the first index in it is a base of the last. Without these bases there is none.
+
+    `bases`: {path: [path of a base, ...]}; an index may be a base of itself. `trail` changes as the
+    walk goes on, which copies nothing: so it is linear."""
+    done = set()
+    for root in bases:
+        trail, left, depth = [root], [iter(bases[root])], {root: 0}
+        while trail and root not in done:
+            for base in left[-1]:
+                if base in depth and base != trail[-1]:
+                    yield trail, depth[base]
+                elif base in bases and base not in done and base not in depth:
+                    depth[base] = len(trail)
+                    trail.append(base)
+                    left.append(iter(bases[base]))
+                    break
+            else:
+                left.pop()
+                done.add(trail[-1])
+                del depth[trail.pop()]
+
+
 class Indexes(Part):
     """The indexes of a store, as values."""
 
@@ -18513,9 +18537,7 @@ def prepare_directory(path):
     if ".nodeinfo" in names and "devpi_lite.db" not in names:
         raise FatalError(f"{path} belongs to a devpi-server: copy its data out with devpi-export "
                          "and import that into another, empty directory")
-    if UNFINISHED in names:
-        raise FatalError(f"an import or a restore into {path} was cut off: run it again, or remove "
-                         "the directory")
+    refuse_unfinished(path)
     refuse_lost_database(path)
     # without a database: a first start was cut off
     ours = "devpi_lite.db" in names or ".lock" in names and names <= OWN_NAMES
@@ -18741,6 +18763,13 @@ def open_rows(serverdir, may_be_older=False, may_be_newer=False):
 UNFINISHED = ".unfinished"      # in a directory that a command fills, until it is whole
 
 
+def refuse_unfinished(serverdir):
+    """FatalError if a command was filling this directory when it was killed, or fills it now."""
+    if os.path.exists(os.path.join(serverdir, UNFINISHED)):
+        raise FatalError(f"an import or a restore into {serverdir} was cut off or is under way: "
+                         "run it again, or remove the directory")
+
+
 @contextlib.contextmanager
 def new_directory(serverdir):
     """A missing or empty server directory that the caller fills as a whole, and locks.
@@ -18786,10 +18815,33 @@ def _clear(serverdir):
         shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
 
+def refuse_nested(serverdir, folder):
+    """FatalError if one of the two directories is in the other."""
+    outer, inner = sorted(os.path.join(os.path.normcase(os.path.realpath(path)), "")
+                          for path in (serverdir, folder))
+    if inner.startswith(outer):
+        raise FatalError(f"{folder} and the server directory {serverdir} must not lie in each "
+                         "other: choose another directory")
+
+
 def give_way():
     """Let a server on this machine go first: for commands that read and write much."""
     if hasattr(os, "nice"):
         os.nice(10)
+
+
+def batches_of(items, most=32, most_bytes=4 << 20):
+    """Yield lists of what has a `size`: for threads, because a task costs as much as copying a
+    small file, and whoever waits for many tasks holds them all in memory."""
+    batch, size = [], 0
+    for item in items:
+        batch.append(item)
+        size += item.size or 0
+        if len(batch) >= most or size >= most_bytes:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def in_threads(function, items, threads=4):
@@ -18864,6 +18916,11 @@ def size_text(size):
     return f"{size / 1000:.1f} GB"
 
 
+def number_of(number, one, many=None):
+    """A number with its noun, for a person: `1 file`, `2,000 files`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
 # ==================================================================================================
 # 24  Export
 #
@@ -18931,9 +18988,7 @@ DUMPED_KINDS = {"user", "index", "metadata", "project", "release", "file"}
     takes=(COMMON,))
 def command_export(parsed):
     settings, told = parsed.settings, parsed.rest
-    if (told.dir + os.sep).startswith(settings.serverdir + os.sep):
-        raise FatalError(f"{told.dir} is inside of the server directory: choose another directory")
-
+    refuse_nested(settings.serverdir, told.dir)
     give_way()
     spare_memory()
     blobs = Blobs(settings.serverdir, read_only=True)
@@ -19180,14 +19235,16 @@ class Export:
                 if not survives:
                     self.locked_out.append(name)
 
-        bases = bases_without_cycles({f"{user}/{name}": config.get("bases", [])
-                                      for _, user, name, config in self.indexes})
+        bases = {f"{user}/{name}": config.get("bases", [])
+                 for _, user, name, config in self.indexes}
+        back = {(trail[-1], trail[start]) for trail, start in circles(bases)}
         with Progress("export", files, size) as progress, out.object("indexes"):
             for index_id, user, name, config in self.indexes:
                 path = f"{user}/{name}"
-                if bases[path] != config.get("bases", []):
-                    self.cut[path] = config["bases"]
-                    config = {**config, "bases": bases[path]}
+                left = [base for base in bases[path] if (path, base) not in back]
+                if left != bases[path]:
+                    self.cut[path] = bases[path]
+                    config = {**config, "bases": left}
                 with out.object(path):
                     out.put("indexconfig", _config_for_devpi(config))
                     if config["type"] == "stage":
@@ -19428,7 +19485,7 @@ class Export:
             if ANONYMOUS not in config.get("acl_pkg_read", [ANONYMOUS]):
                 yield f"devpi shows {user}/{name} to everybody: it has no acl_pkg_read"
 
-        lost = [f"{count:,} {what if count == 1 else many}" for what, many, query in _UNKNOWN
+        lost = [number_of(count, what, many) for what, many, query in _UNKNOWN
                 for count, in self.db.execute(query) if count]
         if lost:
             yield f"devpi has no place for these, the command `import` has: {'; '.join(lost)}"
@@ -19579,43 +19636,6 @@ def _entry_of_mirror(path, project, file):
              "entrymapping": {**mapping, "url": file.url}, "log": [],
              OWN_KEY: {key: each for key, each in own.items() if each is not None}}
     return "/".join(map(_part, (*path.split("/"), project, file.version))), entry
-
-
-def batches_of(files):
-    """Yield lists of files for a thread to work on: a task costs as much as copying a small file,
-    and whoever waits for many tasks holds them all in memory."""
-    batch, size = [], 0
-    for file in files:
-        batch.append(file)
-        size += file.size
-        if len(batch) == 32 or size > 4 << 20:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def bases_without_cycles(bases):
-    """{path: [path of a base, ...]} without those bases that lead back to an index that leads to
-    them; an index may be a base of itself."""
-    acyclic, state = {}, {}         # state: 1 while the bases of a path are followed, then 2
-    for start in bases:
-        stack = [(start, iter(bases[start]))] if start not in state else []
-        while stack:
-            path, rest = stack[-1]
-            if path not in state:
-                state[path], acyclic[path] = 1, []
-            for base in rest:
-                if base != path and state.get(base) == 1:
-                    continue
-                acyclic[path].append(base)
-                if base in bases and base not in state:
-                    stack.append((base, iter(bases[base])))
-                    break
-            else:
-                state[path] = 2
-                stack.pop()
-    return acyclic
 
 
 # ==================================================================================================
@@ -19813,7 +19833,7 @@ class Findings:
             print(f"error: {sentence}", file=sys.stderr)
         if count > len(found):
             print(f"and {count - len(found)} more", file=sys.stderr)
-        raise FatalError(f"{count} error{'' if count == 1 else 's'} in the dump, see above; "
+        raise FatalError(f"{number_of(count, 'error')} in the dump, see above; "
                          "nothing was imported")
 
     def show_warnings(self):
@@ -20516,10 +20536,11 @@ class Dump:
                 elif base not in bases:
                     self.findings.warn(f"the base {base} of {path} does not exist; it is kept",
                                        "missing bases")
-        for cycle in _cycles(bases):
-            if not set(cycle) <= set(bases_here):
-                self.findings.error(f"indexes/{cycle[0]}/indexconfig/bases",
-                                    f"a circle of bases: {' -> '.join(cycle[:20])}")
+        for trail, start in circles(bases):
+            if any(path not in bases_here for path in itertools.islice(trail, start, None)):
+                self.findings.error(
+                    f"indexes/{trail[start]}/indexconfig/bases", "a circle of bases: "
+                    + " -> ".join([*trail[start:start + 20], trail[start]]))
 
     # -- files
 
@@ -20673,29 +20694,6 @@ def _as_option(key, value):
     if key == "mirror_cache_expiry" and isinstance(value, (int, float)):
         return max(0, int(value))
     return value
-
-
-def _cycles(bases):
-    """Yield circles of bases as lists of paths; an index may be its own base."""
-    done, current = set(), set()
-    for start in bases:
-        if start in done:
-            continue
-        trail, left = [start], [iter(bases[start])]
-        current.add(start)
-        while trail:
-            for base in left[-1]:
-                if base in current and base != trail[-1]:
-                    yield trail[trail.index(base):] + [base]
-                elif base in bases and base not in done and base not in current:
-                    trail.append(base)
-                    left.append(iter(bases[base]))
-                    current.add(base)
-                    break
-            else:
-                left.pop()
-                done.add(trail[-1])
-                current.discard(trail.pop())
 
 
 def _orders(path, bases, kinds):
@@ -20900,8 +20898,7 @@ class Importer:
         """What was imported, in words."""
         words = {"user": "users", "index": "indexes", "project": "projects",
                  "release": "releases", "file": "files"}
-        return ", ".join(f"{self.counts[one]:,} {one if self.counts[one] == 1 else many}"
-                         for one, many in words.items())
+        return ", ".join(number_of(self.counts[one], one, many) for one, many in words.items())
 
     def _go_on(self, change):
         """Bound what the change remembers; end here if the import was stopped."""
@@ -21626,7 +21623,8 @@ def copy_blobs(db, serverdir, backups, link):
         def take(blob):
             return _fault_in_taking(intake, lambda: source.find(blob.sha256), blob.sha256, link)
 
-        for batch in _in_batches(_lacking(db, backups, copied, progress)):
+        for batch in batches_of(_lacking(db, backups, copied, progress), Limits.batch_files,
+                                Limits.batch_bytes):        # they are synced together
             for blob, (fault, size) in in_threads(take, batch):
                 progress.add(size)
                 if not fault:
@@ -21660,19 +21658,6 @@ def _lacking(db, backups, copied, progress):
             yield blob
 
 
-def _in_batches(blobs):
-    """Lists of blobs that are synced together."""
-    batch, size = [], 0
-    for blob in blobs:
-        batch.append(blob)
-        size += blob.size or 0
-        if len(batch) >= Limits.batch_files or size >= Limits.batch_bytes:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
 def _fault_in_taking(intake, find, sha256, link=False):
     """Take a file in, from where `find()` says that it is; returns (what is wrong with it as the
     end of a sentence, or "", its size).  What is wrong with the target is raised."""
@@ -21692,25 +21677,11 @@ def _fault_in_taking(intake, find, sha256, link=False):
     return "is missing", 0
 
 
-def _count_text(number, word, plural=None):
-    """`1 file`, `2,000 files`."""
-    return f"{number:,} {word if number == 1 else plural or word + 's'}"
-
-
 def _keep_number(text):
     """The number of backups to keep; ArgumentTypeError if it is none."""
     if not re.fullmatch("[1-9][0-9]{0,5}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
     return int(text)
-
-
-def refuse_nested(serverdir, folder):
-    """FatalError if one of the two directories is in the other."""
-    outer, inner = sorted(os.path.join(os.path.normcase(os.path.realpath(path)), "")
-                          for path in (serverdir, folder))
-    if inner.startswith(outer):
-        raise FatalError(f"{folder} and the server directory {serverdir} must not lie in each "
-                         "other: choose another directory")
 
 
 @command(
@@ -21792,17 +21763,17 @@ def add_backup(serverdir, path, link, keep):
         sweep_or_warn(backups)
 
     copied.findings.show()
-    print(f"backup {backup.name}: {_count_text(copied.blobs, 'file')} "
+    print(f"backup {backup.name}: {number_of(copied.blobs, 'file')} "
           f"({size_text(copied.bytes)}), {copied.new_blobs:,} of them new "
           f"({size_text(copied.new_bytes)}), in {path}")
     if ".secret" not in backup.manifest.files:
         print(f"there is no .secret in {serverdir}: if the server has --secretfile, keep a copy of "
               "that file, too")
     if copied.missing_cached:
-        print(f"without {_count_text(copied.missing_cached, 'file')} of mirrors that "
+        print(f"without {number_of(copied.missing_cached, 'file')} of mirrors that "
               "the server has lost: they can be fetched again")
     if copied.missing:
-        print(f"without {_count_text(len(copied.missing), 'file')} that the server has lost, named "
+        print(f"without {number_of(len(copied.missing), 'file')} that the server has lost, named "
               "above: `fsck --repair` may find them", file=sys.stderr)
         return 5
     return 0
@@ -21895,13 +21866,13 @@ def verify_backups(backups, chosen):
     for backup, number in cached.items():
         if number > backup.manifest.missing_cached:
             lost = number - backup.manifest.missing_cached
-            findings.add(f"{_count_text(lost, 'file')} of mirrors in {backup.name}: missing")
+            findings.add(f"{number_of(lost, 'file')} of mirrors in {backup.name}: missing")
     findings.show()
     known.show()
     if findings.count:
         raise FatalError(f"{backups.path} is damaged: see above.  What is damaged can be got back "
                          "from a copy of it; `restore --skip-damaged` restores all the rest")
-    print(f"{_count_text(len(chosen), 'backup is', 'backups are')} undamaged: "
+    print(f"{number_of(len(chosen), 'backup is', 'backups are')} undamaged: "
           f"{', '.join(backup.name for backup in chosen[-3:])}"
           f"{' and older ones' if chosen[3:] else ''}")
     if known.count:
@@ -22021,7 +21992,7 @@ def restore(backups, backup, serverdir, skip_damaged):
     findings.show()
     known.show()
     if findings.count and not skip_damaged:
-        number = _count_text(findings.count, "file is", "files are")
+        number = number_of(findings.count, "file is", "files are")
         raise FatalError(f"nothing was restored: {number} damaged or missing, see above.  "
                          "--skip-damaged restores all the others")
     if known.count:
@@ -22056,7 +22027,7 @@ def restore_blobs(db, backups, manifest, serverdir):
                 kind = known if blob.sha256 in missing and fault == "is missing" else findings
                 kind.add(f"{_names_of(db, blob.sha256)}: {backups.blob(blob.sha256)} {fault}")
     if cached:
-        print(f"without {_count_text(cached, 'file')} of mirrors that the backup lacks: they can "
+        print(f"without {number_of(cached, 'file')} of mirrors that the backup lacks: they can "
               "be fetched again", file=sys.stderr)
     return findings, known
 
@@ -22131,9 +22102,8 @@ class CheckReport:
             if count > self.first and not self.whole:
                 self._print(level, f"... {count - self.first:,} more: {self.more[kind]}, "
                                    f"{count:,} in all (--debug shows each)")
-        said = [f"{count:,} {word}{'' if count == 1 else 's'}"
-                for word, count in (("error", self.counts["error"]),
-                                    ("warning", self.counts["warning"])) if count]
+        said = [number_of(self.counts[level], level) for level in ("error", "warning")
+                if self.counts[level]]
         if self.counts["repaired"]:
             said.append(f"{self.counts['repaired']:,} repaired")
         print(f"{text}: {', '.join(said) or 'no errors'}")
@@ -22368,8 +22338,9 @@ class DatabaseCheck:
                 if base not in bases:
                     self.findings.warning("base", path, f"its base {one_line(base)} does not "
                                                         "exist: make it, or take it off the bases")
-        for path in _in_circles(bases):
-            self.findings.warning("base", path, "its bases lead back to it: take one of them off")
+        for trail, start in circles(bases):
+            self.findings.warning("base", trail[start], "its bases lead back to it: take one of "
+                                                        "them off")
 
     def _check_name(self, kind, name, path):
         try:
@@ -22509,26 +22480,6 @@ def _fault_of_file(row, is_stage):
     else:
         fits = row["path"] == file_path(row["hash_spec"], row["filename"])
     return None if fits else "its path does not fit its hash"
-
-
-def _in_circles(bases):
-    """Yield one index of each circle of bases; `bases`: {path: paths}."""
-    done = set()
-    for start in bases:
-        way, open_ = [(start, iter(bases[start]))], {start}
-        while way and start not in done:
-            path, rest = way[-1]
-            for base in rest:
-                if base in open_:
-                    yield base
-                elif base in bases and base not in done:
-                    way.append((base, iter(bases[base])))
-                    open_.add(base)
-                    break
-            else:
-                way.pop()
-                open_.discard(path)
-                done.add(path)
 
 
 def lost_in_log(path):
@@ -23041,9 +22992,7 @@ def command_fsck(parsed):
                          "https:// is needed", 2)
     if not os.path.isdir(serverdir):
         raise FatalError(f"there is no directory {serverdir}: name one with --serverdir")
-    if os.path.exists(os.path.join(serverdir, UNFINISHED)):
-        raise FatalError(f"an import or a restore into {serverdir} was cut off or is under way: "
-                         "run it again, or remove the directory")
+    refuse_unfinished(serverdir)
     if told.repair:
         refuse_changes(serverdir)
     give_way()
@@ -23147,9 +23096,7 @@ def refuse_changes(serverdir):
         raise FatalError(f"there is no directory {serverdir}: name one with --serverdir")
     if is_read_only(serverdir):
         raise FatalError(f"{serverdir} is on read-only media: nothing can be changed there")
-    if os.path.exists(os.path.join(serverdir, UNFINISHED)):
-        raise FatalError(f"an import or a restore into {serverdir} was cut off or is under way: "
-                         "run it again, or remove the directory")
+    refuse_unfinished(serverdir)
     owner = os.stat(serverdir).st_uid
     if hasattr(os, "geteuid") and os.geteuid() == 0 and owner != 0:
         raise FatalError(f"{serverdir} belongs to the user with the number {owner}, and the server "
@@ -23564,14 +23511,14 @@ def _screen_sizes(facts, gauges):
     if "devpi_lite_trash_files" in gauges:
         files = gauges["devpi_lite_trash_files"]
         size = f", {size_text(gauges.get('devpi_lite_trash_bytes', 0))}" if files else ""
-        yield "trash", number_of(files, "file", "files") + size
+        yield "trash", number_of(files, "file") + size
     if "devpi_lite_outbox_waiting" in gauges:
         yield "outbox", (f"{gauges['devpi_lite_outbox_waiting']:,} waiting, "
                          f"{gauges.get('devpi_lite_outbox_dead', 0):,} given up")
     if "devpi_lite_search_queue" in gauges:
         count, seconds = (gauges["devpi_lite_search_queue"],
                           gauges.get("devpi_lite_search_queue_seconds", 0))
-        yield "search index", (f"{number_of(count, 'project', 'projects')} waiting, for up to "
+        yield "search index", (f"{number_of(count, 'project')} waiting, for up to "
                                f"{age_text(seconds)}" if count else "up to date")
     waiting = gauges.get("devpi_lite_unconverted_passwords", 0)
     texts = [f"{facts['users']:,}"] if facts.get("users") is not None else []
@@ -23627,11 +23574,6 @@ def _moment_text(moment, now):
     """A time for a person: `2026-11-29 00:52, 3 h ago`, in the zone of this machine."""
     return (f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(moment))}, "
             f"{age_text(max(0, now - moment))} ago")
-
-
-def number_of(number, one, many):
-    """A number with its noun: `1 file`, `2,000 files`."""
-    return f"{number:,} {one if number == 1 else many}"
 
 
 def age_text(seconds):

@@ -891,3 +891,17 @@ def test_a_mirror_can_be_restricted_too(alice, upstream, carl):
     page = "/%s/+simple/public-lib/" % mirror
     assert [alice.get(page, user=who).status for who in (None, "carl", "bob", "alice")] == [401, 403, 200, 200]
     assert "private" in alice.get(page, user="bob").headers.get("Cache-Control")
+
+
+@pytest.mark.parametrize("bases, found", [
+    ({}, []),
+    ({"a": ["a"]}, []),
+    ({"a": ["x", "b"], "b": []}, []),
+    ({"a": ["b"], "b": ["a"]}, [["a", "b"]]),
+    ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, []),
+    ({"a": ["b"], "b": ["c", "b"], "c": ["b", "a"]}, [["b", "c"], ["a", "b", "c"]]),
+    ({"d": ["a"], "a": ["b"], "b": ["c", "x"], "c": ["a"]}, [["a", "b", "c"]]),
+    ({n: [n + 1] for n in range(5000)}, []),
+    ({n: [(n + 1) % 5000] for n in range(5000)}, [list(range(5000))])])
+def test_circles_of_bases_are_found_once(bases, found):
+    assert [trail[start:] for trail, start in d.circles(bases)] == found
