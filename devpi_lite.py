@@ -21398,16 +21398,21 @@ class Backups:
     def _list(folder, ours):
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         for entry in entries:
-            if entry.is_symlink() and re.fullmatch(ours, entry.name):
+            if not re.fullmatch(ours, entry.name):
+                continue
+            if entry.is_symlink():
                 raise FatalError(f"{entry.path} is a symbolic link: a backup has none, they could "
                                  "lead out of it")
+            if not (entry.is_dir() or entry.is_file() and entry.name not in ("files", "tmp")):
+                raise FatalError(f"{entry.path} is neither a folder nor a file of a backup: move "
+                                 "it away")
         return [entry.name for entry in entries]
 
     @property
     def all(self):
         """Its backups, the oldest first."""
         return [Backup(os.path.join(self.path, name)) for name in self.names
-                if _BACKUP_NAME.fullmatch(name)]
+                if _BACKUP_NAME.fullmatch(name) and os.path.isdir(os.path.join(self.path, name))]
 
     @property
     def complete(self):
@@ -21443,10 +21448,18 @@ class Backups:
     def next_name(self):
         """The name of a backup that begins now: UTC, and after all others, whatever the clock
         says."""
-        last = [seconds_of(re.sub("T(..)-(..)-", r"T\1:\2:", backup.name))
-                for backup in self.all[-1:]]
-        moment = max([time.time()] + [seconds + 1 for seconds in last])
-        return plain_time(moment).replace(":", "-")
+        moment, last = time.time(), self.all[-1:]
+        try:
+            for backup in last:
+                after = seconds_of(re.sub("T(..)-(..)-", r"T\1:\2:", backup.name)) + 1
+                moment = max(moment, after)
+            name = plain_time(moment).replace(":", "-")
+        except ValueError:
+            name = ""
+        if not _BACKUP_NAME.fullmatch(name):
+            raise FatalError(f"{last[0].folder} has the name of no time before the year 10000, and "
+                             "none could come after it: rename that folder")
+        return name
 
     def sweep(self):
         """Delete the blobs that no complete backup names."""
@@ -21455,7 +21468,8 @@ class Backups:
                    for backup in reversed(self.complete)]
             for prefix in _PREFIXES:
                 with contextlib.suppress(FileNotFoundError):
-                    left = set(os.listdir(os.path.join(self.files, prefix)))
+                    left = {entry.name for entry in os.scandir(os.path.join(self.files, prefix))
+                            if is_sha256(entry.name) and not entry.is_dir(follow_symlinks=False)}
                     for db in dbs[:1]:      # the newest one names most of them
                         left -= {blob.sha256 for blob in _named_blobs(db, prefix)}
                     for sha256 in left:
@@ -21755,12 +21769,16 @@ def add_backup(serverdir, path, link, keep):
         raise
 
     backups = Backups(path)
-    for old in backups.complete[:-keep] if keep else ():
-        old.remove()
-        is_swept = True
-        print(f"removed the backup {old.name}")
-    if is_swept:
-        sweep_or_warn(backups)
+    try:
+        for old in backups.complete[:-keep] if keep else ():
+            old.remove()
+            is_swept = True
+            print(f"removed the backup {old.name}")
+        if is_swept:
+            sweep_or_warn(backups)
+    except OSError as error:
+        raise FatalError(f"the backup {backup.name} was made and is whole, but what is old could "
+                         f"not be removed: {error}") from None
 
     copied.findings.show()
     print(f"backup {backup.name}: {number_of(copied.blobs, 'file')} "

@@ -341,6 +341,44 @@ def test_a_manifest_of_another_form_is_refused(copied, tmp_path, change):
     assert "manifest.json" in verify(copied, status=1)
 
 
+@pytest.mark.parametrize("name", ["9999-99-99T99-99-99Z", "9999-12-31T23-59-59Z"])
+def test_a_folder_that_is_named_after_no_time(source, copied, name):
+    generations(copied)[0].rename(copied / name)
+    done = backup(source, copied, status=1)
+    assert name in done.stderr and "rename" in done.stderr
+    assert [path.name for path in generations(copied)] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes in the file system are of POSIX")
+@pytest.mark.parametrize("name", ["tmp", "files", ".lock"])
+def test_a_pipe_in_place_of_what_belongs_there_is_named(source, copied, name):
+    path = copied / name
+    shutil.rmtree(str(path)) if path.is_dir() else path.exists() and path.unlink()
+    os.mkfifo(str(path))
+    assert str(path) in backup(source, copied, status=1, timeout=20).stderr
+    assert str(path) in verify(copied, status=1)
+
+
+def test_what_is_not_of_a_backup_stays(source, copied):
+    for name in ("2026-11-29T00-00-01Z", "files/00/notes", "files/00/folder/x"):
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("notes")
+    (copied / "files" / "00" / ("00" * 32)).mkdir()
+    backup(source, copied, "--keep", 1)
+    for name in ("2026-11-29T00-00-01Z", "files/00/notes", "files/00/folder/x"):
+        assert (copied / name).read_text() == "notes"
+    verify(copied)
+
+
+def test_old_backups_that_can_not_be_removed_do_not_hide_the_new_one(source, copied, tmp_path):
+    before = generations(copied)
+    script = patched(tmp_path, "def remove(backup): raise OSError('no')\ndevpi_lite.Backup.remove = remove")
+    done = backup(source, copied, "--keep", 1, status=1, script=script)
+    (new,) = set(generations(copied)) - set(before)
+    assert "the backup %s was made" % new.name in done.stderr
+    verify(copied)
+
+
 # -- databases that somebody else has changed, and signed anew
 
 
