@@ -19641,7 +19641,7 @@ def _entry_of_mirror(path, project, file):
 # ==================================================================================================
 # 25  Import
 #
-# Dumps of devpi-server 2 to 7 and of this program. A dump is checked as a whole before anything is
+# Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
 # read of it at a time is bounded, and nothing outside of its directory is looked at.
 # ==================================================================================================
@@ -20325,17 +20325,17 @@ class Dump:
 
     def read(self):
         """Read dataindex.json; FatalError if it is unreadable."""
-        path = os.path.join(self.folder, "dataindex.json")
+        path = os.path.join(self.folder, DUMP_INDEX)
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 raise FatalError(f"{path} is no plain file")
             file = open(path, "rb")
         except OSError as error:
-            raise FatalError(f"{self.folder} is no dump of devpi: can't read dataindex.json in it "
+            raise FatalError(f"{self.folder} is no dump of devpi: can't read {DUMP_INDEX} in it "
                              f"({error.strerror})") from None
         with file:
             self.db.execute("BEGIN")
-            reader = DumpReader(JsonFile(file, "dataindex.json"), self.db, self.findings)
+            reader = DumpReader(JsonFile(file, DUMP_INDEX), self.db, self.findings)
             reader.read()
             self.version, self.is_own = reader.version, reader.is_own
             self.db.execute("COMMIT")
@@ -20435,7 +20435,7 @@ class Dump:
             pwhash, theirs = own["pwhash"], own.get("devpi", {})
             if pwhash is not None and not is_password_hash(pwhash) or \
                     not isinstance(theirs, dict) or not theirs.keys() <= {"pwhash", "pwsalt"}:
-                self.findings.error(f"devpi_lite/users/{name}", "no hashes that are known here")
+                self.findings.error(f"{OWN_KEY}/users/{name}", "no hashes that are known here")
             else:
                 kept.update(theirs)
         if kept:
@@ -20509,7 +20509,7 @@ class Dump:
         bases = config.get("bases", [])
         for key, value in self.own("indexes", path).get("", {}).items():
             if key in edit.keys:
-                self._apply(edit, key, value, f"devpi_lite/{place}", index_id)
+                self._apply(edit, key, value, f"{OWN_KEY}/{place}", index_id)
         if len(config.get("bases", ())) > Limits.bases:
             self.findings.error(place, f"it has more than {Limits.bases} bases", index_id)
         if kept:
@@ -21092,7 +21092,6 @@ class Importer:
 
     def _put_own_rows(self, change):
         """Put the rows of kinds that a dump of devpi has no place for."""
-        in_devpi = ("user", "index", "project", "release", "file", "metadata")
         unknown = collections.Counter()
         for text, in self.dump.db.execute("SELECT value FROM own WHERE kind = 'row' "
                                           "ORDER BY rowid"):
@@ -21100,7 +21099,7 @@ class Importer:
             try:
                 kind, key, value = row
                 key = tuple(key)
-                if kind in ROWS and kind not in in_devpi:
+                if kind in ROWS and kind not in DUMPED_KINDS:
                     if value is None or not ROWS[kind].accepts(key, value):
                         raise ValueError("it has another form than such rows have")
                     change.put(kind, key, value)
@@ -21109,7 +21108,7 @@ class Importer:
             except (ValueError, TypeError, sqlite3.Error) as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
-                self.dump.findings.error("devpi_lite/rows", f"{one_line(repr(row), 200)}: "
+                self.dump.findings.error(f"{OWN_KEY}/rows", f"{one_line(repr(row), 200)}: "
                                          f"{reason_of(error)}")
             self._go_on(change)
         for kind, count in unknown.items():
@@ -21137,10 +21136,12 @@ def _read_passwords(path):
 
 @command(
     "import",
-    "Read a dump that devpi-export or `export` wrote (devpi-server 2 to 7) into a missing or empty "
-    "server directory; with --add into one that is in use, while no server runs on it. All of it "
-    "is checked first; what is wrong is listed, and nothing is changed then.",
-    argument("dir", help="the directory of the dump, with dataindex.json"),
+    "Read a dump that devpi-export (devpi-server 1 to 7) or the command `export` wrote into a "
+    "missing or empty server directory; with --add into one that is in use, while no server runs "
+    "on it.  All of it is checked first; what is wrong is listed, and nothing is changed then.  "
+    "Exit status: 0 done, 1 nothing was imported.",
+    argument("dir", metavar="DIR", type=absolute_path,
+             help="the directory of the dump, with dataindex.json"),
     argument("--add", action="store_true",
              help="add the users and indexes of the dump to what the directory has"),
     argument("--set-passwords", metavar="FILE",
@@ -21148,8 +21149,9 @@ def _read_passwords(path):
     argument("--skip-import-type", metavar="TYPE", action="append", default=[],
              help="leave indexes of this type out; may be repeated"),
     argument("--hard-links", action="store_true",
-             help="link the dump's files where that is possible, in place of copying them: nobody "
-                  "may write to them any more"),
+             help="link the files, in place of copying them, where both directories are on one "
+                  "disk: takes hardly any room or time; but a file that is changed in the dump is "
+                  "then changed in the server directory, too"),
     argument("--no-events", action="store_true",
              help="accepted, as of devpi-import: the next start makes the search index anyway"),
     takes=(COMMON, FIRST_START, PASSWORDS))
@@ -21158,8 +21160,8 @@ def command_import(parsed):
     spare_memory()
     give_back_memory()
     passwords = _read_passwords(told.set_passwords) if told.set_passwords else {}
-    if not os.path.isfile(os.path.join(told.dir, "dataindex.json")):
-        raise FatalError(f"{told.dir} is no dump of devpi: it has no dataindex.json")
+    if not os.path.isfile(os.path.join(told.dir, DUMP_INDEX)):
+        raise FatalError(f"{told.dir} is no dump of devpi: it has no {DUMP_INDEX}")
     if not told.add:
         with new_directory(settings.serverdir):
             summary = _import(settings, told, passwords)
@@ -21704,9 +21706,10 @@ def _keep_number(text):
               "database as it was at one moment and the secret behind logins; the files that the "
               "database names are in DIR/files, once for all backups, so the next one copies only "
               "what is new.  Every file is checked against its SHA-256.  Files that the server has "
-              "lost are named, and the backup is made without them (exit status 5).  If it fails "
-              "or is cut off, earlier backups stay as they are.  DIR holds passwords' hashes and "
-              "private files: keep it as safe as the server directory.  See also: backup verify, "
+              "lost are named, and the backup is made without them.  If it fails or is cut off, "
+              "earlier backups stay as they are.  DIR holds passwords' hashes and "
+              "private files: keep it as safe as the server directory.  Exit status: 0 done, 1 no "
+              "backup was made, 5 done, but something is missing.  See also: backup verify, "
               "restore.",
     argument("dir", metavar="DIR", type=absolute_path,
              help="a missing or empty directory, or one with earlier backups of this server"),
@@ -21714,8 +21717,9 @@ def _keep_number(text):
              help="afterwards, remove all but the newest N backups, and the files that only they "
                   "needed"),
     argument("--hard-links", action="store_true",
-             help="link files in place of copying them, where DIR is on the same disk: it takes no "
-                  "room, but protects from deletion only, not from a damaged disk"),
+             help="link the files, in place of copying them, where both directories are on one "
+                  "disk: takes hardly any room or time, but protects from deletion only, not from "
+                  "a damaged disk"),
     takes=(COMMON,))
 def command_backup(parsed):
     serverdir, path = parsed.settings.serverdir, parsed.rest.dir
@@ -21822,9 +21826,9 @@ def sweep_or_warn(backups):
 @command(
     "backup verify",
     "Read every file of the backups in DIR and compare it with its SHA-256; check the databases.  "
-    "Damaged and missing files are named by user, index and file name.  Exit status 0: all is as "
-    "it was written; 1: something is damaged or missing; 5: undamaged, but the server had lost "
-    "files already when the backup was made.  Nothing is changed, and no server is needed.",
+    "Damaged and missing files are named by user, index and file name.  Nothing is changed, and no "
+    "server is needed.  Exit status: 0 all is as it was written, 1 something is damaged or "
+    "missing, 5 undamaged, but the server had lost files already when the backup was made.",
     argument("dir", metavar="DIR", type=absolute_path, help="a directory with backups"),
     argument("--generation", metavar="NAME",
              help="check this backup only, as 2026-11-29T00-48-16Z"))
@@ -21889,7 +21893,7 @@ def verify_backups(backups, chosen):
     known.show()
     if findings.count:
         raise FatalError(f"{backups.path} is damaged: see above.  What is damaged can be got back "
-                         "from a copy of it; `restore --skip-damaged` restores all the rest")
+                         "from a copy of it; `restore --skip-broken` restores all the rest")
     print(f"{number_of(len(chosen), 'backup is', 'backups are')} undamaged: "
           f"{', '.join(backup.name for backup in chosen[-3:])}"
           f"{' and older ones' if chosen[3:] else ''}")
@@ -21953,13 +21957,14 @@ def _merged_blobs(opened):
                "restored.  Users, passwords, sessions and tokens are as they were; followers of "
                "the changelog see a new epoch, and start again.  Files of mirrors that the backup "
                "lacks are fetched again when they are wanted.  No server may run on the new "
-               "directory; DIR is only read.",
+               "directory; DIR is only read.  Exit status: 0 done, 1 nothing was restored, 5 done, "
+               "but something is missing.",
     argument("dir", metavar="DIR", type=absolute_path, help="a directory with backups"),
     argument("--generation", metavar="NAME",
              help="restore this backup, as 2026-11-29T00-48-16Z; default: the newest"),
-    argument("--skip-damaged", action="store_true",
-             help="name the files that are damaged or missing, and restore all the others; "
-                  "exit status 5"),
+    argument("--skip-broken", action="store_true",
+             help="leave out files that are missing or damaged, and name them; without this they "
+                  "end the restore"),
     takes=(COMMON,))
 def command_restore(parsed):
     serverdir, rest = parsed.settings.serverdir, parsed.rest
@@ -21969,7 +21974,7 @@ def command_restore(parsed):
         backup = backups.choose(rest.generation)
         try:
             with new_directory(serverdir):
-                findings = restore(backups, backup, serverdir, rest.skip_damaged)
+                findings = restore(backups, backup, serverdir, rest.skip_broken)
         except (NoSpace, OSError) as error:
             raise FatalError(f"nothing was restored into {serverdir}: "
                              f"{getattr(error, 'message', None) or error}") from None
@@ -21982,10 +21987,10 @@ def command_restore(parsed):
     return 5 if findings.count else 0
 
 
-def restore(backups, backup, serverdir, skip_damaged):
+def restore(backups, backup, serverdir, skip_broken):
     """Fill a new server directory; returns `_Findings` of what it lacks.
 
-    FatalError if something is damaged or missing; of blobs only if not `skip_damaged`."""
+    FatalError if something is damaged or missing; of blobs only if not `skip_broken`."""
     faults = list(backup.faults())
     for fault in faults:
         print(fault, file=sys.stderr)
@@ -22009,10 +22014,10 @@ def restore(backups, backup, serverdir, skip_damaged):
         findings, known = restore_blobs(db, backups, manifest, serverdir)
     findings.show()
     known.show()
-    if findings.count and not skip_damaged:
+    if findings.count and not skip_broken:
         number = number_of(findings.count, "file is", "files are")
         raise FatalError(f"nothing was restored: {number} damaged or missing, see above.  "
-                         "--skip-damaged restores all the others")
+                         "--skip-broken restores all the others")
     if known.count:
         print("the files named last were lost before the backup was made", file=sys.stderr)
     begin_epoch(os.path.join(serverdir, "devpi_lite.db"))
@@ -22986,8 +22991,8 @@ class Checkup:
 
 @command(
     "fsck", "Check that the database is sound and agrees with its changelog, and that each file "
-            "that it names is here and undamaged.  Exit status 1 if there are errors; warnings "
-            "alone are none.  A server may run meanwhile; without --repair nothing is changed.",
+            "that it names is here and undamaged.  A server may run meanwhile; without --repair "
+            "nothing is changed.  Exit status: 0 no errors, maybe warnings, 1 errors.",
     argument("--checksum", action="store_true", default=True,
              help="read each file and compare its SHA-256 (this is the default)"),
     argument("--no-checksum", dest="checksum", action="store_false",

@@ -400,7 +400,7 @@ def changed(folder, *statements):
 @pytest.mark.parametrize("column", ["sha256", "metadata_sha256"])
 def test_what_is_no_hash_leads_nowhere(copied, tmp_path, column, value):
     changed(copied, "UPDATE files SET %s = %s WHERE filename = 'demo-1.3-py3-none-any.whl'" % (column, value))
-    told = verify(copied, status=1), restore(copied, tmp_path / "new", "--skip-damaged", status=1).stderr
+    told = verify(copied, status=1), restore(copied, tmp_path / "new", "--skip-broken", status=1).stderr
     for text in told:
         assert "demo-1.3-py3-none-any.whl" in text and "no SHA-256" in text
     assert not (tmp_path / "new").exists()
@@ -532,7 +532,7 @@ def test_damage_is_named_and_nothing_damaged_is_restored(copied, tmp_path, kind,
     assert not (tmp_path / "new").exists()
 
     if kind in ("release", "docs"):
-        done = restore(copied, tmp_path / "new", "--skip-damaged", status=5)
+        done = restore(copied, tmp_path / "new", "--skip-broken", status=5)
         assert name in done.stderr and len(list((tmp_path / "new").glob("files/*/*"))) == 6
 
 
@@ -542,7 +542,7 @@ def test_an_undamaged_backup_is_restored_beside_a_damaged_one(source, copied, tm
     spoil(generations(copied)[1] / "devpi_lite.db")
     done = restore(copied, tmp_path / "new", status=1)
     assert "--generation takes another one: " + first in done.stderr
-    restore(copied, tmp_path / "new", "--skip-damaged", status=1)      # that is for single files
+    restore(copied, tmp_path / "new", "--skip-broken", status=1)      # that is for single files
     assert not (tmp_path / "new").exists()
     restore(copied, tmp_path / "new", "--generation", first)
     assert "undamaged" in verify(copied, "--generation", first)
