@@ -1325,9 +1325,11 @@ class Limits:
     looks, look_pause = 20, 30      # at a remembered password, while its address has to wait
     new_users, new_user_pause = 20, 30      # registered from one address, without a login
     waiting_hashes = 32             # passwords that wait for their hash
-    argon2_memory = 1 << 20         # KiB that computing one of devpi's hashes may take
-    argon2_blocks = 4 << 20         # KiB that it may write
+    # devpi's own took 100 MiB in 2 passes, or 64 MiB in 3
+    argon2_memory = 256 << 10       # KiB that computing one of devpi's hashes may take
+    argon2_blocks = 1 << 20         # KiB that it may write
     argon2_lanes = 64
+    argon2_passes = 64              # each begins threads anew
     argon2_here = 256               # KiB that it may write in Python within this process
     argon2_wait = 2                 # seconds that a login waits for what another process computes
     argon2_time = 900               # seconds that this may take
@@ -5505,6 +5507,7 @@ def argon2_of(text):
     found = Argon2(kind, int(version or 16), int(memory), int(passes), int(lanes), salt, digest)
     fits = 8 * found.lanes <= found.memory <= Limits.argon2_memory \
         and found.blocks <= Limits.argon2_blocks and found.lanes <= Limits.argon2_lanes \
+        and found.passes <= Limits.argon2_passes \
         and 8 <= len(salt) <= 64 and 16 <= len(digest) <= 64
     return found if fits else None
 

@@ -105,6 +105,18 @@ def test_what_is_no_hash_of_a_password_fits_none(stored):
     assert not any(d.check_password(stored, password) for password in ("right", "", stored, "\x00", "\ud800"))
 
 
+@pytest.mark.parametrize("costs, fits", [
+    ("m=65536,t=3,p=4", True), ("m=102400,t=2,p=8", True), ("m=262144,t=4,p=8", True), ("m=262145,t=1,p=1", False),
+    ("m=1048576,t=1,p=4", False), ("m=262144,t=5,p=8", False), ("m=512,t=8192,p=64", False), ("m=8,t=65,p=1", False)])
+def test_a_hash_may_cost_what_those_of_devpi_do_and_not_much_more(costs, fits):
+    text = argon2().replace("m=8,t=1,p=1", costs)
+    assert (d.argon2_of(text) is not None) == d.is_password_hash(text) == fits
+    if not fits:        # else a login with any password would take a minute, or a GB
+        with pytest.raises(ValueError, match="costs"):
+            d.imported_hash(text)
+        assert not d.check_password(text, "right")
+
+
 # -- libraries
 
 
