@@ -16211,11 +16211,17 @@ def _sends_json(request):
     return request.content_type != "multipart/form-data"
 
 
+def _sends_values(request):
+    """Whether the body is a JSON object or list by its type or its beginning."""
+    return request.content_type == "application/json" or request.body.begins_with((b"{", b"["))
+
+
 # in the order in which they are tried: an installer's User-Agent comes before its Accept
 AUDIENCES = {
     "xml-rpc": Audience(
         "upload", lambda request: request.content_type in ("text/xml", "application/xml")),
     "pusher": Audience("json", _sends_json),
+    "configurer": Audience("json", _sends_values),
     "uploader": Audience("upload", is_default=True),
     "installer": Audience("page", lambda request: request.is_installer),
     # readers of devpi's JSON; others may get 415, see `refuse_other_types`
@@ -17990,12 +17996,9 @@ def modify_project(request, index, project):
     return result_response("projectconfig", project_config(request, index, project))
 
 
-@route("POST", "/{user}/{name}/{project}[/]", for_="pusher", may="as the body says")
+@route("POST", "/{user}/{name}/{project}[/]", for_="configurer", may="as the body says")
 def post_project(request, user, name, project):
     """Change a project's configuration by POST of JSON, as devpi 7 has announced it."""
-    if request.content_type != "application/json" and not request.body.begins_with((b"{", b"[")):
-        request.errors = AUDIENCES["uploader"].errors       # nothing says that it is no upload
-        return refuse_upload(request, user, name, project)
     index = request.app.indexes.find(request.index_path)
     require(request, "delete files", index)
     return modify_project(request, index, project)
@@ -19805,15 +19808,15 @@ class Findings:
     Those of an index that is left out do not count."""
 
     def __init__(self):
-        self.errors = {}        # id of an index, or None -> [sentences]
+        self.sentences = {}        # id of an index, or None -> [sentences]
         self.counts = collections.Counter()
         self.warnings, self.more_warnings = [], collections.Counter()
 
     def error(self, place, sentence, index=None):
         self.counts[index] += 1
-        kept = self.errors.get(index, ())
-        if len(kept) < Limits.dump_errors and len(self.errors) < 10 * Limits.dump_errors:
-            self.errors.setdefault(index, []).append(f"{one_line(place)}: {sentence}")
+        kept = self.sentences.get(index, ())
+        if len(kept) < Limits.dump_errors and len(self.sentences) < 10 * Limits.dump_errors:
+            self.sentences.setdefault(index, []).append(f"{one_line(place)}: {sentence}")
 
     def warn(self, sentence, kind=""):
         """Add a warning; of one `kind`, the first are kept, and the others counted."""
@@ -19823,7 +19826,7 @@ class Findings:
             self.warnings.append((kind, sentence))
 
     def leave_out(self, index):
-        self.errors.pop(index, None)
+        self.sentences.pop(index, None)
         self.counts.pop(index, None)
 
     def refuse(self):
@@ -19831,7 +19834,7 @@ class Findings:
         count = sum(self.counts.values())
         if not count:
             return
-        found = list(itertools.chain.from_iterable(self.errors.values()))[:Limits.dump_errors]
+        found = list(itertools.chain.from_iterable(self.sentences.values()))[:Limits.dump_errors]
         for sentence in found:
             print(f"error: {sentence}", file=sys.stderr)
         if count > len(found):
