@@ -3746,6 +3746,7 @@ class Blobs(Part):
             sync_directory(self.files)
 
     def recover(self):
+        """Empty `tmp/` at the start of what has the directory to itself."""
         lessees = self.lessees()
         for name in os.listdir(self.tmp):
             if name.partition("-")[0] not in lessees:
@@ -21186,6 +21187,7 @@ def _import(settings, told, passwords):
     """Import a dump into a locked directory; returns what is to be said about it."""
     began = time.monotonic()
     blobs = Blobs(settings.serverdir)
+    blobs.recover()         # a killed import may have left a database, and files that are cut
     with contextlib.closing(Dump(told.dir, blobs.tmp, told.skip_import_type,
                                  settings.root_pypi and not told.add)) as dump, \
             contextlib.closing(Store(settings, create=not told.add)) as store, \

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import sqlite3
 import stat
 import zipfile
 
@@ -526,6 +527,21 @@ def test_a_dump_is_added_to_what_is_there(present, dump, target):
     assert present.fetch("mira/dev", small().filename, "lantern") == small().content
     assert present.post("/+login", {"user": "root", "password": "secret"}).status == 200
     eventually(lambda: "lantern" in present.get("/+search?query=lantern", headers={"Accept": HTML}).text)
+
+
+def test_what_a_killed_import_left_is_not_in_the_way(present, dump, target):
+    dump.add(small())
+    folder = target / "tmp" / "intake" / small().sha256[:2]
+    folder.mkdir(parents=True)
+    (folder / ("%s.1-1" % small().sha256)).write_bytes(small().content[:50])     # in the middle of a copy
+    (folder / small().sha256).write_bytes(b"cut by a crash")
+    with contextlib.closing(sqlite3.connect(str(target / "tmp" / "dump.db"))) as db:
+        db.execute("CREATE TABLE users (name)")
+    result = dump.imported(target, "--add")
+    assert result.returncode == 0, result
+    assert [path.name for path in (target / "tmp").iterdir()] == []
+    kept = target / "files" / small().sha256[:2]
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {small().sha256: small().content}
 
 
 def test_what_is_there_already_is_named_and_nothing_changes(present, dump, target):
