@@ -3720,7 +3720,11 @@ except ImportError:     # Windows
 # ==================================================================================================
 
 
+BLOB_FOLDERS = tuple(f"{number:02x}" for number in range(256))  # the first two digits of a hash
+
+
 def is_sha256(text):
+    """Whether this can be the name of a blob."""
     return isinstance(text, str) and re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
@@ -3741,8 +3745,8 @@ class Blobs(Part):
 
         os.makedirs(self.tmp, mode=0o700, exist_ok=True)
         if not os.path.isdir(os.path.join(self.files, "ff")):
-            for number in range(256):       # all now, so that `keep` syncs one directory, not two
-                os.makedirs(os.path.join(self.files, "%02x" % number), mode=0o700, exist_ok=True)
+            for name in BLOB_FOLDERS:       # all now, so that `keep` syncs one directory, not two
+                os.makedirs(os.path.join(self.files, name), mode=0o700, exist_ok=True)
             sync_directory(self.files)
 
     def recover(self):
@@ -4055,15 +4059,16 @@ def newest_time(path):
         return time.time()
 
 
-def size_on_disk(path):
-    """Bytes of a file, or of all files in a folder."""
-    paths = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names] \
+def files_in(path):
+    """(number, bytes) of the files in a folder and in all folders below it, or of a file."""
+    paths = (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names) \
         if os.path.isdir(path) else [path]
-    size = 0
+    number = size = 0
     for each in paths:
         with contextlib.suppress(FileNotFoundError):
             size += os.lstat(each).st_size
-    return size
+            number += 1
+    return number, size
 
 
 def disk_complaints(free):
@@ -4298,8 +4303,8 @@ class Intake:
     def __init__(self, blobs, in_place=False):
         self.blobs, self.in_place = blobs, in_place
         self.folder = blobs.files if in_place else os.path.join(blobs.tmp, "intake")
-        for number in range(0 if in_place else 256):
-            os.makedirs(os.path.join(self.folder, "%02x" % number), mode=0o700, exist_ok=True)
+        for name in () if in_place else BLOB_FOLDERS:
+            os.makedirs(os.path.join(self.folder, name), mode=0o700, exist_ok=True)
 
     def path(self, sha256):
         """Where a blob is now."""
@@ -18708,12 +18713,7 @@ def first_password(settings):
     that holds it."""
     password = settings.root_passwd
     if settings.root_passwd_file:
-        try:
-            with open(settings.root_passwd_file, encoding="utf-8") as file:
-                password = file.readline().rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FatalError(f"can't read root's password from {settings.root_passwd_file}: "
-                             f"{reason_of(error)}") from None
+        password = first_line(settings.root_passwd_file, "root's password")
         if not password:
             raise FatalError(f"the first line of {settings.root_passwd_file} is empty: it has to "
                              "be root's password")
@@ -18730,6 +18730,15 @@ def first_password(settings):
         print("warning: root has an empty password: anybody who reaches this server can do "
               "everything", file=sys.stderr)
     return password
+
+
+def first_line(path, what):
+    """The first line of a file that a person wrote; FatalError if it can't be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FatalError(f"can't read {what} from {path}: {reason_of(error)}") from None
 
 
 def _initialise(change, hashes, with_pypi):
@@ -21261,7 +21270,6 @@ _MANIFEST = "manifest.json"
 _FORMAT = 1
 _OWN_FILES = ("devpi_lite.db", ".secret", "root-password")      # of a server directory and a backup
 _BACKUP_NAME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}Z")
-_PREFIXES = tuple(f"{number:02x}" for number in range(256))     # blobs lie in folders named so
 _NOW_USED = "another backup, verification or restore works"
 
 
@@ -21476,7 +21484,7 @@ class Backups:
         with contextlib.ExitStack() as stack:
             dbs = [stack.enter_context(contextlib.closing(backup.open_rows()))
                    for backup in reversed(self.complete)]
-            for prefix in _PREFIXES:
+            for prefix in BLOB_FOLDERS:
                 with contextlib.suppress(FileNotFoundError):
                     left = {entry.name for entry in os.scandir(os.path.join(self.files, prefix))
                             if is_sha256(entry.name) and not entry.is_dir(follow_symlinks=False)}
@@ -21667,7 +21675,7 @@ def copy_blobs(db, serverdir, backups, link):
 
 def _lacking(db, backups, copied, progress):
     """Yield the blobs that a database names and the backups lack; count the others."""
-    for prefix in _PREFIXES:
+    for prefix in BLOB_FOLDERS:
         for blob in _named_blobs(db, prefix):
             path = backups.blob(blob.sha256)
             try:
@@ -21876,7 +21884,7 @@ def verify_backups(backups, chosen):
                 opened.pop(backup, None)
 
         missing = {backup: frozenset(backup.manifest.missing) for backup in opened}
-        with Progress("verify", *_blobs_in(backups.files)) as progress:
+        with Progress("verify", *files_in(backups.files)) as progress:
             def check(wanted):
                 return _fault_of(backups.blob(wanted[0]), wanted[0])
 
@@ -21934,19 +21942,10 @@ def _unusable(db):
             yield str(error)
 
 
-def _blobs_in(folder):
-    """(number, bytes) of the blobs in a folder of blobs."""
-    number = size = 0
-    for inner in os.scandir(folder) if os.path.isdir(folder) else ():
-        for entry in os.scandir(inner.path):
-            number, size = number + 1, size + entry.stat(follow_symlinks=False).st_size
-    return number, size
-
-
 def _merged_blobs(opened):
     """Yield (SHA-256, size, [(backup, whether it is a stage's there)]) of each blob that one of the
     backups names; `opened`: {backup: connection}."""
-    for prefix in _PREFIXES:
+    for prefix in BLOB_FOLDERS:
         merged = {}
         for backup, db in opened.items():
             for blob in _named_blobs(db, prefix):
@@ -22050,7 +22049,7 @@ def restore_blobs(db, backups, manifest, serverdir):
             return _fault_in_taking(intake, lambda: path, blob.sha256)
 
         for blob, (fault, size) in in_threads(take, itertools.chain.from_iterable(
-                _named_blobs(db, prefix) for prefix in _PREFIXES)):
+                _named_blobs(db, prefix) for prefix in BLOB_FOLDERS)):
             progress.add(size)
             if fault and not blob.is_stages:
                 cached += 1
@@ -22626,8 +22625,7 @@ class FileCheck:
         """Yield lists of (SHA-256, size, smallest and largest size that rows state) of blobs that
         are here, some MB each; note missing ones as `damaged`."""
         batch, left = [], 8 << 20
-        for number in range(256):
-            prefix = f"{number:02x}"
+        for prefix in BLOB_FOLDERS:
             here = dict(self._in_folder(prefix))
             named = self.scratch.execute(
                 "SELECT sha256, smallest, largest FROM named WHERE sha256 BETWEEN ? AND ?",
@@ -23104,7 +23102,7 @@ def command_gc(parsed):
     if os.path.isdir(cache):        # a young one may be a list that a server just puts in place
         old += [path for path in MirrorNames.leftovers(cache, indexes)
                 if newest_time(path) < time.time() - 3600]
-    freed = sum(map(size_on_disk, old))
+    freed = sum(files_in(path)[1] for path in old)
     for path in () if told.dry_run else old:
         remove(path)
 
@@ -23169,7 +23167,7 @@ def facts_of_directory(serverdir):
         complaints.append(Complaint("fatal", "an import or a restore into it still runs, or was "
                                              "cut off"))
     read_only = is_read_only(serverdir)
-    files, size = _in_folder(os.path.join(serverdir, "trash"))
+    files, size = files_in(os.path.join(serverdir, "trash"))
     free = shutil.disk_usage(serverdir).free
     database = os.path.join(serverdir, "devpi_lite.db")
     sizes = {"database": _size_of(database), "write-ahead-log": _size_of(database + "-wal"),
@@ -23328,16 +23326,6 @@ def _size_of(path):
         return os.path.getsize(path)
     except FileNotFoundError:
         return 0
-
-
-def _in_folder(path):
-    """(number of files in a folder, their bytes)."""
-    count = size = 0
-    for entry in os.scandir(path) if os.path.isdir(path) else ():
-        with contextlib.suppress(FileNotFoundError):
-            size += entry.stat().st_size
-            count += 1
-    return count, size
 
 
 def _server_url(text):
@@ -23670,11 +23658,7 @@ def _credentials(told):
         if not sys.stdin.isatty():
             raise FatalError("nobody is there to answer: give the password with --password-file", 2)
         return told.user, getpass.getpass(f"password of {told.user}: ")
-    try:
-        with open(told.password_file, encoding="utf-8") as file:
-            return told.user, file.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise FatalError(f"can't read {told.password_file}: {reason_of(error)}") from None
+    return told.user, first_line(told.password_file, f"the password of {told.user}")
 
 
 # ==================================================================================================
