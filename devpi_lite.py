@@ -3114,6 +3114,25 @@ def names_tag(index_id):
     return ("names", index_id)
 
 
+def refuse_no_database(serverdir):
+    """FatalError if there is no database, or none that can be read: it says which, for to whom
+    the directory is closed the database must not seem lost."""
+    path = os.path.join(serverdir, "devpi_lite.db")
+    try:
+        os.stat(path)
+        if os.access(path, os.R_OK):
+            return
+        reason = os.strerror(errno.EACCES)
+    except FileNotFoundError:
+        why = "" if os.path.isdir(serverdir) else ": there is no such directory"
+        if os.path.exists(os.path.join(serverdir, ".nodeinfo")):
+            why = ": it belongs to a devpi-server"
+        raise FatalError(f"no devpi_lite database in {serverdir}{why}") from None
+    except OSError as error:
+        reason = error.strerror
+    raise FatalError(f"can't read {path}: {reason}; run this as the user who owns it")
+
+
 class Store(Part):
     """The database of a server directory: `read()` gives a connection, `write()` runs a change.
 
@@ -3122,8 +3141,8 @@ class Store(Part):
     def __init__(self, settings, create=False):
         self.path = os.path.join(settings.serverdir, "devpi_lite.db")
         self.read_only = settings.read_only
-        if not create and not os.path.exists(self.path):
-            raise FatalError(f"no devpi_lite database in {settings.serverdir}")
+        if not create:
+            refuse_no_database(settings.serverdir)
 
         self.freshness = Freshness()
         self.tasks = FairQueue()        # of changes, by their party
@@ -18753,8 +18772,7 @@ def open_rows(serverdir, may_be_older=False, may_be_newer=False):
     FatalError if it is missing or has another schema version; an older one is read if it
     `may_be_older`, a newer one if it `may_be_newer`."""
     path = os.path.join(serverdir, "devpi_lite.db")
-    if not os.path.exists(path):
-        raise FatalError(f"no devpi_lite database in {serverdir}")
+    refuse_no_database(serverdir)
 
     # nobody writes to a database that has no write-ahead log, in a directory where none can be made
     is_fixed = is_read_only(serverdir) or not (
@@ -21132,6 +21150,27 @@ class Importer:
                                     "does not know it")
 
 
+def _not_a_dump(path):
+    """What a path is where no dump lies, and what to do."""
+    try:
+        names = os.listdir(path)
+        if ".nodeinfo" in names:
+            return ("it is the directory of a devpi-server: "
+                    f"`devpi-export --serverdir {path} DUMP` writes a dump of it, DUMP")
+        if "devpi_lite.db" in names:
+            return (f"it is a server directory: `export DUMP --serverdir {path}` writes a dump of "
+                    "it, DUMP")
+        os.stat(os.path.join(path, DUMP_INDEX))
+    except NotADirectoryError:
+        return f"it is a file: name the directory that has {DUMP_INDEX} in it"
+    except FileNotFoundError:
+        return (f"it has no {DUMP_INDEX}" if os.path.isdir(path)
+                else f"there is no such directory, with a {DUMP_INDEX} in it")
+    except OSError as error:
+        return error.strerror
+    return f"its {DUMP_INDEX} is no plain file"
+
+
 def _read_passwords(path):
     """{user: password} of a file with lines user:password."""
     try:
@@ -21177,7 +21216,7 @@ def command_import(parsed):
     give_back_memory()
     passwords = _read_passwords(told.set_passwords) if told.set_passwords else {}
     if not os.path.isfile(os.path.join(told.dir, DUMP_INDEX)):
-        raise FatalError(f"{told.dir} is no dump of devpi: it has no {DUMP_INDEX}")
+        raise FatalError(f"{told.dir} is no dump of devpi: {_not_a_dump(told.dir)}")
     if not told.add:
         with new_directory(settings.serverdir):
             summary = _import(settings, told, passwords)

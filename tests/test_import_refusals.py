@@ -352,3 +352,24 @@ def test_an_import_that_is_cut_off_can_be_run_again(dump, target, tmp_path, sign
     assert run_import(dump.folder, target).returncode == 0
     assert rows(target, "SELECT count(*) FROM files") == [(30,)]
     assert list((target / "tmp").iterdir()) == []
+
+
+# -- what is no dump at all ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, words", [
+    (".nodeinfo", "is the directory of a devpi-server: `devpi-export --serverdir "),
+    ("devpi_lite.db", "is a server directory: `export DUMP --serverdir "),
+    ("else", "it has no dataindex.json")])
+def test_what_is_no_dump_is_called_what_it_is(tmp_path, target, name, words):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / name).write_text("")
+    assert_refused(import_here(folder, target), target, f"{folder} is no dump of devpi: ", words)
+
+
+def test_the_path_of_a_dump_that_is_a_file_or_missing_is_called_so(dump, tmp_path, target):
+    dump.write()
+    assert_refused(import_here(dump.folder / "dataindex.json", target), target,
+                   "it is a file: name the directory that has dataindex.json in it")
+    assert_refused(import_here(tmp_path / "none", target), target, "none is no dump of devpi: there is no such directory")

@@ -626,3 +626,32 @@ def test_how_much_of_the_changelog_is_kept_is_a_size_an_age_or_both(text, bounds
     else:
         with pytest.raises(ValueError):
             d._log_bounds(text)
+
+
+@pytest.mark.parametrize("function", ["stat", "access"])
+def test_a_database_that_is_closed_to_us_is_not_called_missing(tmp_path, monkeypatch, function):
+    database = tmp_path / "devpi_lite.db"
+    database.write_bytes(b"")
+    real = getattr(os, function)
+
+    def closed(path, *arguments, **keywords):
+        if path != str(database):
+            return real(path, *arguments, **keywords)
+        if function == "stat":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return False
+    monkeypatch.setattr(os, function, closed)
+    with pytest.raises(d.FatalError) as caught:
+        d.refuse_no_database(str(tmp_path))
+    assert str(caught.value) == f"can't read {database}: Permission denied; run this as the user who owns it"
+
+
+def test_a_database_that_is_missing_is_told_from_a_directory_of_another_kind(tmp_path):
+    def said(path):
+        with pytest.raises(d.FatalError) as caught:
+            d.open_rows(str(path))
+        return str(caught.value)
+    assert said(tmp_path) == f"no devpi_lite database in {tmp_path}"
+    assert said(tmp_path / "none") == f"no devpi_lite database in {tmp_path / 'none'}: there is no such directory"
+    (tmp_path / ".nodeinfo").write_text("{}")
+    assert said(tmp_path) == f"no devpi_lite database in {tmp_path}: it belongs to a devpi-server"
