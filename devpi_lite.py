@@ -1231,6 +1231,8 @@ class Limits:
     dump_warnings = 20              # of one kind, that are listed
     batch_files, batch_bytes = 20000, 4 << 30   # that a backup syncs together
     manifest = 64 << 20             # of a backup
+    repair_troubles = 3             # timeouts of a server in a row before a repair gives it up,
+    repair_patience = 10            # and the seconds from which on a failure counts as one
     findings = 100                  # damaged files that a command names
     taken_here = 500                # files that an import takes in without child processes
     streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
@@ -22749,6 +22751,7 @@ class Repairs:
         self.files = MirrorFiles(
             Upstreams(self.store, indexes, self.blobs, self.client, settings))
         self.reasons = []           # why the last repair failed
+        self.silent = collections.Counter()     # by server: failures in a row that took long
 
     def blob(self, sha256, size):
         """Bring back a blob; returns from where, or None."""
@@ -22787,6 +22790,10 @@ class Repairs:
 
     def _take(self, sha256, size, place, open_):
         """Take the bytes that `open_()` gives, if they are the right ones."""
+        server, began = urllib.parse.urlsplit(place).netloc, time.monotonic()
+        if self.silent[server] >= Limits.repair_troubles:
+            self.reasons.append(f"{server} is not asked any more, it did not answer in time")
+            return False
         try:
             with open_() as source, self.blobs.incoming() as incoming:
                 most = Limits.upstream_file if size is None else size
@@ -22795,12 +22802,18 @@ class Repairs:
                     if not piece:
                         break
                     incoming.write(piece)
+                    late = time.monotonic() - began - Limits.stall
+                    if late > 0 and incoming.size < late * Limits.slowest_body:
+                        raise UpstreamTrouble(f"{place} comes too slowly")
                 if incoming.sha256.hexdigest() != sha256:
                     self.reasons.append(f"{place} has other bytes")
                     return False
                 incoming.replace(f"{sha256}.damaged-{time.time_ns()}")
+                self.silent[server] = 0
                 return True
         except (Problem, OSError) as error:
+            if server and time.monotonic() - began > Limits.repair_patience:
+                self.silent[server] += 1
             self.reasons.append(reason_of(error))
             return False
 
@@ -23034,6 +23047,16 @@ class Checkup:
                                   "`fsck --repair` has the server look at them again")
 
 
+def _is_server_url(text):
+    """Whether paths can follow a text to make URLs."""
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 \
+            and re.search(r"[?#\s\x00-\x1f\x7f]", text) is None
+    except ValueError:
+        return False
+
+
 @command(
     "fsck", "Check that the database is sound and agrees with its changelog, and that each file "
             "that it names is here and undamaged.  A server may run meanwhile; without --repair "
@@ -23055,7 +23078,7 @@ def command_fsck(parsed):
     serverdir, began = settings.serverdir, time.monotonic()
     if told.source and not told.repair:
         raise FatalError("--from names where --repair takes files from: give --repair, too", 2)
-    if told.source and not re.match(r"https?://[^/]", told.source):
+    if told.source and not _is_server_url(told.source):
         raise FatalError(f"--from {one_line(told.source)}: a URL that begins with http:// or "
                          "https:// is needed", 2)
     if not os.path.isdir(serverdir):

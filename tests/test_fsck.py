@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import socketserver
 import sqlite3
 import threading
 import zlib
@@ -623,6 +624,51 @@ def test_files_of_stages_come_from_another_server(rich, directory, make_server, 
     clean(directory)
 
 
+@contextlib.contextmanager
+def slow_server(first):
+    """A server that sends `first`, and then a byte now and then without end; yields (its URL, the
+    connections so far)."""
+    met, ended = [], threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            met.append(self.client_address)
+            with contextlib.suppress(OSError):
+                self.request.sendall(first)
+                while first and not ended.wait(0.02):
+                    self.request.sendall(b"x")
+                ended.wait(20)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield "http://127.0.0.1:%d" % server.server_address[1], met
+        finally:
+            ended.set()
+            server.shutdown()
+
+
+def test_a_server_that_sends_hardly_anything_is_left(rich, directory, monkeypatch):
+    blob(directory, rich.wheel).unlink()
+    monkeypatch.setattr(d.Limits, "stall", 0.2)
+    with slow_server(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n") as (url, _):
+        found(directory, "comes too slowly", options=("--repair", "--from", url))
+    assert not blob(directory, rich.wheel).exists() and os.listdir(str(directory / "tmp")) == []
+
+
+def test_a_server_that_never_answers_is_asked_for_a_few_files(rich, directory, monkeypatch):
+    archives = [rich.wheel, rich.other, rich.docs]
+    for archive in archives:
+        blob(directory, archive).unlink()
+    for name, value in (("upstream_stall", 0.1), ("repair_patience", 0.05), ("repair_troubles", 2)):
+        monkeypatch.setattr(d.Limits, name, value)
+    with slow_server(b"") as (url, met):
+        lines = found(directory, *["timed out"] * 2, "is not asked any more",
+                      options=("--repair", "--from", url))
+    assert len(met) < 6, lines
+
+
 def test_a_restricted_index_needs_the_password_in_the_url(rich, directory, make_server, tmp_path):
     other = make_server(directory=rich.copy(tmp_path / "other"))
     assert other.patch("/root/dev", ["acl_pkg_read=root"], user="root").status == 200
@@ -654,7 +700,9 @@ def test_a_running_server_notices_a_repair(rich, make_server, tmp_path):
 
 
 @pytest.mark.parametrize("options, status", [
-    (("--from", "http://127.0.0.1:1"), 2), (("--repair", "--from", "ftp://x"), 2),
-    (("--frm",), 2)])
+    (("--from", "http://127.0.0.1:1"), 2), (("--frm",), 2),
+    *[(("--repair", "--from", url), 2) for url in (
+        "ftp://x", "http://[::1", "http://127.0.0.1:99999", "http://u:p@", "http://x/?a",
+        "http://x/#a", "http://a b/", "http://\x7f/", "http:///x")]])
 def test_wrong_options_are_refused(directory, options, status):
     fsck(directory, *options, status=status)
