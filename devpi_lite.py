@@ -5575,7 +5575,19 @@ def _salted_sha256(stored):
 def is_password_hash(text):
     """Whether a text has the form of what an account's `pwhash` can be."""
     return isinstance(text, str) and bool(
-        _OWN_HASH.fullmatch(text) or _salted_sha256(text) or argon2_of(text))
+        _is_affordable(text) if _OWN_HASH.fullmatch(text) else
+        _salted_sha256(text) or argon2_of(text))
+
+
+def _is_affordable(own):
+    """Whether a hash of the form of `_OWN_HASH` can be computed, and takes at most some four times
+    what ours take: another server's may ask for hours, or for more memory than there is."""
+    if own.startswith("pbkdf2"):
+        return 0 < int(own.split(":")[1]) <= 4 * _PBKDF2_ROUNDS
+    n, r, p = (int(cost.partition("=")[2]) for cost in own.split(":")[1].split(","))
+    # scrypt takes 128 * r bytes for each of the n blocks, and for a few more
+    return n > 1 and n & (n - 1) == 0 and r > 0 < p and \
+        128 * r * (n + p + 2) <= _SCRYPT["maxmem"] >= 64 * n * r * p
 
 
 _OWN_HASH = re.compile("(scrypt:n=[0-9]{1,7},r=[0-9]{1,3},p=[0-9]{1,2}|pbkdf2_sha256:[0-9]{1,7})"
@@ -20213,16 +20225,29 @@ class DumpReader:
                 for entry in entries):
             self._error(place, "a list of objects with `what` was expected")
             return None
-        for entry in entries:
-            when = entry.get("when")
-            if isinstance(when, str):
-                with contextlib.suppress(ValueError, OverflowError):
-                    entry["when"] = list(time.gmtime(_seconds_of_text(when))[:6])
-            elif not isinstance(when, list) or len(when) != 6 or not all(
-                    type(number) is int and 0 <= number < 10000 for number in when):
-                self._error(f"{place}/when", "six numbers or a time were expected")
-        # as `history_entry` makes them: stored texts are looked for by their beginning
-        return [{"what": entry.pop("what"), **entry} for entry in entries]
+        return [self._history_entry(entry, place) for entry in entries]
+
+    def _history_entry(self, entry, place):
+        """An entry as `history_entry` makes it: stored texts are looked for by their beginning."""
+        what = entry.pop("what")
+        for key in [key for key, value in entry.items() if value is None and key != "who"]:
+            del entry[key]
+        if what == "overwrite":
+            entry.setdefault("count", 1)
+        for key, value in entry.items():
+            if key == "when":
+                continue
+            if key == "count" and not _is_count(value) or isinstance(value, (dict, list)) or \
+                    key in _HISTORY_TEXTS and not isinstance(value, (str, type(None))):
+                self._error(f"{place}/{key}", f"{json_kind(value)} was not expected")
+
+        when = entry.get("when")
+        if isinstance(when, str):
+            with contextlib.suppress(ValueError, OverflowError):
+                entry["when"] = list(time.gmtime(_seconds_of_text(when))[:6])
+        elif not _is_moment(when):
+            self._error(f"{place}/when", "six numbers or a time were expected")
+        return {"what": what, **entry}
 
     def _modified(self, text, history, place):
         """When a file was uploaded, in seconds; None for now."""
@@ -20282,16 +20307,34 @@ def _is_count(value):
 
 
 def _is_time(value):
+    """Whether a value is a time as `iso_time` makes it: others stop whoever reads it later."""
     try:
-        return value.endswith("Z") and _seconds_of_text(value) is not None
-    except (ValueError, TypeError, OverflowError, AttributeError, IndexError):
+        return bool(_ISO_TIME.fullmatch(value)) and seconds_of(value) is not None
+    except (ValueError, TypeError, OverflowError):
+        return False
+
+
+def _is_line(value):
+    """Whether a value can be the value of a header."""
+    return isinstance(value, str) and value == one_line(value, 100)
+
+
+_HISTORY_TEXTS = ("who", "src", "dst", "message", "reason", "replaced", "by")
+
+
+def _is_moment(value):
+    """Whether a value is a time as devpi's histories have it: six numbers."""
+    try:
+        return isinstance(value, list) and len(value) == 6 and \
+            all(type(number) is int for number in value) and bool(datetime.datetime(*value))
+    except (ValueError, OverflowError):
         return False
 
 
 # what our own export may say of a file besides, and whether a value is one
 _OWN_FACTS = {
     "uploaded": _is_time, "first_seen": lambda value: value in (0, 1), "requires_python": _is_text,
-    "yanked": _is_text, "provenance": _is_text, "last_modified": _is_text,
+    "yanked": _is_text, "provenance": _is_text, "last_modified": _is_line,
     "attestations": _is_text, "position": _is_count,
     "path": lambda value: _is_text(value) and re.fullmatch(
         r"\+[ef]/[^/]+/([^/]+/)?[^/]+", value) and _is_inside(value),
@@ -20312,6 +20355,7 @@ def _is_inside(relpath):
         (os.name != "nt" or ":" not in relpath)
 
 
+_ISO_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 _HTTP_DATE = re.compile("[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) "
                         "([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
 _MONTHS = {name: number for number, name in enumerate(
@@ -20325,7 +20369,7 @@ def _seconds_of_text(text):
         day, month, year, *rest = match.groups()
         return datetime.datetime(int(year), _MONTHS[month], int(day), *map(int, rest),
                                  tzinfo=datetime.timezone.utc).timestamp()
-    if re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}(\.[0-9]{1,6})?Z", text):
+    if _ISO_TIME.fullmatch(text):
         return seconds_of(text)
     return email.utils.parsedate_to_datetime(text).timestamp()
 

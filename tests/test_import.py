@@ -11,8 +11,8 @@ import stat
 import zipfile
 
 import pytest
-from dumps import DATA, Dump, rows, run_import, small, unpacked
-from harness import ANY, HTML, Server, documentation, eventually, patched, sdist
+from dumps import DATA, WHEN, Dump, rows, run_import, small, unpacked
+from harness import ANY, HTML, Server, documentation, eventually, patched, sdist, upload
 
 import devpi_lite
 
@@ -414,6 +414,20 @@ def test_files_without_a_history_get_one_and_old_times_count(dump, target):
     assert (entry["what"], entry["who"], entry["dst"]) == ("upload", "<import>", "mira/dev")
     assert uploaded == "2026-11-28T13:00:00.000000Z"
     assert rows(target, "SELECT uploaded FROM files WHERE version = '2.0'") == [("2026-11-28T13:00:00.000000Z",)]
+
+
+def test_a_history_may_lack_what_later_servers_write(make_server, dump, target):
+    dump.add(small(), log=[
+        {"what": "overwrite", "when": WHEN}, {"what": "push", "who": None, "src": None, "dst": None, "when": "once"}])
+    assert dump.imported(target).returncode == 0
+    server = make_server(directory=target)
+    for version in "12":
+        (link,) = server.get("/mira/dev/lantern/1.0?v=" + version).result["+links"]
+        assert [set(entry) for entry in link["log"]] == [{"what", "when", "count"}, {"what", "when", "who"}]
+    server.passwords["mira"] = "mira-pw"
+    upload(server, "mira/dev", small(summary="another"))
+    (link,) = server.get("/mira/dev/lantern/1.0").result["+links"]
+    assert [(entry["what"], entry.get("count")) for entry in link["log"]] == [("overwrite", 2), ("upload", None)]
 
 
 def test_results_with_the_hash_of_what_was_tested_are_taken(dump, target):

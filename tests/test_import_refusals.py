@@ -9,7 +9,7 @@ import time
 
 import pytest
 import devpi_lite
-from dumps import Dump, assert_nothing, import_here, rows, run_import, small
+from dumps import WHEN, Dump, assert_nothing, import_here, rows, run_import, small
 from harness import clean_environment, patched, run_command
 
 
@@ -268,6 +268,9 @@ def test_wrong_bytes_of_several_files_are_all_named(dump, target):
     ({"rows": {}}, ["devpi_lite/rows", "a list was expected"]),
     ({"users": {"mira": {"pwhash": "plain"}}}, ["devpi_lite/users/mira"]),
     ({"users": {"mira": {"pwhash": ["scrypt"]}}}, ["devpi_lite/users/mira"]),
+    *(({"users": {"mira": {"pwhash": cost + ":" + "00" * 16 + ":" + "00" * 32}}}, ["devpi_lite/users/mira"]) for cost in (
+        "scrypt:n=9999999,r=8,p=1", "scrypt:n=4194304,r=8,p=1", "scrypt:n=32768,r=8,p=99", "scrypt:n=16,r=0,p=1",
+        "scrypt:n=1,r=8,p=1", "scrypt:n=16,r=8,p=0", "pbkdf2_sha256:9999999", "pbkdf2_sha256:0")),
     ({"users": {"mira": 5}}, ["devpi_lite/users/mira"]),
     ({"indexes": {"mira/dev": {"webhook_url": ["ftp://x"]}}}, ["webhook_url"]),
     ({"projects": {"mira/dev": {"lantern": {"status": "odd"}}}}, ["devpi_lite/projects/mira/dev/lantern"]),
@@ -287,10 +290,22 @@ def test_what_an_export_of_ours_adds_is_checked_too(dump, target, own, words):
 
 @pytest.mark.parametrize("own", [
     [], {"uploaded": "yesterday"}, {"uploaded": 5}, {"yanked": []}, {"yanked": "a\0"}, {"first_seen": "x"},
-    {"history": 5}, {"attestations": {}}, {"path": "../../x"}, {"requires_python": 3}])
+    {"history": 5}, {"attestations": {}}, {"path": "../../x"}, {"requires_python": 3},
+    {"uploaded": "Sat, 28 Nov 2026 13:00:00 Z"}, {"uploaded": "2026-11-28T13:00:00+00:00Z"},
+    {"last_modified": "now\r\nSet-Cookie: a=b"}, {"last_modified": "n\u00f4w"}, {"last_modified": "x" * 200},
+    {"history": [{"what": "upload", "when": WHEN, "dst": 5}]}])
 def test_what_it_adds_to_a_file_is_checked_too(dump, target, own):
     dump.add(small(), devpi_lite=own)
     assert_refused(dump.imported_here(target), target, "files/0", "devpi_lite")
+
+
+@pytest.mark.parametrize("key, value", [
+    ("what", 5), ("who", {"name": "mira"}), ("who", 5), ("dst", 5), ("dst", ["mira/dev"]), ("src", {}), ("src", True),
+    ("count", "2"), ("count", -1), ("count", 10 ** 30), ("message", []), ("else", {"a": {}}),
+    ("when", [2026, 13, 1, 0, 0, 0]), ("when", [0] * 6), ("when", [2026, 11, 28, 13, 0, 0.5]), ("when", 5)])
+def test_an_entry_of_a_history_with_another_form_is_refused(dump, target, key, value):
+    dump.add(small(), log=[{"what": "overwrite", "who": None, "when": WHEN, "dst": "mira/dev", **{key: value}}])
+    assert_refused(dump.imported_here(target), target, "files/0", "log")
 
 
 # -- where it goes ---------------------------------------------------------------------------------
