@@ -22229,8 +22229,15 @@ class CheckReport:
 
 
 # what to do about a damaged database
-RESTORE = ("stop the server, keep a copy of the directory, and restore a backup, or export what "
-           "can still be read and import that into a new directory")
+_RESTORE = "stop the server, move the directory aside, and restore a backup in its place"
+RESTORE = _RESTORE + "; without a backup, `export` may still read what is in it"
+
+
+def database_sentence(serverdir, error):
+    """What a command says of an error of SQLite that ends it."""
+    if type(error) is sqlite3.DatabaseError:    # is malformed, or no database at all
+        return f"the database of {serverdir} is damaged ({reason_of(error)}); {_RESTORE}"
+    return f"the database of {serverdir}: {reason_of(error)}"
 
 
 class Scratch:
@@ -24730,15 +24737,18 @@ def main(arguments):
         if " ".join(arguments[:words]) in COMMANDS:
             command, arguments = COMMANDS[" ".join(arguments[:words])], arguments[words:]
             break
+    parsed = None
     try:
-        return command.run(_parsed(command, arguments)) or 0
+        parsed = _parsed(command, arguments)
+        return command.run(parsed) or 0
     except (FatalError, Problem) as error:
         print(f"fatal: {error}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
     except (OSError, sqlite3.Error) as error:
         log.debug("where it happened", exc_info=True)
-        print(f"fatal: {'the database: ' if isinstance(error, sqlite3.Error) else ''}{error}",
-              file=sys.stderr)
+        is_database = isinstance(error, sqlite3.Error) and parsed is not None
+        sentence = database_sentence(parsed.settings.serverdir, error) if is_database else error
+        print(f"fatal: {sentence}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 1

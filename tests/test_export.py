@@ -591,3 +591,22 @@ def test_a_full_disk_leaves_nothing(make_server, tmp_path, size, bound):
     done = export(server, folder, script=script)
     assert done.returncode == 1 and not folder.exists(), done.stderr
     assert "the dump does not fit into %s" % folder in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("is_header", [True, False])
+def test_a_damaged_database_is_named_with_what_to_do(tmp_path, is_header):
+    (tmp_path / "server").mkdir()
+    devpi_lite.Store(devpi_lite.Settings(str(tmp_path / "server")), create=True).close()
+    path = tmp_path / "server" / "devpi_lite.db"
+    db = sqlite3.connect(path)
+    size, = db.execute("PRAGMA page_size").fetchone()
+    page, = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'users'").fetchone()
+    db.close()
+    with open(path, "r+b") as file:
+        file.seek(0 if is_header else (page - 1) * size)
+        file.write(b"\xff" * size)
+    done = run_command("export", tmp_path / "dump", "--serverdir", path.parent)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"fatal: the database of {path.parent} is damaged ("), done.stderr
+    assert done.stderr.endswith("; stop the server, move the directory aside, and restore a backup in its place\n")
+    assert not (tmp_path / "dump").exists()
