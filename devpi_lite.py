@@ -20309,7 +20309,7 @@ def _is_count(value):
 def _is_time(value):
     """Whether a value is a time as `iso_time` makes it: others stop whoever reads it later."""
     try:
-        return bool(_ISO_TIME.fullmatch(value)) and seconds_of(value) is not None
+        return bool(_OWN_TIME.fullmatch(value)) and seconds_of(value) is not None
     except (ValueError, TypeError, OverflowError):
         return False
 
@@ -20355,7 +20355,7 @@ def _is_inside(relpath):
         (os.name != "nt" or ":" not in relpath)
 
 
-_ISO_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
+_OWN_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?Z")
 _HTTP_DATE = re.compile("[A-Z][a-z]{2}, ([0-9]{2}) ([A-Z][a-z]{2}) ([0-9]{4}) "
                         "([0-9]{2}):([0-9]{2}):([0-9]{2}) GMT")
 _MONTHS = {name: number for number, name in enumerate(
@@ -20369,7 +20369,7 @@ def _seconds_of_text(text):
         day, month, year, *rest = match.groups()
         return datetime.datetime(int(year), _MONTHS[month], int(day), *map(int, rest),
                                  tzinfo=datetime.timezone.utc).timestamp()
-    if _ISO_TIME.fullmatch(text):
+    if _OWN_TIME.fullmatch(text):
         return seconds_of(text)
     return email.utils.parsedate_to_datetime(text).timestamp()
 
