@@ -4324,14 +4324,18 @@ class Intake:
     def __init__(self, blobs, in_place=False):
         self.blobs, self.in_place = blobs, in_place
         self.folder = blobs.files if in_place else os.path.join(blobs.tmp, "intake")
-        for name in () if in_place else BLOB_FOLDERS:
-            os.makedirs(os.path.join(self.folder, name), mode=0o700, exist_ok=True)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+
+    def _place(self, sha256):
+        """Where a blob is put at first. Outside of its place all are in one folder: to make 256 and
+        remove them takes as long as to copy as many small files."""
+        return self.blobs.path(sha256) if self.in_place else os.path.join(self.folder, sha256)
 
     def path(self, sha256):
         """Where a blob is now."""
         if not is_sha256(sha256):
             return self.blobs.path(sha256)
-        path = os.path.join(self.folder, sha256[:2], sha256)
+        path = self._place(sha256)
         return path if os.path.exists(path) else self.blobs.path(sha256)
 
     def take(self, path, sha256=None, link=False):
@@ -4346,7 +4350,7 @@ class Intake:
             if os.path.exists(self.path(digest)) or self.blobs.claim(digest):
                 return digest, size
 
-        target = os.path.join(self.folder, digest[:2], digest)
+        target = self._place(digest)
         if link:
             try:
                 os.link(path, target)
@@ -4370,10 +4374,15 @@ class Intake:
         if self.in_place:
             return
         changed = set()
-        for folder in os.scandir(self.folder):
-            for entry in os.scandir(folder.path):
-                move_into_folder(entry.path, self.blobs.path(entry.name))
-                changed.add(os.path.dirname(self.blobs.path(entry.name)))
+        while True:     # while a folder changes, some systems pass over entries of it
+            with os.scandir(self.folder) as entries:
+                names = [entry.name for entry in itertools.islice(entries, 10000)]
+            if not names:
+                break
+            for name in names:
+                target = self.blobs.path(name)
+                move_into_folder(os.path.join(self.folder, name), target)
+                changed.add(os.path.dirname(target))
         sync_directories(changed)
 
     def __enter__(self):

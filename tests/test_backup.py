@@ -221,12 +221,12 @@ def test_a_backup_while_uploads_come_in_is_of_one_moment(make_server, tmp_path):
             if number % 4 == 3:     # a name that goes while the backup is on its way
                 server.delete("/alice/dev/p%d/1.%d" % (worker, number), user="alice")
     server.login("alice")
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(3)]
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(2)]
     for thread in threads:
         thread.start()
     try:
         for number in range(2):
-            eventually(lambda: len(acknowledged) > 15 * (number + 1))
+            eventually(lambda: len(acknowledged) > 10 * (number + 1))
             sure = [archive for archive in acknowledged if int(archive.version.split(".")[1]) % 4 != 3]
             backup(server, tmp_path / "backups")
     finally:
@@ -650,7 +650,7 @@ def test_a_full_disk(tmp_path, code):
         server.kill()
 
 
-ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 3))
+ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 1))     # test_cut_off.py has more of these, for a soak
 
 
 def cut_off(seconds, *arguments):
