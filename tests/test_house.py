@@ -55,11 +55,11 @@ class Module:
 
 
 class Statement:
-    """A statement at a module's top level: its `chapter`, what it `made` there and `used`."""
+    """A statement at a module's top level: its `node`, its `chapter`, what it `made` and `used`."""
 
     def __init__(self, module, node):
         first = min([node.lineno] + [each.lineno for each in getattr(node, "decorator_list", ())])
-        self.chapter = module.chapter_at(first)
+        self.node, self.chapter = node, module.chapter_at(first)
         text = "\n".join(module.lines[first - 1:node.end_lineno])
         table = symtable.symtable(text, "a statement", "exec")
         self.made = {symbol.get_name() for symbol in table.get_symbols()
@@ -224,6 +224,14 @@ def test_a_private_attribute_elsewhere_is_found(definition):
 
 def long_lines(module):
     return [number for number, line in enumerate(module.lines, 1) if len(line) > 100]
+
+
+def test_a_name_is_made_in_one_place(module):
+    makers = collections.Counter(
+        name for statement in module.statements
+        if isinstance(statement.node, (ast.FunctionDef, ast.ClassDef, ast.Assign))
+        for name in statement.made)
+    assert [name for name, count in makers.items() if count > 1] == []
 
 
 def test_no_line_has_more_than_100_columns(module):
