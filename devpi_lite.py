@@ -20490,7 +20490,10 @@ class Dump:
                 check_devpi_name("username", name)
             except BadRequest as problem:
                 self.findings.error(f"users/{name}", problem.message)
-            if name in here and name != "root":
+            if name in here and name == "root":
+                self.findings.warn("root stays as it is here, with its password: the dump's is "
+                                   "left out")
+            elif name in here:
                 self.findings.error(f"users/{name}", "there is a user of that name here already")
             facts, = self.db.execute("SELECT facts FROM users WHERE name = ?", (name,)).fetchone()
             value = self._account(name, json.loads(facts))
@@ -20550,6 +20553,8 @@ class Dump:
             is_pypi = row["path"] == "root/pypi"
             if isinstance(type_, str) and type_ in self.skipped or \
                     is_pypi and not self.with_pypi or is_pypi and "root/pypi" in bases_here:
+                if is_pypi and "root/pypi" in bases_here:
+                    self.findings.warn("root/pypi stays as it is here: the dump's is left out")
                 self.findings.leave_out(row["id"])
                 self.db.execute("UPDATE indexes SET is_left_out = 1 WHERE id = ?", (row["id"],))
                 continue
@@ -21292,7 +21297,7 @@ def _import(settings, told, passwords):
     blobs = Blobs(settings.serverdir)
     blobs.recover()         # a killed import may have left a database, and files that are cut
     with contextlib.closing(Dump(told.dir, blobs.tmp, told.skip_import_type,
-                                 settings.root_pypi and not told.add)) as dump, \
+                                 settings.root_pypi)) as dump, \
             contextlib.closing(Store(settings, create=not told.add)) as store, \
             Intake(blobs, in_place=not told.add) as intake:
         users_here, bases_here = set(), {}

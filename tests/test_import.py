@@ -582,3 +582,21 @@ def test_nothing_can_be_added_to_nothing(dump, target):
     result = dump.imported(target, "--add")
     assert result.returncode == 1 and "no devpi_lite database" in result.stderr
     assert not target.exists()
+
+
+def test_an_addition_says_that_root_and_its_mirror_stay(present, dump, target):
+    dump.data["users"]["root"] = {"email": "root@example.org"}
+    dump.add_index("root/pypi", {"type": "mirror", "mirror_url": "http://127.0.0.1:1/simple/", "volatile": False})
+    result = dump.imported(target, "--add")
+    assert result.returncode == 0, result
+    assert result.stderr == "warning: root stays as it is here, with its password: the dump's is left out\n"
+    assert config_of(target, "root/pypi")["mirror_url"] == "http://127.0.0.1:1/simple/"     # none was here
+
+    dump.write()
+    data = json.loads((dump.folder / "dataindex.json").read_text())
+    data["users"], data["indexes"] = {"root": {}}, {"root/pypi": data["indexes"]["root/pypi"]}
+    data["indexes"]["root/pypi"]["indexconfig"]["mirror_url"] = "http://127.0.0.1:2/simple/"
+    (dump.folder / "dataindex.json").write_text(json.dumps(data))
+    result = run_import(dump.folder, target, "--add")
+    assert result.returncode == 0 and "warning: root/pypi stays as it is here: the dump's is left out" in result.stderr
+    assert config_of(target, "root/pypi")["mirror_url"] == "http://127.0.0.1:1/simple/"
