@@ -23849,6 +23849,8 @@ FOREIGN = {
     "root-passwd-hash": Foreign(None, "devpi's hashes can't be set: --root-passwd-file FILE sets "
                                 "the password"),
     "passwd": Foreign(None, "a command does that: passwd USER"),
+    "import": Foreign(None, "a command does that: import DIR --serverdir NEW"),
+    "export": Foreign(None, "a command does that: export DIR --serverdir DIRECTORY"),
     "init": Foreign(None, "a command does that: init; a start does it too", is_flag=True),
     "start": Foreign(
         None, "a supervisor does that: gen-config systemd prints a unit for it", is_flag=True),

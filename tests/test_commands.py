@@ -675,6 +675,8 @@ def test_variables_of_other_commands_are_known_to_all(parse):
     "words, advice",
     [
         (["--role", "replica"], "type=mirror"),
+        (["--import", "dump"], "a command does that: import DIR"),
+        (["--export", "dump"], "a command does that: export DIR"),
         (["--role=primary"], "type=mirror"),
         (["--primary-url", "http://127.0.0.1:1"], "type=mirror"),
         (["--storage", "pg8000:host=db"], "--serverdir"),
