@@ -18817,6 +18817,15 @@ def open_rows(serverdir, may_be_older=False, may_be_newer=False):
     return db
 
 
+@contextlib.contextmanager
+def said_when_stopped(sentence):
+    """Around what a command does: what it says if Ctrl-C ends that."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise FatalError(sentence) from None
+
+
 UNFINISHED = ".unfinished"      # in a directory that a command fills, until it is whole
 
 
@@ -21277,8 +21286,9 @@ def command_import(parsed):
     passwords = _read_passwords(told.set_passwords) if told.set_passwords else {}
     if not os.path.isfile(os.path.join(told.dir, DUMP_INDEX)):
         raise FatalError(f"{told.dir} is no dump of devpi: {_not_a_dump(told.dir)}")
+    stopped = said_when_stopped("the import was stopped: nothing was imported")
     if not told.add:
-        with new_directory(settings.serverdir):
+        with stopped, new_directory(settings.serverdir):
             summary = _import(settings, told, passwords)
             read_secret(settings.serverdir, "")
     else:
@@ -21286,7 +21296,7 @@ def command_import(parsed):
             raise FatalError(f"there is no devpi_lite database in {settings.serverdir} to add to")
         if prepare_directory(settings.serverdir):
             raise FatalError(f"{settings.serverdir} is on read-only media")
-        with take_lock(settings.serverdir):
+        with stopped, take_lock(settings.serverdir):
             summary = _import(settings, told, passwords)
     print(summary)
 
@@ -21842,7 +21852,8 @@ def command_backup(parsed):
     open_rows(serverdir, may_be_older=True).close()     # before anything is made
     give_way()
     try:
-        with open_for_backup(path):
+        with said_when_stopped("the backup was stopped: those that were whole are as they were"), \
+                open_for_backup(path):
             return add_backup(serverdir, path, parsed.rest.hard_links, parsed.rest.keep)
     except (NoSpace, OSError, sqlite3.Error) as error:
         raise FatalError(f"the backup into {path} was not made: "
@@ -22079,7 +22090,8 @@ def command_restore(parsed):
     with backups.lock():
         backup = backups.choose(rest.generation)
         try:
-            with new_directory(serverdir):
+            with said_when_stopped("the restore was stopped: nothing was restored"), \
+                    new_directory(serverdir):
                 findings = restore(backups, backup, serverdir, rest.skip_broken)
         except (NoSpace, OSError) as error:
             raise FatalError(f"nothing was restored into {serverdir}: "

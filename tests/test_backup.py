@@ -696,3 +696,12 @@ def test_killed_at_random_moments(make_server, tmp_path):
         assert restored.versions("alice/dev", "demo") == server.versions("alice/dev", "demo")
     finally:
         server.kill()
+
+
+def test_ctrl_c_says_what_is_left(server, tmp_path, monkeypatch, capsys):
+    def stop(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(d, "back_up", stop)
+    monkeypatch.setattr(d, "give_way", lambda: None)
+    assert d.main(["backup", str(tmp_path / "new"), "--serverdir", str(server.directory)]) == 1
+    assert capsys.readouterr().err == "fatal: the backup was stopped: those that were whole are as they were\n"

@@ -360,6 +360,7 @@ def test_an_import_that_is_cut_off_can_be_run_again(dump, target, tmp_path, sign
     process.stderr.close()
     assert "Traceback" not in error
     if sign == signal.SIGINT:
+        assert "the import was stopped: nothing was imported" in error
         assert_nothing(target)
     else:
         result = run_command("--serverdir", target, "--port", "0")
