@@ -20402,6 +20402,7 @@ class Dump:
 
     def __init__(self, folder, tmp, skipped_types=(), with_pypi=True):
         self.folder = os.path.realpath(folder)
+        self.index_path = os.path.join(self.folder, DUMP_INDEX)
         self.skipped, self.with_pypi = {index_type(word) for word in skipped_types}, with_pypi
         self.findings = Findings()
         self.path = os.path.join(tmp, "dump.db")
@@ -20423,7 +20424,7 @@ class Dump:
 
     def read(self):
         """Read dataindex.json; FatalError if it is unreadable."""
-        path = os.path.join(self.folder, DUMP_INDEX)
+        path = self.index_path
         try:
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 raise FatalError(f"{path} is no plain file")
@@ -20878,16 +20879,23 @@ def _doc_facts(file, filename):
 
 class Takers:
     """Take files in, several at a time: in child processes if there are many files, because reading
-    thousands of wheels keeps an interpreter busy, and one that has rows to put, too, busier yet."""
+    thousands of wheels keeps an interpreter busy, and one that has rows to put, too, busier yet.
 
-    def __init__(self, settings, intake, count, size):
+    They are started for a large dataindex.json, of `index_size` bytes, while that is read."""
+
+    def __init__(self, settings, intake, index_size):
         self.intake, self.children = intake, []
         self.idle = queue.SimpleQueue()
         self.settings, self.count = settings, 0
-        if count > Limits.taken_here:
+        if index_size > 1000 * Limits.taken_here:
             self.count = min(4, os.cpu_count() or 1)
+        self.at_a_time = 1
 
-        # files that one call of `take` should get: a child answers after some 8 MB
+    def expect(self, count, size):
+        """Note how many files will come, and their bytes: so one call of `take` gets some 8 MB,
+        after which a child answers."""
+        if count <= Limits.taken_here:
+            self.count = 0
         self.at_a_time = min(32, 1 + (count << 23) // (size + 1)) if self.count else 1
 
     def take(self, jobs):
@@ -21309,7 +21317,8 @@ def _import(settings, told, passwords):
     with contextlib.closing(Dump(told.dir, blobs.tmp, told.skip_import_type,
                                  settings.root_pypi)) as dump, \
             contextlib.closing(Store(settings, create=not told.add)) as store, \
-            Intake(blobs, in_place=not told.add) as intake:
+            Intake(blobs, in_place=not told.add) as intake, \
+            Takers(settings, intake, os.path.getsize(dump.index_path)) as takers:
         users_here, bases_here = set(), {}
         with store.read() as db:
             users_here.update(name for name, in db.execute("SELECT name FROM users"))
@@ -21339,8 +21348,8 @@ def _import(settings, told, passwords):
                     and not dump.has_index("root/pypi"):
                 change.put("index", ("root", "pypi"), {"config": PYPI})
 
-        with Progress("import", dump.files, dump.size) as progress, \
-                Takers(settings, intake, dump.files, dump.size) as takers:
+        takers.expect(dump.files, dump.size)
+        with Progress("import", dump.files, dump.size) as progress:
             importer = Importer(dump, store, takers, told.hard_links, prepare, progress)
             try:
                 store.write(importer.run)
