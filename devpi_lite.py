@@ -19543,8 +19543,17 @@ class Export:
                 "SELECT 1 FROM projects WHERE index_id = ? AND name = ?",
                 (index_id, each)).fetchone()]
             if unknown:
-                yield (f"{user}/{name} whitelists {_some(unknown)}, no projects there: devpi 7 "
-                       "makes them, which shuts upstream's out of indexes that build on it")
+                yield (f"{user}/{name} whitelists {_some(unknown)} without having such a project: "
+                       "devpi 7 makes an empty one, and shuts upstream's out of the indexes that "
+                       "build on this one")
+            empty = [] if config["type"] == "mirror" or "*" in config.get("mirror_whitelist", ()) \
+                else [each for each, in self.db.execute(
+                    "SELECT name FROM projects WHERE index_id = ? AND NOT EXISTS "
+                    "(SELECT 1 FROM releases WHERE project_id = projects.id) ORDER BY name",
+                    (index_id,)) if each not in listed]
+            if empty:
+                yield (f"{user}/{name} keeps {_some(empty)} private without a release: devpi 6 "
+                       "forgets such a name, and mirrors answer for it there (devpi 7 keeps it)")
             if config["type"] == "mirror" and not config.get("mirror_url"):
                 yield (f"{user}/{name} has no mirror_url, without which devpi 7 can't import the "
                        "dump: give it one, or delete it")
