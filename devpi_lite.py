@@ -19245,6 +19245,7 @@ class Export:
 
     def __init__(self, db, blobs, told):
         self.db, self.blobs, self.told = db, blobs, told
+        self.folder = told.dir
         self.began = time.monotonic()
         self.left_out = set()           # ids of files
         self.skipped = []               # sentences about what is left out
@@ -19282,7 +19283,6 @@ class Export:
 
     def write(self, file):
         """Write all files, and dataindex.json to an open file, whose object has one key."""
-        self.folder = self.told.dir
         files, size = self.db.execute(
             "SELECT count(*), coalesce(sum(size), 0) FROM files WHERE release_id IS NOT NULL "
             f"OR (? AND {_CACHED})", (self.told.include_mirrored_files,)).fetchone()
@@ -20978,6 +20978,9 @@ def command_take_files(parsed):
         sys.stdout.flush()
 
 
+event_kind("import")
+
+
 class Importer:
     """Puts a checked dump into a store, as one change.
 
@@ -20989,9 +20992,12 @@ class Importer:
         self.prepare, self.progress = prepare, progress
         self.counts = collections.Counter()
         self.is_stopped = False
+        self.ids = {}               # {table: what is added to the ids of the dump's tables}
+        self.has_results = False    # whether the index that is put now has test results
 
     def run(self, change):
-        """The change."""
+        """The change. Its rows are too many for the changelog and the audit log: the former begins
+        anew, and the latter has one row for all of them."""
         change.is_replay = True
         change.execute("PRAGMA cache_size = -32000")
         # a row gets the id that it has in the dump's tables, plus the last one that was used here
@@ -21010,6 +21016,7 @@ class Importer:
         self.dump.findings.refuse()
 
         self.takers.intake.keep()
+        change.happened(Event("import", target=self.dump.folder, detail=self.counted()))
         change.tags.clear()
         change.touch(EVERYTHING)
         self.store.restart_log(change)
@@ -21361,7 +21368,7 @@ def _import(settings, told, passwords):
         with Progress("import", dump.files, dump.size) as progress:
             importer = Importer(dump, store, takers, told.hard_links, prepare, progress)
             try:
-                store.write(importer.run)
+                store.write(importer.run, actor=Actor(address="command line"))
             except BaseException:
                 importer.is_stopped = True      # the writer's thread ends soon
                 raise
@@ -22712,7 +22719,9 @@ class FileCheck:
     def __init__(self, blobs, scratch, findings, with_checksums):
         self.blobs, self.scratch, self.findings = blobs, scratch, findings
         self.with_checksums = with_checksums
-        self.files = self.size = self.unnamed = self.unnamed_size = self.open = 0
+        self.files = self.size = self.unnamed = self.unnamed_size = 0
+        self.open, self.first_open = 0, None    # what others can read: how many, and one of them
+        self.progress = None
         self.owner = os.stat(blobs.serverdir).st_uid
         scratch.execute("CREATE TABLE damaged (sha256 TEXT PRIMARY KEY, fault)")
 

@@ -12,7 +12,7 @@ import zipfile
 
 import pytest
 from dumps import DATA, WHEN, Dump, rows, run_import, small, unpacked
-from harness import ANY, HTML, Server, documentation, eventually, patched, sdist, upload
+from harness import ANY, HTML, Server, audited, documentation, eventually, patched, sdist, upload
 
 import devpi_lite
 
@@ -540,6 +540,8 @@ def test_a_dump_is_added_to_what_is_there(present, dump, target):
     assert present.versions("mira/dev", "lantern") == ["1.0"]
     assert present.fetch("mira/dev", small().filename, "lantern") == small().content
     assert present.post("/+login", {"user": "root", "password": "secret"}).status == 200
+    (event,) = [each for each in audited(present) if each["action"] == "import"]
+    assert event["target"] == str(dump.folder) and "1 index, 1 project, 1 release, 1 file" in event["detail"]
     eventually(lambda: "lantern" in present.get("/+search?query=lantern", headers={"Accept": HTML}).text)
 
 
