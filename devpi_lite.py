@@ -20565,10 +20565,11 @@ class Dump:
     # -- indexes
 
     def _check_indexes(self, users_here, bases_here):
-        self.bases = dict(bases_here)
+        self.bases, unseen = dict(bases_here), set(self.skipped)
         for row in self.db.execute("SELECT id, path, facts FROM indexes").fetchall():
             facts = json.loads(row["facts"] or "{}")
             type_ = index_type(facts.get("type", "stage"))
+            unseen -= {type_} if isinstance(type_, str) else set()
             is_pypi = row["path"] == "root/pypi"
             if isinstance(type_, str) and type_ in self.skipped or \
                     is_pypi and not self.with_pypi or is_pypi and "root/pypi" in bases_here:
@@ -20583,6 +20584,8 @@ class Dump:
             if config is not None:
                 self.db.execute("UPDATE indexes SET facts = ? WHERE id = ?",
                                 (json.dumps(config), row["id"]))
+        for type_ in sorted(unseen):
+            self.findings.warn(f"--skip-import-type {type_}: the dump has no index of this type")
         self._check_bases(bases_here)
 
     def _index_config(self, row, type_, facts):

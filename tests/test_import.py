@@ -602,3 +602,12 @@ def test_an_addition_says_that_root_and_its_mirror_stay(present, dump, target):
     result = run_import(dump.folder, target, "--add")
     assert result.returncode == 0 and "warning: root/pypi stays as it is here: the dump's is left out" in result.stderr
     assert config_of(target, "root/pypi")["mirror_url"] == "http://127.0.0.1:1/simple/"
+
+
+def test_a_type_to_leave_out_that_no_index_has_is_named(dump, target):
+    result = dump.imported(target, "--skip-import-type", "mirrors", "--skip-import-type", "remote")
+    assert result.returncode == 0
+    assert "warning: --skip-import-type mirrors: the dump has no index of this type" in result.stderr
+    dump.add_index("mira/sea", {"type": "mirror", "mirror_url": "http://127.0.0.1:1/simple/", "volatile": False})
+    result = dump.imported(target.parent / "other", "--skip-import-type", "remote")
+    assert result.returncode == 0 and "--skip-import-type" not in result.stderr
