@@ -21999,6 +21999,9 @@ def open_backups(path):
     try:
         backups = Backups(path)
         if not backups.all:
+            if "manifest.json" in backups.names and "devpi_lite.db" in backups.names:
+                raise FatalError(f"{path} is one backup: name the directory in which it lies, with "
+                                 f"--generation {os.path.basename(path)}")
             raise FatalError(f"there are no backups in {path}")
     except OSError as error:
         raise FatalError(f"can't read {path}: {error.strerror}") from None
@@ -23227,7 +23230,7 @@ def command_fsck(parsed):
         {"files": files.files, "bytes": files.size, "checksums": told.checksum,
          "rows": rows.rows, "changes": rows.entries, "unnamed_files": files.unnamed,
          "unnamed_bytes": files.unnamed_size, "seconds": round(seconds, 3)},
-        f"checked {_counted(files.files, files.size)} files"
+        f"checked {number_of(files.files, 'file')} ({size_text(files.size)})"
         f"{'' if told.checksum else ' without reading them'}, {rows.rows:,} rows and "
         f"{rows.entries:,} entries of the changelog in {seconds:.1f} s{unnamed}")
     return 1 if findings.counts["error"] else 0

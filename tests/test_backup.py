@@ -705,3 +705,15 @@ def test_ctrl_c_says_what_is_left(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(d, "give_way", lambda: None)
     assert d.main(["backup", str(tmp_path / "new"), "--serverdir", str(server.directory)]) == 1
     assert capsys.readouterr().err == "fatal: the backup was stopped: those that were whole are as they were\n"
+
+
+def test_one_backup_is_told_from_the_directory_of_all(make_server, tmp_path):
+    server, folder = make_server(), tmp_path / "backups"
+    assert run_command("backup", folder, "--serverdir", server.directory).returncode == 0
+    one, = (path for path in folder.iterdir() if path.name.endswith("Z"))
+    for words in (("backup", "verify", one), ("restore", one, "--serverdir", tmp_path / "back")):
+        done = run_command(*words)
+        assert done.returncode == 1
+        assert done.stderr == f"fatal: {one} is one backup: name the directory in which it lies, " \
+                              f"with --generation {one.name}\n"
+    assert run_command("backup", "verify", one.parent, "--generation", one.name).returncode == 0

@@ -128,7 +128,7 @@ def flip(path, position=None):
 
 def test_the_last_line_says_what_was_checked(directory):
     last = clean(directory)
-    assert last.startswith("checked 5 (") and " rows and " in last
+    assert last.startswith("checked 5 files (") and " rows and " in last
     assert "without reading them" in clean(directory, "--no-checksum")
     assert "without" not in clean(directory, "--checksum")
     assert not list(directory.glob("tmp/*")), "what it needs for itself is deleted"
