@@ -4597,9 +4597,10 @@ class MemberCheck:
             raise too_many_members(self.filename, self.limit)
         self.check_name(name)
 
+    leads_out = re.compile(r"[/\\]|[A-Za-z]:|.*\0|(?:.*[/\\])?\.\.(?:$|[/\\])", re.DOTALL).match
+
     def check_name(self, name):
-        if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name) or "\0" in name \
-                or re.search(r"(?:^|[/\\])\.\.(?:$|[/\\])", name):
+        if self.leads_out(name):
             raise BadRequest(f"'{self.filename}' holds the member '{one_line(name)}', "
                              "which leaves the archive")
 
@@ -4627,7 +4628,8 @@ def _zip_metadata(file, filename, effort, is_whole):
     check, names = MemberCheck(filename, Limits.archive_members), set()
     for member in members:
         check(member.filename)
-        check.check_name(member.orig_filename)        # the same, and what follows a NUL
+        if member.orig_filename != member.filename:     # it goes on after a NUL
+            check.check_name(member.orig_filename)
         if member.filename in names:
             raise BadRequest(f"'{filename}' holds '{one_line(member.filename)}' twice")
         names.add(member.filename)
