@@ -1233,7 +1233,7 @@ class Limits:
     manifest = 64 << 20             # of a backup
     repair_troubles = 3             # timeouts of a server in a row before a repair gives it up,
     repair_patience = 10            # and the seconds from which on a failure counts as one
-    findings = 100                  # damaged files that a command names
+    broken_files = 100              # missing or damaged ones, that a command names
     taken_here = 500                # files that an import takes in without child processes
     streamed = 1 << 20              # of READMEs; a larger response is sent in pieces
     reason = 1000                   # characters of a yank's or a project's reason
@@ -21687,15 +21687,16 @@ def _names_of(db, sha256):
     return one_line(", ".join(names[:3]), 600) + (" and more" if names[3:] else "")
 
 
-class _Findings:
-    """Lines about damaged files: the first ones are printed at the end, the others counted."""
+class _BrokenFiles:
+    """Lines about files that are missing or damaged: the first ones are printed at the end, the
+    others counted."""
 
     def __init__(self):
         self.lines, self.count = [], 0
 
     def add(self, line):
         self.count += 1
-        if self.count <= Limits.findings:
+        if self.count <= Limits.broken_files:
             self.lines.append(line)
 
     def show(self):
@@ -21713,7 +21714,7 @@ class _Copied:
 
     def __init__(self):
         self.blobs = self.bytes = self.new_blobs = self.new_bytes = 0
-        self.missing, self.missing_cached, self.findings = [], 0, _Findings()
+        self.missing, self.missing_cached, self.broken = [], 0, _BrokenFiles()
 
 
 def back_up(serverdir, backups, link):
@@ -21804,7 +21805,7 @@ def copy_blobs(db, serverdir, backups, link):
                     copied.new_bytes += size
                 elif blob.is_stages:
                     copied.missing.append(blob.sha256)
-                    copied.findings.add(f"{_names_of(db, blob.sha256)}: "
+                    copied.broken.add(f"{_names_of(db, blob.sha256)}: "
                                         f"{source.path(blob.sha256)} {fault}")
                 else:
                     copied.missing_cached += 1
@@ -21940,7 +21941,7 @@ def add_backup(serverdir, path, link, keep):
         raise FatalError(f"the backup {backup.name} was made and is whole, but what is old could "
                          f"not be removed: {error}") from None
 
-    copied.findings.show()
+    copied.broken.show()
     print(f"backup {backup.name}: {number_of(copied.blobs, 'file')} "
           f"({size_text(copied.bytes)}), {copied.new_blobs:,} of them new "
           f"({size_text(copied.new_bytes)}), in {path}")
@@ -22012,45 +22013,13 @@ def open_backups(path):
 
 def verify_backups(backups, chosen):
     """Check backups, and say what is wrong with them; returns the exit status."""
-    findings, known, cached = _Findings(), _Findings(), collections.Counter()
+    broken, known = _BrokenFiles(), _BrokenFiles()
     with contextlib.ExitStack() as stack:
-        opened = {}         # backup -> connection
-        for backup in chosen:
-            faults = list(backup.faults())
-            if not faults:
-                db = stack.enter_context(contextlib.closing(backup.open_rows()))
-                faults = _faults_in_rows(backup, db)
-                opened[backup] = db
-            for fault in faults:
-                findings.add(fault)
-            if faults:
-                opened.pop(backup, None)
-
-        missing = {backup: frozenset(backup.manifest.missing) for backup in opened}
-        with Progress("verify", *files_in(backups.files)) as progress:
-            def check(wanted):
-                return _fault_of(backups.blob(wanted[0]), wanted[0])
-
-            for (sha256, size, users), fault in in_threads(check, _merged_blobs(opened)):
-                if not fault:
-                    progress.add(size or 0)
-                    continue
-                for backup, is_stages in users:
-                    if not is_stages and fault == "is missing":
-                        cached[backup] += 1
-                    else:
-                        kind = known if sha256 in missing[backup] and fault == "is missing" \
-                            else findings
-                        kind.add(f"{_names_of(opened[backup], sha256)}: {backups.blob(sha256)} "
-                                 f"{fault}, of the backup {backup.name}")
-
-    for backup, number in cached.items():
-        if number > backup.manifest.missing_cached:
-            lost = number - backup.manifest.missing_cached
-            findings.add(f"{number_of(lost, 'file')} of mirrors in {backup.name}: missing")
-    findings.show()
+        opened = _opened(stack, chosen, broken)
+        _verify_blobs(backups, opened, broken, known)
+    broken.show()
     known.show()
-    if findings.count:
+    if broken.count:
         raise FatalError(f"{backups.path} is damaged: see above.  What is damaged can be got back "
                          "from a copy of it; `restore --skip-broken` restores all the rest")
     print(f"{number_of(len(chosen), 'backup is', 'backups are')} undamaged: "
@@ -22060,6 +22029,50 @@ def verify_backups(backups, chosen):
         print("the files named above were lost before the backup was made", file=sys.stderr)
         return 5
     return 0
+
+
+def _opened(stack, chosen, broken):
+    """{backup: connection} of those backups whose own files are whole; the `stack` closes them.
+
+    What is wrong with the others is added to `broken`."""
+    opened = {}
+    for backup in chosen:
+        faults = list(backup.faults())
+        if not faults:
+            db = stack.enter_context(contextlib.closing(backup.open_rows()))
+            faults = _faults_in_rows(backup, db)
+        if not faults:
+            opened[backup] = db
+        for fault in faults:
+            broken.add(fault)
+    return opened
+
+
+def _verify_blobs(backups, opened, broken, known):
+    """Check the blobs that some backups name, each once. What a backup lacks and says so goes to
+    `known`."""
+    missing = {backup: frozenset(backup.manifest.missing) for backup in opened}
+    cached = collections.Counter()
+    with Progress("verify", *files_in(backups.files)) as progress:
+        def check(wanted):
+            return _fault_of(backups.blob(wanted[0]), wanted[0])
+
+        for (sha256, size, users), fault in in_threads(check, _merged_blobs(opened)):
+            if not fault:
+                progress.add(size or 0)
+                continue
+            for backup, is_stages in users:
+                if not is_stages and fault == "is missing":
+                    cached[backup] += 1
+                else:
+                    kind = known if sha256 in missing[backup] and fault == "is missing" else broken
+                    kind.add(f"{_names_of(opened[backup], sha256)}: {backups.blob(sha256)} "
+                             f"{fault}, of the backup {backup.name}")
+
+    for backup, number in cached.items():
+        if number > backup.manifest.missing_cached:
+            lost = number - backup.manifest.missing_cached
+            broken.add(f"{number_of(lost, 'file')} of mirrors in {backup.name}: missing")
 
 
 def _faults_in_rows(backup, db):
@@ -22125,7 +22138,7 @@ def command_restore(parsed):
         try:
             with said_when_stopped("the restore was stopped: nothing was restored"), \
                     new_directory(serverdir):
-                findings = restore(backups, backup, serverdir, rest.skip_broken)
+                broken = restore(backups, backup, serverdir, rest.skip_broken)
         except (NoSpace, OSError) as error:
             raise FatalError(f"nothing was restored into {serverdir}: "
                              f"{getattr(error, 'message', None) or error}") from None
@@ -22135,11 +22148,11 @@ def command_restore(parsed):
         print(f"its files belong to root: if the server runs as another user, "
               f"chown -R USER {serverdir}")
     print(f"start the server: python devpi_lite.py --serverdir {serverdir}")
-    return 5 if findings.count else 0
+    return 5 if broken.count else 0
 
 
 def restore(backups, backup, serverdir, skip_broken):
-    """Fill a new server directory; returns `_Findings` of what it lacks.
+    """Fill a new server directory; returns `_BrokenFiles` of what it lacks.
 
     FatalError if something is damaged or missing; of blobs only if not `skip_broken`."""
     faults = list(backup.faults())
@@ -22162,25 +22175,25 @@ def restore(backups, backup, serverdir, skip_broken):
         for name, (sha256, _) in manifest.files.items():
             with _open_plain(backup.path(name)) as file:
                 copy_checked(file, os.path.join(serverdir, name), sha256)
-        findings, known = restore_blobs(db, backups, manifest, serverdir)
-    findings.show()
+        broken, known = restore_blobs(db, backups, manifest, serverdir)
+    broken.show()
     known.show()
-    if findings.count and not skip_broken:
-        number = number_of(findings.count, "file is", "files are")
+    if broken.count and not skip_broken:
+        number = number_of(broken.count, "file is", "files are")
         raise FatalError(f"nothing was restored: {number} damaged or missing, see above.  "
                          "--skip-broken restores all the others")
     if known.count:
         print("the files named last were lost before the backup was made", file=sys.stderr)
     begin_epoch(os.path.join(serverdir, "devpi_lite.db"))
-    findings.count += known.count
-    return findings
+    broken.count += known.count
+    return broken
 
 
 def restore_blobs(db, backups, manifest, serverdir):
     """Copy the blobs that a backup's database names.
 
-    Returns `_Findings` of damaged ones, and of those that were missing already."""
-    findings, known, cached = _Findings(), _Findings(), 0
+    Returns `_BrokenFiles` of damaged ones, and of those that were missing already."""
+    broken, known, cached = _BrokenFiles(), _BrokenFiles(), 0
     missing = frozenset(manifest.missing)
     with Intake(Blobs(serverdir), in_place=True) as intake, \
             Progress("restore", manifest.blobs, manifest.bytes) as progress:
@@ -22198,12 +22211,12 @@ def restore_blobs(db, backups, manifest, serverdir):
             if fault and not blob.is_stages:
                 cached += 1
             elif fault:
-                kind = known if blob.sha256 in missing and fault == "is missing" else findings
+                kind = known if blob.sha256 in missing and fault == "is missing" else broken
                 kind.add(f"{_names_of(db, blob.sha256)}: {backups.blob(blob.sha256)} {fault}")
     if cached:
         print(f"without {number_of(cached, 'file')} of mirrors that the backup lacks: they can "
               "be fetched again", file=sys.stderr)
-    return findings, known
+    return broken, known
 
 
 def begin_epoch(database):
