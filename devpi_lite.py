@@ -1225,8 +1225,10 @@ class Limits:
     readme_piece = 64 << 10         # a README is stored in pieces of this size
     copied = 256 << 10              # bytes that a command reads at a time
     dump_piece = 256 << 10          # characters of a dump's JSON that are read at a time
-    dump_value = 64 << 20           # of one value in it: a release's metadata, a file's record
+    dump_value = 32 << 20           # of one value in it: a release's metadata, a file's record
     dump_values = 500_000           # in one of these
+    dump_keys = 1000                # of an index, and of the whole
+    dump_orders = 3_000_000         # bases and files that are looked at to compare orders
     dump_errors = 100               # that are listed
     dump_warnings = 20              # of one kind, that are listed
     batch_files, batch_bytes = 20000, 4 << 30   # that a backup syncs together
@@ -2946,6 +2948,10 @@ class RowKind:
         """Whether a row of another server has the form of this kind."""
         return len(key) == len(self.key) and all(isinstance(name, str) for name in key) and (
             value is None or isinstance(value, dict) and value.keys() == set(self.fields))
+
+    def index_of(self, key):
+        """The path of the index that a row says something of, or None."""
+        return None
 
     def scope(self, db):
         """The SQL condition of rows that are people's data."""
@@ -8271,6 +8277,9 @@ class GoneRows(NamedRows):
     table = source = "gone"
     key, order = ("path",), "path"
 
+    def index_of(self, key):
+        return "/".join(key[0].split("/")[:2])
+
 
 @row("withdrawn")
 class WithdrawnRows(NamedRows):
@@ -8280,6 +8289,14 @@ class WithdrawnRows(NamedRows):
     key, facts = ("index_path", "kind", "filename"), ("sha256", "kept")
     fields = facts
     order = "index_path, kind, filename"
+
+    def accepts(self, key, value):
+        return super().accepts(key, value) and (value is None or (
+            isinstance(value["sha256"], str) and is_digest("sha256", value["sha256"])
+            and value["kept"] in (0, 1)))
+
+    def index_of(self, key):
+        return key[0]
 
 
 def check_form_names(form):
@@ -19763,7 +19780,8 @@ class JsonFile:
         Each time twice as much for the same value: so a large one takes linear time."""
         left = self.text[self.position:]
         try:
-            piece = self.file.read(max(Limits.dump_piece, len(left)))
+            piece = self.file.read(max(Limits.dump_piece, min(len(left),
+                                                              Limits.dump_value - len(left))))
         except UnicodeDecodeError:
             raise self.error(place, "it is not UTF-8") from None
         self.text, self.position = left + piece, 0
@@ -19832,19 +19850,17 @@ class JsonFile:
                     reason = f"no JSON: {error.msg}"
             except ValueError as error:
                 raise self.error(place, reason_of(error)) from None
+            if len(self.text) - self.position > Limits.dump_value and reason.startswith("the file"):
+                raise self.error(place, f"a value of more than {Limits.dump_value >> 20} MiB")
             if not reason.startswith("the file") or not self._read_on(place):
                 raise self.error(place, reason)
 
-        raw = self.text[self.position:end]
-        self.position = end
-        self._refuse_odd(value, raw, place)
+        begin, self.position = self.position, end
+        self._refuse_odd(value, begin, place)
         return value
 
     def _bound(self, place):
-        """Refuse a value that is larger, or holds more values, than `Limits` allow, before all of
-        them are made."""
-        if len(self.text) - self.position > 2 * Limits.dump_value:
-            raise self.error(place, f"a value of more than {Limits.dump_value >> 20} MiB")
+        """Refuse a value that holds more values than `Limits` allow, before they are made."""
         depth = 0
         for count, match in enumerate(self.tokens.finditer(self.text, self.position)):
             if count > Limits.dump_values:
@@ -19854,14 +19870,16 @@ class JsonFile:
             if depth <= 0:
                 return
 
-    def _refuse_odd(self, value, raw, place):
-        if raw.count("[") + raw.count("{") > Limits.json_depth:
+    def _refuse_odd(self, value, begin, place):
+        """Refuse a value, which was read from `begin` on, that others could not work with."""
+        where = (begin, self.position)
+        if self.text.count("[", *where) + self.text.count("{", *where) > Limits.json_depth:
             level = [value]
             for _ in range(Limits.json_depth):
                 level = inner_values(level)
             if level:
                 raise self.error(place, "it is nested too deeply")
-        if "\\ud" in raw or "\\uD" in raw:
+        if self.text.find("\\ud", *where) >= 0 or self.text.find("\\uD", *where) >= 0:
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError:
@@ -19894,7 +19912,7 @@ class Findings:
         if kind and sum(each == kind for each, _ in self.warnings) >= Limits.dump_warnings:
             self.more_warnings[kind] += 1
         else:
-            self.warnings.append((kind, sentence))
+            self.warnings.append((kind, one_line(sentence, 1000)))
 
     def leave_out(self, index):
         self.sentences.pop(index, None)
@@ -19915,7 +19933,7 @@ class Findings:
 
     def show_warnings(self):
         for _, sentence in self.warnings:
-            print(f"warning: {one_line(sentence, 1000)}", file=sys.stderr)
+            print(f"warning: {sentence}", file=sys.stderr)
         for kind, count in self.more_warnings.items():
             print(f"warning: {count} more: {kind}", file=sys.stderr)
 
@@ -19959,7 +19977,7 @@ class DumpReader:
         for key in self.text.members(""):
             if key in seen:
                 raise self.text.error(key, "it is there twice")
-            seen.add(key)
+            self._note_key(seen, key)
             if key in readers:
                 readers[key]()
             else:
@@ -19975,6 +19993,11 @@ class DumpReader:
         for key in ("users", "indexes"):
             if key not in seen:
                 self.findings.error(key, f"{self.text.name} has no {key}: was it cut?")
+
+    def _note_key(self, seen, key):
+        if len(seen) > Limits.dump_keys:
+            raise self.text.error(f"{self.place}{key}", "more unknown keys than any dump has")
+        seen.add(key)
 
     def _error(self, place, sentence):
         self.findings.error(f"{self.place}{place}", sentence, self.index)
@@ -20025,6 +20048,7 @@ class DumpReader:
             self.index = self._is_new("INSERT OR IGNORE INTO indexes (path) VALUES (?)", path)
             if self.index is None:
                 self._error("", "the index is there twice")
+                self.index = self._is_new("INSERT INTO indexes (is_left_out) VALUES (1)")
             self._read_index()
             self.index, self.place = None, ""
 
@@ -20034,7 +20058,7 @@ class DumpReader:
         for key in self._members(""):
             if key in seen:
                 self._error(key, "it is there twice")
-            seen.add(key)
+            self._note_key(seen, key)
             if key in readers:
                 readers[key]()
             elif key == "indexconfig":
@@ -20315,8 +20339,11 @@ class DumpReader:
                     for name in self._members(f"{place}/{path}"):
                         where = f"{place}/{path}/{name}"
                         for version in self._members(where):
-                            self._note_own(key, f"{path}/{name}", version,
-                                           self._object(f"{where}/{version}"))
+                            value = self._object(f"{where}/{version}")
+                            if value and not (value.keys() <= {"name", "version"}
+                                              and all(map(_is_text, value.values()))):
+                                self._error(f"{where}/{version}", "no name and version as texts")
+                            self._note_own(key, f"{path}/{name}", version, value)
             else:
                 self.text.value(place)
 
@@ -20423,7 +20450,7 @@ class Dump:
         self.db.execute("PRAGMA synchronous = OFF")
         run_script(self.db, _DUMP_TABLES)
         self.version, self.is_own = None, False     # `is_own`: this program wrote it
-        self.bases = {}
+        self.bases, self.indexes_here = {}, set()
         self.without_password = []      # users who can't log in
         self.sound_folders = set()
         self.files = self.size = 0
@@ -20553,9 +20580,17 @@ class Dump:
                 kept.update(theirs)
         if kept:
             attributes[FROM_DEVPI] = kept
+        self._check_size("user", attributes, f"users/{name}")
         return {"pwhash": pwhash, "generation": secrets.token_hex(8), "attributes": attributes,
                 "created": self._time(name, facts, "created") or "1970-01-01T00:00:00Z",
                 "modified": self._time(name, facts, "modified")}
+
+    def _check_size(self, kind, attributes, place, index_id=None):
+        """Note an error if every list of users and indexes would be huge."""
+        try:
+            check_size(kind, attributes)
+        except TooLarge as problem:
+            self.findings.error(place, problem.message, index_id)
 
     def _time(self, name, facts, key):
         value = facts.get(key)
@@ -20567,8 +20602,10 @@ class Dump:
     # -- indexes
 
     def _check_indexes(self, users_here, bases_here):
-        self.bases, unseen = dict(bases_here), set(self.skipped)
-        for row in self.db.execute("SELECT id, path, facts FROM indexes").fetchall():
+        self.bases, self.indexes_here = dict(bases_here), set(bases_here)
+        unseen = set(self.skipped)
+        for row in self.db.execute("SELECT id, path, facts FROM indexes "
+                                   "WHERE NOT is_left_out").fetchall():
             facts = json.loads(row["facts"] or "{}")
             type_ = index_type(facts.get("type", "stage"))
             unseen -= {type_} if isinstance(type_, str) else set()
@@ -20632,6 +20669,7 @@ class Dump:
             self.findings.error(place, f"it has more than {Limits.bases} bases", index_id)
         if kept:
             config[FROM_DEVPI] = kept
+        self._check_size("index", config, place, index_id)
         # our own export knows the whole list of bases that lead back to their index
         self.bases[path] = bases
         return config
@@ -20736,15 +20774,17 @@ class Dump:
 
     def _refuse_links(self, relpath):
         """FatalError if a folder on the way is a symbolic link."""
-        folder = relpath.rpartition("/")[0]
-        if not folder or folder in self.sound_folders:
+        parts = relpath.split("/")[:-1]
+        if "/".join(parts) in self.sound_folders:
             return
-        self._refuse_links(folder)
-        if os.path.islink(os.path.join(self.folder, folder)):
-            raise FatalError(f"{folder} is a symbolic link, which is not followed")
-        if len(self.sound_folders) > 10000:
-            self.sound_folders.clear()
-        self.sound_folders.add(folder)
+        for folder in itertools.accumulate(parts, "{}/{}".format):
+            if folder in self.sound_folders:
+                continue
+            if os.path.islink(os.path.join(self.folder, folder)):
+                raise FatalError(f"{folder} is a symbolic link, which is not followed")
+            if len(self.sound_folders) > 10000:
+                self.sound_folders.clear()
+            self.sound_folders.add(folder)
 
     def _version_of(self, row, facts):
         """The version of its project that a file belongs to, where the dump does not spell it so;
@@ -20783,16 +20823,25 @@ class Dump:
         self.db.execute("CREATE TEMP TABLE shared AS SELECT filename FROM files "
                         "WHERE kind = 'releasefile' GROUP BY filename "
                         "HAVING count(DISTINCT index_id) > 1")
+        work = 0
         for path in sorted(kinds):
             ours, theirs = _orders(path, self.bases, kinds)
+            work += sum(1 + len(self.bases.get(each, ())) for each in ours)
+            if work > Limits.dump_orders:
+                self.findings.warn(f"the orders of {path} and what follows it are not compared with"
+                                   " devpi 7's: there are too many bases")
+                return
             if ours == theirs:
                 continue
-            rank = {each: (ours.index(each), theirs.index(each)) for each in ours}
+            places = [{each: number for number, each in enumerate(order)}
+                      for order in (ours, theirs)]
+            rank = {each: (places[0][each], places[1][each]) for each in ours}
             found = collections.defaultdict(set)
             for row in self.db.execute(
                     "SELECT project, files.filename, indexes.path FROM shared "
                     "CROSS JOIN files ON files.filename = shared.filename "
                     "JOIN indexes ON indexes.id = index_id WHERE kind = 'releasefile'"):
+                work += 1
                 if row["path"] in rank:
                     found[row["project"], row["filename"]].add(row["path"])
             changed = sorted(filename for (_, filename), places in found.items()
@@ -21224,7 +21273,7 @@ class Importer:
 
     def _put_own_rows(self, change):
         """Put the rows of kinds that a dump of devpi has no place for."""
-        unknown = collections.Counter()
+        unknown, foreign = collections.Counter(), 0
         for text, in self.dump.db.execute("SELECT value FROM own WHERE kind = 'row' "
                                           "ORDER BY rowid"):
             row = json.loads(text)
@@ -21234,15 +21283,23 @@ class Importer:
                 if kind in ROWS and kind not in DUMPED_KINDS:
                     if value is None or not ROWS[kind].accepts(key, value):
                         raise ValueError("it has another form than such rows have")
-                    change.put(kind, key, value)
-                else:
+                    # an index of that name that was deleted where the dump comes from is another
+                    if ROWS[kind].index_of(key) in self.dump.indexes_here:
+                        foreign += 1
+                    else:
+                        change.put(kind, key, value)
+                elif len(unknown) < Limits.dump_warnings:
                     unknown[one_line(str(kind), 40)] += 1
-            except (ValueError, TypeError, sqlite3.Error) as error:
+                else:
+                    unknown["others"] += 1
+            except (ValueError, TypeError, OverflowError, sqlite3.Error) as error:
                 if isinstance(error, sqlite3.OperationalError):
                     raise
                 self.dump.findings.error(f"{OWN_KEY}/rows", f"{one_line(repr(row), 200)}: "
                                          f"{reason_of(error)}")
             self._go_on(change)
+        if foreign:
+            self.dump.findings.warn(f"{foreign} rows of indexes that are here already are left out")
         for kind, count in unknown.items():
             self.dump.findings.warn(f"{count} rows of the kind {kind} are left out: this program "
                                     "does not know it")

@@ -574,6 +574,19 @@ def test_what_is_there_already_is_named_and_nothing_changes(present, dump, targe
     assert not (target / "files" / small().sha256[:2] / small().sha256).exists()
 
 
+def test_rows_of_an_index_that_is_here_already_are_left_out(present, dump, target):
+    (there,) = {"/".join(row) for row in rows(
+        target, "SELECT users.name, indexes.name FROM indexes JOIN users ON users.id = user_id") if row[0] != "root"}
+    dump.data["devpi_lite"] = {"rows": [
+        [kind, key, value] for place in (there, "mira/dev", "mira/gone") for kind, key, value in (
+            ("gone", [place + "/+f/abc/def/x.whl"], {}),
+            ("withdrawn", [place, "releasefile", "x.whl"], {"sha256": "0" * 64, "kept": 0}))]}
+    result = dump.imported(target, "--add")
+    assert result.returncode == 0 and "2 rows of indexes that are here already are left out" in result.stderr, result
+    assert {place for place, in rows(target, "SELECT index_path FROM withdrawn")} == {"mira/dev", "mira/gone"}
+    assert {path.partition("/+f")[0] for path, in rows(target, "SELECT path FROM gone")} == {"mira/dev", "mira/gone"}
+
+
 def test_nothing_is_added_while_a_server_runs(present, dump, target):
     present.start()
     result = dump.imported(target, "--add")

@@ -1,5 +1,6 @@
 """Dumps that are wrong, cut or hostile: each is refused by a sentence that says where, and nothing is left behind."""
 
+import json
 import os
 import re
 import signal
@@ -236,6 +237,51 @@ def test_links_in_a_dump_are_not_followed(dump, target, tmp_path, place):
     assert_refused(dump.imported_here(target), target, "files/0", "no plain file" if place == "file" else "symbolic link")
 
 
+def test_a_path_of_very_many_folders_is_refused(dump, target):
+    dump.add(small())["relpath"] = "a/" * 1900 + "x"
+    assert_refused(dump.imported_here(target), target, "files/0", "the file is missing")
+
+
+def test_an_index_that_is_there_twice_is_read_to_its_end(dump, target):
+    dump.add(small())
+    text = json.dumps(dump.data)
+    twice = text.replace('"indexes": {', '"indexes": {"mira/dev": %s, ' % json.dumps(dump.index()))
+    dump.write(twice)
+    assert_refused(import_here(dump.folder, target), target, "error: indexes/mira/dev/: the index is there twice", "1 error")
+
+
+@pytest.mark.parametrize("change", [
+    lambda dump: dump.index()["indexconfig"].update(title="x" * (257 << 10)),
+    lambda dump: dump.index()["indexconfig"].update(unknown=[[]] * 20000),
+    lambda dump: dump.data["users"]["mira"].update(title="x" * (257 << 10)),
+    lambda dump: dump.data["users"]["mira"].update(tokens=[[]] * 20000)])
+def test_what_makes_lists_of_all_huge_is_refused(dump, target, change):
+    change(dump)
+    assert_refused(dump.imported_here(target), target, "the attributes of a")
+
+
+@pytest.mark.parametrize("place", ["index", "whole"])
+def test_keys_that_nobody_knows_have_a_bound(dump, target, place):
+    (dump.index() if place == "index" else dump.data).update(("k%d" % number, 5) for number in range(1100))
+    assert_refused(dump.imported_here(target), target, "more unknown keys than any dump has")
+
+
+def test_kinds_of_rows_that_nobody_knows_are_counted_together(dump, target):
+    dump.data["devpi_lite"] = {"rows": [["k%d" % number, [], {}] for number in range(500)]}
+    result = dump.imported_here(target)
+    assert result.returncode == 0 and "480 rows of the kind others" in result.stderr
+    assert len(result.stderr.splitlines()) < 30
+
+
+def test_orders_of_very_many_bases_are_not_compared_at_all_costs(dump, target, monkeypatch):
+    dump.data["dumpversion"] = "3"
+    for number in range(60):
+        dump.add_index("mira/i%d" % number, bases=["mira/i%d" % base for base in range(number)])
+    monkeypatch.setattr(devpi_lite.Limits, "dump_orders", 1000)
+    result = dump.imported_here(target)
+    assert result.returncode == 0 and "are not compared with devpi 7's" in result.stderr
+
+
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_plain_file_is_refused(dump, target, make):
     path = dump.folder / dump.add(small())["relpath"]
@@ -264,6 +310,11 @@ def test_wrong_bytes_of_several_files_are_all_named(dump, target):
     ({"rows": [["user", ["eve"], {"pwhash": None}]]}, None),
     ({"rows": [["gone", [1], {}]]}, ["devpi_lite/rows"]),
     ({"rows": [["withdrawn", ["mira/dev", "releasefile", "x"], {"sha256": [], "kept": {}}]]}, ["devpi_lite/rows"]),
+    ({"rows": [["withdrawn", ["mira/dev", "releasefile", "x"], {"sha256": 10 ** 30, "kept": 1}]]}, ["devpi_lite/rows"]),
+    ({"rows": [["withdrawn", ["mira/dev", "releasefile", "x"], {"sha256": "0" * 64, "kept": 10 ** 30}]]}, [
+        "devpi_lite/rows"]),
+    ({"releases": {"mira/dev": {"lantern": {"1.0": {"name": 5}}}}}, ["devpi_lite/releases/mira/dev/lantern/1.0"]),
+    ({"releases": {"mira/dev": {"lantern": {"1.0": {"summary": "x"}}}}}, ["devpi_lite/releases/mira/dev/lantern/1.0"]),
     ({"rows": ["x"]}, ["devpi_lite/rows"]),
     ({"rows": {}}, ["devpi_lite/rows", "a list was expected"]),
     ({"users": {"mira": {"pwhash": "plain"}}}, ["devpi_lite/users/mira"]),
