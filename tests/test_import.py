@@ -1,20 +1,15 @@
 """Dumps of devpi, taken in: what is served afterwards is what devpi served."""
 
-import collections
 import contextlib
 import hashlib
-import io
 import json
 import os
 import sqlite3
 import stat
-import zipfile
 
 import pytest
-from dumps import DATA, WHEN, Dump, rows, run_import, small, unpacked
+from dumps import WHEN, Dump, rows, run_import, small, unpacked
 from harness import ANY, HTML, Server, audited, documentation, eventually, patched, sdist, upload
-
-import devpi_lite
 
 # -- the sample of a real devpi-server 7: the facts of a small site ------------------------------
 
@@ -151,105 +146,6 @@ def test_every_file_of_the_sample_is_at_its_url(sample):
 def test_the_order_of_indexes_that_differs_is_told(sample):
     lines = [line for line in sample.result.stderr.splitlines() if "devpi 7" in line]
     assert lines == []      # depth and breadth are the same in the sample
-
-
-# -- what thirteen real devpi-servers wrote, from 1.1 to 7 ----------------------------------------
-
-REAL = sorted(path.name for path in DATA.glob("dump_of_devpi_*.*.zip"))
-
-
-class Imported:
-    """A dump of a real server, imported, and the facts that were put into that server."""
-
-    def __init__(self, name, folder):
-        self.folder = unpacked(name, folder / "dump")
-        self.facts = json.loads((self.folder / "facts.json").read_text())
-        self.result = run_import(self.folder / "export", folder / "server", "--no-root-pypi")
-        assert self.result.returncode == 0, self.result
-        self.directory = folder / "server"
-        with contextlib.closing(devpi_lite.open_rows(str(self.directory))) as db:
-            self.rows = collections.defaultdict(dict)
-            for kind, key, value in devpi_lite.all_rows(db):
-                self.rows[kind][key] = value
-            self.cached = db.execute(
-                "SELECT filename, sha256, size FROM files WHERE release_id IS NULL").fetchall()
-
-
-@pytest.fixture(scope="module", params=REAL)
-def real(request, tmp_path_factory):
-    return Imported(request.param, tmp_path_factory.mktemp("real"))
-
-
-def test_users_of_real_servers_keep_what_they_said(real):
-    for name, facts in real.facts["users"].items():
-        attributes = real.rows["user"][name,]["attributes"]
-        assert {key: attributes[key] for key in facts} == facts
-
-
-def test_users_of_real_servers_keep_their_passwords(real):
-    assert set(real.facts["passwords"]) == {name for name, in real.rows["user"]}
-    for name, password in real.facts["passwords"].items():
-        stored = real.rows["user"][name,]["pwhash"]
-        if stored.startswith("devpi_sha256:"):
-            _, salt, digest = stored.split(":")
-            assert hashlib.sha256(salt.encode() + password.encode()).hexdigest() == digest
-        else:       # tests of logins check these
-            assert devpi_lite.argon2_of(stored)
-
-
-def test_indexes_of_real_servers_keep_their_options(real):
-    indexes = dict(real.facts["indexes"])
-    assert set(indexes) <= {"/".join(key) for key in real.rows["index"]}
-    for path, facts in indexes.items():
-        config = real.rows["index"][tuple(path.split("/"))]["config"]
-        if real.facts["version"] == "2.6.1":
-            facts.pop("title", None)        # which that version did not keep
-        assert {key: config[key] for key in facts} == facts
-
-
-def test_releases_and_files_of_real_servers_are_all_there(real):
-    files = {key[:2] + (value["filename"],): value for key, value in real.rows["file"].items()}
-    cached = {row["filename"]: row for row in real.cached}
-    for path, projects in real.facts["releases"].items():
-        key = tuple(path.split("/"))
-        for project, versions in projects.items():
-            for version, facts in versions.items():
-                if path == "root/sea":
-                    for filename, told in facts["files"].items():
-                        assert (cached[filename]["sha256"], cached[filename]["size"]) == (told["sha256"], told["size"])
-                    continue
-                metadata = real.rows["release"][(*key, project, version)]["metadata"]
-                for field, said in facts["metadata"].items():
-                    assert metadata[field] == said or field in ("author", "description")
-                for filename, told in facts["files"].items():
-                    check_file(real, files, key, version, filename, told)
-                if facts["docs"]:
-                    docs = "%s-%s.doc.zip" % (project, version)
-                    assert facts["docs"] == page_of(real.directory, files[key + (docs,)]["sha256"])
-
-
-def page_of(directory, sha256):
-    """The first page of a documentation zip."""
-    with zipfile.ZipFile(io.BytesIO(blob(directory, sha256))) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith("index.html")]
-        return archive.read(name).decode()
-
-
-def check_file(real, files, key, version, filename, told):
-    value = files[key + (filename,)]
-    assert (value["sha256"], value["size"], value["version"]) == (told["sha256"], told["size"], version)
-    assert hashlib.sha256(blob(real.directory, value["sha256"])).hexdigest() == told["sha256"]
-    if [entry["who"] for entry in value["history"]] != ["<import>"]:
-        assert [[entry["what"], entry["who"]] for entry in value["history"]] == told["log"]
-    (path,) = [each[2] for each, other in real.rows["file"].items() if other is value]
-    results = [json.loads(blob(real.directory, other["sha256"])) for each, other in real.rows["file"].items()
-               if other["kind"] == "toxresult" and each[:2] == key and other["for"] == path]
-    exported = told["results"] if real.facts["version"][0] != "1" else []       # it left them out
-    assert sorted(results, key=json.dumps) == sorted(exported, key=json.dumps)
-
-
-def blob(directory, sha256):
-    return (directory / "files" / sha256[:2] / sha256).read_bytes()
 
 
 # -- version 2, made by hand ----------------------------------------------------------------------
@@ -472,6 +368,10 @@ def test_nobody_else_can_read_what_an_import_writes(dump, target, umask):
         os.umask(before)
     for path in [target, *target.rglob("*")]:
         assert stat.S_IMODE(path.lstat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+
+def blob(directory, sha256):
+    return (directory / "files" / sha256[:2] / sha256).read_bytes()
 
 
 def test_a_dump_with_many_files_is_taken_in_by_child_processes(dump, target, tmp_path):
