@@ -25,7 +25,7 @@ test: $(VENV)/complete
 soak: export DEVPI_LITE_SOAK = 1
 soak: export DEVPI_LITE_ROUNDS ?= 50
 soak: $(VENV)/complete
-	$(VENV)/bin/python -m pytest -q tests/test_coherence.py tests/test_replay.py tests/test_cut_off.py $(ARGS)
+	$(VENV)/bin/python -m pytest -q tests/test_coherence.py tests/test_replay.py tests/test_cut_off.py tests/test_backup.py $(ARGS)
 
 # The last step marks the environment complete: one that was interrupted is made anew.
 $(VENV)/complete:
