@@ -19770,15 +19770,21 @@ class JsonFile:
         self.file = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
         self.name = name
         self.text, self.position = "", 0        # what was read, and how far it is used up
+        self.lines = 1                          # the number of the line where `text` begins
 
     def error(self, place, sentence):
-        return FatalError(f"{self.name}{', ' + one_line(place) if place else ''}: {sentence}")
+        """The FatalError for what comes next: where it is is said in lines, too, for editors."""
+        line = self.lines + self.text.count("\n", 0, self.position)
+        return FatalError(f"{self.name}, line {line:,}{', ' + one_line(place) if place else ''}: "
+                          f"{sentence}")
 
     def _read_on(self, place):
         """Read more; whether there was more.
 
         Each time twice as much for the same value: so a large one takes linear time."""
+        self.lines += self.text.count("\n", 0, self.position)
         left = self.text[self.position:]
+        self.text, self.position = left, 0
         try:
             piece = self.file.read(max(Limits.dump_piece, min(len(left),
                                                               Limits.dump_value - len(left))))
@@ -19847,6 +19853,7 @@ class JsonFile:
             except json.JSONDecodeError as error:
                 is_cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - 20
                 if not is_cut:
+                    self.position = error.pos       # the line that is said
                     reason = f"no JSON: {error.msg}"
             except ValueError as error:
                 raise self.error(place, reason_of(error)) from None

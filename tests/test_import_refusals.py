@@ -70,6 +70,17 @@ def test_a_dump_that_is_no_json_or_no_dump_is_refused(dump, target, text, words)
     assert_refused(import_here(dump.folder, target), target, *words)
 
 
+@pytest.mark.parametrize("text, place", [
+    ('{\n"users": {,\n"root": {}}}', "line 2, users: a key was expected"),
+    ('{\n"users": {\n"root": {}\n"mira": {}}}', "line 4, users: , or } was expected"),
+    ('{"users": {\n"root": {"email":\n"x",\n"title": y, "custom_data": "%s"}}}' % ("x" * 40), "line 4, users/root: no JSON"),
+    ("{%s5}" % ("\n" * 200000), "line 200,001: a key was expected")])
+def test_what_is_no_json_is_found_by_its_line(dump, target, monkeypatch, text, place):
+    monkeypatch.setattr(devpi_lite.Limits, "dump_piece", 1000)
+    dump.write(text)
+    assert_refused(import_here(dump.folder, target), target, f"fatal: dataindex.json, {place}")
+
+
 def test_a_folder_without_a_dump_is_refused(tmp_path, target):
     assert_refused(run_import(tmp_path / "nowhere", target), target, "dataindex.json")
     (tmp_path / "empty").mkdir()
