@@ -21925,12 +21925,12 @@ def _keep_number(text):
               "uploads.  Each backup is a folder there, named after its time (UTC), with the "
               "database as it was at one moment and the secret behind logins; the files that the "
               "database names are in DIR/files, once for all backups, so the next one copies only "
-              "what is new.  Every file is checked against its SHA-256.  Files that the server has "
-              "lost are named, and the backup is made without them.  If it fails or is cut off, "
-              "earlier backups stay as they are.  DIR holds passwords' hashes and "
-              "private files: keep it as safe as the server directory.  Exit status: 0 done, 1 no "
-              "backup was made, 5 done, but something is missing.  See also: backup verify, "
-              "restore.",
+              "what is new, and checks it against its SHA-256; `fsck` tells what the server has "
+              "lost since.  Files that it has lost and no backup has are named, and the backup is "
+              "made without them.  If it fails or is cut off, earlier backups stay as they are.  "
+              "DIR holds passwords' hashes and private files: keep it as safe as the server "
+              "directory.  Exit status: 0 done, 1 no backup was made, 5 done, but something is "
+              "missing.  See also: backup verify, restore.",
     argument("dir", metavar="DIR", type=absolute_path,
              help="a missing or empty directory, or one with earlier backups of this server"),
     argument("--keep", type=_keep_number, metavar="N",

@@ -717,3 +717,18 @@ def test_one_backup_is_told_from_the_directory_of_all(make_server, tmp_path):
         assert done.stderr == f"fatal: {one} is one backup: name the directory in which it lies, " \
                               f"with --generation {one.name}\n"
     assert run_command("backup", "verify", one.parent, "--generation", one.name).returncode == 0
+
+
+def test_a_file_that_a_backup_has_already_is_not_looked_at_again(make_server, tmp_path):
+    server, folder = make_server(), tmp_path / "backups"
+    server.add_user("alice")
+    server.add_index("alice/dev")
+    demo = wheel("demo", "1.0")
+    upload(server, "alice/dev", demo)
+    server.stop()
+    assert run_command("backup", folder, "--serverdir", server.directory).returncode == 0
+    os.unlink(server.directory / "files" / demo.sha256[:2] / demo.sha256)
+    done = run_command("backup", folder, "--serverdir", server.directory)
+    assert done.returncode == 0 and "0 of them new" in done.stdout      # the backup is whole
+    assert run_command("backup", "verify", folder).returncode == 0
+    assert "`fsck` tells what the server has lost since" in " ".join(run_command("backup", "--help").stdout.split())
