@@ -7257,6 +7257,13 @@ def walk_bases(index, find):
             queue_.extend((base, path) for base in current.config.get("bases", ()))
 
 
+def bases_in(db):
+    """{path of an index: its bases}, of all indexes."""
+    return {f"{user}/{name}": json.loads(config).get("bases", []) for user, name, config
+            in db.execute("SELECT users.name, indexes.name, config FROM indexes "
+                          "JOIN users ON users.id = user_id ORDER BY 1, 2")}
+
+
 def circles(bases):
     """Yield (trail, start) for each base that leads back to its index: `trail[start:]` is the
     circle, and the first index in it is a base of the last. Without these bases there is none.
@@ -18617,9 +18624,7 @@ def prepare_directory(path):
     foreign = sorted(names - {"lost+found"})
     if foreign and not ours:
         raise FatalError(f"{path} is neither empty nor a devpi_lite directory: "
-                         f"it holds {', '.join(foreign[:3])}"
-                         f"{' and more' if len(foreign) > 3 else ''}; "
-                         "choose another with --serverdir")
+                         f"it holds {some_of(foreign, 3)}; choose another with --serverdir")
 
     if not names:
         # another user's directory: the warning below follows
@@ -18999,6 +19004,12 @@ def size_text(size):
         if size < 1000:
             return f"{size:.1f} {unit}"
     return f"{size / 1000:.1f} GB"
+
+
+def some_of(names, most=10):
+    """Names in a sentence: the first ones, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def number_of(number, one, many=None):
@@ -19550,7 +19561,7 @@ class Export:
     def warnings(self):
         """Yield sentences about what does not come along to devpi."""
         if self.locked_out:
-            yield (f"in devpi, {_some(self.locked_out)} can't log in before `devpi-passwd NAME` "
+            yield (f"in devpi, {some_of(self.locked_out)} can't log in before `devpi-passwd NAME` "
                    "there: its hashes can't be made from ours (`import` keeps passwords)")
         for path, bases in self.cut.items():
             yield (f"the bases of {path} ({', '.join(bases)}) lead back to it, which devpi-import "
@@ -19562,16 +19573,16 @@ class Export:
                 "SELECT 1 FROM projects WHERE index_id = ? AND name = ?",
                 (index_id, each)).fetchone()]
             if unknown:
-                yield (f"{user}/{name} whitelists {_some(unknown)} without having such a project: "
-                       "devpi 7 makes an empty one, and shuts upstream's out of the indexes that "
-                       "build on this one")
+                yield (f"{user}/{name} whitelists {some_of(unknown)} without having such a "
+                       "project: devpi 7 makes an empty one, and shuts upstream's out of the "
+                       "indexes that build on this one")
             empty = [] if config["type"] == "mirror" or "*" in config.get("mirror_whitelist", ()) \
                 else [each for each, in self.db.execute(
                     "SELECT name FROM projects WHERE index_id = ? AND NOT EXISTS "
                     "(SELECT 1 FROM releases WHERE project_id = projects.id) ORDER BY name",
                     (index_id,)) if each not in listed]
             if empty:
-                yield (f"{user}/{name} keeps {_some(empty)} private without a release: devpi 6 "
+                yield (f"{user}/{name} keeps {some_of(empty)} private without a release: devpi 6 "
                        "forgets such a name, and mirrors answer for it there (devpi 7 keeps it)")
             if config["type"] == "mirror" and not config.get("mirror_url"):
                 yield (f"{user}/{name} has no mirror_url, without which devpi 7 can't import the "
@@ -19612,12 +19623,6 @@ _UNKNOWN = (
     ("index's webhooks", "indexes' webhooks", "SELECT count(*) FROM indexes "
      "WHERE instr(config, '\"webhook_url\"')"),
     ("name of a deleted file", "names of deleted files", "SELECT count(*) FROM withdrawn"))
-
-
-def _some(names):
-    """Names in a sentence: ten at most."""
-    more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
 
 
 def _is_plain(name):
@@ -21404,34 +21409,12 @@ def _import(settings, told, passwords):
             contextlib.closing(Store(settings, create=not told.add)) as store, \
             Intake(blobs, in_place=not told.add) as intake, \
             Takers(settings, intake, os.path.getsize(dump.index_path)) as takers:
-        users_here, bases_here = set(), {}
         with store.read() as db:
-            users_here.update(name for name, in db.execute("SELECT name FROM users"))
-            bases_here.update((f"{user}/{name}", json.loads(config).get("bases", []))
-                              for user, name, config in db.execute(
-                                  "SELECT users.name, indexes.name, config FROM indexes "
-                                  "JOIN users ON users.id = user_id"))
+            users_here = {name for name, in db.execute("SELECT name FROM users")}
+            bases_here = bases_in(db)
         dump.read()
         dump.check(users_here, bases_here)
-        may_be_weak = settings.devpi_compatible_passwords
-        dump.set_passwords(passwords, may_be_weak)
-        if told.add and "root" in passwords:
-            raise FatalError("--set-passwords: root is here already, `passwd root` sets its "
-                             "password")
-        if dump.has_password("root") and not told.add and \
-                (settings.root_passwd is not None or settings.root_passwd_file):
-            dump.findings.warn("root keeps the password of the dump: --root-passwd counts where "
-                               "that has none; `passwd root` sets another")
-        root_hash = None if told.add or dump.has_password("root") else \
-            new_hashes(first_password(settings), may_be_weak)
-
-        def prepare(change):
-            if root_hash:
-                _put_root(change, root_hash)
-            # devpi-import makes it, too; but a dump of ours lacks it only if it was deleted
-            if not told.add and settings.root_pypi and not dump.is_own \
-                    and not dump.has_index("root/pypi"):
-                change.put("index", ("root", "pypi"), {"config": PYPI})
+        prepare = _preparation(settings, told, passwords, dump)
 
         takers.expect(dump.files, dump.size)
         with Progress("import", dump.files, dump.size) as progress:
@@ -21444,13 +21427,39 @@ def _import(settings, told, passwords):
 
         dump.findings.show_warnings()
         if dump.without_password:
-            names = ", ".join(dump.without_password[:20])
-            print(f"warning: nobody can log in as {names}"
-                  f"{' and others' if len(dump.without_password) > 20 else ''}, for whom the dump "
-                  "has no password that can be checked: `passwd USER` sets one", file=sys.stderr)
+            print(f"warning: nobody can log in as {some_of(dump.without_password, 20)}, for whom "
+                  "the dump has no password that can be checked: `passwd USER` sets one",
+                  file=sys.stderr)
         return (f"imported {importer.counted()}, {size_text(progress.done_size)}, in "
                 f"{time.monotonic() - began:.1f} seconds into {settings.serverdir}; "
                 "the server can be started on it now")
+
+
+def _preparation(settings, told, passwords, dump):
+    """Set passwords in a checked dump; returns a function that puts into a change what the
+    directory needs and the dump lacks: root, and root/pypi."""
+    may_be_weak = settings.devpi_compatible_passwords
+    dump.set_passwords(passwords, may_be_weak)
+    if told.add:
+        if "root" in passwords:
+            raise FatalError("--set-passwords: root is here already, `passwd root` sets its "
+                             "password")
+        return lambda change: None
+
+    has_password = dump.has_password("root")
+    if has_password and (settings.root_passwd is not None or settings.root_passwd_file):
+        dump.findings.warn("root keeps the password of the dump: --root-passwd counts where that "
+                           "has none; `passwd root` sets another")
+    hashes = None if has_password else new_hashes(first_password(settings), may_be_weak)
+    # devpi-import makes it, too; but a dump of ours lacks it only if it was deleted
+    needs_pypi = settings.root_pypi and not dump.is_own and not dump.has_index("root/pypi")
+
+    def prepare(change):
+        if hashes:
+            _put_root(change, hashes)
+        if needs_pypi:
+            change.put("index", ("root", "pypi"), {"config": PYPI})
+    return prepare
 
 
 def _put_root(change, hashes):
@@ -21962,8 +21971,7 @@ def open_for_backup(path):
     backups = Backups(path)
     if not backups.is_ours:
         raise FatalError(f"{path} is neither empty nor a directory with backups: it holds "
-                         f"{', '.join(backups.names[:3])}"
-                         f"{' and more' if len(backups.names) > 3 else ''}; choose another one")
+                         f"{some_of(backups.names, 3)}; choose another one")
 
     lock = take_lock(path, _NOW_USED)
     if _MARK not in backups.names:
@@ -23550,12 +23558,9 @@ def _complaints_of_rows(db, facts):
     if facts["search-queue"]:
         found += search_complaints(facts["search-queue"][1])
 
-    paths, bases = set(), []
-    for user, name, config in db.execute("SELECT users.name, indexes.name, config FROM indexes "
-                                         "JOIN users ON users.id = user_id ORDER BY 1, 2"):
-        paths.add(f"{user}/{name}")
-        bases += [(f"{user}/{name}", base) for base in json.loads(config).get("bases", ())]
-    found += base_complaints([pair for pair in bases if pair[1] not in paths])
+    bases = bases_in(db)
+    found += base_complaints([(path, base) for path, named in bases.items() for base in named
+                              if base not in bases])
     return found
 
 
