@@ -21341,8 +21341,8 @@ def _not_a_dump(path):
 def _read_passwords(path):
     """{user: password} of a file with lines user:password."""
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        with open(path, encoding="utf-8-sig") as file:
+            lines = file.read().split("\n")        # `splitlines` would cut at other characters
     except (OSError, UnicodeDecodeError) as error:
         raise FatalError(f"can't read the passwords in {path}: {reason_of(error)}") from None
     passwords = {}
@@ -21384,6 +21384,7 @@ def command_import(parsed):
     passwords = _read_passwords(told.set_passwords) if told.set_passwords else {}
     if not os.path.isfile(os.path.join(told.dir, DUMP_INDEX)):
         raise FatalError(f"{told.dir} is no dump of devpi: {_not_a_dump(told.dir)}")
+    refuse_nested(settings.serverdir, told.dir)
     stopped = said_when_stopped("the import was stopped: nothing was imported")
     if not told.add:
         with stopped, new_directory(settings.serverdir):

@@ -209,11 +209,11 @@ def test_no_password_is_no_empty_password(make_server, dump, target, tmp_path):
     dump.data["users"]["noel"] = {"username": "noel", "pwhash": "{MD5}xyz"}
     dump.data["users"]["olaf"] = {"username": "olaf", "pwhash": ""}
     dump.data["users"].pop("root")
-    (tmp_path / "passwords").write_text("# new ones\nolaf:olaf: pw\n")
+    (tmp_path / "passwords").write_bytes("\ufeffolaf:olaf: pw\u2028\x85\r\n# another\r\n\r\n".encode())
     server = served(make_server, dump, target, "--root-passwd", "root-pw", "--set-passwords", tmp_path / "passwords")
     for user, password in [("mira", ""), ("noel", ""), ("noel", "{MD5}xyz"), ("olaf", ""), ("root", "")]:
         assert server.post("/+login", {"user": user, "password": password}).status == 401
-    for user, password in [("olaf", "olaf: pw"), ("root", "root-pw")]:
+    for user, password in [("olaf", "olaf: pw\u2028\x85"), ("root", "root-pw")]:
         assert server.post("/+login", {"user": user, "password": password}).status == 200
 
 

@@ -384,6 +384,13 @@ def test_a_directory_that_holds_something_is_refused(dump, target):
     assert result.returncode == 1 and "not empty" in result.stderr
 
 
+def test_dump_and_server_directory_do_not_lie_in_each_other(dump):
+    for target in (dump.folder / "server", dump.folder):
+        result = dump.imported_here(target)
+        assert result.returncode == 1 and "must not lie in each other" in result.stderr
+    assert os.listdir(dump.folder) == ["dataindex.json"]
+
+
 def test_a_failed_import_can_be_run_again(dump, target):
     path = dump.folder / dump.add(small())["relpath"]
     path.write_bytes(b"else")
