@@ -37,11 +37,11 @@ tests/CONTRACT.md:
     21  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
     22  For operators            status, health, metrics, the audit log
     V The directory
-    23  The server directory     how it is made, locked and refused
+    23  The server directory     how it is made, locked and refused; helpers of its commands
     24  Export                   devpi's dump, written
     25  Import                   devpi's dump, read
-    26  Backups                  backup and restore
-    27  Checks                   fsck, gc, status
+    26  Backups                  backups, which share their files; verification and restore
+    27  Checks                   fsck, gc and the command status
     VI
     28  Commands                 the argument parser and `main`
 """
@@ -19021,8 +19021,8 @@ def number_of(number, one, many=None):
 # 24  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
-# state of the database. What devpi has no place for is under the key `devpi_lite`, which its
-# importers ignore and ours reads.
+# state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
+# no place for is under the key `devpi_lite`, which its importers ignore and ours reads.
 # ==================================================================================================
 
 
@@ -21473,8 +21473,8 @@ def _put_root(change, hashes):
 # ==================================================================================================
 # 26  Backups
 #
-# Copies of a whole server directory, made while the server runs, in generations that share their
-# files; and the way back.
+# Copies of a whole server directory, made while the server runs; and the way back. All backups in a
+# directory share their files. One that was cut off has no manifest, and counts as absent.
 # ==================================================================================================
 
 
@@ -22306,7 +22306,7 @@ def begin_epoch(database):
 # 27  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
-# server is, on one screen.
+# server is, on one screen. Only gc and fsck --repair change anything.
 # ==================================================================================================
 
 
