@@ -23245,6 +23245,28 @@ class Checkup:
                                   "`fsck --repair` has the server look at them again")
 
 
+def _credentials(told):
+    """(user, password) of the options, or None."""
+    if not told.user:
+        if told.password_file:
+            raise FatalError("--password-file needs --user", 2)
+        return None
+    if not told.password_file:
+        if not sys.stdin.isatty():
+            raise FatalError("nobody is there to answer: give the password with --password-file", 2)
+        return told.user, getpass.getpass(f"password of {told.user}: ")
+    return told.user, first_line(told.password_file, f"the password of {told.user}")
+
+
+def _with_credentials(url, credentials):
+    """A URL with (user, password) in it: for requests only, see `public_url`."""
+    if not credentials:
+        return url
+    parts = urllib.parse.urlsplit(url)
+    pair = ":".join(urllib.parse.quote(each, safe="") for each in credentials)
+    return parts._replace(netloc=f"{pair}@{parts.netloc.rpartition('@')[2]}").geturl()
+
+
 def _is_server_url(text):
     """Whether paths can follow a text to make URLs."""
     try:
@@ -23268,7 +23290,10 @@ def _is_server_url(text):
                   "what can be read from files; what is replaced goes to trash/"),
     argument("--from", dest="source", metavar="URL",
              help="with --repair: a server that has the same files at the same paths, as another "
-                  "devpi_lite or devpi; https://user:password@host for restricted indexes"),
+                  "devpi_lite or devpi"),
+    argument("--user", help="log in to it, for restricted indexes"),
+    argument("--password-file", metavar="FILE",
+             help="file whose first line is the user's password; else it is asked for"),
     argument("--json", action="store_true", help="print each finding as a line of JSON"),
     takes=(COMMON,))
 def command_fsck(parsed):
@@ -23279,6 +23304,9 @@ def command_fsck(parsed):
     if told.source and not _is_server_url(told.source):
         raise FatalError(f"--from {one_line(told.source)}: a URL that begins with http:// or "
                          "https:// is needed", 2)
+    if (told.user or told.password_file) and not told.source:
+        raise FatalError("--user and --password-file are for the server that --from names", 2)
+    source = told.source and _with_credentials(told.source, _credentials(told))
     if not os.path.isdir(serverdir):
         raise FatalError(f"there is no directory {serverdir}: name one with --serverdir")
     refuse_unfinished(serverdir)
@@ -23304,7 +23332,7 @@ def command_fsck(parsed):
     with contextlib.closing(db), Scratch(serverdir) as scratch, contextlib.ExitStack() as stack:
         repairs = None
         if told.repair:
-            repairs = stack.enter_context(contextlib.closing(Repairs(settings, told.source)))
+            repairs = stack.enter_context(contextlib.closing(Repairs(settings, source)))
         checkup = Checkup(serverdir, db, scratch, findings, told.checksum, repairs)
         checkup.run()
         if repairs:
@@ -23586,14 +23614,10 @@ def _size_of(path):
 
 
 def _server_url(text):
-    try:
-        parts = urllib.parse.urlsplit(text)
-        parts.port      # checks it
-    except ValueError:
-        parts = None
-    if not parts or parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_server_url(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the URL of a server, as "
                                          "http://localhost:3141")
+    parts = urllib.parse.urlsplit(text)
     if "@" in parts.netloc:
         raise argparse.ArgumentTypeError("a password in a URL is seen by everybody on this "
                                          "machine: --user and --password-file name it")
@@ -23903,19 +23927,6 @@ def command_status(parsed):
         return status
     print(json.dumps(facts, indent=2) if told.json else "\n".join(screen(facts, time.time())))
     return 0
-
-
-def _credentials(told):
-    """(user, password) of the options, or None."""
-    if not told.user:
-        if told.password_file:
-            raise FatalError("--password-file needs --user", 2)
-        return None
-    if not told.password_file:
-        if not sys.stdin.isatty():
-            raise FatalError("nobody is there to answer: give the password with --password-file", 2)
-        return told.user, getpass.getpass(f"password of {told.user}: ")
-    return told.user, first_line(told.password_file, f"the password of {told.user}")
 
 
 # ==================================================================================================

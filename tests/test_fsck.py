@@ -669,13 +669,17 @@ def test_a_server_that_never_answers_is_asked_for_a_few_files(rich, directory, m
     assert len(met) < 6, lines
 
 
-def test_a_restricted_index_needs_the_password_in_the_url(rich, directory, make_server, tmp_path):
+@pytest.mark.parametrize("is_in_url", [False, True])
+def test_a_restricted_index_needs_a_password(rich, directory, make_server, tmp_path, is_in_url):
     other = make_server(directory=rich.copy(tmp_path / "other"))
     assert other.patch("/root/dev", ["acl_pkg_read=root"], user="root").status == 200
     blob(directory, rich.wheel).unlink()
     found(directory, "it is missing (tried: ", options=("--repair", "--from", other.url))
-    lines = fsck(directory, "--repair", "--from",
-                 other.url.replace("//", "//root:secret@"), status=0)
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    lines = fsck(directory, "--repair", *(
+        ["--from", other.url.replace("//", "//root:secret@")] if is_in_url else
+        ["--from", other.url, "--user", "root", "--password-file", str(password)]), status=0)
     assert "secret" not in "".join(lines) and "2 repaired" not in lines[-1]
     clean(directory)
 
@@ -700,7 +704,8 @@ def test_a_running_server_notices_a_repair(rich, make_server, tmp_path):
 
 
 @pytest.mark.parametrize("options, status", [
-    (("--from", "http://127.0.0.1:1"), 2), (("--frm",), 2),
+    (("--from", "http://127.0.0.1:1"), 2), (("--frm",), 2), (("--repair", "--user", "root"), 2),
+    (("--repair", "--from", "http://127.0.0.1:1", "--password-file", "x"), 2),
     *[(("--repair", "--from", url), 2) for url in (
         "ftp://x", "http://[::1", "http://127.0.0.1:99999", "http://u:p@", "http://x/?a",
         "http://x/#a", "http://a b/", "http://\x7f/", "http:///x")]])
