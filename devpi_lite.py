@@ -18873,7 +18873,7 @@ def new_directory(serverdir):
     except OSError as error:
         raise FatalError(f"can't use {serverdir}: {error.strerror}; "
                          "choose another directory with --serverdir") from None
-    if names and UNFINISHED not in names:
+    if names and (UNFINISHED not in names or names - OWN_NAMES - {UNFINISHED}):
         raise FatalError(f"{serverdir} is not empty: choose an empty or missing directory with "
                          "--serverdir")
 
@@ -18881,7 +18881,7 @@ def new_directory(serverdir):
         _clear(serverdir)
         os.chmod(serverdir, 0o700)
         marker = os.path.join(serverdir, UNFINISHED)
-        write_private(marker, b"")
+        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT, 0o600))
         sync_directory(serverdir)
         try:
             yield

@@ -16,7 +16,7 @@ from harness import sdist, wheel
 from projects import documentation, git_add, sphinx_build, write_files, write_project
 
 NUMBERS = itertools.count()
-FEATURES = "push-no-docs, push-only-docs, push-register-project, server-keyvalue-parsing"
+FEATURES = "projectconfig-v2, push-no-docs, push-only-docs, push-register-project, server-keyvalue-parsing"
 
 
 @pytest.fixture
