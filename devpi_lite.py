@@ -18971,7 +18971,7 @@ class Progress:
         now = time.monotonic()
         if now - self.shown >= (0.2 if self.is_terminal else 10):
             self.shown = now
-            self._show(f", {self._left(now)} left")
+            self._show(f", {self._left(now)} left" if now - self.began > 2 else "")
 
     def _left(self, now):
         """The time that the rest will take, as minutes:seconds."""
@@ -22094,7 +22094,8 @@ def verify_backups(backups, chosen):
     known.show()
     if broken.count:
         raise FatalError(f"{backups.path} is damaged: see above.  What is damaged can be got back "
-                         "from a copy of it; `restore --skip-broken` restores all the rest")
+                         "from a copy of it.  `restore --skip-broken` restores the rest, unless a "
+                         "database is damaged; `restore --generation` another backup")
     print(f"{number_of(len(chosen), 'backup is', 'backups are')} undamaged: "
           f"{', '.join(backup.name for backup in chosen[-3:])}"
           f"{' and older ones' if chosen[3:] else ''}")
