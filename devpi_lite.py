@@ -3989,8 +3989,10 @@ class Blobs(Part):
                             back += 1
                             continue
                     elif facts.st_mtime < limit:
-                        if not dry_run:
-                            os.unlink(entry.path)
+                        if not dry_run:     # a folder lay in the place of a file
+                            delete = shutil.rmtree if stat.S_ISDIR(facts.st_mode) \
+                                and not entry.is_symlink() else os.unlink
+                            delete(entry.path)
                         deleted, freed = deleted + 1, freed + facts.st_size
                         continue
                 except FileNotFoundError:
@@ -18658,9 +18660,18 @@ def refuse_lost_database(serverdir):
                          f"{os.path.join(serverdir, 'files')} away to begin anew")
 
 
+def is_unchanging(serverdir):
+    """Whether nobody writes to the database: it has no write-ahead log, and is in a directory where
+    none can be made."""
+    return is_read_only(serverdir) or not (
+        os.access(serverdir, os.W_OK)
+        or os.path.exists(os.path.join(serverdir, "devpi_lite.db-wal")))
+
+
 def _has_accounts(database):
     """Whether a database has the user root; it is only read."""
-    with contextlib.closing(sqlite3.connect(read_only_uri(database), uri=True)) as db:
+    uri = read_only_uri(database, immutable=is_unchanging(os.path.dirname(database)))
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
         try:
             return db.execute("SELECT 1 FROM users WHERE name = 'root'").fetchone() is not None
         except sqlite3.OperationalError as error:
@@ -18821,9 +18832,7 @@ def open_rows(serverdir, may_be_older=False, may_be_newer=False):
     path = os.path.join(serverdir, "devpi_lite.db")
     refuse_no_database(serverdir)
 
-    # nobody writes to a database that has no write-ahead log, in a directory where none can be made
-    is_fixed = is_read_only(serverdir) or not (
-        os.access(serverdir, os.W_OK) or os.path.exists(path + "-wal"))
+    is_fixed = is_unchanging(serverdir)
     if is_fixed:
         refuse_unfolded(path)
 
@@ -22002,17 +22011,22 @@ def add_backup(serverdir, path, link, keep):
             sweep_or_warn(backups)      # gives back the room that was taken
         raise
 
-    backups = Backups(path)
     try:
-        for old in backups.complete[:-keep] if keep else ():
-            old.remove()
-            is_swept = True
-            print(f"removed the backup {old.name}")
-        if is_swept:
-            sweep_or_warn(backups)
+        return end_backup(serverdir, path, backup, copied, keep, is_swept)
     except OSError as error:
-        raise FatalError(f"the backup {backup.name} was made and is whole, but what is old could "
-                         f"not be removed: {error}") from None
+        raise FatalError(f"the backup {backup.name} was made and is whole, but afterwards "
+                         f"something failed: {error}") from None
+
+
+def end_backup(serverdir, path, backup, copied, keep, is_swept):
+    """Remove old backups after a new one, say what it came to; returns the exit status."""
+    backups = Backups(path)
+    for old in backups.complete[:-keep] if keep else ():
+        old.remove()
+        is_swept = True
+        print(f"removed the backup {old.name}")
+    if is_swept:
+        sweep_or_warn(backups)
 
     copied.broken.show()
     print(f"backup {backup.name}: {number_of(copied.blobs, 'file')} "
@@ -23199,8 +23213,11 @@ class Checkup:
                   "from the rows and files")
         if not os.path.exists(path):
             return                  # a start makes it
+        is_fixed = is_unchanging(self.serverdir) and not os.path.exists(path + "-wal")
         try:
-            with contextlib.closing(sqlite3.connect(path, timeout=Limits.busy)) as db:
+            with contextlib.closing(sqlite3.connect(
+                    read_only_uri(path, immutable=True) if is_fixed else path,
+                    timeout=Limits.busy, uri=is_fixed)) as db:
                 db.execute("PRAGMA query_only = ON")
                 for text, in db.execute("PRAGMA quick_check"):
                     if text != "ok":
@@ -23323,10 +23340,14 @@ def command_fsck(parsed):
                          "damaged and left out: if the power failed just then, nothing is amiss, "
                          "else restore a backup where changes are missing")
     try:
+        if os.path.exists(os.path.join(serverdir, "devpi_lite.db")):
+            refuse_no_database(serverdir)
         refuse_lost_database(serverdir)
         db = open_rows(serverdir)
     except sqlite3.Error as error:
-        raise FatalError(f"the database can't be opened ({reason_of(error)}); {RESTORE}") from None
+        remedy = RESTORE if os.access(serverdir, os.W_OK) else \
+            f"run this as the user to whom {serverdir} belongs"
+        raise FatalError(f"the database can't be opened ({reason_of(error)}); {remedy}") from None
     # so a text that was damaged is a row that differs, and not the end of the check
     db.text_factory = functools.partial(str, encoding="utf-8", errors="replace")
 
@@ -23414,6 +23435,8 @@ def refuse_changes(serverdir):
         raise FatalError(f"there is no directory {serverdir}: name one with --serverdir")
     if is_read_only(serverdir):
         raise FatalError(f"{serverdir} is on read-only media: nothing can be changed there")
+    if not os.access(serverdir, os.W_OK | os.X_OK):
+        raise FatalError(f"can't write to {serverdir}: run this as the user to whom it belongs")
     refuse_unfinished(serverdir)
     owner = os.stat(serverdir).st_uid
     if hasattr(os, "geteuid") and os.geteuid() == 0 and owner != 0:

@@ -379,6 +379,16 @@ def test_old_backups_that_can_not_be_removed_do_not_hide_the_new_one(source, cop
     verify(copied)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="/dev/full is of Linux")
+def test_a_backup_whose_last_line_nobody_takes_was_made(source, copied):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-u", str(SCRIPT), "backup", str(copied), "--serverdir", str(source.directory)],
+                              env=clean_environment(), stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert b"was made and is whole" in done.stderr and b"Traceback" not in done.stderr, done
+
+
 # -- databases that somebody else has changed, and signed anew
 
 

@@ -703,6 +703,46 @@ def test_a_running_server_notices_a_repair(rich, make_server, tmp_path):
     clean(server.directory)
 
 
+def as_another_user(directory, *options):
+    """(exit status, output) of `fsck` by a user to whom the directory does not belong."""
+    # now, because that user may not be allowed to read the library
+    import concurrent.futures.thread    # noqa: F401
+    import encodings.cp437              # noqa: F401
+    came, out = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgid(65534)
+            os.setuid(65534)
+            told = io.StringIO()
+            with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+                code = d.main(["fsck", "--serverdir", str(directory), *options])
+            os.write(out, told.getvalue().encode())
+            os._exit(code)
+        finally:
+            os._exit(99)
+    os.close(out)
+    with open(came) as file:
+        text = file.read()
+    return os.waitpid(child, 0)[1] >> 8, text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be others")
+def test_what_a_user_may_not_do_is_no_damage(directory, tmp_path):
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    for path in [directory, *directory.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    code, text = as_another_user(directory)
+    assert code == 0 and text.count("warning:") == 1 and "can be read by others" in text, text
+    for options, harm, sentence in (
+            (("--repair",), None, "can't write to"), ((), "devpi_lite.db", "Permission denied")):
+        if harm:
+            (directory / harm).chmod(0o600)
+        code, text = as_another_user(directory, *options)
+        assert code == 1 and sentence in text and "run this as" in text and "restore" not in text
+
+
 @pytest.mark.parametrize("options, status", [
     (("--from", "http://127.0.0.1:1"), 2), (("--frm",), 2), (("--repair", "--user", "root"), 2),
     (("--repair", "--from", "http://127.0.0.1:1", "--password-file", "x"), 2),

@@ -64,6 +64,17 @@ def test_what_nothing_names_goes_to_the_trash_and_later_away(server):
     assert os.listdir(place.trash) == [] and set(blobs(server)) > {young}
 
 
+def test_a_folder_in_the_trash_is_deleted_in_time(place):
+    """It lay in the place of a file, which was repaired."""
+    folder = os.path.join(place.trash, "00" * 32 + ".damaged-1")
+    os.makedirs(folder)
+    with open(os.path.join(folder, "notes"), "w"):
+        pass
+    age(folder)
+    place.empty_trash(trash_time=3600)
+    assert not os.path.exists(folder)
+
+
 def test_what_a_row_names_is_taken_back_from_the_trash(server):
     upload(server, new_index(server, "root"), wheel("demo", "1.0"))
     name, = blobs(server)
