@@ -20317,7 +20317,7 @@ class DumpReader:
 
         when = entry.get("when")
         if isinstance(when, str):
-            with contextlib.suppress(ValueError, OverflowError):
+            with contextlib.suppress(ValueError, TypeError, OverflowError):
                 entry["when"] = list(time.gmtime(_seconds_of_text(when))[:6])
         elif not _is_moment(when):
             self._error(f"{place}/when", "six numbers or a time were expected")

@@ -106,3 +106,8 @@ def gate(site):
     gate = Gate(site)
     yield gate
     gate.close()
+
+
+def pytest_make_parametrize_id(val, argname):
+    """A long text is named, not shown: the name of a test is in the environment of all that it starts."""
+    return argname if isinstance(val, (str, bytes)) and len(val) > 200 else None

@@ -729,7 +729,7 @@ def as_another_user(directory, *options):
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be others")
 def test_what_a_user_may_not_do_is_no_damage(directory, tmp_path):
-    for path in (tmp_path, *tmp_path.parents[:2]):
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
         path.chmod(0o755)
     for path in [directory, *directory.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
