@@ -5983,6 +5983,7 @@ def _libcrypto(ctypes):
                 raise OSError(errno.ENOMEM, "libcrypto failed")
         finally:
             free(context)
+            give_back_memory()
         return digest.raw
     return Argon2Library("libcrypto", 4, (16, 19), _fitting(compute), compute)
 
@@ -15310,6 +15311,7 @@ class AccessLog(Part):
         self.front_counts = {}      # of the front, which needs no lock
         self.complained = -60                   # time.monotonic() of the last logged failure
         self.lock = threading.Lock()
+        self.writing = threading.Lock()         # while lines are written, perhaps to nobody
 
     def loops(self):
         yield "access log", self.run
@@ -15369,7 +15371,11 @@ class AccessLog(Part):
         return totals
 
     def flush(self):
-        """Write the lines made so far."""
+        """Write the lines made so far; wait for another thread that does."""
+        with self.writing:
+            self._write_lines()
+
+    def _write_lines(self):
         lines = []
         with contextlib.suppress(IndexError):
             while True:

@@ -226,11 +226,17 @@ def long_lines(module):
     return [number for number, line in enumerate(module.lines, 1) if len(line) > 100]
 
 
+def names_made(node):
+    """What a statement defines or assigns, without the variables of comprehensions in it."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
+    return [each.id for target in getattr(node, "targets", ()) for each in ast.walk(target)
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
+
+
 def test_a_name_is_made_in_one_place(module):
     makers = collections.Counter(
-        name for statement in module.statements
-        if isinstance(statement.node, (ast.FunctionDef, ast.ClassDef, ast.Assign))
-        for name in statement.made)
+        name for statement in module.statements for name in names_made(statement.node))
     assert [name for name, count in makers.items() if count > 1] == []
 
 
