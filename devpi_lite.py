@@ -5504,6 +5504,8 @@ def _turn_to_hash(turns=_hashing):
         try:
             yield
         finally:
+            # 32 or 64 MiB for a hash, which glibc may have taken from what compiling left
+            give_back_memory()
             turns.release()
     finally:
         _hash_line.release()
@@ -5983,7 +5985,6 @@ def _libcrypto(ctypes):
                 raise OSError(errno.ENOMEM, "libcrypto failed")
         finally:
             free(context)
-            give_back_memory()
         return digest.raw
     return Argon2Library("libcrypto", 4, (16, 19), _fitting(compute), compute)
 
