@@ -5392,6 +5392,12 @@ def new_hashes(password, may_be_weak=False):
         _new_hashes.release()
 
 
+def hashes_of_random(password):
+    """The `Hashes` of a password of some 96 random bits, which nobody guesses: devpi's is cheap,
+    10 ms in pure Python, and needs no library."""
+    return Hashes(_new_hash_of(password), _cheap_argon2(_password_bytes(password)))
+
+
 def _new_hash_of(password):
     """`scrypt:n=...,r=...,p=...:salt:hash` (RFC 7914); without scrypt,
     `pbkdf2_sha256:rounds:salt:hash`."""
@@ -5633,8 +5639,13 @@ def hash_for_devpi(value):
 @functools.lru_cache(maxsize=1)
 def _hash_of_a_secret():
     """An argon2 hash of what nobody knows; the same for all users, because it takes some ms."""
+    return _cheap_argon2(secrets.token_bytes(32))
+
+
+def _cheap_argon2(secret):
+    """The argon2 hash of bytes that are too random to be guessed."""
     shape = Argon2("argon2id", 19, 8, 1, 1, secrets.token_bytes(16), bytes(32))
-    return shape._replace(digest=compute_argon2(shape, secrets.token_bytes(32))).text
+    return shape._replace(digest=compute_argon2(shape, secret)).text
 
 
 def compute_argon2(shape, password, secret=b"", data=b"", processes=1, when_forked=None):
@@ -18786,12 +18797,11 @@ def is_initialised(store):
 
 def initialise(store, settings):
     """Make root, and root/pypi if `root_pypi` is set, as the first change (serial 0)."""
-    store.write(_initialise, new_hashes(first_password(settings),
-                                        settings.devpi_compatible_passwords), settings.root_pypi)
+    store.write(_initialise, first_hashes(settings), settings.root_pypi)
 
 
-def first_password(settings):
-    """Root's password in a new directory: from an option, or random.
+def first_hashes(settings):
+    """The `Hashes` of root's password in a new directory: from an option, or random.
 
     A random one is printed to a terminal; a journal, which would keep it, gets the name of the file
     that holds it."""
@@ -18810,10 +18820,12 @@ def first_password(settings):
             print(f"root's password: {password}   (kept in {path} until it is changed)")
         else:
             print(f"root's password is in {path} until it is changed")
-    elif password == "":
+        return hashes_of_random(password)
+
+    if password == "":
         print("warning: root has an empty password: anybody who reaches this server can do "
               "everything", file=sys.stderr)
-    return password
+    return new_hashes(password, settings.devpi_compatible_passwords)
 
 
 def first_line(path, what):
@@ -21455,8 +21467,7 @@ def _import(settings, told, passwords):
 def _preparation(settings, told, passwords, dump):
     """Set passwords in a checked dump; returns a function that puts into a change what the
     directory needs and the dump lacks: root, and root/pypi."""
-    may_be_weak = settings.devpi_compatible_passwords
-    dump.set_passwords(passwords, may_be_weak)
+    dump.set_passwords(passwords, settings.devpi_compatible_passwords)
     if told.add:
         if "root" in passwords:
             raise FatalError("--set-passwords: root is here already, `passwd root` sets its "
@@ -21467,7 +21478,7 @@ def _preparation(settings, told, passwords, dump):
     if has_password and (settings.root_passwd is not None or settings.root_passwd_file):
         dump.findings.warn("root keeps the password of the dump: --root-passwd counts where that "
                            "has none; `passwd root` sets another")
-    hashes = None if has_password else new_hashes(first_password(settings), may_be_weak)
+    hashes = None if has_password else first_hashes(settings)
     # devpi-import makes it, too; but a dump of ours lacks it only if it was deleted
     needs_pypi = settings.root_pypi and not dump.is_own and not dump.has_index("root/pypi")
 

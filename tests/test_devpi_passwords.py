@@ -361,6 +361,17 @@ def test_the_passwords_set_here_can_go_to_devpi(make_server):
         assert survives and d.check_password(text, password) and text.startswith("$argon2id$v=19$m=32,t=3,p=")
 
 
+def test_a_random_first_password_goes_to_devpi_without_a_library(tmp_path):
+    script = patched(tmp_path, "devpi_lite.ARGON2_LIBRARIES.clear()")
+    assert run_command("init", "--serverdir", tmp_path / "x", script=script).returncode == 0
+    password = (tmp_path / "x" / "root-password").read_text().strip()
+    with contextlib.closing(d.Store(d.Settings(str(tmp_path / "x")))) as store:
+        account = stored(store, "root")
+    text, survives = d.hash_for_devpi({"pwhash": account.pwhash, "attributes": account.attributes})
+    assert survives and d.check_password(text, password) and not d.check_password(text, "secret")
+    assert d.check_password(account.pwhash, password)
+
+
 def test_on_read_only_media_a_login_works_and_nothing_is_written(tmp_path, monkeypatch):
     with contextlib.closing(d.Store(d.Settings(str(tmp_path)), create=True)) as store:
         put_user(store, "alice", argon2())
