@@ -36,14 +36,16 @@ tests/CONTRACT.md:
     20  For installers           simple pages, project lists, files, PyPI's JSON
     21  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
     22  For operators            status, health, metrics, the audit log
-    V The directory
-    23  The server directory     how it is made, locked and refused; helpers of its commands
-    24  Export                   devpi's dump, written
-    25  Import                   devpi's dump, read
-    26  Backups                  backups, which share their files; verification and restore
-    27  Checks                   fsck, gc and the command status
-    VI
-    28  Commands                 the argument parser and `main`
+    V Many servers
+    23  Replication             the changelog of a primary, followed by replicas
+    VI The directory
+    24  The server directory     how it is made, locked and refused; helpers of its commands
+    25  Export                   devpi's dump, written
+    26  Import                   devpi's dump, read
+    27  Backups                  backups, which share their files; verification and restore
+    28  Checks                   fsck, gc and the command status
+    VII
+    29  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -81,6 +83,7 @@ import mmap
 import operator
 import os
 import queue
+import random
 import re
 import secrets
 import selectors
@@ -862,6 +865,23 @@ def _seconds(text):
     return number
 
 
+def _role(text):
+    if text not in ("auto", "standalone", "primary", "master", "replica"):
+        raise ValueError(f"{text!r} is none of auto, standalone, primary and replica")
+    return "primary" if text == "master" else text
+
+
+def _primary_url(text):
+    if not text:
+        return text
+    parts = urllib.parse.urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http or https URL")
+    if "@" in parts.netloc:
+        raise ValueError("must be without user and password: the secret file is the key")
+    return text.rstrip("/")
+
+
 def _port(text):
     if not re.fullmatch("[0-9]{1,5}", text) or int(text) > 65535:
         raise ValueError(f"{text!r} is no port: a number from 0 to 65535")
@@ -1068,6 +1088,19 @@ class Settings:
     secretfile: str = option(
         "secretfile", absolute_path, "",
         "file with the secret behind logins; default: .secret in the server directory")
+    role: str = option(
+        "role", _role, "auto",
+        "standalone; primary, which replicas may follow; replica; auto: as it was, at first "
+        "replica with --primary-url, else standalone")
+    primary_url: str = option(
+        "primary-url", _primary_url, "",
+        "URL of the primary whose replica this server is; both need the same --secretfile",
+        aliases=("--master-url",))
+    file_replication_threads: int = option(
+        "file-replication-threads", _positive, 5, "files that a replica fetches at a time")
+    file_replication_skip_indexes: tuple = option(
+        "file-replication-skip-indexes", to_names, (),
+        "indexes whose files a replica fetches only when somebody asks for them, or `all`")
     access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
     read_only: bool = False     # no option: detected at the start
 
@@ -1295,6 +1328,15 @@ class Limits:
     bases = 100                     # of one index
     fetches = 64                    # busy with pages and metadata files; thrice as many in all
     fetches_of_one = 24             # from one host; one index alone gets two thirds of them
+    log_entries, log_bytes = 1000, 4 << 20      # of a changelog, in one response to a replica
+    replica_warning, replica_alarm = 60, 300    # seconds without a response of the primary
+    log_response = 1 << 30          # the largest that a replica takes: one entry may be large
+    log_wait = 20                   # seconds that a replica waits for the next entry
+    snapshots = 2                   # that are made at a time
+    signature_age = 60              # seconds between the clocks of a primary and a replica
+    replica_pause = 5               # seconds between two tries to reach the primary, at most
+    replica_retry = 3600            # seconds until a blob is tried again, at most
+    replica_batch = 100             # blobs that are taken from the list of wanted ones at a time
     downloads = 128                 # busy with files; thrice as many in all
     downloads_of_one = 96           # from one host; one index alone gets two thirds of them
     waiting_flights = 1000          # of one index
@@ -2228,7 +2270,8 @@ class Budget:
 
 
 SCHEMA = """
--- one row: one fact about this server (uuid, epoch)
+-- one row: one fact about this server: uuid, epoch; role, primary_url; of the server that it
+-- follows: source_uuid, and source_hash, the hash of the last entry that came from there
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- AUTOINCREMENT: no id is used twice, so an id that was read before a change can't name another row
@@ -2547,6 +2590,18 @@ def _migrate_to_7(db, sql):
     db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
 
 
+SCHEMA_SINCE_8 = """
+-- one row: a blob that a replica's rows name and that is not here yet
+-- serial: of the entry that named it; due: time.time() of the next try; error: of the last one
+CREATE TABLE wanted (
+    sha256 TEXT PRIMARY KEY, size INTEGER, is_docs INTEGER NOT NULL,
+    serial INTEGER NOT NULL, since REAL NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0, error TEXT) WITHOUT ROWID;
+CREATE INDEX wanted_order ON wanted (due, serial DESC, size);
+"""
+migration(8, SCHEMA_SINCE_8)(run_script)
+
+
 def make_schema(db):
     """Make all tables and indexes of the newest schema version."""
     for script in (SCHEMA, *(MIGRATIONS[step][0] for step in sorted(MIGRATIONS))):
@@ -2781,14 +2836,15 @@ class Change:
     """What a change function works with: SQL, and a record of its effects.
 
     `serial`: the serial that it gets if it puts rows. `is_replay`: it repeats entries of a
-    changelog, and makes none."""
+    changelog, and makes none; blobs of indexes for which `wants_blobs(path)` is true become
+    `wanted`."""
 
     def __init__(self, db, actor, serial):
         self.db, self.actor, self.who, self.serial = db, actor, actor.user, serial
         self.execute, self.executemany = db.execute, db.executemany
         self.ops, self.audits, self.tags, self.signals, self.looked_at = [], [], set(), set(), set()
         self.head = None        # (serial, hash) of the changelog entry that it makes
-        self.is_replay = False
+        self.is_replay, self.wants_blobs = False, None
         self.ids = {}           # (kind, key) -> id of a row
 
     def put(self, kind, key, value):
@@ -3155,6 +3211,8 @@ class Store(Part):
         self.freshness = Freshness()
         self.tasks = FairQueue()        # of changes, by their party
         self.task_came = threading.Condition()
+        self.log_grew = threading.Condition()
+        self.waits_are_over = False     # the server ends: see `end_waits`
         self.idle_readers = []
         self.closed = False
         self.durable = True         # how the writer commits at present
@@ -3174,6 +3232,16 @@ class Store(Part):
         if not self.read_only:
             self.thread.start()
         self.node = self._node_facts()
+        self.close_to_rows()
+
+    def close_to_rows(self):
+        """Have all changes that put rows refused, if this is a replica's directory.
+
+        `closed_to_rows` says why, in a sentence; None if they are not."""
+        self.closed_to_rows = None
+        if self.node.get("role") == "replica":
+            self.closed_to_rows = (f"this is a replica of {self.node['primary_url']}: changes are "
+                                   "made there")
 
     def gauges(self):
         yield Gauge("devpi_lite_serial", "gauge", "Serial of the last change.", self.serial)
@@ -3363,6 +3431,8 @@ class Store(Part):
             db.execute("SAVEPOINT change")
             try:
                 task.value = task.function(change, *task.args)
+                if change.ops and self.closed_to_rows:
+                    raise Busy(self.closed_to_rows, 10)
                 if change.ops:
                     self._enter(change, new_entry(change.serial, change.who, change.ops, chain))
                 if change.audits:
@@ -3383,7 +3453,8 @@ class Store(Part):
             self._cut_log(db)
 
         db.execute("COMMIT")
-        self.serial = serial
+        if serial != self.serial:
+            self._set_serial(serial)
 
         if tags:
             self.freshness.touch(frozenset(tags))
@@ -3391,6 +3462,36 @@ class Store(Part):
             self.signals[name].set()
         if not self.commits.is_server:
             self.commits.raise_counter()
+
+    def _set_serial(self, serial):
+        with self.log_grew:
+            self.serial = serial
+            self.log_grew.notify_all()
+
+    def wait_for_serial(self, serial, seconds):
+        """Whether this serial is reached within `seconds`, or before the server ends."""
+        if self.serial >= serial:
+            return True
+        with outside_wait(), self.log_grew:
+            self.log_grew.wait_for(lambda: self.serial >= serial or self.waits_are_over, seconds)
+        return self.serial >= serial
+
+    def end_waits(self):
+        """End all `wait_for_serial` at once: the server is about to end."""
+        with self.log_grew:
+            self.waits_are_over = True
+            self.log_grew.notify_all()
+
+    def set_facts(self, **facts):
+        """Store facts about this server in `node`, durably; None deletes one."""
+        self.write(self._set_facts, facts)
+        self.node = self._node_facts()
+
+    @staticmethod
+    def _set_facts(change, facts):
+        change.executemany("DELETE FROM node WHERE key = ?", [(key,) for key in facts])
+        change.executemany("INSERT INTO node VALUES (?, ?)", [
+            (key, value) for key, value in facts.items() if value is not None])
 
     @staticmethod
     def head(db):
@@ -3441,20 +3542,22 @@ class Store(Part):
             _, chain = change.head
         change.execute("DELETE FROM changelog WHERE serial < ?", (serial,))
 
-    def follow(self, entries, uuid_):
+    def follow(self, entries, uuid_, wants_blobs=None):
         """Enter the next entries of another server's changelog, with the rows that they put; all or
         nothing.  FatalError if they do not come next here, or can't be read.
 
-        `uuid_`: that server's."""
-        self.write(self._follow, entries, uuid_)
+        `uuid_`: that server's; `wants_blobs`: see `Change`."""
+        self.write(self._follow, entries, uuid_, wants_blobs)
+        self.node = self._node_facts()
 
-    def _follow(self, change, entries, uuid_):
-        change.is_replay = True
+    def _follow(self, change, entries, uuid_, wants_blobs):
+        change.is_replay, change.wants_blobs = True, wants_blobs
         serial, chain = self.head(change.db)
         for entry in entries:
             if (entry.serial, entry.prev) != (serial + 1, chain) or not entry.is_sound:
                 raise FatalError(f"serial {entry.serial} of the other changelog does not follow "
                                  f"serial {serial} of this one")
+            change.serial = entry.serial
             for op in entry.ops_for_replay():
                 try:
                     change.put(*op)
@@ -3467,17 +3570,20 @@ class Store(Part):
         if change.head:
             self._note_source(change, uuid_)
 
-    def start_from(self, rows, entry, uuid_):
+    def start_from(self, rows, entry, uuid_, wants_blobs=None):
         """Replace all of people's data by another server's.
 
         `rows`: as its `all_rows` yields them after the entry `entry` of its changelog; `uuid_`:
-        that server's."""
-        self.write(self._start_from, rows, entry, uuid_)
+        that server's; `wants_blobs`: see `Change`."""
+        self.write(self._start_from, rows, entry, uuid_, wants_blobs)
+        self.node = self._node_facts()
 
-    def _start_from(self, change, rows, entry, uuid_):
+    def _start_from(self, change, rows, entry, uuid_, wants_blobs):
         if not entry.is_sound:
             raise FatalError(f"serial {entry.serial} of the other changelog is damaged")
-        change.is_replay = True
+        change.is_replay, change.wants_blobs = True, wants_blobs
+        change.serial = entry.serial
+        change.execute("DELETE FROM wanted")
         for kind in reversed(list(ROWS.values())):
             change.execute(f"DELETE FROM {kind.table}")
         change.touch(EVERYTHING)
@@ -3526,7 +3632,7 @@ class Store(Part):
     def refresh_serial(self):
         """Drop all cached values: another process has committed."""
         with self.read() as db:
-            self.serial = max(self.serial, self._last_serial(db))
+            self._set_serial(max(self.serial, self._last_serial(db)))
         self.freshness.touch(frozenset((EVERYTHING,)))
 
     def close(self):
@@ -3766,6 +3872,7 @@ class Blobs(Part):
         self.trashed = (0, 0)               # files in the trash and their bytes, at the last sweep
         self.swept_much = 0                 # files that the last large sweep moved: see `sweep`
         self.numbers = itertools.count()    # for names in tmp, which only one process uses
+        self.fetch = None       # on a replica, a function of a SHA-256: gets that blob or raises
         self.lock = threading.Lock()        # between claiming a blob and collecting it
         if read_only:
             return
@@ -4034,7 +4141,9 @@ class Blobs(Part):
         try:
             return open(self.path(sha256), "rb", opener=without_waiting)
         except FileNotFoundError:
-            return open(self._found_again(sha256), "rb", opener=without_waiting)
+            if self.fetch and not os.path.exists(self._found_again(sha256)):
+                self.fetch(sha256)
+            return open(self.find(sha256), "rb", opener=without_waiting)
 
     def find(self, sha256):
         """The path of the blob, which may be in the trash; if it is nowhere, that of its place."""
@@ -6183,7 +6292,7 @@ class Users:
         written, the next login tries again."""
         account = self.find(name)
         if account is None or account.pwhash != pwhash or is_own_hash(pwhash) \
-                or self.store.read_only:
+                or self.store.read_only or self.store.closed_to_rows:
             return account
         try:
             hashes = new_hashes(password, self.weak_hashes) if not argon2_of(pwhash) else \
@@ -8225,6 +8334,11 @@ class FileRows(RowKind):
     def wrote(self, change, key, value, row_id, is_new):
         if value is None:
             return
+        if change.wants_blobs and change.wants_blobs("/".join(key[:2])):
+            change.execute("INSERT OR IGNORE INTO wanted (sha256, size, is_docs, serial, since) "
+                           "VALUES (?, ?, ?, ?, ?)",
+                           (value["sha256"], value["size"], value["kind"] == "doczip",
+                            change.serial, time.time()))
         if not is_new:
             change.execute("DELETE FROM attestations WHERE file_id = ?", (row_id,))
         if value["attestations"]:
@@ -9398,6 +9512,10 @@ class UpstreamClient(Part):
                     f"{public_url(response.url)} redirects to something that is no http URL")
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
+    def ask_primary(self, url, headers):
+        """The primary's response to a GET, whatever restricts mirrors; UpstreamTrouble without."""
+        return self._ask("GET", url, headers, may_be_near=True)
+
     def _check_step(self, before, url, home):
         """Whether a URL may lead to this machine; UpstreamTrouble if it may not be requested.
 
@@ -9628,6 +9746,104 @@ class UpstreamClient(Part):
     def is_paused(self, url):
         """Whether a host is down: it could not be reached within the last seconds."""
         return self.paused.get(origin_of(url), 0) > time.monotonic()
+
+
+def replication_key(secret):
+    """The key of a primary and its replicas, apart from that of session tokens."""
+    return hmac.new(secret, b"devpi-lite-replica", "sha256").digest()
+
+
+def signature(key, *texts):
+    """HMAC-SHA256 over texts that have no line ends, in hex."""
+    return hmac.new(key, "\n".join(texts).encode(), "sha256").hexdigest()
+
+
+class Signed(typing.NamedTuple):
+    """A response that only a server with the secret can have made, to this very request."""
+    status: int
+    body: bytes         # b"" if it was written to a file
+    uuid: str           # of the server
+    serial: int         # its last one
+
+
+class Primary:
+    """The server whose replica this one is. Signs requests to it, and checks its signatures.
+
+    The signature of a request covers its method, target and body, the time and a number that is
+    used once; that of a response covers the number, too."""
+
+    def __init__(self, client, url, secret, uuid_):
+        self.client, self.url, self.origin, self.uuid = client, url, origin_of(url), uuid_
+        self.key = replication_key(secret)
+
+    def sign(self, method, target, body=b""):
+        """The headers of a request to the primary; `target`: the path and the query."""
+        return self._sign(method, target, body, secrets.token_hex(16))
+
+    def _sign(self, method, target, body, nonce):
+        now = str(int(time.time()))
+        target = target[len(urllib.parse.urlsplit(self.url).path):]     # a proxy may take it away
+        mac = signature(self.key, method, target, self.uuid, now, nonce,
+                        hashlib.sha256(body).hexdigest())
+        return {"Authorization": f"Devpi-Replica id={self.uuid},ts={now},nonce={nonce},mac={mac}"}
+
+    def get(self, path, headers=None):
+        """The `UpstreamResponse` to a signed request for a path below the primary's URL.
+
+        UpstreamTrouble unless its status is 200."""
+        response, _ = self._get(path, headers)
+        if response.status != 200:
+            with response:
+                raise self._refusal(response)
+        return response
+
+    def _get(self, path, headers=None):
+        url, nonce = self.url + path, secrets.token_hex(16)
+        target = urllib.parse.urlsplit(url).path + path[len(path.partition("?")[0]):]
+        sent = {"User-Agent": user_agent(), "Accept-Encoding": "identity",
+                **self._sign("GET", target, b"", nonce), **(headers or {})}
+        return self.client.ask_primary(url, sent), nonce
+
+    def get_signed(self, path, write=None):
+        """The `Signed` response to a request for a path; its body goes to `write`, if that is
+        given.
+
+        UpstreamTrouble if the status is neither 200, 204 nor 409, or the signature is wrong."""
+        response, nonce = self._get(path)
+        with response:
+            if response.status not in (200, 204, 409):
+                raise self._refusal(response)
+            pieces, size, digest = [], 0, hashlib.sha256()
+            for piece in iter(lambda: response.read(256 << 10), b""):
+                size += len(piece)
+                if write is None and size > Limits.log_response:
+                    raise UpstreamTrouble(f"{self.url} sends more than {Limits.log_response} bytes")
+                digest.update(piece)
+                (write or pieces.append)(piece)
+
+            uuid_, serial = response.header("X-DEVPI-UUID"), response.header("X-Devpi-Head")
+            expected = signature(self.key, nonce, str(response.status), uuid_, serial,
+                                 digest.hexdigest())
+            given = response.header("X-Devpi-Signature")
+            if not hmac.compare_digest(expected.encode(), given.encode("latin-1", "replace")):
+                raise UpstreamTrouble(f"{self.url} does not know the secret of this replica: it is "
+                                      "not the primary, or something between alters what it sends")
+            return Signed(response.status, b"".join(pieces), uuid_, int(serial))
+
+    def _refusal(self, response):
+        """The trouble that a response with another status means."""
+        if response.status == 401:
+            theirs = email.utils.parsedate_to_datetime(response.header("Date")).timestamp() \
+                if response.header("Date") else time.time()
+            if abs(theirs - time.time()) > Limits.signature_age:
+                return UpstreamTrouble(
+                    f"{self.url} refuses this replica: its clock differs from the one here by "
+                    f"{abs(theirs - time.time()):.0f} seconds")
+            return UpstreamTrouble(f"{self.url} refuses this replica: --secretfile must name a "
+                                   "copy of the primary's secret file")
+        if response.status == 404:
+            return NotFound(f"{self.url} does not have it")
+        return UpstreamTrouble(f"{self.url}: error {response.status}")
 
 
 def origin_of(url):
@@ -11311,7 +11527,7 @@ class Download(Flight):
 
     def __init__(self, files, index, file):
         super().__init__(self._fetch)
-        self.files, self.index, self.file = files, index, file
+        self.files, self.index, self.file, self.blobs = files, index, file, files.blobs
         self.started = threading.Event()    # upstream is being asked
         self.begun = threading.Event()      # the response's head is here, or the download ended
         self.grown = threading.Condition()
@@ -11325,18 +11541,33 @@ class Download(Flight):
     def run(self):
         self.started.set()
         super().run()
-        self.files.upstreams.failures[self.index.id] += self.error is not None
+        if self.error is not None:
+            self._failed()
         with self.grown:
             self.begun.set()
             self.grown.notify_all()
 
+    def _failed(self):
+        self.files.upstreams.failures[self.index.id] += 1
+
+    def _ask(self):
+        """The response with the file's bytes."""
+        return self.files.get_file(self.index, self.file)
+
+    def _keep(self, incoming):
+        """Keep the file, which is whole and right, and enter it into the database."""
+        incoming.keep(durable=False)
+        metadata = self.files.metadata_of_blob(self.file, self.sha256)
+        self.files.upstreams.keep(_file_arrived, self.index, self.file, self.sha256, incoming.size,
+                                  self.last_modified, metadata)
+
     def _fetch(self):
-        file, files = self.file, self.files
-        with files.get_file(self.index, file) as response:
+        file = self.file
+        with self._ask() as response:
             self.length = response.length()
             self._check_announced()
             self.last_modified = one_line(response.header("Last-Modified"), 100)
-            with files.blobs.incoming() as incoming:
+            with self.blobs.incoming() as incoming:
                 self.opened = incoming.path
                 check = hashlib.new(file.hash_spec.partition("=")[0]) if file.hash_spec \
                     else hashlib.sha256()
@@ -11353,11 +11584,7 @@ class Download(Flight):
                     self._grow(ready)
                 self._check(incoming.size, check)
                 self.sha256 = incoming.sha256.hexdigest()
-                incoming.keep(durable=False)
-
-        metadata = files.metadata_of_blob(file, self.sha256)
-        files.upstreams.keep(_file_arrived, self.index, file, self.sha256, incoming.size,
-                             self.last_modified, metadata)
+                self._keep(incoming)
         self._grow(incoming.size, finished=True)
 
     @property
@@ -11381,8 +11608,8 @@ class Download(Flight):
                        f"announced were {self.file.size}")
             if not self.file.hash_spec:
                 raise UpstreamTrouble(trouble)
-            log.warning("mirror %s: %s", self.index.path, trouble)
-        if (self._expected or 0) > shutil.disk_usage(self.files.blobs.files).free:
+            log.warning("%s", trouble)
+        if (self._expected or 0) > shutil.disk_usage(self.blobs.files).free:
             raise NoSpace(f"{self.file.filename} has {self._expected} bytes, "
                           "more than this server's disk has free")
 
@@ -11443,7 +11670,7 @@ class Download(Flight):
             self._wait_for(float("inf"))
             if not self.finished:
                 raise self.error from None
-            return self.files.blobs.open(self.sha256)
+            return self.blobs.open(self.sha256)
 
     def _wait_for(self, sent):
         """Wait until more than `sent` bytes are available, or the end; returns whether it ended."""
@@ -11942,7 +12169,7 @@ class Stage:
     asks_upstream = False
 
     def __init__(self, projects, index):
-        self.store, self.index = projects.store, index
+        self.store, self.index, self.elsewhere = projects.store, index, projects.elsewhere
 
     def page(self, name, deadline=None, kind=File, again=True):
         """The `ProjectPage` of a project: three indexed queries, whatever the number of releases.
@@ -12019,7 +12246,8 @@ class Stage:
 
     def open(self, file, for_head=False):
         """The `Content` of a file; `for_head`: without its bytes."""
-        return Content(file.last_modified or http_date(seconds_of(file.uploaded)), file.size,
+        arriving = self.elsewhere(file, for_head) if self.elsewhere else None
+        return arriving or Content(file.last_modified or http_date(seconds_of(file.uploaded)), file.size,
                        file.sha256)
 
     def metadata_file(self, file):
@@ -12108,6 +12336,8 @@ class Projects:
 
     def __init__(self, store, indexes, mirrors):
         self.store, self.indexes, self.mirrors = store, indexes, mirrors
+        # on a replica, a function of a stage's file: its `Content` if it is not here, else None
+        self.elsewhere = None
 
     def at(self, index):
         """The `Stage` or `Mirror` of an index, without its bases."""
@@ -16041,6 +16271,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if connection.pending is None and connection.draining is None:
                 self._close(connection)
 
+        self.app.store.end_waits()
         until = time.monotonic() + Limits.shutdown
         while (self.working > 0 or len(self.connections) > 0) and time.monotonic() < until:
             for key, _ in self.selector.select(0.1):
@@ -16127,6 +16358,14 @@ def other_stages(request):
 
 def _is_root(request, _):
     return request.identity.user == "root"
+
+
+def _is_replica(request, _):
+    """Whether a request of a replica is signed; 404 where none can be followed."""
+    if request.app.replicas is None:
+        raise NotFound("no server follows this one: --role primary would allow it")
+    request.replica = request.app.replicas.check(request.method, request.target, request.headers)
+    return request.replica is not None
 
 
 def _may_create_user(request, _):
@@ -16230,6 +16469,8 @@ PERMISSIONS = {
     # the endpoint calls `require` itself, after it has read the body
     "as the body says": Permission(lambda request, subject: True),
     "root": Permission(_is_root, _forbidden("only root may do this")),
+    "replicate": Permission(
+        _is_replica, lambda request, _: request.refuse(Unauthorized("this takes a signature"))),
     "read the audit log": Permission(_is_root, _forbidden("only root may read the audit log")),
     "create user": Permission(_may_create_user, _refuse_new_user),
     "modify user": Permission(
@@ -16548,6 +16789,13 @@ class App(Part):
         self.logins = Logins(self.users, secret)
         self.permissions = Permissions(settings)
         self.client = UpstreamClient(settings)
+        self.role = store.node.get("role", "standalone")
+        # the `Primary`, if this is a replica; the `Replicas`, if this is a primary
+        self.primary = self.replicas = None
+        if self.role == "replica":
+            self.primary = Primary(self.client, store.node["primary_url"], secret,
+                                   store.node["uuid"])
+        self.secret = secret
         self.mirrors = Mirrors(store, self.indexes, self.blobs, self.client, settings)
         self.projects = Projects(store, self.indexes, self.mirrors)
         self.releases = Releases(store, self.blobs, settings)
@@ -16566,23 +16814,29 @@ class App(Part):
         self.refusals = Rate(3600, Limits.audited_refusals_of_one, Limits.audited_refusals)
         self.started = time.time()
 
-        node = store.node["uuid"]
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
         # whether only processes of this machine can reach the server by an address
         self.is_private = all(ip is not None and ip.is_loopback
                               for ip in (ip_of(host) for host, _ in settings.listen))
         self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
-        self.constant_headers = (
-            "X-DEVPI-API-VERSION: 2\r\n"
-            f"X-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\n"
-            f"X-DEVPI-UUID: {node}\r\n"
-            f"X-DEVPI-PRIMARY-UUID: {node}\r\n"
-            f"X-DEVPI-MASTER-UUID: {node}\r\n").encode()
+        self.constant_headers = b""
+        self.name_primary()
         self._variable = (0, -2, b"")       # (second, serial, the headers)
 
         held = [*vars(self).values(), *vars(self.mirrors).values()]
         self.parts = (self, *[each for each in held if isinstance(each, Part)],
                       *[make(self) for make in PARTS])
+
+    def name_primary(self):
+        """Make the headers that every response has; a replica learns later who its primary is."""
+        node = self.store.node
+        primary = node.get("source_uuid", "") if self.primary else node["uuid"]
+        self.constant_headers = (
+            "X-DEVPI-API-VERSION: 2\r\n"
+            f"X-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\n"
+            f"X-DEVPI-UUID: {node['uuid']}\r\n"
+            f"X-DEVPI-PRIMARY-UUID: {primary}\r\n"
+            f"X-DEVPI-MASTER-UUID: {primary}\r\n").encode()
 
     def variable_headers(self, serial):
         """The end of every response's head: Date, serial and the blank line."""
@@ -18476,8 +18730,7 @@ def get_status(request):
         "metrics": [[gauge.name, gauge.kind, gauge.value] for gauge in app.all_gauges()
                     if isinstance(gauge.value, (int, float))],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
-        "role": "PRIMARY" if request.query.get("v") == "2" else "MASTER",     # as devpi 7 and 6
-        "polling_replicas": {}, "status": level, "messages": messages,
+        **app.replication.status(request.query.get("v") == "2"), "status": level, "messages": messages,
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1],
                   "days": Limits.trash // 86400},
@@ -18500,6 +18753,9 @@ def get_readiness(request):
         if not app.settings.read_only:
             with app.blobs.incoming() as probe:
                 probe.write(b"x")
+        why_not = app.replication.why_not_ready()
+        if why_not:
+            raise Busy(why_not, 5)
     except (Problem, OSError, sqlite3.Error) as error:
         log.error("not ready: %s", error)
         raise Busy(f"not ready: {getattr(error, 'strerror', None) or reason_of(error)}",
@@ -18589,7 +18845,657 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 23  The server directory
+# 23  Replication
+#
+# A primary lets replicas follow its changelog, entry by entry; a replica enters what comes next in
+# the chain and nothing else, then fetches the files that its rows name. Each is believed only with
+# a signature of the secret that both have, and each file only by its hash.
+# ==================================================================================================
+
+
+class Standalone(Part):
+    """Replication of a server that nobody follows and that follows nobody."""
+
+    def status(self, is_new):
+        """What `+status` says of it; `is_new`: in the words of devpi 7."""
+        return {"role": "PRIMARY" if is_new else "MASTER", "polling_replicas": {}}
+
+    def why_not_ready(self):
+        """Why clients should not be sent here now, a sentence; or None."""
+
+
+class Nonces:
+    """Numbers that were used within the last `Limits.signature_age` seconds, before or after."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.new, self.old, self.turned = set(), set(), time.monotonic()
+
+    def use(self, number):
+        """Whether this number is used for the first time."""
+        with self.lock:
+            if time.monotonic() - self.turned > 2 * Limits.signature_age:
+                self.new, self.old, self.turned = set(), self.new, time.monotonic()
+            if number in self.new or number in self.old:
+                return False
+            self.new.add(number)
+            return True
+
+
+_SIGNATURE = re.compile("Devpi-Replica id=([0-9a-f]{32}),ts=([0-9]{1,12}),nonce=([0-9a-f]{32}),"
+                        "mac=([0-9a-f]{64})")
+
+
+class Replicas(Standalone):
+    """The replicas of this primary, as far as they have asked for something since its start."""
+
+    def __init__(self, app):
+        self.app, self.store = app, app.store
+        self.key, self.nonces = replication_key(app.secret), Nonces()
+        self.prefix = urllib.parse.urlsplit(app.settings.outside_url).path.rstrip("/")
+        self.seen = {}              # uuid -> what `+status` says of the replica
+        self.chunks = Cache(Limits.page_cache // 4)
+        self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
+
+    def check(self, method, target, headers, body=b""):
+        """The uuid of the replica that signed a request just now, or None."""
+        match = _SIGNATURE.fullmatch(headers.get("authorization", ""))
+        if not match:
+            return None
+        uuid_, ts, nonce, mac = match.groups()
+        if self.prefix and target.startswith(self.prefix + "/"):
+            target = target[len(self.prefix):]
+        expected = signature(self.key, method, target, uuid_, ts, nonce,
+                             hashlib.sha256(body).hexdigest())
+        if not hmac.compare_digest(mac, expected) \
+                or abs(time.time() - int(ts)) > Limits.signature_age \
+                or not self.nonces.use(bytes.fromhex(nonce)):
+            return None
+        return uuid_
+
+    def sign(self, request, response, digest=None):
+        """Sign a response; `digest`: the SHA-256 of its body, in hex."""
+        nonce = _SIGNATURE.fullmatch(request.headers["authorization"])[3]
+        digest = digest or hashlib.sha256(response.body).hexdigest()
+        head, uuid_ = str(self.store.serial), self.store.node["uuid"]
+        mac = signature(self.key, nonce, str(response.status), uuid_, head, digest)
+        response.headers += [("X-Devpi-Head", head), ("X-Devpi-Signature", mac)]
+        return response
+
+    @contextlib.contextmanager
+    def polling(self, request, serial):
+        """Note that a replica, which has this serial, waits for the next one."""
+        facts = self.seen[request.replica] = {
+            "remote-ip": request.address, "serial": serial, "in-request": True,
+            "is-streaming": False, "last-request": time.time(),
+            "missing-files": int(request.query.get("missing", 0)), "outside-url": None}
+        try:
+            yield
+        finally:
+            facts["in-request"] = False
+
+    def entries(self, serial, chain):
+        """(reason, lines): the next entries after one with this hash, as JSON lines; or why they
+        can't be followed: "ahead", "fork", "pruned"."""
+        with self.store.read() as db:
+            first, last = db.execute("SELECT min(serial), max(serial) FROM changelog").fetchone()
+            here = db.execute("SELECT hash FROM changelog WHERE serial = ?", (serial,)).fetchone()
+            if last is None or serial > last:
+                return "ahead", b""
+            if here is None:
+                return "pruned", b""
+            if here["hash"] != chain:
+                return "fork", b""
+            if serial == last:
+                return None, b""
+
+            key = serial, chain, last
+            lines = self.chunks.get(key)
+            if lines is None:
+                lines = b"".join(self._lines(db, serial))
+                self.chunks._put(key, lines, len(lines), (), 0)
+        return None, lines
+
+    @staticmethod
+    def _lines(db, serial):
+        size = 0
+        for entry in itertools.islice(read_log(db, serial), Limits.log_entries):
+            line = _entry_line(entry)
+            size += len(line)
+            if size > Limits.log_bytes and size > len(line):
+                return
+            yield line
+
+    def status(self, is_new):
+        return {**super().status(is_new), "polling_replicas": dict(self.seen)}
+
+    def gauges(self):
+        yield Gauge("devpi_lite_replicas", "gauge", "Replicas that asked within a minute.",
+                    sum(facts["last-request"] > time.time() - 60 or facts["in-request"]
+                        for facts in list(self.seen.values())))
+
+
+def _entry_line(entry):
+    """An entry of the changelog as a line of JSON."""
+    return compact_json({
+        "serial": entry.serial, "ts": entry.ts, "who": entry.who, "prev": entry.prev.hex(),
+        "hash": entry.hash.hex(), "ops": base64.b64encode(entry.ops).decode()}).encode() + b"\n"
+
+
+def _entry_of(line):
+    """The `Entry` of such a line; ValueError."""
+    try:
+        facts = json.loads(line)
+        return Entry(int(facts["serial"]), float(facts["ts"]), facts["who"],
+                     base64.b64decode(facts["ops"]), bytes.fromhex(facts["prev"]),
+                     bytes.fromhex(facts["hash"]))
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"no entry of a changelog: {reason_of(error)}") from None
+
+
+@route("GET", "/+repl/v1/log", for_="program", may="replicate")
+def get_log(request):
+    """The entries of the changelog after one that a replica has, as JSON lines.
+
+    `after`, `hash`: serial and hash of that entry; `wait`: seconds to wait for the next one, then
+    204; `missing`: number of files that the replica has not fetched yet. 409 with a `reason` if the
+    entry is not in this server's history, or the next one was deleted."""
+    replicas, query = request.app.replicas, request.query
+    if not re.fullmatch("-?[0-9]{1,15}", query.get("after", "")) \
+            or not re.fullmatch("(?:[0-9a-f]{64})?", query.get("hash", "")) \
+            or not re.fullmatch("[0-9]{1,2}", query.get("wait", "0")) \
+            or not re.fullmatch("[0-9]{1,15}", query.get("missing", "0")):
+        raise BadRequest("'after', 'hash', 'wait' and 'missing' must be numbers")
+    serial, chain = int(query["after"]), bytes.fromhex(query.get("hash", ""))
+
+    with replicas.polling(request, serial):
+        reason, lines = replicas.entries(serial, chain)
+        if reason is None and not lines:
+            request.app.store.wait_for_serial(serial + 1, int(query.get("wait", 0)))
+            reason, lines = replicas.entries(serial, chain)
+    request.serial = request.app.store.serial
+    if reason:
+        return replicas.sign(request, json_response({"reason": reason}, 409))
+    if not lines:
+        return replicas.sign(request, Response(204))
+    return replicas.sign(request, Response(
+        200, [("Content-Type", "application/x-ndjson")], lines))
+
+
+@route("GET", "/+repl/v1/snapshot", for_="program", may="replicate")
+def get_snapshot(request):
+    """All rows of people's data at one moment: deflated JSON lines, first the newest entry of the
+    changelog, then [kind, key, value] for each row.
+
+    It is written to a file first: so the database is read for a short time, however slow the
+    replica is, and the signature is known."""
+    app = request.app
+    if not app.replicas.snapshots.acquire(blocking=False):
+        raise Busy("other replicas take their snapshots just now, try again", 5)
+    try:
+        file = tempfile.TemporaryFile(dir=app.blobs.tmp)
+        try:
+            digest, packer = hashlib.sha256(), zlib.compressobj(1)
+            for lines in _snapshot_lines(app.store):
+                data = packer.compress(lines)
+                digest.update(data)
+                file.write(data)
+            data = packer.flush()
+            digest.update(data)
+            file.write(data)
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
+    except OSError as error:
+        raise disk_problem(error) from error
+    finally:
+        app.replicas.snapshots.release()
+    response = Response(200, [("Content-Type", "application/octet-stream")],
+                        parts=[FilePart(file, 0, file.tell())])
+    return app.replicas.sign(request, response, digest.hexdigest())
+
+
+def _snapshot_lines(store):
+    with store.read() as db:
+        serial, _ = store.head(db)
+        for entry in read_log(db, serial - 1):
+            yield _entry_line(entry)
+        rows = iter(all_rows(db))
+        for first in rows:
+            some = [first, *itertools.islice(rows, 200)]
+            yield "".join(compact_json(each) + "\n" for each in some).encode()
+
+
+@route("GET", "/+repl/v1/blob/{rest}", for_="program", may="replicate")
+def get_blob(request, rest):
+    """A file by its SHA-256, in ranges too; it is checked before the first byte is sent."""
+    if not is_sha256(rest):
+        raise BadRequest("that is no SHA-256")
+    file = request.app.blobs.open(rest)
+    digest = hashlib.sha256()
+    try:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+        if digest.hexdigest() != rest:
+            log.error("the file %s is damaged: its SHA-256 is %s", rest, digest.hexdigest())
+            raise Damaged("this file is damaged here")
+        size = file.tell()
+    except BaseException:
+        file.close()
+        raise
+    return ranged_response(request, [("Content-Type", "application/octet-stream")], f'"{rest}"',
+                           file, 0, size, None)
+
+
+# -- a replica
+
+
+class WantedBlob(typing.NamedTuple):
+    """A blob that rows name and that is not here, as a `Download` needs it."""
+    sha256: str
+    size: int | None
+    url: str
+
+    @property
+    def hash_spec(self):
+        return f"sha256={self.sha256}"
+
+    @property
+    def filename(self):
+        return self.sha256
+
+
+class BlobDownload(Download):
+    """A blob on its way from the primary to disk."""
+
+    def __init__(self, follower, wanted):
+        super().__init__(follower.app.mirrors.files, None, wanted)
+        self.follower = follower
+
+    def _ask(self):
+        return self.follower.primary.get(f"/+repl/v1/blob/{self.file.sha256}")
+
+    def _keep(self, incoming):
+        incoming.keep()
+        self.follower.arrived(self.file.sha256)
+
+    def _failed(self):
+        """The one who asked for it notes why."""
+
+    def run(self):
+        super().run()
+        self.follower.landed(self)
+
+
+class Follower(Part):
+    """A replica: follows the changelog of its primary, and fetches the files that it names.
+
+    `state`: "starting", "snapshot", "following"; "unreachable": the primary is away, or refuses
+    this replica; "diverged": its history is another one, so nothing is taken from it."""
+
+    def __init__(self, app):
+        self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
+        self.state, self.trouble = "starting", ""
+        self.started = time.time()
+        self.primary_serial = self.heard = self.primary_serial_at = None    # heard: time.time()
+        self.tried = self.in_sync_at = self.files_in_sync_at = None
+        self.flights, self.lock = {}, threading.Lock()
+        self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
+                            BlobDownload.run)
+        self.places = threading.BoundedSemaphore(app.settings.file_replication_threads)
+        self.has_work = threading.Event()
+        self.here = []              # SHA-256s of wanted blobs that have arrived
+        self.missing = self._count()
+        self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
+
+    def loops(self):
+        yield "replica log", self._follow_forever
+        yield "replica files", self._fetch_forever
+
+    # -- the log
+
+    def wait_for(self, serial, seconds):
+        """Whether this replica has a serial within `seconds`."""
+        return self.store.wait_for_serial(serial, seconds)
+
+    def wants(self, path):
+        """Whether files of an index are fetched before somebody asks for them."""
+        skipped = self.app.settings.file_replication_skip_indexes
+        return path not in skipped and skipped != ("all",)
+
+    def _follow_forever(self):
+        failures = 0
+        while not self.store.waits_are_over:
+            self.tried = time.time()
+            try:
+                self._follow()
+                failures = 0
+                continue
+            except (Problem, FatalError, ValueError, zlib.error, OSError) as error:
+                self._note(error)
+            except Exception as error:      # the thread must go on
+                log.exception("following the primary failed")
+                self._note(error)
+            failures += 1
+            pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
+            self.store.wait_for_serial(sys.maxsize, pause * random.uniform(0.5, 1))
+
+    def _note(self, error):
+        """Remember, and log once, why the primary can't be followed now."""
+        text = getattr(error, "message", None) or str(error) or reason_of(error)
+        if self.state != "diverged" or isinstance(error, Diverged):
+            self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
+        if text != self.trouble:
+            log.error("replica: %s", text)
+        self.trouble = text
+
+    def _follow(self):
+        """Enter the next entries, when they come; or take a snapshot."""
+        with self.store.read() as db:
+            serial, chain = self.store.head(db)
+        if serial < 0:
+            self._take_snapshot()
+            return
+
+        response = self.primary.get_signed(
+            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&wait={Limits.log_wait}"
+            f"&missing={self.missing}")
+        if response.status == 409:
+            reason = json.loads(response.body)["reason"]
+            if reason == "pruned" and response.uuid == self.store.node.get("source_uuid"):
+                self._take_snapshot()
+                return
+            raise Diverged(_DIVERGED[reason].format(url=self.primary.url, serial=serial,
+                                                    head=response.serial))
+        if response.body:
+            entries = [_entry_of(line) for line in response.body.splitlines()]
+            self.store.follow(entries, response.uuid, self.wants)
+        self._heard(response)
+
+    def _heard(self, response):
+        """The primary has responded, and all that it sent is entered."""
+        if response.uuid != self.store.node.get("source_uuid"):
+            self.store.set_facts(source_uuid=response.uuid)
+        if self.app.constant_headers.find(response.uuid.encode()) < 0:
+            self.app.name_primary()
+        if self.state != "following":
+            log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
+        self.state, self.trouble = "following", ""
+        self.heard = self.primary_serial_at = time.time()
+        self.primary_serial = response.serial
+        if self.store.serial >= response.serial:
+            self.in_sync_at = self.heard
+        self.has_work.set()
+
+    def _take_snapshot(self):
+        """Replace all rows by those of the primary; what is here came from there."""
+        self.state = "snapshot"
+        with tempfile.TemporaryFile(dir=self.blobs.tmp) as file:
+            response = self.primary.get_signed("/+repl/v1/snapshot", file.write)
+            file.seek(0)
+            lines = _unpacked_lines(file)
+            entry = _entry_of(next(lines))
+            self.store.start_from(map(_row_of, lines), entry, response.uuid, self.wants)
+        log.info("replica: took a snapshot of %s at serial %d", self.primary.url, entry.serial)
+        self._heard(response)
+
+    # -- files
+
+    def arriving(self, file, for_head=False):
+        """The `Content` of a stage's file that is not here, as it comes; None if it is here."""
+        if self.blobs.has(file.sha256, file.size):
+            return None
+        modified = file.last_modified or http_date(seconds_of(file.uploaded))
+        if for_head:
+            return Content(modified, file.size, pieces=iter(()))
+        download = self._start(file.sha256, file.size)
+        if not download.begun.wait(self.app.settings.request_timeout):
+            raise self._not_here(file.filename)
+        if download.error and not download.finished:
+            raise self._not_here(file.filename, download.error)
+        return Content(modified, file.size, pieces=download.pieces())
+
+    def fetch(self, sha256):
+        """Get a blob that is not here, for somebody who needs it now; Busy."""
+        download = self._start(sha256, None)
+        if not download.wait(self.app.settings.proxy_timeout) or download.error:
+            raise self._not_here(f"the file {sha256}", download.error)
+
+    def _not_here(self, name, error=None):
+        """503, never 404: a resolver would take an older release."""
+        why = error.message if error else "it does not arrive in time"
+        return Busy(f"{name} has not arrived at this replica yet, and {self.primary.url} does not "
+                    f"give it now: {why}", 10)
+
+    def _start(self, sha256, size, places=None):
+        """The download of a blob: a new one, or the one that is under way.
+
+        `places`: a semaphore with a place for it, which is released at its end."""
+        with self.lock:
+            download = self.flights.get(sha256)
+            if download is None or download.error:
+                url = f"{self.primary.url}/+repl/v1/blob/{sha256}"
+                download = self.flights[sha256] = BlobDownload(self, WantedBlob(sha256, size, url))
+                download.places, places = places, None
+                self.crew.submit(download)
+        if places:
+            places.release()
+        return download
+
+    def arrived(self, sha256):
+        """A wanted blob is here."""
+        self.here.append(sha256)
+        self.has_work.set()
+
+    def landed(self, download):
+        """A download has ended."""
+        with self.lock:
+            if self.flights.get(download.file.sha256) is download:
+                del self.flights[download.file.sha256]
+        if download.places:
+            download.places.release()
+        download.ended.set()
+
+    def _fetch_forever(self):
+        while not self.store.waits_are_over:
+            self.has_work.clear()
+            try:
+                tried = self._fetch_some()
+            except Exception:       # the thread must go on
+                log.exception("fetching files failed")
+                tried = False
+            if not tried:
+                self.has_work.wait(1)
+
+    def _fetch_some(self):
+        """Fetch some of the wanted blobs, newest and smallest first; whether there were any."""
+        self._forget_arrived()
+        if self.state not in ("following", "snapshot") or not self.missing:
+            return False
+        now = time.time()
+        with self.store.read() as db:
+            rows = db.execute("SELECT * FROM wanted WHERE due = 0 "
+                              "ORDER BY serial DESC, size LIMIT ?", (Limits.replica_batch,)
+                              ).fetchall() or \
+                db.execute("SELECT * FROM wanted WHERE due > 0 AND due <= ? ORDER BY due LIMIT ?",
+                           (now, Limits.replica_batch)).fetchall()
+        downloads = []
+        for row in rows:
+            if self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"]):
+                self.arrived(row["sha256"])
+            else:
+                self.places.acquire()
+                downloads.append((row, self._start(row["sha256"], row["size"], self.places)))
+        for row, download in downloads:
+            download.ended.wait()
+            # a primary that is away is no fault of this file
+            if download.error and not isinstance(download.error, NoResponse):
+                self.store.write(_note_failure, row, download.error.message, durable=False)
+        self._forget_arrived()
+        return bool(rows) and not any(isinstance(download.error, NoResponse)
+                                      for _, download in downloads)
+
+    def _forget_arrived(self):
+        """Delete the `wanted` rows of blobs that are here, and show the documentation in them."""
+        here, self.here = self.here, []
+        if not here and not self._is_new_work():
+            return
+        with self.store.read() as db:
+            docs = [sha256 for sha256 in here if db.execute(
+                "SELECT 1 FROM wanted WHERE sha256 = ? AND is_docs", (sha256,)).fetchone()]
+        for sha256 in docs:
+            try:
+                enter_docs(self.store, self.blobs, sha256)
+            except Problem as problem:
+                log.error("the documentation %s can't be shown: %s", sha256, problem.message)
+        if here:
+            self.store.write(_blobs_arrived, here, docs, durable=False)
+        self.missing = self._count()
+        if not self.missing and self.in_sync_at:
+            self.files_in_sync_at = time.time()
+
+    def _is_new_work(self):
+        return self.counted_at != self.store.serial
+
+    def _count(self):
+        """The number of wanted blobs."""
+        self.counted_at = self.store.serial
+        with self.store.read() as db:
+            return db.execute("SELECT count(*) FROM wanted").fetchone()[0]
+
+    def clean(self, change):
+        change.execute("DELETE FROM wanted WHERE NOT EXISTS (SELECT 1 FROM files WHERE "
+                       "files.sha256 = wanted.sha256 AND release_id IS NOT NULL)")
+
+    # -- what it reports
+
+    def status(self, is_new):
+        with self.store.read() as db:
+            errors = db.execute("SELECT sha256, error FROM wanted WHERE error IS NOT NULL "
+                                "LIMIT ?", (Limits.broken_files,)).fetchall()
+            files, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM wanted"
+                                     ).fetchone()
+        primary = {
+            "url": self.primary.url, "uuid": self.store.node.get("source_uuid"),
+            "serial": self.primary_serial, "serial-timestamp": self.primary_serial_at}
+        both = [self.in_sync_at, self.files_in_sync_at]
+        return {
+            "role": "REPLICA", "polling_replicas": {},
+            **{f"{word}-{key}": value for word in ("primary", "master")
+               for key, value in primary.items()},
+            **{f"{word}-contacted-at": self.tried for word in ("primary", "master")},
+            **{f"update-from-{word}-at": self.heard for word in ("primary", "master")},
+            "replica-started-at": self.started,
+            "replica-metadata-in-sync-at": self.in_sync_at,
+            "replica-files-in-sync-at": self.files_in_sync_at,
+            "replica-init-queue-finished-at": self.files_in_sync_at,
+            "replica-in-sync-at": None if None in both else min(both),
+            "replication-errors": {row["sha256"]: {
+                "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
+                "message": row["error"], "relpath": row["sha256"]} for row in errors},
+            "replication-state": self.state, "replication-trouble": self.trouble or None,
+            "wanted": {"files": files, "bytes": size}}
+
+    def complaints(self):
+        silent = time.time() - (self.heard or self.started)
+        if self.state == "diverged":
+            yield Complaint("fatal", "replica: its history is not the primary's: nothing is taken "
+                            "from there", (self.trouble,))
+        elif silent > Limits.replica_warning:
+            yield Complaint("fatal" if silent > Limits.replica_alarm else "warn",
+                            f"replica: no response of the primary for {silent:.0f} seconds",
+                            (self.trouble,) if self.trouble else ())
+        with self.store.read() as db:
+            count, = db.execute("SELECT count(*) FROM wanted WHERE error IS NOT NULL").fetchone()
+        if count:
+            yield Complaint("warn", f"replica: files that can't be fetched: {count}")
+
+    def gauges(self):
+        yield Gauge("devpi_lite_replica_lag_serials", "gauge",
+                    "Changes of the primary that this replica lacks.",
+                    max(0, (self.primary_serial or 0) - self.store.serial))
+        yield Gauge("devpi_lite_replica_lag_seconds", "gauge",
+                    "Since this replica last knew that it had all changes.",
+                    round(time.time() - (self.in_sync_at or self.started), 3))
+        yield Gauge("devpi_lite_replica_wanted_files", "gauge",
+                    "Files that have not arrived.", self.missing)
+
+    def why_not_ready(self):
+        if self.state == "diverged":
+            return "the history of this replica is not the primary's"
+        return "nothing has come from the primary yet" if self.store.serial < 0 else None
+
+
+class Diverged(UpstreamTrouble):
+    """The primary does not have the history that is here."""
+
+
+_DIVERGED = {
+    "ahead": "this replica has serial {serial}, and {url} only {head}: it lost what came after, as "
+             "after a restore of an older backup; nothing is taken from it. Start this replica on "
+             "an empty --serverdir to follow it nevertheless",
+    "fork": "serial {serial} is another change here than at {url}: the histories have parted, and "
+            "nothing is taken from it. Start this replica on an empty --serverdir to follow it "
+            "nevertheless",
+    "pruned": "{url} is another server than before, and no longer has the changes after serial "
+              "{serial}: start this replica on an empty --serverdir to follow it"}
+
+
+def _unpacked_lines(file):
+    """The lines of a deflated file."""
+    unpacker, rest = zlib.decompressobj(), b""
+    for packed in read_pieces(file):
+        *lines, rest = (rest + unpacker.decompress(packed)).split(b"\n")
+        yield from lines
+    if rest or not unpacker.eof:
+        raise ValueError("the snapshot is not whole")
+
+
+def _row_of(line):
+    """(kind, key, value) of a line of a snapshot; FatalError if this program does not know it."""
+    kind, key, value = json.loads(line)
+    if kind not in ROWS or not ROWS[kind].accepts(tuple(key), value):
+        raise FatalError("the snapshot has a row that this program does not know, "
+                         f"{one_line(repr((kind, *key)))}: was it written by a newer "
+                         "devpi_lite.py?")
+    return kind, tuple(key), value
+
+
+def _note_failure(change, row, message):
+    """Remember why a blob did not come; forget it if no row names it any more."""
+    pause = min(Limits.replica_retry, 10 * 1.5 ** row["tries"])
+    change.execute("UPDATE wanted SET tries = tries + 1, due = ?, error = ? WHERE sha256 = ?",
+                   (time.time() + pause, message[:500], row["sha256"]))
+    change.execute("DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
+                   "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
+                   (row["sha256"],))
+
+
+def _blobs_arrived(change, here, docs):
+    change.executemany("DELETE FROM wanted WHERE sha256 = ?", [(sha256,) for sha256 in here])
+    for sha256 in docs:
+        for row in change.execute("SELECT files.index_id, projects.name FROM files JOIN projects "
+                                  "ON projects.id = project_id WHERE sha256 = ? "
+                                  "AND kind = 'doczip'", (sha256,)).fetchall():
+            change.queue_for_search(*row)
+            change.touch(project_tag(*row))
+
+
+@part
+def make_replication(app):
+    """The part of a server that its role needs."""
+    if app.role == "replica":
+        app.replication = Follower(app)
+    elif app.role == "primary":
+        app.replication = app.replicas = Replicas(app)
+    else:
+        app.replication = Standalone()
+    return app.replication
+
+
+# ==================================================================================================
+# 24  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -19046,7 +19952,7 @@ def number_of(number, one, many=None):
 
 
 # ==================================================================================================
-# 24  Export
+# 25  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -19766,7 +20672,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 25  Import
+# 26  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -21498,7 +22404,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 26  Backups
+# 27  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -22336,7 +23242,7 @@ def begin_epoch(database):
 
 
 # ==================================================================================================
-# 27  Checks
+# 28  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -23972,7 +24878,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 28  Commands
+# 29  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
@@ -23992,18 +24898,11 @@ class Foreign(typing.NamedTuple):
     is_flag: bool = False
 
 
-_OF_REPLICAS = Foreign("", "it counts on replicas only, and there are none")
-_NO_REPLICAS = ("there are no replicas: an index of type=mirror on another server keeps copies of "
-                "what this one has")
+_OF_REPLICAS = Foreign("", "replicas do without it")
 FOREIGN = {
-    "role": Foreign("standalone|auto", _NO_REPLICAS),
-    "primary-url": Foreign(None, _NO_REPLICAS),
-    "master-url": Foreign(None, _NO_REPLICAS),
     "replica-file-search-path": _OF_REPLICAS,
     "replica-max-retries": _OF_REPLICAS,
     "replica-cert": _OF_REPLICAS,
-    "file-replication-threads": _OF_REPLICAS,
-    "file-replication-skip-indexes": _OF_REPLICAS,
     "proxy-timeout": _OF_REPLICAS,
     "no-replica-streaming": _OF_REPLICAS._replace(is_flag=True),
     "storage": Foreign("sqlite", "there is one kind of storage, SQLite and files in --serverdir: "
@@ -24514,7 +25413,9 @@ def command_serve(parsed):
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
 
-    require_root(store, settings)
+    settle_role(store, settings)
+    if not store.closed_to_rows:
+        require_root(store, settings)
     app = App(settings, store, secret)
     if not settings.read_only:
         app.recover_all()
@@ -24527,6 +25428,62 @@ def command_serve(parsed):
     announce(settings, app)
     give_back_memory()
     return serve_to_the_end(server, app, lock)
+
+
+def settle_role(store, settings):
+    """Store the role that the options or the directory say; FatalError if they contradict."""
+    was, role = store.node.get("role"), settings.role
+    if role == "auto":
+        role = was or ("replica" if settings.primary_url else "standalone")
+    url = settings.primary_url or store.node.get("primary_url")
+    if role != "replica":
+        if settings.primary_url:
+            raise FatalError(f"--primary-url is for replicas, and this is a {role} server: to make "
+                             "it a replica, start one on an empty --serverdir")
+        if was == "replica":
+            raise FatalError(f"{settings.serverdir} is a replica of {url}: `promote` makes it a "
+                             "primary")
+    elif settings.read_only:
+        raise FatalError("a replica can't be on read-only media")
+    elif not url:
+        raise FatalError("a replica needs --primary-url URL")
+    elif was != "replica" and store.serial >= 0:
+        raise FatalError(f"{settings.serverdir} has changes of its own: a replica starts on an "
+                         "empty --serverdir")
+    elif not settings.secretfile and was != "replica":
+        raise FatalError("a replica needs --secretfile: a copy of the primary's secret file, which "
+                         "is .secret in its --serverdir")
+
+    facts = {"role": role, "primary_url": url if role == "replica" else None}
+    if facts != {"role": was or "standalone", "primary_url": store.node.get("primary_url")}:
+        store.set_facts(**facts)
+    store.close_to_rows()
+
+
+@command(
+    "promote", "Make a replica, whose server is stopped, the primary: then start it without "
+               "--primary-url.",
+    argument("--force", action="store_true",
+             help="even if files have not arrived, which are lost then"),
+    takes=(COMMON,))
+def command_promote(parsed):
+    settings = parsed.settings
+    refuse_no_database(settings.serverdir)
+    with take_lock(settings.serverdir), contextlib.closing(Store(settings)) as store:
+        if store.node.get("role") != "replica":
+            raise FatalError(f"{settings.serverdir} is no replica")
+        with store.read() as db:
+            lost, = db.execute("SELECT count(*) FROM wanted").fetchone()
+        if store.serial < 0:
+            raise FatalError("nothing has come from the primary yet")
+        if lost and not parsed.rest.force:
+            raise FatalError(f"{number_of(lost, 'file')} have not arrived from "
+                             f"{store.node['primary_url']}, and would be lost: --force says that "
+                             "they may be")
+        store.set_facts(role="primary", primary_url=None, source_uuid=None, source_hash=None,
+                        epoch=secrets.token_hex(16))
+        print(f"{settings.serverdir} is a primary now, from serial {store.serial} on: start it "
+              "without --primary-url, and other replicas with its URL")
 
 
 def require_root(store, settings):

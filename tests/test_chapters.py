@@ -20,13 +20,13 @@ OPTION = '    pond_size: int = option("pond-size", _positive, 9, "ducks that a p
 
 CHAPTER = '''
 # ==================================================================================================
-# 29  Ponds
+# 30  Ponds
 #
 # Ducks swim on the projects of stages. People put them in, and each upload brings one.
 # ==================================================================================================
 
 
-@migration(8, """
+@migration(9, """
 -- one row: a duck on a project of a stage
 CREATE TABLE ducks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
