@@ -14308,6 +14308,8 @@ def doc_pages(blobs, releases, docs):
         docs.sha256, "(path LIKE '%.html' OR path LIKE '%.fjson') ORDER BY number")
     wanted = [member for member in members
               if not _UNINDEXED.fullmatch(member.path)][:Limits.indexed_pages]
+    if not wanted:      # the zip may not have arrived at this replica
+        return
     with blobs.open(docs.sha256, docs.size) as file:
         for member in wanted:
             began = time.thread_time()
@@ -17107,6 +17109,8 @@ def get_docs(request, index, project, version, rest):
     documentation."""
     app = request.app
     zip_file = _documentation(app.releases.docs_of(index, project), version)
+    if app.primary and not app.releases.can_be_shown(zip_file.sha256):
+        enter_docs(app.store, app.blobs, zip_file.sha256)       # has not arrived at this replica
     path = rest + "index.html" if rest.endswith("/") else rest
     member = app.releases.doc_member(zip_file.sha256, path) if is_doc_path(path) else None
 
@@ -18894,7 +18898,7 @@ class Replicas(Standalone):
         self.key, self.nonces = replication_key(app.secret), Nonces()
         self.prefix = urllib.parse.urlsplit(app.settings.outside_url).path.rstrip("/")
         self.seen = {}              # uuid -> what `+status` says of the replica
-        self.chunks = Cache(Limits.page_cache // 4)
+        self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
 
     def check(self, method, target, headers, body=b""):
@@ -18953,7 +18957,8 @@ class Replicas(Standalone):
             lines = self.chunks.get(key)
             if lines is None:
                 lines = b"".join(self._lines(db, serial))
-                self.chunks._put(key, lines, len(lines), (), 0)
+                self.store.freshness.keep(self.chunks, key, lines, len(lines), frozenset(),
+                                          self.store.freshness.moment())
         return None, lines
 
     @staticmethod
@@ -19199,8 +19204,8 @@ class Follower(Part):
             return
 
         response = self.primary.get_signed(
-            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&wait={Limits.log_wait}"
-            f"&missing={self.missing}")
+            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}"
+            f"&wait={Limits.log_wait if self.state == 'following' else 0}")
         if response.status == 409:
             reason = json.loads(response.body)["reason"]
             if reason == "pruned" and response.uuid == self.store.node.get("source_uuid"):
