@@ -12247,8 +12247,8 @@ class Stage:
     def open(self, file, for_head=False):
         """The `Content` of a file; `for_head`: without its bytes."""
         arriving = self.elsewhere(file, for_head) if self.elsewhere else None
-        return arriving or Content(file.last_modified or http_date(seconds_of(file.uploaded)), file.size,
-                       file.sha256)
+        return arriving or Content(file.last_modified or http_date(seconds_of(file.uploaded)),
+                                   file.size, file.sha256)
 
     def metadata_file(self, file):
         """The SHA-256 of a wheel's metadata file, whose bytes are here then; None or NotFound."""
@@ -18734,7 +18734,8 @@ def get_status(request):
         "metrics": [[gauge.name, gauge.kind, gauge.value] for gauge in app.all_gauges()
                     if isinstance(gauge.value, (int, float))],
         "offline-mode": app.settings.offline_mode, "read-only": app.settings.read_only,
-        **app.replication.status(request.query.get("v") == "2"), "status": level, "messages": messages,
+        **app.replication.status(is_new=request.query.get("v") == "2"),
+        "status": level, "messages": messages,
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1],
                   "days": Limits.trash // 86400},
