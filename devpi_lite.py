@@ -1085,6 +1085,10 @@ class Settings:
     connections: int = option(
         "connections", _positive, 4096, "connections at a time", aliases=("--connection-limit",))
     threads: int = option("threads", _positive, 64, "worker threads at most")
+    proxy_timeout: float = option(
+        "proxy-timeout", _seconds, 30.0,
+        "on a replica: seconds for which a request waits for the primary: for a change of its own "
+        "to come back, or for a file that has not arrived")
     secretfile: str = option(
         "secretfile", absolute_path, "",
         "file with the secret behind logins; default: .secret in the server directory")
@@ -1323,6 +1327,9 @@ class Limits:
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
     upstream_pause = 10             # seconds without requests to a host or for a page that failed
+    primary_pause = 10              # seconds after which a change may be retried, if it is away
+    primary_time = 1900             # seconds that it may take to respond: longer than `push_time`
+    continue_time = 5               # seconds that it may take to ask for an announced body
     refresh_pause = 1               # seconds between two refreshes of a project of a mirror
     metadata_wait = 12              # seconds for a wheel fetched for its metadata; pip waits 15
     bases = 100                     # of one index
@@ -9363,6 +9370,7 @@ class UpstreamResponse:
         if self.response.isclosed() and not self.response.will_close:
             self.client.give_back(self.key, self.connection)
         else:
+            self.response.close()
             self.connection.close()
 
     def __enter__(self):
@@ -9370,6 +9378,48 @@ class UpstreamResponse:
 
     def __exit__(self, *_):
         self.close()
+
+
+class RelayedResponse(http.client.HTTPResponse):
+    """The response to a request that is passed on; it may begin before the request has ended."""
+
+    def __init__(self, sock, method):
+        super().__init__(sock, method=method)
+        self.link, self.first = sock, None
+
+    def begins(self, seconds=0):
+        """Whether its first byte, or the end of the connection, comes within `seconds`."""
+        until, timeout = time.monotonic() + seconds, self.link.gettimeout()
+        has_tls = isinstance(self.link, ssl.SSLSocket)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.link, selectors.EVENT_READ)
+            while True:
+                left = max(0, until - time.monotonic())
+                if has_tls and self.link.pending() or selector.select(left):
+                    self.link.setblocking(False)
+                    try:
+                        self.fp.peek(1)
+                        return True
+                    except ssl.SSLWantReadError:
+                        pass            # TLS has received something of its own
+                    finally:
+                        self.link.settimeout(timeout)
+                if not left:
+                    return False
+
+    def asks_for_body(self):
+        """Whether what has begun is only a `100 Continue`."""
+        self.first = self._read_status()
+        if self.first[1] != http.HTTPStatus.CONTINUE:
+            return False
+        self.first = None
+        http.client.parse_headers(self.fp)
+        return True
+
+    def _read_status(self):
+        """As http.client calls it: what `asks_for_body` has read comes again."""
+        first, self.first = self.first, None
+        return first or super()._read_status()
 
 
 class PostResponse(typing.NamedTuple):
@@ -9404,6 +9454,11 @@ def is_near_host(host):
     """Whether a host in a URL is near, known without a look-up."""
     place = _fixed_place(host)
     return place == "loopback" or place is not None and is_near(place)
+
+
+def is_here(url):
+    """Whether a URL is certainly on this machine, known without a look-up."""
+    return _fixed_place(origin_of(url)[1]) == "loopback"
 
 
 def is_same_place(url, other):
@@ -9452,6 +9507,27 @@ class UpstreamTLSConnection(http.client.HTTPSConnection, UpstreamConnection):
 
 # Errors of opening a connection that are no fault of the other host.
 _OWN_TROUBLE = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL)
+
+
+RELAYS = ("relays",)        # the owner of all waits for a primary: neither user nor address
+
+
+@contextlib.contextmanager
+def _no_response(url):
+    """Failures inside are raised as NoResponse."""
+    try:
+        yield
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise NoResponse(f"{url_origin(url)}: {reason_of(error)}") from error
+
+
+def _notice_silence(sock):
+    """Have a connection end within a minute if the other machine is gone, however long a response
+    may take."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 class UpstreamClient(Part):
@@ -9623,6 +9699,78 @@ class UpstreamClient(Part):
                     break
                 text += piece
         return PostResponse(response.status, response.reason, text.decode("utf-8", "replace"))
+
+    def relay(self, method, url, headers, body, expects):
+        """Pass on a request with its `Body`, as that comes in; return the `UpstreamResponse`.
+
+        `headers` frame the body. `expects`: its client waits until the body is asked for. Follows
+        no redirects; failures pause nothing. The request goes out once: Unreachable if no byte of
+        it was sent, NoResponse if what it asks for may have happened. What `body.read` raises goes
+        on to the caller, who closes the response."""
+        key = origin_of(url)
+        connection = self._new_connection(key, url, self.timeout)
+        try:
+            with outside_wait(RELAYS) as room:
+                if not room:
+                    raise Busy(f"too many requests wait for {url_origin(url)}, try again",
+                               Limits.primary_pause)
+                try:
+                    connection.connect()
+                except (OSError, http.client.HTTPException) as error:
+                    raise Unreachable(f"{url_origin(url)}: {reason_of(error)}") from error
+            _notice_silence(connection.sock)
+            response = RelayedResponse(connection.sock, method)
+            try:
+                self._relay_request(connection, response, method, url, headers, body, expects)
+                self._relay_head(connection, response, url)
+            except BaseException:
+                response.close()
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        return UpstreamResponse(self, key, connection, response, url)
+
+    def _relay_request(self, connection, response, method, url, headers, body, expects):
+        """Send head and body, until all is sent or the response begins."""
+        target, headers = self._target(url, headers)
+        connection.sock.settimeout(Limits.stall)
+        with _no_response(url), outside_wait():
+            connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
+            for name, value in headers.items():
+                connection.putheader(name, value)
+            connection.endheaders()
+            if expects and response.begins(Limits.continue_time) and not response.asks_for_body():
+                return
+
+        while not body.ended:
+            piece = body.read()         # not inside of _no_response: what it raises is the client's
+            with _no_response(url), outside_wait():
+                if response.begins():
+                    return
+                if body.chunked:
+                    piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+                try:
+                    connection.send(piece)
+                except ConnectionError as error:
+                    log.debug("%s takes no more of a body: %s", url_origin(url), error)
+                    return              # there may be a response all the same
+
+    def _relay_head(self, connection, response, url):
+        """Wait for the head of the response."""
+        connection.sock.settimeout(Limits.primary_time)
+        with self.lock:
+            self.asking[connection] = time.monotonic() + Limits.primary_time
+        try:
+            with _no_response(url), outside_wait(RELAYS):
+                response.begin()
+                if response.version >= 11 and response.length is None and not response.chunked:
+                    raise http.client.BadStatusLine("the response's head broke off")
+        finally:
+            with self.lock:
+                self.asking.pop(connection, None)
+        response.will_close = True      # a connection for each request: none is sent twice
+        connection.sock.settimeout(Limits.upstream_stall)
 
     def _send(self, key, connection, method, url, headers, may_be_near):
         target, headers = self._target(url, headers)
@@ -16592,6 +16740,8 @@ class Route(typing.NamedTuple):
     other_names: str            # see `route`
     is_json: bool               # GET of JSON alone
     drops_slash: bool
+    is_local: bool              # see `route`
+    then_here: bool
 
 
 class Choice:
@@ -16631,7 +16781,8 @@ _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^
            "version": "[^/+][^/]*", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
 
 
-def route(methods, path, *, for_, may, query="", other_names=None):
+def route(methods, path, *, for_, may, query="", other_names=None, is_local=False,
+          then_here=False):
     """Decorator: registers an endpoint. `for_`, `may`: names in AUDIENCES and PERMISSIONS;
     `query`: see `Path`.
 
@@ -16647,7 +16798,11 @@ def route(methods, path, *, for_, may, query="", other_names=None):
     - "redirect": a redirect to the normal name, before the permission is checked (default for GET)
     - "redirect ASCII": the same, but 400 for a name that is not ASCII
     - "redirect readers": a redirect after the permission is checked
-    - "take": the endpoint is called with the normal name (default for other methods)"""
+    - "take": the endpoint is called with the normal name (default for other methods)
+
+    A replica passes requests on to its primary, except for GET, HEAD and OPTIONS and those whose
+    endpoint `is_local`: it changes no rows. `then_here`: when the primary has done it, the replica
+    does it too."""
     audience, permission = AUDIENCES[for_], PERMISSIONS[may]
 
     def register(endpoint):
@@ -16661,7 +16816,7 @@ def route(methods, path, *, for_, may, query="", other_names=None):
             spelling = other_names or ("redirect" if method == "GET" else "take")
             ROUTES[key].choices.setdefault(method, Choice()).add(Route(
                 endpoint, for_, may, audience, permission, spelling,
-                is_json, drops_slash=is_json and path.endswith("[/]")))
+                is_json, is_json and path.endswith("[/]"), is_local, then_here))
         return endpoint
     return register
 
@@ -16675,6 +16830,144 @@ def _path_pattern(path):
     return re.compile(pattern)
 
 
+# -- a replica passes changes on to its primary
+
+# of one connection (RFC 9110, section 7.6.1)
+_HOP_BY_HOP = frozenset((
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection",
+    "te", "trailer", "transfer-encoding", "upgrade"))
+# what the replica states itself, or has checked (Origin)
+_STATED_HERE = frozenset((
+    "host", "content-length", "expect", "origin", "forwarded", "x-real-ip", "x-outside-url",
+    "x-devpi-proxy"))
+# what `Handler` puts into each response
+_IN_EACH_RESPONSE = frozenset(("content-length", "date", "server", "x-devpi-serial"))
+
+
+def _stays_here(request, choice):
+    """Whether a replica serves a request itself, by its head alone: the body is the primary's."""
+    return request.method in ("GET", "HEAD", "OPTIONS") \
+        or all(each.is_local for each in choice.routes) \
+        or any(each.is_local and each.audience.fits(request) for each in choice.routes)
+
+
+def _passed_on(headers):
+    """The (name, value) pairs among these that are not of one connection alone."""
+    named = {name.strip().lower() for key, value in headers if key.lower() == "connection"
+             for name in value.split(",")}
+    return [(key, value) for key, value in headers
+            if key.lower() not in _HOP_BY_HOP and key.lower() not in named]
+
+
+def _headers_for_primary(request):
+    """A request's headers as the primary gets them.
+
+    What the client said of itself as only proxies may is left out. The primary believes the rest if
+    the replica is one of its trusted proxies."""
+    app, body = request.app, request.body
+    counts = app.settings.real_ip_header
+    headers = {header_title(name): value for name, value in _passed_on(request.headers.items())
+               if name not in _STATED_HERE and name != counts
+               and not name.startswith("x-forwarded-")}
+
+    headers["Host"] = urllib.parse.urlsplit(app.primary.url).netloc
+    headers["X-DEVPI-PROXY"], headers["X-Outside-URL"] = "replica", request.base_url
+    if not request.is_local or not is_here(app.primary.url):
+        headers["Forwarded"] = "for=unknown"        # the client is not on the primary's machine
+    for name in ("x-real-ip", counts):
+        headers[header_title(name)] = request.address
+    headers["Connection"] = "close"
+    if body.expects:
+        headers["Expect"] = "100-continue"
+    if body.chunked:
+        headers["Transfer-Encoding"] = "chunked"
+    else:
+        headers["Content-Length"] = str(body.announced)
+    return headers
+
+
+def _url_on_primary(request):
+    """The URL on the primary that a request's target names there."""
+    target = request.target
+    if not target.startswith("/"):
+        target = re.sub(r"^https?://[^/?#]*/?", "/", target, flags=re.IGNORECASE)
+    safe = SENT_AS_IT_IS.replace("#", "")       # a fragment would not be sent
+    return request.app.primary.url + urllib.parse.quote(target.encode("latin-1"), safe=safe)
+
+
+def relay(request):
+    """The primary's response to a request; a change has come back to this replica, or the header
+    X-DEVPI-REPLICA-LAG says how many serials are missing."""
+    app, url = request.app, request.app.primary.url
+    request.identity = NOBODY       # for the access log: the primary checks who it is
+    if "x-devpi-proxy" in request.headers:
+        raise UpstreamTrouble(f"this server is itself a replica, of {url}: the --primary-url of "
+                              "the replica that passed this on has to name the primary")
+    doubt = f"the primary {url} broke off: what was asked for may have happened, or not; look first"
+    try:
+        answer = app.client.relay(request.method, _url_on_primary(request),
+                                  _headers_for_primary(request), request.body,
+                                  request.body.expects)
+    except Unreachable as error:
+        log.warning("the primary can't be reached: %s", error.message)
+        raise Busy(f"the primary {url} can't be reached, try again",
+                   Limits.primary_pause) from error
+    except NoResponse as error:
+        log.warning("the primary broke off a %s: %s", request.method, error.message)
+        raise UpstreamTrouble(doubt) from error
+
+    ours = {line.partition(b":")[0].decode().lower()
+            for line in app.constant_headers.splitlines()} | _IN_EACH_RESPONSE
+    headers = [(name, re.sub(r"\s+", " ", _location_here(request, value)
+                             if name.lower() == "location" else value))
+               for name, value in _passed_on(answer.headers.items()) if name.lower() not in ours]
+    response = Response(answer.status, headers, reason=one_line(answer.response.reason, 1000))
+    length = answer.length()
+    if length is None or length > Limits.streamed:
+        response.stream, response.length = _pieces_of(answer, length), length
+    try:
+        if response.stream is None:
+            response.body = b"".join(_pieces_of(answer, length))
+    except UpstreamTrouble as error:
+        raise UpstreamTrouble(doubt) from error
+    if answer.status < 400:
+        _wait_for_change(app, answer, headers)
+    return response
+
+
+def _location_here(request, location):
+    """A Location on the primary as the one here."""
+    url = request.app.primary.url
+    rest = location[len(url):]
+    return request.base_url + rest if location.startswith(url) and rest[:1] in ("", "/", "?", "#") \
+        else location
+
+
+def _pieces_of(answer, length):
+    """The body of an `UpstreamResponse` of the primary in pieces."""
+    with answer:
+        received = 0
+        while True:
+            piece = answer.read(256 << 10)
+            if not piece:
+                break
+            received += len(piece)
+            yield piece
+    if length not in (None, received):
+        raise UpstreamTrouble(f"{url_origin(answer.url)}: the response ended early")
+
+
+def _wait_for_change(app, answer, headers):
+    """Wait until the serial of the primary's response is here; a header says if it is late."""
+    stated = answer.header("X-DEVPI-SERIAL")
+    if not re.fullmatch("[0-9]{1,18}", stated):
+        return
+    with outside_wait(RELAYS):
+        is_here_too = app.replication.wait_for(int(stated), app.settings.proxy_timeout)
+    if not is_here_too:
+        headers.append(("X-DEVPI-REPLICA-LAG", str(max(1, int(stated) - app.store.serial))))
+
+
 def dispatch(request):
     """Find a request's endpoint, check what its route demands, and return its response.
 
@@ -16685,10 +16978,16 @@ def dispatch(request):
     4. permission (401, 403)
     5. no final slash, for browsers (302)
 
-    The audience is chosen after 1, so errors of 1 have the default audience's form."""
+    The audience is chosen after 1, so errors of 1 have the default audience's form. What a replica
+    passes on is checked by the primary, not here."""
     choice, match = _matching(request)
     chosen, places = choice.default, match.groupdict()
     request.errors = chosen.audience.errors
+
+    if request.app.primary is not None and not _stays_here(request, choice):
+        response = relay(request)
+        if not chosen.then_here or response.status >= 400:
+            return response
 
     subject = places.get("user")
     if "index" in places:
@@ -17306,7 +17605,7 @@ def get_suggestions(request):
     return json_response([text, names])
 
 
-@route("POST", "/{user}/{index}[/]", for_="xml-rpc", may="read")
+@route("POST", "/{user}/{index}[/]", for_="xml-rpc", may="read", is_local=True)
 def search_by_xmlrpc(request, index):
     """devpi-web: XML-RPC's `search(fields, operator)` of `pip search`, over an index and its
     bases."""
@@ -17580,7 +17879,8 @@ def content_type(filename):
                 "application/octet-stream")
 
 
-@route("GET PUT PUSH PATCH", "/{user}/{index}/{file}[/]", for_="installer", may="read")
+@route("GET PUT PUSH PATCH", "/{user}/{index}/{file}[/]", for_="installer", may="read",
+       is_local=True)
 def get_file(request, index, file):
     """A distribution file, its facts as JSON, or its metadata file [W14]."""
     app, path = request.app, file
@@ -17665,7 +17965,8 @@ def redirect_to_slash(request, index, project=None):
     return response
 
 
-@route("POST", "/{user}/{index}/+simple/{project}/refresh", for_="json", may="read")
+@route("POST", "/{user}/{index}/+simple/{project}/refresh", for_="json", may="read",
+       then_here=True)
 def refresh_project(request, index, project):
     """devpi: have each readable mirror in the resolution order fetch the project's page again."""
     app = request.app
@@ -17925,9 +18226,9 @@ def get_pypi_json(request, index, project, version=None):
 # -- discovery and login
 
 
-@route("ANY", "/+api", for_="program", may="anybody")
-@route("ANY", "/{user}/+api", for_="program", may="anybody")
-@route("ANY", "/{user}/{index}/+api", for_="program", may="anybody")
+@route("ANY", "/+api", for_="program", may="anybody", is_local=True)
+@route("ANY", "/{user}/+api", for_="program", may="anybody", is_local=True)
+@route("ANY", "/{user}/{index}/+api", for_="program", may="anybody", is_local=True)
 def get_api(request, user=None, index=None):
     """devpi: the URLs that the devpi client needs, and its login [W5.1, W5.2]."""
     identity = request.identity
@@ -17945,7 +18246,7 @@ def get_api(request, user=None, index=None):
     return result_response("apiconfig", result)
 
 
-@route("POST", "/+login", for_="program", may="anybody")
+@route("POST", "/+login", for_="program", may="anybody", is_local=True)
 def log_in(request):
     """devpi: a session token for a name and a password."""
     body = request.json(dict)
@@ -18672,12 +18973,13 @@ def _push_outside(request, index, pushed, body):
                                 request.actor)
 
 
-@route("POST", "/", for_="uploader", may="anybody")
-@route("POST", "/{user}[/]", for_="uploader", may="anybody")
-@route("POST", "/{user}/{name}/+simple[/]", for_="uploader", may="anybody")
-@route("POST", "/{user}/{name}/+simple/{project}[/]", for_="uploader", may="anybody")
-@route("POST", "/{user}/{name}/{project}[/]", for_="uploader", may="anybody")
-@route("POST", "/{user}/{name}/{project}/{version}[/]", for_="uploader", may="anybody")
+@route("POST", "/", for_="uploader", may="anybody", is_local=True)
+@route("POST", "/{user}[/]", for_="uploader", may="anybody", is_local=True)
+@route("POST", "/{user}/{name}/+simple[/]", for_="uploader", may="anybody", is_local=True)
+@route("POST", "/{user}/{name}/+simple/{project}[/]", for_="uploader", may="anybody", is_local=True)
+@route("POST", "/{user}/{name}/{project}[/]", for_="uploader", may="anybody", is_local=True)
+@route("POST", "/{user}/{name}/{project}/{version}[/]", for_="uploader", may="anybody",
+       is_local=True)
 def refuse_upload(request, user="USER", name="INDEX", project=None, version=None):
     """Name the right URL to those who upload to a wrong one."""
     raise NotFound("nothing is uploaded here: "
@@ -18824,14 +19126,14 @@ def retry_outbox(request):
     return message_response(f"{count} message{'' if count == 1 else 's'} will be tried now")
 
 
-@route("ANY", "/+changelog", for_="program", may="anybody")
-@route("ANY", "/+changelog/{rest}", for_="program", may="anybody")
+@route("ANY", "/+changelog", for_="program", may="anybody", is_local=True)
+@route("ANY", "/+changelog/{rest}", for_="program", may="anybody", is_local=True)
 def refuse_changelog(request, rest=""):
     """Refuse devpi's replicas: their protocol carries another database."""
     raise Forbidden("there is no replication protocol of devpi here")
 
 
-@route("ANY", "/+authcheck", for_="program", may="anybody")
+@route("ANY", "/+authcheck", for_="program", may="anybody", is_local=True)
 def check_for_proxy(request):
     """devpi: whether a proxy may serve the URL in X-Original-URI itself: 200 or 403 [W23.3]."""
     uri = request.header("x-original-uri")
@@ -24909,7 +25211,6 @@ FOREIGN = {
     "replica-file-search-path": _OF_REPLICAS,
     "replica-max-retries": _OF_REPLICAS,
     "replica-cert": _OF_REPLICAS,
-    "proxy-timeout": _OF_REPLICAS,
     "no-replica-streaming": _OF_REPLICAS._replace(is_flag=True),
     "storage": Foreign("sqlite", "there is one kind of storage, SQLite and files in --serverdir: "
                        "leave it out"),

@@ -710,7 +710,6 @@ def test_such_an_option_is_refused_wherever_it_stands(parse, tmp_path):
         ["--role", "auto"],
         ["--storage", "sqlite"],
         ["--hard-links"],
-        ["--proxy-timeout", "30"],
         ["--keyfs-cache-size=9"],
         ["--file-replication-threads", "5"],
         ["--requests-only"],
