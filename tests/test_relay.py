@@ -482,3 +482,84 @@ def test_a_real_primary_takes_what_the_replica_passes_on(make_server, tmp_path):
     assert reply.status == 400
     assert json.loads(replica.patch("/bob", {"password": "new"}, user="bob").body)["message"].startswith("user updated")
     assert re.search(r"PUT /bob 201 ", primary.whole_output())
+
+
+# -- a real primary and its real replica
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    primary = Server(folder / "primary", "--role", "primary").start()
+    replica = Server(folder / "replica", "--primary-url", primary.url, "--secretfile", folder / "primary" / ".secret",
+                     root_password=None, root_pypi=True).start()
+    yield primary, replica
+    for server in (replica, primary):
+        server.kill()
+
+
+def test_what_a_replica_passed_on_is_there_at_once(pair):
+    primary, replica = pair
+    reply = replica.put("/bob", {"password": "pw"})
+    assert reply.status == 201, reply
+    assert "X-DEVPI-REPLICA-LAG" not in reply.headers
+    replica.passwords["bob"] = primary.passwords["bob"] = "pw"
+    replica.login("bob")
+    assert replica.put("/bob/dev", {}, user="bob").status == 200
+    for number in range(5):
+        archive = wheel("demo", "1.%d" % number)
+        reply = replica.upload("bob/dev", archive, user="bob", password="pw")
+        assert (reply.status, "X-DEVPI-REPLICA-LAG" in reply.headers) == (200, False), reply
+        assert archive.filename in replica.filenames("bob/dev", "demo")
+        assert replica.fetch("bob/dev", archive.filename, "demo") == archive.content
+    assert replica.filenames("bob/dev", "demo") == primary.filenames("bob/dev", "demo")
+    assert replica.upload("bob/dev", wheel("demo", "2.0"), user="bob", password="no").status == 401
+    assert replica.patch("/bob/dev/demo/1.0", {"yanked": "bad"}, user="bob").status == 200
+    assert replica.simple("bob/dev", "demo")["files"][0]["yanked"] == "bad"
+    reply = replica.push("bob/dev", "demo", "1.1", user="bob", targetindex="bob/dev")
+    assert reply.status != 503, reply
+    reply = replica.patch("/bob", {"password": "new"}, user="bob")
+    assert reply.status == 200, reply
+    assert replica.post("/+login", {"user": "bob", "password": "pw"}).status == 401
+    assert replica.post("/+login", {"user": "bob", "password": "new"}).status == 200
+    token = replica.login("bob", "new")
+    assert primary.get("/+api", headers={"X-Devpi-Auth": user_pass("bob", token)}).result["authstatus"][0] == "ok"
+    replica.add_index("bob/volatile", volatile=True)
+    upload(replica, "bob/volatile", wheel("gone", "1.0"))
+    assert replica.delete("/bob/volatile/gone/1.0", user="bob").status == 200
+    assert replica.get("/bob/volatile/gone/1.0").status == 404
+    assert replica.delete("/bob/volatile", user="bob").status == 201
+    assert replica.get("/bob/volatile").status == 404
+    assert replica.post("/bob/dev/+simple/demo/refresh").status == 302
+
+
+def test_twenty_people_upload_through_a_replica_at_once(pair):
+    primary, replica = pair
+    replica.add_user("crowd")
+    replica.add_index("crowd/dev")
+    found = []
+
+    def work(number):
+        archive = wheel("p%d" % number, "1.0")
+        reply = replica.upload("crowd/dev", archive)
+        found.append((reply.status, replica.filenames("crowd/dev", "p%d" % number) == [archive.filename]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [(200, True)] * 20
+
+
+def test_a_replica_whose_primary_is_gone_takes_logins_and_no_changes(pair):
+    primary, replica = pair
+    replica.add_user("late")
+    primary.stop()
+    reply = replica.put("/late/dev", {}, user="late")
+    assert (reply.status, reply.headers["Retry-After"]) == (503, "10")
+    assert replica.post("/+login", {"user": "late", "password": "pw"}).status == 200
+    assert replica.get("/late").status == 200
+    primary.start("--port", replica.options[1].rpartition(":")[2])
+    assert replica.put("/late/dev", {}, user="late").status == 200
+    assert replica.get("/late/dev").status == 200
