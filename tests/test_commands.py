@@ -674,11 +674,8 @@ def test_variables_of_other_commands_are_known_to_all(parse):
 @pytest.mark.parametrize(
     "words, advice",
     [
-        (["--role", "replica"], "type=mirror"),
         (["--import", "dump"], "a command does that: import DIR"),
         (["--export", "dump"], "a command does that: export DIR"),
-        (["--role=primary"], "type=mirror"),
-        (["--primary-url", "http://127.0.0.1:1"], "type=mirror"),
         (["--storage", "pg8000:host=db"], "--serverdir"),
         (["--theme", "dir"], "leave it out"),
         (["--autocreate-users"], "root"),
@@ -697,21 +694,34 @@ def test_an_option_of_devpi_server_that_would_change_something_is_refused_in_one
 
 def test_such_an_option_is_refused_wherever_it_stands(parse, tmp_path):
     assert parse(STORAGE="pg8000:host=db")[0] == 2
-    (tmp_path / "c.json").write_text('{"devpi-server": {"role": "replica"}}')
+    (tmp_path / "c.json").write_text('{"devpi-server": {"theme": "dir"}}')
     status, said = parse("-c", tmp_path / "c.json")
-    assert status == 2 and "role 'replica'" in said
-    assert parse("--role", "replica", command="init")[0] == 2
+    assert status == 2 and "theme 'dir'" in said
+    assert parse("--theme", "dir", command="init")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words, advice",
+    [
+        (["--role", "slave"], "none of auto, standalone, primary and replica"),
+        (["--primary-url", "ftp://host"], "http"),
+        (["--primary-url", "http://me:secret@host"], "the secret file is the key"),
+    ],
+    ids=str,
+)
+def test_a_role_or_a_primary_that_can_not_be_is_refused_with_the_reason(parse, words, advice):
+    status, said = parse(*words)
+    assert status == 2 and words[0] in said and advice in said, said
+    assert "me:secret" not in said
 
 
 @pytest.mark.parametrize(
     "words",
     [
-        ["--role", "standalone"],
-        ["--role", "auto"],
         ["--storage", "sqlite"],
         ["--hard-links"],
         ["--keyfs-cache-size=9"],
-        ["--file-replication-threads", "5"],
+        ["--replica-max-retries", "5"],
         ["--requests-only"],
         ["--enable-core-metadata"],
         ["--documentation-path", "x"],
