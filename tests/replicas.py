@@ -1,0 +1,207 @@
+"""A primary and its replicas as processes, what is between them, and when they agree."""
+
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import devpi_lite
+from harness import SCRIPT, Server, eventually
+
+
+def primary_at(directory, *options, **keywords):
+    """The server of a new or former primary, not started."""
+    return Server(directory, "--role", "primary", *options, **keywords)
+
+
+def replica_at(directory, primary, *options, url=None, script=SCRIPT, secret=None):
+    """A replica of the server (reached by `url`), not started."""
+    return Server(directory, "--primary-url", url or primary.url, "--secretfile",
+                  str(secret or primary.directory / ".secret"), *options,
+                  root_password=None, script=script)
+
+
+def status(server):
+    return server.get("/+status", user=None).result
+
+
+def lags(primary, replica):
+    """What the replica lacks, in words; "" if it has all."""
+    one, other = status(primary), status(replica)
+    if other["replication-state"] != "following":
+        return "it is %s: %s" % (other["replication-state"], other.get("replication-trouble"))
+    if (one["serial"], other["wanted"]["files"]) != (other["serial"], 0):
+        return "serial %s of %s, %s" % (other["serial"], one["serial"], other["wanted"])
+    return ""
+
+
+def in_sync(primary, *replicas, seconds=20):
+    """Returns when all replicas have the primary's serial and files."""
+    until = time.monotonic() + seconds
+    for replica in replicas:
+        while True:
+            lag = lags(primary, replica)
+            if not lag:
+                break
+            assert time.monotonic() < until, lag + "\n" + replica.output()[-2000:]
+            time.sleep(0.02)
+
+
+def comes_to_be(replica, state, seconds=15):
+    """Returns the replica's status when its state is that."""
+    return eventually(lambda: (lambda found: found["replication-state"] == state and found)(
+        status(replica)), seconds)
+
+
+def rows(server):
+    """All rows of people's data in the server's directory, as texts; and their serial."""
+    with contextlib.closing(devpi_lite.open_rows(str(server.directory))) as db:
+        db.execute("BEGIN")
+        texts = sorted(json.dumps(row, sort_keys=True, default=_text) for row in devpi_lite.all_rows(db))
+        serial = db.execute("SELECT max(serial) FROM changelog").fetchone()[0]
+    return (-1 if serial is None else serial), texts
+
+
+def _text(value):
+    return value.hex() if isinstance(value, bytes) else dict(value)
+
+
+def same(primary, *replicas):
+    """Waits until the replicas are in sync, and compares rows and history."""
+    in_sync(primary, *replicas)
+    for replica in replicas:
+        one, other = rows(primary), rows(replica)
+        assert one[0] == other[0]
+        assert [text for text in one[1] if text not in set(other[1])] == []
+        assert [text for text in other[1] if text not in set(one[1])] == []
+        assert head(primary) == head(replica)
+
+
+def head(server):
+    """(serial, hash) of the newest entry of the changelog."""
+    with contextlib.closing(devpi_lite.open_rows(str(server.directory))) as db:
+        return tuple(db.execute(
+            "SELECT serial, hex(hash) FROM changelog ORDER BY serial DESC LIMIT 1").fetchone() or (-1, ""))
+
+
+def unsound(server):
+    """Paths below files/ and tmp/ that should not be there: bytes unlike their name, and litter."""
+    found = [str(path) for path in (server.directory / "files").rglob("*") if path.is_file()
+             and hashlib.sha256(path.read_bytes()).hexdigest() != path.name]
+    return found + [str(path) for path in (server.directory / "tmp").rglob("*") if path.is_file()]
+
+
+def signed(server, target, method="GET", secret=None, ts=None, signed_target=None, nonce=None):
+    """The headers of a request by a replica to the server."""
+    key = hmac.new((secret or (server.directory / ".secret").read_bytes().strip()),
+                   b"devpi-lite-replica", "sha256").digest()
+    ts, nonce, uuid = str(int(ts or time.time())), nonce or secrets.token_hex(16), "5" * 32
+    texts = (method, signed_target or target, uuid, ts, nonce, hashlib.sha256(b"").hexdigest())
+    mac = hmac.new(key, "\n".join(texts).encode(), "sha256").hexdigest()
+    return {"Authorization": "Devpi-Replica id=%s,ts=%s,nonce=%s,mac=%s" % (uuid, ts, nonce, mac)}
+
+
+class Between:
+    """A TCP proxy before a server: `change(data, sent)` alters what the server sends ("sent" bytes
+    came before on this connection); None cuts the connection there. `target` may be set anew."""
+
+    def __init__(self, port):
+        self.target, self.change, self.is_open = port, None, True
+        self.changed = 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.url = "http://127.0.0.1:%d" % self.listener.getsockname()[1]
+        self.ends = set()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            if not self.is_open:
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target), 10)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            self.ends |= {client, server}
+            for source, sink, is_answer in ((client, server, False), (server, client, True)):
+                threading.Thread(target=self._pass, args=(source, sink, is_answer), daemon=True).start()
+
+    def _pass(self, source, sink, is_answer):
+        sent = 0
+        with contextlib.suppress(OSError):
+            while True:
+                data = source.recv(65536)
+                if not data:
+                    break
+                change = self.change
+                if is_answer and change:
+                    new = change(data, sent)
+                    if new is None:
+                        self.changed += 1
+                        break
+                    self.changed += new != data
+                    sent, data = sent + len(data), new
+                sink.sendall(data)
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def cut(self):
+        """Refuse and break all connections."""
+        self.is_open = False
+        for end in list(self.ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self.ends.clear()
+
+    def close(self):
+        self.cut()
+        # wakes accept(), where closing alone does not
+        with contextlib.suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+class Fake(ThreadingHTTPServer):
+    """A server that says it is a primary: passes what the real one says, altered by
+    `change(path, status, headers, body) -> (status, headers, body)`."""
+
+    daemon_threads = True
+
+    def __init__(self, change):
+        self.change, self.asked = change, []
+        super().__init__(("127.0.0.1", 0), _FakeHandler)
+        self.url = "http://127.0.0.1:%d" % self.server_port
+        threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
+
+
+    def handle_error(self, request, address):
+        """Says nothing: the real primary ended, or the replica did."""
+
+
+class _FakeHandler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        status_, headers, body = self.server.change(self.path, dict(self.headers))
+        self.send_response(status_)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *texts):
+        pass
