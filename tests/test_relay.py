@@ -7,13 +7,15 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
 
 import pytest
 
-from harness import ANY, Server, Wire, blobs, links, memory, multipart, patched, upload, user_pass, wheel
+from harness import (
+    ANY, Server, Wire, blobs, eventually, links, memory, multipart, patched, timed, upload, user_pass, wheel)
 
 REPLICA = """
 from types import SimpleNamespace
@@ -42,8 +44,12 @@ class FakePrimary(http.server.ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
+    def __init__(self, certificate=None):
         super().__init__(("127.0.0.1", 0), _Handler)
+        if certificate:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            tls.load_cert_chain(str(certificate))
+            self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.seen, self.answer, self.refuses_expected = [], (200, "OK", {}, b"{}\n"), False
         self.connections = 0
         threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
@@ -113,7 +119,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.answer()
 
     def answer(self):
-        status, reason, headers, body = self.server.answer
+        self.answer_with(self.server.answer)
+
+    def answer_with(self, response):
+        status, reason, headers, body = response
         self.send_response(status, reason)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -443,6 +452,52 @@ def test_a_primary_that_breaks_off_is_502_and_is_asked_once(replica, fake, sent)
     assert reply.status == 502
     assert "may have happened" in reply.json()["message"]
     assert (len(fake.seen), fake.connections - connections) == (1, 1)
+
+
+def test_a_primary_that_hangs_holds_up_no_reader(tmp_path, make_server):
+    hanging = FakePrimary()
+    release = threading.Event()
+    hanging.answer = lambda handler: release.wait(30) and handler.answer_with((200, "OK", {}, b"done\n"))
+    replica = make_server("--threads", "4", script=patched(tmp_path, REPLICA % hanging.url))
+    wires = [Wire(replica, b"PUT /bob HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}") for _ in range(30)]
+    try:
+        eventually(lambda: len(hanging.seen) == 8)          # two thirds of three times as many
+        reply = replica.put("/bob", {"password": "x"})
+        assert (reply.status, reply.headers["Retry-After"]) == (503, "10")
+        assert "too many requests wait" in reply.json()["message"]
+        assert timed(replica.get, "/root")[1] < 1
+        release.set()
+        assert sorted(wire.reply().status for wire in wires) == [200] * 8 + [503] * 22
+    finally:
+        release.set()
+        for wire in wires:
+            wire.socket.close()
+        hanging.stop()
+
+
+def test_a_primary_with_tls(tmp_path, make_server):
+    from client import CERTIFICATE      # not at the top: it compiles the client
+    (tmp_path / "secure.pem").write_text(CERTIFICATE)
+    secure = FakePrimary(tmp_path / "secure.pem")
+    url = secure.url.replace("http:", "https:")
+    script = patched(tmp_path, REPLICA % url)
+    try:
+        stranger = make_server(script=script)
+        assert stranger.put("/bob", b"{}").status == 503       # nobody vouches for the certificate
+        replica = make_server(script=script, env={"SSL_CERT_FILE": str(tmp_path / "secure.pem")})
+        body = os.urandom(5 << 20)
+        for framing in (b"", b"Expect: 100-continue\r\n"):
+            with Wire(replica, b"PUT /bob HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n%b\r\n" % (len(body), framing)) as wire:
+                if framing:
+                    assert wire.input.readline() + wire.input.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+                wire.send(body)
+                assert wire.reply().status == 200
+            assert secure.seen[-1][3] == hashlib.sha256(body).hexdigest()
+        secure.refuses_expected, secure.answer = True, (401, "Unauthorized", {}, b"no\n")
+        with Wire(replica, b"PUT /bob HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n") as wire:
+            assert wire.input.readline() == b"HTTP/1.1 401 Unauthorized\r\n"
+    finally:
+        secure.stop()
 
 
 # -- clients
