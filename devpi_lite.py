@@ -1326,6 +1326,7 @@ class Limits:
     first_list = 30                 # seconds that a request waits for a mirror's first project list
     upstream_redirects = 5
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
+    primary_expiry = 60             # seconds until a replica asks the primary for a page again
     upstream_pause = 10             # seconds without requests to a host or for a page that failed
     primary_pause = 10              # seconds after which a change may be retried, if it is away
     primary_time = 1900             # seconds that it may take to respond: longer than `push_time`
@@ -6160,11 +6161,13 @@ def _find_library():
 class Identity:
     """Who makes a request; `user` is None for anonymous ones.
 
-    `wait`: seconds until credentials are looked at again."""
+    `wait`: seconds until credentials are looked at again. `is_replica`: it is one of this
+    primary's replicas, which may read every index and nothing else."""
     user: str | None = None
     groups: tuple = ()
     wait: int = 0
     expires: float = 0          # time.monotonic() when these credentials expire
+    is_replica: bool = False
 
     @property
     def principals(self):
@@ -6909,7 +6912,8 @@ class Permissions:
 
     def read(self, identity, index):
         acl = index.config.get("acl_pkg_read")
-        return acl is None or identity.user is not None and identity.user in ("root", index.user) \
+        return acl is None or identity.is_replica \
+            or identity.user is not None and identity.user in ("root", index.user) \
             or not identity.principals.isdisjoint(acl)
 
 
@@ -9588,9 +9592,11 @@ class UpstreamClient(Part):
                     f"{public_url(response.url)} redirects to something that is no http URL")
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
-    def ask_primary(self, url, headers):
-        """The primary's response to a GET, whatever restricts mirrors; UpstreamTrouble without."""
-        return self._ask("GET", url, headers, may_be_near=True)
+    def ask_primary(self, url, headers, method="GET"):
+        """The primary's response, whatever restricts mirrors; UpstreamTrouble without one.
+
+        Follows no redirects."""
+        return self._ask(method, url, headers, may_be_near=True)
 
     def _check_step(self, before, url, home):
         """Whether a URL may lead to this machine; UpstreamTrouble if it may not be requested.
@@ -10651,9 +10657,10 @@ class Upstreams(Part):
     """How mirrors ask their upstreams: one fetch at a time for one thing, with a share of the
     waiting requests for each owner. Remembers failures for some seconds."""
 
-    def __init__(self, store, indexes, blobs, client, settings):
+    def __init__(self, store, indexes, blobs, client, settings, primary=None):
         self.store, self.indexes, self.blobs = store, indexes, blobs
         self.client, self.settings = client, settings
+        self.primary = primary      # the `Primary` that is asked in place of all upstreams, or None
         self.fetches = SingleFlight("fetch", Limits.fetches, Limits.fetches_of_one)
         self.patience = Patience(3 * settings.threads)
         # _source(index), project -> (until, kind, message)
@@ -10676,25 +10683,59 @@ class Upstreams(Part):
 
     def expiry(self, index):
         """Seconds for which upstream is not asked again."""
-        return index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
+        seconds = index.config.get("mirror_cache_expiry", self.settings.mirror_cache_expiry)
+        return min(seconds, Limits.primary_expiry) if self.primary else seconds
+
+    def url(self, index):
+        """The URL of the simple index that a mirror asks, without a final slash: its upstream's, or
+        that of the primary's index of the same name."""
+        return f"{self.primary.url}/{index.path}/+simple" if self.primary \
+            else index.mirror_url.rstrip("/")
+
+    def lane(self, index, url):
+        """What shares the places for requests to one upstream with a request for this URL.
+
+        All requests of a replica go to the primary, but there each mirror has its own upstream."""
+        return (*origin_of(url), index.id) if self.primary else origin_of(url)
+
+    def get(self, index, url, headers, method="GET", mirror_url=None):
+        """As `UpstreamClient.get`; a replica asks the primary alone, with a signature.
+
+        The primary was named by the operator: neither --upstream-allow nor the rules for near
+        addresses apply to it. No redirects are followed there, and no credentials of a mirror_url
+        are sent there."""
+        if self.primary is None:
+            return self.client.get(url, headers, method, mirror_url)
+        if not url.startswith(self.primary.url + "/"):
+            raise UpstreamTrouble(f"{public_url(url)} is not at the primary")
+        target = urllib.parse.quote(urllib.parse.urlsplit(url).path, safe=SENT_AS_IT_IS)
+        return self.client.ask_primary(
+            url, {**headers, **self.primary.sign(method, target)}, method)
 
     def is_cut_off(self, index):
-        """Whether the mirror has only what is here: in offline mode, or without a mirror_url."""
-        return self.settings.offline_mode or not index.mirror_url
+        """Whether the mirror has only what is here: in offline mode, or without an upstream."""
+        return self.settings.offline_mode or not (self.primary or index.mirror_url)
+
+    def has_list(self, index):
+        """Whether there is a project list to ask for; the primary of a replica always has one."""
+        return not self.is_cut_off(index) and \
+            bool(self.primary or not index.config.get("mirror_no_project_list"))
 
     def refuse_cut_off(self, index, file):
         """NotFound for a file that is not here, if the mirror is cut off."""
         if self.settings.offline_mode:
             raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked "
                            "for it")
-        if not index.mirror_url:
+        if self.is_cut_off(index):
             raise NotFound(f"{file.filename} is not here, and {index.path} has no mirror_url")
 
     def is_missing(self, index, status):
         """Whether a status means that upstream does not have what was requested.
 
-        Object stores that may not be listed say 403: whether they do is the index's setting."""
-        return status == 404 or str(status) in index.config.get("mirror_missing_statuses", ())
+        Object stores that may not be listed say 403: whether they do is the index's setting, which
+        does not concern the primary of a replica."""
+        return status == 404 or self.primary is None and \
+            str(status) in index.config.get("mirror_missing_statuses", ())
 
     def start(self, index, what, name, function):
         """The flight that fetches this from the mirror's upstream: a new one that calls `function`,
@@ -10702,7 +10743,7 @@ class Upstreams(Part):
 
         `what`: "page", "names", "metadata" or "size"; `name`: of the project, or the path of the
         file."""
-        url = index.mirror_url
+        url = self.url(index)
 
         def counted():
             try:
@@ -10718,7 +10759,7 @@ class Upstreams(Part):
                     self.silent.pop((_source(index), False), None)
 
         key = (what, index.id, url, name)
-        return self.fetches.start(key, origin_of(url), index, Flight(counted))
+        return self.fetches.start(key, self.lane(index, url), index, Flight(counted))
 
     def wait(self, index, wait, seconds):
         """Whether `wait`, called with at most `seconds`, says that it happened.
@@ -10764,7 +10805,7 @@ class Upstreams(Part):
         """Whether this mirror's upstream was not reached within the last seconds.
 
         A project list that did not come does not pause the pages."""
-        return self.client.is_paused(index.mirror_url) or any(
+        return self.client.is_paused(self.url(index)) or any(
             self.silent.get((_source(index), of_list), (0,))[0] > time.monotonic()
             for of_list in {False, for_list})
 
@@ -10833,7 +10874,8 @@ class MirrorFiles(PartOfMirrors):
         # not the hash alone: another index's upstream may be slow, or have other bytes for it
         key = (index.id, file.path, file.hash_spec, file.url)
         download = Download(self, index, file)
-        download = self.downloads.start(key, origin_of(file.url), index, download)
+        lane = self.upstreams.lane(index, self.upstream_url(index, file))
+        download = self.downloads.start(key, lane, index, download)
 
         def begins(seconds):
             until = time.monotonic() + seconds
@@ -10865,7 +10907,11 @@ class MirrorFiles(PartOfMirrors):
         return patiently()
 
     def upstream_url(self, index, file):
-        """The file's URL, with the mirror's credentials if it lies on the mirror's own host."""
+        """The file's URL, with the mirror's credentials if it lies on the mirror's own host.
+
+        On a replica, its URL at the primary, whose paths are the same."""
+        if self.upstreams.primary:
+            return f"{self.upstreams.primary.url}/{index.path}/{urllib.parse.quote(file.path)}"
         mirror = urllib.parse.urlsplit(index.mirror_url)
         if mirror.username is None or origin_of(file.url) != origin_of(index.mirror_url):
             return file.url
@@ -10891,16 +10937,36 @@ class MirrorFiles(PartOfMirrors):
 
     def get_file(self, index, file, ending="", method="GET"):
         """Upstream's response with a file, or with the file beside it whose name has this `ending`;
-        NotFound or UpstreamTrouble unless its status is 200."""
+        NotFound or UpstreamTrouble unless its status is 200. Busy if the primary is away."""
         parts = urllib.parse.urlsplit(self.upstream_url(index, file))
         url = urllib.parse.urlunsplit(parts._replace(path=parts.path + ending))
         headers = {"User-Agent": user_agent(), "Accept-Encoding": "identity"}
-        response = self.client.get(url, headers, method, index.mirror_url)
+        try:
+            response = self.upstreams.get(index, url, headers, method, index.mirror_url)
+        except UpstreamTrouble as error:
+            if self.upstreams.primary is None:
+                raise
+            raise _primary_is_away(file.filename, error.message) from error
         if response.status == 200:
             return response
         response.close()
+        if self.upstreams.primary and response.status in (401, 429, 503):
+            raise _primary_is_away(file.filename, f"error {response.status}")
         raise (NotFound if self.upstreams.is_missing(index, response.status) else UpstreamTrouble)(
             f"error {response.status} getting {public_url(url)}")
+
+    def external_url(self, index, file):
+        """The URL to which a mirror with mirror_use_external_urls sends clients for a file that is
+        not here; None if the primary has the file itself."""
+        if self.upstreams.primary is None:
+            return file.url
+        self.upstreams.refuse_cut_off(index, file)
+        try:
+            with self.upstreams.get(index, self.upstream_url(index, file),
+                                    {"User-Agent": user_agent()}, "HEAD") as head:
+                return head.header("Location") if head.status == 302 else None
+        except UpstreamTrouble as error:
+            raise _primary_is_away(file.filename, error.message) from error
 
     def metadata_hash(self, index, file, by_wheel=True):
         """The SHA-256 of the metadata file of a mirrored wheel (PEP 658), whose bytes are here
@@ -10991,6 +11057,12 @@ class MirrorFiles(PartOfMirrors):
         return None if data is None else MetadataFile.of(data)
 
 
+def _primary_is_away(filename, why):
+    """503, never 404: a resolver would take an older release."""
+    return Busy(f"{filename} is not at this replica, and the primary does not give it now: "
+                f"{why}", 10)
+
+
 class MirrorPages(PartOfMirrors):
     """The project pages of mirrors; if upstream fails, the last good ones."""
 
@@ -10999,6 +11071,8 @@ class MirrorPages(PartOfMirrors):
         self.files = files
         self.not_found = FairMemory(Limits.missing_projects)    # _source(index), project -> until
         self.refreshed = FairMemory(Limits.missing_projects)    # _source(index), project -> when
+        # _source(index), project -> until: the primary gave an old page
+        self.old_there = FairMemory(Limits.missing_projects)
         # index id -> number of files and projects that upstream removed
         self.removed = collections.Counter()
 
@@ -11049,8 +11123,8 @@ class MirrorPages(PartOfMirrors):
         if flight is None:
             return page
 
-        trouble = UpstreamTrouble(f"{public_url(index.mirror_url)} did not answer for {name} "
-                                  f"within {self.settings.request_timeout:g} seconds")
+        trouble = UpstreamTrouble(f"{public_url(self.upstreams.url(index))} did not answer for "
+                                  f"{name} within {self.settings.request_timeout:g} seconds")
         patience = self.settings.request_timeout
         if deadline is not None:
             patience = deadline - time.monotonic()
@@ -11099,6 +11173,24 @@ class MirrorPages(PartOfMirrors):
                         and flight.error:
                     log.warning("mirror %s: %s", index.path, flight.error.message)
 
+    def ask_for_file(self, index, filename):
+        """Have a replica fetch the page that lists a file: the client may have its path from the
+        primary or from another replica. Busy if the primary does not give the page."""
+        if self.upstreams.is_cut_off(index):
+            return
+        stem = strip_archive_extension(filename)[0]
+        name = project_of_wheel(filename) or normalize(stem.rpartition("-")[0])
+        if not _NORMAL_NAME.fullmatch(name):
+            return
+        self.refresh([index], name)
+        why = "its page is an old one"
+        try:
+            if not self.project(index, name).stale:
+                return
+        except UpstreamTrouble as error:
+            why = error.message
+        raise _primary_is_away(filename, why)
+
     def cached(self, index, name):
         """Upstream's last page; None if it was never asked or does not have the project."""
         with self.store.read() as db:
@@ -11111,10 +11203,11 @@ class MirrorPages(PartOfMirrors):
         age = time.time() - row["fetched"]
         # far below 0: the clock was set back
         fresh_for = self.upstreams.expiry(index) - age if age > -60 else 0
+        old_until = self.old_there.get(_source(index), name, 0)
         return ProjectPage(
             name, ((index, files),), tuple(json.loads(row["versions"] or "[]")),
-            expires=time.monotonic() + fresh_for, upstream_serial=row["upstream_serial"],
-            status=Status.of(row["status"]))
+            expires=old_until or time.monotonic() + fresh_for, stale=bool(old_until),
+            upstream_serial=row["upstream_serial"], status=Status.of(row["status"]))
 
     def _local_only(self, index, name, page):
         """The page of a mirror that is cut off: with the files that are here, and their metadata
@@ -11149,6 +11242,9 @@ class MirrorPages(PartOfMirrors):
 
         serial, origin = stated_serial(response), "%s://%s:%d" % origin_of(response.url)
         self._refuse_older(index, row, origin, serial, response.url)
+        self.old_there.pop(_source(index), name)
+        if self.upstreams.primary and "no-store" in response.header("Cache-Control"):
+            self.old_there.put(_source(index), name, time.monotonic() + Limits.upstream_pause)
         if response.status == 304:
             return self.upstreams.keep(_page_checked, index, name)
 
@@ -11158,7 +11254,7 @@ class MirrorPages(PartOfMirrors):
             page = parse_simple_page(name, response.url, data, is_json_page(content_type, data),
                                      content_type)
 
-        entries = _page_entries(index, name, page)
+        entries = _page_entries(index, name, page, self.upstreams.primary is not None)
         self._enter_ahead(index, name, page.status.stored, entries)
         self.removed[index.id] += self.upstreams.keep(
             _store_page, index, name, page, entries, response.header("ETag")[:1000], origin, serial)
@@ -11174,7 +11270,8 @@ class MirrorPages(PartOfMirrors):
             headers["If-None-Match"] = etag
 
         deadline = time.monotonic() + Limits.upstream_page_time
-        with self.client.get(f"{index.mirror_url.rstrip('/')}/{name}/", headers) as response:
+        url = f"{self.upstreams.url(index)}/{name}/"
+        with self.upstreams.get(index, url, headers) as response:
             status = response.status
             if not self.upstreams.is_missing(index, status) and (
                     status not in (200, 304) or status == 304 and not etag):
@@ -11246,7 +11343,7 @@ class MirrorLists(PartOfMirrors):
         """(the known names or None, the flight that fetches the list or None).
 
         Busy if too many fetches wait for that upstream and no list is here."""
-        if self.upstreams.is_cut_off(index) or index.config.get("mirror_no_project_list"):
+        if not self.upstreams.has_list(index):
             return self.cached_names(index), None
         names = MirrorNames.load(self.cache, index)
         if names and (0 <= time.time() - names.fetched < self.upstreams.expiry(index)
@@ -11288,7 +11385,7 @@ class MirrorLists(PartOfMirrors):
         cached = self.cached_names(index)
         if not cached:
             raise flight.error or crowd or UpstreamTrouble(
-                f"the project list of {public_url(index.mirror_url)} is on its "
+                f"the project list of {public_url(self.upstreams.url(index))} is on its "
                 "way, try again in a minute")
         return cached
 
@@ -11309,8 +11406,7 @@ class MirrorLists(PartOfMirrors):
 
     def wants_names(self, index):
         """Whether upstream may be asked for its project list now."""
-        return not (self.upstreams.is_cut_off(index) or index.config.get("mirror_no_project_list")
-                    or self.upstreams.is_paused(index, True))
+        return self.upstreams.has_list(index) and not self.upstreams.is_paused(index, True)
 
     def cached_names(self, index):
         """The projects whose pages are kept; of a mirror that is cut off, those with files here."""
@@ -11324,7 +11420,7 @@ class MirrorLists(PartOfMirrors):
 
     def _fetch_names(self, index, old):
         """Fetch the list; a child process makes the files of `MirrorNames` from it."""
-        mirror_url = index.mirror_url
+        mirror_url = self.upstreams.url(index)
         url, until, trouble = self.unreadable.get(index.id, ("", 0, ""))
         if url == mirror_url and until > time.monotonic():
             raise UnreadablePage(trouble)
@@ -11332,7 +11428,7 @@ class MirrorLists(PartOfMirrors):
         folder = made_in(self.blobs.tmp, lambda: tempfile.mkdtemp(dir=self.blobs.tmp))
         try:
             facts, content_type = self._download_list(
-                mirror_url.rstrip("/") + "/", folder, old.etag if old else "")
+                index, mirror_url + "/", folder, old.etag if old else "")
             if content_type is not None:
                 with self.readers.one(index.user, Limits.list_turn):
                     facts["count"] = self._read_list(public_url(mirror_url), folder, content_type)
@@ -11346,7 +11442,7 @@ class MirrorLists(PartOfMirrors):
             shutil.rmtree(folder, ignore_errors=True)
         self.store.freshness.touch(frozenset((names_tag(index.id),)))
 
-    def _download_list(self, url, folder, etag):
+    def _download_list(self, index, url, folder, etag):
         """Put the list into `folder`, unzipped; returns (facts, its Content-Type).
 
         The type is None if upstream says that the list with this ETag is still the newest."""
@@ -11356,7 +11452,7 @@ class MirrorLists(PartOfMirrors):
             headers["If-None-Match"] = etag
 
         deadline = time.monotonic() + Limits.upstream_list_time
-        with self.client.get(url, headers) as response:
+        with self.upstreams.get(index, url, headers) as response:
             if response.status == 304 and etag:
                 return {"count": None}, None
             if response.status != 200:
@@ -11395,8 +11491,8 @@ class MirrorLists(PartOfMirrors):
 class Mirrors:
     """Caching mirrors: their pages, files and project lists."""
 
-    def __init__(self, store, indexes, blobs, client, settings):
-        self.upstreams = Upstreams(store, indexes, blobs, client, settings)
+    def __init__(self, store, indexes, blobs, client, settings, primary=None):
+        self.upstreams = Upstreams(store, indexes, blobs, client, settings, primary)
         self.files = MirrorFiles(self.upstreams)
         self.pages = MirrorPages(self.upstreams, self.files)
         self.lists = MirrorLists(self.upstreams)
@@ -11440,8 +11536,18 @@ class PageEntry(typing.NamedTuple):
     path: str
 
 
-def _page_entries(index, name, page):
-    """What is kept of a project's page: a list of `PageEntry`."""
+def _path_at_primary(index, file):
+    """The path below its index of a file that the primary's page lists; None if it has none."""
+    path = urllib.parse.unquote(urllib.parse.urlsplit(file.url).path)
+    _, found, path = path.partition(f"/{index.path}/+")
+    return f"+{path}" if found and path.endswith("/" + file.filename) \
+        and re.fullmatch(r"(e|f/[^/]+)/[^/]+/[^/]+", path) else None
+
+
+def _page_entries(index, name, page, is_primary):
+    """What is kept of a project's page: a list of `PageEntry`.
+
+    `is_primary`: the page is the primary's, whose paths are kept."""
     own = [file for file in page.files if project_of_wheel(file.filename) in ("", name)]
     if len(own) < len(page.files):      # installers skip them, too
         log.info("mirror %s: the page of %s lists %d wheels of other projects, which are left out",
@@ -11453,8 +11559,9 @@ def _page_entries(index, name, page):
         version = version or version_of_variants(file.filename, name)
         if version not in released:     # a list of variants makes no release of its own
             version = ""
-        path = file_path(file.hash_spec, file.filename) if file.hash_spec else \
-            hashless_path(file.url, file.filename)
+        path = is_primary and _path_at_primary(index, file) or (
+            file_path(file.hash_spec, file.filename) if file.hash_spec else
+            hashless_path(file.url, file.filename))
         entries.append(PageEntry(file, version, path))
     return entries
 
@@ -12398,6 +12505,9 @@ class Stage:
         return arriving or Content(file.last_modified or http_date(seconds_of(file.uploaded)),
                                    file.size, file.sha256)
 
+    def ask_for_file(self, filename):
+        """Nothing: the log names all files of a stage."""
+
     def metadata_file(self, file):
         """The SHA-256 of a wheel's metadata file, whose bytes are here then; None or NotFound."""
         return file.metadata_sha256
@@ -12464,7 +12574,9 @@ class Mirror:
         if here:
             return Content(here.last_modified, here.size, here.sha256)
         if self.index.config.get("mirror_use_external_urls"):
-            return Content(url=file.url)
+            url = self.mirrors.files.external_url(self.index, file)
+            if url:
+                return Content(url=url)
         if for_head:        # the size as known here, else as upstream states it; nothing is kept
             self.mirrors.upstreams.refuse_cut_off(self.index, file)
             size = self.mirrors.files.upstream_size(self.index, file) if file.size is None \
@@ -12474,6 +12586,10 @@ class Mirror:
         download = self.mirrors.files.download(self.index, file)
         return Content(download.last_modified, download.length,
                        pieces=self.mirrors.files.pieces(self.index, download))
+
+    def ask_for_file(self, filename):
+        """On a replica, have the page fetched that may list a file."""
+        self.mirrors.pages.ask_for_file(self.index, filename)
 
     def metadata_file(self, file):
         return self.mirrors.files.metadata_hash(self.index, file)
@@ -12663,16 +12779,22 @@ class Projects:
             except (UpstreamTrouble, Busy) as problem:
                 yield member.index, problem
 
+    def _rows_at(self, index, path):
+        with self.store.read() as db:
+            return db.execute(
+                f"SELECT {FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
+                "JOIN projects ON projects.id = project_id "
+                "WHERE files.index_id = ? AND path = ?", (index.id, path)).fetchall()
+
     def find_file(self, index, path):
         """The `Place` of the file at `path` below an index; Gone or NotFound.
 
         If several projects of a mirror list the file: a quarantined one, else one whose page still
         has it."""
-        with self.store.read() as db:
-            rows = db.execute(
-                f"SELECT {FILE_COLUMNS}, projects.name AS project, projects.status FROM files "
-                "JOIN projects ON projects.id = project_id "
-                "WHERE files.index_id = ? AND path = ?", (index.id, path)).fetchall()
+        rows = self._rows_at(index, path)
+        if not rows and self.mirrors.upstreams.primary:
+            self.at(index).ask_for_file(path.rpartition("/")[2])
+            rows = self._rows_at(index, path)
         if not rows:
             self.refuse_gone(f"{index.path}/{path}")
             raise NotFound("no such file")
@@ -15264,6 +15386,8 @@ class Request:
                        if "x-devpi-auth" in self.headers else None)
         if credentials is None:
             scheme, _, text = self.header("authorization").partition(" ")
+            if scheme == "Devpi-Replica" and self.app.replicas is not None:
+                return Identity(is_replica=True) if self.replica else NOBODY
             credentials = decode_credentials(text) if scheme.lower() == "basic" else None
         if credentials is None:
             return NOBODY
@@ -15276,6 +15400,13 @@ class Request:
             # for the response that says so, and for its line in the access log
             self.__dict__["identity"] = NOBODY
             raise
+
+    @kept_property
+    def replica(self):
+        """The uuid of the replica that signed this request, or None.
+
+        Asked once: a signature counts once."""
+        return self.app.replicas.check(self.method, self.target, self.headers)
 
     def recheck_identity(self):
         """After half a second, forget the identity: its next use checks it again.
@@ -16514,7 +16645,6 @@ def _is_replica(request, _):
     """Whether a request of a replica is signed; 404 where none can be followed."""
     if request.app.replicas is None:
         raise NotFound("no server follows this one: --role primary would allow it")
-    request.replica = request.app.replicas.check(request.method, request.target, request.headers)
     return request.replica is not None
 
 
@@ -17097,7 +17227,8 @@ class App(Part):
             self.primary = Primary(self.client, store.node["primary_url"], secret,
                                    store.node["uuid"])
         self.secret = secret
-        self.mirrors = Mirrors(store, self.indexes, self.blobs, self.client, settings)
+        self.mirrors = Mirrors(store, self.indexes, self.blobs, self.client, settings,
+                               self.primary)
         self.projects = Projects(store, self.indexes, self.mirrors)
         self.releases = Releases(store, self.blobs, settings)
         self.staging = Staging(store, self.blobs, self.projects, settings)

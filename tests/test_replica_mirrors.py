@@ -1,0 +1,170 @@
+"""Mirror indexes on a replica: the primary's index of the same name is their upstream."""
+
+import os
+import urllib.parse
+
+import pytest
+
+from harness import Server, eventually, get, serial
+from scripted import link_to, mirror
+from archives import wheel
+
+
+def small(version="1.0"):
+    return wheel("demo", version, summary=os.urandom(8).hex())
+
+
+def follow(primary, folder, *options):
+    """A running replica of a primary, that has all of its rows."""
+    replica = Server(
+        folder, "--primary-url", primary.url.rstrip("/"), "--secretfile", primary.directory / ".secret",
+        "--request-timeout", 5, *options, root_password=None).start()
+    replica.passwords.update(primary.passwords)
+    return replica
+
+
+def caught_up(primary, replica):
+    eventually(lambda: serial(replica) == serial(primary))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A primary and its replica."""
+    folder = tmp_path_factory.mktemp("pair")
+    primary = Server(folder / "p", "--role", "primary", "--request-timeout", 5).start()
+    primary.add_user("mia")
+    replica = follow(primary, folder / "r")
+    replica.passwords = primary.passwords
+    yield primary, replica
+    replica.stop()
+    primary.stop()
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A pair of the test's own, to stop."""
+    primary = Server(tmp_path / "p", "--role", "primary", "--request-timeout", 5).start()
+    primary.add_user("mia")
+    replica = follow(primary, tmp_path / "r")
+    yield primary, replica
+    for server in (replica, primary):
+        if server.running:
+            server.kill()
+
+
+def new_mirror(pair, url, **config):
+    index = mirror(pair[0], url, **config)
+    caught_up(*pair)
+    return index
+
+
+@pytest.mark.parametrize("kind", ["sha256", None])
+def test_file_has_the_same_path_and_bytes_on_both(pair, upstream, kind):
+    primary, replica = pair
+    archive = upstream.publish(small(), hash=kind)
+    index = new_mirror(pair, upstream.url)
+    path = link_to(replica, index, archive.filename)
+    assert ("/+e/" in path) == (kind is None)
+    assert get(replica, path).body == archive.content
+    assert path == link_to(primary, index, archive.filename)
+    assert get(primary, path).body == archive.content
+    assert upstream.count("*.whl") == 1, "the replica asks the primary alone"
+    assert link_to(replica, index, archive.filename) == path
+
+
+def test_path_from_the_primary_is_found_without_a_page(pair, upstream):
+    primary, replica = pair
+    archive = upstream.publish(small())
+    index = new_mirror(pair, upstream.url)
+    path = link_to(primary, index, archive.filename)
+    assert get(replica, path).body == archive.content
+    assert get(replica, path.replace("/demo-1.0", "/demo-7.0")).status == 404
+
+
+def test_project_list_and_metadata_come_from_the_primary(pair, upstream):
+    primary, replica = pair
+    archive = upstream.publish(small())
+    index = new_mirror(pair, upstream.url)
+    assert [p["name"] for p in replica.get(
+        "/%s/+simple/" % index, headers={"Accept": "application/vnd.pypi.simple.v1+json"}).json()["projects"]] == ["demo"]
+    path = link_to(replica, index, archive.filename) + ".metadata"
+    assert get(replica, path).body == get(primary, path).body != b""
+
+
+def test_restricted_mirror_is_read_by_the_replica_and_by_nobody_else(pair, upstream):
+    _, replica = pair
+    archive = upstream.publish(small())
+    index = new_mirror(pair, upstream.url, acl_pkg_read=["mia"])
+    page = replica.get("/%s/+simple/demo/" % index, user="mia", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
+    path = urllib.parse.urljoin("/%s/+simple/demo/" % index, page.json()["files"][0]["url"])
+    assert replica.get(path, user="mia", headers={"Accept": "*/*"}).body == archive.content
+    for server in pair:
+        for place in (path, "/%s/+simple/demo/" % index):
+            assert get(server, place).status in (401, 403)
+            forged = "Devpi-Replica id=%s,ts=1,nonce=%s,mac=%s" % ("0" * 32, "0" * 32, "0" * 64)
+            assert get(server, place, Authorization=forged).status in (401, 403)
+
+
+def test_credentials_of_mirror_url_stay_with_upstream(pair, upstream):
+    primary, replica = pair
+    archive = upstream.publish(small())
+    upstream.credentials = ("joe", "pass")
+    index = new_mirror(pair, upstream.url.replace("://", "://joe:pass@"))
+    path = link_to(replica, index, archive.filename)
+    assert get(replica, path).body == archive.content
+
+
+def test_quarantine_and_yank_show_on_the_replica(pair, upstream):
+    primary, replica = pair
+    upstream.publish(small("1.0"), yanked="bad")
+    upstream.publish("held", "1.0")
+    upstream.status("held", "quarantined", "looked into")
+    index = new_mirror(pair, upstream.url)
+    for project in ("demo", "held"):
+        here, there = (server.simple(index, project) for server in (replica, primary))
+        assert here.get("project-status") == there.get("project-status")
+        assert [(f["filename"], f.get("yanked")) for f in here["files"]] == \
+            [(f["filename"], f.get("yanked")) for f in there["files"]]
+    assert replica.simple(index, "held")["project-status"]["status"] == "quarantined"
+
+
+def test_replica_without_upstream_access_is_not_refused_by_upstream_allow(tmp_path, upstream):
+    primary = Server(tmp_path / "p", "--role", "primary").start()
+    replica = None
+    try:
+        primary.add_user("mia")
+        archive = upstream.publish(small())
+        index = mirror(primary, upstream.url)
+        replica = follow(primary, tmp_path / "r", "--upstream-allow", "example.org")
+        caught_up(primary, replica)
+        assert get(replica, link_to(replica, index, archive.filename)).body == archive.content
+    finally:
+        for server in (replica, primary):
+            if server:
+                server.kill()
+
+
+def test_primary_away_keeps_what_is_here_and_says_503_for_the_rest(own, upstream):
+    primary, replica = own
+    here, missing = upstream.publish(small("1.0")), upstream.publish(small("2.0"))
+    index = new_mirror(own, upstream.url)
+    paths = [link_to(replica, index, archive.filename) for archive in (here, missing)]
+    get(replica, paths[0])
+    unknown = paths[1].replace("demo-2.0", "other-2.0")
+    primary.stop()
+    assert len(replica.simple(index, "demo")["files"]) == 2
+    assert get(replica, paths[0]).body == here.content
+    for path in (paths[1], unknown):
+        reply = get(replica, path)
+        assert reply.status == 503 and int(reply.headers["Retry-After"]) > 0
+
+
+def test_stale_page_of_the_primary_is_stale_here(own, upstream):
+    primary, replica = own
+    upstream.publish(small())
+    index = new_mirror(own, upstream.url, mirror_cache_expiry=0)
+    primary.simple(index, "demo")
+    upstream.stop()
+    reply = replica.get("/%s/+simple/demo/" % index)
+    assert reply.status == 200 and "no-store" in reply.headers["Cache-Control"]
+    assert "no-store" in replica.get("/%s/+simple/demo/" % index).headers["Cache-Control"]
