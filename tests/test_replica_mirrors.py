@@ -168,3 +168,37 @@ def test_stale_page_of_the_primary_is_stale_here(own, upstream):
     reply = replica.get("/%s/+simple/demo/" % index)
     assert reply.status == 200 and "no-store" in reply.headers["Cache-Control"]
     assert "no-store" in replica.get("/%s/+simple/demo/" % index).headers["Cache-Control"]
+
+
+def test_mirror_without_upstream_shows_what_the_primary_has(pair, upstream):
+    primary, replica = pair
+    archive = upstream.publish(small())
+    index = new_mirror(pair, upstream.url)
+    primary.fetch(index, archive.filename, "demo")
+    primary.patch("/" + index, ["mirror_url-="], user="mia")
+    caught_up(*pair)
+    assert primary.filenames(index, "demo") == replica.filenames(index, "demo") == [archive.filename]
+    assert get(replica, link_to(replica, index, archive.filename)).body == archive.content
+
+
+def test_external_urls_are_those_of_upstream(pair, upstream):
+    _, replica = pair
+    archive = upstream.publish(small())
+    index = new_mirror(pair, upstream.url, mirror_use_external_urls=True)
+    reply = get(replica, link_to(replica, index, archive.filename))
+    assert (reply.status, reply.headers["Location"].startswith(upstream.host_url)) == (302, True)
+
+
+def test_blocking_by_a_private_project_works_on_the_replica(pair, upstream):
+    primary, replica = pair
+    upstream.publish(small("9.0"))
+    index = new_mirror(pair, upstream.url)
+    stage = index + "-stage"
+    primary.add_index(stage, bases=[index])
+    own = small("1.0")
+    primary.upload(stage, own, user="mia")
+    caught_up(*pair)
+    assert replica.filenames(stage, "demo") == [own.filename]
+    primary.patch("/" + stage, ["mirror_whitelist=demo"], user="mia")
+    caught_up(*pair)
+    assert len(replica.filenames(stage, "demo")) == 2
