@@ -1339,6 +1339,7 @@ class Limits:
     log_entries, log_bytes = 1000, 4 << 20      # of a changelog, in one response to a replica
     replica_warning, replica_alarm = 60, 300    # seconds without a response of the primary
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
+    cut_entries = 1_000_000         # deleted entries of the changelog whose hashes are kept
     log_wait = 20                   # seconds that a replica waits for the next entry
     snapshots = 2                   # that are made at a time
     signature_age = 60              # seconds between the clocks of a primary and a replica
@@ -2606,6 +2607,9 @@ CREATE TABLE wanted (
     serial INTEGER NOT NULL, since REAL NOT NULL,
     tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL DEFAULT 0, error TEXT) WITHOUT ROWID;
 CREATE INDEX wanted_order ON wanted (due, serial DESC, size);
+
+-- one row: an entry that was deleted from the changelog; a replica that has it shares our history
+CREATE TABLE cut_entries (serial INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 """
 migration(8, SCHEMA_SINCE_8)(run_script)
 
@@ -3534,8 +3538,16 @@ class Store(Part):
                 break
             first = serial
 
-        db.execute("DELETE FROM changelog WHERE serial < ?", (first,))
+        self._delete_entries(db, first)
         self.log_size = self._log_size(db)
+
+    @staticmethod
+    def _delete_entries(db, first):
+        """Delete the entries before the serial `first`; their hashes stay, the newest ones."""
+        db.execute("INSERT OR REPLACE INTO cut_entries "
+                   "SELECT serial, hash FROM changelog WHERE serial < ?", (first,))
+        db.execute("DELETE FROM cut_entries WHERE serial < ?", (first - Limits.cut_entries,))
+        db.execute("DELETE FROM changelog WHERE serial < ?", (first,))
 
     def restart_log(self, change):
         """Begin the changelog anew, in a change whose rows it does not have: whoever follows it
@@ -3548,7 +3560,7 @@ class Store(Part):
             serial += 1
             self._enter(change, new_entry(serial, change.who, [], chain))
             _, chain = change.head
-        change.execute("DELETE FROM changelog WHERE serial < ?", (serial,))
+        self._delete_entries(change.db, serial)
 
     def follow(self, entries, uuid_, wants_blobs=None):
         """Enter the next entries of another server's changelog, with the rows that they put; all or
@@ -3599,6 +3611,7 @@ class Store(Part):
         for kind, key, value in rows:
             change.put(kind, key, value)
 
+        self._delete_entries(change.db, entry.serial)
         change.execute("DELETE FROM changelog")
         self._enter(change, entry)
         self._note_source(change, uuid_)
@@ -19380,10 +19393,12 @@ class Replicas(Standalone):
             here = db.execute("SELECT hash FROM changelog WHERE serial = ?", (serial,)).fetchone()
             if last is None or serial > last:
                 return "ahead", b""
+            known = here or db.execute("SELECT hash FROM cut_entries WHERE serial = ?", (serial,)
+                                       ).fetchone()
+            if known is None or known["hash"] != chain:
+                return "fork", b""
             if here is None:
                 return "pruned", b""
-            if here["hash"] != chain:
-                return "fork", b""
             if serial == last:
                 return None, b""
 
@@ -19642,7 +19657,7 @@ class Follower(Part):
             f"&wait={Limits.log_wait if self.state == 'following' else 0}")
         if response.status == 409:
             reason = json.loads(response.body)["reason"]
-            if reason == "pruned" and response.uuid == self.store.node.get("source_uuid"):
+            if reason == "pruned":
                 self._take_snapshot()
                 return
             raise Diverged(_DIVERGED[reason].format(url=self.primary.url, serial=serial,
@@ -19876,9 +19891,7 @@ _DIVERGED = {
              "an empty --serverdir to follow it nevertheless",
     "fork": "serial {serial} is another change here than at {url}: the histories have parted, and "
             "nothing is taken from it. Start this replica on an empty --serverdir to follow it "
-            "nevertheless",
-    "pruned": "{url} is another server than before, and no longer has the changes after serial "
-              "{serial}: start this replica on an empty --serverdir to follow it"}
+            "nevertheless"}
 
 
 def _unpacked_lines(file):

@@ -166,7 +166,7 @@ class Server:
         self.url = None
         for line in self.process.stdout:
             self.lines.append(line.decode(errors="replace"))
-            address = re.search(r"http://(127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\]):([1-9]\d*)/", self.lines[-1])
+            address = "listens on" in self.lines[-1] and re.search(r"http://(127\.0\.0\.1|localhost|0\.0\.0\.0|\[::1?\]):([1-9]\d*)/", self.lines[-1])
             if address and not listening.is_set():
                 self.port = int(address.group(2))
                 self.url = "http://127.0.0.1:%d" % self.port
