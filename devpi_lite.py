@@ -3555,6 +3555,8 @@ class Store(Part):
 
         Two empty entries, of which the first is deleted again: a follower that has the entry before
         sees that one is missing."""
+        if self.closed_to_rows:
+            raise Busy(self.closed_to_rows, 10)
         serial, chain = self.head(change.db)
         for _ in range(2):
             serial += 1
@@ -19529,7 +19531,7 @@ def get_blob(request, rest):
     file = request.app.blobs.open(rest)
     digest = hashlib.sha256()
     try:
-        for piece in iter(lambda: file.read(1 << 20), b""):
+        for piece in read_pieces(file):
             digest.update(piece)
         if digest.hexdigest() != rest:
             log.error("the file %s is damaged: its SHA-256 is %s", rest, digest.hexdigest())
@@ -19592,7 +19594,7 @@ class Follower(Part):
         self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
         self.state, self.trouble = "starting", ""
         self.started = time.time()
-        self.primary_serial = self.heard = self.primary_serial_at = None    # heard: time.time()
+        self.primary_serial = self.heard = None         # heard: time.time() of the last response
         self.tried = self.in_sync_at = self.files_in_sync_at = None
         self.flights, self.lock = {}, threading.Lock()
         self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
@@ -19676,7 +19678,7 @@ class Follower(Part):
         if self.state != "following":
             log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
         self.state, self.trouble = "following", ""
-        self.heard = self.primary_serial_at = time.time()
+        self.heard = time.time()
         self.primary_serial = response.serial
         if self.store.serial >= response.serial:
             self.in_sync_at = self.heard
@@ -19832,7 +19834,7 @@ class Follower(Part):
                                      ).fetchone()
         primary = {
             "url": self.primary.url, "uuid": self.store.node.get("source_uuid"),
-            "serial": self.primary_serial, "serial-timestamp": self.primary_serial_at}
+            "serial": self.primary_serial, "serial-timestamp": self.heard}
         both = [self.in_sync_at, self.files_in_sync_at]
         return {
             "role": "REPLICA", "polling_replicas": {},
@@ -25895,7 +25897,7 @@ def settle_role(store, settings):
             raise FatalError(f"{settings.serverdir} is a replica of {url}: `promote` makes it a "
                              "primary")
     elif settings.read_only:
-        raise FatalError("a replica can't be on read-only media")
+        raise FatalError("a replica can't be on read-only media: it could take nothing in")
     elif not url:
         raise FatalError("a replica needs --primary-url URL")
     elif was != "replica" and store.serial >= 0:
@@ -25907,6 +25909,9 @@ def settle_role(store, settings):
 
     facts = {"role": role, "primary_url": url if role == "replica" else None}
     if facts != {"role": was or "standalone", "primary_url": store.node.get("primary_url")}:
+        if settings.read_only:
+            raise FatalError(f"{settings.serverdir} is on read-only media: its role stays "
+                             f"{was or 'standalone'}")
         store.set_facts(**facts)
     store.close_to_rows()
 
@@ -25928,9 +25933,8 @@ def command_promote(parsed):
         if store.serial < 0:
             raise FatalError("nothing has come from the primary yet")
         if lost and not parsed.rest.force:
-            raise FatalError(f"{number_of(lost, 'file')} have not arrived from "
-                             f"{store.node['primary_url']}, and would be lost: --force says that "
-                             "they may be")
+            raise FatalError(f"files that have not arrived from {store.node['primary_url']} would "
+                             f"be lost: {lost:,}; --force says that they may be")
         store.set_facts(role="primary", primary_url=None, source_uuid=None, source_hash=None,
                         epoch=secrets.token_hex(16))
         print(f"{settings.serverdir} is a primary now, from serial {store.serial} on: start it "

@@ -15,7 +15,8 @@ import urllib.request
 import pytest
 
 import replay
-from harness import Server, eventually, patched, path_of, serial, wheel
+from harness import (
+    Server, eventually, patched, path_of, run_command, serial, wheel)
 from replicas import (
     Between, Fake, comes_to_be, head, in_sync, primary_at, replica_at, rows, same, status, unsound)
 
@@ -52,6 +53,18 @@ class Site:
         server.passwords.update(self.primary.passwords)
         self.more.append(server)
         return server.start()
+
+    def keep_old_primary(self):
+        """Puts a copy of the primary's directory aside."""
+        self.primary.stop()
+        shutil.copytree(self.primary.directory, self.folder / "old")
+        self.primary_starts()
+
+    def put_old_primary_back(self):
+        """The primary, which is stopped then, is as it was."""
+        self.primary.stop()
+        shutil.rmtree(self.primary.directory)
+        shutil.move(str(self.folder / "old"), str(self.primary.directory))
 
     def primary_starts(self):
         self.primary.start()
@@ -353,18 +366,14 @@ def test_a_primary_that_went_back_in_time_is_not_followed_before_or_after_it_ove
     site.upload("1.0")
     replica = site.replica()
     same(site.primary, replica)
-    site.primary.stop()
-    shutil.copytree(site.primary.directory, site.folder / "old")
-    site.primary_starts()
+    site.keep_old_primary()
     for number in range(2, 5):
         site.upload("%d.0" % number)
     same(site.primary, replica)
     before = head(replica)
 
-    site.primary.stop()
     site.between.cut()
-    shutil.rmtree(site.primary.directory)
-    shutil.move(str(site.folder / "old"), str(site.primary.directory))
+    site.put_old_primary_back()
     site.primary_starts()
     found = comes_to_be(replica, "diverged")
     assert found["replica-in-sync-at"] < time.time() and found["replication-trouble"]
@@ -383,16 +392,12 @@ def test_a_primary_that_went_back_and_cut_its_log_is_not_followed_either(site):
     site.upload("1.0")
     replica = site.replica()
     same(site.primary, replica)
-    site.primary.stop()
-    shutil.copytree(site.primary.directory, site.folder / "old")
-    site.primary_starts()
+    site.keep_old_primary()
     lost = site.upload("2.0")
     same(site.primary, replica)
     replica.stop()
     before = head(replica)
-    site.primary.stop()
-    shutil.rmtree(site.primary.directory)
-    shutil.move(str(site.folder / "old"), str(site.primary.directory))
+    site.put_old_primary_back()
     site.primary.start("--keep-log", "1K")
     site.between.target = site.primary.port
     for number in range(10, 24):
@@ -401,3 +406,63 @@ def test_a_primary_that_went_back_and_cut_its_log_is_not_followed_either(site):
     replica.start()
     assert comes_to_be(replica, "diverged", 5) and head(replica) == before
     assert replica.fetch("ann/dev", lost.filename, "demo") == lost.content
+
+
+# -- the primary is lost
+
+
+def test_a_promoted_replica_takes_changes_and_the_other_one_follows_it(site):
+    site.upload("1.0")
+    first, second = site.replica("first"), site.replica("second")
+    same(site.primary, first, second)
+    assert "another server runs" in run_command("promote", "--serverdir", first.directory).stderr
+    for server in (site.primary, first, second):
+        server.stop()
+    promoted = run_command("promote", "--serverdir", first.directory)
+    assert (promoted.returncode, promoted.stderr) == (0, "")
+    assert "is no replica" in run_command("promote", "--serverdir", first.directory).stderr
+
+    secret = str(site.primary.directory / ".secret")
+    heir = Server(first.directory, "--secretfile", secret, root_password=None).start()
+    heir.passwords.update(site.primary.passwords)
+    site.more.append(heir)
+    site.between.target, site.between.is_open = heir.port, True
+    second.start()
+    assert heir.upload("ann/dev", wheel("demo", "2.0")).status == 200
+    assert second.upload("ann/dev", wheel("demo", "3.0")).status == 200
+    same(heir, second)
+    assert status(second)["primary-uuid"] == status(heir)["uuid"]
+
+    old = run_command("--serverdir", site.primary.directory, "--primary-url", heir.url,
+                      "--secretfile", secret, "--port", "0")
+    assert old.returncode == 1 and "empty --serverdir" in old.stderr
+
+
+def test_a_replica_with_missing_files_is_promoted_by_force_alone(site):
+    archive = site.upload("1.0", size=40000)
+    (blob,) = (site.primary.directory / "files").rglob(archive.sha256)
+    blob.write_bytes(b"damaged")
+    replica = site.replica()
+    eventually(lambda: status(replica)["replication-errors"])
+    replica.stop()
+    refused = run_command("promote", "--serverdir", replica.directory)
+    assert refused.returncode == 1 and "would be lost: 1;" in refused.stderr
+    assert "--force" in refused.stderr
+    assert run_command("promote", "--force", "--serverdir", replica.directory).returncode == 0
+
+
+def test_no_command_changes_rows_of_a_replica(site):
+    site.upload("1.0")
+    dump = site.folder / "dump"
+    assert run_command("export", dump, "--serverdir", site.primary.directory).returncode == 0
+    assert site.primary.delete("/ann", user="root").status == 200      # so that the dump fits
+    replica = site.replica()
+    same(site.primary, replica)
+    replica.stop()
+    before = rows(replica)
+    for words in (("passwd", "root", "--stdin"), ("import", dump, "--add")):
+        done = run_command(*words, "--serverdir", replica.directory, input="new-password\n")
+        assert done.returncode == 1 and "this is a replica of" in done.stderr, done
+    assert rows(replica) == before
+    replica.start()
+    same(site.primary, replica)
