@@ -19623,19 +19623,26 @@ class Follower(Part):
     def _follow_forever(self):
         failures = 0
         while not self.store.waits_are_over:
-            self.tried = time.time()
-            try:
-                self._follow()
+            if self.follow_once():
                 failures = 0
                 continue
-            except (Problem, FatalError, ValueError, zlib.error, OSError) as error:
-                self._note(error)
-            except Exception as error:      # the thread must go on
-                log.exception("following the primary failed")
-                self._note(error)
             failures += 1
             pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
             self.store.wait_for_serial(sys.maxsize, pause * random.uniform(0.5, 1))
+
+    def follow_once(self):
+        """Enter what comes next of the primary's changes, after at most one wait for it; returns
+        whether that worked.  `state` and `trouble` say more."""
+        self.tried = time.time()
+        try:
+            self._follow()
+            return True
+        except (Problem, FatalError, ValueError, zlib.error, OSError) as error:
+            self._note(error)
+        except Exception as error:      # the thread must go on
+            log.exception("following the primary failed")
+            self._note(error)
+        return False
 
     def _note(self, error):
         """Remember, and log once, why the primary can't be followed now."""
