@@ -6494,21 +6494,32 @@ def place_of(address):
     return str(ip) if ip.version == 4 else str(ipaddress.ip_network((ip, 64), strict=False))
 
 
+def derived_keys(secret, purpose):
+    """The keys for a purpose, one for each secret that is accepted.
+
+    `secret`: bytes; or, as `read_secret` returns them, the secret and perhaps the former one, which
+    is accepted while a new one is brought to all servers. What is signed is signed with the first
+    key."""
+    both = (secret,) if isinstance(secret, bytes) else secret
+    return tuple(hmac.new(each, purpose, "sha256").digest() for each in both)
+
+
 class Tokens:
     """Session tokens: devpi's POST /+login gives one for a password."""
 
     def __init__(self, users, secret):
-        self.users, self.key = users, hmac.new(secret, b"devpi_lite session", "sha256").digest()
+        self.users, self.keys = users, derived_keys(secret, b"devpi_lite session")
 
     def issue(self, account):
         """A token: base64url of JSON [user, generation, end], a dot, base64url of an HMAC-SHA256
         of that JSON."""
         end = int(time.time()) + Limits.session
         payload = json.dumps([account.name, account.generation, end]).encode()
-        return f"{_base64url(payload)}.{_base64url(self._mac(payload))}"
+        return f"{_base64url(payload)}.{_base64url(self._mac(self.keys[0], payload))}"
 
-    def _mac(self, payload):
-        return hmac.new(self.key, payload, "sha256").digest()
+    @staticmethod
+    def _mac(key, payload):
+        return hmac.new(key, payload, "sha256").digest()
 
     def check(self, user, token):
         """The identity of a token of that user, or None."""
@@ -6519,7 +6530,8 @@ class Tokens:
             payload, mac = _from_base64url(payload), _from_base64url(mac)
         except ValueError:
             return None
-        if not hmac.compare_digest(mac, self._mac(payload)):
+        # a list: all are compared, whichever fits
+        if not any([hmac.compare_digest(mac, self._mac(key, payload)) for key in self.keys]):
             return None
         name, generation, end = json.loads(payload)
         account = self.users.find(name)
@@ -9917,9 +9929,10 @@ class UpstreamClient(Part):
         return self.paused.get(origin_of(url), 0) > time.monotonic()
 
 
-def replication_key(secret):
-    """The key of a primary and its replicas, apart from that of session tokens."""
-    return hmac.new(secret, b"devpi-lite-replica", "sha256").digest()
+def replication_keys(secret):
+    """The keys of a primary and its replicas, apart from those of session tokens: see
+    `derived_keys`."""
+    return derived_keys(secret, b"devpi-lite-replica")
 
 
 def signature(key, *texts):
@@ -9943,7 +9956,7 @@ class Primary:
 
     def __init__(self, client, url, secret, uuid_):
         self.client, self.url, self.origin, self.uuid = client, url, origin_of(url), uuid_
-        self.key = replication_key(secret)
+        self.key = replication_keys(secret)[0]
 
     def sign(self, method, target, body=b""):
         """The headers of a request to the primary; `target`: the path and the query."""
@@ -15418,7 +15431,7 @@ class Request:
 
     @kept_property
     def replica(self):
-        """The uuid of the replica that signed this request, or None.
+        """The replica that signed this request, as `Replicas.check` returns it, or None.
 
         Asked once: a signature counts once."""
         return self.app.replicas.check(self.method, self.target, self.headers)
@@ -19339,46 +19352,53 @@ _SIGNATURE = re.compile("Devpi-Replica id=([0-9a-f]{32}),ts=([0-9]{1,12}),nonce=
                         "mac=([0-9a-f]{64})")
 
 
+class Asking(typing.NamedTuple):
+    """The server that signed a request; `key`: the one by which it did; `nonce`: of the request."""
+    uuid: str
+    key: bytes
+    nonce: str
+
+
 class Replicas(Standalone):
     """The replicas of this primary, as far as they have asked for something since its start."""
 
     def __init__(self, app):
         self.app, self.store = app, app.store
-        self.key, self.nonces = replication_key(app.secret), Nonces()
+        self.keys, self.nonces = replication_keys(app.secret), Nonces()
         self.prefix = urllib.parse.urlsplit(app.settings.outside_url).path.rstrip("/")
         self.seen = {}              # uuid -> what `+status` says of the replica
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
 
     def check(self, method, target, headers, body=b""):
-        """The uuid of the replica that signed a request just now, or None."""
+        """Who signed a request just now, as `Asking`; None if nobody did who has the secret."""
         match = _SIGNATURE.fullmatch(headers.get("authorization", ""))
         if not match:
             return None
         uuid_, ts, nonce, mac = match.groups()
         if self.prefix and target.startswith(self.prefix + "/"):
             target = target[len(self.prefix):]
-        expected = signature(self.key, method, target, uuid_, ts, nonce,
-                             hashlib.sha256(body).hexdigest())
-        if not hmac.compare_digest(mac, expected) \
-                or abs(time.time() - int(ts)) > Limits.signature_age \
+        texts = (method, target, uuid_, ts, nonce, hashlib.sha256(body).hexdigest())
+        # a list: all are compared, whichever fits
+        fitting = [key for key in self.keys if hmac.compare_digest(mac, signature(key, *texts))]
+        if not fitting or abs(time.time() - int(ts)) > Limits.signature_age \
                 or not self.nonces.use(bytes.fromhex(nonce)):
             return None
-        return uuid_
+        return Asking(uuid_, fitting[0], nonce)
 
     def sign(self, request, response, digest=None):
-        """Sign a response; `digest`: the SHA-256 of its body, in hex."""
-        nonce = _SIGNATURE.fullmatch(request.headers["authorization"])[3]
+        """Sign a response by the key of the request; `digest`: the SHA-256 of its body, in hex."""
+        asking = request.replica
         digest = digest or hashlib.sha256(response.body).hexdigest()
         head, uuid_ = str(self.store.serial), self.store.node["uuid"]
-        mac = signature(self.key, nonce, str(response.status), uuid_, head, digest)
+        mac = signature(asking.key, asking.nonce, str(response.status), uuid_, head, digest)
         response.headers += [("X-Devpi-Head", head), ("X-Devpi-Signature", mac)]
         return response
 
     @contextlib.contextmanager
     def polling(self, request, serial):
         """Note that a replica, which has this serial, waits for the next one."""
-        facts = self.seen[request.replica] = {
+        facts = self.seen[request.replica.uuid] = {
             "remote-ip": request.address, "serial": serial, "in-request": True,
             "is-streaming": False, "last-request": time.time(),
             "missing-files": int(request.query.get("missing", 0)), "outside-url": None}
@@ -20108,16 +20128,19 @@ def lock_holder(serverdir):
     return None
 
 
-def read_secret(serverdir, secretfile):
-    """The secret for session tokens, at least 32 bytes, from `secretfile` or the directory.
+def read_secret(serverdir, secretfile, may_make=True):
+    """The secret behind logins and replication, from `secretfile` or the directory, which gets one
+    if it has none, or None is returned: see `derived_keys`.
 
-    The directory's is made at the first start."""
+    A file has it in a line of at least 32 bytes; a second line has the former secret."""
     path = secretfile or os.path.join(serverdir, ".secret")
     if not secretfile and not os.path.exists(path):
+        if not may_make:
+            return None
         write_private(path, base64.b64encode(secrets.token_bytes(32)) + b"\n")
     try:
         with open(path, "rb") as file:
-            secret = file.read().strip()
+            lines = tuple(line.strip() for line in file.read().strip().split(b"\n"))
             mode = os.fstat(file.fileno()).st_mode
     except OSError as error:
         raise FatalError(f"can't read the secret file {path}: {error.strerror}") from None
@@ -20129,11 +20152,18 @@ def read_secret(serverdir, secretfile):
     if os.name != "nt" and mode & 0o077:
         raise FatalError(f"the secret file {path} can be read or changed by others: "
                          "chmod 600 would stop that")
-    if len(secret) < 32:
-        raise FatalError(f"the secret in {path} must have at least 32 bytes, it has {len(secret)}")
-    if len(set(secret)) < 6:
-        raise FatalError(f"the secret in {path} is too simple: it has fewer than 6 different bytes")
-    return secret
+    if len(lines) > 2:
+        raise FatalError(f"{path} has {len(lines)} lines: there may be one with the secret, and "
+                         "one more with the former secret")
+    for number, line in enumerate(lines, 1):
+        where = path if len(lines) == 1 else f"line {number} of {path}"
+        if len(line) < 32:
+            raise FatalError(f"the secret in {where} must have at least 32 bytes, it has "
+                             f"{len(line)}")
+        if len(set(line)) < 6:
+            raise FatalError(f"the secret in {where} is too simple: it has fewer than 6 different "
+                             "bytes")
+    return lines
 
 
 def secret_for_read_only(settings):
@@ -25867,13 +25897,14 @@ def command_serve(parsed):
     if settings.read_only:
         secret = secret_for_read_only(settings)
     else:
-        secret = read_secret(settings.serverdir, settings.secretfile)
+        secret = read_secret(settings.serverdir, settings.secretfile, may_make=False)
     store = Store(settings, create=True)
     store.commits.is_server = True
     settings = dataclasses.replace(settings, listen=tuple(
         listener.getsockname()[:2] for listener in listeners if listener.family != UNIX_FAMILY))
 
     settle_role(store, settings)
+    secret = settle_secret(store, settings, secret)
     if not store.closed_to_rows:
         require_root(store, settings)
     app = App(settings, store, secret)
@@ -25921,6 +25952,41 @@ def settle_role(store, settings):
                              f"{was or 'standalone'}")
         store.set_facts(**facts)
     store.close_to_rows()
+
+
+def settle_secret(store, settings, secret):
+    """The secret of a server, a new one if it is None; FatalError if others need to have the same,
+    and it is not the one that was here until now.
+
+    Without that a server which is started without its --secretfile would make a secret of its own:
+    all sessions would end, and its replicas would be refused."""
+    known, role = store.node.get("secret_id"), store.node.get("role", "standalone")
+    if settings.read_only and not settings.secretfile:
+        return secret
+    if role == "standalone":
+        if known:
+            store.set_facts(secret_id=None)
+        return secret or read_secret(settings.serverdir, settings.secretfile)
+    if secret is None:
+        if known or role == "replica":
+            raise FatalError(
+                f"the secret of this {role} is not in {settings.serverdir}: --secretfile must name "
+                "the file with it, which " + ("it was started with" if role == "primary" else
+                                              "is a copy of the primary's secret file"))
+        secret = read_secret(settings.serverdir, settings.secretfile)
+
+    current, *former = (key.hex()[:8] for key in derived_keys(secret, b"devpi-lite-secret-id"))
+    if known not in (None, current, *former):
+        path = settings.secretfile or os.path.join(settings.serverdir, ".secret")
+        raise FatalError(
+            f"the secret in {path} is not the one that this {role} had until now: name that file "
+            "by --secretfile; to change the secret, put the new one into the first line and the "
+            "one until now into the second. If that is lost, " + (
+                "start once with --role standalone; all replicas need the new one"
+                if role == "primary" else "`resync` makes this replica anew"))
+    if known != current and not settings.read_only:
+        store.set_facts(secret_id=current)
+    return secret
 
 
 @command(
