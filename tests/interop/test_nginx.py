@@ -5,126 +5,35 @@ and under /pypi/.
 says so. """
 
 import hashlib
-import http.client
 import json
 import os
 import re
-import shutil
-import socket
-import ssl
-import subprocess
 import urllib.parse
 import zipfile
 
 import pytest
 
 from client import Client
-from clients import Clients, Devpi
+from clients import Devpi
 from harness import PROGRAM, Server, documentation, eventually, run_command, sdist, wheel
+from nginx import Outside, free_port, make_certificate, needs_nginx, running_nginx
 
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-pytestmark = pytest.mark.skipif(
-    not (NGINX and shutil.which("openssl")), reason="nginx or openssl is not installed"
-)
-
-MAIN = """\
-daemon off;
-%(user)s
-pid %(directory)s/nginx.pid;
-error_log stderr;
-events {}
-http {
-    access_log off;
-    client_body_temp_path %(directory)s/body;
-    proxy_temp_path %(directory)s/proxy;
-    fastcgi_temp_path %(directory)s/fastcgi;
-    uwsgi_temp_path %(directory)s/uwsgi;
-    scgi_temp_path %(directory)s/scgi;
-    include %(directory)s/devpi_lite.conf;
-}
-"""
-# uv takes no certificate authority for a server
-CERTIFICATE = """\
-[req]
-prompt = no
-distinguished_name = name
-x509_extensions = extensions
-[name]
-CN = localhost
-[extensions]
-subjectAltName = DNS:localhost
-basicConstraints = critical, CA:FALSE
-keyUsage = critical, digitalSignature, keyEncipherment
-extendedKeyUsage = serverAuth
-subjectKeyIdentifier = hash
-authorityKeyIdentifier = keyid
-"""
+pytestmark = needs_nginx
 LARGE = 200 << 20
 
 
-class Site:
+class Site(Outside):
     """A server behind nginx, with alice and her stage `alice/dev`; `url` is what her clients are
     told."""
 
     def __init__(self, server, url, certificate):
-        self.server, self.url, self.certificate = server, url, certificate
-        self.index = url + "/alice/dev"
-        # pip without truststore, and requests, read names of their own
-        self.trust = dict.fromkeys(
-            ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "PIP_CERT"), str(certificate)
-        )
-
-    def get(self, path, source="127.0.0.1", **headers):
-        """(status, headers, body) of a path below the URL, asked for from that address."""
-        parts = urllib.parse.urlsplit(self.url)
-        connection = http.client.HTTPSConnection(
-            parts.hostname,
-            parts.port,
-            timeout=60,
-            context=ssl.create_default_context(cafile=str(self.certificate)),
-            source_address=(source, 0),
-        )
-        try:
-            connection.request("GET", parts.path + path, headers=headers)
-            response = connection.getresponse()
-            return response.status, response.headers, response.read()
-        finally:
-            connection.close()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        super().__init__(url, certificate)
+        self.server, self.index = server, url + "/alice/dev"
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-    """(certificate, key) of localhost, signed by itself."""
-    folder = tmp_path_factory.mktemp("tls")
-    (folder / "config").write_text(CERTIFICATE)
-    subprocess.run(
-        [
-            "openssl",
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-config",
-            str(folder / "config"),
-            "-keyout",
-            str(folder / "key.pem"),
-            "-out",
-            str(folder / "cert.pem"),
-        ],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    return folder / "cert.pem", folder / "key.pem"
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="module", params=["/", "/pypi/"], ids=["root", "subpath"])
@@ -140,29 +49,10 @@ def site(request, tmp_path_factory, certificate):
                           "--tls-certificate", certificate[0], "--tls-key", certificate[1])
     assert printed.returncode == 0, printed.stderr
     (folder / "devpi_lite.conf").write_text(printed.stdout)
-    root = (
-        hasattr(os, "geteuid") and os.geteuid() == 0
-    )  # its workers read what the tests may read alone
-    (folder / "main.conf").write_text(
-        MAIN % {"directory": folder, "user": "user root;" if root else ""}
-    )
-    with open(str(folder / "log"), "wb") as log:
-        nginx = subprocess.Popen(
-            [NGINX, "-p", str(folder), "-c", str(folder / "main.conf")], stdout=log, stderr=log
-        )
     try:
-        port = urllib.parse.urlsplit(url).port
-
-        def listens():
-            assert nginx.poll() is None, (folder / "log").read_text()
-            with socket.socket() as probe:
-                return probe.connect_ex(("127.0.0.1", port)) == 0
-
-        eventually(listens)
-        yield Site(server, url, certificate[0])
+        with running_nginx(folder, urllib.parse.urlsplit(url).port):
+            yield Site(server, url, certificate[0])
     finally:
-        nginx.terminate()
-        nginx.wait(30)
         server.stop()
 
 
