@@ -865,6 +865,13 @@ def _seconds(text):
     return number
 
 
+def _staleness(text):
+    number = _seconds(text)
+    if number < 2:
+        raise ValueError("must be at least 2: a replica hears of its primary once a second")
+    return number
+
+
 def _role(text):
     if text not in ("auto", "standalone", "primary", "master", "replica"):
         raise ValueError(f"{text!r} is none of auto, standalone, primary and replica")
@@ -1089,6 +1096,10 @@ class Settings:
         "proxy-timeout", _seconds, 30.0,
         "on a replica: seconds for which a request waits for the primary: for a change of its own "
         "to come back, or for a file that has not arrived")
+    max_staleness: float = option(
+        "max-staleness", _staleness, 0.0,
+        "on a replica: seconds since it was last in sync with its primary, after which it refuses "
+        "to serve what is read (503); default: it serves it, however old")
     secretfile: str = option(
         "secretfile", absolute_path, "",
         "file with the secret behind logins; default: .secret in the server directory")
@@ -1330,6 +1341,7 @@ class Limits:
     upstream_pause = 10             # seconds without requests to a host or for a page that failed
     primary_pause = 10              # seconds after which a change may be retried, if it is away
     primary_time = 1900             # seconds that it may take to respond: longer than `push_time`
+    min_serial_time = 5             # seconds that a replica waits for a serial that a reader needs
     continue_time = 5               # seconds that it may take to ask for an announced body
     refresh_pause = 1               # seconds between two refreshes of a project of a mirror
     metadata_wait = 12              # seconds for a wheel fetched for its metadata; pip waits 15
@@ -2737,6 +2749,7 @@ def read_log(db, after=-1):
 
 EVERYTHING = "everything"       # the tag of all values: another process may have changed anything
 INDEXES = "indexes"             # the tag of every index's configuration
+READY = "ready"                 # the tag of every ready response
 
 
 class Cache:
@@ -3465,11 +3478,11 @@ class Store(Part):
             self._cut_log(db)
 
         db.execute("COMMIT")
-        if serial != self.serial:
-            self._set_serial(serial)
-
+        # first the caches: who waits for the serial may read at once
         if tags:
             self.freshness.touch(frozenset(tags))
+        if serial != self.serial:
+            self._set_serial(serial)
         for name in signals:
             self.signals[name].set()
         if not self.commits.is_server:
@@ -3480,12 +3493,14 @@ class Store(Part):
             self.serial = serial
             self.log_grew.notify_all()
 
-    def wait_for_serial(self, serial, seconds):
-        """Whether this serial is reached within `seconds`, or before the server ends."""
+    def wait_for_serial(self, serial, seconds, is_vain=lambda: False):
+        """Whether this serial is reached within `seconds`, or before the server ends, or before the
+        wait `is_vain()`, which is asked whenever `log_grew` is notified."""
         if self.serial >= serial:
             return True
         with outside_wait(), self.log_grew:
-            self.log_grew.wait_for(lambda: self.serial >= serial or self.waits_are_over, seconds)
+            self.log_grew.wait_for(
+                lambda: self.serial >= serial or self.waits_are_over or is_vain(), seconds)
         return self.serial >= serial
 
     def end_waits(self):
@@ -3655,8 +3670,9 @@ class Store(Part):
     def refresh_serial(self):
         """Drop all cached values: another process has committed."""
         with self.read() as db:
-            self._set_serial(max(self.serial, self._last_serial(db)))
+            serial = self._last_serial(db)
         self.freshness.touch(frozenset((EVERYTHING,)))
+        self._set_serial(max(self.serial, serial))
 
     def close(self):
         """Finish waiting changes, checkpoint the write-ahead log, close the database."""
@@ -9946,6 +9962,7 @@ class Signed(typing.NamedTuple):
     body: bytes         # b"" if it was written to a file
     uuid: str           # of the server
     serial: int         # its last one
+    came: float         # time.monotonic() when its head arrived
 
 
 class Primary:
@@ -9992,6 +10009,7 @@ class Primary:
 
         UpstreamTrouble if the status is neither 200, 204 nor 409, or the signature is wrong."""
         response, nonce = self._get(path)
+        came = time.monotonic()
         with response:
             if response.status not in (200, 204, 409):
                 raise self._refusal(response)
@@ -10010,7 +10028,7 @@ class Primary:
             if not hmac.compare_digest(expected.encode(), given.encode("latin-1", "replace")):
                 raise UpstreamTrouble(f"{self.url} does not know the secret of this replica: it is "
                                       "not the primary, or something between alters what it sends")
-            return Signed(response.status, b"".join(pieces), uuid_, int(serial))
+            return Signed(response.status, b"".join(pieces), uuid_, int(serial), came)
 
     def _refusal(self, response):
         """The trouble that a response with another status means."""
@@ -15254,6 +15272,7 @@ class Request:
         self.began = time.monotonic()
         self.moment = app.store.freshness.moment()      # before anything is read: see Freshness
         self.serial = app.store.serial
+        self.stated = None          # the serial of the primary's response, if that is passed on
         self.errors = "json"
         self.path, self.query = "/", {}
         self.claimed = 0            # bytes of memory: see `claim`
@@ -16068,7 +16087,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         chunked = length is None and request is not None and request.version >= (1, 1)
         persistent = persistent and (length is not None or chunked)
         head = self._head(request, response, persistent, length, chunked) + app.constant_headers
-        variable = app.variable_headers(request.serial if request else app.store.serial)
+        variable = app.variable_headers(request.serial, request.stated) if request \
+            else app.variable_headers(app.store.serial)
 
         if silent:
             Outgoing(response.parts or ()).close()
@@ -16900,6 +16920,8 @@ class Route(typing.NamedTuple):
     drops_slash: bool
     is_local: bool              # see `route`
     then_here: bool
+    even_stale: bool
+    about_itself: bool
 
 
 class Choice:
@@ -16940,7 +16962,7 @@ _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^
 
 
 def route(methods, path, *, for_, may, query="", other_names=None, is_local=False,
-          then_here=False):
+          then_here=False, even_stale=False, about_itself=False):
     """Decorator: registers an endpoint. `for_`, `may`: names in AUDIENCES and PERMISSIONS;
     `query`: see `Path`.
 
@@ -16960,7 +16982,8 @@ def route(methods, path, *, for_, may, query="", other_names=None, is_local=Fals
 
     A replica passes requests on to its primary, except for GET, HEAD and OPTIONS and those whose
     endpoint `is_local`: it changes no rows. `then_here`: when the primary has done it, the replica
-    does it too."""
+    does it too. `even_stale`: a replica serves it however old its rows are; `about_itself`: it
+    tells of this server, so the primary is not asked either if a reader needs newer rows."""
     audience, permission = AUDIENCES[for_], PERMISSIONS[may]
 
     def register(endpoint):
@@ -16974,7 +16997,8 @@ def route(methods, path, *, for_, may, query="", other_names=None, is_local=Fals
             spelling = other_names or ("redirect" if method == "GET" else "take")
             ROUTES[key].choices.setdefault(method, Choice()).add(Route(
                 endpoint, for_, may, audience, permission, spelling,
-                is_json, is_json and path.endswith("[/]"), is_local, then_here))
+                is_json, is_json and path.endswith("[/]"), is_local, then_here,
+                even_stale or about_itself, about_itself))
         return endpoint
     return register
 
@@ -16999,7 +17023,8 @@ _STATED_HERE = frozenset((
     "host", "content-length", "expect", "origin", "forwarded", "x-real-ip", "x-outside-url",
     "x-devpi-proxy"))
 # what `Handler` puts into each response
-_IN_EACH_RESPONSE = frozenset(("content-length", "date", "server", "x-devpi-serial"))
+_IN_EACH_RESPONSE = frozenset((
+    "content-length", "date", "server", "x-devpi-serial", "x-devpi-replica-lag"))
 
 
 def _stays_here(request, choice):
@@ -17007,6 +17032,28 @@ def _stays_here(request, choice):
     return request.method in ("GET", "HEAD", "OPTIONS") \
         or all(each.is_local for each in choice.routes) \
         or any(each.is_local and each.audience.fits(request) for each in choice.routes)
+
+
+def _is_too_early(request):
+    """Whether a reader needs a later serial (X-DEVPI-MIN-SERIAL) than comes here soon."""
+    wanted = request.headers.get("x-devpi-min-serial")
+    if wanted is None:
+        return False
+    if not re.fullmatch("[0-9]{1,18}", wanted):
+        raise BadRequest("X-DEVPI-MIN-SERIAL must be a number")
+    store = request.app.store
+    if store.serial < int(wanted) \
+            and not request.app.replication.wait_for(int(wanted), Limits.min_serial_time):
+        return True
+    request.moment, request.serial = store.freshness.moment(), store.serial
+    return False
+
+
+def refuse_stale(app):
+    """Busy if this is a replica that is too old to be read: see --max-staleness."""
+    why = app.settings.max_staleness and app.replication.why_stale()
+    if why:
+        raise Busy(why, Limits.primary_pause)
 
 
 def _passed_on(headers):
@@ -17053,9 +17100,9 @@ def _url_on_primary(request):
     return request.app.primary.url + urllib.parse.quote(target.encode("latin-1"), safe=safe)
 
 
-def relay(request):
+def relay(request, is_change=True):
     """The primary's response to a request; a change has come back to this replica, or the header
-    X-DEVPI-REPLICA-LAG says how many serials are missing."""
+    X-DEVPI-REPLICA-LAG says how many serials are missing. X-DEVPI-SERIAL is the primary's."""
     app, url = request.app, request.app.primary.url
     request.identity = NOBODY       # for the access log: the primary checks who it is
     if "x-devpi-proxy" in request.headers:
@@ -17081,15 +17128,17 @@ def relay(request):
                for name, value in _passed_on(answer.headers.items()) if name.lower() not in ours]
     response = Response(answer.status, headers, reason=one_line(answer.response.reason, 1000))
     length = answer.length()
-    if length is None or length > Limits.streamed:
+    if request.method == "HEAD" or answer.status in (204, 304):
+        answer.close()
+        response.stream, response.length = (), length
+    elif length is None or length > Limits.streamed:
         response.stream, response.length = _pieces_of(answer, length), length
     try:
         if response.stream is None:
             response.body = b"".join(_pieces_of(answer, length))
     except UpstreamTrouble as error:
         raise UpstreamTrouble(doubt) from error
-    if answer.status < 400:
-        _wait_for_change(app, answer, headers)
+    _note_serial(request, answer, is_change)
     return response
 
 
@@ -17115,15 +17164,17 @@ def _pieces_of(answer, length):
         raise UpstreamTrouble(f"{url_origin(answer.url)}: the response ended early")
 
 
-def _wait_for_change(app, answer, headers):
-    """Wait until the serial of the primary's response is here; a header says if it is late."""
-    stated = answer.header("X-DEVPI-SERIAL")
+def _note_serial(request, answer, is_change):
+    """Note the serial of the primary's response; wait until a change is here, or nothing comes."""
+    stated, app = answer.header("X-DEVPI-SERIAL"), request.app
     if not re.fullmatch("[0-9]{1,18}", stated):
         return
-    with outside_wait(RELAYS):
-        is_here_too = app.replication.wait_for(int(stated), app.settings.proxy_timeout)
-    if not is_here_too:
-        headers.append(("X-DEVPI-REPLICA-LAG", str(max(1, int(stated) - app.store.serial))))
+    if not is_change:
+        request.serial = request.stated = int(stated)
+    elif answer.status < 400:
+        request.stated = int(stated)
+        with outside_wait(RELAYS):
+            app.replication.wait_for(request.stated, app.settings.proxy_timeout)
 
 
 def dispatch(request):
@@ -17137,15 +17188,20 @@ def dispatch(request):
     5. no final slash, for browsers (302)
 
     The audience is chosen after 1, so errors of 1 have the default audience's form. What a replica
-    passes on is checked by the primary, not here."""
+    passes on is checked by the primary, not here; before all checks it refuses what it is too old
+    for (503)."""
     choice, match = _matching(request)
     chosen, places = choice.default, match.groupdict()
     request.errors = chosen.audience.errors
 
-    if request.app.primary is not None and not _stays_here(request, choice):
-        response = relay(request)
-        if not chosen.then_here or response.status >= 400:
-            return response
+    if request.app.primary is not None:
+        stays = _stays_here(request, choice)
+        if not stays or not chosen.about_itself and _is_too_early(request):
+            response = relay(request, is_change=not stays)
+            if stays or not chosen.then_here or response.status >= 400:
+                return response
+        elif not chosen.even_stale:
+            refuse_stale(request.app)
 
     subject = places.get("user")
     if "index" in places:
@@ -17281,7 +17337,9 @@ class App(Part):
         self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
         self.constant_headers = b""
         self.name_primary()
-        self._variable = (0, -2, b"")       # (second, serial, the headers)
+        # on a replica: the last serial of its primary, as far as it knows
+        self.primary_serial = None if self.primary is None else 0
+        self._variable = (0, -2, None, b"")     # (second, serial, primary_serial, the headers)
 
         held = [*vars(self).values(), *vars(self.mirrors).values()]
         self.parts = (self, *[each for each in held if isinstance(each, Part)],
@@ -17298,14 +17356,18 @@ class App(Part):
             f"X-DEVPI-PRIMARY-UUID: {primary}\r\n"
             f"X-DEVPI-MASTER-UUID: {primary}\r\n").encode()
 
-    def variable_headers(self, serial):
-        """The end of every response's head: Date, serial and the blank line."""
-        second = int(time.time())
-        if self._variable[:2] != (second, serial):
-            self._variable = (
-                second, serial,
-                f"Date: {http_date(second)}\r\nX-DEVPI-SERIAL: {serial}\r\n\r\n".encode())
-        return self._variable[2]
+    def variable_headers(self, serial, stated=None):
+        """The end of every response's head: Date, serial, on a replica the number of serials that
+        it lacks, and the blank line.
+
+        `stated`: the serial of the primary's response, if that is passed on."""
+        second, known = int(time.time()), self.primary_serial
+        if stated is not None:
+            return _variable_headers(second, serial, max(known or 0, stated) - self.store.serial)
+        if self._variable[:3] != (second, serial, known):
+            lag = None if known is None else known - serial
+            self._variable = second, serial, known, _variable_headers(second, serial, lag)
+        return self._variable[3]
 
     @functools.lru_cache(maxsize=10000)
     def trusts(self, address):
@@ -17325,7 +17387,7 @@ class App(Part):
         right password would get the kept response."""
         address = request.connection.address
         key = request.raw_head if ready.user is None else (address, request.raw_head)
-        tags |= self.reach(request)
+        tags |= self.reach(request) | {READY}
         if ready.user is not None:
             tags |= {user_tag(ready.user)}
         self.store.freshness.keep(self.ready_responses(address), key, ready,
@@ -17378,7 +17440,7 @@ class App(Part):
                                         request.accept, request.errors)
 
         if request.method not in ("GET", "HEAD"):
-            request.serial = self.store.serial
+            request.serial = max(self.store.serial, request.stated or -1)
         return response
 
     def note_refusal(self, request, problem):
@@ -17489,6 +17551,13 @@ class App(Part):
             time.sleep(Limits.cleaning)
             give_back_memory()
             self.clean_all()
+
+
+def _variable_headers(second, serial, lag):
+    lines = [f"Date: {http_date(second)}", f"X-DEVPI-SERIAL: {serial}"]
+    if lag is not None:
+        lines.append(f"X-DEVPI-REPLICA-LAG: {max(0, lag)}")
+    return "\r\n".join([*lines, "\r\n"]).encode()
 
 
 # -- what a caller may see
@@ -18385,9 +18454,10 @@ def get_pypi_json(request, index, project, version=None):
 # -- discovery and login
 
 
-@route("ANY", "/+api", for_="program", may="anybody", is_local=True)
-@route("ANY", "/{user}/+api", for_="program", may="anybody", is_local=True)
-@route("ANY", "/{user}/{index}/+api", for_="program", may="anybody", is_local=True)
+@route("ANY", "/+api", for_="program", may="anybody", is_local=True, even_stale=True)
+@route("ANY", "/{user}/+api", for_="program", may="anybody", is_local=True, even_stale=True)
+@route("ANY", "/{user}/{index}/+api", for_="program", may="anybody", is_local=True,
+       even_stale=True)
 def get_api(request, user=None, index=None):
     """devpi: the URLs that the devpi client needs, and its login [W5.1, W5.2]."""
     identity = request.identity
@@ -18405,7 +18475,7 @@ def get_api(request, user=None, index=None):
     return result_response("apiconfig", result)
 
 
-@route("POST", "/+login", for_="program", may="anybody", is_local=True)
+@route("POST", "/+login", for_="program", may="anybody", is_local=True, even_stale=True)
 def log_in(request):
     """devpi: a session token for a name and a password."""
     body = request.json(dict)
@@ -19170,7 +19240,7 @@ def _take_urlencoded(request, index):
 # ==================================================================================================
 
 
-@route("GET", "/+status", for_="json", may="anybody")
+@route("GET", "/+status", for_="json", may="anybody", about_itself=True)
 def get_status(request):
     """devpi: the server's status [W23.1]. Only root sees paths and webhook targets."""
     app = request.app
@@ -19203,13 +19273,13 @@ def get_status(request):
         "outbox": app.outbox.summary(by_target=is_root)})
 
 
-@route("GET", "/+health/live", for_="program", may="anybody")
+@route("GET", "/+health/live", for_="program", may="anybody", about_itself=True)
 def get_liveness(request):
     """For a supervisor: this process responds."""
     return json_response({"status": "ok"})
 
 
-@route("GET", "/+health/ready", for_="program", may="anybody")
+@route("GET", "/+health/ready", for_="program", may="anybody", about_itself=True)
 def get_readiness(request):
     """For a load balancer: the database can be read and the disk written; otherwise 503."""
     app = request.app
@@ -19229,7 +19299,7 @@ def get_readiness(request):
     return json_response({"status": "ok"})
 
 
-@route("GET", "/+metrics", for_="program", may="anybody")
+@route("GET", "/+metrics", for_="program", may="anybody", about_itself=True)
 def get_metrics(request):
     """Metrics for Prometheus, in its text format 0.0.4."""
     lines = []
@@ -19613,9 +19683,14 @@ class Follower(Part):
     def __init__(self, app):
         self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
         self.state, self.trouble = "starting", ""
-        self.started = time.time()
+        self.started, self.since = time.time(), time.monotonic()
         self.primary_serial = self.heard = None         # heard: time.time() of the last response
         self.tried = self.in_sync_at = self.files_in_sync_at = None
+        self.all_in_sync_at = self.first_files_at = None
+        # the same by time.monotonic(), which no clock can set
+        self.heard_since, self.in_sync_since = self.since, None
+        self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
+        self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
         self.flights, self.lock = {}, threading.Lock()
         self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
                             BlobDownload.run)
@@ -19628,12 +19703,43 @@ class Follower(Part):
     def loops(self):
         yield "replica log", self._follow_forever
         yield "replica files", self._fetch_forever
+        if self.app.settings.max_staleness:
+            yield "replica age", self._drop_when_stale
 
     # -- the log
 
     def wait_for(self, serial, seconds):
-        """Whether this replica has a serial within `seconds`."""
-        return self.store.wait_for_serial(serial, seconds)
+        """Whether this replica has a serial within `seconds`.
+
+        False as soon as a step that began after this call has failed: nothing comes."""
+        if self.state == "unreachable":     # it may be there again: not after the pause, but now
+            with self.store.log_grew:
+                self.is_asked = True
+                self.store.log_grew.notify_all()
+        begun = self.steps
+        return self.store.wait_for_serial(
+            serial, seconds, lambda: self.state == "diverged" or self.failed_step > begun)
+
+    def why_stale(self):
+        """Why this replica is too old to be read, a sentence; or None."""
+        limit = self.app.settings.max_staleness
+        if self.in_sync_since is None:
+            return f"this replica has not been in sync with {self.primary.url} since its start"
+        age = time.monotonic() - self.in_sync_since
+        return None if age <= limit else (
+            f"this replica was in sync with {self.primary.url} {age:.0f} seconds ago: "
+            f"--max-staleness allows {limit:g}")
+
+    def _drop_when_stale(self):
+        """Drop the ready responses whenever this replica becomes stale."""
+        limit, dropped = self.app.settings.max_staleness, None
+        while not self.store.waits_are_over:
+            since = self.in_sync_since
+            left = -1 if since is None else since + limit - time.monotonic()
+            if left < 0 and dropped != since:
+                self.store.freshness.touch(frozenset((READY,)))
+                dropped = since
+            self.store.wait_for_serial(sys.maxsize, left + 0.001 if left >= 0 else min(limit, 0.2))
 
     def wants(self, path):
         """Whether files of an index are fetched before somebody asks for them."""
@@ -19648,12 +19754,14 @@ class Follower(Part):
                 continue
             failures += 1
             pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
-            self.store.wait_for_serial(sys.maxsize, pause * random.uniform(0.5, 1))
+            self.store.wait_for_serial(
+                sys.maxsize, pause * random.uniform(0.5, 1), lambda: self.is_asked)
 
     def follow_once(self):
         """Enter what comes next of the primary's changes, after at most one wait for it; returns
         whether that worked.  `state` and `trouble` say more."""
-        self.tried = time.time()
+        self.tried, self.is_asked = time.time(), False
+        self.steps += 1
         try:
             self._follow()
             return True
@@ -19662,6 +19770,9 @@ class Follower(Part):
         except Exception as error:      # the thread must go on
             log.exception("following the primary failed")
             self._note(error)
+        with self.store.log_grew:
+            self.failed_step = self.steps
+            self.store.log_grew.notify_all()
         return False
 
     def _note(self, error):
@@ -19683,7 +19794,8 @@ class Follower(Part):
 
         response = self.primary.get_signed(
             f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}"
-            f"&wait={Limits.log_wait if self.state == 'following' else 0}")
+            f"&wait={self._wait() if self.state == 'following' else 0}")
+        self._learn(response)
         if response.status == 409:
             reason = json.loads(response.body)["reason"]
             if reason == "pruned":
@@ -19696,6 +19808,37 @@ class Follower(Part):
             self.store.follow(entries, response.uuid, self.wants)
         self._heard(response)
 
+    def _wait(self):
+        """Whole seconds for the primary to wait for its next entry."""
+        limit = self.app.settings.max_staleness
+        return min(Limits.log_wait, max(1, int(limit / 2))) if limit else Limits.log_wait
+
+    def _learn(self, response):
+        """Note which serial the primary had, and when it said so."""
+        self.primary_serial = self.app.primary_serial = response.serial
+        # of a hundred that are not here it is enough to know the oldest ones
+        if response.status != 409 and len(self.heads) < 100:
+            self.heads.append((response.serial, response.came))
+
+    def _note_sync(self):
+        """Note up to when all that the primary had is here.
+
+        A primary that always has new entries is never quite caught up with. But what it had a
+        while ago is here, and that is what counts."""
+        reached = None
+        while self.heads and self.heads[0][0] <= self.store.serial:
+            _, reached = self.heads.popleft()
+        if reached is None:
+            return
+        self.in_sync_since = reached
+        self.in_sync_at = time.time() - (time.monotonic() - reached)
+        if not self.missing and not self._is_new_work():
+            self._files_are_here(self.in_sync_at)
+
+    def _files_are_here(self, moment):
+        self.files_in_sync_at = self.all_in_sync_at = moment
+        self.first_files_at = self.first_files_at or moment
+
     def _heard(self, response):
         """The primary has responded, and all that it sent is entered."""
         if response.uuid != self.store.node.get("source_uuid"):
@@ -19705,10 +19848,8 @@ class Follower(Part):
         if self.state != "following":
             log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
         self.state, self.trouble = "following", ""
-        self.heard = time.time()
-        self.primary_serial = response.serial
-        if self.store.serial >= response.serial:
-            self.in_sync_at = self.heard
+        self.heard, self.heard_since = time.time(), time.monotonic()
+        self._note_sync()
         self.has_work.set()
 
     def _take_snapshot(self):
@@ -19716,6 +19857,7 @@ class Follower(Part):
         self.state = "snapshot"
         with tempfile.TemporaryFile(dir=self.blobs.tmp) as file:
             response = self.primary.get_signed("/+repl/v1/snapshot", file.write)
+            self._learn(response)
             file.seek(0)
             lines = _unpacked_lines(file)
             entry = _entry_of(next(lines))
@@ -19835,8 +19977,9 @@ class Follower(Part):
         if here:
             self.store.write(_blobs_arrived, here, docs, durable=False)
         self.missing = self._count()
-        if not self.missing and self.in_sync_at:
-            self.files_in_sync_at = time.time()
+        if not self.missing and self.state == "following" \
+                and self.store.serial >= self.primary_serial:
+            self._files_are_here(time.time())
 
     def _is_new_work(self):
         return self.counted_at != self.store.serial
@@ -19862,7 +20005,6 @@ class Follower(Part):
         primary = {
             "url": self.primary.url, "uuid": self.store.node.get("source_uuid"),
             "serial": self.primary_serial, "serial-timestamp": self.heard}
-        both = [self.in_sync_at, self.files_in_sync_at]
         return {
             "role": "REPLICA", "polling_replicas": {},
             **{f"{word}-{key}": value for word in ("primary", "master")
@@ -19872,8 +20014,8 @@ class Follower(Part):
             "replica-started-at": self.started,
             "replica-metadata-in-sync-at": self.in_sync_at,
             "replica-files-in-sync-at": self.files_in_sync_at,
-            "replica-init-queue-finished-at": self.files_in_sync_at,
-            "replica-in-sync-at": None if None in both else min(both),
+            "replica-init-queue-finished-at": self.first_files_at,
+            "replica-in-sync-at": self.all_in_sync_at,
             "replication-errors": {row["sha256"]: {
                 "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
                 "message": row["error"], "relpath": row["sha256"]} for row in errors},
@@ -19881,7 +20023,7 @@ class Follower(Part):
             "wanted": {"files": files, "bytes": size}}
 
     def complaints(self):
-        silent = time.time() - (self.heard or self.started)
+        silent = time.monotonic() - self.heard_since
         if self.state == "diverged":
             yield Complaint("fatal", "replica: its history is not the primary's: nothing is taken "
                             "from there", (self.trouble,))
@@ -19889,6 +20031,9 @@ class Follower(Part):
             yield Complaint("fatal" if silent > Limits.replica_alarm else "warn",
                             f"replica: no response of the primary for {silent:.0f} seconds",
                             (self.trouble,) if self.trouble else ())
+        why_stale = self.app.settings.max_staleness and self.why_stale()
+        if why_stale:
+            yield Complaint("fatal", f"replica: nothing is served: {why_stale}")
         with self.store.read() as db:
             count, = db.execute("SELECT count(*) FROM wanted WHERE error IS NOT NULL").fetchone()
         if count:
@@ -19900,14 +20045,16 @@ class Follower(Part):
                     max(0, (self.primary_serial or 0) - self.store.serial))
         yield Gauge("devpi_lite_replica_lag_seconds", "gauge",
                     "Since this replica last knew that it had all changes.",
-                    round(time.time() - (self.in_sync_at or self.started), 3))
+                    round(time.monotonic() - (self.in_sync_since or self.since), 3))
         yield Gauge("devpi_lite_replica_wanted_files", "gauge",
                     "Files that have not arrived.", self.missing)
 
     def why_not_ready(self):
         if self.state == "diverged":
             return "the history of this replica is not the primary's"
-        return "nothing has come from the primary yet" if self.store.serial < 0 else None
+        if self.store.serial < 0:
+            return "nothing has come from the primary yet"
+        return self.why_stale() if self.app.settings.max_staleness else None
 
 
 class Diverged(UpstreamTrouble):

@@ -355,7 +355,7 @@ JSON, HTML, ANY = "application/json", "text/html", "*/*"
 # Date: when it was asked; X-Devpi-Uuid and its kin: which server it is, not what it holds;
 # Content-Length: the address of a server may be longer than that of the other.
 PASSED_OVER = {"date", "x-devpi-uuid", "x-devpi-master-uuid", "x-devpi-primary-uuid",
-               "content-length"}
+               "x-devpi-replica-lag", "content-length"}
 WORDS = ("alpha", "summary", "documentation", "index:dev", "beta two", "user:ada", "project")
 
 
