@@ -1353,6 +1353,13 @@ class Limits:
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
     cut_entries = 1_000_000         # deleted entries of the changelog whose hashes are kept
     log_wait = 20                   # seconds that a replica waits for the next entry
+    digest_rows = 1000              # of more, digests are computed by a process of their own
+    digest_time = 3600              # seconds that one may run
+    digest_wait = 20                # seconds that a request waits for its end
+    # seconds until a replica compares its rows with the primary's: after it came in sync for the
+    # first time, again, and after a comparison failed
+    first_comparison, comparison_pause, comparison_retry = 300, 86400, 600
+    differing_names = 20            # indexes whose rows differ, by name
     snapshots = 2                   # that are made at a time
     signature_age = 60              # seconds between the clocks of a primary and a replica
     replica_pause = 5               # seconds between two tries to reach the primary, at most
@@ -1822,6 +1829,52 @@ def run_in_child(name, job, seconds):
             with contextlib.suppress(OSError):
                 held_open.close()
     return child.returncode, said, complaint
+
+
+class TalkingChild:
+    """A command of this program, run as by `run_in_child`, whose first lines are read while it goes
+    on; `line` and `rest` raise OSError if it ends otherwise than well. It is killed after
+    `seconds`."""
+
+    def __init__(self, name, job, seconds):
+        pipe = subprocess.PIPE
+        self.child = subprocess.Popen([sys.executable, PROGRAM, name], text=True, stdin=pipe,
+                                      stdout=pipe, stderr=pipe)
+        self.timer = threading.Timer(seconds, self.child.kill)
+        self.timer.daemon = True
+        self.timer.start()
+        with contextlib.suppress(OSError):      # the child has ended: its status says why
+            self.child.stdin.write(json.dumps(job) + "\n")
+            self.child.stdin.flush()
+
+    def line(self):
+        """The next line that it writes."""
+        with outside_wait():
+            line = self.child.stdout.readline()
+        if not line.endswith("\n"):
+            self._fail()
+        return line
+
+    def rest(self):
+        """What else it writes, up to its end."""
+        with outside_wait():
+            said = self.child.stdout.read()
+            if self.child.wait():
+                self._fail()
+        return said
+
+    def _fail(self):
+        self.child.kill()
+        complaint = one_line(self.child.stderr.read().strip()[-300:])
+        raise OSError(complaint or f"a process of the server ended with status {self.child.wait()}")
+
+    def close(self):
+        self.timer.cancel()
+        self.child.kill()
+        for end in (self.child.stdin, self.child.stdout, self.child.stderr):
+            with contextlib.suppress(OSError):
+                end.close()
+        self.child.wait()
 
 
 class Flight:
@@ -3032,7 +3085,19 @@ class RowKind:
 
     def index_of(self, key):
         """The path of the index that a row says something of, or None."""
-        return None
+        return "/".join(key[:2]) if self._is_of("index") else None
+
+    def part_of(self, key, value):
+        """What a row is about, within what `index_of` says: a project, or another word."""
+        return key[2] if self._is_of("project") else key[0] if self._is_of("user") else self.kind
+
+    def _is_of(self, kind):
+        """Whether rows are of a kind, or belong to such rows."""
+        return self.kind == kind or self.parent != "" and ROWS[self.parent]._is_of(kind)
+
+    def common(self, value):
+        """What of a value is the same on each server that has the row."""
+        return value
 
     def scope(self, db):
         """The SQL condition of rows that are people's data."""
@@ -3178,6 +3243,47 @@ def all_rows(db):
     for kind, rows in ROWS.items():
         for key, value in rows.all(db):
             yield kind, key, value
+
+
+canonical_json = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
+
+
+class RowDigest:
+    """A number of rows, and the sum of their SHA-256s: equal for equal rows in any order."""
+    __slots__ = ("count", "sum")
+
+    def __init__(self):
+        self.count = self.sum = 0
+
+    def add(self, kind, key, value):
+        text = canonical_json([kind, key, value])
+        self.count += 1
+        self.sum += int.from_bytes(hashlib.sha256(text.encode()).digest(), "big")
+
+    def __str__(self):
+        return f"{self.count}:{self.sum % (1 << 256):064x}"
+
+
+def row_digests(db, index=None):
+    """{path of an index: digest of its rows}, "" for rows of no index; with `index`, one of these
+    paths, {part: digest}, see `RowKind.part_of`.
+
+    All rows of people's data are in, whatever their kind. Takes some 30 us a row."""
+    digests = collections.defaultdict(RowDigest)
+    for kind, rows in ROWS.items():
+        for key, value in rows.all(db):
+            path = rows.index_of(key) or ""
+            if index is None:
+                digests[path].add(kind, key, rows.common(value))
+            elif path == index:
+                digests[rows.part_of(key, value)].add(kind, key, rows.common(value))
+    return {name: str(digest) for name, digest in digests.items()}
+
+
+def most_rows(db):
+    """At least the number of rows of people's data that have ids; takes no time."""
+    return sum(seq for seq, in db.execute("SELECT seq FROM sqlite_sequence WHERE name IN "
+                                          "('users', 'indexes', 'projects', 'releases', 'files')"))
 
 
 def project_tag(index_id, project):
@@ -8209,6 +8315,14 @@ class MetadataRows(NamedRows):
     def columns(self, change, key, value):
         return {"packed": base64.b64decode(value["packed"])}
 
+    def common(self, value):
+        """The bytes; another zlib deflates them otherwise."""
+        try:
+            data = zlib.decompress(base64.b64decode(value["packed"]))
+        except zlib.error:
+            return value
+        return hashlib.sha256(data).hexdigest()
+
 
 def keep_metadata(change, metadata):
     """Store a `MetadataFile`, or None, of a mirror's file in a change; return its SHA-256 or
@@ -8350,6 +8464,9 @@ class FileRows(RowKind):
 
     def scope(self, db):
         return "files.release_id IS NOT NULL"
+
+    def part_of(self, key, value):
+        return value["project"]
 
     def delete_of(self, change, parent, parent_id):
         """They go with their projects."""
@@ -19439,6 +19556,7 @@ class Replicas(Standalone):
         self.seen = {}              # uuid -> what `+status` says of the replica
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
+        self.counts = RowCounts(app.store)
 
     def check(self, method, target, headers, body=b""):
         """Who signed a request just now, as `Asking`; None if nobody did who has the secret."""
@@ -19613,6 +19731,99 @@ def _snapshot_lines(store):
             yield "".join(compact_json(each) + "\n" for each in some).encode()
 
 
+class RowCount:
+    """The digests of the rows at one moment, see `row_digests`; that moment is when this is made.
+
+    `serial`, `chain`: of the newest entry of the changelog then; `digests`: None until `ended`,
+    and if it failed, for which `error` is the reason."""
+
+    def __init__(self, store, index=None):
+        self.index, self.digests, self.error = index, None, None
+        self.ended = threading.Event()
+        with store.read() as db:
+            if most_rows(db) <= Limits.digest_rows:
+                self.serial, self.chain = store.head(db)
+                self.digests = row_digests(db, index)
+                self.ended.set()
+                return
+
+        # a busy thread here would slow every response
+        self.child = TalkingChild("_digests", {
+            "serverdir": os.path.dirname(store.path), "index": index}, Limits.digest_time)
+        try:
+            begun = json.loads(self.child.line())
+        except BaseException:
+            self.child.close()
+            raise
+        self.serial, self.chain = begun["serial"], bytes.fromhex(begun["hash"])
+        threading.Thread(target=self._finish, name="digests", daemon=True).start()
+
+    def _finish(self):
+        try:
+            self.digests = json.loads(self.child.rest())
+        except (OSError, ValueError) as error:
+            self.error = reason_of(error)
+            log.error("the digests of the rows were not computed: %s", self.error)
+        finally:
+            self.child.close()
+            self.ended.set()
+
+    def facts(self):
+        """What the route says of it."""
+        return {"serial": self.serial, "hash": self.chain.hex(), "digests": self.digests,
+                "error": self.error}
+
+
+class RowCounts:
+    """The `RowCount`s that replicas ask of this primary: one at a time, because each reads all
+    rows; the last two are remembered until they are fetched."""
+
+    def __init__(self, store):
+        self.store, self.lock, self.made = store, threading.Lock(), collections.deque(maxlen=2)
+
+    def begin(self, index):
+        if not self.lock.acquire(blocking=False):
+            raise Busy("other digests are computed just now, try again", 5)
+        try:
+            if self.made and not self.made[-1].ended.is_set():
+                raise Busy("other digests are computed just now, try again", 5)
+            self.made.append(RowCount(self.store, index))
+            return self.made[-1]
+        except OSError as error:
+            raise Busy(f"the digests can't be computed now: {reason_of(error)}", 60) from error
+        finally:
+            self.lock.release()
+
+    def find(self, serial, index):
+        """The one that began at this serial; NotFound."""
+        for count in reversed(tuple(self.made)):
+            if (count.serial, count.index) == (serial, index):
+                return count
+        raise NotFound("these digests are not remembered: ask for new ones")
+
+
+@route("GET", "/+repl/v1/digests", for_="program", may="replicate")
+def get_digests(request):
+    """Digests of all rows of people's data at one moment, see `row_digests`, with the serial and
+    hash of the newest entry of the changelog then.
+
+    `index`: of one index, "" for the rows of no index, by their parts. In a large directory
+    `digests` is null at first; then the same with `serial`, that of the response, and `wait`,
+    seconds, gives them when they are computed."""
+    counts, query = request.app.replicas.counts, request.query
+    if not re.fullmatch("[0-9]{1,15}", query.get("serial", "0")) \
+            or not re.fullmatch("[0-9]{1,2}", query.get("wait", "0")):
+        raise BadRequest("'serial' and 'wait' must be numbers")
+    index = query.get("index")
+    if "serial" in query:
+        count = counts.find(int(query["serial"]), index)
+        with outside_wait():
+            count.ended.wait(min(int(query.get("wait", 0)), Limits.digest_wait))
+    else:
+        count = counts.begin(index)
+    return request.app.replicas.sign(request, json_response(count.facts()))
+
+
 @route("GET", "/+repl/v1/blob/{rest}", for_="program", may="replicate")
 def get_blob(request, rest):
     """A file by its SHA-256, in ranges too; it is checked before the first byte is sent."""
@@ -19635,6 +19846,172 @@ def get_blob(request, rest):
 
 
 # -- a replica
+
+
+class CountThere:
+    """The digests of a primary's rows, see `RowCount`: at the moment when this is made."""
+
+    def __init__(self, primary, index=None):
+        self.primary, self.until = primary, time.monotonic() + Limits.digest_time
+        self.of_index = {} if index is None else {"index": index}
+        facts = self._ask(self.of_index)
+        try:
+            self.serial, self.chain = int(facts["serial"]), bytes.fromhex(facts["hash"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise UpstreamTrouble(f"{primary.url} sends no digests: {reason_of(error)}") from None
+        self.digests = facts.get("digests")
+
+    def _ask(self, query):
+        # a target that ends with "?" would be signed as another one than is sent
+        path = "/+repl/v1/digests" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        try:
+            facts = json.loads(self.primary.get_signed(path).body)
+            if facts.get("error"):
+                raise UpstreamTrouble(f"{self.primary.url}: the digests were not computed: "
+                                      f"{one_line(str(facts['error']), 200)}")
+            return facts
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise UpstreamTrouble(f"{self.primary.url} sends no digests: {reason_of(error)}"
+                                  ) from None
+
+    def fetch(self):
+        """Wait for {name: digest}; UpstreamTrouble."""
+        while self.digests is None:
+            if time.monotonic() > self.until:
+                raise UpstreamTrouble(f"{self.primary.url} computes its digests for too long")
+            self.digests = self._ask({"serial": self.serial, "wait": Limits.digest_wait,
+                                      **self.of_index}).get("digests")
+        if not isinstance(self.digests, dict):
+            raise UpstreamTrouble(f"{self.primary.url} sends no digests")
+        return self.digests
+
+
+def differing(one, other):
+    """The names whose digests differ, or that only one of two {name: digest} has."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+class RowComparison:
+    """Compares a replica's rows with the primary's, once a day: the log proves what was sent, not
+    what is in the tables now.
+
+    The primary says at which serial it counts. The replica enters no more than that, counts at the
+    same serial, and goes on; the rest happens in a thread of its own."""
+
+    def __init__(self, follower):
+        self.follower, self.store = follower, follower.store
+        # of the last one: {"at": time.time(), "serial": n, "differ": [path of an index, ...]}
+        self.found = self._remembered()
+        self.trouble = None         # why the last try failed
+        self.due = None             # time.monotonic(); None until all was in sync once
+        self.there = None           # a `CountThere` whose serial is to be reached
+        self.missed = 0             # tries in a row that missed it
+        self.turn = 0               # comparisons that began before the last snapshot do not count
+        self.is_counting = False
+
+    def _remembered(self):
+        try:
+            found = json.loads(self.store.node.get("compared", "null"))
+            return found if found and found["differ"] is not None and found["at"] else None
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def until(self, serial):
+        """The serial that this replica, which has `serial`, must not pass now; or None."""
+        try:
+            if self.there is None and self._is_due():
+                self.there = CountThere(self.follower.primary)
+            if self.there is None:
+                return None
+            if serial < self.there.serial:
+                return self.there.serial
+            there, self.there = self.there, None
+            if serial == there.serial:
+                self.is_counting = True
+                threading.Thread(target=self._finish, name="comparison", daemon=True,
+                                 args=(there, RowCount(self.store), self.turn)).start()
+            else:
+                self._pause(0 if self.missed < 3 else Limits.comparison_retry)
+                self.missed += 1
+        except (Problem, OSError, ValueError, sqlite3.Error) as error:
+            self._failed(error)
+        return None
+
+    def _is_due(self):
+        if self.is_counting or self.follower.state != "following" \
+                or not self.follower.in_sync_at:
+            return False
+        if self.due is None:
+            self._pause(Limits.first_comparison)
+            if self.found and not self.found["differ"]:     # before the last start
+                self._pause(max(Limits.first_comparison, min(
+                    Limits.comparison_pause,
+                    self.found["at"] + Limits.comparison_pause - time.time())))
+        return time.monotonic() >= self.due
+
+    def _pause(self, seconds):
+        # many replicas do not ask at the same time
+        self.due = time.monotonic() + seconds * random.uniform(0.8, 1)
+
+    def _failed(self, error):
+        self.there, self.is_counting, self.trouble = None, False, reason_of(error)
+        self._pause(Limits.comparison_retry)
+        log.info("replica: the rows were not compared with the primary's: %s", self.trouble)
+
+    def _finish(self, there, here, turn):
+        try:
+            one = there.fetch()
+            here.ended.wait()
+            if here.error:
+                raise OSError(here.error)
+            if (here.serial, here.chain) != (there.serial, there.chain):
+                raise OSError(f"serial {there.serial} is another change there")
+            differ = differing(one, here.digests)
+            if turn == self.turn:
+                self._found({"at": time.time(), "serial": here.serial, "differ": differ})
+        except (Problem, OSError, ValueError, sqlite3.Error) as error:
+            self._failed(error)
+        finally:
+            self.is_counting = False
+
+    def _found(self, found):
+        self.missed, self.trouble = 0, None
+        self._pause(Limits.comparison_pause)
+        count, found["differ"] = len(found["differ"]), found["differ"][:Limits.differing_names]
+        found["indexes"] = count
+        self.found = found
+        if count:
+            log.error("%s", self.sentence())
+        else:
+            log.info("replica: all rows are those of the primary at serial %d", found["serial"])
+        self.store.set_facts(compared=compact_json(found))
+
+    def forget(self):
+        """The rows were replaced by a snapshot."""
+        self.there, self.turn, self.due = None, self.turn + 1, None
+        if self.found:
+            self.found = None
+            self.store.set_facts(compared=None)
+
+    def sentence(self):
+        """What is wrong, or None."""
+        if not self.found or not self.found["differ"]:
+            return None
+        names = [name or "users" for name in self.found["differ"]]
+        more = self.found.get("indexes", 0) - len(names)
+        return (f"replica: at serial {self.found['serial']} its rows are not those of the primary, "
+                f"of {', '.join(names)}{f' and {more} more' if more > 0 else ''}: `fsck --against "
+                f"{self.follower.primary.url}` names the projects; `resync` takes all rows anew")
+
+    def complaints(self):
+        if self.sentence():
+            yield Complaint("fatal", self.sentence())
+
+    def status(self):
+        """For `+status`: the last comparison, and why the next one is late."""
+        found = self.found or {}
+        return {"at": found.get("at"), "serial": found.get("serial"),
+                "differ": found.get("differ"), "trouble": self.trouble}
 
 
 class WantedBlob(typing.NamedTuple):
@@ -19698,6 +20075,7 @@ class Follower(Part):
         self.has_work = threading.Event()
         self.here = []              # SHA-256s of wanted blobs that have arrived
         self.missing = self._count()
+        self.comparison = RowComparison(self)
         self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
 
     def loops(self):
@@ -19792,9 +20170,10 @@ class Follower(Part):
             self._take_snapshot()
             return
 
+        until = self.comparison.until(serial)
+        wait = self._wait() if self.state == "following" and until is None else 0
         response = self.primary.get_signed(
-            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}"
-            f"&wait={self._wait() if self.state == 'following' else 0}")
+            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}&wait={wait}")
         self._learn(response)
         if response.status == 409:
             reason = json.loads(response.body)["reason"]
@@ -19805,6 +20184,8 @@ class Follower(Part):
                                                     head=response.serial))
         if response.body:
             entries = [_entry_of(line) for line in response.body.splitlines()]
+            if until is not None:
+                entries = [entry for entry in entries if entry.serial <= until]
             self.store.follow(entries, response.uuid, self.wants)
         self._heard(response)
 
@@ -19862,6 +20243,7 @@ class Follower(Part):
             lines = _unpacked_lines(file)
             entry = _entry_of(next(lines))
             self.store.start_from(map(_row_of, lines), entry, response.uuid, self.wants)
+        self.comparison.forget()
         log.info("replica: took a snapshot of %s at serial %d", self.primary.url, entry.serial)
         self._heard(response)
 
@@ -20020,9 +20402,11 @@ class Follower(Part):
                 "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
                 "message": row["error"], "relpath": row["sha256"]} for row in errors},
             "replication-state": self.state, "replication-trouble": self.trouble or None,
+            "replica-rows-compared": self.comparison.status(),
             "wanted": {"files": files, "bytes": size}}
 
     def complaints(self):
+        yield from self.comparison.complaints()
         silent = time.monotonic() - self.heard_since
         if self.state == "diverged":
             yield Complaint("fatal", "replica: its history is not the primary's: nothing is taken "
@@ -26286,6 +26670,18 @@ def command_argon2(parsed):
     digest = compute_argon2(shape, base64.b64decode(job["password"]), processes=job["processes"],
                             when_forked=_end_with_server)
     print(digest.hex())
+
+
+@command("_digests", "Internal: compute digests of the rows for the server, which reads them from "
+                     "standard output.")
+def command_digests(parsed):
+    job = _job_of_server()
+    _end_with_server()
+    with contextlib.closing(open_rows(job["serverdir"])) as db:
+        db.execute("BEGIN")
+        serial, chain = Store.head(db)
+        print(json.dumps({"serial": serial, "hash": chain.hex()}), flush=True)
+        print(json.dumps(row_digests(db, job["index"])))
 
 
 @command("_read-names", "Internal: read a project list for the server, which reads the facts from "
