@@ -785,6 +785,10 @@ class NoResponse(UpstreamTrouble):
     """The connection was open and gave no response: a time-out, a reset."""
 
 
+class NotNow(NoResponse):
+    """The primary refuses this replica, or is busy: no fault of what it was asked for."""
+
+
 class Busy(Problem):
     """The server is busy; the same request may succeed after `retry_after` seconds."""
     status = 503
@@ -1362,6 +1366,10 @@ class Limits:
     differing_names = 20            # indexes whose rows differ, by name
     snapshots = 2                   # that are made at a time
     signature_age = 60              # seconds between the clocks of a primary and a replica
+    nonces = 250_000                # requests of replicas within that time
+    polls = 100                     # replicas that wait for the next entry at a time
+    longest_poll = 30               # seconds that one may wait
+    known_replicas = 1000           # that a primary remembers
     replica_pause = 5               # seconds between two tries to reach the primary, at most
     replica_retry = 3600            # seconds until a blob is tried again, at most
     replica_batch = 100             # blobs that are taken from the list of wanted ones at a time
@@ -10153,11 +10161,16 @@ class Primary:
             theirs = email.utils.parsedate_to_datetime(response.header("Date")).timestamp() \
                 if response.header("Date") else time.time()
             if abs(theirs - time.time()) > Limits.signature_age:
-                return UpstreamTrouble(
+                return NotNow(
                     f"{self.url} refuses this replica: its clock differs from the one here by "
                     f"{abs(theirs - time.time()):.0f} seconds")
-            return UpstreamTrouble(f"{self.url} refuses this replica: --secretfile must name a "
-                                   "copy of the primary's secret file")
+            # a primary that has just started refuses what was signed before
+            clocks = f", and clocks must agree: they differ by {abs(theirs - time.time()):.0f} " \
+                "seconds" if abs(theirs - time.time()) > 2 else ""
+            return NotNow(f"{self.url} refuses this replica: --secretfile must name a copy of the "
+                          f"primary's secret file{clocks}")
+        if response.status == 503:
+            return NotNow(f"{self.url} is busy")
         if response.status == 404:
             return NotFound(f"{self.url} does not have it")
         return UpstreamTrouble(f"{self.url}: error {response.status}")
@@ -16813,6 +16826,11 @@ def _is_replica(request, _):
     return request.replica is not None
 
 
+def _refuse_to_feed(request, _):
+    """Raise 401, the same whatever is wrong: who has no secret learns nothing."""
+    raise Unauthorized("this takes a signature")
+
+
 def _may_create_user(request, _):
     return request.app.permissions.user_create(request.identity, request.is_local)
 
@@ -16914,8 +16932,7 @@ PERMISSIONS = {
     # the endpoint calls `require` itself, after it has read the body
     "as the body says": Permission(lambda request, subject: True),
     "root": Permission(_is_root, _forbidden("only root may do this")),
-    "replicate": Permission(
-        _is_replica, lambda request, _: request.refuse(Unauthorized("this takes a signature"))),
+    "replicate": Permission(_is_replica, _refuse_to_feed),
     "read the audit log": Permission(_is_root, _forbidden("only root may read the audit log")),
     "create user": Permission(_may_create_user, _refuse_new_user),
     "modify user": Permission(
@@ -17311,7 +17328,7 @@ def dispatch(request):
     chosen, places = choice.default, match.groupdict()
     request.errors = chosen.audience.errors
 
-    if request.app.primary is not None:
+    if request.app.primary is not None and chosen.may != "replicate":
         stays = _stays_here(request, choice)
         if not stays or not chosen.about_itself and _is_too_early(request):
             response = relay(request, is_change=not stays)
@@ -19518,25 +19535,39 @@ class Standalone(Part):
 
 
 class Nonces:
-    """Numbers that were used within the last `Limits.signature_age` seconds, before or after."""
+    """Numbers that were used in requests; each is kept until its request counts as old.
+
+    What was used before the start of this server is not known, so older requests do not count
+    either."""
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.new, self.old, self.turned = set(), set(), time.monotonic()
+        self.used, self.count = {}, 0       # second of the request's time -> numbers; all of them
+        self.started = int(time.time())
 
-    def use(self, number):
-        """Whether this number is used for the first time."""
+    def use(self, second, number):
+        """Whether a request made at this time.time() is new, and the first one with this number.
+
+        Busy if there are too many."""
+        now = time.time()
+        if abs(now - second) > Limits.signature_age:
+            return False
         with self.lock:
-            if time.monotonic() - self.turned > 2 * Limits.signature_age:
-                self.new, self.old, self.turned = set(), self.new, time.monotonic()
-            if number in self.new or number in self.old:
+            for old in [old for old in self.used if old < now - Limits.signature_age]:
+                self.count -= len(self.used.pop(old))
+            # (a start that lies ahead was by a wrong clock)
+            if second < self.started <= now or number in self.used.get(second, ()):
                 return False
-            self.new.add(number)
+            if self.count >= Limits.nonces:
+                raise Busy("there are too many requests of replicas, try again", 5)
+            self.used.setdefault(second, set()).add(number)
+            self.count += 1
             return True
 
 
 _SIGNATURE = re.compile("Devpi-Replica id=([0-9a-f]{32}),ts=([0-9]{1,12}),nonce=([0-9a-f]{32}),"
                         "mac=([0-9a-f]{64})")
+_NOT_KEPT = ("Cache-Control", "no-store")      # of all that replicas get
 
 
 class Asking(typing.NamedTuple):
@@ -19553,10 +19584,12 @@ class Replicas(Standalone):
         self.app, self.store = app, app.store
         self.keys, self.nonces = replication_keys(app.secret), Nonces()
         self.prefix = urllib.parse.urlsplit(app.settings.outside_url).path.rstrip("/")
+        self.lock = threading.Lock()
         self.seen = {}              # uuid -> what `+status` says of the replica
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
         self.counts = RowCounts(app.store)
+        self.polls = threading.BoundedSemaphore(Limits.polls)
 
     def check(self, method, target, headers, body=b""):
         """Who signed a request just now, as `Asking`; None if nobody did who has the secret."""
@@ -19569,8 +19602,7 @@ class Replicas(Standalone):
         texts = (method, target, uuid_, ts, nonce, hashlib.sha256(body).hexdigest())
         # a list: all are compared, whichever fits
         fitting = [key for key in self.keys if hmac.compare_digest(mac, signature(key, *texts))]
-        if not fitting or abs(time.time() - int(ts)) > Limits.signature_age \
-                or not self.nonces.use(bytes.fromhex(nonce)):
+        if not fitting or not self.nonces.use(int(ts), bytes.fromhex(nonce)):
             return None
         return Asking(uuid_, fitting[0], nonce)
 
@@ -19580,20 +19612,35 @@ class Replicas(Standalone):
         digest = digest or hashlib.sha256(response.body).hexdigest()
         head, uuid_ = str(self.store.serial), self.store.node["uuid"]
         mac = signature(asking.key, asking.nonce, str(response.status), uuid_, head, digest)
-        response.headers += [("X-Devpi-Head", head), ("X-Devpi-Signature", mac)]
+        response.headers = [pair for pair in response.headers if pair[0] != "Cache-Control"] + [
+            ("X-Devpi-Head", head), ("X-Devpi-Signature", mac), _NOT_KEPT]
         return response
 
     @contextlib.contextmanager
     def polling(self, request, serial):
         """Note that a replica, which has this serial, waits for the next one."""
-        facts = self.seen[request.replica.uuid] = {
+        uuid_, facts = request.replica.uuid, {
             "remote-ip": request.address, "serial": serial, "in-request": True,
             "is-streaming": False, "last-request": time.time(),
             "missing-files": int(request.query.get("missing", 0)), "outside-url": None}
+        with self.lock:
+            self.seen.pop(uuid_, None)      # the one that asked last comes last
+            self.seen[uuid_] = facts
+            while len(self.seen) > Limits.known_replicas:
+                del self.seen[next(iter(self.seen))]
         try:
             yield
         finally:
             facts["in-request"] = False
+
+    def wait_for(self, serial, seconds):
+        """Wait until this primary has a serial, for a replica; Busy if too many wait."""
+        if not self.polls.acquire(blocking=False):
+            raise Busy("too many replicas wait for changes, try again", 5)
+        try:
+            self.store.wait_for_serial(serial, min(seconds, Limits.longest_poll))
+        finally:
+            self.polls.release()
 
     def entries(self, serial, chain):
         """(reason, lines): the next entries after one with this hash, as JSON lines; or why they
@@ -19675,7 +19722,7 @@ def get_log(request):
     with replicas.polling(request, serial):
         reason, lines = replicas.entries(serial, chain)
         if reason is None and not lines:
-            request.app.store.wait_for_serial(serial + 1, int(query.get("wait", 0)))
+            replicas.wait_for(serial + 1, int(query.get("wait", 0)))
             reason, lines = replicas.entries(serial, chain)
     request.serial = request.app.store.serial
     if reason:
@@ -19841,8 +19888,8 @@ def get_blob(request, rest):
     except BaseException:
         file.close()
         raise
-    return ranged_response(request, [("Content-Type", "application/octet-stream")], f'"{rest}"',
-                           file, 0, size, None)
+    return ranged_response(request, [("Content-Type", "application/octet-stream"), _NOT_KEPT],
+                           f'"{rest}"', file, 0, size, None)
 
 
 # -- a replica

@@ -3,10 +3,13 @@ who does not have it, or misuses it, can do."""
 
 import contextlib
 import sqlite3
+import threading
+import time
 
 import pytest
 
-from harness import Server, patched, run_command, wheel
+import devpi_lite
+from harness import Server, eventually, patched, run_command, serial, wheel
 from replicas import comes_to_be, in_sync, primary_at, replica_at, same, signed, status
 
 OLD, NEW = b"0123456789abcdefghijklmnopqrstuvwxyz", b"the-newer-one-of-the-two-0123456789"
@@ -239,3 +242,199 @@ def test_a_replica_makes_no_secret_of_its_own(two):
     assert "--secretfile" in text
     assert not (two.replica.directory.with_name("new") / ".secret").exists()
     assert status(two.replica)["role"] == "REPLICA"
+
+
+# -- who may ask, and how often
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    primary = primary_at(folder / "p", script=patched(folder, """
+devpi_lite.Limits.polls = 2
+devpi_lite.Limits.known_replicas = 5
+devpi_lite.Limits.longest_poll = 1
+""")).start()
+    replica = replica_at(folder / "r", primary)
+    try:
+        primary.login("root")
+        primary.add_user("ann")
+        primary.add_index("ann/dev")
+        primary.upload("ann/dev", wheel("demo", "1.0", size=5000))
+        replica.start()
+        replica.passwords = primary.passwords
+        in_sync(primary, replica)
+        yield primary, replica
+    finally:
+        for server in (replica, primary):
+            if server.running:
+                server.kill()
+
+
+FEED = [LOG, "/+repl/v1/snapshot", "/+repl/v1/blob/" + wheel("demo", "1.0", size=5000).sha256]
+
+
+def seen_of(reply):
+    """What a client sees of a response; not the time."""
+    return reply.status, reply.reason, reply.body, sorted(
+        item for item in reply.headers.items() if item[0] not in ("Date", "X-DEVPI-SERIAL"))
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_whatever_is_wrong_the_answer_is_the_same(pair, method):
+    primary, _ = pair
+    for target in FEED:
+        good = signed(primary, target, method)
+        assert primary.request(method, target, headers=good).status in (200, 409)
+        wrong = [
+            {}, good, signed(primary, target, method, secret=OLD),
+            signed(primary, target, method, ts=time.time() - 90),
+            signed(primary, target, method, ts=time.time() + 90),
+            signed(primary, target, "POST"), signed(primary, target + "x", method),
+            {"Authorization": "Devpi-Replica"}, {"Authorization": "Devpi-Replica id=1"},
+            {"Authorization": "Bearer x"}, {"Authorization": "Basic cm9vdDp3cm9uZw=="},
+            {"Authorization": "Basic !"}, {"X-Devpi-Auth": "cm9vdDp3cm9uZw=="},
+            {"Authorization": good["Authorization"] + ",x" * 20000},
+            {"Range": "bytes=0-5"}, {"If-None-Match": "*"}, {"User-Agent": "devpi-client/7.2"}]
+        replies = [seen_of(primary.request(method, target, headers=headers)) for headers in wrong]
+        assert replies[0][0] == 401
+        assert [reply for reply in replies if reply != replies[0]] == []
+        by_root = primary.request(method, target, user="root")
+        assert seen_of(by_root) == replies[0]
+
+
+def test_no_other_spelling_or_method_gets_anything(pair):
+    primary, replica = pair
+    for target in FEED:
+        for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PUSH", "TRACE"):
+            for server in pair:
+                reply = server.request(method, target)
+                assert reply.status >= 400 and b"ops" not in reply.body, (method, target, reply)
+        path, _, query = target.partition("?")
+        for spelled in (path + "/", path.replace("/v1/", "/v1//"), path.replace("/v1/", "%2fv1%2f"),
+                        "/" + path, path.replace("+repl", "%2Brepl"), path + "%00", path + "/..",
+                        "/ann/.." + path, "/ann/dev" + path):
+            reply = primary.get(spelled + "?" + query)
+            assert reply.status in (302, 400, 401, 404), (spelled, reply)
+            assert b"pwhash" not in reply.body and b'"ops"' not in reply.body
+
+
+@pytest.mark.parametrize("headers", [{}, {"X-DEVPI-MIN-SERIAL": "999"}])
+def test_a_replica_passes_no_request_for_the_feed_on(pair, headers):
+    primary, replica = pair
+    for target in FEED:
+        for method in ("GET", "POST"):
+            reply = replica.request(method, target, headers={
+                **signed(primary, target, method), **headers})
+            assert reply.status == 404, reply
+    asked = [line for line in primary.whole_output().splitlines() if "5" * 32 in line]
+    assert asked == []
+
+
+def test_nothing_of_the_feed_is_kept(pair):
+    primary, replica = pair
+    gzip = {"Accept-Encoding": "gzip", "Range": "bytes=0-9"}
+    for target in FEED:
+        for more in ({}, gzip):
+            sent = {**signed(primary, target), **more}
+            reply = primary.get(target, headers=sent)
+            assert reply.status in (200, 206, 409)
+            assert reply.headers.get_all("Cache-Control") == ["no-store"]
+            assert "Content-Encoding" not in reply.headers
+            assert primary.get(target, headers=sent).status == 401      # not out of a cache
+
+
+def test_a_signature_is_not_good_again_after_a_restart(tmp_path):
+    primary = primary_at(tmp_path / "p").start()
+    try:
+        sent = signed(primary, LOG)
+        assert primary.get(LOG, headers=sent).status == 409
+        until = int(time.time()) + 1
+        while time.time() < until:
+            time.sleep(0.01)
+        primary.restart()
+        assert primary.get(LOG, headers=sent).status == 401
+        assert primary.get(LOG, headers=signed(primary, LOG)).status == 409
+    finally:
+        primary.kill()
+
+
+class Clock:
+    """In place of the module `time`."""
+
+    def __init__(self, now):
+        self.now = now
+
+    def time(self):
+        return self.now
+
+    def __getattr__(self, name):
+        return getattr(time, name)
+
+
+def test_numbers_are_kept_as_long_as_they_count(monkeypatch):
+    clock = Clock(1000.5)
+    monkeypatch.setattr(devpi_lite, "time", clock)
+    monkeypatch.setattr(devpi_lite.Limits, "nonces", 50)
+    nonces = devpi_lite.Nonces()
+    assert nonces.use(1000, b"a") and not nonces.use(1000, b"a") and nonces.use(1001, b"a")
+    assert not nonces.use(999, b"b")                    # before the start
+    assert not nonces.use(1100, b"b") and nonces.use(1060, b"b")
+    clock.now += 59
+    assert not nonces.use(1000, b"a") and not nonces.use(1060, b"b")
+    clock.now += 200
+    assert nonces.use(1259, b"a") and nonces.count == 1
+    clock.now = 1000.5                  # the clock was wrong: replicas are believed at once
+    assert nonces.use(1000, b"c")
+    clock.now = 1400.5
+    assert nonces.use(1350, b"a") and nonces.count == 1
+    clock.now = 1500.5
+    assert [nonces.use(1500, b"%d" % number) for number in range(50)] == [True] * 50
+    with pytest.raises(devpi_lite.Busy):
+        nonces.use(1500, b"one more")
+    clock.now += 62
+    assert nonces.use(1562, b"one more") and nonces.count == 1
+
+
+def test_replicas_that_nobody_knows_do_not_pile_up(pair):
+    primary, replica = pair
+    for number in range(20):
+        asked = signed(primary, LOG, uuid="%032x" % number)
+        assert primary.get(LOG, headers=asked).status == 409
+    eventually(lambda: status(replica)["uuid"] in status(primary)["polling_replicas"])
+    assert len(status(primary)["polling_replicas"]) <= 5
+
+
+def test_waiting_replicas_take_no_threads_from_others(pair):
+    primary, replica = pair
+    replica.stop()
+    eventually(lambda: not any(each["in-request"] for each in status(primary)["polling_replicas"].values()))
+    target = "/+repl/v1/log?after=%d&hash=%s&wait=99" % (serial(primary), head_hash(primary))
+    replies, began = [], time.monotonic()
+    threads = [threading.Thread(target=lambda: replies.append(primary.get(
+        target, headers=signed(primary, target)).status)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(replies) == [204, 204, 503, 503, 503, 503]
+    assert 0.9 < time.monotonic() - began < 6
+    replica.start()
+    in_sync(primary, replica)
+
+
+def head_hash(server):
+    with contextlib.closing(sqlite3.connect(server.directory / "devpi_lite.db")) as db:
+        return db.execute("SELECT lower(hex(hash)) FROM changelog ORDER BY serial DESC").fetchone()[0]
+
+
+@pytest.mark.parametrize("query", [
+    "after=" + "9" * 16, "after=" + "9" * 5000, "after=-5&hash=", "after=1e9", "after=1&hash=zz",
+    "after=0&hash=%s&wait=100" % ("0" * 64), "after=0&hash=&wait=-1", "after=0&missing=" + "9" * 99,
+    "after=0&after=1", "after=%00", ""])
+def test_odd_questions_of_a_replica_do_no_harm(pair, query):
+    primary, _ = pair
+    target = "/+repl/v1/log?" + query
+    reply = primary.get(target, headers=signed(primary, target))
+    assert reply.status in (400, 409), reply
+    assert "Traceback" not in primary.output()
