@@ -26379,7 +26379,8 @@ def _nginx_word(word):
 
 @generator("nginx")
 def nginx_configuration(parsed):
-    """A proxy with TLS for nginx, under the name, port and path of --outside-url.
+    """A proxy with TLS for nginx, under the name, port and path of --outside-url; with --servers a
+    balancer.
 
     nginx leaves the path as it is, and the server removes the prefix: otherwise a user with the
     prefix's name could not be found."""
@@ -26399,13 +26400,19 @@ server {{
     return 308 https://$host$request_uri;
 }}
 """ if port == 443 else ""
-    return f"""\
-# /etc/nginx/conf.d/devpi_lite.conf, for {outside}/
+    if rest.servers:
+        upstream, to, balancing = _balanced(rest.servers, parts.path), "$devpi_lite", _BALANCING
+    else:
+        to, balancing = "devpi_lite", ""
+        upstream = f"""\
 upstream devpi_lite {{
     server {_nginx_word(_listening(settings))};
     keepalive 32;
 }}
-
+"""
+    return f"""\
+# /etc/nginx/conf.d/devpi_lite.conf, for {outside}/
+{upstream}
 server {{
     listen {port} ssl;
     server_name {parts.hostname};
@@ -26413,7 +26420,7 @@ server {{
     ssl_certificate_key {_nginx_word(key)};
 
     location {_nginx_word(parts.path + '/')} {{
-        proxy_pass http://devpi_lite;
+        proxy_pass http://{to};
         proxy_http_version 1.1;
         proxy_set_header Connection "";
         proxy_set_header X-Outside-URL {_nginx_word(outside)};
@@ -26425,9 +26432,50 @@ server {{
         proxy_request_buffering off;
         proxy_max_temp_file_size 0;
         proxy_read_timeout 300s;
-    }}
+{balancing}    }}
 }}
 {plain}"""
+
+
+def _balanced(servers, prefix):
+    """Pools of servers for nginx: one to read from, by turns, and the primary, the first of them.
+
+    nginx counts no failures: it counts a 503 as one, and a file that no server has yet would keep
+    all of them from everybody for a while."""
+    words = [_nginx_word(authority(*each)) for each in servers]
+    read = "".join(f"    server {word} max_fails=0;\n" for word in words)
+    return f"""\
+upstream devpi_lite {{
+{read}    keepalive 32;
+}}
+
+# takes changes: write another server here when it has been promoted, then `nginx -s reload`
+upstream devpi_lite_primary {{
+    server {words[0]};
+    keepalive 32;
+}}
+
+map "$request_method $request_uri" $devpi_lite {{
+    {_double_quoted("~^(GET|HEAD) " + re.escape(prefix) + "/(?![+]repl/)")} devpi_lite;
+    default devpi_lite_primary;
+}}
+"""
+
+
+_BALANCING = """\
+
+        # a read goes on to the next server where one is down, too old or without the file
+        proxy_next_upstream error timeout http_503;
+        proxy_connect_timeout 2s;
+"""
+
+
+def _addresses(text):
+    """The (host, port) pairs of addresses with commas between them; ArgumentTypeError."""
+    try:
+        return [_listen_address(name) for name in to_names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 @generator("docker")
@@ -26683,6 +26731,9 @@ def _ask_twice(name):
     argument("--tls-certificate", metavar="FILE",
              help="of nginx; default: where certbot puts it"),
     argument("--tls-key", metavar="FILE", help="its key"),
+    argument("--servers", type=_addresses, metavar="ADDRESSES",
+             help="of nginx: the primary's HOST:PORT and its replicas', with commas between "
+                  "them; all are read from, changes go to the first"),
     takes=(COMMON, FIRST_START, PASSWORDS, SERVING))
 def command_gen_config(parsed):
     print(GENERATORS[parsed.rest.kind](parsed), end="")

@@ -918,6 +918,35 @@ def test_the_nginx_configuration_follows_the_outside_url(generate):
             generate("nginx", "--outside-url", url)
 
 
+def test_the_nginx_configuration_can_balance(generate):
+    """Reads go to all, by a regular expression that the path can't break; the rest to the first."""
+    printed = generate("nginx", "--servers", "10.0.0.1:3141,[2001:db8::2]:80",
+                       "--outside-url", "https://pypi.example.org/a.b-c")
+    for line in (
+        "server 10.0.0.1:3141 max_fails=0;",
+        "server [2001:db8::2]:80 max_fails=0;",
+        "server 10.0.0.1:3141;",
+        "default devpi_lite_primary;",
+        "proxy_pass http://$devpi_lite;",
+        "proxy_next_upstream error timeout http_503;",
+    ):
+        assert line in printed
+    (pattern,) = re.findall(r'(?m)^    "~(.*)" devpi_lite;$', printed)
+    pattern = pattern.replace("\\\\", "\\")       # as nginx reads a quoted word
+    for line, to_all in (
+        ("GET /a.b-c/", True),
+        ("HEAD /a.b-c/root/pypi/+simple/", True),
+        ("GET /aXb-c/", False),
+        ("GET /a.b-c/+repl/v1/log?after=1", False),
+        ("POST /a.b-c/root/dev/", False),
+        ("PUSH /a.b-c/root/dev", False),
+    ):
+        assert bool(re.match(pattern, line)) == to_all, line
+    assert "next_upstream" not in generate("nginx")
+    with pytest.raises(SystemExit):
+        generate("nginx", "--servers", "10.0.0.1")
+
+
 def test_the_dockerfile_has_five_lines_and_the_options(generate, tmp_path):
     (tmp_path / "c.json").write_text(
         '{"devpi-server": {"restrict-modify": "root", "serverdir": "/elsewhere", "port": 1}}'
