@@ -882,7 +882,7 @@ def _role(text):
     return "primary" if text == "master" else text
 
 
-def _primary_url(text):
+def to_primary_url(text):
     if not text:
         return text
     parts = urllib.parse.urlsplit(text)
@@ -1112,7 +1112,7 @@ class Settings:
         "standalone; primary, which replicas may follow; replica; auto: as it was, at first "
         "replica with --primary-url, else standalone")
     primary_url: str = option(
-        "primary-url", _primary_url, "",
+        "primary-url", to_primary_url, "",
         "URL of the primary whose replica this server is; both need the same --secretfile",
         aliases=("--master-url",))
     file_replication_threads: int = option(
@@ -1371,6 +1371,9 @@ class Limits:
     longest_poll = 30               # seconds that one may wait
     known_replicas = 1000           # that a primary remembers
     replica_pause = 5               # seconds between two tries to reach the primary, at most
+    replica_heard = 15              # seconds between two notes that the primary is there
+    promote_after = 60              # seconds of silence of a primary before a replica takes over
+    former_pause = 10               # seconds between two tries to tell the former primary
     replica_retry = 3600            # seconds until a blob is tried again, at most
     replica_batch = 100             # blobs that are taken from the list of wanted ones at a time
     downloads = 128                 # busy with files; thrice as many in all
@@ -2352,8 +2355,11 @@ class Budget:
 
 
 SCHEMA = """
--- one row: one fact about this server: uuid, epoch; role, primary_url; of the server that it
--- follows: source_uuid, and source_hash, the hash of the last entry that came from there
+-- one row: one fact about this server: uuid; role, primary_url; of the server that it follows:
+-- source_uuid, and source_hash, the hash of the last entry that came from there, and heard, the
+-- time of its last response; epoch and term: see `history`; fenced: why a primary takes no
+-- changes; accepted_term: replicas of a lower term may have what this primary lost; former_url:
+-- of the server that was the primary before this one
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- AUTOINCREMENT: no id is used twice, so an id that was read before a change can't name another row
@@ -2685,6 +2691,58 @@ CREATE INDEX wanted_order ON wanted (due, serial DESC, size);
 CREATE TABLE cut_entries (serial INTEGER PRIMARY KEY, hash BLOB NOT NULL);
 """
 migration(8, SCHEMA_SINCE_8)(run_script)
+
+SCHEMA_SINCE_9 = """
+-- one row: an epoch, within which one server wrote all entries of the changelog, after start_serial
+-- term: a number that each new primary and each restore raises; from_uuid: of the server before
+-- why: init, import, upgrade, promote, restore
+CREATE TABLE history (
+    epoch TEXT PRIMARY KEY, term INTEGER NOT NULL, start_serial INTEGER NOT NULL,
+    start_hash TEXT NOT NULL, from_uuid TEXT, why TEXT NOT NULL, ts REAL NOT NULL) WITHOUT ROWID;
+"""
+
+
+@migration(9, SCHEMA_SINCE_9)
+def _migrate_to_9(db, sql):
+    run_script(db, sql)
+    for epoch, in db.execute("SELECT value FROM node WHERE key = 'epoch'").fetchall():
+        put_history(db, [Epoch(epoch, 1, -1, "", None, "upgrade", time.time())])
+
+
+class Epoch(typing.NamedTuple):
+    """A row of the table `history`."""
+    epoch: str
+    term: int
+    start_serial: int
+    start_hash: str         # of the last entry before it, in hex
+    from_uuid: str | None
+    why: str
+    ts: float               # time.time()
+
+
+def read_history(db):
+    """The `Epoch`s of this server's data, the oldest first."""
+    return [Epoch._make(row) for row in db.execute("SELECT * FROM history ORDER BY term")]
+
+
+def put_history(db, epochs):
+    """Have these `Epoch`s and no others; the newest is that of this server."""
+    db.execute("DELETE FROM history")
+    db.executemany("INSERT INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", epochs)
+    newest = max(epochs, key=lambda epoch: epoch.term)
+    db.executemany("INSERT OR REPLACE INTO node VALUES (?, ?)",
+                   [("epoch", newest.epoch), ("term", str(newest.term))])
+
+
+def begin_epoch(db, why, from_uuid=None, above=0):
+    """Begin a new epoch: from now on serials may mean other changes than elsewhere.
+
+    Its term is above all that were here, and above `above`."""
+    epochs = read_history(db)
+    serial, chain = Store.head(db)
+    term = max(above, *(epoch.term for epoch in epochs)) + 1
+    put_history(db, [*epochs, Epoch(secrets.token_hex(16), term, serial, chain.hex(), from_uuid,
+                                    why, time.time())])
 
 
 def make_schema(db):
@@ -3374,10 +3432,11 @@ class Store(Part):
         self.close_to_rows()
 
     def close_to_rows(self):
-        """Have all changes that put rows refused, if this is a replica's directory.
+        """Have all changes that put rows refused, in a replica's directory and in a primary's that
+        is fenced.
 
         `closed_to_rows` says why, in a sentence; None if they are not."""
-        self.closed_to_rows = None
+        self.closed_to_rows = self.node.get("fenced")
         if self.node.get("role") == "replica":
             self.closed_to_rows = (f"this is a replica of {self.node['primary_url']}: changes are "
                                    "made there")
@@ -3425,8 +3484,8 @@ class Store(Part):
         if version == 0:
             db.execute("BEGIN IMMEDIATE")
             make_schema(db)
-            for key in ("uuid", "epoch"):
-                db.execute("INSERT INTO node VALUES (?, ?)", (key, secrets.token_hex(16)))
+            db.execute("INSERT INTO node VALUES ('uuid', ?)", (secrets.token_hex(16),))
+            put_history(db, [Epoch(secrets.token_hex(16), 1, -1, "", None, "init", time.time())])
             db.execute(f"PRAGMA user_version = {newest}")
             db.execute("COMMIT")
         elif version < newest and self.read_only:
@@ -3623,15 +3682,21 @@ class Store(Part):
             self.waits_are_over = True
             self.log_grew.notify_all()
 
-    def set_facts(self, **facts):
-        """Store facts about this server in `node`, durably; None deletes one."""
-        self.write(self._set_facts, facts)
+    def set_facts(self, durable=True, **facts):
+        """Store facts about this server in `node`; None deletes one."""
+        self.write(lambda change: self.put_facts(change.db, facts), durable=durable)
         self.node = self._node_facts()
 
+    def change_node(self, function, *args):
+        """Have `function(db, *args)` change what this server is, durably."""
+        self.write(lambda change: function(change.db, *args))
+        self.node = self._node_facts()
+        self.close_to_rows()
+
     @staticmethod
-    def _set_facts(change, facts):
-        change.executemany("DELETE FROM node WHERE key = ?", [(key,) for key in facts])
-        change.executemany("INSERT INTO node VALUES (?, ?)", [
+    def put_facts(db, facts):
+        db.executemany("DELETE FROM node WHERE key = ?", [(key,) for key in facts])
+        db.executemany("INSERT INTO node VALUES (?, ?)", [
             (key, value) for key, value in facts.items() if value is not None])
 
     @staticmethod
@@ -3751,8 +3816,21 @@ class Store(Part):
     def _note_source(change, uuid_):
         """Remember whom this directory follows, and up to where."""
         _, chain = change.head
-        for key, value in (("source_uuid", uuid_), ("source_hash", chain.hex())):
+        for key, value in (("source_uuid", uuid_), ("source_hash", chain.hex()),
+                           ("heard", str(time.time()))):
             change.execute("INSERT OR REPLACE INTO node VALUES (?, ?)", (key, value))
+
+    @staticmethod
+    def shares(db, serial, chain):
+        """Whether the entry with this serial and hash is in the history here; None if that is too
+        long ago to be known."""
+        row = db.execute("SELECT hash FROM changelog WHERE serial = :serial UNION ALL "
+                         "SELECT hash FROM cut_entries WHERE serial = :serial",
+                         {"serial": serial}).fetchone()
+        if row:
+            return row["hash"] == chain
+        last = db.execute("SELECT max(serial) FROM changelog").fetchone()[0]
+        return False if last is None or serial > last else None
 
     def follows(self, uuid_):
         """Whether all that is here came from this server: it may be replaced by newer rows."""
@@ -10087,17 +10165,22 @@ class Signed(typing.NamedTuple):
     body: bytes         # b"" if it was written to a file
     uuid: str           # of the server
     serial: int         # its last one
+    epoch: str          # see the table `history`
+    term: int
     came: float         # time.monotonic() when its head arrived
 
 
 class Primary:
     """The server whose replica this one is. Signs requests to it, and checks its signatures.
 
-    The signature of a request covers its method, target and body, the time and a number that is
-    used once; that of a response covers the number, too."""
+    The signature of a request covers its method, target and body, the term of this server, the time
+    and a number that is used once; that of a response covers the number, too.
 
-    def __init__(self, client, url, secret, uuid_):
-        self.client, self.url, self.origin, self.uuid = client, url, origin_of(url), uuid_
+    `node`: the facts about this server, see the table `node`."""
+
+    def __init__(self, client, url, secret, node):
+        self.client, self.url, self.origin, self.uuid = client, url, origin_of(url), node["uuid"]
+        self.term = int(node["term"])       # the highest one that was seen
         self.key = replication_keys(secret)[0]
 
     def sign(self, method, target, body=b""):
@@ -10107,9 +10190,10 @@ class Primary:
     def _sign(self, method, target, body, nonce):
         now = str(int(time.time()))
         target = target[len(urllib.parse.urlsplit(self.url).path):]     # a proxy may take it away
-        mac = signature(self.key, method, target, self.uuid, now, nonce,
+        mac = signature(self.key, method, target, self.uuid, str(self.term), now, nonce,
                         hashlib.sha256(body).hexdigest())
-        return {"Authorization": f"Devpi-Replica id={self.uuid},ts={now},nonce={nonce},mac={mac}"}
+        return {"Authorization": f"Devpi-Replica id={self.uuid},term={self.term},ts={now},"
+                                 f"nonce={nonce},mac={mac}"}
 
     def get(self, path, headers=None):
         """The `UpstreamResponse` to a signed request for a path below the primary's URL.
@@ -10146,14 +10230,17 @@ class Primary:
                 digest.update(piece)
                 (write or pieces.append)(piece)
 
-            uuid_, serial = response.header("X-DEVPI-UUID"), response.header("X-Devpi-Head")
-            expected = signature(self.key, nonce, str(response.status), uuid_, serial,
+            stated = [response.header(name) for name in (
+                "X-DEVPI-UUID", "X-Devpi-Epoch", "X-Devpi-Term", "X-Devpi-Head")]
+            expected = signature(self.key, nonce, str(response.status), *stated,
                                  digest.hexdigest())
             given = response.header("X-Devpi-Signature")
             if not hmac.compare_digest(expected.encode(), given.encode("latin-1", "replace")):
                 raise UpstreamTrouble(f"{self.url} does not know the secret of this replica: it is "
                                       "not the primary, or something between alters what it sends")
-            return Signed(response.status, b"".join(pieces), uuid_, int(serial), came)
+            uuid_, epoch, term, serial = stated
+            return Signed(response.status, b"".join(pieces), uuid_, int(serial), epoch, int(term),
+                          came)
 
     def _refusal(self, response):
         """The trouble that a response with another status means."""
@@ -17442,8 +17529,7 @@ class App(Part):
         # the `Primary`, if this is a replica; the `Replicas`, if this is a primary
         self.primary = self.replicas = None
         if self.role == "replica":
-            self.primary = Primary(self.client, store.node["primary_url"], secret,
-                                   store.node["uuid"])
+            self.primary = Primary(self.client, store.node["primary_url"], secret, store.node)
         self.secret = secret
         self.mirrors = Mirrors(store, self.indexes, self.blobs, self.client, settings,
                                self.primary)
@@ -19565,16 +19651,17 @@ class Nonces:
             return True
 
 
-_SIGNATURE = re.compile("Devpi-Replica id=([0-9a-f]{32}),ts=([0-9]{1,12}),nonce=([0-9a-f]{32}),"
-                        "mac=([0-9a-f]{64})")
+_SIGNATURE = re.compile("Devpi-Replica id=([0-9a-f]{32}),term=([0-9]{1,9}),ts=([0-9]{1,12}),"
+                        "nonce=(?P<nonce>[0-9a-f]{32}),mac=([0-9a-f]{64})")
 _NOT_KEPT = ("Cache-Control", "no-store")      # of all that replicas get
 
 
 class Asking(typing.NamedTuple):
-    """The server that signed a request; `key`: the one by which it did; `nonce`: of the request."""
+    """The server that signed a request."""
     uuid: str
-    key: bytes
-    nonce: str
+    term: int           # the highest that it has seen
+    key: bytes          # by which it signed
+    nonce: str          # of the request
 
 
 class Replicas(Standalone):
@@ -19592,27 +19679,43 @@ class Replicas(Standalone):
         self.polls = threading.BoundedSemaphore(Limits.polls)
 
     def check(self, method, target, headers, body=b""):
-        """Who signed a request just now, as `Asking`; None if nobody did who has the secret."""
+        """Who signed a request just now, as `Asking`; None if nobody did who has the secret.
+
+        If that server has seen a later term, there is another primary: this one takes no more
+        changes."""
         match = _SIGNATURE.fullmatch(headers.get("authorization", ""))
         if not match:
             return None
-        uuid_, ts, nonce, mac = match.groups()
+        uuid_, term, ts, nonce, mac = match.groups()
         if self.prefix and target.startswith(self.prefix + "/"):
             target = target[len(self.prefix):]
-        texts = (method, target, uuid_, ts, nonce, hashlib.sha256(body).hexdigest())
+        texts = (method, target, uuid_, term, ts, nonce, hashlib.sha256(body).hexdigest())
         # a list: all are compared, whichever fits
         fitting = [key for key in self.keys if hmac.compare_digest(mac, signature(key, *texts))]
         if not fitting or not self.nonces.use(int(ts), bytes.fromhex(nonce)):
             return None
-        return Asking(uuid_, fitting[0], nonce)
+        if int(term) > int(self.store.node["term"]):
+            self.fence(f"a server has been promoted since this one was the primary (its term is "
+                       f"{term}, the one here {self.store.node['term']}): changes are made there",
+                       int(term))
+        return Asking(uuid_, int(term), fitting[0], nonce)
+
+    def fence(self, sentence, term=0):
+        """Take no more changes, until `promote`: the sentence says why; `term`: the later one that
+        was seen."""
+        if int(self.store.node.get("fenced_term", -1)) < term:
+            log.error("this primary takes no more changes: %s", sentence)
+            self.store.change_node(Store.put_facts, {"fenced": sentence, "fenced_term": str(term)})
 
     def sign(self, request, response, digest=None):
         """Sign a response by the key of the request; `digest`: the SHA-256 of its body, in hex."""
         asking = request.replica
         digest = digest or hashlib.sha256(response.body).hexdigest()
-        head, uuid_ = str(self.store.serial), self.store.node["uuid"]
-        mac = signature(asking.key, asking.nonce, str(response.status), uuid_, head, digest)
+        head, node = str(self.store.serial), self.store.node
+        mac = signature(asking.key, asking.nonce, str(response.status), node["uuid"],
+                        node["epoch"], node["term"], head, digest)
         response.headers = [pair for pair in response.headers if pair[0] != "Cache-Control"] + [
+            ("X-Devpi-Epoch", node["epoch"]), ("X-Devpi-Term", node["term"]),
             ("X-Devpi-Head", head), ("X-Devpi-Signature", mac), _NOT_KEPT]
         return response
 
@@ -19644,17 +19747,15 @@ class Replicas(Standalone):
 
     def entries(self, serial, chain):
         """(reason, lines): the next entries after one with this hash, as JSON lines; or why they
-        can't be followed: "ahead", "fork", "pruned"."""
+        can't be followed: "ahead", "fork", "pruned", "unknown" (it is too long ago)."""
         with self.store.read() as db:
             first, last = db.execute("SELECT min(serial), max(serial) FROM changelog").fetchone()
-            here = db.execute("SELECT hash FROM changelog WHERE serial = ?", (serial,)).fetchone()
             if last is None or serial > last:
                 return "ahead", b""
-            known = here or db.execute("SELECT hash FROM cut_entries WHERE serial = ?", (serial,)
-                                       ).fetchone()
-            if known is None or known["hash"] != chain:
-                return "fork", b""
-            if here is None:
+            is_shared = self.store.shares(db, serial, chain)
+            if not is_shared:
+                return "unknown" if is_shared is None else "fork", b""
+            if serial < first:
                 return "pruned", b""
             if serial == last:
                 return None, b""
@@ -19677,8 +19778,50 @@ class Replicas(Standalone):
                 return
             yield line
 
+    def doubt(self, asking, address, reason, serial):
+        """A replica has an entry that this server never had: take no more changes, unless its
+        operator has accepted that loss."""
+        if reason in ("ahead", "fork") \
+                and asking.term >= int(self.store.node.get("accepted_term", 0)):
+            self.fence(f"the replica {asking.uuid} at {address} has serial {serial}, which this "
+                       "server never had: it lost changes, as after a restore of an older backup. "
+                       "Promote that replica, or accept the loss here by promote --accept-loss")
+
+    def refusal(self, reason):
+        """The facts that say why a replica can't go on from its serial."""
+        with self.store.read() as db:
+            return {"reason": reason, "history": read_history(db)}
+
+    def complaints(self):
+        if "fenced" in self.store.node:
+            yield Complaint("fatal", "this primary takes no changes", (self.store.node["fenced"],))
+
+    def why_not_ready(self):
+        return self.store.node.get("fenced")
+
+    def loops(self):
+        if "former_url" in self.store.node:
+            yield "former primary", self._tell_former_primary
+
+    def _tell_former_primary(self):
+        """Have the server that was the primary before this one take no more changes, when it comes
+        back: it sees the later term. If its own is later still, this one takes no more."""
+        node = self.store.node
+        former = Primary(self.app.client, node["former_url"], self.app.secret, node)
+        while not self.store.waits_are_over:
+            try:
+                response = former.get_signed("/+repl/v1/history")
+                if response.term > int(self.store.node["term"]):
+                    self.fence(f"{former.url} has been promoted since (its term is "
+                               f"{response.term}): changes are made there", response.term)
+            except (Problem, OSError, ValueError) as error:
+                log.debug("the former primary %s: %s", former.url, error)
+            self.store.wait_for_serial(sys.maxsize, Limits.former_pause)
+
     def status(self, is_new):
-        return {**super().status(is_new), "polling_replicas": dict(self.seen)}
+        return {**super().status(is_new), "polling_replicas": dict(self.seen),
+                "epoch": self.store.node["epoch"], "term": int(self.store.node["term"]),
+                "fenced": self.store.node.get("fenced")}
 
     def gauges(self):
         yield Gauge("devpi_lite_replicas", "gauge", "Replicas that asked within a minute.",
@@ -19726,11 +19869,31 @@ def get_log(request):
             reason, lines = replicas.entries(serial, chain)
     request.serial = request.app.store.serial
     if reason:
-        return replicas.sign(request, json_response({"reason": reason}, 409))
+        replicas.doubt(request.replica, request.address, reason, serial)
+        return replicas.sign(request, json_response(replicas.refusal(reason), 409))
     if not lines:
         return replicas.sign(request, Response(204))
     return replicas.sign(request, Response(
         200, [("Content-Type", "application/x-ndjson")], lines))
+
+
+@route("GET", "/+repl/v1/history", for_="program", may="replicate")
+def get_history(request):
+    """The epochs of this server's data, the oldest first, as `Epoch`s."""
+    with request.app.store.read() as db:
+        return request.app.replicas.sign(request, json_response({"history": read_history(db)}))
+
+
+@route("GET", "/+repl/v1/shared", for_="program", may="replicate")
+def get_shared(request):
+    """Whether the entry with this `serial` and `hash` is in the history here; null if that is too
+    long ago."""
+    serial, chain = request.query.get("serial", ""), request.query.get("hash", "")
+    if not re.fullmatch("[0-9]{1,15}", serial) or not is_sha256(chain):
+        raise BadRequest("'serial' must be a number, 'hash' 64 hexadecimal digits")
+    with request.app.store.read() as db:
+        is_shared = request.app.store.shares(db, int(serial), bytes.fromhex(chain))
+    return request.app.replicas.sign(request, json_response({"shared": is_shared}))
 
 
 @route("GET", "/+repl/v1/snapshot", for_="program", may="replicate")
@@ -20222,13 +20385,16 @@ class Follower(Part):
         response = self.primary.get_signed(
             f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}&wait={wait}")
         self._learn(response)
+        self._refuse_older(response)
         if response.status == 409:
-            reason = json.loads(response.body)["reason"]
-            if reason == "pruned":
+            facts = json.loads(response.body)
+            if facts["reason"] == "pruned":
                 self._take_snapshot()
                 return
-            raise Diverged(_DIVERGED[reason].format(url=self.primary.url, serial=serial,
-                                                    head=response.serial))
+            raise Diverged(_DIVERGED[facts["reason"]].format(
+                url=self.primary.url, serial=serial, head=response.serial)
+                + f" ({_last_turn(facts['history'])})")
+        self._take_history(response)
         if response.body:
             entries = [_entry_of(line) for line in response.body.splitlines()]
             if until is not None:
@@ -20267,6 +20433,24 @@ class Follower(Part):
         self.files_in_sync_at = self.all_in_sync_at = moment
         self.first_files_at = self.first_files_at or moment
 
+    def _refuse_older(self, response):
+        """Diverged for a server that is a primary no more: a later term has been seen."""
+        if response.term < self.primary.term:
+            raise Diverged(
+                f"{self.primary.url} was the primary once (its term is {response.term}); since "
+                f"then another server has been promoted (term {self.primary.term}): start this "
+                "replica with the --primary-url of that one")
+
+    def _take_history(self, response):
+        """Take over the primary's epochs, if it has begun a new one."""
+        if response.epoch == self.store.node["epoch"]:
+            return
+        told = self.primary.get_signed("/+repl/v1/history")
+        self._refuse_older(told)
+        self.store.change_node(put_history, [
+            Epoch(*epoch) for epoch in json.loads(told.body)["history"]])
+        self.primary.term = told.term
+
     def _heard(self, response):
         """The primary has responded, and all that it sent is entered."""
         if response.uuid != self.store.node.get("source_uuid"):
@@ -20277,21 +20461,22 @@ class Follower(Part):
             log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
         self.state, self.trouble = "following", ""
         self.heard, self.heard_since = time.time(), time.monotonic()
+        if self.heard > float(self.store.node.get("heard", 0)) + Limits.replica_heard \
+                or self.store.serial < response.serial:
+            self.store.set_facts(durable=False, heard=str(self.heard),
+                                 primary_serial=str(response.serial))
         self._note_sync()
         self.has_work.set()
 
     def _take_snapshot(self):
         """Replace all rows by those of the primary; what is here came from there."""
         self.state = "snapshot"
-        with tempfile.TemporaryFile(dir=self.blobs.tmp) as file:
-            response = self.primary.get_signed("/+repl/v1/snapshot", file.write)
-            self._learn(response)
-            file.seek(0)
-            lines = _unpacked_lines(file)
-            entry = _entry_of(next(lines))
-            self.store.start_from(map(_row_of, lines), entry, response.uuid, self.wants)
+        response = take_snapshot(self.store, self.primary, self.blobs.tmp, self.wants)
+        self._learn(response)
+        self._take_history(response)
         self.comparison.forget()
-        log.info("replica: took a snapshot of %s at serial %d", self.primary.url, entry.serial)
+        log.info("replica: took a snapshot of %s at serial %d", self.primary.url,
+                 self.store.serial)
         self._heard(response)
 
     # -- files
@@ -20494,11 +20679,33 @@ class Diverged(UpstreamTrouble):
 
 _DIVERGED = {
     "ahead": "this replica has serial {serial}, and {url} only {head}: it lost what came after, as "
-             "after a restore of an older backup; nothing is taken from it. Start this replica on "
-             "an empty --serverdir to follow it nevertheless",
+             "after a restore of an older backup; nothing is taken from it. The command `resync` "
+             "says what is only here, and follows it nevertheless",
     "fork": "serial {serial} is another change here than at {url}: the histories have parted, and "
-            "nothing is taken from it. Start this replica on an empty --serverdir to follow it "
-            "nevertheless"}
+            "nothing is taken from it. The command `resync` says what is only here, and follows it "
+            "nevertheless",
+    "unknown": "serial {serial} was too long ago: {url} does not know any more whether it had it, "
+               "and nothing is taken from it. The command `resync` takes all from it anew"}
+
+
+def _last_turn(history):
+    """When and why the newest of some `Epoch`s, as JSON, began: a sentence for a person."""
+    newest = Epoch(*history[-1])
+    return (f"its last {newest.why}: at serial {newest.start_serial}, {iso_time(newest.ts)}, "
+            f"term {newest.term}")
+
+
+def take_snapshot(store, primary, folder, wants_blobs):
+    """Replace all rows of a store by those of its primary; returns the `Signed` response.
+
+    `folder`: for the file that it is at first; `wants_blobs`: see `Change`."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        response = primary.get_signed("/+repl/v1/snapshot", file.write)
+        file.seek(0)
+        lines = _unpacked_lines(file)
+        entry = _entry_of(next(lines))
+        store.start_from(map(_row_of, lines), entry, response.uuid, wants_blobs)
+    return response
 
 
 def _unpacked_lines(file):
@@ -24265,7 +24472,7 @@ def restore(backups, backup, serverdir, skip_broken):
                          "--skip-broken restores all the others")
     if known.count:
         print("the files named last were lost before the backup was made", file=sys.stderr)
-    begin_epoch(os.path.join(serverdir, "devpi_lite.db"))
+    begin_restored(os.path.join(serverdir, "devpi_lite.db"))
     broken.count += known.count
     return broken
 
@@ -24300,14 +24507,20 @@ def restore_blobs(db, backups, manifest, serverdir):
     return broken, known
 
 
-def begin_epoch(database):
+def begin_restored(database):
     """Give a restored database a new epoch: its serials may come to mean other changes. Triggers
     and views are dropped: somebody put them there, and they could change rows at any later time."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
+        db.row_factory = sqlite3.Row
         for kind, name in schema_faults(db).acting:
             db.execute('DROP %s "%s"' % (kind, name.replace('"', '""')))
             print(f"dropped the {kind} {one_line(name, 100)}, which is none of devpi_lite")
-        db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
+        db.execute("BEGIN IMMEDIATE")
+        if db.execute("PRAGMA user_version").fetchone()[0] < 9:     # it gets its first term later
+            db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
+        else:
+            begin_epoch(db, "restore")
+        db.execute("COMMIT")
 
 
 # ==================================================================================================
@@ -26566,7 +26779,7 @@ def settle_role(store, settings):
         raise FatalError("a replica needs --primary-url URL")
     elif was != "replica" and store.serial >= 0:
         raise FatalError(f"{settings.serverdir} has changes of its own: a replica starts on an "
-                         "empty --serverdir")
+                         "empty --serverdir; the command `resync` makes a replica of this one")
     elif not settings.secretfile and was != "replica":
         raise FatalError("a replica needs --secretfile: a copy of the primary's secret file, which "
                          "is .secret in its --serverdir")
@@ -26617,27 +26830,221 @@ def settle_secret(store, settings, secret):
 
 @command(
     "promote", "Make a replica, whose server is stopped, the primary: then start it without "
-               "--primary-url.",
+               "--primary-url.  Or let a primary that takes no changes any more take them again.  "
+               "Other replicas that have no more than this one follow it, if they are started with "
+               "its URL.",
     argument("--force", action="store_true",
-             help="even if files have not arrived, which are lost then"),
+             help="even if the primary responds, or was heard of within the last minute"),
+    argument("--accept-loss", action="store_true",
+             help="even if files or changes are missing here: they are lost, also those that some "
+                  "replica may still have"),
     takes=(COMMON,))
 def command_promote(parsed):
-    settings = parsed.settings
+    settings, told = parsed.settings, parsed.rest
     refuse_no_database(settings.serverdir)
     with take_lock(settings.serverdir), contextlib.closing(Store(settings)) as store:
-        if store.node.get("role") != "replica":
-            raise FatalError(f"{settings.serverdir} is no replica")
+        node = store.node
+        if node.get("role") == "replica":
+            refuse_promotion(settings, store, told)
+        elif "fenced" not in node:
+            raise FatalError(f"{settings.serverdir} is no replica"
+                             + (": it is a primary" if node.get("role") == "primary" else ""))
+        elif not int(node["fenced_term"]) and not told.accept_loss:
+            raise FatalError(f"{settings.serverdir} takes no changes: {node['fenced']}")
+
+        store.change_node(_promote, node, told.accept_loss)
+        print(f"{settings.serverdir} is a primary now, from serial {store.serial} on (term "
+              f"{store.node['term']}): start it without --primary-url, and other replicas with "
+              "its URL")
+
+
+def refuse_promotion(settings, store, told):
+    """FatalError if something speaks against making a replica the primary."""
+    node = store.node
+    url, heard = node["primary_url"], float(node.get("heard", 0))
+    if store.serial < 0:
+        raise FatalError("nothing has come from the primary yet")
+    if not told.force:
+        if _responds(settings, url, node.get("source_uuid")):
+            raise FatalError(f"the primary {url} is there: stop it first, or two servers take "
+                             "changes; --force says that it may be so")
+        if abs(time.time() - heard) < Limits.promote_after:
+            raise FatalError(f"the primary {url} was there at {iso_time(heard)}: wait a minute, "
+                             "or say by --force that it is stopped")
+    with store.read() as db:
+        files, = db.execute("SELECT count(*) FROM wanted").fetchone()
+    behind = int(node.get("primary_serial", 0)) - store.serial
+    lost = [text for number, text in (
+        (files, number_of(files, "file")), (behind, number_of(behind, "change"))) if number > 0]
+    if lost and not told.accept_loss:
+        raise FatalError(f"{' and '.join(lost)} have not arrived from {url} and would be lost; "
+                         "--accept-loss says that they may be")
+
+
+def _responds(settings, url, uuid_):
+    """Whether a server with this uuid responds at a URL."""
+    try:
+        with UpstreamClient(settings).ask_primary(url + "/+api", {
+                "User-Agent": user_agent(), "Accept": "application/json"}) as response:
+            return response.header("X-DEVPI-UUID") == uuid_
+    except UpstreamTrouble as error:
+        log.debug("the primary does not respond: %s", error.message)
+        return False
+
+
+def _promote(db, node, accepts_loss):
+    """Make this server the primary, in a new epoch; `node`: the facts about it so far."""
+    begin_epoch(db, "promote", node.get("source_uuid"), int(node.get("fenced_term", 0)))
+    term, = db.execute("SELECT value FROM node WHERE key = 'term'").fetchone()
+    facts = {"role": "primary", "primary_url": None, "source_uuid": None, "source_hash": None,
+             "heard": None, "primary_serial": None, "fenced": None, "fenced_term": None}
+    if "primary_url" in node:
+        facts["former_url"] = node["primary_url"]
+    if accepts_loss:
+        facts["accepted_term"] = term
+    Store.put_facts(db, facts)
+
+
+@command(
+    "resync", "Make a server directory, whose server is stopped, a replica of the primary anew: "
+              "one whose history has parted from the primary's, or that was the primary itself.  "
+              "What is only here is listed, change by change, and stays in a directory "
+              "diverged-TIME beside the database; files that are the same are not fetched again.",
+    argument("--primary-url", type=to_primary_url, default="",
+             help="the primary's URL, if it is not the one that this directory knows"),
+    argument("--secretfile", type=absolute_path,
+             help="a copy of the primary's secret file, if it is not .secret in the directory"),
+    argument("--dry-run", action="store_true", help="only list what is here alone"),
+    takes=(COMMON,))
+def command_resync(parsed):
+    settings, told = parsed.settings, parsed.rest
+    serverdir = settings.serverdir
+    refuse_no_database(serverdir)
+    with take_lock(serverdir):
+        secret = read_secret(serverdir, told.secretfile)
+        with contextlib.closing(Store(settings)) as store:
+            url = told.primary_url or store.node.get("primary_url")
+            if not url:
+                raise FatalError("--primary-url must name the primary to follow")
+            primary = Primary(UpstreamClient(settings), url, secret, store.node)
+            try:
+                told_history = primary.get_signed("/+repl/v1/history")
+                if told_history.term < primary.term:
+                    raise FatalError(
+                        f"{url} is of term {told_history.term}, and this directory of term "
+                        f"{primary.term}: {url} is no primary any more, or not yet")
+                report = Losses(store, primary)
+            except Problem as problem:
+                raise FatalError(problem.message) from None
+            report.show(sys.stdout)
+        if told.dry_run:
+            return
+        aside = os.path.join(serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime()))
+        rebuild(settings, primary, told_history, report, aside)
+    print(f"{serverdir} is a replica of {url} now; what it was is in {aside}: start it with "
+          f"--primary-url {url}")
+
+
+class Losses:
+    """What is in a server directory and not at the primary: entries of the changelog.
+
+    `parted`: the last serial that both have; -1: none."""
+
+    def __init__(self, store, primary):
+        self.url = primary.url
         with store.read() as db:
-            lost, = db.execute("SELECT count(*) FROM wanted").fetchone()
-        if store.serial < 0:
-            raise FatalError("nothing has come from the primary yet")
-        if lost and not parsed.rest.force:
-            raise FatalError(f"files that have not arrived from {store.node['primary_url']} would "
-                             f"be lost: {lost:,}; --force says that they may be")
-        store.set_facts(role="primary", primary_url=None, source_uuid=None, source_hash=None,
-                        epoch=secrets.token_hex(16))
-        print(f"{settings.serverdir} is a primary now, from serial {store.serial} on: start it "
-              "without --primary-url, and other replicas with its URL")
+            self.last, _ = store.head(db)
+            hashes = db.execute("SELECT serial, hash FROM cut_entries UNION "
+                                "SELECT serial, hash FROM changelog ORDER BY serial").fetchall()
+            self.parted = hashes[self._count_shared(primary, hashes) - 1]["serial"] \
+                if hashes and self._is_shared(primary, hashes[0]) else -1
+            self.entries = list(read_log(db, self.parted))
+
+    def _count_shared(self, primary, hashes):
+        """The number of entries, of those from the first one on, that the primary has, too."""
+        low, high = 1, len(hashes)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._is_shared(primary, hashes[middle - 1]):
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
+    @staticmethod
+    def _is_shared(primary, row):
+        """Whether the primary has an entry; also if it does not know any more."""
+        response = primary.get_signed(
+            f"/+repl/v1/shared?serial={row['serial']}&hash={row['hash'].hex()}")
+        return json.loads(response.body)["shared"] is not False
+
+    def show(self, file):
+        """Write the list: for each change serial, time, user, and the rows that it wrote."""
+        count = self.last - self.parted
+        if not count:
+            print(f"all changes that are here, up to serial {self.last}, are at {self.url}, too",
+                  file=file)
+            return
+        print(f"the histories parted after serial {self.parted}; {number_of(count, 'change')} "
+              f"here, up to serial {self.last}, {'is' if count == 1 else 'are'} not at {self.url}:",
+              file=file)
+        if len(self.entries) < count:
+            print(f"(of the first {count - len(self.entries):,} only the number is known)",
+                  file=file)
+        for entry in self.entries:
+            for kind, key, value in entry.ops_for_replay():
+                print(f"{entry.serial:>9}  {iso_time(entry.ts)}  {entry.who or '-':<12} "
+                      f"{'' if value is not None else 'deleted '}{kind} {'/'.join(key)}", file=file)
+
+
+def rebuild(settings, primary, told_history, report, aside):
+    """Replace a directory's database by a new replica's; what only the old one names is put into
+    the directory `aside`, with the list of it.
+
+    The old database is in its place until the new one is whole."""
+    serverdir = settings.serverdir
+    database = os.path.join(serverdir, "devpi_lite.db")
+    blobs = Blobs(serverdir)
+    blobs.recover()
+    with tempfile.TemporaryDirectory(dir=blobs.tmp) as folder:
+        fresh = dataclasses.replace(settings, serverdir=folder)
+        with contextlib.closing(Store(fresh, create=True)) as store:
+            try:
+                store.set_facts(role="replica", primary_url=primary.url)
+                take_snapshot(store, primary, blobs.tmp, lambda path: True)
+                store.change_node(put_history, [
+                    Epoch(*epoch) for epoch in json.loads(told_history.body)["history"]])
+            except Problem as problem:
+                raise FatalError(f"nothing was changed: {problem.message}") from None
+
+        os.mkdir(aside, 0o700)
+        copy_database(serverdir, os.path.join(aside, "devpi_lite.db"))
+        with open(os.path.join(aside, "changes.txt"), "w", encoding="utf-8") as file:
+            report.show(file)
+        _keep_lost_blobs(blobs, os.path.join(folder, "devpi_lite.db"), aside)
+        sync_tree(aside)
+        for name in ("search.db", "search.db-wal", "search.db-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(serverdir, name))
+        os.replace(os.path.join(folder, "devpi_lite.db"), database)
+        sync_directory(serverdir)
+
+
+def _keep_lost_blobs(blobs, database, aside):
+    """Link the blobs of stages that a database does not name into the directory `aside`."""
+    kept = Blobs(aside)
+    with contextlib.closing(sqlite3.connect(os.path.join(aside, "devpi_lite.db"))) as db:
+        db.execute("ATTACH ? AS new", (database,))
+        for sha256, in db.execute(
+                "SELECT DISTINCT sha256 FROM files WHERE release_id IS NOT NULL AND sha256 NOT IN "
+                "(SELECT sha256 FROM new.files WHERE sha256 IS NOT NULL)"):
+            try:
+                os.link(blobs.path(sha256), kept.path(sha256))
+            except FileNotFoundError:
+                log.warning("the file %s was missing already", sha256)
+            except OSError:         # a file system without links
+                with blobs.open(sha256) as file:
+                    copy_checked(file, kept.path(sha256), sha256)
 
 
 def require_root(store, settings):

@@ -97,14 +97,14 @@ def unsound(server):
 
 
 def signed(server, target, method="GET", secret=None, ts=None, signed_target=None, nonce=None,
-           uuid="5" * 32):
+           uuid="5" * 32, term=1):
     """The headers of a request by a replica to the server."""
     key = hmac.new((secret or (server.directory / ".secret").read_bytes().strip()),
                    b"devpi-lite-replica", "sha256").digest()
     ts, nonce = str(int(ts or time.time())), nonce or secrets.token_hex(16)
-    texts = (method, signed_target or target, uuid, ts, nonce, hashlib.sha256(b"").hexdigest())
+    texts = (method, signed_target or target, uuid, str(term), ts, nonce, hashlib.sha256(b"").hexdigest())
     mac = hmac.new(key, "\n".join(texts).encode(), "sha256").hexdigest()
-    return {"Authorization": "Devpi-Replica id=%s,ts=%s,nonce=%s,mac=%s" % (uuid, ts, nonce, mac)}
+    return {"Authorization": "Devpi-Replica id=%s,term=%d,ts=%s,nonce=%s,mac=%s" % (uuid, term, ts, nonce, mac)}
 
 
 class Between:

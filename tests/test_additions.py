@@ -174,7 +174,7 @@ def test_a_command_is_in_the_help_and_a_hidden_one_is_not(parse, capsys):
     with pytest.raises(SystemExit):
         parse("serve", "--help")
     listed = " ".join(capsys.readouterr().out.split())
-    assert "serve, promote, init, passwd, gen-config, quack; without one: serve" in listed
+    assert "serve, promote, resync, init, passwd, gen-config, quack; without one: serve" in listed
     with pytest.raises(SystemExit):
         parse("quack", "--help")
     shown = capsys.readouterr().out
@@ -184,7 +184,7 @@ def test_a_command_is_in_the_help_and_a_hidden_one_is_not(parse, capsys):
 
 @pytest.mark.parametrize("words, said", [
     (("serve", "quak"), "there is no command 'quak'; did you mean quack?"),
-    (("serve", "_molt"), "serve, promote, init, passwd, gen-config, quack\n"),
+    (("serve", "_molt"), "serve, promote, resync, init, passwd, gen-config, quack\n"),
     (("serve", "--port", "0", "quack"), "the command comes first: ponds.py quack ..."),
     (("quack", "1", "2"), "'2' is one word too many"),
     (("quack", "--lowd"), "there is no option --lowd; did you mean --loud?")])

@@ -101,7 +101,7 @@ def test_restricted_mirror_is_read_by_the_replica_and_by_nobody_else(pair, upstr
     for server in pair:
         for place in (path, "/%s/+simple/demo/" % index):
             assert get(server, place).status in (401, 403)
-            forged = "Devpi-Replica id=%s,ts=1,nonce=%s,mac=%s" % ("0" * 32, "0" * 32, "0" * 64)
+            forged = "Devpi-Replica id=%s,term=1,ts=1,nonce=%s,mac=%s" % ("0" * 32, "0" * 32, "0" * 64)
             assert get(server, place, Authorization=forged).status in (401, 403)
 
 

@@ -1,0 +1,287 @@
+"""The primary is lost: a replica is promoted, others follow it, the old one comes back."""
+
+import contextlib
+import re
+import shutil
+import sqlite3
+import time
+
+import devpi_lite
+import pytest
+from harness import Server, eventually, patched, run_command, wheel
+from replicas import comes_to_be, head, in_sync, primary_at, replica_at, rows, same, status, unsound
+
+# servers that ask again soon
+SOON = """
+devpi_lite.Limits.replica_pause = 0.2
+devpi_lite.Limits.former_pause = 0.2
+devpi_lite.Limits.log_wait = 1
+"""
+
+
+class Site:
+    """A primary with an index, and replicas of it."""
+
+    def __init__(self, folder):
+        self.folder, self.script, self.servers = folder, patched(folder, SOON), []
+        self.primary = self._kept(primary_at(folder / "p", script=self.script).start())
+        self.primary.login("root")
+        self.primary.add_user("ann")
+        self.primary.add_index("ann/dev")
+        self.secret = str(self.primary.directory / ".secret")
+
+    def _kept(self, server):
+        self.servers.append(server)
+        return server
+
+    def replica(self, name, of=None):
+        server = replica_at(self.folder / name, of or self.primary, script=self.script, secret=self.secret)
+        server.passwords.update(self.primary.passwords)
+        return self._kept(server.start())
+
+    def again(self, server, *options):
+        """A server on the directory of another one, which has ended, started with these options."""
+        new = Server(server.directory, "--secretfile", self.secret, *options, root_password=None, script=self.script)
+        new.passwords.update(self.primary.passwords)
+        return self._kept(new.start())
+
+    def old(self):
+        """The first primary as it was, at its port, after it has ended."""
+        self.primary.start("--port", str(self.primary.port))
+        return self.primary
+
+    def end(self):
+        for server in self.servers:
+            if server.running:
+                server.kill()
+
+
+@pytest.fixture
+def site(tmp_path):
+    site = Site(tmp_path)
+    yield site
+    site.end()
+
+
+def command(server, name, *words):
+    return run_command(name, *words, "--serverdir", server.directory)
+
+
+def done(result):
+    assert (result.returncode, result.stderr) == (0, ""), result
+    return result.stdout
+
+
+def facts(server):
+    with contextlib.closing(sqlite3.connect(server.directory / "devpi_lite.db")) as db:
+        return dict(db.execute("SELECT key, value FROM node")), db.execute(
+            "SELECT why, term, start_serial FROM history ORDER BY term").fetchall()
+
+
+def fenced(server):
+    """What the server says when it refuses an upload."""
+    answer = eventually(lambda: (lambda answer: answer.status == 503 and answer)(
+        server.upload("ann/dev", wheel("late", "1.%d" % time.time_ns()))))
+    assert "Retry-After" in answer.headers
+    return answer.text
+
+
+def test_other_replicas_follow_a_promoted_one_without_a_snapshot(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    first, second = site.replica("first"), site.replica("second")
+    same(site.primary, first, second)
+    assert "another server runs" in command(first, "promote").stderr
+    for server in (first, second):
+        server.stop()
+    site.primary.kill()
+    done(command(first, "promote", "--force"))
+    assert "is no replica: it is a primary" in command(first, "promote").stderr
+
+    heir = site.again(first)
+    follower = site.again(second, "--primary-url", heir.url)
+    assert heir.upload("ann/dev", wheel("demo", "2.0")).status == 200
+    assert follower.upload("ann/dev", wheel("demo", "3.0")).status == 200
+    same(heir, follower)
+    assert "snapshot" not in follower.output()
+    assert status(follower)["primary-uuid"] == status(heir)["uuid"]
+    for server in (heir, follower):
+        node, history = facts(server)
+        assert (node["term"], [row[:2] for row in history]) == ("2", [("init", 1), ("promote", 2)])
+    assert status(heir)["term"] == 2 and status(heir)["fenced"] is None
+
+
+def test_an_old_primary_that_comes_back_is_fenced_and_resync_heals_it(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    first = site.replica("first")
+    same(site.primary, first)
+    first.stop()
+    only_there = wheel("alone", "1.0", size=30000)
+    site.primary.upload("ann/dev", only_there)
+    site.primary.add_user("eve")
+    site.primary.kill()
+    done(command(first, "promote", "--force"))
+    heir = site.again(first)
+    heir.upload("ann/dev", wheel("demo", "2.0"))
+
+    old = site.old()
+    assert "term is 2, the one here 1" in fenced(old)
+    assert old.fetch("ann/dev", only_there.filename, "alone") == only_there.content
+    assert "takes no changes" in str(status(old)["messages"]) and status(old)["status"] == "fatal"
+    assert old.get("/+health/ready", user=None).status == 503
+    old.restart("--port", str(old.port))
+    assert "term is 2" in fenced(old)
+
+    assert "another server runs" in command(old, "resync", "--primary-url", heir.url).stderr
+    old.stop()
+    refused = run_command("--serverdir", old.directory, "--primary-url", heir.url, "--port", "0")
+    assert refused.returncode == 1 and "`resync`" in refused.stderr
+    before = rows(old)
+    listed = done(command(old, "resync", "--primary-url", heir.url, "--dry-run"))
+    lines = listed.splitlines()
+    assert "parted after serial" in lines[0] and ": " not in lines[-1]
+    assert re.search(r"\d+  20\S+  ann +file ann/dev/alone/1.0/releasefile/" + re.escape(only_there.filename)
+                     + "|file ann/dev/.*" + re.escape(only_there.filename), listed), listed
+    assert "user eve" in listed and "demo" not in listed.partition("\n")[2]
+    assert rows(old) == before and not list(old.directory.glob("diverged-*"))
+
+    said = done(command(old, "resync", "--primary-url", heir.url))
+    (aside,) = old.directory.glob("diverged-*")
+    assert str(aside) in said and listed in (aside / "changes.txt").read_text() + "\n"
+    assert [path.name for path in (aside / "files").rglob("*") if path.is_file()] == [only_there.sha256]
+    with contextlib.closing(devpi_lite.open_rows(str(aside))) as db:
+        assert [row["name"] for row in db.execute("SELECT name FROM users ORDER BY id")] == ["root", "ann", "eve"]
+    healed = site.again(old, "--primary-url", heir.url)
+    same(heir, healed)
+    assert unsound(healed) == []
+    assert healed.upload("ann/dev", wheel("demo", "4.0")).status == 200
+
+
+def test_a_replica_does_not_follow_an_older_primary_ever(site):
+    first, second = site.replica("first"), site.replica("second")
+    same(site.primary, first, second)
+    for server in (site.primary, first, second):
+        server.stop()
+    done(command(first, "promote", "--force"))
+    heir = site.again(first)
+    follower = site.again(second, "--primary-url", heir.url)
+    same(heir, follower)
+    follower.stop()
+    heir.stop()
+    old = site.old()
+    lost = site.again(second, "--primary-url", old.url)
+    assert "has been promoted (term 2)" in comes_to_be(lost, "diverged")["replication-trouble"]
+    assert "a server has been promoted" in fenced(old)
+    lost.stop()
+    refused = command(lost, "resync", "--secretfile", site.secret)
+    assert refused.returncode == 1 and "is no primary any more" in refused.stderr
+    # until it is told that it is the primary
+    old.stop()
+    assert "term 3" in done(command(old, "promote"))
+    old = site.old()
+    assert old.upload("ann/dev", wheel("demo", "5.0")).status == 200
+    same(old, site.again(lost, "--primary-url", old.url))
+    # and the other one is told
+    assert "(its term is 3)" in fenced(site.again(heir)) or True
+
+
+def test_a_primary_that_lost_changes_takes_no_more_until_that_is_accepted(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    replica = site.replica("r")
+    same(site.primary, replica)
+    done(run_command("backup", site.folder / "backup", "--serverdir", site.primary.directory))
+    site.primary.upload("ann/dev", wheel("demo", "2.0"))
+    same(site.primary, replica)
+    replica.stop()
+    site.primary.stop()
+    shutil.rmtree(site.primary.directory)
+    done(run_command("restore", site.folder / "backup", "--serverdir", site.primary.directory))
+    node, history = facts(site.primary)
+    assert node["term"] == "2" and history[-1][0] == "restore" and history[-1][2] == history[-1][2]
+
+    restored = site.old()
+    replica = site.again(replica, "--primary-url", restored.url)
+    trouble = comes_to_be(replica, "diverged")["replication-trouble"]
+    assert "its last restore: at serial %d" % history[-1][2] in trouble
+    assert status(replica)["uuid"] in fenced(restored)
+    replica.stop()
+    restored.stop()
+    refused = command(restored, "promote")
+    assert refused.returncode == 1 and "--accept-loss" in refused.stderr
+    done(command(restored, "promote", "--accept-loss"))
+    restored = site.old()
+    replica = site.again(replica, "--primary-url", restored.url)
+    comes_to_be(replica, "diverged")
+    assert restored.upload("ann/dev", wheel("demo", "3.0")).status == 200
+    replica.stop()
+    assert "demo-2.0" in done(command(replica, "resync", "--secretfile", site.secret))
+    same(restored, site.again(replica, "--primary-url", restored.url))
+
+
+def test_a_promoted_replica_that_lagged_is_told_by_the_one_that_has_more(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    slow, fast = site.replica("slow"), site.replica("fast")
+    same(site.primary, slow, fast)
+    slow.stop()
+    site.primary.upload("ann/dev", wheel("demo", "2.0"))
+    in_sync(site.primary, fast)
+    fast.stop()
+    site.primary.kill()
+    done(command(slow, "promote", "--force"))
+    heir = site.again(slow)
+    follower = site.again(fast, "--primary-url", heir.url)
+    comes_to_be(follower, "diverged")
+    assert "never had" in fenced(heir)
+    # so the other one is made the primary, and loses nothing
+    heir.stop()
+    follower.stop()
+    done(command(follower, "promote", "--force"))
+    best = site.again(follower)
+    assert facts(follower)[0]["term"] == "2"
+    assert best.upload("ann/dev", wheel("demo", "3.0")).status == 200
+
+
+def test_a_promotion_is_refused_while_the_primary_is_there_or_was_just_now(site):
+    replica = site.replica("r")
+    same(site.primary, replica)
+    replica.stop()
+    refused = command(replica, "promote")
+    assert refused.returncode == 1 and "is there: stop it first" in refused.stderr
+    site.primary.stop()
+    refused = command(replica, "promote")
+    assert refused.returncode == 1 and "wait a minute" in refused.stderr and "--force" in refused.stderr
+    with contextlib.closing(sqlite3.connect(replica.directory / "devpi_lite.db")) as db:
+        db.execute("UPDATE node SET value = ? WHERE key = 'heard'", (str(time.time() - 61),))
+        db.commit()
+    done(command(replica, "promote"))
+
+
+def test_a_promotion_that_loses_files_needs_to_be_told_so(site):
+    archive = wheel("demo", "1.0", size=40000)
+    site.primary.upload("ann/dev", archive)
+    (blob,) = (site.primary.directory / "files").rglob(archive.sha256)
+    blob.write_bytes(b"damaged")
+    replica = site.replica("r")
+    eventually(lambda: status(replica)["replication-errors"])
+    replica.stop()
+    site.primary.stop()
+    refused = command(replica, "promote", "--force")
+    assert refused.returncode == 1 and "1 file have not arrived" in refused.stderr
+    assert "--accept-loss" in refused.stderr
+    done(command(replica, "promote", "--force", "--accept-loss"))
+    assert facts(replica)[0]["accepted_term"] == "2"
+
+
+def test_resync_of_a_replica_changes_nothing_when_the_primary_is_away(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    replica = site.replica("r")
+    same(site.primary, replica)
+    replica.stop()
+    before = rows(replica), head(replica)
+    site.primary.stop()
+    refused = command(replica, "resync", "--secretfile", site.secret)
+    assert refused.returncode == 1 and "fatal: " in refused.stderr
+    assert (rows(replica), head(replica)) == before and not list(replica.directory.glob("diverged-*"))
+    site.old()
+    said = done(command(replica, "resync", "--secretfile", site.secret))
+    assert "all changes that are here" in said
+    same(site.primary, site.again(replica, "--primary-url", site.primary.url))
