@@ -26768,8 +26768,8 @@ def settle_role(store, settings):
     url = settings.primary_url or store.node.get("primary_url")
     if role != "replica":
         if settings.primary_url:
-            raise FatalError(f"--primary-url is for replicas, and this is a {role} server: to make "
-                             "it a replica, start one on an empty --serverdir")
+            raise FatalError(f"--primary-url is for replicas, and this is a {role} server: "
+                             "`resync` makes it one")
         if was == "replica":
             raise FatalError(f"{settings.serverdir} is a replica of {url}: `promote` makes it a "
                              "primary")
@@ -26779,7 +26779,7 @@ def settle_role(store, settings):
         raise FatalError("a replica needs --primary-url URL")
     elif was != "replica" and store.serial >= 0:
         raise FatalError(f"{settings.serverdir} has changes of its own: a replica starts on an "
-                         "empty --serverdir; the command `resync` makes a replica of this one")
+                         "empty --serverdir; or `resync` makes one of this")
     elif not settings.secretfile and was != "replica":
         raise FatalError("a replica needs --secretfile: a copy of the primary's secret file, which "
                          "is .secret in its --serverdir")
@@ -26921,7 +26921,9 @@ def command_resync(parsed):
     serverdir = settings.serverdir
     refuse_no_database(serverdir)
     with take_lock(serverdir):
-        secret = read_secret(serverdir, told.secretfile)
+        secret = read_secret(serverdir, told.secretfile, may_make=False)
+        if secret is None:
+            raise FatalError("--secretfile must name a copy of the primary's secret file")
         with contextlib.closing(Store(settings)) as store:
             url = told.primary_url or store.node.get("primary_url")
             if not url:
