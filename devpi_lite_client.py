@@ -1238,11 +1238,113 @@ class Stream:
         raise NotImplementedError
 
 
+_SERIAL_SECONDS = 3600          # how long a replica may take to catch up with what we changed
+
+
+class Serials:
+    """What we have changed lately: reads ask a replica for it, so that they see it.
+
+    A change has a serial, which counts for the server that made it, the primary, and for all its
+    replicas.  `file` keeps the serials for the next commands, with the servers that name this
+    primary: {uuid of the primary: {"serial": ..., "time": ..., "servers": [...]}}; None keeps
+    nothing."""
+
+    def __init__(self, file=None):
+        self.file, self.lock = file, threading.Lock()
+        self.serials = {}       # {uuid: (serial, time.time() of the change)}
+        self.primaries = {}     # {server: uuid of its primary}
+        self.forgotten = {}     # {uuid: serial that the primary no longer has}
+        self.is_changed = False
+        for uuid, entry in self._valid(self._read()):
+            self.serials[uuid] = entry["serial"], entry["time"]
+            self.primaries.update(dict.fromkeys(entry["servers"], uuid))
+
+    def _read(self):
+        with contextlib.suppress(Failure, OSError):     # nothing of worth is in a broken file
+            return self.file.read() if self.file else {}
+        return {}
+
+    @staticmethod
+    def _valid(data):
+        """[(uuid, entry), ...] of the file's object, without old and malformed entries."""
+        for uuid, entry in data.items():
+            if isinstance(entry, dict) and type(entry.get("serial")) is int \
+                    and 0 <= entry["serial"] < 10 ** 18 and type(entry.get("time")) is int \
+                    and abs(time.time() - entry["time"]) < _SERIAL_SECONDS \
+                    and isinstance(entry.get("servers"), list):
+                yield uuid, {**entry, "servers": [each for each in entry["servers"]
+                                                  if isinstance(each, str)]}
+
+    def headers(self, url):
+        """The header by which a read at a URL asks for what we have changed."""
+        known = self.serials.get(self.primaries.get(self._server(url)))
+        return {"X-DEVPI-MIN-SERIAL": str(known[0])} if known else {}
+
+    def note(self, response, sent):
+        """Note what a response says; returns whether it is older than what we have changed, so that
+        it is worth asking again.  `sent`: the headers of its request."""
+        uuid = response.headers.get("X-DEVPI-PRIMARY-UUID") or ""
+        serial = response.headers.get("X-DEVPI-SERIAL") or ""
+        if not re.fullmatch("[0-9a-f]{32}", uuid) or not re.fullmatch("[0-9]{1,18}", serial):
+            return False
+        serial, server = int(serial), self._server(response.url)
+        with self.lock:
+            is_new, self.primaries[server] = self.primaries.get(server) != uuid, uuid
+            known = self.serials.get(uuid)
+            if response.method not in ("GET", "HEAD"):
+                if response.status < 400 and not response.url.endswith("/+login") \
+                        and (known is None or serial >= known[0]):
+                    self.serials[uuid] = serial, int(time.time())
+                    self.is_changed = True
+                return False
+            if known is None:
+                return False
+            self.is_changed = self.is_changed or is_new
+            if serial >= known[0] or response.status >= 500:
+                return False
+            if sent.get("X-DEVPI-MIN-SERIAL") != str(known[0]):
+                return True
+            # the primary does not have it: it was restored from an older backup
+            self.forgotten[uuid] = self.serials.pop(uuid)[0]
+            self.is_changed = True
+            return False
+
+    @staticmethod
+    def _server(url):
+        return "%s://%s:%d" % origin_of(url)
+
+    def save(self):
+        """Keep the serials for the next commands; where nothing can be written, nothing is kept."""
+        if not self.is_changed or self.file is None:
+            return
+        self.is_changed = False
+        with contextlib.suppress(Failure, OSError):
+            try:
+                self.file.change(self._merge)
+            except Failure:
+                write_private(self.file.path, "{}")
+                self.file.change(self._merge)
+
+    def _merge(self, data):
+        """Put our serials among those of other processes."""
+        entries = {uuid: entry for uuid, entry in self._valid(data)
+                   if entry["serial"] > self.forgotten.get(uuid, -1)}
+        for uuid, (serial, moment) in self.serials.items():
+            other = entries.get(uuid, {"serial": -1, "time": 0, "servers": []})
+            if other["serial"] < serial:
+                other.update(serial=serial, time=moment)
+            here = {server for server, primary in self.primaries.items() if primary == uuid}
+            entries[uuid] = {**other, "servers": sorted({*other["servers"], *here})[:20]}
+        data.clear()
+        data.update(entries)
+
+
 class Http:
     """Sends requests over keep-alive connections, one for each thread and server."""
 
-    def __init__(self, console, timeout=None, client_cert=lambda url: None):
+    def __init__(self, console, timeout=None, client_cert=lambda url: None, serials=None):
         self.console, self.timeout, self.client_cert = console, timeout, client_cert
+        self.serials = serials or Serials()
         self.local = threading.local()
         self.last_url = None            # the URL of the last response
 
@@ -1258,9 +1360,9 @@ class Http:
         Unreachable if no response came, a Failure for other errors."""
         may_retry = method in ("GET", "HEAD") if may_retry is None else may_retry
         for _ in range(_MAX_REDIRECTS):
-            sent = {"User-Agent": _USER_AGENT, **(headers or {}), **credentials(url)}
-            response = self._send_with_retries(
-                method, url, sent, body, may_take_long, may_retry, sink)
+            response = self._send_for_new_enough(
+                method, url, {"User-Agent": _USER_AGENT, **(headers or {}), **credentials(url)},
+                body, may_take_long, may_retry, sink)
             self.last_url = public_url(url)
             self.console.debug(f"{method} {self.last_url} -> {response.status} {response.reason}")
 
@@ -1291,6 +1393,19 @@ class Http:
                           "type 'devpi use' with the address that the server goes by: "
                           + shell_quoted(server_of(target)))
         return target
+
+    def _send_for_new_enough(self, method, url, headers, body, may_take_long, may_retry, sink):
+        """Send the request; once more if a replica responds from before what we have changed."""
+        while True:
+            sent = {**self.serials.headers(url), **headers}
+            start = sink.tell() if sink else 0
+            response = self._send_with_retries(
+                method, url, sent, body, may_take_long, may_retry, sink)
+            if not self.serials.note(response, sent) or "X-DEVPI-MIN-SERIAL" in headers \
+                    or sink and sink.tell() > start:
+                return response         # a file has one content only
+            self.console.debug(f"{method} {public_url(url)}: older than what was changed; "
+                               "asking again")
 
     def _send_with_retries(self, method, url, headers, body, may_take_long, may_retry, sink):
         """Send the request; pause and send it again after errors that may be temporary."""
@@ -1911,7 +2026,7 @@ def token_user(token):
 # The server and index in use (`Remote`), the JSON objects of devpi's API (`Envelope`), and
 # `Client`, which is all that a command needs.  A command works on the index of --index, else of
 # DEVPI_INDEX, else of the last `use`.  Only `use` and the commands for logins and settings store
-# anything.
+# anything, but for the serials of changes.
 # ==================================================================================================
 
 _API_VERSION = "2"
@@ -1989,7 +2104,9 @@ class Client:
         self.state = self.state_file.read()
         self.auth = AuthStore(StateFile(os.path.join(self.directory, "auth.json")))
 
-        self.http = Http(console, getattr(options, "timeout", None), self.auth.client_cert)
+        self.http = Http(
+            console, getattr(options, "timeout", None), self.auth.client_cert,
+            Serials(StateFile(os.path.join(self.directory, "devpi_lite_serials.json"))))
         self.logins = {}                # {(user, root): session token} from DEVPI_PASSWORD
         self._remote = None             # see `remote`
         self.given_url = None           # the URL in --index, DEVPI_INDEX or an argument, if any
@@ -2382,6 +2499,27 @@ class Client:
         self._delete_refused_login(response)
         return response
 
+    def catch_up(self):
+        """Have a replica catch up with what we have changed, for tools that can't ask for it."""
+        if not self.http.serials.serials:
+            return
+        url = self.index + "/+api"
+        try:
+            self.send("GET", url, json_headers())
+            needed = self.http.serials.headers(url).get("X-DEVPI-MIN-SERIAL")
+            if needed is None:
+                return
+            # what the server itself has
+            response = self.send("GET", url, {**json_headers(), "X-DEVPI-MIN-SERIAL": "0"})
+        except Failure as failure:      # the tool may need nothing of the server
+            self.console.debug(f"{url}: {failure.message}")
+            return
+        serial = response.headers.get("X-DEVPI-SERIAL") or ""
+        if serial.isdecimal() and int(serial) < int(needed):
+            self.console.warn(f"{server_of(url)} is a replica that lacks the last "
+                              f"{int(needed) - int(serial)} changes: what was changed just now may "
+                              "not be found there")
+
     def unwrap(self, response, expect):
         """The `Envelope` in a response; Refused for an error status.
 
@@ -2745,7 +2883,10 @@ def _index_for_tools(client):
 
 
 def tool_variables(client):
-    """{variable: value} for child processes: the index, and the certificates that verify it."""
+    """{variable: value} for child processes: the index, and the certificates that verify it.
+
+    The index has what we have changed by then."""
+    client.catch_up()
     url = _index_for_tools(client)
     variables = installer_variables(client, url)
     if urllib.parse.urlsplit(url).scheme == "https":
@@ -6964,7 +7105,10 @@ def main(words=None):
         client = Client(options, console)
         if options.version:
             return _show_versions(client)
-        code = options.chosen.run(client) or 0
+        try:
+            code = options.chosen.run(client) or 0
+        finally:
+            client.http.serials.save()
         if console.as_json and not console.json_printed:
             console.print_json({"ok": code == 0})
         return code

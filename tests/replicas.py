@@ -11,7 +11,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import devpi_lite
-from harness import SCRIPT, Server, eventually
+from harness import SCRIPT, SIMPLE_JSON, Server, eventually, patched, serial_of, upload, wheel
 
 
 def primary_at(directory, *options, **keywords):
@@ -105,6 +105,72 @@ def signed(server, target, method="GET", secret=None, ts=None, signed_target=Non
     texts = (method, signed_target or target, uuid, str(term), ts, nonce, hashlib.sha256(b"").hexdigest())
     mac = hmac.new(key, "\n".join(texts).encode(), "sha256").hexdigest()
     return {"Authorization": "Devpi-Replica id=%s,term=%d,ts=%s,nonce=%s,mac=%s" % (uuid, term, ts, nonce, mac)}
+
+
+# a replica that enters nothing while there is a file `hold`, whose caches notice it late while there is a file `slow`,
+# and whose clock is set by a file `clock`
+HELD = """
+import os, types
+folder = %r
+ANY_TIME = devpi_lite.time.time
+is_there = lambda name: os.path.exists(os.path.join(folder, name))
+devpi_lite.Limits.min_serial_time = 0.15
+devpi_lite.Limits.replica_pause = 0.2
+follow, touch = devpi_lite.Store.follow, devpi_lite.Freshness.touch
+def held(self, *arguments):
+    while is_there("hold"):
+        devpi_lite.time.sleep(0.01)
+    follow(self, *arguments)
+def slow(self, tags):
+    if is_there("slow"):
+        devpi_lite.time.sleep(0.1)
+    touch(self, tags)
+devpi_lite.Store.follow, devpi_lite.Freshness.touch = held, slow
+clock = types.SimpleNamespace(**vars(devpi_lite.time))
+clock.time = lambda: ANY_TIME() + 86400 * is_there("tomorrow") - 86400 * is_there("yesterday")
+devpi_lite.time = clock
+"""
+
+
+class HeldPair:
+    """A primary, and a replica that can be held."""
+
+    def __init__(self, folder, *options):
+        self.folder = folder
+        self.primary = primary_at(folder / "primary").start()
+        self.replica = replica_at(folder / "replica", self.primary, *options,
+                                  script=patched(folder, HELD % str(folder)))
+        self.primary.add_user("ann")
+        self.primary.add_index("ann/dev")
+        self.replica.start()
+        self.replica.passwords.update(self.primary.passwords)
+        in_sync(self.primary, self.replica)
+
+    @contextlib.contextmanager
+    def mark(self, name):
+        (self.folder / name).touch()
+        try:
+            yield
+        finally:
+            (self.folder / name).unlink()
+
+    def new_file(self, project, version="1.0"):
+        """Uploads a file to the primary; returns it and the serial of that."""
+        archive = wheel(project, version)
+        return archive, serial_of(upload(self.primary, "ann/dev", archive))
+
+    def names(self, project, needed=None, **options):
+        """The reply to who asks the replica for the project's page, and the names of the files on it."""
+        headers = {"Accept": SIMPLE_JSON}
+        if needed is not None:
+            headers["X-DEVPI-MIN-SERIAL"] = str(needed)
+        reply = self.replica.get("/ann/dev/+simple/%s/" % project, headers=headers, **options)
+        return reply, [file["filename"] for file in reply.json()["files"]] if reply.status == 200 else None
+
+    def end(self):
+        for server in (self.replica, self.primary):
+            if server.running:
+                server.kill()
 
 
 class Between:
