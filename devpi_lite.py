@@ -899,7 +899,7 @@ def _port(text):
     return int(text)
 
 
-def _listen_address(text):
+def listen_address(text):
     """(host, port) of `HOST:PORT`, `*:PORT` or `[::1]:PORT`."""
     host, colon, port = text.rpartition(":")
     if not colon:
@@ -1021,7 +1021,7 @@ class Settings:
     host: str = option("host", str, "127.0.0.1", "address to listen on")
     port: int = option("port", _port, 3141, "port to listen on; 0: any free one")
     listen: tuple = option(     # (host, port) pairs; once the server listens, of its open sockets
-        "listen", _listen_address, (),
+        "listen", listen_address, (),
         "HOST:PORT to listen on, in place of --host and --port; may be repeated",
         repeats=True, rivals=("host", "port"))
     unix_socket: str = option(
@@ -26686,7 +26686,7 @@ _BALANCING = """\
 def _addresses(text):
     """The (host, port) pairs of addresses with commas between them; ArgumentTypeError."""
     try:
-        return [_listen_address(name) for name in to_names(text)]
+        return [listen_address(name) for name in to_names(text)]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
