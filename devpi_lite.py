@@ -19703,7 +19703,7 @@ class Replicas(Standalone):
     def fence(self, sentence, term=0):
         """Take no more changes, until `promote`: the sentence says why; `term`: the later one that
         was seen."""
-        if int(self.store.node.get("fenced_term", -1)) < term:
+        if int(self.store.node.get("fenced_term", -1)) < term and not self.store.read_only:
             log.error("this primary takes no more changes: %s", sentence)
             self.store.change_node(Store.put_facts, {"fenced": sentence, "fenced_term": str(term)})
 
@@ -23295,6 +23295,10 @@ class Importer:
         change.happened(Event("import", target=self.dump.folder, detail=self.counted()))
         change.tags.clear()
         change.touch(EVERYTHING)
+        if change.serial > 0:
+            begin_epoch(change.db, "import")
+        else:
+            change.execute("UPDATE history SET why = 'import'")
         self.store.restart_log(change)
 
     def counted(self):
@@ -24508,17 +24512,20 @@ def restore_blobs(db, backups, manifest, serverdir):
 
 
 def begin_restored(database):
-    """Give a restored database a new epoch: its serials may come to mean other changes. Triggers
-    and views are dropped: somebody put them there, and they could change rows at any later time."""
+    """Give a restored database a new epoch, because its serials may come to mean other changes.
+
+    Triggers and views are dropped: somebody put them there, and they could change rows at any later
+    time."""
     with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as db:
         db.row_factory = sqlite3.Row
         for kind, name in schema_faults(db).acting:
             db.execute('DROP %s "%s"' % (kind, name.replace('"', '""')))
             print(f"dropped the {kind} {one_line(name, 100)}, which is none of devpi_lite")
         db.execute("BEGIN IMMEDIATE")
+        node = dict(map(tuple, db.execute("SELECT key, value FROM node")))
         if db.execute("PRAGMA user_version").fetchone()[0] < 9:     # it gets its first term later
-            db.execute("UPDATE node SET value = ? WHERE key = 'epoch'", (secrets.token_hex(16),))
-        else:
+            Store.put_facts(db, {"epoch": secrets.token_hex(16)})
+        elif node.get("role") != "replica":     # whose serials are always its primary's
             begin_epoch(db, "restore")
         db.execute("COMMIT")
 
@@ -25701,7 +25708,8 @@ def facts_of_directory(serverdir):
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
                         "python": "%d.%d.%d" % sys.version_info[:3]},
         "schema": facts["schema"], "schema-of-program": schema_version(),
-        "server": _server_on(serverdir, read_only), "read-only": read_only, "role": "MASTER",
+        "server": _server_on(serverdir, read_only), "read-only": read_only,
+        "role": "REPLICA" if facts["node"].get("role") == "replica" else "MASTER",
         **facts["last change"], "changelog": facts["changelog"],
         "users": facts["users"], "unconverted-users": facts["unconverted-users"],
         "indexes": facts["indexes"], "projects": facts["projects"],

@@ -286,3 +286,33 @@ def test_resync_of_a_replica_changes_nothing_when_the_primary_is_away(site):
     said = done(command(replica, "resync", "--secretfile", site.secret))
     assert "all changes that are here" in said
     same(site.primary, site.again(replica, "--primary-url", site.primary.url))
+
+
+def test_a_restored_replica_follows_on(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    replica = site.replica("r")
+    same(site.primary, replica)
+    done(run_command("backup", site.folder / "backup", "--serverdir", replica.directory))
+    site.primary.upload("ann/dev", wheel("demo", "2.0"))
+    same(site.primary, replica)
+    replica.stop()
+    shutil.rmtree(replica.directory)
+    done(run_command("restore", site.folder / "backup", "--serverdir", replica.directory))
+    same(site.primary, site.again(replica, "--primary-url", site.primary.url))
+    assert site.primary.upload("ann/dev", wheel("demo", "3.0")).status == 200
+    assert status(site.primary)["term"] == 1
+
+
+def test_each_beginning_is_in_the_history(site):
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    dump = site.folder / "dump"
+    done(run_command("export", dump, "--serverdir", site.primary.directory))
+    new = site.folder / "new"
+    done(run_command("import", dump, "--serverdir", new))
+    assert facts(Server(new))[1] == [("import", 1, -1)]
+    site.primary.stop()
+    last = head(site.primary)[0]
+    assert site.primary.start().delete("/ann", user="root").status == 200
+    site.primary.stop()
+    assert run_command("import", dump, "--add", "--serverdir", site.primary.directory).returncode == 0
+    assert facts(site.primary)[1] == [("init", 1, -1), ("import", 2, last + 1)]
