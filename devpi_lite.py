@@ -789,6 +789,10 @@ class NotNow(NoResponse):
     """The primary refuses this replica, or is busy: no fault of what it was asked for."""
 
 
+class PrimaryBusy(NotNow):
+    """The primary is busy with others."""
+
+
 class Busy(Problem):
     """The server is busy; the same request may succeed after `retry_after` seconds."""
     status = 503
@@ -1360,6 +1364,7 @@ class Limits:
     digest_rows = 1000              # of more, digests are computed by a process of their own
     digest_time = 3600              # seconds that one may run
     digest_wait = 20                # seconds that a request waits for its end
+    against_wait = 30               # seconds that fsck waits for both to have the same serial
     # seconds until a replica compares its rows with the primary's: after it came in sync for the
     # first time, again, and after a comparison failed
     first_comparison, comparison_pause, comparison_retry = 300, 86400, 600
@@ -3412,6 +3417,7 @@ class Store(Part):
         self.waits_are_over = False     # the server ends: see `end_waits`
         self.idle_readers = []
         self.closed = False
+        self.refreshed = 0          # how often another process committed, as far as was noticed
         self.durable = True         # how the writer commits at present
         self.audit_log = AuditLog(settings.audit_rows)
         self.keep_log = settings.keep_log
@@ -3861,6 +3867,7 @@ class Store(Part):
 
     def refresh_serial(self):
         """Drop all cached values: another process has committed."""
+        self.refreshed += 1
         with self.read() as db:
             serial = self._last_serial(db)
         self.freshness.touch(frozenset((EVERYTHING,)))
@@ -10257,7 +10264,7 @@ class Primary:
             return NotNow(f"{self.url} refuses this replica: --secretfile must name a copy of the "
                           f"primary's secret file{clocks}")
         if response.status == 503:
-            return NotNow(f"{self.url} is busy")
+            return PrimaryBusy(f"{self.url} is busy")
         if response.status == 404:
             return NotFound(f"{self.url} does not have it")
         return UpstreamTrouble(f"{self.url}: error {response.status}")
@@ -20596,11 +20603,11 @@ class Follower(Part):
             self._files_are_here(time.time())
 
     def _is_new_work(self):
-        return self.counted_at != self.store.serial
+        return self.counted_at != (self.store.serial, self.store.refreshed)
 
     def _count(self):
         """The number of wanted blobs."""
-        self.counted_at = self.store.serial
+        self.counted_at = self.store.serial, self.store.refreshed
         with self.store.read() as db:
             return db.execute("SELECT count(*) FROM wanted").fetchone()[0]
 
@@ -24553,6 +24560,8 @@ class CheckReport:
             "reference": "rows that do not fit together", "name": "names that are refused now",
             "base": "bases that can't be used", "metadata": "metadata files",
             "documentation": "documentation zips", "search": "projects in the search index",
+            "wanted": "files have not arrived yet", "history": "parted histories",
+            "differs": "indexes whose rows differ",
             "database": "faults of the database", "foreign": "things that do not belong there",
             "repaired": "things were repaired", "trash": "files in the trash"}
 
@@ -25176,6 +25185,7 @@ class Repairs:
         indexes = Indexes(self.store, Users(self.store), settings)
         self.files = MirrorFiles(
             Upstreams(self.store, indexes, self.blobs, self.client, settings))
+        self.primary_url = self.store.node.get("primary_url")       # of a replica
         self.reasons = []           # why the last repair failed
         self.silent = collections.Counter()     # by server: failures in a row that took long
 
@@ -25205,6 +25215,24 @@ class Repairs:
             if self._take(sha256, size, public_url(url), functools.partial(self._get, url)):
                 return public_url(url)
         return None
+
+    def want(self, sha256):
+        """On a replica: put a damaged blob of a stage aside, and have the server fetch it from the
+        primary; whether that worked."""
+        path = self.blobs.path(sha256)
+        try:
+            # first: a blob in its place would count as one that has arrived
+            if os.path.lexists(path):
+                os.makedirs(self.blobs.trash, mode=0o700, exist_ok=True)
+                if not os.path.islink(path):
+                    os.utime(path)          # its age in the trash begins now
+                os.replace(path, os.path.join(self.blobs.trash,
+                                              f"{sha256}.damaged-{time.time_ns()}"))
+                sync_directory(os.path.dirname(path))
+        except OSError as error:
+            self.reasons.append(reason_of(error))
+            return False
+        return self.store.write(_want, sha256)
 
     def _get(self, url):
         response = self.client.get(url, {"User-Agent": user_agent(), "Accept": "*/*",
@@ -25280,6 +25308,17 @@ def _change_nothing(change):
     pass
 
 
+def _want(change, sha256):
+    """Note a blob as one that a replica has to fetch; whether a row of a stage names it."""
+    serial, _ = Store.head(change.db)
+    change.execute("DELETE FROM wanted WHERE sha256 = ?", (sha256,))
+    return change.execute(
+        "INSERT INTO wanted (sha256, size, is_docs, serial, since) "
+        "SELECT sha256, max(size), max(kind = 'doczip'), ?, ? FROM files "
+        "WHERE sha256 = ? AND release_id IS NOT NULL GROUP BY sha256",
+        (serial, time.time(), sha256)).rowcount == 1
+
+
 def _replace_metadata(change, metadata):
     change.execute("INSERT OR REPLACE INTO metadata_files VALUES (?, ?)", metadata)
 
@@ -25293,6 +25332,15 @@ def _queue_for_search(change, projects):
         change.queue_for_search(index_id, project)
 
 
+def _primary_url_in(db):
+    """The URL of the primary, in a replica's database."""
+    try:
+        facts = dict(map(tuple, db.execute("SELECT key, value FROM node")))
+    except sqlite3.Error:       # the check of the database says so
+        return None
+    return facts.get("primary_url") if facts.get("role") == "replica" else None
+
+
 class Checkup:
     """A whole server directory, checked, and repaired if there are `Repairs`."""
 
@@ -25300,6 +25348,7 @@ class Checkup:
         self.db, self.scratch, self.findings = db, scratch, findings
         self.serverdir, self.repairs, self.with_checksums = serverdir, repairs, with_checksums
         self.blobs = Blobs(serverdir, read_only=True)
+        self.primary_url = _primary_url_in(db)      # of a replica, or None
         self.rows = DatabaseCheck(db, scratch, findings)
         self.files = FileCheck(self.blobs, scratch, findings, with_checksums)
 
@@ -25330,14 +25379,30 @@ class Checkup:
             named_by = self.named_by("sha256 = ?", sha256)
             if not named_by or not fault and self._came(sha256):
                 continue
-            origin = self.repairs and self.repairs.blob(sha256, largest)
+            is_wanted = self.primary_url and self._is_wanted(sha256)
+            origin = self.repairs and not (is_wanted and not fault) \
+                and self.repairs.blob(sha256, largest)
+            of_stage = any(release_id is not None for _, release_id in named_by)
+            will_come = self.primary_url and of_stage and not origin and (
+                is_wanted and not fault or self.repairs and self.repairs.want(sha256))
             for path, release_id in named_by:
-                if origin:
+                if will_come and is_wanted and not fault:
+                    self.findings.warning("wanted", path, "it has not arrived from "
+                                          f"{self.primary_url} yet")
+                elif will_come:
+                    self.findings.repaired(path, "the server of this replica fetches it from "
+                                                 f"{self.primary_url} again, or at its next start")
+                elif origin:
                     self.findings.repaired(path, f"it was taken from {origin}")
                 else:
                     self._still_damaged(sha256, fault, path, release_id)
             if origin:
                 self.scratch.execute("DELETE FROM damaged WHERE sha256 = ?", (sha256,))
+
+    def _is_wanted(self, sha256):
+        """Whether a replica has yet to fetch a blob."""
+        return self.db.execute("SELECT 1 FROM wanted WHERE sha256 = ?", (sha256,)
+                               ).fetchone() is not None
 
     def _came(self, sha256):
         """Whether a missing blob is here now."""
@@ -25352,6 +25417,12 @@ class Checkup:
         if not fault and os.path.exists(self.blobs.trashed_path(sha256)):
             self.findings.warning("trash", path, "it lies in trash/: `gc` takes it back, as the "
                                                  "first request for it does")
+        elif release_id is not None and self.primary_url:
+            self.findings.add(
+                "error" if fault else "warning", "damaged" if fault else "missing", path,
+                f"{'it is damaged: ' + fault if fault else 'it is missing'}{tried_}; `fsck "
+                "--repair` has this replica fetch it from its primary again"
+                f"{'' if fault else ', as the first request for it does'}")
         elif release_id is not None:
             self.findings.error(
                 "damaged" if fault else "missing", path,
@@ -25398,9 +25469,10 @@ class Checkup:
                 if self.with_checksums else ():
             named_by = self.named_by("kind = 'doczip' AND sha256 = ?", sha256)
             entered = self.db.execute("SELECT id FROM docs WHERE sha256 = ?", (sha256,)).fetchone()
-            if not named_by or self._members(sha256) == (entered and {tuple(row) for row in (
-                    self.db.execute("SELECT path, number, start, packed, size, deflated "
-                                    "FROM doc_members WHERE doc_id = ?", (entered["id"],)))}):
+            is_as_entered = self._members(sha256) == (entered and {tuple(row) for row in (
+                self.db.execute("SELECT path, number, start, packed, size, deflated "
+                                "FROM doc_members WHERE doc_id = ?", (entered["id"],)))})
+            if not named_by or is_as_entered or self._is_wanted(sha256):
                 continue
             path, _ = named_by[0]
             if self.repairs:
@@ -25476,6 +25548,172 @@ class Checkup:
                                   "`fsck --repair` has the server look at them again")
 
 
+class Against:
+    """Compares the history and the rows in a directory with those of a primary, from which they
+    came or that has come from here.
+
+    `diverged`: each has changes that the other lacks; `differing`: number of indexes whose rows
+    differ, None if they could not be compared; `serial`: where they were compared."""
+
+    def __init__(self, db, primary, findings):
+        self.db, self.primary, self.findings = db, primary, findings
+        self.diverged, self.differing, self.serial = False, None, None
+        self.there = self._contact()
+
+    def _contact(self):
+        """The first count of the rows there; FatalError, in the words of who typed the URL."""
+        until = time.monotonic() + Limits.against_wait
+        try:
+            while True:
+                try:
+                    return CountThere(self.primary)
+                except PrimaryBusy:         # it counts for others
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.5)
+        except NotNow as error:
+            raise FatalError(error.message) from None
+        except (Unreachable, NoResponse) as error:
+            raise FatalError(f"{self.primary.url} does not answer: {error.message}") from None
+        except Problem as problem:
+            facts = facts_of_server(urllib.parse.urlsplit(self.primary.url), None)
+            if facts.get("role") == "REPLICA":
+                raise FatalError(
+                    f"{self.primary.url} is a replica: run this on its directory, with --against "
+                    "and the URL of its primary") from None
+            if isinstance(problem, NotFound):
+                raise FatalError(f"{self.primary.url} lets nobody compare: it has to run with "
+                                 "--role primary, and this program's version") from None
+            raise FatalError(problem.message) from None
+
+    def run(self):
+        try:
+            self._run()
+        except Problem as problem:
+            self.findings.error("differs", "", f"the comparison with {self.primary.url} was cut "
+                                f"off: {problem.message}")
+
+    def _run(self):
+        self.db.execute("BEGIN")
+        serial, chain = Store.head(self.db)
+        is_behind = self.there.serial < serial
+        is_theirs_here = Store.shares(self.db, self.there.serial, self.there.chain)
+        self.db.execute("COMMIT")
+        if serial < 0:
+            self.findings.warning("history", "", f"nothing has come from {self.primary.url} yet")
+        elif is_theirs_here is False if is_behind else not self._is_in_history(serial, chain):
+            self._parted()
+        elif is_behind and is_theirs_here is None:
+            self.findings.warning("history", "", f"{self.primary.url} has serial "
+                                  f"{self.there.serial} only, and the changelog here does not "
+                                  "reach back so far: that it is the same history can't be seen, and the "
+                                  "rows were not compared")
+        else:
+            self._compare()
+
+    def _is_in_history(self, serial, chain):
+        """Whether the primary has, or had, an entry with this hash."""
+        response = self.primary.get_signed(f"/+repl/v1/shared?serial={serial}&hash={chain.hex()}")
+        return json.loads(response.body)["shared"] is not False
+
+    def _parted(self):
+        self.diverged = True
+        here = self.db.execute("SELECT serial, hash FROM changelog UNION "
+                               "SELECT serial, hash FROM cut_entries ORDER BY serial").fetchall()
+        low, high = 0, len(here)        # those before `low` are shared, those from `high` on not
+        while low < high:
+            middle = (low + high) // 2
+            if self._is_in_history(*here[middle]):
+                low = middle + 1
+            else:
+                high = middle
+        where = f"after serial {here[low - 1]['serial']}" if low else "before what is remembered"
+        lost = number_of(len(here) - low, "change")
+        self.findings.error(
+            "history", "", f"the histories have parted {where}: {lost} here are not at "
+            f"{self.primary.url}; `resync --dry-run` lists them, and `resync` takes the history of "
+            "the primary instead")
+
+    def _compare(self):
+        here = self._count_at_the_same()
+        if here is None:
+            return
+        differ = differing(self.there.fetch(), here)
+        self.differing, self.serial = len(differ), self.there.serial
+        for path in differ:
+            parts = []
+            if self.findings.kinds["error", "differs"] < Limits.differing_names:
+                here = self._count_at_the_same(path)
+                parts = [] if here is None else differing(self.there.fetch(), here)
+            word = "project" if path else "user"
+            named = f", of the {word}{'' if len(parts) == 1 else 's'} {some_of(parts)}" \
+                if parts else ""
+            self.findings.error(
+                "differs", path or "the users", f"its rows are not those of {self.primary.url} at "
+                f"serial {self.there.serial}{named}: something else than devpi_lite changed one of "
+                "the databases; on a replica `resync` takes all rows anew")
+
+    def _count_at_the_same(self, index=None):
+        """The digests of the rows here, with the serial that `there` has; None, and a warning, if
+        the two do not meet."""
+        until, problem = time.monotonic() + Limits.against_wait, None
+        is_new = index is None          # `there` has just been made
+        while True:
+            try:
+                if not is_new:
+                    self.there = CountThere(self.primary, index)
+                is_new, problem = False, None
+            except PrimaryBusy as error:
+                problem = error
+            while problem is None:
+                self.db.execute("BEGIN")
+                try:
+                    serial, _ = Store.head(self.db)
+                    if serial == self.there.serial:
+                        return row_digests(self.db, index)
+                finally:
+                    self.db.execute("COMMIT")
+                if serial > self.there.serial or time.monotonic() > until:
+                    break
+                time.sleep(0.02)
+            if time.monotonic() > until:
+                why = problem.message if problem else f"the serial is {serial} here and " \
+                    f"{self.there.serial} there: does a server run here, and follow it?"
+                self.findings.warning("differs", index or "", "the rows were not compared with "
+                                      f"those of {self.primary.url}: {why}")
+                return None
+            time.sleep(0.5)
+
+
+    @property
+    def facts(self):
+        return {"against": {
+            "url": self.primary.url, "serial": self.serial, "diverged": self.diverged,
+            "differing_indexes": self.differing}}
+
+    @property
+    def sentence(self):
+        return f"; compared with {self.primary.url} at serial {self.serial}" \
+            if self.serial is not None else f"; not compared with {self.primary.url}"
+
+
+def _primary_to_check(told, settings):
+    """The `Primary` that --against names; FatalError."""
+    url = told.against.rstrip("/")
+    if not _is_server_url(url) or "@" in urllib.parse.urlsplit(url).netloc:
+        raise FatalError(f"--against {one_line(url)}: a URL that begins with http:// or https:// "
+                         "is needed, without user and password: the secret file is the key", 2)
+    file = told.secretfile or settings.secretfile
+    secret = read_secret(settings.serverdir, file, may_make=False)
+    if secret is None:
+        raise FatalError(f"there is no .secret in {settings.serverdir}: --secretfile has to name a "
+                         "copy of the secret file of both servers", 2)
+    with contextlib.closing(open_rows(settings.serverdir)) as db:
+        node = dict(map(tuple, db.execute("SELECT key, value FROM node")))
+    # a check tells no primary of a later term, which would fence it
+    return Primary(UpstreamClient(settings), url, secret, {"uuid": node["uuid"], "term": "0"})
+
+
 def _credentials(told):
     """(user, password) of the options, or None."""
     if not told.user:
@@ -25511,20 +25749,27 @@ def _is_server_url(text):
 @command(
     "fsck", "Check that the database is sound and agrees with its changelog, and that each file "
             "that it names is here and undamaged.  A server may run meanwhile; without --repair "
-            "nothing is changed.  Exit status: 0 no errors, maybe warnings, 1 errors.",
+            "nothing is changed.  Exit status: 0 no errors, maybe warnings, 1 errors, 3 if "
+            "--against finds that the histories have parted.",
     argument("--checksum", action="store_true", default=True,
              help="read each file and compare its SHA-256 (this is the default)"),
     argument("--no-checksum", dest="checksum", action="store_false",
              help="look at the presence and size of files only, do not read them"),
     argument("--repair", action="store_true",
              help="fetch missing and damaged files of mirrors from upstream again, and enter again "
-                  "what can be read from files; what is replaced goes to trash/"),
+                  "what can be read from files; what is replaced goes to trash/.  A replica's "
+                  "server fetches its files from the primary again, when it runs"),
     argument("--from", dest="source", metavar="URL",
              help="with --repair: a server that has the same files at the same paths, as another "
                   "devpi_lite or devpi"),
     argument("--user", help="log in to it, for restricted indexes"),
     argument("--password-file", metavar="FILE",
              help="file whose first line is the user's password; else it is asked for"),
+    argument("--against", metavar="URL",
+             help="a primary that runs: compare its history and all rows, at the same serial, with "
+                  "those in the directory of its replica, whose server may run, too"),
+    argument("--secretfile", metavar="FILE", type=absolute_path,
+             help="with --against: the secret file of both; default: .secret in the directory"),
     argument("--json", action="store_true", help="print each finding as a line of JSON"),
     takes=(COMMON,))
 def command_fsck(parsed):
@@ -25535,6 +25780,8 @@ def command_fsck(parsed):
     if told.source and not _is_server_url(told.source):
         raise FatalError(f"--from {one_line(told.source)}: a URL that begins with http:// or "
                          "https:// is needed", 2)
+    if told.secretfile and not told.against:
+        raise FatalError("--secretfile is for the server that --against names", 2)
     if (told.user or told.password_file) and not told.source:
         raise FatalError("--user and --password-file are for the server that --from names", 2)
     source = told.source and _with_credentials(told.source, _credentials(told))
@@ -25568,8 +25815,11 @@ def command_fsck(parsed):
         repairs = None
         if told.repair:
             repairs = stack.enter_context(contextlib.closing(Repairs(settings, source)))
+        against = told.against and Against(db, _primary_to_check(told, settings), findings)
         checkup = Checkup(serverdir, db, scratch, findings, told.checksum, repairs)
         checkup.run()
+        if against:
+            tried(findings, "the comparison", against.run)
         if repairs:
             tried(findings, "the repair", repairs.announce)
 
@@ -25578,12 +25828,16 @@ def command_fsck(parsed):
     unnamed = f"; {_counted(files.unnamed, files.unnamed_size)} files are named by nothing, " \
               "`gc` moves old ones to trash/" if files.unnamed and rows.knows_blobs else ""
     findings.end(
-        {"files": files.files, "bytes": files.size, "checksums": told.checksum,
+        {**(against.facts if against else {}), "files": files.files,
+         "bytes": files.size, "checksums": told.checksum,
          "rows": rows.rows, "changes": rows.entries, "unnamed_files": files.unnamed,
          "unnamed_bytes": files.unnamed_size, "seconds": round(seconds, 3)},
         f"checked {number_of(files.files, 'file')} ({size_text(files.size)})"
         f"{'' if told.checksum else ' without reading them'}, {rows.rows:,} rows and "
-        f"{rows.entries:,} entries of the changelog in {seconds:.1f} s{unnamed}")
+        f"{rows.entries:,} entries of the changelog in {seconds:.1f} s{unnamed}"
+        f"{against.sentence if against else ''}")
+    if against and against.diverged:
+        return 3
     return 1 if findings.counts["error"] else 0
 
 
