@@ -25606,8 +25606,8 @@ class Against:
         elif is_behind and is_theirs_here is None:
             self.findings.warning("history", "", f"{self.primary.url} has serial "
                                   f"{self.there.serial} only, and the changelog here does not "
-                                  "reach back so far: that it is the same history can't be seen, and the "
-                                  "rows were not compared")
+                                  "reach back so far: that it is the same history can't be seen, "
+                                  "and the rows were not compared")
         else:
             self._compare()
 
