@@ -19801,7 +19801,7 @@ class Replicas(Standalone):
 
     def complaints(self):
         if "fenced" in self.store.node:
-            yield Complaint("fatal", "this primary takes no changes", (self.store.node["fenced"],))
+            yield fenced_complaint(self.store.node)
 
     def why_not_ready(self):
         return self.store.node.get("fenced")
@@ -19852,6 +19852,10 @@ def _entry_of(line):
                      bytes.fromhex(facts["hash"]))
     except (TypeError, KeyError) as error:
         raise ValueError(f"no entry of a changelog: {reason_of(error)}") from None
+
+
+def fenced_complaint(node):
+    return Complaint("fatal", "this primary takes no changes", (node["fenced"],))
 
 
 @route("GET", "/+repl/v1/log", for_="program", may="replicate")
@@ -20640,6 +20644,7 @@ class Follower(Part):
             "replication-errors": {row["sha256"]: {
                 "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
                 "message": row["error"], "relpath": row["sha256"]} for row in errors},
+            "epoch": self.store.node["epoch"], "term": int(self.store.node["term"]),
             "replication-state": self.state, "replication-trouble": self.trouble or None,
             "replica-rows-compared": self.comparison.status(),
             "wanted": {"files": files, "bytes": size}}
@@ -25963,7 +25968,7 @@ def facts_of_directory(serverdir):
                         "python": "%d.%d.%d" % sys.version_info[:3]},
         "schema": facts["schema"], "schema-of-program": schema_version(),
         "server": _server_on(serverdir, read_only), "read-only": read_only,
-        "role": "REPLICA" if facts["node"].get("role") == "replica" else "MASTER",
+        **_replication(facts["node"], facts["wanted"]),
         **facts["last change"], "changelog": facts["changelog"],
         "users": facts["users"], "unconverted-users": facts["unconverted-users"],
         "indexes": facts["indexes"], "projects": facts["projects"],
@@ -25985,6 +25990,20 @@ def facts_of_directory(serverdir):
                     ["devpi_lite_unconverted_passwords", "gauge",
                      len(facts["unconverted-users"])],
                     ["devpi_lite_read_only", "gauge", int(read_only)]]}
+
+
+def _replication(node, wanted):
+    """The role of a directory, with the facts that this role has."""
+    facts = {"role": "REPLICA" if node.get("role") == "replica" else "MASTER"}
+    if facts["role"] == "REPLICA":
+        facts.update({"primary-url": node["primary_url"], "wanted": wanted,
+                      "primary-serial": int(node.get("primary_serial", -1)),
+                      "update-from-primary-at": float(node.get("heard", 0)) or None})
+    elif node.get("role") == "primary":
+        facts.update({"polling_replicas": None, "fenced": node.get("fenced")})
+    if node.get("role") in ("replica", "primary"):
+        facts["term"] = int(node.get("term", 1))
+    return facts
 
 
 def _fact(db, find):
@@ -26061,7 +26080,9 @@ _FACTS = {
     "attached": _count_attached,
     "messages-of-outbox": count_messages,
     "outbox": lambda db: outbox_summary(db, by_target=True),
-    "search-queue": search_backlog}
+    "search-queue": search_backlog,
+    "wanted": lambda db: dict(zip(("files", "bytes"), db.execute(
+        "SELECT count(*), coalesce(sum(size), 0) FROM wanted").fetchone()))}
 
 
 def _complaints_of_rows(db, facts):
@@ -26074,6 +26095,8 @@ def _complaints_of_rows(db, facts):
         found.append(Complaint("warn", f"the database has schema version {facts['schema']}, an "
                                        f"older one than {newest}: the next start of the server "
                                        "brings it up"))
+    if "fenced" in facts["node"]:
+        found.append(fenced_complaint(facts["node"]))
     if facts["messages-of-outbox"]:
         found += outbox_complaints(facts["messages-of-outbox"][1])
     if facts["search-queue"]:
@@ -26277,6 +26300,8 @@ def _screen_facts(facts, now):
     if modes:
         yield "mode", ", ".join(modes)
 
+    if facts.get("term") or facts.get("primary-url"):
+        yield "role", _role_text(facts, now)
     epoch = f", epoch {one_line(facts['epoch'], 40)}" if facts.get("epoch") else ""
     yield "serial", f"{facts['serial']:,}{epoch}"
     if isinstance(facts.get("last-commit-timestamp"), (int, float)):
@@ -26289,6 +26314,24 @@ def _screen_facts(facts, now):
                             f"{size_text(changelog['bytes'])}{since}")
 
     yield from _screen_sizes(facts, gauges)
+
+
+def _role_text(facts, now):
+    term = f", term {facts['term']}" if facts.get("term") else ""
+    if facts["role"] != "REPLICA":
+        count = len(facts.get("polling_replicas") or ())
+        return f"primary{term}" + (f", followed by {number_of(count, 'replica')}" if count else "")
+    texts = [f"replica of {one_line(facts['primary-url'], 60)}{term}"]
+    if facts.get("replication-state"):
+        texts.append(one_line(facts["replication-state"], 20))
+    if isinstance(facts.get("primary-serial"), int):
+        behind = max(0, facts["primary-serial"] - facts["serial"])
+        texts.append(f"{number_of(behind, 'change')} behind")
+    if facts.get("wanted"):
+        texts.append(f"{number_of(facts['wanted']['files'], 'file')} to fetch")
+    if facts.get("update-from-primary-at"):
+        texts.append(f"last contact {_moment_text(facts['update-from-primary-at'], now)}")
+    return ", ".join(texts)
 
 
 def _screen_sizes(facts, gauges):
@@ -27116,8 +27159,8 @@ def command_promote(parsed):
 
         store.change_node(_promote, node, told.accept_loss)
         print(f"{settings.serverdir} is a primary now, from serial {store.serial} on (term "
-              f"{store.node['term']}): start it without --primary-url, and other replicas with "
-              "its URL")
+              f"{store.node['term']}): start it without --primary-url, but with the same "
+              "--secretfile if it had one, and other replicas with its URL")
 
 
 def refuse_promotion(settings, store, told):
@@ -27688,6 +27731,8 @@ def announce(settings, app):
     if settings.read_only:
         print("the directory is on read-only media: what is there is served, every change is "
               "refused, upstream is not asked")
+    elif app.primary:
+        print(f"this is a replica of {app.primary.url}: changes are passed on to there")
     elif settings.offline_mode:
         print("offline mode: upstream is not asked, of mirrors only what is here is served")
     if app.indexes.find("root/pypi"):

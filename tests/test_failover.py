@@ -133,6 +133,9 @@ def test_an_old_primary_that_comes_back_is_fenced_and_resync_heals_it(site):
 
     assert "another server runs" in command(old, "resync", "--primary-url", heir.url).stderr
     old.stop()
+    told = command(old, "status")
+    assert (told.returncode, "this primary takes no changes" in told.stdout) == (0, True), told
+    assert "primary, term 1" in told.stdout
     refused = run_command("--serverdir", old.directory, "--primary-url", heir.url, "--port", "0")
     assert refused.returncode == 1 and "`resync`" in refused.stderr
     before = rows(old)
@@ -154,6 +157,9 @@ def test_an_old_primary_that_comes_back_is_fenced_and_resync_heals_it(site):
     healed = site.again(old, "--primary-url", heir.url)
     same(heir, healed)
     assert unsound(healed) == []
+    for words in (("--serverdir", healed.directory), ("--url", healed.url)):
+        told = " ".join(done(run_command("status", *words)).split())
+        assert "replica of " + heir.url + ", term 2," in told and "0 changes behind, 0 files to fetch" in told
     assert healed.upload("ann/dev", wheel("demo", "4.0")).status == 200
 
 
