@@ -1380,7 +1380,16 @@ class Limits:
     promote_after = 60              # seconds of silence of a primary before a replica takes over
     former_pause = 10               # seconds between two tries to tell the former primary
     replica_retry = 3600            # seconds until a blob is tried again, at most
-    replica_batch = 100             # blobs that are taken from the list of wanted ones at a time
+    replica_batch = 1000            # blobs that are taken from the list of wanted ones at a time
+    small_blob = 1 << 20            # bytes of the largest that comes with others in one response
+    batch_blobs = 200               # of these in one response
+    # their bytes: at first, then as many as came in a second, at least, at most
+    first_batch, least_batch, most_batch = 256 << 10, 32 << 10, 2 << 20
+    synced_alone = 4                # files; more are synced together
+    unsynced = 128 << 20            # bytes of files that have arrived at a replica
+    resumed_size = 64 << 10         # bytes of a file that broke off, which are kept to go on from
+    resumed_files = 8               # of these
+    resumptions = 5                 # breaks in a row without a byte between them
     downloads = 128                 # busy with files; thrice as many in all
     downloads_of_one = 96           # from one host; one index alone gets two thirds of them
     waiting_flights = 1000          # of one index
@@ -4395,6 +4404,49 @@ class Blobs(Part):
         return IncomingBlob(self)
 
 
+    def put_aside(self, data):
+        """Write the whole bytes of a blob to a new file in `tmp/`, not synced; its path, for
+        `keep_many`."""
+        path = os.path.join(self.tmp, f"{os.getpid()}-{next(self.numbers)}")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+        try:
+            fd = made_in(self.tmp, lambda: os.open(path, flags, 0o600))
+            try:
+                left = memoryview(data)
+                while left:
+                    left = left[os.write(fd, left):]
+            except BaseException:
+                os.unlink(path)
+                raise
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise disk_problem(error) from error
+        return path
+
+    def keep_many(self, files):
+        """Put files of `put_aside`, [(SHA-256, path), ...], into their places, durably.
+
+        They are synced together, twice: thousands take a second, one after the other a minute."""
+        try:
+            with disk_wait():
+                sync_files([path for _, path in files], self.tmp)
+            folders = set()
+            for sha256, path in files:
+                target = self.path(sha256)
+                folders.add(os.path.dirname(target))
+                try:
+                    move_into_folder(path, target)
+                except PermissionError:     # Windows: somebody reads the same blob
+                    if not self.claim(sha256):
+                        raise
+                    remove(path)
+            with disk_wait():
+                sync_files(sorted(folders), self.files)
+        except OSError as error:
+            raise disk_problem(error) from error
+
+
 def without_waiting(path, flags):
     """As os.open, but does not wait for somebody who writes to a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -4658,6 +4710,38 @@ def sync_tree(folder):
             with open(os.path.join(path, name), "r+b") as file:
                 os.fsync(file.fileno())
         sync_directory(path)
+
+
+@functools.lru_cache(maxsize=1)
+def _syncfs():
+    """The C library's syncfs, or None: it syncs one file system, and says if that fails."""
+    if sys.platform == "linux":
+        with contextlib.suppress(ImportError, OSError, AttributeError):
+            import ctypes       # Python may lack it
+            return ctypes.CDLL(None, use_errno=True).syncfs
+    return None
+
+
+def sync_files(paths, folder):
+    """Make files, or renames in directories, survive a power cut: `paths`, all on the file system
+    of `folder`; together if there are many."""
+    syncfs = _syncfs() if len(paths) > Limits.synced_alone else None
+    if syncfs is None:
+        for path in paths:
+            if os.path.isdir(path):
+                sync_directory(path)
+            else:
+                with open(path, "r+b") as file:
+                    os.fsync(file.fileno())
+        return
+
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        if syncfs(fd):
+            import ctypes       # the same one
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
+    finally:
+        os.close(fd)
 
 
 def sync_directories(folders):
@@ -9845,11 +9929,11 @@ class UpstreamClient(Part):
                     f"{public_url(response.url)} redirects to something that is no http URL")
         raise UpstreamTrouble(f"{public_url(url)}: too many redirects")
 
-    def ask_primary(self, url, headers, method="GET"):
+    def ask_primary(self, url, headers, method="GET", body=None):
         """The primary's response, whatever restricts mirrors; UpstreamTrouble without one.
 
         Follows no redirects."""
-        return self._ask(method, url, headers, may_be_near=True)
+        return self._ask(method, url, headers, may_be_near=True, body=body)
 
     def _check_step(self, before, url, home):
         """Whether a URL may lead to this machine; UpstreamTrouble if it may not be requested.
@@ -9866,14 +9950,14 @@ class UpstreamClient(Part):
                 "which names it, is not; --upstream-allow could name its host")
         return is_same_place(url, home)
 
-    def _ask(self, method, url, headers, may_be_near):
+    def _ask(self, method, url, headers, may_be_near, body=None):
         key, began, new = origin_of(url), time.monotonic(), 0
         try:
             while True:
                 connection, kept = self._connection(key, url)
                 new += not kept
                 try:
-                    return self._send(key, connection, method, url, headers, may_be_near)
+                    return self._send(key, connection, method, url, headers, may_be_near, body)
                 except ConnectionDropped as error:
                     # a kept connection may have been idle for too long; a new one gets a second try
                     if new > 1 or time.monotonic() - began > Limits.upstream_stall:
@@ -10031,7 +10115,7 @@ class UpstreamClient(Part):
         response.will_close = True      # a connection for each request: none is sent twice
         connection.sock.settimeout(Limits.upstream_stall)
 
-    def _send(self, key, connection, method, url, headers, may_be_near):
+    def _send(self, key, connection, method, url, headers, may_be_near, body=None):
         target, headers = self._target(url, headers)
         try:
             if connection.sock is None:
@@ -10045,7 +10129,7 @@ class UpstreamClient(Part):
             with self.lock:
                 self.asking[connection] = time.monotonic() + Limits.upstream_page_time
             with outside_wait():
-                connection.request(method, target, headers=headers)
+                connection.request(method, target, body, headers)
                 response = connection.getresponse()
         except BaseException as error:
             connection.close()
@@ -10202,22 +10286,27 @@ class Primary:
         return {"Authorization": f"Devpi-Replica id={self.uuid},term={self.term},ts={now},"
                                  f"nonce={nonce},mac={mac}"}
 
-    def get(self, path, headers=None):
-        """The `UpstreamResponse` to a signed request for a path below the primary's URL.
+    def get(self, path, headers=None, body=None, statuses=(200,)):
+        """The `UpstreamResponse` to a signed request for a path below the primary's URL; a POST if
+        it has a `body`.
 
-        UpstreamTrouble unless its status is 200."""
-        response, _ = self._get(path, headers)
-        if response.status != 200:
+        UpstreamTrouble unless its status is one of these."""
+        response, _ = self._get(path, headers, body)
+        if response.status not in statuses:
             with response:
                 raise self._refusal(response)
         return response
 
-    def _get(self, path, headers=None):
+    def _get(self, path, headers=None, body=None):
         url, nonce = self.url + path, secrets.token_hex(16)
         target = urllib.parse.urlsplit(url).path + path[len(path.partition("?")[0]):]
         sent = {"User-Agent": user_agent(), "Accept-Encoding": "identity",
-                **self._sign("GET", target, b"", nonce), **(headers or {})}
-        return self.client.ask_primary(url, sent), nonce
+                **self._sign("GET" if body is None else "POST", target, body or b"", nonce),
+                **(headers or {})}
+        if body is None:
+            return self.client.ask_primary(url, sent), nonce
+        return self.client.ask_primary(url, {**sent, "Content-Type": "application/json"}, "POST",
+                                       body), nonce
 
     def get_signed(self, path, write=None):
         """The `Signed` response to a request for a path; its body goes to `write`, if that is
@@ -15677,7 +15766,12 @@ class Request:
         """The replica that signed this request, as `Replicas.check` returns it, or None.
 
         Asked once: a signature counts once."""
-        return self.app.replicas.check(self.method, self.target, self.headers)
+        body = b""
+        if self.method == "POST" and self.path.startswith("/+repl/") \
+                and self.header("authorization").startswith("Devpi-Replica "):
+            self.body.narrow(Limits.json_body)
+            body = self.body.peeked = self.body.read_all(Limits.json_body)
+        return self.app.replicas.check(self.method, self.target, self.headers, body)
 
     def recheck_identity(self):
         """After half a second, forget the identity: its next use checks it again.
@@ -20066,6 +20160,49 @@ def get_blob(request, rest):
                            f'"{rest}"', file, 0, size, None)
 
 
+@route("POST", "/+repl/v1/blobs", for_="program", may="replicate")
+def post_blobs(request):
+    """Small files one after the other, each after a line `SHA-256 size`, and checked before it is
+    sent. The body lists their SHA-256s, as JSON.
+
+    In place of the size is a word, and no file follows: "missing", "damaged", "large" (get that one
+    by itself). What is past `Limits.most_batch` bytes is left out: it can be asked for again."""
+    names = request.json(list)
+    if len(names) > Limits.batch_blobs or not all(map(is_sha256, names)):
+        raise BadRequest(f"the body must be a list of at most {Limits.batch_blobs} SHA-256s")
+    request.claim(Limits.most_batch + Limits.small_blob)
+    parts, size = [], 0
+    for name in names:
+        found = _small_blob(request.app.blobs, name)
+        if isinstance(found, str):
+            parts.append(f"{name} {found}\n".encode())
+            continue
+        size += len(found)
+        if parts and size > Limits.most_batch:
+            break
+        parts += [f"{name} {len(found)}\n".encode(), found]
+    return Response(200, [("Content-Type", "application/octet-stream")], parts=parts)
+
+
+def _small_blob(blobs, name):
+    """The bytes of a blob, checked; or why they are not sent with others."""
+    try:
+        with blobs.open(name) as file:
+            data = file.read(Limits.small_blob + 1)
+    except NotFound:
+        return "missing"
+    except OSError as error:
+        log.error("the file %s can't be read: %s", name, reason_of(error))
+        return "damaged"
+    if len(data) > Limits.small_blob:
+        return "large"
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != name:
+        log.error("the file %s is damaged: its SHA-256 is %s", name, digest)
+        return "damaged"
+    return data
+
+
 # -- a replica
 
 
@@ -20251,25 +20388,193 @@ class WantedBlob(typing.NamedTuple):
 
 
 class BlobDownload(Download):
-    """A blob on its way from the primary to disk."""
+    """A blob on its way from the primary to disk, by a request of its own, which is resumed where
+    it breaks off; or in a response with others, see `BlobBatch`."""
 
     def __init__(self, follower, wanted):
         super().__init__(follower.app.mirrors.files, None, wanted)
         self.follower = follower
 
-    def _ask(self):
-        return self.follower.primary.get(f"/+repl/v1/blob/{self.file.sha256}")
-
-    def _keep(self, incoming):
-        incoming.keep()
-        self.follower.arrived(self.file.sha256)
+    def run(self):
+        super().run()
+        self.follower.landed([self])
 
     def _failed(self):
         """The one who asked for it notes why."""
 
+    def _fetch(self):
+        incoming = self.follower.take_up(self.file.sha256) or self.blobs.incoming()
+        self.opened = incoming.path
+        self._grow(incoming.size)
+        try:
+            self._receive_all(incoming)
+            self._check(incoming.size, incoming.sha256)
+            self.sha256 = self.file.sha256
+            incoming.keep()
+        except BaseException:
+            if Limits.resumed_size <= incoming.size < (self.length or 0):
+                self.follower.set_aside(self.file.sha256, incoming)
+            else:
+                incoming.discard()
+            raise
+        incoming.discard()              # if the blob existed already
+        self.follower.arrived(self.file.sha256)
+        self._grow(incoming.size, finished=True)
+
+    def _receive_all(self, incoming):
+        breaks = 0                      # in a row, without a byte between them
+        while True:
+            had = incoming.size
+            try:
+                self._receive(incoming)
+                if self.length is None or incoming.size >= self.length:
+                    return
+                raise UpstreamTrouble(f"{self.file.url} gave {incoming.size} of {self.length} "
+                                      "bytes")
+            except UpstreamTrouble as error:
+                breaks = 1 if incoming.size > had else breaks + 1
+                if incoming.size < Limits.resumed_size or breaks > Limits.resumptions \
+                        or isinstance(error, NoResponse) or incoming.size >= (self.length or 0):
+                    raise
+                log.info("replica: going on from byte %d: %s", incoming.size, error.message)
+                self.follower.store.wait_for_serial(sys.maxsize, 0.1 * 2 ** breaks)
+                if self.follower.store.waits_are_over:
+                    raise
+
+    def _receive(self, incoming):
+        """Receive what is missing, or the next part of it."""
+        headers = {"Range": f"bytes={incoming.size}-"} if incoming.size else {}
+        with self.follower.primary.get(f"/+repl/v1/blob/{self.file.sha256}", headers,
+                                       statuses=(200, 206)) as response:
+            rest = response.length()
+            # a proxy may have dropped the header
+            known = incoming.size if response.status == 200 else 0
+            if rest is not None:
+                self.length = rest + incoming.size - known
+            self._check_announced()
+            self.begun.set()
+            while True:
+                piece = response.read(256 << 10)
+                if not piece:
+                    return
+                known, piece = max(0, known - len(piece)), piece[known:]
+                if not piece:
+                    continue
+                ready = incoming.size
+                incoming.write(piece)
+                self._check_pace(incoming.size)
+                self._grow(ready)
+
+    def came(self, data):
+        """Take all bytes, which came with those of others; they can be read from now on."""
+        if self.file.size not in (None, len(data)) \
+                or hashlib.sha256(data).hexdigest() != self.file.sha256:
+            raise UpstreamTrouble(f"{self.file.url} has another hash than announced")
+        self.opened, self.sha256 = self.blobs.put_aside(data), self.file.sha256
+        self.length = len(data)
+        if os.name != "nt":             # there nobody may read what is to be renamed
+            self.is_in_place()
+        self.begun.set()
+
+    def is_in_place(self):
+        """What `came` can be read by all."""
+        self._grow(self.length, finished=True)
+
+    def fail(self, error):
+        """End without the blob."""
+        self.error = error
+        with self.grown:
+            self.begun.set()
+            self.grown.notify_all()
+
+
+class LeftOut(UpstreamTrouble):
+    """A blob did not come in a response with others; a request of its own may get it."""
+
+
+class BlobBatch:
+    """Small blobs on their way from the primary, in one response."""
+
+    def __init__(self, follower, downloads):
+        self.follower = follower
+        self.waiting = {download.file.sha256: download for download in downloads}
+
     def run(self):
-        super().run()
-        self.follower.landed(self)
+        """Fetch them; returns their bytes as far as they came. UpstreamTrouble if it broke off."""
+        size, wanted = 0, list(self.waiting)
+        try:
+            with self.follower.primary.get(
+                    "/+repl/v1/blobs", body=json.dumps(wanted).encode()) as response:
+                for name, found in self._framed(response):
+                    download = self.waiting.pop(name, None)
+                    if download is None:
+                        raise UpstreamTrouble(f"{self.follower.primary.url} sends a file that was "
+                                              "not asked for")
+                    size += len(found)
+                    self._take(download, found)
+            return size
+        finally:
+            for download in self.waiting.values():
+                download.fail(LeftOut("it was not in the response"))
+            self.follower.landed(self.waiting.values())
+
+    def _take(self, download, found):
+        url = self.follower.primary.url
+        try:
+            if isinstance(found, str):
+                raise {"missing": NotFound(f"{url} does not have it"),
+                       "damaged": UpstreamTrouble(f"the file is damaged at {url}")
+                       }.get(found) or LeftOut("it comes by itself")
+            download.came(found)
+        except Exception as error:
+            download.fail(error if isinstance(error, Problem)
+                          else UpstreamTrouble(reason_of(error)))
+            self.follower.landed([download])
+            if isinstance(error, (NotFound, UpstreamTrouble)):
+                return
+            raise
+        self.follower.came(download)
+
+    def _framed(self, response):
+        """Yield (SHA-256, bytes or a word) as they come."""
+        began, received, buffer = time.monotonic(), 0, bytearray()
+        name = size = None
+
+        while True:
+            piece = response.read(256 << 10)
+            received += len(piece)
+            buffer += piece
+            spent = time.monotonic() - began
+            if spent > Limits.stall and received < (spent - Limits.stall) * Limits.slowest_body:
+                raise UpstreamTrouble(f"{response.url} comes too slowly")
+
+            start = 0
+            while True:
+                if name is None:
+                    end = buffer.find(b"\n", start, start + 100)
+                    if end < 0:
+                        break
+                    match = re.fullmatch(b"([0-9a-f]{64}) ([0-9]{1,9}|[a-z]+)", buffer[start:end])
+                    if not match or match[2].isdigit() and int(match[2]) > Limits.small_blob:
+                        raise UpstreamTrouble(f"{response.url} sends something else than files")
+                    name, start = match[1].decode(), end + 1
+                    if not match[2].isdigit():
+                        yield name, match[2].decode()
+                        name = None
+                        continue
+                    size = int(match[2])
+                if len(buffer) - start < size:
+                    break
+                yield name, bytes(memoryview(buffer)[start:start + size])
+                name, start = None, start + size
+            del buffer[:start]
+
+            if len(buffer) > 100 and name is None:
+                raise UpstreamTrouble(f"{response.url} sends something else than files")
+            if not piece:
+                if name is not None or buffer or response.length() not in (None, received):
+                    raise UpstreamTrouble(f"{response.url}: the response ended early")
+                return
 
 
 class Follower(Part):
@@ -20289,12 +20594,17 @@ class Follower(Part):
         self.heard_since, self.in_sync_since = self.since, None
         self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
         self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
-        self.flights, self.lock = {}, threading.Lock()
+        self.flights, self.lock = {}, threading.Lock()      # SHA-256 -> BlobDownload under way
         self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
-                            BlobDownload.run)
-        self.places = threading.BoundedSemaphore(app.settings.file_replication_threads)
+                            lambda work: work())
+        self.lanes, self.rest_until = 0, 0      # threads that fetch wanted blobs; not before then
+        self.queue, self.queued_at = collections.deque(), None  # rows of `wanted`; at this serial
+        self.choosing = threading.Lock()        # of these rows
+        self.alone = set()          # SHA-256s of small blobs that did not come with others
+        self.unfinished = {}        # SHA-256 -> IncomingBlob of a large file that broke off
         self.has_work = threading.Event()
         self.here = []              # SHA-256s of wanted blobs that have arrived
+        self.unsynced, self.unsynced_size = [], 0   # BlobDownloads that came, and their bytes
         self.missing = self._count()
         self.comparison = RowComparison(self)
         self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
@@ -20499,18 +20809,25 @@ class Follower(Part):
         modified = file.last_modified or http_date(seconds_of(file.uploaded))
         if for_head:
             return Content(modified, file.size, pieces=iter(()))
-        download = self._start(file.sha256, file.size)
-        if not download.begun.wait(self.app.settings.request_timeout):
-            raise self._not_here(file.filename)
+        for _ in range(2):
+            download = self._start(file.sha256, file.size)
+            if not download.begun.wait(self.app.settings.request_timeout):
+                raise self._not_here(file.filename)
+            if not isinstance(download.error, LeftOut):
+                break
         if download.error and not download.finished:
             raise self._not_here(file.filename, download.error)
         return Content(modified, file.size, pieces=download.pieces())
 
     def fetch(self, sha256):
         """Get a blob that is not here, for somebody who needs it now; Busy."""
-        download = self._start(sha256, None)
-        if not download.wait(self.app.settings.proxy_timeout) or download.error:
-            raise self._not_here(f"the file {sha256}", download.error)
+        for _ in range(2):
+            download = self._start(sha256, None)
+            if download.wait(self.app.settings.proxy_timeout) and not download.error:
+                return
+            if not isinstance(download.error, LeftOut):
+                break
+        raise self._not_here(f"the file {sha256}", download.error)
 
     def _not_here(self, name, error=None):
         """503, never 404: a resolver would take an older release."""
@@ -20518,73 +20835,210 @@ class Follower(Part):
         return Busy(f"{name} has not arrived at this replica yet, and {self.primary.url} does not "
                     f"give it now: {why}", 10)
 
-    def _start(self, sha256, size, places=None):
-        """The download of a blob: a new one, or the one that is under way.
+    def _start(self, sha256, size):
+        """The download of a blob: a new one, or the one that is under way."""
+        download, is_new = self._flight(sha256, size)
+        if is_new:
+            self.crew.submit(download.run)
+        return download
 
-        `places`: a semaphore with a place for it, which is released at its end."""
+    def _flight(self, sha256, size):
+        """(the download of a blob, whether it is a new one, to be run by the caller)."""
         with self.lock:
             download = self.flights.get(sha256)
-            if download is None or download.error:
-                url = f"{self.primary.url}/+repl/v1/blob/{sha256}"
-                download = self.flights[sha256] = BlobDownload(self, WantedBlob(sha256, size, url))
-                download.places, places = places, None
-                self.crew.submit(download)
-        if places:
-            places.release()
-        return download
+            if download and not download.error:
+                return download, False
+            url = f"{self.primary.url}/+repl/v1/blob/{sha256}"
+            download = self.flights[sha256] = BlobDownload(self, WantedBlob(sha256, size, url))
+            return download, True
+
+    def came(self, download):
+        """A small blob is in `tmp/`, and is to be put into its place with others."""
+        with self.lock:
+            self.unsynced.append(download)
+            self.unsynced_size += download.length
 
     def arrived(self, sha256):
         """A wanted blob is here."""
         self.here.append(sha256)
         self.has_work.set()
 
-    def landed(self, download):
-        """A download has ended."""
+    def landed(self, downloads):
+        """Downloads have ended."""
         with self.lock:
-            if self.flights.get(download.file.sha256) is download:
-                del self.flights[download.file.sha256]
-        if download.places:
-            download.places.release()
-        download.ended.set()
+            for download in downloads:
+                if self.flights.get(download.file.sha256) is download:
+                    del self.flights[download.file.sha256]
+        for download in downloads:
+            download.ended.set()
+
+    def set_aside(self, sha256, incoming):
+        """Keep the beginning of a large file, for a later download to go on from."""
+        with self.lock:
+            self.unfinished[sha256] = incoming
+            oldest = next(iter(self.unfinished)) \
+                if len(self.unfinished) > Limits.resumed_files else None
+            dropped = self.unfinished.pop(oldest, None)
+        if dropped:
+            dropped.discard()
+
+    def take_up(self, sha256):
+        """The beginning of a file that broke off, or None."""
+        with self.lock:
+            return self.unfinished.pop(sha256, None)
 
     def _fetch_forever(self):
         while not self.store.waits_are_over:
             self.has_work.clear()
             try:
-                tried = self._fetch_some()
+                self._keep_what_came()
+                self._forget_arrived()
+                self._open_lanes()
             except Exception:       # the thread must go on
                 log.exception("fetching files failed")
-                tried = False
-            if not tried:
-                self.has_work.wait(1)
+                self.rest_until = time.monotonic() + 1
+            self.has_work.wait(1)
 
-    def _fetch_some(self):
-        """Fetch some of the wanted blobs, newest and smallest first; whether there were any."""
+    def fetch_once(self):
+        """Fetch what is wanted now, as far as it is to be had; for a caller without the loop."""
         self._forget_arrived()
-        if self.state not in ("following", "snapshot") or not self.missing:
-            return False
-        now = time.time()
+        self._open_lanes()
+        while self.lanes:
+            self.has_work.wait(0.01)
+        self._keep_what_came()
+        self._forget_arrived()
+
+    def _open_lanes(self):
+        """Have as many threads fetch wanted blobs as are allowed and of use."""
+        if not self.missing or not self._may_fetch():
+            return
+        with self.lock:
+            lanes = min(self.missing - len(self.flights),
+                        self.app.settings.file_replication_threads - self.lanes)
+            self.lanes += max(0, lanes)
+        for _ in range(lanes):
+            self.crew.submit(self._fetch_wanted)
+
+    def _may_fetch(self):
+        return self.state in ("following", "snapshot") and not self.store.waits_are_over \
+            and time.monotonic() >= self.rest_until
+
+    def _fetch_wanted(self):
+        """Fetch wanted blobs until there are no more; the work of a lane."""
+        budget = Limits.first_batch
+        try:
+            while self._may_fetch():
+                if self.unsynced_size > Limits.unsynced:
+                    time.sleep(0.01)
+                    continue
+                chosen = self._next_wanted(budget)
+                if not chosen:
+                    return
+                began = time.monotonic()
+                size = self._fetch_chosen(chosen)
+                pace = size / max(0.001, time.monotonic() - began)
+                budget = int(min(max(pace, Limits.least_batch), Limits.most_batch))
+        except Problem as error:            # the primary is away, or the disk is full
+            log.info("replica: fetching files pauses: %s", error.message)
+            self.rest_until = time.monotonic() + 1
+        except Exception:
+            log.exception("fetching files failed")
+            self.rest_until = time.monotonic() + 1
+        finally:
+            with self.lock:
+                self.lanes -= 1
+            if self.queued_at != self.store.serial:     # it came when no lane was free
+                self.has_work.set()
+
+    def _next_wanted(self, budget):
+        """[(row, download), ...]: what a lane fetches next, the newest and smallest first: one
+        blob, or small ones with `budget` bytes in all."""
+        chosen, size = [], 0
+        with self.choosing:
+            if not self.queue or self.queued_at != self.store.serial:
+                self._queue_wanted()
+            while self.queue and len(chosen) < Limits.batch_blobs:
+                row = self.queue[0]
+                by_itself = not self._is_small(row)
+                if chosen and (by_itself or size + row["size"] > budget):
+                    break
+                self.queue.popleft()
+                if self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"]):
+                    self.arrived(row["sha256"])
+                    continue
+                download, is_new = self._flight(row["sha256"], row["size"])
+                if is_new:
+                    chosen.append((row, download))
+                    if by_itself:
+                        break
+                    size += row["size"]
+        return chosen
+
+    def _queue_wanted(self):
+        self.queued_at = self.store.serial
+        with self.lock:
+            under_way = set(self.flights)
+        most = Limits.replica_batch + len(under_way)
         with self.store.read() as db:
             rows = db.execute("SELECT * FROM wanted WHERE due = 0 "
-                              "ORDER BY serial DESC, size LIMIT ?", (Limits.replica_batch,)
-                              ).fetchall() or \
-                db.execute("SELECT * FROM wanted WHERE due > 0 AND due <= ? ORDER BY due LIMIT ?",
-                           (now, Limits.replica_batch)).fetchall()
-        downloads = []
-        for row in rows:
-            if self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"]):
-                self.arrived(row["sha256"])
-            else:
-                self.places.acquire()
-                downloads.append((row, self._start(row["sha256"], row["size"], self.places)))
-        for row, download in downloads:
-            download.ended.wait()
+                              "ORDER BY serial DESC, size LIMIT ?", (most,)).fetchall()
+            if all(row["sha256"] in under_way for row in rows):
+                rows += db.execute("SELECT * FROM wanted WHERE due > 0 AND due <= ? "
+                                   "ORDER BY due LIMIT ?", (time.time(), most)).fetchall()
+        self.queue = collections.deque(row for row in rows if row["sha256"] not in under_way)
+
+    def _is_small(self, row):
+        """Whether a blob may come with others."""
+        return row["size"] is not None and row["size"] <= Limits.small_blob \
+            and row["sha256"] not in self.alone
+
+    def _fetch_chosen(self, chosen):
+        """Fetch what `_next_wanted` has chosen; returns its bytes. A Problem that is no fault of
+        one of them is raised."""
+        trouble, size = None, 0
+        if self._is_small(chosen[0][0]):
+            batch = BlobBatch(self, [download for _, download in chosen])
+            try:
+                size = batch.run()
+            except Problem as error:
+                trouble = error
+            if not trouble or len(batch.waiting) == len(chosen):
+                # by themselves, it shows which of them breaks the response; and each gets further
+                self.alone.update(batch.waiting)
+            self.has_work.set()
+        else:
+            (_, download), = chosen
+            download.run()
+            size, trouble = download.available, download.error
+            self.alone.discard(download.file.sha256)
+
+        for row, download in chosen:
             # a primary that is away is no fault of this file
-            if download.error and not isinstance(download.error, NoResponse):
+            if download.error and not isinstance(download.error, (LeftOut, NoResponse)):
                 self.store.write(_note_failure, row, download.error.message, durable=False)
-        self._forget_arrived()
-        return bool(rows) and not any(isinstance(download.error, NoResponse)
-                                      for _, download in downloads)
+        if isinstance(trouble, (NoResponse, NoSpace)):
+            raise trouble
+        return size
+
+    def _keep_what_came(self):
+        """Put the small blobs that came into their places."""
+        with self.lock:
+            downloads, self.unsynced, self.unsynced_size = self.unsynced, [], 0
+        if not downloads:
+            return
+        try:
+            self.blobs.keep_many([(each.file.sha256, each.opened) for each in downloads])
+        except (Problem, OSError) as error:
+            log.error("replica: files that came can't be kept: %s", reason_of(error))
+            self.rest_until = time.monotonic() + 1
+            for download in downloads:
+                download.fail(LeftOut("it can't be kept"))
+                remove(download.opened)
+        else:
+            for download in downloads:
+                download.is_in_place()
+                self.here.append(download.file.sha256)
+        self.landed(downloads)
 
     def _forget_arrived(self):
         """Delete the `wanted` rows of blobs that are here, and show the documentation in them."""
@@ -20614,6 +21068,19 @@ class Follower(Part):
         self.counted_at = self.store.serial, self.store.refreshed
         with self.store.read() as db:
             return db.execute("SELECT count(*) FROM wanted").fetchone()[0]
+
+    def tidy(self):
+        """Drop the beginnings of files that nothing wants any more."""
+        with self.store.read() as db:
+            for sha256 in list(self.unfinished):
+                if not db.execute("SELECT 1 FROM wanted WHERE sha256 = ?", (sha256,)).fetchone():
+                    incoming = self.take_up(sha256)
+                    if incoming:
+                        incoming.discard()
+
+    def close(self):
+        while self.unfinished:
+            self.unfinished.popitem()[1].discard()
 
     def clean(self, change):
         change.execute("DELETE FROM wanted WHERE NOT EXISTS (SELECT 1 FROM files WHERE "

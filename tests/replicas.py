@@ -97,12 +97,12 @@ def unsound(server):
 
 
 def signed(server, target, method="GET", secret=None, ts=None, signed_target=None, nonce=None,
-           uuid="5" * 32, term=1):
+           uuid="5" * 32, term=1, body=b""):
     """The headers of a request by a replica to the server."""
     key = hmac.new((secret or (server.directory / ".secret").read_bytes().strip()),
                    b"devpi-lite-replica", "sha256").digest()
     ts, nonce = str(int(ts or time.time())), nonce or secrets.token_hex(16)
-    texts = (method, signed_target or target, uuid, str(term), ts, nonce, hashlib.sha256(b"").hexdigest())
+    texts = (method, signed_target or target, uuid, str(term), ts, nonce, hashlib.sha256(body).hexdigest())
     mac = hmac.new(key, "\n".join(texts).encode(), "sha256").hexdigest()
     return {"Authorization": "Devpi-Replica id=%s,term=%d,ts=%s,nonce=%s,mac=%s" % (uuid, term, ts, nonce, mac)}
 
@@ -257,10 +257,19 @@ class Fake(ThreadingHTTPServer):
         """Says nothing: the real primary ended, or the replica did."""
 
 
+class Asked(dict):
+    """The headers of a request, and its `body`, None without one."""
+
+    body = None
+
+
 class _FakeHandler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
-        status_, headers, body = self.server.change(self.path, dict(self.headers))
+        asked = Asked(self.headers)
+        if "Content-Length" in self.headers:
+            asked.body = self.rfile.read(int(self.headers["Content-Length"]))
+        status_, headers, body = self.server.change(self.path, asked)
         self.send_response(status_)
         for name, value in headers.items():
             self.send_header(name, value)

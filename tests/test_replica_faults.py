@@ -281,7 +281,7 @@ def test_a_damaged_file_of_the_primary_is_sent_to_nobody(site):
 def passed_on(primary):
     """A function that asks the real primary: path, headers -> (status, headers, body)."""
     def ask(path, headers):
-        asked = urllib.request.Request(primary.url + path, headers={
+        asked = urllib.request.Request(primary.url + path, headers.body, {
             name: value for name, value in headers.items() if name.lower() != "host"})
         try:
             reply = urllib.request.urlopen(asked, timeout=30)

@@ -1,0 +1,219 @@
+"""How files come to a replica: small ones together, large ones by themselves and from where they broke off."""
+
+import json
+import re
+import threading
+import time
+
+import pytest
+
+from harness import eventually, patched, path_of, wheel
+from replicas import Between, primary_at, replica_at, same, signed, status, unsound
+from test_replica_faults import ANY, SOON
+
+
+class Pair:
+    """A primary with a stage of some files, and replicas of it behind `between`."""
+
+    def __init__(self, folder):
+        self.folder, self.replicas = folder, []
+        self.primary = primary_at(folder / "p").start()
+        self.primary.login("root")
+        self.primary.add_user("ann")
+        self.primary.add_index("ann/dev")
+        self.between = Between(self.primary.port)
+
+    def upload(self, *sizes):
+        archives = [wheel("demo", "%d.%d" % (size, at), size=size) for at, size in enumerate(sizes)]
+        for archive in archives:
+            assert self.primary.upload("ann/dev", archive).status == 200
+        return archives
+
+    def replica(self, *options, code=""):
+        server = replica_at(self.folder / ("r%d" % len(self.replicas)), self.primary, *options,
+                            url=self.between.url, script=patched(self.folder, SOON + code))
+        self.replicas.append(server)
+        return server.start()
+
+    def asked(self, pattern):
+        """The lines of the primary's access log that have this."""
+        return [line for line in self.primary.whole_output().splitlines() if re.search(pattern, line)]
+
+    def end(self):
+        for server in (*self.replicas, self.primary):
+            if server.running:
+                server.kill()
+        self.between.close()
+
+
+@pytest.fixture
+def pair(tmp_path):
+    pair = Pair(tmp_path)
+    yield pair
+    pair.end()
+
+
+def test_small_files_come_together_and_large_ones_by_themselves(pair):
+    archives = pair.upload(*[2000] * 30, 1500000)
+    replica = pair.replica()
+    same(pair.primary, replica)
+    assert unsound(replica) == []
+    assert len(pair.asked("POST /.repl/v1/blobs 200")) <= 5
+    (large,) = pair.asked("GET /.repl/v1/blob/")
+    assert archives[-1].sha256 in large
+    for archive in archives[::10]:
+        assert replica.get(path_of(archive, "ann/dev"), headers=ANY).body == archive.content
+
+
+def test_a_large_file_goes_on_where_it_broke_off(pair):
+    (archive,) = pair.upload(1500000)
+    pair.between.change = lambda data, sent: data if sent < 400000 else None
+    replica = pair.replica()
+    same(pair.primary, replica)
+    assert pair.between.changed >= 3 and len(pair.asked("GET /.repl/v1/blob/.* 206 ")) >= 3
+    assert replica.get(path_of(archive, "ann/dev"), headers=ANY).body == archive.content
+    assert unsound(replica) == []
+
+
+def test_a_large_file_goes_on_after_the_primary_was_away(pair):
+    (archive,) = pair.upload(1500000)
+    was_cut = threading.Event()
+
+    def cut_all(data, sent):
+        if sent > 500000:
+            pair.between.is_open = False
+            was_cut.set()
+            return None
+        return data
+
+    pair.between.change = cut_all
+    replica = pair.replica(code="devpi_lite.Limits.resumptions = 0\n")
+    assert was_cut.wait(10)
+    time.sleep(0.3)
+    assert len(unsound(replica)) == 1       # what came so far
+    pair.between.change, pair.between.is_open = None, True
+    same(pair.primary, replica)
+    assert len(pair.asked("GET /.repl/v1/blob/.* 206 ")) == 1
+    assert replica.get(path_of(archive, "ann/dev"), headers=ANY).body == archive.content
+    assert unsound(replica) == []
+
+
+def test_small_files_come_though_each_response_breaks_off(pair):
+    pair.upload(*[30000] * 12, 90000)
+    pair.between.change = lambda data, sent: data if sent < 70000 else None
+    replica = pair.replica()
+    same(pair.primary, replica)
+    assert pair.between.changed and unsound(replica) == []
+
+
+def test_what_is_altered_on_the_way_holds_up_no_other_file(pair):
+    """One byte of each response, somewhere in the middle: in a file, or in the line before it."""
+    pair.upload(*range(3000, 3040))
+    pair.between.change = lambda data, sent: data if len(data) < 5000 or sent > 200000 else (
+        data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1:])
+    replica = pair.replica()
+    eventually(lambda: status(replica)["serial"] == status(pair.primary)["serial"])
+    eventually(lambda: status(replica)["wanted"]["files"] <= 30)
+    assert [path for path in unsound(replica) if "/files/" in path] == []
+    pair.between.change = None
+    same(pair.primary, replica)
+    assert unsound(replica) == []
+
+
+def test_a_file_that_is_under_way_with_others_is_not_fetched_twice(pair):
+    archives = pair.upload(*[20000] * 8)
+    go_on = threading.Event()
+
+    def hold(data, sent):
+        if len(data) > 15000:
+            go_on.wait(5)
+        return data
+
+    pair.between.change = hold
+    replica = pair.replica("--file-replication-threads", "1")
+    eventually(lambda: pair.asked("POST /.repl/v1/blobs 200"))
+    replies = []
+    clients = [threading.Thread(target=lambda: replies.append(
+        replica.get(path_of(archives[3], "ann/dev"), headers=ANY))) for _ in range(3)]
+    for client in clients:
+        client.start()
+    time.sleep(0.2)
+    assert replies == []
+    go_on.set()
+    for client in clients:
+        client.join(10)
+    assert [reply.body for reply in replies] == [archives[3].content] * 3
+    same(pair.primary, replica)
+    assert pair.asked("GET /.repl/v1/blob/") == [] and len(pair.asked("POST /.repl/v1/blobs")) == 1
+
+
+def test_files_that_can_not_be_kept_come_again(pair):
+    archives = pair.upload(*[2000] * 10)
+    replica = pair.replica(code="""
+keep, full = devpi_lite.Blobs.keep_many, [True]
+def keep_many(self, files):
+    if full:
+        full.pop()
+        raise devpi_lite.disk_problem(OSError(28, "full"))
+    keep(self, files)
+devpi_lite.Blobs.keep_many = keep_many
+""")
+    same(pair.primary, replica)
+    assert "can't be kept" in replica.output() and unsound(replica) == []
+    assert replica.get(path_of(archives[3], "ann/dev"), headers=ANY).body == archives[3].content
+
+
+def test_a_replica_that_is_killed_among_its_first_files_goes_on(pair):
+    pair.upload(*[40000] * 40)
+    code = """
+import time
+put_aside = devpi_lite.Blobs.put_aside
+devpi_lite.Blobs.put_aside = lambda self, data: time.sleep(0.01) or put_aside(self, data)
+"""
+    replica = pair.replica(code=code)
+    for rounds in range(2):
+        eventually(lambda: status(replica)["wanted"]["files"] not in (0, 40 - 10 * rounds))
+        replica.kill()
+        assert [path for path in unsound(replica) if "/files/" in path] == []
+        replica.start()
+    same(pair.primary, replica)
+    assert unsound(replica) == []
+
+
+# -- what the primary answers
+
+
+def ask(pair, names, **how):
+    body = json.dumps(names).encode()
+    target = "/+repl/v1/blobs"
+    return pair.primary.request("POST", target, body=body, headers={
+        "Content-Type": "application/json", **signed(pair.primary, target, "POST", body=body, **how)}, user=None)
+
+
+def test_files_are_asked_for_by_a_signed_list(pair):
+    one, large, damaged = pair.upload(1000, 1500000, 3000)
+    (blob,) = (pair.primary.directory / "files").rglob(damaged.sha256)
+    blob.chmod(0o600)
+    blob.write_bytes(b"something else")
+    names = ["5" * 64, one.sha256, large.sha256, damaged.sha256, one.sha256]
+    reply = ask(pair, names)
+    framed = ("%s %d\n" % (one.sha256, len(one.content))).encode() + one.content
+    assert reply.status == 200 and reply.body == (
+        b"5" * 64 + b" missing\n" + framed + ("%s large\n%s damaged\n" % (large.sha256, damaged.sha256)).encode()
+        + framed)
+    assert ask(pair, ["5" * 64] * 201).status == 400
+    assert ask(pair, ["../secret"]).status == 400
+    assert ask(pair, [["5" * 64]]).status == 400
+
+    # the signature covers the list
+    headers = signed(pair.primary, "/+repl/v1/blobs", "POST", body=b"[]")
+    for body in (json.dumps(names).encode(), b"x" * 30000):
+        assert pair.primary.request("POST", "/+repl/v1/blobs", body=body, headers=headers, user=None).status \
+            in (401, 413)
+    assert pair.primary.request("POST", "/+repl/v1/blobs", body=b"[]", user=None).status == 401
+
+
+def test_what_is_too_much_for_one_response_is_left_out(pair):
+    archives = pair.upload(*[900000] * 4)
+    reply = ask(pair, [archive.sha256 for archive in archives])
+    assert re.findall(rb"([0-9a-f]{64}) [0-9]+\n", reply.body) == [archive.sha256.encode() for archive in archives[:2]]
