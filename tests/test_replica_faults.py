@@ -26,6 +26,7 @@ ANY = {"Accept": "*/*"}
 SOON = """
 devpi_lite.Limits.replica_pause = 0.2
 devpi_lite.Limits.log_wait = 1
+devpi_lite.Limits.upstream_stall = 3      # the length of a response may be what the line altered
 note = devpi_lite._note_failure
 def soon(change, row, message):
     note(change, row, message)
