@@ -20687,11 +20687,11 @@ class Follower(Part):
     def _note(self, error):
         """Remember, and log once, why the primary can't be followed now."""
         text = getattr(error, "message", None) or str(error) or reason_of(error)
-        if self.state != "diverged" or isinstance(error, Diverged):
-            self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
         if text != self.trouble:
             log.error("replica: %s", text)
-        self.trouble = text
+        self.trouble = text     # before the state, which others wait for
+        if self.state != "diverged" or isinstance(error, Diverged):
+            self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
 
     def _follow(self):
         """Enter the next entries, when they come; or take a snapshot."""
@@ -25006,6 +25006,8 @@ def begin_restored(database):
             Store.put_facts(db, {"epoch": secrets.token_hex(16)})
         elif node.get("role") != "replica":     # whose serials are always its primary's
             begin_epoch(db, "restore")
+            # a backup that is tried out elsewhere must not end the primary that has gone on
+            Store.put_facts(db, {"former_url": None})
         db.execute("COMMIT")
 
 
@@ -27778,6 +27780,10 @@ def rebuild(settings, primary, told_history, report, aside):
     The old database is in its place until the new one is whole."""
     serverdir = settings.serverdir
     database = os.path.join(serverdir, "devpi_lite.db")
+    write_ahead_log = database + "-wal"
+    if os.path.exists(write_ahead_log) and os.path.getsize(write_ahead_log):
+        # it would be taken for that of the new database
+        raise FatalError(f"another process reads {database}: wait until it has ended")
     blobs = Blobs(serverdir)
     blobs.recover()
     with tempfile.TemporaryDirectory(dir=blobs.tmp) as folder:

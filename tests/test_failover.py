@@ -322,3 +322,33 @@ def test_each_beginning_is_in_the_history(site):
     site.primary.stop()
     assert run_command("import", dump, "--add", "--serverdir", site.primary.directory).returncode == 0
     assert facts(site.primary)[1] == [("init", 1, -1), ("import", 2, last + 1)]
+
+
+def test_a_backup_that_is_tried_out_leaves_the_primary_alone(site):
+    first = site.replica("first")
+    same(site.primary, first)
+    first.stop()
+    site.primary.stop()
+    done(command(first, "promote", "--force"))
+    assert facts(first)[0]["former_url"] == site.primary.url
+    done(run_command("backup", site.folder / "backup", "--serverdir", first.directory))
+    done(run_command("restore", site.folder / "backup", "--serverdir", site.folder / "tried"))
+    assert "former_url" not in facts(Server(site.folder / "tried"))[0]
+
+
+def test_resync_waits_for_those_who_read_the_database(site):
+    replica = site.replica("r")
+    same(site.primary, replica)
+    replica.stop()
+    before = head(replica)
+    with contextlib.closing(sqlite3.connect(replica.directory / "devpi_lite.db", isolation_level=None)) as db:
+        db.execute("BEGIN")
+        db.execute("SELECT count(*) FROM node").fetchone()
+        with contextlib.closing(sqlite3.connect(replica.directory / "devpi_lite.db")) as other:
+            other.execute("INSERT OR REPLACE INTO node VALUES ('note', 'x')")
+            other.commit()
+        refused = command(replica, "resync", "--secretfile", site.secret)
+        assert refused.returncode == 1 and "another process reads" in refused.stderr
+        db.execute("COMMIT")
+    assert head(replica) == before and not list(replica.directory.glob("diverged-*"))
+    done(command(replica, "resync", "--secretfile", site.secret))
