@@ -785,6 +785,14 @@ class NoResponse(UpstreamTrouble):
     """The connection was open and gave no response: a time-out, a reset."""
 
 
+class PrimaryAway(NoResponse):
+    """The primary does not give this replica's mirror what the mirror asked for; a retry may."""
+    status = 503
+
+    def __init__(self, message):
+        super().__init__(message, headers=[("Retry-After", str(Limits.primary_pause))])
+
+
 class NotNow(NoResponse):
     """The primary refuses this replica, or is busy: no fault of what it was asked for."""
 
@@ -1347,6 +1355,7 @@ class Limits:
     upstream_idle = 20              # seconds that an unused connection to upstream is kept
     primary_expiry = 60             # seconds until a replica asks the primary for a page again
     upstream_pause = 10             # seconds without requests to a host or for a page that failed
+    paused_connect = 1              # seconds for connecting to a primary that was away
     primary_pause = 10              # seconds after which a change may be retried, if it is away
     primary_time = 1900             # seconds that it may take to respond: longer than `push_time`
     min_serial_time = 5             # seconds that a replica waits for a serial that a reader needs
@@ -10051,7 +10060,9 @@ class UpstreamClient(Part):
         it was sent, NoResponse if what it asks for may have happened. What `body.read` raises goes
         on to the caller, who closes the response."""
         key = origin_of(url)
-        connection = self._new_connection(key, url, self.timeout)
+        # a host that is down is given up sooner: others wait behind
+        connection = self._new_connection(key, url, min(
+            self.timeout, Limits.paused_connect if self.is_paused(url) else self.timeout))
         try:
             with outside_wait(RELAYS) as room:
                 if not room:
@@ -10355,8 +10366,18 @@ class Primary:
         if response.status == 503:
             return PrimaryBusy(f"{self.url} is busy")
         if response.status == 404:
-            return NotFound(f"{self.url} does not have it")
+            return NotFound(self._why_not_found(response))
         return UpstreamTrouble(f"{self.url}: error {response.status}")
+
+    def _why_not_found(self, response):
+        """What a server says that lets nobody follow it; it may be any server."""
+        said = None
+        if "/+repl/v1/blob/" not in response.url:
+            with contextlib.suppress(UpstreamTrouble, ValueError, LookupError, TypeError):
+                said = json.loads(response.read(Limits.reason * 4))["message"]
+        if isinstance(said, str):
+            return f"{self.url} says: {one_line(said)}"
+        return f"{self.url} does not have it"
 
 
 def origin_of(url):
@@ -11068,8 +11089,20 @@ class Upstreams(Part):
         if not url.startswith(self.primary.url + "/"):
             raise UpstreamTrouble(f"{public_url(url)} is not at the primary")
         target = urllib.parse.quote(urllib.parse.urlsplit(url).path, safe=SENT_AS_IT_IS)
-        return self.client.ask_primary(
-            url, {**headers, **self.primary.sign(method, target)}, method)
+        try:
+            response = self.client.ask_primary(
+                url, {**headers, **self.primary.sign(method, target)}, method)
+        except UpstreamTrouble as error:
+            raise PrimaryAway(f"the primary gives no response: {error.message}") from error
+        if response.status in (401, 429, 503):
+            response.close()
+            raise PrimaryAway(f"the primary does not give it now: {public_url(url)} answered "
+                              f"{response.status}")
+        return response
+
+    def trouble(self, message):
+        """That upstream, or the primary, takes too long."""
+        return (PrimaryAway if self.primary else UpstreamTrouble)(message)
 
     def is_cut_off(self, index):
         """Whether the mirror has only what is here: in offline mode, or without an upstream."""
@@ -11288,8 +11321,8 @@ class MirrorFiles(PartOfMirrors):
 
         flight = self.upstreams.start(index, "size", file.path, ask)
         if not self.upstreams.wait(index, flight.wait, self.settings.request_timeout):
-            raise UpstreamTrouble(f"{public_url(file.url)} did not answer within "
-                                  f"{self.settings.request_timeout:g} seconds")
+            raise self.upstreams.trouble(f"{public_url(file.url)} did not answer within "
+                                         f"{self.settings.request_timeout:g} seconds")
         if flight.error:
             raise flight.error
         return sizes[0] if sizes else None      # None: another request's flight
@@ -11309,8 +11342,6 @@ class MirrorFiles(PartOfMirrors):
         if response.status == 200:
             return response
         response.close()
-        if self.upstreams.primary and response.status in (401, 429, 503):
-            raise _primary_is_away(file.filename, f"error {response.status}")
         raise (NotFound if self.upstreams.is_missing(index, response.status) else UpstreamTrouble)(
             f"error {response.status} getting {public_url(url)}")
 
@@ -11348,7 +11379,8 @@ class MirrorFiles(PartOfMirrors):
         began = time.monotonic()
         fetch = functools.partial(self._fetch_metadata, index, file)
         flight = self.upstreams.start(index, "metadata", file.path, fetch)
-        trouble = UpstreamTrouble(f"{public_url(file.url)}.metadata did not arrive in time")
+        trouble = self.upstreams.trouble(
+            f"{public_url(file.url)}.metadata did not arrive in time")
         if self.upstreams.wait(index, flight.wait, self.settings.request_timeout):
             trouble = flight.error
         if trouble is None:
@@ -11482,8 +11514,9 @@ class MirrorPages(PartOfMirrors):
         if flight is None:
             return page
 
-        trouble = UpstreamTrouble(f"{public_url(self.upstreams.url(index))} did not answer for "
-                                  f"{name} within {self.settings.request_timeout:g} seconds")
+        trouble = self.upstreams.trouble(
+            f"{public_url(self.upstreams.url(index))} did not answer for {name} within "
+            f"{self.settings.request_timeout:g} seconds")
         patience = self.settings.request_timeout
         if deadline is not None:
             patience = deadline - time.monotonic()
@@ -11743,7 +11776,7 @@ class MirrorLists(PartOfMirrors):
             return names
         cached = self.cached_names(index)
         if not cached:
-            raise flight.error or crowd or UpstreamTrouble(
+            raise flight.error or crowd or self.upstreams.trouble(
                 f"the project list of {public_url(self.upstreams.url(index))} is on its "
                 "way, try again in a minute")
         return cached
@@ -17009,8 +17042,11 @@ def _is_root(request, _):
 
 def _is_replica(request, _):
     """Whether a request of a replica is signed; 404 where none can be followed."""
+    if request.app.primary is not None:
+        raise NotFound(f"this server is itself a replica of {request.app.primary.url}: "
+                       "--primary-url has to name that")
     if request.app.replicas is None:
-        raise NotFound("no server follows this one: --role primary would allow it")
+        raise NotFound("no server may follow this one: start it with --role primary")
     return request.replica is not None
 
 
@@ -17431,6 +17467,8 @@ def relay(request, is_change=True):
         raise UpstreamTrouble(f"this server is itself a replica, of {url}: the --primary-url of "
                               "the replica that passed this on has to name the primary")
     doubt = f"the primary {url} broke off: what was asked for may have happened, or not; look first"
+    if not is_change:
+        doubt = f"the primary {url} broke off, try again"
     try:
         answer = app.client.relay(request.method, _url_on_primary(request),
                                   _headers_for_primary(request), request.body,
@@ -17441,7 +17479,7 @@ def relay(request, is_change=True):
                    Limits.primary_pause) from error
     except NoResponse as error:
         log.warning("the primary broke off a %s: %s", request.method, error.message)
-        raise UpstreamTrouble(doubt) from error
+        raise UpstreamTrouble(doubt) if is_change else PrimaryAway(doubt) from error
 
     ours = {line.partition(b":")[0].decode().lower()
             for line in app.constant_headers.splitlines()} | _IN_EACH_RESPONSE
@@ -17459,7 +17497,7 @@ def relay(request, is_change=True):
         if response.stream is None:
             response.body = b"".join(_pieces_of(answer, length))
     except UpstreamTrouble as error:
-        raise UpstreamTrouble(doubt) from error
+        raise UpstreamTrouble(doubt) if is_change else PrimaryAway(doubt) from error
     _note_serial(request, answer, is_change)
     return response
 
@@ -17659,7 +17697,8 @@ class App(Part):
         self.constant_headers = b""
         self.name_primary()
         # on a replica: the last serial of its primary, as far as it knows
-        self.primary_serial = None if self.primary is None else 0
+        self.primary_serial = None if self.primary is None \
+            else int(store.node.get("primary_serial", 0))
         self._variable = (0, -2, None, b"")     # (second, serial, primary_serial, the headers)
 
         held = [*vars(self).values(), *vars(self.mirrors).values()]
@@ -20705,8 +20744,8 @@ class Follower(Part):
         wait = self._wait() if self.state == "following" and until is None else 0
         response = self.primary.get_signed(
             f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}&wait={wait}")
-        self._learn(response)
         self._refuse_older(response)
+        self._learn(response)
         if response.status == 409:
             facts = json.loads(response.body)
             if facts["reason"] == "pruned":
@@ -21137,7 +21176,7 @@ class Follower(Part):
     def gauges(self):
         yield Gauge("devpi_lite_replica_lag_serials", "gauge",
                     "Changes of the primary that this replica lacks.",
-                    max(0, (self.primary_serial or 0) - self.store.serial))
+                    max(0, self.app.primary_serial - self.store.serial))
         yield Gauge("devpi_lite_replica_lag_seconds", "gauge",
                     "Since this replica last knew that it had all changes.",
                     round(time.monotonic() - (self.in_sync_since or self.since), 3))

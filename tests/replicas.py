@@ -108,7 +108,7 @@ def signed(server, target, method="GET", secret=None, ts=None, signed_target=Non
 
 
 # a replica that enters nothing while there is a file `hold`, whose caches notice it late while there is a file `slow`,
-# and whose clock is set by a file `clock`
+# whose clock is set by files `tomorrow` and `yesterday`, and whose log is `cut` or `parted` by such files
 HELD = """
 import os, types
 folder = %r
@@ -126,6 +126,16 @@ def slow(self, tags):
         devpi_lite.time.sleep(0.1)
     touch(self, tags)
 devpi_lite.Store.follow, devpi_lite.Freshness.touch = held, slow
+step = devpi_lite.Follower._follow
+def troubled(self):
+    if is_there("cut"):
+        raise devpi_lite.UpstreamTrouble("cut")
+    if is_there("parted"):
+        raise devpi_lite.Diverged("parted")
+    step(self)
+    if is_there("cut") or is_there("parted"):
+        troubled(self)
+devpi_lite.Follower._follow = troubled
 clock = types.SimpleNamespace(**vars(devpi_lite.time))
 clock.time = lambda: ANY_TIME() + 86400 * is_there("tomorrow") - 86400 * is_there("yesterday")
 devpi_lite.time = clock

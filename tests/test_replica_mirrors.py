@@ -159,6 +159,21 @@ def test_primary_away_keeps_what_is_here_and_says_503_for_the_rest(own, upstream
         assert reply.status == 503 and int(reply.headers["Retry-After"]) > 0
 
 
+def test_page_that_was_never_fetched_is_503_while_the_primary_is_away(own, upstream):
+    primary, replica = own
+    upstream.publish(small())
+    index = new_mirror(own, upstream.url)
+    stage = index + "-stage"
+    primary.add_index(stage, bases=[index])
+    caught_up(primary, replica)
+    primary.stop()
+    paths = [path % each for path in ("/%s/+simple/demo/", "/%s/demo", "/%s/demo/1.0") for each in (index, stage)]
+    for path in ["/%s/+simple/" % index, *paths]:
+        reply = replica.get(path)
+        assert reply.status == 503 and int(reply.headers["Retry-After"]) > 0, (path, reply)
+    assert replica.get("/%s" % index).status == 200
+
+
 def test_stale_page_of_the_primary_is_stale_here(own, upstream):
     primary, replica = own
     upstream.publish(small())

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from harness import SIMPLE_JSON, Wire, eventually, path_of, serial, serial_of, upload, wheel
-from replicas import HeldPair, in_sync, replica_at, status
+from harness import SIMPLE_JSON, Wire, eventually, path_of, serial, serial_of, timed, upload, wheel
+from replicas import HeldPair, comes_to_be, in_sync, replica_at, status
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +156,59 @@ def test_a_replica_that_never_heard_of_its_primary_lacks_something(tmp_path, pai
         assert replica.get("/+health/ready").status == 503
     finally:
         replica.kill()
+
+
+# -- changes that can't come back soon
+
+
+@pytest.mark.parametrize("state, mark", [("diverged", "parted"), ("unreachable", "cut")])
+def test_a_change_does_not_wait_for_what_can_not_come_back(pair, state, mark):
+    user = "quick" + mark
+    with pair.mark(mark):
+        pair.primary.patch("/ann", {"title": mark}, user="ann")      # ends the replica's wait
+        comes_to_be(pair.replica, state)
+        for name in (user, user + "2"):
+            reply, seconds = timed(pair.replica.put, "/" + name, {"password": "pw"})
+            assert (reply.status, lag_of(reply) > 0, seconds < 2) == (201, True, True), (reply, seconds)
+            assert serial_of(reply) == serial(pair.primary)
+        assert pair.replica.get("/" + user).status == 404
+        # a reader that needs it does not wait either
+        reply, seconds = timed(pair.replica.get, "/" + user, headers={"X-DEVPI-MIN-SERIAL": str(serial(pair.primary))})
+        assert (reply.status, seconds < 2) == (200, True)
+    in_sync(pair.primary, pair.replica)
+    assert pair.replica.get("/" + user).status == 200
+
+
+def test_a_change_has_an_unreachable_primary_followed_at_once(pair):
+    """Not after the pause."""
+    with pair.mark("cut"):
+        pair.primary.patch("/ann", {"title": "once"}, user="ann")
+        comes_to_be(pair.replica, "unreachable")
+        time.sleep(1)
+    reply = pair.replica.put("/atonce", {"password": "pw"})
+    assert (reply.status, lag_of(reply)) == (201, 0)
+    assert pair.replica.get("/atonce").status == 200
+
+
+# -- servers that nobody may follow
+
+
+@pytest.mark.parametrize("kind", ["replica", "standalone"])
+def test_who_follows_a_server_that_is_no_primary_is_told_so(tmp_path, pair, shared_server, kind):
+    server = pair.replica if kind == "replica" else shared_server
+    sentence = "this server is itself a replica of %s: --primary-url has to name that" % pair.primary.url \
+        if kind == "replica" else "no server may follow this one: start it with --role primary"
+    follower = replica_at(tmp_path / "r", pair.primary, url=server.url).start()
+    try:
+        found = eventually(lambda: (lambda found: found["replication-trouble"] and found)(status(follower)))
+        assert found["replication-trouble"] == "%s says: %s" % (server.url, sentence)
+        assert found["replication-state"] == "unreachable" and found["serial"] == -1
+        assert sentence in follower.output()
+        for path in ("log?after=-1&hash=", "snapshot", "blob/" + "5" * 64, "history"):
+            reply = server.get("/+repl/v1/" + path)
+            assert (reply.status, reply.json()["message"]) == (404, sentence)
+    finally:
+        follower.kill()
 
 
 # -- how old it may be
