@@ -1132,6 +1132,11 @@ class Settings:
     file_replication_skip_indexes: tuple = option(
         "file-replication-skip-indexes", to_names, (),
         "indexes whose files a replica fetches only when somebody asks for them, or `all`")
+    replica_file_search_path: str = option(
+        "replica-file-search-path", absolute_path, "",
+        "on a replica: directory below which files are looked for before the primary is asked for "
+        "them, as a backup or an export of it that was carried over; they are copied, if their "
+        "SHA-256 is right")
     access_log: bool = option("no-access-log", None, True, "no line per request on standard output")
     read_only: bool = False     # no option: detected at the start
 
@@ -1389,6 +1394,7 @@ class Limits:
     promote_after = 60              # seconds of silence of a primary before a replica takes over
     former_pause = 10               # seconds between two tries to tell the former primary
     replica_retry = 3600            # seconds until a blob is tried again, at most
+    replica_news = 5000             # files from a medium, of which the log tells together
     replica_batch = 1000            # blobs that are taken from the list of wanted ones at a time
     small_blob = 1 << 20            # bytes of the largest that comes with others in one response
     batch_blobs = 200               # of these in one response
@@ -4661,11 +4667,11 @@ def read_pieces(file):
     return iter(lambda: file.read(Limits.copied), b"")
 
 
-def open_plain(path):
+def open_plain(path, flags=0):
     """Open a file for reading, unbuffered; OSError for a pipe or a device, which may never end.
 
-    A link to a file is taken for that file."""
-    fd = without_waiting(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    A link to a file is taken for that file, unless `flags` say otherwise."""
+    fd = without_waiting(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | flags)
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "it is no plain file", path)
@@ -4763,15 +4769,16 @@ def sync_directories(folders):
 
 
 class Intake:
-    """Many blobs on their way in at once, for a command that has the directory to itself.
+    """Many blobs on their way in at once, for a command that has the directory to itself, or for
+    one thread of a server if nobody else uses the `name` of its folder.
 
     They are copied without syncs, several at a time if the caller has threads; `keep` syncs them
     in bulk and puts them in their places. `in_place`: at once in their places; only where the whole
     directory is dropped unless all goes well."""
 
-    def __init__(self, blobs, in_place=False):
+    def __init__(self, blobs, in_place=False, name="intake"):
         self.blobs, self.in_place = blobs, in_place
-        self.folder = blobs.files if in_place else os.path.join(blobs.tmp, "intake")
+        self.folder = blobs.files if in_place else os.path.join(blobs.tmp, name)
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
 
     def _place(self, sha256):
@@ -20616,6 +20623,183 @@ class BlobBatch:
                 return
 
 
+class Medium:
+    """Files in any tree below a folder, which were carried over from a primary: found by their
+    SHA-256, if that is their name, else by their size, and copied if their bytes are right.
+
+    The list of them is in a temporary database: of a million files, it would take 150 MB of
+    memory. Each file is read at most twice, whatever is looked for. What changes below the folder
+    meanwhile does no harm."""
+
+    def __init__(self, path, store, blobs):
+        self.path, self.store, self.blobs = path, store, blobs
+        self.lock = threading.Lock()
+        self.db = None                  # once `prepare` has listed all files, if there are any
+        self.files = self.size = 0      # that were taken from here
+        self.said = 0                   # the number of files that the log told of last
+
+    def take(self, wanted, only_named=False):
+        """Take blobs in, [(SHA-256, size or None), ...]; returns the SHA-256s of those that are
+        here now, durably.
+
+        `only_named`: only where that costs next to nothing."""
+        if self.db is None or not self.lock.acquire(blocking=not only_named):
+            return []
+        try:
+            with Intake(self.blobs, name="one" if only_named else "medium") as intake:
+                taken = {}
+                for sha256, size in wanted:
+                    found = self._take(intake, sha256, size, only_named)
+                    if found is not None:
+                        taken[sha256] = found
+                if taken:
+                    intake.keep()
+        except (Problem, OSError, sqlite3.Error) as error:
+            log.error("replica: nothing was taken from %s just now: %s", self.path,
+                      reason_of(error))
+            return []
+        finally:
+            self.lock.release()
+        self.files, self.size = self.files + len(taken), self.size + sum(taken.values())
+        return list(taken)
+
+    def say(self, is_end):
+        """Say in the log how many files came from here: at the end, or each time that many more
+        did."""
+        if self.files != self.said and (is_end or self.files >= self.said + Limits.replica_news):
+            self.said = self.files
+            log.info("replica: %d files of %d KB were taken from %s, and not fetched",
+                     self.files, self.size // 1000, self.path)
+
+    # -- the list
+
+    def prepare(self):
+        """List all files; nothing can be taken before."""
+        began = time.monotonic()
+        try:
+            db, count = self._list()
+        except (OSError, sqlite3.Error) as error:
+            log.error("replica: the files below %s can't be listed: %s", self.path,
+                      reason_of(error))
+            return
+        log.info("replica: %d files were found below %s, in %.1f s", count, self.path,
+                 time.monotonic() - began)
+        if count:
+            self.db = db
+
+    def _list(self):
+        """(database, number of files)."""
+        db, count = self._new_database(), 0
+        folders, batch = [os.fsencode(self.path)], []
+        while folders and not self.store.waits_are_over:
+            folder = folders.pop()
+            number = db.execute("INSERT INTO folders (path) VALUES (?)", (folder,)).lastrowid
+            try:
+                for entry in os.scandir(folder):
+                    batch += self._facts_of(entry, number, folders)
+            except OSError as error:
+                log.error("replica: %s can't be read: %s", os.fsdecode(folder), reason_of(error))
+            if len(batch) >= 1000 or not folders:
+                db.executemany("INSERT INTO files (size, name, folder, sha256) "
+                               "VALUES (?, ?, ?, ?)", batch)
+                count, batch = count + len(batch), []
+        db.execute("CREATE INDEX by_hash ON files (sha256) WHERE sha256 IS NOT NULL")
+        db.execute("CREATE INDEX by_size ON files (size, name) WHERE sha256 IS NULL")
+        return db, count
+
+    def _new_database(self):
+        path = os.path.join(self.blobs.tmp, f"{os.getpid()}-medium.db")
+        remove(path)
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        with contextlib.suppress(OSError):      # Windows deletes no open file: the next start does
+            os.unlink(path)
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", "locking_mode = EXCLUSIVE",
+                       "temp_store = MEMORY", "cache_size = -8000"):
+            db.execute(f"PRAGMA {pragma}").fetchall()
+        db.execute("CREATE TABLE folders (number INTEGER PRIMARY KEY, path BLOB)")
+        # sha256: as the name says or the bytes are; "" if the bytes are not as the name says
+        db.execute("CREATE TABLE files (number INTEGER PRIMARY KEY, size INTEGER, name BLOB, "
+                   "folder INTEGER, sha256 TEXT)")
+        return db
+
+    def _facts_of(self, entry, number, folders):
+        """Yield the row of a plain file; add a folder to `folders`. Links lead anywhere."""
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                if not os.path.samefile(entry.path, self.blobs.serverdir):
+                    folders.append(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                size = entry.stat(follow_symlinks=False).st_size
+                is_named = re.fullmatch(b"[0-9a-f]{64}", entry.name)
+                yield size, entry.name, number, entry.name.decode() if is_named else None
+        except OSError as error:        # it just went away
+            log.debug("%s: %s", os.fsdecode(entry.path), reason_of(error))
+
+    # -- a file
+
+    def _take(self, intake, sha256, size, only_named):
+        """The size of a file with these bytes, which is in `intake` now; None if none was found."""
+        if os.path.lexists(self.blobs.find(sha256)):
+            return None
+        for number, path in self._candidates(sha256, size, only_named):
+            if self.store.waits_are_over:
+                return None
+            try:
+                with open_plain(path, getattr(os, "O_NOFOLLOW", 0)):
+                    pass
+                _, taken = intake.take(path, sha256)
+            except (Damaged, OSError) as error:
+                log.debug("%s is of no use: %s", os.fsdecode(path), reason_of(error))
+                self.db.execute("UPDATE files SET sha256 = '' WHERE number = ?", (number,))
+                continue
+            return taken
+        return None
+
+    def _candidates(self, sha256, size, only_named):
+        """Yield (number, path) of files that may have these bytes."""
+        yield from self._rows("sha256 = ?", sha256)
+        if size is None:
+            return
+        with self.store.read() as db:
+            names = [row["filename"].encode() for row in db.execute(
+                "SELECT DISTINCT filename FROM files WHERE sha256 = ? AND release_id IS NOT NULL",
+                (sha256,))]
+        for name in names:
+            yield from self._hashed(sha256, "sha256 IS NULL AND size = ? AND name = ?", size, name)
+        if not only_named:
+            yield from self._hashed(sha256, "sha256 IS NULL AND size = ?", size)
+
+    def _rows(self, condition, *values):
+        """[(number, path)] of some files that meet a condition."""
+        return [(number, os.path.join(folder, name)) for number, folder, name in self.db.execute(
+            "SELECT files.number, path, name FROM files JOIN folders "
+            f"ON folders.number = folder WHERE {condition} LIMIT 100", values)]
+
+    def _hashed(self, sha256, condition, *values):
+        """Yield those that have this hash; remember the hashes of all that come before them."""
+        while True:
+            rows = self._rows(condition, *values)
+            for number, path in rows:
+                if self.store.waits_are_over:
+                    return
+                digest = self._hash(path)
+                self.db.execute("UPDATE files SET sha256 = ? WHERE number = ?", (digest, number))
+                if digest == sha256:
+                    yield number, path
+            if not rows:
+                return
+
+    @staticmethod
+    def _hash(path):
+        """The SHA-256 of a plain file; "" of what can't be read."""
+        try:
+            with open_plain(path, getattr(os, "O_NOFOLLOW", 0)):
+                return hash_file(path)[0]
+        except OSError as error:
+            log.debug("%s can't be read: %s", os.fsdecode(path), reason_of(error))
+            return ""
+
+
 class Follower(Part):
     """A replica: follows the changelog of its primary, and fetches the files that it names.
 
@@ -20646,6 +20830,8 @@ class Follower(Part):
         self.unsynced, self.unsynced_size = [], 0   # BlobDownloads that came, and their bytes
         self.missing = self._count()
         self.comparison = RowComparison(self)
+        path = app.settings.replica_file_search_path
+        self.medium = Medium(path, self.store, self.blobs) if path else None
         self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
 
     def loops(self):
@@ -20848,6 +21034,8 @@ class Follower(Part):
         modified = file.last_modified or http_date(seconds_of(file.uploaded))
         if for_head:
             return Content(modified, file.size, pieces=iter(()))
+        if self._found_on_medium([(file.sha256, file.size)], only_named=True):
+            return None
         for _ in range(2):
             download = self._start(file.sha256, file.size)
             if not download.begun.wait(self.app.settings.request_timeout):
@@ -20860,6 +21048,8 @@ class Follower(Part):
 
     def fetch(self, sha256):
         """Get a blob that is not here, for somebody who needs it now; Busy."""
+        if self._found_on_medium([(sha256, None)], only_named=True):
+            return
         for _ in range(2):
             download = self._start(sha256, None)
             if download.wait(self.app.settings.proxy_timeout) and not download.error:
@@ -20897,6 +21087,14 @@ class Follower(Part):
             self.unsynced.append(download)
             self.unsynced_size += download.length
 
+    def _found_on_medium(self, wanted, only_named=False):
+        """The SHA-256s of blobs that were taken from --replica-file-search-path; see
+        `Medium.take`."""
+        found = set(self.medium.take(wanted, only_named)) if self.medium else ()
+        for sha256 in found:
+            self.arrived(sha256)
+        return found
+
     def arrived(self, sha256):
         """A wanted blob is here."""
         self.here.append(sha256)
@@ -20927,6 +21125,8 @@ class Follower(Part):
             return self.unfinished.pop(sha256, None)
 
     def _fetch_forever(self):
+        if self.medium:
+            self.medium.prepare()
         while not self.store.waits_are_over:
             self.has_work.clear()
             try:
@@ -21024,7 +21224,9 @@ class Follower(Part):
             if all(row["sha256"] in under_way for row in rows):
                 rows += db.execute("SELECT * FROM wanted WHERE due > 0 AND due <= ? "
                                    "ORDER BY due LIMIT ?", (time.time(), most)).fetchall()
-        self.queue = collections.deque(row for row in rows if row["sha256"] not in under_way)
+        rows = [row for row in rows if row["sha256"] not in under_way]
+        found = self._found_on_medium([(row["sha256"], row["size"]) for row in rows])
+        self.queue = collections.deque(row for row in rows if row["sha256"] not in found)
 
     def _is_small(self, row):
         """Whether a blob may come with others."""
@@ -21095,6 +21297,8 @@ class Follower(Part):
         if here:
             self.store.write(_blobs_arrived, here, docs, durable=False)
         self.missing = self._count()
+        if self.medium:
+            self.medium.say(is_end=not self.missing)
         if not self.missing and self.state == "following" \
                 and self.store.serial >= self.primary_serial:
             self._files_are_here(time.time())
@@ -26995,7 +27199,6 @@ class Foreign(typing.NamedTuple):
 
 _OF_REPLICAS = Foreign("", "replicas do without it")
 FOREIGN = {
-    "replica-file-search-path": _OF_REPLICAS,
     "replica-max-retries": _OF_REPLICAS,
     "replica-cert": _OF_REPLICAS,
     "no-replica-streaming": _OF_REPLICAS._replace(is_flag=True),
