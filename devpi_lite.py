@@ -2749,6 +2749,25 @@ class Epoch(typing.NamedTuple):
     ts: float               # time.time()
 
 
+def epochs_from(history):
+    """The `Epoch`s that another server told, as JSON; ValueError if it is no history."""
+    try:
+        epochs = [Epoch._make(each) for each in history]
+        fit = all(
+            re.fullmatch("[0-9a-f]{32}", each.epoch) and type(each.term) is int
+            and 0 < each.term < 10 ** 9 and type(each.start_serial) is int
+            and -1 <= each.start_serial < 10 ** 15
+            and re.fullmatch("(?:[0-9a-f]{64})?", each.start_hash)
+            and re.fullmatch("[0-9a-f]{32}", each.from_uuid or "0" * 32)
+            and re.fullmatch("[a-z -]{1,40}", each.why) and 0 <= each.ts < 10 ** 11
+            for each in epochs)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"no history: {reason_of(error)}") from None
+    if not epochs or not fit:
+        raise ValueError("no history: an epoch in it is none")
+    return epochs
+
+
 def read_history(db):
     """The `Epoch`s of this server's data, the oldest first."""
     return [Epoch._make(row) for row in db.execute("SELECT * FROM history ORDER BY term")]
@@ -2847,6 +2866,16 @@ def _schema(db):
     return schema
 
 
+def unpacked(data, most):
+    """What zlib packed; zlib.error if it has more than `most` bytes, or ends early."""
+    unpacker = zlib.decompressobj()
+    found = unpacker.decompress(data, most + 1)
+    if len(found) > most or not unpacker.eof:
+        raise zlib.error(f"it has more than {most} bytes" if len(found) > most
+                         else "it is not whole")
+    return found
+
+
 class Entry(typing.NamedTuple):
     """An entry of the changelog: what one change wrote.
 
@@ -2867,7 +2896,7 @@ class Entry(typing.NamedTuple):
         """[(kind, key, value), ...]; FatalError for what this program can't put."""
         try:
             ops = [(str(op["t"]), tuple(op["k"]), op["v"])
-                   for op in json.loads(zlib.decompress(self.ops))]
+                   for op in json.loads(unpacked(self.ops, Limits.log_response))]
         except (zlib.error, ValueError, RecursionError, TypeError, KeyError) as error:
             raise FatalError(f"serial {self.serial} of the other changelog can't be read "
                              f"({reason_of(error)})") from None
@@ -3423,6 +3452,12 @@ def refuse_no_database(serverdir):
     raise FatalError(f"can't read {path}: {reason}; run this as the user who owns it")
 
 
+# what putting a row may raise that another server wrote
+_CANT_BE_PUT = (FatalError, sqlite3.IntegrityError, sqlite3.InterfaceError,
+                sqlite3.ProgrammingError, sqlite3.DataError, zlib.error, ValueError, TypeError,
+                LookupError, AttributeError, OverflowError, RecursionError)
+
+
 class Store(Part):
     """The database of a server directory: `read()` gives a connection, `write()` runs a change.
 
@@ -3807,8 +3842,7 @@ class Store(Part):
             for op in entry.ops_for_replay():
                 try:
                     change.put(*op)
-                except (FatalError, sqlite3.IntegrityError, sqlite3.InterfaceError, zlib.error,
-                        ValueError, TypeError, LookupError, AttributeError) as error:
+                except _CANT_BE_PUT as error:
                     raise FatalError(f"serial {entry.serial} of the other changelog can't be put: "
                                      f"{reason_of(error)}") from None
             self._enter(change, entry)
@@ -3835,7 +3869,11 @@ class Store(Part):
         change.touch(EVERYTHING)
         change.queue_for_search(0, "")
         for kind, key, value in rows:
-            change.put(kind, key, value)
+            try:
+                change.put(kind, key, value)
+            except _CANT_BE_PUT as error:
+                raise FatalError(f"a row of the snapshot can't be put: {reason_of(error)}"
+                                 ) from None
 
         self._delete_entries(change.db, entry.serial)
         change.execute("DELETE FROM changelog")
@@ -10279,6 +10317,10 @@ class Signed(typing.NamedTuple):
     came: float         # time.monotonic() when its head arrived
 
 
+# uuid, epoch, term, serial
+_STATED = re.compile("[0-9a-f]{32} [0-9a-f]{32} [0-9]{1,9} (-1|[0-9]{1,15})")
+
+
 class Primary:
     """The server whose replica this one is. Signs requests to it, and checks its signatures.
 
@@ -10326,32 +10368,40 @@ class Primary:
         return self.client.ask_primary(url, {**sent, "Content-Type": "application/json"}, "POST",
                                        body), nonce
 
-    def get_signed(self, path, write=None):
+    def get_signed(self, path, write=None, most=None):
         """The `Signed` response to a request for a path; its body goes to `write`, if that is
         given.
 
-        UpstreamTrouble if the status is neither 200, 204 nor 409, or the signature is wrong."""
+        The signature is checked before any byte of the body is taken, the body's digest when it is
+        there. UpstreamTrouble if the status is neither 200, 204 nor 409, if either is wrong, or if
+        there are more than `most` bytes."""
         response, nonce = self._get(path)
-        came = time.monotonic()
+        came, most = time.monotonic(), Limits.log_response if most is None else most
         with response:
             if response.status not in (200, 204, 409):
                 raise self._refusal(response)
-            pieces, size, digest = [], 0, hashlib.sha256()
-            for piece in iter(lambda: response.read(256 << 10), b""):
-                size += len(piece)
-                if write is None and size > Limits.log_response:
-                    raise UpstreamTrouble(f"{self.url} sends more than {Limits.log_response} bytes")
-                digest.update(piece)
-                (write or pieces.append)(piece)
-
-            stated = [response.header(name) for name in (
-                "X-DEVPI-UUID", "X-Devpi-Epoch", "X-Devpi-Term", "X-Devpi-Head")]
-            expected = signature(self.key, nonce, str(response.status), *stated,
-                                 digest.hexdigest())
+            *stated, digest = [response.header(name) for name in (
+                "X-DEVPI-UUID", "X-Devpi-Epoch", "X-Devpi-Term", "X-Devpi-Head",
+                "X-Devpi-Digest")]
+            expected = signature(self.key, nonce, str(response.status), *stated, digest)
             given = response.header("X-Devpi-Signature")
             if not hmac.compare_digest(expected.encode(), given.encode("latin-1", "replace")):
                 raise UpstreamTrouble(f"{self.url} does not know the secret of this replica: it is "
                                       "not the primary, or something between alters what it sends")
+            if not _STATED.fullmatch(" ".join(stated)):
+                raise UpstreamTrouble(f"{self.url} says of itself what no primary says")
+
+            length = 0 if response.status == 204 else response.length()
+            if length is None or length > most:
+                raise UpstreamTrouble(f"{self.url} sends {length or 'endlessly many'} bytes, at "
+                                      f"most {most} can be taken")
+            pieces, real = [], hashlib.sha256()
+            for piece in iter(lambda: response.read(256 << 10), b""):
+                real.update(piece)
+                (write or pieces.append)(piece)
+            if real.hexdigest() != digest:
+                raise UpstreamTrouble(f"the response of {self.url} ended early, or something "
+                                      "between alters it")
             uuid_, epoch, term, serial = stated
             return Signed(response.status, b"".join(pieces), uuid_, int(serial), epoch, int(term),
                           came)
@@ -19863,7 +19913,8 @@ class Replicas(Standalone):
                         node["epoch"], node["term"], head, digest)
         response.headers = [pair for pair in response.headers if pair[0] != "Cache-Control"] + [
             ("X-Devpi-Epoch", node["epoch"]), ("X-Devpi-Term", node["term"]),
-            ("X-Devpi-Head", head), ("X-Devpi-Signature", mac), _NOT_KEPT]
+            ("X-Devpi-Head", head), ("X-Devpi-Digest", digest), ("X-Devpi-Signature", mac),
+            _NOT_KEPT]
         return response
 
     @contextlib.contextmanager
@@ -19987,10 +20038,13 @@ def _entry_of(line):
     """The `Entry` of such a line; ValueError."""
     try:
         facts = json.loads(line)
-        return Entry(int(facts["serial"]), float(facts["ts"]), facts["who"],
+        who = facts["who"]
+        if not (who is None or isinstance(who, str)) or not isinstance(facts["serial"], int):
+            raise ValueError("its user or serial is none")
+        return Entry(facts["serial"], float(facts["ts"]), who,
                      base64.b64decode(facts["ops"]), bytes.fromhex(facts["prev"]),
                      bytes.fromhex(facts["hash"]))
-    except (TypeError, KeyError) as error:
+    except (TypeError, LookupError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"no entry of a changelog: {reason_of(error)}") from None
 
 
@@ -20227,7 +20281,7 @@ def post_blobs(request):
         if parts and size > Limits.most_batch:
             break
         parts += [f"{name} {len(found)}\n".encode(), found]
-    return Response(200, [("Content-Type", "application/octet-stream")], parts=parts)
+    return Response(200, [("Content-Type", "application/octet-stream"), _NOT_KEPT], parts=parts)
 
 
 def _small_blob(blobs, name):
@@ -20444,6 +20498,17 @@ class BlobDownload(Download):
     def run(self):
         super().run()
         self.follower.landed([self])
+
+    @property
+    def _most(self):
+        """The rows say the size, and what gives more is no primary: its head is not signed."""
+        return self.file.size if self.file.size is not None else super()._most
+
+    def _check_announced(self):
+        if self.file.size is not None and self.length not in (None, self.file.size):
+            raise UpstreamTrouble(f"{public_url(self.file.url)} has {self.length} bytes, and not "
+                                  f"{self.file.size}")
+        super()._check_announced()
 
     def _failed(self):
         """The one who asked for it notes why."""
@@ -20902,21 +20967,24 @@ class Follower(Part):
         except (Problem, FatalError, ValueError, zlib.error, OSError) as error:
             self._note(error)
         except Exception as error:      # the thread must go on
-            log.exception("following the primary failed")
-            self._note(error)
+            if self._note(error):
+                log.exception("following the primary failed")
         with self.store.log_grew:
             self.failed_step = self.steps
             self.store.log_grew.notify_all()
         return False
 
     def _note(self, error):
-        """Remember, and log once, why the primary can't be followed now."""
+        """Remember, and log once, why the primary can't be followed now; whether it is new."""
         text = getattr(error, "message", None) or str(error) or reason_of(error)
-        if text != self.trouble:
+        text = one_line(text, 2000)
+        is_new = text != self.trouble
+        if is_new:
             log.error("replica: %s", text)
         self.trouble = text     # before the state, which others wait for
         if self.state != "diverged" or isinstance(error, Diverged):
             self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
+        return is_new
 
     def _follow(self):
         """Enter the next entries, when they come; or take a snapshot."""
@@ -20993,8 +21061,7 @@ class Follower(Part):
             return
         told = self.primary.get_signed("/+repl/v1/history")
         self._refuse_older(told)
-        self.store.change_node(put_history, [
-            Epoch(*epoch) for epoch in json.loads(told.body)["history"]])
+        self.store.change_node(put_history, epochs_from(json.loads(told.body)["history"]))
         self.primary.term = told.term
 
     def _heard(self, response):
@@ -21050,8 +21117,11 @@ class Follower(Part):
         """Get a blob that is not here, for somebody who needs it now; Busy."""
         if self._found_on_medium([(sha256, None)], only_named=True):
             return
+        with self.store.read() as db:
+            row = db.execute("SELECT size FROM files WHERE sha256 = ? AND release_id IS NOT NULL",
+                             (sha256,)).fetchone()
         for _ in range(2):
-            download = self._start(sha256, None)
+            download = self._start(sha256, row and row["size"])
             if download.wait(self.app.settings.proxy_timeout) and not download.error:
                 return
             if not isinstance(download.error, LeftOut):
@@ -21412,7 +21482,7 @@ _DIVERGED = {
 
 def _last_turn(history):
     """When and why the newest of some `Epoch`s, as JSON, began: a sentence for a person."""
-    newest = Epoch(*history[-1])
+    newest = epochs_from(history)[-1]
     return (f"its last {newest.why}: at serial {newest.start_serial}, {iso_time(newest.ts)}, "
             f"term {newest.term}")
 
@@ -21422,7 +21492,8 @@ def take_snapshot(store, primary, folder, wants_blobs):
 
     `folder`: for the file that it is at first; `wants_blobs`: see `Change`."""
     with tempfile.TemporaryFile(dir=folder) as file:
-        response = primary.get_signed("/+repl/v1/snapshot", file.write)
+        response = primary.get_signed("/+repl/v1/snapshot", file.write,
+                                      shutil.disk_usage(folder).free)
         file.seek(0)
         lines = _unpacked_lines(file)
         entry = _entry_of(next(lines))
@@ -21431,19 +21502,37 @@ def take_snapshot(store, primary, folder, wants_blobs):
 
 
 def _unpacked_lines(file):
-    """The lines of a deflated file."""
-    unpacker, rest = zlib.decompressobj(), b""
+    """The lines of a deflated file; ValueError if one is longer than an entry may be."""
+    unpacker, step = zlib.decompressobj(), 1 << 20
+    begun, size = [], 0             # pieces of a line, and their bytes
     for packed in read_pieces(file):
-        *lines, rest = (rest + unpacker.decompress(packed)).split(b"\n")
-        yield from lines
-    if rest or not unpacker.eof:
+        more = True
+        while more and not unpacker.eof:
+            data = unpacker.decompress(packed, step)
+            packed = unpacker.unconsumed_tail
+            more = packed or len(data) == step      # it may hold some back
+            *lines, rest = data.split(b"\n")
+            for line in lines:
+                yield b"".join([*begun, line])
+                begun, size = [], 0
+            begun.append(rest)
+            size += len(rest)
+            if size > Limits.log_response:
+                raise ValueError(f"the snapshot has a line of more than {Limits.log_response} "
+                                 "bytes")
+    if size or not unpacker.eof:
         raise ValueError("the snapshot is not whole")
 
 
 def _row_of(line):
     """(kind, key, value) of a line of a snapshot; FatalError if this program does not know it."""
-    kind, key, value = json.loads(line)
-    if kind not in ROWS or not ROWS[kind].accepts(tuple(key), value):
+    try:
+        kind, key, value = json.loads(line)
+        is_known = kind in ROWS and ROWS[kind].accepts(tuple(key), value)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise FatalError("the snapshot has a line that is no row: "
+                         + reason_of(error)) from None
+    if not is_known:
         raise FatalError("the snapshot has a row that this program does not know, "
                          f"{one_line(repr((kind, *key)))}: was it written by a newer "
                          "devpi_lite.py?")
@@ -28034,10 +28123,13 @@ def rebuild(settings, primary, told_history, report, aside):
             try:
                 store.set_facts(role="replica", primary_url=primary.url)
                 take_snapshot(store, primary, blobs.tmp, lambda path: True)
-                store.change_node(put_history, [
-                    Epoch(*epoch) for epoch in json.loads(told_history.body)["history"]])
+                store.change_node(put_history,
+                                  epochs_from(json.loads(told_history.body)["history"]))
             except Problem as problem:
                 raise FatalError(f"nothing was changed: {problem.message}") from None
+            except (ValueError, LookupError, TypeError, zlib.error) as error:
+                raise FatalError(f"nothing was changed: {primary.url} sends what can't be read "
+                                 f"({reason_of(error)})") from None
 
         os.mkdir(aside, 0o700)
         copy_database(serverdir, os.path.join(aside, "devpi_lite.db"))

@@ -8,6 +8,8 @@ import secrets
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import devpi_lite
@@ -107,6 +109,15 @@ def signed(server, target, method="GET", secret=None, ts=None, signed_target=Non
     return {"Authorization": "Devpi-Replica id=%s,term=%d,ts=%s,nonce=%s,mac=%s" % (uuid, term, ts, nonce, mac)}
 
 
+def signed_head(key, nonce, status_, body, uuid="7" * 32, epoch="e" * 32, term="1", head="0", digest=None):
+    """The headers with which a server that has the key signs its response."""
+    digest = digest or hashlib.sha256(body).hexdigest()
+    texts = nonce, str(status_), uuid, epoch, term, head, digest
+    return {"X-DEVPI-UUID": uuid, "X-Devpi-Epoch": epoch, "X-Devpi-Term": term, "X-Devpi-Head": head,
+            "X-Devpi-Digest": digest,
+            "X-Devpi-Signature": hmac.new(key, "\n".join(texts).encode(), "sha256").hexdigest()}
+
+
 # a replica that enters nothing while there is a file `hold`, whose caches notice it late while there is a file `slow`,
 # whose clock is set by files `tomorrow` and `yesterday`, and whose log is `cut` or `parted` by such files
 HELD = """
@@ -181,6 +192,21 @@ class HeldPair:
         for server in (self.replica, self.primary):
             if server.running:
                 server.kill()
+
+
+def passed_on(primary):
+    """A function that asks the real primary: path, headers -> (status, headers, body)."""
+    def ask(path, headers):
+        asked = urllib.request.Request(primary.url + path, headers.body, {
+            name: value for name, value in headers.items() if name.lower() != "host"})
+        try:
+            reply = urllib.request.urlopen(asked, timeout=30)
+        except urllib.error.HTTPError as error:
+            reply = error
+        kept = {name: value for name, value in reply.headers.items()
+                if name.lower().startswith("x-devpi") or name.lower() == "content-type"}
+        return reply.status, kept, reply.read()
+    return ask
 
 
 class Between:

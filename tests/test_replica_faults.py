@@ -9,8 +9,6 @@ import random
 import shutil
 import threading
 import time
-import urllib.error
-import urllib.request
 
 import pytest
 
@@ -18,7 +16,8 @@ import replay
 from harness import (
     Server, eventually, patched, path_of, run_command, serial, wheel)
 from replicas import (
-    Between, Fake, comes_to_be, head, in_sync, primary_at, replica_at, rows, same, status, unsound)
+    Between, Fake, comes_to_be, head, in_sync, passed_on, primary_at, replica_at, rows, same,
+    status, unsound)
 
 ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 0)) or 2
 ANY = {"Accept": "*/*"}
@@ -277,21 +276,6 @@ def test_a_damaged_file_of_the_primary_is_sent_to_nobody(site):
 
 
 # -- who is not the primary
-
-
-def passed_on(primary):
-    """A function that asks the real primary: path, headers -> (status, headers, body)."""
-    def ask(path, headers):
-        asked = urllib.request.Request(primary.url + path, headers.body, {
-            name: value for name, value in headers.items() if name.lower() != "host"})
-        try:
-            reply = urllib.request.urlopen(asked, timeout=30)
-        except urllib.error.HTTPError as error:
-            reply = error
-        kept = {name: value for name, value in reply.headers.items()
-                if name.lower().startswith("x-devpi") or name.lower() == "content-type"}
-        return reply.status, kept, reply.read()
-    return ask
 
 
 def without_signature(status_, headers, body):

@@ -1,16 +1,23 @@
 """The secret of a primary and its replicas: how it is changed, kept, and told to nobody; and what
 who does not have it, or misuses it, can do."""
 
+import base64
 import contextlib
+import json
+import re
 import sqlite3
 import threading
 import time
+import tracemalloc
+import zlib
 
 import pytest
 
 import devpi_lite
-from harness import Server, eventually, patched, run_command, serial, wheel
-from replicas import comes_to_be, in_sync, primary_at, replica_at, same, signed, status
+from harness import Server, eventually, patched, path_of, run_command, serial, wheel
+from replicas import (
+    Fake, comes_to_be, in_sync, passed_on, primary_at, replica_at, same, signed, signed_head, status,
+    unsound)
 
 OLD, NEW = b"0123456789abcdefghijklmnopqrstuvwxyz", b"the-newer-one-of-the-two-0123456789"
 LOG = "/+repl/v1/log?after=-1&hash=&wait=0"
@@ -327,6 +334,9 @@ def test_a_replica_passes_no_request_for_the_feed_on(pair, headers):
             reply = replica.request(method, target, headers={
                 **signed(primary, target, method), **headers})
             assert reply.status == 404, reply
+    body = json.dumps([wheel("demo", "1.0", size=5000).sha256])
+    assert replica.post("/+repl/v1/blobs", body, headers={
+        **signed(primary, "/+repl/v1/blobs", "POST"), **headers}).status == 404
     asked = [line for line in primary.whole_output().splitlines() if "5" * 32 in line]
     assert asked == []
 
@@ -428,6 +438,17 @@ def head_hash(server):
         return db.execute("SELECT lower(hex(hash)) FROM changelog ORDER BY serial DESC").fetchone()[0]
 
 
+@pytest.mark.parametrize("body", [
+    b"[1]", b"[null]", b"[[]]", b"{}", b"5", b"[" * 10000, b"", b"x", b'["' + b"0" * 64 + b'"]' * 2])
+def test_odd_lists_of_files_do_no_harm(pair, body):
+    primary, _ = pair
+    target = "/+repl/v1/blobs"
+    reply = primary.post(target, body, headers=signed(primary, target, "POST", body=body))
+    assert reply.status == 400, reply
+    assert primary.post(target, body + b" ", headers=signed(primary, target, "POST", body=body)).status == 401
+    assert primary.post(target, body).status == 401
+
+
 @pytest.mark.parametrize("query", [
     "after=" + "9" * 16, "after=" + "9" * 5000, "after=-5&hash=", "after=1e9", "after=1&hash=zz",
     "after=0&hash=%s&wait=100" % ("0" * 64), "after=0&hash=&wait=-1", "after=0&missing=" + "9" * 99,
@@ -438,3 +459,254 @@ def test_odd_questions_of_a_replica_do_no_harm(pair, query):
     reply = primary.get(target, headers=signed(primary, target))
     assert reply.status in (400, 409), reply
     assert "Traceback" not in primary.output()
+
+
+# -- a primary that sends what is not right
+
+
+def packed_rows(*rows):
+    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode() + b"\n"
+
+
+def lines_of(data, folder):
+    path = folder / "packed"
+    path.write_bytes(data)
+    with open(path, "rb") as file:
+        return list(devpi_lite._unpacked_lines(file))
+
+
+def test_a_snapshot_is_unpacked_in_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(devpi_lite.Limits, "log_response", 5 << 20)
+    text = b"".join(b"x" * size + b"\n" for size in (0, 1, 3 << 20, 70, 1 << 20, (1 << 20) - 1, 5))
+    for packed in (zlib.compress(text), zlib.compress(text, 0)):
+        assert lines_of(packed, tmp_path) == text.split(b"\n")[:-1]
+        for cut in (1, len(packed) // 2, len(packed) - 1):
+            with pytest.raises(ValueError, match="not whole"):
+                lines_of(packed[:cut], tmp_path)
+    with pytest.raises(ValueError, match="not whole"):
+        lines_of(zlib.compress(text + b"no end"), tmp_path)
+    bomb = zlib.compress(bytes(300 << 20))
+    assert len(bomb) < 400_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="line of more than"):
+            lines_of(bomb, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def entry_of(packed, **more):
+    """An entry as a line of JSON, right but for `more`."""
+    facts_ = {"serial": 0, "ts": 1.0, "who": None, "prev": "",
+              "hash": devpi_lite.entry_hash(b"", 0, packed).hex(),
+              "ops": base64.b64encode(packed).decode()}
+    return json.dumps({**facts_, **more}).encode()
+
+
+def test_a_bomb_in_an_entry_is_refused(monkeypatch):
+    monkeypatch.setattr(devpi_lite.Limits, "log_response", 1 << 20)
+    entry = devpi_lite._entry_of(entry_of(zlib.compress(b"[" + b" " * (50 << 20) + b"]")))
+    assert entry.is_sound
+    with pytest.raises(devpi_lite.FatalError, match="more than"):
+        entry.ops_for_replay()
+
+
+@pytest.mark.parametrize("more", [
+    {"who": ["x"]}, {"who": 1}, {"serial": 1.5}, {"serial": "1"}, {"serial": None}, {"ts": "x"},
+    {"ts": []}, {"prev": 1}, {"prev": "xx"}, {"ops": 1}, {"ops": "é"}, {"hash": None}])
+def test_an_odd_entry_is_none(more):
+    with pytest.raises(ValueError):
+        devpi_lite._entry_of(entry_of(zlib.compress(b"[]"), **more))
+
+
+@pytest.mark.parametrize("line", [
+    b"1", b"[]", b"{}", b"null", b'["user"]', b'[["user"], ["x"], {}]', b'["user", 5, {}]',
+    b'["user", null, {}]', b'["none", ["x"], {}]', b'["user", [["x"]], {}]', b"[" * 100000,
+    b'["user", ["x"], 5]', b"\xff", b""])
+def test_an_odd_row_of_a_snapshot_is_refused(line):
+    with pytest.raises(devpi_lite.FatalError):
+        devpi_lite._row_of(line)
+
+
+class Hostile:
+    """A server that has the secret, and sends what it likes: `answers` path -> (status, body)."""
+
+    uuid, key = "7" * 32, devpi_lite.replication_keys(OLD)[0]
+
+    def __init__(self):
+        self.answers, self.extra = {}, {}
+        self.server = Fake(self.answer)
+        self.url = self.server.url
+
+    def answer(self, path, headers):
+        status_, body = self.answers.get(path.partition("?")[0], (404, b""))
+        nonce = re.search("nonce=([0-9a-f]+)", headers.get("Authorization", "") or "nonce=0")[1]
+        return status_, signed_head(self.key, nonce, status_, body, self.uuid, **self.extra), body
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    server = Hostile()
+    replica = replica_at(tmp_path / "r", None, url=server.url, script=patched(tmp_path, SOON),
+                         secret=secret_file(tmp_path / "s", OLD))
+    yield server, replica
+    if replica.running:
+        replica.kill()
+    server.close()
+
+
+OPS = zlib.compress(b"[]")
+HISTORY = [["e" * 32, 1, -1, "", None, "init", 1.0]]
+GOOD_USER = {"pwhash": None, "generation": "g", "created": "2026-01-01T00:00:00Z", "modified": None,
+             "attributes": {}}
+BAD_ROWS = [
+    ["user", ["eve"], {**GOOD_USER, "pwhash": {"a": [1]}}],
+    ["user", ["eve"], {**GOOD_USER, "pwhash": 1 << 80}],
+    ["user", ["eve"], {**GOOD_USER, "generation": None}], ["user", ["eve"], {**GOOD_USER, "more": 1}],
+    ["user", [["eve"]], GOOD_USER], ["user", [{}], GOOD_USER], ["user", ["e\ud800"], GOOD_USER],
+    ["user", [1 << 70], GOOD_USER], ["user", ["eve", "bob"], GOOD_USER],
+    ["user", ["eve"], {}], ["index", ["nobody", "dev"], {"type": "stage"}], ["index", ["x"], {}],
+    ["file", ["nobody", "dev", "x", "1.0", "x.whl"], {}], ["user", ["eve"], [[[[]]]]]]
+
+
+def test_rows_that_are_wrong_leave_nothing(tmp_path):
+    store = devpi_lite.Store(devpi_lite.Settings(serverdir=str(tmp_path)), create=True)
+    with contextlib.closing(store):
+        for row in BAD_ROWS:
+            entry = devpi_lite._entry_of(entry_of(OPS))
+            good = json.dumps(["user", ["bob"], GOOD_USER])
+            with pytest.raises(devpi_lite.FatalError):
+                store.start_from(map(devpi_lite._row_of, [good, json.dumps(row)]), entry, "7" * 32)
+            with store.read() as db:
+                assert store.head(db)[0] == -1
+                assert db.execute("SELECT count(*) FROM users").fetchone()[0] == 0
+
+
+@pytest.mark.parametrize("history", [
+    {}, [], [[]], 5, None, [5], [[{}] * 7], ["x" * 7],
+    [["e" * 32, "abc", -1, "", None, "init", 1.0]], [["e" * 32, 1, -1, "", None, "init", 1e300]],
+    [["e" * 32, 1, -1, "", None, "x\r\ny", 1.0]], [["e" * 32, 1, -1, "zz", None, "init", 1.0]],
+    [["e" * 32, 1, -1, "", None, "init", None]]])
+def test_an_odd_history_is_none(history):
+    assert devpi_lite.epochs_from(HISTORY)[0].term == 1
+    with pytest.raises(ValueError):
+        devpi_lite.epochs_from(history)
+
+
+def test_a_replica_lives_on_whatever_its_primary_sends(hostile):
+    server, replica = hostile
+    server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(
+        entry_of(OPS) + b"\n" + packed_rows(BAD_ROWS[0]))
+    replica.start()
+    assert "can't be put" in comes_to_be(replica, "unreachable")["replication-trouble"]
+    assert replica.get("/+api").status == 200
+
+    server.answers["/+repl/v1/history"] = 200, b'{"history": [{}]}'
+    server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(entry_of(OPS) + b"\n")
+    server.answers["/+repl/v1/log"] = 204, b""
+    eventually(lambda: "history" in (status(replica)["replication-trouble"] or ""))
+    server.answers["/+repl/v1/history"] = 200, json.dumps({"history": HISTORY}).encode()
+    comes_to_be(replica, "following")
+    assert "Traceback" not in replica.output()
+
+
+def test_no_byte_is_taken_of_what_is_not_signed(hostile):
+    """A server without the secret sends endlessly: it is left at its head."""
+    server, replica = hostile
+    sent = []
+
+    class Endless(bytes):
+        def __len__(self):
+            return 1 << 40
+
+    def answer(path, headers):
+        sent.append(path)
+        return 200, {"X-DEVPI-UUID": "7" * 32, "X-Devpi-Signature": "0" * 64}, Endless(bytes(1 << 20))
+
+    server.server.change = answer
+    replica.start()
+    found = comes_to_be(replica, "unreachable")
+    assert "does not know the secret" in found["replication-trouble"]
+
+
+@pytest.mark.parametrize("extra", [
+    {"uuid": "7" * 31}, {"uuid": "x" * 32}, {"epoch": "e"}, {"term": "-1"}, {"term": "1" * 10},
+    {"head": "1e5"}, {"head": "9" * 16}, {"head": ""}, {"digest": "0" * 64}, {"digest": "é"}])
+def test_odd_heads_are_refused_though_they_are_signed(extra, monkeypatch):
+    key, said = devpi_lite.replication_keys(OLD)[0], []
+
+    class Response:
+        status = 200
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            said.append("closed")
+
+        def header(self, name):
+            return self.headers.get(name, "")
+
+        def length(self):
+            return 2
+
+        def read(self, size):
+            data, self.body = self.body[:size], self.body[size:]
+            return data
+
+    class Client:
+        def ask_primary(self, url, headers):
+            response = Response()
+            response.body = b"{}"
+            nonce = re.search("nonce=([0-9a-f]+)", headers["Authorization"])[1]
+            response.headers = signed_head(key, nonce, 200, b"{}", **extra)
+            return response
+
+    def ask(**options):
+        primary = devpi_lite.Primary(Client(), "http://127.0.0.1", OLD, {"uuid": "1" * 32, "term": "1"})
+        return primary.get_signed("/+repl/v1/history", **options)
+
+    with pytest.raises(devpi_lite.UpstreamTrouble):
+        ask()
+    assert said == ["closed"]
+    extra = {}
+    assert (ask().serial, ask().term, ask(most=2).body) == (0, 1, b"{}")
+    for length, most in ((2, 1), (None, None)):
+        monkeypatch.setattr(Response, "length", lambda self, length=length: length)
+        with pytest.raises(devpi_lite.UpstreamTrouble, match="can be taken"):
+            ask(most=most)
+
+
+def test_a_file_has_the_size_that_its_row_says(pair, tmp_path):
+    """A line without TLS sends endlessly in place of a file."""
+    primary, _ = pair
+    archive = wheel("demo", "1.0", size=5000)
+    lies, honest = [], threading.Event()
+    ask = passed_on(primary)
+
+    def answer(path, headers):
+        if "/blob" in path and not honest.is_set():
+            lies.append(path)
+            return 200, {"Content-Type": "application/octet-stream"}, archive.content + bytes(5 << 20)
+        return ask(path, headers)
+
+    server = Fake(answer)
+    replica = replica_at(tmp_path / "r", primary, url=server.url, script=patched(tmp_path, SOON))
+    try:
+        replica.start()
+        eventually(lambda: lies and status(replica)["replication-errors"])
+        (error,) = status(replica)["replication-errors"].values()
+        assert str(len(archive.content)) in error["message"]
+        assert replica.get(path_of(archive, "ann/dev"), headers={"Accept": "*/*"}).status == 503
+        assert unsound(replica) == []
+        honest.set()
+        eventually(lambda: replica.get(path_of(archive, "ann/dev"), headers={"Accept": "*/*"}).status == 200)
+    finally:
+        replica.kill()
+        server.shutdown()
+        server.server_close()
