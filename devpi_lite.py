@@ -26790,7 +26790,27 @@ def facts_of_directory(serverdir):
                     ["devpi_lite_search_queue_seconds", "gauge", round(seconds, 3)],
                     ["devpi_lite_unconverted_passwords", "gauge",
                      len(facts["unconverted-users"])],
-                    ["devpi_lite_read_only", "gauge", int(read_only)]]}
+                    ["devpi_lite_read_only", "gauge", int(read_only)],
+                    *_replica_metrics(facts)]}
+
+
+def _replica_metrics(facts):
+    if facts["node"].get("role") != "replica" or not facts["wanted"]:
+        return []
+    behind = int(facts["node"].get("primary_serial", -1)) - facts["last change"]["serial"]
+    return [["devpi_lite_replica_lag_serials", "gauge", max(0, behind)],
+            ["devpi_lite_replica_wanted_files", "gauge", facts["wanted"]["files"]]]
+
+
+def _replica_complaints(db, node):
+    """What the database of a replica gives reason to."""
+    silent = time.time() - float(node["heard"]) if node.get("heard") else 0
+    if silent > Limits.replica_warning:
+        yield Complaint("fatal" if silent > Limits.replica_alarm else "warn",
+                        f"replica: no response of the primary for {silent:.0f} seconds")
+    count, = db.execute("SELECT count(*) FROM wanted WHERE error IS NOT NULL").fetchone()
+    if count:
+        yield Complaint("warn", f"replica: files that can't be fetched: {count}")
 
 
 def _replication(node, wanted):
@@ -26898,6 +26918,8 @@ def _complaints_of_rows(db, facts):
                                        "brings it up"))
     if "fenced" in facts["node"]:
         found.append(fenced_complaint(facts["node"]))
+    if facts["node"].get("role") == "replica" and facts["wanted"]:
+        found += _replica_complaints(db, facts["node"])
     if facts["messages-of-outbox"]:
         found += outbox_complaints(facts["messages-of-outbox"][1])
     if facts["search-queue"]:
@@ -27031,7 +27053,9 @@ def status_line(facts, monitored):
             ("outbox_dead", "devpi_lite_outbox_dead", "", "0"),
             ("search_queue", "devpi_lite_search_queue", "", ""),
             ("search_seconds", "devpi_lite_search_queue_seconds", "s",
-             f"{Limits.search_warn};{Limits.search_fatal}")):
+             f"{Limits.search_warn};{Limits.search_fatal}"),
+            ("lag", "devpi_lite_replica_lag_serials", "", ""),
+            ("wanted", "devpi_lite_replica_wanted_files", "", "")):
         if name in gauges:
             data.append((label, gauges[name], unit, bounds))
     if "response-seconds" in facts:

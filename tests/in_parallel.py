@@ -26,7 +26,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 # These take more than 10 s, so they start before the others.
 SLOW = ("test_mirror test_contract_resilience test_resilience test_shares test_mirror_files test_commands test_client_resilience "
         "test_client_upload test_client_connection test_archives test_push test_durability test_triggers test_import_dumps "
-        "test_devpi_dumps").split()
+        "test_devpi_dumps test_replica_day test_balancer").split()
 
 
 class Run:

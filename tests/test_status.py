@@ -14,7 +14,7 @@ import urllib.parse
 import pytest
 
 import devpi_lite
-from harness import documentation, run_command, upload, upload_docs, wheel
+from harness import Server, documentation, eventually, run_command, upload, upload_docs, wheel
 
 
 def status(*arguments, **options):
@@ -341,6 +341,57 @@ def test_ages(seconds, text):
 
 
 # -- devpi 7's words
+
+
+def test_the_part_in_replication(tmp_path):
+    """By the directory, where a server may run or not, and by the server itself."""
+    primary = Server(tmp_path / "p", "--role", "primary").start()
+    replica = Server(tmp_path / "r", "--primary-url", primary.url, "--secretfile",
+                     primary.directory / ".secret", root_password=None).start()
+    try:
+        primary.add_user("ann")
+        eventually(lambda: replica.get("/ann").status == 200)
+        place, url = ("--serverdir", str(replica.directory)), ("--url", replica.url)
+        found = facts(*place)
+        assert (found["role"], found["term"], found["wanted"]) == (
+            "REPLICA", 1, {"files": 0, "bytes": 0})
+        assert found["primary-url"] == primary.url
+        metrics = {name for name, _, _ in facts(*url)["metrics"]}
+        assert {name for name, _, _ in found["metrics"]} <= metrics
+        for where in (place, url):
+            text = " ".join(status(*where).split())
+            assert "role replica of %s, term 1" % primary.url in text
+            assert "0 changes behind, 0 files to fetch" in text
+            figures = plugin(*where)[2]
+            assert (figures["lag"], figures["wanted"]) == ("0", "0")
+        assert "primary, term 1, followed by 1 replica" in status("--url", primary.url)
+
+        replica.stop()
+        with contextlib.closing(sqlite3.connect(str(replica.directory / "devpi_lite.db"))) as db:
+            db.execute("UPDATE node SET value = value - 400 WHERE key = 'heard'")
+            db.execute("INSERT OR REPLACE INTO node SELECT 'primary_serial', max(serial) + 7 "
+                       "FROM changelog")
+            db.execute("INSERT INTO wanted (sha256, size, is_docs, serial, since, error) "
+                       "VALUES ('00', 5, 0, 1, 0, 'no')")
+            db.commit()
+        found = facts(*place)
+        assert found["status"] == "fatal" and found["wanted"] == {"files": 1, "bytes": 5}
+        assert "no response of the primary for 40" in str(found["messages"])
+        assert "files that can't be fetched: 1" in str(found["messages"])
+        assert "7 changes behind, 1 file to fetch" in " ".join(status(*place).split())
+
+        primary.stop()
+        with contextlib.closing(sqlite3.connect(str(primary.directory / "devpi_lite.db"))) as db:
+            db.execute("INSERT INTO node VALUES ('fenced', 'another one was promoted')")
+            db.commit()
+        found = facts("--serverdir", str(primary.directory))
+        assert (found["status"], found["fenced"]) == ("fatal", "another one was promoted")
+        assert found["messages"] == ["this primary takes no changes", "another one was promoted"]
+        assert plugin("--serverdir", str(primary.directory))[:2] == (2, "CRITICAL")
+    finally:
+        for server in (replica, primary):
+            if server.running:
+                server.kill()
 
 
 def test_the_role_in_the_words_of_devpi_7(served):

@@ -15,13 +15,16 @@ import pytest
 from client import Client
 from clients import Clients, Devpi
 from harness import (
-    PROGRAM, Server, Upstream, documentation, eventually, path_of, sdist, user_pass, wheel)
+    PROGRAM, Server, Upstream, documentation, eventually, path_of, run_command, sdist, user_pass,
+    wheel)
 from nginx import free_port
-from replicas import in_sync, same, status, unsound
+from replicas import in_sync, rows, same, status, unsound
 
 TOX = {"toxversion": "4.11", "host": "ci-1", "platform": "linux", "testenvs": {"py": {
     "python": {"version": "3.13.0"},
     **{step: [{"command": [step], "output": "", "retcode": 0}] for step in ("setup", "test")}}}}
+
+ALONE = wheel("alone", "1.0")      # what only the old primary took
 
 
 class Day:
@@ -288,3 +291,128 @@ def test_16_the_primary_is_back_and_takes_them(day):
     day.clients.publish("twine", day.one.url + "/alice/dev/", wheel("later", "1.0"), "alice", "first-pw")
     in_sync(*day.servers, seconds=60)
     assert day.installed(day.two, "later") == {"later": "1.0"}
+
+
+# -- the primary is lost
+
+
+def test_17_the_primary_is_killed_and_one_is_promoted(day):
+    day.clients.publish("twine", day.two.url + "/alice/dev/", wheel("last", "1.0"), "alice", "first-pw")
+    in_sync(*day.servers)
+    day.primary.kill()
+    assert day.installed(day.one, "last") == {"last": "1.0"}
+    day.one.stop()
+    # it may be a hiccup of the net
+    refused = run_command("promote", "--serverdir", day.one.directory)
+    assert refused.returncode == 1 and "--force" in refused.stderr, refused
+    promoted = run_command("promote", "--force", "--serverdir", day.one.directory)
+    assert (promoted.returncode, promoted.stderr) == (0, "") and "term 2" in promoted.stdout, promoted
+    day.one = day.server("one", "--secretfile", day.secret, port=day.one.port).start()
+    found = status(day.one)
+    assert (found["role"], found["term"], found["fenced"]) == ("MASTER", 2, None)
+
+
+def test_18_the_other_one_follows_it_without_being_built_anew(day):
+    day.two.stop()
+    day.two = day.replica("two", day.one.url, port=day.two.port).start()
+    in_sync(day.one, day.two)
+    assert "snapshot" not in day.two.output()
+    for tool, server in (("twine", day.two), ("uv", day.one)):
+        archive = wheel("new-by-" + tool, "1.0")
+        day.clients.publish(tool, server.url + "/alice/dev/", archive, "alice", "first-pw")
+        in_sync(day.one, day.two)
+        for each in (day.one, day.two):
+            assert day.installed(each, archive.name) == {archive.name: "1.0"}
+    assert "user modified: bob" in day.bob("user", "-m", "bob", "password=third-pw")
+    in_sync(day.one, day.two)
+    assert logs_in(day.one, "bob", "third-pw") and not logs_in(day.one, "bob", "second-pw")
+    assert day.installed(day.two, "app", installer="uv") == {"app": "1.0", "public-lib": "1.0"}
+
+
+def test_19_the_old_one_comes_back_where_nobody_sees_it(day):
+    """At another port, as if its building were cut off: it takes changes, which nobody else has."""
+    day.old = Server(day.primary.directory, "--port", "0", script=PROGRAM, root_password=None).start()
+    alice = Clients(day.home / "cut-off")
+    alice.publish("twine", day.old.url + "/alice/dev/", ALONE, "alice", "first-pw")
+    assert day.old.put("/carol", {"password": "pw"}).status == 201
+    assert day.old.delete(path_of(wheel("last", "1.0"), "alice/dev"), user="alice",
+                          password="first-pw").status == 200
+    assert logs_in(day.old, "bob", "second-pw")
+    assert status(day.old)["fenced"] is None
+    day.old.stop()
+
+
+def test_20_it_is_fenced_when_it_can_be_seen(day):
+    day.primary.start()
+    reason = eventually(lambda: status(day.primary)["fenced"], seconds=60)
+    assert "term" in reason
+    found = status(day.primary)
+    assert (found["status"], found["messages"]) == ("fatal", ["this primary takes no changes"])
+    printed = day.clients.publish("twine", day.primary.url + "/alice/dev/", wheel("refused", "1.0"),
+                                  "alice", "first-pw", expect=None)
+    assert "503 Service Unavailable" in printed
+    assert day.primary.put("/dave", {"password": "pw"}).status == 503
+    assert day.primary.get("/+health/ready").status == 503
+    shown = run_command("status", "--nagios", "--serverdir", day.primary.directory)
+    assert shown.returncode == 2 and "takes no changes" in shown.stdout, shown
+    assert day.installed(day.primary, "alone") == {"alone": "1.0"}, "it is still read from"
+    day.primary.stop()
+
+
+def test_21_what_would_be_lost_is_listed_by_serial_user_and_file(day):
+    before = rows(day.primary)
+    listed = run_command("resync", "--dry-run", "--primary-url", day.one.url,
+                         "--serverdir", day.primary.directory)
+    assert (listed.returncode, listed.stderr) == (0, ""), listed
+    lost = [re.fullmatch(r" *(\d+)  (20\S+)  (\S+) +(.*)", line).groups()
+            for line in listed.stdout.splitlines()[1:]]
+    assert {(who, what) for _, _, who, what in lost} >= {
+        ("alice", "file " + path_of(ALONE, "alice/dev")[1:]), ("-", "user carol"),
+        ("alice", "deleted file " + path_of(wheel("last", "1.0"), "alice/dev")[1:])}, listed.stdout
+    assert rows(day.primary) == before and not list(day.primary.directory.glob("diverged-*"))
+    print("\n" + listed.stdout)
+
+
+def test_22_resync_makes_it_a_replica(day):
+    done = run_command("resync", "--primary-url", day.one.url, "--serverdir", day.primary.directory)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    (aside,) = day.primary.directory.glob("diverged-*")
+    assert "carol" in (aside / "changes.txt").read_text()
+    assert ALONE.sha256 in {path.name for path in (aside / "files").rglob("*")}
+    day.primary = day.replica("primary", day.one.url, port=day.primary.port).start()
+    same(day.one, day.two, day.primary)
+    assert [unsound(server) for server in day.servers] == [[], [], []]
+    assert status(day.primary)["role"] == "REPLICA"
+    assert day.installed(day.primary, "last", "new-by-uv") == {"last": "1.0", "new-by-uv": "1.0"}
+    assert files(day.primary, "alone") == []
+
+
+def test_23_what_was_put_aside_is_uploaded_again(day):
+    (aside,) = day.primary.directory.glob("diverged-*/files/*/" + ALONE.sha256)
+    assert aside.read_bytes() == ALONE.content
+    day.alice("upload", day.clients.save(ALONE))
+    in_sync(day.one, day.two, day.primary)
+    for server in day.servers:
+        assert day.installed(server, "alone", installer="uv") == {"alone": "1.0"}
+
+
+def test_24_the_first_one_is_the_primary_again_as_planned(day):
+    """Nothing is missing, so nobody has to accept a loss."""
+    in_sync(day.one, day.two, day.primary)
+    day.one.stop()
+    day.primary.stop()
+    promoted = run_command("promote", "--force", "--serverdir", day.primary.directory)
+    assert promoted.returncode == 0 and "term 3" in promoted.stdout, promoted
+    day.primary = day.server("primary", port=day.primary.port).start()
+    day.two.stop()
+    day.two = day.replica("two", day.primary.url, port=day.two.port).start()
+    left = run_command("resync", "--primary-url", day.primary.url, "--serverdir", day.one.directory,
+                       "--secretfile", day.secret)
+    assert left.returncode == 0 and "all changes that are here" in left.stdout, left
+    day.one = day.replica("one", day.primary.url, port=day.one.port).start()
+    assert "file_upload of " in day.alice("upload", day.clients.save(wheel("evening", "1.0")))
+    same(*day.servers)
+    assert "snapshot" not in day.two.output()
+    for server, installer in zip(day.servers, ("pip", "uv", "pip20")):
+        assert day.installed(server, "evening", "app", installer=installer) == {
+            "evening": "1.0", "app": "1.0", "public-lib": "1.0"}
