@@ -4,6 +4,7 @@ who does not have it, or misuses it, can do."""
 import base64
 import contextlib
 import json
+import os
 import re
 import sqlite3
 import threading
@@ -710,3 +711,112 @@ def test_a_file_has_the_size_that_its_row_says(pair, tmp_path):
         replica.kill()
         server.shutdown()
         server.server_close()
+
+
+# -- what a replica keeps to itself
+
+
+def test_a_closed_index_is_closed_in_the_caches_of_a_replica(pair):
+    primary, replica = pair
+    primary.add_user("sue")
+    primary.add_index("sue/dev")
+    archive = wheel("hush", "1.0")
+    primary.upload("sue/dev", archive)
+    in_sync(primary, replica)
+    paths = [path_of(archive, "sue/dev"), "/sue/dev/+simple/hush/", "/sue/dev/+simple/", "/sue/dev/hush",
+             "/sue/dev/hush/1.0", path_of(archive, "sue/dev") + ".metadata"]
+    for _ in range(3):      # the page, the ready response, that response
+        assert [replica.get(path, headers={"Accept": "*/*"}).status for path in paths[:3]] == [200] * 3
+    for body, status_ in ((["acl_pkg_read=sue"], 401), (["acl_pkg_read=:ANONYMOUS:"], 200),
+                          (["acl_pkg_read=sue"], 401)):
+        reply = primary.patch("/sue/dev", body, user="sue")
+        assert reply.status == 200
+        at = int(reply.headers["X-DEVPI-SERIAL"])
+        eventually(lambda: status(replica)["serial"] >= at, pause=0.001)
+        for path in paths:
+            for _ in range(2):
+                assert replica.get(path, headers={"Accept": "*/*"}).status == status_, path
+    # one that is closed when it comes
+    reply = primary.put("/sue/shut", {"acl_pkg_read": ["sue"]}, user="sue")
+    assert reply.status == 200
+    primary.upload("sue/shut", archive)
+    until = time.monotonic() + 0.5
+    while time.monotonic() < until:
+        assert replica.get(path_of(archive, "sue/shut"), headers={"Accept": "*/*"}).status in (401, 404)
+    in_sync(primary, replica)
+    assert replica.get(path_of(archive, "sue/shut"), headers={"Accept": "*/*"}).status == 401
+
+
+def test_a_changed_password_ends_what_a_replica_remembers(pair):
+    primary, replica = pair
+    primary.add_user("tim")
+    primary.add_index("tim/dev", acl_pkg_read=["tim"])
+    in_sync(primary, replica)
+    token = replica.login("tim", "pw")
+    for _ in range(3):
+        assert replica.get("/tim/dev/+simple/", user="tim", password="pw").status == 200
+        assert replica.get("/tim/dev/+simple/", user="tim").status == 200
+    reply = primary.patch("/tim", {"password": "newer"}, user="tim", password="pw")
+    assert reply.status == 200
+    at = int(reply.headers["X-DEVPI-SERIAL"])
+    eventually(lambda: status(replica)["serial"] >= at, pause=0.001)
+    assert replica.get("/tim/dev/+simple/", user="tim", password="pw").status == 401
+    assert replica.get("/tim/dev/+simple/", user="tim", password=token).status == 401
+    assert replica.get("/tim/dev/+simple/", user="tim", password="newer").status == 200
+    by_new = primary.login("tim", "newer")
+    assert primary.delete("/tim", user="root").status == 200
+    in_sync(primary, replica)
+    assert replica.get("/+api", user="tim", password=by_new).result["authstatus"][0] != "ok"
+
+
+def test_guesses_at_a_replica_have_to_wait(pair):
+    primary, replica = pair
+    primary.add_user("gus")
+    in_sync(primary, replica)
+    replies = [replica.post("/+login", {"user": "gus", "password": "x%d" % number}).status
+               for number in range(8)]
+    assert replies[0] == 401 and replies[-1] == 429
+    assert replica.post("/+login", {"user": "gus", "password": "pw"}).status == 429
+
+
+def test_nothing_of_the_secret_is_told(tmp_path):
+    """In logs with --debug, status, metrics, errors and commands: neither the secret nor what is
+    made of it."""
+    path = secret_file(tmp_path / "secret", NEW, OLD)
+    primary = primary_at(tmp_path / "p", "--secretfile", path, "--debug").start()
+    replica = replica_at(tmp_path / "r", primary, "--debug", secret=path)
+    try:
+        primary.add_user("ann")
+        primary.add_index("ann/dev")
+        archive = wheel("demo", "1.0")
+        primary.upload("ann/dev", archive)
+        replica.start()
+        in_sync(primary, replica)
+        told = []
+        macs = [signed(primary, LOG, secret=NEW), signed(primary, LOG, secret=OLD[::-1])]
+        for server in (primary, replica):
+            server.passwords["root"] = "secret"
+            for headers in [{}] + macs:
+                told.append(server.get(LOG, headers=headers).text)
+            for page in ("/+status", "/+metrics", "/+health/ready", "/+api", "/ann", "/nobody/there"):
+                for user in (None, "root"):
+                    reply = server.get(page, user=user)
+                    told.append(reply.text + str(reply.headers))
+            told.append(run_command("status", "--serverdir", server.directory).stdout)
+            told.append(run_command("status", "--json", "--serverdir", server.directory).stdout)
+        told += [primary.whole_output(), replica.whole_output()]
+        with open("/proc/%d/cmdline" % replica.pid) if os.path.exists("/proc/self/cmdline") \
+                else open(os.devnull) as file:
+            told.append(file.read())
+        text = "\n".join(told)
+        keys = [key for secret in (OLD, NEW) for key in (
+            *devpi_lite.replication_keys(secret), *devpi_lite.derived_keys(secret, b"devpi_lite session"),
+            secret)]
+        for key in keys:
+            for form in (key.hex(), base64.b64encode(key).decode().rstrip("="), key.decode("latin-1")):
+                assert form not in text
+        assert not re.search("nonce=|mac=|Devpi-Replica id", text)
+        assert facts(primary)["secret_id"] not in text
+    finally:
+        replica.kill()
+        primary.kill()
