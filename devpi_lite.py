@@ -105,6 +105,7 @@ import unicodedata
 import urllib.parse
 import urllib.request
 import uuid
+import weakref
 import zipfile
 import zlib
 
@@ -1384,6 +1385,7 @@ class Limits:
     first_comparison, comparison_pause, comparison_retry = 300, 86400, 600
     differing_names = 20            # indexes whose rows differ, by name
     snapshots = 2                   # that are made at a time
+    sent_snapshots = 8              # that are on disk, because replicas read them
     signature_age = 60              # seconds between the clocks of a primary and a replica
     nonces = 250_000                # requests of replicas within that time
     polls = 100                     # replicas that wait for the next entry at a time
@@ -2388,7 +2390,8 @@ SCHEMA = """
 -- source_uuid, and source_hash, the hash of the last entry that came from there, and heard, the
 -- time of its last response; epoch and term: see `history`; fenced: why a primary takes no
 -- changes; accepted_term: replicas of a lower term may have what this primary lost; former_url:
--- of the server that was the primary before this one
+-- of the server that was the primary before this one; secret_id: what the secret is known by, see
+-- `settle_secret`
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- AUTOINCREMENT: no id is used twice, so an id that was read before a change can't name another row
@@ -19872,6 +19875,7 @@ class Replicas(Standalone):
         self.seen = {}              # uuid -> what `+status` says of the replica
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
+        self.sent_snapshots = weakref.WeakSet()     # files
         self.counts = RowCounts(app.store)
         self.polls = threading.BoundedSemaphore(Limits.polls)
 
@@ -20112,7 +20116,10 @@ def get_snapshot(request):
     if not app.replicas.snapshots.acquire(blocking=False):
         raise Busy("other replicas take their snapshots just now, try again", 5)
     try:
+        if len(app.replicas.sent_snapshots) >= Limits.sent_snapshots:
+            raise Busy("other replicas read their snapshots just now, try again", 5)
         file = tempfile.TemporaryFile(dir=app.blobs.tmp)
+        app.replicas.sent_snapshots.add(file)
         try:
             digest, packer = hashlib.sha256(), zlib.compressobj(1)
             for lines in _snapshot_lines(app.store):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sqlite3
 import threading
 import time
@@ -819,4 +820,32 @@ def test_nothing_of_the_secret_is_told(tmp_path):
         assert facts(primary)["secret_id"] not in text
     finally:
         replica.kill()
+        primary.kill()
+
+
+def test_snapshots_that_nobody_reads_do_not_pile_up(tmp_path):
+    # more than what the system takes for a client that does not read
+    primary = primary_at(tmp_path / "p", script=patched(tmp_path, """
+devpi_lite.Limits.sent_snapshots = 3
+devpi_lite._snapshot_lines = lambda store: [devpi_lite.secrets.token_bytes(8 << 20)]
+""")).start()
+    target, open_ = "/+repl/v1/snapshot", []
+    try:
+        for _ in range(10):
+            connection = primary.connect()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            head_ = "".join("%s: %s\r\n" % item for item in signed(primary, target).items())
+            connection.sendall(("GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n" % (target, head_)).encode())
+            open_.append(connection)
+            if b" 503 " in connection.recv(20):
+                break
+        else:
+            pytest.fail("no request was refused")
+        assert len(open_) >= 4
+        for connection in open_:
+            connection.close()
+        eventually(lambda: primary.get(target, headers=signed(primary, target)).status == 200)
+    finally:
+        for connection in open_:
+            connection.close()
         primary.kill()
