@@ -206,14 +206,25 @@ def test_03_the_devpi_clients_work_through_it(site, clients, tmp_path):
         assert site.index + "/+f/" in devpi("list", archive.name)
 
 
-def test_04_replication_is_asked_of_the_primary(site):
+def test_04_our_client_finds_what_it_has_just_changed(site, tmp_path):
+    ours = Client(tmp_path / "ours")
+    ours.environment["SSL_CERT_FILE"] = str(site.certificate)
+    ours("use", site.index)
+    ours("login", "alice", "--password", "pw")
+    for number in range(6):
+        archive = wheel("mine", "%d.0" % number)
+        ours("upload", ours.save(archive))
+        assert "/" + archive.filename in ours("list", "mine")
+
+
+def test_05_replication_is_asked_of_the_primary(site):
     """So that a replica may be given this address."""
     for _ in range(4):
         reply = site.get("/+repl/v1/log?after=-1&hash=&wait=0")
         assert (reply[0], reply[1]["X-DEVPI-UUID"]) == (401, status(site.primary)["uuid"])
 
 
-def test_05_nobody_notices_that_a_replica_dies(site):
+def test_06_nobody_notices_that_a_replica_dies(site):
     with site.visitors("/alice/dev/+simple/by-twine/") as statuses:
         for number in range(4):
             if number == 1:
@@ -224,7 +235,7 @@ def test_05_nobody_notices_that_a_replica_dies(site):
     print("\n%d pages read while a replica died" % len(statuses))
 
 
-def test_06_the_check_takes_it_out_and_in_again(site):
+def test_07_the_check_takes_it_out_and_in_again(site):
     site.check()
     assert site.down() == [site.two.port]
     before = site.conf.stat().st_mtime_ns
@@ -237,7 +248,7 @@ def test_06_the_check_takes_it_out_and_in_again(site):
     eventually(lambda: len(site.readers()) == 3)
 
 
-def test_07_the_primary_dies_and_reads_go_on(site, clients):
+def test_08_the_primary_dies_and_reads_go_on(site, clients):
     for archive in (HAD, MISSED):
         assert site.primary.upload("alice/cold", archive).status == 200
     in_step(site)
@@ -252,7 +263,7 @@ def test_07_the_primary_dies_and_reads_go_on(site, clients):
     assert "502 Bad Gateway" in printed
 
 
-def test_08_a_file_is_had_from_the_one_that_has_it_and_one_that_none_has_harms_nobody(site):
+def test_09_a_file_is_had_from_the_one_that_has_it_and_one_that_none_has_harms_nobody(site):
     for _ in range(6):
         assert site.get(path_of(HAD, "alice/cold"))[::2] == (200, HAD.content)
         # the last one that is asked has the word, and that may be the primary, who is not there
@@ -261,12 +272,13 @@ def test_08_a_file_is_had_from_the_one_that_has_it_and_one_that_none_has_harms_n
     site.check()
     assert site.down() == [site.primary.port]
     assert len(site.readers()) == 2
-    for _ in range(3):
-        reply = site.get(path_of(MISSED, "alice/cold"))
-        assert reply[0] == 503 and reply[1]["Retry-After"] and MISSED.filename in reply[2].decode()
+    # a moment later nginx has read it
+    eventually(lambda: {site.get(path_of(MISSED, "alice/cold"))[0] for _ in range(6)} == {503})
+    reply = site.get(path_of(MISSED, "alice/cold"))
+    assert reply[1]["Retry-After"] and MISSED.filename in reply[2].decode()
 
 
-def test_09_one_line_and_changes_go_to_the_promoted_one(site, clients):
+def test_10_one_line_and_changes_go_to_the_promoted_one(site, clients):
     site.one.stop()
     promoted = run_command("promote", "--force", "--serverdir", site.one.directory)
     assert promoted.returncode == 0, promoted
@@ -289,14 +301,30 @@ def test_09_one_line_and_changes_go_to_the_promoted_one(site, clients):
     assert site.readers() == {status(server)["uuid"] for server in (site.one, site.two)}
 
 
-def test_10_where_none_is_ready_nginx_goes_on_asking_all(site):
-    for server in (site.one, site.two):
+def test_11_the_old_primary_is_not_read_from_when_it_comes_back(site):
+    """It may have changes that nobody else has, so it is not ready."""
+    site.primary.start()
+    eventually(lambda: status(site.primary)["fenced"], seconds=60)
+    site.check()
+    assert site.down() == [site.primary.port]
+    assert site.readers() == {status(server)["uuid"] for server in (site.one, site.two)}
+    site.primary.stop()
+    resync = run_command("resync", "--primary-url", site.one.url, "--serverdir", site.primary.directory)
+    assert resync.returncode == 0, resync
+    site.primary = site.replica("primary", site.one, port=site.primary.port).start()
+    in_sync(site.one, site.two, site.primary)
+    site.check()
+    assert site.down() == []
+    eventually(lambda: len(site.readers()) == 3)
+
+
+def test_12_where_none_is_ready_nginx_goes_on_asking_all(site):
+    for server in site.servers:
         server.kill()
     site.check()
     assert site.down() == []
     assert site.get("/+api")[0] == 502
-    for server in (site.one, site.two):
-        server.start()
+    site.two.start()
     site.check()
-    assert site.down() == [site.primary.port]
+    assert sorted(site.down()) == sorted([site.primary.port, site.one.port])
     eventually(lambda: site.get("/+api")[0] == 200)

@@ -379,7 +379,7 @@ def test_22_resync_makes_it_a_replica(day):
     (aside,) = day.primary.directory.glob("diverged-*")
     assert "carol" in (aside / "changes.txt").read_text()
     assert ALONE.sha256 in {path.name for path in (aside / "files").rglob("*")}
-    day.primary = day.replica("primary", day.one.url, port=day.primary.port).start()
+    day.primary = day.server("primary", "--primary-url", day.one.url, port=day.primary.port).start()
     same(day.one, day.two, day.primary)
     assert [unsound(server) for server in day.servers] == [[], [], []]
     assert status(day.primary)["role"] == "REPLICA"
