@@ -1372,7 +1372,10 @@ class Limits:
     fetches = 64                    # busy with pages and metadata files; thrice as many in all
     fetches_of_one = 24             # from one host; one index alone gets two thirds of them
     log_entries, log_bytes = 1000, 4 << 20      # of a changelog, in one response to a replica
-    replica_warning, replica_alarm = 60, 300    # seconds without a response of the primary
+    replica_warning, replica_alarm = 60, 300    # seconds without a response of the primary, a file,
+    replica_known = 86400                       # or a request of a replica, which is known for so
+    replica_late, replica_too_late = 300, 3600  # seconds that a replica is not in sync
+    replica_queue, replica_tries = 10, 3        # wanted files, and tries of one, worth a complaint
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
     cut_entries = 1_000_000         # deleted entries of the changelog whose hashes are kept
     log_wait = 20                   # seconds that a replica waits for the next entry
@@ -19873,6 +19876,7 @@ class Replicas(Standalone):
         self.prefix = urllib.parse.urlsplit(app.settings.outside_url).path.rstrip("/")
         self.lock = threading.Lock()
         self.seen = {}              # uuid -> what `+status` says of the replica
+        self.asked = {}             # uuid -> time.monotonic() of its last request
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
         self.sent_snapshots = weakref.WeakSet()     # files
@@ -19924,19 +19928,35 @@ class Replicas(Standalone):
     @contextlib.contextmanager
     def polling(self, request, serial):
         """Note that a replica, which has this serial, waits for the next one."""
-        uuid_, facts = request.replica.uuid, {
+        uuid_, query, facts = request.replica.uuid, request.query, {
             "remote-ip": request.address, "serial": serial, "in-request": True,
-            "is-streaming": False, "last-request": time.time(),
-            "missing-files": int(request.query.get("missing", 0)), "outside-url": None}
+            "is-streaming": False, "last-request": time.time()}
         with self.lock:
-            self.seen.pop(uuid_, None)      # the one that asked last comes last
+            before = self.seen.pop(uuid_, {})       # the one that asked last comes last
+            # what it does not say is as it was
+            facts["missing-files"] = int(query["missing"]) if "missing" in query \
+                else before.get("missing-files")
+            facts["outside-url"] = query["outside"] or None if "outside" in query \
+                else before.get("outside-url")
             self.seen[uuid_] = facts
+            self.asked[uuid_] = time.monotonic()
             while len(self.seen) > Limits.known_replicas:
-                del self.seen[next(iter(self.seen))]
+                oldest = next(iter(self.seen))
+                del self.seen[oldest], self.asked[oldest]
         try:
             yield
         finally:
-            facts["in-request"] = False
+            with self.lock:
+                facts["in-request"] = False
+                if uuid_ in self.asked:
+                    self.asked[uuid_] = time.monotonic()
+
+    def _known(self):
+        """(uuid, facts, seconds since it asked for something) of each replica."""
+        with self.lock:
+            return [(uuid_, dict(facts),
+                     0 if facts["in-request"] else time.monotonic() - self.asked[uuid_])
+                    for uuid_, facts in self.seen.items()]
 
     def wait_for(self, serial, seconds):
         """Wait until this primary has a serial, for a replica; Busy if too many wait."""
@@ -19997,6 +20017,12 @@ class Replicas(Standalone):
     def complaints(self):
         if "fenced" in self.store.node:
             yield fenced_complaint(self.store.node)
+        for uuid_, facts, silent in self._known():
+            if Limits.replica_warning < silent < Limits.replica_known:
+                yield Complaint(
+                    "warn", f"the replica {uuid_} at {facts['remote-ip']} has not asked for "
+                            f"changes for {silent:.0f} seconds"
+                            + (": it lags behind" if silent > Limits.replica_alarm else ""))
 
     def why_not_ready(self):
         return self.store.node.get("fenced")
@@ -20026,9 +20052,20 @@ class Replicas(Standalone):
                 "fenced": self.store.node.get("fenced")}
 
     def gauges(self):
+        known = self._known()
         yield Gauge("devpi_lite_replicas", "gauge", "Replicas that asked within a minute.",
-                    sum(facts["last-request"] > time.time() - 60 or facts["in-request"]
-                        for facts in list(self.seen.values())))
+                    sum(silent < 60 for *_, silent in known))
+        yield Gauge("devpi_lite_replica_behind_serials", "gauge",
+                    "Changes that a replica lacked when it asked last.",
+                    [("", {"uuid": uuid_}, max(0, self.store.serial - facts["serial"]))
+                     for uuid_, facts, _ in known])
+        yield Gauge("devpi_lite_replica_missing_files", "gauge",
+                    "Files that a replica lacked when it asked last.",
+                    [("", {"uuid": uuid_}, facts["missing-files"] or 0)
+                     for uuid_, facts, _ in known])
+        yield Gauge("devpi_lite_replica_silent_seconds", "gauge",
+                    "Since a replica asked for something.",
+                    [("", {"uuid": uuid_}, round(silent, 3)) for uuid_, _, silent in known])
 
 
 def _entry_line(entry):
@@ -20061,14 +20098,17 @@ def get_log(request):
     """The entries of the changelog after one that a replica has, as JSON lines.
 
     `after`, `hash`: serial and hash of that entry; `wait`: seconds to wait for the next one, then
-    204; `missing`: number of files that the replica has not fetched yet. 409 with a `reason` if the
-    entry is not in this server's history, or the next one was deleted."""
+    204; `missing`: number of files that the replica has not fetched yet; `outside`: its
+    --outside-url. 409 with a `reason` if the entry is not in this server's history, or the next one
+    was deleted."""
     replicas, query = request.app.replicas, request.query
     if not re.fullmatch("-?[0-9]{1,15}", query.get("after", "")) \
             or not re.fullmatch("(?:[0-9a-f]{64})?", query.get("hash", "")) \
             or not re.fullmatch("[0-9]{1,2}", query.get("wait", "0")) \
             or not re.fullmatch("[0-9]{1,15}", query.get("missing", "0")):
         raise BadRequest("'after', 'hash', 'wait' and 'missing' must be numbers")
+    if not re.fullmatch("(?:https?://[!-~]{1,500})?", query.get("outside", "")):
+        raise BadRequest("'outside' must be a URL")
     serial, chain = int(query["after"]), bytes.fromhex(query.get("hash", ""))
 
     with replicas.polling(request, serial):
@@ -20887,6 +20927,7 @@ class Follower(Part):
         self.all_in_sync_at = self.first_files_at = None
         # the same by time.monotonic(), which no clock can set
         self.heard_since, self.in_sync_since = self.since, None
+        self.arrived_since = self.entered_since = self.since
         self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
         self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
         self.flights, self.lock = {}, threading.Lock()      # SHA-256 -> BlobDownload under way
@@ -21004,7 +21045,8 @@ class Follower(Part):
         until = self.comparison.until(serial)
         wait = self._wait() if self.state == "following" and until is None else 0
         response = self.primary.get_signed(
-            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}&wait={wait}")
+            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}&wait={wait}"
+            f"&outside={urllib.parse.quote(self.app.settings.outside_url, safe='')}")
         self._refuse_older(response)
         self._learn(response)
         if response.status == 409:
@@ -21021,6 +21063,7 @@ class Follower(Part):
             if until is not None:
                 entries = [entry for entry in entries if entry.serial <= until]
             self.store.follow(entries, response.uuid, self.wants)
+            self.entered_since = time.monotonic()
         self._heard(response)
 
     def _wait(self):
@@ -21373,6 +21416,8 @@ class Follower(Part):
                 log.error("the documentation %s can't be shown: %s", sha256, problem.message)
         if here:
             self.store.write(_blobs_arrived, here, docs, durable=False)
+        if here or not self.missing:
+            self.arrived_since = time.monotonic()
         self.missing = self._count()
         if self.medium:
             self.medium.say(is_end=not self.missing)
@@ -21449,10 +21494,33 @@ class Follower(Part):
         why_stale = self.app.settings.max_staleness and self.why_stale()
         if why_stale:
             yield Complaint("fatal", f"replica: nothing is served: {why_stale}")
+        now, since = time.monotonic(), self.in_sync_since or self.since
+        late = now - since
+        if self.state != "diverged" and silent <= Limits.replica_warning \
+                and late > Limits.replica_late:
+            # one that makes progress is only slow
+            is_stuck = now - self.entered_since > Limits.replica_warning
+            yield Complaint("fatal" if is_stuck and late > Limits.replica_too_late else "warn",
+                            f"replica: not in sync with the primary for {late:.0f} seconds")
+        yield from self._complaints_of_files(now - self.arrived_since)
+
+    def _complaints_of_files(self, idle):
+        """`idle`: seconds since one arrived."""
+        waiting, refused, hopeless = self._wanted("count(*), count(error), "
+                                                  f"sum(tries >= {Limits.replica_tries})")
+        if refused:
+            yield Complaint("fatal" if hopeless else "warn",
+                            f"replica: files that can't be fetched: {refused}")
+        if waiting > Limits.replica_queue:
+            yield Complaint("warn", f"replica: files that have not arrived: {waiting}")
+        if waiting > refused and self.state == "following" and idle > Limits.replica_warning:
+            yield Complaint("fatal" if idle > Limits.replica_alarm else "warn",
+                            f"replica: no file has arrived for {idle:.0f} seconds, and "
+                            f"{waiting - refused} wait")
+
+    def _wanted(self, columns):
         with self.store.read() as db:
-            count, = db.execute("SELECT count(*) FROM wanted WHERE error IS NOT NULL").fetchone()
-        if count:
-            yield Complaint("warn", f"replica: files that can't be fetched: {count}")
+            return db.execute(f"SELECT {columns} FROM wanted").fetchone()
 
     def gauges(self):
         yield Gauge("devpi_lite_replica_lag_serials", "gauge",
@@ -21461,8 +21529,21 @@ class Follower(Part):
         yield Gauge("devpi_lite_replica_lag_seconds", "gauge",
                     "Since this replica last knew that it had all changes.",
                     round(time.monotonic() - (self.in_sync_since or self.since), 3))
+        yield Gauge("devpi_lite_replica_contact_seconds", "gauge",
+                    "Since the primary responded.", round(time.monotonic() - self.heard_since, 3))
+        files, size, refused = self._wanted("count(*), coalesce(sum(size), 0), count(error)")
         yield Gauge("devpi_lite_replica_wanted_files", "gauge",
-                    "Files that have not arrived.", self.missing)
+                    "Files that have not arrived.", files)
+        yield Gauge("devpi_lite_replica_wanted_bytes", "gauge",
+                    "Of these, as far as their sizes are known.", size)
+        yield Gauge("devpi_lite_replica_failed_files", "gauge",
+                    "Of these, those whose last try failed.", refused)
+        yield Gauge("devpi_lite_replica_state", "gauge", "1 for the state of this replica.",
+                    [("", {"state": state}, int(state == self.state)) for state in (
+                        "starting", "snapshot", "following", "unreachable", "diverged")])
+        yield Gauge("devpi_lite_replica_stale", "gauge",
+                    "1 if it is too old to be read: see --max-staleness.",
+                    int(bool(self.app.settings.max_staleness and self.why_stale())))
 
     def why_not_ready(self):
         if self.state == "diverged":

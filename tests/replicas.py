@@ -154,13 +154,13 @@ devpi_lite.time = clock
 
 
 class HeldPair:
-    """A primary, and a replica that can be held."""
+    """A primary, and a replica that can be held; `more`: what else changes the replica's program."""
 
-    def __init__(self, folder, *options):
+    def __init__(self, folder, *options, more=""):
         self.folder = folder
         self.primary = primary_at(folder / "primary").start()
         self.replica = replica_at(folder / "replica", self.primary, *options,
-                                  script=patched(folder, HELD % str(folder)))
+                                  script=patched(folder, HELD % str(folder) + more))
         self.primary.add_user("ann")
         self.primary.add_index("ann/dev")
         self.replica.start()

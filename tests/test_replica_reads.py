@@ -1,7 +1,6 @@
 """What those who read through a replica see of its distance to the primary: they may ask for a serial that they
 need, it says how many it lacks, and it refuses to be read when it is older than its operator allows."""
 
-import contextlib
 import re
 import threading
 import time
