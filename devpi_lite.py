@@ -10430,6 +10430,10 @@ class Primary:
             return PrimaryBusy(f"{self.url} is busy")
         if response.status == 404:
             return NotFound(self._why_not_found(response))
+        if response.status in (301, 302, 303, 307, 308):
+            place = joined_url(response.url, response.header("Location")) or "no http URL"
+            return UpstreamTrouble(f"{self.url} redirects to {one_line(place)}: --primary-url has "
+                                   "to name the primary itself")
         return UpstreamTrouble(f"{self.url}: error {response.status}")
 
     def _why_not_found(self, response):

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import sqlite3
+import ssl
 import threading
 import time
 import tracemalloc
@@ -849,3 +850,34 @@ devpi_lite._snapshot_lines = lambda store: [devpi_lite.secrets.token_bytes(8 << 
         for connection in open_:
             connection.close()
         primary.kill()
+
+
+def test_a_primary_that_redirects_or_has_no_good_certificate_is_named(hostile, tmp_path):
+    from client import CERTIFICATE      # not at the top: it compiles the client
+    server, replica = hostile
+    asked = []
+
+    def answer(path, headers):
+        asked.append(headers)
+        return 301, {"Location": "http://user:word@elsewhere.example/x"}, b""
+
+    server.server.change = answer
+    replica.start()
+    found = comes_to_be(replica, "unreachable")["replication-trouble"]
+    assert "elsewhere.example" in found and "--primary-url" in found and "word" not in found
+    replica.kill()
+
+    (tmp_path / "c.pem").write_text(CERTIFICATE)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(str(tmp_path / "c.pem"))
+    secure = Fake(answer)
+    secure.socket = tls.wrap_socket(secure.socket, server_side=True)
+    url, count = secure.url.replace("http:", "https:"), len(asked)
+    stranger = replica_at(tmp_path / "s1", None, url=url, secret=tmp_path / "s").start()
+    try:
+        assert "certificate" in comes_to_be(stranger, "unreachable")["replication-trouble"]
+        assert len(asked) == count      # no signature went there
+    finally:
+        stranger.kill()
+        secure.shutdown()
+        secure.server_close()
