@@ -20400,6 +20400,27 @@ def differing(one, other):
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
+def last_comparison(node):
+    """What the last `RowComparison` found, by the facts about a server: {"at": time.time(),
+    "serial": n, "differ": [path of an index, ...], "indexes": their number}; or None."""
+    try:
+        found = json.loads(node.get("compared", "null"))
+        return found and {name: found[name] for name in ("at", "serial", "differ", "indexes")}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def difference_complaints(found, url):
+    """The `Complaint`s about what the last comparison with the primary at `url` found."""
+    if found and found["differ"]:
+        names = [one_line(name, 200) or "users" for name in found["differ"]]
+        more = found["indexes"] - len(names)
+        yield Complaint(
+            "fatal", f"replica: rows are not the primary's: {', '.join(names)}"
+            f"{f' and {more} more' if more > 0 else ''} (serial {found['serial']})",
+            (f"`fsck --against {url}` names the projects; `resync` takes all rows anew",))
+
+
 class RowComparison:
     """Compares a replica's rows with the primary's, once a day: the log proves what was sent, not
     what is in the tables now.
@@ -20409,21 +20430,13 @@ class RowComparison:
 
     def __init__(self, follower):
         self.follower, self.store = follower, follower.store
-        # of the last one: {"at": time.time(), "serial": n, "differ": [path of an index, ...]}
-        self.found = self._remembered()
+        self.found = last_comparison(self.store.node)
         self.trouble = None         # why the last try failed
         self.due = None             # time.monotonic(); None until all was in sync once
         self.there = None           # a `CountThere` whose serial is to be reached
         self.missed = 0             # tries in a row that missed it
         self.turn = 0               # comparisons that began before the last snapshot do not count
         self.is_counting = False
-
-    def _remembered(self):
-        try:
-            found = json.loads(self.store.node.get("compared", "null"))
-            return found if found and found["differ"] is not None and found["at"] else None
-        except (ValueError, TypeError, KeyError):
-            return None
 
     def until(self, serial):
         """The serial that this replica, which has `serial`, must not pass now; or None."""
@@ -20489,9 +20502,9 @@ class RowComparison:
         count, found["differ"] = len(found["differ"]), found["differ"][:Limits.differing_names]
         found["indexes"] = count
         self.found = found
-        if count:
-            log.error("%s", self.sentence())
-        else:
+        for complaint in self.complaints():
+            log.error("%s: %s", complaint.sentence, complaint.details[0])
+        if not count:
             log.info("replica: all rows are those of the primary at serial %d", found["serial"])
         self.store.set_facts(compared=compact_json(found))
 
@@ -20502,19 +20515,13 @@ class RowComparison:
             self.found = None
             self.store.set_facts(compared=None)
 
-    def sentence(self):
-        """What is wrong, or None."""
-        if not self.found or not self.found["differ"]:
-            return None
-        names = [name or "users" for name in self.found["differ"]]
-        more = self.found.get("indexes", 0) - len(names)
-        return (f"replica: at serial {self.found['serial']} its rows are not those of the primary, "
-                f"of {', '.join(names)}{f' and {more} more' if more > 0 else ''}: `fsck --against "
-                f"{self.follower.primary.url}` names the projects; `resync` takes all rows anew")
-
     def complaints(self):
-        if self.sentence():
-            yield Complaint("fatal", self.sentence())
+        return difference_complaints(self.found, self.follower.primary.url)
+
+    def gauges(self):
+        yield Gauge("devpi_lite_replica_differing_indexes", "gauge",
+                    "Indexes whose rows differ from the primary's, at the last comparison.",
+                    self.found["indexes"] if self.found else 0)
 
     def status(self):
         """For `+status`: the last comparison, and why the next one is late."""
@@ -21527,6 +21534,7 @@ class Follower(Part):
             return db.execute(f"SELECT {columns} FROM wanted").fetchone()
 
     def gauges(self):
+        yield from self.comparison.gauges()
         yield Gauge("devpi_lite_replica_lag_serials", "gauge",
                     "Changes of the primary that this replica lacks.",
                     max(0, self.app.primary_serial - self.store.serial))
@@ -26896,6 +26904,7 @@ def _replica_metrics(facts):
 
 def _replica_complaints(db, node):
     """What the database of a replica gives reason to."""
+    yield from difference_complaints(last_comparison(node), node["primary_url"])
     silent = time.time() - float(node["heard"]) if node.get("heard") else 0
     if silent > Limits.replica_warning:
         yield Complaint("fatal" if silent > Limits.replica_alarm else "warn",
@@ -27181,9 +27190,12 @@ def screen(facts, now):
     for name, text in _screen_facts(facts, now):
         lines += [line for line in _wrapped(f"{name:<14}{text}", " " * 14)]
     table = _screen_table(facts)
-    lines += ["", *table] if table else []
-
     messages = [_wrapped(one_line(f"- {text}", 1000), "  ") for text in facts["messages"]]
+    # what is wrong counts more than how much there is
+    needed = len(messages[0]) + 1 + (len(messages) > 1) if messages else 0
+    if table and len(lines) + len(table) + 1 + needed <= SCREEN_LINES:
+        lines += ["", *table]
+
     room = SCREEN_LINES - len(lines) - 1
     if messages:
         lines.append("")

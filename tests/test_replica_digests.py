@@ -205,12 +205,18 @@ def test_a_replica_compares_its_rows_with_the_primary_and_says_what_differs(tmp_
         assert found["differ"] == ["bob/dev"]
         said = status(replica)
         assert said["status"] == "fatal", said
-        assert [text for text in said["messages"] if "bob/dev" in text and "resync" in text]
+        assert [text for text in said["messages"] if "bob/dev" in text]
+        shown = replica.get("/+status", user="root", password="secret").result["messages"]
+        assert [text for text in shown if "fsck --against" in text and "resync" in text]
         assert "bob/dev" in replica.output()
         assert replica.get("/+health/ready").status == 200
 
+        metrics = replica.get("/+metrics", user=None).text
+        assert "devpi_lite_replica_differing_indexes 1" in metrics
+
         # remembered over a start, and healed by the right rows
         replica.stop()
+        assert "bob/dev" in run_command("status", "--serverdir", replica.directory).stdout
         replica.script = patched(tmp_path, SOON + "devpi_lite.Limits.first_comparison = 0.4")
         replica.start()
         comes_to_be(replica, "following")
