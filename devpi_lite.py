@@ -14434,7 +14434,7 @@ def text_match(text, prefix, columns, full_text):
 def search_backlog(db):
     """(number of projects in the queue, seconds for which the oldest has waited)."""
     count, since = db.execute("SELECT count(*), min(since) FROM search_queue").fetchone()
-    return count, time.time() - since if count else 0
+    return count, max(0, time.time() - since) if count else 0       # the clock may have been set
 
 
 def search_complaints(seconds):
@@ -17754,7 +17754,7 @@ class App(Part):
         self.anonymous_results = Rate(3600, Limits.anonymous_of_one, Limits.anonymous_an_hour)
         self.anonymous_bytes = Rate(3600, Limits.anonymous_bytes_of_one, Limits.anonymous_bytes)
         self.refusals = Rate(3600, Limits.audited_refusals_of_one, Limits.audited_refusals)
-        self.started = time.time()
+        self.started, self.since = time.time(), time.monotonic()
 
         self.address_text = authority(*settings.listen[0]) if settings.listen else "localhost"
         # whether only processes of this machine can reach the server by an address
@@ -17925,7 +17925,7 @@ class App(Part):
 
     def gauges(self):
         yield Gauge("devpi_lite_uptime_seconds", "gauge", "Since the start.",
-                    round(time.time() - self.started, 3))
+                    round(time.monotonic() - self.since, 3))
         yield Gauge("devpi_lite_offline_mode", "gauge", "1 if upstream is never asked.",
                     int(self.settings.offline_mode))
         yield Gauge("devpi_lite_read_only", "gauge",
@@ -28174,10 +28174,17 @@ def command_resync(parsed):
             report.show(sys.stdout)
         if told.dry_run:
             return
-        aside = os.path.join(serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime()))
+        aside = free_name(os.path.join(
+            serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime())))
         rebuild(settings, primary, told_history, report, aside)
     print(f"{serverdir} is a replica of {url} now; what it was is in {aside}: start it with "
           f"--primary-url {url}")
+
+
+def free_name(path):
+    """This path, or with a number behind it if something is there already."""
+    others = (f"{path}-{number}" for number in itertools.count(2))
+    return next(free for free in itertools.chain([path], others) if not os.path.lexists(free))
 
 
 class Losses:
@@ -28189,7 +28196,9 @@ class Losses:
         self.url = primary.url
         with store.read() as db:
             self.last, _ = store.head(db)
+            # of the entry before the first one the hash is known, too
             hashes = db.execute("SELECT serial, hash FROM cut_entries UNION "
+                                "SELECT serial - 1, prev FROM changelog WHERE serial > 0 UNION "
                                 "SELECT serial, hash FROM changelog ORDER BY serial").fetchall()
             self.parted = hashes[self._count_shared(primary, hashes) - 1]["serial"] \
                 if hashes and self._is_shared(primary, hashes[0]) else -1

@@ -289,8 +289,11 @@ def test_resync_of_a_replica_changes_nothing_when_the_primary_is_away(site):
     assert refused.returncode == 1 and "fatal: " in refused.stderr
     assert (rows(replica), head(replica)) == before and not list(replica.directory.glob("diverged-*"))
     site.old()
-    said = done(command(replica, "resync", "--secretfile", site.secret))
-    assert "all changes that are here" in said
+    # also a second time within the same second
+    for _ in range(2):
+        said = done(command(replica, "resync", "--secretfile", site.secret))
+        assert "all changes that are here" in said
+    assert len(list(replica.directory.glob("diverged-*"))) == 2
     same(site.primary, site.again(replica, "--primary-url", site.primary.url))
 
 
@@ -352,3 +355,21 @@ def test_resync_waits_for_those_who_read_the_database(site):
         db.execute("COMMIT")
     assert head(replica) == before and not list(replica.directory.glob("diverged-*"))
     done(command(replica, "resync", "--secretfile", site.secret))
+
+
+def test_resync_knows_where_a_replica_parted_that_began_with_a_snapshot(site):
+    """The entry of its snapshot is the first that the primary does not have: the one before is named in it."""
+    site.primary.stop()
+    shutil.copytree(site.primary.directory, site.folder / "copy")
+    site.old()
+    site.primary.upload("ann/dev", wheel("only-here", "1.0"))
+    replica = site.replica("r")
+    same(site.primary, replica)
+    for server in (replica, site.primary):
+        server.stop()
+    shutil.rmtree(site.primary.directory)
+    shutil.move(str(site.folder / "copy"), str(site.primary.directory))
+    site.old().upload("ann/dev", wheel("other", "1.0"))
+    said = done(command(replica, "resync", "--secretfile", site.secret, "--dry-run"))
+    assert "parted after serial %d; 1 change here" % (head(site.primary)[0] - 1) in said, said
+    assert "only_here" in said and "only the number is known" not in said
