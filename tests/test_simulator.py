@@ -1,0 +1,107 @@
+"""A primary, its replicas and clients in one process, through faults that a seed draws: see simulator.py.
+
+`DEVPI_LITE_SEEDS=10000` runs that many seeds, other ones each time but for the first.
+"""
+
+import os
+import random
+
+import pytest
+
+import devpi_lite
+import simulator
+
+if not hasattr(os, "memfd_create"):
+    pytest.skip("the simulator's sockets are files in memory, which this system lacks", allow_module_level=True)
+
+WANTED = int(os.environ.get("DEVPI_LITE_SEEDS", 0))
+SEEDS = 20
+# Seeds that have failed, with what was wrong then.
+ONCE_FAILED = {101: "negative uptime after the clock was set", 136: "negative age of the search queue"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared():
+    with simulator.prepared():
+        yield
+
+
+@pytest.mark.parametrize("seed", sorted(ONCE_FAILED))
+def test_a_seed_that_failed_once(seed):
+    simulator.simulate(seed)
+
+
+def test_seeds():
+    first = random.randrange(1 << 30) if WANTED else 0
+    failures = []
+    for seed in [*range(SEEDS), *range(first, first + WANTED - SEEDS)]:
+        try:
+            simulator.simulate(seed)
+        except simulator.Failure as failure:
+            failures.append(str(failure))
+        assert len(failures) < 5, "\n\n".join(failures)
+    assert not failures, "\n\n".join(failures)
+
+
+def test_a_seed_draws_the_same_steps_each_time():
+    assert simulator.steps_of(5) == simulator.steps_of(5) != simulator.steps_of(6)
+    one, other = (simulator.simulate(5, simulator.steps_of(5, faults=("line", "kill"))) for _ in range(2))
+    assert one.done == other.done
+
+
+# -- it finds what it is to find
+
+
+def fails(words, *faults, seeds=range(30)):
+    """Whether one of the seeds fails with such faults, and says that."""
+    for seed in seeds:
+        try:
+            simulator.simulate(seed, simulator.steps_of(seed, faults=faults))
+        except simulator.Failure as failure:
+            if words in str(failure):
+                return True
+    return False
+
+
+def test_a_replica_that_takes_any_history_is_found(monkeypatch):
+    def entries(self, serial, chain):
+        with self.store.read() as db:
+            if serial >= self.store.serial:
+                return None, b""
+            return None, b"".join(self._lines(db, serial))
+
+    monkeypatch.setattr(devpi_lite.Replicas, "entries", entries)
+    assert fails("follows", "back")
+
+
+def test_a_file_that_is_not_checked_is_found(monkeypatch):
+    def came(self, data):
+        self.opened, self.sha256, self.length = self.blobs.put_aside(data), self.file.sha256, len(data)
+        self.begun.set()
+
+    monkeypatch.setattr(devpi_lite.BlobDownload, "came", came)
+    assert fails("other bytes under", "line")
+
+
+def test_a_row_that_is_left_out_is_found(monkeypatch):
+    put = devpi_lite.Change.put
+
+    def forgets(self, kind, key, value):
+        if self.is_replay and kind == "file" and value is None:
+            return None
+        return put(self, kind, key, value)
+
+    monkeypatch.setattr(devpi_lite.Change, "put", forgets)
+    assert fails("other rows", "end")
+
+
+def test_a_change_that_a_kill_undoes_is_found(monkeypatch):
+    monkeypatch.setattr(simulator, "copy_files", lambda source, target, copy=simulator.copy_files: (
+        copy(source, target), [path.unlink() for path in simulator.pathlib.Path(target).glob("*.db-wal")]))
+    assert fails("went from", "kill")
+
+
+def test_a_signature_that_counts_twice_is_found(monkeypatch):
+    monkeypatch.setattr(devpi_lite.Nonces, "use", lambda self, number, *_: True)
+    assert fails("repeated", "line")
+    assert fails("old request", "replay")
