@@ -5,6 +5,7 @@ named, by the daily comparison and by `fsck --against`.
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
@@ -276,6 +277,7 @@ def test_fsck_names_the_projects_and_users_whose_rows_differ(pair, check, copy):
     assert found[-1]["against"]["differing_indexes"] == 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no SIGSTOP")
 def test_fsck_waits_until_a_replica_that_runs_has_the_same_serial(tmp_path):
     primary = primary_at(tmp_path / "p").start()
     replica = replica_at(tmp_path / "r", primary)
