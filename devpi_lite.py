@@ -17553,6 +17553,7 @@ def relay(request, is_change=True):
     headers = [(name, re.sub(r"\s+", " ", _location_here(request, value)
                              if name.lower() == "location" else value))
                for name, value in _passed_on(answer.headers.items()) if name.lower() not in ours]
+    headers.append(("X-DEVPI-PROXY", "replica"))        # as in devpi: who answers passed it on
     response = Response(answer.status, headers, reason=one_line(answer.response.reason, 1000))
     length = answer.length()
     if request.method == "HEAD" or answer.status in (204, 304):
@@ -21550,6 +21551,10 @@ class Follower(Part):
                     "Of these, as far as their sizes are known.", size)
         yield Gauge("devpi_lite_replica_failed_files", "gauge",
                     "Of these, those whose last try failed.", refused)
+        # as devpi's replicas call them, for monitors that know these
+        for name, number in (("", files), ("_error", refused)):
+            yield Gauge(f"devpi_server_replica_file_download{name}_queue_size", "gauge",
+                        "The same, as devpi calls it.", number)
         yield Gauge("devpi_lite_replica_state", "gauge", "1 for the state of this replica.",
                     [("", {"state": state}, int(state == self.state)) for state in (
                         "starting", "snapshot", "following", "unreachable", "diverged")])

@@ -224,6 +224,18 @@ def test_changes_through_the_replica_are_there_at_once(pair):
     same(primary, replica)
 
 
+def test_monitors_and_clients_find_what_a_replica_of_devpi_says(pair):
+    primary, replica = pair
+    metrics = {name: (kind, number) for name, kind, number in status(replica)["metrics"]}
+    for name in ("devpi_server_replica_file_download_queue_size",
+                 "devpi_server_replica_file_download_error_queue_size"):
+        assert metrics[name] == ("gauge", 0)
+    for server, said in ((replica, ["replica"]), (primary, None)):
+        reply = server.put("/ann/dev", {}, user="ann")
+        assert reply.headers.get_all("X-DEVPI-PROXY") == said
+    assert replica.get("/ann").headers["X-DEVPI-PROXY"] is None
+
+
 def test_what_is_refused_is_refused_in_the_words_of_the_primary(pair):
     primary, replica = pair
     index = new_stage(pair, "ned", volatile=False)
