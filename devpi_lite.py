@@ -3053,6 +3053,7 @@ class Change:
         self.ops, self.audits, self.tags, self.signals, self.looked_at = [], [], set(), set(), set()
         self.head = None        # (serial, hash) of the changelog entry that it makes
         self.is_replay, self.wants_blobs = False, None
+        self.begins_empty = False       # no row is there that it did not put
         self.ids = {}           # (kind, key) -> id of a row
 
     def put(self, kind, key, value):
@@ -3102,6 +3103,8 @@ class Change:
     def id_of(self, kind, key):
         """The id of a row, or None."""
         if (kind, key) not in self.ids:
+            if self.begins_empty:
+                return None
             self.know_id(kind, key, ROWS[kind].find(self, key))
         return self.ids[kind, key]
 
@@ -3874,12 +3877,14 @@ class Store(Part):
             change.execute(f"DELETE FROM {kind.table}")
         change.touch(EVERYTHING)
         change.queue_for_search(0, "")
+        change.begins_empty = True
         for kind, key, value in rows:
             try:
                 change.put(kind, key, value)
             except _CANT_BE_PUT as error:
                 raise FatalError(f"a row of the snapshot can't be put: {reason_of(error)}"
                                  ) from None
+        change.begins_empty = False
 
         self._delete_entries(change.db, entry.serial)
         change.execute("DELETE FROM changelog")
@@ -8666,7 +8671,9 @@ class ReleaseRows(RowKind):
 
     def wrote(self, change, key, value, row_id, is_new):
         if value is not None:
-            put_readme(change, row_id, readme_of(value["metadata"]))
+            readme = readme_of(value["metadata"])
+            if readme or not is_new:
+                put_readme(change, row_id, readme)
         _stage_changed(change, key)
 
     def insert_new(self, change, rows):
