@@ -1387,7 +1387,11 @@ class Limits:
     # first time, again, and after a comparison failed
     first_comparison, comparison_pause, comparison_retry = 300, 86400, 600
     differing_names = 20            # indexes whose rows differ, by name
-    snapshots = 2                   # that are made at a time
+    snapshots = 2                   # small ones, that are made at a time
+    snapshot_here = 5000            # files of stages, from which on a child process makes them
+    snapshot_wait = 20              # seconds that a replica waits for one; then it asks again
+    snapshot_time = 3600            # seconds that it may take
+    snapshot_age = 60               # seconds for which it is sent to further replicas
     sent_snapshots = 8              # that are on disk, because replicas read them
     signature_age = 60              # seconds between the clocks of a primary and a replica
     nonces = 250_000                # requests of replicas within that time
@@ -19890,7 +19894,8 @@ class Replicas(Standalone):
         self.seen = {}              # uuid -> what `+status` says of the replica
         self.asked = {}             # uuid -> time.monotonic() of its last request
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
-        self.snapshots = threading.BoundedSemaphore(Limits.snapshots)
+        self.small_snapshots = threading.BoundedSemaphore(Limits.snapshots)
+        self.snapshots = Snapshots(app)
         self.sent_snapshots = weakref.WeakSet()     # files
         self.counts = RowCounts(app.store)
         self.polls = threading.BoundedSemaphore(Limits.polls)
@@ -20058,6 +20063,12 @@ class Replicas(Standalone):
                 log.debug("the former primary %s: %s", former.url, error)
             self.store.wait_for_serial(sys.maxsize, Limits.former_pause)
 
+    def tidy(self):
+        self.snapshots.tidy()
+
+    def close(self):
+        self.snapshots.close()
+
     def status(self, is_new):
         return {**super().status(is_new), "polling_replicas": dict(self.seen),
                 "epoch": self.store.node["epoch"], "term": int(self.store.node["term"]),
@@ -20157,6 +20168,74 @@ def get_shared(request):
     return request.app.replicas.sign(request, json_response({"shared": is_shared}))
 
 
+class Snapshots:
+    """Snapshots of many rows: a child process makes them, as a busy thread here would slow every
+    response; one at a time, for all who ask within `Limits.snapshot_age`."""
+
+    def __init__(self, app):
+        self.app, self.lock = app, threading.Lock()
+        self.flight = self.facts = self.path = None
+        self.made = 0
+
+    def get(self):
+        """(open file, its SHA-256); Busy if it takes long: it is there later."""
+        with self.lock:
+            if self.flight is None or self.flight.ended.is_set() and not self._is_of_use():
+                self.flight = Flight(self._write_file)
+                threading.Thread(target=self._run, args=(self.flight,), name="snapshot",
+                                 daemon=True).start()
+            flight = self.flight
+        if not flight.wait(Limits.snapshot_wait):
+            raise Busy("the snapshot is being made, ask again", 5)
+        if flight.error:
+            raise copy.copy(flight.error)
+        with self.lock:
+            return open(self.path, "rb"), self.facts["digest"]
+
+    def _is_of_use(self):
+        """Whether there is one that is new enough, and from which the changelog goes on."""
+        if self.flight.error or time.monotonic() - self.made > Limits.snapshot_age:
+            return False
+        with self.app.store.read() as db:
+            first, = db.execute("SELECT min(serial) FROM changelog").fetchone()
+        return first is not None and first <= self.facts["serial"]
+
+    def _run(self, flight):
+        flight.run()
+        flight.ended.set()
+
+    def _write_file(self):
+        blobs = self.app.blobs
+        path = os.path.join(blobs.tmp, f"{os.getpid()}-{next(blobs.numbers)}.snapshot")
+        job = {"serverdir": self.app.settings.serverdir, "path": path}
+        try:
+            code, said, complaint = run_in_child("_write-snapshot", job, Limits.snapshot_time)
+            if code:
+                raise NoSpace(f"no snapshot was made: {one_line(complaint.strip()[-300:])}")
+        except subprocess.TimeoutExpired:
+            raise Busy("making the snapshot took too long") from None
+        except BaseException:
+            remove(path)
+            raise
+        with self.lock:
+            old, self.path, self.facts = self.path, path, json.loads(said)
+            self.made = time.monotonic()
+        if old:
+            remove(old)
+
+    def tidy(self):
+        """Remove what is too old to be sent."""
+        with self.lock:
+            if self.path and time.monotonic() - self.made > Limits.snapshot_age \
+                    and self.flight.ended.is_set():
+                remove(self.path)
+                self.flight = self.path = None
+
+    def close(self):
+        if self.path:
+            remove(self.path)
+
+
 @route("GET", "/+repl/v1/snapshot", for_="program", may="replicate")
 def get_snapshot(request):
     """All rows of people's data at one moment: deflated JSON lines, first the newest entry of the
@@ -20164,45 +20243,60 @@ def get_snapshot(request):
 
     It is written to a file first: so the database is read for a short time, however slow the
     replica is, and the signature is known."""
-    app = request.app
-    if not app.replicas.snapshots.acquire(blocking=False):
+    replicas = request.app.replicas
+    with request.app.store.read() as db:
+        is_large = db.execute("SELECT 1 FROM files WHERE release_id IS NOT NULL "
+                              "LIMIT 1 OFFSET ?", (Limits.snapshot_here,)).fetchone()
+    if len(replicas.sent_snapshots) >= Limits.sent_snapshots:
+        raise Busy("other replicas read their snapshots just now, try again", 5)
+    file, digest = replicas.snapshots.get() if is_large else _small_snapshot(request.app)
+    replicas.sent_snapshots.add(file)
+    file.seek(0, os.SEEK_END)
+    response = Response(200, [("Content-Type", "application/octet-stream")],
+                        parts=[FilePart(file, 0, file.tell())])
+    return replicas.sign(request, response, digest)
+
+
+def _small_snapshot(app):
+    """(open file, SHA-256) of a snapshot of few rows."""
+    if not app.replicas.small_snapshots.acquire(blocking=False):
         raise Busy("other replicas take their snapshots just now, try again", 5)
     try:
-        if len(app.replicas.sent_snapshots) >= Limits.sent_snapshots:
-            raise Busy("other replicas read their snapshots just now, try again", 5)
         file = tempfile.TemporaryFile(dir=app.blobs.tmp)
-        app.replicas.sent_snapshots.add(file)
         try:
-            digest, packer = hashlib.sha256(), zlib.compressobj(1)
-            for lines in _snapshot_lines(app.store):
-                data = packer.compress(lines)
-                digest.update(data)
-                file.write(data)
-            data = packer.flush()
-            digest.update(data)
-            file.write(data)
-            file.flush()
+            with app.store.read() as db:
+                facts = write_snapshot(db, file)
+            return file, facts["digest"]
         except BaseException:
             file.close()
             raise
     except OSError as error:
         raise disk_problem(error) from error
     finally:
-        app.replicas.snapshots.release()
-    response = Response(200, [("Content-Type", "application/octet-stream")],
-                        parts=[FilePart(file, 0, file.tell())])
-    return app.replicas.sign(request, response, digest.hexdigest())
+        app.replicas.small_snapshots.release()
 
 
-def _snapshot_lines(store):
-    with store.read() as db:
-        serial, _ = store.head(db)
-        for entry in read_log(db, serial - 1):
-            yield _entry_line(entry)
-        rows = iter(all_rows(db))
-        for first in rows:
-            some = [first, *itertools.islice(rows, 200)]
-            yield "".join(compact_json(each) + "\n" for each in some).encode()
+def write_snapshot(db, file):
+    """Write a snapshot to an open file; `db` sees one committed state. Returns its SHA-256 and its
+    serial as {"digest", "serial"}."""
+    digest, packer = hashlib.sha256(), zlib.compressobj(1)
+    serial, _ = Store.head(db)
+    for lines in itertools.chain(map(_entry_line, read_log(db, serial - 1)), _row_lines(db)):
+        data = packer.compress(lines)
+        digest.update(data)
+        file.write(data)
+    data = packer.flush()
+    digest.update(data)
+    file.write(data)
+    file.flush()
+    return {"digest": digest.hexdigest(), "serial": serial}
+
+
+def _row_lines(db):
+    rows = iter(all_rows(db))
+    for first in rows:
+        some = [first, *itertools.islice(rows, 200)]
+        yield "".join(compact_json(each) + "\n" for each in some).encode()
 
 
 class RowCount:
@@ -28466,6 +28560,22 @@ def command_read_names(parsed):
         return 1
     except Problem as problem:
         print(problem.message, file=sys.stderr)
+        return 1
+    json.dump(facts, sys.stdout)
+    return 0
+
+
+@command("_write-snapshot", "Internal: write all rows to a file for the server, which reads the "
+                            "facts from standard output.")
+def command_write_snapshot(parsed):
+    job = _job_of_server()
+    _end_with_server()
+    try:
+        with contextlib.closing(open_rows(job["serverdir"])) as db, open(job["path"], "xb") as file:
+            db.execute("BEGIN")
+            facts = write_snapshot(db, file)
+    except (OSError, sqlite3.Error) as error:
+        print(reason_of(error), file=sys.stderr)
         return 1
     json.dump(facts, sys.stdout)
     return 0

@@ -217,3 +217,38 @@ def test_what_is_too_much_for_one_response_is_left_out(pair):
     archives = pair.upload(*[900000] * 4)
     reply = ask(pair, [archive.sha256 for archive in archives])
     assert re.findall(rb"([0-9a-f]{64}) [0-9]+\n", reply.body) == [archive.sha256.encode() for archive in archives[:2]]
+
+
+# -- snapshots of many rows
+
+
+MANY = """
+devpi_lite.Limits.snapshot_here = 3
+devpi_lite.Limits.snapshot_wait = 0.02
+"""
+
+
+def test_a_snapshot_of_many_rows_is_made_once_by_another_process(pair):
+    pair.primary.stop()
+    pair.primary.script = patched(pair.folder, MANY)
+    pair.primary.start("--keep-log", "2K")
+    pair.between.target = pair.primary.port
+    pair.upload(*range(2000, 2005))
+    first = pair.replica()
+    same(pair.primary, first)
+    assert pair.asked("GET /.repl/v1/snapshot 503")        # it was being made
+    second = pair.replica()
+    same(pair.primary, second)
+    assert len(snapshots(pair)) == 1
+
+    made = snapshots(pair)
+    pair.upload(*range(3000, 3008))                          # the log is cut: it is of no use
+    third = pair.replica()
+    same(pair.primary, third)
+    assert len(snapshots(pair)) == 1 and snapshots(pair) != made
+    pair.primary.stop()
+    assert snapshots(pair) == []
+
+
+def snapshots(pair):
+    return list((pair.primary.directory / "tmp").glob("*.snapshot"))
