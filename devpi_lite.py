@@ -20281,7 +20281,7 @@ def write_snapshot(db, file):
     serial as {"digest", "serial"}."""
     digest, packer = hashlib.sha256(), zlib.compressobj(1)
     serial, _ = Store.head(db)
-    for lines in itertools.chain(map(_entry_line, read_log(db, serial - 1)), _row_lines(db)):
+    for lines in _snapshot_lines(db):
         data = packer.compress(lines)
         digest.update(data)
         file.write(data)
@@ -20292,7 +20292,9 @@ def write_snapshot(db, file):
     return {"digest": digest.hexdigest(), "serial": serial}
 
 
-def _row_lines(db):
+def _snapshot_lines(db):
+    serial, _ = Store.head(db)
+    yield from map(_entry_line, read_log(db, serial - 1))
     rows = iter(all_rows(db))
     for first in rows:
         some = [first, *itertools.islice(rows, 200)]
