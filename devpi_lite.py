@@ -10059,9 +10059,7 @@ class UpstreamClient(Part):
 
     def _target(self, url, headers):
         """(request target, headers) for a URL, as its server or its proxy needs them."""
-        parts = urllib.parse.urlsplit(url)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        target = urllib.parse.quote(target, safe=SENT_AS_IT_IS)
+        parts, target = urllib.parse.urlsplit(url), target_of(url)
         proxy = self._proxy(parts)
         if proxy and parts.scheme == "http":
             target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
@@ -10338,6 +10336,9 @@ class Signed(typing.NamedTuple):
 _STATED = re.compile("[0-9a-f]{32} [0-9a-f]{32} [0-9]{1,9} (-1|[0-9]{1,15})")
 
 
+BODY_NOT_COVERED = "body not covered"    # by a signature, in place of the body's hash
+
+
 class Primary:
     """The server whose replica this one is. Signs requests to it, and checks its signatures.
 
@@ -10355,13 +10356,23 @@ class Primary:
         """The headers of a request to the primary; `target`: the path and the query."""
         return self._sign(method, target, body, secrets.token_hex(16))
 
+    def sign_relay(self, method, target, address, outside_url):
+        """The header by which the primary believes what a request that is passed on says of its
+        client: the address, and the URL by which the client knows this server.
+
+        Authorization is the client's own. The body is not known yet, so it is not covered."""
+        return {"X-Devpi-Replica": self._signature(
+            secrets.token_hex(16), method, target, BODY_NOT_COVERED, address, outside_url)}
+
     def _sign(self, method, target, body, nonce):
+        return {"Authorization": self._signature(
+            nonce, method, target, hashlib.sha256(body).hexdigest())}
+
+    def _signature(self, nonce, method, target, *covered):
         now = str(int(time.time()))
         target = target[len(urllib.parse.urlsplit(self.url).path):]     # a proxy may take it away
-        mac = signature(self.key, method, target, self.uuid, str(self.term), now, nonce,
-                        hashlib.sha256(body).hexdigest())
-        return {"Authorization": f"Devpi-Replica id={self.uuid},term={self.term},ts={now},"
-                                 f"nonce={nonce},mac={mac}"}
+        mac = signature(self.key, method, target, self.uuid, str(self.term), now, nonce, *covered)
+        return f"Devpi-Replica id={self.uuid},term={self.term},ts={now},nonce={nonce},mac={mac}"
 
     def get(self, path, headers=None, body=None, statuses=(200,)):
         """The `UpstreamResponse` to a signed request for a path below the primary's URL; a POST if
@@ -10456,6 +10467,13 @@ class Primary:
         if isinstance(said, str):
             return f"{self.url} says: {one_line(said)}"
         return f"{self.url} does not have it"
+
+
+def target_of(url):
+    """The target of a request for a URL: its path and query, as they are sent."""
+    parts = urllib.parse.urlsplit(url)
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return urllib.parse.quote(target, safe=SENT_AS_IT_IS)
 
 
 def origin_of(url):
@@ -15727,9 +15745,11 @@ class Request:
         except UnicodeDecodeError:
             raise BadRequest("the path is not UTF-8") from None
 
-        prefix = urllib.parse.urlsplit(self.base_url).path
-        if prefix and (self.path == prefix or self.path.startswith(prefix + "/")):
-            self.path = self.path[len(prefix):] or "/"
+        # a replica comes by our URL, with what its clients ask for by its own
+        for url in (self.app.settings.outside_url if self.is_relayed else "", self.base_url):
+            prefix = urllib.parse.urlsplit(url).path
+            if prefix and (self.path == prefix or self.path.startswith(prefix + "/")):
+                self.path = self.path[len(prefix):] or "/"
 
         if query:
             try:
@@ -15781,8 +15801,9 @@ class Request:
     def address(self):
         """The client's address: that of the connection, or from a trusted proxy's header.
 
-        Only --real-ip-header counts: a proxy passes other headers on as the client sent them."""
-        name = self.app.settings.real_ip_header
+        Only --real-ip-header counts: a proxy passes other headers on as the client sent them. A
+        replica says it in X-Real-IP."""
+        name = "x-real-ip" if self.is_relayed else self.app.settings.real_ip_header
         said = self.header(name)
         if not said:
             if "x-forwarded-for" in self.headers and self.connection.trusted:
@@ -15792,7 +15813,7 @@ class Request:
                     self.connection.address)
             return self.connection.address
 
-        if not self.connection.trusted:
+        if not self.connection.trusted and not self.is_relayed:
             self.app.ignored_header(self.connection.address, name, said)
             return self.connection.address
 
@@ -15801,6 +15822,16 @@ class Request:
             self.app.ignored_header(self.connection.address, name, said, "it is no address")
             return self.connection.address
         return str(ip)
+
+    @kept_property
+    def is_relayed(self):
+        """Whether a replica passed the request on and signed what it says of the client."""
+        if "x-devpi-replica" not in self.headers or self.app.replicas is None:
+            return False
+        try:
+            return self.app.replicas.check_relay(self.method, self.target, self.headers) is not None
+        except Busy:
+            return False        # the request is served, as one of the replica's own
 
     @kept_property
     def is_local(self):
@@ -15838,7 +15869,7 @@ class Request:
         said = self.header(name)
         if not said:
             return ""
-        if not self.connection.trusted:
+        if not self.connection.trusted and not (self.is_relayed and name == "x-outside-url"):
             self.app.ignored_header(self.connection.address, name, said)
             return ""
 
@@ -16608,7 +16639,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Put a small response to a GET or HEAD without a body into the cache of ready ones."""
         size = len(ready.head) + len(ready.body) + 2 * len(request.raw_head) + 500
         if request.method not in ("GET", "HEAD") or len(request.raw_head) > Limits.ready_head \
-                or size > Limits.ready_response \
+                or "x-devpi-replica" in request.headers or size > Limits.ready_response \
                 or "content-length" in request.headers or "transfer-encoding" in request.headers:
             return
 
@@ -17457,7 +17488,7 @@ _HOP_BY_HOP = frozenset((
 # what the replica states itself, or has checked (Origin)
 _STATED_HERE = frozenset((
     "host", "content-length", "expect", "origin", "forwarded", "x-real-ip", "x-outside-url",
-    "x-devpi-proxy"))
+    "x-devpi-proxy", "x-devpi-replica"))
 # what `Handler` puts into each response
 _IN_EACH_RESPONSE = frozenset((
     "content-length", "date", "server", "x-devpi-serial", "x-devpi-replica-lag"))
@@ -17503,8 +17534,8 @@ def _passed_on(headers):
 def _headers_for_primary(request):
     """A request's headers as the primary gets them.
 
-    What the client said of itself as only proxies may is left out. The primary believes the rest if
-    the replica is one of its trusted proxies."""
+    What the client said of itself as only proxies may is left out. The primary believes the rest by
+    the replica's signature."""
     app, body = request.app, request.body
     counts = app.settings.real_ip_header
     headers = {header_title(name): value for name, value in _passed_on(request.headers.items())
@@ -17517,6 +17548,8 @@ def _headers_for_primary(request):
         headers["Forwarded"] = "for=unknown"        # the client is not on the primary's machine
     for name in ("x-real-ip", counts):
         headers[header_title(name)] = request.address
+    headers.update(app.primary.sign_relay(
+        request.method, target_of(_url_on_primary(request)), request.address, request.base_url))
     headers["Connection"] = "close"
     if body.expects:
         headers["Expect"] = "100-continue"
@@ -19905,13 +19938,22 @@ class Replicas(Standalone):
 
         If that server has seen a later term, there is another primary: this one takes no more
         changes."""
-        match = _SIGNATURE.fullmatch(headers.get("authorization", ""))
+        return self._check(headers.get("authorization", ""), method, target,
+                           hashlib.sha256(body).hexdigest())
+
+    def check_relay(self, method, target, headers):
+        """The same of a request that a replica passes on: see `Primary.sign_relay`."""
+        return self._check(headers.get("x-devpi-replica", ""), method, target, BODY_NOT_COVERED,
+                           headers.get("x-real-ip", ""), headers.get("x-outside-url", ""))
+
+    def _check(self, text, method, target, *covered):
+        match = _SIGNATURE.fullmatch(text)
         if not match:
             return None
         uuid_, term, ts, nonce, mac = match.groups()
         if self.prefix and target.startswith(self.prefix + "/"):
             target = target[len(self.prefix):]
-        texts = (method, target, uuid_, term, ts, nonce, hashlib.sha256(body).hexdigest())
+        texts = (method, target, uuid_, term, ts, nonce, *covered)
         # a list: all are compared, whichever fits
         fitting = [key for key in self.keys if hmac.compare_digest(mac, signature(key, *texts))]
         if not fitting or not self.nonces.use(int(ts), bytes.fromhex(nonce)):

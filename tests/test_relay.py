@@ -24,7 +24,7 @@ class App(devpi_lite.App):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         url = %r
-        self.primary = SimpleNamespace(url=url, origin=devpi_lite.origin_of(url))
+        self.primary = devpi_lite.Primary(self.client, url, self.secret, self.store.node)
         self.replication = SimpleNamespace(wait_for=self.wait_for)
 
     def wait_for(self, serial, seconds):
