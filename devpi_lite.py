@@ -3907,8 +3907,10 @@ class Store(Part):
     def shares(db, serial, chain):
         """Whether the entry with this serial and hash is in the history here; None if that is too
         long ago to be known."""
+        # the first entry names the hash of the one before, which was never here
         row = db.execute("SELECT hash FROM changelog WHERE serial = :serial UNION ALL "
-                         "SELECT hash FROM cut_entries WHERE serial = :serial",
+                         "SELECT hash FROM cut_entries WHERE serial = :serial UNION ALL "
+                         "SELECT prev FROM changelog WHERE serial = :serial + 1",
                          {"serial": serial}).fetchone()
         if row:
             return row["hash"] == chain
@@ -20026,20 +20028,25 @@ class Replicas(Standalone):
         finally:
             self.polls.release()
 
+    def why_not_after(self, db, serial, chain):
+        """Why one can't go on from the entry with this hash: "ahead", "fork", "pruned", "unknown"
+        (it is too long ago); or None."""
+        first, last = db.execute("SELECT min(serial), max(serial) FROM changelog").fetchone()
+        if last is None or serial > last:
+            return "ahead"
+        is_shared = self.store.shares(db, serial, chain)
+        if not is_shared:
+            return "unknown" if is_shared is None else "fork"
+        return "pruned" if serial < first - 1 else None
+
     def entries(self, serial, chain):
-        """(reason, lines): the next entries after one with this hash, as JSON lines; or why they
-        can't be followed: "ahead", "fork", "pruned", "unknown" (it is too long ago)."""
+        """(reason, lines): the next entries after one with this hash, as JSON lines; or why there
+        are none, see `why_not_after`."""
         with self.store.read() as db:
-            first, last = db.execute("SELECT min(serial), max(serial) FROM changelog").fetchone()
-            if last is None or serial > last:
-                return "ahead", b""
-            is_shared = self.store.shares(db, serial, chain)
-            if not is_shared:
-                return "unknown" if is_shared is None else "fork", b""
-            if serial < first:
-                return "pruned", b""
-            if serial == last:
-                return None, b""
+            reason = self.why_not_after(db, serial, chain)
+            last, _ = self.store.head(db)
+            if reason or serial == last:
+                return reason, b""
 
             key = serial, chain, last
             lines = self.chunks.get(key)
@@ -20158,6 +20165,14 @@ def fenced_complaint(node):
     return Complaint("fatal", "this primary takes no changes", (node["fenced"],))
 
 
+def _entry_asked_for(query):
+    """(serial, hash) of the entry that a replica has."""
+    if not re.fullmatch("-?[0-9]{1,15}", query.get("after", "")) \
+            or not re.fullmatch("(?:[0-9a-f]{64})?", query.get("hash", "")):
+        raise BadRequest("'after' must be a number, 'hash' 64 hexadecimal digits")
+    return int(query["after"]), bytes.fromhex(query.get("hash", ""))
+
+
 @route("GET", "/+repl/v1/log", for_="program", may="replicate")
 def get_log(request):
     """The entries of the changelog after one that a replica has, as JSON lines.
@@ -20167,14 +20182,12 @@ def get_log(request):
     --outside-url. 409 with a `reason` if the entry is not in this server's history, or the next one
     was deleted."""
     replicas, query = request.app.replicas, request.query
-    if not re.fullmatch("-?[0-9]{1,15}", query.get("after", "")) \
-            or not re.fullmatch("(?:[0-9a-f]{64})?", query.get("hash", "")) \
-            or not re.fullmatch("[0-9]{1,2}", query.get("wait", "0")) \
+    serial, chain = _entry_asked_for(query)
+    if not re.fullmatch("[0-9]{1,2}", query.get("wait", "0")) \
             or not re.fullmatch("[0-9]{1,15}", query.get("missing", "0")):
-        raise BadRequest("'after', 'hash', 'wait' and 'missing' must be numbers")
+        raise BadRequest("'wait' and 'missing' must be numbers")
     if not re.fullmatch("(?:https?://[!-~]{1,500})?", query.get("outside", "")):
         raise BadRequest("'outside' must be a URL")
-    serial, chain = int(query["after"]), bytes.fromhex(query.get("hash", ""))
 
     with replicas.polling(request, serial):
         reason, lines = replicas.entries(serial, chain)
@@ -20283,9 +20296,19 @@ def get_snapshot(request):
     """All rows of people's data at one moment: deflated JSON lines, first the newest entry of the
     changelog, then [kind, key, value] for each row.
 
+    `after`, `hash`: of the newest entry that the replica has; 409 with a `reason` if that is not in
+    this server's history.
+
     It is written to a file first: so the database is read for a short time, however slow the
     replica is, and the signature is known."""
-    replicas = request.app.replicas
+    replicas, query = request.app.replicas, request.query
+    if "after" in query:
+        serial, chain = _entry_asked_for(query)
+        with request.app.store.read() as db:
+            reason = replicas.why_not_after(db, serial, chain)
+        if reason not in (None, "pruned"):
+            replicas.doubt(request.replica, request.address, reason, serial)
+            return replicas.sign(request, json_response(replicas.refusal(reason), 409))
     with request.app.store.read() as db:
         is_large = db.execute("SELECT 1 FROM files WHERE release_id IS NOT NULL "
                               "LIMIT 1 OFFSET ?", (Limits.snapshot_here,)).fetchone()
@@ -21211,9 +21234,7 @@ class Follower(Part):
             if facts["reason"] == "pruned":
                 self._take_snapshot()
                 return
-            raise Diverged(_DIVERGED[facts["reason"]].format(
-                url=self.primary.url, serial=serial, head=response.serial)
-                + f" ({_last_turn(facts['history'])})")
+            raise self._parted(response, facts)
         self._take_history(response)
         if response.body:
             entries = [_entry_of(line) for line in response.body.splitlines()]
@@ -21222,6 +21243,12 @@ class Follower(Part):
             self.store.follow(entries, response.uuid, self.wants)
             self.entered_since = time.monotonic()
         self._heard(response)
+
+    def _parted(self, response, facts):
+        """The `Diverged` that a primary's refusal means."""
+        return Diverged(_DIVERGED[facts["reason"]].format(
+            url=self.primary.url, serial=self.store.serial, head=response.serial)
+            + f" ({_last_turn(facts['history'])})")
 
     def _wait(self):
         """Whole seconds for the primary to wait for its next entry."""
@@ -21268,6 +21295,9 @@ class Follower(Part):
             return
         told = self.primary.get_signed("/+repl/v1/history")
         self._refuse_older(told)
+        if told.epoch != response.epoch:
+            raise UpstreamTrouble(f"{self.primary.url} is another server from one moment to the "
+                                  "next")
         self.store.change_node(put_history, epochs_from(json.loads(told.body)["history"]))
         self.primary.term = told.term
 
@@ -21288,10 +21318,18 @@ class Follower(Part):
         self._note_sync()
         self.has_work.set()
 
+    def _check_snapshot(self, response, file):
+        """Diverged unless it is of a history that has what is here: another server than that which
+        said so may answer now, under the same name."""
+        self._refuse_older(response)
+        if response.status == 409:
+            raise self._parted(response, json.loads(file.read()))
+
     def _take_snapshot(self):
         """Replace all rows by those of the primary; what is here came from there."""
         self.state = "snapshot"
-        response = take_snapshot(self.store, self.primary, self.blobs.tmp, self.wants)
+        response = take_snapshot(self.store, self.primary, self.blobs.tmp, self.wants,
+                                 self._check_snapshot)
         self._learn(response)
         self._take_history(response)
         self.comparison.forget()
@@ -21737,14 +21775,19 @@ def _last_turn(history):
             f"term {newest.term}")
 
 
-def take_snapshot(store, primary, folder, wants_blobs):
+def take_snapshot(store, primary, folder, wants_blobs, check=lambda response, file: None):
     """Replace all rows of a store by those of its primary; returns the `Signed` response.
 
-    `folder`: for the file that it is at first; `wants_blobs`: see `Change`."""
+    `folder`: for the file that it is at first; `wants_blobs`: see `Change`; `check(response, file)`
+    raises for one that may not be taken."""
+    with store.read() as db:
+        serial, chain = store.head(db)
+    after = f"?after={serial}&hash={chain.hex()}" if serial >= 0 else ""
     with tempfile.TemporaryFile(dir=folder) as file:
-        response = primary.get_signed("/+repl/v1/snapshot", file.write,
+        response = primary.get_signed("/+repl/v1/snapshot" + after, file.write,
                                       shutil.disk_usage(folder).free)
         file.seek(0)
+        check(response, file)
         lines = _unpacked_lines(file)
         entry = _entry_of(next(lines))
         store.start_from(map(_row_of, lines), entry, response.uuid, wants_blobs)

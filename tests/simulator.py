@@ -802,7 +802,7 @@ class World:
     # - the run
 
     def run(self, steps):
-        """Take the steps; raises what failed."""
+        """Take the steps, [(number, name of a step or such a function), ...]; raises what failed."""
         logger = devpi_lite.log
         before = logger.handlers[:], logger.level, logger.propagate
         logger.handlers, logger.propagate = [self.log], False
@@ -812,8 +812,9 @@ class World:
             self.begin_world()
             for number, name in steps:
                 self.dice = random.Random("%s %s" % (self.seed, number))
-                self.note("%d %s", number, name)
-                STEPS[name][2](self, self.dice)
+                take = STEPS[name][2] if isinstance(name, str) else name
+                self.note("%d %s", number, take.__name__)
+                take(self, self.dice)
                 self.clock.pass_(self.dice.uniform(0, 2))
                 self.check()
             self.note("all faults end")
@@ -1008,6 +1009,12 @@ def change(world, node, what, *args, **keywords):
     if reply.status is not None and reply.status >= 500 and reply.status not in (502, 503, 507):
         raise Failure("%s: %s %s" % (what, reply.status, reply.body[:300]))
     return reply
+
+
+def upload_to(world, node, index, project, version="1.0", number=0):
+    archive, body, type_ = upload_form(project, version, number)
+    return change(world, node, "upload of %s to %s" % (archive.filename, index), "POST", "/%s/" % index,
+                  index.partition("/")[0], body, {"Content-Type": type_})
 
 
 @step(30)

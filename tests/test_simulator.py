@@ -49,6 +49,64 @@ def test_a_seed_draws_the_same_steps_each_time():
     assert one.done == other.done
 
 
+# -- what seeds hardly ever draw
+
+
+def test_a_snapshot_of_a_history_that_lacks_what_is_here_is_not_taken():
+    """Its name leads to another server between the two requests of a replica that is too far behind."""
+    def scene(world, dice):
+        primary, replica = world.nodes["p"], world.nodes["a"]
+        simulator.copy_is_made(world, dice)
+        simulator.upload_to(world, primary, "ann/dev", "alpha")
+        simulator.follow_once(world, replica)
+        simulator.second_primary(world, dice)
+        twin = world.nodes["q"]
+        for number in range(3):
+            simulator.upload_to(world, twin, "bob/dev", "beta", number=number)
+        primary.keep_log = primary.app.store.keep_log = devpi_lite.LogBounds(300, simulator.DAY)
+        for number in range(3):
+            simulator.upload_to(world, primary, "ann/dev", "alpha", number=number)
+        before, carry = replica.head(), world.carry
+
+        def turns(client, host, raw):
+            answer = carry(client, host, raw)
+            if b"/+repl/v1/log" in raw[:40]:
+                assert b"pruned" in answer
+                world.names["main"] = twin
+            return answer
+        world.carry = turns
+        simulator.follow_once(world, replica)
+        world.carry = carry
+        assert replica.follower.state == "diverged" and replica.head() == before, replica.follower.trouble
+        assert twin.app.store.closed_to_rows        # it is told of what it never had
+
+    simulator.simulate("scene", [(0, scene)])
+
+
+def test_a_replica_one_entry_behind_the_snapshot_of_the_promoted_one_follows_it():
+    def scene(world, dice):
+        primary, behind = world.nodes["p"], world.nodes["a"]
+        simulator.follow_once(world, behind)
+        simulator.upload_to(world, primary, "ann/dev", "alpha")
+        heir = world.add("new", "host-new", "main").start()
+        simulator.follow_once(world, heir)
+        primary.stop()
+        heir.stop()
+        assert simulator.run_command(world, heir, "promote", "--force", "--accept-loss")
+        heir.primary_host = None
+        heir.start()
+        simulator.upload_to(world, heir, "ann/dev", "beta")
+        behind.stop()
+        behind.primary_host = heir.host
+        behind.start()
+        simulator.follow_once(world, behind)
+        assert (behind.follower.state, behind.head()) == ("following", heir.head()), behind.follower.trouble
+        assert not any("/+repl/v1/snapshot" in path for name, _, path in world.last_answers if name == "a")
+        world.files_are_lost = True
+
+    simulator.simulate("scene", [(0, scene)])
+
+
 # -- it finds what it is to find
 
 
