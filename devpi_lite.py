@@ -28303,7 +28303,7 @@ def refuse_promotion(settings, store, told):
     lost = [text for number, text in (
         (files, number_of(files, "file")), (behind, number_of(behind, "change"))) if number > 0]
     if lost and not told.accept_loss:
-        raise FatalError(f"{' and '.join(lost)} have not arrived from {url} and would be lost; "
+        raise FatalError(f"not come from {url}, and lost with it: {' and '.join(lost)}; "
                          "--accept-loss says that they may be")
 
 

@@ -272,7 +272,7 @@ def test_a_promotion_that_loses_files_needs_to_be_told_so(site):
     replica.stop()
     site.primary.stop()
     refused = command(replica, "promote", "--force")
-    assert refused.returncode == 1 and "1 file have not arrived" in refused.stderr
+    assert refused.returncode == 1 and "lost with it: 1 file; --accept-loss" in refused.stderr
     assert "--accept-loss" in refused.stderr
     done(command(replica, "promote", "--force", "--accept-loss"))
     assert facts(replica)[0]["accepted_term"] == "2"

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import threading
 
@@ -20,7 +21,7 @@ from harness import PROGRAM, SOURCE, Server, eventually, path_of, run_command, s
 from nginx import NGINX, Outside, free_port, make_certificate, needs_nginx, running_nginx
 from replicas import in_sync, status
 
-pytestmark = needs_nginx
+pytestmark = [needs_nginx, pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")]
 README = SOURCE.with_name("README.md").read_text(encoding="utf-8")
 # the servers and the address of the example, and where its files lie
 SERVERS, OUTSIDE = "10.0.0.1:3141,10.0.0.2:3141,10.0.0.3:3141", "https://packages.example.org"
