@@ -19968,10 +19968,20 @@ class Replicas(Standalone):
 
     def fence(self, sentence, term=0):
         """Take no more changes, until `promote`: the sentence says why; `term`: the later one that
-        was seen."""
-        if int(self.store.node.get("fenced_term", -1)) < term and not self.store.read_only:
+        was seen.
+
+        Where that can't be stored, it is so until this server ends, and the next one who says it
+        has it stored."""
+        if int(self.store.node.get("fenced_term", -1)) >= term or self.store.read_only:
+            return
+        if self.store.closed_to_rows != sentence:
             log.error("this primary takes no more changes: %s", sentence)
+        self.store.closed_to_rows = sentence
+        try:
             self.store.change_node(Store.put_facts, {"fenced": sentence, "fenced_term": str(term)})
+        except Problem as problem:
+            log.error("that this primary takes no more changes was not stored: %s",
+                      problem.message)
 
     def sign(self, request, response, digest=None):
         """Sign a response by the key of the request; `digest`: the SHA-256 of its body, in hex."""
@@ -20081,8 +20091,8 @@ class Replicas(Standalone):
             return {"reason": reason, "history": read_history(db)}
 
     def complaints(self):
-        if "fenced" in self.store.node:
-            yield fenced_complaint(self.store.node)
+        if self.store.closed_to_rows:
+            yield fenced_complaint(self.store.closed_to_rows)
         for uuid_, facts, silent in self._known():
             if Limits.replica_warning < silent < Limits.replica_known:
                 yield Complaint(
@@ -20091,7 +20101,7 @@ class Replicas(Standalone):
                             + (": it lags behind" if silent > Limits.replica_alarm else ""))
 
     def why_not_ready(self):
-        return self.store.node.get("fenced")
+        return self.store.closed_to_rows
 
     def loops(self):
         if "former_url" in self.store.node:
@@ -20121,7 +20131,7 @@ class Replicas(Standalone):
     def status(self, is_new):
         return {**super().status(is_new), "polling_replicas": dict(self.seen),
                 "epoch": self.store.node["epoch"], "term": int(self.store.node["term"]),
-                "fenced": self.store.node.get("fenced")}
+                "fenced": self.store.closed_to_rows}
 
     def gauges(self):
         known = self._known()
@@ -20161,8 +20171,8 @@ def _entry_of(line):
         raise ValueError(f"no entry of a changelog: {reason_of(error)}") from None
 
 
-def fenced_complaint(node):
-    return Complaint("fatal", "this primary takes no changes", (node["fenced"],))
+def fenced_complaint(sentence):
+    return Complaint("fatal", "this primary takes no changes", (sentence,))
 
 
 def _entry_asked_for(query):
@@ -27211,7 +27221,7 @@ def _complaints_of_rows(db, facts):
                                        f"older one than {newest}: the next start of the server "
                                        "brings it up"))
     if "fenced" in facts["node"]:
-        found.append(fenced_complaint(facts["node"]))
+        found.append(fenced_complaint(facts["node"]["fenced"]))
     if facts["node"].get("role") == "replica" and facts["wanted"]:
         found += _replica_complaints(db, facts["node"])
     if facts["messages-of-outbox"]:
@@ -28461,12 +28471,15 @@ def rebuild(settings, primary, told_history, report, aside):
                 raise FatalError(f"nothing was changed: {primary.url} sends what can't be read "
                                  f"({reason_of(error)})") from None
 
-        os.mkdir(aside, 0o700)
-        copy_database(serverdir, os.path.join(aside, "devpi_lite.db"))
-        with open(os.path.join(aside, "changes.txt"), "w", encoding="utf-8") as file:
+        kept = os.path.join(folder, "kept")
+        os.mkdir(kept, 0o700)
+        copy_database(serverdir, os.path.join(kept, "devpi_lite.db"))
+        with open(os.path.join(kept, "changes.txt"), "w", encoding="utf-8") as file:
             report.show(file)
-        _keep_lost_blobs(blobs, os.path.join(folder, "devpi_lite.db"), aside)
-        sync_tree(aside)
+        _keep_lost_blobs(blobs, os.path.join(folder, "devpi_lite.db"), kept)
+        sync_tree(kept)
+        os.rename(kept, aside)          # there is no directory of this name that is not whole
+        sync_directory(serverdir)
         for name in ("search.db", "search.db-wal", "search.db-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(serverdir, name))

@@ -373,3 +373,51 @@ def test_resync_knows_where_a_replica_parted_that_began_with_a_snapshot(site):
     said = done(command(replica, "resync", "--secretfile", site.secret, "--dry-run"))
     assert "parted after serial %d; 1 change here" % (head(site.primary)[0] - 1) in said, said
     assert "only_here" in said and "only the number is known" not in said
+
+
+def test_a_primary_that_can_not_store_that_it_is_fenced_takes_no_changes_either(site, tmp_path):
+    first = site.replica("first")
+    same(site.primary, first)
+    for server in (first, site.primary):
+        server.stop()
+    done(command(first, "promote", "--force"))
+    heir = site.again(first)
+    full = tmp_path / "full"
+    full.touch()
+    old = site.primary
+    old.script = patched(tmp_path, SOON + """
+import os
+put = devpi_lite.Store.put_facts
+def put_facts(db, facts):
+    if facts.get("fenced") and os.path.exists(%r):
+        raise devpi_lite.NoSpace("no room")
+    put(db, facts)
+devpi_lite.Store.put_facts = staticmethod(put_facts)
+""" % str(full))
+    old.start("--port", str(old.port))
+    eventually(lambda: "was not stored" in old.output())
+    assert "term is 2" in status(old)["fenced"] and status(old)["status"] == "fatal"
+    assert old.get("/+health/ready", user=None).status == 503
+    assert old.upload("ann/dev", wheel("late", "1.0")).status == 503
+    assert "fenced" not in facts(old)[0]
+    full.unlink()
+    eventually(lambda: "fenced" in facts(old)[0])
+    assert old.upload("ann/dev", wheel("late", "1.0")).status == 503
+    assert old.output().count("takes no more changes: ") == 1
+    assert heir.upload("ann/dev", wheel("demo", "2.0")).status == 200
+
+
+def test_a_resync_that_breaks_off_changes_nothing(site, tmp_path):
+    replica = site.replica("r")
+    same(site.primary, replica)
+    replica.stop()
+    before = rows(replica)
+    breaks = patched(tmp_path, """
+import os
+devpi_lite.sync_tree = lambda folder: os._exit(9)
+""")
+    words = "resync", "--secretfile", site.secret, "--serverdir", replica.directory
+    assert run_command(*words, script=breaks).returncode == 9
+    assert rows(replica) == before and not list(replica.directory.glob("diverged-*"))
+    done(run_command(*words))
+    assert len(list(replica.directory.glob("diverged-*"))) == 1 and unsound(replica) == []
