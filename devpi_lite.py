@@ -9760,6 +9760,7 @@ class UpstreamResponse:
         self.client, self.key, self.connection, self.response, self.url = \
             client, key, connection, response, url
         self.status, self.headers = response.status, response.headers
+        self.digest, self.real = None, hashlib.sha256()     # the body's SHA-256 as it was signed
 
     def header(self, name):
         return self.headers.get(name, "")
@@ -9768,9 +9769,15 @@ class UpstreamResponse:
         """Up to `size` bytes, as soon as any arrive; b"" at the end."""
         try:
             with outside_wait():
-                return self.response.read1(size)
+                piece = self.response.read1(size)
         except (OSError, http.client.HTTPException) as error:
             raise UpstreamTrouble(f"{public_url(self.url)}: {reason_of(error)}") from error
+        if self.digest:
+            self.real.update(piece)
+            if not piece and self.real.hexdigest() != self.digest:
+                raise UpstreamTrouble(f"{public_url(self.url)}: the response ended early, or "
+                                      "something between alters it")
+        return piece
 
     def length(self):
         """The stated Content-Length, or None."""
@@ -10376,6 +10383,31 @@ class Primary:
         mac = signature(self.key, method, target, self.uuid, str(self.term), now, nonce, *covered)
         return f"Devpi-Replica id={self.uuid},term={self.term},ts={now},nonce={nonce},mac={mac}"
 
+    def get_page(self, url, headers):
+        """The `UpstreamResponse` to a signed request for a simple page, which is signed, too, if
+        its status is 200, 304 or 404: `read` raises UpstreamTrouble at the end of another body."""
+        nonce = secrets.token_hex(16)
+        response = self.client.ask_primary(
+            url, {**headers, **self._sign("GET", target_of(url), b"", nonce)})
+        try:
+            if response.status in (200, 304, 404):
+                *_, response.digest = self._signed_facts(response, nonce)
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    def _signed_facts(self, response, nonce):
+        """What the head of a response states; UpstreamTrouble if its signature is wrong."""
+        stated = [response.header(name) for name in (
+            "X-DEVPI-UUID", "X-Devpi-Epoch", "X-Devpi-Term", "X-Devpi-Head", "X-Devpi-Digest")]
+        expected = signature(self.key, nonce, str(response.status), *stated)
+        given = response.header("X-Devpi-Signature")
+        if not hmac.compare_digest(expected.encode(), given.encode("latin-1", "replace")):
+            raise UpstreamTrouble(f"{self.url} does not know the secret of this replica: it is "
+                                  "not the primary, or something between alters what it sends")
+        return stated
+
     def get(self, path, headers=None, body=None, statuses=(200,)):
         """The `UpstreamResponse` to a signed request for a path below the primary's URL; a POST if
         it has a `body`.
@@ -10410,14 +10442,7 @@ class Primary:
         with response:
             if response.status not in (200, 204, 409):
                 raise self._refusal(response)
-            *stated, digest = [response.header(name) for name in (
-                "X-DEVPI-UUID", "X-Devpi-Epoch", "X-Devpi-Term", "X-Devpi-Head",
-                "X-Devpi-Digest")]
-            expected = signature(self.key, nonce, str(response.status), *stated, digest)
-            given = response.header("X-Devpi-Signature")
-            if not hmac.compare_digest(expected.encode(), given.encode("latin-1", "replace")):
-                raise UpstreamTrouble(f"{self.url} does not know the secret of this replica: it is "
-                                      "not the primary, or something between alters what it sends")
+            *stated, digest = self._signed_facts(response, nonce)
             if not _STATED.fullmatch(" ".join(stated)):
                 raise UpstreamTrouble(f"{self.url} says of itself what no primary says")
 
@@ -11176,8 +11201,11 @@ class Upstreams(Part):
         All requests of a replica go to the primary, but there each mirror has its own upstream."""
         return (*origin_of(url), index.id) if self.primary else origin_of(url)
 
-    def get(self, index, url, headers, method="GET", mirror_url=None):
+    def get(self, index, url, headers, method="GET", mirror_url=None, is_page=False):
         """As `UpstreamClient.get`; a replica asks the primary alone, with a signature.
+
+        `is_page`: for a project's page, which the primary signs. What else it sends here is checked
+        by hashes of such a page, or is no more than a list of names.
 
         The primary was named by the operator: neither --upstream-allow nor the rules for near
         addresses apply to it. No redirects are followed there, and no credentials of a mirror_url
@@ -11188,7 +11216,7 @@ class Upstreams(Part):
             raise UpstreamTrouble(f"{public_url(url)} is not at the primary")
         target = urllib.parse.quote(urllib.parse.urlsplit(url).path, safe=SENT_AS_IT_IS)
         try:
-            response = self.client.ask_primary(
+            response = self.primary.get_page(url, headers) if is_page else self.client.ask_primary(
                 url, {**headers, **self.primary.sign(method, target)}, method)
         except UpstreamTrouble as error:
             raise PrimaryAway(f"the primary gives no response: {error.message}") from error
@@ -11202,9 +11230,15 @@ class Upstreams(Part):
         """That upstream, or the primary, takes too long."""
         return (PrimaryAway if self.primary else UpstreamTrouble)(message)
 
+    @property
+    def is_offline(self):
+        """Whether nobody is asked. A replica in offline mode does not ask upstream, as ever; its
+        primary is no upstream."""
+        return self.settings.read_only if self.primary else self.settings.offline_mode
+
     def is_cut_off(self, index):
         """Whether the mirror has only what is here: in offline mode, or without an upstream."""
-        return self.settings.offline_mode or not (self.primary or index.mirror_url)
+        return self.is_offline or not (self.primary or index.mirror_url)
 
     def has_list(self, index):
         """Whether there is a project list to ask for; the primary of a replica always has one."""
@@ -11213,7 +11247,7 @@ class Upstreams(Part):
 
     def refuse_cut_off(self, index, file):
         """NotFound for a file that is not here, if the mirror is cut off."""
-        if self.settings.offline_mode:
+        if self.is_offline:
             raise NotFound(f"{file.filename} is not here, and in offline mode nobody else is asked "
                            "for it")
         if self.is_cut_off(index):
@@ -11761,7 +11795,7 @@ class MirrorPages(PartOfMirrors):
 
         deadline = time.monotonic() + Limits.upstream_page_time
         url = f"{self.upstreams.url(index)}/{name}/"
-        with self.upstreams.get(index, url, headers) as response:
+        with self.upstreams.get(index, url, headers, is_page=True) as response:
             status = response.status
             if not self.upstreams.is_missing(index, status) and (
                     status not in (200, 304) or status == 304 and not etag):
@@ -13248,7 +13282,7 @@ class Projects:
         """The NotFound for a project that neither an index nor its bases have.
 
         `sentence`: its text."""
-        if self.mirrors.upstreams.settings.offline_mode and self.mirrors_in(index):
+        if self.mirrors.upstreams.is_offline and self.mirrors_in(index):
             return NotFound(f"The project {name} is not here, and in offline mode nobody else is "
                             "asked for it.")
         return NotFound(sentence or f"The project {name} does not exist.")
@@ -17913,6 +17947,8 @@ class App(Part):
             response = problem_response(Problem(f"internal error, request id {name}"),
                                         request.accept, request.errors)
 
+        if self.replicas is not None and "/+simple/" in request.path:
+            self.replicas.sign_page(request, response)
         if request.method not in ("GET", "HEAD"):
             request.serial = max(self.store.serial, request.stated or -1)
         return response
@@ -18672,7 +18708,7 @@ def redirect_to_slash(request, index, project=None):
 def refresh_project(request, index, project):
     """devpi: have each readable mirror in the resolution order fetch the project's page again."""
     app = request.app
-    if app.settings.offline_mode:
+    if app.mirrors.upstreams.is_offline:
         raise Conflict(f"The project {project} is not refreshed: "
                        "in offline mode upstream is not asked.")
     mirrors = [member for member in app.projects.mirrors_in(index)
@@ -19995,6 +20031,18 @@ class Replicas(Standalone):
             ("X-Devpi-Head", head), ("X-Devpi-Digest", digest), ("X-Devpi-Signature", mac),
             _NOT_KEPT]
         return response
+
+    def sign_page(self, request, response):
+        """Sign a simple page, or why there is none, if a replica asks for it by a signature; a
+        replica heeds what Cache-Control says of the page."""
+        if response.stream is not None or response.parts is not None \
+                or not request.header("authorization").startswith("Devpi-Replica "):
+            return
+        with contextlib.suppress(Busy):     # it can't be checked now: the response is what says so
+            if request.replica:
+                kept = [pair for pair in response.headers if pair[0] == "Cache-Control"]
+                self.sign(request, response)
+                response.headers = [each for each in response.headers if each != _NOT_KEPT] + kept
 
     @contextlib.contextmanager
     def polling(self, request, serial):

@@ -1,11 +1,14 @@
 """Mirror indexes on a replica: the primary's index of the same name is their upstream."""
 
 import os
+import re
+import time
 import urllib.parse
 
 import pytest
 
-from harness import Server, eventually, get, serial
+from harness import Server, eventually, get, patched, serial, user_pass
+from replicas import Between
 from scripted import link_to, mirror
 from archives import wheel
 
@@ -14,11 +17,27 @@ def small(version="1.0"):
     return wheel("demo", version, summary=os.urandom(8).hex())
 
 
-def follow(primary, folder, *options):
-    """A running replica of a primary, that has all of its rows."""
+# a replica that reaches its primary alone, and says so if it tries another server
+ALONE = """
+import socket
+from urllib.parse import urlsplit
+connect = socket.create_connection
+def to_the_primary(address, *arguments, **options):
+    if address[1] != urlsplit(sys.argv[sys.argv.index("--primary-url") + 1]).port:
+        print("STRAY CONNECTION to", address, flush=True)
+        raise OSError("that is not reached from here")
+    return connect(address, *arguments, **options)
+socket.create_connection = to_the_primary
+"""
+
+
+def follow(primary, folder, *options, url=None):
+    """A running replica of a primary, that has all of its rows, and reaches nobody else."""
+    script = folder.parent / (folder.name + "-script")
+    script.mkdir()
     replica = Server(
-        folder, "--primary-url", primary.url.rstrip("/"), "--secretfile", primary.directory / ".secret",
-        "--request-timeout", 5, *options, root_password=None).start()
+        folder, "--primary-url", url or primary.url.rstrip("/"), "--secretfile", primary.directory / ".secret",
+        "--request-timeout", 5, *options, root_password=None, script=patched(script, ALONE)).start()
     replica.passwords.update(primary.passwords)
     return replica
 
@@ -36,6 +55,7 @@ def pair(tmp_path_factory):
     replica = follow(primary, folder / "r")
     replica.passwords = primary.passwords
     yield primary, replica
+    assert "STRAY" not in replica.whole_output()
     replica.stop()
     primary.stop()
 
@@ -47,9 +67,15 @@ def own(tmp_path):
     primary.add_user("mia")
     replica = follow(primary, tmp_path / "r")
     yield primary, replica
+    assert "STRAY" not in replica.whole_output()
     for server in (replica, primary):
         if server.running:
             server.kill()
+
+
+def asked(primary, method, path):
+    """How often that came to the primary."""
+    return len(re.findall(r"(?m)\] %s %s [0-9]{3} " % (method, re.escape(path)), urllib.parse.unquote(primary.whole_output())))
 
 
 def new_mirror(pair, url, **config):
@@ -70,6 +96,9 @@ def test_file_has_the_same_path_and_bytes_on_both(pair, upstream, kind):
     assert get(primary, path).body == archive.content
     assert upstream.count("*.whl") == 1, "the replica asks the primary alone"
     assert link_to(replica, index, archive.filename) == path
+    # the page by the replica and by this test; the file likewise
+    assert asked(primary, "GET", "/%s/+simple/demo/" % index) == 2
+    assert asked(primary, "GET", path) == 2
 
 
 def test_path_from_the_primary_is_found_without_a_page(pair, upstream):
@@ -77,7 +106,11 @@ def test_path_from_the_primary_is_found_without_a_page(pair, upstream):
     archive = upstream.publish(small())
     index = new_mirror(pair, upstream.url)
     path = link_to(primary, index, archive.filename)
+    pages = asked(primary, "GET", "/%s/+simple/demo/" % index)
     assert get(replica, path).body == archive.content
+    assert asked(primary, "GET", "/%s/+simple/demo/" % index) == pages + 1
+    assert get(replica, path).body == archive.content
+    assert asked(primary, "GET", path) == 1, "it is kept"
     assert get(replica, path.replace("/demo-1.0", "/demo-7.0")).status == 404
 
 
@@ -88,16 +121,21 @@ def test_project_list_and_metadata_come_from_the_primary(pair, upstream):
     assert [p["name"] for p in replica.get(
         "/%s/+simple/" % index, headers={"Accept": "application/vnd.pypi.simple.v1+json"}).json()["projects"]] == ["demo"]
     path = link_to(replica, index, archive.filename) + ".metadata"
-    assert get(replica, path).body == get(primary, path).body != b""
+    assert get(replica, path).body != b""
+    assert asked(primary, "GET", "/%s/+simple/" % index) == 1
+    assert asked(primary, "GET", path) == 1
+    assert get(replica, path).body == get(primary, path).body
 
 
 def test_restricted_mirror_is_read_by_the_replica_and_by_nobody_else(pair, upstream):
-    _, replica = pair
+    primary, replica = pair
     archive = upstream.publish(small())
     index = new_mirror(pair, upstream.url, acl_pkg_read=["mia"])
     page = replica.get("/%s/+simple/demo/" % index, user="mia", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     path = urllib.parse.urljoin("/%s/+simple/demo/" % index, page.json()["files"][0]["url"])
     assert replica.get(path, user="mia", headers={"Accept": "*/*"}).body == archive.content
+    for each in (path, "/%s/+simple/demo/" % index):
+        assert asked(primary, "GET", each) == 1
     for server in pair:
         for place in (path, "/%s/+simple/demo/" % index):
             assert get(server, place).status in (401, 403)
@@ -112,6 +150,9 @@ def test_credentials_of_mirror_url_stay_with_upstream(pair, upstream):
     index = new_mirror(pair, upstream.url.replace("://", "://joe:pass@"))
     path = link_to(replica, index, archive.filename)
     assert get(replica, path).body == archive.content
+    authorizations = {headers.get("Authorization") for _, _, headers in upstream.requests}
+    assert authorizations == {"Basic " + user_pass("joe", "pass")}, "all came from the primary"
+    assert asked(primary, "GET", path) == 1
 
 
 def test_quarantine_and_yank_show_on_the_replica(pair, upstream):
@@ -126,6 +167,47 @@ def test_quarantine_and_yank_show_on_the_replica(pair, upstream):
         assert [(f["filename"], f.get("yanked")) for f in here["files"]] == \
             [(f["filename"], f.get("yanked")) for f in there["files"]]
     assert replica.simple(index, "held")["project-status"]["status"] == "quarantined"
+    assert upstream.count("/simple/held/") == 1
+
+
+def test_an_altered_page_of_the_primary_is_not_taken(own, upstream, tmp_path):
+    """A line that changes links and hashes, or takes the signature away."""
+    primary, _ = own
+    archive = upstream.publish(small())
+    index = mirror(primary, upstream.url)
+    between = Between(primary.port)
+    replica = follow(primary, tmp_path / "other", url=between.url)
+    try:
+        caught_up(primary, replica)
+        page = "/%s/+simple/demo/" % index
+        for old, new in ((b"X-Devpi-Signature: ", b"X-Devpi-Signatory: "), (b"HTTP/1.1 200 OK", b"HTTP/1.1 404 No")):
+            between.change = lambda data, sent: data.replace(old, new) if b"X-PyPI" in data or b"application/vnd" in data else data
+            reply = replica.get(page)
+            assert (reply.status, b"something between" in reply.body) == (503, True), reply
+            time.sleep(0.3)
+        between.change = lambda data, sent: data[:-20] + bytes([data[-20] ^ 1]) + data[-19:] if b"application/vnd" in data else data
+        assert replica.get(page).status in (502, 503)
+        between.change = None
+        eventually(lambda: replica.get(page).status == 200, 15)
+        assert get(replica, link_to(replica, index, archive.filename)).body == archive.content
+    finally:
+        replica.kill()
+        between.close()
+
+
+def test_offline_mode_of_a_replica_is_no_reason_to_not_ask_the_primary(tmp_path, own, upstream):
+    primary, _ = own
+    archive = upstream.publish(small())
+    index = mirror(primary, upstream.url)
+    replica = follow(primary, tmp_path / "offline", "--offline-mode")
+    try:
+        caught_up(primary, replica)
+        assert get(replica, link_to(replica, index, archive.filename)).body == archive.content
+        assert replica.get("/%s/+simple/none/" % index).status == 404
+        assert replica.post("/%s/+simple/demo/refresh" % index).status == 302
+        assert "STRAY" not in replica.whole_output()
+    finally:
+        replica.kill()
 
 
 def test_replica_without_upstream_access_is_not_refused_by_upstream_allow(tmp_path, upstream):
