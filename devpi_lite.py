@@ -19091,7 +19091,8 @@ def get_root(request):
     app = request.app
     request.result_version()
     with app.store.read() as db:
-        size = db.execute("SELECT (SELECT sum(length(attributes)) FROM users) + "
+        size = db.execute("SELECT "
+                          "(SELECT coalesce(sum(length(attributes)), 0) FROM users) + "
                           "(SELECT coalesce(sum(length(config)), 0) FROM indexes)").fetchone()[0]
     request.claim(Limits.response_cost * size)
 

@@ -180,6 +180,13 @@ devpi_lite.Blobs.put_aside = lambda self, data: time.sleep(0.01) or put_aside(se
     assert unsound(replica) == []
 
 
+def test_a_replica_that_has_nothing_yet_has_no_users(pair):
+    pair.between.cut()
+    replica = pair.replica()
+    reply = replica.get("/", user=None)
+    assert reply.status == 503 or (reply.status, reply.result) == (200, {}), reply
+
+
 # -- what the primary answers
 
 

@@ -15,7 +15,7 @@ all else. A baseline is compared with if there is one: what is worse than its sp
 Everything runs on 127.0.0.1 under one temporary directory ($TMPDIR), and ends with it. Linux only (/proc, epoll).
 
 The modules: `load` (the load generators), `server` (the server under test), `upstream` (a fake PyPI),
-`run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep` (the work), `report` (figures, table, comparison).
+`run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep`, `followers` (the work), `report` (figures, table, comparison).
 """
 
 import argparse
@@ -33,13 +33,14 @@ from load import LoadError
 from run import Run, fixed_work, say
 from mirrors import w5, w7
 from pages import w1, w2, w3, w4
+from followers import w13
 from peer import w12
 from shares import w10
 from upkeep import w11
 from uploads import w6
 from whole import mixed, w9
 
-ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12}
+ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12, "w13": w13}
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, os.pardir, os.pardir, "devpi_lite.py")
 BASELINE = os.path.join(HERE, "baseline.jsonl")

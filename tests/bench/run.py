@@ -50,10 +50,18 @@ class Run:
 
     # -- processes
 
-    def server(self):
+    def server(self, *options):
         """A server on a new directory, not started."""
         self._names += 1
-        return self._keep(Server(self.program, os.path.join(self._folder, "server-%d" % self._names)))
+        return self._keep(Server(self.program, os.path.join(self._folder, "server-%d" % self._names), *options))
+
+    def place(self, name):
+        """A path of that name in the folder of the run."""
+        return os.path.join(self._folder, name)
+
+    def keep(self, process):
+        """Has a process, with `kill`, end with the run."""
+        return self._keep(process)
 
     def started_server(self):
         """With the index root/priv."""

@@ -36,8 +36,9 @@ class Program:
 class Server:
     """A server process on a directory of its own. Its output, the access log among it, goes to a file beside that."""
 
-    def __init__(self, program, directory):
+    def __init__(self, program, directory, *options):
         self.program, self.directory, self.log = program, directory, directory + ".log"
+        self.options = list(options)    # of each start
         self.process, self.port, self.token = None, None, None
         self.start_seconds = self.start_cpu = None  # to the first answer, of the last start
         self.files = 0  # uploaded to it so far
@@ -52,7 +53,9 @@ class Server:
             chosen.bind((load.HOST, 0))
             self.port = chosen.getsockname()[1]
         command = [self.program.python, self.program.script, "--serverdir", self.directory, "--port", str(self.port)]
-        command += ["--no-root-pypi", "--root-passwd", PASSWORD] if is_new else []
+        is_replica = "--primary-url" in self.options
+        command += ["--no-root-pypi", "--root-passwd", PASSWORD] if is_new and not is_replica else []
+        command += self.options
         environment = {
             name: value
             for name, value in os.environ.items()
