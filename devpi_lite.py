@@ -1379,6 +1379,7 @@ class Limits:
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
     cut_entries = 1_000_000         # deleted entries of the changelog whose hashes are kept
     log_wait = 20                   # seconds that a replica waits for the next entry
+    burst_pause = 0.05              # seconds until it asks again, after several came at once
     digest_rows = 1000              # of more, digests are computed by a process of their own
     digest_time = 3600              # seconds that one may run
     digest_wait = 20                # seconds that a request waits for its end
@@ -21169,6 +21170,7 @@ class Follower(Part):
         self.arrived_since = self.entered_since = self.since
         self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
         self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
+        self.is_burst = False       # several entries came at once
         self.flights, self.lock = {}, threading.Lock()      # SHA-256 -> BlobDownload under way
         self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
                             lambda work: work())
@@ -21198,7 +21200,7 @@ class Follower(Part):
         """Whether this replica has a serial within `seconds`.
 
         False as soon as a step that began after this call has failed: nothing comes."""
-        if self.state == "unreachable":     # it may be there again: not after the pause, but now
+        if self.state in ("unreachable", "following"):      # not after the pause, but now
             with self.store.log_grew:
                 self.is_asked = True
                 self.store.log_grew.notify_all()
@@ -21237,6 +21239,9 @@ class Follower(Part):
         while not self.store.waits_are_over:
             if self.follow_once():
                 failures = 0
+                if self.is_burst:       # to ask for each entry would cost the primary more
+                    self.store.wait_for_serial(sys.maxsize, Limits.burst_pause,
+                                               lambda: self.is_asked)
                 continue
             failures += 1
             pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
@@ -21246,7 +21251,7 @@ class Follower(Part):
     def follow_once(self):
         """Enter what comes next of the primary's changes, after at most one wait for it; returns
         whether that worked.  `state` and `trouble` say more."""
-        self.tried, self.is_asked = time.time(), False
+        self.tried, self.is_asked, self.is_burst = time.time(), False, False
         self.steps += 1
         try:
             self._follow()
@@ -21301,6 +21306,7 @@ class Follower(Part):
                 entries = [entry for entry in entries if entry.serial <= until]
             self.store.follow(entries, response.uuid, self.wants)
             self.entered_since = time.monotonic()
+            self.is_burst = len(entries) > 1 and self.store.serial >= response.serial
         self._heard(response)
 
     def _parted(self, response, facts):
