@@ -19965,6 +19965,7 @@ class Replicas(Standalone):
         self.prefix = urllib.parse.urlsplit(app.settings.outside_url).path.rstrip("/")
         self.lock = threading.Lock()
         self.seen = {}              # uuid -> what `+status` says of the replica
+        self.damaged = None         # serial of an entry of the changelog that is damaged
         self.asked = {}             # uuid -> time.monotonic() of its last request
         self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
         self.small_snapshots = threading.BoundedSemaphore(Limits.snapshots)
@@ -20101,7 +20102,7 @@ class Replicas(Standalone):
 
     def entries(self, serial, chain):
         """(reason, lines): the next entries after one with this hash, as JSON lines; or why there
-        are none, see `why_not_after`."""
+        are none, "damaged" or see `why_not_after`."""
         with self.store.read() as db:
             reason = self.why_not_after(db, serial, chain)
             last, _ = self.store.head(db)
@@ -20111,20 +20112,33 @@ class Replicas(Standalone):
             key = serial, chain, last
             lines = self.chunks.get(key)
             if lines is None:
-                lines = b"".join(self._lines(db, serial))
+                lines = b"".join(self._lines(db, serial, chain))
+                if not lines:
+                    self.note_damage(serial + 1)
+                    return "damaged", b""
                 self.store.freshness.keep(self.chunks, key, lines, len(lines), frozenset(),
                                           self.store.freshness.moment())
         return None, lines
 
     @staticmethod
-    def _lines(db, serial):
+    def _lines(db, serial, chain):
+        """Lines of the entries that follow one, up to one that is damaged."""
         size = 0
         for entry in itertools.islice(read_log(db, serial), Limits.log_entries):
+            if (entry.serial, entry.prev) != (serial + 1, chain) or not entry.is_sound:
+                return
+            serial, chain = entry.serial, entry.hash
             line = _entry_line(entry)
             size += len(line)
             if size > Limits.log_bytes and size > len(line):
                 return
             yield line
+
+    def note_damage(self, serial):
+        """An entry of the changelog is not what its hash says: no replica gets past it."""
+        if self.damaged != serial:
+            log.error("serial %d of the changelog is damaged: no replica gets past it", serial)
+            self.damaged = serial
 
     def doubt(self, asking, address, reason, serial):
         """A replica has an entry that this server never had: take no more changes, unless its
@@ -20143,6 +20157,9 @@ class Replicas(Standalone):
     def complaints(self):
         if self.store.closed_to_rows:
             yield fenced_complaint(self.store.closed_to_rows)
+        if self.damaged is not None:
+            yield Complaint("fatal", f"serial {self.damaged} of the changelog is damaged: replicas "
+                            "that do not have it get no further, until `resync` takes all anew")
         for uuid_, facts, silent in self._known():
             if Limits.replica_warning < silent < Limits.replica_known:
                 yield Complaint(
@@ -21298,6 +21315,10 @@ class Follower(Part):
             if facts["reason"] == "pruned":
                 self._take_snapshot()
                 return
+            if facts["reason"] == "damaged":
+                raise UpstreamTrouble(
+                    f"serial {serial + 1} of the changelog at {self.primary.url} is damaged: look "
+                    "at that server's disk. The command `resync` takes all from it anew")
             raise self._parted(response, facts)
         self._take_history(response)
         if response.body:

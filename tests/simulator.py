@@ -651,7 +651,8 @@ class World:
             self._check_fence(node, raw, answer)
             if fault == "twice":
                 self._refused(node, raw)
-            self.old = [*self.old[-20:], (node.app, raw)]
+            if answer and Reply(answer).status < 400:       # one that was refused may be fit later
+                self.old = [*self.old[-20:], (node.app, raw)]
         if node.is_doomed or fault == "lose answer" or not answer:
             raise ConnectionResetError("the line broke")
         if (client.name, host, "back") in self.blocked:

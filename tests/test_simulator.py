@@ -126,7 +126,7 @@ def test_a_replica_that_takes_any_history_is_found(monkeypatch):
         with self.store.read() as db:
             if serial >= self.store.serial:
                 return None, b""
-            return None, b"".join(self._lines(db, serial))
+            return None, b"".join(self._lines(db, serial, chain))
 
     monkeypatch.setattr(devpi_lite.Replicas, "entries", entries)
     assert fails("follows", "back")
