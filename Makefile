@@ -21,11 +21,13 @@ run:
 test: $(VENV)/complete
 	$(VENV)/bin/python tests/in_parallel.py $(ARGS)
 
-# The tests that play a crowd or kill commands at random, for much longer; each run other ones.
+# The tests that play a crowd, kill commands and servers at random, or simulate faults, for much longer; each run other ones.
 soak: export DEVPI_LITE_SOAK = 1
 soak: export DEVPI_LITE_ROUNDS ?= 50
+soak: export DEVPI_LITE_SEEDS ?= 2000
 soak: $(VENV)/complete
-	$(VENV)/bin/python -m pytest -q tests/test_coherence.py tests/test_replay.py tests/test_cut_off.py tests/test_backup.py $(ARGS)
+	$(VENV)/bin/python -m pytest -q tests/test_coherence.py tests/test_replay.py tests/test_cut_off.py tests/test_backup.py \
+	    tests/test_replica_faults.py tests/test_simulator.py $(ARGS)
 
 # The last step marks the environment complete: one that was interrupted is made anew.
 $(VENV)/complete:
