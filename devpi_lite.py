@@ -21185,6 +21185,7 @@ class Follower(Part):
         # the same by time.monotonic(), which no clock can set
         self.heard_since, self.in_sync_since = self.since, None
         self.arrived_since = self.entered_since = self.since
+        self.dropped = -1           # `in_sync_since` when the ready responses were dropped last
         self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
         self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
         self.is_burst = False       # several entries came at once
@@ -21227,23 +21228,24 @@ class Follower(Part):
 
     def why_stale(self):
         """Why this replica is too old to be read, a sentence; or None."""
-        limit = self.app.settings.max_staleness
-        if self.in_sync_since is None:
+        limit, since = self.app.settings.max_staleness, self.in_sync_since
+        age = 0 if since is None else time.monotonic() - since
+        if since is not None and age <= limit:
+            return None
+        if self.dropped != since:       # from now on nobody gets a ready response
+            self.store.freshness.touch(frozenset((READY,)))
+            self.dropped = since
+        if since is None:
             return f"this replica has not been in sync with {self.primary.url} since its start"
-        age = time.monotonic() - self.in_sync_since
-        return None if age <= limit else (
-            f"this replica was in sync with {self.primary.url} {age:.0f} seconds ago: "
-            f"--max-staleness allows {limit:g}")
+        return (f"this replica was in sync with {self.primary.url} {age:.0f} seconds ago: "
+                f"--max-staleness allows {limit:g}")
 
     def _drop_when_stale(self):
-        """Drop the ready responses whenever this replica becomes stale."""
-        limit, dropped = self.app.settings.max_staleness, None
+        """Have `why_stale` drop the ready responses as soon as this replica becomes stale."""
+        limit = self.app.settings.max_staleness
         while not self.store.waits_are_over:
             since = self.in_sync_since
-            left = -1 if since is None else since + limit - time.monotonic()
-            if left < 0 and dropped != since:
-                self.store.freshness.touch(frozenset((READY,)))
-                dropped = since
+            left = -1 if self.why_stale() or since is None else since + limit - time.monotonic()
             self.store.wait_for_serial(sys.maxsize, left + 0.001 if left >= 0 else min(limit, 0.2))
 
     def wants(self, path):
