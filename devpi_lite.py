@@ -20176,15 +20176,26 @@ class Replicas(Standalone):
 
     def _tell_former_primary(self):
         """Have the server that was the primary before this one take no more changes, when it comes
-        back: it sees the later term. If its own is later still, this one takes no more."""
+        back: it sees the later term. If its own is later still, this one takes no more.
+
+        If both have the same, both began an epoch that the other does not know, as the one was
+        restored from a backup while the other was promoted: then the promoted one gets a later
+        term."""
         node = self.store.node
         former = Primary(self.app.client, node["former_url"], self.app.secret, node)
         while not self.store.waits_are_over:
             try:
                 response = former.get_signed("/+repl/v1/history")
-                if response.term > int(self.store.node["term"]):
+                if response.term > former.term:
                     self.fence(f"{former.url} has been promoted since (its term is "
                                f"{response.term}): changes are made there", response.term)
+                elif response.term == former.term and not self.store.closed_to_rows \
+                        and response.epoch != self.store.node["epoch"]:
+                    log.warning("%s takes changes, too, after an import or a restore: changes are "
+                                "to be made here", former.url)
+                    self.store.change_node(begin_epoch, "promote")
+                    former.term = int(self.store.node["term"])
+                    continue
             except (Problem, OSError, ValueError) as error:
                 log.debug("the former primary %s: %s", former.url, error)
             self.store.wait_for_serial(sys.maxsize, Limits.former_pause)
@@ -28423,7 +28434,8 @@ def _promote(db, node, accepts_loss):
     "resync", "Make a server directory, whose server is stopped, a replica of the primary anew: "
               "one whose history has parted from the primary's, or that was the primary itself.  "
               "What is only here is listed, change by change, and stays in a directory "
-              "diverged-TIME beside the database; files that are the same are not fetched again.",
+              "diverged-TIME beside the database, as does the audit log; files that are the same "
+              "are not fetched again, those of mirrors when somebody asks for them.",
     argument("--primary-url", type=to_primary_url, default="",
              help="the primary's URL, if it is not the one that this directory knows"),
     argument("--secretfile", type=absolute_path,
@@ -28484,6 +28496,7 @@ class Losses:
             self.parted = hashes[self._count_shared(primary, hashes) - 1]["serial"] \
                 if hashes and self._is_shared(primary, hashes[0]) else -1
             self.entries = list(read_log(db, self.parted))
+            self.waiting, _ = count_messages(db)
 
     def _count_shared(self, primary, hashes):
         """The number of entries, of those from the first one on, that the primary has, too."""
@@ -28505,6 +28518,9 @@ class Losses:
 
     def show(self, file):
         """Write the list: for each change serial, time, user, and the rows that it wrote."""
+        if self.waiting:
+            print(f"{number_of(self.waiting, 'message')} to webhooks or Jenkins would not be sent "
+                  "any more: a replica sends none", file=file)
         count = self.last - self.parted
         if not count:
             print(f"all changes that are here, up to serial {self.last}, are at {self.url}, too",

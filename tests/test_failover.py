@@ -339,6 +339,39 @@ def test_a_backup_that_is_tried_out_leaves_the_primary_alone(site):
     assert "former_url" not in facts(Server(site.folder / "tried"))[0]
 
 
+@pytest.mark.parametrize("how", ["restore", "import"])
+def test_a_primary_that_began_an_epoch_while_another_was_promoted_is_fenced(site, how):
+    """Both have the same term then."""
+    old = site.primary
+    first, second = site.replica("first"), site.replica("second")
+    same(old, first, second)
+    dump = site.folder / "dump"
+    done(run_command("backup" if how == "restore" else "export", dump, "--serverdir", old.directory))
+    if how == "import":
+        assert old.delete("/ann", user="root").status == 200
+        same(old, first, second)
+    for server in (first, second, old):
+        server.stop()
+    done(command(first, "promote", "--force"))
+    if how == "restore":
+        shutil.rmtree(old.directory)
+        done(run_command("restore", dump, "--serverdir", old.directory))
+    else:
+        assert run_command("import", dump, "--add", "--serverdir", old.directory).returncode == 0
+    assert facts(old)[0]["term"] == facts(first)[0]["term"] == "2"
+
+    site.old()
+    heir = site.again(first)
+    follower = site.again(second, "--primary-url", heir.url)
+    assert "term is 3" in eventually(lambda: status(old)["fenced"])
+    assert heir.put("/zoe", {"password": "pw"}).status == 201
+    assert old.put("/zoe", {"password": "pw"}).status == 503
+    same(heir, follower)
+    assert "snapshot" not in follower.output()
+    assert (status(heir)["term"], status(heir)["fenced"]) == (3, None)
+    assert [row[:2] for row in facts(follower)[1]] == [("init", 1), ("promote", 2), ("promote", 3)]
+
+
 def test_resync_waits_for_those_who_read_the_database(site):
     replica = site.replica("r")
     same(site.primary, replica)
@@ -419,5 +452,9 @@ devpi_lite.sync_tree = lambda folder: os._exit(9)
     words = "resync", "--secretfile", site.secret, "--serverdir", replica.directory
     assert run_command(*words, script=breaks).returncode == 9
     assert rows(replica) == before and not list(replica.directory.glob("diverged-*"))
-    done(run_command(*words))
+    with contextlib.closing(sqlite3.connect(replica.directory / "devpi_lite.db")) as db:
+        db.execute("INSERT INTO outbox (delivery, index_id, target, kind, url, headers, body, due) "
+                   "VALUES ('d', 1, 't', 'webhook', 'u', '{}', x'', 0)")
+        db.commit()
+    assert "1 message to webhooks or Jenkins would not be sent" in done(run_command(*words))
     assert len(list(replica.directory.glob("diverged-*"))) == 1 and unsound(replica) == []
