@@ -37,15 +37,17 @@ tests/CONTRACT.md:
     21  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
     22  For operators            status, health, metrics, the audit log
     V Many servers
-    23  Replication             the changelog of a primary, followed by replicas
+    23  A primary                the changelog, snapshots and files for replicas; fencing
+    24  A replica's files        how they are fetched, from the primary or from a medium
+    25  A replica                follows the changelog, proves that it has the same rows
     VI The directory
-    24  The server directory     how it is made, locked and refused; helpers of its commands
-    25  Export                   devpi's dump, written
-    26  Import                   devpi's dump, read
-    27  Backups                  backups, which share their files; verification and restore
-    28  Checks                   fsck, gc and the command status
+    26  The server directory     how it is made, locked and refused; helpers of its commands
+    27  Export                   devpi's dump, written
+    28  Import                   devpi's dump, read
+    29  Backups                  backups, which share their files; verification and restore
+    30  Checks                   fsck, gc and the command status
     VII
-    29  Commands                 the argument parser and `main`
+    31  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -19893,11 +19895,11 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 23  Replication
+# 23  A primary
 #
-# A primary lets replicas follow its changelog, entry by entry; a replica enters what comes next in
-# the chain and nothing else, then fetches the files that its rows name. Each is believed only with
-# a signature of the secret that both have, and each file only by its hash.
+# A primary lets replicas follow its changelog, entry by entry, and fetch its files. It tells them
+# to nobody without a signature of the secret that all of them have, and takes no more changes once
+# it hears that another server has been promoted, or that it has lost changes itself.
 # ==================================================================================================
 
 
@@ -20128,7 +20130,7 @@ class Replicas(Standalone):
             if (entry.serial, entry.prev) != (serial + 1, chain) or not entry.is_sound:
                 return
             serial, chain = entry.serial, entry.hash
-            line = _entry_line(entry)
+            line = entry_line(entry)
             size += len(line)
             if size > Limits.log_bytes and size > len(line):
                 return
@@ -20228,14 +20230,14 @@ class Replicas(Standalone):
                     [("", {"uuid": uuid_}, round(silent, 3)) for uuid_, _, silent in known])
 
 
-def _entry_line(entry):
+def entry_line(entry):
     """An entry of the changelog as a line of JSON."""
     return compact_json({
         "serial": entry.serial, "ts": entry.ts, "who": entry.who, "prev": entry.prev.hex(),
         "hash": entry.hash.hex(), "ops": base64.b64encode(entry.ops).decode()}).encode() + b"\n"
 
 
-def _entry_of(line):
+def entry_of(line):
     """The `Entry` of such a line; ValueError."""
     try:
         facts = json.loads(line)
@@ -20447,7 +20449,7 @@ def write_snapshot(db, file):
 
 def _snapshot_lines(db):
     serial, _ = Store.head(db)
-    yield from map(_entry_line, read_log(db, serial - 1))
+    yield from map(entry_line, read_log(db, serial - 1))
     rows = iter(all_rows(db))
     for first in rows:
         some = [first, *itertools.islice(rows, 200)]
@@ -20611,180 +20613,13 @@ def _small_blob(blobs, name):
     return data
 
 
-# -- a replica
-
-
-class CountThere:
-    """The digests of a primary's rows, see `RowCount`: at the moment when this is made."""
-
-    def __init__(self, primary, index=None):
-        self.primary, self.until = primary, time.monotonic() + Limits.digest_time
-        self.of_index = {} if index is None else {"index": index}
-        facts = self._ask(self.of_index)
-        try:
-            self.serial, self.chain = int(facts["serial"]), bytes.fromhex(facts["hash"])
-        except (TypeError, ValueError, KeyError) as error:
-            raise UpstreamTrouble(f"{primary.url} sends no digests: {reason_of(error)}") from None
-        self.digests = facts.get("digests")
-
-    def _ask(self, query):
-        # a target that ends with "?" would be signed as another one than is sent
-        path = "/+repl/v1/digests" + (f"?{urllib.parse.urlencode(query)}" if query else "")
-        try:
-            facts = json.loads(self.primary.get_signed(path).body)
-            if facts.get("error"):
-                raise UpstreamTrouble(f"{self.primary.url}: the digests were not computed: "
-                                      f"{one_line(str(facts['error']), 200)}")
-            return facts
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise UpstreamTrouble(f"{self.primary.url} sends no digests: {reason_of(error)}"
-                                  ) from None
-
-    def fetch(self):
-        """Wait for {name: digest}; UpstreamTrouble."""
-        while self.digests is None:
-            if time.monotonic() > self.until:
-                raise UpstreamTrouble(f"{self.primary.url} computes its digests for too long")
-            self.digests = self._ask({"serial": self.serial, "wait": Limits.digest_wait,
-                                      **self.of_index}).get("digests")
-        if not isinstance(self.digests, dict):
-            raise UpstreamTrouble(f"{self.primary.url} sends no digests")
-        return self.digests
-
-
-def differing(one, other):
-    """The names whose digests differ, or that only one of two {name: digest} has."""
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-
-
-def last_comparison(node):
-    """What the last `RowComparison` found, by the facts about a server: {"at": time.time(),
-    "serial": n, "differ": [path of an index, ...], "indexes": their number}; or None."""
-    try:
-        found = json.loads(node.get("compared", "null"))
-        return found and {name: found[name] for name in ("at", "serial", "differ", "indexes")}
-    except (ValueError, TypeError, KeyError):
-        return None
-
-
-def difference_complaints(found, url):
-    """The `Complaint`s about what the last comparison with the primary at `url` found."""
-    if found and found["differ"]:
-        names = [one_line(name, 200) or "users" for name in found["differ"]]
-        more = found["indexes"] - len(names)
-        yield Complaint(
-            "fatal", f"replica: rows are not the primary's: {', '.join(names)}"
-            f"{f' and {more} more' if more > 0 else ''} (serial {found['serial']})",
-            (f"`fsck --against {url}` names the projects; `resync` takes all rows anew",))
-
-
-class RowComparison:
-    """Compares a replica's rows with the primary's, once a day: the log proves what was sent, not
-    what is in the tables now.
-
-    The primary says at which serial it counts. The replica enters no more than that, counts at the
-    same serial, and goes on; the rest happens in a thread of its own."""
-
-    def __init__(self, follower):
-        self.follower, self.store = follower, follower.store
-        self.found = last_comparison(self.store.node)
-        self.trouble = None         # why the last try failed
-        self.due = None             # time.monotonic(); None until all was in sync once
-        self.there = None           # a `CountThere` whose serial is to be reached
-        self.missed = 0             # tries in a row that missed it
-        self.turn = 0               # comparisons that began before the last snapshot do not count
-        self.is_counting = False
-
-    def until(self, serial):
-        """The serial that this replica, which has `serial`, must not pass now; or None."""
-        try:
-            if self.there is None and self._is_due():
-                self.there = CountThere(self.follower.primary)
-            if self.there is None:
-                return None
-            if serial < self.there.serial:
-                return self.there.serial
-            there, self.there = self.there, None
-            if serial == there.serial:
-                self.is_counting = True
-                threading.Thread(target=self._finish, name="comparison", daemon=True,
-                                 args=(there, RowCount(self.store), self.turn)).start()
-            else:
-                self._pause(0 if self.missed < 3 else Limits.comparison_retry)
-                self.missed += 1
-        except (Problem, OSError, ValueError, sqlite3.Error) as error:
-            self._failed(error)
-        return None
-
-    def _is_due(self):
-        if self.is_counting or self.follower.state != "following" \
-                or not self.follower.in_sync_at:
-            return False
-        if self.due is None:
-            self._pause(Limits.first_comparison)
-            if self.found and not self.found["differ"]:     # before the last start
-                self._pause(max(Limits.first_comparison, min(
-                    Limits.comparison_pause,
-                    self.found["at"] + Limits.comparison_pause - time.time())))
-        return time.monotonic() >= self.due
-
-    def _pause(self, seconds):
-        # many replicas do not ask at the same time
-        self.due = time.monotonic() + seconds * random.uniform(0.8, 1)
-
-    def _failed(self, error):
-        self.there, self.is_counting, self.trouble = None, False, reason_of(error)
-        self._pause(Limits.comparison_retry)
-        log.info("replica: the rows were not compared with the primary's: %s", self.trouble)
-
-    def _finish(self, there, here, turn):
-        try:
-            one = there.fetch()
-            here.ended.wait()
-            if here.error:
-                raise OSError(here.error)
-            if (here.serial, here.chain) != (there.serial, there.chain):
-                raise OSError(f"serial {there.serial} is another change there")
-            differ = differing(one, here.digests)
-            if turn == self.turn:
-                self._found({"at": time.time(), "serial": here.serial, "differ": differ})
-        except (Problem, OSError, ValueError, sqlite3.Error) as error:
-            self._failed(error)
-        finally:
-            self.is_counting = False
-
-    def _found(self, found):
-        self.missed, self.trouble = 0, None
-        self._pause(Limits.comparison_pause)
-        count, found["differ"] = len(found["differ"]), found["differ"][:Limits.differing_names]
-        found["indexes"] = count
-        self.found = found
-        for complaint in self.complaints():
-            log.error("%s: %s", complaint.sentence, complaint.details[0])
-        if not count:
-            log.info("replica: all rows are those of the primary at serial %d", found["serial"])
-        self.store.set_facts(compared=compact_json(found))
-
-    def forget(self):
-        """The rows were replaced by a snapshot."""
-        self.there, self.turn, self.due = None, self.turn + 1, None
-        if self.found:
-            self.found = None
-            self.store.set_facts(compared=None)
-
-    def complaints(self):
-        return difference_complaints(self.found, self.follower.primary.url)
-
-    def gauges(self):
-        yield Gauge("devpi_lite_replica_differing_indexes", "gauge",
-                    "Indexes whose rows differ from the primary's, at the last comparison.",
-                    self.found["indexes"] if self.found else 0)
-
-    def status(self):
-        """For `+status`: the last comparison, and why the next one is late."""
-        found = self.found or {}
-        return {"at": found.get("at"), "serial": found.get("serial"),
-                "differ": found.get("differ"), "trouble": self.trouble}
+# ==================================================================================================
+# 24  A replica's files
+#
+# A replica takes rows at once, and the files that they name afterwards: the newest and smallest
+# first, many small ones in one response, from a medium that was carried over or from the primary.
+# Each is believed by its hash alone, and no file that breaks off or can't be had stops the others.
+# ==================================================================================================
 
 
 class WantedBlob(typing.NamedTuple):
@@ -20806,13 +20641,13 @@ class BlobDownload(Download):
     """A blob on its way from the primary to disk, by a request of its own, which is resumed where
     it breaks off; or in a response with others, see `BlobBatch`."""
 
-    def __init__(self, follower, wanted):
-        super().__init__(follower.app.mirrors.files, None, wanted)
-        self.follower = follower
+    def __init__(self, fetcher, wanted):
+        super().__init__(fetcher.app.mirrors.files, None, wanted)
+        self.fetcher = fetcher
 
     def run(self):
         super().run()
-        self.follower.landed([self])
+        self.fetcher.landed([self])
 
     @property
     def _most(self):
@@ -20829,7 +20664,7 @@ class BlobDownload(Download):
         """The one who asked for it notes why."""
 
     def _fetch(self):
-        incoming = self.follower.take_up(self.file.sha256) or self.blobs.incoming()
+        incoming = self.fetcher.take_up(self.file.sha256) or self.blobs.incoming()
         self.opened = incoming.path
         self._grow(incoming.size)
         try:
@@ -20839,12 +20674,12 @@ class BlobDownload(Download):
             incoming.keep()
         except BaseException:
             if Limits.resumed_size <= incoming.size < (self.length or 0):
-                self.follower.set_aside(self.file.sha256, incoming)
+                self.fetcher.set_aside(self.file.sha256, incoming)
             else:
                 incoming.discard()
             raise
         incoming.discard()              # if the blob existed already
-        self.follower.arrived(self.file.sha256)
+        self.fetcher.arrived(self.file.sha256)
         self._grow(incoming.size, finished=True)
 
     def _receive_all(self, incoming):
@@ -20863,14 +20698,14 @@ class BlobDownload(Download):
                         or isinstance(error, NoResponse) or incoming.size >= (self.length or 0):
                     raise
                 log.info("replica: going on from byte %d: %s", incoming.size, error.message)
-                self.follower.store.wait_for_serial(sys.maxsize, 0.1 * 2 ** breaks)
-                if self.follower.store.waits_are_over:
+                self.fetcher.store.wait_for_serial(sys.maxsize, 0.1 * 2 ** breaks)
+                if self.fetcher.store.waits_are_over:
                     raise
 
     def _receive(self, incoming):
         """Receive what is missing, or the next part of it."""
         headers = {"Range": f"bytes={incoming.size}-"} if incoming.size else {}
-        with self.follower.primary.get(f"/+repl/v1/blob/{self.file.sha256}", headers,
+        with self.fetcher.primary.get(f"/+repl/v1/blob/{self.file.sha256}", headers,
                                        statuses=(200, 206)) as response:
             rest = response.length()
             # a proxy may have dropped the header
@@ -20921,20 +20756,20 @@ class LeftOut(UpstreamTrouble):
 class BlobBatch:
     """Small blobs on their way from the primary, in one response."""
 
-    def __init__(self, follower, downloads):
-        self.follower = follower
+    def __init__(self, fetcher, downloads):
+        self.fetcher = fetcher
         self.waiting = {download.file.sha256: download for download in downloads}
 
     def run(self):
         """Fetch them; returns their bytes as far as they came. UpstreamTrouble if it broke off."""
         size, wanted = 0, list(self.waiting)
         try:
-            with self.follower.primary.get(
+            with self.fetcher.primary.get(
                     "/+repl/v1/blobs", body=json.dumps(wanted).encode()) as response:
                 for name, found in self._framed(response):
                     download = self.waiting.pop(name, None)
                     if download is None:
-                        raise UpstreamTrouble(f"{self.follower.primary.url} sends a file that was "
+                        raise UpstreamTrouble(f"{self.fetcher.primary.url} sends a file that was "
                                               "not asked for")
                     size += len(found)
                     self._take(download, found)
@@ -20942,10 +20777,10 @@ class BlobBatch:
         finally:
             for download in self.waiting.values():
                 download.fail(LeftOut("it was not in the response"))
-            self.follower.landed(self.waiting.values())
+            self.fetcher.landed(self.waiting.values())
 
     def _take(self, download, found):
-        url = self.follower.primary.url
+        url = self.fetcher.primary.url
         try:
             if isinstance(found, str):
                 raise {"missing": NotFound(f"{url} does not have it"),
@@ -20955,11 +20790,11 @@ class BlobBatch:
         except Exception as error:
             download.fail(error if isinstance(error, Problem)
                           else UpstreamTrouble(reason_of(error)))
-            self.follower.landed([download])
+            self.fetcher.landed([download])
             if isinstance(error, (NotFound, UpstreamTrouble)):
                 return
             raise
-        self.follower.came(download)
+        self.fetcher.came(download)
 
     def _framed(self, response):
         """Yield (SHA-256, bytes or a word) as they come."""
@@ -21180,26 +21015,15 @@ class Medium:
             return ""
 
 
-class Follower(Part):
-    """A replica: follows the changelog of its primary, and fetches the files that it names.
+class Fetcher(Part):
+    """Fetches the blobs that a replica's rows name and that are not here: those of the table
+    `wanted` by itself, and each one at once for whoever asks for it.
 
-    `state`: "starting", "snapshot", "following"; "unreachable": the primary is away, or refuses
-    this replica; "diverged": its history is another one, so nothing is taken from it."""
+    `follower`: the replica, see `Follower`; its `state` says whether the primary is there."""
 
-    def __init__(self, app):
+    def __init__(self, follower):
+        app, self.follower = follower.app, follower
         self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
-        self.state, self.trouble = "starting", ""
-        self.started, self.since = time.time(), time.monotonic()
-        self.primary_serial = self.heard = None         # heard: time.time() of the last response
-        self.tried = self.in_sync_at = self.files_in_sync_at = None
-        self.all_in_sync_at = self.first_files_at = None
-        # the same by time.monotonic(), which no clock can set
-        self.heard_since, self.in_sync_since = self.since, None
-        self.arrived_since = self.entered_since = self.since
-        self.dropped = -1           # `in_sync_since` when the ready responses were dropped last
-        self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
-        self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
-        self.is_burst = False       # several entries came at once
         self.flights, self.lock = {}, threading.Lock()      # SHA-256 -> BlobDownload under way
         self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
                             lambda work: work())
@@ -21210,233 +21034,15 @@ class Follower(Part):
         self.unfinished = {}        # SHA-256 -> IncomingBlob of a large file that broke off
         self.has_work = threading.Event()
         self.here = []              # SHA-256s of wanted blobs that have arrived
+        self.arrived_since = time.monotonic()   # when one arrived last
         self.unsynced, self.unsynced_size = [], 0   # BlobDownloads that came, and their bytes
         self.missing = self._count()
-        self.comparison = RowComparison(self)
         path = app.settings.replica_file_search_path
         self.medium = Medium(path, self.store, self.blobs) if path else None
         self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
 
     def loops(self):
-        yield "replica log", self._follow_forever
         yield "replica files", self._fetch_forever
-        if self.app.settings.max_staleness:
-            yield "replica age", self._drop_when_stale
-
-    # -- the log
-
-    def wait_for(self, serial, seconds):
-        """Whether this replica has a serial within `seconds`.
-
-        False as soon as a step that began after this call has failed: nothing comes."""
-        if self.state in ("unreachable", "following"):      # not after the pause, but now
-            with self.store.log_grew:
-                self.is_asked = True
-                self.store.log_grew.notify_all()
-        begun = self.steps
-        return self.store.wait_for_serial(
-            serial, seconds, lambda: self.state == "diverged" or self.failed_step > begun)
-
-    def why_stale(self):
-        """Why this replica is too old to be read, a sentence; or None."""
-        limit, since = self.app.settings.max_staleness, self.in_sync_since
-        age = 0 if since is None else time.monotonic() - since
-        if since is not None and age <= limit:
-            return None
-        if self.dropped != since:       # from now on nobody gets a ready response
-            self.store.freshness.touch(frozenset((READY,)))
-            self.dropped = since
-        if since is None:
-            return f"this replica has not been in sync with {self.primary.url} since its start"
-        return (f"this replica was in sync with {self.primary.url} {age:.0f} seconds ago: "
-                f"--max-staleness allows {limit:g}")
-
-    def _drop_when_stale(self):
-        """Have `why_stale` drop the ready responses as soon as this replica becomes stale."""
-        limit = self.app.settings.max_staleness
-        while not self.store.waits_are_over:
-            since = self.in_sync_since
-            left = -1 if self.why_stale() or since is None else since + limit - time.monotonic()
-            self.store.wait_for_serial(sys.maxsize, left + 0.001 if left >= 0 else min(limit, 0.2))
-
-    def wants(self, path):
-        """Whether files of an index are fetched before somebody asks for them."""
-        skipped = self.app.settings.file_replication_skip_indexes
-        return path not in skipped and skipped != ("all",)
-
-    def _follow_forever(self):
-        failures = 0
-        while not self.store.waits_are_over:
-            if self.follow_once():
-                failures = 0
-                if self.is_burst:       # to ask for each entry would cost the primary more
-                    self.store.wait_for_serial(sys.maxsize, Limits.burst_pause,
-                                               lambda: self.is_asked)
-                continue
-            failures += 1
-            pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
-            self.store.wait_for_serial(
-                sys.maxsize, pause * random.uniform(0.5, 1), lambda: self.is_asked)
-
-    def follow_once(self):
-        """Enter what comes next of the primary's changes, after at most one wait for it; returns
-        whether that worked.  `state` and `trouble` say more."""
-        self.tried, self.is_asked, self.is_burst = time.time(), False, False
-        self.steps += 1
-        try:
-            self._follow()
-            return True
-        except (Problem, FatalError, ValueError, zlib.error, OSError) as error:
-            self._note(error)
-        except Exception as error:      # the thread must go on
-            if self._note(error):
-                log.exception("following the primary failed")
-        with self.store.log_grew:
-            self.failed_step = self.steps
-            self.store.log_grew.notify_all()
-        return False
-
-    def _note(self, error):
-        """Remember, and log once, why the primary can't be followed now; whether it is new."""
-        text = getattr(error, "message", None) or str(error) or reason_of(error)
-        text = one_line(text, 2000)
-        is_new = text != self.trouble
-        if is_new:
-            log.error("replica: %s", text)
-        self.trouble = text     # before the state, which others wait for
-        if self.state != "diverged" or isinstance(error, Diverged):
-            self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
-        return is_new
-
-    def _follow(self):
-        """Enter the next entries, when they come; or take a snapshot."""
-        with self.store.read() as db:
-            serial, chain = self.store.head(db)
-        if serial < 0:
-            self._take_snapshot()
-            return
-
-        until = self.comparison.until(serial)
-        wait = self._wait() if self.state == "following" and until is None else 0
-        response = self.primary.get_signed(
-            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&missing={self.missing}&wait={wait}"
-            f"&outside={urllib.parse.quote(self.app.settings.outside_url, safe='')}")
-        self._refuse_older(response)
-        self._learn(response)
-        if response.status == 409:
-            facts = json.loads(response.body)
-            if facts["reason"] == "pruned":
-                self._take_snapshot()
-                return
-            if facts["reason"] == "damaged":
-                raise UpstreamTrouble(
-                    f"serial {serial + 1} of the changelog at {self.primary.url} is damaged: look "
-                    "at that server's disk. The command `resync` takes all from it anew")
-            raise self._parted(response, facts)
-        self._take_history(response)
-        if response.body:
-            entries = [_entry_of(line) for line in response.body.splitlines()]
-            if until is not None:
-                entries = [entry for entry in entries if entry.serial <= until]
-            self.store.follow(entries, response.uuid, self.wants)
-            self.entered_since = time.monotonic()
-            self.is_burst = len(entries) > 1 and self.store.serial >= response.serial
-        self._heard(response)
-
-    def _parted(self, response, facts):
-        """The `Diverged` that a primary's refusal means."""
-        return Diverged(_DIVERGED[facts["reason"]].format(
-            url=self.primary.url, serial=self.store.serial, head=response.serial)
-            + f" ({_last_turn(facts['history'])})")
-
-    def _wait(self):
-        """Whole seconds for the primary to wait for its next entry."""
-        limit = self.app.settings.max_staleness
-        return min(Limits.log_wait, max(1, int(limit / 2))) if limit else Limits.log_wait
-
-    def _learn(self, response):
-        """Note which serial the primary had, and when it said so."""
-        self.primary_serial = self.app.primary_serial = response.serial
-        # of a hundred that are not here it is enough to know the oldest ones
-        if response.status != 409 and len(self.heads) < 100:
-            self.heads.append((response.serial, response.came))
-
-    def _note_sync(self):
-        """Note up to when all that the primary had is here.
-
-        A primary that always has new entries is never quite caught up with. But what it had a
-        while ago is here, and that is what counts."""
-        reached = None
-        while self.heads and self.heads[0][0] <= self.store.serial:
-            _, reached = self.heads.popleft()
-        if reached is None:
-            return
-        self.in_sync_since = reached
-        self.in_sync_at = time.time() - (time.monotonic() - reached)
-        if not self.missing and not self._is_new_work():
-            self._files_are_here(self.in_sync_at)
-
-    def _files_are_here(self, moment):
-        self.files_in_sync_at = self.all_in_sync_at = moment
-        self.first_files_at = self.first_files_at or moment
-
-    def _refuse_older(self, response):
-        """Diverged for a server that is a primary no more: a later term has been seen."""
-        if response.term < self.primary.term:
-            raise Diverged(
-                f"{self.primary.url} was the primary once (its term is {response.term}); since "
-                f"then another server has been promoted (term {self.primary.term}): start this "
-                "replica with the --primary-url of that one")
-
-    def _take_history(self, response):
-        """Take over the primary's epochs, if it has begun a new one."""
-        if response.epoch == self.store.node["epoch"]:
-            return
-        told = self.primary.get_signed("/+repl/v1/history")
-        self._refuse_older(told)
-        if told.epoch != response.epoch:
-            raise UpstreamTrouble(f"{self.primary.url} is another server from one moment to the "
-                                  "next")
-        self.store.change_node(put_history, epochs_from(json.loads(told.body)["history"]))
-        self.primary.term = told.term
-
-    def _heard(self, response):
-        """The primary has responded, and all that it sent is entered."""
-        if response.uuid != self.store.node.get("source_uuid"):
-            self.store.set_facts(source_uuid=response.uuid)
-        if self.app.constant_headers.find(response.uuid.encode()) < 0:
-            self.app.name_primary()
-        if self.state != "following":
-            log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
-        self.state, self.trouble = "following", ""
-        self.heard, self.heard_since = time.time(), time.monotonic()
-        if self.heard > float(self.store.node.get("heard", 0)) + Limits.replica_heard \
-                or self.store.serial < response.serial:
-            self.store.set_facts(durable=False, heard=str(self.heard),
-                                 primary_serial=str(response.serial))
-        self._note_sync()
-        self.has_work.set()
-
-    def _check_snapshot(self, response, file):
-        """Diverged unless it is of a history that has what is here: another server than that which
-        said so may answer now, under the same name."""
-        self._refuse_older(response)
-        if response.status == 409:
-            raise self._parted(response, json.loads(file.read()))
-
-    def _take_snapshot(self):
-        """Replace all rows by those of the primary; what is here came from there."""
-        self.state = "snapshot"
-        response = take_snapshot(self.store, self.primary, self.blobs.tmp, self.wants,
-                                 self._check_snapshot)
-        self._learn(response)
-        self._take_history(response)
-        self.comparison.forget()
-        log.info("replica: took a snapshot of %s at serial %d", self.primary.url,
-                 self.store.serial)
-        self._heard(response)
-
-    # -- files
 
     def arriving(self, file, for_head=False):
         """The `Content` of a stage's file that is not here, as it comes; None if it is here."""
@@ -21573,7 +21179,7 @@ class Follower(Part):
             self.crew.submit(self._fetch_wanted)
 
     def _may_fetch(self):
-        return self.state in ("following", "snapshot") and not self.store.waits_are_over \
+        return self.follower.state in ("following", "snapshot") and not self.store.waits_are_over \
             and time.monotonic() >= self.rest_until
 
     def _fetch_wanted(self):
@@ -21715,9 +21321,12 @@ class Follower(Part):
         self.missing = self._count()
         if self.medium:
             self.medium.say(is_end=not self.missing)
-        if not self.missing and self.state == "following" \
-                and self.store.serial >= self.primary_serial:
-            self._files_are_here(time.time())
+        if not self.missing:
+            self.follower.files_arrived()
+
+    def has_all(self):
+        """Whether all that the rows name is here, as far as that can be said without a look."""
+        return not self.missing and not self._is_new_work()
 
     def _is_new_work(self):
         return self.counted_at != (self.store.serial, self.store.refreshed)
@@ -21745,14 +21354,499 @@ class Follower(Part):
         change.execute("DELETE FROM wanted WHERE NOT EXISTS (SELECT 1 FROM files WHERE "
                        "files.sha256 = wanted.sha256 AND release_id IS NOT NULL)")
 
-    # -- what it reports
-
-    def status(self, is_new):
+    def status(self):
+        """What `+status` says of files, in devpi's words; and `wanted`, those that are not here."""
         with self.store.read() as db:
             errors = db.execute("SELECT sha256, error FROM wanted WHERE error IS NOT NULL "
                                 "LIMIT ?", (Limits.broken_files,)).fetchall()
             files, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM wanted"
                                      ).fetchone()
+        return {
+            "replication-errors": {row["sha256"]: {
+                "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
+                "message": row["error"], "relpath": row["sha256"]} for row in errors},
+            "wanted": {"files": files, "bytes": size}}
+
+    def complaints(self):
+        idle = time.monotonic() - self.arrived_since
+        waiting, refused, hopeless = self._wanted("count(*), count(error), "
+                                                  f"sum(tries >= {Limits.replica_tries})")
+        if refused:
+            yield Complaint("fatal" if hopeless else "warn",
+                            f"replica: files that can't be fetched: {refused}")
+        if waiting > Limits.replica_queue:
+            yield Complaint("warn", f"replica: files that have not arrived: {waiting}")
+        if waiting > refused and self.follower.state == "following" \
+                and idle > Limits.replica_warning:
+            yield Complaint("fatal" if idle > Limits.replica_alarm else "warn",
+                            f"replica: no file has arrived for {idle:.0f} seconds, and "
+                            f"{waiting - refused} wait")
+
+    def _wanted(self, columns):
+        with self.store.read() as db:
+            return db.execute(f"SELECT {columns} FROM wanted").fetchone()
+
+    def gauges(self):
+        files, size, refused = self._wanted("count(*), coalesce(sum(size), 0), count(error)")
+        yield Gauge("devpi_lite_replica_wanted_files", "gauge",
+                    "Files that have not arrived.", files)
+        yield Gauge("devpi_lite_replica_wanted_bytes", "gauge",
+                    "Of these, as far as their sizes are known.", size)
+        yield Gauge("devpi_lite_replica_failed_files", "gauge",
+                    "Of these, those whose last try failed.", refused)
+        # as devpi's replicas call them, for monitors that know these
+        for name, number in (("", files), ("_error", refused)):
+            yield Gauge(f"devpi_server_replica_file_download{name}_queue_size", "gauge",
+                        "The same, as devpi calls it.", number)
+
+
+def _note_failure(change, row, message):
+    """Remember why a blob did not come; forget it if no row names it any more."""
+    pause = min(Limits.replica_retry, 10 * 1.5 ** row["tries"])
+    change.execute("UPDATE wanted SET tries = tries + 1, due = ?, error = ? WHERE sha256 = ?",
+                   (time.time() + pause, message[:500], row["sha256"]))
+    change.execute("DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
+                   "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
+                   (row["sha256"],))
+
+
+def _blobs_arrived(change, here, docs):
+    change.executemany("DELETE FROM wanted WHERE sha256 = ?", [(sha256,) for sha256 in here])
+    for sha256 in docs:
+        for row in change.execute("SELECT files.index_id, projects.name FROM files JOIN projects "
+                                  "ON projects.id = project_id WHERE sha256 = ? "
+                                  "AND kind = 'doczip'", (sha256,)).fetchall():
+            change.queue_for_search(*row)
+            change.touch(project_tag(*row))
+
+
+# ==================================================================================================
+# 25  A replica
+#
+# A replica enters what comes next in the chain of its primary's changelog and nothing else, or
+# takes a snapshot of a history that has all that is here. It believes the primary only with a
+# signature, and compares its rows with the primary's once a day.
+# ==================================================================================================
+
+
+class CountThere:
+    """The digests of a primary's rows, see `RowCount`: at the moment when this is made."""
+
+    def __init__(self, primary, index=None):
+        self.primary, self.until = primary, time.monotonic() + Limits.digest_time
+        self.of_index = {} if index is None else {"index": index}
+        facts = self._ask(self.of_index)
+        try:
+            self.serial, self.chain = int(facts["serial"]), bytes.fromhex(facts["hash"])
+        except (TypeError, ValueError, KeyError) as error:
+            raise UpstreamTrouble(f"{primary.url} sends no digests: {reason_of(error)}") from None
+        self.digests = facts.get("digests")
+
+    def _ask(self, query):
+        # a target that ends with "?" would be signed as another one than is sent
+        path = "/+repl/v1/digests" + (f"?{urllib.parse.urlencode(query)}" if query else "")
+        try:
+            facts = json.loads(self.primary.get_signed(path).body)
+            if facts.get("error"):
+                raise UpstreamTrouble(f"{self.primary.url}: the digests were not computed: "
+                                      f"{one_line(str(facts['error']), 200)}")
+            return facts
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise UpstreamTrouble(f"{self.primary.url} sends no digests: {reason_of(error)}"
+                                  ) from None
+
+    def fetch(self):
+        """Wait for {name: digest}; UpstreamTrouble."""
+        while self.digests is None:
+            if time.monotonic() > self.until:
+                raise UpstreamTrouble(f"{self.primary.url} computes its digests for too long")
+            self.digests = self._ask({"serial": self.serial, "wait": Limits.digest_wait,
+                                      **self.of_index}).get("digests")
+        if not isinstance(self.digests, dict):
+            raise UpstreamTrouble(f"{self.primary.url} sends no digests")
+        return self.digests
+
+
+def differing(one, other):
+    """The names whose digests differ, or that only one of two {name: digest} has."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
+def last_comparison(node):
+    """What the last `RowComparison` found, by the facts about a server: {"at": time.time(),
+    "serial": n, "differ": [path of an index, ...], "indexes": their number}; or None."""
+    try:
+        found = json.loads(node.get("compared", "null"))
+        return found and {name: found[name] for name in ("at", "serial", "differ", "indexes")}
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def difference_complaints(found, url):
+    """The `Complaint`s about what the last comparison with the primary at `url` found."""
+    if found and found["differ"]:
+        names = [one_line(name, 200) or "users" for name in found["differ"]]
+        more = found["indexes"] - len(names)
+        yield Complaint(
+            "fatal", f"replica: rows are not the primary's: {', '.join(names)}"
+            f"{f' and {more} more' if more > 0 else ''} (serial {found['serial']})",
+            (f"`fsck --against {url}` names the projects; `resync` takes all rows anew",))
+
+
+class RowComparison:
+    """Compares a replica's rows with the primary's, once a day: the log proves what was sent, not
+    what is in the tables now.
+
+    The primary says at which serial it counts. The replica enters no more than that, counts at the
+    same serial, and goes on; the rest happens in a thread of its own."""
+
+    def __init__(self, follower):
+        self.follower, self.store = follower, follower.store
+        self.found = last_comparison(self.store.node)
+        self.trouble = None         # why the last try failed
+        self.due = None             # time.monotonic(); None until all was in sync once
+        self.there = None           # a `CountThere` whose serial is to be reached
+        self.missed = 0             # tries in a row that missed it
+        self.turn = 0               # comparisons that began before the last snapshot do not count
+        self.is_counting = False
+
+    def until(self, serial):
+        """The serial that this replica, which has `serial`, must not pass now; or None."""
+        try:
+            if self.there is None and self._is_due():
+                self.there = CountThere(self.follower.primary)
+            if self.there is None:
+                return None
+            if serial < self.there.serial:
+                return self.there.serial
+            there, self.there = self.there, None
+            if serial == there.serial:
+                self.is_counting = True
+                threading.Thread(target=self._finish, name="comparison", daemon=True,
+                                 args=(there, RowCount(self.store), self.turn)).start()
+            else:
+                self._pause(0 if self.missed < 3 else Limits.comparison_retry)
+                self.missed += 1
+        except (Problem, OSError, ValueError, sqlite3.Error) as error:
+            self._failed(error)
+        return None
+
+    def _is_due(self):
+        if self.is_counting or self.follower.state != "following" \
+                or not self.follower.in_sync_at:
+            return False
+        if self.due is None:
+            self._pause(Limits.first_comparison)
+            if self.found and not self.found["differ"]:     # before the last start
+                self._pause(max(Limits.first_comparison, min(
+                    Limits.comparison_pause,
+                    self.found["at"] + Limits.comparison_pause - time.time())))
+        return time.monotonic() >= self.due
+
+    def _pause(self, seconds):
+        # many replicas do not ask at the same time
+        self.due = time.monotonic() + seconds * random.uniform(0.8, 1)
+
+    def _failed(self, error):
+        self.there, self.is_counting, self.trouble = None, False, reason_of(error)
+        self._pause(Limits.comparison_retry)
+        log.info("replica: the rows were not compared with the primary's: %s", self.trouble)
+
+    def _finish(self, there, here, turn):
+        try:
+            one = there.fetch()
+            here.ended.wait()
+            if here.error:
+                raise OSError(here.error)
+            if (here.serial, here.chain) != (there.serial, there.chain):
+                raise OSError(f"serial {there.serial} is another change there")
+            differ = differing(one, here.digests)
+            if turn == self.turn:
+                self._found({"at": time.time(), "serial": here.serial, "differ": differ})
+        except (Problem, OSError, ValueError, sqlite3.Error) as error:
+            self._failed(error)
+        finally:
+            self.is_counting = False
+
+    def _found(self, found):
+        self.missed, self.trouble = 0, None
+        self._pause(Limits.comparison_pause)
+        count, found["differ"] = len(found["differ"]), found["differ"][:Limits.differing_names]
+        found["indexes"] = count
+        self.found = found
+        for complaint in self.complaints():
+            log.error("%s: %s", complaint.sentence, complaint.details[0])
+        if not count:
+            log.info("replica: all rows are those of the primary at serial %d", found["serial"])
+        self.store.set_facts(compared=compact_json(found))
+
+    def forget(self):
+        """The rows were replaced by a snapshot."""
+        self.there, self.turn, self.due = None, self.turn + 1, None
+        if self.found:
+            self.found = None
+            self.store.set_facts(compared=None)
+
+    def complaints(self):
+        return difference_complaints(self.found, self.follower.primary.url)
+
+    def gauges(self):
+        yield Gauge("devpi_lite_replica_differing_indexes", "gauge",
+                    "Indexes whose rows differ from the primary's, at the last comparison.",
+                    self.found["indexes"] if self.found else 0)
+
+    def status(self):
+        """For `+status`: the last comparison, and why the next one is late."""
+        found = self.found or {}
+        return {"at": found.get("at"), "serial": found.get("serial"),
+                "differ": found.get("differ"), "trouble": self.trouble}
+
+
+class Follower(Part):
+    """A replica: follows the changelog of its primary; `files` fetches what that names.
+
+    `state`: "starting", "snapshot", "following"; "unreachable": the primary is away, or refuses
+    this replica; "diverged": its history is another one, so nothing is taken from it."""
+
+    def __init__(self, app):
+        self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
+        self.state, self.trouble = "starting", ""
+        self.started, self.since = time.time(), time.monotonic()
+        self.primary_serial = self.heard = None         # heard: time.time() of the last response
+        self.tried = self.in_sync_at = self.files_in_sync_at = None
+        self.all_in_sync_at = self.first_files_at = None
+        # the same by time.monotonic(), which no clock can set
+        self.heard_since, self.in_sync_since = self.since, None
+        self.entered_since = self.since
+        self.dropped = -1           # `in_sync_since` when the ready responses were dropped last
+        self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
+        self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
+        self.is_burst = False       # several entries came at once
+        self.comparison, self.files = RowComparison(self), Fetcher(self)
+
+    def loops(self):
+        yield "replica log", self._follow_forever
+        if self.app.settings.max_staleness:
+            yield "replica age", self._drop_when_stale
+
+    def wait_for(self, serial, seconds):
+        """Whether this replica has a serial within `seconds`.
+
+        False as soon as a step that began after this call has failed: nothing comes."""
+        if self.state in ("unreachable", "following"):      # not after the pause, but now
+            with self.store.log_grew:
+                self.is_asked = True
+                self.store.log_grew.notify_all()
+        begun = self.steps
+        return self.store.wait_for_serial(
+            serial, seconds, lambda: self.state == "diverged" or self.failed_step > begun)
+
+    def why_stale(self):
+        """Why this replica is too old to be read, a sentence; or None."""
+        limit, since = self.app.settings.max_staleness, self.in_sync_since
+        age = 0 if since is None else time.monotonic() - since
+        if since is not None and age <= limit:
+            return None
+        if self.dropped != since:       # from now on nobody gets a ready response
+            self.store.freshness.touch(frozenset((READY,)))
+            self.dropped = since
+        if since is None:
+            return f"this replica has not been in sync with {self.primary.url} since its start"
+        return (f"this replica was in sync with {self.primary.url} {age:.0f} seconds ago: "
+                f"--max-staleness allows {limit:g}")
+
+    def _drop_when_stale(self):
+        """Have `why_stale` drop the ready responses as soon as this replica becomes stale."""
+        limit = self.app.settings.max_staleness
+        while not self.store.waits_are_over:
+            since = self.in_sync_since
+            left = -1 if self.why_stale() or since is None else since + limit - time.monotonic()
+            self.store.wait_for_serial(sys.maxsize, left + 0.001 if left >= 0 else min(limit, 0.2))
+
+    def wants(self, path):
+        """Whether files of an index are fetched before somebody asks for them."""
+        skipped = self.app.settings.file_replication_skip_indexes
+        return path not in skipped and skipped != ("all",)
+
+    def _follow_forever(self):
+        failures = 0
+        while not self.store.waits_are_over:
+            if self.follow_once():
+                failures = 0
+                if self.is_burst:       # to ask for each entry would cost the primary more
+                    self.store.wait_for_serial(sys.maxsize, Limits.burst_pause,
+                                               lambda: self.is_asked)
+                continue
+            failures += 1
+            pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
+            self.store.wait_for_serial(
+                sys.maxsize, pause * random.uniform(0.5, 1), lambda: self.is_asked)
+
+    def follow_once(self):
+        """Enter what comes next of the primary's changes, after at most one wait for it; returns
+        whether that worked.  `state` and `trouble` say more."""
+        self.tried, self.is_asked, self.is_burst = time.time(), False, False
+        self.steps += 1
+        try:
+            self._follow()
+            return True
+        except (Problem, FatalError, ValueError, zlib.error, OSError) as error:
+            self._note(error)
+        except Exception as error:      # the thread must go on
+            if self._note(error):
+                log.exception("following the primary failed")
+        with self.store.log_grew:
+            self.failed_step = self.steps
+            self.store.log_grew.notify_all()
+        return False
+
+    def _note(self, error):
+        """Remember, and log once, why the primary can't be followed now; whether it is new."""
+        text = getattr(error, "message", None) or str(error) or reason_of(error)
+        text = one_line(text, 2000)
+        is_new = text != self.trouble
+        if is_new:
+            log.error("replica: %s", text)
+        self.trouble = text     # before the state, which others wait for
+        if self.state != "diverged" or isinstance(error, Diverged):
+            self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
+        return is_new
+
+    def _follow(self):
+        """Enter the next entries, when they come; or take a snapshot."""
+        with self.store.read() as db:
+            serial, chain = self.store.head(db)
+        if serial < 0:
+            self._take_snapshot()
+            return
+
+        until = self.comparison.until(serial)
+        wait = self._wait() if self.state == "following" and until is None else 0
+        outside = urllib.parse.quote(self.app.settings.outside_url, safe="")
+        response = self.primary.get_signed(
+            f"/+repl/v1/log?after={serial}&hash={chain.hex()}&wait={wait}"
+            f"&missing={self.files.missing}&outside={outside}")
+        self._refuse_older(response)
+        self._learn(response)
+        if response.status == 409:
+            facts = json.loads(response.body)
+            if facts["reason"] == "pruned":
+                self._take_snapshot()
+                return
+            if facts["reason"] == "damaged":
+                raise UpstreamTrouble(
+                    f"serial {serial + 1} of the changelog at {self.primary.url} is damaged: look "
+                    "at that server's disk. The command `resync` takes all from it anew")
+            raise self._parted(response, facts)
+        self._take_history(response)
+        if response.body:
+            entries = [entry_of(line) for line in response.body.splitlines()]
+            if until is not None:
+                entries = [entry for entry in entries if entry.serial <= until]
+            self.store.follow(entries, response.uuid, self.wants)
+            self.entered_since = time.monotonic()
+            self.is_burst = len(entries) > 1 and self.store.serial >= response.serial
+        self._heard(response)
+
+    def _parted(self, response, facts):
+        """The `Diverged` that a primary's refusal means."""
+        return Diverged(_DIVERGED[facts["reason"]].format(
+            url=self.primary.url, serial=self.store.serial, head=response.serial)
+            + f" ({_last_turn(facts['history'])})")
+
+    def _wait(self):
+        """Whole seconds for the primary to wait for its next entry."""
+        limit = self.app.settings.max_staleness
+        return min(Limits.log_wait, max(1, int(limit / 2))) if limit else Limits.log_wait
+
+    def _learn(self, response):
+        """Note which serial the primary had, and when it said so."""
+        self.primary_serial = self.app.primary_serial = response.serial
+        # of a hundred that are not here it is enough to know the oldest ones
+        if response.status != 409 and len(self.heads) < 100:
+            self.heads.append((response.serial, response.came))
+
+    def _note_sync(self):
+        """Note up to when all that the primary had is here.
+
+        A primary that always has new entries is never quite caught up with. But what it had a
+        while ago is here, and that is what counts."""
+        reached = None
+        while self.heads and self.heads[0][0] <= self.store.serial:
+            _, reached = self.heads.popleft()
+        if reached is None:
+            return
+        self.in_sync_since = reached
+        self.in_sync_at = time.time() - (time.monotonic() - reached)
+        if self.files.has_all():
+            self._files_are_here(self.in_sync_at)
+
+    def files_arrived(self):
+        """All files that the rows name are here."""
+        if self.state == "following" and self.store.serial >= self.primary_serial:
+            self._files_are_here(time.time())
+
+    def _files_are_here(self, moment):
+        self.files_in_sync_at = self.all_in_sync_at = moment
+        self.first_files_at = self.first_files_at or moment
+
+    def _refuse_older(self, response):
+        """Diverged for a server that is a primary no more: a later term has been seen."""
+        if response.term < self.primary.term:
+            raise Diverged(
+                f"{self.primary.url} was the primary once (its term is {response.term}); since "
+                f"then another server has been promoted (term {self.primary.term}): start this "
+                "replica with the --primary-url of that one")
+
+    def _take_history(self, response):
+        """Take over the primary's epochs, if it has begun a new one."""
+        if response.epoch == self.store.node["epoch"]:
+            return
+        told = self.primary.get_signed("/+repl/v1/history")
+        self._refuse_older(told)
+        if told.epoch != response.epoch:
+            raise UpstreamTrouble(f"{self.primary.url} is another server from one moment to the "
+                                  "next")
+        self.store.change_node(put_history, epochs_from(json.loads(told.body)["history"]))
+        self.primary.term = told.term
+
+    def _heard(self, response):
+        """The primary has responded, and all that it sent is entered."""
+        if response.uuid != self.store.node.get("source_uuid"):
+            self.store.set_facts(source_uuid=response.uuid)
+        if self.app.constant_headers.find(response.uuid.encode()) < 0:
+            self.app.name_primary()
+        if self.state != "following":
+            log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
+        self.state, self.trouble = "following", ""
+        self.heard, self.heard_since = time.time(), time.monotonic()
+        if self.heard > float(self.store.node.get("heard", 0)) + Limits.replica_heard \
+                or self.store.serial < response.serial:
+            self.store.set_facts(durable=False, heard=str(self.heard),
+                                 primary_serial=str(response.serial))
+        self._note_sync()
+        self.files.has_work.set()
+
+    def _check_snapshot(self, response, file):
+        """Diverged unless it is of a history that has what is here: another server than that which
+        said so may answer now, under the same name."""
+        self._refuse_older(response)
+        if response.status == 409:
+            raise self._parted(response, json.loads(file.read()))
+
+    def _take_snapshot(self):
+        """Replace all rows by those of the primary; what is here came from there."""
+        self.state = "snapshot"
+        response = take_snapshot(self.store, self.primary, self.blobs.tmp, self.wants,
+                                 self._check_snapshot)
+        self._learn(response)
+        self._take_history(response)
+        self.comparison.forget()
+        log.info("replica: took a snapshot of %s at serial %d", self.primary.url,
+                 self.store.serial)
+        self._heard(response)
+
+    def status(self, is_new):
         primary = {
             "url": self.primary.url, "uuid": self.store.node.get("source_uuid"),
             "serial": self.primary_serial, "serial-timestamp": self.heard}
@@ -21767,13 +21861,9 @@ class Follower(Part):
             "replica-files-in-sync-at": self.files_in_sync_at,
             "replica-init-queue-finished-at": self.first_files_at,
             "replica-in-sync-at": self.all_in_sync_at,
-            "replication-errors": {row["sha256"]: {
-                "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
-                "message": row["error"], "relpath": row["sha256"]} for row in errors},
             "epoch": self.store.node["epoch"], "term": int(self.store.node["term"]),
             "replication-state": self.state, "replication-trouble": self.trouble or None,
-            "replica-rows-compared": self.comparison.status(),
-            "wanted": {"files": files, "bytes": size}}
+            "replica-rows-compared": self.comparison.status(), **self.files.status()}
 
     def complaints(self):
         yield from self.comparison.complaints()
@@ -21796,25 +21886,6 @@ class Follower(Part):
             is_stuck = now - self.entered_since > Limits.replica_warning
             yield Complaint("fatal" if is_stuck and late > Limits.replica_too_late else "warn",
                             f"replica: not in sync with the primary for {late:.0f} seconds")
-        yield from self._complaints_of_files(now - self.arrived_since)
-
-    def _complaints_of_files(self, idle):
-        """`idle`: seconds since one arrived."""
-        waiting, refused, hopeless = self._wanted("count(*), count(error), "
-                                                  f"sum(tries >= {Limits.replica_tries})")
-        if refused:
-            yield Complaint("fatal" if hopeless else "warn",
-                            f"replica: files that can't be fetched: {refused}")
-        if waiting > Limits.replica_queue:
-            yield Complaint("warn", f"replica: files that have not arrived: {waiting}")
-        if waiting > refused and self.state == "following" and idle > Limits.replica_warning:
-            yield Complaint("fatal" if idle > Limits.replica_alarm else "warn",
-                            f"replica: no file has arrived for {idle:.0f} seconds, and "
-                            f"{waiting - refused} wait")
-
-    def _wanted(self, columns):
-        with self.store.read() as db:
-            return db.execute(f"SELECT {columns} FROM wanted").fetchone()
 
     def gauges(self):
         yield from self.comparison.gauges()
@@ -21826,17 +21897,6 @@ class Follower(Part):
                     round(time.monotonic() - (self.in_sync_since or self.since), 3))
         yield Gauge("devpi_lite_replica_contact_seconds", "gauge",
                     "Since the primary responded.", round(time.monotonic() - self.heard_since, 3))
-        files, size, refused = self._wanted("count(*), coalesce(sum(size), 0), count(error)")
-        yield Gauge("devpi_lite_replica_wanted_files", "gauge",
-                    "Files that have not arrived.", files)
-        yield Gauge("devpi_lite_replica_wanted_bytes", "gauge",
-                    "Of these, as far as their sizes are known.", size)
-        yield Gauge("devpi_lite_replica_failed_files", "gauge",
-                    "Of these, those whose last try failed.", refused)
-        # as devpi's replicas call them, for monitors that know these
-        for name, number in (("", files), ("_error", refused)):
-            yield Gauge(f"devpi_server_replica_file_download{name}_queue_size", "gauge",
-                        "The same, as devpi calls it.", number)
         yield Gauge("devpi_lite_replica_state", "gauge", "1 for the state of this replica.",
                     [("", {"state": state}, int(state == self.state)) for state in (
                         "starting", "snapshot", "following", "unreachable", "diverged")])
@@ -21888,7 +21948,7 @@ def take_snapshot(store, primary, folder, wants_blobs, check=lambda response, fi
         file.seek(0)
         check(response, file)
         lines = _unpacked_lines(file)
-        entry = _entry_of(next(lines))
+        entry = entry_of(next(lines))
         store.start_from(map(_row_of, lines), entry, response.uuid, wants_blobs)
     return response
 
@@ -21931,26 +21991,6 @@ def _row_of(line):
     return kind, tuple(key), value
 
 
-def _note_failure(change, row, message):
-    """Remember why a blob did not come; forget it if no row names it any more."""
-    pause = min(Limits.replica_retry, 10 * 1.5 ** row["tries"])
-    change.execute("UPDATE wanted SET tries = tries + 1, due = ?, error = ? WHERE sha256 = ?",
-                   (time.time() + pause, message[:500], row["sha256"]))
-    change.execute("DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
-                   "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
-                   (row["sha256"],))
-
-
-def _blobs_arrived(change, here, docs):
-    change.executemany("DELETE FROM wanted WHERE sha256 = ?", [(sha256,) for sha256 in here])
-    for sha256 in docs:
-        for row in change.execute("SELECT files.index_id, projects.name FROM files JOIN projects "
-                                  "ON projects.id = project_id WHERE sha256 = ? "
-                                  "AND kind = 'doczip'", (sha256,)).fetchall():
-            change.queue_for_search(*row)
-            change.touch(project_tag(*row))
-
-
 @part
 def make_replication(app):
     """The part of a server that its role needs."""
@@ -21963,8 +22003,13 @@ def make_replication(app):
     return app.replication
 
 
+@part
+def make_fetcher(app):
+    return app.replication.files if app.role == "replica" else Part()
+
+
 # ==================================================================================================
-# 24  The server directory
+# 26  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -22431,7 +22476,7 @@ def number_of(number, one, many=None):
 
 
 # ==================================================================================================
-# 25  Export
+# 27  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -23151,7 +23196,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 26  Import
+# 28  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -24887,7 +24932,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 27  Backups
+# 29  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -25736,7 +25781,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 28  Checks
+# 30  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -27539,7 +27584,7 @@ def _screen_facts(facts, now):
 
 def _role_text(facts, now):
     term = f", term {facts['term']}" if facts.get("term") else ""
-    if facts["role"] != "REPLICA":
+    if facts.get("role") != "REPLICA":
         count = len(facts.get("polling_replicas") or ())
         return f"primary{term}" + (f", followed by {number_of(count, 'replica')}" if count else "")
     texts = [f"replica of {one_line(facts['primary-url'], 60)}{term}"]
@@ -27686,7 +27731,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 29  Commands
+# 31  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

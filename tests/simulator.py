@@ -386,7 +386,7 @@ class Node:
         app.store.wait_for_serial = self._wait_in_vain
         if self.is_replica:
             follower = self.follower
-            follower.crew.submit = lambda work, *_: work()
+            follower.files.crew.submit = lambda work, *_: work()
             follower.wait_for = self._wait_for
 
     def _statement(self, text):
@@ -898,7 +898,7 @@ class World:
             with self.clock.of(node.name):
                 worked = node.follower.follow_once()
                 self.check_replica(node, worked)
-                node.follower.fetch_once()
+                node.follower.files.fetch_once()
 
     def settle(self):
         """The faults end: whoever did not diverge has all, within a bound."""
@@ -913,7 +913,7 @@ class World:
             before = [node.head() for node in self.running()]
             self.catch_up(self.running(True))
             if number and before == [node.head() for node in self.running()] and not any(
-                    node.follower.missing for node in self.running(True)):
+                    node.follower.files.missing for node in self.running(True)):
                 break
         self.check()
         for node in self.running(True):
@@ -1106,7 +1106,7 @@ def fetch(world, dice):
     for node in world.running(True):
         if dice.random() < 0.6 and not node.is_doomed:
             with world.clock.of(node.name):
-                node.follower.fetch_once()
+                node.follower.files.fetch_once()
 
 
 @step(10)
@@ -1148,7 +1148,7 @@ def crash(world, dice):
                 if dice.random() < 0.5:
                     node.follower.follow_once()
                 else:
-                    node.follower.fetch_once()
+                    node.follower.files.fetch_once()
         else:
             index = any_place(dice)
             archive, body, type_ = upload_form(dice.choice(PROJECTS), dice.choice(VERSIONS), dice.randrange(4))
