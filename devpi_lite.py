@@ -3907,16 +3907,22 @@ class Store(Part):
             change.execute("INSERT OR REPLACE INTO node VALUES (?, ?)", (key, value))
 
     @staticmethod
-    def shares(db, serial, chain):
-        """Whether the entry with this serial and hash is in the history here; None if that is too
-        long ago to be known."""
+    def hash_of(db, serial):
+        """The hash of the entry with this serial; None if it is not known here."""
         # the first entry names the hash of the one before, which was never here
         row = db.execute("SELECT hash FROM changelog WHERE serial = :serial UNION ALL "
                          "SELECT hash FROM cut_entries WHERE serial = :serial UNION ALL "
                          "SELECT prev FROM changelog WHERE serial = :serial + 1",
                          {"serial": serial}).fetchone()
-        if row:
-            return row["hash"] == chain
+        return row and row[0]
+
+    @staticmethod
+    def shares(db, serial, chain):
+        """Whether the entry with this serial and hash is in the history here; None if that is too
+        long ago to be known."""
+        known = Store.hash_of(db, serial)
+        if known is not None:
+            return known == chain
         last = db.execute("SELECT max(serial) FROM changelog").fetchone()[0]
         return False if last is None or serial > last else None
 
@@ -21912,6 +21918,30 @@ class Follower(Part):
         return self.why_stale() if self.app.settings.max_staleness else None
 
 
+def has_entry(primary, serial, chain):
+    """Whether the entry with this serial and hash is in a primary's history, or may be: True if
+    that is too long ago to be known there."""
+    response = primary.get_signed(f"/+repl/v1/shared?serial={serial}&hash={chain.hex()}")
+    return json.loads(response.body)["shared"] is not False
+
+
+def last_shared_serial(db, primary):
+    """The serial of the last entry that a primary has, too, of those whose hashes are known here;
+    None if it has none of them."""
+    # serials alone: the hashes of a million entries would take 100 MB of memory
+    serials = [serial for serial, in db.execute(
+        "SELECT serial FROM cut_entries UNION SELECT serial FROM changelog UNION "
+        "SELECT serial - 1 FROM changelog WHERE serial > 0 ORDER BY serial")]
+    low, high = 0, len(serials)     # those before `low` are shared, those from `high` on are not
+    while low < high:
+        middle = (low + high) // 2
+        if has_entry(primary, serials[middle], Store.hash_of(db, serials[middle])):
+            low = middle + 1
+        else:
+            high = middle
+    return serials[low - 1] if low else None
+
+
 class Diverged(UpstreamTrouble):
     """The primary does not have the history that is here."""
 
@@ -26844,8 +26874,9 @@ class Against:
         self.db.execute("COMMIT")
         if serial < 0:
             self.findings.warning("history", "", f"nothing has come from {self.primary.url} yet")
-        elif is_theirs_here is False if is_behind else not self._is_in_history(serial, chain):
-            self._parted()
+        elif is_theirs_here is False if is_behind \
+                else not has_entry(self.primary, serial, chain):
+            self._parted(serial)
         elif is_behind and is_theirs_here is None:
             self.findings.warning("history", "", f"{self.primary.url} has serial "
                                   f"{self.there.serial} only, and the changelog here does not "
@@ -26854,24 +26885,12 @@ class Against:
         else:
             self._compare()
 
-    def _is_in_history(self, serial, chain):
-        """Whether the primary has, or had, an entry with this hash."""
-        response = self.primary.get_signed(f"/+repl/v1/shared?serial={serial}&hash={chain.hex()}")
-        return json.loads(response.body)["shared"] is not False
-
-    def _parted(self):
+    def _parted(self, serial):
         self.diverged = True
-        here = self.db.execute("SELECT serial, hash FROM changelog UNION "
-                               "SELECT serial, hash FROM cut_entries ORDER BY serial").fetchall()
-        low, high = 0, len(here)        # those before `low` are shared, those from `high` on not
-        while low < high:
-            middle = (low + high) // 2
-            if self._is_in_history(*here[middle]):
-                low = middle + 1
-            else:
-                high = middle
-        where = f"after serial {here[low - 1]['serial']}" if low else "before what is remembered"
-        lost = number_of(len(here) - low, "change")
+        where, lost = "before what is remembered", "the changes"
+        shared = last_shared_serial(self.db, self.primary)
+        if shared is not None:
+            where, lost = f"after serial {shared}", number_of(serial - shared, "change")
         self.findings.error(
             "history", "", f"the histories have parted {where}: {lost} here are not at "
             f"{self.primary.url}; `resync --dry-run` lists them, and `resync` takes the history of "
@@ -28506,15 +28525,17 @@ def command_resync(parsed):
                     raise FatalError(
                         f"{url} is of term {told_history.term}, and this directory of term "
                         f"{primary.term}: {url} is no primary any more, or not yet")
-                report = Losses(store, primary)
+                with store.read() as db:
+                    losses = Losses(db, primary)
             except Problem as problem:
                 raise FatalError(problem.message) from None
-            report.show(sys.stdout)
+            with store.read() as db:
+                losses.show(db, sys.stdout)
         if told.dry_run:
             return
         aside = free_name(os.path.join(
             serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime())))
-        rebuild(settings, primary, told_history, report, aside)
+        rebuild(settings, primary, told_history, losses, aside)
     print(f"{serverdir} is a replica of {url} now; what it was is in {aside}: start it with "
           f"--primary-url {url}")
 
@@ -28530,38 +28551,14 @@ class Losses:
 
     `parted`: the last serial that both have; -1: none."""
 
-    def __init__(self, store, primary):
+    def __init__(self, db, primary):
         self.url = primary.url
-        with store.read() as db:
-            self.last, _ = store.head(db)
-            # of the entry before the first one the hash is known, too
-            hashes = db.execute("SELECT serial, hash FROM cut_entries UNION "
-                                "SELECT serial - 1, prev FROM changelog WHERE serial > 0 UNION "
-                                "SELECT serial, hash FROM changelog ORDER BY serial").fetchall()
-            self.parted = hashes[self._count_shared(primary, hashes) - 1]["serial"] \
-                if hashes and self._is_shared(primary, hashes[0]) else -1
-            self.entries = list(read_log(db, self.parted))
-            self.waiting, _ = count_messages(db)
+        self.last, _ = Store.head(db)
+        shared = last_shared_serial(db, primary)
+        self.parted = -1 if shared is None else shared
+        self.waiting, _ = count_messages(db)
 
-    def _count_shared(self, primary, hashes):
-        """The number of entries, of those from the first one on, that the primary has, too."""
-        low, high = 1, len(hashes)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._is_shared(primary, hashes[middle - 1]):
-                low = middle
-            else:
-                high = middle - 1
-        return low
-
-    @staticmethod
-    def _is_shared(primary, row):
-        """Whether the primary has an entry; also if it does not know any more."""
-        response = primary.get_signed(
-            f"/+repl/v1/shared?serial={row['serial']}&hash={row['hash'].hex()}")
-        return json.loads(response.body)["shared"] is not False
-
-    def show(self, file):
+    def show(self, db, file):
         """Write the list: for each change serial, time, user, and the rows that it wrote."""
         if self.waiting:
             print(f"{number_of(self.waiting, 'message')} to webhooks or Jenkins would not be sent "
@@ -28574,16 +28571,17 @@ class Losses:
         print(f"the histories parted after serial {self.parted}; {number_of(count, 'change')} "
               f"here, up to serial {self.last}, {'is' if count == 1 else 'are'} not at {self.url}:",
               file=file)
-        if len(self.entries) < count:
-            print(f"(of the first {count - len(self.entries):,} only the number is known)",
-                  file=file)
-        for entry in self.entries:
+        known, = db.execute("SELECT count(*) FROM changelog WHERE serial > ?",
+                            (self.parted,)).fetchone()
+        if known < count:
+            print(f"(of the first {count - known:,} only the number is known)", file=file)
+        for entry in read_log(db, self.parted):
             for kind, key, value in entry.ops_for_replay():
                 print(f"{entry.serial:>9}  {iso_time(entry.ts)}  {entry.who or '-':<12} "
                       f"{'' if value is not None else 'deleted '}{kind} {'/'.join(key)}", file=file)
 
 
-def rebuild(settings, primary, told_history, report, aside):
+def rebuild(settings, primary, told_history, losses, aside):
     """Replace a directory's database by a new replica's; what only the old one names is put into
     the directory `aside`, with the list of it.
 
@@ -28613,8 +28611,9 @@ def rebuild(settings, primary, told_history, report, aside):
         kept = os.path.join(folder, "kept")
         os.mkdir(kept, 0o700)
         copy_database(serverdir, os.path.join(kept, "devpi_lite.db"))
-        with open(os.path.join(kept, "changes.txt"), "w", encoding="utf-8") as file:
-            report.show(file)
+        with contextlib.closing(open_rows(serverdir)) as db, \
+                open(os.path.join(kept, "changes.txt"), "w", encoding="utf-8") as file:
+            losses.show(db, file)
         _keep_lost_blobs(blobs, os.path.join(folder, "devpi_lite.db"), kept)
         sync_tree(kept)
         os.rename(kept, aside)          # there is no directory of this name that is not whole
