@@ -10479,11 +10479,13 @@ class Primary:
                 return NotNow(
                     f"{self.url} refuses this replica: its clock differs from the one here by "
                     f"{abs(theirs - time.time()):.0f} seconds")
-            # a primary that has just started refuses what was signed before
+            # a primary that has just started refuses what was signed before, and each of them what
+            # was on its way for too long
             clocks = f", and clocks must agree: they differ by {abs(theirs - time.time()):.0f} " \
                 "seconds" if abs(theirs - time.time()) > 2 else ""
             return NotNow(f"{self.url} refuses this replica: --secretfile must name a copy of the "
-                          f"primary's secret file{clocks}")
+                          f"primary's secret file{clocks}, and no request may be on its way for "
+                          f"more than {Limits.signature_age} seconds")
         if response.status == 503:
             return PrimaryBusy(f"{self.url} is busy")
         if response.status == 404:
@@ -21612,7 +21614,8 @@ class Follower(Part):
     """A replica: follows the changelog of its primary; `files` fetches what that names.
 
     `state`: "starting", "snapshot", "following"; "unreachable": the primary is away, or refuses
-    this replica; "diverged": its history is another one, so nothing is taken from it."""
+    this replica; "failing": what it sends can't be entered here; "diverged": its history is another
+    one, so nothing is taken from it."""
 
     def __init__(self, app):
         self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
@@ -21639,7 +21642,8 @@ class Follower(Part):
         """Whether this replica has a serial within `seconds`.
 
         False as soon as a step that began after this call has failed: nothing comes."""
-        if self.state in ("unreachable", "following"):      # not after the pause, but now
+        # not after the pause, but now
+        if self.state in ("unreachable", "failing", "following"):
             with self.store.log_grew:
                 self.is_asked = True
                 self.store.log_grew.notify_all()
@@ -21714,8 +21718,11 @@ class Follower(Part):
         if is_new:
             log.error("replica: %s", text)
         self.trouble = text     # before the state, which others wait for
-        if self.state != "diverged" or isinstance(error, Diverged):
-            self.state = "diverged" if isinstance(error, Diverged) else "unreachable"
+        if isinstance(error, Diverged):
+            self.state = "diverged"
+        elif self.state != "diverged":
+            self.state = "unreachable" if isinstance(error, (UpstreamTrouble, NotFound)) \
+                else "failing"
         return is_new
 
     def _follow(self):
@@ -21877,6 +21884,9 @@ class Follower(Part):
         if self.state == "diverged":
             yield Complaint("fatal", "replica: its history is not the primary's: nothing is taken "
                             "from there", (self.trouble,))
+        elif self.state == "failing":
+            yield Complaint("fatal", "replica: what the primary sends can't be entered here",
+                            (self.trouble,))
         elif silent > Limits.replica_warning:
             yield Complaint("fatal" if silent > Limits.replica_alarm else "warn",
                             f"replica: no response of the primary for {silent:.0f} seconds",
@@ -21905,7 +21915,7 @@ class Follower(Part):
                     "Since the primary responded.", round(time.monotonic() - self.heard_since, 3))
         yield Gauge("devpi_lite_replica_state", "gauge", "1 for the state of this replica.",
                     [("", {"state": state}, int(state == self.state)) for state in (
-                        "starting", "snapshot", "following", "unreachable", "diverged")])
+                        "starting", "snapshot", "following", "unreachable", "failing", "diverged")])
         yield Gauge("devpi_lite_replica_stale", "gauge",
                     "1 if it is too old to be read: see --max-staleness.",
                     int(bool(self.app.settings.max_staleness and self.why_stale())))

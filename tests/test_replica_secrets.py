@@ -606,7 +606,7 @@ def test_a_replica_lives_on_whatever_its_primary_sends(hostile):
     server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(
         entry_of(OPS) + b"\n" + packed_rows(BAD_ROWS[0]))
     replica.start()
-    assert "can't be put" in comes_to_be(replica, "unreachable")["replication-trouble"]
+    assert "can't be put" in comes_to_be(replica, "failing")["replication-trouble"]
     assert replica.get("/+api").status == 200
 
     server.answers["/+repl/v1/history"] = 200, b'{"history": [{}]}'
