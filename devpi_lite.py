@@ -19770,6 +19770,7 @@ def get_status(request):
     with app.store.read() as db:
         row = db.execute("SELECT serial, ts FROM changelog ORDER BY serial DESC LIMIT 1").fetchone()
     serial, timestamp = tuple(row) if row else (-1, app.started)
+    app.store.wait_for_serial(serial, 1)        # until no cache has what it replaced
     host, port = app.settings.listen[0] if app.settings.listen else (None, None)
     level, messages, details = app.health()
     if is_root:
