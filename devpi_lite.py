@@ -20171,6 +20171,10 @@ class Replicas(Standalone):
         if self.damaged is not None:
             yield Complaint("fatal", f"serial {self.damaged} of the changelog is damaged: replicas "
                             "that do not have it get no further, until `resync` takes all anew")
+        with self.store.read() as db:
+            lacking, = db.execute("SELECT count(*) FROM wanted").fetchone()
+        if lacking:
+            yield lacking_complaint(lacking)
         for uuid_, facts, silent in self._known():
             if Limits.replica_warning < silent < Limits.replica_known:
                 yield Complaint(
@@ -20211,8 +20215,30 @@ class Replicas(Standalone):
                 log.debug("the former primary %s: %s", former.url, error)
             self.store.wait_for_serial(sys.maxsize, Limits.former_pause)
 
+    def recover(self):
+        self._settle_wanted()
+
     def tidy(self):
         self.snapshots.tidy()
+        self._settle_wanted()
+
+    def _settle_wanted(self):
+        """Forget what had not come when this was a replica, and is here now or not named any more;
+        show the documentation in it."""
+        with self.store.read() as db:
+            rows = db.execute(
+                "SELECT sha256, size, is_docs, EXISTS (SELECT 1 FROM files WHERE files.sha256 = "
+                "wanted.sha256 AND release_id IS NOT NULL) AS is_named FROM wanted").fetchall()
+        over = [row for row in rows
+                if not row["is_named"] or self.app.blobs.has(row["sha256"], row["size"])]
+        docs = [row["sha256"] for row in over if row["is_named"] and row["is_docs"]]
+        for sha256 in docs:
+            try:
+                enter_docs(self.store, self.app.blobs, sha256)
+            except Problem as problem:
+                log.error("the documentation %s can't be shown: %s", sha256, problem.message)
+        if over:
+            self.store.write(blobs_arrived, [row["sha256"] for row in over], docs, durable=False)
 
     def close(self):
         self.snapshots.close()
@@ -20258,6 +20284,22 @@ def entry_of(line):
                      bytes.fromhex(facts["hash"]))
     except (TypeError, LookupError, ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"no entry of a changelog: {reason_of(error)}") from None
+
+
+def blobs_arrived(change, here, docs):
+    """Note that wanted blobs are here; of these, `docs` are documentation."""
+    change.executemany("DELETE FROM wanted WHERE sha256 = ?", [(sha256,) for sha256 in here])
+    for sha256 in docs:
+        for row in change.execute("SELECT files.index_id, projects.name FROM files JOIN projects "
+                                  "ON projects.id = project_id WHERE sha256 = ? "
+                                  "AND kind = 'doczip'", (sha256,)).fetchall():
+            change.queue_for_search(*row)
+            change.touch(project_tag(*row))
+
+
+def lacking_complaint(count):
+    return Complaint("warn", f"files that did not come from the former primary: {count}",
+                     ("`fsck --repair --from URL` takes them from a server that has them",))
 
 
 def fenced_complaint(sentence):
@@ -21324,7 +21366,7 @@ class Fetcher(Part):
             except Problem as problem:
                 log.error("the documentation %s can't be shown: %s", sha256, problem.message)
         if here:
-            self.store.write(_blobs_arrived, here, docs, durable=False)
+            self.store.write(blobs_arrived, here, docs, durable=False)
         if here or not self.missing:
             self.arrived_since = time.monotonic()
         self.missing = self._count()
@@ -21417,16 +21459,6 @@ def _note_failure(change, row, message):
     change.execute("DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
                    "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
                    (row["sha256"],))
-
-
-def _blobs_arrived(change, here, docs):
-    change.executemany("DELETE FROM wanted WHERE sha256 = ?", [(sha256,) for sha256 in here])
-    for sha256 in docs:
-        for row in change.execute("SELECT files.index_id, projects.name FROM files JOIN projects "
-                                  "ON projects.id = project_id WHERE sha256 = ? "
-                                  "AND kind = 'doczip'", (sha256,)).fetchall():
-            change.queue_for_search(*row)
-            change.touch(project_tag(*row))
 
 
 # ==================================================================================================
@@ -26516,7 +26548,7 @@ class Repairs:
         except OSError as error:
             self.reasons.append(reason_of(error))
             return False
-        return self.store.write(_want, sha256)
+        return self.store.write(want_blob, sha256)
 
     def _get(self, url):
         response = self.client.get(url, {"User-Agent": user_agent(), "Accept": "*/*",
@@ -26592,7 +26624,7 @@ def _change_nothing(change):
     pass
 
 
-def _want(change, sha256):
+def want_blob(change, sha256):
     """Note a blob as one that a replica has to fetch; whether a row of a stage names it."""
     serial, _ = Store.head(change.db)
     change.execute("DELETE FROM wanted WHERE sha256 = ?", (sha256,))
@@ -27388,6 +27420,8 @@ def _complaints_of_rows(db, facts):
         found.append(fenced_complaint(facts["node"]["fenced"]))
     if facts["node"].get("role") == "replica" and facts["wanted"]:
         found += _replica_complaints(db, facts["node"])
+    elif facts["wanted"] and facts["wanted"]["files"]:
+        found.append(lacking_complaint(facts["wanted"]["files"]))
     if facts["messages-of-outbox"]:
         found += outbox_complaints(facts["messages-of-outbox"][1])
     if facts["search-queue"]:
@@ -28445,7 +28479,8 @@ def command_promote(parsed):
     with take_lock(settings.serverdir), contextlib.closing(Store(settings)) as store:
         node = store.node
         if node.get("role") == "replica":
-            refuse_promotion(settings, store, told)
+            missing = refuse_promotion(settings, store, told)
+            store.write(lambda change: [want_blob(change, sha256) for sha256 in missing])
         elif "fenced" not in node:
             raise FatalError(f"{settings.serverdir} is no replica"
                              + (": it is a primary" if node.get("role") == "primary" else ""))
@@ -28459,7 +28494,8 @@ def command_promote(parsed):
 
 
 def refuse_promotion(settings, store, told):
-    """FatalError if something speaks against making a replica the primary."""
+    """The SHA-256s of files of stages that are not here; FatalError if something speaks against
+    making a replica the primary."""
     node = store.node
     url, heard = node["primary_url"], float(node.get("heard", 0))
     if store.serial < 0:
@@ -28471,14 +28507,19 @@ def refuse_promotion(settings, store, told):
         if abs(time.time() - heard) < Limits.promote_after:
             raise FatalError(f"the primary {url} was there at {iso_time(heard)}: wait a minute, "
                              "or say by --force that it is stopped")
+    # not as `wanted` says: that lacks what is only fetched on demand, and may have what came last
+    blobs = Blobs(settings.serverdir)
     with store.read() as db:
-        files, = db.execute("SELECT count(*) FROM wanted").fetchone()
-    behind = int(node.get("primary_serial", 0)) - store.serial
+        missing = [sha256 for sha256, size in db.execute(
+            "SELECT sha256, max(size) FROM files WHERE release_id IS NOT NULL "
+            "AND sha256 IS NOT NULL GROUP BY sha256") if not blobs.has(sha256, size)]
+    files, behind = len(missing), int(node.get("primary_serial", 0)) - store.serial
     lost = [text for number, text in (
         (files, number_of(files, "file")), (behind, number_of(behind, "change"))) if number > 0]
     if lost and not told.accept_loss:
         raise FatalError(f"not come from {url}, and lost with it: {' and '.join(lost)}; "
                          "--accept-loss says that they may be")
+    return missing
 
 
 def _responds(settings, url, uuid_):

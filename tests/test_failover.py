@@ -8,7 +8,7 @@ import time
 
 import devpi_lite
 import pytest
-from harness import Server, eventually, patched, run_command, wheel
+from harness import Server, documentation, eventually, patched, run_command, upload_docs, wheel
 from replicas import comes_to_be, head, in_sync, primary_at, replica_at, rows, same, status, unsound
 
 # servers that ask again soon
@@ -276,6 +276,43 @@ def test_a_promotion_that_loses_files_needs_to_be_told_so(site):
     assert "--accept-loss" in refused.stderr
     done(command(replica, "promote", "--force", "--accept-loss"))
     assert facts(replica)[0]["accepted_term"] == "2"
+    sentence = "files that did not come from the former primary: 1"
+    assert sentence in command(replica, "status").stdout
+    heir = site.again(replica)
+    assert status(heir)["status"] == "warn" and status(heir)["messages"] == [sentence]
+    assert heir.upload("ann/dev", archive).status == 200
+    heir.restart()
+    assert status(heir)["messages"] == []
+
+
+def test_a_promotion_looks_at_the_files_themselves(site):
+    """What is fetched on demand alone is not wanted; what has come may be, after a crash."""
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    upload_docs(site.primary, "ann/dev", documentation("demo", "1.0"))
+    site.primary.stop()
+    site.old()
+    skips = replica_at(site.folder / "skips", site.primary, "--file-replication-skip-indexes", "all",
+                       script=site.script, secret=site.secret)
+    site.servers.append(skips.start())
+    whole = site.replica("whole")
+    in_sync(site.primary, skips, whole)
+    for server in (site.primary, skips, whole):
+        server.stop()
+    refused = command(skips, "promote", "--force")
+    assert refused.returncode == 1 and "lost with it: 2 files" in refused.stderr
+    done(command(skips, "promote", "--force", "--accept-loss"))
+    assert "did not come from the former primary: 2" in command(skips, "status").stdout
+
+    with contextlib.closing(sqlite3.connect(whole.directory / "devpi_lite.db")) as db:
+        db.execute("INSERT INTO wanted (sha256, size, is_docs, serial, since) "
+                   "SELECT sha256, size, kind = 'doczip', 1, 0 FROM files")
+        for table in ("doc_members", "docs"):
+            db.execute("DELETE FROM " + table)
+        db.commit()
+    done(command(whole, "promote", "--force"))
+    heir = site.again(whole)
+    assert status(heir)["messages"] == []
+    assert heir.get("/ann/dev/demo/1.0/+doc/index.html", headers={"Accept": "*/*"}).status == 200
 
 
 def test_resync_of_a_replica_changes_nothing_when_the_primary_is_away(site):
