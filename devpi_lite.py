@@ -21273,7 +21273,7 @@ class Fetcher(Part):
                 if chosen and (by_itself or size + row["size"] > budget):
                     break
                 self.queue.popleft()
-                if self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"]):
+                if self._is_here(row):
                     self.arrived(row["sha256"])
                     continue
                 download, is_new = self._flight(row["sha256"], row["size"])
@@ -21283,6 +21283,14 @@ class Fetcher(Part):
                         break
                     size += row["size"]
         return chosen
+
+    def _is_here(self, row):
+        """Whether a wanted blob is here; False if that can't be seen."""
+        try:
+            return self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"])
+        except OSError as error:
+            log.error("the file %s can't be read: %s", row["sha256"], reason_of(error))
+            return False
 
     def _queue_wanted(self):
         self.queued_at = self.store.serial
@@ -21343,6 +21351,8 @@ class Fetcher(Part):
         except (Problem, OSError) as error:
             log.error("replica: files that came can't be kept: %s", reason_of(error))
             self.rest_until = time.monotonic() + 1
+            if not isinstance(error, NoSpace):      # one of them may keep the others from it
+                self.alone.update(download.file.sha256 for download in downloads)
             for download in downloads:
                 download.fail(LeftOut("it can't be kept"))
                 remove(download.opened)

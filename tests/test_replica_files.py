@@ -65,6 +65,22 @@ def test_small_files_come_together_and_large_ones_by_themselves(pair):
         assert replica.get(path_of(archive, "ann/dev"), headers=ANY).body == archive.content
 
 
+@pytest.mark.parametrize("size", [2000, 1500000])
+def test_a_file_that_has_no_place_on_disk_stops_no_other(pair, size):
+    replica = pair.replica()
+    same(pair.primary, replica)
+    pair.between.change = lambda data, sent: None       # the files are named all at once
+    archives = pair.upload(*[size] * 4)
+    folders = [replica.directory / "files" / archive.sha256[:2] for archive in archives]
+    blocked = next(at for at in (1, 2, 0, 3) if folders.count(folders[at]) == 1)
+    folders[blocked].rmdir()
+    folders[blocked].write_bytes(b"")
+    pair.between.change = None
+    eventually(lambda: status(replica)["wanted"]["files"] == 1)
+    for at in {0, 1, 2, 3} - {blocked}:
+        assert replica.get(path_of(archives[at], "ann/dev"), headers=ANY).body == archives[at].content
+
+
 def test_a_large_file_goes_on_where_it_broke_off(pair):
     (archive,) = pair.upload(1500000)
     pair.between.change = lambda data, sent: data if sent < 400000 else None
