@@ -4482,7 +4482,6 @@ class Blobs(Part):
             raise ReadOnly()
         return IncomingBlob(self)
 
-
     def put_aside(self, data):
         """Write the whole bytes of a blob to a new file in `tmp/`, not synced; its path, for
         `keep_many`."""
@@ -4494,12 +4493,10 @@ class Blobs(Part):
                 left = memoryview(data)
                 while left:
                     left = left[os.write(fd, left):]
-            except BaseException:
-                os.unlink(path)
-                raise
             finally:
                 os.close(fd)
         except OSError as error:
+            remove(path)        # it is closed: Windows deletes no open file
             raise disk_problem(error) from error
         return path
 
@@ -26998,7 +26995,6 @@ class Against:
                                       f"those of {self.primary.url}: {why}")
                 return None
             time.sleep(0.5)
-
 
     @property
     def facts(self):
