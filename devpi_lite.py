@@ -26702,14 +26702,13 @@ class Checkup:
             named_by = self.named_by("sha256 = ?", sha256)
             if not named_by or not fault and self._came(sha256):
                 continue
-            is_wanted = self.primary_url and self._is_wanted(sha256)
-            origin = self.repairs and not (is_wanted and not fault) \
-                and self.repairs.blob(sha256, largest)
             of_stage = any(release_id is not None for _, release_id in named_by)
-            will_come = self.primary_url and of_stage and not origin and (
-                is_wanted and not fault or self.repairs and self.repairs.want(sha256))
+            is_late = self.primary_url and of_stage and not fault and self._is_wanted(sha256)
+            origin = self.repairs and not is_late and self.repairs.blob(sha256, largest)
+            will_come = self.repairs and self.primary_url and of_stage and not origin \
+                and not is_late and self.repairs.want(sha256)
             for path, release_id in named_by:
-                if will_come and is_wanted and not fault:
+                if is_late:
                     self.findings.warning("wanted", path, "it has not arrived from "
                                           f"{self.primary_url} yet")
                 elif will_come:
