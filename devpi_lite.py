@@ -28592,7 +28592,8 @@ def command_resync(parsed):
             return
         aside = free_name(os.path.join(
             serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime())))
-        rebuild(settings, primary, told_history, losses, aside)
+        with said_when_stopped("the resync was stopped: `status` shows whose replica this is"):
+            rebuild(settings, primary, told_history, losses, aside)
     print(f"{serverdir} is a replica of {url} now; what it was is in {aside}: start it with "
           f"--primary-url {url}")
 

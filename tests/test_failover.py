@@ -489,6 +489,13 @@ devpi_lite.sync_tree = lambda folder: os._exit(9)
     words = "resync", "--secretfile", site.secret, "--serverdir", replica.directory
     assert run_command(*words, script=breaks).returncode == 9
     assert rows(replica) == before and not list(replica.directory.glob("diverged-*"))
+    stopped = run_command(*words, script=patched(tmp_path, """
+def stop(folder):
+    raise KeyboardInterrupt
+devpi_lite.sync_tree = stop
+"""))
+    assert stopped.returncode == 1 and "the resync was stopped" in stopped.stderr
+    assert rows(replica) == before and not list(replica.directory.glob("diverged-*"))
     with contextlib.closing(sqlite3.connect(replica.directory / "devpi_lite.db")) as db:
         db.execute("INSERT INTO outbox (delivery, index_id, target, kind, url, headers, body, due) "
                    "VALUES ('d', 1, 't', 'webhook', 'u', '{}', x'', 0)")
