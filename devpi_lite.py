@@ -19956,7 +19956,7 @@ _SIGNATURE = re.compile("Devpi-Replica id=([0-9a-f]{32}),term=([0-9]{1,9}),ts=([
 _NOT_KEPT = ("Cache-Control", "no-store")      # of all that replicas get
 
 
-class Asking(typing.NamedTuple):
+class Signer(typing.NamedTuple):
     """The server that signed a request."""
     uuid: str
     term: int           # the highest that it has seen
@@ -19983,7 +19983,8 @@ class Replicas(Standalone):
         self.polls = threading.BoundedSemaphore(Limits.polls)
 
     def check(self, method, target, headers, body=b""):
-        """Who signed a request just now, as `Asking`; None if nobody did who has the secret.
+        """The `Signer` of a request; None if it was not signed just now by a server that has the
+        secret.
 
         If that server has seen a later term, there is another primary: this one takes no more
         changes."""
@@ -20011,7 +20012,7 @@ class Replicas(Standalone):
             self.fence(f"a server has been promoted since this one was the primary (its term is "
                        f"{term}, the one here {self.store.node['term']}): changes are made there",
                        int(term))
-        return Asking(uuid_, int(term), fitting[0], nonce)
+        return Signer(uuid_, int(term), fitting[0], nonce)
 
     def fence(self, sentence, term=0):
         """Take no more changes, until `promote`: the sentence says why; `term`: the later one that
@@ -20025,17 +20026,17 @@ class Replicas(Standalone):
             log.error("this primary takes no more changes: %s", sentence)
         self.store.closed_to_rows = sentence
         try:
-            self.store.change_node(Store.put_facts, {"fenced": sentence, "fenced_term": str(term)})
+            self.store.set_facts(fenced=sentence, fenced_term=str(term))
         except Problem as problem:
             log.error("that this primary takes no more changes was not stored: %s",
                       problem.message)
 
     def sign(self, request, response, digest=None):
         """Sign a response by the key of the request; `digest`: the SHA-256 of its body, in hex."""
-        asking = request.replica
+        signer = request.replica
         digest = digest or hashlib.sha256(response.body).hexdigest()
         head, node = str(self.store.serial), self.store.node
-        mac = signature(asking.key, asking.nonce, str(response.status), node["uuid"],
+        mac = signature(signer.key, signer.nonce, str(response.status), node["uuid"],
                         node["epoch"], node["term"], head, digest)
         response.headers = [pair for pair in response.headers if pair[0] != "Cache-Control"] + [
             ("X-Devpi-Epoch", node["epoch"]), ("X-Devpi-Term", node["term"]),
@@ -20148,12 +20149,12 @@ class Replicas(Standalone):
             log.error("serial %d of the changelog is damaged: no replica gets past it", serial)
             self.damaged = serial
 
-    def doubt(self, asking, address, reason, serial):
+    def doubt(self, signer, address, reason, serial):
         """A replica has an entry that this server never had: take no more changes, unless its
         operator has accepted that loss."""
         if reason in ("ahead", "fork") \
-                and asking.term >= int(self.store.node.get("accepted_term", 0)):
-            self.fence(f"the replica {asking.uuid} at {address} has serial {serial}, which this "
+                and signer.term >= int(self.store.node.get("accepted_term", 0)):
+            self.fence(f"the replica {signer.uuid} at {address} has serial {serial}, which this "
                        "server never had: it lost changes, as after a restore of an older backup. "
                        "Promote that replica, or accept the loss here by promote --accept-loss")
 
