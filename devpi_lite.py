@@ -3747,15 +3747,19 @@ class Store(Part):
             self.serial = serial
             self.log_grew.notify_all()
 
-    def wait_for_serial(self, serial, seconds, is_vain=lambda: False):
-        """Whether this serial is reached within `seconds`, or before the server ends, or before the
-        wait `is_vain()`, which is asked whenever `log_grew` is notified."""
+    def wait_for_serial(self, serial, seconds, may_end=lambda: False):
+        """Whether this serial is reached within `seconds`, before the server ends and before
+        `may_end()`, which is asked whenever `log_grew` is notified."""
         if self.serial >= serial:
             return True
         with outside_wait(), self.log_grew:
             self.log_grew.wait_for(
-                lambda: self.serial >= serial or self.waits_are_over or is_vain(), seconds)
+                lambda: self.serial >= serial or self.waits_are_over or may_end(), seconds)
         return self.serial >= serial
+
+    def pause(self, seconds, may_end=lambda: False):
+        """Wait for `seconds`, or until the server ends or `may_end()`: see `wait_for_serial`."""
+        self.wait_for_serial(sys.maxsize, seconds, may_end)
 
     def end_waits(self):
         """End all `wait_for_serial` at once: the server is about to end."""
@@ -20211,7 +20215,7 @@ class Replicas(Standalone):
                     continue
             except (Problem, OSError, ValueError) as error:
                 log.debug("the former primary %s: %s", former.url, error)
-            self.store.wait_for_serial(sys.maxsize, Limits.former_pause)
+            self.store.pause(Limits.former_pause)
 
     def recover(self):
         self._settle_wanted()
@@ -20747,7 +20751,7 @@ class BlobDownload(Download):
                         or isinstance(error, NoResponse) or incoming.size >= (self.length or 0):
                     raise
                 log.info("replica: going on from byte %d: %s", incoming.size, error.message)
-                self.fetcher.store.wait_for_serial(sys.maxsize, 0.1 * 2 ** breaks)
+                self.fetcher.store.pause(0.1 * 2 ** breaks)
                 if self.fetcher.store.waits_are_over:
                     raise
 
@@ -21712,7 +21716,7 @@ class Follower(Part):
         while not self.store.waits_are_over:
             since = self.in_sync_since
             left = -1 if self.why_stale() or since is None else since + limit - time.monotonic()
-            self.store.wait_for_serial(sys.maxsize, left + 0.001 if left >= 0 else min(limit, 0.2))
+            self.store.pause(left + 0.001 if left >= 0 else min(limit, 0.2))
 
     def wants(self, path):
         """Whether files of an index are fetched before somebody asks for them."""
@@ -21725,13 +21729,11 @@ class Follower(Part):
             if self.follow_once():
                 failures = 0
                 if self.is_burst:       # to ask for each entry would cost the primary more
-                    self.store.wait_for_serial(sys.maxsize, Limits.burst_pause,
-                                               lambda: self.is_asked)
+                    self.store.pause(Limits.burst_pause, lambda: self.is_asked)
                 continue
             failures += 1
             pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
-            self.store.wait_for_serial(
-                sys.maxsize, pause * random.uniform(0.5, 1), lambda: self.is_asked)
+            self.store.pause(pause * random.uniform(0.5, 1), lambda: self.is_asked)
 
     def follow_once(self):
         """Enter what comes next of the primary's changes, after at most one wait for it; returns
