@@ -1275,14 +1275,14 @@ class Limits:
     slow_client = 0.2               # seconds that a worker waits for a client; then the front does
     pending_memory = 32 << 20       # of responses that the front sends on, in all
     pending_grace = 5               # seconds for which none of these counts as slow
-    slowest_response = 1024           # bytes a second of a response, after its first minute
+    slowest_response = 1024         # bytes a second of a response, after its first minute
     gathered_body = 64 << 10        # the largest body that the front receives itself
     slowest_body = 1024             # bytes a second of a body, after its first minute
     json_body = 16 << 10            # of a login, a push, a yank, a status
     config_body = 320 << 10         # of a user or an index: their `attributes` and a little more
     json_cost = 30                  # bytes of memory for a byte of JSON, parsed: "[[],[],..."
     file_cost = 1500                # bytes of memory for a file of a page that is being made
-    response_cost = 5                 # bytes of memory for a byte of stored JSON in a response
+    response_cost = 5               # bytes of memory for a byte of stored JSON in a response
     json_marks = 40000              # brackets and commas in a body, those in strings included
     variants_file = 1 << 20         # an uploaded list of a release's variant wheels
     json_depth = 50
@@ -1337,7 +1337,7 @@ class Limits:
     response_cache = 64 << 20
     page_cache = 64 << 20
     turn = 0.5                      # seconds that a request waits for another to make the same page
-    ready_response = 1 << 20          # the largest response that the front keeps ready
+    ready_response = 1 << 20        # the largest response that the front keeps ready
     ready_head = 4 << 10            # the largest request head that it keeps one for
     small_file = 256 << 10          # the largest file that is sent from memory, in one send
     upstream_page = 100 << 20
@@ -1374,8 +1374,9 @@ class Limits:
     fetches = 64                    # busy with pages and metadata files; thrice as many in all
     fetches_of_one = 24             # from one host; one index alone gets two thirds of them
     log_entries, log_bytes = 1000, 4 << 20      # of a changelog, in one response to a replica
-    replica_warning, replica_alarm = 60, 300    # seconds without a response of the primary, a file,
-    replica_known = 86400                       # or a request of a replica, which is known for so
+    # seconds without a response of the primary, a file, or a request of a replica
+    replica_warning, replica_alarm = 60, 300
+    replica_known = 86400           # seconds after which a silent replica is not missed any more
     replica_late, replica_too_late = 300, 3600  # seconds that a replica is not in sync
     replica_queue, replica_tries = 10, 3        # wanted files, and tries of one, worth a complaint
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
@@ -1480,11 +1481,11 @@ class Limits:
     test_results = 1000             # of one file
     large_jsons = 2                 # test results parsed in child processes at a time
     large_jsons_of_one = 1          # of these, from one address
-    anonymous_results = 100          # test results of one file, from clients without login
+    anonymous_results = 100         # test results of one file, from clients without login
     anonymous_result_bytes = 64 << 20    # these in all
-    anonymous_an_hour = 3000         # test results without login, on all indexes
-    anonymous_of_one = 1000          # of these, from one address
-    anonymous_bytes = 256 << 20      # an hour, of test results without login
+    anonymous_an_hour = 3000        # test results without login, on all indexes
+    anonymous_of_one = 1000         # of these, from one address
+    anonymous_bytes = 256 << 20     # an hour, of test results without login
     anonymous_bytes_of_one = 128 << 20   # of these, from one address
     cleaning = 3600                 # seconds between two searches for files without a row
     write_ahead_log = 64 << 20      # bytes that it keeps after a checkpoint
@@ -1520,9 +1521,9 @@ class Limits:
     pushes_of_one = 8               # of these, by one user
     push_time = 1800                # seconds for one push to an outside server
     attestations = 256 << 10        # characters, of one file
-    refusal_reason = 1000              # characters of another server's refusal that are passed on
+    refusal_reason = 1000           # characters of another server's refusal that are passed on
     named_stages = 5                # that a refusal suggests in place of an index
-    posted_response = 64 << 10        # bytes of the response to a POST that are read
+    posted_response = 64 << 10      # bytes of the response to a POST that are read
     slowest_post = 16 << 10         # bytes a second
     busy = 10                       # seconds that a writer waits for another process
     shutdown = 30                   # seconds in which running requests may finish
@@ -19907,9 +19908,9 @@ def check_for_proxy(request):
 # ==================================================================================================
 # 23  A primary
 #
-# A primary lets replicas follow its changelog, entry by entry, and fetch its files. It tells them
-# to nobody without a signature of the secret that all of them have, and takes no more changes once
-# it hears that another server has been promoted, or that it has lost changes itself.
+# Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
+# to requests that are signed with the secret which all these servers have. It takes no more changes
+# once it learns that another server has been promoted, or that it has lost changes itself.
 # ==================================================================================================
 
 
@@ -19925,10 +19926,10 @@ class Standalone(Part):
 
 
 class Nonces:
-    """Numbers that were used in requests; each is kept until its request counts as old.
+    """Numbers that were used in requests; each is kept until its request is too old to be accepted.
 
-    What was used before the start of this server is not known, so older requests do not count
-    either."""
+    Which numbers were used before the start of this server is not known, so requests from before it
+    are not accepted either."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -19945,7 +19946,7 @@ class Nonces:
         with self.lock:
             for old in [old for old in self.used if old < now - Limits.signature_age]:
                 self.count -= len(self.used.pop(old))
-            # (a start that lies ahead was by a wrong clock)
+            # (a start that lies ahead was read from a wrong clock)
             if second < self.started <= now or number in self.used.get(second, ()):
                 return False
             if self.count >= Limits.nonces:
@@ -20022,8 +20023,8 @@ class Replicas(Standalone):
         """Take no more changes, until `promote`: the sentence says why; `term`: the later one that
         was seen.
 
-        Where that can't be stored, it is so until this server ends, and the next one who says it
-        has it stored."""
+        If that can't be stored, it holds until this server ends, and the next call tries to store
+        it again."""
         if int(self.store.node.get("fenced_term", -1)) >= term or self.store.read_only:
             return
         if self.store.closed_to_rows != sentence:
@@ -20192,12 +20193,12 @@ class Replicas(Standalone):
             yield "former primary", self._tell_former_primary
 
     def _tell_former_primary(self):
-        """Have the server that was the primary before this one take no more changes, when it comes
-        back: it sees the later term. If its own is later still, this one takes no more.
+        """Ask the server that was the primary before this one, until this server ends: when it
+        comes back, it sees the later term and takes no more changes. If its own term is later
+        still, this server takes no more.
 
-        If both have the same, both began an epoch that the other does not know, as the one was
-        restored from a backup while the other was promoted: then the promoted one gets a later
-        term."""
+        Both have the same term if the former one was restored from a backup while this one was
+        promoted: then this one begins an epoch with a later term."""
         node = self.store.node
         former = Primary(self.app.client, node["former_url"], self.app.secret, node)
         while not self.store.waits_are_over:
@@ -20669,9 +20670,9 @@ def _small_blob(blobs, name):
 # ==================================================================================================
 # 24  A replica's files
 #
-# A replica takes rows at once, and the files that they name afterwards: the newest and smallest
-# first, many small ones in one response, from a medium that was carried over or from the primary.
-# Each is believed by its hash alone, and no file that breaks off or can't be had stops the others.
+# A replica enters rows at once, and fetches the files that they name afterwards: the newest and
+# smallest first, many small ones in one response, from a medium that was carried over or from the
+# primary. Only a file's hash says that it is right. A file that can't be fetched stops no others.
 # ==================================================================================================
 
 
@@ -20704,7 +20705,7 @@ class BlobDownload(Download):
 
     @property
     def _most(self):
-        """The rows say the size, and what gives more is no primary: its head is not signed."""
+        """The size that the rows state: the head of this response is not signed."""
         return self.file.size if self.file.size is not None else super()._most
 
     def _check_announced(self):
@@ -20714,7 +20715,7 @@ class BlobDownload(Download):
         super()._check_announced()
 
     def _failed(self):
-        """The one who asked for it notes why."""
+        """Counts nothing: the threads that fetch wanted blobs note why one did not come."""
 
     def _fetch(self):
         incoming = self.fetcher.take_up(self.file.sha256) or self.blobs.incoming()
@@ -20780,7 +20781,7 @@ class BlobDownload(Download):
                 self._grow(ready)
 
     def came(self, data):
-        """Take all bytes, which came with those of others; they can be read from now on."""
+        """Store the whole blob, which came in a response with others."""
         if self.file.size not in (None, len(data)) \
                 or hashlib.sha256(data).hexdigest() != self.file.sha256:
             raise UpstreamTrouble(f"{self.file.url} has another hash than announced")
@@ -21212,7 +21213,8 @@ class Fetcher(Part):
             self.has_work.wait(1)
 
     def fetch_once(self):
-        """Fetch what is wanted now, as far as it is to be had; for a caller without the loop."""
+        """Fetch the blobs that are wanted now and that the primary has; for a caller without the
+        loop."""
         self._forget_arrived()
         self._open_lanes()
         while self.lanes:
@@ -21221,7 +21223,7 @@ class Fetcher(Part):
         self._forget_arrived()
 
     def _open_lanes(self):
-        """Have as many threads fetch wanted blobs as are allowed and of use."""
+        """Start more threads that fetch wanted blobs, as far as allowed and of use."""
         if not self.missing or not self._may_fetch():
             return
         with self.lock:
@@ -21325,7 +21327,7 @@ class Fetcher(Part):
             except Problem as error:
                 trouble = error
             if not trouble or len(batch.waiting) == len(chosen):
-                # by themselves, it shows which of them breaks the response; and each gets further
+                # one by one, only the one that breaks the response fails
                 self.alone.update(batch.waiting)
             self.has_work.set()
         else:
@@ -21476,9 +21478,9 @@ def _note_failure(change, row, message):
 # ==================================================================================================
 # 25  A replica
 #
-# A replica enters what comes next in the chain of its primary's changelog and nothing else, or
-# takes a snapshot of a history that has all that is here. It believes the primary only with a
-# signature, and compares its rows with the primary's once a day.
+# A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
+# whose history includes its own. It takes only what the primary has signed, and compares its rows
+# with the primary's once a day.
 # ==================================================================================================
 
 
@@ -21737,7 +21739,7 @@ class Follower(Part):
 
     def follow_once(self):
         """Enter what comes next of the primary's changes, after at most one wait for it; returns
-        whether that worked.  `state` and `trouble` say more."""
+        whether that worked. `state` and `trouble` say more."""
         self.tried, self.is_asked, self.is_burst = time.time(), False, False
         self.steps += 1
         try:
@@ -28439,8 +28441,8 @@ def settle_secret(store, settings, secret):
     """The secret of a server, a new one if it is None; FatalError if others need to have the same,
     and it is not the one that was here until now.
 
-    Without that a server which is started without its --secretfile would make a secret of its own:
-    all sessions would end, and its replicas would be refused."""
+    Otherwise a primary that is once started without its --secretfile would make a new secret: all
+    sessions would end, and its replicas would be refused."""
     known, role = store.node.get("secret_id"), store.node.get("role", "standalone")
     if settings.read_only and not settings.secretfile:
         return secret
