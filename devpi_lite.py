@@ -6878,11 +6878,10 @@ def place_of(address):
 def derived_keys(secret, purpose):
     """The keys for a purpose, one for each secret that is accepted.
 
-    `secret`: bytes; or, as `read_secret` returns them, the secret and perhaps the former one, which
-    is accepted while a new one is brought to all servers. What is signed is signed with the first
-    key."""
-    both = (secret,) if isinstance(secret, bytes) else secret
-    return tuple(hmac.new(each, purpose, "sha256").digest() for each in both)
+    `secret`: as `read_secret` returns it, a tuple of the secret and perhaps the former one, which
+    is accepted while a new one is brought to all servers. Signatures are made with the first key.
+    """
+    return tuple(hmac.new(each, purpose, "sha256").digest() for each in secret)
 
 
 class Tokens:
@@ -22247,10 +22246,11 @@ def lock_holder(serverdir):
 
 
 def read_secret(serverdir, secretfile, may_make=True):
-    """The secret behind logins and replication, from `secretfile` or the directory, which gets one
-    if it has none, or None is returned: see `derived_keys`.
+    """The secret behind logins and replication, from `secretfile` or the directory, as a tuple: see
+    `derived_keys`. FatalError if it can't be used.
 
-    A file has it in a line of at least 32 bytes; a second line has the former secret."""
+    If the directory has none, it gets a new one if it `may_make` one; otherwise None is returned.
+    A file has the secret in a line of at least 32 bytes; a second line has the former secret."""
     path = secretfile or os.path.join(serverdir, ".secret")
     if not secretfile and not os.path.exists(path):
         if not may_make:
@@ -22291,7 +22291,7 @@ def secret_for_read_only(settings):
     may still run."""
     if settings.secretfile:
         return read_secret(settings.serverdir, settings.secretfile)
-    return secrets.token_bytes(32)
+    return (secrets.token_bytes(32),)
 
 
 def write_private(path, data):

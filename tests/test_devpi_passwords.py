@@ -376,7 +376,7 @@ def test_on_read_only_media_a_login_works_and_nothing_is_written(tmp_path, monke
     with contextlib.closing(d.Store(d.Settings(str(tmp_path)), create=True)) as store:
         put_user(store, "alice", argon2())
     with contextlib.closing(d.Store(d.Settings(str(tmp_path), read_only=True))) as store:
-        logins = d.Logins(d.Users(store), b"secret")
+        logins = d.Logins(d.Users(store), (b"secret",))
         assert logins.check("alice", "wrong", "192.0.2.1").user is None
         for _ in range(3):
             assert logins.check("alice", "right", "192.0.2.1", is_login=True).user == "alice"

@@ -176,7 +176,7 @@ def logins(tmp_path, monkeypatch):
     store = d.Store(d.Settings(str(tmp_path)), create=True)
     users = d.Users(store)
     users.create("alice", {"password": "right"})
-    yield d.Logins(users, b"secret")
+    yield d.Logins(users, (b"secret",))
     store.close()
 
 

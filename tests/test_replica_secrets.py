@@ -535,7 +535,7 @@ def test_an_odd_row_of_a_snapshot_is_refused(line):
 class Hostile:
     """A server that has the secret, and sends what it likes: `answers` path -> (status, body)."""
 
-    uuid, key = "7" * 32, devpi_lite.replication_keys(OLD)[0]
+    uuid, (key,) = "7" * 32, devpi_lite.replication_keys((OLD,))
 
     def __init__(self):
         self.answers, self.extra = {}, {}
@@ -641,7 +641,7 @@ def test_no_byte_is_taken_of_what_is_not_signed(hostile):
     {"uuid": "7" * 31}, {"uuid": "x" * 32}, {"epoch": "e"}, {"term": "-1"}, {"term": "1" * 10},
     {"head": "1e5"}, {"head": "9" * 16}, {"head": ""}, {"digest": "0" * 64}, {"digest": "é"}])
 def test_odd_heads_are_refused_though_they_are_signed(extra, monkeypatch):
-    key, said = devpi_lite.replication_keys(OLD)[0], []
+    (key,), said = devpi_lite.replication_keys((OLD,)), []
 
     class Response:
         status = 200
@@ -671,7 +671,7 @@ def test_odd_heads_are_refused_though_they_are_signed(extra, monkeypatch):
             return response
 
     def ask(**options):
-        primary = devpi_lite.Primary(Client(), "http://127.0.0.1", OLD, {"uuid": "1" * 32, "term": "1"})
+        primary = devpi_lite.Primary(Client(), "http://127.0.0.1", (OLD,), {"uuid": "1" * 32, "term": "1"})
         return primary.get_signed("/+repl/v1/history", **options)
 
     with pytest.raises(devpi_lite.UpstreamTrouble):
@@ -812,7 +812,7 @@ def test_nothing_of_the_secret_is_told(tmp_path):
             told.append(file.read())
         text = "\n".join(told)
         keys = [key for secret in (OLD, NEW) for key in (
-            *devpi_lite.replication_keys(secret), *devpi_lite.derived_keys(secret, b"devpi_lite session"),
+            *devpi_lite.replication_keys((secret,)), *devpi_lite.derived_keys((secret,), b"devpi_lite session"),
             secret)]
         for key in keys:
             for form in (key.hex(), base64.b64encode(key).decode().rstrip("="), key.decode("latin-1")):
