@@ -1392,6 +1392,7 @@ class Limits:
     first_comparison, comparison_pause, comparison_retry = 300, 86400, 600
     differing_names = 20            # indexes whose rows differ, by name
     snapshots = 2                   # small ones, that are made at a time
+    snapshot_hashes = 50_000        # of older entries, in a snapshot
     snapshot_here = 5000            # files of stages, from which on a child process makes them
     snapshot_wait = 20              # seconds that a replica waits for one; then it asks again
     snapshot_time = 3600            # seconds that it may take
@@ -3871,15 +3872,15 @@ class Store(Part):
         if change.head:
             self._note_source(change, uuid_)
 
-    def start_from(self, rows, entry, uuid_, wants_blobs=None):
+    def start_from(self, rows, entry, uuid_, wants_blobs=None, hashes=()):
         """Replace all of people's data by another server's.
 
         `rows`: as its `all_rows` yields them after the entry `entry` of its changelog; `uuid_`:
-        that server's; `wants_blobs`: see `Change`."""
-        self.write(self._start_from, rows, entry, uuid_, wants_blobs)
+        that server's; `wants_blobs`: see `Change`; `hashes`: (serial, hash) of older entries."""
+        self.write(self._start_from, rows, entry, uuid_, wants_blobs, hashes)
         self.node = self._node_facts()
 
-    def _start_from(self, change, rows, entry, uuid_, wants_blobs):
+    def _start_from(self, change, rows, entry, uuid_, wants_blobs, hashes):
         if not entry.is_sound:
             raise FatalError(f"serial {entry.serial} of the other changelog is damaged")
         change.is_replay, change.wants_blobs = True, wants_blobs
@@ -3900,6 +3901,7 @@ class Store(Part):
 
         self._delete_entries(change.db, entry.serial)
         change.execute("DELETE FROM changelog")
+        change.executemany("INSERT OR REPLACE INTO cut_entries VALUES (?, ?)", hashes)
         self._enter(change, entry)
         self._note_source(change, uuid_)
 
@@ -20437,7 +20439,10 @@ class Snapshots:
 @route("GET", "/+repl/v1/snapshot", for_="program", may="replicate")
 def get_snapshot(request):
     """All rows of people's data at one moment: deflated JSON lines, first the newest entry of the
-    changelog, then [kind, key, value] for each row.
+    changelog, then [[serial, hash], ...] of those before it, then [kind, key, value] of each row.
+
+    With these hashes the replica, once it is promoted itself, knows that replicas which are behind
+    it share its history.
 
     `after`, `hash`: of the newest entry that the replica has; 409 with a `reason` if that is not in
     this server's history.
@@ -20503,6 +20508,10 @@ def write_snapshot(db, file):
 def _snapshot_lines(db):
     serial, _ = Store.head(db)
     yield from map(entry_line, read_log(db, serial - 1))
+    yield compact_json([(row["serial"], row["hash"].hex()) for row in db.execute(
+        "SELECT serial, hash FROM cut_entries WHERE serial >= :first UNION "
+        "SELECT serial, hash FROM changelog WHERE serial BETWEEN :first AND :last",
+        {"first": serial - Limits.snapshot_hashes, "last": serial - 1})]).encode() + b"\n"
     rows = iter(all_rows(db))
     for first in rows:
         some = [first, *itertools.islice(rows, 200)]
@@ -22032,8 +22041,8 @@ def take_snapshot(store, primary, folder, wants_blobs, check=lambda response, fi
         file.seek(0)
         check(response, file)
         lines = _unpacked_lines(file)
-        entry = entry_of(next(lines))
-        store.start_from(map(_row_of, lines), entry, response.uuid, wants_blobs)
+        entry, hashes = entry_of(next(lines)), _hashes_of(next(lines, b""))
+        store.start_from(map(_row_of, lines), entry, response.uuid, wants_blobs, hashes)
     return response
 
 
@@ -22058,6 +22067,18 @@ def _unpacked_lines(file):
                                  "bytes")
     if size or not unpacker.eof:
         raise ValueError("the snapshot is not whole")
+
+
+def _hashes_of(line):
+    """[(serial, hash), ...] of the second line of a snapshot; ValueError."""
+    try:
+        hashes = [(operator.index(serial), bytes.fromhex(chain))
+                  for serial, chain in json.loads(line)]
+        if not all(0 <= serial < 1 << 53 and len(chain) == 32 for serial, chain in hashes):
+            raise ValueError("these are none")
+        return hashes
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the snapshot has no hashes: {reason_of(error)}") from None
 
 
 def _row_of(line):

@@ -502,3 +502,21 @@ devpi_lite.sync_tree = stop
         db.commit()
     assert "1 message to webhooks or Jenkins would not be sent" in done(run_command(*words))
     assert len(list(replica.directory.glob("diverged-*"))) == 1 and unsound(replica) == []
+
+
+def test_a_replica_that_is_behind_the_snapshot_of_the_promoted_one_follows_it(site):
+    behind = site.replica("behind")
+    same(site.primary, behind)
+    behind.stop()
+    for number in range(5):
+        site.primary.upload("ann/dev", wheel("demo", "1.%d" % number))
+    late = site.replica("late")
+    same(site.primary, late)
+    late.stop()
+    site.primary.stop()
+    done(command(late, "promote", "--force"))
+    heir = site.again(late)
+    heir.upload("ann/dev", wheel("demo", "2.0"))
+    follower = site.again(behind, "--primary-url", heir.url)
+    same(heir, follower)
+    assert status(heir)["fenced"] is None

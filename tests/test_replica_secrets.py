@@ -601,16 +601,24 @@ def test_an_odd_history_is_none(history):
         devpi_lite.epochs_from(history)
 
 
+@pytest.mark.parametrize("line", [b"", b"5", b"[1]", b"[[1]]", b'[["1", "00"]]', b'[[1, "00"]]', b'[[1, 2]]',
+                                  b'[[-1, "%s"]]' % (b"0" * 64), b'[[1, "%s"]]' % (b"z" * 64), b"[" * 100000])
+def test_odd_hashes_of_a_snapshot_are_none(line):
+    assert devpi_lite._hashes_of(b'[[7, "%s"]]' % (b"0" * 64)) == [(7, bytes(32))]
+    with pytest.raises(ValueError):
+        devpi_lite._hashes_of(line)
+
+
 def test_a_replica_lives_on_whatever_its_primary_sends(hostile):
     server, replica = hostile
     server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(
-        entry_of(OPS) + b"\n" + packed_rows(BAD_ROWS[0]))
+        entry_of(OPS) + b"\n[]\n" + packed_rows(BAD_ROWS[0]))
     replica.start()
     assert "can't be put" in comes_to_be(replica, "failing")["replication-trouble"]
     assert replica.get("/+api").status == 200
 
     server.answers["/+repl/v1/history"] = 200, b'{"history": [{}]}'
-    server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(entry_of(OPS) + b"\n")
+    server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(entry_of(OPS) + b"\n[]\n")
     server.answers["/+repl/v1/log"] = 204, b""
     eventually(lambda: "history" in (status(replica)["replication-trouble"] or ""))
     server.answers["/+repl/v1/history"] = 200, json.dumps({"history": HISTORY}).encode()
