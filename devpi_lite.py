@@ -917,7 +917,7 @@ def _port(text):
 def listen_address(text):
     """(host, port) of `HOST:PORT`, `*:PORT` or `[::1]:PORT`."""
     host, colon, port = text.rpartition(":")
-    if not colon:
+    if not colon or "/" in host:
         raise ValueError(f"{text!r} is not HOST:PORT")
     return ("0.0.0.0" if host == "*" else host.strip("[]")), _port(port)
 
@@ -10331,6 +10331,11 @@ class UpstreamClient(Part):
         return self.paused.get(origin_of(url), 0) > time.monotonic()
 
 
+def secret_ids(secret):
+    """What is remembered of the accepted secrets, to know them again; it does not disclose them."""
+    return [key.hex()[:8] for key in derived_keys(secret, b"devpi-lite-secret-id")]
+
+
 def replication_keys(secret):
     """The keys of a primary and its replicas, apart from those of session tokens: see
     `derived_keys`."""
@@ -17567,8 +17572,10 @@ def _is_too_early(request):
 
 
 def refuse_stale(app):
-    """Busy if this is a replica that is too old to be read: see --max-staleness."""
-    why = app.settings.max_staleness and app.replication.why_stale()
+    """Busy if this is a replica that has nothing yet, or is too old to be read: see
+    --max-staleness."""
+    why = app.primary and app.store.serial < 0 and "nothing has come from the primary yet" \
+        or app.settings.max_staleness and app.replication.why_stale()
     if why:
         raise Busy(why, Limits.primary_pause)
 
@@ -20016,8 +20023,8 @@ class Replicas(Standalone):
             return None
         if int(term) > int(self.store.node["term"]):
             self.fence(f"a server has been promoted since this one was the primary (its term is "
-                       f"{term}, the one here {self.store.node['term']}): changes are made there",
-                       int(term))
+                       f"{term}, the one here {self.store.node['term']}): changes are made there, "
+                       "and `resync` makes a replica of this one", int(term))
         return Signer(uuid_, int(term), fitting[0], nonce)
 
     def fence(self, sentence, term=0):
@@ -20167,7 +20174,8 @@ class Replicas(Standalone):
     def refusal(self, reason):
         """The facts that say why a replica can't go on from its serial."""
         with self.store.read() as db:
-            return {"reason": reason, "history": read_history(db)}
+            return {"reason": reason, "history": read_history(db),
+                    "fenced": self.store.closed_to_rows}
 
     def complaints(self):
         if self.store.closed_to_rows:
@@ -20340,6 +20348,8 @@ def get_log(request):
             replicas.wait_for(serial + 1, int(query.get("wait", 0)))
             reason, lines = replicas.entries(serial, chain)
     request.serial = request.app.store.serial
+    if not reason and not lines and request.app.store.closed_to_rows:
+        return replicas.sign(request, json_response(replicas.refusal("fenced"), 409))
     if reason:
         replicas.doubt(request.replica, request.address, reason, serial)
         return replicas.sign(request, json_response(replicas.refusal(reason), 409))
@@ -21717,7 +21727,7 @@ class Follower(Part):
             self.dropped = since
         if since is None:
             return f"this replica has not been in sync with {self.primary.url} since its start"
-        return (f"this replica was in sync with {self.primary.url} {age:.0f} seconds ago: "
+        return (f"this replica was last in sync with {self.primary.url} {age:.0f} seconds ago: "
                 f"--max-staleness allows {limit:g}")
 
     def _drop_when_stale(self):
@@ -21799,6 +21809,10 @@ class Follower(Part):
             if facts["reason"] == "pruned":
                 self._take_snapshot()
                 return
+            if facts["reason"] == "fenced":
+                self._heard(response, f"{self.primary.url} takes no changes any more: "
+                                      f"{one_line(str(facts.get('fenced')), 1000)}")
+                return
             if facts["reason"] == "damaged":
                 raise UpstreamTrouble(
                     f"serial {serial + 1} of the changelog at {self.primary.url} is damaged: look "
@@ -21876,21 +21890,28 @@ class Follower(Part):
         self.store.change_node(put_history, epochs_from(json.loads(told.body)["history"]))
         self.primary.term = told.term
 
-    def _heard(self, response):
-        """The primary has responded, and all that it sent is entered."""
-        if response.uuid != self.store.node.get("source_uuid"):
-            self.store.set_facts(source_uuid=response.uuid)
+    def _heard(self, response, trouble=""):
+        """The primary has responded, and all that it sent is entered.
+
+        `trouble`: why it is not known whether this is all that there is: it is fenced."""
+        # the primary has accepted the secret, too
+        facts = {"source_uuid": response.uuid, "secret_id": secret_ids(self.app.secret)[0]}
+        if not facts.items() <= self.store.node.items():
+            self.store.set_facts(**facts)
         if self.app.constant_headers.find(response.uuid.encode()) < 0:
             self.app.name_primary()
         if self.state != "following":
             log.info("replica: following %s from serial %d", self.primary.url, self.store.serial)
-        self.state, self.trouble = "following", ""
+        if trouble and trouble != self.trouble:
+            log.error("replica: %s", trouble)
+        self.state, self.trouble = "following", trouble
         self.heard, self.heard_since = time.time(), time.monotonic()
         if self.heard > float(self.store.node.get("heard", 0)) + Limits.replica_heard \
                 or self.store.serial < response.serial:
             self.store.set_facts(durable=False, heard=str(self.heard),
                                  primary_serial=str(response.serial))
-        self._note_sync()
+        if not trouble:
+            self._note_sync()
         self.files.has_work.set()
 
     def _check_snapshot(self, response, file):
@@ -21937,13 +21958,16 @@ class Follower(Part):
         if self.state == "diverged":
             yield Complaint("fatal", "replica: its history is not the primary's: nothing is taken "
                             "from there", (self.trouble,))
+        elif self.state == "following" and self.trouble:
+            yield Complaint("fatal", f"replica: {self.trouble}")
         elif self.state == "failing":
             yield Complaint("fatal", "replica: what the primary sends can't be entered here",
                             (self.trouble,))
         elif silent > Limits.replica_warning:
+            why = f": {self.trouble}" if self.trouble else ""
             yield Complaint("fatal" if silent > Limits.replica_alarm else "warn",
-                            f"replica: no response of the primary for {silent:.0f} seconds",
-                            (self.trouble,) if self.trouble else ())
+                            f"replica: for {silent:.0f} seconds nothing has come of the primary"
+                            + why)
         why_stale = self.app.settings.max_staleness and self.why_stale()
         if why_stale:
             yield Complaint("fatal", f"replica: nothing is served: {why_stale}")
@@ -21978,6 +22002,8 @@ class Follower(Part):
             return "the history of this replica is not the primary's"
         if self.store.serial < 0:
             return "nothing has come from the primary yet"
+        if self.state == "following" and self.trouble:
+            return self.trouble
         return self.why_stale() if self.app.settings.max_staleness else None
 
 
@@ -26948,7 +26974,7 @@ class Against:
         is_theirs_here = Store.shares(self.db, self.there.serial, self.there.chain)
         self.db.execute("COMMIT")
         if serial < 0:
-            self.findings.warning("history", "", f"nothing has come from {self.primary.url} yet")
+            self.findings.error("history", "", f"nothing has come from {self.primary.url} yet")
         elif is_theirs_here is False if is_behind \
                 else not has_entry(self.primary, serial, chain):
             self._parted(serial)
@@ -27016,7 +27042,7 @@ class Against:
             if time.monotonic() > until:
                 why = problem.message if problem else f"the serial is {serial} here and " \
                     f"{self.there.serial} there: does a server run here, and follow it?"
-                self.findings.warning("differs", index or "", "the rows were not compared with "
+                self.findings.error("differs", index or "", "the rows were not compared with "
                                       f"those of {self.primary.url}: {why}")
                 return None
             time.sleep(0.5)
@@ -27447,6 +27473,8 @@ def _complaints_of_rows(db, facts):
         found.append(Complaint("warn", f"the database has schema version {facts['schema']}, an "
                                        f"older one than {newest}: the next start of the server "
                                        "brings it up"))
+    if facts["node"].get("role") == "replica" and facts["last change"]["serial"] < 0:
+        found.append(Complaint("fatal", "replica: nothing has come from the primary yet"))
     if "fenced" in facts["node"]:
         found.append(fenced_complaint(facts["node"]["fenced"]))
     if facts["node"].get("role") == "replica" and facts["wanted"]:
@@ -28479,7 +28507,7 @@ def settle_secret(store, settings, secret):
                                               "is a copy of the primary's secret file"))
         secret = read_secret(settings.serverdir, settings.secretfile)
 
-    current, *former = (key.hex()[:8] for key in derived_keys(secret, b"devpi-lite-secret-id"))
+    current, *former = secret_ids(secret)
     if known not in (None, current, *former):
         path = settings.secretfile or os.path.join(settings.serverdir, ".secret")
         raise FatalError(
@@ -28488,9 +28516,13 @@ def settle_secret(store, settings, secret):
             "one until now into the second. If that is lost, " + (
                 "start once with --role standalone; all replicas need the new one"
                 if role == "primary" else "`resync` makes this replica anew"))
-    if known != current and not settings.read_only:
+    # a replica's is known once its primary has accepted it: see `Follower`
+    if known != current and role == "primary" and not settings.read_only:
         store.set_facts(secret_id=current)
     return secret
+
+
+_RUNS = "stop the server first: it runs"
 
 
 @command(
@@ -28507,7 +28539,8 @@ def settle_secret(store, settings, secret):
 def command_promote(parsed):
     settings, told = parsed.settings, parsed.rest
     refuse_no_database(settings.serverdir)
-    with take_lock(settings.serverdir), contextlib.closing(Store(settings)) as store:
+    refuse_changes(settings.serverdir)
+    with take_lock(settings.serverdir, _RUNS), contextlib.closing(Store(settings)) as store:
         node = store.node
         if node.get("role") == "replica":
             missing = refuse_promotion(settings, store, told)
@@ -28517,6 +28550,10 @@ def command_promote(parsed):
                              + (": it is a primary" if node.get("role") == "primary" else ""))
         elif not int(node["fenced_term"]) and not told.accept_loss:
             raise FatalError(f"{settings.serverdir} takes no changes: {node['fenced']}")
+        elif int(node["fenced_term"]) and not told.force:
+            raise FatalError(f"{settings.serverdir} takes no changes: {node['fenced']}.  `resync` "
+                             "makes it a replica of that server; --force makes it the primary "
+                             "again, and that one takes no changes then")
 
         store.change_node(_promote, node, told.accept_loss)
         print(f"{settings.serverdir} is a primary now, from serial {store.serial} on (term "
@@ -28593,7 +28630,8 @@ def command_resync(parsed):
     settings, told = parsed.settings, parsed.rest
     serverdir = settings.serverdir
     refuse_no_database(serverdir)
-    with take_lock(serverdir):
+    refuse_changes(serverdir)
+    with take_lock(serverdir, _RUNS):
         secret = read_secret(serverdir, told.secretfile, may_make=False)
         if secret is None:
             raise FatalError("--secretfile must name a copy of the primary's secret file")
@@ -28601,13 +28639,11 @@ def command_resync(parsed):
             url = told.primary_url or store.node.get("primary_url")
             if not url:
                 raise FatalError("--primary-url must name the primary to follow")
-            primary = Primary(UpstreamClient(settings), url, secret, store.node)
+            # as of term 0, which ends no primary: this directory is to become a replica
+            primary = Primary(UpstreamClient(settings), url, secret, {**store.node, "term": "0"})
             try:
                 told_history = primary.get_signed("/+repl/v1/history")
-                if told_history.term < primary.term:
-                    raise FatalError(
-                        f"{url} is of term {told_history.term}, and this directory of term "
-                        f"{primary.term}: {url} is no primary any more, or not yet")
+                _refuse_older_primary(store.node, url, told_history.term)
                 with store.read() as db:
                     losses = Losses(db, primary)
             except Problem as problem:
@@ -28620,8 +28656,22 @@ def command_resync(parsed):
             serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime())))
         with said_when_stopped("the resync was stopped: `status` shows whose replica this is"):
             rebuild(settings, primary, told_history, losses, aside)
+    secretfile = f" --secretfile {told.secretfile}" if told.secretfile else ""
     print(f"{serverdir} is a replica of {url} now; what it was is in {aside}: start it with "
-          f"--primary-url {url}")
+          f"--primary-url {url}{secretfile}")
+
+
+def _refuse_older_primary(node, url, term):
+    """FatalError unless a replica of a primary of this term may be made of a directory."""
+    own = int(node["term"])
+    if term < own and node.get("role") == "replica":
+        raise FatalError(f"{url} was the primary once (its term is {term}); since then another "
+                         f"server has been promoted (term {own}): name that one by --primary-url, "
+                         f"or `promote` {url} first")
+    if term < own:
+        raise FatalError(f"this directory was promoted or restored after {url} (its term is {own}, "
+                         f"that of {url} {term}): `promote` the latter first, if it shall stay the "
+                         "primary")
 
 
 def free_name(path):

@@ -9,7 +9,7 @@ import time
 import devpi_lite
 import pytest
 from harness import Server, documentation, eventually, patched, run_command, upload_docs, wheel
-from replicas import comes_to_be, head, in_sync, primary_at, replica_at, rows, same, status, unsound
+from replicas import comes_to_be, head, in_sync, primary_at, replica_at, rows, same, signed, status, unsound
 
 # servers that ask again soon
 SOON = """
@@ -90,7 +90,7 @@ def test_other_replicas_follow_a_promoted_one_without_a_snapshot(site):
     site.primary.upload("ann/dev", wheel("demo", "1.0"))
     first, second = site.replica("first"), site.replica("second")
     same(site.primary, first, second)
-    assert "another server runs" in command(first, "promote").stderr
+    assert "stop the server first" in command(first, "promote").stderr
     for server in (first, second):
         server.stop()
     site.primary.kill()
@@ -131,7 +131,7 @@ def test_an_old_primary_that_comes_back_is_fenced_and_resync_heals_it(site):
     old.restart("--port", str(old.port))
     assert "term is 2" in fenced(old)
 
-    assert "another server runs" in command(old, "resync", "--primary-url", heir.url).stderr
+    assert "stop the server first" in command(old, "resync", "--primary-url", heir.url).stderr
     old.stop()
     told = command(old, "status")
     assert (told.returncode, "this primary takes no changes" in told.stdout) == (0, True), told
@@ -180,10 +180,12 @@ def test_a_replica_does_not_follow_an_older_primary_ever(site):
     assert "a server has been promoted" in fenced(old)
     lost.stop()
     refused = command(lost, "resync", "--secretfile", site.secret)
-    assert refused.returncode == 1 and "is no primary any more" in refused.stderr
+    assert refused.returncode == 1 and "was the primary once" in refused.stderr
     # until it is told that it is the primary
     old.stop()
-    assert "term 3" in done(command(old, "promote"))
+    refused = command(old, "promote")
+    assert refused.returncode == 1 and "--force" in refused.stderr and "`resync`" in refused.stderr
+    assert "term 3" in done(command(old, "promote", "--force"))
     old = site.old()
     assert old.upload("ann/dev", wheel("demo", "5.0")).status == 200
     same(old, site.again(lost, "--primary-url", old.url))
@@ -520,3 +522,42 @@ def test_a_replica_that_is_behind_the_snapshot_of_the_promoted_one_follows_it(si
     follower = site.again(behind, "--primary-url", heir.url)
     same(heir, follower)
     assert status(heir)["fenced"] is None
+
+
+def test_resync_ends_no_primary(site):
+    """Neither a dry run nor a wrong URL, from a directory of a later term."""
+    done(run_command("backup", site.folder / "backup", "--serverdir", site.primary.directory))
+    done(run_command("restore", site.folder / "backup", "--serverdir", site.folder / "tried"))
+    for more in (["--dry-run"], []):
+        refused = run_command("resync", "--serverdir", site.folder / "tried", "--primary-url",
+                              site.primary.url, *more)
+        assert refused.returncode == 1 and "`promote` the latter first" in refused.stderr, refused
+    assert site.primary.upload("ann/dev", wheel("demo", "1.0")).status == 200
+    assert status(site.primary)["fenced"] is None
+
+
+def test_a_replica_of_a_fenced_primary_says_so(site):
+    replica = site.replica("r")
+    same(site.primary, replica)
+    site.primary.upload("ann/dev", wheel("demo", "1.0"))
+    target = "/+repl/v1/history"
+    site.primary.get(target, headers=signed(site.primary, target, term=2))
+    assert "term is 2" in fenced(site.primary)
+    eventually(lambda: "takes no changes any more" in (status(replica)["replication-trouble"] or ""))
+    assert status(replica)["status"] == "fatal" and replica.get("/+health/ready", user=None).status == 503
+    assert rows(replica) == rows(site.primary)
+
+
+def test_a_replica_without_anything_is_not_read_and_takes_another_secret(site, tmp_path):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0123456789abcdef" * 4)
+    wrong.chmod(0o600)
+    replica = replica_at(site.folder / "r", site.primary, script=site.script, secret=wrong).start()
+    site.servers.append(replica)
+    comes_to_be(replica, "unreachable")
+    assert replica.get("/ann/dev/+simple/", user=None).status == 503
+    assert replica.get("/ann/dev/", user=None).status == 503
+    replica.stop()
+    told = command(replica, "status", "--nagios")
+    assert told.returncode == 2 and "nothing has come from the primary yet" in told.stdout, told
+    same(site.primary, site.again(replica, "--primary-url", site.primary.url))

@@ -304,7 +304,7 @@ def test_fsck_says_that_rows_were_not_compared_if_nobody_follows(pair, copy, tmp
         db.execute("DELETE FROM changelog WHERE serial = (SELECT max(serial) FROM changelog)")
     done = run_command("fsck", "--serverdir", copy, "--against", pair.primary.url, "--secretfile",
                        pair.primary.directory / ".secret", script=script)
-    assert "the rows were not compared" in done.stdout and "follow it?" in done.stdout, done
+    assert done.returncode == 1 and "the rows were not compared" in done.stdout and "follow it?" in done.stdout, done
     assert "not compared with %s" % pair.primary.url in done.stdout
 
 
