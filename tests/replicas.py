@@ -15,6 +15,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import devpi_lite
 from harness import SCRIPT, SIMPLE_JSON, Server, eventually, patched, serial_of, upload, wheel
 
+ANY = {"Accept": "*/*"}
+# a replica that asks again soon
+SOON = """
+devpi_lite.Limits.replica_pause = 0.2
+devpi_lite.Limits.log_wait = 1
+devpi_lite.Limits.upstream_stall = 3      # the length of a response may be what the line altered
+note = devpi_lite._note_failure
+def soon(change, row, message):
+    note(change, row, message)
+    change.execute("UPDATE wanted SET due = ? WHERE due > 0", (devpi_lite.time.time() + 0.2,))
+devpi_lite._note_failure = soon
+"""
+
 
 def primary_at(directory, *options, **keywords):
     """The server of a new or former primary, not started."""

@@ -16,22 +16,10 @@ import replay
 from harness import (
     Server, eventually, patched, path_of, run_command, serial, wheel)
 from replicas import (
-    Between, Fake, comes_to_be, head, in_sync, passed_on, primary_at, replica_at, rows, same,
+    ANY, SOON, Between, Fake, comes_to_be, head, in_sync, passed_on, primary_at, replica_at, rows, same,
     status, unsound)
 
 ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 0)) or 2
-ANY = {"Accept": "*/*"}
-# a replica that asks again soon
-SOON = """
-devpi_lite.Limits.replica_pause = 0.2
-devpi_lite.Limits.log_wait = 1
-devpi_lite.Limits.upstream_stall = 3      # the length of a response may be what the line altered
-note = devpi_lite._note_failure
-def soon(change, row, message):
-    note(change, row, message)
-    change.execute("UPDATE wanted SET due = ? WHERE due > 0", (devpi_lite.time.time() + 0.2,))
-devpi_lite._note_failure = soon
-"""
 
 
 class Site:

@@ -8,8 +8,7 @@ import time
 import pytest
 
 from harness import eventually, patched, path_of, wheel
-from replicas import Between, primary_at, replica_at, same, signed, status, unsound
-from test_replica_faults import ANY, SOON
+from replicas import ANY, SOON, Between, primary_at, replica_at, same, signed, status, unsound
 
 
 class Pair:

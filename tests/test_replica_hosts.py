@@ -14,19 +14,7 @@ import time
 
 import pytest
 from harness import Server, eventually, patched, path_of, run_command, wheel
-from replicas import comes_to_be, head, primary_at, same, signed, status, unsound
-
-ANY = {"Accept": "*/*"}
-SOON = """
-devpi_lite.Limits.replica_pause = 0.2
-devpi_lite.Limits.log_wait = 1
-devpi_lite.Limits.upstream_stall = 2.5
-note = devpi_lite._note_failure
-def soon(change, row, message):
-    note(change, row, message)
-    change.execute("UPDATE wanted SET due = ? WHERE due > 0", (devpi_lite.time.time() + 0.2,))
-devpi_lite._note_failure = soon
-"""
+from replicas import ANY, SOON, comes_to_be, head, primary_at, same, signed, status, unsound
 
 
 class Site:
