@@ -243,7 +243,7 @@ def test_a_replica_that_is_too_old_is_not_read(tmp_path):
                       pair.replica.get("/ann"), pair.replica.get("/"), pair.replica.get("/+health/ready"),
                       pair.replica.get("/no/index"), pair.replica.get("/ann", headers={"X-DEVPI-MIN-SERIAL": "1"})):
             assert reply.status == 503 and int(reply.headers["Retry-After"]) > 0, reply
-        assert re.search(r"was in sync with .* ago: --max-staleness allows 2", pair.names("old")[0].text)
+        assert re.search(r"was last in sync with .* ago: --max-staleness allows 2", pair.names("old")[0].text)
         for name in ("tomorrow", "yesterday"):
             with pair.mark(name):
                 assert pair.replica.get("/ann/dev").status == 503
