@@ -20400,6 +20400,8 @@ class Snapshots:
         if flight.error:
             raise copy.copy(flight.error)
         with self.lock:
+            if self.path is None:       # `tidy` came between
+                raise Busy("the snapshot is too old by now, ask again", 1)
             return open(self.path, "rb"), self.facts["digest"]
 
     def _is_of_use(self):
@@ -20421,7 +20423,7 @@ class Snapshots:
         try:
             code, said, complaint = run_in_child("_write-snapshot", job, Limits.snapshot_time)
             if code:
-                raise NoSpace(f"no snapshot was made: {one_line(complaint.strip()[-300:])}")
+                raise Busy(f"no snapshot was made: {one_line(complaint.strip()[-300:])}", 10)
         except subprocess.TimeoutExpired:
             raise Busy("making the snapshot took too long") from None
         except BaseException:
@@ -28654,8 +28656,11 @@ def command_resync(parsed):
             return
         aside = free_name(os.path.join(
             serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime())))
-        with said_when_stopped("the resync was stopped: `status` shows whose replica this is"):
-            rebuild(settings, primary, told_history, losses, aside)
+        try:
+            with said_when_stopped("the resync was stopped: `status` shows whose replica this is"):
+                rebuild(settings, primary, told_history, losses, aside)
+        except (OSError, sqlite3.Error) as error:
+            raise FatalError(f"{serverdir} is as it was: {reason_of(error)}") from error
     secretfile = f" --secretfile {told.secretfile}" if told.secretfile else ""
     print(f"{serverdir} is a replica of {url} now; what it was is in {aside}: start it with "
           f"--primary-url {url}{secretfile}")
@@ -28771,8 +28776,9 @@ def _keep_lost_blobs(blobs, database, aside):
                 os.link(blobs.path(sha256), kept.path(sha256))
             except FileNotFoundError:
                 log.warning("the file %s was missing already", sha256)
-            except OSError:         # a file system without links
-                with blobs.open(sha256) as file:
+            except OSError as error:        # a file system without links
+                log.debug("%s is copied, not linked: %s", sha256, reason_of(error))
+                with contextlib.suppress(NotFound), blobs.open(sha256) as file:
                     copy_checked(file, kept.path(sha256), sha256)
 
 
