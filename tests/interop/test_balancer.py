@@ -281,7 +281,10 @@ def test_09_a_file_is_had_from_the_one_that_has_it_and_one_that_none_has_harms_n
 
 def test_10_one_line_and_changes_go_to_the_promoted_one(site, clients):
     site.one.stop()
-    promoted = run_command("promote", "--force", "--serverdir", site.one.directory)
+    # the file that none of the two has
+    refused = run_command("promote", "--force", "--serverdir", site.one.directory)
+    assert refused.returncode == 1 and "1 file" in refused.stderr, refused
+    promoted = run_command("promote", "--force", "--accept-loss", "--serverdir", site.one.directory)
     assert promoted.returncode == 0, promoted
     site.one = site.server("one", "--secretfile", site.secret, port=site.one.port).start()
     site.two.stop()
