@@ -28616,13 +28616,21 @@ def _promote(db, node, accepts_loss):
     Store.put_facts(db, facts)
 
 
+def _url_of_primary(text):
+    """As `to_primary_url`; ArgumentTypeError."""
+    try:
+        return to_primary_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"it {error}") from None
+
+
 @command(
     "resync", "Make a server directory, whose server is stopped, a replica of the primary anew: "
               "one whose history has parted from the primary's, or that was the primary itself.  "
               "What is only here is listed, change by change, and stays in a directory "
               "diverged-TIME beside the database, as does the audit log; files that are the same "
               "are not fetched again, those of mirrors when somebody asks for them.",
-    argument("--primary-url", type=to_primary_url, default="",
+    argument("--primary-url", type=_url_of_primary, default="",
              help="the primary's URL, if it is not the one that this directory knows"),
     argument("--secretfile", type=absolute_path,
              help="a copy of the primary's secret file, if it is not .secret in the directory"),
