@@ -41,6 +41,13 @@ def replica_at(directory, primary, *options, url=None, script=SCRIPT, secret=Non
                   root_password=None, script=script)
 
 
+def upload_demo(server, version, size=0):
+    """Uploads a release of demo to ann/dev; returns the archive."""
+    archive = wheel("demo", version, size=size)
+    upload(server, "ann/dev", archive)
+    return archive
+
+
 def status(server):
     return server.get("/+status", user=None).result
 

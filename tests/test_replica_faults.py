@@ -17,7 +17,7 @@ from harness import (
     Server, eventually, patched, path_of, run_command, serial, wheel)
 from replicas import (
     ANY, SOON, Between, Fake, comes_to_be, head, in_sync, passed_on, primary_at, replica_at, rows, same,
-    status, unsound)
+    status, unsound, upload_demo)
 
 ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 0)) or 2
 
@@ -60,10 +60,7 @@ class Site:
         self.between.is_open = True
 
     def upload(self, version, server=None, size=0):
-        archive = wheel("demo", version, size=size)
-        reply = (server or self.primary).upload("ann/dev", archive)
-        assert reply.status == 200, reply
-        return archive
+        return upload_demo(server or self.primary, version, size)
 
     def end(self):
         for server in (*self.more, self.primary):

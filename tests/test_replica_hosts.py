@@ -14,7 +14,7 @@ import time
 
 import pytest
 from harness import Server, eventually, patched, path_of, run_command, wheel
-from replicas import ANY, SOON, comes_to_be, head, primary_at, same, signed, status, unsound
+from replicas import ANY, SOON, comes_to_be, head, primary_at, same, signed, status, unsound, upload_demo
 
 
 class Site:
@@ -32,10 +32,7 @@ class Site:
         return self
 
     def upload(self, version, server=None, size=0):
-        archive = wheel("demo", version, size=size)
-        reply = (server or self.primary).upload("ann/dev", archive)
-        assert reply.status == 200, reply
-        return archive
+        return upload_demo(server or self.primary, version, size)
 
     def end(self):
         for server in (self.replica, self.primary):
