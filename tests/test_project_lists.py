@@ -225,7 +225,7 @@ read, devpi_lite.MirrorLists._read_list = devpi_lite.MirrorLists._read_list, rea
 popen = devpi_lite.subprocess.Popen
 
 def logged(command, **keywords):
-    print("child:", command[-1], flush=True)
+    os.write(1, ("child: %s\\n" % command[-1]).encode())
     return popen(command, **keywords)
 
 devpi_lite.subprocess.Popen = logged
