@@ -1382,7 +1382,8 @@ class Limits:
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
     cut_entries = 1_000_000         # deleted entries of the changelog whose hashes are kept
     log_wait = 20                   # seconds that a replica waits for the next entry
-    burst_pause = 0.05              # seconds until it asks again, after several came at once
+    # seconds until it asks again: after several came at once, after so many within a second
+    burst_pause, busy_pause, busy_entries = 0.05, 0.25, 100
     digest_rows = 1000              # of more, digests are computed by a process of their own
     digest_time = 3600              # seconds that one may run
     digest_wait = 20                # seconds that a request waits for its end
@@ -1409,6 +1410,7 @@ class Limits:
     former_pause = 10               # seconds between two tries to tell the former primary
     replica_retry = 3600            # seconds until a blob is tried again, at most
     replica_news = 5000             # files from a medium, of which the log tells together
+    row_block = 200                 # rows of a snapshot in one line
     replica_batch = 1000            # blobs that are taken from the list of wanted ones at a time
     small_blob = 1 << 20            # bytes of the largest that comes with others in one response
     batch_blobs = 200               # of these in one response
@@ -3319,18 +3321,55 @@ class RowKind:
         return None if value is None else row_id
 
     def _insert(self, change, key, value):
+        columns = self._all_columns(change, key, value)
+        return change.execute(
+            f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks(columns)})",
+            tuple(columns.values())).lastrowid
+
+    def _all_columns(self, change, key, value):
         columns = {self.name: key[-1], **self.columns(change, key, value)}
         if self.parent:
             columns[self.refers] = change.id_of(self.parent, key[:-1])
             if columns[self.refers] is None:
                 raise NoParent(f"there is no {self.parent} {'/'.join(key[:-1])} "
                                f"for the {self.kind} {key[-1]}")
-        return change.execute(
-            f"INSERT INTO {self.table} ({', '.join(columns)}) VALUES ({marks(columns)})",
-            tuple(columns.values())).lastrowid
+        return columns
+
+    def insert_all(self, change, rows):
+        """Insert rows that are all new, [(key, value), ...], in a change that touches everything:
+        thousands take half the time of as many calls of `write`."""
+        row_id, new = last_id(change, self.table), []
+        for key, value in rows:
+            row_id += 1
+            new.append({"id": row_id, **self._all_columns(change, key, value)})
+            change.know_id(self.kind, key, row_id)
+        insert_dicts(change, "INSERT", self.table, new)
+        self.wrote_all(change, [(columns["id"], *row) for columns, row in zip(new, rows)])
 
     def wrote(self, change, key, value, row_id, is_new):
         """Update what depends on a row that was written; `value` None: deleted."""
+
+    def wrote_all(self, change, rows):
+        """The same for new rows, [(id, key, value), ...]."""
+        for row_id, key, value in rows:
+            self.wrote(change, key, value, row_id, True)
+
+
+def last_id(db, table):
+    """The highest id that a table with AUTOINCREMENT has ever had."""
+    row = db.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,)).fetchone()
+    return row[0] if row else 0
+
+
+def insert_dicts(db, verb, table, rows):
+    """Insert rows, [{column: value}, ...], in this order; returns their number. `verb`: SQL, as
+    "INSERT OR IGNORE"."""
+    done = 0
+    for names, group in itertools.groupby(rows, key=tuple):
+        done += db.executemany(
+            f"{verb} INTO {table} ({', '.join(names)}) VALUES ({marks(names)})",
+            [tuple(each.values()) for each in group]).rowcount
+    return done
 
 
 class NoParent(FatalError):
@@ -3358,12 +3397,12 @@ class NamedRows(RowKind):
 
     def insert_many(self, change, rows):
         """Insert or replace rows, [(key, value), ...]."""
-        rows = [{**dict(zip(self.key, key)), **self.columns(change, key, value)}
-                for key, value in rows]
-        for columns in rows[:1]:
-            change.executemany(
-                f"INSERT OR REPLACE INTO {self.table} ({', '.join(columns)}) "
-                f"VALUES ({marks(columns)})", [tuple(columns.values()) for columns in rows])
+        insert_dicts(change, "INSERT OR REPLACE", self.table, [
+            {**dict(zip(self.key, key)), **self.columns(change, key, value)}
+            for key, value in rows])
+
+    def insert_all(self, change, rows):
+        self.insert_many(change, rows)
 
 
 ROWS = {}       # kind -> its `RowKind`; a kind stands after the kinds that its rows belong to
@@ -3382,9 +3421,17 @@ def row(kind):
 
 def all_rows(db):
     """Yield (kind, key, value) of all of people's data: put in this order, they make the same."""
-    for kind, rows in ROWS.items():
-        for key, value in rows.all(db):
+    for kind, rows in row_blocks(db):
+        for key, value in rows:
             yield kind, key, value
+
+
+def row_blocks(db):
+    """The same in blocks, (kind, [(key, value), ...]): many rows are faster together."""
+    for kind, rows in ROWS.items():
+        every = rows.all(db)
+        for block in iter(lambda: list(itertools.islice(every, Limits.row_block)), []):
+            yield kind, block
 
 
 canonical_json = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
@@ -3872,15 +3919,15 @@ class Store(Part):
         if change.head:
             self._note_source(change, uuid_)
 
-    def start_from(self, rows, entry, uuid_, wants_blobs=None, hashes=()):
+    def start_from(self, blocks, entry, uuid_, wants_blobs=None, hashes=()):
         """Replace all of people's data by another server's.
 
-        `rows`: as its `all_rows` yields them after the entry `entry` of its changelog; `uuid_`:
+        `blocks`: as its `row_blocks` yields them after the entry `entry` of its changelog; `uuid_`:
         that server's; `wants_blobs`: see `Change`; `hashes`: (serial, hash) of older entries."""
-        self.write(self._start_from, rows, entry, uuid_, wants_blobs, hashes)
+        self.write(self._start_from, blocks, entry, uuid_, wants_blobs, hashes)
         self.node = self._node_facts()
 
-    def _start_from(self, change, rows, entry, uuid_, wants_blobs, hashes):
+    def _start_from(self, change, blocks, entry, uuid_, wants_blobs, hashes):
         if not entry.is_sound:
             raise FatalError(f"serial {entry.serial} of the other changelog is damaged")
         change.is_replay, change.wants_blobs = True, wants_blobs
@@ -3891,9 +3938,9 @@ class Store(Part):
         change.touch(EVERYTHING)
         change.queue_for_search(0, "")
         change.begins_empty = True
-        for kind, key, value in rows:
+        for kind, rows in blocks:
             try:
-                change.put(kind, key, value)
+                ROWS[kind].insert_all(change, rows)
             except _CANT_BE_PUT as error:
                 raise FatalError(f"a row of the snapshot can't be put: {reason_of(error)}"
                                  ) from None
@@ -4283,7 +4330,7 @@ class Blobs(Part):
     def path(self, sha256):
         """Where a blob lies. A text that is no hash, as a spoiled database may have it, names none:
         as a path it could lead anywhere."""
-        return os.path.join(self.files, sha256[:2], sha256) if is_sha256(sha256) else \
+        return os.sep.join((self.files, sha256[:2], sha256)) if is_sha256(sha256) else \
             os.path.join(self.files, "none")
 
     def trashed_path(self, sha256):
@@ -8694,6 +8741,12 @@ class ReleaseRows(RowKind):
                 put_readme(change, row_id, readme)
         _stage_changed(change, key)
 
+    def wrote_all(self, change, rows):
+        insert_readmes(change, [(row_id, readme_of(value["metadata"]))
+                                for row_id, _, value in rows])
+        for project in {key[:3] for _, key, _ in rows}:
+            _stage_changed(change, project)
+
     def insert_new(self, change, rows):
         """Insert releases under new ids, see `ProjectRows.insert_new`.
 
@@ -8767,17 +8820,20 @@ class FileRows(RowKind):
     def wrote(self, change, key, value, row_id, is_new):
         if value is None:
             return
-        if change.wants_blobs and change.wants_blobs("/".join(key[:2])):
-            change.execute("INSERT OR IGNORE INTO wanted (sha256, size, is_docs, serial, since) "
-                           "VALUES (?, ?, ?, ?, ?)",
-                           (value["sha256"], value["size"], value["kind"] == "doczip",
-                            change.serial, time.time()))
         if not is_new:
             change.execute("DELETE FROM attestations WHERE file_id = ?", (row_id,))
-        if value["attestations"]:
-            change.execute("INSERT INTO attestations VALUES (?, ?)",
-                           (row_id, value["attestations"]))
-        _stage_changed(change, (*key[:2], value["project"]))
+        self.wrote_all(change, [(row_id, key, value)])
+
+    def wrote_all(self, change, rows):
+        if change.wants_blobs:
+            change.executemany(
+                "INSERT OR IGNORE INTO wanted (sha256, size, is_docs, serial, since) "
+                "VALUES (?, ?, ?, ?, ?)",
+                [(value["sha256"], value["size"], value["kind"] == "doczip", change.serial,
+                  time.time()) for _, key, value in rows if change.wants_blobs("/".join(key[:2]))])
+        insert_attestations(change, [(row_id, value) for row_id, _, value in rows])
+        for project in {(*key[:2], value["project"]) for _, key, value in rows}:
+            _stage_changed(change, project)
 
     def insert_new(self, change, rows):
         """Insert files under new ids, [(id, key, value), ...], see `ProjectRows.insert_new`;
@@ -8786,19 +8842,19 @@ class FileRows(RowKind):
         The change has to know the ids of their indexes, projects, releases and tested files."""
         columns = [{"id": row_id, "index_id": change.id_of("index", key[:2]), "path": key[-1],
                     **self.columns(change, key, value)} for row_id, key, value in rows]
-        done = 0
-        for names, group in itertools.groupby(columns, key=tuple):
-            done += change.executemany(
-                f"INSERT OR IGNORE INTO files ({', '.join(names)}) VALUES ({marks(names)})",
-                [tuple(each.values()) for each in group]).rowcount
         left_out = set()
-        if done < len(rows):
+        if insert_dicts(change, "INSERT OR IGNORE", "files", columns) < len(rows):
             left_out = {row_id for row_id, _, _ in rows if not change.execute(
                 "SELECT 1 FROM files WHERE id = ?", (row_id,)).fetchone()}
-        change.executemany("INSERT INTO attestations VALUES (?, ?)", [
-            (row_id, value["attestations"]) for row_id, _, value in rows
-            if value["attestations"] and row_id not in left_out])
+        insert_attestations(change, [(row_id, value) for row_id, _, value in rows
+                                     if row_id not in left_out])
         return left_out
+
+
+def insert_attestations(db, rows):
+    """Store those of files that have none yet, [(id, value of the file's row), ...]."""
+    db.executemany("INSERT INTO attestations VALUES (?, ?)", [
+        (row_id, value["attestations"]) for row_id, value in rows if value["attestations"]])
 
 
 def _files_where(change, condition, value):
@@ -14538,6 +14594,7 @@ class SearchIndex(Part):
         self.full_text = settings.full_text and self._has_fts5()
         self.error = ""
         self.lost = False           # the database file was deleted or damaged while we run
+        self.is_crowded = lambda: False     # whether there is more urgent work
         self.idle_readers = []
         self.writer = self._open()
 
@@ -14725,7 +14782,9 @@ class SearchIndex(Part):
                 break
             if self.lost:
                 break
-            time.sleep(min(1, time.thread_time() - began))      # half a core: requests come first
+            # half a core, as requests come first; a tenth while many files come to a replica
+            rest = 9 if self.is_crowded() else 1
+            time.sleep(min(1, (time.thread_time() - began) * rest))
         self.store.write(_dequeue, done, durable=False)
         return bool(done)
 
@@ -19988,7 +20047,8 @@ class Replicas(Standalone):
         self.seen = {}              # uuid -> what `+status` says of the replica
         self.damaged = None         # serial of an entry of the changelog that is damaged
         self.asked = {}             # uuid -> time.monotonic() of its last request
-        self.chunks = app.store.freshness.cache(Limits.page_cache // 4)
+        # (serial, hash) -> (hash, line) of the entry that follows
+        self.lines = app.store.freshness.cache(Limits.page_cache // 4)
         self.small_snapshots = threading.BoundedSemaphore(Limits.snapshots)
         self.snapshots = Snapshots(app)
         self.sent_snapshots = weakref.WeakSet()     # files
@@ -20131,30 +20191,34 @@ class Replicas(Standalone):
             if reason or serial == last:
                 return reason, b""
 
-            key = serial, chain, last
-            lines = self.chunks.get(key)
-            if lines is None:
-                lines = b"".join(self._lines(db, serial, chain))
-                if not lines:
-                    self.note_damage(serial + 1)
-                    return "damaged", b""
-                self.store.freshness.keep(self.chunks, key, lines, len(lines), frozenset(),
-                                          self.store.freshness.moment())
+            lines = b"".join(self._lines(db, serial, chain))
+        if not lines:
+            self.note_damage(serial + 1)
+            return "damaged", b""
         return None, lines
 
-    @staticmethod
-    def _lines(db, serial, chain):
-        """Lines of the entries that follow one, up to one that is damaged."""
-        size = 0
-        for entry in itertools.islice(read_log(db, serial), Limits.log_entries):
-            if (entry.serial, entry.prev) != (serial + 1, chain) or not entry.is_sound:
+    def _lines(self, db, serial, chain):
+        """Lines of the entries that follow one, up to one that is damaged; as many as go into one
+        response. Several replicas ask for the same ones."""
+        size, following = 0, None       # following: the entries from here on, as they are stored
+        for count in range(Limits.log_entries):
+            found = self.lines.get((serial, chain))
+            if found:
+                following = None
+            else:
+                following = following or read_log(db, serial)
+                entry = next(following, None)
+                if entry is None or (entry.serial, entry.prev) != (serial + 1, chain) \
+                        or not entry.is_sound:
+                    return
+                found = entry.hash, entry_line(entry)
+                self.store.freshness.keep(self.lines, (serial, chain), found, len(found[1]),
+                                          frozenset(), self.store.freshness.moment())
+            size += len(found[1])
+            if count and size > Limits.log_bytes:
                 return
-            serial, chain = entry.serial, entry.hash
-            line = entry_line(entry)
-            size += len(line)
-            if size > Limits.log_bytes and size > len(line):
-                return
-            yield line
+            serial, chain = serial + 1, found[0]
+            yield found[1]
 
     def note_damage(self, serial):
         """An entry of the changelog is not what its hash says: no replica gets past it."""
@@ -20299,14 +20363,17 @@ def entry_of(line):
 
 
 def blobs_arrived(change, here, docs):
-    """Note that wanted blobs are here; of these, `docs` are documentation."""
-    change.executemany("DELETE FROM wanted WHERE sha256 = ?", [(sha256,) for sha256 in here])
+    """Note that wanted blobs are here; of these, `docs` are documentation. Returns how many were
+    wanted."""
+    count = change.executemany("DELETE FROM wanted WHERE sha256 = ?",
+                               [(sha256,) for sha256 in here]).rowcount
     for sha256 in docs:
         for row in change.execute("SELECT files.index_id, projects.name FROM files JOIN projects "
                                   "ON projects.id = project_id WHERE sha256 = ? "
                                   "AND kind = 'doczip'", (sha256,)).fetchall():
             change.queue_for_search(*row)
             change.touch(project_tag(*row))
+    return count
 
 
 def lacking_complaint(count):
@@ -20451,7 +20518,8 @@ class Snapshots:
 @route("GET", "/+repl/v1/snapshot", for_="program", may="replicate")
 def get_snapshot(request):
     """All rows of people's data at one moment: deflated JSON lines, first the newest entry of the
-    changelog, then [[serial, hash], ...] of those before it, then [kind, key, value] of each row.
+    changelog, then [[serial, hash], ...] of those before it, then all rows in blocks,
+    [kind, [[key, value], ...]].
 
     With these hashes the replica, once it is promoted itself, knows that replicas which are behind
     it share its history.
@@ -20524,10 +20592,8 @@ def _snapshot_lines(db):
         "SELECT serial, hash FROM cut_entries WHERE serial >= :first UNION "
         "SELECT serial, hash FROM changelog WHERE serial BETWEEN :first AND :last",
         {"first": serial - Limits.snapshot_hashes, "last": serial - 1})]).encode() + b"\n"
-    rows = iter(all_rows(db))
-    for first in rows:
-        some = [first, *itertools.islice(rows, 200)]
-        yield "".join(compact_json(each) + "\n" for each in some).encode()
+    for block in row_blocks(db):
+        yield compact_json(block).encode() + b"\n"
 
 
 class RowCount:
@@ -20646,11 +20712,13 @@ def get_blob(request, rest):
 
 @route("POST", "/+repl/v1/blobs", for_="program", may="replicate")
 def post_blobs(request):
-    """Small files one after the other, each after a line `SHA-256 size`, and checked before it is
-    sent. The body lists their SHA-256s, as JSON.
+    """Small files one after the other, each after a line `SHA-256 size`. The body lists their
+    SHA-256s, as JSON. They are not checked here: a replica checks them anyway, and gets one that is
+    wrong by itself, see `get_blob`, which says why.
 
-    In place of the size is a word, and no file follows: "missing", "damaged", "large" (get that one
-    by itself). What is past `Limits.most_batch` bytes is left out: it can be asked for again."""
+    In place of the size is a word, and no file follows: "missing", "damaged" (it can't be read),
+    "large" (get that one by itself). What is past `Limits.most_batch` bytes is left out: it can be
+    asked for again."""
     names = request.json(list)
     if len(names) > Limits.batch_blobs or not all(map(is_sha256, names)):
         raise BadRequest(f"the body must be a list of at most {Limits.batch_blobs} SHA-256s")
@@ -20669,7 +20737,7 @@ def post_blobs(request):
 
 
 def _small_blob(blobs, name):
-    """The bytes of a blob, checked; or why they are not sent with others."""
+    """The bytes of a blob, or why they are not sent with others."""
     try:
         with blobs.open(name) as file:
             data = file.read(Limits.small_blob + 1)
@@ -20678,13 +20746,7 @@ def _small_blob(blobs, name):
     except OSError as error:
         log.error("the file %s can't be read: %s", name, reason_of(error))
         return "damaged"
-    if len(data) > Limits.small_blob:
-        return "large"
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != name:
-        log.error("the file %s is damaged: its SHA-256 is %s", name, digest)
-        return "damaged"
-    return data
+    return "large" if len(data) > Limits.small_blob else data
 
 
 # ==================================================================================================
@@ -20800,13 +20862,9 @@ class BlobDownload(Download):
                 self._check_pace(incoming.size)
                 self._grow(ready)
 
-    def came(self, data):
-        """Store the whole blob, which came in a response with others."""
-        if self.file.size not in (None, len(data)) \
-                or hashlib.sha256(data).hexdigest() != self.file.sha256:
-            raise UpstreamTrouble(f"{self.file.url} has another hash than announced")
-        self.opened, self.sha256 = self.blobs.put_aside(data), self.file.sha256
-        self.length = len(data)
+    def came(self, path, size):
+        """The whole blob, which came in a response with others, is in this file, checked."""
+        self.opened, self.length, self.sha256 = path, size, self.file.sha256
         if os.name != "nt":             # there nobody may read what is to be renamed
             self.is_in_place()
         self.begun.set()
@@ -20828,88 +20886,120 @@ class LeftOut(UpstreamTrouble):
 
 
 class BlobBatch:
-    """Small blobs on their way from the primary, in one response."""
+    """Small blobs on their way from the primary, in one response.
 
-    def __init__(self, fetcher, downloads):
-        self.fetcher = fetcher
-        self.waiting = {download.file.sha256: download for download in downloads}
+    `rows`: {SHA-256: row of `wanted`} of those that have not come; `refused`: {SHA-256: Problem} of
+    those that can't come."""
+
+    def __init__(self, fetcher, rows):
+        self.fetcher, self.refused = fetcher, {}
+        self.rows = {row["sha256"]: row for row in rows}
 
     def run(self):
         """Fetch them; returns their bytes as far as they came. UpstreamTrouble if it broke off."""
-        size, wanted = 0, list(self.waiting)
+        size = 0
         try:
-            with self.fetcher.primary.get(
-                    "/+repl/v1/blobs", body=json.dumps(wanted).encode()) as response:
-                for name, found in self._framed(response):
-                    download = self.waiting.pop(name, None)
-                    if download is None:
+            with self.fetcher.primary.get("/+repl/v1/blobs",
+                                          body=json.dumps(list(self.rows)).encode()) as response:
+                for sha256, found in self._framed(response):
+                    row = self.rows.pop(sha256, None)
+                    if row is None:
                         raise UpstreamTrouble(f"{self.fetcher.primary.url} sends a file that was "
                                               "not asked for")
                     size += len(found)
-                    self._take(download, found)
+                    self._take(row, found)
             return size
         finally:
-            for download in self.waiting.values():
-                download.fail(LeftOut("it was not in the response"))
-            self.fetcher.landed(self.waiting.values())
+            for sha256 in self.rows:
+                self.fetcher.failed(sha256, LeftOut("it was not in the response"))
 
-    def _take(self, download, found):
-        url = self.fetcher.primary.url
+    def _take(self, row, found):
+        url, sha256 = self.fetcher.primary.url, row["sha256"]
         try:
             if isinstance(found, str):
                 raise {"missing": NotFound(f"{url} does not have it"),
                        "damaged": UpstreamTrouble(f"the file is damaged at {url}")
                        }.get(found) or LeftOut("it comes by itself")
-            download.came(found)
+            if len(found) != row["size"] or hashlib.sha256(found).hexdigest() != sha256:
+                raise LeftOut("it came with another hash")
+            path = self.fetcher.blobs.put_aside(found)
         except Exception as error:
-            download.fail(error if isinstance(error, Problem)
-                          else UpstreamTrouble(reason_of(error)))
-            self.fetcher.landed([download])
-            if isinstance(error, (NotFound, UpstreamTrouble)):
-                return
-            raise
-        self.fetcher.came(download)
+            problem = error if isinstance(error, Problem) else UpstreamTrouble(reason_of(error))
+            self.refused[sha256] = problem
+            self.fetcher.failed(sha256, problem)
+            if isinstance(error, LeftOut):
+                self.fetcher.alone.add(sha256)
+            elif not isinstance(error, (NotFound, UpstreamTrouble)):
+                raise
+        else:
+            self.fetcher.came(sha256, path, len(found))
 
     def _framed(self, response):
         """Yield (SHA-256, bytes or a word) as they come."""
-        began, received, buffer = time.monotonic(), 0, bytearray()
-        name = size = None
-
+        stream = PiecewiseBody(response)
         while True:
-            piece = response.read(256 << 10)
-            received += len(piece)
-            buffer += piece
-            spent = time.monotonic() - began
-            if spent > Limits.stall and received < (spent - Limits.stall) * Limits.slowest_body:
-                raise UpstreamTrouble(f"{response.url} comes too slowly")
-
-            start = 0
-            while True:
-                if name is None:
-                    end = buffer.find(b"\n", start, start + 100)
-                    if end < 0:
-                        break
-                    match = re.fullmatch(b"([0-9a-f]{64}) ([0-9]{1,9}|[a-z]+)", buffer[start:end])
-                    if not match or match[2].isdigit() and int(match[2]) > Limits.small_blob:
-                        raise UpstreamTrouble(f"{response.url} sends something else than files")
-                    name, start = match[1].decode(), end + 1
-                    if not match[2].isdigit():
-                        yield name, match[2].decode()
-                        name = None
-                        continue
-                    size = int(match[2])
-                if len(buffer) - start < size:
-                    break
-                yield name, bytes(memoryview(buffer)[start:start + size])
-                name, start = None, start + size
-            del buffer[:start]
-
-            if len(buffer) > 100 and name is None:
-                raise UpstreamTrouble(f"{response.url} sends something else than files")
-            if not piece:
-                if name is not None or buffer or response.length() not in (None, received):
-                    raise UpstreamTrouble(f"{response.url}: the response ended early")
+            line = stream.line(100)
+            if line is None:
                 return
+            match = re.fullmatch(b"([0-9a-f]{64}) ([0-9]{1,9}|[a-z]+)", line)
+            if not match or match[2].isdigit() and int(match[2]) > Limits.small_blob:
+                raise UpstreamTrouble(f"{response.url} sends something else than files")
+            name, found = match[1].decode(), match[2].decode()
+            yield name, stream.take(int(found)) if found.isdigit() else found
+
+
+class PiecewiseBody:
+    """The body of a response, which is taken in parts as it comes; UpstreamTrouble if it ends
+    within one, or hardly moves."""
+
+    def __init__(self, response):
+        self.response, self.began, self.received = response, time.monotonic(), 0
+        self.piece, self.start = b"", 0     # the newest piece; where its rest begins
+
+    def line(self, most):
+        """The next line without its end, of at most that many bytes; None at the end."""
+        if self.start == len(self.piece) and not self._next():
+            return None
+        begun = b""
+        while True:
+            end = self.piece.find(b"\n", self.start)
+            part = self.piece[self.start:min(end if end >= 0 else len(self.piece),
+                                             self.start + most + 1)]
+            begun += part
+            if len(begun) > most:
+                raise UpstreamTrouble(f"{self.response.url} sends something else than lines")
+            self.start += len(part)
+            if end >= 0:
+                self.start += 1
+                return begun
+            self._need()
+
+    def take(self, size):
+        """The next bytes, exactly so many."""
+        parts = []
+        while size > len(self.piece) - self.start:
+            parts.append(memoryview(self.piece)[self.start:])
+            size -= len(parts[-1])
+            self._need()
+        parts.append(memoryview(self.piece)[self.start:self.start + size])
+        self.start += size
+        return b"".join(parts)
+
+    def _need(self):
+        if not self._next():
+            raise UpstreamTrouble(f"{self.response.url}: the response ended early")
+
+    def _next(self):
+        """Get the next piece; whether there is one."""
+        self.piece, self.start = self.response.read(256 << 10), 0
+        self.received += len(self.piece)
+        spent = time.monotonic() - self.began
+        if spent > Limits.stall and \
+                self.received < (spent - Limits.stall) * Limits.slowest_body:
+            raise UpstreamTrouble(f"{self.response.url} comes too slowly")
+        if not self.piece and self.response.length() not in (None, self.received):
+            raise UpstreamTrouble(f"{self.response.url}: the response ended early")
+        return bool(self.piece)
 
 
 class Medium:
@@ -21098,7 +21188,10 @@ class Fetcher(Part):
     def __init__(self, follower):
         app, self.follower = follower.app, follower
         self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
-        self.flights, self.lock = {}, threading.Lock()      # SHA-256 -> BlobDownload under way
+        self.lock = threading.Lock()
+        self.flights = {}           # SHA-256 -> BlobDownload that runs or that somebody waits for
+        # SHA-256 of each blob that comes with others -> None, and once it came (path, size)
+        self.batched = {}
         self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
                             lambda work: work())
         self.lanes, self.rest_until = 0, 0      # threads that fetch wanted blobs; not before then
@@ -21109,11 +21202,12 @@ class Fetcher(Part):
         self.has_work = threading.Event()
         self.here = []              # SHA-256s of wanted blobs that have arrived
         self.arrived_since = time.monotonic()   # when one arrived last
-        self.unsynced, self.unsynced_size = [], 0   # BlobDownloads that came, and their bytes
+        self.unsynced, self.unsynced_size = [], 0   # (SHA-256, path) of blobs that came; bytes
         self.missing = self._count()
         path = app.settings.replica_file_search_path
         self.medium = Medium(path, self.store, self.blobs) if path else None
         self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
+        app.search.is_crowded = lambda: self.lanes > 0
 
     def loops(self):
         yield "replica files", self._fetch_forever
@@ -21173,13 +21267,38 @@ class Fetcher(Part):
                 return download, False
             url = f"{self.primary.url}/+repl/v1/blob/{sha256}"
             download = self.flights[sha256] = BlobDownload(self, WantedBlob(sha256, size, url))
-            return download, True
+            if sha256 not in self.batched:
+                return download, True
+            if self.batched[sha256]:
+                download.came(*self.batched[sha256])
+            return download, False
 
-    def came(self, download):
-        """A small blob is in `tmp/`, and is to be put into its place with others."""
+    def _reserve(self, sha256):
+        """Whether a blob can come with others: nobody fetches it."""
         with self.lock:
-            self.unsynced.append(download)
-            self.unsynced_size += download.length
+            if sha256 in self.flights or sha256 in self.batched:
+                return False
+            self.batched[sha256] = None
+            return True
+
+    def came(self, sha256, path, size):
+        """A blob came with others, to a file in `tmp/`; it is to be put into its place with
+        others."""
+        with self.lock:
+            self.batched[sha256] = path, size
+            self.unsynced.append((sha256, path))
+            self.unsynced_size += size
+            if sha256 in self.flights:
+                self.flights[sha256].came(path, size)
+
+    def failed(self, sha256, error):
+        """A blob did not come with others, or can't be kept."""
+        with self.lock:
+            self.batched.pop(sha256, None)
+            download = self.flights.get(sha256)
+        if download:
+            download.fail(error)
+            self.landed([download])
 
     def _found_on_medium(self, wanted, only_named=False):
         """The SHA-256s of blobs that were taken from --replica-file-search-path; see
@@ -21247,7 +21366,7 @@ class Fetcher(Part):
         if not self.missing or not self._may_fetch():
             return
         with self.lock:
-            lanes = min(self.missing - len(self.flights),
+            lanes = min(self.missing - len(self.flights) - len(self.batched),
                         self.app.settings.file_replication_threads - self.lanes)
             self.lanes += max(0, lanes)
         for _ in range(lanes):
@@ -21265,11 +21384,12 @@ class Fetcher(Part):
                 if self.unsynced_size > Limits.unsynced:
                     time.sleep(0.01)
                     continue
-                chosen = self._next_wanted(budget)
-                if not chosen:
+                rows, download = self._next_wanted(budget)
+                if not rows:
                     return
                 began = time.monotonic()
-                size = self._fetch_chosen(chosen)
+                size = self._fetch_alone(rows[0], download) if download else \
+                    self._fetch_together(rows)
                 pace = size / max(0.001, time.monotonic() - began)
                 budget = int(min(max(pace, Limits.least_batch), Limits.most_batch))
         except Problem as error:            # the primary is away, or the disk is full
@@ -21285,28 +21405,30 @@ class Fetcher(Part):
                 self.has_work.set()
 
     def _next_wanted(self, budget):
-        """[(row, download), ...]: what a lane fetches next, the newest and smallest first: one
-        blob, or small ones with `budget` bytes in all."""
-        chosen, size = [], 0
+        """(rows of `wanted`, download): what a lane fetches next, the newest and smallest first:
+        small blobs with `budget` bytes in all, or one that has a download of its own; no rows if
+        there are none."""
+        rows, size = [], 0
         with self.choosing:
             if not self.queue or self.queued_at != self.store.serial:
                 self._queue_wanted()
-            while self.queue and len(chosen) < Limits.batch_blobs:
+            while self.queue and len(rows) < Limits.batch_blobs:
                 row = self.queue[0]
-                by_itself = not self._is_small(row)
-                if chosen and (by_itself or size + row["size"] > budget):
+                is_small = self._is_small(row)
+                if rows and (not is_small or size + row["size"] > budget):
                     break
                 self.queue.popleft()
                 if self._is_here(row):
                     self.arrived(row["sha256"])
-                    continue
-                download, is_new = self._flight(row["sha256"], row["size"])
-                if is_new:
-                    chosen.append((row, download))
-                    if by_itself:
-                        break
-                    size += row["size"]
-        return chosen
+                elif is_small:
+                    if self._reserve(row["sha256"]):
+                        rows.append(row)
+                        size += row["size"]
+                else:
+                    download, is_new = self._flight(row["sha256"], row["size"])
+                    if is_new:
+                        return [row], download
+        return rows, None
 
     def _is_here(self, row):
         """Whether a wanted blob is here; False if that can't be seen."""
@@ -21319,7 +21441,7 @@ class Fetcher(Part):
     def _queue_wanted(self):
         self.queued_at = self.store.serial
         with self.lock:
-            under_way = set(self.flights)
+            under_way = {*self.flights, *self.batched}
         most = Limits.replica_batch + len(under_way)
         with self.store.read() as db:
             rows = db.execute("SELECT * FROM wanted WHERE due = 0 "
@@ -21336,55 +21458,64 @@ class Fetcher(Part):
         return row["size"] is not None and row["size"] <= Limits.small_blob \
             and row["sha256"] not in self.alone
 
-    def _fetch_chosen(self, chosen):
-        """Fetch what `_next_wanted` has chosen; returns its bytes. A Problem that is no fault of
-        one of them is raised."""
-        trouble, size = None, 0
-        if self._is_small(chosen[0][0]):
-            batch = BlobBatch(self, [download for _, download in chosen])
-            try:
-                size = batch.run()
-            except Problem as error:
-                trouble = error
-            if not trouble or len(batch.waiting) == len(chosen):
-                # one by one, only the one that breaks the response fails
-                self.alone.update(batch.waiting)
-            self.has_work.set()
-        else:
-            (_, download), = chosen
-            download.run()
-            size, trouble = download.available, download.error
-            self.alone.discard(download.file.sha256)
-
-        for row, download in chosen:
-            # a primary that is away is no fault of this file
-            if download.error and not isinstance(download.error, (LeftOut, NoResponse)):
-                self.store.write(_note_failure, row, download.error.message, durable=False)
+    def _fetch_together(self, rows):
+        """Fetch small blobs in one response; returns their bytes. A Problem that is no fault of one
+        of them is raised."""
+        batch, trouble, size = BlobBatch(self, rows), None, 0
+        try:
+            size = batch.run()
+        except Problem as error:
+            trouble = error
+        if not trouble or len(batch.rows) == len(rows):
+            # one by one, only the one that breaks the response fails
+            self.alone.update(batch.rows)
+        self.has_work.set()
+        for row in rows:
+            self._note(row, batch.refused.get(row["sha256"]))
         if isinstance(trouble, (NoResponse, NoSpace)):
             raise trouble
         return size
 
+    def _fetch_alone(self, row, download):
+        """The same for one blob by a request of its own."""
+        download.run()
+        self.alone.discard(row["sha256"])
+        self._note(row, download.error)
+        if isinstance(download.error, (NoResponse, NoSpace)):
+            raise download.error
+        return download.available
+
+    def _note(self, row, error):
+        """Remember why a blob did not come, if that is its own fault; the primary may be away."""
+        if error and not isinstance(error, (LeftOut, NoResponse)):
+            self.store.write(_note_failure, row, error.message, durable=False)
+
     def _keep_what_came(self):
         """Put the small blobs that came into their places."""
         with self.lock:
-            downloads, self.unsynced, self.unsynced_size = self.unsynced, [], 0
-        if not downloads:
+            came, self.unsynced, self.unsynced_size = self.unsynced, [], 0
+        if not came:
             return
         try:
-            self.blobs.keep_many([(each.file.sha256, each.opened) for each in downloads])
+            self.blobs.keep_many(came)
         except (Problem, OSError) as error:
             log.error("replica: files that came can't be kept: %s", reason_of(error))
             self.rest_until = time.monotonic() + 1
             if not isinstance(error, NoSpace):      # one of them may keep the others from it
-                self.alone.update(download.file.sha256 for download in downloads)
-            for download in downloads:
-                download.fail(LeftOut("it can't be kept"))
-                remove(download.opened)
-        else:
-            for download in downloads:
-                download.is_in_place()
-                self.here.append(download.file.sha256)
-        self.landed(downloads)
+                self.alone.update(sha256 for sha256, _ in came)
+            for sha256, path in came:
+                self.failed(sha256, LeftOut("it can't be kept"))
+                remove(path)
+            return
+
+        self.here += [sha256 for sha256, _ in came]
+        with self.lock:
+            for sha256, _ in came:
+                del self.batched[sha256]
+            waited_for = [self.flights[sha256] for sha256, _ in came if sha256 in self.flights]
+        for download in waited_for:
+            download.is_in_place()
+        self.landed(waited_for)
 
     def _forget_arrived(self):
         """Delete the `wanted` rows of blobs that are here, and show the documentation in them."""
@@ -21392,18 +21523,20 @@ class Fetcher(Part):
         if not here and not self._is_new_work():
             return
         with self.store.read() as db:
-            docs = [sha256 for sha256 in here if db.execute(
-                "SELECT 1 FROM wanted WHERE sha256 = ? AND is_docs", (sha256,)).fetchone()]
+            docs = [sha256 for sha256, in db.execute(
+                "SELECT sha256 FROM wanted WHERE is_docs AND sha256 IN "
+                "(SELECT value FROM json_each(?))", (json.dumps(here),))]
         for sha256 in docs:
             try:
                 enter_docs(self.store, self.blobs, sha256)
             except Problem as problem:
                 log.error("the documentation %s can't be shown: %s", sha256, problem.message)
         if here:
-            self.store.write(blobs_arrived, here, docs, durable=False)
+            self.missing -= self.store.write(blobs_arrived, here, docs, durable=False)
         if here or not self.missing:
             self.arrived_since = time.monotonic()
-        self.missing = self._count()
+        if self.missing < Limits.replica_batch or self._is_new_work():  # to count all takes long
+            self.missing = self._count()
         if self.medium:
             self.medium.say(is_end=not self.missing)
         if not self.missing:
@@ -21697,7 +21830,8 @@ class Follower(Part):
         self.dropped = -1           # `in_sync_since` when the ready responses were dropped last
         self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
         self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
-        self.is_burst = False       # several entries came at once
+        self.came = collections.deque(maxlen=Limits.busy_entries)   # time.monotonic() of entries
+        self.rest = 0               # seconds until it asks again: see `_rest_after`
         self.comparison, self.files = RowComparison(self), Fetcher(self)
 
     def loops(self):
@@ -21750,8 +21884,8 @@ class Follower(Part):
         while not self.store.waits_are_over:
             if self.follow_once():
                 failures = 0
-                if self.is_burst:       # to ask for each entry would cost the primary more
-                    self.store.pause(Limits.burst_pause, lambda: self.is_asked)
+                if self.rest:
+                    self.store.pause(self.rest, lambda: self.is_asked)
                 continue
             failures += 1
             pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
@@ -21760,7 +21894,7 @@ class Follower(Part):
     def follow_once(self):
         """Enter what comes next of the primary's changes, after at most one wait for it; returns
         whether that worked. `state` and `trouble` say more."""
-        self.tried, self.is_asked, self.is_burst = time.time(), False, False
+        self.tried, self.is_asked, self.rest = time.time(), False, 0
         self.steps += 1
         try:
             self._follow()
@@ -21827,8 +21961,19 @@ class Follower(Part):
                 entries = [entry for entry in entries if entry.serial <= until]
             self.store.follow(entries, response.uuid, self.wants)
             self.entered_since = time.monotonic()
-            self.is_burst = len(entries) > 1 and self.store.serial >= response.serial
+            self.came.extend([self.entered_since] * len(entries))
+            self.rest = self._rest_after(len(entries), response.serial)
         self._heard(response)
+
+    def _rest_after(self, count, serial):
+        """Seconds until this replica asks again, after so many entries came, and the primary has
+        this serial: while many changes are made, to ask for each costs the primary more than they
+        do themselves."""
+        if self.store.serial < serial:
+            return 0
+        if len(self.came) == self.came.maxlen and self.entered_since - self.came[0] < 1:
+            return Limits.busy_pause
+        return Limits.burst_pause if count > 1 else 0
 
     def _parted(self, response, facts):
         """The `Diverged` that a primary's refusal means."""
@@ -22070,7 +22215,7 @@ def take_snapshot(store, primary, folder, wants_blobs, check=lambda response, fi
         check(response, file)
         lines = _unpacked_lines(file)
         entry, hashes = entry_of(next(lines)), _hashes_of(next(lines, b""))
-        store.start_from(map(_row_of, lines), entry, response.uuid, wants_blobs, hashes)
+        store.start_from(map(_block_of, lines), entry, response.uuid, wants_blobs, hashes)
     return response
 
 
@@ -22109,19 +22254,23 @@ def _hashes_of(line):
         raise ValueError(f"the snapshot has no hashes: {reason_of(error)}") from None
 
 
-def _row_of(line):
-    """(kind, key, value) of a line of a snapshot; FatalError if this program does not know it."""
+def _block_of(line):
+    """(kind, [(key, value), ...]) of a line of a snapshot; FatalError if this program does not know
+    it."""
     try:
-        kind, key, value = json.loads(line)
-        is_known = kind in ROWS and ROWS[kind].accepts(tuple(key), value)
+        kind, rows = json.loads(line)
+        rows = [(tuple(key), value) for key, value in rows]
+        unknown = rows if kind not in ROWS else [
+            (key, value) for key, value in rows
+            if value is None or not ROWS[kind].accepts(key, value)]
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise FatalError("the snapshot has a line that is no row: "
+        raise FatalError("the snapshot has a line that is no rows: "
                          + reason_of(error)) from None
-    if not is_known:
+    if unknown:
         raise FatalError("the snapshot has a row that this program does not know, "
-                         f"{one_line(repr((kind, *key)))}: was it written by a newer "
+                         f"{one_line(repr((kind, *unknown[0][0])))}: was it written by a newer "
                          "devpi_lite.py?")
-    return kind, tuple(key), value
+    return kind, rows
 
 
 @part
@@ -29017,7 +29166,7 @@ def replay(store, source, until, again):
             raise FatalError(f"the changelog of the source begins at serial {first}: its rows can "
                              f"be taken as they are at {last}, not at {until}")
         print("snapshot: the changelog begins at serial", first)
-        store.start_from(all_rows(source), next(read_log(source, last - 1)), uuid_)
+        store.start_from(row_blocks(source), next(read_log(source, last - 1)), uuid_)
     else:
         entries = itertools.takewhile(lambda entry: entry.serial <= until, read_log(source, serial))
         store.follow(entries, uuid_)

@@ -221,8 +221,11 @@ def test_files_are_asked_for_by_a_signed_list(pair):
     reply = ask(pair, names)
     framed = ("%s %d\n" % (one.sha256, len(one.content))).encode() + one.content
     assert reply.status == 200 and reply.body == (
-        b"5" * 64 + b" missing\n" + framed + ("%s large\n%s damaged\n" % (large.sha256, damaged.sha256)).encode()
-        + framed)
+        b"5" * 64 + b" missing\n" + framed + b"%s large\n%s 14\nsomething else" % (
+            large.sha256.encode(), damaged.sha256.encode()) + framed)
+    blob_path = "/+repl/v1/blob/" + damaged.sha256        # who checks it asks for it by itself, and is told
+    reply = pair.primary.get(blob_path, headers=signed(pair.primary, blob_path), user=None)
+    assert reply.status != 200 and "damaged" in reply.text
     assert ask(pair, ["5" * 64] * 201).status == 400
     assert ask(pair, ["../secret"]).status == 400
     assert ask(pair, [["5" * 64]]).status == 400

@@ -473,8 +473,9 @@ def test_odd_questions_of_a_replica_do_no_harm(pair, query):
 # -- a primary that sends what is not right
 
 
-def packed_rows(*rows):
-    return "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows).encode() + b"\n"
+def block(kind, *row):
+    """A line of a snapshot with one row."""
+    return json.dumps([kind, [row]]).encode()
 
 
 def lines_of(data, folder):
@@ -530,12 +531,13 @@ def test_an_odd_entry_is_none(more):
 
 
 @pytest.mark.parametrize("line", [
-    b"1", b"[]", b"{}", b"null", b'["user"]', b'[["user"], ["x"], {}]', b'["user", 5, {}]',
-    b'["user", null, {}]', b'["none", ["x"], {}]', b'["user", [["x"]], {}]', b"[" * 100000,
-    b'["user", ["x"], 5]', b"\xff", b""])
-def test_an_odd_row_of_a_snapshot_is_refused(line):
+    b"1", b"[]", b"{}", b"null", b'["user"]', b'[["user"], [["x"], {}]]', b'["user", 5]', b'["user", null]',
+    b'["user", [5]]', b'["user", [[5, {}]]]', b'["user", [[null, {}]]]', b'["none", [[["x"], {}]]]',
+    b'["user", [[[["x"]], {}]]]', b"[" * 100000, b'["user", [[["x"], 5]]]', b'["user", [[["x"], null]]]',
+    b'["user", [[["x"], {}, {}]]]', b'["user", {"x": {}}]', b"\xff", b""])
+def test_odd_rows_of_a_snapshot_are_refused(line):
     with pytest.raises(devpi_lite.FatalError):
-        devpi_lite._row_of(line)
+        devpi_lite._block_of(line)
 
 
 class Hostile:
@@ -588,9 +590,9 @@ def test_rows_that_are_wrong_leave_nothing(tmp_path):
     with contextlib.closing(store):
         for row in BAD_ROWS:
             entry = devpi_lite.entry_of(entry_of(OPS))
-            good = json.dumps(["user", ["bob"], GOOD_USER])
+            good = block("user", ["bob"], GOOD_USER)
             with pytest.raises(devpi_lite.FatalError):
-                store.start_from(map(devpi_lite._row_of, [good, json.dumps(row)]), entry, "7" * 32)
+                store.start_from(map(devpi_lite._block_of, [good, block(*row)]), entry, "7" * 32)
             with store.read() as db:
                 assert store.head(db)[0] == -1
                 assert db.execute("SELECT count(*) FROM users").fetchone()[0] == 0
@@ -618,7 +620,7 @@ def test_odd_hashes_of_a_snapshot_are_none(line):
 def test_a_replica_lives_on_whatever_its_primary_sends(hostile):
     server, replica = hostile
     server.answers["/+repl/v1/snapshot"] = 200, zlib.compress(
-        entry_of(OPS) + b"\n[]\n" + packed_rows(BAD_ROWS[0]))
+        entry_of(OPS) + b"\n[]\n" + block(*BAD_ROWS[0]) + b"\n")
     replica.start()
     assert "can't be put" in comes_to_be(replica, "failing")["replication-trouble"]
     assert replica.get("/+api").status == 200

@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 
@@ -18,7 +19,7 @@ from upkeep import FILE_SIZE, fill
 OF_RSYNC = 1.5      # times as long as rsync and sync take for the same files
 CPU_EACH = 2        # ms a file, on each side
 READABLE = 50       # ms until an upload can be read on the replica
-KEPT = 0.9          # of the rate of uploads, with four replicas
+KEPT = 0.9          # of the rate of uploads, with four replicas on other machines
 IDLE = 0.5          # % of a core
 OF_DEVPI = 20       # times as many files a second as devpi's replica
 
@@ -35,7 +36,8 @@ def w13(run):
     measure_reading(run, primary, replica)
     measure_idle(run, replica)
     measure_hot(run, primary, replica)
-    measure_uploads(run, primary, replica)
+    replica.stop()
+    measure_uploads(run)
     if run.devpi:
         measure_devpi(run, primary, rate)
     primary.stop()
@@ -189,50 +191,72 @@ def measure_hot(run, primary, replica):
     run.record("w13", "hot page of the replica", "CPU each, of the primary's", "x", ratio(cpu["replica"], cpu["primary"]), target=1.1)
 
 
-def measure_uploads(run, primary, replica):
-    """Uploads, four at a time, alone and followed by four replicas, in turn; and by four that are stopped, which is what the
-    primary itself loses: the rest is what the replicas' processes take from it on the same machine."""
-    replicas = [replica] + [new_replica(run, primary).start() for _ in range(3)]
-    for each in replicas:
-        in_sync(primary, each)
+def measure_uploads(run):
+    """Uploads, four at a time, alone and followed by four replicas, in turn.
+
+    The replicas stand for four other machines: they run on the other half of the processors, and have their files in memory."""
+    processors = sorted(os.sched_getaffinity(0))
+    half = len(processors) // 2
+    here, elsewhere = processors[:half] or processors, processors[half:]
+    memory = run.keep(Folder("/dev/shm" if os.path.isdir("/dev/shm") else None))
+    primary = run.server("--role", "primary").start()
+    primary.add_stage("priv")
+    replicas = [new_replica(run, primary) for _ in range(4)]
+    for at, each in enumerate(replicas):
+        each.directory = os.path.join(memory.path, str(at))
+        each.start()
+        pin(each.pid, elsewhere)
+    pin(primary.pid, here)
+    pin(run.generator.process.pid, here)
     count, names = run.size(300, 100), iter(range(1000000))
-    kinds = {"alone": [], "with four replicas": [], "with four that are stopped": []}
 
     def upload():
         tasks = [load.Task(primary.upload_request(small_wheel("with-%d" % next(names), "1.0"))) for _ in range(count)]
         return run.generator.run(load.each, primary.port, primary.pid, tasks, 4).checked()
 
+    kinds = {"alone": [], "with four replicas": []}
+    upload()
     for _ in range(run.rounds):
         parts = {name: [] for name in kinds}
-        for _ in range(2):
+        for _ in range(4):
+            for each in replicas:
+                in_sync(primary, each)
             parts["with four replicas"].append(upload())
             for each in replicas:
                 in_sync(primary, each)
-            for each in replicas:
                 os.kill(each.pid, signal.SIGSTOP)
-            parts["with four that are stopped"].append(upload())
-            for each in replicas:
-                os.kill(each.pid, signal.SIGCONT)
-                in_sync(primary, each)
-                each.stop()
-            primary.settle()
             parts["alone"].append(upload())
             for each in replicas:
-                each.start()
-                in_sync(primary, each)
+                os.kill(each.pid, signal.SIGCONT)
         for name, measured in parts.items():
             kinds[name].append(joined(measured))
+    pin(run.generator.process.pid, processors)
 
-    rates = {name: [result.rate for result in measured] for name, measured in kinds.items()}
-    cpu = {name: [result.cpu_each for result in measured] for name, measured in kinds.items()}
-    for name in kinds:
-        run.record("w13", "uploads, four at a time, " + name, "rate", "uploads/s", rates[name], "high")
-        run.record("w13", "uploads, four at a time, " + name, "CPU of the primary each", "ms", [each * MS for each in cpu[name]])
-        if name != "alone":
-            run.record("w13", "uploads, four at a time, " + name, "rate, of the rate alone", "x", ratio(rates[name], rates["alone"]),
-                       "high", KEPT)
-    for each in replicas:
+    for name, results in kinds.items():
+        case = "uploads, four at a time, " + name
+        run.record("w13", case, "rate", "uploads/s", [result.rate for result in results], "high")
+        run.record("w13", case, "CPU of the primary each", "ms", [result.cpu_each * MS for result in results])
+    rates = {name: [result.rate for result in results] for name, results in kinds.items()}
+    run.record("w13", "uploads, four at a time, with four replicas", "rate, of the rate alone", "x",
+               ratio(rates["with four replicas"], rates["alone"]), "high", KEPT)
+    for each in replicas + [primary]:
         each.stop()
+
+
+class Folder:
+    """A folder that ends with the run."""
+
+    def __init__(self, place):
+        self.path = tempfile.mkdtemp(prefix="devpi_lite-bench-", dir=place)
+
+    def kill(self):
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def pin(pid, processors):
+    """Have all threads of a process, and what they start, run on these processors."""
+    for thread in os.listdir("/proc/%d/task" % pid):
+        os.sched_setaffinity(int(thread), processors)
 
 
 # -- the peer
