@@ -20783,7 +20783,7 @@ class BlobDownload(Download):
 
     def run(self):
         super().run()
-        self.fetcher.landed([self])
+        self.fetcher.under_way.end([self])
 
     @property
     def _most(self):
@@ -20800,7 +20800,7 @@ class BlobDownload(Download):
         """Counts nothing: the threads that fetch wanted blobs note why one did not come."""
 
     def _fetch(self):
-        incoming = self.fetcher.take_up(self.file.sha256) or self.blobs.incoming()
+        incoming = self.fetcher.under_way.take_up(self.file.sha256) or self.blobs.incoming()
         self.opened = incoming.path
         self._grow(incoming.size)
         try:
@@ -20810,12 +20810,12 @@ class BlobDownload(Download):
             incoming.keep()
         except BaseException:
             if Limits.resumed_size <= incoming.size < (self.length or 0):
-                self.fetcher.set_aside(self.file.sha256, incoming)
+                self.fetcher.under_way.set_aside(self.file.sha256, incoming)
             else:
                 incoming.discard()
             raise
         incoming.discard()              # if the blob existed already
-        self.fetcher.arrived(self.file.sha256)
+        self.fetcher.wanted.arrived(self.file.sha256)
         self._grow(incoming.size, finished=True)
 
     def _receive_all(self, incoming):
@@ -20889,50 +20889,53 @@ class BlobBatch:
     """Small blobs on their way from the primary, in one response.
 
     `rows`: {SHA-256: row of `wanted`} of those that have not come; `refused`: {SHA-256: Problem} of
-    those that can't come."""
+    those that came wrong, or in whose place a word came; `size`: bytes of the others."""
 
     def __init__(self, fetcher, rows):
-        self.fetcher, self.refused = fetcher, {}
+        self.primary, self.blobs, self.under_way = fetcher.primary, fetcher.blobs, fetcher.under_way
         self.rows = {row["sha256"]: row for row in rows}
+        self.refused, self.size = {}, 0
 
     def run(self):
-        """Fetch them; returns their bytes as far as they came. UpstreamTrouble if it broke off."""
-        size = 0
+        """Fetch them. UpstreamTrouble if the response broke off; what came before is taken."""
+        names = json.dumps(list(self.rows)).encode()
         try:
-            with self.fetcher.primary.get("/+repl/v1/blobs",
-                                          body=json.dumps(list(self.rows)).encode()) as response:
+            with self.primary.get("/+repl/v1/blobs", body=names) as response:
                 for sha256, found in self._framed(response):
                     row = self.rows.pop(sha256, None)
                     if row is None:
-                        raise UpstreamTrouble(f"{self.fetcher.primary.url} sends a file that was "
-                                              "not asked for")
-                    size += len(found)
+                        raise UpstreamTrouble(f"{self.primary.url} sends a file that was not asked "
+                                              "for")
                     self._take(row, found)
-            return size
         finally:
             for sha256 in self.rows:
-                self.fetcher.failed(sha256, LeftOut("it was not in the response"))
+                self.under_way.failed(sha256, LeftOut("it was not in the response"))
 
     def _take(self, row, found):
-        url, sha256 = self.fetcher.primary.url, row["sha256"]
+        sha256 = row["sha256"]
         try:
-            if isinstance(found, str):
-                raise {"missing": NotFound(f"{url} does not have it"),
-                       "damaged": UpstreamTrouble(f"the file is damaged at {url}")
-                       }.get(found) or LeftOut("it comes by itself")
-            if len(found) != row["size"] or hashlib.sha256(found).hexdigest() != sha256:
-                raise LeftOut("it came with another hash")
-            path = self.fetcher.blobs.put_aside(found)
+            self._check(row, found)
+            path = self.blobs.put_aside(found)
         except Exception as error:
             problem = error if isinstance(error, Problem) else UpstreamTrouble(reason_of(error))
             self.refused[sha256] = problem
-            self.fetcher.failed(sha256, problem)
-            if isinstance(error, LeftOut):
-                self.fetcher.alone.add(sha256)
-            elif not isinstance(error, (NotFound, UpstreamTrouble)):
+            self.under_way.failed(sha256, problem)
+            if not isinstance(error, (NotFound, UpstreamTrouble)):      # the others fail, too
                 raise
         else:
-            self.fetcher.came(sha256, path, len(found))
+            self.size += len(found)
+            self.under_way.came(sha256, path, len(found))
+
+    def _check(self, row, found):
+        """Raise why a blob is not taken: a word came, or other bytes than its own."""
+        if found == "missing":
+            raise NotFound(f"{self.primary.url} does not have it")
+        if found == "damaged":
+            raise UpstreamTrouble(f"the file is damaged at {self.primary.url}")
+        if isinstance(found, str):
+            raise LeftOut("it comes by itself")
+        if len(found) != row["size"] or hashlib.sha256(found).hexdigest() != row["sha256"]:
+            raise LeftOut("it came with another hash")
 
     def _framed(self, response):
         """Yield (SHA-256, bytes or a word) as they come."""
@@ -21179,148 +21182,100 @@ class Medium:
             return ""
 
 
-class Fetcher(Part):
-    """Fetches the blobs that a replica's rows name and that are not here: those of the table
-    `wanted` by itself, and each one at once for whoever asks for it.
+class UnderWay:
+    """The blobs that are on their way from the primary, so that each comes once.
 
-    `follower`: the replica, see `Follower`; its `state` says whether the primary is there."""
+    One comes by a `BlobDownload`, or with others. Those that come with others have a `BlobDownload`
+    only while somebody waits for them: to make one costs as much as to receive a small blob.
 
-    def __init__(self, follower):
-        app, self.follower = follower.app, follower
-        self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
+    `new_download`: makes the `BlobDownload` of a SHA-256 and a size."""
+
+    def __init__(self, new_download):
+        self.new_download = new_download
         self.lock = threading.Lock()
-        self.flights = {}           # SHA-256 -> BlobDownload that runs or that somebody waits for
+        self.downloads = {}         # SHA-256 -> BlobDownload that runs or that somebody waits for
         # SHA-256 of each blob that comes with others -> None, and once it came (path, size)
         self.batched = {}
-        self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
-                            lambda work: work())
-        self.lanes, self.rest_until = 0, 0      # threads that fetch wanted blobs; not before then
-        self.queue, self.queued_at = collections.deque(), None  # rows of `wanted`; at this serial
-        self.choosing = threading.Lock()        # of these rows
-        self.alone = set()          # SHA-256s of small blobs that did not come with others
-        self.unfinished = {}        # SHA-256 -> IncomingBlob of a large file that broke off
-        self.has_work = threading.Event()
-        self.here = []              # SHA-256s of wanted blobs that have arrived
-        self.arrived_since = time.monotonic()   # when one arrived last
         self.unsynced, self.unsynced_size = [], 0   # (SHA-256, path) of blobs that came; bytes
-        self.missing = self._count()
-        path = app.settings.replica_file_search_path
-        self.medium = Medium(path, self.store, self.blobs) if path else None
-        self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
-        app.search.is_crowded = lambda: self.lanes > 0
+        self.unfinished = {}        # SHA-256 -> IncomingBlob of a large file that broke off
 
-    def loops(self):
-        yield "replica files", self._fetch_forever
+    def __len__(self):
+        with self.lock:
+            return len(self.batched) + sum(sha256 not in self.batched for sha256 in self.downloads)
 
-    def arriving(self, file, for_head=False):
-        """The `Content` of a stage's file that is not here, as it comes; None if it is here."""
-        if self.blobs.has(file.sha256, file.size):
-            return None
-        modified = file.last_modified or http_date(seconds_of(file.uploaded))
-        if for_head:
-            return Content(modified, file.size, pieces=iter(()))
-        if self._found_on_medium([(file.sha256, file.size)], only_named=True):
-            return None
-        for _ in range(2):
-            download = self._start(file.sha256, file.size)
-            if not download.begun.wait(self.app.settings.request_timeout):
-                raise self._not_here(file.filename)
-            if not isinstance(download.error, LeftOut):
-                break
-        if download.error and not download.finished:
-            raise self._not_here(file.filename, download.error)
-        return Content(modified, file.size, pieces=download.pieces())
+    def names(self):
+        """The SHA-256s of all."""
+        with self.lock:
+            return {*self.downloads, *self.batched}
 
-    def fetch(self, sha256):
-        """Get a blob that is not here, for somebody who needs it now; Busy."""
-        if self._found_on_medium([(sha256, None)], only_named=True):
-            return
-        with self.store.read() as db:
-            row = db.execute("SELECT size FROM files WHERE sha256 = ? AND release_id IS NOT NULL",
-                             (sha256,)).fetchone()
-        for _ in range(2):
-            download = self._start(sha256, row and row["size"])
-            if download.wait(self.app.settings.proxy_timeout) and not download.error:
-                return
-            if not isinstance(download.error, LeftOut):
-                break
-        raise self._not_here(f"the file {sha256}", download.error)
-
-    def _not_here(self, name, error=None):
-        """503, never 404: a resolver would take an older release."""
-        why = error.message if error else "it does not arrive in time"
-        return Busy(f"{name} has not arrived at this replica yet, and {self.primary.url} does not "
-                    f"give it now: {why}", 10)
-
-    def _start(self, sha256, size):
-        """The download of a blob: a new one, or the one that is under way."""
-        download, is_new = self._flight(sha256, size)
-        if is_new:
-            self.crew.submit(download.run)
-        return download
-
-    def _flight(self, sha256, size):
+    def download(self, sha256, size):
         """(the download of a blob, whether it is a new one, to be run by the caller)."""
         with self.lock:
-            download = self.flights.get(sha256)
+            download = self.downloads.get(sha256)
             if download and not download.error:
                 return download, False
-            url = f"{self.primary.url}/+repl/v1/blob/{sha256}"
-            download = self.flights[sha256] = BlobDownload(self, WantedBlob(sha256, size, url))
+            download = self.downloads[sha256] = self.new_download(sha256, size)
             if sha256 not in self.batched:
                 return download, True
             if self.batched[sha256]:
                 download.came(*self.batched[sha256])
             return download, False
 
-    def _reserve(self, sha256):
-        """Whether a blob can come with others: nobody fetches it."""
+    def end(self, downloads):
+        """Wake those who wait for downloads that have ended."""
         with self.lock:
-            if sha256 in self.flights or sha256 in self.batched:
+            for download in downloads:
+                if self.downloads.get(download.file.sha256) is download:
+                    del self.downloads[download.file.sha256]
+        for download in downloads:
+            download.ended.set()
+
+    # -- with others
+
+    def reserve(self, sha256):
+        """Note that a blob comes with others; False if it is on its way already."""
+        with self.lock:
+            if sha256 in self.downloads or sha256 in self.batched:
                 return False
             self.batched[sha256] = None
             return True
 
     def came(self, sha256, path, size):
-        """A blob came with others, to a file in `tmp/`; it is to be put into its place with
-        others."""
+        """A blob came with others, to a file in `tmp/`; it is to be put into its place."""
         with self.lock:
             self.batched[sha256] = path, size
             self.unsynced.append((sha256, path))
             self.unsynced_size += size
-            if sha256 in self.flights:
-                self.flights[sha256].came(path, size)
+            if sha256 in self.downloads:
+                self.downloads[sha256].came(path, size)
 
     def failed(self, sha256, error):
-        """A blob did not come with others, or can't be kept."""
+        """A blob did not come with others, or can't be put into its place."""
         with self.lock:
             self.batched.pop(sha256, None)
-            download = self.flights.get(sha256)
+            download = self.downloads.get(sha256)
         if download:
             download.fail(error)
-            self.landed([download])
+            self.end([download])
 
-    def _found_on_medium(self, wanted, only_named=False):
-        """The SHA-256s of blobs that were taken from --replica-file-search-path; see
-        `Medium.take`."""
-        found = set(self.medium.take(wanted, only_named)) if self.medium else ()
-        for sha256 in found:
-            self.arrived(sha256)
-        return found
-
-    def arrived(self, sha256):
-        """A wanted blob is here."""
-        self.here.append(sha256)
-        self.has_work.set()
-
-    def landed(self, downloads):
-        """Downloads have ended."""
+    def take_unsynced(self):
+        """[(SHA-256, path)] of the blobs that came since the last call. The caller puts them into
+        their places, and calls `kept`, or `failed` for each."""
         with self.lock:
-            for download in downloads:
-                if self.flights.get(download.file.sha256) is download:
-                    del self.flights[download.file.sha256]
-        for download in downloads:
-            download.ended.set()
+            came, self.unsynced, self.unsynced_size = self.unsynced, [], 0
+        return came
+
+    def kept(self, names):
+        """The blobs with these SHA-256s, which came with others, are in their places."""
+        with self.lock:
+            for sha256 in names:
+                del self.batched[sha256]
+            waited_for = [self.downloads[sha256] for sha256 in names if sha256 in self.downloads]
+        for download in waited_for:
+            download.is_in_place()
+        self.end(waited_for)
+
+    # -- large files that broke off
 
     def set_aside(self, sha256, incoming):
         """Keep the beginning of a large file, for a later download to go on from."""
@@ -21337,111 +21292,31 @@ class Fetcher(Part):
         with self.lock:
             return self.unfinished.pop(sha256, None)
 
-    def _fetch_forever(self):
-        if self.medium:
-            self.medium.prepare()
-        while not self.store.waits_are_over:
-            self.has_work.clear()
-            try:
-                self._keep_what_came()
-                self._forget_arrived()
-                self._open_lanes()
-            except Exception:       # the thread must go on
-                log.exception("fetching files failed")
-                self.rest_until = time.monotonic() + 1
-            self.has_work.wait(1)
+    def drop_beginnings(self, names):
+        """Delete the beginnings of files with these SHA-256s."""
+        for sha256 in names:
+            incoming = self.take_up(sha256)
+            if incoming:
+                incoming.discard()
 
-    def fetch_once(self):
-        """Fetch the blobs that are wanted now and that the primary has; for a caller without the
-        loop."""
-        self._forget_arrived()
-        self._open_lanes()
-        while self.lanes:
-            self.has_work.wait(0.01)
-        self._keep_what_came()
-        self._forget_arrived()
 
-    def _open_lanes(self):
-        """Start more threads that fetch wanted blobs, as far as allowed and of use."""
-        if not self.missing or not self._may_fetch():
-            return
-        with self.lock:
-            lanes = min(self.missing - len(self.flights) - len(self.batched),
-                        self.app.settings.file_replication_threads - self.lanes)
-            self.lanes += max(0, lanes)
-        for _ in range(lanes):
-            self.crew.submit(self._fetch_wanted)
+class WantedRows(Part):
+    """The table `wanted`: the blobs that rows name and that are not here.
 
-    def _may_fetch(self):
-        return self.follower.state in ("following", "snapshot") and not self.store.waits_are_over \
-            and time.monotonic() >= self.rest_until
+    `missing`: their number, as it was known last; `has_work`: an Event, set once one arrives."""
 
-    def _fetch_wanted(self):
-        """Fetch wanted blobs until there are no more; the work of a lane."""
-        budget = Limits.first_batch
-        try:
-            while self._may_fetch():
-                if self.unsynced_size > Limits.unsynced:
-                    time.sleep(0.01)
-                    continue
-                rows, download = self._next_wanted(budget)
-                if not rows:
-                    return
-                began = time.monotonic()
-                size = self._fetch_alone(rows[0], download) if download else \
-                    self._fetch_together(rows)
-                pace = size / max(0.001, time.monotonic() - began)
-                budget = int(min(max(pace, Limits.least_batch), Limits.most_batch))
-        except Problem as error:            # the primary is away, or the disk is full
-            log.info("replica: fetching files pauses: %s", error.message)
-            self.rest_until = time.monotonic() + 1
-        except Exception:
-            log.exception("fetching files failed")
-            self.rest_until = time.monotonic() + 1
-        finally:
-            with self.lock:
-                self.lanes -= 1
-            if self.queued_at != self.store.serial:     # it came when no lane was free
-                self.has_work.set()
+    def __init__(self, follower, has_work):
+        app, self.follower, self.has_work = follower.app, follower, has_work
+        self.store, self.primary, self.blobs = app.store, app.primary, app.blobs
+        path = app.settings.replica_file_search_path
+        self.medium = Medium(path, self.store, self.blobs) if path else None
+        self.here = collections.deque()         # SHA-256s of those that have arrived
+        self.arrived_since = time.monotonic()   # when one arrived last
+        self.missing = self._count()
 
-    def _next_wanted(self, budget):
-        """(rows of `wanted`, download): what a lane fetches next, the newest and smallest first:
-        small blobs with `budget` bytes in all, or one that has a download of its own; no rows if
-        there are none."""
-        rows, size = [], 0
-        with self.choosing:
-            if not self.queue or self.queued_at != self.store.serial:
-                self._queue_wanted()
-            while self.queue and len(rows) < Limits.batch_blobs:
-                row = self.queue[0]
-                is_small = self._is_small(row)
-                if rows and (not is_small or size + row["size"] > budget):
-                    break
-                self.queue.popleft()
-                if self._is_here(row):
-                    self.arrived(row["sha256"])
-                elif is_small:
-                    if self._reserve(row["sha256"]):
-                        rows.append(row)
-                        size += row["size"]
-                else:
-                    download, is_new = self._flight(row["sha256"], row["size"])
-                    if is_new:
-                        return [row], download
-        return rows, None
-
-    def _is_here(self, row):
-        """Whether a wanted blob is here; False if that can't be seen."""
-        try:
-            return self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"])
-        except OSError as error:
-            log.error("the file %s can't be read: %s", row["sha256"], reason_of(error))
-            return False
-
-    def _queue_wanted(self):
-        self.queued_at = self.store.serial
-        with self.lock:
-            under_way = {*self.flights, *self.batched}
+    def next_rows(self, under_way):
+        """Rows of blobs to be fetched next, the newest and smallest first. Those that are on the
+        medium are taken from there instead. `under_way`: SHA-256s to leave out."""
         most = Limits.replica_batch + len(under_way)
         with self.store.read() as db:
             rows = db.execute("SELECT * FROM wanted WHERE due = 0 "
@@ -21450,76 +21325,30 @@ class Fetcher(Part):
                 rows += db.execute("SELECT * FROM wanted WHERE due > 0 AND due <= ? "
                                    "ORDER BY due LIMIT ?", (time.time(), most)).fetchall()
         rows = [row for row in rows if row["sha256"] not in under_way]
-        found = self._found_on_medium([(row["sha256"], row["size"]) for row in rows])
-        self.queue = collections.deque(row for row in rows if row["sha256"] not in found)
+        found = self.found_on_medium([(row["sha256"], row["size"]) for row in rows])
+        return [row for row in rows if row["sha256"] not in found]
 
-    def _is_small(self, row):
-        """Whether a blob may come with others."""
-        return row["size"] is not None and row["size"] <= Limits.small_blob \
-            and row["sha256"] not in self.alone
+    def found_on_medium(self, wanted, only_named=False):
+        """The SHA-256s of blobs that were taken from --replica-file-search-path; see
+        `Medium.take`."""
+        found = set(self.medium.take(wanted, only_named)) if self.medium else ()
+        for sha256 in found:
+            self.arrived(sha256)
+        return found
 
-    def _fetch_together(self, rows):
-        """Fetch small blobs in one response; returns their bytes. A Problem that is no fault of one
-        of them is raised."""
-        batch, trouble, size = BlobBatch(self, rows), None, 0
-        try:
-            size = batch.run()
-        except Problem as error:
-            trouble = error
-        if not trouble or len(batch.rows) == len(rows):
-            # one by one, only the one that breaks the response fails
-            self.alone.update(batch.rows)
+    def arrived(self, *names):
+        """Blobs with these SHA-256s are here."""
+        self.here.extend(names)
         self.has_work.set()
-        for row in rows:
-            self._note(row, batch.refused.get(row["sha256"]))
-        if isinstance(trouble, (NoResponse, NoSpace)):
-            raise trouble
-        return size
 
-    def _fetch_alone(self, row, download):
-        """The same for one blob by a request of its own."""
-        download.run()
-        self.alone.discard(row["sha256"])
-        self._note(row, download.error)
-        if isinstance(download.error, (NoResponse, NoSpace)):
-            raise download.error
-        return download.available
-
-    def _note(self, row, error):
+    def note_failure(self, row, error):
         """Remember why a blob did not come, if that is its own fault; the primary may be away."""
         if error and not isinstance(error, (LeftOut, NoResponse)):
             self.store.write(_note_failure, row, error.message, durable=False)
 
-    def _keep_what_came(self):
-        """Put the small blobs that came into their places."""
-        with self.lock:
-            came, self.unsynced, self.unsynced_size = self.unsynced, [], 0
-        if not came:
-            return
-        try:
-            self.blobs.keep_many(came)
-        except (Problem, OSError) as error:
-            log.error("replica: files that came can't be kept: %s", reason_of(error))
-            self.rest_until = time.monotonic() + 1
-            if not isinstance(error, NoSpace):      # one of them may keep the others from it
-                self.alone.update(sha256 for sha256, _ in came)
-            for sha256, path in came:
-                self.failed(sha256, LeftOut("it can't be kept"))
-                remove(path)
-            return
-
-        self.here += [sha256 for sha256, _ in came]
-        with self.lock:
-            for sha256, _ in came:
-                del self.batched[sha256]
-            waited_for = [self.flights[sha256] for sha256, _ in came if sha256 in self.flights]
-        for download in waited_for:
-            download.is_in_place()
-        self.landed(waited_for)
-
-    def _forget_arrived(self):
-        """Delete the `wanted` rows of blobs that are here, and show the documentation in them."""
-        here, self.here = self.here, []
+    def forget_arrived(self):
+        """Delete the rows of blobs that are here, and show the documentation in them."""
+        here = [self.here.popleft() for _ in range(len(self.here))]
         if not here and not self._is_new_work():
             return
         with self.store.read() as db:
@@ -21550,35 +21379,30 @@ class Fetcher(Part):
         return self.counted_at != (self.store.serial, self.store.refreshed)
 
     def _count(self):
-        """The number of wanted blobs."""
         self.counted_at = self.store.serial, self.store.refreshed
-        with self.store.read() as db:
-            return db.execute("SELECT count(*) FROM wanted").fetchone()[0]
+        return self._of_all("count(*)")[0]
 
-    def tidy(self):
-        """Drop the beginnings of files that nothing wants any more."""
+    def _of_all(self, columns):
         with self.store.read() as db:
-            for sha256 in list(self.unfinished):
-                if not db.execute("SELECT 1 FROM wanted WHERE sha256 = ?", (sha256,)).fetchone():
-                    incoming = self.take_up(sha256)
-                    if incoming:
-                        incoming.discard()
+            return db.execute(f"SELECT {columns} FROM wanted").fetchone()
 
-    def close(self):
-        while self.unfinished:
-            self.unfinished.popitem()[1].discard()
+    def lacks(self, sha256):
+        """Whether a blob is wanted."""
+        with self.store.read() as db:
+            return db.execute("SELECT 1 FROM wanted WHERE sha256 = ?", (sha256,)).fetchone()
 
     def clean(self, change):
         change.execute("DELETE FROM wanted WHERE NOT EXISTS (SELECT 1 FROM files WHERE "
                        "files.sha256 = wanted.sha256 AND release_id IS NOT NULL)")
+
+    # -- for operators
 
     def status(self):
         """What `+status` says of files, in devpi's words; and `wanted`, those that are not here."""
         with self.store.read() as db:
             errors = db.execute("SELECT sha256, error FROM wanted WHERE error IS NOT NULL "
                                 "LIMIT ?", (Limits.broken_files,)).fetchall()
-            files, size = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM wanted"
-                                     ).fetchone()
+        files, size = self._of_all("count(*), coalesce(sum(size), 0)")
         return {
             "replication-errors": {row["sha256"]: {
                 "url": f"{self.primary.url}/+repl/v1/blob/{row['sha256']}",
@@ -21587,7 +21411,7 @@ class Fetcher(Part):
 
     def complaints(self):
         idle = time.monotonic() - self.arrived_since
-        waiting, refused, hopeless = self._wanted("count(*), count(error), "
+        waiting, refused, hopeless = self._of_all("count(*), count(error), "
                                                   f"sum(tries >= {Limits.replica_tries})")
         if refused:
             yield Complaint("fatal" if hopeless else "warn",
@@ -21600,12 +21424,8 @@ class Fetcher(Part):
                             f"replica: no file has arrived for {idle:.0f} seconds, and "
                             f"{waiting - refused} wait")
 
-    def _wanted(self, columns):
-        with self.store.read() as db:
-            return db.execute(f"SELECT {columns} FROM wanted").fetchone()
-
     def gauges(self):
-        files, size, refused = self._wanted("count(*), coalesce(sum(size), 0), count(error)")
+        files, size, refused = self._of_all("count(*), coalesce(sum(size), 0), count(error)")
         yield Gauge("devpi_lite_replica_wanted_files", "gauge",
                     "Files that have not arrived.", files)
         yield Gauge("devpi_lite_replica_wanted_bytes", "gauge",
@@ -21626,6 +21446,264 @@ def _note_failure(change, row, message):
     change.execute("DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
                    "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
                    (row["sha256"],))
+
+
+class Lanes:
+    """The threads that fetch wanted blobs, as many as are allowed and of use.
+
+    `count`: their number; `rest_until`: time.monotonic() before which none fetches."""
+
+    def __init__(self, fetcher):
+        self.fetcher, self.store, self.blobs = fetcher, fetcher.store, fetcher.blobs
+        self.wanted, self.under_way = fetcher.wanted, fetcher.under_way
+        self.most = fetcher.app.settings.file_replication_threads
+        self.lock = threading.Lock()
+        self.count, self.rest_until = 0, 0
+        self.queue, self.queued_at = collections.deque(), None  # rows of `wanted`; at this serial
+        self.choosing = threading.Lock()        # of these rows
+        self.alone = set()          # SHA-256s of small blobs that did not come with others
+
+    def open(self):
+        """Start more threads."""
+        if not self.wanted.missing or not self._may_fetch():
+            return
+        with self.lock:
+            more = max(0, min(self.wanted.missing - len(self.under_way), self.most - self.count))
+            self.count += more
+        for _ in range(more):
+            self.fetcher.crew.submit(self._run)
+
+    def _may_fetch(self):
+        return self.fetcher.follower.state in ("following", "snapshot") \
+            and not self.store.waits_are_over and time.monotonic() >= self.rest_until
+
+    def rest(self):
+        """Let no thread fetch for a second: the primary is away, or the disk is full."""
+        self.rest_until = time.monotonic() + 1
+
+    def _run(self):
+        """Fetch wanted blobs until there are no more."""
+        budget = Limits.first_batch
+        try:
+            while self._may_fetch():
+                if self.under_way.unsynced_size > Limits.unsynced:
+                    time.sleep(0.01)
+                    continue
+                rows, download = self._choose(budget)
+                if not rows:
+                    return
+                began = time.monotonic()
+                size = self._fetch_alone(rows[0], download) if download else \
+                    self._fetch_together(rows)
+                pace = size / max(0.001, time.monotonic() - began)
+                budget = int(min(max(pace, Limits.least_batch), Limits.most_batch))
+        except Problem as error:
+            log.info("replica: fetching files pauses: %s", error.message)
+            self.rest()
+        except Exception:
+            log.exception("fetching files failed")
+            self.rest()
+        finally:
+            with self.lock:
+                self.count -= 1
+            if self.queued_at != self.store.serial:     # it came when no lane was free
+                self.fetcher.has_work.set()
+
+    def _choose(self, budget):
+        """(rows of `wanted`, download): what a thread fetches next: small blobs with `budget` bytes
+        in all, or one that has a download of its own; no rows if there are none."""
+        rows, size = [], 0
+        with self.choosing:
+            if not self.queue or self.queued_at != self.store.serial:
+                self.queued_at = self.store.serial
+                self.queue = collections.deque(self.wanted.next_rows(self.under_way.names()))
+            while self.queue and len(rows) < Limits.batch_blobs:
+                row = self.queue[0]
+                is_small = self._is_small(row)
+                if rows and (not is_small or size + row["size"] > budget):
+                    break
+                self.queue.popleft()
+                if self._is_here(row):
+                    self.wanted.arrived(row["sha256"])
+                elif is_small:
+                    if self.under_way.reserve(row["sha256"]):
+                        rows.append(row)
+                        size += row["size"]
+                else:
+                    download, is_new = self.under_way.download(row["sha256"], row["size"])
+                    if is_new:
+                        return [row], download
+        return rows, None
+
+    def _is_small(self, row):
+        """Whether a blob may come with others."""
+        return row["size"] is not None and row["size"] <= Limits.small_blob \
+            and row["sha256"] not in self.alone
+
+    def _is_here(self, row):
+        """Whether a wanted blob is here; False if that can't be seen."""
+        try:
+            return self.blobs.claim(row["sha256"]) and self.blobs.has(row["sha256"], row["size"])
+        except OSError as error:
+            log.error("the file %s can't be read: %s", row["sha256"], reason_of(error))
+            return False
+
+    def _fetch_together(self, rows):
+        """Fetch small blobs in one response; returns their bytes. A Problem that is no fault of one
+        of them is raised."""
+        batch, trouble = BlobBatch(self.fetcher, rows), None
+        try:
+            batch.run()
+        except Problem as error:
+            trouble = error
+        if not trouble or len(batch.rows) == len(rows):
+            # one by one, only the one that breaks the response fails
+            self.alone.update(batch.rows)
+        self.alone.update(sha256 for sha256, error in batch.refused.items()
+                          if isinstance(error, LeftOut))
+        self.fetcher.has_work.set()
+        for row in rows:
+            self.wanted.note_failure(row, batch.refused.get(row["sha256"]))
+        if isinstance(trouble, (NoResponse, NoSpace)):
+            raise trouble
+        return batch.size
+
+    def _fetch_alone(self, row, download):
+        """The same for one blob by a request of its own."""
+        download.run()
+        self.alone.discard(row["sha256"])
+        self.wanted.note_failure(row, download.error)
+        if isinstance(download.error, (NoResponse, NoSpace)):
+            raise download.error
+        return download.available
+
+    def keep_what_came(self):
+        """Put the blobs that came together into their places."""
+        came = self.under_way.take_unsynced()
+        if not came:
+            return
+        names = [sha256 for sha256, _ in came]
+        try:
+            self.blobs.keep_many(came)
+        except (Problem, OSError) as error:
+            log.error("replica: files that came can't be kept: %s", reason_of(error))
+            self.rest()
+            if not isinstance(error, NoSpace):      # one of them may keep the others from it
+                self.alone.update(names)
+            for sha256, path in came:
+                self.under_way.failed(sha256, LeftOut("it can't be kept"))
+                remove(path)
+            return
+        self.wanted.arrived(*names)
+        self.under_way.kept(names)
+
+
+class Fetcher(Part):
+    """Fetches the blobs that a replica's rows name and that are not here: those of the table
+    `wanted` by itself, and each one at once for whoever asks for it.
+
+    `follower`: the replica, see `Follower`; its `state` says whether the primary is there."""
+
+    def __init__(self, follower):
+        app, self.follower = follower.app, follower
+        self.app, self.store, self.primary, self.blobs = app, app.store, app.primary, app.blobs
+        self.has_work = threading.Event()
+        self.crew = Workers("replica file", app.settings.file_replication_threads + 16,
+                            lambda work: work())
+        self.wanted = WantedRows(follower, self.has_work)
+        self.under_way = UnderWay(lambda sha256, size: BlobDownload(self, WantedBlob(
+            sha256, size, f"{self.primary.url}/+repl/v1/blob/{sha256}")))
+        self.lanes = Lanes(self)
+        self.blobs.fetch, app.projects.elsewhere = self.fetch, self.arriving
+        app.search.is_crowded = lambda: self.lanes.count > 0
+
+    # -- what is wanted
+
+    def loops(self):
+        yield "replica files", self._fetch_forever
+
+    def _fetch_forever(self):
+        if self.wanted.medium:
+            self.wanted.medium.prepare()
+        while not self.store.waits_are_over:
+            self.has_work.clear()
+            try:
+                self.lanes.keep_what_came()
+                self.wanted.forget_arrived()
+                self.lanes.open()
+            except Exception:       # the thread must go on
+                log.exception("fetching files failed")
+                self.lanes.rest()
+            self.has_work.wait(1)
+
+    def fetch_once(self):
+        """Fetch the blobs that are wanted now and that the primary has; for a caller without the
+        loop."""
+        self.wanted.forget_arrived()
+        self.lanes.open()
+        while self.lanes.count:
+            self.has_work.wait(0.01)
+        self.lanes.keep_what_came()
+        self.wanted.forget_arrived()
+
+    # -- what somebody asks for
+
+    def arriving(self, file, for_head=False):
+        """The `Content` of a stage's file that is not here, as it comes; None if it is here."""
+        if self.blobs.has(file.sha256, file.size):
+            return None
+        modified = file.last_modified or http_date(seconds_of(file.uploaded))
+        if for_head:
+            return Content(modified, file.size, pieces=iter(()))
+        if self.wanted.found_on_medium([(file.sha256, file.size)], only_named=True):
+            return None
+        for _ in range(2):
+            download = self._start(file.sha256, file.size)
+            if not download.begun.wait(self.app.settings.request_timeout):
+                raise self._not_here(file.filename)
+            if not isinstance(download.error, LeftOut):
+                break
+        if download.error and not download.finished:
+            raise self._not_here(file.filename, download.error)
+        return Content(modified, file.size, pieces=download.pieces())
+
+    def fetch(self, sha256):
+        """Get a blob that is not here, for somebody who needs it now; Busy."""
+        if self.wanted.found_on_medium([(sha256, None)], only_named=True):
+            return
+        with self.store.read() as db:
+            row = db.execute("SELECT size FROM files WHERE sha256 = ? AND release_id IS NOT NULL",
+                             (sha256,)).fetchone()
+        for _ in range(2):
+            download = self._start(sha256, row and row["size"])
+            if download.wait(self.app.settings.proxy_timeout) and not download.error:
+                return
+            if not isinstance(download.error, LeftOut):
+                break
+        raise self._not_here(f"the file {sha256}", download.error)
+
+    def _start(self, sha256, size):
+        """The download of a blob: a new one, or the one that is under way."""
+        download, is_new = self.under_way.download(sha256, size)
+        if is_new:
+            self.crew.submit(download.run)
+        return download
+
+    def _not_here(self, name, error=None):
+        """503, never 404: a resolver would take an older release."""
+        why = error.message if error else "it does not arrive in time"
+        return Busy(f"{name} has not arrived at this replica yet, and {self.primary.url} does not "
+                    f"give it now: {why}", 10)
+
+    # -- what nothing needs any more
+
+    def tidy(self):
+        unfinished = list(self.under_way.unfinished)
+        self.under_way.drop_beginnings(
+            sha256 for sha256 in unfinished if not self.wanted.lacks(sha256))
+
+    def close(self):
+        self.under_way.drop_beginnings(list(self.under_way.unfinished))
 
 
 # ==================================================================================================
@@ -21937,7 +22015,7 @@ class Follower(Part):
         outside = urllib.parse.quote(self.app.settings.outside_url, safe="")
         response = self.primary.get_signed(
             f"/+repl/v1/log?after={serial}&hash={chain.hex()}&wait={wait}"
-            f"&missing={self.files.missing}&outside={outside}")
+            f"&missing={self.files.wanted.missing}&outside={outside}")
         self._refuse_older(response)
         self._learn(response)
         if response.status == 409:
@@ -22005,7 +22083,7 @@ class Follower(Part):
             return
         self.in_sync_since = reached
         self.in_sync_at = time.time() - (time.monotonic() - reached)
-        if self.files.has_all():
+        if self.files.wanted.has_all():
             self._files_are_here(self.in_sync_at)
 
     def files_arrived(self):
@@ -22097,7 +22175,7 @@ class Follower(Part):
             "replica-in-sync-at": self.all_in_sync_at,
             "epoch": self.store.node["epoch"], "term": int(self.store.node["term"]),
             "replication-state": self.state, "replication-trouble": self.trouble or None,
-            "replica-rows-compared": self.comparison.status(), **self.files.status()}
+            "replica-rows-compared": self.comparison.status(), **self.files.wanted.status()}
 
     def complaints(self):
         yield from self.comparison.complaints()
@@ -22288,6 +22366,11 @@ def make_replication(app):
 @part
 def make_fetcher(app):
     return app.replication.files if app.role == "replica" else Part()
+
+
+@part
+def make_wanted_rows(app):
+    return app.replication.files.wanted if app.role == "replica" else Part()
 
 
 # ==================================================================================================

@@ -913,7 +913,7 @@ class World:
             before = [node.head() for node in self.running()]
             self.catch_up(self.running(True))
             if number and before == [node.head() for node in self.running()] and not any(
-                    node.follower.files.missing for node in self.running(True)):
+                    node.follower.files.wanted.missing for node in self.running(True)):
                 break
         self.check()
         for node in self.running(True):
