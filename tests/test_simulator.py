@@ -134,11 +134,11 @@ def test_a_replica_that_takes_any_history_is_found(monkeypatch):
 
 
 def test_a_file_that_is_not_checked_is_found(monkeypatch):
-    def came(self, data):
-        self.opened, self.sha256, self.length = self.blobs.put_aside(data), self.file.sha256, len(data)
-        self.begun.set()
+    def check(self, row, found):
+        if isinstance(found, str):
+            raise devpi_lite.LeftOut("a word came")
 
-    monkeypatch.setattr(devpi_lite.BlobDownload, "came", came)
+    monkeypatch.setattr(devpi_lite.BlobBatch, "_check", check)
     assert fails("other bytes under", "line")
 
 
