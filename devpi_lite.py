@@ -21292,12 +21292,11 @@ class UnderWay:
         with self.lock:
             return self.unfinished.pop(sha256, None)
 
-    def drop_beginnings(self, names):
-        """Delete the beginnings of files with these SHA-256s."""
-        for sha256 in names:
-            incoming = self.take_up(sha256)
-            if incoming:
-                incoming.discard()
+    def drop_beginning(self, sha256):
+        """Delete the beginning of a file that broke off, if there is one."""
+        incoming = self.take_up(sha256)
+        if incoming:
+            incoming.discard()
 
 
 class WantedRows(Part):
@@ -21343,8 +21342,9 @@ class WantedRows(Part):
 
     def note_failure(self, row, error):
         """Remember why a blob did not come, if that is its own fault; the primary may be away."""
-        if error and not isinstance(error, (LeftOut, NoResponse)):
-            self.store.write(_note_failure, row, error.message, durable=False)
+        if error and not isinstance(error, (LeftOut, NoResponse)) \
+                and self.store.write(_note_failure, row, error.message, durable=False):
+            self._count_again()
 
     def forget_arrived(self):
         """Delete the rows of blobs that are here, and show the documentation in them."""
@@ -21378,6 +21378,11 @@ class WantedRows(Part):
     def _is_new_work(self):
         return self.counted_at != (self.store.serial, self.store.refreshed)
 
+    def _count_again(self):
+        """Have the loop count: rows were deleted of blobs that nothing names any more."""
+        self.counted_at = None
+        self.has_work.set()
+
     def _count(self):
         self.counted_at = self.store.serial, self.store.refreshed
         return self._of_all("count(*)")[0]
@@ -21394,6 +21399,9 @@ class WantedRows(Part):
     def clean(self, change):
         change.execute("DELETE FROM wanted WHERE NOT EXISTS (SELECT 1 FROM files WHERE "
                        "files.sha256 = wanted.sha256 AND release_id IS NOT NULL)")
+
+    def tidy(self):
+        self._count_again()     # after `clean`
 
     # -- for operators
 
@@ -21439,13 +21447,15 @@ class WantedRows(Part):
 
 
 def _note_failure(change, row, message):
-    """Remember why a blob did not come; forget it if no row names it any more."""
+    """Remember why a blob did not come; if no row names it any more, delete the `wanted` row.
+    Returns whether it was deleted."""
     pause = min(Limits.replica_retry, 10 * 1.5 ** row["tries"])
     change.execute("UPDATE wanted SET tries = tries + 1, due = ?, error = ? WHERE sha256 = ?",
                    (time.time() + pause, message[:500], row["sha256"]))
-    change.execute("DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
-                   "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
-                   (row["sha256"],))
+    return bool(change.execute(
+        "DELETE FROM wanted WHERE sha256 = ? AND NOT EXISTS (SELECT 1 FROM files "
+        "WHERE files.sha256 = wanted.sha256 AND release_id IS NOT NULL)",
+        (row["sha256"],)).rowcount)
 
 
 class Lanes:
@@ -21698,12 +21708,14 @@ class Fetcher(Part):
     # -- what nothing needs any more
 
     def tidy(self):
-        unfinished = list(self.under_way.unfinished)
-        self.under_way.drop_beginnings(
-            sha256 for sha256 in unfinished if not self.wanted.lacks(sha256))
+        for sha256 in [*self.under_way.unfinished, *self.lanes.alone]:
+            if not self.wanted.lacks(sha256):
+                self.under_way.drop_beginning(sha256)
+                self.lanes.alone.discard(sha256)
 
     def close(self):
-        self.under_way.drop_beginnings(list(self.under_way.unfinished))
+        for sha256 in list(self.under_way.unfinished):
+            self.under_way.drop_beginning(sha256)
 
 
 # ==================================================================================================

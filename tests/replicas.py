@@ -23,8 +23,9 @@ devpi_lite.Limits.log_wait = 1
 devpi_lite.Limits.upstream_stall = 3      # the length of a response may be what the line altered
 note = devpi_lite._note_failure
 def soon(change, row, message):
-    note(change, row, message)
+    is_deleted = note(change, row, message)
     change.execute("UPDATE wanted SET due = ? WHERE due > 0", (devpi_lite.time.time() + 0.2,))
+    return is_deleted
 devpi_lite._note_failure = soon
 """
 

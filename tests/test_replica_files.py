@@ -178,6 +178,17 @@ devpi_lite.Blobs.keep_many = keep_many
     assert replica.get(path_of(archives[3], "ann/dev"), headers=ANY).body == archives[3].content
 
 
+def test_a_file_that_is_deleted_before_it_came_is_waited_for_no_more(pair):
+    (lost, _) = pair.upload(2000, 3000)
+    (pair.primary.directory / "files" / lost.sha256[:2] / lost.sha256).unlink()
+    replica = pair.replica()
+    eventually(lambda: lost.sha256 in status(replica)["replication-errors"])
+    assert status(replica)["replica-files-in-sync-at"] is None
+    assert pair.primary.delete("/ann/dev/demo/2000.0", user="ann").status == 200
+    eventually(lambda: status(replica)["replica-files-in-sync-at"])
+    assert status(replica)["wanted"]["files"] == 0
+
+
 def test_a_replica_that_is_killed_among_its_first_files_goes_on(pair):
     pair.upload(*[40000] * 40)
     code = """
