@@ -1382,7 +1382,7 @@ class Limits:
     log_response = 1 << 30          # the largest that a replica takes: one entry may be large
     cut_entries = 1_000_000         # deleted entries of the changelog whose hashes are kept
     log_wait = 20                   # seconds that a replica waits for the next entry
-    # seconds until it asks again: after several came at once, after so many within a second
+    # seconds until it asks again: if several came at once; if that many came within a second
     burst_pause, busy_pause, busy_entries = 0.05, 0.25, 100
     digest_rows = 1000              # of more, digests are computed by a process of their own
     digest_time = 3600              # seconds that one may run
@@ -3350,7 +3350,7 @@ class RowKind:
         """Update what depends on a row that was written; `value` None: deleted."""
 
     def wrote_all(self, change, rows):
-        """The same for new rows, [(id, key, value), ...]."""
+        """`wrote` for rows that are new, [(id, key, value), ...]."""
         for row_id, key, value in rows:
             self.wrote(change, key, value, row_id, True)
 
@@ -3362,8 +3362,9 @@ def last_id(db, table):
 
 
 def insert_dicts(db, verb, table, rows):
-    """Insert rows, [{column: value}, ...], in this order; returns their number. `verb`: SQL, as
-    "INSERT OR IGNORE"."""
+    """Insert rows, [{column: value}, ...], in this order; returns how many were inserted.
+
+    `verb`: how, in SQL: "INSERT OR IGNORE"."""
     done = 0
     for names, group in itertools.groupby(rows, key=tuple):
         done += db.executemany(
@@ -3429,8 +3430,8 @@ def all_rows(db):
 def row_blocks(db):
     """The same in blocks, (kind, [(key, value), ...]): many rows are faster together."""
     for kind, rows in ROWS.items():
-        every = rows.all(db)
-        for block in iter(lambda: list(itertools.islice(every, Limits.row_block)), []):
+        rest = rows.all(db)
+        for block in iter(lambda: list(itertools.islice(rest, Limits.row_block)), []):
             yield kind, block
 
 
@@ -4330,8 +4331,9 @@ class Blobs(Part):
     def path(self, sha256):
         """Where a blob lies. A text that is no hash, as a spoiled database may have it, names none:
         as a path it could lead anywhere."""
-        return os.sep.join((self.files, sha256[:2], sha256)) if is_sha256(sha256) else \
-            os.path.join(self.files, "none")
+        if not is_sha256(sha256):
+            return os.path.join(self.files, "none")
+        return os.sep.join((self.files, sha256[:2], sha256))    # os.path.join: 1.3 us, not 0.4
 
     def trashed_path(self, sha256):
         """Where it lies in the trash."""
@@ -14594,7 +14596,7 @@ class SearchIndex(Part):
         self.full_text = settings.full_text and self._has_fts5()
         self.error = ""
         self.lost = False           # the database file was deleted or damaged while we run
-        self.is_crowded = lambda: False     # whether there is more urgent work
+        self.is_crowded = lambda: False     # whether another part has more urgent work
         self.idle_readers = []
         self.writer = self._open()
 
@@ -20198,27 +20200,28 @@ class Replicas(Standalone):
         return None, lines
 
     def _lines(self, db, serial, chain):
-        """Lines of the entries that follow one, up to one that is damaged; as many as go into one
-        response. Several replicas ask for the same ones."""
-        size, following = 0, None       # following: the entries from here on, as they are stored
+        """Yield lines of the entries that follow one, up to one that is damaged, and as many as go
+        into one response. They are kept: each replica asks for them."""
+        size, stored = 0, None          # stored: the entries from here on, as the database has them
         for count in range(Limits.log_entries):
             found = self.lines.get((serial, chain))
             if found:
-                following = None
+                stored = None
             else:
-                following = following or read_log(db, serial)
-                entry = next(following, None)
+                stored = stored or read_log(db, serial)
+                entry = next(stored, None)
                 if entry is None or (entry.serial, entry.prev) != (serial + 1, chain) \
                         or not entry.is_sound:
                     return
                 found = entry.hash, entry_line(entry)
                 self.store.freshness.keep(self.lines, (serial, chain), found, len(found[1]),
                                           frozenset(), self.store.freshness.moment())
-            size += len(found[1])
+            next_chain, line = found
+            size += len(line)
             if count and size > Limits.log_bytes:
                 return
-            serial, chain = serial + 1, found[0]
-            yield found[1]
+            yield line
+            serial, chain = serial + 1, next_chain
 
     def note_damage(self, serial):
         """An entry of the changelog is not what its hash says: no replica gets past it."""
@@ -20952,33 +20955,32 @@ class BlobBatch:
 
 
 class PiecewiseBody:
-    """The body of a response, which is taken in parts as it comes; UpstreamTrouble if it ends
-    within one, or hardly moves."""
+    """The body of a response as it comes, taken line by line or by numbers of bytes.
+
+    UpstreamTrouble if it ends within a part, or hardly moves."""
 
     def __init__(self, response):
         self.response, self.began, self.received = response, time.monotonic(), 0
         self.piece, self.start = b"", 0     # the newest piece; where its rest begins
 
     def line(self, most):
-        """The next line without its end, of at most that many bytes; None at the end."""
+        """The next line without its newline, of at most `most` bytes; None at the end."""
         if self.start == len(self.piece) and not self._next():
             return None
         begun = b""
         while True:
-            end = self.piece.find(b"\n", self.start)
-            part = self.piece[self.start:min(end if end >= 0 else len(self.piece),
-                                             self.start + most + 1)]
-            begun += part
+            limit = self.start + most + 1
+            end = self.piece.find(b"\n", self.start, limit)
+            begun += self.piece[self.start:end if end >= 0 else limit]
             if len(begun) > most:
                 raise UpstreamTrouble(f"{self.response.url} sends something else than lines")
-            self.start += len(part)
             if end >= 0:
-                self.start += 1
+                self.start = end + 1
                 return begun
             self._need()
 
     def take(self, size):
-        """The next bytes, exactly so many."""
+        """The next `size` bytes."""
         parts = []
         while size > len(self.piece) - self.start:
             parts.append(memoryview(self.piece)[self.start:])
@@ -21461,14 +21463,14 @@ def _note_failure(change, row, message):
 class Lanes:
     """The threads that fetch wanted blobs, as many as are allowed and of use.
 
-    `count`: their number; `rest_until`: time.monotonic() before which none fetches."""
+    `count`: their number; `paused_until`: time.monotonic() before which none fetches."""
 
     def __init__(self, fetcher):
         self.fetcher, self.store, self.blobs = fetcher, fetcher.store, fetcher.blobs
         self.wanted, self.under_way = fetcher.wanted, fetcher.under_way
         self.most = fetcher.app.settings.file_replication_threads
         self.lock = threading.Lock()
-        self.count, self.rest_until = 0, 0
+        self.count, self.paused_until = 0, 0
         self.queue, self.queued_at = collections.deque(), None  # rows of `wanted`; at this serial
         self.choosing = threading.Lock()        # of these rows
         self.alone = set()          # SHA-256s of small blobs that did not come with others
@@ -21485,11 +21487,11 @@ class Lanes:
 
     def _may_fetch(self):
         return self.fetcher.follower.state in ("following", "snapshot") \
-            and not self.store.waits_are_over and time.monotonic() >= self.rest_until
+            and not self.store.waits_are_over and time.monotonic() >= self.paused_until
 
-    def rest(self):
+    def pause(self):
         """Let no thread fetch for a second: the primary is away, or the disk is full."""
-        self.rest_until = time.monotonic() + 1
+        self.paused_until = time.monotonic() + 1
 
     def _run(self):
         """Fetch wanted blobs until there are no more."""
@@ -21509,10 +21511,10 @@ class Lanes:
                 budget = int(min(max(pace, Limits.least_batch), Limits.most_batch))
         except Problem as error:
             log.info("replica: fetching files pauses: %s", error.message)
-            self.rest()
+            self.pause()
         except Exception:
             log.exception("fetching files failed")
-            self.rest()
+            self.pause()
         finally:
             with self.lock:
                 self.count -= 1
@@ -21597,7 +21599,7 @@ class Lanes:
             self.blobs.keep_many(came)
         except (Problem, OSError) as error:
             log.error("replica: files that came can't be kept: %s", reason_of(error))
-            self.rest()
+            self.pause()
             if not isinstance(error, NoSpace):      # one of them may keep the others from it
                 self.alone.update(names)
             for sha256, path in came:
@@ -21643,7 +21645,7 @@ class Fetcher(Part):
                 self.lanes.open()
             except Exception:       # the thread must go on
                 log.exception("fetching files failed")
-                self.lanes.rest()
+                self.lanes.pause()
             self.has_work.wait(1)
 
     def fetch_once(self):
@@ -21921,7 +21923,7 @@ class Follower(Part):
         self.heads = collections.deque()    # (serial of the primary, time.monotonic()), not here
         self.steps, self.failed_step, self.is_asked = 0, -1, False      # see `wait_for`
         self.came = collections.deque(maxlen=Limits.busy_entries)   # time.monotonic() of entries
-        self.rest = 0               # seconds until it asks again: see `_rest_after`
+        self.pause = 0              # seconds until it asks again: see `_pause_after`
         self.comparison, self.files = RowComparison(self), Fetcher(self)
 
     def loops(self):
@@ -21974,8 +21976,8 @@ class Follower(Part):
         while not self.store.waits_are_over:
             if self.follow_once():
                 failures = 0
-                if self.rest:
-                    self.store.pause(self.rest, lambda: self.is_asked)
+                if self.pause:
+                    self.store.pause(self.pause, lambda: self.is_asked)
                 continue
             failures += 1
             pause = min(Limits.replica_pause, 0.25 * 2 ** failures)
@@ -21984,7 +21986,7 @@ class Follower(Part):
     def follow_once(self):
         """Enter what comes next of the primary's changes, after at most one wait for it; returns
         whether that worked. `state` and `trouble` say more."""
-        self.tried, self.is_asked, self.rest = time.time(), False, 0
+        self.tried, self.is_asked, self.pause = time.time(), False, 0
         self.steps += 1
         try:
             self._follow()
@@ -22052,13 +22054,14 @@ class Follower(Part):
             self.store.follow(entries, response.uuid, self.wants)
             self.entered_since = time.monotonic()
             self.came.extend([self.entered_since] * len(entries))
-            self.rest = self._rest_after(len(entries), response.serial)
+            self.pause = self._pause_after(len(entries), response.serial)
         self._heard(response)
 
-    def _rest_after(self, count, serial):
-        """Seconds until this replica asks again, after so many entries came, and the primary has
-        this serial: while many changes are made, to ask for each costs the primary more than they
-        do themselves."""
+    def _pause_after(self, count, serial):
+        """Seconds until this replica asks again. To ask for each of many changes costs the primary
+        more than the changes do.
+
+        `count`: of the entries that came just now; `serial`: of the primary."""
         if self.store.serial < serial:
             return 0
         if len(self.came) == self.came.maxlen and self.entered_since - self.came[0] < 1:
