@@ -4564,19 +4564,23 @@ class Blobs(Part):
             with disk_wait():
                 sync_files([path for _, path in files], self.tmp)
             folders = set()
-            for sha256, path in files:
-                target = self.path(sha256)
-                folders.add(os.path.dirname(target))
-                try:
-                    move_into_folder(path, target)
-                except PermissionError:     # Windows: somebody reads the same blob
-                    if not self.claim(sha256):
-                        raise
-                    remove(path)
-            with disk_wait():
-                sync_files(sorted(folders), self.files)
+            try:
+                for sha256, path in files:
+                    self._move_in(path, sha256)
+                    folders.add(os.path.dirname(self.path(sha256)))
+            finally:                        # those before one that fails are here: durably, too
+                with disk_wait():
+                    sync_files(sorted(folders), self.files)
         except OSError as error:
             raise disk_problem(error) from error
+
+    def _move_in(self, path, sha256):
+        try:
+            move_into_folder(path, self.path(sha256))
+        except PermissionError:             # Windows: somebody reads the same blob
+            if not self.claim(sha256):
+                raise
+            remove(path)
 
 
 def without_waiting(path, flags):
@@ -21597,7 +21601,7 @@ class Lanes:
         names = [sha256 for sha256, _ in came]
         try:
             self.blobs.keep_many(came)
-        except (Problem, OSError) as error:
+        except Exception as error:      # whatever it is, they have to come again
             log.error("replica: files that came can't be kept: %s", reason_of(error))
             self.pause()
             if not isinstance(error, NoSpace):      # one of them may keep the others from it

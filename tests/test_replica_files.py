@@ -1,5 +1,6 @@
 """How files come to a replica: small ones together, large ones by themselves and from where they broke off."""
 
+import hashlib
 import json
 import re
 import threading
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+import devpi_lite
 from harness import eventually, patched, path_of, wheel
 from replicas import ANY, SOON, Between, primary_at, replica_at, same, signed, status, unsound
 
@@ -162,17 +164,18 @@ def test_a_file_that_is_under_way_with_others_is_not_fetched_twice(pair):
     assert pair.asked("GET /.repl/v1/blob/") == [] and len(pair.asked("POST /.repl/v1/blobs")) == 1
 
 
-def test_files_that_can_not_be_kept_come_again(pair):
+@pytest.mark.parametrize("error", ["devpi_lite.disk_problem(OSError(28, 'full'))", "MemoryError()"])
+def test_files_that_can_not_be_kept_come_again(pair, error):
     archives = pair.upload(*[2000] * 10)
     replica = pair.replica(code="""
 keep, full = devpi_lite.Blobs.keep_many, [True]
 def keep_many(self, files):
     if full:
         full.pop()
-        raise devpi_lite.disk_problem(OSError(28, "full"))
+        raise %s
     keep(self, files)
 devpi_lite.Blobs.keep_many = keep_many
-""")
+""" % error)
     same(pair.primary, replica)
     assert "can't be kept" in replica.output() and unsound(replica) == []
     assert replica.get(path_of(archives[3], "ann/dev"), headers=ANY).body == archives[3].content
@@ -187,6 +190,21 @@ def test_a_file_that_is_deleted_before_it_came_is_waited_for_no_more(pair):
     assert pair.primary.delete("/ann/dev/demo/2000.0", user="ann").status == 200
     eventually(lambda: status(replica)["replica-files-in-sync-at"])
     assert status(replica)["wanted"]["files"] == 0
+
+
+def test_files_before_one_that_has_no_place_are_durable(tmp_path, monkeypatch):
+    """Whoever finds them in their places takes them for kept."""
+    blobs = devpi_lite.Blobs(str(tmp_path))
+    contents = [b"one", b"two", b"three"]
+    names = [hashlib.sha256(content).hexdigest() for content in contents]
+    (tmp_path / "files" / names[1][:2]).rmdir()
+    (tmp_path / "files" / names[1][:2]).write_bytes(b"")
+    synced = []
+    monkeypatch.setattr(devpi_lite, "sync_files", lambda paths, folder: synced.append(list(paths)))
+    with pytest.raises(OSError):
+        blobs.keep_many([(name, blobs.put_aside(content)) for name, content in zip(names, contents)])
+    assert [blobs.has(name) for name in (names[0], names[2])] == [True, False]
+    assert synced[1:] == [[str(tmp_path / "files" / names[0][:2])]]
 
 
 def test_a_replica_that_is_killed_among_its_first_files_goes_on(pair):
