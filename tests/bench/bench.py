@@ -12,7 +12,8 @@ Prints a table, a figure a line: its median over the rounds, their least and mos
 without a peer. "CPU" is the CPU time of the server as the operating system counts it; on a busy machine trust it before
 any rate, and look at "machine", the CPU time of a fixed piece of work before each workload: where that is spread, so is
 all else. A baseline is compared with if there is one: what is worse than its spread and by over 10 % is named.
-Everything runs on 127.0.0.1 under one temporary directory ($TMPDIR), and ends with it. Linux only (/proc, epoll).
+Everything runs on 127.0.0.1 under one temporary directory ($TMPDIR), and ends with it; only the replicas that w13 compares uploads
+with have theirs in /dev/shm. Linux only (/proc, epoll).
 
 The modules: `load` (the load generators), `server` (the server under test), `upstream` (a fake PyPI),
 `run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep`, `followers` (the work), `report` (figures, table, comparison).

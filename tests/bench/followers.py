@@ -192,9 +192,10 @@ def measure_hot(run, primary, replica):
 
 
 def measure_uploads(run):
-    """Uploads, four at a time, alone and followed by four replicas, in turn.
+    """Uploads, four at a time, followed by four replicas and alone, in turn.
 
-    The replicas stand for four other machines: they run on the other half of the processors, and have their files in memory."""
+    The replicas stand for four other machines: they run on the other half of the processors, and have their files in memory. For
+    the uploads alone they are stopped (SIGSTOP): each has one request open, which the primary answers once."""
     processors = sorted(os.sched_getaffinity(0))
     half = len(processors) // 2
     here, elsewhere = processors[:half] or processors, processors[half:]
@@ -244,7 +245,7 @@ def measure_uploads(run):
 
 
 class Folder:
-    """A folder that ends with the run."""
+    """A temporary folder below `place`, which is deleted at the end of the run."""
 
     def __init__(self, place):
         self.path = tempfile.mkdtemp(prefix="devpi_lite-bench-", dir=place)
@@ -254,7 +255,7 @@ class Folder:
 
 
 def pin(pid, processors):
-    """Have all threads of a process, and what they start, run on these processors."""
+    """Have all threads of a process, and those that they start, run on these processors."""
     for thread in os.listdir("/proc/%d/task" % pid):
         os.sched_setaffinity(int(thread), processors)
 
