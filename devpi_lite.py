@@ -20218,7 +20218,8 @@ class Replicas(Standalone):
                         or not entry.is_sound:
                     return
                 found = entry.hash, entry_line(entry)
-                self.store.freshness.keep(self.lines, (serial, chain), found, len(found[1]),
+                # 370 bytes: the tuples, hashes and places in dictionaries of one line
+                self.store.freshness.keep(self.lines, (serial, chain), found, len(found[1]) + 370,
                                           frozenset(), self.store.freshness.moment())
             next_chain, line = found
             size += len(line)
