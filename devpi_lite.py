@@ -21645,23 +21645,17 @@ class Fetcher(Part):
         while not self.store.waits_are_over:
             self.has_work.clear()
             try:
-                self.lanes.keep_what_came()
-                self.wanted.forget_arrived()
-                self.lanes.open()
+                self.fetch_once()
             except Exception:       # the thread must go on
                 log.exception("fetching files failed")
                 self.lanes.pause()
             self.has_work.wait(1)
 
     def fetch_once(self):
-        """Fetch the blobs that are wanted now and that the primary has; for a caller without the
-        loop."""
-        self.wanted.forget_arrived()
-        self.lanes.open()
-        while self.lanes.count:
-            self.has_work.wait(0.01)
+        """Take in what the lanes have fetched, and have them fetch what else is wanted."""
         self.lanes.keep_what_came()
         self.wanted.forget_arrived()
+        self.lanes.open()
 
     # -- what somebody asks for
 

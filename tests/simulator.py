@@ -487,6 +487,11 @@ class Node:
             method, path, "".join("%s: %s\r\n" % pair for pair in headers.items()))
         return Reply(self.serve(head.encode() + (body or b"")))
 
+    def fetch_files(self):
+        """Of a replica: fetch the files that are wanted now, and put them into their places."""
+        for _ in range(2):
+            self.follower.files.fetch_once()
+
     # - what is there
 
     def head(self, db=None):
@@ -898,7 +903,7 @@ class World:
             with self.clock.of(node.name):
                 worked = node.follower.follow_once()
                 self.check_replica(node, worked)
-                node.follower.files.fetch_once()
+                node.fetch_files()
 
     def settle(self):
         """The faults end: whoever did not diverge has all, within a bound."""
@@ -1106,7 +1111,7 @@ def fetch(world, dice):
     for node in world.running(True):
         if dice.random() < 0.6 and not node.is_doomed:
             with world.clock.of(node.name):
-                node.follower.files.fetch_once()
+                node.fetch_files()
 
 
 @step(10)
@@ -1148,7 +1153,7 @@ def crash(world, dice):
                 if dice.random() < 0.5:
                     node.follower.follow_once()
                 else:
-                    node.follower.files.fetch_once()
+                    node.fetch_files()
         else:
             index = any_place(dice)
             archive, body, type_ = upload_form(dice.choice(PROJECTS), dice.choice(VERSIONS), dice.randrange(4))
