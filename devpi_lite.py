@@ -20316,13 +20316,8 @@ class Replicas(Standalone):
         over = [row for row in rows
                 if not row["is_named"] or self.app.blobs.has(row["sha256"], row["size"])]
         docs = [row["sha256"] for row in over if row["is_named"] and row["is_docs"]]
-        for sha256 in docs:
-            try:
-                enter_docs(self.store, self.app.blobs, sha256)
-            except Problem as problem:
-                log.error("the documentation %s can't be shown: %s", sha256, problem.message)
         if over:
-            self.store.write(blobs_arrived, [row["sha256"] for row in over], docs, durable=False)
+            enter_arrived(self.store, self.app.blobs, [row["sha256"] for row in over], docs)
 
     def close(self):
         self.snapshots.close()
@@ -20370,9 +20365,18 @@ def entry_of(line):
         raise ValueError(f"no entry of a changelog: {reason_of(error)}") from None
 
 
-def blobs_arrived(change, here, docs):
-    """Note that wanted blobs are here; of these, `docs` are documentation. Returns how many were
-    wanted."""
+def enter_arrived(store, blobs, here, docs):
+    """Delete the `wanted` rows of blobs that are here, or that nothing names any more; show the
+    documentation in those of them that are `docs`. Returns how many were wanted."""
+    for sha256 in docs:
+        try:
+            enter_docs(store, blobs, sha256)
+        except (Problem, OSError) as error:
+            log.error("the documentation %s can't be shown: %s", sha256, reason_of(error))
+    return store.write(_blobs_arrived, here, docs, durable=False)
+
+
+def _blobs_arrived(change, here, docs):
     count = change.executemany("DELETE FROM wanted WHERE sha256 = ?",
                                [(sha256,) for sha256 in here]).rowcount
     for sha256 in docs:
@@ -21362,13 +21366,8 @@ class WantedRows(Part):
             docs = [sha256 for sha256, in db.execute(
                 "SELECT sha256 FROM wanted WHERE is_docs AND sha256 IN "
                 "(SELECT value FROM json_each(?))", (json.dumps(here),))]
-        for sha256 in docs:
-            try:
-                enter_docs(self.store, self.blobs, sha256)
-            except Problem as problem:
-                log.error("the documentation %s can't be shown: %s", sha256, problem.message)
         if here:
-            self.missing -= self.store.write(blobs_arrived, here, docs, durable=False)
+            self.missing -= enter_arrived(self.store, self.blobs, here, docs)
         if here or not self.missing:
             self.arrived_since = time.monotonic()
         if self.missing < Limits.replica_batch or self._is_new_work():  # to count all takes long
@@ -21398,10 +21397,10 @@ class WantedRows(Part):
         with self.store.read() as db:
             return db.execute(f"SELECT {columns} FROM wanted").fetchone()
 
-    def lacks(self, sha256):
+    def has(self, sha256):
         """Whether a blob is wanted."""
         with self.store.read() as db:
-            return db.execute("SELECT 1 FROM wanted WHERE sha256 = ?", (sha256,)).fetchone()
+            return bool(db.execute("SELECT 1 FROM wanted WHERE sha256 = ?", (sha256,)).fetchone())
 
     def clean(self, change):
         change.execute("DELETE FROM wanted WHERE NOT EXISTS (SELECT 1 FROM files WHERE "
@@ -21456,7 +21455,7 @@ class WantedRows(Part):
 def _note_failure(change, row, message):
     """Remember why a blob did not come; if no row names it any more, delete the `wanted` row.
     Returns whether it was deleted."""
-    pause = min(Limits.replica_retry, 10 * 1.5 ** row["tries"])
+    pause = min(Limits.replica_retry, 10 * 1.5 ** min(row["tries"], 50))   # 1.5 ** 1751: too large
     change.execute("UPDATE wanted SET tries = tries + 1, due = ?, error = ? WHERE sha256 = ?",
                    (time.time() + pause, message[:500], row["sha256"]))
     return bool(change.execute(
@@ -21481,7 +21480,7 @@ class Lanes:
         self.alone = set()          # SHA-256s of small blobs that did not come with others
 
     def open(self):
-        """Start more threads."""
+        """Start more threads, if there is work for them."""
         if not self.wanted.missing or not self._may_fetch():
             return
         with self.lock:
@@ -21710,7 +21709,7 @@ class Fetcher(Part):
 
     def tidy(self):
         for sha256 in [*self.under_way.unfinished, *self.lanes.alone]:
-            if not self.wanted.lacks(sha256):
+            if not self.wanted.has(sha256):
                 self.under_way.drop_beginning(sha256)
                 self.lanes.alone.discard(sha256)
 

@@ -1,5 +1,6 @@
 """How files come to a replica: small ones together, large ones by themselves and from where they broke off."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -9,7 +10,7 @@ import time
 import pytest
 
 import devpi_lite
-from harness import eventually, patched, path_of, wheel
+from harness import documentation, eventually, patched, path_of, upload_docs, wheel
 from replicas import ANY, SOON, Between, primary_at, replica_at, same, signed, status, unsound
 
 
@@ -205,6 +206,23 @@ def test_files_before_one_that_has_no_place_are_durable(tmp_path, monkeypatch):
         blobs.keep_many([(name, blobs.put_aside(content)) for name, content in zip(names, contents)])
     assert [blobs.has(name) for name in (names[0], names[2])] == [True, False]
     assert synced[1:] == [[str(tmp_path / "files" / names[0][:2])]]
+
+
+def test_documentation_that_can_not_be_read_holds_up_no_other_file(pair):
+    pair.upload(2000)
+    upload_docs(pair.primary, "ann/dev", documentation("demo", "1.0"))
+    replica = pair.replica(code="""
+def enter_docs(*_):
+    raise PermissionError(13, "not yours")
+devpi_lite.enter_docs = enter_docs
+""")
+    same(pair.primary, replica)
+    assert "can't be shown: [Errno 13] not yours" in replica.output()
+
+
+def test_a_file_that_has_failed_for_months_is_tried_every_hour(tmp_path):
+    with contextlib.closing(devpi_lite.Store(devpi_lite.Settings(serverdir=str(tmp_path)), create=True)) as store:
+        store.write(devpi_lite._note_failure, {"sha256": "5" * 64, "tries": 5000}, "away")
 
 
 def test_a_replica_that_is_killed_among_its_first_files_goes_on(pair):
