@@ -1409,6 +1409,7 @@ class Limits:
     promote_after = 60              # seconds of silence of a primary before a replica takes over
     former_pause = 10               # seconds between two tries to tell the former primary
     replica_retry = 3600            # seconds until a blob is tried again, at most
+    no_space_pause = 10             # the same for one that found no room on the disk
     replica_news = 5000             # files from a medium, of which the log tells together
     row_block = 200                 # rows of a snapshot in one line
     replica_batch = 1000            # blobs that are taken from the list of wanted ones at a time
@@ -20900,13 +20901,14 @@ class LeftOut(UpstreamTrouble):
 class BlobBatch:
     """Small blobs on their way from the primary, in one response.
 
-    `rows`: {SHA-256: row of `wanted`} of those that have not come; `refused`: {SHA-256: Problem} of
-    those that came wrong, or in whose place a word came; `size`: bytes of the others."""
+    `rows`: {SHA-256: row of `wanted`} of those that have not come; `size`: bytes of those that
+    came; `note`: a function of a row and a Problem, for each that came wrong, that can't be stored,
+    or in whose place a word came: called before another thread can choose it again."""
 
-    def __init__(self, fetcher, rows):
+    def __init__(self, fetcher, rows, note):
         self.primary, self.blobs, self.under_way = fetcher.primary, fetcher.blobs, fetcher.under_way
         self.rows = {row["sha256"]: row for row in rows}
-        self.refused, self.size = {}, 0
+        self.note, self.size = note, 0
 
     def run(self):
         """Fetch them. UpstreamTrouble if the response broke off; what came before is taken."""
@@ -20929,11 +20931,15 @@ class BlobBatch:
             self._check(row, found)
             path = self.blobs.put_aside(found)
         except Exception as error:
+            if isinstance(error, OSError):
+                error = NoSpace(f"nothing was stored: {reason_of(error)}")
             problem = error if isinstance(error, Problem) else UpstreamTrouble(reason_of(error))
-            self.refused[sha256] = problem
-            self.under_way.failed(sha256, problem)
+            try:
+                self.note(row, problem)
+            finally:
+                self.under_way.failed(sha256, problem)
             if not isinstance(error, (NotFound, UpstreamTrouble)):      # the others fail, too
-                raise
+                raise error
         else:
             self.size += len(found)
             self.under_way.came(sha256, path, len(found))
@@ -21353,7 +21359,9 @@ class WantedRows(Part):
 
     def note_failure(self, row, error):
         """Remember why a blob did not come, if that is its own fault; the primary may be away."""
-        if error and not isinstance(error, (LeftOut, NoResponse)) \
+        if isinstance(error, NoSpace):      # a smaller one may find room; this one, too, later
+            self.store.write(_postpone, row, error.message, durable=False)
+        elif error and not isinstance(error, (LeftOut, NoResponse)) \
                 and self.store.write(_note_failure, row, error.message, durable=False):
             self._count_again()
 
@@ -21450,6 +21458,12 @@ class WantedRows(Part):
         for name, number in (("", files), ("_error", refused)):
             yield Gauge(f"devpi_server_replica_file_download{name}_queue_size", "gauge",
                         "The same, as devpi calls it.", number)
+
+
+def _postpone(change, row, message):
+    """Let others come before a blob for which the disk has no room."""
+    change.execute("UPDATE wanted SET due = ?, error = ? WHERE sha256 = ?",
+                   (time.time() + Limits.no_space_pause, message[:500], row["sha256"]))
 
 
 def _note_failure(change, row, message):
@@ -21567,7 +21581,7 @@ class Lanes:
     def _fetch_together(self, rows):
         """Fetch small blobs in one response; returns their bytes. A Problem that is no fault of one
         of them is raised."""
-        batch, trouble = BlobBatch(self.fetcher, rows), None
+        batch, trouble = BlobBatch(self.fetcher, rows, self._note), None
         try:
             batch.run()
         except Problem as error:
@@ -21575,14 +21589,16 @@ class Lanes:
         if not trouble or len(batch.rows) == len(rows):
             # one by one, only the one that breaks the response fails
             self.alone.update(batch.rows)
-        self.alone.update(sha256 for sha256, error in batch.refused.items()
-                          if isinstance(error, LeftOut))
         self.fetcher.has_work.set()
-        for row in rows:
-            self.wanted.note_failure(row, batch.refused.get(row["sha256"]))
         if isinstance(trouble, (NoResponse, NoSpace)):
             raise trouble
         return batch.size
+
+    def _note(self, row, error):
+        """Note why a blob did not come with others."""
+        if isinstance(error, LeftOut):
+            self.alone.add(row["sha256"])
+        self.wanted.note_failure(row, error)
 
     def _fetch_alone(self, row, download):
         """The same for one blob by a request of its own."""

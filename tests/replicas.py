@@ -19,6 +19,7 @@ ANY = {"Accept": "*/*"}
 # a replica that asks again soon
 SOON = """
 devpi_lite.Limits.replica_pause = 0.2
+devpi_lite.Limits.no_space_pause = 0.2
 devpi_lite.Limits.log_wait = 1
 devpi_lite.Limits.upstream_stall = 3      # the length of a response may be what the line altered
 note = devpi_lite._note_failure

@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import types
 
 import pytest
 
@@ -191,6 +192,66 @@ def test_a_file_that_is_deleted_before_it_came_is_waited_for_no_more(pair):
     assert pair.primary.delete("/ann/dev/demo/2000.0", user="ann").status == 200
     eventually(lambda: status(replica)["replica-files-in-sync-at"])
     assert status(replica)["wanted"]["files"] == 0
+
+
+@pytest.mark.parametrize("number", [28, 13])
+def test_files_for_which_there_was_no_room_come_soon(pair, number):
+    """It was not their fault: no try counts, and none waits for an hour at last."""
+    pair.upload(*[2000] * 10)
+    full = pair.folder / "full"
+    full.touch()
+    replica = pair.replica(code="""
+import os
+aside = devpi_lite.Blobs.put_aside
+def put_aside(self, data):
+    if os.path.exists(%r):
+        raise devpi_lite.disk_problem(OSError(%d, os.strerror(%d)))
+    return aside(self, data)
+devpi_lite.Blobs.put_aside = put_aside
+devpi_lite._note_failure = note
+""" % (str(full), number, number))
+    eventually(lambda: status(replica)["replication-errors"])
+    assert tries(replica) == 0
+    full.unlink()
+    same(pair.primary, replica)
+    assert unsound(replica) == [] and "Traceback" not in replica.whole_output()
+
+
+def tries(replica):
+    """The most tries that one wanted file took."""
+    with contextlib.closing(devpi_lite.open_rows(str(replica.directory))) as db:
+        return db.execute("SELECT max(tries) FROM wanted").fetchone()[0]
+
+
+class Said:
+    """A response of a primary, a piece at a time."""
+
+    def __init__(self, *pieces):
+        self.url, self.pieces = "http://primary", list(pieces)
+
+    def read(self, size):
+        return self.pieces.pop(0) if self.pieces else b""
+
+    def length(self):
+        return None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def test_why_a_file_did_not_come_is_noted_before_it_can_be_tried_again():
+    name, noted = "5" * 64, []
+    under_way = devpi_lite.UnderWay(None)
+    primary = types.SimpleNamespace(
+        url="http://primary", get=lambda path, body: Said(b"%s damaged\n" % name.encode()))
+    assert under_way.reserve(name)
+    devpi_lite.BlobBatch(
+        types.SimpleNamespace(primary=primary, blobs=None, under_way=under_way), [{"sha256": name, "size": 5}],
+        lambda row, error: noted.append((row["sha256"], under_way.reserve(name)))).run()
+    assert noted == [(name, False)] and under_way.reserve(name)
 
 
 def test_files_before_one_that_has_no_place_are_durable(tmp_path, monkeypatch):
