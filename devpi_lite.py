@@ -1411,7 +1411,7 @@ class Limits:
     replica_retry = 3600            # seconds until a blob is tried again, at most
     no_space_pause = 10             # the same for one that found no room on the disk
     replica_news = 5000             # files from a medium, of which the log tells together
-    row_block = 200                 # rows of a snapshot in one line
+    row_block, row_block_bytes = 200, 1 << 20   # rows of a snapshot in one line, at most
     replica_batch = 1000            # blobs that are taken from the list of wanted ones at a time
     small_blob = 1 << 20            # bytes of the largest that comes with others in one response
     batch_blobs = 200               # of these in one response
@@ -3430,10 +3430,25 @@ def all_rows(db):
 
 def row_blocks(db):
     """The same in blocks, (kind, [(key, value), ...]): many rows are faster together."""
+    for kind, rows, _ in row_blocks_as_json(db):
+        yield kind, rows
+
+
+def row_blocks_as_json(db):
+    """Yield (kind, [(key, value), ...], [each of these as JSON, ...]); a block has at most
+    `Limits.row_block_bytes`, or one row: a README alone may have megabytes."""
     for kind, rows in ROWS.items():
-        rest = rows.all(db)
-        for block in iter(lambda: list(itertools.islice(rest, Limits.row_block)), []):
-            yield kind, block
+        block, texts, size = [], [], 0
+        for row in rows.all(db):
+            text = compact_json(row)
+            size += len(text)
+            if block and (len(block) == Limits.row_block or size > Limits.row_block_bytes):
+                yield kind, block, texts
+                block, texts, size = [], [], len(text)
+            block.append(row)
+            texts.append(text)
+        if block:
+            yield kind, block, texts
 
 
 canonical_json = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
@@ -20605,8 +20620,8 @@ def _snapshot_lines(db):
         "SELECT serial, hash FROM cut_entries WHERE serial >= :first UNION "
         "SELECT serial, hash FROM changelog WHERE serial BETWEEN :first AND :last",
         {"first": serial - Limits.snapshot_hashes, "last": serial - 1})]).encode() + b"\n"
-    for block in row_blocks(db):
-        yield compact_json(block).encode() + b"\n"
+    for kind, _, texts in row_blocks_as_json(db):
+        yield f"[{compact_json(kind)},[{','.join(texts)}]]\n".encode()
 
 
 class RowCount:

@@ -11,7 +11,7 @@ import types
 import pytest
 
 import devpi_lite
-from harness import documentation, eventually, patched, path_of, upload_docs, wheel
+from harness import documentation, eventually, patched, path_of, submit, upload_docs, wheel
 from replicas import ANY, SOON, Between, primary_at, replica_at, same, signed, status, unsound
 
 
@@ -381,6 +381,14 @@ def test_a_snapshot_of_many_rows_is_made_once_by_another_process(pair):
     assert len(snapshots(pair)) == 1 and snapshots(pair) != made
     pair.primary.stop()
     assert snapshots(pair) == []
+
+
+def test_a_snapshot_with_long_readmes_has_no_endless_line(pair):
+    """A line of 200 of the longest READMEs would be longer than any that a replica takes."""
+    for number in range(20):
+        submit(pair.primary, "ann/dev", "demo", "1.%d" % number, description="long " * 50000)
+    replica = pair.replica(code="devpi_lite.Limits.log_response = 2 << 20\n")
+    same(pair.primary, replica)
 
 
 def snapshots(pair):
