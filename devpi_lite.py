@@ -20913,6 +20913,9 @@ class LeftOut(UpstreamTrouble):
     """A blob did not come in a response with others; a request of its own may get it."""
 
 
+_AWAY = Unreachable, NoResponse     # errors of a primary that is away: no fault of a blob
+
+
 class BlobBatch:
     """Small blobs on their way from the primary, in one response.
 
@@ -21376,7 +21379,7 @@ class WantedRows(Part):
         """Remember why a blob did not come, if that is its own fault; the primary may be away."""
         if isinstance(error, NoSpace):      # a smaller one may find room; this one, too, later
             self.store.write(_postpone, row, error.message, durable=False)
-        elif error and not isinstance(error, (LeftOut, NoResponse)) \
+        elif error and not isinstance(error, (LeftOut, *_AWAY)) \
                 and self.store.write(_note_failure, row, error.message, durable=False):
             self._count_again()
 
@@ -21601,11 +21604,11 @@ class Lanes:
             batch.run()
         except Problem as error:
             trouble = error
-        if not trouble or len(batch.rows) == len(rows):
+        if not trouble or len(batch.rows) == len(rows) and not isinstance(trouble, Unreachable):
             # one by one, only the one that breaks the response fails
             self.alone.update(batch.rows)
         self.fetcher.has_work.set()
-        if isinstance(trouble, (NoResponse, NoSpace)):
+        if isinstance(trouble, (*_AWAY, NoSpace)):
             raise trouble
         return batch.size
 
@@ -21620,7 +21623,7 @@ class Lanes:
         download.run()
         self.alone.discard(row["sha256"])
         self.wanted.note_failure(row, download.error)
-        if isinstance(download.error, (NoResponse, NoSpace)):
+        if isinstance(download.error, (*_AWAY, NoSpace)):
             raise download.error
         return download.available
 

@@ -281,6 +281,21 @@ devpi_lite.enter_docs = enter_docs
     assert "can't be shown: [Errno 13] not yours" in replica.output()
 
 
+def test_a_primary_that_can_not_be_reached_is_no_fault_of_its_files(pair):
+    pair.upload(*[2000] * 10)
+    replica = pair.replica(code="""
+get, left = devpi_lite.Primary.get, [1, 2]
+def away(self, path, *args, **keywords):
+    if left and path.startswith("/+repl/v1/blob"):
+        left.pop()
+        raise devpi_lite.Unreachable("connection refused")
+    return get(self, path, *args, **keywords)
+devpi_lite.Primary.get = away
+""")
+    same(pair.primary, replica)
+    assert pair.asked("GET /.repl/v1/blob/") == []      # all came together, once it could be reached
+
+
 def test_a_file_that_has_failed_for_months_is_tried_every_hour(tmp_path):
     with contextlib.closing(devpi_lite.Store(devpi_lite.Settings(serverdir=str(tmp_path)), create=True)) as store:
         store.write(devpi_lite._note_failure, {"sha256": "5" * 64, "tries": 5000}, "away")
