@@ -130,7 +130,7 @@ class Server:
         self.passwords = {} if root_password is None else {"root": root_password}
         self.root_pypi = root_pypi
         self.tokens, self.lines, self.process, self.url, self.port = {}, [], None, None, None
-        self.marks = itertools.count(1000)
+        self.marks, self.starts = itertools.count(1000), 0
 
     # -- life
 
@@ -147,8 +147,9 @@ class Server:
         options += self.options + more_options
         self.lines = []
         command = [str(self.python), str(self.script)] + [str(option) for option in options]
-        # a start anew is by an interpreter of its own, to which no text has the same hash() as before
-        launch = forked if self.process is None and may_fork(command, self.environment) else subprocess.Popen
+        # a start anew is in the other nursery, to whose interpreter no text has the same hash() as before
+        self.starts += 1
+        launch = functools.partial(forked, nursery=self.starts % 2) if may_fork(command, self.environment) else subprocess.Popen
         self.process = launch(
             command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         _watchdog.add(self.pid)
@@ -613,7 +614,7 @@ class _Nursery:
     """
 
     _PROGRAM = """if True:
-        import gc, json, os, resource, signal, socket, struct, sys, time
+        import atexit, gc, json, os, resource, signal, socket, struct, sys, threading, time
         sys.path.insert(0, sys.argv[2])
         import devpi_lite
         gc.freeze()
@@ -665,7 +666,22 @@ class _Nursery:
         sys.path[0] = os.path.dirname(sys.argv[0])
         with open(sys.argv[0]) as script:
             code = compile(script.read(), sys.argv[0], "exec")
-        exec(code, {"__name__": "__main__", "__file__": sys.argv[0]})"""
+        try:
+            exec(code, {"__name__": "__main__", "__file__": sys.argv[0]})
+        except SystemExit as end:
+            if not isinstance(end.code, (int, type(None))):
+                raise
+            try:
+                sys.stdout.flush()
+                sys.stderr.flush()
+            except Exception:
+                raise end
+            # the end of an interpreter, but that it frees what it has imported: that would copy all its memory first
+            threading._shutdown()
+            atexit._run_exitfuncs()
+            for file in (sys.stdout, sys.stderr):
+                file.flush()
+            os._exit((end.code or 0) & 255)"""
 
     def __init__(self):
         self._link, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -699,7 +715,7 @@ class _Nursery:
 
 
 @functools.lru_cache(maxsize=None)
-def _nursery():
+def _nursery(number):
     return _Nursery()
 
 
@@ -717,7 +733,7 @@ def _of_python(environment):
 class forked:
     """Like `subprocess.Popen`, for what may_fork()."""
 
-    def __init__(self, command, env, stdin, stdout, stderr):
+    def __init__(self, command, env, stdin, stdout, stderr, nursery=1):
         self.args, self.returncode, self.stdout, self._lock = command, None, None, threading.Lock()
         with contextlib.ExitStack() as stack:
             if stdin is subprocess.DEVNULL:
@@ -727,7 +743,7 @@ class forked:
                 self.stdout, stdout = os.fdopen(end, "rb"), stack.enter_context(os.fdopen(other, "wb"))
             if stderr is subprocess.STDOUT:
                 stderr = stdout
-            self._report = _nursery().start(command, env, [stdin.fileno(), stdout.fileno(), stderr.fileno()])
+            self._report = _nursery(nursery).start(command, env, [stdin.fileno(), stdout.fileno(), stderr.fileno()])
         (self.pid,) = struct.unpack("i", os.read(self._report, 4))
 
     def poll(self):

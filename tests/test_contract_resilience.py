@@ -364,7 +364,7 @@ def test_search_comes_back_after_its_database_was_deleted_or_damaged(make_server
         assert reply.status in (200, 503), reply
         return reply.status == 200 and {hit["name"] for hit in reply.result["hits"]} == {"lostindex-one", "lostindex-two"}
 
-    eventually(lambda: right(0))
+    eventually(lambda: right(0), pause=0.2)
     with ThreadPoolExecutor(8) as pool:  # some on further connections to the database
         assert all(pool.map(right, range(24)))
     assert (server.directory / "search.db").exists()

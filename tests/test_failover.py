@@ -63,8 +63,8 @@ def site(tmp_path):
     site.end()
 
 
-def command(server, name, *words):
-    return run_command(name, *words, "--serverdir", server.directory)
+def command(server, name, *words, **options):
+    return run_command(name, *words, "--serverdir", server.directory, **options)
 
 
 def done(result):
@@ -424,7 +424,9 @@ def test_resync_waits_for_those_who_read_the_database(site):
         with contextlib.closing(sqlite3.connect(replica.directory / "devpi_lite.db")) as other:
             other.execute("INSERT OR REPLACE INTO node VALUES ('note', 'x')")
             other.commit()
-        refused = command(replica, "resync", "--secretfile", site.secret)
+        (site.folder / "other").mkdir()
+        refused = command(replica, "resync", "--secretfile", site.secret,
+                          script=patched(site.folder / "other", "devpi_lite.Limits.busy = 1"))
         assert refused.returncode == 1 and "another process reads" in refused.stderr
         db.execute("COMMIT")
     assert head(replica) == before and not list(replica.directory.glob("diverged-*"))

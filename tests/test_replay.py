@@ -1,7 +1,7 @@
 """The changelog is the whole truth about what people did: replayed into an empty directory it gives
 the same rows, and a server that shows the same.
 
-`DEVPI_LITE_ROUNDS=50` lets that many crowds loose in place of two, other ones each time;
+`DEVPI_LITE_ROUNDS=50` lets that many crowds loose in place of one, other ones each time;
 `DEVPI_LITE_SEED=7` begins with that one.
 """
 
@@ -27,7 +27,7 @@ from replay import MIRRORS, Crowd, differences, log_of, rows_of
 
 ROUNDS = int(os.environ.get("DEVPI_LITE_ROUNDS", 0))
 FIRST = int(os.environ.get("DEVPI_LITE_SEED", time.time() if ROUNDS else 1))
-SEEDS = range(FIRST, FIRST + (ROUNDS or 2))
+SEEDS = range(FIRST, FIRST + (ROUNDS or 1))
 
 # The program, to which passwords cost little: most of the time would go there.
 HASTY = "devpi_lite._SCRYPT['n'] = 1 << 10"
@@ -41,7 +41,6 @@ class Played:
     def __init__(self, folder, seed):
         self.seed, self.folder = seed, folder
         self.copies, self.whole = 0, None
-        self.is_long = bool(ROUNDS) or seed == SEEDS[0]     # what costs a second each, too
         self.upstream = Upstream().start()
         self.server = Server(folder / "old", script=patched(folder, HASTY)).start()
         self.crowd = Crowd(self.server, self.upstream, seed)
@@ -81,12 +80,6 @@ def played(request, tmp_path_factory):
         yield played
     finally:
         played.end()
-
-
-@pytest.fixture
-def long(played):
-    if not played.is_long:
-        pytest.skip("with the first crowd only, unless DEVPI_LITE_ROUNDS is set")
 
 
 def replay_into(new, old, *options, run=replay.run):
@@ -165,7 +158,7 @@ HARMLESS = {"fetched", "etag", "upstream", "upstream_serial", "versions", "posit
             "attributes", "config", "metadata", "history", "status"}
 
 
-def test_a_check_finds_each_damage_of_a_row(played, long):
+def test_a_check_finds_each_damage_of_a_row(played):
     copy, missed = replay.copied(played.server.directory, played.new()), []
     path = str(copy / "devpi_lite.db")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db, \
@@ -184,7 +177,7 @@ def test_a_check_finds_each_damage_of_a_row(played, long):
     assert missed == []
 
 
-def test_a_damaged_copy_shows_something_else_there_and_nowhere_else(played, make_server, long):
+def test_a_damaged_copy_shows_something_else_there_and_nowhere_else(played, make_server):
     copy = replay.copied(played.server.directory, played.new())
     file = random.Random(played.seed).choice(sorted(
         (key, values) for key, values in played.rows.tables["files"].items()
@@ -288,7 +281,7 @@ def test_what_can_not_be_replayed_is_told_in_a_line_and_changes_nothing(tmp_path
     assert (rows_of(other), log_of(other)) == before
 
 
-def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, tmp_path, long):
+def test_a_server_on_it_shows_the_same_and_goes_on(played, make_server, tmp_path):
     """Also if it has shown an earlier state, with what its mirrors had then, and has cleaned."""
     old, new = played.server, played.new()
     replay_into(new, old.directory, "--until", played.crowd.seen[-2].serial)
@@ -366,7 +359,7 @@ def test_stopped_in_between_it_has_the_rows_of_then(played):
     assert log_of(new) == played.log
 
 
-def test_entries_that_are_applied_twice_change_nothing(played, long):
+def test_entries_that_are_applied_twice_change_nothing(played):
     """But for the order of what went and came again, among what came between."""
     old, new, chance = played.server.directory, played.new(), random.Random(played.seed)
     stop = chance.randrange(1, played.rows.serial)
@@ -446,7 +439,7 @@ def with_sorted_links(seen):
             for view, (status, headers, body) in seen.items()}
 
 
-def test_an_export_and_an_import_lose_nothing(played, make_server, long):
+def test_an_export_and_an_import_lose_nothing(played, make_server):
     old, dump, new, again = played.server, played.new(), played.new(), played.new()
     carried("export", dump, "--serverdir", old.directory)
     carried("import", dump, "--serverdir", new)
@@ -468,7 +461,7 @@ def test_an_export_and_an_import_lose_nothing(played, make_server, long):
     no_difference(rows_of(new, MIRRORS), rows_of(again, MIRRORS))
 
 
-def test_a_restored_backup_is_the_same_but_for_its_epoch(played, make_server, long):
+def test_a_restored_backup_is_the_same_but_for_its_epoch(played, make_server):
     old, kept, new = played.server, played.new(), played.new()
     carried("backup", kept, "--serverdir", old.directory)
     carried("backup", "verify", kept)

@@ -15,7 +15,7 @@ if not hasattr(os, "memfd_create"):
     pytest.skip("the simulator's sockets are files in memory, which this system lacks", allow_module_level=True)
 
 WANTED = int(os.environ.get("DEVPI_LITE_SEEDS", 0))
-SEEDS = 20
+SEEDS = 8
 # Seeds that have failed, with what was wrong then.
 ONCE_FAILED = {101: "negative uptime after the clock was set", 136: "negative age of the search queue",
                20068: "a replica behind a snapshot was refused"}
