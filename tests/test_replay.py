@@ -415,8 +415,10 @@ def carried(*arguments):
 
 
 def of_another_login(rows):
-    """The rows without what a new server makes anew: whose sessions go on."""
-    users = {key: {**values, "generation": None} for key, values in rows.tables["users"].items()}
+    """The rows without what a new server makes anew: whose sessions go on, the order of a user's attributes."""
+    users = {key: {**values, "generation": None,
+                   "attributes": json.dumps(json.loads(values["attributes"]), sort_keys=True)}
+             for key, values in rows.tables["users"].items()}
     return rows._replace(tables={**rows.tables, "users": users})
 
 
