@@ -9216,8 +9216,7 @@ class Releases(Part):
     def can_be_shown(self, sha256):
         """Whether the members of a documentation zip can be served."""
         with self.store.read() as db:
-            return db.execute("SELECT 1 FROM docs WHERE sha256 = ?",
-                              (sha256,)).fetchone() is not None
+            return has_doc_members(db, sha256)
 
     def doc_member(self, sha256, path):
         """The `DocMember` at a path of a documentation zip, or None."""
@@ -9507,8 +9506,7 @@ def _store_docs(change, index, name, version, docs, uploaded_name, members, may_
 
 def enter_doc_members(change, sha256, members):
     """Enter the members of a documentation zip; None: it is no zip, and shows nothing."""
-    if members is None or \
-            change.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
+    if members is None or has_doc_members(change, sha256):
         return
     doc_id = change.execute("INSERT INTO docs (sha256) VALUES (?)", (sha256,)).lastrowid
     change.executemany(
@@ -9516,10 +9514,16 @@ def enter_doc_members(change, sha256, members):
         "VALUES (?, ?, ?, ?, ?, ?, ?)", [(doc_id, *member) for member in members])
 
 
+def has_doc_members(db, sha256):
+    """Whether the members of a documentation zip are entered: not if it is none, or has not arrived
+    at this replica."""
+    return db.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone() is not None
+
+
 def enter_docs(store, blobs, sha256):
     """Enter the members of a stored documentation zip, if they are not entered yet."""
     with store.read() as db:
-        if db.execute("SELECT 1 FROM docs WHERE sha256 = ?", (sha256,)).fetchone():
+        if has_doc_members(db, sha256):
             return
     with blobs.open(sha256) as file:
         members, _ = doc_members(file, sha256) or (None, 0)
@@ -15079,7 +15083,8 @@ def _project_to_index(db, index_id, project):
         metadata = release.whole_metadata(db)
     docs = max((file for file in files if file.kind == "doczip"),
                key=lambda file: version_key(file.version), default=None)
-    if Status.of(row["status"]).withholds_files:
+    if docs and (Status.of(row["status"]).withholds_files
+                 or not has_doc_members(db, docs.sha256)):
         docs = None
     python = metadata.get("requires_python") or next(
         (file.requires_python for _, file in own.get(version, ()) if file.requires_python), "")

@@ -281,6 +281,29 @@ devpi_lite.enter_docs = enter_docs
     assert "can't be shown: [Errno 13] not yours" in replica.output()
 
 
+def test_documentation_that_comes_after_its_row_is_found_by_search(pair):
+    pair.upload(2000)
+    upload_docs(pair.primary, "ann/dev", documentation("demo", "1.0", page="<h1>The cormorant</h1>"))
+    replica = pair.replica(code="""
+import time
+get = devpi_lite.Primary.get
+def late(self, path, *args, **keywords):
+    while path.startswith("/+repl/v1/blob") and not search.rounds:
+        time.sleep(0.01)
+    return get(self, path, *args, **keywords)
+devpi_lite.Primary.get = late
+search = devpi_lite.SearchIndex
+search.rounds, work = 0, search._work
+def counted(self):
+    done = work(self)
+    search.rounds += done
+    return done
+search._work = counted
+""")
+    same(pair.primary, replica)
+    eventually(lambda: replica.get("/+search?query=cormorant", user=None).json()["result"]["hits"])
+
+
 def test_a_primary_that_can_not_be_reached_is_no_fault_of_its_files(pair):
     pair.upload(*[2000] * 10)
     replica = pair.replica(code="""
