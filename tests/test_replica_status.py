@@ -13,7 +13,7 @@ SHORT = """
 import os
 folder = %r
 Limits = devpi_lite.Limits
-Limits.log_wait, Limits.replica_pause, Limits.replica_retry = 1, 0.1, 0.3
+Limits.log_wait, Limits.replica_pause, Limits.replica_retry = 1, 0.1, 1
 Limits.replica_warning, Limits.replica_alarm = 0.6, 1.2
 Limits.replica_late, Limits.replica_too_late, Limits.replica_known = 0.5, 1.0, 5
 Limits.replica_queue, Limits.replica_tries = 1, 2
