@@ -16,6 +16,7 @@ import pathlib
 import py_compile
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -146,6 +147,7 @@ def main():
     parser.add_argument("--again", action="store_true", help="run a file that failed once more")
     options, arguments = parser.parse_known_args()
     folder, paths = options.folder.resolve(), sorted(options.folder.resolve().glob("test_*.py"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))     # as Ctrl-C: what is begun is ended, and cleared away
     place = folder_in_memory() if folder == TESTS else None
     if place:
         os.environ["TMPDIR"] = place
