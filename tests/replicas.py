@@ -279,6 +279,7 @@ class Between:
                     sent, data = sent + len(data), new
                 sink.sendall(data)
         for end in (source, sink):
+            self.ends.discard(end)      # it is closed when the thread of the other direction has ended, too
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
 
