@@ -3423,20 +3423,15 @@ def row(kind):
 
 def all_rows(db):
     """Yield (kind, key, value) of all of people's data: put in this order, they make the same."""
-    for kind, rows in row_blocks(db):
-        for key, value in rows:
+    for kind, rows in ROWS.items():
+        for key, value in rows.all(db):
             yield kind, key, value
 
 
 def row_blocks(db):
-    """The same in blocks, (kind, [(key, value), ...]): many rows are faster together."""
-    for kind, rows, _ in row_blocks_as_json(db):
-        yield kind, rows
-
-
-def row_blocks_as_json(db):
-    """Yield (kind, [(key, value), ...], [each of these as JSON, ...]); a block has at most
-    `Limits.row_block_bytes`, or one row: a README alone may have megabytes."""
+    """Yield the same in blocks, as many rows are faster together: (kind, [(key, value), ...],
+    [each of these as JSON, ...]). A block has at most `Limits.row_block_bytes`, or one row: a
+    README alone may have megabytes."""
     for kind, rows in ROWS.items():
         block, texts, size = [], [], 0
         for row in rows.all(db):
@@ -3476,13 +3471,13 @@ def row_digests(db, index=None):
 
     All rows of people's data are in, whatever their kind. Takes some 30 us a row."""
     digests = collections.defaultdict(RowDigest)
-    for kind, rows in ROWS.items():
-        for key, value in rows.all(db):
-            path = rows.index_of(key) or ""
-            if index is None:
-                digests[path].add(kind, key, rows.common(value))
-            elif path == index:
-                digests[rows.part_of(key, value)].add(kind, key, rows.common(value))
+    for kind, key, value in all_rows(db):
+        rows = ROWS[kind]
+        path = rows.index_of(key) or ""
+        if index is None:
+            digests[path].add(kind, key, rows.common(value))
+        elif path == index:
+            digests[rows.part_of(key, value)].add(kind, key, rows.common(value))
     return {name: str(digest) for name, digest in digests.items()}
 
 
@@ -3939,8 +3934,9 @@ class Store(Part):
     def start_from(self, blocks, entry, uuid_, wants_blobs=None, hashes=()):
         """Replace all of people's data by another server's.
 
-        `blocks`: as its `row_blocks` yields them after the entry `entry` of its changelog; `uuid_`:
-        that server's; `wants_blobs`: see `Change`; `hashes`: (serial, hash) of older entries."""
+        `blocks`: (kind, [(key, value), ...]) in the order of its `row_blocks`, after the entry
+        `entry` of its changelog; `uuid_`: that server's; `wants_blobs`: see `Change`; `hashes`:
+        (serial, hash) of older entries."""
         self.write(self._start_from, blocks, entry, uuid_, wants_blobs, hashes)
         self.node = self._node_facts()
 
@@ -20625,7 +20621,7 @@ def _snapshot_lines(db):
         "SELECT serial, hash FROM cut_entries WHERE serial >= :first UNION "
         "SELECT serial, hash FROM changelog WHERE serial BETWEEN :first AND :last",
         {"first": serial - Limits.snapshot_hashes, "last": serial - 1})]).encode() + b"\n"
-    for kind, _, texts in row_blocks_as_json(db):
+    for kind, _, texts in row_blocks(db):
         yield f"[{compact_json(kind)},[{','.join(texts)}]]\n".encode()
 
 
@@ -29301,7 +29297,8 @@ def replay(store, source, until, again):
             raise FatalError(f"the changelog of the source begins at serial {first}: its rows can "
                              f"be taken as they are at {last}, not at {until}")
         print("snapshot: the changelog begins at serial", first)
-        store.start_from(row_blocks(source), next(read_log(source, last - 1)), uuid_)
+        store.start_from(((kind, rows) for kind, rows, _ in row_blocks(source)),
+                         next(read_log(source, last - 1)), uuid_)
     else:
         entries = itertools.takewhile(lambda entry: entry.serial <= until, read_log(source, serial))
         store.follow(entries, uuid_)
