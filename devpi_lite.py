@@ -32,22 +32,23 @@ tests/CONTRACT.md:
     16  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
     17  The front                connections, workers, the access log
     18  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    19  For people               documentation and search
-    20  For installers           simple pages, project lists, files, PyPI's JSON
-    21  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
-    22  For operators            status, health, metrics, the audit log
+    19  Descriptions         Markdown and reStructuredText as safe HTML
+    20  For people               documentation and search
+    21  For installers           simple pages, project lists, files, PyPI's JSON
+    22  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
+    23  For operators            status, health, metrics, the audit log
     V Many servers
-    23  A primary                the changelog, snapshots and files for replicas; fencing
-    24  A replica's files        how they are fetched, from the primary or from a medium
-    25  A replica                follows the changelog, proves that it has the same rows
+    24  A primary                the changelog, snapshots and files for replicas; fencing
+    25  A replica's files        how they are fetched, from the primary or from a medium
+    26  A replica                follows the changelog, proves that it has the same rows
     VI The directory
-    26  The server directory     how it is made, locked and refused; helpers of its commands
-    27  Export                   devpi's dump, written
-    28  Import                   devpi's dump, read
-    29  Backups                  backups, which share their files; verification and restore
-    30  Checks                   fsck, gc and the command status
+    27  The server directory     how it is made, locked and refused; helpers of its commands
+    28  Export                   devpi's dump, written
+    29  Import                   devpi's dump, read
+    30  Backups                  backups, which share their files; verification and restore
+    31  Checks                   fsck, gc and the command status
     VII
-    31  Commands                 the argument parser and `main`
+    32  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -1325,6 +1326,9 @@ class Limits:
     project_name = 200              # characters; applies to every index
     drained_body = 64 << 20         # of a refused request: read, for the client to see the response
     drain_time = 10
+    description = 512 << 10         # of a description that is rendered; else its source is shown
+    description_time = 0.3          # seconds of processor time that this may take
+    description_depth = 16          # lists and quotes in each other
     pipelined = 0.05                # seconds for which a worker serves a connection's next requests
     waiting_requests = 512          # that no worker has begun
     longest_queue = 20              # seconds that these may wait
@@ -18220,7 +18224,226 @@ def shown_bases(request, index):
 
 
 # ==================================================================================================
-# 19  For people
+# 19  Descriptions
+#
+# The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
+# reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
+# lets only listed tags, attributes and URLs pass: no byte of a description is on a page unescaped.
+# ==================================================================================================
+
+
+class Node:
+    """An element of a rendered description.
+
+    `tag` is an HTML element's name, or "" for its children alone; `children` are strings, plain and
+    unescaped, and nodes; `attributes` are {name: string}, with {"checked": ""} for one without a
+    value. A heading has its final tag, an h2 for the largest one: the page has the only h1. An `id`
+    and the `href` of a link to it, "#id", stand without the prefix that `_written` gives both."""
+    __slots__ = ("tag", "children", "attributes")
+
+    def __init__(self, tag, children=(), attributes=()):
+        self.tag, self.children, self.attributes = tag, list(children), dict(attributes)
+
+    def __repr__(self):
+        return f"Node({self.tag!r}, {self.children!r}, {self.attributes!r})"
+
+
+class _TooMuch(Exception):
+    """A description exceeds a limit: its source is shown in place of it."""
+
+
+class _Deadline:
+    """The processor time that one description may take.
+
+    A busy server makes no description shorter: what other threads do meanwhile does not count."""
+
+    def __init__(self, seconds):
+        self.end = time.thread_time() + seconds
+
+    def check(self):
+        """Raise `_TooMuch` after the end; called for each block, and inside of long ones."""
+        if time.thread_time() > self.end:
+            raise _TooMuch("it takes too long")
+
+
+# -- the tree as HTML
+
+
+_TAGS = frozenset(
+    "h1 h2 h3 h4 h5 h6 p a em strong del code pre blockquote ul ol li hr br table thead tbody tr "
+    "th td img details summary dl dt dd sup sub kbd span input".split())
+_VOID_TAGS = frozenset(("hr", "br", "img", "input"))
+_ID_PREFIX = "readme-"
+_ALIGNMENTS = frozenset(("left", "center", "right"))
+_LANGUAGE_CLASS = re.compile(r"lang-[\w.+#-]{1,50}\Z")
+_NUMBERS = {"ol": ("start",), "td": ("colspan", "rowspan"), "th": ("colspan", "rowspan")}
+_SMALL_NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
+_NOT_IN_URLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SAFE_URL = re.compile(r"(?:https?://[^/?#]|mailto:[^/?#]|#)")
+
+
+def safe_link(url):
+    """Return a URL that a page may link to, in ASCII; None for any other.
+
+    It has the scheme http, https or mailto, or is a fragment alone. A relative one means nothing
+    here. Control characters, which browsers overlook, and outer blanks are removed."""
+    url = _NOT_IN_URLS.sub("", url).strip()
+    scheme, colon, rest = url.partition(":")
+    url = scheme.lower() + colon + rest if colon and scheme.isalpha() else url
+    if not _SAFE_URL.match(url):
+        return None
+    return urllib.parse.quote(url, safe="-_.~!*'(),%#@?=;:/+&$[]", errors="replace")
+
+
+def _written(nodes, shows_images=False):
+    """Return a tree, a list of nodes and strings, as HTML.
+
+    Images with the scheme https are shown if `shows_images`; of others their text is."""
+    writer = _Writer(nodes, shows_images)
+    return "".join(writer.pieces)
+
+
+class _Writer:
+    """Writes a tree as pieces of HTML. A deep tree takes no deeper stack."""
+
+    def __init__(self, nodes, shows_images):
+        self.shows_images, self.pieces = shows_images, []
+        self.ids = {node.attributes["id"] for node in _all_nodes(nodes) if "id" in node.attributes}
+        self._write(nodes)
+
+    def _write(self, nodes):
+        waiting = list(reversed(nodes))     # nodes, strings, and Markup of end tags
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, _Markup):
+                self.pieces.append(node)
+            elif isinstance(node, str):
+                self.pieces.append(_escaped(node))
+            elif node.tag == "img":
+                self._write_image(node)
+            else:
+                waiting.extend(reversed(self._opened(node)))
+
+    def _opened(self, node):
+        """Write a node's start tag; return what comes after it."""
+        if node.tag not in _TAGS:
+            return node.children
+        attributes = self._attributes(node)
+        children = node.children
+        if node.tag == "a":
+            if not self.shows_images and _is_images_alone(children):
+                children = [" ".join(filter(None, map(_text_of, children)))]
+            if not attributes or not ("id" in node.attributes or _is_seen(children)):
+                return children
+        if node.tag == "input" and node.attributes.get("type") != "checkbox":
+            return []
+
+        self.pieces.append(f"<{node.tag}{attributes}>")
+        if node.tag in _VOID_TAGS:
+            return []
+        return [*children, _Markup(f"</{node.tag}>")]
+
+    def _attributes(self, node):
+        """Return a node's attributes as they stand in its start tag, those not listed left out."""
+        written = []
+        for name, value in node.attributes.items():
+            value = self._value(node.tag, name, value)
+            if value is not None:
+                written.append(f' {name}="{html.escape(value)}"')
+        if node.tag == "a" and any(each.startswith((' href="http', ' href="mailto')) for each in written):
+            written.append(' rel="nofollow noopener ugc"')
+        if node.tag == "input":
+            written.append(" disabled checked" if "checked" in node.attributes else " disabled")
+        return "".join(written)
+
+    def _value(self, tag, name, value):
+        """Return the value that an attribute has on a page; None if it has no place there."""
+        if name == "href" and tag == "a":
+            return self._link(value)
+        if name in ("title", "alt"):
+            return _visible(value) if name == "title" or tag == "img" else None
+        if name == "id":
+            return _ID_PREFIX + _visible(value)
+        if name == "align":
+            return value.lower() if value.lower() in _ALIGNMENTS else None
+        if name == "class":
+            return value if _LANGUAGE_CLASS.match(value) else None
+        if name == "type" and tag == "input":
+            return "checkbox"
+        if name in _NUMBERS.get(tag, ()) and _SMALL_NUMBER.match(value):
+            return value
+        return None
+
+    def _link(self, href):
+        url = safe_link(href)
+        if url is None or not url.startswith("#"):
+            return url
+        target = urllib.parse.unquote(url[1:])
+        if target not in self.ids and target.lower() in self.ids:
+            target = target.lower()     # as GitHub finds it
+        return f"#{_ID_PREFIX}{urllib.parse.quote(target)}"
+
+    def _write_image(self, node):
+        source = safe_link(node.attributes.get("src", ""))
+        if not self.shows_images or source is None or not source.startswith("https://"):
+            alt = _text_of(node)
+            self.pieces.append(_escaped(f"[image: {alt}]") if alt else "")
+            return
+        attributes = self._attributes(Node("img", (), {"alt": "", **node.attributes}))
+        self.pieces.append(f'<img src="{html.escape(source)}"{attributes}>')
+
+
+class _Markup(str):
+    """A piece of finished HTML."""
+
+
+def _all_nodes(nodes):
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Node):
+            yield node
+            waiting.extend(node.children)
+
+
+def _visible(text):
+    """Return a text without the characters that HTML cannot have."""
+    return _NOT_IN_HTML.sub("\ufffd", text)
+
+
+_NOT_IN_HTML = re.compile(
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
+
+
+def _escaped(text):
+    return html.escape(_visible(text))
+
+
+def _is_seen(children):
+    return any(node.tag == "img" for node in _all_nodes(children)) or any(map(_text_of, children))
+
+
+def _is_images_alone(children):
+    return any(isinstance(each, Node) and each.tag == "img" for each in children) and all(
+        each.tag == "img" if isinstance(each, Node) else not each.strip() for each in children)
+
+
+def _text_of(node):
+    """Return the text of a node or string, in one line; of an image, its alternative text."""
+    pieces, waiting = [], [node]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            pieces.append(each)
+        elif each.tag == "img":
+            pieces.append(each.attributes.get("alt", ""))
+        else:
+            waiting.extend(reversed(each.children))
+    return " ".join("".join(pieces).split())
+
+
+# ==================================================================================================
+# 20  For people
 #
 # Documentation and search.
 # ==================================================================================================
@@ -18512,7 +18735,7 @@ def _xmlrpc_hits(request, index, fields, operator):
 
 
 # ==================================================================================================
-# 20  For installers
+# 21  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -19057,7 +19280,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 21  For devpi clients
+# 22  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -19848,7 +20071,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 22  For operators
+# 23  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -19996,7 +20219,7 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 23  A primary
+# 24  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -20779,7 +21002,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 24  A replica's files
+# 25  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -21754,7 +21977,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 25  A replica
+# 26  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -22422,7 +22645,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 26  The server directory
+# 27  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -22890,7 +23113,7 @@ def number_of(number, one, many=None):
 
 
 # ==================================================================================================
-# 27  Export
+# 28  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -23610,7 +23833,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 28  Import
+# 29  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -25346,7 +25569,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 29  Backups
+# 30  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -26195,7 +26418,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 30  Checks
+# 31  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -28136,7 +28359,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 31  Commands
+# 32  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
