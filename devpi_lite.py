@@ -30,25 +30,28 @@ tests/CONTRACT.md:
     15  Search                   the query language, the search index, the thread that updates it
     IV Speaking
     16  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
-    17  The front                connections, workers, the access log
-    18  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    19  Descriptions         Markdown and reStructuredText as safe HTML
-    20  For people               documentation and search
-    21  For installers           simple pages, project lists, files, PyPI's JSON
-    22  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
-    23  For operators            status, health, metrics, the audit log
-    V Many servers
-    24  A primary                the changelog, snapshots and files for replicas; fencing
-    25  A replica's files        how they are fetched, from the primary or from a medium
-    26  A replica                follows the changelog, proves that it has the same rows
-    VI The directory
-    27  The server directory     how it is made, locked and refused; helpers of its commands
-    28  Export                   devpi's dump, written
-    29  Import                   devpi's dump, read
-    30  Backups                  backups, which share their files; verification and restore
-    31  Checks                   fsck, gc and the command status
-    VII
-    32  Commands                 the argument parser and `main`
+    17  HTML                     the pieces of web pages, and their frame
+    18  The front                connections, workers, the access log
+    19  Application, routes, audiences      the parts of a server; from a request to its endpoint
+    20  Descriptions         Markdown and reStructuredText as safe HTML
+    21  For people               documentation and search
+    22  For installers           simple pages, project lists, files, PyPI's JSON
+    23  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
+    24  For operators            status, health, metrics, the audit log
+    V Pages
+    25  Pages of users and indexes      the front page, users, stages, mirrors, feeds
+    VI Many servers
+    26  A primary                the changelog, snapshots and files for replicas; fencing
+    27  A replica's files        how they are fetched, from the primary or from a medium
+    28  A replica                follows the changelog, proves that it has the same rows
+    VII The directory
+    29  The server directory     how it is made, locked and refused; helpers of its commands
+    30  Export                   devpi's dump, written
+    31  Import                   devpi's dump, read
+    32  Backups                  backups, which share their files; verification and restore
+    33  Checks                   fsck, gc and the command status
+    VIII
+    34  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -669,6 +672,11 @@ def one_line(text, limit=300):
     text = re.sub(r"[^\x20-\x7e]+", " ",
                   text.encode("ascii", "backslashreplace").decode("ascii")).strip()
     return text if len(text) <= limit else text[:limit - 3] + "..."
+
+
+def number_of(number, one, many=None):
+    """A number with its noun, for a person: `1 file`, `2,000 files`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def bounded_int(text):
@@ -1339,6 +1347,7 @@ class Limits:
     no_progress = 0.02              # seconds after which a crew of threads may grow by one
     idle_thread = 30                # seconds without work, after which a thread ends
     response_cache = 64 << 20
+    page_rows = 100                 # of a list on a web page
     page_cache = 64 << 20
     turn = 0.5                      # seconds that a request waits for another to make the same page
     ready_response = 1 << 20        # the largest response that the front keeps ready
@@ -2758,6 +2767,18 @@ def _migrate_to_9(db, sql):
     run_script(db, sql)
     for epoch, in db.execute("SELECT value FROM node WHERE key = 'epoch'").fetchall():
         put_history(db, [Epoch(epoch, 1, -1, "", None, "upgrade", time.time())])
+
+
+SCHEMA_SINCE_10 = """
+-- the files of stages, for those that came last
+CREATE INDEX files_came ON files (index_id, id)
+    WHERE release_id IS NOT NULL AND kind = 'releasefile';
+"""
+
+
+@migration(10, SCHEMA_SINCE_10)
+def _migrate_to_10(db, sql):
+    run_script(db, sql)
 
 
 class Epoch(typing.NamedTuple):
@@ -15383,6 +15404,12 @@ def _quality(offer, ranges):
     return 0
 
 
+def quality_of_gzip(header):
+    """How much a client wants gzip, from 0 to 1, by its Accept-Encoding (RFC 9110, 12.5.3)."""
+    ranges = accept_ranges(",".join("x/" + coding.strip() for coding in header.split(",")))
+    return ranges.get("x/gzip", ranges.get("x/*", 0))
+
+
 # -- sending
 
 _Selector = getattr(selectors, "PollSelector", selectors.SelectSelector)
@@ -16164,9 +16191,22 @@ class Request:
     def is_browser(self):
         return "text/html" in self.accept
 
+    @kept_property
+    def wants_pages(self):
+        """Whether it comes from a browser, not from an installer that takes HTML too."""
+        return self.is_browser and not self.is_installer and self.simple_format == "text/html"
+
     def url(self, path):
         """The absolute URL of a path below our root; `path` has no leading slash."""
         return f"{self.base_url}/{quoted(path)}"
+
+    def href(self, path, **query):
+        """The URL of a path below our root without scheme and host, for links on web pages.
+
+        `query`: its parameters; those that are None or "" are left out."""
+        query = {key: value for key, value in query.items() if value not in (None, "")}
+        return (f"{urllib.parse.urlsplit(self.base_url).path}/{quoted(path)}"
+                + (f"?{urllib.parse.urlencode(query)}" if query else ""))
 
 
 def _check_json(content):
@@ -16415,7 +16455,385 @@ def _disposition(head):
 
 
 # ==================================================================================================
-# 17  The front
+# 17  HTML
+#
+# The pieces that web pages are made of, and the frame around them. Values reach a page through
+# `markup`, which escapes all that is not `Html` already, and its templates are literals: no text
+# from outside can become a tag. A page has one style and one script, both fixed, and asks for
+# nothing from elsewhere.
+# ==================================================================================================
+
+
+class Html(str):
+    """Markup: text that `markup` does not escape."""
+    __slots__ = ()
+
+
+def escaped(value):
+    """A value as markup: `Html` as it is, None as nothing, all else as escaped text."""
+    if isinstance(value, Html):
+        return value
+    return Html("" if value is None else html.escape(sound(str(value))))
+
+
+def markup(template, *values, **named):
+    """A template of the program, with values in place of its braces, as `str.format` puts them."""
+    return Html(template.format(*map(escaped, values),
+                                **{name: escaped(value) for name, value in named.items()}))
+
+
+def joined(values, separator=""):
+    """Values one after the other, as markup."""
+    return Html(escaped(separator).join(map(escaped, values)))
+
+
+def when(condition, template, *values):
+    """`markup` of the rest if the condition holds, else nothing."""
+    return markup(template, *values) if condition else Html("")
+
+
+# -- pieces
+
+
+def link(path, text, rel=""):
+    """A link to a page of this server; `path` as `Request.href` returns it."""
+    return markup('<a href="{}"{}>{}</a>', path, when(rel, ' rel="{}"', rel), text)
+
+
+def outside_link(url, text):
+    """A link that somebody else wrote; its text alone if browsers must not follow it.
+
+    `url` is a text from outside: only http, https and mailto become links."""
+    if re.match(r"(?:https?://|mailto:)[^\s\x00-\x1f]", url, re.IGNORECASE):
+        return markup('<a href="{}" rel="nofollow noopener ugc">{}</a>', url, text)
+    return escaped(text)
+
+
+def moment(iso):
+    """An ISO time (UTC) to the minute: `2026-11-22 06:58`."""
+    return markup('<time datetime="{}">{}</time>', iso, iso[:16].replace("T", " ")) if iso else ""
+
+
+def day(iso):
+    """The date of an ISO time (UTC)."""
+    return markup('<time datetime="{}">{}</time>', iso, iso[:10]) if iso else ""
+
+
+def grouped(number):
+    """A number with its digits in groups: `927,088`."""
+    return f"{number:,}"
+
+
+def badge(text, kind=""):
+    """A word beside a name, as `stage` or `yanked`; `kind`: good, warn, bad or plain."""
+    return markup('<span class="tag {}">{}</span>', kind, text)
+
+
+def note(text, kind="", is_alert=False):
+    """A sentence that has to be seen; `kind`: good, warn, bad or plain."""
+    return markup('<p class="note {}"{}>{}</p>', kind, when(is_alert, ' role="alert"'), text)
+
+
+def copyable(text, label=""):
+    """A command or value with a button that copies it, where scripts run."""
+    return markup('<div class="copyable">{}<code>{}</code><button type="button" class="copy" '
+                  'hidden>Copy</button></div>', when(label, "<span>{}</span>", label), text)
+
+
+def section(title, *content, name=""):
+    """A part of a page under a heading; `name`: its id."""
+    return markup("<section{}><h2>{}</h2>{}</section>", when(name, ' id="{}"', name), title,
+                  joined(content))
+
+
+def facts(pairs):
+    """(term, value) pairs as a list of facts, without those that have no value."""
+    shown = [(term, value) for term, value in pairs if value not in (None, "", ())]
+    return when(shown, '<dl class="facts">{}</dl>', joined(
+        markup("<div><dt>{}</dt><dd>{}</dd></div>", term, value) for term, value in shown))
+
+
+def items(values, kind=""):
+    """A list of values, one below the other."""
+    return markup('<ul{}>{}</ul>', when(kind, ' class="{}"', kind),
+                  joined(markup("<li>{}</li>", value) for value in values))
+
+
+def folded(title, *content, is_open=False):
+    """Content that opens when its title is clicked."""
+    return markup("<details{}><summary>{}</summary>{}</details>", when(is_open, " open"), title,
+                  joined(content))
+
+
+def table(caption, heads, rows, kind=""):
+    """A table: its `caption` is read out, not seen; the first cell of a row is its head.
+
+    Each cell names its column, for phones, where a row is a block."""
+    body = [markup('<tr><th scope="row">{}</th>{}</tr>', row[0], joined(
+        when(cell not in ("", None), '<td data-label="{}">{}</td>', head, cell)
+        or Html('<td class="none"></td>')
+        for head, cell in zip(heads[1:], row[1:]))) for row in rows]
+    return markup(
+        '<table class="{}"><caption class="unseen">{}</caption><thead><tr>{}</tr></thead>'
+        '<tbody>{}</tbody></table>', kind, caption,
+        joined(markup('<th scope="col">{}</th>', head) for head in heads), joined(body))
+
+
+def tabs(label, entries):
+    """Links between views of one thing: (text, path, whether it is the current one)."""
+    return markup('<nav class="tabs" aria-label="{}"><ul>{}</ul></nav>', label, joined(
+        markup('<li><a href="{}"{}>{}</a></li>', path,
+               when(is_current, ' aria-current="page"'), text)
+        for text, path, is_current in entries))
+
+
+def pager(first, following):
+    """Links to the first and the next page of a long list, where there are such pages."""
+    return when(first or following, '<nav class="pager" aria-label="Pages">{} {}</nav>',
+                when(first, '<a href="{}">First page</a>', first),
+                when(following, '<a href="{}" rel="next">Next page</a>', following))
+
+
+def search_box(name, label, value, action, placeholder=""):
+    """A form with one text field, that asks a page of this server."""
+    return markup('<form class="filter" action="{}"><label for="{name}-box">{}</label>'
+                  '<input id="{name}-box" name="{name}" value="{}" placeholder="{}" '
+                  'autocomplete="off"><button>Go</button></form>',
+                  action, label, value, placeholder, name=name)
+
+
+# -- the frame
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1b222d;--soft:#586273;--paper:#fff;--tint:#f4f6f8;
+--line:#dce1e7;--link:#0a58a6;--good:#16693a;--warn:#865000;--bad:#b0231b;--mark:#ffefad}
+@media(prefers-color-scheme:dark){:root{--ink:#e3e7ed;--soft:#9ca7b6;--paper:#13171d;
+--tint:#1b2129;--line:#323b47;--link:#83bbf6;--good:#74d19b;--warn:#f0b761;--bad:#ff9289;
+--mark:#51471a}}
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%}
+body{margin:0;font:1rem/1.6 system-ui,"Segoe UI",Roboto,sans-serif;color:var(--ink);
+background:var(--paper);overflow-wrap:break-word}
+body>header,.crumbs,main,body>footer{max-width:76rem;margin:0 auto;padding:0 1.25rem}
+a{color:var(--link);text-underline-offset:.15em}
+a:not(:hover){text-decoration-color:color-mix(in srgb,currentColor 35%,transparent)}
+:focus-visible{outline:3px solid var(--link);outline-offset:2px;border-radius:2px}
+h1{font-size:1.8rem;line-height:1.25;margin:.5rem 0;overflow-wrap:anywhere}
+h2{font-size:1.25rem;line-height:1.3;margin:2.25rem 0 .75rem}
+h3{font-size:1.05rem;margin:1.5rem 0 .5rem}
+h1 small{font-weight:400;color:var(--soft);font-size:1.1rem}
+code,pre,kbd{font:.9em/1.5 ui-monospace,Menlo,Consolas,monospace}
+pre{background:var(--tint);border-radius:6px;padding:.75rem 1rem;overflow:auto}
+.readme :not(pre)>code,p>code,li>code,td>code{background:var(--tint);border-radius:4px;
+padding:.1em .3em;overflow-wrap:anywhere}
+img{max-width:100%;height:auto}
+.skip,.unseen{position:absolute;left:-99rem}
+.skip:focus{left:1rem;top:.5rem;background:var(--paper);padding:.5rem}
+body>header{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;align-items:center;padding-top:.9rem}
+.home{font-weight:700;font-size:1.1rem;color:inherit;text-decoration:none}
+[role=search]{flex:1 1 18rem;display:flex;gap:.5rem}
+[role=search] input{flex:1;min-width:0}
+input,select,textarea,button,.button{font:inherit;color:inherit;background:var(--paper);
+border:1px solid var(--soft);border-radius:6px;padding:.45rem .75rem;min-height:2.75rem;
+max-width:100%}
+button,.button{cursor:pointer;background:var(--tint);text-decoration:none;display:inline-block}
+button.main{background:var(--link);color:var(--paper);border-color:var(--link)}
+button.bad{color:var(--bad);border-color:var(--bad)}
+.tools{display:flex;gap:1rem;align-items:center}
+.crumbs{color:var(--soft);font-size:.95rem;margin-top:.75rem}
+.crumbs ol,.tabs ul{display:flex;flex-wrap:wrap;list-style:none;margin:0;padding:0}
+.crumbs li+li:before{content:"/";margin:0 .5rem}
+main{padding-top:.5rem;padding-bottom:4rem;min-height:60vh}
+.lead{font-size:1.1rem;color:var(--soft);margin:.25rem 0 1.25rem;max-width:48rem}
+.soft{color:var(--soft)}
+.tag{display:inline-block;font-size:.8rem;line-height:1.4;border:1px solid currentColor;
+border-radius:1rem;padding:0 .55rem;color:var(--soft);font-weight:400;vertical-align:middle}
+.good{color:var(--good)}.warn{color:var(--warn)}.bad{color:var(--bad)}
+.note{border-left:4px solid var(--line);background:var(--tint);padding:.6rem 1rem;margin:1rem 0;
+border-radius:0 6px 6px 0}
+.note.good,.note.warn,.note.bad{border-color:currentColor}
+.tabs{border-bottom:1px solid var(--line);margin:1.25rem 0}
+.tabs ul{gap:0 1.5rem}
+.tabs a{display:block;padding:.55rem 0;text-decoration:none;color:var(--soft)}
+.tabs [aria-current]{color:var(--ink);font-weight:600;box-shadow:inset 0 -3px var(--link)}
+table{border-collapse:collapse;width:100%;margin:1rem 0}
+th,td{text-align:left;padding:.5rem .9rem .5rem 0;border-bottom:1px solid var(--line);
+vertical-align:top;font-weight:400;overflow-wrap:anywhere;unicode-bidi:isolate}
+thead th{color:var(--soft);font-size:.9rem;overflow-wrap:normal}
+td{overflow-wrap:break-word}
+.facts{margin:1rem 0}
+.facts>div{display:grid;grid-template-columns:11rem 1fr;gap:.25rem 1rem;padding:.35rem 0}
+.facts dt{color:var(--soft)}.facts dd,.facts ul{margin:0;min-width:0;overflow-wrap:anywhere}
+.facts ul,.plain{padding:0;list-style:none}
+.copyable{display:flex;gap:.6rem;align-items:center;background:var(--tint);border-radius:6px;
+padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
+.copyable code{flex:1;min-width:0;overflow-wrap:anywhere;user-select:all}
+.copyable span{color:var(--soft);min-width:4rem}
+.copy{min-height:2rem;padding:.1rem .6rem;font-size:.85rem}
+.columns{display:grid;grid-template-columns:minmax(0,1fr) 21rem;gap:0 3rem}
+.columns .facts>div{grid-template-columns:1fr;gap:0}
+.readme{min-width:0;max-width:50rem}.readme table{display:block;overflow:auto}
+.filter{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
+.pager{display:flex;gap:1.5rem;margin:1.5rem 0}
+summary{cursor:pointer;padding:.4rem 0}
+mark{background:var(--mark);color:inherit}
+del,.struck{text-decoration:line-through}
+ins,.added{color:var(--good);text-decoration:none}.gone{color:var(--bad)}
+dialog{border:1px solid var(--line);border-radius:8px;color:inherit;background:var(--paper)}
+body>footer{border-top:1px solid var(--line);color:var(--soft);padding-top:1rem;
+padding-bottom:2rem;display:flex;flex-wrap:wrap;gap:0 1.5rem;font-size:.95rem}
+@media(max-width:56rem){.columns{grid-template-columns:1fr}}
+@media(max-width:40rem){thead{display:none}table,tbody{display:block}
+tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--line)}
+th,td{display:block;border:0;padding:.1rem 0}td.none{display:none}
+td[data-label]:before{content:attr(data-label) ": ";color:var(--soft)}
+.facts>div{grid-template-columns:1fr;gap:0}.copyable{flex-wrap:wrap;padding:.5rem .75rem}}
+@media print{body>header,.crumbs,body>footer,.copy,form,.tabs{display:none}
+body{font-size:10pt}main{max-width:none}}
+@media(prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
+"""
+
+_SCRIPT = """
+"use strict";
+document.querySelectorAll("button.copy").forEach(b => {
+  b.hidden = false;
+  b.onclick = async () => {
+    const code = b.previousElementSibling;
+    try { await navigator.clipboard.writeText(code.textContent) }
+    catch { getSelection().selectAllChildren(code); document.execCommand("copy") }
+    b.textContent = "Copied";
+    setTimeout(() => b.textContent = "Copy", 1500)
+  }
+});
+let g = 0;
+addEventListener("keydown", e => {
+  if (e.ctrlKey || e.metaKey || e.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(e.target.tagName))
+    return;
+  if (e.key == "/") { e.preventDefault(); document.getElementById("q").focus() }
+  else if (e.key == "?") document.getElementById("keys").showModal();
+  else if (e.key == "h" && Date.now() - g < 1000) location = document.querySelector(".home").href;
+  g = e.key == "g" ? Date.now() : 0
+});
+"""
+
+
+def _packed(text):
+    """A style or script without its line breaks and indentation: fewer bytes on each page."""
+    return Html("".join(line.strip() + ("" if line.endswith((",", ";", "{", "}")) else "\n")
+                        for line in text.strip().splitlines()))
+
+
+STYLE, SCRIPT = _packed(_STYLE), _packed(_SCRIPT)
+
+
+def _source_hash(text):
+    """A style or script as a Content-Security-Policy names it."""
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"
+
+
+def _content_policy(style, images="'self' data:", connects="'none'"):
+    return ("default-src 'none'; "
+            f"style-src {_source_hash(style)}; script-src {_source_hash(SCRIPT)}; "
+            f"img-src {images}; connect-src {connects}; form-action 'self'; frame-src 'self'; "
+            "frame-ancestors 'none'; base-uri 'none'")
+
+
+_POLICY = _content_policy(STYLE)
+_ICON = ("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
+         "%3Cpath d='M8 1l6 3v8l-6 3-6-3V4z' fill='%230a58a6'/%3E"
+         "%3Cpath d='M2 4l6 3 6-3M8 7v8' stroke='%23fff' fill='none'/%3E%3C/svg%3E")
+_LEVELS = {"ok": ("ok", "good"), "warn": ("degraded", "warn"), "fatal": ("fatal", "bad")}
+
+
+class Crumb(typing.NamedTuple):
+    """A step of the way to a page: its text, and its path below the server's root."""
+    text: str
+    path: str
+
+
+def crumbs_to(path):
+    """The way to `alice/dev/pluggy`: one `Crumb` for each of its parts."""
+    parts = path.split("/")
+    return [Crumb(part, "/".join(parts[:number])) for number, part in enumerate(parts, 1)]
+
+
+def framed(request, title, body, crumbs=(), feed=""):
+    """A whole page, as text: the body in the frame that all pages have.
+
+    `crumbs`: the way to the page; `feed`: the path of its Atom feed."""
+    href = request.href
+    level, sentences, _ = request.app.health()
+    word, kind = _LEVELS[level]
+    banner = note(joined(sentences, " "), "bad", is_alert=True) if level == "fatal" else ""
+    way = when(crumbs, '<nav class="crumbs" aria-label="Breadcrumb"><ol>{}</ol></nav>', joined(
+        markup('<li><a href="{}"{}>{}</a></li>', href(crumb.path),
+               when(crumb is crumbs[-1], ' aria-current="page"'), crumb.text)
+        for crumb in crumbs))
+    return markup(
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<title>{title}</title><link rel="icon" href="{icon}">'
+        '<link rel="search" type="application/opensearchdescription+xml" '
+        'title="devpi_lite" href="{opensearch}">{feed}<style>{style}</style></head>\n<body>'
+        '<a class="skip" href="#main">Skip to content</a>\n'
+        '<header><a class="home" href="{home}">devpi_lite</a>'
+        '<form role="search" action="{search}"><label class="unseen" for="q">Search</label>'
+        '<input id="q" type="search" name="query" value="{query}" '
+        'placeholder="Search packages and documentation" autocomplete="off">'
+        '<button>Search</button></form>'
+        '<div class="tools"><a class="{kind}" href="{status}">Server: {word}</a>{account}</div>'
+        '</header>\n{way}\n<main id="main">{banner}{body}</main>\n'
+        '<footer><span>devpi_lite {version}</span>{footer}</footer>\n'
+        '<dialog id="keys" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2>'
+        '<dl class="facts"><div><dt><kbd>/</kbd></dt><dd>search</dd></div>'
+        '<div><dt><kbd>g</kbd> <kbd>h</kbd></dt><dd>home</dd></div>'
+        '<div><dt><kbd>?</kbd></dt><dd>these keys</dd></div></dl>'
+        '<form method="dialog"><button>Close</button></form></dialog>'
+        '<script>{script}</script></body></html>\n',
+        title=f"{title} · devpi_lite" if title else "devpi_lite", icon=Html(_ICON),
+        opensearch=href("+opensearch.xml"),
+        feed=when(feed, '<link rel="alternate" type="application/atom+xml" href="{}">', feed),
+        style=STYLE, home=href(""), search=href("+search"),
+        query=request.query.get("query", "") if request.path == "/+search" else "",
+        kind=kind, status=href("+status"), word=word, account="", way=way, banner=banner,
+        body=body, version=__version__, script=SCRIPT,
+        footer=joined((link(href("+help"), "Help"), link(href("+searchhelp"), "Search syntax"),
+                       link(href("+status"), "Status"), link(href("+api"), "API"))))
+
+
+def page_response(request, title, body, crumbs=(), *, feed="", status=200, tags=None, expires=0):
+    """A web page: see `framed`; `tags` and `expires` as those of a `Response`."""
+    text = framed(request, title, body, crumbs, feed).encode("utf-8", "replace")
+    etag = hashlib.sha256(text).hexdigest()[:32]
+    headers = [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", _POLICY),
+               ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
+               ("Vary", "Accept, Accept-Encoding, Cookie"),
+               ("Cache-Control", "private, no-cache")]
+
+    zipped = len(text) > 1024 and quality_of_gzip(request.header("accept-encoding")) > 0
+    etag = f'"{etag}-gzip"' if zipped else f'"{etag}"'
+    if status == 200:
+        headers.append(("ETag", etag))
+        if none_match(request.header("if-none-match"), etag):
+            return Response(304, headers[1:], tags=tags, expires=expires)
+    if zipped:
+        headers.append(("Content-Encoding", "gzip"))
+        text = gzip.compress(text, 6, mtime=0)
+    return Response(status, headers, text, tags=tags, expires=expires)
+
+
+def problem_page(request, problem, more=""):
+    """A `Problem` as a web page; `more`: markup that says where to go on."""
+    title = f"{problem.status} {reason_phrase(problem.status)}"
+    body = markup('<h1>{}</h1><p class="lead">{}</p>{}', title, problem.message, more)
+    response = page_response(request, title, body, status=problem.status)
+    response.headers += problem.headers
+    return response
+
+
+# ==================================================================================================
+# 18  The front
 #
 # Connections and their workers. The main thread runs one loop over all connections that are between
 # requests: it gathers a head, sends a ready response, or else hands the connection to a worker. An
@@ -17236,7 +17654,7 @@ def connection_limit(wanted):
 
 
 # ==================================================================================================
-# 18  Application, routes, audiences
+# 19  Application, routes, audiences
 #
 # The parts of a running server, and the way from a request to its endpoint. A route names its
 # audience and its permission; the dispatcher finds index and project, checks the permission, and
@@ -17389,6 +17807,10 @@ def _no_such_index(request, _):
     raise NoIndex(request.index_path)
 
 
+def _hide_index(request, index):
+    raise NoIndex(index.path)
+
+
 class Permission(typing.NamedTuple):
     """Something that a caller may do to a subject: the index that the path names, or else the user,
     or else None.
@@ -17424,6 +17846,8 @@ PERMISSIONS = {
     "delete index": Permission(
         _may_delete_index, _forbidden("no permission to modify index {path}"), missing=None),
     "read": Permission(may_read, _refuse_to_read, _nothing_to_read),
+    # a page does not tell that an index exists that its reader may not read
+    "see": Permission(may_read, _hide_index),
     "upload": Permission(_may_upload, _refuse_upload),
     "test results": Permission(_may_send_results, _forbidden(
         "No permission to upload tox results. "
@@ -17495,6 +17919,7 @@ AUDIENCES = {
     "configurer": Audience("json", _sends_values),
     "uploader": Audience("upload", is_default=True),
     "installer": Audience("page", lambda request: request.is_installer),
+    "browser": Audience("page", lambda request: request.wants_pages),
     # readers of devpi's JSON; others may get 415, see `refuse_other_types`
     "json": Audience("json", lambda request: "application/json" in request.accept, True),
     # readers of PEP 691's JSON, by Accept or ?format
@@ -17507,7 +17932,7 @@ AUDIENCES = {
 def refuse_other_types(request):
     """Raise 415 if Accept names only other types than JSON.
 
-    Browsers get JSON too, as they have no pages here."""
+    text/html passes: not everything at the path of a page is a page."""
     ranges = accept_ranges(request.accept)
     if ranges and not {"application/json", "application/*", "*/*", "text/html"} & set(ranges):
         raise UnsupportedType("this is served as application/json only: say so in Accept")
@@ -17535,14 +17960,16 @@ class Route(typing.NamedTuple):
 class Choice:
     """The routes of one path and method, one for each audience, in the order of AUDIENCES.
 
-    `default`: the route for requests that fit no audience."""
+    `default`: the route for requests that fit no audience; `page`: that for browsers, or None."""
 
     def __init__(self):
-        self.routes, self.default = [], None
+        self.routes, self.default, self.page = [], None, None
 
     def add(self, added):
         audiences = list(AUDIENCES)
         self.routes.append(added)
+        if added.for_ == "browser":
+            self.page = added
         self.routes.sort(key=lambda each: audiences.index(each.for_))
         self.default = next((each for each in self.routes if each.audience.is_default),
                             self.routes[-1])
@@ -17602,10 +18029,11 @@ def route(methods, path, *, for_, may, query="", other_names=None, is_local=Fals
                 ROUTES[later] = ROUTES.pop(later)
         for method in methods.split():
             is_json = method == "GET" and for_ == "json"
+            drops_slash = method == "GET" and for_ in ("json", "browser") and path.endswith("[/]")
             spelling = other_names or ("redirect" if method == "GET" else "take")
             ROUTES[key].choices.setdefault(method, Choice()).add(Route(
                 endpoint, for_, may, audience, permission, spelling,
-                is_json, is_json and path.endswith("[/]"), is_local, then_here,
+                is_json, drops_slash, is_local, then_here,
                 even_stale or about_itself, about_itself))
         return endpoint
     return register
@@ -17802,11 +18230,13 @@ def dispatch(request):
     4. permission (401, 403)
     5. no final slash, for browsers (302)
 
-    The audience is chosen after 1, so errors of 1 have the default audience's form. What a replica
-    passes on is checked by the primary, not here; before all checks it refuses what it is too old
-    for (503)."""
+    The audience is chosen after 1, so errors of 1 have the default audience's form, but for
+    browsers, which get them as pages. What a replica passes on is checked by the primary, not here;
+    before all checks it refuses what it is too old for (503)."""
     choice, match = _matching(request)
     chosen, places = choice.default, match.groupdict()
+    if choice.page and request.wants_pages:
+        chosen = choice.page
     request.errors = chosen.audience.errors
 
     if request.app.primary is not None and chosen.may != "replicate":
@@ -18047,7 +18477,7 @@ class App(Part):
                 problem.message += near_indexes(request, problem.path)
             if problem.status in (401, 403, 409):
                 self.note_refusal(request, problem)
-            response = problem_response(problem, request.accept, request.errors)
+            response = self.problem_response(request, problem)
         except Exception:
             name = secrets.token_hex(4)
             log.exception("request %s failed: %s %s", name, request.method, visible(request.target))
@@ -18059,6 +18489,13 @@ class App(Part):
         if request.method not in ("GET", "HEAD"):
             request.serial = max(self.store.serial, request.stated or -1)
         return response
+
+    @staticmethod
+    def problem_response(request, problem):
+        """A Problem as the client wants it: as a page, if it is a browser that asked for one."""
+        if request.errors == "page" and request.wants_pages and problem.form is None:
+            return problem_page(request, problem)
+        return problem_response(problem, request.accept, request.errors)
 
     def note_refusal(self, request, problem):
         """Enter a refused change into the audit log: `Limits.audited_refusals` an hour, so that
@@ -18224,7 +18661,7 @@ def shown_bases(request, index):
 
 
 # ==================================================================================================
-# 19  Descriptions
+# 20  Descriptions
 #
 # The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
 # reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
@@ -18443,7 +18880,7 @@ def _text_of(node):
 
 
 # ==================================================================================================
-# 20  For people
+# 21  For people
 #
 # Documentation and search.
 # ==================================================================================================
@@ -18735,7 +19172,7 @@ def _xmlrpc_hits(request, index, fields, operator):
 
 
 # ==================================================================================================
-# 21  For installers
+# 22  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -19081,7 +19518,7 @@ def _page_response(request, index, rendered, form, tags):
     """A rendered page with its validators; gzipped if the client accepts that; or 304."""
     headers = _simple_headers(form)
     etag, body = f'"{rendered.etag}"', rendered.body
-    zipped = len(body) > 1024 and _quality_of_gzip(request.header("accept-encoding")) > 0
+    zipped = len(body) > 1024 and quality_of_gzip(request.header("accept-encoding")) > 0
     if zipped:
         etag = f'"{rendered.etag}-gzip"'
 
@@ -19113,11 +19550,6 @@ def _page_response(request, index, rendered, form, tags):
 def _simple_headers(form):
     return [("Content-Type", HTML if form == "text/html" else form),
             ("Vary", "Accept, Accept-Encoding, User-Agent")]
-
-
-def _quality_of_gzip(header):
-    ranges = accept_ranges(",".join("x/" + coding.strip() for coding in header.split(",")))
-    return ranges.get("x/gzip", ranges.get("x/*", 0))
 
 
 @route("GET", "/{user}/{index}/+simple/", for_="installer", may="read")
@@ -19190,7 +19622,7 @@ def _large_list(request, index, lists, whole, caching):
 
     etag = f'"{hashlib.sha256(repr(own).encode()).hexdigest()[:16]}-' \
            f'{os.path.basename(whole.folder)}-{"people" if for_people else form[-4:]}'
-    if not own and not for_people and _quality_of_gzip(request.header("accept-encoding")) > 0:
+    if not own and not for_people and quality_of_gzip(request.header("accept-encoding")) > 0:
         headers.append(("Content-Encoding", "gzip"))
         return parts_response(request, headers, etag + '-gzip"', [whole.part(entries + ".gz")])
     if for_people:
@@ -19280,7 +19712,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 22  For devpi clients
+# 23  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -20071,7 +20503,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 23  For operators
+# 24  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -20219,7 +20651,502 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 24  A primary
+# 25  Pages of users and indexes
+#
+# What a browser gets at `/`, `/alice` and `/alice/dev`. A page reads no more rows than it shows:
+# long lists are in pages of 100, each of which begins after the last name of the one before. An
+# index that its reader may not read is not there.
+# ==================================================================================================
+
+
+class NewUpload(typing.NamedTuple):
+    """A file that came to a stage."""
+    id: int
+    index_id: int
+    project: str
+    version: str
+    filename: str
+    uploaded: str
+    history: str | None
+
+    @property
+    def who(self):
+        """Who uploaded it; None for nobody."""
+        return uploader(self.history)
+
+
+def uploader(history):
+    """The user who uploaded or pushed a file, by its history; None for nobody."""
+    entries = json.loads(history) if history else []
+    return entries[0]["who"] if entries else None
+
+
+def newest_uploads(db, index_id, count, before=None, project=None):
+    """The files that last came to a stage, newest first; `before`: only those with a lower id."""
+    condition, values = "index_id = ? AND files.id < ?", [index_id, before or 1 << 62]
+    if project is not None:
+        condition += " AND projects.name = ?"
+        values.append(project)
+    return [NewUpload(*row) for row in db.execute(
+        "SELECT files.id, files.index_id, projects.name, version, filename, uploaded, history "
+        f"FROM files JOIN projects ON projects.id = project_id WHERE files.{condition} "
+        "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT ?",
+        (*values, count))]
+
+
+class IndexCard(typing.NamedTuple):
+    """What a list of indexes says of one."""
+    index: Index
+    projects: int               # of a mirror: those whose page is here
+    names: int | None           # of a mirror, as far as known
+    uploaded: str               # when the last file came; "" if none did
+
+
+def index_cards(request, indexes):
+    """An `IndexCard` for each index."""
+    app, cards = request.app, []
+    with app.store.read() as db:
+        for index in indexes:
+            projects, = db.execute("SELECT count(*) FROM projects WHERE index_id = ?",
+                                   (index.id,)).fetchone()
+            newest = () if app.projects.at(index).asks_upstream \
+                else newest_uploads(db, index.id, 1)
+            names = app.projects.at(index).names_at_hand()
+            cards.append(IndexCard(
+                index, projects, names.count if isinstance(names, MirrorNames) else None,
+                newest[0].uploaded if newest else ""))
+    return cards
+
+
+def _index_table(request, cards):
+    rows = []
+    for index, projects, names, uploaded in cards:
+        size = number_of(projects, "project")
+        if index.is_mirror:
+            size = f"{projects:,} cached" if names is None \
+                else f"{number_of(names, 'name')}, {projects:,} cached"
+        bases = shown_bases(request, index)
+        about = joined((link(request.href(base), base) for base in bases), ", ") if bases \
+            else public_url(index.mirror_url) if index.is_mirror and index.mirror_url else ""
+        rows.append((
+            joined((link(request.href(index.path), index.path), badge(index.type)), " "),
+            index.config.get("title", ""), size, day(uploaded), about))
+    return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), rows)
+
+
+def install_lines(request, index, project="NAME"):
+    """The commands that install from an index, to be copied."""
+    url = f"{request.base_url}/{quoted(index.path)}/+simple/"
+    return joined((copyable(f"pip install --index-url {url} {project}", "pip"),
+                   copyable(f"uv pip install --index-url {url} {project}", "uv")))
+
+
+# -- the server
+
+
+@route("GET", "/", for_="browser", may="anybody")
+def get_front_page(request):
+    """All users and the indexes that the reader may read; a guide while there are no uploads."""
+    app, after = request.app, request.query.get("after", "")
+    with app.store.read() as db:
+        accounts = [account_of(row) for row in db.execute(
+            "SELECT * FROM users WHERE name > ? ORDER BY name LIMIT ?",
+            (after, Limits.page_rows + 1))]
+    following = accounts[Limits.page_rows - 1].name if len(accounts) > Limits.page_rows else None
+
+    everyone = "all" in request.query
+    sections = []
+    for account in accounts[:Limits.page_rows]:
+        indexes = [index for index in app.indexes.all(account.name) if may_read(request, index)]
+        if indexes or everyone:
+            sections.append(_user_section(request, account, indexes))
+    recent = _recent_uploads(request)
+
+    path = request.href("", all="1")
+    body = joined((
+        markup('<h1>Package indexes</h1>'),
+        joined(sections),
+        when(not everyone, '<p class="soft">{}</p>', link(path, "Show users without indexes")),
+        pager(request.href("") if after else "",
+              following and request.href("", after=following)),
+        section("Recently uploaded", _upload_table(request, recent)) if recent
+        else _guide(request),
+        section("Use it", _use_lines(request))))
+    return page_response(request, "", body)
+
+
+def _user_section(request, account, indexes):
+    name = link(request.href(account.name), account.name)
+    title = account.attributes.get("title")
+    content = _index_table(request, index_cards(request, indexes)) if indexes \
+        else markup('<p class="soft">No indexes.</p>')
+    return section(joined((name, markup('<small class="soft">{}</small>', title)), " ")
+                   if title else name, content)
+
+
+def _recent_uploads(request):
+    """The newest 20 uploads of all stages that the caller may read: [(Index, NewUpload), ...]."""
+    found = []
+    with request.app.store.read() as db:
+        for index in readable_indexes(request):
+            if not index.is_mirror:
+                found += [(index, upload) for upload in newest_uploads(db, index.id, 20)]
+    return sorted(found, key=lambda pair: pair[1].id, reverse=True)[:20]
+
+
+def _upload_table(request, uploads):
+    return table("Uploads", ("Release", "Index", "When", "By"), [(
+        link(request.href(f"{index.path}/{upload.project}/{upload.version}"),
+             f"{upload.project} {upload.version}"),
+        link(request.href(index.path), index.path), moment(upload.uploaded), upload.who)
+        for index, upload in uploads])
+
+
+def _guide(request):
+    """The first steps, for a server without uploads."""
+    base = request.base_url
+    return section(
+        "First steps",
+        markup("<p>Nothing has been uploaded yet. What you install through a mirror is kept "
+               "here; for packages of your own, make a user and a stage that builds on the "
+               "mirror:</p>"),
+        copyable(f"curl -X PUT {base}/alice -d '{{\"password\": \"secret\"}}'"),
+        copyable(f"curl -X PUT {base}/alice/dev -u alice:secret "
+                 "-d '{\"bases\": [\"root/pypi\"]}'"),
+        markup("<p>Upload to it, and install from it:</p>"),
+        copyable(f"twine upload --repository-url {base}/alice/dev/ -u alice -p secret dist/*"),
+        copyable(f"pip install --index-url {base}/alice/dev/+simple/ your-package"),
+        markup("<p>{} has the rest.</p>", link(request.href("+help"), "The manual")))
+
+
+def _use_lines(request):
+    """How installers are pointed at the reader's first index."""
+    readable = readable_indexes(request)
+    index = next((each for each in readable if not each.is_mirror), None) \
+        or next(iter(readable), None)
+    if index is None:
+        return markup('<p class="soft">There is no index that you may read.</p>')
+    url = f"{request.base_url}/{quoted(index.path)}/+simple/"
+    return joined((copyable(f"pip config set global.index-url {url}", "pip"),
+                   copyable(f"export UV_DEFAULT_INDEX={url}", "uv"),
+                   copyable(f"devpi use {request.base_url}/{index.path}", "devpi")))
+
+
+@route("GET", "/{user}[/]", for_="browser", may="anybody")
+def get_user_page(request, user):
+    """A user, and the user's indexes that the reader may read."""
+    account = request.app.users.get(user)
+    indexes = [index for index in request.app.indexes.all(user) if may_read(request, index)]
+    about = account.attributes
+    email = about.get("email") if request.identity.user is not None else None
+    body = joined((
+        markup("<h1>{} {}</h1>", user, when(about.get("title"), "<small>{}</small>",
+                                            about.get("title"))),
+        when(about.get("description"), '<p class="lead">{}</p>', about.get("description")),
+        facts([("E-mail", email and outside_link(f"mailto:{email}", email)),
+               ("User since", day(account.created))]),
+        section("Indexes", _index_table(request, index_cards(request, indexes)) if indexes
+                else markup('<p class="soft">{} has no index that you may read.</p>', user))))
+    return page_response(request, user, body, crumbs_to(user))
+
+
+# -- an index
+
+
+class ProjectLine(typing.NamedTuple):
+    """A project in the list of a stage, shown by its latest release."""
+    name: str
+    version: str = ""
+    yanked: bool = False
+    uploaded: str = ""
+    who: str | None = None
+    files: int = 0
+    results: int = 0
+    docs: str = ""              # the version with documentation, "" if there is none
+    summary: str = ""
+
+
+def project_lines(db, names):
+    """A `ProjectLine` for each of a stage's (id, name of a project) pairs.
+
+    The latest release is looked for among the 50 that came last."""
+    ranked, candidates = {}, []
+    for project_id, name in names:
+        releases = db.execute("SELECT id, version FROM releases WHERE project_id = ? "
+                              "ORDER BY id DESC LIMIT 50", (project_id,)).fetchall()
+        releases.sort(key=lambda row: (is_final(row[1]), version_key(row[1])), reverse=True)
+        ranked[project_id] = [tuple(row) for row in releases[:3]]
+        candidates += [row[0] for row in releases[:3]]
+
+    files = collections.defaultdict(list)
+    for row in db.execute("SELECT release_id, kind, uploaded, yanked, history FROM files WHERE "
+                          f"release_id IN ({marks(candidates)}) ORDER BY id", candidates):
+        files[row["release_id"]].append(row)
+    docs = dict(db.execute(
+        "SELECT project_id, version FROM files WHERE kind = 'doczip' "
+        f"AND project_id IN ({marks(names)}) ORDER BY id", [id_ for id_, _ in names]))
+    return [_project_line(db, name, ranked[project_id], files, docs.get(project_id, ""))
+            for project_id, name in names]
+
+
+def _project_line(db, name, releases, files, docs):
+    if not releases:
+        return ProjectLine(name)
+    release_id, version = next(
+        ((id_, version) for id_, version in releases
+         if any(row["yanked"] is None for row in files[id_] if row["kind"] == "releasefile")),
+        releases[0])
+    text, = db.execute("SELECT metadata FROM releases WHERE id = ?", (release_id,)).fetchone()
+    own = [row for row in files[release_id] if row["kind"] == "releasefile"]
+    summary = json.loads(text).get("summary")
+    return ProjectLine(
+        name, version, bool(own) and all(row["yanked"] is not None for row in own),
+        own[-1]["uploaded"] if own else "", uploader(own[0]["history"]) if own else None,
+        len(own), sum(row["kind"] == "toxresult" for row in files[release_id]), docs,
+        summary if isinstance(summary, str) else "")
+
+
+@route("GET", "/{user}/{index}[/]", for_="browser", may="see")
+def get_index_page(request, index):
+    """A stage or mirror: its projects, its settings or its inheritance, as `show` says."""
+    show = request.query.get("show", "projects")
+    view = {"settings": _settings_view, "inheritance": _inheritance_view}.get(
+        show, _projects_view)
+    is_mirror = index.is_mirror
+    body = joined((
+        markup("<h1>{} {} {} {}</h1>", index.path,
+               when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
+               badge(index.type), when(not is_mirror, "{}", badge(
+                   "volatile" if index.volatile else "non-volatile"))),
+        when(index.config.get("description"), '<p class="lead">{}</p>',
+             index.config.get("description")),
+        joined(note(text, "warn") for text in index_warnings(request, index)),
+        install_lines(request, index),
+        tabs("Views of the index", [
+            (title, request.href(index.path, show=name if name != "projects" else ""),
+             show == name)
+            for name, title in (("projects", "Projects"), ("settings", "Settings"),
+                                ("inheritance", "Inheritance"))]),
+        view(request, index)))
+    return page_response(request, index.path, body, crumbs_to(index.path),
+                         feed=request.href(f"{index.path}/+feed.atom"))
+
+
+def index_warnings(request, index):
+    """What a reader should know before trusting an index, in sentences."""
+    config, found = index.config, []
+    if ANONYMOUS in config.get("acl_upload", ()):
+        found.append("Anyone may upload here, without a login.")
+    for base in request.app.indexes.missing_bases(index):
+        found.append(f"Its base {base} does not exist: mirrors are shut out until that is mended.")
+    if not index.is_mirror and not index.volatile:
+        for base in shown_bases(request, index):
+            member = request.app.indexes.find(base)
+            if member and not member.is_mirror and member.volatile:
+                found.append(f"It is non-volatile, but its base {base} is volatile: "
+                             "files that come from there can change.")
+    if index.is_mirror and request.app.mirrors.upstreams.is_cut_off(index):
+        found.append("Upstream is not asked: only what is cached can be installed.")
+    return found
+
+
+def _projects_view(request, index):
+    view = _mirror_view if request.app.projects.at(index).asks_upstream else _stage_view
+    return view(request, index)
+
+
+def _stage_view(request, index):
+    start = normalize(request.query.get("q", "")[:Limits.query]).strip("-")
+    after, newest = request.query.get("after", ""), request.query.get("sort") == "-uploaded"
+    with request.app.store.read() as db:
+        names, following = _newest_projects(db, index, after) if newest \
+            else _projects_by_name(db, index, start, after)
+        lines = project_lines(db, names)
+
+    def href(**query):
+        return request.href(index.path, q=start, sort="-uploaded" if newest else "", **query)
+
+    if not lines and not start and not after:
+        return markup('<p class="lead">No projects yet.</p><p>Upload the first one:</p>{}{}',
+                      copyable("twine upload --repository-url "
+                               f"{request.base_url}/{quoted(index.path)}/ dist/*"),
+                      copyable(f"devpi use {request.base_url}/{quoted(index.path)} && "
+                               "devpi upload"))
+    return joined((
+        search_box("q", "Projects whose names begin with", start, request.href(index.path)),
+        markup('<p class="soft">Sorted by {} · {}</p>', *(
+            ("last upload", link(request.href(index.path), "by name")) if newest else
+            ("name", link(request.href(index.path, sort="-uploaded"), "by last upload")))),
+        table("Projects", ("Project", "Latest", "Uploaded", "Files", "Tests", "Docs", "Summary"),
+              [_line_cells(request, index, line) for line in lines]) if lines
+        else markup("<p>No project here begins with {}.</p>", start),
+        pager(href() if after else "", following and href(after=following))))
+
+
+def _projects_by_name(db, index, start, after):
+    """([(id, name), ...] of a page of a stage's projects, the name after which the next begins)."""
+    rows = [tuple(row) for row in db.execute(
+        "SELECT id, name FROM projects WHERE index_id = ? AND name > ? AND name >= ? AND name < ? "
+        "ORDER BY name LIMIT ?",
+        (index.id, after, start, start + "\x7f", Limits.page_rows + 1))]
+    more = len(rows) > Limits.page_rows
+    rows = rows[:Limits.page_rows]
+    return rows, rows[-1][1] if more else None
+
+
+def _newest_projects(db, index, before):
+    """The same, the last upload first; `before`: the id of a file, as text."""
+    found, last = {}, int(before) if re.fullmatch(r"[0-9]{1,18}", before) else None
+    rows = db.execute(
+        "SELECT files.id, projects.id, projects.name FROM files JOIN projects "
+        "ON projects.id = project_id WHERE files.index_id = ? AND files.id < ? "
+        "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT 5000",
+        (index.id, last or 1 << 62))
+    for file_id, project_id, name in rows:
+        if len(found) == Limits.page_rows and project_id not in found:
+            return list(found.items()), last
+        found[project_id], last = name, file_id
+    return list(found.items()), None
+
+
+def _line_cells(request, index, line):
+    home = f"{index.path}/{line.name}"
+    version = line.version and link(request.href(f"{home}/{line.version}"), line.version)
+    return (link(request.href(home), line.name),
+            joined((version, badge("yanked", "warn")), " ") if line.yanked else version,
+            joined((day(line.uploaded), line.who or ""), " "), line.files or "",
+            link(request.href(f"{home}/{line.version}") + "#files",
+                 number_of(line.results, "result")) if line.results else "",
+            line.docs and link(request.href(f"{home}/{line.docs}/+d/index.html"), line.docs),
+            line.summary)
+
+
+def _mirror_view(request, index):
+    app, after = request.app, request.query.get("after", "")
+    start = normalize(request.query.get("q", "")[:Limits.query]).strip("-")
+    names = app.projects.at(index).names_at_hand()
+    total = names.count if isinstance(names, MirrorNames) else None
+
+    if start:
+        found, partial = matching_names(names, start, prefix_only=True)
+        shown, following = _after(found, after)
+        rows = [(link(request.href(f"{index.path}/{name}"), name),) for name in shown]
+        text = number_of(len(found), "name") + (" or more" if partial else "")
+        listed = table("Names", ("Project",), rows)
+    else:
+        with app.store.read() as db:
+            cached = [tuple(row) for row in db.execute(
+                "SELECT name, fetched FROM projects WHERE index_id = ? AND name > ? "
+                "AND fetched IS NOT NULL ORDER BY name LIMIT ?",
+                (index.id, after, Limits.page_rows + 1))]
+        following = cached[Limits.page_rows - 1][0] if len(cached) > Limits.page_rows else None
+        text = "Cached projects" if cached else \
+            "Nothing is cached yet: what is installed through this mirror is kept here."
+        listed = table("Cached projects", ("Project", "Page fetched"), [
+            (link(request.href(f"{index.path}/{name}"), name), moment(iso_time(fetched)))
+            for name, fetched in cached[:Limits.page_rows]]) if cached else ""
+
+    href = functools.partial(request.href, index.path, q=start)
+    return joined((
+        facts([("Upstream", outside_link(public_url(index.mirror_url), public_url(
+                    index.mirror_url)) if index.mirror_url else "none"),
+               ("Names", "not known yet" if total is None else grouped(total)),
+               ("List fetched", moment(iso_time(names.fetched)) if total is not None else "")]),
+        search_box("q", "Names that begin with", start, request.href(index.path)),
+        markup("<h2>{}</h2>", text), listed,
+        pager(href() if after else "", following and href(after=following))))
+
+
+def _after(names, last):
+    """(a page of sorted names after `last`, the name after which the next page begins)."""
+    rest = [name for name in names if name > last][:Limits.page_rows + 1]
+    more = len(rest) > Limits.page_rows
+    return rest[:Limits.page_rows], rest[Limits.page_rows - 1] if more else None
+
+
+def _settings_view(request, index):
+    config = shown_config(request, index, in_list=True)
+    plain = [(key, _setting(value)) for key, value in sorted(config.items())
+             if key not in (*ACL_KEYS, "title", "description")]
+    acls = table("Who may do what", ("Permission", "Who"), [
+        (key, joined(map(_principal, config[key]), ", ") if config[key] else "nobody")
+        for key in ACL_KEYS if key in config])
+    return joined((section("Permissions", acls), section("Settings", facts(plain)),
+                   markup('<p class="soft">{} explains them.</p>',
+                          link(request.href("+help/indexes"), "The manual"))))
+
+
+def _setting(value):
+    """A setting's value for people: lists one below the other, yes or no for booleans."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return items(value) if value else "none"
+    return markup("<code>{}</code>", value if isinstance(value, str) else json.dumps(value))
+
+
+def _principal(name):
+    """A user, a group (`:developers`) or one of the special names (`:ANONYMOUS:`)."""
+    if name.startswith(":") and name.endswith(":"):
+        return badge(name.strip(":").lower())
+    return f"group {name[1:]}" if name.startswith(":") else name
+
+
+def _inheritance_view(request, index):
+    """The order in which indexes are asked for a project, without those that are hidden."""
+    hidden = {member.path for member in hidden_members(request, index)}
+    members = [member for member in request.app.indexes.order(index)
+               if member.path not in hidden]
+    lines = [joined((link(request.href(member.path), member.path), badge(member.type),
+                     markup('<small>{}</small>', link(request.href(f"{member.path}/+simple/"),
+                                                      "simple page"))), " ")
+             for member in members]
+    return section(
+        "Who is asked for a project, in this order",
+        markup("<ol>{}</ol>", joined(markup("<li>{}</li>", line) for line in lines)),
+        markup("<p>The first index that has a file name wins. A mirror is not asked for a "
+               "project that a stage before it has, unless <code>mirror_whitelist</code> "
+               "names the project.</p>"))
+
+
+# -- feeds
+
+
+@route("GET", "/{user}/{index}/+feed.atom", for_="people", may="read")
+def get_index_feed(request, index):
+    """Atom (RFC 4287): the newest 50 uploads of a stage."""
+    with request.app.store.read() as db:
+        uploads = newest_uploads(db, index.id, 50)
+    return _feed_response(request, index, index.path, uploads)
+
+
+@route("GET", "/{user}/{index}/{project}/+feed.atom", for_="people", may="read")
+def get_project_feed(request, index, project):
+    """Atom (RFC 4287): the newest 50 uploads of a stage's project."""
+    with request.app.store.read() as db:
+        uploads = newest_uploads(db, index.id, 50, project=project)
+    return _feed_response(request, index, f"{index.path}/{project}", uploads)
+
+
+def _feed_response(request, index, path, uploads):
+    node, home = request.app.store.node["uuid"], request.url(path)
+    entries = joined(markup(
+        "<entry><title>{} {}</title><id>urn:uuid:{}:{}</id><updated>{}</updated>"
+        '<author><name>{}</name></author><link href="{}"/><summary>{}</summary></entry>\n',
+        each.project, each.version, node, each.id, each.uploaded, each.who or "anonymous",
+        request.url(f"{index.path}/{each.project}/{each.version}"), each.filename)
+        for each in uploads)
+    updated = uploads[0].uploaded if uploads else iso_time(0)
+    text = markup('<?xml version="1.0" encoding="utf-8"?>\n'
+                  '<feed xmlns="http://www.w3.org/2005/Atom"><title>{}</title><id>{}</id>'
+                  '<updated>{}</updated><link href="{}"/><link rel="self" href="{}"/>\n{}</feed>\n',
+                  f"Uploads to {path}", home, updated, home, home + "/+feed.atom", entries)
+    return Response(200, [("Content-Type", "application/atom+xml; charset=utf-8"), *PERSONAL],
+                    text.encode("utf-8", "replace"))
+
+
+# ==================================================================================================
+# 26  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -21002,7 +21929,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 25  A replica's files
+# 27  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -21977,7 +22904,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 26  A replica
+# 28  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -22645,7 +23572,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 27  The server directory
+# 29  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -23107,13 +24034,8 @@ def some_of(names, most=10):
     return ", ".join(names[:most]) + more
 
 
-def number_of(number, one, many=None):
-    """A number with its noun, for a person: `1 file`, `2,000 files`."""
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
 # ==================================================================================================
-# 28  Export
+# 30  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -23833,7 +24755,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 29  Import
+# 31  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -25569,7 +26491,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 30  Backups
+# 32  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -26418,7 +27340,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 31  Checks
+# 33  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -28359,7 +29281,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 32  Commands
+# 34  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
