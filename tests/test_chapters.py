@@ -20,20 +20,20 @@ OPTION = '    pond_size: int = option("pond-size", _positive, 9, "ducks that a p
 
 CHAPTER = '''
 # ==================================================================================================
-# 33  Ponds
+# 35  Ponds
 #
 # Ducks swim on the projects of stages. People put them in, and each upload brings one.
 # ==================================================================================================
 
 
-@migration(10, """
+@migration(11, """
 -- one row: a duck on a project of a stage
 CREATE TABLE ducks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     name TEXT NOT NULL, colour TEXT NOT NULL, UNIQUE (project_id, name));
 """)
-def _migrate_to_10(db, sql):
+def _migrate_to_11(db, sql):
     run_script(db, sql)
 
 
