@@ -20697,9 +20697,9 @@ def newest_uploads(db, index_id, count, before=None, project=None):
 class IndexCard(typing.NamedTuple):
     """What a list of indexes says of one."""
     index: Index
-    projects: int               # of a mirror: those whose page is here
-    names: int | None           # of a mirror, as far as known
+    size: str                   # in words
     uploaded: str               # when the last file came; "" if none did
+    upstream: str = ""
 
 
 def index_cards(request, indexes):
@@ -20709,25 +20709,24 @@ def index_cards(request, indexes):
         for index in indexes:
             projects, = db.execute("SELECT count(*) FROM projects WHERE index_id = ?",
                                    (index.id,)).fetchone()
-            newest = () if app.projects.at(index).asks_upstream \
-                else newest_uploads(db, index.id, 1)
-            names = app.projects.at(index).names_at_hand()
-            cards.append(IndexCard(
-                index, projects, names.count if isinstance(names, MirrorNames) else None,
-                newest[0].uploaded if newest else ""))
+            member = app.projects.at(index)
+            if not member.asks_upstream:
+                newest = newest_uploads(db, index.id, 1)
+                cards.append(IndexCard(index, number_of(projects, "project"),
+                                       newest[0].uploaded if newest else ""))
+                continue
+            names = member.names_at_hand()
+            known = f"{number_of(names.count, 'name')}, " if isinstance(names, MirrorNames) else ""
+            cards.append(IndexCard(index, f"{known}{projects:,} cached", "",
+                                   public_url(index.mirror_url or "")))
     return cards
 
 
 def _index_table(request, cards):
     rows = []
-    for index, projects, names, uploaded in cards:
-        size = number_of(projects, "project")
-        if index.is_mirror:
-            size = f"{projects:,} cached" if names is None \
-                else f"{number_of(names, 'name')}, {projects:,} cached"
-        bases = shown_bases(request, index)
-        about = joined((link(request.href(base), base) for base in bases), ", ") if bases \
-            else public_url(index.mirror_url) if index.is_mirror and index.mirror_url else ""
+    for index, size, uploaded, upstream in cards:
+        about = upstream or joined((link(request.href(base), base)
+                                    for base in shown_bases(request, index)), ", ")
         rows.append((
             joined((link(request.href(index.path), index.path), badge(index.type)), " "),
             index.config.get("title", ""), size, day(uploaded), about))
@@ -20789,8 +20788,7 @@ def _recent_uploads(request):
     found = []
     with request.app.store.read() as db:
         for index in readable_indexes(request):
-            if not index.is_mirror:
-                found += [(index, upload) for upload in newest_uploads(db, index.id, 20)]
+            found += [(index, upload) for upload in newest_uploads(db, index.id, 20)]
     return sorted(found, key=lambda pair: pair[1].id, reverse=True)[:20]
 
 
@@ -20822,8 +20820,7 @@ def _guide(request):
 def _use_lines(request):
     """How installers are pointed at the reader's first index."""
     readable = readable_indexes(request)
-    index = next((each for each in readable if not each.is_mirror), None) \
-        or next(iter(readable), None)
+    index = min(readable, key=lambda each: each.type != "stage", default=None)
     if index is None:
         return markup('<p class="soft">There is no index that you may read.</p>')
     url = f"{request.base_url}/{quoted(index.path)}/+simple/"
@@ -20912,12 +20909,10 @@ def get_index_page(request, index):
     show = request.query.get("show", "projects")
     view = {"settings": _settings_view, "inheritance": _inheritance_view}.get(
         show, _projects_view)
-    is_mirror = index.is_mirror
     body = joined((
         markup("<h1>{} {} {} {}</h1>", index.path,
                when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
-               badge(index.type), when(not is_mirror, "{}", badge(
-                   "volatile" if index.volatile else "non-volatile"))),
+               badge(index.type), badge("volatile" if index.volatile else "non-volatile")),
         when(index.config.get("description"), '<p class="lead">{}</p>',
              index.config.get("description")),
         joined(note(text, "warn") for text in index_warnings(request, index)),
@@ -20939,13 +20934,14 @@ def index_warnings(request, index):
         found.append("Anyone may upload here, without a login.")
     for base in request.app.indexes.missing_bases(index):
         found.append(f"Its base {base} does not exist: mirrors are shut out until that is mended.")
-    if not index.is_mirror and not index.volatile:
+    if not index.volatile:
         for base in shown_bases(request, index):
             member = request.app.indexes.find(base)
-            if member and not member.is_mirror and member.volatile:
+            if member and member.type == "stage" and member.volatile:
                 found.append(f"It is non-volatile, but its base {base} is volatile: "
                              "files that come from there can change.")
-    if index.is_mirror and request.app.mirrors.upstreams.is_cut_off(index):
+    if request.app.projects.at(index).asks_upstream \
+            and request.app.mirrors.upstreams.is_cut_off(index):
         found.append("Upstream is not asked: only what is cached can be installed.")
     return found
 

@@ -262,7 +262,7 @@ def test_an_old_directory_is_brought_up(program, tmp_path):
     server = started(tmp_path / "old", program)
     swim(server, "lake", "daisy")
     server.stop()
-    assert (tmp_path / "old" / "devpi_lite.db.bak-9").exists()
+    assert (tmp_path / "old" / "devpi_lite.db.bak-10").exists()
 
 
 # -- a part, a command, an option
