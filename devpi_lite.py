@@ -40,18 +40,19 @@ tests/CONTRACT.md:
     24  For operators            status, health, metrics, the audit log
     V Pages
     25  Pages of users and indexes      the front page, users, stages, mirrors, feeds
+    26  Pages of projects        projects, versions, READMEs, files, test results
     VI Many servers
-    26  A primary                the changelog, snapshots and files for replicas; fencing
-    27  A replica's files        how they are fetched, from the primary or from a medium
-    28  A replica                follows the changelog, proves that it has the same rows
+    27  A primary                the changelog, snapshots and files for replicas; fencing
+    28  A replica's files        how they are fetched, from the primary or from a medium
+    29  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    29  The server directory     how it is made, locked and refused; helpers of its commands
-    30  Export                   devpi's dump, written
-    31  Import                   devpi's dump, read
-    32  Backups                  backups, which share their files; verification and restore
-    33  Checks                   fsck, gc and the command status
+    30  The server directory     how it is made, locked and refused; helpers of its commands
+    31  Export                   devpi's dump, written
+    32  Import                   devpi's dump, read
+    33  Backups                  backups, which share their files; verification and restore
+    34  Checks                   fsck, gc and the command status
     VIII
-    34  Commands                 the argument parser and `main`
+    35  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -1348,6 +1349,8 @@ class Limits:
     idle_thread = 30                # seconds without work, after which a thread ends
     response_cache = 64 << 20
     page_rows = 100                 # of a list on a web page
+    shown_result = 4 << 20          # bytes of a test result that pages show
+    shown_output = 200_000          # characters of a command's output that a page shows
     page_cache = 64 << 20
     turn = 0.5                      # seconds that a request waits for another to make the same page
     ready_response = 1 << 20        # the largest response that the front keeps ready
@@ -16671,6 +16674,7 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
 .copyable span{color:var(--soft);min-width:4rem}
 .copy{min-height:2rem;padding:.1rem .6rem;font-size:.85rem}
 .columns{display:grid;grid-template-columns:minmax(0,1fr) 21rem;gap:0 3rem}
+.columns>*{min-width:0;grid-row:1}.columns aside{grid-column:2}
 .columns .facts>div{grid-template-columns:1fr;gap:0}
 .readme{min-width:0;max-width:50rem}.readme table{display:block;overflow:auto}
 .filter{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
@@ -16682,7 +16686,7 @@ ins,.added{color:var(--good);text-decoration:none}.gone{color:var(--bad)}
 dialog{border:1px solid var(--line);border-radius:8px;color:inherit;background:var(--paper)}
 body>footer{border-top:1px solid var(--line);color:var(--soft);padding-top:1rem;
 padding-bottom:2rem;display:flex;flex-wrap:wrap;gap:0 1.5rem;font-size:.95rem}
-@media(max-width:56rem){.columns{grid-template-columns:1fr}}
+@media(max-width:56rem){.columns{display:block}}
 @media(max-width:40rem){thead{display:none}table,tbody{display:block}
 tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--line)}
 th,td{display:block;border:0;padding:.1rem 0}td.none{display:none}
@@ -20912,7 +20916,8 @@ def get_index_page(request, index):
     body = joined((
         markup("<h1>{} {} {} {}</h1>", index.path,
                when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
-               badge(index.type), badge("volatile" if index.volatile else "non-volatile")),
+               badge(index.type), when(index.type == "stage", "{}", badge(
+                   "volatile" if index.volatile else "non-volatile"))),
         when(index.config.get("description"), '<p class="lead">{}</p>',
              index.config.get("description")),
         joined(note(text, "warn") for text in index_warnings(request, index)),
@@ -21142,7 +21147,667 @@ def _feed_response(request, index, path, uploads):
 
 
 # ==================================================================================================
-# 26  A primary
+# 26  Pages of projects
+#
+# What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
+# the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
+# ==================================================================================================
+
+
+class Attached(typing.NamedTuple):
+    """What is attached to the releases of a stage's project: {version: number} of both."""
+    docs: dict
+    results: dict
+
+
+def attached_to(db, index, project):
+    """The documentation and test results of a stage's project, as `Attached`."""
+    found = Attached({}, {})
+    for kind, version, number in db.execute(
+            "SELECT kind, version, count(*) FROM files JOIN projects ON projects.id = project_id "
+            "WHERE kind IN ('doczip', 'toxresult') AND projects.index_id = ? AND name = ? "
+            "GROUP BY kind, version", (index.id, project)):
+        (found.docs if kind == "doczip" else found.results)[version] = number
+    return found
+
+
+def page_of(request, index, project):
+    """The `ProjectPage` of a project for a reader; NotFound as if hidden indexes did not exist."""
+    page = request.app.projects.page(index, project, hidden_members(request, index))
+    if not page.known:
+        raise request.app.projects.unknown(index, project)
+    return page
+
+
+def status_notes(request, index, page):
+    """Notes on a project: its status (PEP 792), a mirror that is shut out, an old copy."""
+    found, (word, reason) = [], page.status
+    if page.status != ACTIVE:
+        kind = "bad" if page.status.withholds_files else "warn"
+        found.append(note(f"This project is {word}{f': {reason}' if reason else '.'}", kind))
+    if page.blocked:
+        why = link(request.href(f"{index.path}/{page.name}/+why"), "Why?")
+        found.append(note(joined((f"Releases of {page.blocked.path} are not shown: the name is "
+                                  "private here, and not in mirror_whitelist.", why), " ")))
+    if page.stale:
+        found.append(note("Upstream does not respond: this is what was known before.", "warn"))
+    return joined(found)
+
+
+@route("GET", "/{user}/{index}/{project}[/]", for_="browser", may="see")
+def get_project_page(request, index, project):
+    """A project: its versions in the index and its bases, newest first."""
+    page = page_of(request, index, project)
+    releases = files_by_version(page)
+    latest = latest_version(releases) if releases else ""
+    home = f"{index.path}/{project}"
+    origin = _origin_of(page, releases, latest)
+    body = joined((
+        markup("<h1>{} {}</h1>", project,
+               when(latest, "<small>latest: {}</small>", link(
+                   request.href(f"{home}/{latest}"), latest))),
+        _summary_of(request, origin, project, latest),
+        status_notes(request, index, page),
+        install_lines(request, index, project),
+        _project_links(request, index, page),
+        _history(request, index, page, releases)))
+    return page_response(request, f"{project} · {index.path}", body, crumbs_to(home),
+                         feed=request.href(f"{home}/+feed.atom"))
+
+
+def _origin_of(page, releases, version):
+    """The index that a version comes from."""
+    files = releases.get(version)
+    return files[0][0] if files else page.parts[0][0]
+
+
+def _summary_of(request, origin, project, version):
+    """The summary of a version, as a leading paragraph, if it is at hand."""
+    if not version or request.app.projects.at(origin).asks_upstream:
+        return ""
+    with request.app.store.read() as db:
+        found = merged(releases_of(db, origin, project, version))
+    summary = found and found.metadata.get("summary")
+    return when(summary, '<p class="lead">{}</p>', summary)
+
+
+def _project_links(request, index, page):
+    app, home = request.app, f"{index.path}/{page.name}"
+    links = [link(request.href(f"{index.path}/+simple/{page.name}/"), "Simple page"),
+             link(request.href(f"{index.path}/+pypi/{page.name}/json"), "JSON"),
+             link(request.href(f"{home}/+why"), "Where versions come from")]
+    mirrors = [member for member in app.projects.mirrors_in(index) if may_read(request, member)]
+    for mirror in mirrors:
+        pattern = mirror.config.get("mirror_web_url_fmt")
+        if pattern and not page.blocked:
+            title = mirror.config.get("title") or mirror.path
+            links.append(outside_link(pattern.replace("{name}", page.name), f"Page at {title}"))
+    refresh = when(
+        mirrors and not app.mirrors.upstreams.is_offline and not page.blocked,
+        '<form method="post" action="{}"><button>Ask upstream again</button></form>',
+        request.href(f"{home}/refresh"))
+    return joined((markup('<p>{}</p>', joined(links, " · ")), refresh))
+
+
+def _history(request, index, page, releases):
+    """The versions as a table, 100 at a time; `pre=0` and `yanked=0` leave some out."""
+    query, home = request.query, f"{index.path}/{page.name}"
+    versions = [version for version in reversed(releases)
+                if (query.get("pre") != "0" or is_final(version))
+                and (query.get("yanked") != "0" or not _is_yanked(releases[version]))]
+    start = int(query["from"]) if re.fullmatch(r"[0-9]{1,6}", query.get("from", "")) else 0
+    shown = versions[start:start + Limits.page_rows]
+
+    attached = {}
+    with request.app.store.read() as db:
+        for origin, _ in page.parts:
+            attached[origin.path] = attached_to(db, origin, page.name)
+    rows = [_version_cells(request, home, version, releases[version], page, attached)
+            for version in shown]
+    href = functools.partial(request.href, home)
+    kept = {key: query.get(key) for key in ("pre", "yanked")}
+    return section(
+        f"Versions ({len(versions):,})",
+        markup('<p class="soft">{} · {}</p>',
+               link(href(yanked=kept["yanked"], pre="" if kept["pre"] == "0" else "0"),
+                    "Show pre-releases" if kept["pre"] == "0" else "Hide pre-releases"),
+               link(href(pre=kept["pre"], yanked="" if kept["yanked"] == "0" else "0"),
+                    "Show yanked" if kept["yanked"] == "0" else "Hide yanked")),
+        table("Versions", ("Version", "Index", "Uploaded", "Files", "Requires-Python", "Tests",
+                           "Docs"), rows) if rows
+        else markup("<p>There is no such version.</p>"),
+        pager(href(**kept) if start else "",
+              href(**kept, **{"from": start + Limits.page_rows})
+              if len(versions) > start + Limits.page_rows else ""), name="versions")
+
+
+def _is_yanked(files):
+    return bool(files) and all(file.yanked is not None for _, file in files)
+
+
+def _version_cells(request, home, version, files, page, attached):
+    origins = list(dict.fromkeys(origin.path for origin, _ in files)) \
+        or [page.parts[0][0].path]
+    first = next((file for origin, file in files if origin.path == origins[0]), None)
+    about = attached[origins[0]]
+    reason = next((file.yanked for _, file in files if file.yanked), "")
+    name = joined((
+        link(request.href(f"{home}/{version}"), version),
+        when(not is_final(version), "{}", badge("pre")),
+        when(_is_yanked(files), "{}", badge(f"yanked: {reason}" if reason else "yanked",
+                                            "warn"))), " ")
+    also = f" also in {', '.join(origins[1:])}" if origins[1:] else ""
+    own = [file for origin, file in files if origin.path == origins[0]]
+    return (name, joined((link(request.href(origins[0]), origins[0]),
+                          when(also, '<span class="soft">{}</span>', also))),
+            day(first.uploaded) if first else "", _kinds(own),
+            next((file.requires_python for file in own if file.requires_python), ""),
+            link(request.href(f"{home}/{version}") + "#files",
+                 number_of(about.results[version], "result"))
+            if version in about.results else "",
+            link(request.href(f"{home}/{version}/+d/index.html"), "read")
+            if version in about.docs else "")
+
+
+def _kinds(files):
+    """How many files of which kind: `1 sdist, 24 wheels`."""
+    kinds = collections.Counter(_kind_of(file.filename) for file in files)
+    return ", ".join(number_of(number, kind) for kind, number in sorted(kinds.items()))
+
+
+def _kind_of(filename):
+    """The kind of a distribution file, in the field's word."""
+    _, kind = upload_kind(filename)
+    return {"bdist_wheel": "wheel", "sdist": "sdist", "bdist_egg": "egg"}.get(kind, "other file")
+
+
+@route("POST", "/{user}/{index}/{project}/+refresh", for_="people", may="read", then_here=True)
+def refresh_and_show(request, index, project):
+    """Have mirrors fetch the project's page again, and go back to it."""
+    refresh_project(request, index, project)
+    return redirect(request.url(f"{index.path}/{project}"))
+
+
+# -- a version
+
+
+class Shown(typing.NamedTuple):
+    """A version as a page shows it."""
+    page: ProjectPage
+    versions: dict              # see `files_by_version`
+    version: str                # as the index spells it
+    origin: Index               # that it comes from
+    release: Release
+    metadata: dict              # with the README, as far as it is here
+
+
+def shown_version(request, index, project, version):
+    """The `Shown` of a version, of `latest` or of `stable`; NotFound if there is none."""
+    page = page_of(request, index, project)
+    versions = files_by_version(page)
+    found = _resolved_version(versions, version)
+    if found is None:
+        raise NotFound(f"The version {version} of project {project} does not exist.")
+
+    origin = next((each for each, _ in versions[found]), None) or next(
+        (each for each, _ in page.parts if request.app.projects.at(each).releases(
+            request.app.projects.at(each).page(project), found)), page.parts[0][0])
+    member = request.app.projects.at(origin)
+    release = merged(member.releases(member.page(project), found)) \
+        or Release(origin, project, found, {}, status=page.status)
+    if page.status.withholds_files or release.status.withholds_files:
+        release = dataclasses.replace(release, files=(), status=page.status)
+    metadata = _metadata_at_hand(request, release)
+    return Shown(page, versions, found, origin, release, metadata)
+
+
+def _resolved_version(versions, version):
+    """The version among `versions` that a path names; `latest` and `stable` are aliases."""
+    if version == "latest":
+        return latest_version(versions) if versions else None
+    if version == "stable":
+        final = {each: files for each, files in versions.items() if is_final(each)}
+        return latest_version(final) if final else None
+    return next(iter(spellings(version, versions)), None)
+
+
+def _metadata_at_hand(request, release):
+    """The metadata of a release with its README, without asking upstream."""
+    app = request.app
+    if not app.projects.at(release.index).asks_upstream:
+        with app.store.read() as db:
+            return release.whole_metadata(db)
+    for file in release.files:
+        data = metadata_bytes(app.store, app.blobs, file.metadata_sha256) \
+            if file.metadata_sha256 else None
+        if data is not None:
+            return {**release.metadata, **parse_core_metadata(data)}
+    return release.metadata
+
+
+@route("GET", "/{user}/{index}/{project}/{version}[/]", for_="browser", may="see")
+def get_version_page(request, index, project, version):
+    """A version: its README, its metadata, its files and their test results."""
+    shown = shown_version(request, index, project, version)
+    home = f"{index.path}/{project}"
+    metadata = shown.metadata
+    body = joined((
+        markup("<h1>{} {} {}</h1>", _text(metadata, "name") or project, shown.version, joined((
+            when(not is_final(shown.version), "{}", badge("pre-release")),
+            when(shown.release.yanked is not None, "{}", badge("yanked", "warn"))), " ")),
+        when(_text(metadata, "summary"), '<p class="lead">{}</p>', _text(metadata, "summary")),
+        _version_notes(request, index, shown),
+        status_notes(request, index, shown.page),
+        install_lines(request, index, f"{project}=={shown.version}"),
+        markup('<div class="columns"><aside>{}</aside><div>{}</div></div>',
+               joined((_version_links(request, index, shown), _claims(shown),
+                       _dependencies(request, index, shown))),
+               joined((_readme(request, index, shown), _files_section(request, index, shown)))),
+        _all_metadata(metadata)))
+    return page_response(request, f"{project} {shown.version} · {index.path}", body,
+                         crumbs_to(f"{home}/{shown.version}"))
+
+
+def _version_notes(request, index, shown):
+    """Notes on a version: a newer one, a yank, the index that it comes from."""
+    home, found = f"{index.path}/{shown.page.name}", []
+    latest = latest_version(shown.versions)
+    if version_key(latest) > version_key(shown.version):
+        found.append(note(joined((
+            "There is a newer version:", link(request.href(f"{home}/{latest}"), latest)), " ")))
+    if shown.release.yanked is not None:
+        reason = f": {shown.release.yanked}" if shown.release.yanked else "."
+        found.append(note(f"This version is yanked{reason} Installers pass it over unless "
+                          "they are asked for it alone.", "warn"))
+    if shown.origin.path != index.path:
+        found.append(note(joined((
+            "This version lives in", link(request.href(
+                f"{shown.origin.path}/{shown.page.name}/{shown.version}"), shown.origin.path)),
+            " ")))
+    return joined(found)
+
+
+def _text(metadata, key):
+    """A field of metadata that is one text; "" if it is missing or of another type."""
+    value = metadata.get(key)
+    return value if isinstance(value, str) and value.strip() not in ("", "UNKNOWN") else ""
+
+
+def _texts(metadata, key):
+    """A field of metadata that is a list of texts."""
+    value = metadata.get(key)
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
+
+
+def _readme(request, index, shown):
+    """The description of a version as HTML; a button that loads it if it is only upstream."""
+    metadata = shown.metadata
+    text = _text(metadata, "description")
+    if text:
+        key = ("description", hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
+               _text(metadata, "description_content_type"))
+        app = request.app
+        found = app.pages.get(key)
+        if found is None:
+            found = Html(description_html(text, _text(metadata, "description_content_type")))
+            freshness = app.store.freshness
+            freshness.keep(app.pages, key, found, len(found), frozenset(), freshness.moment())
+        return section("Description", markup('<div class="readme">{}</div>', found),
+                       name="description")
+    offered = next((file for file in shown.release.files if file.core_metadata), None)
+    if offered is None or request.app.mirrors.upstreams.is_cut_off(shown.origin) \
+            or not request.app.projects.at(shown.origin).asks_upstream:
+        return ""
+    path = f"{index.path}/{shown.page.name}/{shown.version}/+description"
+    return section("Description", markup(
+        "<p>It is not here yet: only the links of this version have been fetched.</p>"
+        '<form method="post" action="{}"><button>Load the description</button></form>',
+        request.href(path)), name="description")
+
+
+@route("POST", "/{user}/{index}/{project}/{version}/+description", for_="people", may="read",
+       is_local=True)
+def load_description(request, index, project, version):
+    """Fetch the metadata file of a mirrored version, and go back to its page."""
+    shown = shown_version(request, index, project, version)
+    for file in shown.release.files:
+        if file.core_metadata:
+            place = Place(file, project, shown.release.status)
+            request.app.projects.open_metadata(shown.origin, place)
+            break
+    return redirect(request.url(f"{index.path}/{project}/{shown.version}"))
+
+
+def _version_links(request, index, shown):
+    home = f"{index.path}/{shown.page.name}"
+    version, links = shown.version, []
+    if shown.release.docs:
+        links.append(link(request.href(f"{home}/{version}/+d/index.html"), "Documentation"))
+        links += [link(request.href(f"{shown.origin.path}/{file.path}"),
+                       f"Documentation as a zip ({size_text(file.size or 0)})")
+                  for file in shown.release.docs]
+    links += [markup('<a href="#files">{}</a>', f"Files ({len(shown.release.files):,})"),
+              link(request.href(home), f"All versions ({len(shown.versions):,})"),
+              link(request.href(f"{index.path}/+pypi/{shown.page.name}/{version}/json"), "JSON")]
+    return section("On this server", items(links, "plain"))
+
+
+def _claims(shown):
+    """What the uploader says of a version."""
+    metadata = shown.metadata
+    requires_python = _text(metadata, "requires_python") or next(
+        (file.requires_python for file in shown.release.files if file.requires_python), "")
+    urls = []
+    for line in _texts(metadata, "project_urls"):
+        label, _, url = line.partition(",")
+        urls.append(outside_link(url.strip(), label.strip() or url.strip()))
+    home_page = _text(metadata, "home_page")
+    if home_page:
+        urls.append(outside_link(home_page, "Homepage"))
+    classifiers = _texts(metadata, "classifiers")
+    return section("The uploader says", facts([
+        ("Requires-Python", requires_python),
+        ("Licence", _text(metadata, "license_expression") or _short(_text(metadata, "license"))),
+        ("Author", _person(metadata, "author")), ("Maintainer", _person(metadata, "maintainer")),
+        ("Links", items(urls, "plain") if urls else ""),
+        ("Keywords", _short(_text(metadata, "keywords"))),
+        ("Import names", ", ".join(_texts(metadata, "import_name"))),
+        ("Classifiers", folded(number_of(len(classifiers), "classifier"),
+                               items(classifiers, "plain")) if classifiers else "")]))
+
+
+def _short(text):
+    """The first line of a text, cut: some put their whole licence into the field."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= 120 else line[:117] + "..."
+
+
+def _person(metadata, key):
+    """A name with its e-mail address as a link."""
+    name, said = _text(metadata, key), _text(metadata, f"{key}_email")
+    if not said:
+        return name
+    shown, address = email.utils.parseaddr(said)
+    label = name or shown or address
+    return outside_link(f"mailto:{address}", label) if "@" in address else label or said
+
+
+_REQUIREMENT_NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,200})")
+_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]{1,100})['"]""")
+
+
+def _dependencies(request, index, shown):
+    """What a version depends on, by extra."""
+    groups = collections.defaultdict(list)
+    for text in _texts(shown.metadata, "requires_dist"):
+        extra = _EXTRA.search(text)
+        groups[extra[1] if extra else ""].append(_requirement(request, index, text))
+    lists = [items(lines, "plain") if not extra
+             else folded(f"{extra} ({len(lines)})", items(lines, "plain"))
+             for extra, lines in sorted(groups.items())]
+    return section(f"Dependencies ({sum(map(len, groups.values()))})", joined(lists),
+                   name="dependencies") if groups else ""
+
+
+def _requirement(request, index, text):
+    name = _REQUIREMENT_NAME.match(text)
+    if not name:
+        return escaped(text)
+    return joined((link(request.href(f"{index.path}/{normalize(name[1])}"), name[1]),
+                   text[name.end():]))
+
+
+def description_html(text, content_type):  # XXX shim
+    return markup('<pre>{}</pre>', text)
+
+
+# -- files
+
+
+def _files_section(request, index, shown):
+    files = shown.release.files
+    if not files:
+        return section("Files", markup("<p>{}</p>", "The files of this project are withheld."
+                                       if shown.page.status.withholds_files
+                                       else "This version has no files."), name="files")
+    return section("Files", joined(
+        _file_entry(request, index, shown, file) for file in files), name="files")
+
+
+def _file_entry(request, index, shown, file):
+    url = request.href(f"{shown.origin.path}/{file.path}")
+    spec = f"#sha256={file.sha256}" if file.sha256 else f"#{file.hash_spec}".rstrip("#")
+    results = shown.release.results(file)
+    tests = link(request.href(
+        f"{index.path}/{shown.page.name}/{shown.version}/+toxresults/{file.filename}"),
+        number_of(len(results), "test result")) if results else ""
+    digest = file.hashes.get("sha256", "")
+    about = [_kind_of(file.filename), size_text(file.size) if file.size is not None else "",
+             file.requires_python and f"Python {file.requires_python}"]
+    return markup(
+        '<div class="file"><h3>{} {}</h3><p class="soft">{}</p>{}{}</div>',
+        link(url + spec, file.filename),
+        when(file.yanked is not None, "{}", badge("yanked", "warn")),
+        joined(filter(None, about), " · "),
+        when(digest, "{}", copyable(digest, "sha256")),
+        markup('<p class="soft">{}</p>', joined(filter(None, (
+            _history_line(request, file), tests)), " · ")))
+
+
+def _history_line(request, file):
+    """Who uploaded a file, and what was done with it since; indexes that are hidden stay so."""
+    if not file.history:
+        word = "First seen" if file.first_seen else "Uploaded"
+        return joined((word, moment(file.uploaded)), " ")
+    return joined((_history_words(request, entry) for entry in json.loads(file.history)), "; ")
+
+
+_DONE = {"upload": "uploaded", "push": "pushed", "overwrite": "replaced", "yank": "yanked",
+         "unyank": "unyanked"}
+
+
+def _history_words(request, entry):
+    """An entry of a file's history as a few words."""
+    what, when_ = entry.get("what"), entry.get("when")
+    words = [_DONE.get(what, what)]
+    if what == "overwrite":
+        words.append(f"({number_of(entry.get('count', 1), 'time')})")
+    if entry.get("who"):
+        words.append(f"by {entry['who']}")
+    for end, word in (("src", "from"), ("dst", "to")):
+        index = request.app.indexes.find(entry[end]) if entry.get(end) else None
+        if index and may_read(request, index):
+            words.append(f"{word} {index.path}")
+    if isinstance(when_, list) and len(when_) == 6:
+        words.append(moment("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z".format(*when_)))
+    return joined(words, " ")
+
+
+def _all_metadata(metadata):
+    """Every field of the metadata but the description, folded."""
+    pairs = [(key, items(value, "plain") if isinstance(value, list) else str(value))
+             for key, value in sorted(metadata.items())
+             if key not in ("description", "other") and value not in (None, "", [])
+             and key[:1] != "+"]
+    return folded("All metadata", facts(pairs)) if pairs else ""
+
+
+# -- test results
+
+
+class Outcome(typing.NamedTuple):
+    """What a test result says of one environment.
+
+    `setup`, `test`: True if all commands passed, False if one failed, None without commands."""
+    environment: str
+    python: str
+    setup: bool | None
+    test: bool | None
+    commands: tuple             # ((part, RunCommand), ...), see `_commands`
+
+
+class RunCommand(typing.NamedTuple):
+    """A command of a test run."""
+    words: str
+    passed: bool
+    exit_code: str
+    output: str
+
+
+class TestRun(typing.NamedTuple):
+    """A test result, as tox and `devpi test` report it (tox 3: --result-json)."""
+    host: str
+    platform: str
+    outcomes: tuple
+
+    @property
+    def passed(self):
+        """False if something failed, True if all passed, None if it is not known."""
+        states = [state for outcome in self.outcomes for state in (outcome.setup, outcome.test)]
+        if False in states:
+            return False
+        return True if self.outcomes and all(outcome.test for outcome in self.outcomes) else None
+
+
+def parse_test_run(content):
+    """The `TestRun` in the JSON of a test result; what does not fit its form is left out."""
+    environments = content.get("testenvs") if isinstance(content, dict) else None
+    outcomes = []
+    for name, about in environments.items() if isinstance(environments, dict) else ():
+        if isinstance(about, dict):
+            python = about.get("python")
+            version = python.get("version") if isinstance(python, dict) else ""
+            setup, test = _commands(about.get("setup")), _commands(about.get("test"))
+            outcomes.append(Outcome(
+                str(name), str(version or "").partition(" ")[0], _all_passed(setup),
+                _all_passed(test), tuple([("setup", each) for each in setup]
+                                         + [("test", each) for each in test])))
+    found = content if isinstance(content, dict) else {}
+    return TestRun(str(found.get("host") or ""), str(found.get("platform") or ""),
+                   tuple(outcomes))
+
+
+def _commands(entries):
+    """The `RunCommand`s of a part of a test run."""
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            words, code = entry.get("command"), str(entry.get("retcode", ""))
+            if isinstance(words, list):
+                words = " ".join(map(str, words))
+            found.append(RunCommand(str(words or ""), code == "0", code,
+                                 str(entry.get("output") or "")))
+    return found
+
+
+def _all_passed(commands):
+    return all(each.passed for each in commands) if commands else None
+
+
+def test_run(request, file):
+    """The `TestRun` of a test result; None if it is too large, unreadable, or not here."""
+    if file.size is None or file.size > Limits.shown_result or not file.sha256:
+        return None
+    try:
+        with request.app.blobs.open(file.sha256, file.size) as blob:
+            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
+    except (Problem, ValueError, RecursionError) as error:
+        log.info("test result %s: %s", file.filename, reason_of(error))
+        return None
+
+
+def _tested(shown, filename):
+    """(the file of a release by its name, its test results, newest first); NotFound."""
+    for file in shown.release.files:
+        if file.filename == filename:
+            return file, shown.release.results(file)[::-1]
+    raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
+
+
+_STATE = {True: ("passed", "good"), False: ("failed", "bad"), None: ("unknown", "plain")}
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+toxresults/{name}[/]", for_="browser",
+       may="see")
+def get_results_page(request, index, project, version, name):
+    """All test results of a file."""
+    shown = shown_version(request, index, project, version)
+    file, results = _tested(shown, name)
+    home = f"{index.path}/{project}/{shown.version}"
+    rows = []
+    for result in results[:Limits.page_rows]:
+        run = test_run(request, result)
+        path = request.href(f"{home}/+toxresults/{file.filename}/{result.filename}")
+        if run is None or not run.outcomes:
+            rows.append((link(path, "unreadable"), "", "", "", "", "", moment(result.uploaded)))
+        for outcome in run.outcomes if run else ():
+            state = False if False in (outcome.setup, outcome.test) else outcome.test
+            rows.append((
+                link(path, badge(*_STATE[state])), outcome.environment, outcome.python, run.host,
+                run.platform, _state_words("Setup", outcome.setup, "No setup performed"),
+                _state_words("Tests", outcome.test, "No test run"), moment(result.uploaded)))
+    body = joined((
+        markup("<h1>Test results of {}</h1>", file.filename),
+        table("Test results", ("Result", "Environment", "Python", "Host", "Platform", "Setup",
+                               "Tests", "When"), rows) if rows
+        else markup("<p>No test results.</p><p>{}</p>", copyable(
+            f"devpi test {project}=={shown.version}"))))
+    title = f"Test results · {project} {shown.version} · {index.path}"
+    return page_response(request, title, body, [
+        *crumbs_to(home), Crumb("test results", f"{home}/+toxresults/{name}")])
+
+
+def _state_words(part, state, none):
+    """What devpi's pages say of a part of a test run."""
+    return {True: part, False: f"{part} failed", None: none}[state]
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+toxresults/{name}/{rest}", for_="browser",
+       may="see")
+def get_result_page(request, index, project, version, name, rest):
+    """One test result: each command, with its output; those that failed are open."""
+    shown = shown_version(request, index, project, version)
+    file, results = _tested(shown, name)
+    result = next((each for each in results if each.filename == rest), None)
+    if result is None:
+        raise NotFound(f"{file.filename} has no test result {one_line(rest, 200)}")
+    run = test_run(request, result)
+    raw = link(request.href(f"{shown.origin.path}/{result.path}"), "The result as JSON")
+    home = f"{index.path}/{project}/{shown.version}"
+    body = joined((
+        markup("<h1>Test result</h1><p class=\"lead\">{}</p>", file.filename),
+        facts([("Host", run.host), ("Platform", run.platform)] if run else []),
+        facts([("When", moment(result.uploaded)),
+               ("By", uploader(result.history) or "anonymous"), ("File", raw)]),
+        joined(_outcome_section(outcome) for outcome in run.outcomes) if run
+        else note("It is too large to be shown, or unreadable.", "warn")))
+    return page_response(request, f"Test result · {project} {shown.version} · {index.path}", body,
+                         [*crumbs_to(home), Crumb("test results", f"{home}/+toxresults/{name}"),
+                          Crumb(result.filename[-16:], f"{home}/+toxresults/{name}/{rest}")])
+
+
+def _outcome_section(outcome):
+    commands = joined(
+        folded(joined((badge(*_STATE[command.passed]), f"{part}: {command.words}"), " "),
+               markup("<p>Exit code {}</p><pre>{}</pre>", command.exit_code or "unknown",
+                      _output(command.output)), is_open=not command.passed)
+        for part, command in outcome.commands)
+    return section(f"{outcome.environment} ({outcome.python})" if outcome.python
+                   else outcome.environment, commands or markup("<p>No commands.</p>"))
+
+
+_TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]{0,30}[ -/]{0,5}[@-~]|[@-Z\\-_])")
+
+
+def _output(text):
+    """A command's output without the codes of terminals, cut from the front if it is long."""
+    if len(text) > Limits.shown_output:
+        text = "... (the beginning is cut)\n" + text[-Limits.shown_output:]
+    return _TERMINAL_CODES.sub("", text)
+
+
+# ==================================================================================================
+# 27  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -21925,7 +22590,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 27  A replica's files
+# 28  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -22900,7 +23565,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 28  A replica
+# 29  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -23568,7 +24233,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 29  The server directory
+# 30  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -24031,7 +24696,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 30  Export
+# 31  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -24751,7 +25416,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 31  Import
+# 32  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -26487,7 +27152,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 32  Backups
+# 33  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -27336,7 +28001,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 33  Checks
+# 34  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -29277,7 +29942,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 34  Commands
+# 35  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
