@@ -41,18 +41,19 @@ tests/CONTRACT.md:
     V Pages
     25  Pages of users and indexes      the front page, users, stages, mirrors, feeds
     26  Pages of projects        projects, versions, READMEs, files, test results
+    27  Pages of the server     search, status
     VI Many servers
-    27  A primary                the changelog, snapshots and files for replicas; fencing
-    28  A replica's files        how they are fetched, from the primary or from a medium
-    29  A replica                follows the changelog, proves that it has the same rows
+    28  A primary                the changelog, snapshots and files for replicas; fencing
+    29  A replica's files        how they are fetched, from the primary or from a medium
+    30  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    30  The server directory     how it is made, locked and refused; helpers of its commands
-    31  Export                   devpi's dump, written
-    32  Import                   devpi's dump, read
-    33  Backups                  backups, which share their files; verification and restore
-    34  Checks                   fsck, gc and the command status
+    31  The server directory     how it is made, locked and refused; helpers of its commands
+    32  Export                   devpi's dump, written
+    33  Import                   devpi's dump, read
+    34  Backups                  backups, which share their files; verification and restore
+    35  Checks                   fsck, gc and the command status
     VIII
-    35  Commands                 the argument parser and `main`
+    36  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -74,6 +75,7 @@ import gc
 import getpass
 import gzip
 import hashlib
+import heapq
 import hmac
 import html
 import html.entities
@@ -1524,6 +1526,7 @@ class Limits:
     indexed_page = 1 << 20          # bytes of a page that are read
     indexed_pages = 2000            # of one documentation zip
     found_names = 10000             # of one mirror
+    near_names = 2000               # of stages, among which the ones like a mistyped one are
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
     status_body = 4 << 20           # of a server that the command `status` asks
@@ -14609,6 +14612,16 @@ class Conditions:
                         len(match[2]), match[2])
 
 
+class FoundPage(typing.NamedTuple):
+    """A page of documentation that a query finds."""
+    row: int
+    title: str
+    path: str           # below the server's root, with a leading slash
+
+
+EXCERPT_MARKS = "\x01", "\x02"      # before and after a word that was found
+
+
 def text_match(text, prefix, columns, full_text):
     """(SQL condition on `sfts`, its values) for a word or phrase in some of its columns.
 
@@ -14992,21 +15005,41 @@ class SearchIndex(Part):
         return scores
 
     def pages(self, query, project_ids):
-        """{project row: [(title, path), ...]} of documentation with one of a query's words."""
-        words = [text_match(word.text, word.prefix, _TEXT_COLUMNS, True)[1][0]
-                 for word in query.terms(Word)]
-        found = {}
+        """{project row: [FoundPage, ...]} of documentation with one of a query's words."""
+        words, found = self._any_word(query), {}
         if words and self.full_text:
             with self.read() as db:
                 for row in db.execute(
-                        "SELECT sdoc.project, sdoc.title, sdoc.path FROM sfts "
+                        "SELECT sdoc.project, sdoc.id, sdoc.title, sdoc.path FROM sfts "
                         "JOIN sdoc ON sdoc.id = sfts.rowid "
                         "WHERE sfts MATCH ? AND sdoc.kind = 'page' "
                         "AND sdoc.project IN (SELECT value FROM json_each(?)) "
                         "ORDER BY rank LIMIT 200",
-                        (" OR ".join(f"({word})" for word in words), json.dumps(project_ids))):
-                    found.setdefault(row["project"], []).append((row["title"], row["path"]))
+                        (words, json.dumps(project_ids))):
+                    found.setdefault(row["project"], []).append(FoundPage(*tuple(row)[1:]))
         return found
+
+    @staticmethod
+    def _any_word(query):
+        """An expression of FTS5 for any of a query's words; "" without words."""
+        words = (text_match(word.text, word.prefix, _TEXT_COLUMNS, True)[1][0]
+                 for word in query.terms(Word))
+        return " OR ".join(f"({word})" for word in words)
+
+    def excerpts(self, query, rows):
+        """{row: text} around the words of a query, in READMEs and pages with one of them.
+
+        EXCERPT_MARKS stand around each word that was found; the text is not safe as HTML."""
+        words = self._any_word(query)
+        if not words or not self.full_text or not rows:
+            return {}
+        begin, end = EXCERPT_MARKS
+        with self.read() as db:
+            found = db.execute(
+                f"SELECT rowid, snippet(sfts, {_TEXT_COLUMNS.index('body')}, ?, ?, '…', 24) "
+                "FROM sfts WHERE sfts MATCH ? AND rowid IN (SELECT value FROM json_each(?))",
+                (begin, end, words, json.dumps(rows))).fetchall()
+        return {row: text for row, text in map(tuple, found) if begin in text}
 
     def names(self, start, index_ids, limit):
         """Names of projects that begin with `start`, each once."""
@@ -15206,6 +15239,8 @@ def page_text(page):
         if page.startswith("<!--", start):
             end = page.find("-->", start)
             at = end + 3 if end >= 0 else None
+        elif page[start:start + 9].lower() == "<!doctype":
+            at = page.find(">", start) + 1 or None
         elif tag is None:
             pieces.append("<")
             at = start + 1
@@ -16680,6 +16715,7 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
 .filter{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
 .pager{display:flex;gap:1.5rem;margin:1.5rem 0}
 summary{cursor:pointer;padding:.4rem 0}
+.hit{margin:1.5rem 0}.hit h2{margin:0}.hit p,.hit ul{margin:.25rem 0}
 mark{background:var(--mark);color:inherit}
 del,.struck{text-decoration:line-through}
 ins,.added{color:var(--good);text-decoration:none}.gone{color:var(--bad)}
@@ -18664,6 +18700,33 @@ def shown_bases(request, index):
     return [base for base, member in found if member is None or may_read(request, member)]
 
 
+def readable_indexes(request):
+    return [index for index in request.app.indexes.all()
+            if request.app.permissions.read(request.identity, index)]
+
+
+def near_projects(request, name, indexes, count=3):
+    """Up to `count` projects of some indexes whose names are spelled most like this one.
+
+    Looked at are names that begin with the same letters, and on small servers all others."""
+    start, known = name[:3], set()
+    with request.app.store.read() as db:
+        ids = json.dumps([index.id for index in indexes])
+        for condition, value in (("name >= ? AND name < ? || '\x7f'", (start, start)), ("1", ())):
+            known.update(row[0] for row in db.execute(
+                "SELECT name FROM projects WHERE index_id IN (SELECT value FROM json_each(?)) "
+                f"AND {condition} LIMIT ?", (ids, *value, Limits.near_names)))
+    for index in indexes if start else ():
+        if len(known) < Limits.found_names:
+            known.update(matching_names(request.app.projects.at(index).names_at_hand(), start,
+                                        prefix_only=True)[0])
+
+    letters = set(name)
+    alike = heapq.nsmallest(200, known - {name}, key=lambda each: (
+        len(letters.symmetric_difference(each)) + abs(len(each) - len(name)), each))
+    return nearest(name, alike, count)
+
+
 # ==================================================================================================
 # 20  Descriptions
 #
@@ -19011,14 +19074,30 @@ def _inflated_range(file, member, start, end):
 # -- search
 
 
-def readable_indexes(request):
-    return [index for index in request.app.indexes.all()
-            if request.app.permissions.read(request.identity, index)]
+class MirrorHits(typing.NamedTuple):
+    """The mirrored projects whose names a query finds."""
+    hits: list          # the first [(name, Index), ...]; those that begin with the words come first
+    counts: dict        # {path of a mirror: number of its hits}
+
+    @property
+    def total(self):
+        return sum(self.counts.values())
 
 
-@route("GET", "/+search", for_="program", may="anybody")
-def get_hits(request):
-    """The projects that match `query`, and names of mirrors [W21.1]; with `page` and `sort`."""
+class Found(typing.NamedTuple):
+    """What a search found, and the page of it that is shown."""
+    query: Query
+    hits: list          # [(row of `sdoc`, score), ...]: all of them
+    page: int
+    pages: int
+    shown: list         # the hits of this page
+    in_docs: dict       # {row: [FoundPage, ...]}
+    names: MirrorHits
+    readable: list      # the indexes that were searched
+
+
+def find_projects(request):
+    """What `query` finds in the indexes that the caller may read; with `page` and `sort`."""
     app = request.app
     query = Query(request.query.get("query", request.query.get("q", "")))
     readable = readable_indexes(request)
@@ -19035,32 +19114,43 @@ def get_hits(request):
         in_docs = {}
         query.notes.append(
             "Pages of the documentation were left out: looking for them took too long.")
+    names = names_in_mirrors(request, query, readable)
+    return Found(query, hits, page, pages, shown, in_docs, names, readable)
 
+
+@route("GET", "/+search", for_="program", may="anybody")
+def get_hits(request):
+    """The projects that match `query`, and names of mirrors [W21.1]; with `page` and `sort`."""
+    found = find_projects(request)
     return result_response("search", {
-        "query": query.text, "total": len(hits), "page": page, "pages": pages,
+        "query": found.query.text, "total": len(found.hits), "page": found.page,
+        "pages": found.pages,
         "hits": [{"name": row["name"], "version": row["version"],
                   "index": f"{row['user']}/{row['idx']}",
                   "summary": row["summary"], "url": request.url(row["path"].strip("/")),
                   "score": round(score, 3), "uploaded": row["uploaded"],
-                  "pages": [{"title": title, "url": request.url(path.strip("/"))}
-                            for title, path in in_docs.get(row["id"], ())[:3]]}
-                 for row, score in shown],
-        "names": names_in_mirrors(request, query, readable), "notes": query.notes})
+                  "pages": [{"title": page.title, "url": request.url(page.path.strip("/"))}
+                            for page in found.in_docs.get(row["id"], ())[:3]]}
+                 for row, score in found.shown],
+        "names": {"total": found.names.total, "hits": [
+            {"name": name, "index": index.path, "url": request.url(f"{index.path}/{name}")}
+            for name, index in found.names.hits]},
+        "notes": found.query.notes})
 
 
 def names_in_mirrors(request, query, readable):
-    """The mirrored projects whose names contain a query's words; those that begin so come first.
+    """The `MirrorHits` of names that contain a query's words.
 
     No hits for a query that is more than a list of words, names and places."""
     app, parts = request.app, query.name_parts
     if parts is None:
-        return {"total": 0, "hits": []}
+        return MirrorHits([], {})
     words = [part.text if isinstance(part, Word) else part.value for part in parts
              if isinstance(part, Word) or part.key == "name"]
     needle = normalize(" ".join(words)).strip("-")
     places = [part for part in parts if isinstance(part, Filter) and part.key != "name"]
 
-    hits, total = [], 0
+    hits, counts = [], {}
     for index in readable if needle else ():
         member = app.projects.at(index)
         if not member.asks_upstream or not all(_lies_at(index, place) for place in places):
@@ -19072,13 +19162,12 @@ def names_in_mirrors(request, query, readable):
         if isinstance(names, list) and app.mirrors.lists.wants_names(index):
             query.notes.append(f"The list of all names of {index.path} is not here yet; "
                                "upstream was asked for it.")
-        total += len(found)
+        if found:
+            counts[index.path] = len(found)
         hits += [(not name.startswith(needle), name, index) for name in found[:20]]
 
     hits.sort(key=lambda hit: hit[:2])
-    return {"total": total, "hits": [
-        {"name": name, "index": index.path, "url": request.url(f"{index.path}/{name}")}
-        for _, name, index in hits[:20]]}
+    return MirrorHits([(name, index) for _, name, index in hits[:20]], counts)
 
 
 def _lies_at(index, place):
@@ -21807,7 +21896,219 @@ def _output(text):
 
 
 # ==================================================================================================
-# 27  A primary
+# 27  Pages of the server
+#
+# What a browser gets at `/+search` and `/+status`, and the descriptions by which browsers use the
+# search. Only indexes that the reader may read are named or counted.
+# ==================================================================================================
+
+
+# -- search
+
+
+def marked(excerpt):
+    """An excerpt of a text, with the words that a search found as `<mark>`: see EXCERPT_MARKS."""
+    begin, end = EXCERPT_MARKS
+    excerpt = re.sub(r"([^\w\s])\1{3,}", " ", excerpt)       # lines under titles
+    pieces = re.split(f"{begin}([^{begin}{end}]*){end}", excerpt)
+    return joined(markup("<mark>{}</mark>", piece) if number % 2 else piece
+                  for number, piece in enumerate(pieces))
+
+
+@route("GET", "/+search", for_="browser", may="anybody")
+def get_search_page(request):
+    """The projects and pages of documentation that match `query`, and names of mirrors."""
+    found = find_projects(request)
+    query = found.query.text.strip()
+    if found.query.is_empty:
+        body = markup("<h1>Search</h1><p>Type words that a name, a description or a page of the "
+                      "documentation has; the last one may be a beginning. {} has the rest.</p>",
+                      link(request.href("+searchhelp"), "The query syntax"))
+        return page_response(request, "Search", body)
+
+    total = len(found.hits)
+    names = f", {number_of(found.names.total, 'name')} in mirrors" if found.names.total else ""
+    body = joined((
+        markup("<h1>Results for <q>{}</q></h1>", query),
+        joined(note(text, "warn") for text in found.query.notes),
+        _places_line(request, found),
+        _sort_line(request, found) if total > 1 else "",
+        markup('<p class="soft">{}{}</p>', number_of(total, "project"), names)
+        if total or names else _nothing_found(request, found),
+        _hits(request, found), _numbered_pager(request, found),
+        _mirror_names(request, found) if names else ""))
+    return page_response(request, f"{query} · Search", body)
+
+
+def _query_href(request, query, **more):
+    return request.href("+search", query=query, **more)
+
+
+def _without_places(query):
+    """A query without its filters by index."""
+    return re.sub(r"(?<!\S)index:[^\s'\"]+ ?", "", query)
+
+
+def _places_line(request, found):
+    """The indexes with hits, each as a link that looks there alone."""
+    counts = collections.Counter(f"{row['user']}/{row['idx']}" for row, _ in found.hits)
+    counts.update(found.names.counts)
+    query = found.query.text
+    everywhere = _without_places(query)
+    if everywhere == query and len(counts) < 2:
+        return ""
+
+    places = [_choice(_query_href(request, everywhere), "all readable", everywhere == query)]
+    for path, count in counts.most_common(20):
+        there = f"index:{path} {everywhere}"
+        places.append(_choice(_query_href(request, there), f"{path} ({grouped(count)})",
+                              there == query))
+    return markup('<p class="soft">In: {}</p>', joined(places, " · "))
+
+
+def _sort_line(request, found):
+    current = request.query.get("sort", "")
+    return markup('<p class="soft">Sorted by {}</p>', joined((
+        _choice(_query_href(request, found.query.text, sort=sort), text, sort == current)
+        for sort, text in (("", "relevance"), ("name", "name"), ("-uploaded", "newest"))), " · "))
+
+
+def _choice(path, text, is_current):
+    """A link to another view of what is shown, or its text for the current one."""
+    return markup('<b aria-current="true">{}</b>', text) if is_current else link(path, text)
+
+
+def _hits(request, found):
+    """The hits of the page that is shown; pages of documentation under their project."""
+    limit = 3 if len(found.hits) > 1 else 20
+    wanted = [row["id"] for row, _ in found.shown]
+    wanted += [page.row for row in wanted for page in found.in_docs.get(row, ())[:limit]]
+    try:
+        excerpts = request.app.search.excerpts(found.query, wanted)
+    except QueryTimeout:
+        excerpts = {}
+    return joined(_hit(request, found, row, excerpts, limit) for row, _ in found.shown)
+
+
+def _hit(request, found, row, excerpts, limit):
+    place, pages = f"{row['user']}/{row['idx']}", found.in_docs.get(row["id"], ())
+    readme = excerpts.get(row["id"])
+    shown = [markup('<li>{} <span class="soft">{}</span></li>',
+                    link(request.href(_viewer_path(page.path)), page.title or page.path),
+                    marked(excerpts.get(page.row, ""))) for page in pages[:limit]]
+    if len(pages) > limit:
+        more = f"name:{row['norm']} type:page {found.query.text}"
+        shown.append(markup("<li>{}</li>", link(
+            _query_href(request, more), number_of(len(pages) - limit, "more page"))))
+    return markup(
+        '<article class="hit"><h2>{}</h2><p class="soft">{} {}</p>{}{}{}</article>',
+        link(request.href(f"{row['path'].strip('/')}/{row['version']}"),
+             f"{row['name']} {row['version']}"),
+        link(request.href(place), place), day(row["uploaded"]),
+        when(row["summary"], "<p>{}</p>", row["summary"]),
+        when(readme, '<p class="soft">{}</p>', marked(readme or "")),
+        when(shown, '<p class="soft">In its documentation:</p><ul>{}</ul>', joined(shown)))
+
+
+def _viewer_path(path):
+    """The path of the viewer of a documentation's page, in place of the page's own."""
+    return path.strip("/").replace("/+doc/", "/+d/", 1)
+
+
+def _numbered_pager(request, found):
+    """Links to the first and last pages of hits, and to those around the current one."""
+    page, pages = found.page, found.pages
+    if pages == 1:
+        return ""
+    near = sorted({1, pages, *range(max(1, page - 3), min(pages, page + 3) + 1)})
+    links = []
+    for before, number in zip([0, *near], near):
+        if number > before + 1:
+            links.append("…")
+        path = _query_href(request, found.query.text, page=number,
+                           sort=request.query.get("sort"))
+        links.append(_choice(path, number, number == page))
+    return markup('<nav class="pager" aria-label="Pages">{}</nav>', joined(links, " "))
+
+
+def _mirror_names(request, found):
+    names = found.names
+    lines = [joined((link(request.href(f"{index.path}/{name}"), name),
+                     markup('<span class="soft">{}</span>', index.path)), " ")
+             for name, index in names.hits]
+    more = names.total - len(lines)
+    return section("Names in mirrors", items(lines, "plain"),
+                   when(more > 0, '<p class="soft">… and {} more: search for more of the name.</p>',
+                        grouped(more)))
+
+
+def _nothing_found(request, found):
+    words = " ".join(word.text for word in found.query.terms(Word))
+    near = near_projects(request, normalize(words), found.readable) if words else ()
+    everywhere = _without_places(found.query.text)
+    return joined((
+        markup('<p class="lead">Nothing found.</p>'),
+        when(near, "<p>Did you mean {}?</p>",
+             joined((link(_query_href(request, name), name) for name in near), ", ")),
+        when(everywhere != found.query.text, "<p>{}</p>",
+             link(_query_href(request, everywhere), "Search all indexes")),
+        markup("<p>{} says what can be asked for.</p>",
+               link(request.href("+searchhelp"), "The query syntax"))))
+
+
+_SYNTAX = (
+    ("pluggy", "a word; the last one may be a beginning, unless a blank follows it"),
+    ("plug*", "words that begin so"), ('"hook calling"', "words that follow each other"),
+    ("-legacy, NOT legacy", "without that word"), ("a OR (b c)", "one of these"),
+    ("name:pluggy, name:devpi-*", "the name of the project, or its beginning"),
+    ("user:alice, index:dev, index:alice/dev", "where it is; path:/alice/* for a beginning"),
+    ("version:1.5.0, version:>=1.4", "has this version, or one that fits"),
+    ("classifier:'Framework :: tox'", "has this classifier; with a star, one that begins so"),
+    ("keyword:x, author:x, license:MIT", "has it in its metadata"),
+    ("requires:click", "depends on that project"), ("import:yaml", "is imported by that name"),
+    ("python:3.9", "can be installed with that version of Python"),
+    ("has:docs, has:tests, has:wheel, has:sdist", "has such files"),
+    ("is:yanked, is:prerelease", "the newest version is that"),
+    ("type:page, type:summary, type:name …", "looks only there"),
+    ("uploaded:>2026-01-01", "by the date of the last upload; also < >= <= and 2026-01"))
+
+
+@route("GET", "/+searchhelp", for_="people", may="anybody")
+def get_search_help(request):
+    """What a query may consist of."""
+    body = joined((
+        markup("<h1>Search</h1>"),
+        markup('<p class="lead">All words of a query have to be there: in the name, the summary, '
+               "the keywords, the README, or in pages of the documentation.</p>"),
+        table("Query syntax", ("You type", "It finds"),
+              [(joined((markup("<code>{}</code>", each) for each in typed.split(", ")), ", "), what)
+               for typed, what in _SYNTAX]),
+        markup("<p>Filters can be combined, and negated with a minus: {}. A query takes {} terms "
+               "and {} characters. Of each project the newest version is searched, and names alone "
+               "of what mirrors have.</p>",
+               markup("<code>-is:prerelease has:docs hooks</code>"),
+               Limits.query_terms, Limits.query)))
+    return page_response(request, "Search syntax", body)
+
+
+@route("GET", "/+opensearch.xml", for_="people", may="anybody")
+def get_opensearch(request):
+    """The description by which a browser can search here (OpenSearch 1.1)."""
+    text = markup(
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        '<OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/">'
+        "<ShortName>{}</ShortName><Description>Packages and documentation</Description>"
+        "<InputEncoding>UTF-8</InputEncoding>"
+        '<Url type="text/html" template="{}?query={{searchTerms}}"/>'
+        '<Url type="application/x-suggestions+json" template="{}?q={{searchTerms}}"/>'
+        "</OpenSearchDescription>\n", "devpi_lite", request.url("+search"),
+        request.url("+suggest"))
+    return Response(200, [("Content-Type", "application/opensearchdescription+xml"), *PERSONAL],
+                    text.encode())
+
+
+# ==================================================================================================
+# 28  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -22590,7 +22891,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 28  A replica's files
+# 29  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -23565,7 +23866,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 29  A replica
+# 30  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -24233,7 +24534,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 30  The server directory
+# 31  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -24696,7 +24997,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 31  Export
+# 32  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -25416,7 +25717,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 32  Import
+# 33  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -27152,7 +27453,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 33  Backups
+# 34  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -28001,7 +28302,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 34  Checks
+# 35  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -29942,7 +30243,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 35  Commands
+# 36  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

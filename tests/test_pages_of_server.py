@@ -1,0 +1,183 @@
+"""The web pages of search, status, errors and documentation."""
+
+import json
+import re
+import urllib.parse
+import xml.etree.ElementTree
+
+import pytest
+
+from harness import Upstream, documentation, eventually, upload_docs, wheel
+from pages import view
+
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y> &amp; {0} %s"
+
+
+@pytest.fixture(scope="module")
+def site(shared_server):
+    """`ann/dev`, open to all, and `ann/closed`, which only ann may read; a mirror `ann/mirror`."""
+    site = shared_server
+    site.add_user("ann")
+    site.login("ann", "pw")
+    upstream = Upstream().start()
+    for name in ("lantern-fish", "lantern-oil", "magic-lantern"):
+        upstream.publish(wheel(name, "1.0"))
+    site.add_mirror("ann/mirror", upstream)
+    site.add_index("ann/dev", bases=["ann/mirror"])
+    site.add_index("ann/closed", acl_pkg_read=["ann"])
+    assert site.get("/ann/mirror/+simple/", headers={"Accept": "text/html"}).status == 200
+    for index, name, summary in (
+            ("ann/dev", "lantern", "Light in the dark"), ("ann/dev", "lamp", "Not as a lantern"),
+            ("ann/closed", "lantern-secret", "A hidden lantern"), ("ann/dev", "evil", HOSTILE)):
+        assert site.upload(index, wheel(name, "1.0", summary=summary)).status == 200
+    pages = {"page%d" % number: "<title>Chapter %d</title><p>How a lantern burns" % number
+             for number in range(5)}
+    upload_docs(site, "ann/dev", documentation("lantern", "1.0", "<title>Start</title>", **pages))
+    upload_docs(site, "ann/dev", documentation(
+        "evil", "1.0", "<title>&lt;b onclick=x&gt;</title>hostile &lt;script&gt;words&lt;/script&gt;"))
+    upload_docs(site, "ann/closed", documentation("lantern-secret", "1.0", "secretword"))
+    eventually(lambda: search_json(site, "words")["hits"] and search_json(site, "secretword", "ann")["hits"])
+    yield site
+    upstream.stop()
+
+
+def search_json(site, query, user=None):
+    return site.get("/+search?" + urllib.parse.urlencode({"query": query}), user=user).result
+
+
+def search_page(site, query, user=None, **more):
+    return view(site, "/+search?" + urllib.parse.urlencode(dict(more, query=query)), user=user)
+
+
+def hits(page):
+    """The headings of the hits."""
+    return [text for _, text in page.of("h2") if text not in ("Keys", "Names in mirrors")]
+
+
+# -- search
+
+
+def test_a_search_shows_projects_with_their_index_summary_and_documentation(site):
+    page = search_page(site, "lantern")
+    assert hits(page) == ["lantern 1.0", "lamp 1.0"]
+    assert page.title == "lantern · Search · devpi_lite"
+    assert "2 projects, 3 names in mirrors" in page.text
+    assert page.links()["lantern 1.0"] == "/ann/dev/lantern/1.0"
+    assert "Light in the dark" in page.text
+    assert re.search("Chapter [0-4] How a lantern burns", page.text)
+    assert ({}, "lantern") in page.of("mark")
+    assert len([text for text in page.links() if text.startswith("Chapter")]) == 3
+    chapter = next(href for text, href in page.links().items() if text.startswith("Chapter"))
+    assert re.fullmatch("/ann/dev/lantern/1.0/[+]d/page[0-4].html", chapter)
+
+
+def test_the_json_of_a_search_is_as_it_was(site):
+    found = search_json(site, "lantern")
+    assert [(hit["name"], hit["index"]) for hit in found["hits"]] == [
+        ("lantern", "ann/dev"), ("lamp", "ann/dev")]
+    assert (found["total"], found["page"], found["pages"], found["notes"]) == (2, 1, 1, [])
+    assert found["names"] == {"total": 3, "hits": [
+        {"name": name, "index": "ann/mirror", "url": "%s/ann/mirror/%s" % (site.url, name)}
+        for name in ("lantern-fish", "lantern-oil", "magic-lantern")]}
+    assert found["hits"][0]["pages"][0]["url"].startswith(site.url + "/ann/dev/lantern/1.0/+doc/page")
+
+
+def test_further_pages_of_the_documentation_are_a_search_of_their_own(site):
+    [(attributes, _)] = [pair for pair in search_page(site, "lantern").of("a") if pair[1] == "2 more pages"]
+    page = view(site, attributes["href"])
+    assert hits(page) == ["lantern 1.0"]
+    assert sorted(text for text in page.links() if text.startswith("Chapter")) == [
+        "Chapter %d" % number for number in range(5)]
+
+
+def test_each_index_with_hits_is_a_link_that_looks_there_alone(site):
+    links = search_page(site, "lantern").links()
+    assert links["ann/mirror (3)"] == "/+search?query=index%3Aann%2Fmirror+lantern"
+    page = view(site, links["ann/mirror (3)"])
+    assert hits(page) == [] and "magic-lantern" in page.links()
+    assert page.links()["all readable"] == "/+search?query=lantern"
+    assert "lantern-fish" not in view(site, links["ann/dev (2)"]).links()
+
+
+def test_hits_are_sorted_as_the_link_says(site):
+    page = view(site, search_page(site, "lantern").links()["name"])
+    assert hits(page) == ["lamp 1.0", "lantern 1.0"]
+    assert ("name" not in page.links()) and page.links()["relevance"] == "/+search?query=lantern"
+
+
+def test_a_reader_finds_no_trace_of_what_only_others_may_read(site):
+    for query in ("lantern", "secretword", "lantern-secrets", "index:ann/closed lantern", "hidden"):
+        page = search_page(site, query)
+        assert "lantern-secret 1.0" not in page.reply.text
+        assert "ann/closed (" not in page.text and "A hidden" not in page.text
+        assert not any("lantern-secret" in href and "query=" not in href for href in page.links().values())
+    assert hits(search_page(site, "secretword", user="ann")) == ["lantern-secret 1.0"]
+    assert "lantern-secret" in search_page(site, "lantern-secrets", user="ann").links()
+    assert "lantern-secret" not in search_page(site, "lantern-secrets").links()
+
+
+def test_nothing_found_says_what_else_there_is(site):
+    page = search_page(site, "index:ann/dev lanternn-")
+    assert "Nothing found." in page.text
+    assert page.links()["lantern"] == "/+search?query=lantern"
+    assert page.links()["Search all indexes"] == "/+search?query=lanternn-"
+    assert page.links()["The query syntax"] == "/+searchhelp"
+
+
+@pytest.mark.parametrize("query", [
+    HOSTILE, "\x01lantern\x02", "words", "<mark>", "lantern </title><script>", "'\"", "name:<b>", "((((", "-", "index:",
+    "index:<x> lantern", "\u202e lantern", "%00", "a" * 300, "hostile \U0001f600"])
+def test_no_query_and_no_text_that_is_found_becomes_markup(site, query):
+    page = search_page(site, query)
+    assert len(page.of("script")) == 1 and page.of("img") == page.of("b", onclick="x") == []
+    assert page.of("input", id="q")[0][0]["value"] == query.replace("\x01", " ").replace("\x02", " ")
+
+
+def test_a_hostile_title_is_shown_as_it_is_written(site):
+    page = search_page(site, "hostile")
+    assert page.links()["<b onclick=x>"] == "/ann/dev/evil/1.0/+d/index.html"
+    assert "hostile <script>words</script>" in page.text
+    assert HOSTILE in page.text
+
+
+@pytest.mark.parametrize("page", ["0", "-1", "x", "99999", "1e3", ""])
+def test_a_page_number_of_any_kind_leads_to_a_page(site, page):
+    assert hits(search_page(site, "lantern", page=page)) == ["lantern 1.0", "lamp 1.0"]
+
+
+def test_an_empty_search_explains_itself(site):
+    for query in ("", "  ", "()"):
+        assert search_page(site, query).links()["The query syntax"] == "/+searchhelp"
+
+
+def test_long_results_come_in_pages_of_twenty(site):
+    site.add_index("ann/many")
+    for number in range(45):
+        assert site.post_form("ann/many", {
+            ":action": "submit", "name": "crowd-%02d" % number, "version": "1"}).status == 200
+    eventually(lambda: search_json(site, "crowd")["total"] == 45)
+    first = search_page(site, "crowd", sort="name")
+    assert hits(first) == ["crowd-%02d 1" % number for number in range(20)]
+    last = view(site, first.links()["3"])
+    assert hits(last) == ["crowd-%02d 1" % number for number in range(40, 45)]
+    assert {"1", "2"} <= set(last.links()) and "3" not in last.links()
+
+
+def test_the_syntax_is_explained_with_queries_that_work(site):
+    page = view(site, "/+searchhelp")
+    typed = [text for _, text in page.of("code")]
+    assert {"name:pluggy", "a OR (b c)", "has:docs", "uploaded:>2026-01-01"} <= set(typed)
+    for query in typed:
+        assert search_json(site, query)["notes"] == [], query
+
+
+def test_a_browser_can_add_the_search_to_its_own(site):
+    reply = site.get("/+opensearch.xml", headers={"X-Outside-URL": "https://x.example/pypi"})
+    assert reply.headers.get("Content-Type") == "application/opensearchdescription+xml"
+    tree = xml.etree.ElementTree.fromstring(reply.body)
+    urls = {each.get("type"): each.get("template") for each in tree if each.tag.endswith("}Url")}
+    assert urls == {
+        "text/html": "https://x.example/pypi/+search?query={searchTerms}",
+        "application/x-suggestions+json": "https://x.example/pypi/+suggest?q={searchTerms}"}
+    assert json.loads(site.get("/+suggest?q=lante").body) == [
+        "lante", ["lantern", "lantern-fish", "lantern-oil"]]
