@@ -682,6 +682,15 @@ def number_of(number, one, many=None):
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
+def size_text(size):
+    """A number of bytes for a person: `0.0 KiB`, `1.4 GiB`."""
+    for unit in ("KiB", "MiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} GiB"
+
+
 def bounded_int(text):
     """An integer of JSON from outside; ValueError over 1000 digits.
 
@@ -2777,7 +2786,7 @@ def _migrate_to_9(db, sql):
 
 SCHEMA_SINCE_10 = """
 -- the files of stages, for those that came last
-CREATE INDEX files_came ON files (index_id, id)
+CREATE INDEX IF NOT EXISTS files_came ON files (index_id, id)
     WHERE release_id IS NOT NULL AND kind = 'releasefile';
 """
 
@@ -17959,7 +17968,7 @@ AUDIENCES = {
     "configurer": Audience("json", _sends_values),
     "uploader": Audience("upload", is_default=True),
     "installer": Audience("page", lambda request: request.is_installer),
-    "browser": Audience("page", lambda request: request.wants_pages),
+    "browser": Audience("web", lambda request: request.wants_pages),
     # readers of devpi's JSON; others may get 415, see `refuse_other_types`
     "json": Audience("json", lambda request: "application/json" in request.accept, True),
     # readers of PEP 691's JSON, by Accept or ?format
@@ -18326,6 +18335,8 @@ def _matching(request):
             choice = choices.get(method) or choices.get("ANY")
             if choice and (not query or not query.isdisjoint(request.query)):
                 return choice, match
+    if method == "GET" and request.wants_pages:
+        request.errors = "web"
     raise NotFound(f"there is nothing at {one_line(request.path, 100)} "
                    f"for {one_line(request.method, 20)}")
 
@@ -18532,8 +18543,8 @@ class App(Part):
 
     @staticmethod
     def problem_response(request, problem):
-        """A Problem as the client wants it: as a page, if it is a browser that asked for one."""
-        if request.errors == "page" and request.wants_pages and problem.form is None:
+        """A Problem in the form of the route's audience; "web" is a page in the frame."""
+        if request.errors == "web" and problem.form is None:
             return problem_page(request, problem)
         return problem_response(problem, request.accept, request.errors)
 
@@ -18854,7 +18865,8 @@ class _Writer:
             value = self._value(node.tag, name, value)
             if value is not None:
                 written.append(f' {name}="{html.escape(value)}"')
-        if node.tag == "a" and any(each.startswith((' href="http', ' href="mailto')) for each in written):
+        if node.tag == "a" and any(each.startswith((' href="http', ' href="mailto'))
+                                   for each in written):
             written.append(' rel="nofollow noopener ugc"')
         if node.tag == "input":
             written.append(" disabled checked" if "checked" in node.attributes else " disabled")
@@ -24979,15 +24991,6 @@ class Progress:
     def __exit__(self, kind, *_):
         if self.is_terminal and self.width:
             print(file=sys.stderr)
-
-
-def size_text(size):
-    """A number of bytes for a person: `0.0 KB`, `1.4 GB`."""
-    for unit in ("KB", "MB"):
-        size /= 1000
-        if size < 1000:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1000:.1f} GB"
 
 
 def some_of(names, most=10):

@@ -265,7 +265,7 @@ def test_files_that_nothing_names_are_counted(directory):
     name = hashlib.sha256(b"x" * 3000).hexdigest()
     (directory / "files" / name[:2] / name).write_bytes(b"x" * 3000)
     (directory / "files" / name[:2] / name).chmod(0o600)
-    assert "; 1 (3.0 KB) files are named by nothing, `gc` moves" in clean(directory)
+    assert "; 1 (2.9 KiB) files are named by nothing, `gc` moves" in clean(directory)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")

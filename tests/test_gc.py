@@ -52,15 +52,15 @@ def test_what_nothing_names_goes_to_the_trash_and_later_away(server):
         age(path, 0 if path.name == young else 100000)
 
     before = listing(server.directory)
-    assert "files: 1 (0.0 KB) would be moved to trash/, 2 stay" in gc(server, "--dry-run")
+    assert "files: 1 (0.0 KiB) would be moved to trash/, 2 stay" in gc(server, "--dry-run")
     assert listing(server.directory) == before
-    assert "files: 0 (0.0 KB) moved" in gc(server, "--older-than", "2d")
-    assert "files: 1 (0.0 KB) moved to trash/, 2 stay" in gc(server)
+    assert "files: 0 (0.0 KiB) moved" in gc(server, "--older-than", "2d")
+    assert "files: 1 (0.0 KiB) moved to trash/, 2 stay" in gc(server)
     assert os.listdir(place.trash) == [old] and "trash: 0" in gc(server, "--empty-trash")
     age(server.directory / "trash" / old, 3700)
     assert "trash: 0" in gc(server)
-    assert "trash: 1 (0.0 KB) would be deleted" in gc(server, "--empty-trash", "--dry-run")
-    assert "trash: 1 (0.0 KB) deleted" in gc(server, "--empty-trash")
+    assert "trash: 1 (0.0 KiB) would be deleted" in gc(server, "--empty-trash", "--dry-run")
+    assert "trash: 1 (0.0 KiB) deleted" in gc(server, "--empty-trash")
     assert os.listdir(place.trash) == [] and set(blobs(server)) > {young}
 
 
@@ -207,9 +207,9 @@ def test_temporary_files_go_when_they_are_old_and_nobody_owns_them(server):
     age(cache / "names-999.json", 4000)
 
     before = listing(server.directory)
-    assert "temporary files and folders: 4 (2.0 KB) would be" in gc(server, "--dry-run")
+    assert "temporary files and folders: 4 (2.0 KiB) would be" in gc(server, "--dry-run")
     assert listing(server.directory) == before
-    assert "temporary files and folders: 4 (2.0 KB) deleted" in gc(server)
+    assert "temporary files and folders: 4 (2.0 KiB) deleted" in gc(server)
     assert sorted(os.listdir(str(tmp))) == sorted(
         [name for name, is_old in names.items() if not is_old] + ["folder"])
     assert [path.exists() for path in own] == [False, True]

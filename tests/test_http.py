@@ -866,8 +866,11 @@ def closed(site):
         ("/http/closed/pkg", {"Accept": "text/plain"}, 415, "json"),
         ("/http/closed/", {"Accept": "text/plain"}, 415, "json"),
         # permission: before the final slash, and before what is not there
-        ("/http/closed/", {"Accept": "text/html"}, 401, "json"),
-        ("/http/closed/pkg/9.9/", {"Accept": "text/html"}, 401, "json"),
+        ("/http/closed/", {"Accept": "*/*"}, 401, "json"),
+        ("/http/closed/pkg/9.9/", {"Accept": "*/*"}, 401, "json"),
+        # a page does not tell that there is an index
+        ("/http/closed/", {"Accept": "text/html"}, 404, "page"),
+        ("/http/closed/pkg/9.9/", {"Accept": "text/html"}, 404, "page"),
         ("/http/closed/+simple/pkg/", {"Accept": "text/html"}, 401, "page"),
         ("/http/closed", {"User-Agent": "pip/26.0", "Accept": "*/*"}, 401, "page"),
         ("/http/closed", {"Accept": SIMPLE_JSON}, 401, "page"),
@@ -999,7 +1002,7 @@ def test_what_the_client_sent_cannot_add_a_header_or_markup(site):
         reply = site.get(path, headers={"Accept": "text/html"})
         assert reply.status in (302, 400, 403, 404), reply
         assert reply.headers.get("Set-Cookie") is None
-        assert b"<script>" not in reply.body or reply.headers["Content-Type"] == "application/json"
+        assert b"=1<script>" not in reply.body or reply.headers["Content-Type"] == "application/json"
 
 
 # -- absolute URLs --------------------------------------------------------------------------------
