@@ -21652,7 +21652,9 @@ def _dependencies(request, index, shown):
 
 def _requirement(request, index, text):
     name = _REQUIREMENT_NAME.match(text)
-    if not name:
+    order = request.app.indexes.order(index)
+    if not name or not any(request.app.projects.at(member).has(normalize(name[1]))
+                           for member in order if may_read(request, member)):
         return escaped(text)
     return joined((link(request.href(f"{index.path}/{normalize(name[1])}"), name[1]),
                    text[name.end():]))

@@ -1,0 +1,234 @@
+"""What a browser sees of users, indexes, projects and versions."""
+
+import json
+import re
+import time
+
+import pytest
+
+from harness import BROWSER, documentation, sdist, upload, upload_docs, wheel
+from webpages import crawl, page
+
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{0}{evil}&amp;\u202e\x0b"
+RESULT = {
+    "host": "ci-1", "platform": "linux", "toxversion": "4.2",
+    "testenvs": {
+        "py311": {"python": {"version": "3.11.7 (main)"},
+                  "setup": [{"command": ["pip", "install", "."], "retcode": "0", "output": "\x1b[32mdone\x1b[0m"}],
+                  "test": [{"command": ["pytest", "-q"], "retcode": "0", "output": "1 passed"}]},
+        "py312": {"python": {"version": "3.12.1"}, "setup": [],
+                  "test": [{"command": ["pytest"], "retcode": "1", "output": "E assert <b>0</b>"}]}}}
+
+
+@pytest.fixture(scope="module")
+def site(shared_server):
+    """alice/dev holds pluggy 1.4.0, 1.5.0 and 2.0rc1, with documentation and test results of 1.5.0."""
+    server = shared_server
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[], title="Alice dev", description="For the team")
+    server.add_index("alice/prod", bases=["alice/dev"], volatile=False)
+    for version in ("1.4.0", "1.5.0", "2.0rc1"):
+        upload(server, "alice/dev", wheel("pluggy", version, summary="plugin calling", requires_python=">=3.8",
+                                          requires_dist=["click>=7", "tox; extra == 'dev'"]))
+    upload(server, "alice/dev", sdist("pluggy", "1.5.0"), fields={"summary": "plugin calling"})
+    upload(server, "alice/dev", wheel("click", "8.1"))
+    upload_docs(server, "alice/dev", documentation("pluggy", "1.5.0"))
+    (path,) = [link["href"] for link in server.get("/alice/dev/pluggy/1.5.0").result["+links"]
+               if link["rel"] == "releasefile" and link["href"].endswith(".whl")]
+    reply = server.request("POST", path[len(server.url):], body=json.dumps(RESULT).encode(), user="alice",
+                           headers={"Content-Type": "application/json"})
+    assert reply.status == 200
+    return server
+
+
+def test_the_front_page_lists_users_indexes_and_uploads(site):
+    front = page(site, "/")
+    assert front.headings[0] == "Package indexes"
+    rows = front.rows()
+    assert ["alice/dev stage", "Alice dev", "2 projects", time.strftime("%Y-%m-%d", time.gmtime()), ""] in rows
+    assert ["alice/prod stage", "", "0 projects", "", "alice/dev"] in rows
+    assert "click 8.1" in [row[0] for row in rows]
+    assert "devpi use %s/alice/dev" % site.url in front.text
+
+
+def test_a_fresh_server_has_a_guide(make_server):
+    server = make_server()
+    front = page(server, "/")
+    assert "First steps" in front.headings and "curl -X PUT %s/alice/dev" % server.url in front.text
+    assert "Recently uploaded" not in front.headings
+
+
+def test_every_link_leads_somewhere(site):
+    found = crawl(site)
+    assert {"/", "/alice", "/alice/dev", "/alice/dev?show=settings", "/alice/dev?show=inheritance", "/alice/dev?sort=-uploaded",
+            "/alice/dev/pluggy", "/alice/dev/pluggy/1.5.0", "/+status"} <= set(found)
+
+
+def test_a_user_page_shows_the_address_to_logged_in_users_only(site):
+    site.add_user("carol")
+    site.patch("/carol", {"email": "carol@example.org", "title": "Carol C."}, user="carol")
+    assert page(site, "/carol").headings[0] == "carol Carol C."
+    assert "carol@example.org" not in page(site, "/carol").source
+    assert "carol@example.org" in page(site, "/carol", user="carol").source
+
+
+def test_an_index_page_lists_projects_by_their_latest_release(site):
+    rows = {row[0]: row for row in page(site, "/alice/dev").rows()}
+    assert rows["pluggy"][1] == "1.5.0" and rows["pluggy"][3:] == ["2", "1 result", "1.5.0", "plugin calling"]
+    assert rows["pluggy"][2].endswith(" alice")
+    assert rows["click"][1] == "8.1"
+
+
+def test_an_index_page_filters_sorts_and_tells_its_settings(site):
+    assert [row[0] for row in page(site, "/alice/dev?q=Plu").rows()] == ["pluggy"]
+    assert "No project here begins with x-y" in page(site, "/alice/dev?q=x_y").text
+    assert [row[0] for row in page(site, "/alice/dev?sort=-uploaded").rows()] == ["click", "pluggy"]
+    settings = page(site, "/alice/dev?show=settings")
+    assert ["acl_toxresult_upload", "anonymous"] in settings.rows() and "mirror_whitelist none" in settings.text
+    assert "alice/dev stage" in page(site, "/alice/prod?show=inheritance").text
+    assert "its base alice/dev is volatile" in page(site, "/alice/prod").text
+
+
+def test_a_long_index_is_read_in_pages(site):
+    site.add_index("alice/many", bases=[])
+    for number in range(103):
+        reply = site.upload("alice/many", None, raw=True,
+                            fields={":action": "submit", "name": "p%03d" % number, "version": "1"})
+        assert reply.status == 200
+    first = page(site, "/alice/many")
+    assert len(first.rows()) == 100
+    (following,) = [link for link in first.links if "after=" in link]
+    second = page(site, following)
+    assert [row[0] for row in second.rows()] == ["p100", "p101", "p102"]
+    assert not [link for link in second.links if "after=" in link]
+
+
+def test_a_project_page_lists_versions_newest_first(site):
+    project = page(site, "/alice/dev/pluggy")
+    assert project.headings[0] == "pluggy latest: 1.5.0"
+    assert [row[0] for row in project.rows()] == ["2.0rc1 pre", "1.5.0", "1.4.0"]
+    row = project.rows()[1]
+    assert row[1] == "alice/dev" and row[3:] == ["1 sdist, 1 wheel", ">=3.8", "1 result", "read"]
+    assert [row[0] for row in page(site, "/alice/dev/pluggy?pre=0").rows()] == ["1.5.0", "1.4.0"]
+    assert page(site, "/alice/prod/pluggy").rows()[1][1] == "alice/dev"
+
+
+def test_a_version_page_tells_what_is_known(site):
+    version = page(site, "/alice/dev/pluggy/1.5.0")
+    assert version.headings[0].startswith("pluggy 1.5.0")
+    for text in ("plugin calling", "There is a newer version" , "Requires-Python >=3.8", "dev (1)", "1 test result",
+                 "uploaded by alice to alice/dev"):
+        assert (text in version.text) == (text != "There is a newer version"), text
+    assert "/alice/dev/click" in version.links
+    assert "There is a newer version: 1.5.0" in page(site, "/alice/dev/pluggy/1.4.0").text
+    assert "pre-release" in page(site, "/alice/dev/pluggy/2.0rc1").text
+    assert "This version lives in alice/dev" in page(site, "/alice/prod/pluggy/1.5.0").text
+
+
+@pytest.mark.parametrize("alias, heading", [("latest", "pluggy 1.5.0"), ("stable", "pluggy 1.5.0")])
+def test_an_alias_shows_the_version_that_it_means(site, alias, heading):
+    assert page(site, "/alice/dev/pluggy/" + alias).headings[0].startswith(heading)
+
+
+def test_yanked_releases_say_so(site):
+    upload(site, "alice/dev", wheel("yanky", "1.0"), wheel("yanky", "0.9"))
+    assert site.patch("/alice/dev/yanky/1.0", {"yanked": "loses data"}, user="alice").status == 200
+    project = page(site, "/alice/dev/yanky")
+    assert project.headings[0] == "yanky latest: 0.9"
+    assert project.rows()[0][0] == "1.0 yanked: loses data"
+    assert [row[0] for row in page(site, "/alice/dev/yanky?yanked=0").rows()] == ["0.9"]
+    assert "This version is yanked: loses data" in page(site, "/alice/dev/yanky/1.0").text
+
+
+def test_a_quarantined_project_has_no_downloads(site):
+    upload(site, "alice/dev", wheel("sick", "1.0"))
+    assert site.patch("/alice/dev/sick", {"project-status": {"status": "quarantined", "reason": "steals keys"}}, user="alice").status == 200
+    for path in ("/alice/dev/sick", "/alice/dev/sick/1.0"):
+        found = page(site, path)
+        assert "This project is quarantined: steals keys" in found.text
+        assert not [link for link in found.links if "+f/" in link]
+
+
+def test_the_results_of_tests_have_pages(site):
+    (filename,) = re.findall(r"\+toxresults/([^/\"]+\.whl)\"", page(site, "/alice/dev/pluggy/1.5.0").source)
+    table = page(site, "/alice/dev/pluggy/1.5.0/+toxresults/" + filename)
+    rows = {row[1]: row for row in table.rows()}
+    assert rows["py311"][:7] == ["passed", "py311", "3.11.7", "ci-1", "linux", "Setup", "Tests"]
+    assert rows["py312"][0] == "failed" and rows["py312"][5:7] == ["No setup performed", "Tests failed"]
+    (path, _) = [link for link in table.links if "/+toxresults/%s/" % filename in link]
+    result = page(site, path)
+    assert "E assert <b>0</b>" in result.text and "\x1b" not in result.source and "done" in result.text
+    opened = [attributes for attributes in result.of("details") if "open" in attributes]
+    assert len(opened) == 1
+    assert "No test results" in page(site, "/alice/dev/click/8.1/+toxresults/click-8.1-py3-none-any.whl").text
+    assert page(site, "/alice/dev/pluggy/1.5.0/+toxresults/none.whl", 404)
+
+
+def test_devpis_routes_lead_to_their_pages(site):
+    for path, target in (("/alice/", "/alice"), ("/alice/dev/?q=a", "/alice/dev?q=a"), ("/alice/dev/Pluggy", "/alice/dev/pluggy"),
+                         ("/alice/dev/pluggy/", "/alice/dev/pluggy"), ("/alice/dev/pluggy/1.5.0/", "/alice/dev/pluggy/1.5.0")):
+        reply = site.get(path, headers={"Accept": BROWSER})
+        assert (reply.status, reply.headers["Location"]) == (302, site.url + target)
+
+
+def test_other_clients_get_what_they_got(site):
+    for accept in ("application/json", "*/*", None):
+        assert site.get("/alice/dev", headers={"Accept": accept}).json()["type"] == "indexconfig"
+    pip = {"User-Agent": "pip/24.0", "Accept": "text/html"}
+    assert b"pluggy" in site.get("/alice/dev", headers=pip).body and b"<main" not in site.get("/alice/dev", headers=pip).body
+
+
+@pytest.mark.parametrize("path, sentence", [
+    ("/alice/nope", "The stage alice/nope could not be found."), ("/nobody", "nobody"),
+    ("/alice/dev/nope", "nope"), ("/alice/dev/pluggy/9.9", "The version 9.9 of project pluggy does not exist."),
+    ("/alice/dev/pluggy/1.5.0/x/y/z", "there is nothing at")])
+def test_what_is_not_there_is_said_on_a_page(site, path, sentence):
+    assert sentence in page(site, path, 404).text
+    assert site.get(path, headers={"Accept": "application/json"}).json()["message"]
+
+
+def test_a_page_is_asked_for_again_with_its_tag_and_comes_gzipped(site):
+    reply = site.get("/alice/dev", headers={"Accept": BROWSER, "Accept-Encoding": "gzip"})
+    assert reply.headers["Content-Encoding"] == "gzip" and len(reply.body) < 15 << 10
+    again = site.get("/alice/dev", headers={"Accept": BROWSER, "Accept-Encoding": "gzip", "If-None-Match": reply.headers["ETag"]})
+    assert again.status == 304 and again.headers["ETag"] == reply.headers["ETag"]
+    assert "Content-Security-Policy" in again.headers
+
+
+def test_a_hidden_index_leaves_no_trace(site):
+    site.add_user("hermit")
+    site.add_index("hermit/cave", bases=[], acl_pkg_read=["hermit"], title="Lascaux")
+    site.add_index("hermit/open", bases=["hermit/cave"])
+    upload(site, "hermit/cave", wheel("bison", "1.0", summary="painted"), user="hermit")
+    assert "bison" in page(site, "/hermit/cave", user="hermit").text
+    for path in crawl(site):
+        reply = site.get(path, headers={"Accept": BROWSER})
+        assert b"cave" not in reply.body and b"bison" not in reply.body and b"Lascaux" not in reply.body, path
+    for path in ("/hermit/cave", "/hermit/cave/bison", "/hermit/cave/bison/1.0", "/hermit/open/bison"):
+        there = page(site, path, 404)
+        assert "Lascaux" not in there.text and "painted" not in there.text
+    not_there = page(site, "/hermit/none", 404).source.replace("hermit/none", "X")
+    assert page(site, "/hermit/cave", 404).source.replace("hermit/cave", "X") == not_there
+
+
+def test_hostile_texts_stay_texts(site):
+    site.add_user("mallory")
+    assert site.patch("/mallory", {"title": EVIL, "description": EVIL, "email": EVIL}, user="mallory").status == 200
+    site.add_index("mallory/dev", bases=[], title=EVIL, description=EVIL)
+    metadata = {key: EVIL for key in ("summary", "author", "author_email", "license", "keywords", "home_page", "maintainer",
+                                      "maintainer_email", "description", "platform", "download_url")}
+    metadata.update(project_urls="Evil, javascript:alert(1)", requires_dist="click ; extra == '%s'" % EVIL, classifiers=EVIL)
+    upload(site, "mallory/dev", wheel("evil", "1.0"), fields=metadata, user="mallory")
+    site.patch("/mallory/dev/evil/1.0", {"yanked": EVIL}, user="mallory")
+    site.patch("/mallory/dev/evil", {"project-status": {"status": "deprecated", "reason": EVIL}}, user="mallory")
+    (link,) = site.get("/mallory/dev/evil/1.0").result["+links"]
+    result = json.loads(json.dumps(RESULT).replace("py312", "py<script>").replace("ci-1", "<script>alert(1)</script>"))
+    site.request("POST", link["href"][len(site.url):], body=json.dumps(result).encode(), user="mallory",
+                 headers={"Content-Type": "application/json"})
+    pages = crawl(site, "/mallory/dev/evil/1.0", most=60)
+    pages["search"] = page(site, "/+search?query=%22%27%3E%3Cscript%3Ealert(1)%3C/script%3E")
+    for path, found in pages.items():
+        if found:
+            assert not [attributes for attributes in found.of("img")], path
+            assert len(found.of("script")) == 1 and not found.of("b"), path
+    assert "<script>alert(1)</script>" in pages["/mallory/dev/evil/1.0"].text
