@@ -87,6 +87,7 @@ import itertools
 import json
 import logging
 import marshal
+import math
 import mimetypes
 import mmap
 import operator
@@ -1360,6 +1361,7 @@ class Limits:
     idle_thread = 30                # seconds without work, after which a thread ends
     response_cache = 64 << 20
     page_rows = 100                 # of a list on a web page
+    page_age = 10                   # seconds for which a web page may be kept
     shown_result = 4 << 20          # bytes of a test result that pages show
     shown_output = 200_000          # characters of a command's output that a page shows
     page_cache = 64 << 20
@@ -16852,7 +16854,12 @@ def framed(request, title, body, crumbs=(), feed=""):
 
 
 def page_response(request, title, body, crumbs=(), *, feed="", status=200, tags=None, expires=0):
-    """A web page: see `framed`; `tags` and `expires` as those of a `Response`."""
+    """A web page: see `framed`; `tags` and `expires` as those of a `Response`.
+
+    A kept page may be `Limits.page_age` seconds behind in what no tag stands for: the server's
+    health, counts of downloads."""
+    if tags is not None:
+        expires = min(expires or math.inf, time.monotonic() + Limits.page_age)
     text = framed(request, title, body, crumbs, feed).encode("utf-8", "replace")
     etag = hashlib.sha256(text).hexdigest()[:32]
     headers = [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", _POLICY),
@@ -21014,6 +21021,7 @@ def get_index_page(request, index):
     show = request.query.get("show", "projects")
     view = {"settings": _settings_view, "inheritance": _inheritance_view}.get(
         show, _projects_view)
+    content, tags = view(request, index)
     body = joined((
         markup("<h1>{} {} {} {}</h1>", index.path,
                when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
@@ -21028,9 +21036,9 @@ def get_index_page(request, index):
              show == name)
             for name, title in (("projects", "Projects"), ("settings", "Settings"),
                                 ("inheritance", "Inheritance"))]),
-        view(request, index)))
+        content))
     return page_response(request, index.path, body, crumbs_to(index.path),
-                         feed=request.href(f"{index.path}/+feed.atom"))
+                         feed=request.href(f"{index.path}/+feed.atom"), tags=tags)
 
 
 def index_warnings(request, index):
@@ -21053,6 +21061,7 @@ def index_warnings(request, index):
 
 
 def _projects_view(request, index):
+    """(the projects of an index, the tags of what is shown; None: not to be kept)."""
     view = _mirror_view if request.app.projects.at(index).asks_upstream else _stage_view
     return view(request, index)
 
@@ -21068,12 +21077,15 @@ def _stage_view(request, index):
     def href(**query):
         return request.href(index.path, q=start, sort="-uploaded" if newest else "", **query)
 
+    tags = {names_tag(index.id), *(project_tag(index.id, line.name) for line in lines)}
+    if newest:
+        tags = None         # any other project may become the newest
     if not lines and not start and not after:
         return markup('<p class="lead">No projects yet.</p><p>Upload the first one:</p>{}{}',
                       copyable("twine upload --repository-url "
                                f"{request.base_url}/{quoted(index.path)}/ dist/*"),
                       copyable(f"devpi use {request.base_url}/{quoted(index.path)} && "
-                               "devpi upload"))
+                               "devpi upload")), tags
     return joined((
         search_box("q", "Projects whose names begin with", start, request.href(index.path)),
         markup('<p class="soft">Sorted by {} · {}</p>', *(
@@ -21082,7 +21094,7 @@ def _stage_view(request, index):
         table("Projects", ("Project", "Latest", "Uploaded", "Files", "Tests", "Docs", "Summary"),
               [_line_cells(request, index, line) for line in lines]) if lines
         else markup("<p>No project here begins with {}.</p>", start),
-        pager(href() if after else "", following and href(after=following))))
+        pager(href() if after else "", following and href(after=following)))), tags
 
 
 def _projects_by_name(db, index, start, after):
@@ -21156,7 +21168,7 @@ def _mirror_view(request, index):
                ("List fetched", moment(iso_time(names.fetched)) if total is not None else "")]),
         search_box("q", "Names that begin with", start, request.href(index.path)),
         markup("<h2>{}</h2>", text), listed,
-        pager(href() if after else "", following and href(after=following))))
+        pager(href() if after else "", following and href(after=following)))), None
 
 
 def _after(names, last):
@@ -21175,7 +21187,7 @@ def _settings_view(request, index):
         for key in ACL_KEYS if key in config])
     return joined((section("Permissions", acls), section("Settings", facts(plain)),
                    markup('<p class="soft">{} explains them.</p>',
-                          link(request.href("+help/indexes"), "The manual"))))
+                          link(request.href("+help/indexes"), "The manual")))), frozenset()
 
 
 def _setting(value):
@@ -21208,7 +21220,7 @@ def _inheritance_view(request, index):
         markup("<ol>{}</ol>", joined(markup("<li>{}</li>", line) for line in lines)),
         markup("<p>The first index that has a file name wins. A mirror is not asked for a "
                "project that a stage before it has, unless <code>mirror_whitelist</code> "
-               "names the project.</p>"))
+               "names the project.</p>")), frozenset()
 
 
 # -- feeds
@@ -21313,7 +21325,8 @@ def get_project_page(request, index, project):
         _project_links(request, index, page),
         _history(request, index, page, releases)))
     return page_response(request, f"{project} · {index.path}", body, crumbs_to(home),
-                         feed=request.href(f"{home}/+feed.atom"))
+                         feed=request.href(f"{home}/+feed.atom"), expires=page.expires,
+                         tags=None if page.stale else request.app.projects.tags(index, project))
 
 
 def _origin_of(page, releases, version):
@@ -21505,8 +21518,18 @@ def get_version_page(request, index, project, version):
                        _dependencies(request, index, shown))),
                joined((_readme(request, index, shown), _files_section(request, index, shown)))),
         _all_metadata(metadata)))
+    page = shown.page
     return page_response(request, f"{project} {shown.version} · {index.path}", body,
-                         crumbs_to(f"{home}/{shown.version}"))
+                         crumbs_to(f"{home}/{shown.version}"), expires=page.expires,
+                         tags=None if page.stale else _tags_of(request, index, shown))
+
+
+def _tags_of(request, index, shown):
+    """The tags of all projects that the page of a version depends on: its dependencies, too."""
+    names = [_REQUIREMENT_NAME.match(text) for text in _texts(shown.metadata, "requires_dist")]
+    projects = {shown.page.name, *(normalize(name[1]) for name in names if name)}
+    return frozenset().union(*(request.app.projects.tags(index, project)
+                               for project in list(projects)[:Limits.page_rows]))
 
 
 def _version_notes(request, index, shown):
@@ -21830,13 +21853,28 @@ def _tested(shown, filename):
 _STATE = {True: ("passed", "good"), False: ("failed", "bad"), None: ("unknown", "plain")}
 
 
-@route("GET", "/{user}/{index}/{project}/{version}/+toxresults/{name}[/]", for_="browser",
-       may="see")
-def get_results_page(request, index, project, version, name):
-    """All test results of a file."""
+@route("GET", "/{user}/{index}/{project}/{version}/+toxresults/{rest}", for_="browser", may="see")
+def get_results_page(request, index, project, version, rest):
+    """The test results of a file, or one of them; `rest`: the file's name, and the result's."""
     shown = shown_version(request, index, project, version)
+    name, _, result = rest.partition("/")
     file, results = _tested(shown, name)
     home = f"{index.path}/{project}/{shown.version}"
+    crumbs = [*crumbs_to(home), Crumb("test results", f"{home}/+toxresults/{name}")]
+    title = f"{project} {shown.version} · {index.path}"
+    if not result:
+        return page_response(request, f"Test results · {title}",
+                             _results_body(request, home, file, results), crumbs)
+    for each in results:
+        if each.filename == result:
+            crumbs.append(Crumb(each.filename.rpartition("-toxresult-")[2], request.path[1:]))
+            return page_response(request, f"Test result · {title}",
+                                 _result_body(request, shown, file, each), crumbs)
+    raise NotFound(f"{file.filename} has no test result {one_line(result, 200)}")
+
+
+def _results_body(request, home, file, results):
+    """All test results of a file."""
     rows = []
     for result in results[:Limits.page_rows]:
         run = test_run(request, result)
@@ -21849,15 +21887,11 @@ def get_results_page(request, index, project, version, name):
                 link(path, badge(*_STATE[state])), outcome.environment, outcome.python, run.host,
                 run.platform, _state_words("Setup", outcome.setup, "No setup performed"),
                 _state_words("Tests", outcome.test, "No test run"), moment(result.uploaded)))
-    body = joined((
+    return joined((
         markup("<h1>Test results of {}</h1>", file.filename),
         table("Test results", ("Result", "Environment", "Python", "Host", "Platform", "Setup",
                                "Tests", "When"), rows) if rows
-        else markup("<p>No test results.</p><p>{}</p>", copyable(
-            f"devpi test {project}=={shown.version}"))))
-    title = f"Test results · {project} {shown.version} · {index.path}"
-    return page_response(request, title, body, [
-        *crumbs_to(home), Crumb("test results", f"{home}/+toxresults/{name}")])
+        else markup("<p>No test results.</p><p>{}</p>", copyable("devpi test"))))
 
 
 def _state_words(part, state, none):
@@ -21865,28 +21899,17 @@ def _state_words(part, state, none):
     return {True: part, False: f"{part} failed", None: none}[state]
 
 
-@route("GET", "/{user}/{index}/{project}/{version}/+toxresults/{name}/{rest}", for_="browser",
-       may="see")
-def get_result_page(request, index, project, version, name, rest):
+def _result_body(request, shown, file, result):
     """One test result: each command, with its output; those that failed are open."""
-    shown = shown_version(request, index, project, version)
-    file, results = _tested(shown, name)
-    result = next((each for each in results if each.filename == rest), None)
-    if result is None:
-        raise NotFound(f"{file.filename} has no test result {one_line(rest, 200)}")
     run = test_run(request, result)
     raw = link(request.href(f"{shown.origin.path}/{result.path}"), "The result as JSON")
-    home = f"{index.path}/{project}/{shown.version}"
-    body = joined((
-        markup("<h1>Test result</h1><p class=\"lead\">{}</p>", file.filename),
+    return joined((
+        markup('<h1>Test result</h1><p class="lead">{}</p>', file.filename),
         facts([("Host", run.host), ("Platform", run.platform)] if run else []),
         facts([("When", moment(result.uploaded)),
                ("By", uploader(result.history) or "anonymous"), ("File", raw)]),
         joined(_outcome_section(outcome) for outcome in run.outcomes) if run
         else note("It is too large to be shown, or unreadable.", "warn")))
-    return page_response(request, f"Test result · {project} {shown.version} · {index.path}", body,
-                         [*crumbs_to(home), Crumb("test results", f"{home}/+toxresults/{name}"),
-                          Crumb(result.filename[-16:], f"{home}/+toxresults/{name}/{rest}")])
 
 
 def _outcome_section(outcome):
