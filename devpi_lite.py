@@ -28,32 +28,33 @@ tests/CONTRACT.md:
     13  Staging                  releases pushed to other indexes and to outside servers
     14  Outbox                   messages to outside servers: Jenkins jobs, webhooks
     15  Search                   the query language, the search index, the thread that updates it
+    16  Downloads                how often each file was sent, by day and month
     IV Speaking
-    16  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
-    17  HTML                     the pieces of web pages, and their frame
-    18  The front                connections, workers, the access log
-    19  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    20  Descriptions         Markdown and reStructuredText as safe HTML
-    21  For people               documentation and search
-    22  For installers           simple pages, project lists, files, PyPI's JSON
-    23  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
-    24  For operators            status, health, metrics, the audit log
+    17  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
+    18  HTML                     the pieces of web pages, and their frame
+    19  The front                connections, workers, the access log
+    20  Application, routes, audiences      the parts of a server; from a request to its endpoint
+    21  Descriptions         Markdown and reStructuredText as safe HTML
+    22  For people               documentation, search, downloads
+    23  For installers           simple pages, project lists, files, PyPI's JSON
+    24  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
+    25  For operators            status, health, metrics, the audit log
     V Pages
-    25  Pages of users and indexes      the front page, users, stages, mirrors, feeds
-    26  Pages of projects        projects, versions, READMEs, files, test results
-    27  Pages of the server     search, status
+    26  Pages of users and indexes      the front page, users, stages, mirrors, feeds
+    27  Pages of projects        projects, versions, READMEs, files, test results
+    28  Pages of the server     search, status
     VI Many servers
-    28  A primary                the changelog, snapshots and files for replicas; fencing
-    29  A replica's files        how they are fetched, from the primary or from a medium
-    30  A replica                follows the changelog, proves that it has the same rows
+    29  A primary                the changelog, snapshots and files for replicas; fencing
+    30  A replica's files        how they are fetched, from the primary or from a medium
+    31  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    31  The server directory     how it is made, locked and refused; helpers of its commands
-    32  Export                   devpi's dump, written
-    33  Import                   devpi's dump, read
-    34  Backups                  backups, which share their files; verification and restore
-    35  Checks                   fsck, gc and the command status
+    32  The server directory     how it is made, locked and refused; helpers of its commands
+    33  Export                   devpi's dump, written
+    34  Import                   devpi's dump, read
+    35  Backups                  backups, which share their files; verification and restore
+    36  Checks                   fsck, gc and the command status
     VIII
-    36  Commands                 the argument parser and `main`
+    37  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -1528,6 +1529,9 @@ class Limits:
     outbox_rest = 30                # seconds, if a target's last message is not recorded as sent
     webhooks = 20                   # URLs of one index
     dead_messages = 1000
+    counted_files = 20000           # files and days whose downloads are not written yet
+    counts_pause = 60               # seconds between two writings of these
+    counted_days = 30               # for which downloads are counted by day; then by month
     query = 256                     # characters
     query_terms = 16
     search_hits = 5000              # projects that one query examines
@@ -15306,7 +15310,328 @@ def _page_text(file, member):
 
 
 # ==================================================================================================
-# 16  HTTP messages
+# 16  Downloads
+#
+# How often each file was sent, and when last, in a database of its own: facts of this server, which
+# no changelog has and no replica copies. Sending a file costs one increment in memory; a thread
+# writes the counts. A crash loses those of the last minute.
+# ==================================================================================================
+
+
+DOWNLOADS_SCHEMA = """
+-- one row: a file of an index (user/index) that was sent, and the day (UTC) when it was last
+CREATE TABLE sent_files (
+    id INTEGER PRIMARY KEY, idx TEXT NOT NULL, project TEXT NOT NULL, filename TEXT NOT NULL,
+    version TEXT NOT NULL, last_used TEXT NOT NULL, UNIQUE (project, idx, filename));
+
+-- one row: how often it was sent, on a day (2026-11-29) or in a month (2026-11): old days are
+-- folded into their months
+CREATE TABLE downloads (
+    file_id INTEGER NOT NULL REFERENCES sent_files ON DELETE CASCADE,
+    period TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (file_id, period)) WITHOUT ROWID;
+CREATE INDEX downloads_by_period ON downloads (period);
+"""
+
+
+class SentFile(typing.NamedTuple):
+    """A distribution file, as its downloads are counted: by index, so that who may not read an
+    index does not see what is fetched from it."""
+    index: str          # user/index
+    project: str
+    filename: str
+    version: str
+
+
+class FileDownloads(typing.NamedTuple):
+    """How often a file was sent, and the day when it was last: `2026-11-29` (UTC)."""
+    filename: str
+    version: str
+    total: int
+    last_used: str
+
+
+def utc_day(seconds):
+    """The day of a POSIX time: `2026-11-29` (UTC)."""
+    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
+
+
+class Downloads(Part):
+    """Counts the downloads of distribution files.
+
+    A download is a GET that is answered with the whole file (200). Not counted: HEAD, 304, partial
+    responses (tools that look into an archive ask for ranges), metadata files, redirects to
+    upstream, what a replica fetches. Where the directory is on read-only media, nothing is
+    counted."""
+
+    def __init__(self, store, settings):
+        self.store, self.path = store, os.path.join(settings.serverdir, "downloads.db")
+        self.front_counts = {}      # {SentFile: number}, of the front, which needs no lock
+        self.counts = {}            # {(day, SentFile): number}: not written yet
+        self.lock = threading.Lock()
+        self.full = threading.Event()       # there are so many that they have to be written now
+        self.error = ""
+        self.db_lock = threading.Lock()
+        self.db = self._open()
+
+    def loops(self):
+        if not self.store.read_only:
+            yield "downloads", self.run
+
+    def complaints(self):
+        if self.error:
+            yield Complaint("warn", "downloads can't be counted, see the log")
+
+    def close(self):
+        self.take_from_front()
+        self.write()
+        with self.db_lock:
+            self.db.close()
+            self.db = None
+
+    # -- counting
+
+    def file_at(self, index, place):
+        """The `SentFile` to count when a file is sent; None if its downloads are not counted."""
+        if self.store.read_only or place.file.kind != "releasefile":
+            return None
+        return SentFile(index.path, place.project, place.file.filename, place.file.version)
+
+    def add(self, file):
+        """Count a file that a worker sent."""
+        with self.lock:
+            self._add(utc_day(time.time()), file, 1)
+
+    def add_ready(self, file):
+        """Count a file that the front sent out of its cache.
+
+        The front alone touches `front_counts`: no lock, 0.1 us."""
+        self.front_counts[file] = self.front_counts.get(file, 0) + 1
+
+    def take_from_front(self):
+        """Take over what `add_ready` has counted; only the front may call this, once a second."""
+        if not self.front_counts:
+            return
+        taken, self.front_counts = self.front_counts, {}
+        day = utc_day(time.time())
+        with self.lock:
+            for file, number in taken.items():
+                self._add(day, file, number)
+
+    def _add(self, day, file, number):
+        """Add to `counts`; what finds no room there is lost."""
+        key = day, file
+        if key not in self.counts:
+            if len(self.counts) >= Limits.counted_files:
+                return
+            if len(self.counts) >= Limits.counted_files // 2:
+                self.full.set()
+        self.counts[key] = self.counts.get(key, 0) + number
+
+    # -- keeping
+
+    def _open(self):
+        """The database, made anew if it is missing or damaged; a damaged one is put aside."""
+        if self.store.read_only:
+            return self._open_unchanging()
+        try:
+            return self._connect(self.path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):     # a full disk, a lock: not damaged
+                raise
+            log.error("the counts of downloads begin anew, the old ones are in %s.damaged: %s",
+                      self.path, error)
+        os.replace(self.path, self.path + ".damaged")
+        for ending in ("-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + ending)
+        return self._connect(self.path)
+
+    @staticmethod
+    def _connect(place):
+        db = sqlite3.connect(place, timeout=Limits.busy, isolation_level=None,
+                             check_same_thread=False)
+        try:
+            db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")       # a power cut takes the newest counts
+            if not db.execute("PRAGMA user_version").fetchone()[0]:
+                db.execute("BEGIN IMMEDIATE")
+                run_script(db, DOWNLOADS_SCHEMA)
+                db.execute("PRAGMA user_version = 1")
+                db.execute("COMMIT")
+        except sqlite3.Error:
+            db.close()
+            raise
+        return db
+
+    def _open_unchanging(self):
+        """The database on read-only media, or an empty one in memory."""
+        if os.path.exists(self.path):
+            try:
+                refuse_unfolded(self.path)
+                db = sqlite3.connect(read_only_uri(self.path, immutable=True), uri=True,
+                                     check_same_thread=False)
+                db.execute("SELECT 1 FROM downloads").fetchone()
+                return db
+            except (sqlite3.DatabaseError, FatalError) as error:
+                log.warning("the counts of downloads can't be read: %s", error)
+        return self._connect(":memory:")
+
+    def run(self):
+        """A loop for a thread: writes the counts."""
+        while not self.store.closed:
+            self.full.wait(Limits.counts_pause)
+            self.full.clear()
+            self.write()
+
+    def write(self):
+        """Write the counts so far; those that can't be written are kept for the next time."""
+        with self.lock:
+            counts, self.counts = self.counts, {}
+        if not counts:
+            return
+        try:
+            with self._transaction() as db:
+                _write_counts(db, counts)
+            self.error = ""
+        except (sqlite3.Error, Busy) as error:
+            self._fail("written", error)
+            with self.lock:
+                for (day, file), number in counts.items():
+                    self._add(day, file, number)
+            self.full.clear()       # no use in trying again at once
+
+    def tidy(self):
+        """Fold old days into months; forget files that no longer exist."""
+        if self.store.read_only:
+            return
+        oldest = utc_day(time.time() - 86400 * Limits.counted_days)
+        try:
+            with self._transaction() as db:
+                _fold_days(db, oldest)
+            for place in self._read("SELECT DISTINCT idx, project FROM sent_files"):
+                self._forget_deleted(*place)
+        except (sqlite3.Error, Busy) as error:
+            self._fail("tidied", error)
+
+    def _forget_deleted(self, index, project):
+        """Forget those counted files of a project of an index that no longer exist."""
+        user, _, name = index.partition("/")
+        with self.store.read() as db:
+            present = {row["filename"] for row in db.execute(
+                "SELECT filename FROM files JOIN projects ON projects.id = project_id "
+                "JOIN indexes ON indexes.id = projects.index_id "
+                "JOIN users ON users.id = indexes.user_id "
+                "WHERE users.name = ? AND indexes.name = ? AND projects.name = ?",
+                (user, name, project))}
+        gone = [(row_id,) for row_id, filename in self._read(
+            "SELECT id, filename FROM sent_files WHERE idx = ? AND project = ?", index, project)
+            if filename not in present]
+        if gone:
+            with self._transaction() as db:
+                db.executemany("DELETE FROM sent_files WHERE id = ?", gone)
+
+    @contextlib.contextmanager
+    def _transaction(self):
+        """The connection, in a transaction; Busy when the server ends."""
+        with self.db_lock:
+            if self.db is None:
+                raise Busy("the server ends", 5)
+            self.db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.db
+                self.db.execute("COMMIT")
+            finally:
+                if self.db.in_transaction:
+                    self.db.execute("ROLLBACK")
+
+    def _fail(self, what, error):
+        if self.error != reason_of(error):      # not once a minute
+            self.error = reason_of(error)
+            log.error("the counts of downloads can't be %s: %s", what, self.error)
+
+    # -- reading
+
+    def of_project(self, indexes, project):
+        """{version: number of downloads} of a project in some indexes, given as `user/index`; the
+        newest version first."""
+        found = collections.Counter()
+        for file in self.of_files(indexes, project):
+            found[file.version] += file.total
+        return {version: found[version] for version in sorted(found, key=version_key, reverse=True)}
+
+    def of_files(self, indexes, project):
+        """The `FileDownloads` of a project in some indexes, by filename.
+
+        Files that were never sent are missing. Counts of the last minute may be missing."""
+        return [FileDownloads(*row) for row in self._read(
+            "SELECT filename, max(version), sum(count), max(last_used) "
+            f"FROM sent_files JOIN downloads ON file_id = id WHERE {_OF_PROJECT} "
+            "GROUP BY filename ORDER BY filename", project, json.dumps(list(indexes)))]
+
+    def by_day(self, indexes, project, days=30):
+        """[(day, number of downloads), ...] up to today, also for days without any."""
+        now = time.time()
+        counts = dict.fromkeys((utc_day(now - 86400 * back) for back in reversed(range(days))), 0)
+        counts.update(self._read(
+            f"SELECT period, sum(count) FROM sent_files JOIN downloads ON file_id = id "
+            f"WHERE {_OF_PROJECT} AND length(period) = 10 AND period >= ? AND period <= ? "
+            "GROUP BY period", project, json.dumps(list(indexes)), min(counts), max(counts)))
+        return list(counts.items())
+
+    def by_month(self, indexes, project):
+        """[(month, number of downloads), ...], without months that have none."""
+        return self._read(
+            "SELECT substr(period, 1, 7) AS month, sum(count) "
+            f"FROM sent_files JOIN downloads ON file_id = id WHERE {_OF_PROJECT} "
+            "GROUP BY month ORDER BY month", project, json.dumps(list(indexes)))
+
+    def last_used(self, index, project):
+        """{filename: day of its last download} of a project in one index."""
+        return dict(self._read(
+            "SELECT filename, last_used FROM sent_files WHERE project = ? AND idx = ?",
+            project, index))
+
+    def _read(self, sql, *values):
+        """The rows of a query as tuples; none if the database can't be read: pages are shown
+        without counts then."""
+        with self.db_lock:
+            try:
+                return self.db.execute(sql, values).fetchall() if self.db else []
+            except sqlite3.Error as error:
+                self._fail("read", error)
+                return []
+
+
+_OF_PROJECT = "project = ? AND idx IN (SELECT value FROM json_each(?))"
+
+
+def _write_counts(db, counts):
+    """Add `{(day, SentFile): number}` to the rows."""
+    for (day, file), number in counts.items():
+        db.execute(
+            "INSERT INTO sent_files (idx, project, filename, version, last_used) "
+            "VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE "
+            "SET version = excluded.version, last_used = max(last_used, excluded.last_used)",
+            (*file, day))
+        db.execute(
+            "INSERT INTO downloads SELECT id, ?, ? FROM sent_files "
+            "WHERE project = ? AND idx = ? AND filename = ? "
+            "ON CONFLICT DO UPDATE SET count = count + excluded.count",
+            (day, number, file.project, file.index, file.filename))
+
+
+def _fold_days(db, oldest):
+    """Add the counts of days before `oldest` to those of their months."""
+    db.execute(
+        "INSERT INTO downloads SELECT file_id, substr(period, 1, 7), sum(count) FROM downloads "
+        "WHERE length(period) = 10 AND period < ? GROUP BY 1, 2 "
+        "ON CONFLICT DO UPDATE SET count = count + excluded.count", (oldest,))
+    db.execute("DELETE FROM downloads WHERE length(period) = 10 AND period < ?", (oldest,))
+
+
+# ==================================================================================================
+# 17  HTTP messages
 #
 # Requests and responses as bytes: heads and their framing, bodies, forms, content negotiation,
 # ranges, and the form of errors for each kind of client. What a client sends is checked here before
@@ -15775,6 +16100,7 @@ class Response:
     length: int | None = None
     tags: frozenset | None = None
     expires: float = 0
+    sends: SentFile | None = None       # to be counted when it is sent whole
 
     def content_length(self):
         """The size of the body in bytes; None if it is known only at the end."""
@@ -16131,6 +16457,12 @@ class Request:
             self.body.narrow(Limits.json_body)
             body = self.body.peeked = self.body.read_all(Limits.json_body)
         return self.app.replicas.check(self.method, self.target, self.headers, body)
+
+    @property
+    def is_of_replica(self):
+        """Whether a replica asks for itself."""
+        return self.header("authorization").startswith("Devpi-Replica ") \
+            and self.identity.is_replica
 
     def recheck_identity(self):
         """After half a second, forget the identity: its next use checks it again.
@@ -16504,7 +16836,7 @@ def _disposition(head):
 
 
 # ==================================================================================================
-# 17  HTML
+# 18  HTML
 #
 # The pieces that web pages are made of, and the frame around them. Values reach a page through
 # `markup`, which escapes all that is not `Html` already, and its templates are literals: no text
@@ -16889,7 +17221,7 @@ def problem_page(request, problem, more=""):
 
 
 # ==================================================================================================
-# 18  The front
+# 19  The front
 #
 # Connections and their workers. The main thread runs one loop over all connections that are between
 # requests: it gathers a head, sends a ready response, or else hands the connection to a worker. An
@@ -17077,6 +17409,7 @@ class ReadyResponse(typing.NamedTuple):
     status: int
     user: str | None
     address: str
+    sends: SentFile | None      # to be counted
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -17183,9 +17516,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
                                                             request.errors), persistent)
 
         if request is not None:
+            is_download = request.method == "GET" and response.status == 200
+            sends = response.sends if is_download else None
+            if sends is not None:
+                app.downloads.add(sends)
             ready = ReadyResponse(head, b"" if silent else response.body,
                                   f"{request.method} {visible(request.target)}", response.status,
-                                  request.known_user, request.address)
+                                  request.known_user, request.address, sends)
             app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user,
                                ready.address)
             if response.tags is not None and persistent and response.parts is None \
@@ -17375,6 +17712,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if now - swept > 1:
                 swept = now
                 self._sweep(now)
+                self.app.downloads.take_from_front()
         self._wind_down()
 
     def stop(self):
@@ -17474,7 +17812,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _send_ready(self, connection, ready, now):
         """Send a ready response; the rest, if any, becomes `pending`."""
         app = self.app
-        head, body, what, status, user, address = ready
+        head, body, what, status, user, address, sends = ready
         if address == connection.address or not connection.trusted:
             address = connection.address
         head += app.variable_headers(app.store.serial)
@@ -17498,6 +17836,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self._count_memory(connection, now)
 
         app.access_log.add_ready(what, status, now, len(body), user, address)
+        if sends is not None:
+            app.downloads.add_ready(sends)
 
     def _count_memory(self, connection, now):
         """Count the memory of a pending response.
@@ -17710,7 +18050,7 @@ def connection_limit(wanted):
 
 
 # ==================================================================================================
-# 19  Application, routes, audiences
+# 20  Application, routes, audiences
 #
 # The parts of a running server, and the way from a request to its endpoint. A route names its
 # audience and its permission; the dispatcher finds index and project, checks the permission, and
@@ -18420,6 +18760,7 @@ class App(Part):
         self.staging = Staging(store, self.blobs, self.projects, settings)
         self.outbox = Outbox(store, self.client, settings)
         self.search = SearchIndex(store, self.indexes, self.releases, self.blobs, settings)
+        self.downloads = Downloads(store, settings)
 
         self.pages = store.freshness.cache(Limits.page_cache)
         self.turns = Turns()
@@ -18746,7 +19087,7 @@ def near_projects(request, name, indexes, count=3):
 
 
 # ==================================================================================================
-# 20  Descriptions
+# 21  Descriptions
 #
 # The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
 # reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
@@ -18966,9 +19307,9 @@ def _text_of(node):
 
 
 # ==================================================================================================
-# 21  For people
+# 22  For people
 #
-# Documentation and search.
+# Documentation, search, downloads.
 # ==================================================================================================
 
 
@@ -19283,8 +19624,34 @@ def _xmlrpc_hits(request, index, fields, operator):
     return sorted(hits.values(), key=lambda hit: (-hit["_pypi_ordering"], hit["name"]))
 
 
+# -- downloads
+
+
+@route("GET", "/{user}/{index}/{project}/+downloads", for_="json", may="read")
+def get_downloads(request, index, project):
+    """How often the files of a project were downloaded here, from an index and those of its bases
+    that the caller may read: in all, by day and month (UTC), by version and file.
+
+    Files that were never downloaded are not listed; the last minute may be missing."""
+    app = request.app
+    hidden = hidden_members(request, index)
+    members = [member for member in app.indexes.order(index) if member not in hidden]
+    paths = [member.path for member in members]
+
+    files = app.downloads.of_files(paths, project)
+    if not files and not any(app.projects.at(member).has(project) for member in members):
+        refuse_unknown(request, index, project, hidden)
+    return result_response("downloads", {
+        "total": sum(file.total for file in files),
+        "by_day": app.downloads.by_day(paths, project, Limits.counted_days),
+        "by_month": app.downloads.by_month(paths, project),
+        "by_version": app.downloads.of_project(paths, project),
+        "by_file": {file.filename: file.total for file in files},
+        "last_used": {file.filename: file.last_used for file in files}})
+
+
 # ==================================================================================================
-# 22  For installers
+# 23  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -19511,16 +19878,20 @@ def get_file(request, index, file):
         if content.url:
             return redirect(content.url)
         type_ = content_type(file.filename)
+        sends = None if request.is_of_replica else app.downloads.file_at(index, place)
         if content.sha256:
             tags = frozenset((project_tag(index.id, place.project),))
-            return blob_response(request, index, content, type_, tags)
+            response = blob_response(request, index, content, type_, tags)
+            response.sends = sends
+            return response
 
     headers = [("Content-Type", type_), NOSNIFF]
     if request.method != "HEAD":
         headers.append(("X-Accel-Buffering", "no"))
     if content.last_modified:
         headers.append(("Last-Modified", content.last_modified))
-    return Response(200, headers, stream=_with_json_problems(content.pieces), length=content.size)
+    return Response(200, headers, stream=_with_json_problems(content.pieces), length=content.size,
+                    sends=sends)
 
 
 def _with_json_problems(pieces):
@@ -19824,7 +20195,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 23  For devpi clients
+# 24  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -20615,7 +20986,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 24  For operators
+# 25  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -20763,7 +21134,7 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 25  Pages of users and indexes
+# 26  Pages of users and indexes
 #
 # What a browser gets at `/`, `/alice` and `/alice/dev`. A page reads no more rows than it shows:
 # long lists are in pages of 100, each of which begins after the last name of the one before. An
@@ -21260,7 +21631,7 @@ def _feed_response(request, index, path, uploads):
 
 
 # ==================================================================================================
-# 26  Pages of projects
+# 27  Pages of projects
 #
 # What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
 # the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
@@ -21933,7 +22304,7 @@ def _output(text):
 
 
 # ==================================================================================================
-# 27  Pages of the server
+# 28  Pages of the server
 #
 # What a browser gets at `/+search` and `/+status`, and the descriptions by which browsers use the
 # search. Only indexes that the reader may read are named or counted.
@@ -22145,7 +22516,7 @@ def get_opensearch(request):
 
 
 # ==================================================================================================
-# 28  A primary
+# 29  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -22928,7 +23299,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 29  A replica's files
+# 30  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -23903,7 +24274,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 30  A replica
+# 31  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -24571,7 +24942,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 31  The server directory
+# 32  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -24584,7 +24955,8 @@ PYPI = {"type": "mirror", "volatile": False, "title": "PyPI",
 # all that a server directory may hold
 OWN_NAMES = {"devpi_lite.db", "devpi_lite.db-wal", "devpi_lite.db-shm",
              "files", "tmp", "cache", "trash", ".secret", ".lock", ".commits", "root-password",
-             "search.db", "search.db-wal", "search.db-shm", "lost+found"}
+             "search.db", "search.db-wal", "search.db-shm",
+             "downloads.db", "downloads.db-wal", "downloads.db-shm", "lost+found"}
 
 
 def is_read_only(path):
@@ -25025,7 +25397,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 32  Export
+# 33  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -25745,7 +26117,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 33  Import
+# 34  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -27481,7 +27853,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 34  Backups
+# 35  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -27491,7 +27863,8 @@ def _put_root(change, hashes):
 _MARK = "devpi_lite-backup.txt"     # in every directory with backups; tells a stranger what it is
 _MANIFEST = "manifest.json"
 _FORMAT = 1
-_OWN_FILES = ("devpi_lite.db", ".secret", "root-password")      # of a server directory and a backup
+# of a server directory and a backup: databases, and files that are copied as they are
+_DATABASES, _PLAIN_FILES = ("devpi_lite.db", "downloads.db"), (".secret", "root-password")
 _BACKUP_NAME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}-[0-9]{2}-[0-9]{2}Z")
 _NOW_USED = "another backup, verification or restore works"
 
@@ -27546,7 +27919,7 @@ class Manifest(typing.NamedTuple):
         texts = (self.program, self.time, self.hash, self.epoch, self.uuid, *self.missing)
         numbers = [self.serial, self.schema, self.blobs, self.bytes, self.missing_cached]
         for name, (sha256, size) in self.files.items():
-            if name not in _OWN_FILES:
+            if name not in _DATABASES + _PLAIN_FILES:
                 raise ValueError(f"{name} is no file of a backup")
             texts, numbers = (*texts, sha256), [*numbers, size]
         if not all(isinstance(text, str) for text in texts) \
@@ -27823,8 +28196,10 @@ def back_up(serverdir, backups, link):
             serial, chain = Store.head(db)
             schema = db.execute("PRAGMA user_version").fetchone()[0]
 
-        files = {"devpi_lite.db": hash_file(backup.path("devpi_lite.db"))}
-        for name in _OWN_FILES[1:]:
+        _copy_counts(serverdir, backup.path("downloads.db"))
+        files = {name: hash_file(backup.path(name)) for name in _DATABASES
+                 if os.path.exists(backup.path(name))}
+        for name in _PLAIN_FILES:
             with contextlib.suppress(FileNotFoundError):
                 with open_plain(os.path.join(serverdir, name)) as file:
                     files[name] = copy_checked(file, backup.path(name))
@@ -27846,16 +28221,40 @@ def back_up(serverdir, backups, link):
 
 def copy_database(serverdir, target):
     """Copy a database as it is at one moment, while others write to it, into a single file."""
-    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-    with contextlib.closing(open_rows(serverdir, may_be_older=True)) as source, \
-            contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy_:
-        copy_.execute("PRAGMA synchronous = OFF")       # it is synced with all the rest
-        copy_.execute("PRAGMA journal_mode = OFF")
+    with contextlib.closing(open_rows(serverdir, may_be_older=True)) as source:
         source.execute("BEGIN")
         source.execute("SELECT count(*) FROM node").fetchone()      # the moment
+        _copy_rows(source, target)
+        source.execute("COMMIT")
+
+
+def _copy_counts(serverdir, target):
+    """Copy the database of downloads, if there is one that can be read; a backup without it is
+    better than none."""
+    path = os.path.join(serverdir, "downloads.db")
+    if not os.path.exists(path):
+        return
+    is_fixed = is_unchanging(serverdir) and not os.path.exists(path + "-wal")
+    try:
+        with contextlib.closing(sqlite3.connect(
+                read_only_uri(path, immutable=is_fixed), timeout=Limits.busy, uri=True)) as source:
+            if source.execute("PRAGMA quick_check(1)").fetchone()[0] != "ok":
+                raise sqlite3.DatabaseError("it is damaged")
+            _copy_rows(source, target)
+    except sqlite3.DatabaseError as error:
+        print(f"without the counts of downloads, {path} can't be read: {error}", file=sys.stderr)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+
+
+def _copy_rows(source, target):
+    """Copy what a connection reads into a new database."""
+    os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy_:
+        copy_.execute("PRAGMA synchronous = OFF")       # it is synced with all the rest
+        copy_.execute("PRAGMA journal_mode = OFF")
         # in pieces, because Ctrl-C counts between them
         source.backup(copy_, pages=4096, progress=lambda *_: None)
-        source.execute("COMMIT")
         copy_.execute("PRAGMA journal_mode = DELETE")
 
 
@@ -28330,7 +28729,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 35  Checks
+# 36  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -30271,7 +30670,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 36  Commands
+# 37  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

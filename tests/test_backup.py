@@ -145,8 +145,10 @@ def test_a_restored_server_has_another_epoch_and_the_same_name_and_log(source, m
 
 def test_a_backup_holds_one_closed_database_that_only_its_owner_can_read(source, made):
     (generation,) = generations(made)
-    assert sorted(path.name for path in generation.iterdir()) == [".secret", "devpi_lite.db", "manifest.json"]
-    assert (generation / "devpi_lite.db").read_bytes()[18:20] == b"\1\1"     # no write-ahead log
+    assert sorted(path.name for path in generation.iterdir()) == [
+        ".secret", "devpi_lite.db", "downloads.db", "manifest.json"]
+    for database in generation.glob("*.db"):
+        assert database.read_bytes()[18:20] == b"\1\1"      # no write-ahead log
     assert (generation / ".secret").read_bytes() == (source.directory / ".secret").read_bytes()
     modes = {path.lstat().st_mode for path in [made, *made.rglob("*")]}
     assert os.name == "nt" or {mode & 0o7777 for mode in modes} == {0o600, 0o700}
