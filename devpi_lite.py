@@ -1541,6 +1541,9 @@ class Limits:
     indexed_page = 1 << 20          # bytes of a page that are read
     indexed_pages = 2000            # of one documentation zip
     found_names = 10000             # of one mirror
+    counting = 0.2                  # seconds for which a page counts the files of indexes
+    counted = 100_000               # files of one index, or documents of the search
+    count_age = 300                 # seconds for which such a count is shown
     near_names = 2000               # of stages, among which the ones like a mistyped one are
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
@@ -11314,6 +11317,8 @@ class Upstreams(Part):
         # (_source(index), is the project list) -> as in `failed`: upstream did not respond
         self.silent = {}
         self.failures = collections.Counter()   # index id -> number of failed fetches and downloads
+        # index id -> (time.time(), message) of the last fetch, if it failed
+        self.troubles = {}
         self.lock = threading.Lock()
 
     def gauges(self):
@@ -11417,9 +11422,11 @@ class Upstreams(Part):
                 function()
             except UpstreamTrouble as error:
                 self.failures[index.id] += 1
+                self.troubles[index.id] = time.time(), error.message
                 if what in ("page", "names"):
                     self._remember_failure(index, name if what == "page" else None, error)
                 raise
+            self.troubles.pop(index.id, None)
             if what == "page":
                 self.failed.pop(_source(index), name)
                 with self.lock:
@@ -14697,6 +14704,13 @@ class SearchIndex(Part):
         with self.store.read() as db:
             return search_backlog(db)
 
+    def size(self, most):
+        """(number of documents, number of projects in the queue), each counted up to `most`."""
+        with self.read() as db:
+            documents, = db.execute("SELECT count(*) FROM (SELECT 1 FROM sdoc LIMIT ?)",
+                                    (most,)).fetchone()
+        return documents, min(most, self._backlog()[0])
+
     @staticmethod
     def _has_fts5():
         with contextlib.closing(sqlite3.connect(":memory:")) as db:
@@ -17141,10 +17155,11 @@ def crumbs_to(path):
     return [Crumb(part, "/".join(parts[:number])) for number, part in enumerate(parts, 1)]
 
 
-def framed(request, title, body, crumbs=(), feed=""):
+def framed(request, title, body, crumbs=(), feed="", refresh=0):
     """A whole page, as text: the body in the frame that all pages have.
 
-    `crumbs`: the way to the page; `feed`: the path of its Atom feed."""
+    `crumbs`: the way to the page; `feed`: the path of its Atom feed; `refresh`: seconds after which
+    browsers load it again."""
     href = request.href
     level, sentences, _ = request.app.health()
     word, kind = _LEVELS[level]
@@ -17158,7 +17173,8 @@ def framed(request, title, body, crumbs=(), feed=""):
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<title>{title}</title><link rel="icon" href="{icon}">'
         '<link rel="search" type="application/opensearchdescription+xml" '
-        'title="devpi_lite" href="{opensearch}">{feed}<style>{style}</style></head>\n<body>'
+        'title="devpi_lite" href="{opensearch}">{feed}{refresh}<style>{style}</style></head>\n'
+        '<body>'
         '<a class="skip" href="#main">Skip to content</a>\n'
         '<header><a class="home" href="{home}">devpi_lite</a>'
         '<form role="search" action="{search}"><label class="unseen" for="q">Search</label>'
@@ -17177,6 +17193,7 @@ def framed(request, title, body, crumbs=(), feed=""):
         title=f"{title} · devpi_lite" if title else "devpi_lite", icon=Html(_ICON),
         opensearch=href("+opensearch.xml"),
         feed=when(feed, '<link rel="alternate" type="application/atom+xml" href="{}">', feed),
+        refresh=when(refresh, '<meta http-equiv="refresh" content="{}">', refresh),
         style=STYLE, home=href(""), search=href("+search"),
         query=request.query.get("query", "") if request.path == "/+search" else "",
         kind=kind, status=href("+status"), word=word, account="", way=way, banner=banner,
@@ -17185,14 +17202,15 @@ def framed(request, title, body, crumbs=(), feed=""):
                        link(href("+status"), "Status"), link(href("+api"), "API"))))
 
 
-def page_response(request, title, body, crumbs=(), *, feed="", status=200, tags=None, expires=0):
+def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, status=200, tags=None,
+                  expires=0):
     """A web page: see `framed`; `tags` and `expires` as those of a `Response`.
 
     A kept page may be `Limits.page_age` seconds behind in what no tag stands for: the server's
     health, counts of downloads."""
     if tags is not None:
         expires = min(expires or math.inf, time.monotonic() + Limits.page_age)
-    text = framed(request, title, body, crumbs, feed).encode("utf-8", "replace")
+    text = framed(request, title, body, crumbs, feed, refresh).encode("utf-8", "replace")
     etag = hashlib.sha256(text).hexdigest()[:32]
     headers = [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", _POLICY),
                ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
@@ -20994,7 +21012,12 @@ def _take_urlencoded(request, index):
 
 @route("GET", "/+status", for_="json", may="anybody", about_itself=True)
 def get_status(request):
-    """devpi: the server's status [W23.1]. Only root sees paths and webhook targets."""
+    """devpi: the server's status [W23.1]."""
+    return result_response("status", status_facts(request))
+
+
+def status_facts(request):
+    """What `+status` says of the server. Only root sees paths and webhook targets."""
     app = request.app
     is_root = request.identity.user == "root"
     with app.store.read() as db:
@@ -21006,7 +21029,7 @@ def get_status(request):
     if is_root:
         messages += details
 
-    return result_response("status", {
+    return {
         "serverdir": app.settings.serverdir if is_root else None, "uuid": app.store.node["uuid"],
         "versioninfo": {"devpi-server": PROTOCOL_VERSION, "devpi-lite": __version__,
                         "python": "%d.%d.%d" % sys.version_info[:3]},
@@ -21023,7 +21046,7 @@ def get_status(request):
         "upstream-removed": sum(list(app.mirrors.pages.removed.values())),
         "trash": {"files": app.blobs.trashed[0], "bytes": app.blobs.trashed[1],
                   "days": Limits.trash // 86400},
-        "outbox": app.outbox.summary(by_target=is_root)})
+        "outbox": app.outbox.summary(by_target=is_root)}
 
 
 @route("GET", "/+health/live", for_="program", may="anybody", about_itself=True)
@@ -22513,6 +22536,167 @@ def get_opensearch(request):
         request.url("+suggest"))
     return Response(200, [("Content-Type", "application/opensearchdescription+xml"), *PERSONAL],
                     text.encode())
+
+
+# -- status
+
+
+@part
+class FileCounts(Part):
+    """How many files the indexes have: counted for a page that shows it, then known for a while."""
+
+    def __init__(self, app):
+        self.store, self.known = app.store, {}
+
+    def of(self, indexes):
+        """{index id: FileCount}, without those for which the time of one page did not suffice."""
+        now = time.monotonic()
+        with self.store.read() as db:
+            for index in indexes:
+                if index.id not in self.known \
+                        or self.known[index.id].counted < now - Limits.count_age:
+                    self.known[index.id] = FileCount(now, *db.execute(
+                        "SELECT count(*), count(sha256), "
+                        "coalesce(sum(CASE WHEN sha256 IS NOT NULL THEN size END), 0) "
+                        "FROM (SELECT sha256, size FROM files WHERE index_id = ? LIMIT ?)",
+                        (index.id, Limits.counted)).fetchone())
+                if time.monotonic() > now + Limits.counting:
+                    break
+        return {index.id: self.known[index.id] for index in indexes if index.id in self.known}
+
+    def tidy(self):
+        self.known = {}
+
+
+class FileCount(typing.NamedTuple):
+    """How many files an index has, as far as they were counted."""
+    counted: float      # time.monotonic()
+    rows: int           # those that were looked at
+    files: int          # of these, those that are here
+    size: int
+
+    @property
+    def texts(self):
+        """(number of files, their size) for people."""
+        more = "" if self.rows < Limits.counted else "more than "
+        return more + grouped(self.files), more + size_text(self.size) if self.files else ""
+
+
+@route("GET", "/+status", for_="browser", may="anybody", about_itself=True)
+def get_status_page(request):
+    """The server's status; with `refresh`, browsers load it again after that many seconds."""
+    status, after = status_facts(request), request.query.get("after", "")
+    indexes = sorted((index for index in readable_indexes(request) if index.path > after),
+                     key=lambda index: index.path)
+    following = indexes[Limits.page_rows - 1].path if len(indexes) > Limits.page_rows else None
+    indexes = indexes[:Limits.page_rows]
+
+    asked = request.query.get("refresh", "")
+    refresh = int(asked) if re.fullmatch("[0-9]{1,4}", asked) else 0
+    body = joined((
+        markup("<h1>Server status</h1>"),
+        _health_notes(status),
+        section("Server", _server_facts(request, status)),
+        _replica_section(status),
+        section("Indexes", _size_table(request, indexes),
+                pager(request.href("+status") if after else "",
+                      following and request.href("+status", after=following)))
+        if indexes else "",
+        _mirror_section(request, indexes),
+        markup('<p class="soft">{}</p>', link(*(
+            (request.href("+status"), "Stop loading this page again") if refresh else
+            (request.href("+status", refresh=10), "Load this page again every 10 seconds"))))))
+    return page_response(request, "Status", body, refresh=max(2, refresh) if refresh else 0)
+
+
+def _health_notes(status):
+    if status["status"] == "ok":
+        return note("All is well.", "good")
+    kind = {"warn": "warn"}.get(status["status"], "bad")
+    return joined(note(sentence, kind) for sentence in status["messages"])
+
+
+def _server_facts(request, status):
+    app, gauges = request.app, {name: value for name, _, value in status["metrics"]}
+    role = {"REPLICA": "replica"}.get(status["role"],
+                                      "standalone" if app.replicas is None else "primary")
+    modes = (("offline: no upstream is asked", status["offline-mode"]),
+             ("read-only", status["read-only"]))
+    trash, documents, queue = status["trash"], *app.search.size(Limits.counted)
+    return facts((
+        ("Version", f"devpi_lite {__version__}, Python {status['versioninfo']['python']}"),
+        ("Up since", moment(iso_time(app.started))),
+        ("Address", status["outside-url"] or request.base_url), ("UUID", status["uuid"]),
+        ("Role", role), ("Mode", ", ".join(text for text, is_on in modes if is_on)),
+        ("Last change", joined((moment(iso_time(status["last-commit-timestamp"])),
+                                f", serial {status['serial']:,}"))),
+        ("Database", size_text(gauges["devpi_lite_database_bytes"])),
+        ("Free on the disk", size_text(gauges["devpi_lite_disk_free_bytes"])),
+        ("Search index", f"{_up_to(documents)} documents, {_up_to(queue)} projects in the queue"
+         + (f"; {app.search.error}" if app.search.error else "")),
+        ("Trash", f"{number_of(trash['files'], 'file')}, {size_text(trash['bytes'])}, "
+                  f"kept for {trash['days']} days" if trash["files"] else ""),
+        ("Messages to outside servers", items(
+            f"{entry['kind']}: {entry['waiting']:,} waiting, {entry['dead']:,} given up"
+            + (f" ({entry['target']})" if entry["target"] else "")
+            for entry in status["outbox"]) if status["outbox"] else "")))
+
+
+def _up_to(number):
+    """A number that was counted up to `Limits.counted`."""
+    return grouped(number) + ("" if number < Limits.counted else " or more")
+
+
+def _replica_section(status):
+    """What a replica says of its primary, and a primary of its replicas."""
+    if status["role"] == "REPLICA":
+        return section("Primary", facts((
+            ("URL", status["primary-url"]), ("UUID", status["primary-uuid"]),
+            ("Its serial", status["primary-serial"] and grouped(status["primary-serial"])),
+            ("State", status["replication-state"]), ("Trouble", status["replication-trouble"]),
+            *((text, status[key] and moment(iso_time(status[key]))) for text, key in (
+                ("Heard of it", "update-from-primary-at"),
+                ("Rows in sync", "replica-metadata-in-sync-at"),
+                ("Files in sync", "replica-files-in-sync-at"))))))
+    replicas = status["polling_replicas"]
+    return section("Replicas", table(
+        "Replicas", ("Address", "URL", "Serial", "Missing files", "Last request"),
+        [(each["remote-ip"], each["outside-url"], grouped(each["serial"]),
+          each["missing-files"], moment(iso_time(each["last-request"])))
+         for each in replicas.values()])) if replicas else ""
+
+
+def _size_table(request, indexes):
+    counts = request.app.part(FileCounts).of(indexes)
+    return table("Indexes", ("Index", "Files", "Size"), [
+        (link(request.href(index.path), index.path),
+         *(counts[index.id].texts if index.id in counts else ("not counted yet", "")))
+        for index in indexes])
+
+
+def _mirror_section(request, indexes):
+    rows = []
+    for index in indexes:
+        member = request.app.projects.at(index)
+        if member.asks_upstream:
+            names = member.names_at_hand()
+            known = isinstance(names, MirrorNames)
+            rows.append((link(request.href(index.path), index.path),
+                         public_url(index.mirror_url or ""), grouped(names.count) if known else "",
+                         moment(iso_time(names.fetched)) if known else "",
+                         _mirror_trouble(request.app.mirrors.upstreams, index)))
+    return section("Mirrors", table(
+        "Mirrors", ("Mirror", "Upstream", "Names", "List fetched", "State"), rows)) if rows else ""
+
+
+def _mirror_trouble(upstreams, index):
+    """Why a mirror does not get what it asks for; else that it does, as far as is known."""
+    if upstreams.is_cut_off(index):
+        return badge("not asked", "warn")
+    if index.id not in upstreams.troubles:
+        return badge("ok", "good")
+    at, message = upstreams.troubles[index.id]
+    return joined((badge("trouble", "bad"), moment(iso_time(at)), message), " ")
 
 
 # ==================================================================================================

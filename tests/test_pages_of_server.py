@@ -8,7 +8,7 @@ import xml.etree.ElementTree
 import pytest
 
 from harness import Upstream, documentation, eventually, upload_docs, wheel
-from pages import view
+from webpages import page as view
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y> &amp; {0} %s"
 
@@ -51,7 +51,7 @@ def search_page(site, query, user=None, **more):
 
 def hits(page):
     """The headings of the hits."""
-    return [text for _, text in page.of("h2") if text not in ("Keys", "Names in mirrors")]
+    return [text for _, text in page.with_text("h2") if text not in ("Keys", "Names in mirrors")]
 
 
 # -- search
@@ -61,13 +61,13 @@ def test_a_search_shows_projects_with_their_index_summary_and_documentation(site
     page = search_page(site, "lantern")
     assert hits(page) == ["lantern 1.0", "lamp 1.0"]
     assert page.title == "lantern · Search · devpi_lite"
-    assert "2 projects, 3 names in mirrors" in page.text
-    assert page.links()["lantern 1.0"] == "/ann/dev/lantern/1.0"
-    assert "Light in the dark" in page.text
-    assert re.search("Chapter [0-4] How a lantern burns", page.text)
-    assert ({}, "lantern") in page.of("mark")
-    assert len([text for text in page.links() if text.startswith("Chapter")]) == 3
-    chapter = next(href for text, href in page.links().items() if text.startswith("Chapter"))
+    assert "2 projects, 3 names in mirrors" in page.main
+    assert page.hrefs["lantern 1.0"] == "/ann/dev/lantern/1.0"
+    assert "Light in the dark" in page.main
+    assert re.search("Chapter [0-4] How a lantern burns", page.main)
+    assert ({}, "lantern") in page.with_text("mark")
+    assert len([text for text in page.hrefs if text.startswith("Chapter")]) == 3
+    chapter = next(href for text, href in page.hrefs.items() if text.startswith("Chapter"))
     assert re.fullmatch("/ann/dev/lantern/1.0/[+]d/page[0-4].html", chapter)
 
 
@@ -83,45 +83,45 @@ def test_the_json_of_a_search_is_as_it_was(site):
 
 
 def test_further_pages_of_the_documentation_are_a_search_of_their_own(site):
-    [(attributes, _)] = [pair for pair in search_page(site, "lantern").of("a") if pair[1] == "2 more pages"]
+    [(attributes, _)] = [pair for pair in search_page(site, "lantern").with_text("a") if pair[1] == "2 more pages"]
     page = view(site, attributes["href"])
     assert hits(page) == ["lantern 1.0"]
-    assert sorted(text for text in page.links() if text.startswith("Chapter")) == [
+    assert sorted(text for text in page.hrefs if text.startswith("Chapter")) == [
         "Chapter %d" % number for number in range(5)]
 
 
 def test_each_index_with_hits_is_a_link_that_looks_there_alone(site):
-    links = search_page(site, "lantern").links()
+    links = search_page(site, "lantern").hrefs
     assert links["ann/mirror (3)"] == "/+search?query=index%3Aann%2Fmirror+lantern"
     page = view(site, links["ann/mirror (3)"])
-    assert hits(page) == [] and "magic-lantern" in page.links()
-    assert page.links()["all readable"] == "/+search?query=lantern"
-    assert "lantern-fish" not in view(site, links["ann/dev (2)"]).links()
+    assert hits(page) == [] and "magic-lantern" in page.hrefs
+    assert page.hrefs["all readable"] == "/+search?query=lantern"
+    assert "lantern-fish" not in view(site, links["ann/dev (2)"]).hrefs
 
 
 def test_hits_are_sorted_as_the_link_says(site):
-    page = view(site, search_page(site, "lantern").links()["name"])
+    page = view(site, search_page(site, "lantern").hrefs["name"])
     assert hits(page) == ["lamp 1.0", "lantern 1.0"]
-    assert ("name" not in page.links()) and page.links()["relevance"] == "/+search?query=lantern"
+    assert ("name" not in page.hrefs) and page.hrefs["relevance"] == "/+search?query=lantern"
 
 
 def test_a_reader_finds_no_trace_of_what_only_others_may_read(site):
     for query in ("lantern", "secretword", "lantern-secrets", "index:ann/closed lantern", "hidden"):
         page = search_page(site, query)
         assert "lantern-secret 1.0" not in page.reply.text
-        assert "ann/closed (" not in page.text and "A hidden" not in page.text
-        assert not any("lantern-secret" in href and "query=" not in href for href in page.links().values())
+        assert "ann/closed (" not in page.main and "A hidden" not in page.main
+        assert not any("lantern-secret" in href and "query=" not in href for href in page.hrefs.values())
     assert hits(search_page(site, "secretword", user="ann")) == ["lantern-secret 1.0"]
-    assert "lantern-secret" in search_page(site, "lantern-secrets", user="ann").links()
-    assert "lantern-secret" not in search_page(site, "lantern-secrets").links()
+    assert "lantern-secret" in search_page(site, "lantern-secrets", user="ann").hrefs
+    assert "lantern-secret" not in search_page(site, "lantern-secrets").hrefs
 
 
 def test_nothing_found_says_what_else_there_is(site):
     page = search_page(site, "index:ann/dev lanternn-")
-    assert "Nothing found." in page.text
-    assert page.links()["lantern"] == "/+search?query=lantern"
-    assert page.links()["Search all indexes"] == "/+search?query=lanternn-"
-    assert page.links()["The query syntax"] == "/+searchhelp"
+    assert "Nothing found." in page.main
+    assert page.hrefs["lantern"] == "/+search?query=lantern"
+    assert page.hrefs["Search all indexes"] == "/+search?query=lanternn-"
+    assert page.hrefs["The query syntax"] == "/+searchhelp"
 
 
 @pytest.mark.parametrize("query", [
@@ -130,14 +130,14 @@ def test_nothing_found_says_what_else_there_is(site):
 def test_no_query_and_no_text_that_is_found_becomes_markup(site, query):
     page = search_page(site, query)
     assert len(page.of("script")) == 1 and page.of("img") == page.of("b", onclick="x") == []
-    assert page.of("input", id="q")[0][0]["value"] == query.replace("\x01", " ").replace("\x02", " ")
+    assert page.of("input", id="q")[0]["value"] == query.replace("\x01", " ").replace("\x02", " ")
 
 
 def test_a_hostile_title_is_shown_as_it_is_written(site):
     page = search_page(site, "hostile")
-    assert page.links()["<b onclick=x>"] == "/ann/dev/evil/1.0/+d/index.html"
-    assert "hostile <script>words</script>" in page.text
-    assert HOSTILE in page.text
+    assert page.hrefs["<b onclick=x>"] == "/ann/dev/evil/1.0/+d/index.html"
+    assert "hostile <script>words</script>" in page.main
+    assert HOSTILE in page.main
 
 
 @pytest.mark.parametrize("page", ["0", "-1", "x", "99999", "1e3", ""])
@@ -147,7 +147,7 @@ def test_a_page_number_of_any_kind_leads_to_a_page(site, page):
 
 def test_an_empty_search_explains_itself(site):
     for query in ("", "  ", "()"):
-        assert search_page(site, query).links()["The query syntax"] == "/+searchhelp"
+        assert search_page(site, query).hrefs["The query syntax"] == "/+searchhelp"
 
 
 def test_long_results_come_in_pages_of_twenty(site):
@@ -158,14 +158,14 @@ def test_long_results_come_in_pages_of_twenty(site):
     eventually(lambda: search_json(site, "crowd")["total"] == 45)
     first = search_page(site, "crowd", sort="name")
     assert hits(first) == ["crowd-%02d 1" % number for number in range(20)]
-    last = view(site, first.links()["3"])
+    last = view(site, first.hrefs["3"])
     assert hits(last) == ["crowd-%02d 1" % number for number in range(40, 45)]
-    assert {"1", "2"} <= set(last.links()) and "3" not in last.links()
+    assert {"1", "2"} <= set(last.hrefs) and "3" not in last.hrefs
 
 
 def test_the_syntax_is_explained_with_queries_that_work(site):
     page = view(site, "/+searchhelp")
-    typed = [text for _, text in page.of("code")]
+    typed = [text for _, text in page.with_text("code")]
     assert {"name:pluggy", "a OR (b c)", "has:docs", "uploaded:>2026-01-01"} <= set(typed)
     for query in typed:
         assert search_json(site, query)["notes"] == [], query
@@ -181,3 +181,73 @@ def test_a_browser_can_add_the_search_to_its_own(site):
         "application/x-suggestions+json": "https://x.example/pypi/+suggest?q={searchTerms}"}
     assert json.loads(site.get("/+suggest?q=lante").body) == [
         "lante", ["lantern", "lantern-fish", "lantern-oil"]]
+
+
+# -- status
+
+
+def test_the_status_page_says_what_the_json_says(site):
+    page, status = view(site, "/+status"), site.get("/+status").result
+    shown = page.facts
+    assert "All is well." in page.main
+    assert shown["UUID"] == status["uuid"] and shown["Role"] == "standalone"
+    assert shown["Last change"].endswith("serial {:,}".format(status["serial"]))
+    assert shown["Version"] == "devpi_lite %(devpi-lite)s, Python %(python)s" % status["versioninfo"]
+    assert shown["Address"] == site.url
+    assert re.fullmatch(r"[0-9]+ documents, 0 projects in the queue", shown["Search index"])
+    assert re.fullmatch(r"[0-9.]+ [KMG]iB", shown["Free on the disk"])
+    assert page.title == "Status · devpi_lite"
+
+
+def test_the_status_page_counts_the_files_of_the_indexes_that_may_be_read(site):
+    site.add_user("count")
+    site.login("count", "pw")
+    site.add_index("count/dev")
+    site.add_index("count/closed", acl_pkg_read=["count"])
+    archive = wheel("counted", "1.0", size=5000)
+    for index in ("count/dev", "count/closed"):
+        assert site.upload(index, archive).status == 200
+    size = "%.1f KiB" % (len(archive.content) / 1024)
+    assert ["count/dev", "1", size] in view(site, "/+status").rows()
+    assert "count/closed" not in view(site, "/+status").reply.text
+    assert ["count/closed", "1", size] in view(site, "/+status", user="count").rows()
+
+
+def test_the_status_page_tells_of_mirrors_and_their_trouble(site, upstream):
+    site.add_user("mirrors")
+    site.login("mirrors", "pw")
+    upstream.publish(wheel("there", "1.0"))
+    site.add_mirror("mirrors/good", upstream)
+    site.add_mirror("mirrors/bad", "http://user:topsecret@127.0.0.1:9/simple/")
+    for index in ("good", "bad"):
+        site.get("/mirrors/%s/+simple/" % index, headers={"Accept": "text/html"})
+    page = view(site, "/+status")
+    rows = {row[0]: row[1:] for row in page.rows() if len(row) == 5}
+    assert (rows["mirrors/good"][:2], rows["mirrors/good"][3]) == ([upstream.url, "1"], "ok")
+    assert rows["mirrors/bad"][0] == "http://127.0.0.1:9/simple/"
+    assert rows["mirrors/bad"][3].startswith("trouble 20")
+    assert "topsecret" not in page.reply.text
+
+
+@pytest.mark.parametrize("query, content", [
+    ("", None), ("?refresh=10", "10"), ("?refresh=0", None), ("?refresh=1", "2"), ("?refresh=x", None),
+    ("?refresh=10;url=http://x.example", None), ("?refresh=99999", None)])
+def test_the_status_page_is_loaded_again_only_if_that_is_asked_for(site, query, content):
+    found = [attributes["content"] for attributes in view(site, "/+status" + query).of("meta", **{"http-equiv": "refresh"})]
+    assert found == ([content] if content else [])
+
+
+def test_scripts_and_monitors_still_get_the_json_of_the_status(site):
+    for accept in ("application/json", "*/*"):
+        reply = site.get("/+status", headers={"Accept": accept})
+        assert reply.headers.get("Content-Type") == "application/json" and reply.json()["type"] == "status"
+
+
+def test_what_is_wrong_stands_on_the_status_page(make_server, scripted):
+    server = make_server("--offline-mode")
+    server.add_user("off")
+    server.login("off", "pw")
+    server.add_mirror("off/mirror", scripted.url + "/simple/")
+    page = view(server, "/+status")
+    assert page.facts["Mode"] == "offline: no upstream is asked"
+    assert ["off/mirror", scripted.url + "/simple/", "", "", "not asked"] in page.rows()

@@ -8,6 +8,7 @@ import urllib.parse
 from harness import BROWSER
 
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
+INLINE = {"a", "b", "code", "mark", "small", "span", "time"}
 # an end tag may be left out in HTML; ours are all there
 HEADERS = {
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
@@ -68,6 +69,55 @@ class Page(html.parser.HTMLParser):
     def rows(self):
         """The texts of the cells of each table row, heads left out."""
         return _Rows(self.source).found
+
+    def with_text(self, tag, **attributes):
+        """(attributes, the text below it) of each element with this tag and these attributes."""
+        return [(found, text) for name, found, text in _Texts(self.source).found
+                if name == tag and attributes.items() <= found.items()]
+
+    @property
+    def title(self):
+        return self.with_text("title")[0][1]
+
+    @property
+    def main(self):
+        """The text of the page itself, without the frame around it."""
+        return self.with_text("main")[0][1]
+
+    @property
+    def hrefs(self):
+        """{text of a link: where it leads}"""
+        return {text: attributes["href"] for attributes, text in self.with_text("a")}
+
+    @property
+    def facts(self):
+        """{term: description} of the lists of facts."""
+        terms, values = ([text for _, text in self.with_text(tag)] for tag in ("dt", "dd"))
+        return dict(zip(terms, values))
+
+
+class _Texts(html.parser.HTMLParser):
+    """`found`: (tag, attributes, the text below it) of each element of a page that has an end tag."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append((tag, dict(attributes), []))
+
+    def handle_endtag(self, tag):
+        _, attributes, pieces = self.open.pop()
+        text = " ".join("".join(pieces).split())
+        self.found.append((tag, attributes, text))
+        if self.open:
+            self.open[-1][2].append(text if tag in INLINE else " %s " % text)
+
+    def handle_data(self, data):
+        if self.open:
+            self.open[-1][2].append(data)
 
 
 class _Rows(html.parser.HTMLParser):
