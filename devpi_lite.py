@@ -68,6 +68,7 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import email.message
 import email.utils
 import errno
 import fnmatch
@@ -1351,6 +1352,7 @@ class Limits:
     description = 512 << 10         # of a description that is rendered; else its source is shown
     description_time = 0.3          # seconds of processor time that this may take
     description_depth = 16          # lists and quotes in each other
+    description_cells = 10_000      # missing ones that are added to its tables
     pipelined = 0.05                # seconds for which a worker serves a connection's next requests
     waiting_requests = 512          # that no worker has begun
     longest_queue = 20              # seconds that these may wait
@@ -19231,8 +19233,7 @@ class _Writer:
             value = self._value(node.tag, name, value)
             if value is not None:
                 written.append(f' {name}="{html.escape(value)}"')
-        if node.tag == "a" and any(each.startswith((' href="http', ' href="mailto'))
-                                   for each in written):
+        if any(each.startswith((' href="http', ' href="mailto')) for each in written):
             written.append(' rel="nofollow noopener ugc"')
         if node.tag == "input":
             written.append(" disabled checked" if "checked" in node.attributes else " disabled")
@@ -19280,12 +19281,12 @@ class _Markup(str):
 
 
 def _all_nodes(nodes):
-    waiting = list(nodes)
+    waiting = list(reversed(nodes))
     while waiting:
         node = waiting.pop()
         if isinstance(node, Node):
             yield node
-            waiting.extend(node.children)
+            waiting.extend(reversed(node.children))
 
 
 def _visible(text):
@@ -19310,7 +19311,7 @@ def _is_images_alone(children):
         each.tag == "img" if isinstance(each, Node) else not each.strip() for each in children)
 
 
-def _text_of(node):
+def _text_of(node, with_images=True):
     """Return the text of a node or string, in one line; of an image, its alternative text."""
     pieces, waiting = [], [node]
     while waiting:
@@ -19318,10 +19319,1196 @@ def _text_of(node):
         if isinstance(each, str):
             pieces.append(each)
         elif each.tag == "img":
-            pieces.append(each.attributes.get("alt", ""))
+            pieces.append(each.attributes.get("alt", "") if with_images else "")
         else:
             waiting.extend(reversed(each.children))
     return " ".join("".join(pieces).split())
+
+
+# -- Markdown: its blocks
+#
+# CommonMark 0.31 with GitHub's tables, task lists, strikethrough and bare links. Every line is
+# added to the blocks that are open; then, with all link reference definitions known, their texts
+# are read as inline Markdown. HTML tags are kept as `_Tag` until all of the tree is there.
+
+
+def render_markdown(text, shows_images=False):
+    """Return Markdown as safe HTML; beyond the limits, its escaped source."""
+    return _rendered(_markdown_tree, text, shows_images)
+
+
+def _rendered(tree_of, text, shows_images):
+    """Return the HTML of the tree that `tree_of(text, deadline)` makes."""
+    try:
+        if len(text.encode("utf-8", "replace")) > Limits.description:
+            raise _TooMuch("it is too long")
+        return _written(tree_of(text, _Deadline(Limits.description_time)), shows_images)
+    except _TooMuch:
+        return f"<pre>{_escaped(text)}</pre>"
+
+
+_LINE_BREAK = re.compile("\r\n|\n|\r")
+_FINAL_BREAK = re.compile(r"(?:\r\n|\n|\r)\Z")
+
+
+def _markdown_tree(text, deadline):
+    reader = _BlockReader(deadline)
+    for line in _LINE_BREAK.split(_FINAL_BREAK.sub("", text.replace("\0", "\ufffd"))):
+        reader.add(_Line(line))
+    document = reader.end()
+    inlines = _InlineReader(reader.references, len(text), deadline)
+    nodes = _BlockWriter(inlines, deadline).nodes(document.children)
+    return _with_heading_ids(_without_divisions(_Balancer(deadline).balanced(nodes)))
+
+
+class _Line:
+    """What the containers of a line have left of it.
+
+    `column` is where `text` begins, for a tab goes to the next multiple of four; `body` is the text
+    without its blanks, and `indent` the width of these."""
+    __slots__ = ("text", "column", "body", "indent")
+
+    def __init__(self, text):
+        self.text, self.column = text, 0
+        self._measure()
+
+    def _measure(self):
+        self.body = self.text.lstrip(" \t")
+        blanks = self.text[:len(self.text) - len(self.body)]
+        self.indent = len(blanks)
+        if "\t" in blanks:
+            before = self.column % 4
+            self.indent = len((" " * before + blanks).expandtabs(4)) - before
+
+    def take(self, length):
+        """Remove the indent and the first characters of the body."""
+        self.text, self.column = self.body[length:], self.column + self.indent + length
+        self._measure()
+
+    def skip(self, columns):
+        """Remove at most that many columns of blanks. What is left of a tab becomes spaces."""
+        end, column, index = self.column + min(columns, self.indent), self.column, 0
+        while column < end:
+            column += 1 if self.text[index] == " " else 4 - column % 4
+            index += 1
+        self.text, self.column = " " * (column - end) + self.text[index:], end
+        self._measure()
+
+
+class _Block:
+    """A block of Markdown: a container of others, or a leaf with `lines`.
+
+    `start` and `end` are line numbers. `mark` is the mark of a list, the fence of code, what ends
+    an HTML block; `width` the first number of a list, how far an item's content or fenced code is
+    indented, the level of a heading; `cells` are the alignments of a table's columns."""
+    __slots__ = ("kind", "start", "end", "children", "lines", "mark", "width", "cells")
+
+    def __init__(self, kind, start, mark=None, width=0):
+        self.kind, self.start, self.end, self.mark, self.width = kind, start, start, mark, width
+        self.children, self.lines, self.cells = [], [], ()
+
+
+_FENCE = re.compile("`{3,}|~{3,}")
+_HEADING = re.compile(r"#{1,6}(?=[ \t]|\Z)")
+_LIST_MARK = re.compile(r"(?:([-+*])|([0-9]{1,9})([.)]))(?=[ \t]|\Z)")
+_COLUMN = re.compile(r"(:?)-+(:?)\Z")
+_TASK = re.compile(r"\[([ xX])\](?:[ \t]+|\Z)")
+_UNLIMITED_HTML = (         # how HTML blocks begin that blank lines do not end, and what ends them
+    (re.compile(r"<(?:script|pre|style|textarea)(?=[\s>]|\Z)", re.IGNORECASE),
+     re.compile("</(?:script|pre|style|textarea)>", re.IGNORECASE)),
+    (re.compile("<!--"), re.compile("-->")),
+    (re.compile(r"<\?"), re.compile(r"\?>")),
+    (re.compile("<![A-Za-z]"), re.compile(">")),
+    (re.compile(r"<!\[CDATA\["), re.compile(r"\]\]>")))
+_LIMITED_HTML = re.compile(
+    "</?(?:address|article|aside|base|basefont|blockquote|body|caption|center|col|colgroup|dd|"
+    "details|dialog|dir|div|dl|dt|fieldset|figcaption|figure|footer|form|frame|frameset|h[1-6]|"
+    "head|header|hr|html|iframe|legend|li|link|main|menu|menuitem|nav|noframes|ol|optgroup|option|"
+    "p|param|search|section|summary|table|tbody|td|tfoot|th|thead|title|tr|track|ul)"
+    r"(?=[\s>]|/>|\Z)", re.IGNORECASE)
+_START_TAG = re.compile(
+    r"<([A-Za-z][A-Za-z0-9-]*)"
+    r"((?:\s+[A-Za-z_:][\w.:-]*(?:\s*=\s*(?:[^\s\"'=<>`]+|'[^']*'|\"[^\"]*\"))?)*)\s*(/?)>",
+    re.ASCII)
+_END_TAG = re.compile(r"</([A-Za-z][A-Za-z0-9-]*)\s*>", re.ASCII)
+
+
+class _BlockReader:
+    """Makes a tree of `_Block` from lines, which are added one after the other.
+
+    `containers` are the open ones, the document first; `leaf` is the open leaf in the last of
+    them, or None. `references` are the link reference definitions, {label: (URL, title)}."""
+
+    def __init__(self, deadline):
+        self.deadline, self.number, self.references = deadline, 0, {}
+        self.containers, self.leaf = [_Block("document", 0)], None
+        self.depth = 1              # how many containers the present line continues
+        self.beginners = {
+            "#": (self._begin_heading,), ">": (self._begin_quote,), "<": (self._begin_html,),
+            "`": (self._begin_fence,), "~": (self._begin_fence,), "=": (self._underline,),
+            "-": (self._underline, self._begin_rule, self._begin_item, self._begin_table),
+            "*": (self._begin_rule, self._begin_item), "_": (self._begin_rule,),
+            "+": (self._begin_item,), "|": (self._begin_table,), ":": (self._begin_table,),
+            **dict.fromkeys("0123456789", (self._begin_item,))}
+
+    def end(self):
+        """Return the document."""
+        self._close(1)
+        return self.containers[0]
+
+    def add(self, line):
+        self.number += 1
+        if self.number % 16 == 0:
+            self.deadline.check()
+        self.depth = self._continued(line)
+        if self._is_open("fence"):
+            self._add_to_fence(line)
+        elif self._is_open("html"):
+            self._add_to_html(line)
+        else:
+            self._add_to_containers(line)
+
+    def _continued(self, line):
+        """Remove the marks of containers from a line; return how many of them it continues."""
+        for depth, block in enumerate(self.containers):
+            if block.kind == "quote":
+                if line.indent > 3 or not line.body.startswith(">"):
+                    return depth
+                self._remove_quote_mark(line)
+                block.end = self.number
+            elif block.kind == "item":
+                if line.indent < block.width if line.body else not block.children:
+                    return depth        # an item begins with one blank line at most
+                line.skip(block.width)
+        return len(self.containers)
+
+    def _is_open(self, kind):
+        """Whether a leaf of that kind is open in the containers that the line continues."""
+        return (self.leaf is not None and self.leaf.kind == kind
+                and self.depth == len(self.containers))
+
+    def _add_to_containers(self, line):
+        """Begin the blocks that a line begins, and add what is left of it to the last one."""
+        while line.body:
+            if line.indent > 3:
+                self._add_indented(line)
+                return
+            beginners = self.beginners.get(line.body[0], ())
+            block = next(filter(None, (begin(line) for begin in beginners)), None)
+            if block is None:
+                self._add_text(line)
+                return
+            if block.kind not in ("quote", "item"):
+                return
+        self._add_blank(line)
+
+    # -- opening and closing
+
+    def _open(self, block):
+        """Open a block in the last container that the line continues."""
+        self._close(self.depth)
+        if self.containers[-1].kind == "list" and block.kind != "item":
+            self._close(self.depth - 1)
+        self.containers[-1].children.append(block)
+        if block.kind in ("quote", "list", "item"):
+            self.containers.append(block)
+            if sum(each.kind != "list" for each in self.containers) > 1 + Limits.description_depth:
+                raise _TooMuch("its lists and quotes are nested too deep")
+        elif block.kind not in ("heading", "rule"):
+            self.leaf = block
+        self.depth = len(self.containers)
+        return block
+
+    def _close(self, depth):
+        """Close the leaf, and the containers below that depth."""
+        leaf, self.leaf = self.leaf, None
+        if leaf is not None and leaf.kind == "paragraph" and not self._without_definitions(leaf):
+            self.containers[-1].children.pop()
+        if leaf is not None and leaf.kind == "code":
+            del leaf.lines[leaf.end - leaf.start + 1:]      # blank lines
+        for block in reversed(self.containers[depth:]):
+            if block.children:
+                block.end = max(block.end, block.children[-1].end)
+        del self.containers[depth:]
+
+    def _without_definitions(self, paragraph):
+        """Take the link reference definitions from a paragraph; return whether it has more."""
+        if not paragraph.lines or not paragraph.lines[0].startswith("["):
+            return bool(paragraph.lines)
+        text, at = "\n".join(paragraph.lines), 0
+        while True:
+            definition = _definition(text, at)
+            if definition is None:
+                break
+            label, target, at = definition
+            self.references.setdefault(label, target)
+        paragraph.lines = [text[at:]] if at < len(text) else []
+        return bool(paragraph.lines)
+
+    # -- lines that begin nothing
+
+    def _add_text(self, line):
+        """Add a line to the paragraph or the table that it continues, or to a new paragraph.
+
+        A paragraph goes on in a line that lacks the marks of its containers."""
+        is_in_paragraph = self.leaf is not None and self.leaf.kind == "paragraph"
+        if not is_in_paragraph and not self._is_open("table"):
+            self._open(_Block("paragraph", self.number))
+        self.leaf.lines.append(line.body)
+        self.leaf.end = self.number
+
+    def _add_indented(self, line):
+        if self.leaf is not None and self.leaf.kind == "paragraph":
+            self._add_text(line)
+            return
+        if not self._is_open("code"):
+            self._open(_Block("code", self.number))
+        line.skip(4)
+        self.leaf.lines.append(line.text)
+        self.leaf.end = self.number
+
+    def _add_blank(self, line):
+        if self._is_open("code"):
+            line.skip(4)
+            self.leaf.lines.append(line.text)
+        else:
+            self._close(self.depth)
+
+    def _add_to_fence(self, line):
+        fence = self.leaf
+        fence.end = self.number
+        if line.indent <= 3 and line.body.startswith(fence.mark) and _consists_of(
+                line.body, fence.mark[0]):
+            self._close(self.depth)
+            return
+        line.skip(fence.width)
+        fence.lines.append(line.text)
+
+    def _add_to_html(self, line):
+        block = self.leaf
+        if block.mark is None and not line.body:
+            self._close(self.depth)
+            return
+        block.lines.append(line.text)
+        block.end = self.number
+        if block.mark is not None and block.mark.search(line.text):
+            self._close(self.depth)
+
+    # -- lines that begin a block: each returns it, or None
+
+    def _begin_heading(self, line):
+        mark = _HEADING.match(line.body)
+        if mark is None:
+            return None
+        block = _Block("heading", self.number, width=mark.end())
+        text = line.body[mark.end():].strip(" \t")
+        shorter = text.rstrip("#")
+        block.lines = [shorter.rstrip(" \t") if shorter[-1:] in ("", " ", "\t") else text]
+        return self._open(block)
+
+    def _underline(self, line):
+        """Make the paragraph that the line underlines a heading."""
+        mark = line.body[0]
+        if not self._is_open("paragraph") or not _consists_of(line.body, mark):
+            return None
+        if not self._without_definitions(self.leaf):
+            return None
+        block, self.leaf = self.leaf, None
+        block.kind, block.width, block.end = "heading", 1 if mark == "=" else 2, self.number
+        return block
+
+    def _begin_rule(self, line):
+        marks = line.body.replace(" ", "").replace("\t", "")
+        if len(marks) < 3 or not _consists_of(marks, marks[0]):
+            return None
+        return self._open(_Block("rule", self.number))
+
+    def _begin_quote(self, line):
+        self._remove_quote_mark(line)
+        return self._open(_Block("quote", self.number))
+
+    @staticmethod
+    def _remove_quote_mark(line):
+        line.take(1)
+        line.skip(1)
+
+    def _begin_item(self, line):
+        mark = _LIST_MARK.match(line.body)
+        if mark is None:
+            return None
+        number = int(mark[2] or 1)
+        if self._is_open("paragraph") and (
+                number != 1 or not line.body[mark.end():].strip(" \t")):
+            return None
+
+        width = line.indent + mark.end()
+        line.take(mark.end())
+        blanks = line.indent if line.body and line.indent <= 4 else 1
+        line.skip(blanks)
+        self._close(self.depth)
+        kind = mark[1] or mark[3]
+        if self.containers[-1].kind != "list" or self.containers[-1].mark != kind:
+            self._open(_Block("list", self.number, kind, number))
+        return self._open(_Block("item", self.number, width=width + blanks))
+
+    def _begin_fence(self, line):
+        mark = _FENCE.match(line.body)
+        if mark is None:
+            return None
+        words = line.body[mark.end():].strip(" \t")
+        if "`" in words and mark[0][0] == "`":
+            return None
+        block = _Block("fence", self.number, mark[0], line.indent)
+        block.lines = [words]
+        return self._open(block)
+
+    def _begin_html(self, line):
+        ends = [end for begin, end in _UNLIMITED_HTML if begin.match(line.body)]
+        is_in_paragraph = self.leaf is not None and self.leaf.kind == "paragraph"
+        if not ends and not _LIMITED_HTML.match(line.body) and (
+                is_in_paragraph or not _is_one_tag(line.body)):
+            return None
+        block = self._open(_Block("html", self.number, ends[0] if ends else None))
+        self._add_to_html(line)
+        return block
+
+    def _begin_table(self, line):
+        """Begin a table with the last line of the paragraph, if this one tells its columns."""
+        if not self._is_open("paragraph"):
+            return None
+        columns = [_COLUMN.match(cell) for cell in _cells(line.body)]
+        paragraph = self.leaf
+        if not all(columns) or len(_cells(paragraph.lines[-1])) != len(columns):
+            return None
+
+        table = _Block("table", self.number - 1)
+        table.lines = [paragraph.lines.pop()]
+        table.cells = [_ALIGNED[bool(column[1]), bool(column[2])] for column in columns]
+        paragraph.end -= 1
+        self._open(table)
+        table.end = self.number
+        return table
+
+
+_ALIGNED = {(False, False): {}, (True, False): {"align": "left"}, (False, True): {"align": "right"},
+            (True, True): {"align": "center"}}
+
+
+def _consists_of(text, mark):
+    """Whether a text is one character, repeated, with blanks after it."""
+    return not text.rstrip(" \t").strip(mark)
+
+
+def _is_one_tag(text):
+    tag = _START_TAG.match(text) or _END_TAG.match(text)
+    return tag is not None and not text[tag.end():].strip(" \t")
+
+
+def _cells(row):
+    """Return the cells of a line of a table."""
+    row = row.strip(" \t")
+    row = row[1:] if row.startswith("|") else row
+    row = row[:-1] if row.endswith("|") and not row.endswith("\\|") else row
+    return [cell.strip(" \t").replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)]
+
+
+# -- Markdown: links and their definitions
+
+
+_LABEL = re.compile(r"\[((?:[^\\\[\]]|\\.){0,999})\]", re.DOTALL)
+_BRACKETED_URL = re.compile(r"<((?:[^<>\\\n]|\\.)*)>")
+_URL_PIECE = re.compile(r"[^\\()\x00-\x20\x7f]+|\\[!-/:-@\[-`{-~]|[\\()]")
+_TITLE = re.compile(
+    r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'|\(((?:[^()\\]|\\.)*)\)", re.DOTALL)
+_BLANKS = re.compile(r"[ \t]*\n?[ \t]*")
+_LINE_END = re.compile(r"[ \t]*(?:\n|\Z)")
+_ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])|(&(?:#[xX][0-9A-Fa-f]{1,6}|#[0-9]{1,7}|"
+                      r"[A-Za-z][A-Za-z0-9]{1,31});)")
+
+
+def _unescaped(text):
+    """Return a text with its backslash escapes and entities replaced."""
+    return _ESCAPED.sub(lambda found: found[1] or html.unescape(found[2]), text)
+
+
+def _label(text):
+    """Return the label of a reference in the form in which labels are compared."""
+    return " ".join(text.split()).casefold()
+
+
+def _definition(text, at):
+    """Return (label, (URL, title), end) of the link reference definition there, or None."""
+    found = _LABEL.match(text, at)
+    if found is None or not text.startswith(":", found.end()) or not found[1].strip():
+        return None
+    start = _BLANKS.match(text, found.end() + 1).end()
+    url, end = _url_at(text, start)
+    if url is None or end == start:
+        return None
+
+    blanks = _BLANKS.match(text, end).end()
+    title = _TITLE.match(text, blanks) if blanks > end else None
+    line_end = _LINE_END.match(text, title.end()) if title else None
+    if line_end is None:
+        title, line_end = None, _LINE_END.match(text, end)
+    if line_end is None:
+        return None
+    return _label(found[1]), (url, _title_text(title)), line_end.end()
+
+
+def _title_text(title):
+    return _unescaped(title[title.lastindex]) if title else ""
+
+
+def _url_at(text, at):
+    """Return (URL, its end) at a place of a text; (None, place) if what is there is none."""
+    if text.startswith("<", at):
+        found = _BRACKETED_URL.match(text, at)
+        return (_unescaped(found[1]), found.end()) if found else (None, at)
+    depth, end = 0, at
+    while True:
+        piece = _URL_PIECE.match(text, end)
+        if piece is None or piece[0] == ")" and not depth:
+            break
+        depth += (piece[0] == "(") - (piece[0] == ")")
+        if depth > 32:
+            return None, at
+        end = piece.end()
+    return (None, at) if depth else (_unescaped(text[at:end]), end)
+
+
+def _link_end(text, at):
+    """Return (URL, title, end) of "(URL title)" at a place of a text, or None."""
+    start = _BLANKS.match(text, at + 1).end()
+    url, end = _url_at(text, start)
+    if url is None:
+        return None
+    blanks = _BLANKS.match(text, end).end()
+    title = _TITLE.match(text, blanks) if blanks > end else None
+    if title:
+        blanks = _BLANKS.match(text, title.end()).end()
+    if not text.startswith(")", blanks):
+        return None
+    return url, _title_text(title), blanks + 1
+
+
+# -- Markdown: inline
+
+
+class _Delimiter:
+    """A run of `*`, `_` or `~`. `closes` and `opens` are the elements that end and begin there."""
+    __slots__ = ("mark", "length", "count", "can_open", "can_close", "index", "closes", "opens")
+
+    def __init__(self, mark, length, can_open, can_close, index):
+        self.mark, self.length, self.count, self.index = mark, length, length, index
+        self.can_open, self.can_close = can_open, can_close
+        self.closes, self.opens = 0, []
+
+    def may_pair(self, closer):
+        if self.mark != closer.mark:
+            return False
+        if self.mark == "~":
+            return self.length == closer.length
+        return not (self.can_close or closer.can_open) or (
+            self.length + closer.length) % 3 != 0 or self.length % 3 == closer.length % 3 == 0
+
+
+class _Bracket(typing.NamedTuple):
+    """An opening bracket: where it ends, how many items and delimiters stand before it."""
+    end: int
+    items: int
+    delimiters: int
+    is_image: bool
+
+
+_SPECIAL = re.compile(r"[\\`*_~\[\]!<&\n:]")
+_SPECIAL_OR_W = re.compile(r"[\\`*_~\[\]!<&\n:w]")
+_RUN = re.compile(r"`+|\*+|_+|~+")
+_BACKTICKS = re.compile("`+")
+_BRACKETED_LINK = re.compile(r"<([A-Za-z][A-Za-z0-9.+-]{1,31}:[^\x00-\x20\x7f<>]*)>")
+_BRACKETED_EMAIL = re.compile(
+    r"<([\w.!#$%&'*+/=?^`{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+    r"(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*)>", re.ASCII)
+_URL_SCHEME = re.compile(r"(?<![A-Za-z])(?:https?|ftp)\Z", re.IGNORECASE)
+_BARE_URL = re.compile(r"[^\s<]*")
+_DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)*")
+_EMAIL_DOMAIN = re.compile(r"[\w-]+(?:\.[A-Za-z0-9][\w-]*)+", re.ASCII)
+_EMAIL_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_")
+
+
+class _InlineReader:
+    """Reads texts with inline Markdown as nodes, in time linear in their length.
+
+    `references` are the definitions of links. The URLs and titles of all links that use one are
+    cut off at the `length` of the description or 100,000 characters, whichever is more."""
+
+    def __init__(self, references, length, deadline):
+        self.references, self.room, self.deadline = references, max(length, 100_000), deadline
+        self.readers = {
+            "\\": self._backslash, "`": self._code, "*": self._run, "_": self._run,
+            "~": self._run, "[": self._bracket, "]": self._end_bracket, "!": self._image,
+            "<": self._angle, "&": self._entity, "\n": self._line_end, ":": self._colon,
+            "w": self._www}
+
+    def nodes(self, text):
+        """Return the nodes and strings of a text."""
+        self.deadline.check()
+        self.text, self.items, self.delimiters, self.brackets = text, [], [], []
+        self.active = 0         # how many of the first brackets cannot begin a link any more
+        self.backticks = None   # {length: starts of runs of it, the last one first}
+        self.missing = set()    # ends of HTML that the rest of the text does not have
+        search = (_SPECIAL_OR_W if "www." in text else _SPECIAL).search
+        at, count = 0, 0
+        while True:
+            found = search(text, at)
+            if found is None:
+                break
+            start = found.start()
+            if start > at:
+                self.items.append(text[at:start])
+            at = self.readers[found[0]](start)
+            count += 1
+            if count % 64 == 0:
+                self.deadline.check()
+        self.items.append(text[at:])
+        self._pair(0)
+        return self._tree(self.items)
+
+    def _literal(self, start, end):
+        self.items.append(self.text[start:end])
+        return end
+
+    # -- each reads what begins at a place, and returns its end
+
+    def _backslash(self, at):
+        following = self.text[at + 1:at + 2]
+        if following == "\n":
+            self.items += (Node("br"), "\n")
+            return at + 2
+        if following in _PUNCTUATION and following:
+            return self._literal(at + 1, at + 2)
+        return self._literal(at, at + 1)
+
+    def _line_end(self, at):
+        last = self.items[-1] if self.items else None
+        if isinstance(last, str) and last.endswith(" "):
+            self.items[-1] = last.rstrip(" ")
+            if last.endswith("  "):
+                self.items.append(Node("br"))
+        self.items.append("\n")
+        return at + 1
+
+    def _entity(self, at):
+        found = _ESCAPED.match(self.text, at)
+        if found is None:
+            return self._literal(at, at + 1)
+        self.items.append(html.unescape(found[2]))
+        return found.end()
+
+    def _code(self, at):
+        if self.backticks is None:
+            self.backticks = collections.defaultdict(list)
+            for run in reversed(list(_BACKTICKS.finditer(self.text))):
+                self.backticks[len(run[0])].append(run.start())
+        start = _RUN.match(self.text, at).end()
+        ends = self.backticks[start - at]
+        while ends and ends[-1] < start:
+            ends.pop()
+        if not ends:
+            return self._literal(at, start)
+
+        code = self.text[start:ends[-1]].replace("\n", " ")
+        if code[0] == code[-1] == " " and code.strip(" "):
+            code = code[1:-1]
+        self.items.append(Node("code", [code]))
+        return ends[-1] + start - at
+
+    def _run(self, at):
+        """A run of delimiters, which may open or close emphasis by the characters around it."""
+        end, mark = _RUN.match(self.text, at).end(), self.text[at]
+        if mark == "~" and end - at > 2:
+            return self._literal(at, end)
+        before = self.text[at - 1] if at else " "
+        after = self.text[end] if end < len(self.text) else " "
+        is_left = not after.isspace() and (
+            not _is_punctuation(after) or before.isspace() or _is_punctuation(before))
+        is_right = not before.isspace() and (
+            not _is_punctuation(before) or after.isspace() or _is_punctuation(after))
+        can_open, can_close = is_left, is_right
+        if mark == "_":
+            can_open = is_left and (not is_right or _is_punctuation(before))
+            can_close = is_right and (not is_left or _is_punctuation(after))
+        if not can_open and not can_close:
+            return self._literal(at, end)
+        delimiter = _Delimiter(mark, end - at, can_open, can_close, len(self.items))
+        self.items.append(delimiter)
+        self.delimiters.append(delimiter)
+        return end
+
+    def _image(self, at):
+        if not self.text.startswith("[", at + 1):
+            return self._literal(at, at + 1)
+        return self._bracket(at, is_image=True)
+
+    def _bracket(self, at, is_image=False):
+        end = at + 1 + is_image
+        self.brackets.append(_Bracket(end, len(self.items), len(self.delimiters), is_image))
+        self.innermost = end
+        return self._literal(at, end)
+
+    def _end_bracket(self, at):
+        if not self.brackets:
+            return self._literal(at, at + 1)
+        bracket = self.brackets.pop()
+        is_active = bracket.is_image or len(self.brackets) >= self.active
+        self.active = min(self.active, len(self.brackets))
+        target = self._target(bracket, at) if is_active else None
+        if target is None:
+            return self._literal(at, at + 1)
+
+        url, title, end = target
+        self._pair(bracket.delimiters)
+        children = self._tree(self.items[bracket.items + 1:], is_link=True)
+        del self.items[bracket.items:]
+        attributes = {"title": title} if title else {}
+        if bracket.is_image:
+            alt = _text_of(Node("", children))
+            self.items.append(Node("img", (), {"src": url, "alt": alt, **attributes}))
+        else:
+            self.items.append(Node("a", children, {"href": url, **attributes}))
+            self.active = len(self.brackets)
+        return end
+
+    def _target(self, bracket, at):
+        """Return (URL, title, end) of the link whose text ends at a place, or None."""
+        if self.text.startswith("(", at + 1):
+            target = _link_end(self.text, at + 1)
+            if target is not None:
+                return target
+        label = _LABEL.match(self.text, at + 1)
+        end = label.end() if label else at + 1
+        name = label[1] if label else ""
+        if not name.strip():        # the text is the label, without brackets in it
+            if bracket.end != self.innermost or at - bracket.end > 999:
+                return None
+            name = self.text[bracket.end:at]
+        url, title = self.references.get(_label(name), (None, ""))
+        if url is None or len(url) + len(title) > self.room:
+            return None
+        self.room -= len(url) + len(title)
+        return url, title, end
+
+    def _angle(self, at):
+        link = _BRACKETED_LINK.match(self.text, at)
+        email_link = _BRACKETED_EMAIL.match(self.text, at) if link is None else None
+        if link or email_link:
+            found = link or email_link
+            self.items.append(Node("a", [found[1]], {
+                "href": found[1] if link else "mailto:" + found[1]}))
+            return found.end()
+        item, end = _html_at(self.text, at, self.missing)
+        self.items.append(item)
+        return end
+
+    def _colon(self, at):
+        """A URL without brackets, whose scheme stands before the colon."""
+        last = self.items[-1] if self.items else None
+        scheme = _URL_SCHEME.search(last, max(0, len(last) - 5)) if isinstance(last, str) else None
+        if scheme is None or self.brackets or not self.text.startswith("://", at):
+            return self._literal(at, at + 1)
+        url = self._bare_url(at + 3)
+        if not url:
+            return self._literal(at, at + 1)
+        self.items[-1] = last[:scheme.start()]
+        url = f"{scheme[0]}://{url}"
+        self.items.append(Node("a", [url], {"href": url}))
+        return at + len(url) - len(scheme[0])
+
+    def _www(self, at):
+        before = self.text[at - 1] if at else " "
+        if not self.text.startswith("www.", at) or self.brackets or not (
+                before.isspace() or before in "*_~("):
+            return self._literal(at, at + 1)
+        url = self._bare_url(at, dots=1)
+        if not url:
+            return self._literal(at, at + 1)
+        self.items.append(Node("a", [url], {"href": "http://" + url}))
+        return at + len(url)
+
+    def _bare_url(self, at, dots=0):
+        """Return the URL without brackets that begins with a domain there; "" if there is none."""
+        domain = _DOMAIN.match(self.text, at, at + 255)
+        names = domain[0].split(".") if domain else ()
+        if len(names) <= dots or "_" in "".join(names[-2:]):
+            return ""
+        return _without_last_marks(_BARE_URL.match(self.text, at)[0])
+
+    # -- emphasis
+
+    def _pair(self, first):
+        """Pair the delimiters from the first on, and forget them."""
+        openers, floors = [], {}
+        for closer in self.delimiters[first:]:
+            if closer.can_close:
+                self._close(closer, openers, floors)
+            if closer.can_open and closer.count:
+                openers.append(closer)
+        del self.delimiters[first:]
+
+    @staticmethod
+    def _close(closer, openers, floors):
+        """Pair a delimiter with those before it.
+
+        `floors` are, for each kind of closer, up to where none of the openers fits: without them
+        this would take quadratic time."""
+        kind = closer.mark, closer.can_open, closer.length if closer.mark == "~" \
+            else closer.length % 3
+        while closer.count:
+            place = len(openers) - 1
+            while place >= 0 and openers[place].index >= floors.get(kind, 0) and (
+                    not openers[place].may_pair(closer)):
+                place -= 1
+            if place < 0 or openers[place].index < floors.get(kind, 0):
+                floors[kind] = closer.index
+                return
+            opener = openers[place]
+            del openers[place + 1:]
+            size = closer.length if closer.mark == "~" else min(2, opener.count, closer.count)
+            opener.opens.append("del" if closer.mark == "~" else "strong" if size == 2 else "em")
+            closer.closes += 1
+            opener.count -= size
+            closer.count -= size
+            if not opener.count:
+                openers.pop()
+
+    def _tree(self, items, is_link=False):
+        """Return items as nodes: delimiters that were paired as elements, others as text."""
+        lists = [[]]        # of children, the outermost first
+        made = [lists[0]]
+        for item in items:
+            if not isinstance(item, _Delimiter):
+                lists[-1].append(item)
+                continue
+            if item.closes:
+                del lists[-item.closes:]
+            if item.count:
+                lists[-1].append(item.mark * item.count)
+            for tag in reversed(item.opens):
+                if len(lists) > Limits.description_depth:
+                    lists.append(lists[-1])
+                    continue
+                node = Node(tag)
+                lists[-1].append(node)
+                lists.append(node.children)
+                made.append(node.children)
+        for children in made:
+            children[:] = _merged(children, is_link)
+        return made[0]
+
+
+_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+
+
+def _is_punctuation(character):
+    if character < "\x80":
+        return character in _PUNCTUATION
+    return unicodedata.category(character)[0] in "PS"
+
+
+def _merged(children, is_link):
+    """Return nodes and strings with neighbouring strings as one, and e-mail addresses as links."""
+    merged = []
+    for is_text, group in itertools.groupby(children, lambda child: isinstance(child, str)):
+        if not is_text:
+            merged.extend(group)
+            continue
+        text = "".join(group)
+        if "@" in text and not is_link:
+            merged.extend(_with_emails(text))
+        elif text:
+            merged.append(text)
+    return merged
+
+
+def _with_emails(text):
+    """Return the pieces of a text with its e-mail addresses as links."""
+    pieces, done, at = [], 0, text.find("@")
+    while at >= 0:
+        start = at
+        while start > done and text[start - 1] in _EMAIL_NAME:
+            start -= 1
+        domain = _EMAIL_DOMAIN.match(text, at + 1, at + 255) if start < at else None
+        end = domain.end() if domain else at + 1
+        if domain and domain[0][-1].isalpha() and not text.startswith("@", end):
+            address = text[start:end]
+            pieces += (text[done:start], Node("a", [address], {"href": "mailto:" + address}))
+            done = end
+        at = text.find("@", end)
+    pieces.append(text[done:])
+    return [piece for piece in pieces if piece]
+
+
+def _without_last_marks(url):
+    """Return a URL that stands in a sentence without the marks that belong to the sentence."""
+    end, unopened = len(url), url.count(")") - url.count("(")
+    while end:
+        mark = url[end - 1]
+        if mark == ";":
+            start = url.rfind("&", max(0, end - 33), end)
+            is_entity = start >= 0 and url[start + 1:end - 1].isalnum()
+            end = start if is_entity else end - 1
+        elif mark in "?!.,:*_~'\"" or mark == ")" and unopened > 0:
+            unopened -= mark == ")"
+            end -= 1
+        else:
+            break
+    return url[:end]
+
+
+# -- HTML in Markdown
+
+
+class _Tag(Node):
+    """A start tag or an end tag, of which `_Balancer` makes elements; `name` is as in `_TAGS`."""
+    __slots__ = ("name", "is_end")
+
+    def __init__(self, name, is_end, attributes=()):
+        super().__init__("", (), attributes)
+        self.name, self.is_end = name, is_end
+
+
+_HTML_ATTRIBUTE = re.compile(
+    r"([A-Za-z_:][\w.:-]*)(?:\s*=\s*(?:([^\s\"'=<>`]+)|'([^']*)'|\"([^\"]*)\"))?", re.ASCII)
+_USED_ATTRIBUTES = frozenset(
+    "href title src alt align start class id name colspan rowspan type checked".split())
+# HTML that a page shows by another tag of its own, or without one
+_HTML_TAGS = {
+    **{tag: tag for tag in _TAGS}, **{f"h{level}": f"h{level + 1}" for level in range(1, 6)},
+    "b": "strong", "i": "em", "s": "del", "strike": "del", "tt": "code", "samp": "code",
+    "cite": "em", "var": "em", "dfn": "em", "tfoot": "tbody",
+    **dict.fromkeys("div center section article header footer main nav aside figure figcaption "
+                    "address body html".split(), "div"),
+    **dict.fromkeys("picture source font small big u ins abbr mark colgroup col caption q "
+                    "wbr nobr".split(), "")}
+
+
+def _html_at(text, at, missing):
+    """Return (item, end) of the HTML at "<": a `_Tag`, or a string.
+
+    A comment is an empty one. `missing` are ends that are known to be missing: a text with
+    thousands of beginnings is searched for the end once."""
+    tag = _START_TAG.match(text, at) or _END_TAG.match(text, at)
+    if tag is not None:
+        return _tag(tag), tag.end()
+    for begin, end in (("<!--", "-->"), ("<?", "?>"), ("<![CDATA[", "]]>"), ("<!", ">")):
+        if not text.startswith(begin, at) or end in missing:
+            continue
+        if begin == "<!" and not text[at + 2:at + 3].isalpha():
+            continue
+        found = text.find(end, at + 2 if begin == "<!--" else at + len(begin))
+        if found >= 0:
+            found += len(end)
+            return "" if begin == "<!--" else text[at:found], found
+        missing.add(end)
+    return "<", at + 1
+
+
+def _tag(found):
+    """Return the `_Tag` of a match, or its text if the tag is shown as text."""
+    name = _HTML_TAGS.get(found[1].lower())
+    if name is None:
+        return found[0]
+    if not name:
+        return ""
+    if found.re is _END_TAG:
+        return _Tag(name, True)
+    attributes = {}
+    for attribute in _HTML_ATTRIBUTE.finditer(found[2]):
+        value = next(filter(None, attribute.groups()[1:]), "")
+        if attribute[1].lower() in _USED_ATTRIBUTES:
+            attributes.setdefault(attribute[1].lower(), html.unescape(value))
+    if "name" in attributes:
+        attributes.setdefault("id", attributes.pop("name"))
+    if found[1].lower() == "center":
+        attributes["align"] = "center"
+    tag = _Tag(name, False, attributes)
+    if found[3] and name not in _VOID_TAGS and "href" not in attributes:
+        return Node(name, (), attributes)       # as an anchor is meant, if not by browsers
+    return tag
+
+
+def _html_items(text):
+    """Return the text of an HTML block as `_Tag`s and strings."""
+    items, missing, at = [], set(), 0
+    while True:
+        start = text.find("<", at)
+        if start < 0:
+            break
+        items.append(html.unescape(text[at:start]))
+        item, at = _html_at(text, start, missing)
+        items.append(item)
+    items.append(html.unescape(text[at:]))
+    return [item for item in items if item != ""]
+
+
+_BLOCK_TAGS = frozenset("h1 h2 h3 h4 h5 h6 p pre blockquote ul ol hr table details dl div".split())
+# which open elements a start tag ends, and in which ones it does not look for them
+_ENDED = {
+    **dict.fromkeys(_BLOCK_TAGS, (("p",), ("td", "th", "li", "dd", "details", "blockquote"))),
+    "a": (("a",), ()), "li": (("li",), ("ul", "ol")), "dt": (("dt", "dd"), ("dl",)),
+    "dd": (("dt", "dd"), ("dl",)), "td": (("td", "th"), ("tr", "table")),
+    "th": (("td", "th"), ("tr", "table")), "tr": (("tr",), ("table",)),
+    "thead": (("thead", "tbody"), ("table",)), "tbody": (("thead", "tbody"), ("table",))}
+
+
+class _Balancer:
+    """Makes elements of the `_Tag`s in a tree, which a description may forget or cross.
+
+    `open` are the elements around the present place; a tag ends none of the first `floor` ones,
+    which are Markdown's."""
+
+    def __init__(self, deadline):
+        self.deadline, self.open, self.floor = deadline, [Node("")], 1
+
+    def balanced(self, nodes):
+        self._add_all(nodes)
+        return self.open[0].children
+
+    def _add_all(self, nodes):
+        for node in nodes:
+            if isinstance(node, _Tag):
+                self._add_tag(node)
+            elif isinstance(node, Node) and node.tag:
+                self._add_element(node)
+            else:
+                self.open[-1].children.append(node)
+
+    def _add_element(self, node):
+        self._end_before(node.tag)
+        is_inner_link = node.tag == "a" and any(each.tag == "a" for each in self.open)
+        element = Node("" if is_inner_link else node.tag, (), node.attributes)
+        self.open[-1].children.append(element)
+        floor, self.floor = self.floor, len(self.open) + 1
+        self.open.append(element)
+        self._add_all(node.children)
+        del self.open[self.floor - 1:]
+        self.floor = floor
+
+    def _add_tag(self, tag):
+        if tag.is_end:
+            self._end((tag.name,), ())
+            return
+        self.deadline.check()
+        self._end_before(tag.name)
+        element = Node(tag.name, (), tag.attributes)
+        is_deep = len(self.open) > 4 * Limits.description_depth
+        if tag.name in _VOID_TAGS or not is_deep:
+            self.open[-1].children.append(element)
+        if tag.name not in _VOID_TAGS and not is_deep:
+            self.open.append(element)
+
+    def _end_before(self, tag):
+        if tag in _ENDED:
+            self._end(*_ENDED[tag])
+
+    def _end(self, tags, barriers):
+        """End the innermost element with one of these tags, and all in it."""
+        for place in range(len(self.open) - 1, self.floor - 1, -1):
+            if self.open[place].tag in tags:
+                del self.open[place:]
+                return
+            if self.open[place].tag in barriers:
+                return
+
+
+def _without_divisions(nodes, align=None):
+    """Return nodes with the content of each `div` in place of it.
+
+    Text in it becomes paragraphs of their own. All of these have the alignment of the `div`."""
+    made = []
+    for node in nodes:
+        if not isinstance(node, Node):
+            made.append(node)
+        elif node.tag != "div":
+            node.children = _without_divisions(node.children)
+            if align and node.tag in _BLOCK_TAGS:
+                node.attributes.setdefault("align", align)
+            made.append(node)
+        else:
+            own = node.attributes.get("align", align)
+            attributes = {"align": own} if own else {}
+            inner = _without_divisions(node.children, own)
+            for is_block, group in itertools.groupby(inner, _is_block):
+                group = list(group)
+                is_paragraph = not is_block and _is_seen(group)
+                made += [Node("p", group, attributes)] if is_paragraph else group
+    return made
+
+
+def _is_block(node):
+    return isinstance(node, Node) and node.tag in _BLOCK_TAGS
+
+
+def _with_heading_ids(nodes):
+    """Give each heading the id that GitHub would give it; return the nodes."""
+    ids = {node.attributes["id"] for node in _all_nodes(nodes) if "id" in node.attributes}
+    counts = collections.Counter()
+    for node in _all_nodes(nodes):
+        if _HEADING_TAG.match(node.tag) and "id" not in node.attributes:
+            slug = name = _slug(_text_of(node, with_images=False))
+            while name in ids:
+                counts[slug] += 1
+                name = f"{slug}-{counts[slug]}"
+            if name:
+                ids.add(name)
+                node.attributes["id"] = name
+    return nodes
+
+
+_HEADING_TAG = re.compile(r"h[1-6]\Z")
+
+
+def _slug(text):
+    """Return what GitHub makes of the text of a heading: "What's new?" becomes "whats-new"."""
+    return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+
+
+# -- Markdown: from blocks to nodes
+
+
+class _BlockWriter:
+    """Makes nodes of blocks, and has their texts read."""
+
+    def __init__(self, inlines, deadline):
+        self.inlines, self.deadline = inlines, deadline
+        self.cells = Limits.description_cells       # empty ones, that may be added to tables
+        self.writers = {
+            "paragraph": self._paragraph, "heading": self._heading, "code": self._code,
+            "fence": self._fence, "html": self._html, "rule": self._rule, "table": self._table,
+            "quote": self._quote, "list": self._list}
+
+    def nodes(self, blocks, is_tight=False):
+        """Return blocks as nodes; the paragraphs of a tight list are their content alone."""
+        nodes = []
+        for block in blocks:
+            self.deadline.check()
+            made = self.writers[block.kind](block)
+            nodes += made[0].children if is_tight and block.kind == "paragraph" else made
+        return nodes
+
+    def _read(self, block):
+        return self.inlines.nodes("\n".join(block.lines).strip(" \t"))
+
+    def _paragraph(self, block):
+        return [Node("p", self._read(block))]
+
+    def _heading(self, block):
+        return [Node(f"h{min(block.width + 1, 6)}", self._read(block))]
+
+    def _code(self, block):
+        return [Node("pre", [Node("code", ["".join(line + "\n" for line in block.lines)])])]
+
+    def _fence(self, block):
+        language = _unescaped(block.lines[0]).split()[:1]
+        attributes = {"class": "lang-" + language[0]} if language else {}
+        code = "".join(line + "\n" for line in block.lines[1:])
+        return [Node("pre", [Node("code", [code], attributes)])]
+
+    def _html(self, block):
+        return _html_items("\n".join(block.lines) + "\n")
+
+    def _rule(self, block):
+        return [Node("hr")]
+
+    def _quote(self, block):
+        return [Node("blockquote", self.nodes(block.children))]
+
+    def _list(self, block):
+        is_tight = not any(
+            after.start - before.end > 1 for blocks in
+            (block.children, *(item.children for item in block.children))
+            for before, after in zip(blocks, blocks[1:]))
+        items = [self._item(item, is_tight) for item in block.children]
+        if block.mark not in (".", ")"):
+            return [Node("ul", items)]
+        return [Node("ol", items, {} if block.width == 1 else {"start": str(block.width)})]
+
+    def _item(self, item, is_tight):
+        first = item.children[0] if item.children else None
+        task = _TASK.match(first.lines[0]) if first and first.kind == "paragraph" else None
+        if task:
+            first.lines[0] = first.lines[0][task.end():]
+        nodes = self.nodes(item.children, is_tight)
+        if task:
+            done = {} if task[1] == " " else {"checked": ""}
+            inner = nodes if is_tight else nodes[0].children
+            inner[:0] = [Node("input", (), {"type": "checkbox", **done}), " "]
+        return Node("li", nodes)
+
+    def _table(self, block):
+        rows = [self._row(line, "td", block.cells) for line in block.lines[1:]]
+        head = Node("thead", [self._row(block.lines[0], "th", block.cells)])
+        return [Node("table", [head, *([Node("tbody", rows)] if rows else [])])]
+
+    def _row(self, line, tag, columns):
+        texts = _cells(line)[:len(columns)]
+        missing = min(len(columns) - len(texts), self.cells)
+        self.cells -= missing
+        texts += [""] * missing
+        return Node("tr", [Node(tag, self.inlines.nodes(text), attributes)
+                           for text, attributes in zip(texts, columns)])
+
+
+# -- reStructuredText
+
+
+def render_rst(text, shows_images=False):
+    """Return reStructuredText as safe HTML; beyond the limits, its escaped source."""
+    return f"<pre>{_escaped(text)}</pre>"
+
+
+def _has_rst_errors(text):
+    """Whether docutils would find errors in a text."""
+    return False
+
+
+# -- descriptions of releases
+
+
+def description_html(text, content_type, shows_images=False):
+    """Return a description of a release as safe HTML, by its Description-Content-Type or looks."""
+    form = description_format(text, content_type)
+    if form == "markdown":
+        return render_markdown(text, shows_images)
+    if form == "rst":
+        return render_rst(text, shows_images)
+    return f"<pre>{_escaped(text)}</pre>"
+
+
+def description_format(text, content_type):
+    """Return "markdown", "rst" or "plain": what a description is by its content type or looks.
+
+    The content type, of whatever case and with whatever parameters, may be missing or unknown."""
+    message = email.message.Message()
+    message["Content-Type"] = one_line(content_type or "")
+    known = _FORMATS.get(message.get_content_type()) if message["Content-Type"] else None
+    return known or _guessed_format(text)
+
+
+_FORMATS = {"text/markdown": "markdown", "text/x-markdown": "markdown", "text/x-rst": "rst",
+            "text/prs.fallenstein.rst": "rst", "text/plain": "plain"}
+_RST_SIGNS = re.compile(
+    r"^ *\.\. (?:[\w-]+::|_[^_\n]|\||\[)|[\w>]`__?(?!\w)|[^:\n]::$|:[a-z]+:`|"
+    r"^([~^+*#'\"_.:])\1{3,}$", re.MULTILINE)
+_MARKDOWN_SIGNS = re.compile(r"\]\(|^#{1,6} +\S|^ *```(?!`)|^ *~~~ ?\w", re.MULTILINE)
+
+
+def _guessed_format(text):
+    """Return the format of a text by how many constructs it has that mean nothing in the other."""
+    rst, markdown = len(_RST_SIGNS.findall(text)), len(_MARKDOWN_SIGNS.findall(text))
+    if markdown > rst:
+        return "markdown"
+    return "rst" if rst or not _has_rst_errors(text) else "plain"
 
 
 # ==================================================================================================
@@ -22075,10 +23262,6 @@ def _requirement(request, index, text):
         return escaped(text)
     return joined((link(request.href(f"{index.path}/{normalize(name[1])}"), name[1]),
                    text[name.end():]))
-
-
-def description_html(text, content_type):  # XXX shim
-    return markup('<pre>{}</pre>', text)
 
 
 # -- files
