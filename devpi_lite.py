@@ -34,8 +34,8 @@ tests/CONTRACT.md:
     18  HTML                     the pieces of web pages, and their frame
     19  The front                connections, workers, the access log
     20  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    21  Descriptions         Markdown and reStructuredText as safe HTML
-    22  For people               documentation, search, downloads
+    21  Descriptions             Markdown and reStructuredText as safe HTML
+    22  For people               documentation, search, dependents, reasons, comparisons, downloads
     23  For installers           simple pages, project lists, files, PyPI's JSON
     24  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
     25  For operators            status, health, metrics, the audit log
@@ -1549,6 +1549,12 @@ class Limits:
     near_names = 2000               # of stages, among which the ones like a mistyped one are
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
+    requirement = 4000              # characters of a Requires-Dist
+    requirements = 1000             # of one release, that are read
+    dependents = 100                # on one page
+    shown_versions = 100            # of an index, that are named to say why they are hidden
+    compared = 1000                 # projects that one comparison of indexes looks at,
+    compared_page = 100             # and that it shows
     status_body = 4 << 20           # of a server that the command `status` asks
     search_warn, search_fatal = 300, 3600   # seconds that the search index may lag behind
     disk_warn, disk_fatal = 1 << 30, 100 << 20  # bytes free
@@ -2542,7 +2548,7 @@ CREATE TABLE outbox (
 CREATE INDEX outbox_due ON outbox (dead, target, due);
 CREATE INDEX outbox_of_index ON outbox (index_id);
 
--- one row: a stage's project that the search index has to read again
+-- one row: a project that the search index has to read again
 CREATE TABLE search_queue (
     index_id INTEGER NOT NULL, project TEXT NOT NULL, since REAL NOT NULL,
     PRIMARY KEY (index_id, project)) WITHOUT ROWID;
@@ -8191,6 +8197,9 @@ def _clear_pages(change, index_id):
                    (index_id,))
     change.execute("UPDATE projects SET fetched = NULL, etag = NULL, upstream = NULL, "
                    "upstream_serial = NULL, status = NULL WHERE index_id = ?", (index_id,))
+    change.execute("INSERT OR REPLACE INTO search_queue SELECT index_id, name, ? FROM projects "
+                   "WHERE index_id = ?", (time.time(), index_id))
+    change.wake("search")
 
 
 def note_gone_paths(change, index_id, path, condition="1", *values):
@@ -8660,6 +8669,59 @@ def latest_version(releases):
         return (bool(files), any(file.yanked is None for file in files), is_final(version),
                 version_key(version))
     return max(releases, key=rank)
+
+
+class Requirement(typing.NamedTuple):
+    """What a Requires-Dist says (PEP 508)."""
+    text: str
+    project: str                # normalised
+    extras: tuple               # of the project, normalised
+    specifiers: str             # as `admits` takes them; "" for any version
+    url: str                    # "" unless it names a URL in place of an index
+    marker: str
+    only_for: tuple             # the extras, normalised, that the marker names; (): for everybody
+
+    @property
+    def is_pinned(self):
+        """Whether it names one version, so that installers take it even if it is yanked."""
+        return any(clause.startswith("==") and not clause.endswith(".*")
+                   for clause in self.specifiers.split(","))
+
+
+_REQUIRED_NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)\s*(?:\[([^][]*)\])?\s*")
+_MARKED_EXTRA = re.compile(r"""
+    \bextra\s*==\s*(?:"([^"']*)"|'([^"']*)') | (?:"([^"']*)"|'([^"']*)')\s*==\s*extra\b""",
+    re.VERBOSE)
+
+
+def parse_requirement(text):
+    """A Requires-Dist as a `Requirement`, read leniently: old ones have brackets around versions.
+
+    None for a text that names no project, or is longer than any honest one."""
+    match = _REQUIRED_NAME.match(text) if len(text) <= Limits.requirement else None
+    project = normalize(match[1]).strip("-") if match else ""
+    if not project or len(project) > Limits.project_name:
+        return None
+
+    rest, url = text[match.end():], ""
+    if rest.startswith("@"):
+        url, _, marker = rest[1:].partition(" ;")       # a URL may have a semicolon
+        specifiers = ""
+    else:
+        specifiers, _, marker = rest.partition(";")
+    clauses = (clause.strip() for clause in specifiers.strip(" ()\t\r\n").split(","))
+    only_for = (normalize("".join(found)) for found in _MARKED_EXTRA.findall(marker))
+    extras = (normalize(extra.strip()) for extra in (match[2] or "").split(","))
+    return Requirement(
+        text.strip(), project, tuple(dict.fromkeys(filter(None, extras))),
+        ",".join(filter(None, clauses)), url.strip(), marker.strip(),
+        tuple(dict.fromkeys(filter(None, only_for))))
+
+
+def requirements_of(metadata):
+    """The `Requirement`s in a release's metadata, as far as they can be read."""
+    texts = (metadata.get("requires_dist") or ())[:Limits.requirements]
+    return tuple(filter(None, map(parse_requirement, texts)))
 
 
 class MetadataFile(typing.NamedTuple):
@@ -11304,6 +11366,13 @@ def user_agent():
 # ==================================================================================================
 
 
+class Contact(typing.NamedTuple):
+    """When a mirror had contact with its upstream, as far as is known."""
+    url: str
+    since: float            # time.time() of the last contact; without any, of the first failure
+    trouble: str = ""       # what has come in place of a response since then
+
+
 class Upstreams(Part):
     """How mirrors ask their upstreams: one fetch at a time for one thing, with a share of the
     waiting requests for each owner. Remembers failures for some seconds."""
@@ -11321,6 +11390,7 @@ class Upstreams(Part):
         self.failures = collections.Counter()   # index id -> number of failed fetches and downloads
         # index id -> (time.time(), message) of the last fetch, if it failed
         self.troubles = {}
+        self.contacts = {}      # index id -> `Contact`
         self.lock = threading.Lock()
 
     def gauges(self):
@@ -11425,10 +11495,12 @@ class Upstreams(Part):
             except UpstreamTrouble as error:
                 self.failures[index.id] += 1
                 self.troubles[index.id] = time.time(), error.message
+                self._note_contact(index, error)
                 if what in ("page", "names"):
                     self._remember_failure(index, name if what == "page" else None, error)
                 raise
             self.troubles.pop(index.id, None)
+            self._note_contact(index, None)
             if what == "page":
                 self.failed.pop(_source(index), name)
                 with self.lock:
@@ -11452,6 +11524,37 @@ class Upstreams(Part):
     def crowded(index, retry_after=1):
         return Busy(f"too many requests wait for the mirrors of {index.user} just now, try again",
                     retry_after)
+
+    def _note_contact(self, index, error):
+        """Note how a fetch ended; `error`: of one that failed."""
+        url, now = self.url(index), time.time()
+        with self.lock:
+            before = self.contacts.get(index.id)
+            if before and before.url != url:
+                before = None
+            if not isinstance(error, (Unreachable, NoResponse)):
+                self.contacts[index.id] = Contact(url, now)
+            elif before is None or not before.trouble:
+                since = before.since if before else self._last_page(index) or now
+                self.contacts[index.id] = Contact(url, since, error.message)
+
+    def _last_page(self, index):
+        """time.time() when a page last came, or was confirmed; None if none ever did."""
+        with self.store.read() as db:
+            return db.execute("SELECT max(fetched) FROM projects WHERE index_id = ?",
+                              (index.id,)).fetchone()[0]
+
+    def warning(self, index):
+        """A sentence if the mirror has no contact with its upstream; None if all is well."""
+        if self.is_offline:
+            return f"This server is off-line: of {index.path} it has only what is here."
+        if self.is_cut_off(index):
+            return f"{index.path} has no mirror_url: it has only what is here."
+        contact = self.contacts.get(index.id)
+        if contact is None or not contact.trouble or contact.url != self.url(index):
+            return None
+        return (f"{index.path} has had no contact with its upstream since "
+                f"{plain_time(contact.since)}: {contact.trouble}")
 
     def _remember_failure(self, index, name, error):
         """Note upstream's error for a page, or that it did not respond to this mirror at all.
@@ -12084,6 +12187,13 @@ class MirrorLists(PartOfMirrors):
         """Whether upstream may be asked for its project list now."""
         return self.upstreams.has_list(index) and not self.upstreams.is_paused(index, True)
 
+    def listed(self, index, names):
+        """Those of `names` that upstream's project list holds, as a set; None without a list here.
+
+        Nobody is asked."""
+        known = MirrorNames.load(self.cache, index)
+        return None if known is None else set(names).difference(known.without(names))
+
     def cached_names(self, index):
         """The projects whose pages are kept; of a mirror that is cut off, those with files here."""
         here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id " \
@@ -12195,6 +12305,7 @@ def _page_gone(change, index, name):
     change.execute("UPDATE projects SET fetched = NULL, etag = NULL, versions = NULL WHERE id = ?",
                    (row["id"],))
     change.touch(project_tag(index.id, name), names_tag(index.id))
+    change.queue_for_search(index.id, name)
     return found.rowcount
 
 
@@ -12280,6 +12391,8 @@ def _store_page(change, index, name, page, entries, etag, origin, serial):
 
     old = {file.path: file for file in map(File._make, change.execute(
         f"SELECT {FILE_COLUMNS} FROM files WHERE project_id = ?", (project_id,)))}
+    if any(file.metadata_sha256 for file in old.values()):      # its latest version may be another
+        change.queue_for_search(index.id, name)
 
     now = iso_time(time.time())
     inserted = any(file.position is None for file in old.values())      # entered ahead
@@ -12388,6 +12501,7 @@ def _file_arrived(change, index, file, sha256, size, last_modified, metadata):
 
         if metadata:
             _warn_of_other_metadata(index, file, row, metadata)
+            change.queue_for_search(file.index_id, row["project"])
         change.touch(project_tag(file.index_id, row["project"]))
 
 
@@ -12432,6 +12546,7 @@ def _metadata_arrived(change, index, file, metadata, from_wheel):
                 "WHERE id = ? AND (sha256 IS NULL OR metadata_sha256 IS NULL)",
                 (sha256, sha256, row["id"]))
         change.touch(project_tag(file.index_id, row["project"]))
+        change.queue_for_search(file.index_id, row["project"])
 
 
 def _no_metadata(change, index, file):
@@ -12448,6 +12563,14 @@ def _rows_of(change, file):
         "projects.name AS project FROM files JOIN projects ON projects.id = project_id "
         "WHERE files.index_id = ? AND path = ? AND hash_spec = ?",
         (file.index_id, file.path, file.hash_spec)).fetchall()
+
+
+def files_with_metadata(db, index_id, name):
+    """The files on upstream's page of a mirror's project whose metadata files are here."""
+    return select_files(
+        db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? "
+        "AND projects.name = ? AND position IS NOT NULL "
+        "AND metadata_sha256 IS NOT NULL AND version != '' ORDER BY position", index_id, name)
 
 
 class Download(Flight):
@@ -13175,6 +13298,14 @@ class Stage:
                 return {**release.shown, **readme}, True
         return None, True
 
+    def metadata_at_hand(self, name, version):
+        """The metadata of a version as far as it is here, without its README; None without any.
+
+        Nobody is asked."""
+        with self.store.read() as db:
+            return next((release.metadata for release
+                         in releases_of(db, self.index, name, version)), None)
+
     def open(self, file, for_head=False):
         """The `Content` of a file; `for_head`: without its bytes."""
         arriving = self.elsewhere(file, for_head) if self.elsewhere else None
@@ -13244,6 +13375,16 @@ class Mirror:
                     log.warning("mirror %s: %s", self.index.path, problem.message)
                     return None, False
         return None, True
+
+    def metadata_at_hand(self, name, version):
+        store, blobs = self.mirrors.files.store, self.mirrors.files.blobs
+        with store.read() as db:
+            files = files_with_metadata(db, self.index.id, name)
+        texts = spellings(version, {file.version for file in files})
+        found = (metadata_bytes(store, blobs, file.metadata_sha256)
+                 for file in files if file.version in texts)
+        data = next(filter(None, found), None)
+        return None if data is None else parse_core_metadata(data)
 
     def open(self, file, for_head=False):
         here = self.mirrors.files.local(self.index, file)
@@ -13426,6 +13567,15 @@ class Projects:
                 return {**stated, **(found or {})}, is_complete
         return stated, True
 
+    def requirements_at_hand(self, found, name, version):
+        """The `Requirement`s of a version, of the first index that has metadata of it here; None
+        without any. `found`: the project's `Contributions`."""
+        for page in found.pages:
+            metadata = self.at(page.parts[0][0]).metadata_at_hand(name, version)
+            if metadata is not None:
+                return requirements_of(metadata)
+        return None
+
     def mirrors_in(self, index):
         """The mirrors in the resolution order of an index."""
         return [member for member in self.indexes.order(index) if self.at(member).asks_upstream]
@@ -13503,6 +13653,426 @@ class Projects:
         with self.store.read() as db:
             if is_gone(db, path):
                 raise Gone("file existed, deleted in later serial")
+
+
+# -- what is known here of projects, without asking anybody
+
+
+class KnownFile(typing.NamedTuple):
+    """A file that an index offers, as far as is known here."""
+    version: str
+    filename: str
+    is_yanked: bool
+    is_here: bool
+
+
+class KnownProject(typing.NamedTuple):
+    """A project of one index, as far as is known here; of a mirror, by its last copy of upstream's
+    page."""
+    index: Index
+    status: Status
+    files: tuple                # (KnownFile, ...), in the order of the index's page
+    fetched: float | None       # time.time() when upstream gave or confirmed the page
+
+    @property
+    def versions(self):
+        """{version: its files}, in the order of the files."""
+        found = collections.defaultdict(list)
+        for file in self.files:
+            found[file.version].append(file)
+        return dict(found)
+
+
+def known_projects(projects, order, names):
+    """{(path of an index, name): KnownProject} of the projects with these names in the indexes of a
+    resolution order; two queries, whatever the number of names."""
+    members = {index.id: index for index in order}
+    asking = {index.id for index in order if projects.at(index).asks_upstream}
+    with projects.store.read() as db:
+        rows = {row["id"]: row for row in db.execute(
+            "SELECT id, index_id, name, status, fetched FROM projects "
+            "WHERE index_id IN (SELECT value FROM json_each(?)) "
+            "AND name IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(members)), json.dumps(list(names))))
+            if row["fetched"] is not None or row["index_id"] not in asking}
+        files = {row_id: [] for row_id in rows}
+        for row_id, *file in db.execute(
+                "SELECT project_id, version, filename, yanked IS NOT NULL, sha256 IS NOT NULL "
+                "FROM files WHERE project_id IN (SELECT value FROM json_each(?)) "
+                "AND (position IS NOT NULL OR release_id IS NOT NULL) "
+                "AND kind = 'releasefile' AND version != '' ORDER BY project_id, position, id",
+                (json.dumps(list(rows)),)):
+            files[row_id].append(KnownFile(*file))
+    return {(members[row["index_id"]].path, row["name"]): KnownProject(
+        members[row["index_id"]], Status.of(row["status"]), tuple(files[row_id]), row["fetched"])
+        for row_id, row in rows.items()}
+
+
+class DependencyState(typing.NamedTuple):
+    """Whether and from where a requirement can be fulfilled, as far as is known here.
+
+    `kind`: one of `DEPENDENCY_STATES`; `detail`: a sentence about it; `path`: of the index that has the
+    version, or None."""
+    requirement: Requirement
+    kind: str
+    detail: str
+    path: str | None = None
+    version: str | None = None
+
+
+DEPENDENCY_STATES = {
+    "here": "a stage on this server has a version that fits",
+    "upstream, cached": "a mirror lists a version that fits, and a file of it is here",
+    "upstream, not cached": "a mirror can fetch it when it is asked for",
+    "off-line": "upstream has it, nothing of it is here, and nobody is asked",
+    "blocked": "a rule shuts out what may have it",
+    "no version fits": "the project is known, but no version of it fits",
+    "missing": "no index has the project",
+    "not known": "upstream was not asked for the project yet",
+    "elsewhere": "a URL is named in place of an index"}
+
+
+def dependency_states(projects, index, requirements, hidden=()):
+    """[DependencyState, ...] of `Requirement`s, for who installs from an index: one for each.
+
+    Nobody is asked. `hidden`: members of the resolution order that the caller may not read; what
+    they have makes no difference."""
+    order = [member for member in projects.indexes.order(index) if member not in hidden]
+    names = {requirement.project for requirement in requirements}
+    states = _DependencyStates(projects, index, order, bool(hidden),
+                         known_projects(projects, order, names), names)
+    return [states.of(requirement) for requirement in requirements]
+
+
+_FOUND = ("here", "upstream, cached", "upstream, not cached", "off-line")      # the best first
+
+
+class _DependencyStates:
+    """Makes the `DependencyState`s of requirements from what is known of their projects."""
+
+    def __init__(self, projects, index, order, has_hidden, known, names):
+        self.index, self.has_hidden, self.known = index, has_hidden, known
+        self.mirrors = [member for member in order if projects.at(member).asks_upstream]
+        self.stages = order[:len(order) - len(self.mirrors)]        # mirrors come last
+        self.missing = projects.indexes.missing_bases(index)
+        self.cut_off = {member.path for member in self.mirrors
+                        if projects.mirrors.upstreams.is_cut_off(member)}
+        self.listed = {member.path: projects.mirrors.lists.listed(member, names)
+                       for member in self.mirrors}
+
+    def of(self, requirement):
+        kind, detail, path, version = self._state(requirement)
+        return DependencyState(requirement, kind, detail, path, version)
+
+    def _state(self, requirement):
+        """(kind, detail, path, version) of a requirement."""
+        name, specifiers = requirement.project, requirement.specifiers
+        if requirement.url:
+            return "elsewhere", f"comes from {public_url(requirement.url)}", None, None
+        if specifiers and not is_specifier(specifiers):
+            return "not known", f"{specifiers} can't be read", None, None
+
+        places, block = self._places(name)
+        withheld = [place for place in places if place.status.withholds_files]
+        if withheld and withheld[0] is places[0]:       # the status of the first one counts for all
+            return "blocked", _why_quarantined(withheld[0], name), withheld[0].index.path, None
+        found = self._best(requirement, places)
+        if found:
+            kind, path, version = found
+            return kind, f"{version} on {path}", path, version
+
+        if block:
+            unfit = f"{self._unfit(requirement, places)}; " if places else ""
+            return "blocked", unfit + block, None, None
+        found = self._unasked(name, {place.index.path for place in places})
+        if found:
+            return (*found, None)
+        if withheld:
+            return "blocked", _why_quarantined(withheld[0], name), withheld[0].index.path, None
+        if places:
+            return "no version fits", self._unfit(requirement, places), None, None
+        return "missing", f"{self.index.path} and its bases do not have it", None, None
+
+    def _places(self, name):
+        """(the `KnownProject`s that count, the first index first; why mirrors are shut out, or "")
+        of a project."""
+        blocking, places = MirrorBlocking(name, self.index), []
+        if self.missing or self.has_hidden:
+            blocking.misses_stage()
+        for stage in self.stages:
+            found = self.known.get((stage.path, name))
+            blocking.saw_stage(stage, found is not None)
+            places += [found] if found else []
+        if not blocking.blocks:
+            known = (self.known.get((mirror.path, name)) for mirror in self.mirrors)
+            return places + [found for found in known if found], ""
+
+        if not (self.missing or self.has_hidden
+                or any(self._may_have(mirror, name) for mirror in self.mirrors)):
+            return places, ""
+        return places, _why_blocked(blocking, name, self.missing, self.has_hidden)
+
+    def _may_have(self, mirror, name):
+        """Whether a mirror that is shut out may have a project, as far as is known."""
+        if (mirror.path, name) in self.known:
+            return True
+        listed = self.listed[mirror.path]
+        return mirror.path not in self.cut_off if listed is None else name in listed
+
+    def _best(self, requirement, places):
+        """(kind, path, version) of the newest version that fits, of the best kind; None without
+        one."""
+        found = []
+        for place in places:
+            for version, files in place.versions.items() \
+                    if not place.status.withholds_files else ():
+                if admits(requirement.specifiers, version) and (
+                        requirement.is_pinned or not all(file.is_yanked for file in files)):
+                    kind = self._kind(place, files)
+                    found.append((_FOUND.index(kind), version_key(version),
+                                  kind, place.index.path, version))
+        # of equal versions the first index's
+        best = min((entry[0] for entry in found), default=None)
+        return max((entry for entry in found if entry[0] == best),
+                   key=operator.itemgetter(1))[2:] if found else None
+
+    def _kind(self, place, files):
+        if place.index not in self.mirrors:
+            return "here"
+        if any(file.is_here for file in files):
+            return "upstream, cached"
+        return "off-line" if place.index.path in self.cut_off else "upstream, not cached"
+
+    def _unasked(self, name, asked):
+        """(kind, detail, path) by the project lists of mirrors that have no page of a project; None
+        if these say that there is none. `asked`: the paths of the others."""
+        unknown = None
+        for mirror in self.mirrors:
+            path, listed = mirror.path, self.listed[mirror.path]
+            if path in asked:
+                continue
+            if listed is not None and name in listed:
+                return ("off-line", f"{path} lists it, and nothing of it is here", path) \
+                    if path in self.cut_off else (
+                        "upstream, not cached", f"{path} lists it; nobody asked for it yet", path)
+            if listed is None and path not in self.cut_off:
+                unknown = "not known", f"{path} was not asked for it yet", path
+        return unknown
+
+    @staticmethod
+    def _unfit(requirement, places):
+        """Why no version fits: the newest one's number, or that it is yanked."""
+        versions = {(version_key(version), version, place.index.path)
+                    for place in places for version in place.versions}
+        if not versions:
+            return f"{places[0].index.path} has it without files"
+        fitting = [each for each in versions if admits(requirement.specifiers, each[1])]
+        if fitting:
+            return f"{max(fitting)[1]} on {max(fitting)[2]} is yanked"
+        return f"the newest is {max(versions)[1]} on {max(versions)[2]}"
+
+
+def _why_quarantined(known, name):
+    return (f"{name} is quarantined on {known.index.path}: "
+            f"{known.status.reason or 'no reason given'}")
+
+
+def _why_blocked(blocking, name, missing, has_hidden):
+    """Why a `MirrorBlocking` shuts mirrors out. Nothing in it comes from a hidden index."""
+    if blocking.hit_by:
+        return (f"{blocking.hit_by.path} has the name {name}, and no mirror_whitelist lets "
+                "mirrors in for it")
+    if has_hidden:      # it may be what names a missing base
+        return f"an index that you may not read may have the name {name}"
+    return f"{missing[0]} does not exist, and may have had the name {name}"
+
+
+class HiddenVersions(typing.NamedTuple):
+    """Versions of a project that an index has, and that installers do not get from it.
+
+    `rule`: "quarantine", "yank", "shadowed", "off-line"; `setting`: what would change it, or ""."""
+    rule: str
+    versions: tuple             # the newest first
+    reason: str
+    setting: str
+
+
+class WhyStep(typing.NamedTuple):
+    """What an index on the walk along the resolution order gives of a project, and why.
+
+    `verdict`: "gives", "nothing", "blocked", "not known", or "no index" for a base that does not
+    exist. `setting`: what would change it, or ""."""
+    path: str
+    verdict: str
+    reason: str
+    setting: str = ""
+    versions: tuple = ()        # that installers get from it, the newest first
+    hidden: tuple = ()          # (HiddenVersions, ...)
+
+
+class Why(typing.NamedTuple):
+    """Why an index gives the versions of a project that it does, step by step."""
+    index: Index
+    project: str
+    steps: tuple
+
+
+def why(projects, index, name, hidden=()):
+    """The `Why` of a project, as far as is known here: nobody is asked.
+
+    `hidden`: members of the resolution order that the caller may not read; they are not named, and
+    what they have makes no difference."""
+    found = projects.contributions(index, name, None, hidden=hidden, asks=False)
+    order = [member for member in found.order if member not in hidden]
+    return Why(index, name, tuple(_WhySteps(projects, index, name, found, order).steps()))
+
+
+class _WhySteps:
+    """Makes the `WhyStep`s of a project from the `Step`s of a walk and what is known here."""
+
+    def __init__(self, projects, index, name, found, order):
+        self.index, self.name, self.found = index, name, found
+        self.lists, self.upstreams = projects.mirrors.lists, projects.mirrors.upstreams
+        self.members = {member.path: member for member in order}
+        self.known = {path: known for (path, _), known
+                      in known_projects(projects, order, [name]).items()}
+        first = next((self.known[member.path] for member in order if member.path in self.known),
+                     None)
+        self.all_withheld = first if first and first.status.withholds_files else None
+        self.seen = set()       # file names of the indexes before
+
+    def steps(self):
+        for step in self.found.steps():
+            if step.action == "blocked":
+                yield self._blocked(step)
+            elif step.action == "skipped" and step.cause.word == "missing":
+                yield self._missing(step)
+            elif step.action == "asked" and step.path in self.known:
+                yield self._with_project(step, self.known[step.path])
+            elif step.action == "asked":
+                yield self._without_project(step)
+
+    def _blocked(self, step):
+        cause = step.cause
+        missing = [cause.path] if cause.word == "missing" else []
+        reason = _why_blocked(self.found.blocking, self.name, missing, cause.word == "unreadable")
+        return WhyStep(step.path, "blocked", reason, self._whitelisting())
+
+    def _whitelisting(self):
+        return f"devpi index {self.index.path} mirror_whitelist+={self.name}"
+
+    def _missing(self, step):
+        above = next(path for path, bases in self.found.index_bases().items()
+                     if bases and step.path in bases)
+        return WhyStep(step.path, "no index",
+                       f"{above} has it among its bases, and it does not exist: mirrors are shut "
+                       "out for names that no whitelist lets in",
+                       f"devpi index {above} bases-={step.path}")
+
+    def _without_project(self, step):
+        if not step.asks_upstream:
+            return WhyStep(step.path, "nothing", "it does not have the project")
+        mirror = self.members[step.path]
+        listed = self.lists.listed(mirror, [self.name])
+        if self.upstreams.is_cut_off(mirror):
+            return WhyStep(step.path, "nothing", f"nothing of it is here, and {self._cut_off()}",
+                           self._reconnecting())
+        if listed is None:
+            return WhyStep(step.path, "not known", "upstream was not asked for it yet")
+        if listed:
+            return WhyStep(step.path, "not known",
+                           "upstream's project list has the name; nobody asked for it yet")
+        return WhyStep(step.path, "nothing", "upstream's project list does not have the name")
+
+    def _cut_off(self):
+        return "this server is off-line" if self.upstreams.is_offline \
+            else "the mirror has no mirror_url"
+
+    def _reconnecting(self):
+        return "start the server without --offline-mode" if self.upstreams.is_offline \
+            else "set its mirror_url"
+
+    def _with_project(self, step, known):
+        """The step of an index that has the project."""
+        given, hidden = [], collections.defaultdict(list)
+        for version in sorted(known.versions, key=version_key, reverse=True):
+            rule = self._rule(step, known, known.versions[version])
+            (hidden[rule] if rule else given).append(version)
+        self.seen.update(file.filename for file in known.files)
+
+        hidden = tuple(HiddenVersions(rule, tuple(versions), *self._reason(rule, known))
+                       for rule, versions in sorted(hidden.items()))
+        return WhyStep(step.path, "gives" if given else "nothing",
+                       *self._verdict(step, known, given), tuple(given), hidden)
+
+    def _rule(self, step, known, files):
+        """The rule that hides a version, or None."""
+        if self.all_withheld or known.status.withholds_files:
+            return "quarantine"
+        fresh = [file for file in files if file.filename not in self.seen]
+        if not fresh:
+            return "shadowed"
+        if step.asks_upstream and self.upstreams.is_cut_off(known.index):
+            fresh = [file for file in fresh if file.is_here]
+            if not fresh:
+                return "off-line"
+        return "yank" if all(file.is_yanked for file in fresh) else None
+
+    def _reason(self, rule, known):
+        """(reason, setting) of a rule that hides versions."""
+        path, name = known.index.path, self.name
+        if rule == "quarantine":
+            status_of = self.all_withheld or known
+            return _why_quarantined(status_of, name), \
+                f"the project-status of {name} on {status_of.index.path}"
+        return {
+            "shadowed": ("files of the same names come from an index before", ""),
+            "off-line": (f"their files are not here, and {self._cut_off()}", self._reconnecting()),
+            "yank": ("they are yanked: installers take them only if they are asked for by number",
+                     f"devpi yank --undo --index {path} {name}==VERSION"),
+        }[rule]
+
+    def _verdict(self, step, known, given):
+        """(reason, setting) of an index that has the project."""
+        if not known.files:
+            return ("it has the project without files, and keeps the name private" if
+                    not step.asks_upstream else "upstream's page lists no files of a version"), ""
+        if not given:
+            return "all its versions are hidden", ""
+        if not step.asks_upstream:
+            return "they were uploaded there", ""
+        as_of = f", as of {plain_time(known.fetched)}" if known.fetched else ""
+        let_in = f"; the mirror_whitelist of {step.cause.path} lets it in" if step.cause else ""
+        return f"upstream's page lists them{as_of}{let_in}", ""
+
+
+# -- what an operator or a user should know of an index
+
+
+def index_warnings(projects, index, hidden=()):
+    """Sentences on what is risky or broken about an index and its bases.
+
+    `hidden`: members of its resolution order that the caller may not read; they are not named."""
+    order = [member for member in projects.indexes.order(index) if member not in hidden]
+    mirrors = [member for member in order if projects.at(member).asks_upstream]
+    if ANONYMOUS in index.config.get("acl_upload", ()):
+        yield f"Anyone may upload to {index.path}: {ANONYMOUS} is in its acl_upload."
+    if not index.volatile and index not in mirrors:
+        for base in order:
+            if base.volatile and base not in mirrors:
+                yield (f"{index.path} is not volatile, but builds on {base.path}, which is: files "
+                       "of that can be replaced and deleted.")
+
+    readable = {member.path for member in order}
+    missing = {(met.via, met.path): None for met in walk_bases(index, projects.indexes.find)
+               if met.index is None and met.via in readable}
+    for path, base in missing:
+        yield (f"{path} has {base} among its bases, which does not exist: mirrors are shut out "
+               "for names that no whitelist lets in.")
+    for mirror in mirrors:
+        sentence = projects.mirrors.upstreams.warning(mirror)
+        if sentence:
+            yield sentence
 
 
 # ==================================================================================================
@@ -13740,6 +14310,106 @@ def _push_file(change, source, target, project_id, project, may_replace, replace
 def _pushed_history(change, source, target, file):
     history = [entry for entry in json.loads(file.history or "[]") if entry["what"] != "overwrite"]
     return history + [history_entry("push", who=change.who, src=source.path, dst=target.path)]
+
+
+# -- what a push would change
+
+
+class FileDifference(typing.NamedTuple):
+    """A file that two indexes do not have alike; a hash is None where it is missing."""
+    filename: str
+    sha256: str | None
+    other_sha256: str | None
+
+
+class ReleaseDifference(typing.NamedTuple):
+    """A version that two indexes do not have alike. `where`: see `ProjectDifference`."""
+    version: str
+    where: str
+    files: tuple                # (FileDifference, ...): those that are alike are left out
+
+
+class ProjectDifference(typing.NamedTuple):
+    """A project that two indexes do not have alike.
+
+    `where` it is: "only here", in the first one; "only there", in the other; "both"."""
+    project: str
+    where: str
+    releases: tuple             # (ReleaseDifference, ...), the newest first
+
+
+def compare_indexes(projects, index, other, after="", limit=Limits.compared_page):
+    """([ProjectDifference, ...] by name, `after` of the next page or None) of two stages.
+
+    Compares their own releases, without bases: versions, and the hashes of their files and
+    documentation. A page has fewer than `limit` projects if many are alike: it looks at
+    `Limits.compared` of them."""
+    for each in (index, other):
+        if projects.at(each).asks_upstream:
+            raise BadRequest(f"{each.path} is a mirror: only stages can be compared")
+    with projects.store.read() as db:
+        names = _names_after(db, index, other, after)
+        shown = names[:Limits.compared]
+        here, there = (_compared_releases(db, each, after, shown[-1]) if shown else {}
+                       for each in (index, other))
+
+    differences, last = [], None
+    for name in shown:
+        if len(differences) == limit:
+            return differences, last
+        difference = _difference(name, here.get(name), there.get(name))
+        differences += [difference] if difference else []
+        last = name
+    return differences, last if len(names) > len(shown) else None
+
+
+def _names_after(db, index, other, after):
+    """The first names of projects of two indexes after this one: one more than are compared."""
+    most = Limits.compared + 1
+    first = "SELECT * FROM (SELECT name FROM projects WHERE index_id = ? AND name > ? " \
+            "ORDER BY name LIMIT ?)"
+    return [row["name"] for row in db.execute(
+        f"{first} UNION {first} ORDER BY name LIMIT ?",
+        (index.id, after, most, other.id, after, most, most))]
+
+
+def _compared_releases(db, index, after, last):
+    """{project: {canonical version: (its first spelling, {file name: SHA-256})}} of a stage, from
+    the names after `after` to `last`."""
+    found = {}
+    for name, version, filename, sha256 in db.execute(
+            "SELECT projects.name, releases.version, filename, sha256 FROM projects "
+            "LEFT JOIN releases ON releases.project_id = projects.id "
+            "LEFT JOIN files ON release_id = releases.id AND kind IN ('releasefile', 'doczip') "
+            "WHERE projects.index_id = ? AND projects.name > ? AND projects.name <= ? "
+            "ORDER BY projects.name, releases.id, files.id", (index.id, after, last)):
+        versions = found.setdefault(name, {})
+        if version is not None:
+            _, files = versions.setdefault(canonical_version(version), (version, {}))
+            if filename is not None:
+                files[filename] = sha256
+    return found
+
+
+def _where(here, there):
+    return "only there" if here is None else "only here" if there is None else "both"
+
+
+def _difference(name, here, there):
+    """The `ProjectDifference` of a project's versions in two indexes; None if they are alike."""
+    releases, mine, theirs = [], here or {}, there or {}
+    for canonical in sorted({*mine, *theirs}, key=version_key, reverse=True):
+        one, two = mine.get(canonical), theirs.get(canonical)
+        if one and two and one[1] == two[1]:
+            continue
+        files, other_files = (each[1] if each else {} for each in (one, two))
+        releases.append(ReleaseDifference(
+            (one or two)[0], _where(one, two),
+            tuple(FileDifference(filename, files.get(filename), other_files.get(filename))
+                  for filename in sorted({*files, *other_files})
+                  if files.get(filename) != other_files.get(filename))))
+    where = _where(here, there)
+    return ProjectDifference(name, where, tuple(releases)) if releases or where != "both" else None
 
 
 _HTML = re.compile(r"<(?:!doctype html|html|head|title|body|h1|p|div)\b", re.IGNORECASE)
@@ -14278,10 +14948,10 @@ def _retry_all(change):
 # ==================================================================================================
 # 15  Search
 #
-# Finds uploaded projects by their metadata, README and documentation, in a database of its own that
-# can be deleted at any time (full text by SQLite's FTS5, or LIKE if the interpreter has none); and
-# the names of mirrors, in their sorted lists on disk. A thread works through a durable queue; an
-# upload never waits for it.
+# Finds uploaded projects by their metadata, README and documentation, and the dependents of any
+# project, in a database of its own that can be deleted at any time (full text by SQLite's FTS5, or
+# LIKE if the interpreter has none); and the names of mirrors, in their sorted lists on disk. A
+# thread works through a durable queue; an upload never waits for it.
 # ==================================================================================================
 
 
@@ -14304,6 +14974,15 @@ CREATE TABLE sfacet (
     key TEXT NOT NULL, value TEXT NOT NULL, doc INTEGER NOT NULL,
     PRIMARY KEY (key, value, doc)) WITHOUT ROWID;
 CREATE INDEX sfacet_of_doc ON sfacet (doc);
+
+-- one row: a project of an index that needs another one in its latest version; of a mirror's
+-- project, in the latest one whose metadata is here
+-- requirements: JSON list of the Requires-Dist that name it
+CREATE TABLE requires (
+    needed TEXT NOT NULL, norm TEXT NOT NULL, index_id INTEGER NOT NULL,
+    version TEXT NOT NULL, requirements TEXT NOT NULL,
+    PRIMARY KEY (needed, norm, index_id)) WITHOUT ROWID;
+CREATE INDEX requires_of_project ON requires (index_id, norm);
 """
 _TEXT_COLUMNS = ("name", "title", "summary", "keywords", "author", "classifiers", "body")
 _WEIGHTS = {"name": 20, "title": 8, "summary": 6, "keywords": 5}    # for ranking; other columns: 1
@@ -14359,6 +15038,18 @@ _TYPES = {
     "keywords": ("project", ("keywords",)), "classifiers": ("project", ("classifiers",)),
     **dict.fromkeys(("author", "author_email", "maintainer", "maintainer_email"),
                     ("project", ("author",)))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dependent:
+    """A project of an index whose latest version (on a mirror, the latest one whose metadata is
+    here) needs another project.
+
+    `requirements`: those that say so, each a `Requirement`."""
+    index_id: int
+    project: str                # normalised
+    version: str
+    requirements: tuple
 
 
 class Query:
@@ -14737,7 +15428,7 @@ class SearchIndex(Part):
 
     def _open(self):
         """The database; made anew if missing, damaged, another server's, or of another form."""
-        form = 2 if self.full_text else 102
+        form = 3 if self.full_text else 103
         db, reason = None, ""
 
         try:
@@ -14920,10 +15611,13 @@ class SearchIndex(Part):
                 "SELECT id FROM sdoc WHERE index_id NOT IN (SELECT value FROM json_each(?))",
                 (known,))
             self._forget([row["id"] for row in gone])
+            self.writer.execute("DELETE FROM requires WHERE index_id NOT IN "
+                                "(SELECT value FROM json_each(?))", (known,))
             return
 
         with self.store.read() as db:
             found = _project_to_index(db, index_id, project)
+        self._enter_needs(index_id, project, found)
         rows = self.writer.execute(
             "SELECT id, kind, version, docs FROM sdoc WHERE index_id = ? AND norm = ?",
             (index_id, project)).fetchall()
@@ -14942,6 +15636,36 @@ class SearchIndex(Part):
         if docs and not same_docs:
             self._enter_pages(
                 found, f"/{found.user}/{found.index}/{project}/{docs.version}/+doc", row_id)
+
+    def _enter_needs(self, index_id, project, found):
+        """Enter which projects this one needs; `found`: its `SearchEntry`, if it is a stage's."""
+        version, requirements = (found.version, found.requirements) if found \
+            else self._mirrored_needs(index_id, project)
+        needs = collections.defaultdict(list)
+        for requirement in requirements:
+            if requirement.project != project:      # extras that name others of its extras
+                needs[requirement.project].append(sound(requirement.text))
+
+        self.writer.execute("DELETE FROM requires WHERE index_id = ? AND norm = ?",
+                            (index_id, project))
+        self.writer.executemany(
+            "INSERT INTO requires VALUES (?, ?, ?, ?, ?)",
+            [(needed, project, index_id, version, json.dumps(texts))
+             for needed, texts in needs.items()])
+
+    def _mirrored_needs(self, index_id, project):
+        """(version, its `Requirement`s): the latest of a mirrored project whose metadata is
+        here."""
+        with self.store.read() as db:
+            files = files_with_metadata(db, index_id, project)
+        data, by_version = None, collections.defaultdict(list)
+        for file in files:
+            by_version[file.version].append((None, file))
+        if files:
+            version = latest_version(by_version)
+            file = by_version[version][0][1]
+            data = metadata_bytes(self.store, self.blobs, file.metadata_sha256)
+        return ("", ()) if data is None else (version, requirements_of(parse_core_metadata(data)))
 
     def _enter_pages(self, found, address, project_row):
         """Enter the pages of a project's documentation, as far as they can be read."""
@@ -15082,6 +15806,29 @@ class SearchIndex(Part):
                 "GROUP BY norm ORDER BY norm LIMIT ?",
                 (start, start + "\U0010ffff", json.dumps(index_ids), limit))]
 
+    def dependents(self, project, index_ids, limit, after=("", 0)):
+        """The first `Dependent`s of a project in some indexes, by name and index id, as a list.
+
+        `after`: (project, index id) of the last one on the page before."""
+        with self.read() as db:
+            rows = db.execute(
+                "SELECT norm, index_id, version, requirements FROM requires "
+                "WHERE needed = ? AND (norm, index_id) > (?, ?) "
+                "AND index_id IN (SELECT value FROM json_each(?)) "
+                "ORDER BY norm, index_id LIMIT ?",
+                (project, *after, json.dumps(index_ids), limit)).fetchall()
+        return [Dependent(row["index_id"], row["norm"], row["version"],
+                          tuple(map(parse_requirement, json.loads(row["requirements"]))))
+                for row in rows]
+
+    def count_dependents(self, project, index_ids):
+        """The number of `Dependent`s of a project in some indexes."""
+        with self.read() as db:
+            return db.execute(
+                "SELECT count(*) FROM requires WHERE needed = ? "
+                "AND index_id IN (SELECT value FROM json_each(?))",
+                (project, json.dumps(index_ids))).fetchone()[0]
+
     def by_fields(self, fields, operator, index_ids):
         """The hits of XML-RPC's `search`, as rows of `sdoc`.
 
@@ -15143,6 +15890,7 @@ class SearchEntry:
     texts: dict
     facets: list
     docs: File | None
+    requirements: tuple
 
 
 def _project_to_index(db, index_id, project):
@@ -15180,7 +15928,8 @@ def _project_to_index(db, index_id, project):
     return SearchEntry(
         index_id, row["user"], row["idx"], project, metadata.get("name") or project, version,
         python[:200] or None, max((file.uploaded for file in files), default=""),
-        _texts_of(project, metadata), _facets_of(metadata, versions, version, files), docs)
+        _texts_of(project, metadata), _facets_of(metadata, versions, version, files), docs,
+        requirements_of(metadata))
 
 
 def _texts_of(project, metadata):
@@ -15225,10 +15974,8 @@ def _facets_of(metadata, versions, version, files):
             if part and part not in ("or", "and", "with"):
                 yield "license", part
 
-    for requirement in (metadata.get("requires_dist") or ())[:1000]:
-        match = re.match(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,199})", requirement)
-        if match:
-            yield "requires", normalize(match[1])
+    for requirement in requirements_of(metadata):
+        yield "requires", requirement.project
 
     flags = {"doczip": "docs", "toxresult": "tests"}
     for file in files:
@@ -18409,7 +19156,8 @@ class Path(typing.NamedTuple):
 # the same path.
 ROUTES = {}
 _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
-           "version": "[^/+][^/]*", "rest": ".+", "file": r"\+[ef]/.*[^/]"}
+           "version": "[^/+][^/]*", "rest": ".+", "file": r"\+[ef]/.*[^/]",
+           "other_user": "[^/+]+", "other_index": "[^/+]+"}
 
 
 def route(methods, path, *, for_, may, query="", other_names=None, is_local=False,
@@ -18419,7 +19167,8 @@ def route(methods, path, *, for_, may, query="", other_names=None, is_local=Fals
 
     Places in a path: `{user}`, `{index}`, `{name}` and `{project}` match one segment without a
     plus, `{version}` any segment, `{rest}` the rest of the path, `{file}` a file's path below its
-    index; `[/]` an optional final slash.
+    index; `{other_user}/{other_index}` a second index, which the endpoint looks up as two strings;
+    `[/]` an optional final slash.
 
     The endpoint is called with the request and the values of the places by name. `{user}/{index}`
     becomes one value, `index`, an `Index`; `{user}/{name}`, which need not be an index, stays two
@@ -19041,6 +19790,13 @@ def hidden_members(request, index):
     return tuple(member for member in request.app.indexes.order(index)
                  if member.restricted and member.path != index.path
                  and not may_read(request, member))
+
+
+def readable_index(request, path):
+    """The index at a path; raises what a request for that index itself would get."""
+    index = request.app.indexes.get(path)
+    require(request, "read", index)
+    return index
 
 
 def refuse_unknown(request, index, project, hidden, sentence=""):
@@ -20514,7 +21270,8 @@ def _guessed_format(text):
 # ==================================================================================================
 # 22  For people
 #
-# Documentation, search, downloads.
+# Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
+# two indexes differ.
 # ==================================================================================================
 
 
@@ -20762,6 +21519,100 @@ def get_suggestions(request):
             names += more
             seen.update(more)
     return json_response([text, names])
+
+
+# -- what needs a project, and what a project needs
+
+
+def _next_page(request, path, after):
+    """The URL of the page after the entry with this name; None if `after` is."""
+    return after and f"{request.url(path)}?{urllib.parse.urlencode({'after': after})}"
+
+
+@route("GET", "/{user}/{index}/{project}/+dependents", for_="json", may="read")
+def get_dependents(request, index, project):
+    """The projects of all indexes that the caller may read whose latest versions need this one
+    [W21.4], `Limits.dependents` a page; `after`: the last entry of the page before, as
+    `user/index/project`."""
+    app = request.app
+    paths = {each.id: each.path for each in readable_indexes(request)}
+    place, _, name = request.query.get("after", "").rpartition("/")
+    after = normalize(name), next((id_ for id_, path in paths.items() if path == place), 0)
+    found = app.search.dependents(project, list(paths), Limits.dependents + 1, after)
+    shown = found[:Limits.dependents]
+    last = f"{paths[shown[-1].index_id]}/{shown[-1].project}" if len(found) > len(shown) else None
+    return result_response("dependents", {
+        "project": project, "total": app.search.count_dependents(project, list(paths)),
+        "dependents": [{
+            "project": each.project, "version": each.version, "index": paths[each.index_id],
+            "requirements": [{"text": requirement.text, "extras": list(requirement.only_for)}
+                             for requirement in each.requirements]} for each in shown],
+        "next": _next_page(request, f"{index.path}/{project}/+dependents", last)})
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+dependencies", for_="json", may="read")
+def get_dependencies(request, index, project, version):
+    """What a release needs, and whether and from where that can be had [W21.5]: as far as is known
+    here, for who installs from this index. null if no metadata of it is here."""
+    projects, hidden = request.app.projects, hidden_members(request, index)
+    found = projects.contributions(index, project, None, hidden=hidden, asks=False)
+    if not found.pages:
+        refuse_unknown(request, index, project, hidden)
+    requirements = projects.requirements_at_hand(found, project, version)
+    return result_response("dependencies", requirements if requirements is None else [{
+        "text": state.requirement.text, "project": state.requirement.project,
+        "extras": list(state.requirement.only_for), "state": state.kind,
+        "detail": state.detail, "index": state.path, "version": state.version}
+        for state in dependency_states(projects, index, requirements, hidden)])
+
+
+# -- why an index gives what it gives
+
+
+@route("GET", "/{user}/{index}/{project}/+why", for_="json", may="read")
+def get_why(request, index, project):
+    """Which index of the resolution order gives which versions of a project, what is hidden and by
+    which rule, and the setting to change [W21.6]: as far as is known here."""
+    found = why(request.app.projects, index, project, hidden_members(request, index))
+    return result_response("why", {"index": index.path, "project": project, "steps": [
+        {"index": step.path, "verdict": step.verdict, "reason": step.reason,
+         "setting": step.setting or None, "versions": _named_versions(step.versions),
+         "hidden": [{"rule": hidden.rule, "reason": hidden.reason,
+                     "setting": hidden.setting or None,
+                     "versions": _named_versions(hidden.versions)} for hidden in step.hidden]}
+        for step in found.steps]})
+
+
+def _named_versions(versions):
+    """Versions, the newest first, as JSON: their number, and some of the newest."""
+    return {"total": len(versions), "newest": list(versions[:Limits.shown_versions])}
+
+
+# -- how two indexes differ
+
+
+@route("GET", "/{user}/{index}/+compare/{other_user}/{other_index}", for_="json", may="read")
+def get_comparison(request, index, other_user, other_index):
+    """The projects that two stages do not have alike, each release with the command that pushes it
+    from here to there [W21.7]; `after`: the last name of the page before."""
+    other = readable_index(request, f"{other_user}/{other_index}")
+    differences, after = compare_indexes(request.app.projects, index, other,
+                                         normalize(request.query.get("after", "")))
+    return result_response("comparison", {
+        "index": index.path, "other": other.path,
+        "projects": [{
+            "project": difference.project, "where": difference.where,
+            "releases": [_release_difference(index, other, difference.project, release)
+                         for release in difference.releases]} for difference in differences],
+        "next": _next_page(request, f"{index.path}/+compare/{other.path}", after)})
+
+
+def _release_difference(index, other, project, release):
+    command = f"devpi push --index {index.path} {project}=={release.version} {other.path}"
+    return {"version": release.version, "where": release.where,
+            "push": None if release.where == "only there" else command,
+            "files": [{"filename": file.filename, "sha256": file.sha256,
+                       "other_sha256": file.other_sha256} for file in release.files]}
 
 
 @route("POST", "/{user}/{index}[/]", for_="xml-rpc", may="read", is_local=True)
