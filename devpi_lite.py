@@ -13711,8 +13711,8 @@ def known_projects(projects, order, names):
 class DependencyState(typing.NamedTuple):
     """Whether and from where a requirement can be fulfilled, as far as is known here.
 
-    `kind`: one of `DEPENDENCY_STATES`; `detail`: a sentence about it; `path`: of the index that has the
-    version, or None."""
+    `kind`: one of `DEPENDENCY_STATES`; `detail`: more about it, in words; `path`: of the index that
+    it comes from, or None; `version`: the newest that fits, or None."""
     requirement: Requirement
     kind: str
     detail: str

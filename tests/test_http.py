@@ -814,7 +814,7 @@ def test_a_path_has_one_route_for_each_audience_and_one_default():
 def test_paths_that_overlap_are_those_whose_order_is_documented():
     words = {"user": "u", "index": "i", "name": "i", "file": ["+f/a", "+f/a/+doc/x", "+e/json"],
              "project": ["p", "pypi"], "version": ["1", "1+local", "json", "refresh"],
-             "rest": ["x", "json", "a/json"]}
+             "rest": ["x", "json", "a/json"], "other_user": "u", "other_index": "i"}
     entries, overlapping = list(devpi_lite.ROUTES.items()), set()
     for number, ((path, query), entry) in enumerate(entries):
         places = re.findall(r"\{(\w+)\}", path)

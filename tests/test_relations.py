@@ -264,7 +264,8 @@ def test_the_state_of_each_dependency_is_told_without_asking_upstream(site):
     assert set(states(site, "ann/alone/app/1.0").values()) == {("no version fits", None, None)}
     assert detail(site, "ann/alone/app/1.0", "pulled") == "1.0 on ann/base is yanked"
     # a version of which no metadata is here, and one that is nowhere
-    assert asked(site, "ann/app/cached/1.0/+dependencies") is None
+    assert asked(site, "ann/app/cached/2.0/+dependencies") is None
+    assert asked(site, "ann/app/cached/1.0/+dependencies") == []
     assert site.get("/ann/app/nowhere/1.0/+dependencies").status == 404
 
 
