@@ -14062,8 +14062,8 @@ def index_warnings(projects, index, hidden=()):
     if not index.volatile and index not in mirrors:
         for base in order:
             if base.volatile and base not in mirrors:
-                yield (f"{index.path} is not volatile, but builds on {base.path}, which is: files "
-                       "of that can be replaced and deleted.")
+                yield (f"{index.path} is non-volatile, but its base {base.path} is volatile: files "
+                       "that come from there can change.")
 
     readable = {member.path for member in order}
     missing = {(met.via, met.path): None for met in walk_bases(index, projects.indexes.find)
@@ -23463,7 +23463,8 @@ def get_index_page(request, index):
                    "volatile" if index.volatile else "non-volatile"))),
         when(index.config.get("description"), '<p class="lead">{}</p>',
              index.config.get("description")),
-        joined(note(text, "warn") for text in index_warnings(request, index)),
+        joined(note(text, "warn") for text in index_warnings(
+            request.app.projects, index, hidden_members(request, index))),
         install_lines(request, index),
         tabs("Views of the index", [
             (title, request.href(index.path, show=name if name != "projects" else ""),
@@ -23473,25 +23474,6 @@ def get_index_page(request, index):
         content))
     return page_response(request, index.path, body, crumbs_to(index.path),
                          feed=request.href(f"{index.path}/+feed.atom"), tags=tags)
-
-
-def index_warnings(request, index):
-    """What a reader should know before trusting an index, in sentences."""
-    config, found = index.config, []
-    if ANONYMOUS in config.get("acl_upload", ()):
-        found.append("Anyone may upload here, without a login.")
-    for base in request.app.indexes.missing_bases(index):
-        found.append(f"Its base {base} does not exist: mirrors are shut out until that is mended.")
-    if not index.volatile:
-        for base in shown_bases(request, index):
-            member = request.app.indexes.find(base)
-            if member and member.type == "stage" and member.volatile:
-                found.append(f"It is non-volatile, but its base {base} is volatile: "
-                             "files that come from there can change.")
-    if request.app.projects.at(index).asks_upstream \
-            and request.app.mirrors.upstreams.is_cut_off(index):
-        found.append("Upstream is not asked: only what is cached can be installed.")
-    return found
 
 
 def _projects_view(request, index):

@@ -448,7 +448,7 @@ def test_what_is_risky_about_an_index_is_said(site, upstream):
     site.add_index("ann/firm", volatile=False, bases=["ann/loose", "ann/pypi"])
     assert asked(site, "ann/loose/+warnings") == ["Anyone may upload to ann/loose: :ANONYMOUS: is in its acl_upload."]
     assert asked(site, "ann/firm/+warnings") == [
-        "ann/firm is not volatile, but builds on ann/loose, which is: files of that can be replaced and deleted."]
+        "ann/firm is non-volatile, but its base ann/loose is volatile: files that come from there can change."]
     site.add_mirror("ann/lost", upstream, mirror_cache_expiry=0)
     upstream.publish("thing", "1.0")
     assert site.versions("ann/lost", "thing") == ["1.0"]
