@@ -141,18 +141,22 @@ def test_dependents_are_those_whose_latest_version_needs_the_project(site):
 
 
 def test_cached_metadata_of_mirrors_makes_dependents(site):
+    site.add_mirror("ann/cache", site.upstream)
     needy = site.upstream.publish(wheel("needy", "2.0", requires_dist=["gadget>=2"]), core_metadata=True)
     site.upstream.publish(wheel("needy", "1.0", requires_dist=["widget"]), core_metadata=True)
-    assert site.versions("ann/pypi", "needy") and dependents(site, "ann/pypi/gadget") == []
-    (url,) = [file["url"] for file in site.simple("ann/pypi", "needy")["files"] if file["filename"] == needy.filename]
-    address = urllib.parse.urljoin("/ann/pypi/+simple/needy/", url).partition("#")[0]
+    assert site.versions("ann/cache", "needy") and dependents(site, "ann/cache/gadget") == []
+    (url,) = [file["url"] for file in site.simple("ann/cache", "needy")["files"] if file["filename"] == needy.filename]
+    address = urllib.parse.urljoin("/ann/cache/+simple/needy/", url).partition("#")[0]
     assert site.get(address + ".metadata", headers={"Accept": "*/*"}).status == 200
-    eventually(lambda: dependents(site, "ann/pypi/gadget") == ["ann/pypi/needy 2.0"])
-    site.fetch("ann/pypi", "needy-1.0-py3-none-any.whl", "needy")       # an older version changes nothing
+    eventually(lambda: dependents(site, "ann/cache/gadget") == ["ann/cache/needy 2.0"])
+    site.fetch("ann/cache", "needy-1.0-py3-none-any.whl", "needy")       # an older version changes nothing
     site.upstream.remove("needy", needy.filename)
-    assert site.post("/ann/pypi/+simple/needy/refresh").status == 302
-    eventually(lambda: dependents(site, "ann/pypi/widget") == ["ann/pypi/needy 1.0"])
-    assert dependents(site, "ann/pypi/gadget") == []
+    assert site.post("/ann/cache/+simple/needy/refresh").status == 302
+    eventually(lambda: dependents(site, "ann/cache/widget") == ["ann/cache/needy 1.0"])
+    assert dependents(site, "ann/cache/gadget") == []
+    # another upstream may have something else under the name
+    assert site.patch("/ann/cache", {"mirror_url": "http://127.0.0.1:9/"}, user="ann").status == 200
+    eventually(lambda: dependents(site, "ann/cache/widget") == [])
 
 
 def test_two_thousand_dependents_come_in_pages(make_server):
