@@ -54,7 +54,8 @@ tests/CONTRACT.md:
     35  Backups                  backups, which share their files; verification and restore
     36  Checks                   fsck, gc and the command status
     VIII
-    37  Commands                 the argument parser and `main`
+    37  The manual               what `help` prints: topics in Markdown
+    38  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -1172,6 +1173,16 @@ OPTIONS = {field.name: (field.metadata["option"], field.default)
            for field in dataclasses.fields(Settings) if field.metadata}
 
 
+def variable_of(name):
+    """The environment variable of an option."""
+    return "DEVPISERVER_" + name.upper().replace("-", "_")
+
+
+def shown_default(default):
+    """An option's default as its help shows it; "" if it is a flag, or is not set by default."""
+    return "" if default in (None, "", ()) or isinstance(default, bool) else str(default)
+
+
 # -- commands: each is declared once, by a decorator of its function
 
 
@@ -1186,7 +1197,8 @@ class Argument(typing.NamedTuple):
         if self.names[0].startswith("-"):
             return ""
         shown = "|".join(self.settings.get("choices", ())) or self.names[0].upper()
-        return f"[{shown}] " if self.settings.get("nargs") == "?" else f"{shown} "
+        form = {"?": "[{}] ", "*": "[{} ...] "}.get(self.settings.get("nargs"), "{} ")
+        return form.format(shown)
 
 
 class Command(typing.NamedTuple):
@@ -1536,6 +1548,7 @@ class Limits:
     counted_days = 30               # for which downloads are counted by day; then by month
     query = 256                     # characters
     query_terms = 16
+    excerpt = 5                     # lines of a section of the manual that a query found
     search_hits = 5000              # projects that one query examines
     search_time = 2
     search_pause = 30               # seconds between two looks at an empty queue
@@ -32872,7 +32885,1549 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 37  Commands
+# 37  The manual
+#
+# Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
+# options and commands are made of their tables. In a text, `URL` stands for the server's address
+# and `alice/dev` for an index; links between topics are relative, as [Backups](backup).
+# ==================================================================================================
+
+
+class Topic(typing.NamedTuple):
+    """A topic of the manual; its text is Markdown with headings from the second level on."""
+    name: str
+    title: str
+    summary: str
+    text: str
+
+
+class ManualHit(typing.NamedTuple):
+    """A section of the manual that has all words of a query; `excerpt`: its lines with such words.
+    """
+    topic: Topic
+    heading: str
+    excerpt: str
+
+
+_TOPICS = {}        # name -> (title, summary, its text or a function that returns it)
+
+
+def topic(name, title, summary, text):
+    """Add a topic to the manual; `text`: Markdown, or a function that returns it."""
+    _TOPICS[name] = title, summary, text
+
+
+def manual_topics():
+    """All `Topic`s, in the order of the manual."""
+    return [manual_topic(name) for name in _TOPICS]
+
+
+def manual_topic(name):
+    """The `Topic` of this name; NotFound if there is none."""
+    if name not in _TOPICS:
+        raise NotFound(f"the manual has no topic '{one_line(name, 60)}'")
+    title, summary, text = _TOPICS[name]
+    return Topic(name, title, summary, (text if isinstance(text, str) else text()).strip() + "\n")
+
+
+def manual_hits(words):
+    """The `ManualHit`s of a text: sections that have all its words, in upper or lower case.
+
+    Those with all of them in the heading come first."""
+    wanted = words[:Limits.query].lower().split()[:Limits.query_terms]
+    hits = []
+    for found in manual_topics() if wanted else ():
+        for heading, lines in _sections(found.text):
+            heading = heading or found.title
+            whole = "\n".join([heading, *lines]).lower()
+            if all(word in whole for word in wanted):
+                with_words = [line for line in lines
+                              if any(word in line.lower() for word in wanted)]
+                hits.append(ManualHit(found, heading, "\n".join(with_words[:Limits.excerpt])))
+    return sorted(hits, key=lambda hit: not all(word in hit.heading.lower() for word in wanted))
+
+
+def _sections(text):
+    """Yield (heading, lines) of each section of a Markdown text; "" heads what is above the first.
+    """
+    heading, lines, is_code = "", [], False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            is_code = not is_code
+        elif line.startswith("#") and not is_code:
+            yield heading, lines
+            heading, lines = line.lstrip("# "), []
+        elif line:
+            lines.append(line)
+    yield heading, lines
+
+
+def _table(head, rows):
+    """The lines of a Markdown table; texts are put on one line each."""
+    yield from ("", f"| {' | '.join(head)} |", "|---" * len(head) + "|")
+    for row_ in rows:
+        cells = (" ".join(cell.split()).replace("|", r"\|") for cell in row_)
+        yield f"| {' | '.join(cells)} |"
+
+
+def _code(text):
+    return f"`{text}`" if text else ""
+
+
+def _options_text():
+    """The topic on options, by the kinds of which commands take some."""
+    lines = ["An option is set on the command line, by its variable, or in a file that `-c` names: "
+             "see [Operation](operation). An option without a default is off, or not set."]
+    for about, heading in ((COMMON, "Of most commands"), (FIRST_START, "At the first start"),
+                           (PASSWORDS, "Where passwords are set"), (SERVING, "Of the server")):
+        lines += ["", f"## {heading}", *_table(("option", "variable", "default", "effect"), (
+            (", ".join(_code(text) for text in (f"--{option_.name}", *option_.aliases)),
+             _code(variable_of(option_.name)), _code(shown_default(default)), option_.help)
+            for option_, default in OPTIONS.values() if option_.about == about))]
+    return "\n".join(lines)
+
+
+def _commands_text():
+    """The topic on commands."""
+    lines = ["The first word names the command; without one it is `serve`. "
+             "`python devpi_lite.py COMMAND --help` says the same."]
+    for name in command_names():
+        command_ = COMMANDS[name]
+        words = "".join(each.usage for each in command_.arguments)
+        lines += ["", f"## {name}", "", "```sh", f"python devpi_lite.py {name} {words}".strip(),
+                  "```", "", " ".join(command_.help.split())]
+        if command_.arguments:
+            lines += _table(("word", "effect"), (
+                (_code(each.usage.strip()) or ", ".join(map(_code, each.names)),
+                 each.settings["help"])
+                for each in command_.arguments))
+        if SERVING in command_.takes:
+            lines += ["", "It takes [all options](options)."]
+        elif command_.takes:
+            taken = ", ".join(_code(f"--{option_.name}") for _, option_, _ in command_.options)
+            lines += ["", f"It takes the [options](options) {taken}."]
+    return "\n".join(lines)
+
+
+topic(
+    "start", "First steps",
+    "Start the server, install through it, find the rest of this manual.",
+    """
+The server is one file, `devpi_lite.py`. It needs Python 3.9 or newer and nothing else: no
+packages, no internet. Copy it anywhere and start it:
+
+```sh
+python devpi_lite.py --serverdir x
+```
+
+The first start makes the directory `x` (`~/.devpi/server` if you name none), and in it
+
+- the index `root/pypi`, a mirror of pypi.org (none with `--no-root-pypi`),
+- the user `root` with a random password, which is printed if you sit at a terminal and stands in
+  `x/root-password` until you change it. `--root-passwd-file FILE` sets one of your own.
+
+The program speaks the language of pip, uv, twine, Poetry, curl and the `devpi` client. A client of
+its own is a second file, `devpi_lite_client.py`.
+
+In this manual `URL` stands for the server's address, which is `http://127.0.0.1:3141` unless you
+choose another, and `alice/dev` for an index.
+
+## The words
+
+| word | meaning |
+|---|---|
+| index | a set of projects under one address; it belongs to a user: `user/name` |
+| stage | an index that takes uploads |
+| mirror | an index that shows what another server has, and keeps what was asked for |
+| base | an index whose projects another index shows, too |
+| project, release, file | `your-package`; its version 1.0; a wheel or sdist of that |
+
+## A first round
+
+Install something through the mirror. What was installed once can be installed again without the
+internet:
+
+```sh
+pip install --index-url URL/root/pypi/+simple/ requests
+```
+
+Make a user, and a stage on top of the mirror:
+
+```sh
+curl -X PUT URL/alice -d '{"password": "secret"}'
+curl -X PUT URL/alice/dev -u alice:secret -d '{"bases": ["root/pypi"]}'
+```
+
+Upload a package of your own with the client, and install it:
+
+```sh
+alias devpi="python $PWD/devpi_lite_client.py"
+devpi use URL
+devpi login alice --password=secret
+devpi use alice/dev
+devpi upload dist/*
+pip install --index-url URL/alice/dev/+simple/ your-package
+```
+
+`pip install devpi-client` gives you devpi's own client, which works as well. Both keep their
+state in `~/.devpi/client`.
+
+## Where to go on
+
+- [Install packages](install), [upload your own](upload), [search](search),
+  [look around in a browser](web)
+- [Settings of an index](indexes), [your tools](clients), [CI](ci), [what others are told](triggers)
+- [A team](team), [a site without internet](airgap), [TLS and proxies](proxies)
+- [Move from devpi](migration), [backups](backup), [replicas](replicas), [operation](operation)
+- [All options](options), [all commands](commands), [all limits](limits), [JSON](api)
+
+`python devpi_lite.py help TOPIC` prints one of these topics, `help WORD` looks for a word in all of
+them.
+""")
+
+topic(
+    "install", "Install packages",
+    "Install with pip and uv through a mirror or a stage; off-line; what a mirror keeps.",
+    """
+```sh
+pip install --index-url URL/root/pypi/+simple/ requests
+uv pip install --index-url URL/root/pypi/+simple/ requests
+```
+
+What was installed once can be installed again without the internet.
+
+## Make it the default
+
+Write the index into the installers' own settings:
+
+```sh
+pip config set global.index-url URL/root/pypi/+simple/
+export UV_DEFAULT_INDEX=URL/root/pypi/+simple/
+```
+
+The client does the same. `env` prints the variables by which pip and uv use the index;
+`use --set-cfg` writes the index into their settings, and `--unset-cfg` takes that back:
+
+```sh
+devpi use --set-cfg alice/dev
+eval "$(devpi env)"
+```
+
+`devpi install your-package` runs the pip of the virtual environment, or without one the pip of the
+Python that runs the client. It takes pre-releases, unless you say `--no-pre`.
+
+Other tools: see [Your tools](clients). Without TLS, pip wants `--trusted-host SERVER` for a server
+that is not on this machine; `devpi env` and `devpi use --set-cfg` see to that for the host that
+you typed.
+
+## One index, not two
+
+Use one `--index-url`, never `--extra-index-url`. With the latter, pip takes the highest version
+from wherever it finds one, so a stranger's package of the same name on pypi.org can win. A stage
+with `root/pypi` among its bases has both your packages and everything else, and there
+[a private name is private](upload).
+
+## What a mirror does
+
+- It asks upstream for the page of one project at a time, and again after half an hour
+  (`mirror_cache_expiry`, see [Settings of an index](indexes)). `devpi refresh your-package` lets it
+  ask at once.
+- It keeps the last page that upstream gave, and serves it while upstream is down or too slow. Such
+  a page says `Cache-Control: no-store`.
+- It fetches the list of all projects only for those who ask for that list, or search.
+- Files stream through while they are stored. Length and hash are checked before the last piece
+  leaves. Pages state the SHA-256 of what is here, whatever upstream announced.
+- Lists of variant wheels (PEP 825, `NAME-VERSION-variants.json`) are passed on, and taken as
+  uploads. `.whlx` files are mirrored only.
+
+Pages are HTML and JSON of version 1.4 of the simple API (PEP 503, 691, 700), with sizes, upload
+times, `.metadata` files, ETags and gzip. `uv lock` and pip thus read a wheel's requirements without
+fetching the wheel.
+
+A mirror of another server than pypi.org:
+
+```sh
+devpi index -c alice/mirror type=mirror mirror_url=https://index.example.org/simple/
+```
+
+For its mirrors the server takes the certificates in `SSL_CERT_FILE` and the proxies in
+`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`.
+""")
+
+topic(
+    "upload", "Your own packages",
+    "Upload, private names, documentation, tests, release, yank, delete.",
+    r"""
+## A user and a stage
+
+```sh
+devpi use URL
+devpi user -c alice password=secret
+devpi login alice --password=secret
+devpi index -c dev bases=root/pypi
+devpi use alice/dev
+```
+
+or with nothing but curl:
+
+```sh
+curl -X PUT URL/alice -d '{"password": "secret"}'
+curl -X PUT URL/alice/dev -u alice:secret -d '{"bases": ["root/pypi"]}'
+```
+
+Who may make users is said in [For a team](team).
+
+## Upload
+
+Build and upload the project in the current directory: an sdist and a wheel, made from its versioned
+files into `dist`, which is emptied first. Or upload what is built already:
+
+```sh
+devpi upload
+devpi upload dist/*
+devpi upload dist/* --skip-existing
+```
+
+The last one passes over what is there, with a warning if its content is another. Other tools
+publish, too: see [Your tools](clients).
+
+An upload is looked through to its last byte. A wheel or sdist that installers can't read, or that
+lacks what they need, is refused with the reason (`--accept-broken-archives` takes it). That takes
+some 0.2 s for a wheel of 10 MB and 20 s for one of 1 GB.
+
+On a volatile index, which is what you get unless you say otherwise, an upload replaces the file of
+the same name.
+
+## A private name is private
+
+Once `your-package` is on a stage, the mirrors behind that stage are not asked for the name, unless
+its `mirror_whitelist` names it (or `*`). With its last release gone the project stays, empty and
+private. Only deleting the project itself frees the name:
+
+```sh
+devpi remove your-package
+curl -X DELETE URL/alice/dev/your-package -u alice:secret
+```
+
+`devpi project alice/dev/your-package` shows which bases a project comes from, and why. With
+`inheritance_rules='allow all'` mirrors answer for it, too:
+
+```sh
+devpi project alice/dev/your-package inheritance_rules='allow all'
+```
+
+## Release
+
+A release usually goes from one index to the next: made on `dev`, tested, and pushed to `prod`,
+which nobody uploads to by hand and which is *non-volatile*: its files can't be replaced.
+
+```sh
+devpi index -c prod bases=root/pypi volatile=False
+devpi test your-package==1.0
+devpi list -t your-package
+devpi push your-package==1.0 alice/prod
+```
+
+- `devpi test` runs tox (`pip install tox`) and posts the result, `devpi list -t` shows it. The
+  tests and their tox.ini have to be in the sdist (setuptools: `include tox.ini` and `graft tests`
+  in MANIFEST.in). Tests and builds get your login only where the index can't be read without it;
+  there the tested package can see it.
+- `devpi push` takes files, metadata, documentation and test results. `--only-docs` pushes
+  documentation that came later, `--no-docs` all but that. A push between indexes is all or nothing,
+  and copies no bytes. What is on a non-volatile index already is refused.
+
+The same by curl is a POST of JSON:
+
+```sh
+curl URL/alice/dev -u alice:secret \
+    -d '{"name": "your-package", "version": "1.0", "targetindex": "alice/prod"}'
+```
+
+Push to PyPI, or another server outside, with the account from your `.pypirc`, of which a section
+names `repository`, `username` and `password`:
+
+```sh
+devpi push your-package==1.0 pypi:pypi
+```
+
+PyPI takes no documentation: that is said, and is no failure.
+
+## Documentation
+
+Documentation is a zip of HTML. `devpi upload --with-docs` builds it with Sphinx, in a checkout, and
+uploads it; a zip that is there already goes by curl:
+
+```sh
+curl URL/alice/dev/ -u alice:secret -F :action=doc_upload -F name=your-package -F version=1.0 \
+    -F content=@docs.zip
+```
+
+It is read at `/alice/dev/your-package/latest/+doc/`, straight out of the zip. `latest` is the
+newest version that has documentation, `stable` the newest final one; a version's number does as
+well. Scripts of the documentation run in a sandbox, away from the index's own origin.
+
+## Yank
+
+A broken release is better yanked than deleted: installers pass it over unless it is asked for by
+number.
+
+```sh
+devpi yank -r "loses data" your-package==1.0
+devpi yank --undo your-package==1.0
+curl -X PATCH URL/alice/dev/your-package/1.0 -u alice:secret -d '{"yanked": "loses data"}'
+curl -X PATCH URL/alice/dev/your-package/1.0 -u alice:secret -d '{"yanked": false}'
+```
+
+## Status of a project
+
+A whole project can be `archived` (it takes no more uploads), `deprecated`, or `quarantined` (files
+and documentation are withheld); `active` again:
+
+```sh
+curl -X PATCH URL/alice/dev/your-package -u alice:secret \
+    -d '{"project-status": {"status": "archived", "reason": "use other-package"}}'
+```
+
+## Delete
+
+```sh
+devpi remove your-package==1.0
+curl -X DELETE URL/alice/dev/your-package/1.0 -u alice:secret
+curl -X DELETE "URL/alice/prod/your-package/1.0?force" -u alice:secret
+```
+
+On a non-volatile index deleting takes its owner or root, and force: `devpi remove -f`, or `?force`.
+Without `/1.0` the whole project goes.
+""")
+
+topic(
+    "indexes", "Settings of an index",
+    "Every setting of a stage and of a mirror: type, default, effect; who may do what.",
+    """
+```sh
+devpi index -c dev bases=root/pypi
+devpi index alice/dev bases=alice/prod,root/pypi
+devpi index alice/dev volatile=False
+devpi index alice/dev acl_upload+=bob
+devpi index alice/dev acl_upload-=bob
+devpi index alice/dev acl_pkg_read=alice,bob
+devpi index alice/dev mirror_whitelist+=your-package
+devpi index alice/dev title-=
+devpi index -c alice/mirror type=mirror mirror_url=https://index.example.org/simple/
+devpi index --delete alice/mirror
+```
+
+`+=` and `-=` add to a list and take from it; `KEY-=` takes the setting out. The same by curl, with
+an object or with a list of such texts:
+
+```sh
+curl -X PUT URL/alice/dev -u alice:secret -d '{"bases": ["root/pypi"]}'
+curl -X PATCH URL/alice/dev -u alice:secret -d '{"acl_pkg_read": ["alice", "bob"]}'
+curl -X PATCH URL/alice/dev -u alice:secret -d '["volatile=False"]'
+```
+
+An index with others built on it by other users is deleted with `--force` (curl: `?force`), which
+takes it out of their bases. `curl URL/alice/dev` shows an index, `curl URL/` all users and indexes.
+The type, `stage` or `mirror`, is chosen when the index is made.
+
+## Settings of a stage
+
+| setting | type | default | effect |
+|---|---|---|---|
+| `bases` | list of indexes | none | shows their projects, too; mirrors are asked last |
+| `volatile` | yes or no | yes | no: files stay as they are, see below |
+| `acl_upload` | list of users | the owner | who may upload, and delete on a volatile index |
+| `acl_pkg_read` | list of users | everybody | who may read, beside owner and root |
+| `acl_toxresult_upload` | list of users | `:ANONYMOUS:` | who may post test results |
+| `mirror_whitelist` | list of projects | none | private names for which mirrors are asked, too |
+| `mirror_whitelist_inheritance` | word | `intersection` | how whitelists of bases count |
+| `uploadtrigger_jenkins` | address | none | a Jenkins job to start after each upload |
+| `webhook_url` | list of addresses | none | who gets [messages](triggers), 20 at most |
+| `webhook_events` | list of events | all | `upload`, `docs`, `toxresult`, `push`, `delete` |
+| `webhook_secret` | text | none | signs these messages |
+| `title` | text | none | a line for people |
+| `description` | text | none | more for people |
+| `custom_data` | any JSON | none | kept for your scripts |
+
+## Settings of a mirror
+
+| setting | type | default | effect |
+|---|---|---|---|
+| `mirror_url` | address | none | upstream's simple index; without it, only what is here |
+| `mirror_cache_expiry` | seconds | 1800 | before upstream is asked for a page again |
+| `mirror_web_url_fmt` | address | none | upstream's page of a project, with `{name}` |
+| `mirror_no_project_list` | yes or no | no | yes: upstream has no list of all its projects |
+| `mirror_use_external_urls` | yes or no | no | yes: clients fetch files from upstream |
+| `mirror_missing_statuses` | list of numbers | 404 | statuses that mean "not here", too: `403` |
+| `mirror_ignore_serial_header` | yes or no | no | yes: take pages older than those before |
+| `mirror_provides_core_metadata` | yes or no | no | kept, for devpi; makes no difference |
+| `volatile` | yes or no | yes | no: the index can't be deleted |
+| `acl_pkg_read` | list of users | everybody | who may read, beside owner and root |
+| `title`, `description`, `custom_data` | | none | as of a stage |
+
+The default of `mirror_cache_expiry` is the server's option `--mirror-cache-expiry`. Where an object
+store says 403 for "not here", `mirror_missing_statuses=403` has it taken for that. A user's own
+name and password can stand in `mirror_url`: `https://name:password@index.example.org/simple/`.
+
+## Volatile or not
+
+On a volatile index an upload replaces the file of the same name. On a non-volatile one it is
+refused, deleting takes the owner or root, and force, and the index itself can't be deleted until it
+is made volatile. Mirrors are asked last whatever their place in `bases` is.
+
+## Who may do what
+
+In a list of users, `:ANONYMOUS:` stands for everybody and `:AUTHENTICATED:` for everybody who has
+logged in.
+
+| who | may |
+|---|---|
+| root | make users; change and delete all users and indexes |
+| the owner of an index | change it, yank and delete what is on it |
+| who is in `acl_upload` | upload and push to it, yank, and delete where it is volatile |
+| who is in `acl_toxresult_upload` | post test results |
+| who is in `acl_pkg_read` | read; with no such setting, everybody |
+
+Owner and root may upload only if `acl_upload` names them. `--restrict-modify` changes the first
+two lines: see [For a team](team).
+
+Where reading is restricted, pip and curl need a login: `http://alice:secret@127.0.0.1:3141/...`, or
+`curl -u alice:secret`.
+
+## The order in which indexes are asked
+
+First the index, then its bases, then theirs; each once, mirrors last. All stages that have a
+project show their versions of it; of files with the same name the first counts. If a stage has the
+project, mirrors are not asked for it, unless a whitelist names it (or `*`).
+
+With `mirror_whitelist_inheritance=intersection` a name has to be in the whitelists of the index and
+of all stages among its bases up to the one that has it; with `union` one of them is enough.
+
+devpi 7's words are understood as well: `type=remote` and `type=local`, `remote_url`,
+`remote_refresh_delay`, `remote_no_project_list`, `remote_use_external_urls`, `remote_web_url_fmt`,
+`project_inheritance_rules` and `trust_inheritance_rules_from`. `?v=2` has results spoken in them.
+""")
+
+topic(
+    "search", "Find projects and documentation",
+    "The query language of the search, with examples.",
+    """
+```sh
+curl 'URL/+search?query=parser+index:alice/dev'
+```
+
+looks through names, summaries, READMEs and documentation of what was uploaded, each project by its
+newest version, and through the names of mirrored projects, whose list it has upstream asked for.
+Only indexes that you may read are searched. In a browser, the same is the box at the top of every
+[page](web).
+
+## Words
+
+| you write | it finds |
+|---|---|
+| `fast parser` | both words; the last one may go on: `parsers` |
+| `"fast parser"` | the phrase; `'single quotes'` do as well |
+| `parser -json`, `parser NOT json` | the first word without the second |
+| `parser OR lexer` | one of them |
+| `(parser OR lexer) fast` | brackets |
+| `pars*` | words that begin so |
+
+## Filters
+
+| filter | example |
+|---|---|
+| `name:` | `name:your-package`, `name:your-*` |
+| `user:`, `index:` | `user:alice`, `index:dev`, `index:alice/dev` |
+| `path:` | `path:/alice/dev/your-package`, `path:/alice/*` |
+| `version:` (of any version) | `version:1.5.0`, `version:>=1.4` |
+| `classifier:` | `classifier:"Framework :: Django"`, `classifier:"Framework ::*"` |
+| `keyword:` | `keyword:yaml` |
+| `author:` | `author:alice` |
+| `license:` | `license:MIT` |
+| `requires:` | `requires:click`: what depends on it |
+| `python:` | `python:3.9`: what admits this Python |
+| `import:` | `import:yaml`, where metadata says what a project is imported by |
+| `uploaded:` | `uploaded:>2026-01-01`, `uploaded:2026-02` |
+| `has:` | `has:docs`, `has:tests`, `has:wheel`, `has:sdist` |
+| `is:` | `is:yanked`, `is:prerelease` |
+| `type:` | where the words stand: see below |
+
+`type:page` looks in pages of documentation only, `type:title` in their titles, `type:project` in
+projects only, and `type:name`, `type:summary`, `type:keywords`, `type:classifiers`, `type:author`
+and `type:description` in that field. Filters are ANDed and can be negated: `parser -is:yanked`.
+
+## The response
+
+`&page=2` is the second page of twenty hits. `&sort=name` sorts by name and `&sort=-uploaded` by
+time; the default is by relevance. Any text is a query: `notes` in the response say what was not
+understood.
+
+## For programs
+
+- `URL/+suggest?q=your` gives names that begin so, for the search boxes of browsers.
+- XML-RPC's `search` is there for old tools: `pip search --index URL/alice/dev your-package` of
+  pip 20, for one index and its bases.
+- PyPI's JSON is at `/alice/dev/+pypi/your-package/json`.
+
+The search index is made in the background, so an upload is found some moments later. It is the file
+`search.db` in the server directory: it can be deleted, and is made anew. `--no-full-text` searches
+by simple comparison, as where Python's SQLite has no FTS5.
+""")
+
+topic(
+    "web", "In the browser",
+    "Pages, log-in, feeds, keys, themes.",
+    """
+The server's address in a browser shows all indexes that you may read. Pages need no script, load
+nothing from elsewhere, and follow the system's light or dark colours.
+
+| address | page |
+|---|---|
+| `/` | users and their indexes, newest uploads, how to use them |
+| `/alice` | a user's indexes |
+| `/alice/dev` | an index: projects, settings, order of its bases |
+| `/alice/dev/your-package` | a project: versions, what it needs, who needs it |
+| `/alice/dev/your-package/1.0` | a release: README, files, facts, tests, history |
+| `/alice/dev/your-package/latest` | the newest release; `stable`: the newest final one |
+| `/alice/dev/your-package/latest/+d/` | its documentation, in a frame |
+| `/alice/dev/your-package/1.0/+files/NAME/` | what is in an archive, with its text files |
+| `/alice/dev/your-package/+diff/1.0...2.0` | what changed between two versions |
+| `/alice/dev/your-package/+why` | where it comes from, what is hidden, by which rule |
+| `/alice/dev/your-package/+dependents` | projects here that need it |
+| `/alice/dev/+compare/alice/prod` | what a push would change |
+| `/+search?query=parser` | [search](search); `/+searchhelp` has the query language |
+| `/+status` | how the server is |
+| `/+help` | this manual |
+
+Programs get JSON, and installers simple pages, at the same addresses: see [JSON](api).
+
+An index that you may not read leaves no trace on pages: its own are 404. Facts that the server has
+checked (hashes, who uploaded, when) are kept apart from what the uploader claims.
+
+## Log-in
+
+Log in with name and password to see restricted indexes, and for the buttons: upload, yank, delete,
+push, settings of an index, your password. Each button first shows what will happen, and what undoes
+it. A session ends after ten hours, when you log out, or when the password changes. There is a
+log-in for http on this machine, and behind https; `--no-web-login` turns it off.
+
+## Downloads
+
+How often the files of a project were downloaded, in all, by day, month, version and file, and when
+each was last used, is at `/alice/dev/your-package/+downloads`. A server counts what it sends itself
+(whole files, a minute late; nothing about who fetched them) in `downloads.db`: days older than 30
+become months, and a file that is deleted takes its counts along.
+
+## Feeds and search boxes
+
+`/alice/dev/+feed.atom` has the newest 50 uploads of an index, and
+`/alice/dev/your-package/+feed.atom` those of a project. Browsers can take the server's search into
+their search box (OpenSearch, `/+opensearch.xml`).
+
+## Keys
+
+With scripts on, `/` goes to the search box, `g` and then `h` to the first page, and `?` shows the
+keys.
+
+## Themes
+
+`--theme DIR` takes from a directory, each if it is there:
+
+| file | effect |
+|---|---|
+| `style.css` | added to the style of all pages |
+| `logo.svg` or `logo.png` | in place of the name |
+| `root.html` | above the list of indexes |
+| `footer.html` | in the footer |
+
+Images in READMEs are shown as their text, because they would tell other servers who reads;
+`--web-remote-images` shows them.
+""")
+
+topic(
+    "clients", "Your tools",
+    "pip, uv, twine, Poetry, PDM, Hatch, flit, and the devpi client.",
+    r"""
+In the tables `$INDEX` is the address of an index. Where reading is restricted it has a login in it:
+`http://alice:secret@127.0.0.1:3141/alice/dev`.
+
+```sh
+INDEX=URL/alice/dev
+```
+
+## Install
+
+| tool | command |
+|---|---|
+| pip | `pip install --index-url $INDEX/+simple/ your-package` |
+| uv | `uv add --default-index $INDEX/+simple/ your-package` |
+| Poetry | `poetry source add --priority=primary private $INDEX/+simple/` |
+| PDM | `pdm config pypi.url $INDEX/+simple/` |
+| Hatch | `export PIP_INDEX_URL=$INDEX/+simple/ UV_DEFAULT_INDEX=$INDEX/+simple/` |
+| flit | `PIP_INDEX_URL=$INDEX/+simple/ flit install` |
+| devpi | `devpi install your-package` |
+
+## Publish
+
+| tool | command |
+|---|---|
+| twine | `twine upload --repository-url $INDEX/ -u alice -p secret dist/*` |
+| uv | `uv publish --publish-url $INDEX/ --check-url $INDEX/+simple/ -u alice -p secret` |
+| Poetry | `poetry config repositories.private $INDEX/` |
+| | `poetry publish --build -r private -u alice -p secret` |
+| PDM | `pdm publish -r $INDEX/ -u alice -P secret` |
+| Hatch | `hatch build`, then `hatch publish -r $INDEX/ -u alice -a secret` |
+| flit | `FLIT_INDEX_URL=$INDEX/ FLIT_USERNAME=alice FLIT_PASSWORD=secret flit publish` |
+| devpi | `devpi upload` |
+
+## Lock files
+
+Lock files of uv and Poetry hold the server's address, so give the server its final name before the
+first lock. The other way round, a lock made at pypi.org names pypi.org: `uv sync --frozen` goes
+there whatever index is set. Run `uv lock` again.
+
+## The devpi client
+
+`devpi_lite_client.py` is one file, too. `pip install devpi-client` works as well; both keep their
+state in `~/.devpi/client` (`DEVPI_CLIENTDIR`).
+
+```sh
+alias devpi="python $PWD/devpi_lite_client.py"
+devpi --help
+devpi upload --help
+eval "$(devpi completion bash)"
+```
+
+`devpi --help` lists the commands, `devpi COMMAND --help` their options; `completion` also knows zsh
+and fish. `--json`, of most commands, prints one JSON document, with messages on standard error. The
+exit status is 0, 1 for a failure, 2 for a wrong command line.
+
+In PowerShell the client is reached by a function, and the variables are set in another way:
+
+```powershell
+function devpi { python C:\devpi\devpi_lite_client.py @args }
+devpi env --shell powershell | Out-String | Invoke-Expression
+```
+
+A password may come from `--password`, `--password-file`, `DEVPI_PASSWORD`, keyring or `~/.netrc`
+(for the server that you named); on a terminal the client asks.
+
+## Certificates and proxies of the client
+
+A private certificate authority is named in `SSL_CERT_FILE` (or `REQUESTS_CA_BUNDLE`, `PIP_CERT`);
+pip, uv and tox get it from the client. Proxies are named in `HTTP_PROXY`, `HTTPS_PROXY`,
+`ALL_PROXY` and `NO_PROXY` (ports and networks too; no SOCKS).
+""")
+
+topic(
+    "ci", "In CI",
+    "Upload, test, push and install without a login dialogue.",
+    """
+The client needs no `use` and no `login` where the environment says it all. It never asks anything
+there.
+
+| variable | meaning |
+|---|---|
+| `DEVPI_INDEX` | the index to work on, a whole address |
+| `DEVPI_USER` | the user |
+| `DEVPI_PASSWORD` | the password |
+| `DEVPI_CLIENTDIR` | where state is kept, if not in `~/.devpi/client` |
+
+```sh
+export DEVPI_INDEX=URL/alice/dev DEVPI_USER=alice DEVPI_PASSWORD=secret
+python devpi_lite_client.py upload dist/* --skip-existing --json
+python devpi_lite_client.py test your-package==1.0
+python devpi_lite_client.py push your-package==1.0 alice/prod
+eval "$(python devpi_lite_client.py env)" && pip install your-package
+```
+
+Each ends with status 0, or 1 for a failure, 2 for a wrong command line; so `&&` and `set -e` work.
+`--json` prints one JSON document to standard output, and messages to standard error.
+
+A password may also come from `--password-file`, keyring or `~/.netrc`. Certificates and proxies:
+see [Your tools](clients). A job that uploads and then installs from behind
+[a balancer](replicas) names the primary, or uses this client, whose reads wait for its own
+changes.
+
+With nothing but pip and twine:
+
+```sh
+export PIP_INDEX_URL=URL/alice/dev/+simple/
+export TWINE_REPOSITORY_URL=URL/alice/dev/ TWINE_USERNAME=alice TWINE_PASSWORD=secret
+twine upload dist/*
+```
+
+Each upload can start a job: see [Tell other servers](triggers).
+""")
+
+topic(
+    "airgap", "On an air-gapped site",
+    "Serve packages where there is no internet, also from read-only media.",
+    """
+Fill a server directory where there is internet: install all that is needed through `root/pypi`, or
+`pip download` it. Then stop the server and carry over the directory and `devpi_lite.py`. There,
+
+```sh
+python devpi_lite.py --serverdir x --offline-mode
+```
+
+serves what is there and never opens a connection to upstream. What is not there is 404. Only files
+that are here are listed, so installers choose among them.
+
+A directory on read-only media (a DVD, a snapshot) is served like that by itself, and takes no
+changes. Copies of the directory can also be carried as a [backup](backup), which is checked as it
+is restored.
+
+Pages, documentation and search load nothing from elsewhere: they work without the internet.
+
+New packages come over in the same way, with a newer copy of the directory; or upload single files,
+with all that they need:
+
+```sh
+pip download --dest wheels your-package
+devpi upload wheels/* --index alice/dev --skip-existing
+```
+""")
+
+topic(
+    "team", "For a team",
+    "Users, passwords, permissions, start at boot, containers, the audit log.",
+    r"""
+```sh
+python devpi_lite.py --serverdir /srv/devpi --host 0.0.0.0
+```
+
+There is no TLS in the server: put [a proxy](proxies) in front.
+
+## Users
+
+Anybody on the server's own machine may make users, from other machines only root:
+
+```sh
+curl -X PUT URL/bob -u root:PASSWORD -d '{"password": "first-password"}'
+```
+
+bob then makes `bob/dev` and changes his password: `devpi passwd`.
+
+| option | who may make and change users and indexes |
+|---|---|
+| none | as above; each user has indexes of its own |
+| `--open-registration` | everybody may make users, from everywhere |
+| `--restrict-modify root,alice` | nobody but those named, their own indexes included |
+
+With `--restrict-modify` others may still change their own password.
+
+If a password is lost, set a new one on the server's machine, also while the server runs:
+
+```sh
+python devpi_lite.py passwd alice --serverdir /srv/devpi
+```
+
+`--stdin` reads it from a pipe. A new password ends all sessions of the user. After five failed
+logins for an account from one address, that address has to wait, up to a minute at a time.
+
+Deleting a user deletes its indexes, and takes its name out of all lists:
+
+```sh
+curl -X DELETE URL/bob -u root:PASSWORD
+```
+
+## Permissions and logins
+
+Permissions belong to indexes: `acl_upload`, `acl_pkg_read` and `acl_toxresult_upload`, see
+[Settings of an index](indexes). A login (`devpi login`, or POST to `/+login`) gives a token that is
+good for ten hours. API tokens as of devpi-tokens do not exist here; `devpi token` is for servers
+that have them.
+
+## At boot, with systemd
+
+```sh
+install -D devpi_lite.py /opt/devpi/devpi_lite.py
+useradd --system --shell /usr/sbin/nologin devpi
+install -d -m 700 -o devpi /srv/devpi
+python3 /opt/devpi/devpi_lite.py gen-config systemd --serverdir /srv/devpi \
+    > /etc/systemd/system/devpi_lite.service
+systemctl daemon-reload
+systemctl enable --now devpi_lite
+```
+
+`gen-config` puts the options that you give it into what it prints.
+
+## In a container
+
+```sh
+python devpi_lite.py gen-config docker > Dockerfile
+docker build -t devpi_lite .
+docker run -d --name devpi --restart unless-stopped -v devpi:/data \
+    -p 127.0.0.1:3141:3141 devpi_lite
+docker exec devpi cat /data/root-password
+```
+
+## The audit log
+
+Root can read who did what, when and from where, what was refused, failed logins, and what a file
+was replaced by (both hashes):
+
+```sh
+curl 'URL/+audit?who=bob' -u root:PASSWORD
+```
+
+It is newest first. `?who=`, `?index=` and `?action=` choose, `?limit=` sets how many, `?before=ID`
+goes on. `times` counts what was repeated within a minute. It keeps `--audit-rows` entries.
+
+## Which hosts the server may reach
+
+Any account can have the server ask mirrors, send webhooks and push releases to hosts that it
+reaches; not to link-local addresses, nor to loopback ones that pages or redirects of another host
+name. These options restrict that:
+
+| option | restricts |
+|---|---|
+| `--upstream-allow pypi.org,files.pythonhosted.org` | mirrors |
+| `--webhook-allow '*.example.org'` | webhooks and Jenkins jobs |
+| `--push-allow upload.pypi.org` | pushes to outside servers |
+""")
+
+topic(
+    "proxies", "TLS and proxies",
+    "nginx and other proxies in front, the outside address, paths.",
+    r"""
+There is no TLS in the server. Put a proxy in front; for nginx this prints all that it needs, for a
+host or for a path of one:
+
+```sh
+python devpi_lite.py gen-config nginx --outside-url https://packages.example.org \
+    > /etc/nginx/conf.d/devpi_lite.conf
+python devpi_lite.py gen-config nginx --outside-url https://packages.example.org/pypi \
+    > /etc/nginx/conf.d/devpi_lite.conf
+```
+
+`--tls-certificate FILE --tls-key FILE` say where the certificate is, if not where certbot puts it.
+One nginx for several servers: see [Replicas](replicas).
+
+## Other proxies
+
+Another proxy passes the path on as it is, and states
+
+- the server's address in `X-Outside-URL`, or in `X-Forwarded-Proto`, `X-Forwarded-Host` and
+  `X-Forwarded-Prefix`; or it is set by `--outside-url`,
+- the client's address in `X-Real-IP`, or in the one header that `--real-ip-header` names. Of
+  several addresses in it the last counts.
+
+Behind Apache, Caddy or Traefik say `--real-ip-header X-Forwarded-For`: they pass on an `X-Real-IP`
+that a client has made up.
+
+These headers are believed from loopback, from `--unix-socket PATH`, and from the addresses and
+networks that `--trusted-proxy` names, as `--trusted-proxy 10.0.0.1`.
+
+`--absolute-urls` writes whole addresses into the links of simple pages, for clients that can't
+follow relative ones.
+
+## Host names
+
+A server that listens on loopback only answers to addresses, to names without a dot and to the name
+in `--outside-url`. Other names get 421, so that no web page can reach it under a name of its own.
+
+A proxy may serve documentation and files itself, if it asks the server first: `/+authcheck` with
+the path in `X-Original-URI` is 200 if its caller may read that path, and 403 if not.
+""")
+
+topic(
+    "triggers", "Tell other servers",
+    "Webhooks and Jenkins jobs for uploads, pushes and more.",
+    """
+```sh
+devpi index alice/dev webhook_url=https://chat.example.org/hook webhook_events=upload,push
+devpi index alice/dev webhook_secret=s3cret
+devpi index alice/dev uploadtrigger_jenkins='http://jenkins.example.org/job/{pkgname}/build'
+```
+
+## Webhooks
+
+Each address in `webhook_url` gets a POST of JSON for each event in `webhook_events` (all, if that
+is not set):
+
+| event | when |
+|---|---|
+| `upload` | a file was uploaded |
+| `docs` | documentation was uploaded |
+| `toxresult` | a test result was posted |
+| `push` | a release was pushed; the message comes from the index that receives it |
+| `delete` | a file, a release or a project was deleted |
+
+| key | value |
+|---|---|
+| `id`, `event`, `ts` | number, kind and time of the message |
+| `index`, `project`, `version`, `file`, `sha256`, `url` | what it is about, or null |
+| `user`, `serial` | who did it; the number of the change |
+| `source` | of a push: the index it came from |
+
+The header `X-Devpi-Event` has the event and `X-Devpi-Delivery` a number that stays the same when
+the message is sent again. With a `webhook_secret`, `X-Devpi-Signature-256` is `sha256=` and the
+HMAC-SHA256 of the body under that secret.
+
+## Jenkins
+
+`uploadtrigger_jenkins` starts a parameterised job for each upload. The job has the file parameter
+`jobscript.py` and runs it; that runs `devpi test` and posts the result. `{pkgname}` and
+`{pkgversion}` in the address are replaced. The job is told the server's address in `--outside-url`,
+or else the one that the server listens on.
+
+## Delivery
+
+Messages wait in a queue on disk, so that a target which is down does not slow an upload. Each is
+tried ten times in some 85 minutes: ten seconds after the first failure (`--webhook-retry`), then
+after twice that, and so on. After that `/+status` shows it to root, and
+
+```sh
+curl -X POST URL/+outbox/retry -u root:PASSWORD
+```
+
+tries all of them again. `--webhook-allow` names the only hosts that may be told. A replica sends
+none.
+""")
+
+topic(
+    "migration", "Move from devpi",
+    "Import what a devpi-server holds, and go back.",
+    """
+Clients, addresses, JSON and settings are devpi's: jobs, `.pypirc` and lock files go on. What an old
+server holds comes along by its own export. Nothing has to stop for a trial; for the move itself,
+stop the old server first, or what comes in after the export stays behind:
+
+```sh
+devpi-export --serverdir OLD dump
+python devpi_lite.py import dump --serverdir /srv/devpi
+python devpi_lite.py --serverdir /srv/devpi
+```
+
+This reads dumps of devpi-server 1 to 7. Before 5.2 the first command is
+`devpi-server --serverdir OLD --export dump`.
+
+## What comes
+
+Users with their passwords, indexes with their settings, releases with their files, documentation,
+test results and histories. All of it is checked first: what is wrong is listed, and nothing is
+imported then. Of mirrors only the settings come, unless it was
+`devpi-export --include-mirrored-files`.
+
+Passwords are devpi's argon2 hashes. The first login of each user converts one, in a second where
+Python finds OpenSSL 3.2, libargon2 or libsodium, in minutes where not. `--set-passwords FILE` with
+lines `user:password`, or `passwd USER`, is the quick way. API tokens of devpi (devpi-tokens) do not
+work here.
+
+## A second site
+
+`import --add` puts a second site's users and indexes beside what is there, while no server runs.
+root stays as it is, and no other name may exist on both sides:
+
+```sh
+python devpi_lite.py import dump --add --serverdir /srv/devpi
+```
+
+## Options and words
+
+Options of devpi-server that have no meaning here are named, with what to do instead. Variables
+`DEVPISERVER_...` are read as devpi reads them. devpi 7's words (`type=remote`, `remote_url`,
+`project_inheritance_rules`, ...) are understood beside 6's, and spoken to who asks with `?v=2`.
+
+## And back
+
+`export` writes what devpi-import 6 and 7 read, while the server runs:
+
+```sh
+python devpi_lite.py export dump --serverdir /srv/devpi
+devpi-import --serverdir NEW dump
+```
+
+What devpi has no place for (yanks, project statuses, `acl_pkg_read`, webhooks, names of deleted
+files) is in the dump, too, where devpi passes it over and `import` reads it. The export names
+
+- the users whose password devpi can't take: passwords that were set here go back where one of
+  those three libraries was there when they were set, or with `--devpi-compatible-passwords`, as a
+  weak hash;
+- what devpi would show to everybody;
+- the names without a release, which devpi 6 does not keep private.
+""")
+
+topic(
+    "backup", "Backups",
+    "Back up while the server runs, verify, restore.",
+    """
+```sh
+python devpi_lite.py backup /mnt/backup --serverdir /srv/devpi --keep 14
+python devpi_lite.py backup verify /mnt/backup
+python devpi_lite.py restore /mnt/backup --serverdir /srv/devpi
+```
+
+- `backup` runs while the server runs. `--keep 14` removes all but the newest 14.
+- `backup verify` reads all of it against its hashes.
+- `restore` makes an empty or missing directory the server's again; put a damaged one aside.
+  `--generation NAME` chooses an older backup.
+
+A backup is the database at one moment, the counts of downloads, the secret behind logins, and all
+files. The files are kept once for all backups: the next one copies and reads only what is new, so
+run `fsck` now and then, too (see [Operation](operation)). Run both as the server's user. What goes
+wrong is on standard error, which cron mails:
+
+```
+17 2 * * *  python3 /opt/devpi/devpi_lite.py backup /mnt/backup --serverdir /srv/devpi > /dev/null
+```
+
+The backup holds password hashes and private files: keep it as safe as the server directory.
+
+After a restore as root, `chown -R` the directory to the server's user, and start the server on it.
+
+Or stop the server and copy the directory: the database `devpi_lite.db`, `files/` and `.secret` are
+what matters, and `downloads.db` if you want the counts; the rest is made again.
+
+The status is 0 if all is well, 1 if nothing was made or something is damaged, 5 if it is done but
+files are missing that the server had lost before.
+
+A backup is for this program. For devpi, `export` writes [a dump](migration). A second server that
+is never more than a moment behind is [a replica](replicas).
+""")
+
+topic(
+    "replicas", "Replicas",
+    "A second site, one address for all of them, what to do when the primary is lost.",
+    r"""
+A replica is a read-only copy, some milliseconds behind, that passes changes on to its primary and
+waits until they have come back.
+
+```sh
+# the primary: once, it stays one
+python devpi_lite.py --serverdir /srv/devpi --role primary
+
+# on the second machine; chmod 600, never by mail
+scp primary:/srv/devpi/.secret /etc/devpi/secret
+
+# each time
+python devpi_lite.py --serverdir /srv/replica --primary-url https://devpi.example \
+    --secretfile /etc/devpi/secret
+
+# its state and what it lacks; --nagios for a monitor
+python devpi_lite.py status --url http://localhost:3141
+
+# compares all rows
+python devpi_lite.py fsck --serverdir /srv/replica --against https://devpi.example \
+    --secretfile /etc/devpi/secret
+```
+
+It takes nothing without the primary's signature, and no file whose hash is wrong. Files follow by
+themselves, newest first; one that is asked for sooner is fetched at once. Its mirrors ask the
+primary, never upstream; files that they keep are not copied between servers. While the primary is
+away, reads go on from what is here; a file that is not here, and each change, gets 503. Once a day
+it compares all rows with the primary's. The primary sees the addresses of the replica's clients,
+unless a proxy stands between the two.
+
+| option of a replica | effect |
+|---|---|
+| `--max-staleness 600` | refuses reads when it has not been in sync for ten minutes |
+| `--replica-file-search-path /mnt/backup` | takes files from a backup or an export first |
+| `--file-replication-skip-indexes alice/dev` | fetches these files only when asked for |
+| `--file-replication-threads 5` | files that it fetches at a time |
+| `--proxy-timeout 30` | seconds for which a request waits for the primary |
+
+The first is for where a yank or a quarantine must not come late. The second is for a backup that
+was carried over; do not `restore` a primary's backup for that: it is a primary.
+
+## Change the secret
+
+Write a new one above the old one in the primary's secret file and restart it; copy that same file
+to each replica and restart it. Both lines are good now; then delete the second one everywhere:
+
+```sh
+umask 077; { openssl rand -hex 32; cat .secret; } > secret.new && mv secret.new .secret
+```
+
+## One address for all of them
+
+nginx in front reads from all, by turns, and sends changes to the primary, the first that is named.
+Where a server is down, too old (`--max-staleness`) or lacks the file, nginx asks the next one:
+
+```sh
+python devpi_lite.py gen-config nginx --servers 10.0.0.1:3141,10.0.0.2:3141,10.0.0.3:3141 \
+    --outside-url https://packages.example.org > /etc/nginx/conf.d/devpi_lite.conf
+```
+
+Start each server with `--host 0.0.0.0` and `--trusted-proxy` with nginx's address. nginx alone does
+not see that a replica has `diverged`, and waits 2 s for a machine that is off at each third read;
+this asks `/+health/ready`, from cron each minute:
+
+```sh
+#!/bin/sh
+# /usr/local/sbin/devpi-check: has nginx read from servers that are ready; if none is, from all
+conf=/etc/nginx/conf.d/devpi_lite.conf
+cp -p $conf $conf.new
+for server in $(sed -n 's/^ *server \(.*\) max_fails=0.*/\1/p' $conf); do
+    curl -fsm 3 -o /dev/null "http://$server/+health/ready" && down= || down=' down'
+    sed -i "s/server $server max_fails=0.*/server $server max_fails=0$down;/" $conf.new
+done
+grep -q 'max_fails=0;' $conf.new || sed -i 's/ down;/;/' $conf.new
+cmp -s $conf $conf.new || { mv $conf.new $conf && nginx -s reload; }
+```
+
+A change is on the replicas some 10 ms later, 0.3 s while over 100 a second are made. A job that
+uploads and installs at once names the primary, or uses `devpi_lite_client.py`, whose reads wait for
+its own changes. Let monitors ask each server directly. If the primary is lost, reads go on and
+changes get 502, until you promote a replica (below), put its address into
+`upstream devpi_lite_primary` and run `nginx -s reload`.
+
+## When the primary is lost
+
+```sh
+# on each replica: promote the one with the highest serial
+python devpi_lite.py status --serverdir /srv/replica
+
+# its server stopped; --force: the primary was there a minute ago
+python devpi_lite.py promote --serverdir /srv/replica
+
+# without --primary-url: it is the primary now
+python devpi_lite.py --serverdir /srv/replica --secretfile /etc/devpi/secret
+```
+
+Promote one only, as the user whom the server runs as. Start all other replicas with
+`--primary-url` of it: they go on from where they are. Changes of the old primary's last
+milliseconds that no replica has are lost. If the replica knows of changes or files that it lacks,
+`promote` names their number and refuses without `--accept-loss`; `fsck --repair --from` takes
+missing files from a server that has them.
+
+**An old primary that is only cut off goes on taking changes, and nothing can stop it from outside:
+switch it off.** The new primary asks at the old one's address every ten seconds. Once the old one
+responds, it is *fenced*: changes get 503, `fenced` in `/+status` says why, and `/+health/ready` and
+`status --nagios` report it. To use it again, stop it, list what only it has (serial, time, user,
+row), and make it a replica:
+
+```sh
+python devpi_lite.py resync --serverdir /srv/devpi --primary-url http://new:3141 --dry-run
+python devpi_lite.py resync --serverdir /srv/devpi --primary-url http://new:3141
+python devpi_lite.py --serverdir /srv/devpi --primary-url http://new:3141
+```
+
+The list, the old database and the files that only it had are in `diverged-TIME/` there: upload
+again what is needed, then delete it. To change the primary as planned, do the same: stop it and a
+replica that lacks nothing, `promote --force` that, and `resync` the old one: it lists nothing.
+
+A primary that went back to an older backup takes no changes as soon as a replica says that it has
+more, and the replica takes nothing (`diverged`). Either promote that replica, and nothing is lost;
+or `promote --accept-loss` the primary, and `resync` the replicas.
+
+## In /+status
+
+| key | meaning |
+|---|---|
+| `replication-state` | `following`; `starting`, `snapshot`; `unreachable`, `failing`, `diverged` |
+| `replication-trouble` | why it is one of the last three |
+| `serial`, `primary-serial` | what has come of the changes |
+| `wanted` | files and bytes that have not come |
+| `replica-in-sync-at` | when it last had everything |
+| `update-from-primary-at` | when the primary last responded |
+| `polling_replicas` | on a primary: who follows it, and how far each is |
+| `fenced` | on a primary: why it takes no changes |
+| `term` | rises with each `promote` |
+""")
+
+topic(
+    "operation", "Operation",
+    "Options, status, monitoring, the log, checks, disk space, upgrades, what is on disk.",
+    """
+## Options
+
+Each [option](options) can be set on the command line; as `DEVPISERVER_<NAME>` in the environment
+(`DEVPISERVER_OUTSIDE_URL`); or in a file that `-c FILE` names, INI with a section `[devpi-server]`
+or JSON:
+
+```ini
+[devpi-server]
+host = 0.0.0.0
+outside-url = https://packages.example.org
+```
+
+The command line wins, then the environment. A misspelt one is refused.
+`python devpi_lite.py --help` prints all options.
+
+## Start and stop
+
+SIGTERM lets running requests end, for up to 30 seconds; a second one ends the server at once. Only
+one server runs on a directory. How to start at boot is said in [For a team](team).
+
+## Status
+
+```sh
+python devpi_lite.py status --serverdir /srv/devpi
+python devpi_lite.py status --url URL
+python devpi_lite.py status --serverdir /srv/devpi --nagios
+```
+
+The first shows one screen, also if no server runs; `--json` prints JSON, `--url` asks a server far
+away (with `--user root` root sees more), `--nagios` prints one line for a monitor and ends with
+status 0, 1, 2 or 3.
+
+| address | for |
+|---|---|
+| `/+health/live` | a supervisor: the process responds |
+| `/+health/ready` | a balancer: database and disk work; else 503 |
+| `/+metrics` | Prometheus |
+| `/+status` | JSON: state, messages, counts; root sees more |
+| `/+audit` | root: who did what, see [For a team](team) |
+
+## The log
+
+Each request is a line on standard output (not with `--no-access-log`), all else goes to standard
+error; `--debug` logs more. `--logger-cfg FILE` names a JSON file for `logging.config.dictConfig`,
+which says where the log goes instead.
+
+## Check and repair
+
+```sh
+python devpi_lite.py fsck --serverdir /srv/devpi
+python devpi_lite.py fsck --serverdir /srv/devpi --repair
+```
+
+`fsck` tells whether database, changelog and files are whole, also while the server runs. `--repair`
+fetches what mirrors lost; with `--from` and an address, what another server has.
+
+## Disk space
+
+```sh
+python devpi_lite.py gc --serverdir /srv/devpi --dry-run
+```
+
+shows what nothing names any more. Files that nothing in the database names (any more, or because it
+is an older copy) go to `trash/` for a week, and come back by themselves when they are asked for;
+`/+status` counts them. The server does that every hour by itself. `gc --empty-trash` makes room at
+once.
+
+The audit log keeps 100,000 rows (`--audit-rows`), the changelog 64 MiB and 90 days (`--keep-log`).
+
+## Upgrade
+
+Replace the file and start the server again. Where the database changes its form, a copy of it is
+put aside first (`devpi_lite.db.bak-N`).
+
+## What is on disk
+
+An upload is acknowledged when its bytes and the commit that names them are on disk (`fsync`, SQLite
+in WAL mode with `synchronous=FULL`). Files lie under `files/` by their SHA-256, once each.
+
+| in the server directory | |
+|---|---|
+| `devpi_lite.db`, `-wal`, `-shm` | the database |
+| `files/` | all files, by their SHA-256 |
+| `.secret` | what logins are signed with; keep it secret |
+| `root-password` | root's first password |
+| `downloads.db` | counts of downloads |
+| `search.db`, `cache/`, `tmp/` | can be deleted while no server runs |
+| `trash/` | files that nothing names |
+| `diverged-TIME/` | what a [`resync`](replicas) put aside |
+
+A start over files whose database is missing is refused.
+
+## The program itself
+
+`devpi_lite.py` reads from top to bottom; its first lines list the chapters. `tests/CONTRACT.md` has
+the rules that clients lean on, each with the test that holds it. `make test` makes its own
+environment and takes some four minutes, `make interop` runs the real pip, uv, twine, tox and devpi
+client against the server, and its own client against a real devpi-server; `make soak` plays random
+crowds for longer. `make bench` measures how fast it is on your machine: see
+`tests/bench/README.md`.
+""")
+
+topic(
+    "limits", "Limits",
+    "What is bounded, by how much, and which option changes it.",
+    """
+Nothing grows without a bound. These can be changed by an [option](options):
+
+| what | bound | option |
+|---|---|---|
+| a file, or any body of a request | 1 GiB | `--max-request-body-size` |
+| a documentation zip | 100 MiB | `--max-doc-size` |
+| connections at a time | 4096 | `--connections` |
+| worker threads | 64 | `--threads` |
+| rows of the audit log | 100,000 | `--audit-rows` |
+| the changelog | 64 MiB, 90 days | `--keep-log` |
+
+A body, a zip or a setting beyond its bound gets 413.
+
+The others are named in `class Limits` in the file. Those that you may meet:
+
+| what | bound | name |
+|---|---|---|
+| bases of an index | 100 | `bases` |
+| settings of an index or of a user | 256 KiB | `attributes` |
+| settings of all indexes of a user | 1 MiB | `account_attributes` |
+| characters of a project's name | 200 | `project_name` |
+| characters of a user's or index's name | 200 | `user_name` |
+| characters of the reason of a yank or status | 1000 | `reason` |
+| webhook addresses of an index | 20 | `webhooks` |
+| messages that wait, of an index | 10,000 | `outbox` |
+| tries of a message | 10 | `delivery_tries` |
+| test results of a file | 1000 | `test_results` |
+| of these, from clients without a login | 100 | `anonymous_results` |
+| a test result | 16 MiB | `test_result` |
+| log entries of a file | 100 | `history` |
+| members of an archive | 100,000 | `archive_members` |
+| members of a documentation zip | 20,000 | `doc_members` |
+| a documentation zip, unpacked | 1 GiB | `doc_bytes` |
+| one member of it, unpacked | 200 MiB | `doc_member` |
+| a page of upstream | 100 MiB | `upstream_page` |
+| upstream's list of all projects | 128 MiB | `upstream_list` |
+| characters of a search query | 256 | `query` |
+| its words and filters | 16 | `query_terms` |
+| time of a search | 2 s | `search_time` |
+| pages of a documentation that are searched | 2000 | `indexed_pages` |
+| a request's head | 64 KiB | `head` |
+| time that a connection may be idle | 75 s | `keep_alive` |
+| a session token | 36,000 s | `session` |
+| failed logins before waits begin | 5 | `failed_logins` |
+| users registered from one address, then one in 30 s | 20 | `new_users` |
+| a push to an outside server | 1800 s | `push_time` |
+| time that requests get to end at a stop | 30 s | `shutdown` |
+""")
+
+topic("options", "All options",
+      "Every option of the server, with its variable, default and effect.", _options_text)
+
+topic("commands", "All commands",
+      "Every command of devpi_lite.py, with its words and options.", _commands_text)
+
+topic(
+    "api", "JSON",
+    "Every route for programs, by example.",
+    r"""
+Responses are JSON for `Accept: application/json` and for curl. Where reading is restricted, add
+`-u alice:secret`. An error is an object with a `message`, under its HTTP status.
+
+## Read
+
+```sh
+curl URL/                                           # all users and indexes
+curl URL/alice                                      # a user
+curl URL/alice/dev                                  # an index, with the names of its projects
+curl 'URL/root/pypi?no_projects'                    # without them
+curl URL/alice/dev/your-package                     # all versions, metadata, files
+curl URL/alice/dev/your-package/1.0                 # one of them
+curl 'URL/alice/dev/your-package?ignore_bases'      # only what is on the index itself
+curl URL/alice/dev/your-package/+downloads          # how often it was downloaded
+curl URL/alice/dev/your-package/+dependents         # what on this server needs it
+curl URL/alice/dev/your-package/1.0/+dependencies   # from where its dependencies can be had
+curl URL/alice/dev/your-package/+why                # which index gives which versions
+curl URL/alice/dev/+compare/alice/prod              # how two stages differ
+curl URL/alice/dev/+pypi/your-package/json          # as PyPI's JSON
+curl 'URL/+search?query=parser'                     # search
+curl 'URL/+suggest?q=your'                          # names that begin so
+curl URL/+status                                    # the server
+curl URL/+api                                       # where the devpi client logs in
+```
+
+`+why` also tells what is hidden, by which rule, and the setting to change; `+compare` gives the
+`devpi push` lines. These, `+dependents` and `+dependencies` never ask upstream.
+
+Files, in the simple API's JSON (PEP 691):
+
+```sh
+curl -H 'Accept: application/vnd.pypi.simple.v1+json' URL/alice/dev/+simple/your-package/
+```
+
+```json
+{"meta": {"api-version": "1.4"}, "name": "your-package", "versions": ["1.0"],
+ "files": [{"filename": "your_package-1.0-py3-none-any.whl", "size": 943,
+            "url": "../../+f/6ac/0353393246058/your_package-1.0-py3-none-any.whl",
+            "hashes": {"sha256": "6ac0..."}, "core-metadata": {"sha256": "da8e..."},
+            "upload-time": "2026-11-29T15:42:23.461241Z"}]}
+```
+
+Responses of devpi's routes have a `type` and a `result`:
+
+```json
+{"type": "indexconfig", "result": {"type": "stage", "volatile": true, "bases": ["root/pypi"],
+ "acl_upload": ["alice"], "projects": ["your-package"]}}
+```
+
+## Log in
+
+```sh
+curl URL/+login -d '{"user": "alice", "password": "secret"}'
+```
+
+gives a token as `password`, good for ten hours. Basic authentication takes name and password as
+well as name and token.
+
+## Users and indexes
+
+```sh
+curl -X PUT URL/bob -u root:PASSWORD -d '{"password": "first-password"}'
+curl -X PATCH URL/alice -u alice:secret -d '{"title": "Alice", "email": "alice@example.org"}'
+curl -X DELETE URL/bob -u root:PASSWORD
+curl -X PUT URL/alice/dev -u alice:secret -d '{"bases": ["root/pypi"]}'
+curl -X PATCH URL/alice/dev -u alice:secret -d '{"volatile": false}'
+curl -X PATCH URL/alice/dev -u alice:secret -d '["acl_upload+=bob"]'
+curl -X DELETE URL/alice/dev -u alice:secret
+```
+
+## Releases
+
+```sh
+curl URL/alice/dev/ -u alice:secret -F :action=file_upload -F name=your-package \
+    -F version=1.0 -F content=@your_package-1.0-py3-none-any.whl
+curl URL/alice/dev/ -u alice:secret -F :action=doc_upload -F name=your-package -F version=1.0 \
+    -F content=@docs.zip
+curl URL/alice/dev -u alice:secret \
+    -d '{"name": "your-package", "version": "1.0", "targetindex": "alice/prod"}'
+curl -X PATCH URL/alice/dev/your-package/1.0 -u alice:secret -d '{"yanked": "loses data"}'
+curl -X PATCH URL/alice/dev/your-package -u alice:secret \
+    -d '{"project-status": {"status": "archived"}}'
+curl -X DELETE URL/alice/dev/your-package/1.0 -u alice:secret
+curl -X DELETE URL/alice/dev/your-package -u alice:secret
+curl -X POST URL/alice/dev/+simple/your-package/refresh -u alice:secret
+```
+
+The last one has the mirrors behind the index ask upstream again. Test results are posted to the
+address of a file, as JSON.
+
+## For root
+
+```sh
+curl 'URL/+audit?index=alice/dev&limit=10' -u root:PASSWORD
+curl -X POST URL/+outbox/retry -u root:PASSWORD
+```
+
+Addresses for monitors are in [Operation](operation).
+""")
+
+
+
+@command(
+    "help", "Print a topic of the manual; list all topics, if none is named; look for words in all "
+            "of them, if there is no such topic.  Exit status: 0 done, 1 nothing was found.",
+    argument("topic", nargs="*", help="a topic, or words to look for"))
+def command_help(parsed):
+    words = " ".join(parsed.rest.topic)
+    topics = "".join(f"{found.name:<11} {found.title}: {found.summary}\n"
+                     for found in manual_topics())
+    if not words:
+        text = f"{topics}\n`help TOPIC` prints one of these, `help WORD` looks for a word in all.\n"
+    elif words in _TOPICS:
+        text = "# {1}\n\n{3}".format(*manual_topic(words))
+    else:
+        text = "\n".join(
+            f"{hit.topic.name}: {hit.heading}\n" + "".join(
+                f"    {line}\n" for line in hit.excerpt.splitlines())
+            for hit in manual_hits(words))
+    if not text:
+        print(f"nothing about {words}; the topics are\n\n{topics}", end="", file=sys.stderr)
+        return 1
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:     # the reader has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+# ==================================================================================================
+# 38  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
@@ -32961,11 +34516,10 @@ def make_parser(command):
         parser.add_argument(*each.names, **each.settings)
 
     for _, option_, default in command.options:
-        shown = f" (default: {default})"
-        if default in (None, "", ()) or isinstance(default, bool):
-            shown = ""
-        arguments = {"help": option_.help.replace("%", "%%") + shown, "default": argparse.SUPPRESS,
-                     "dest": option_.name}
+        shown = shown_default(default)
+        arguments = {
+            "help": option_.help.replace("%", "%%") + (f" (default: {shown})" if shown else ""),
+            "default": argparse.SUPPRESS, "dest": option_.name}
         if option_.convert is None:
             arguments["action"] = "store_true"
         else:
@@ -33012,11 +34566,6 @@ def parse_options(command, arguments):
 
 _SPELLINGS = {spelling.lstrip("-"): option_.name for option_, _ in OPTIONS.values()
               for spelling in (option_.name, *option_.aliases) if len(spelling) > 2}
-
-
-def variable_of(name):
-    """The environment variable of an option."""
-    return "DEVPISERVER_" + name.upper().replace("-", "_")
 
 
 def _refuse_word(parser, command, word):
@@ -33430,7 +34979,8 @@ CMD {json.dumps(command)}
 @command(
     "serve", "Serve Python package indexes until SIGTERM or SIGINT: "
              "python devpi_lite.py --serverdir x",
-    argument("--version", action="version", version=__version__),
+    argument("--version", action="version", version=__version__,
+             help="print the version of this program"),
     takes=(COMMON, FIRST_START, PASSWORDS, SERVING))
 def command_serve(parsed):
     settings = parsed.settings

@@ -1,4 +1,4 @@
-"""The real nginx as balancer in front of a primary and two replicas: what README.md says to type.
+"""The real nginx as balancer in front of a primary and two replicas: what the manual says to type.
 
 Each test goes on where the one before it has left off; they run in the order in which they stand
 here.
@@ -17,12 +17,12 @@ import pytest
 
 from client import Client
 from clients import Clients, Devpi
-from harness import PROGRAM, SOURCE, Server, eventually, path_of, run_command, sdist, wheel
+from harness import PROGRAM, Server, eventually, path_of, run_command, sdist, wheel
 from nginx import NGINX, Outside, free_port, make_certificate, needs_nginx, running_nginx
 from replicas import in_sync, status
 
 pytestmark = [needs_nginx, pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")]
-README = SOURCE.with_name("README.md").read_text(encoding="utf-8")
+MANUAL = run_command("help", "replicas").stdout
 # the servers and the address of the example, and where its files lie
 SERVERS, OUTSIDE = "10.0.0.1:3141,10.0.0.2:3141,10.0.0.3:3141", "https://packages.example.org"
 HAD, MISSED = wheel("had", "1.0"), wheel("missed", "1.0")
@@ -30,10 +30,10 @@ FILE = "/etc/nginx/conf.d/devpi_lite.conf"
 
 
 def typed(beginning):
-    """The block of README.md that begins so, without its indentation."""
-    match = re.search(r"(?m)^    %s.*\n(?:    .*\n|\n(?=    ))*" % re.escape(beginning), README)
+    """The block of code in the manual that begins so."""
+    match = re.search(r"(?ms)^```sh\n(%s.*?)^```$" % re.escape(beginning), MANUAL)
     assert match, beginning
-    return re.sub("(?m)^    ", "", match[0])
+    return match[1]
 
 
 class Site(Outside):
@@ -64,7 +64,7 @@ class Site(Outside):
         return self.primary, self.one, self.two
 
     def configure(self, certificate, key):
-        """Write what the command in README.md prints."""
+        """Write what the command in the manual prints."""
         command = typed("python devpi_lite.py gen-config nginx --servers").partition(">")[0]
         words = shlex.split(command.replace("\\\n", " "))
         addresses = ",".join("127.0.0.1:%d" % server.port for server in self.servers)
@@ -87,7 +87,7 @@ class Site(Outside):
                        check=True, stderr=subprocess.DEVNULL)
 
     def check(self):
-        """Run the check of README.md once."""
+        """Run the check of the manual once."""
         folder = self.folder / "bin"
         folder.mkdir(exist_ok=True)
         command = folder / "nginx"
