@@ -1559,6 +1559,7 @@ class Limits:
     counting = 0.2                  # seconds for which a page counts the files of indexes
     counted = 100_000               # files of one index, or documents of the search
     count_age = 300                 # seconds for which such a count is shown
+    named_places = 10               # indexes that have what a page of an error names
     near_names = 2000               # of stages, among which the ones like a mistyped one are
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
@@ -17041,6 +17042,7 @@ class Request:
         self.claimed = 0            # bytes of memory: see `claim`
         connection.owner = connection.address
         self.index_path = ""        # user/name of what the path names as an index, see `dispatch`
+        self.project = ""           # its normal name, once the index is found
 
     def path_in(self, uri):
         """The path below our root that another URI names, decoded as this request's own."""
@@ -17993,10 +17995,27 @@ def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, status
     return Response(status, headers, text, tags=tags, expires=expires)
 
 
+_WHAT_TO_DO = {
+    400: "Something in the address or the form is wrong: go back and mend it.",
+    401: "It takes the name and password of a user who may do it.",
+    403: "Another user may do it; the owner of the index can give you the permission.",
+    404: "Check the address, or search for it. What only some users may read is there only after "
+         "their login.",
+    409: "Somebody else may have changed it meanwhile: go back and look again.",
+    410: "It was deleted; its project may have newer files.",
+    413: "A smaller one would be taken: what is too large is a setting of this server.",
+    429: "Wait for that time, then load the page again.",
+    500: "Load the page again; if it happens again, the server's log has more under that id.",
+    502: "Another server failed, not this one: try again later.",
+    503: "Load the page again in a moment."}
+
+
 def problem_page(request, problem, more=""):
-    """A `Problem` as a web page; `more`: markup that says where to go on."""
+    """A `Problem` as a web page that says what to do; `more`: markup that says where to go on."""
     title = f"{problem.status} {reason_phrase(problem.status)}"
-    body = markup('<h1>{}</h1><p class="lead">{}</p>{}', title, problem.message, more)
+    body = markup('<h1>{}</h1><p class="lead">{}</p>{}{}', title, problem.message, more,
+                  when(problem.status in _WHAT_TO_DO, "<p>{}</p>",
+                       _WHAT_TO_DO.get(problem.status)))
     response = page_response(request, title, body, status=problem.status)
     response.headers += problem.headers
     return response
@@ -19192,7 +19211,8 @@ def route(methods, path, *, for_, may, query="", other_names=None, is_local=Fals
     `other_names` says what happens if the path has another spelling of the project's name:
     - "redirect": a redirect to the normal name, before the permission is checked (default for GET)
     - "redirect ASCII": the same, but 400 for a name that is not ASCII
-    - "redirect readers": a redirect after the permission is checked
+    - "redirect readers": a redirect after the permission is checked (default for pages: others
+      may not learn that the index exists)
     - "take": the endpoint is called with the normal name (default for other methods)
 
     A replica passes requests on to its primary, except for GET, HEAD and OPTIONS and those whose
@@ -19210,7 +19230,8 @@ def route(methods, path, *, for_, may, query="", other_names=None, is_local=Fals
         for method in methods.split():
             is_json = method == "GET" and for_ == "json"
             drops_slash = method == "GET" and for_ in ("json", "browser") and path.endswith("[/]")
-            spelling = other_names or ("redirect" if method == "GET" else "take")
+            spelling = other_names or ("take" if method != "GET" else "redirect readers"
+                                       if for_ == "browser" else "redirect")
             ROUTES[key].choices.setdefault(method, Choice()).add(Route(
                 endpoint, for_, may, audience, permission, spelling,
                 is_json, drops_slash, is_local, then_here,
@@ -19447,7 +19468,7 @@ def dispatch(request):
         if moved and chosen.other_names != "redirect readers":
             return moved
     if chosen.drops_slash:
-        moved = _without_final_slash(request)
+        moved = moved or _without_final_slash(request)
         if moved and chosen.may == "anybody":       # a user's JSON: 5 comes before 3 there
             return moved
 
@@ -19480,7 +19501,7 @@ def _normal_name(request, chosen, match, places):
     if chosen.other_names == "redirect ASCII" and not project.isascii():
         raise BadRequest("unicode project names not allowed")
 
-    name = places["project"] = normalize(project)
+    name = request.project = places["project"] = normalize(project)
     if name == project or chosen.other_names == "take":
         return None
 
@@ -19664,8 +19685,8 @@ class App(Part):
         except Exception:
             name = secrets.token_hex(4)
             log.exception("request %s failed: %s %s", name, request.method, visible(request.target))
-            response = problem_response(Problem(f"internal error, request id {name}"),
-                                        request.accept, request.errors)
+            response = self.problem_response(
+                request, Problem(f"internal error, request id {name}"))
 
         if self.replicas is not None and "/+simple/" in request.path:
             self.replicas.sign_page(request, response)
@@ -19677,7 +19698,10 @@ class App(Part):
     def problem_response(request, problem):
         """A Problem in the form of the route's audience; "web" is a page in the frame."""
         if request.errors == "web" and problem.form is None:
-            return problem_page(request, problem)
+            try:
+                return problem_page(request, problem, ways_on(request, problem))
+            except Exception:       # the page shows more than the problem: that may fail, too
+                log.exception("the page of an error can't be made")
         return problem_response(problem, request.accept, request.errors)
 
     def note_refusal(self, request, problem):
@@ -19875,6 +19899,46 @@ def near_projects(request, name, indexes, count=3):
     alike = heapq.nsmallest(200, known - {name}, key=lambda each: (
         len(letters.symmetric_difference(each)) + abs(len(each) - len(name)), each))
     return nearest(name, alike, count)
+
+
+def places_of(request, name, indexes):
+    """Those of some indexes that have a project, as far as is known here."""
+    with request.app.store.read() as db:
+        ids = {row[0] for row in db.execute(
+            "SELECT index_id FROM projects WHERE name = ? "
+            "AND index_id IN (SELECT value FROM json_each(?))",
+            (name, json.dumps([index.id for index in indexes])))}
+    found = []
+    for index in indexes:
+        member = request.app.projects.at(index)
+        names = member.names_at_hand()
+        if index.id in ids and member.has(name) \
+                or isinstance(names, MirrorNames) and not names.without([name]):
+            found.append(index)
+    return found
+
+
+def ways_on(request, problem):
+    """Links to what the reader of a page may have looked for, where a project is not found."""
+    if problem.status != 404 or not request.project or isinstance(problem, NoIndex):
+        return ""
+    try:
+        readable = readable_indexes(request)
+    except Busy:        # the password can't be checked now
+        return ""
+
+    def links(name, text):
+        places = places_of(request, name, readable)
+        places.sort(key=lambda index: index.path != request.index_path)
+        return joined((link(request.href(f"{index.path}/{name}"), text(index))
+                       for index in places[:Limits.named_places]), ", ")
+
+    elsewhere = links(request.project, lambda index: f"{index.path}/{request.project}")
+    if elsewhere:
+        return markup("<p>There is {}.</p>", elsewhere)
+    near = [markup("{} ({})", name, links(name, lambda index: index.path))
+            for name in near_projects(request, request.project, readable)]
+    return when(near, "<p>Did you mean {}?</p>", joined(near, " or "))
 
 
 # ==================================================================================================

@@ -852,7 +852,7 @@ def closed(site):
         ("/http/gone/+simple/Some_Pkg", {"Accept": "text/plain"}, 404, "page"),
         # the project's name: before what is accepted, and permission
         ("/http/closed/Some_Pkg", {"Accept": "text/plain"}, "/http/closed/some-pkg", None),
-        ("/http/closed/Some_Pkg/1.0/", {"Accept": "text/html"}, "/http/closed/some-pkg/1.0/", None),
+        ("/http/closed/Some_Pkg/1.0/", {"Accept": "*/*"}, "/http/closed/some-pkg/1.0/", None),
         ("/http/closed/+simple/Some_Pkg/", {}, "/http/closed/+simple/some-pkg/", None),
         ("/http/closed/+pypi/Some_Pkg/json", {}, "/http/closed/+pypi/some-pkg/json", None),
         ("/http/closed/+simple/p%C3%A4", {"Accept": "text/html"}, 400, "page"),
@@ -871,6 +871,8 @@ def closed(site):
         # a page does not tell that there is an index
         ("/http/closed/", {"Accept": "text/html"}, 404, "page"),
         ("/http/closed/pkg/9.9/", {"Accept": "text/html"}, 404, "page"),
+        ("/http/closed/Some_Pkg/1.0/", {"Accept": "text/html"}, 404, "page"),
+        ("/http/dev/Some_Pkg/1.0/", {"Accept": "text/html"}, "/http/dev/some-pkg/1.0/", None),
         ("/http/closed/+simple/pkg/", {"Accept": "text/html"}, 401, "page"),
         ("/http/closed", {"User-Agent": "pip/26.0", "Accept": "*/*"}, 401, "page"),
         ("/http/closed", {"Accept": SIMPLE_JSON}, 401, "page"),

@@ -7,7 +7,7 @@ import xml.etree.ElementTree
 
 import pytest
 
-from harness import Upstream, documentation, eventually, upload_docs, wheel
+from harness import BROWSER, Upstream, documentation, eventually, patched, upload_docs, wheel
 from webpages import page as view
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y> &amp; {0} %s"
@@ -251,3 +251,82 @@ def test_what_is_wrong_stands_on_the_status_page(make_server, scripted):
     page = view(server, "/+status")
     assert page.facts["Mode"] == "offline: no upstream is asked"
     assert ["off/mirror", scripted.url + "/simple/", "", "", "not asked"] in page.rows()
+
+
+# -- errors
+
+
+@pytest.fixture(scope="module")
+def library(site):
+    """`lib/dev` has `pluggy`, `lib/closed` has `pluggy-secret`, `lib/other` has `plugin`; `lib/empty` is empty."""
+    site.add_user("lib")
+    site.login("lib", "pw")
+    for name, config in (("dev", {}), ("other", {}), ("empty", {}), ("closed", {"acl_pkg_read": ["lib"]})):
+        site.add_index("lib/" + name, **config)
+    for index, project in (("dev", "pluggy"), ("other", "plugin"), ("closed", "pluggy-secret"), ("closed", "hidden-thing")):
+        assert site.upload("lib/" + index, wheel(project, "1.0")).status == 200
+    return site
+
+
+def test_a_project_that_is_elsewhere_is_linked_there(library):
+    page = view(library, "/lib/empty/pluggy", status=404)
+    assert page.hrefs["lib/dev/pluggy"] == "/lib/dev/pluggy"
+    assert "Did you mean" not in page.main
+
+
+def test_a_mistyped_project_is_guessed(library):
+    page = view(library, "/lib/dev/pluggi", status=404)
+    assert "404 Not Found" in page.main and "The project pluggi does not exist." in page.main
+    assert "Did you mean plugin (lib/other) or pluggy (lib/dev)?" in page.main
+    assert (page.hrefs["lib/dev"], page.hrefs["lib/other"]) == ("/lib/dev/pluggy", "/lib/other/plugin")
+    assert "Did you mean lantern" in view(library, "/lib/dev/latnern", status=404).main
+    assert "magic-lantern (ann/mirror)" in view(library, "/lib/dev/magic-lanterns", status=404).main
+
+
+def test_a_missing_version_leads_to_its_project(library):
+    assert view(library, "/lib/dev/pluggy/9.9", status=404).hrefs["lib/dev/pluggy"] == "/lib/dev/pluggy"
+
+
+def test_no_guess_names_what_the_reader_may_not_read(library):
+    for path in ("/lib/empty/pluggy-secret", "/lib/empty/pluggy-secrets", "/lib/empty/hidden-thing", "/lib/empty/hidden-things"):
+        page = view(library, path, status=404)
+        assert "closed" not in page.main and "hidden-thing (" not in page.main and "secret (" not in page.main
+    assert "pluggy-secret (lib/closed)" in view(library, "/lib/empty/pluggy-secrets", status=404, user="lib").main
+    assert "lib/closed/hidden-thing" in view(library, "/lib/empty/hidden-thing", status=404, user="lib").hrefs
+
+
+def test_a_hidden_index_looks_like_one_that_does_not_exist(library):
+    for path in ("", "/pluggy", "/pluggy-secret", "/Pluggy_Secret", "/pluggy-secret/1.0"):
+        hidden, missing = (view(library, "/lib/%s%s" % (name, path), status=404).main for name in ("closed", "cloned"))
+        assert hidden == missing.replace("cloned", "closed")
+    reply = library.get("/lib/closed/Pluggy_Secret", headers={"Accept": BROWSER}, user="lib")
+    assert (reply.status, reply.headers.get("Location")) == (302, library.url + "/lib/closed/pluggy-secret")
+
+
+@pytest.mark.parametrize("path", [
+    "/lib/dev/" + "x" * 300, "/lib/%3Cb%3E/pluggy",
+    "/%3Cimg%20src%3Dx%3E", "/+nothing/%22%3E%3Cscript%3E", "/lib/dev/pluggi/%F0%9F%98%80", "/lib/dev/pluggy/%3Ci%3E"])
+def test_no_address_becomes_markup_on_the_page_of_its_error(library, path):
+    page = view(library, path, status=404)
+    assert page.of("img") == page.of("i") == page.of("b") == [] and len(page.of("script")) == 1
+
+
+def test_programs_get_no_page_of_an_error(library):
+    for accept, type_ in (("application/json", "application/json"), ("*/*", "application/json")):
+        reply = library.get("/lib/dev/pluggi", headers={"Accept": accept})
+        assert (reply.status, reply.headers.get("Content-Type")) == (404, type_)
+    reply = library.get("/lib/dev/pluggi", headers={"Accept": "text/html", "User-Agent": "pip/24.0"})
+    assert reply.status == 404 and b"Did you mean" not in reply.body
+
+
+def test_an_error_of_the_program_has_an_id_that_the_log_has_too(tmp_path, make_server):
+    server = make_server(script=patched(tmp_path, "devpi_lite.facts = None"))
+    page = view(server, "/+status", status=500)
+    found = re.search("internal error, request id ([0-9a-f]{8})", page.main)
+    eventually(lambda: "request %s failed" % found[1] in server.output())
+
+
+def test_an_error_whose_page_fails_is_shown_without_it(tmp_path, make_server):
+    server = make_server(script=patched(tmp_path, "devpi_lite.framed = None"))
+    reply = server.get("/+status", headers={"Accept": BROWSER})
+    assert reply.status == 500 and re.search("internal error, request id [0-9a-f]{8}", reply.text)
