@@ -43,19 +43,20 @@ tests/CONTRACT.md:
     26  Pages of users and indexes      the front page, users, stages, mirrors, feeds
     27  Pages of projects        projects, versions, READMEs, files, test results
     28  Pages of the server     search, status
+    29  Pages of relations       dependents, where versions come from, how stages differ
     VI Many servers
-    29  A primary                the changelog, snapshots and files for replicas; fencing
-    30  A replica's files        how they are fetched, from the primary or from a medium
-    31  A replica                follows the changelog, proves that it has the same rows
+    30  A primary                the changelog, snapshots and files for replicas; fencing
+    31  A replica's files        how they are fetched, from the primary or from a medium
+    32  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    32  The server directory     how it is made, locked and refused; helpers of its commands
-    33  Export                   devpi's dump, written
-    34  Import                   devpi's dump, read
-    35  Backups                  backups, which share their files; verification and restore
-    36  Checks                   fsck, gc and the command status
+    33  The server directory     how it is made, locked and refused; helpers of its commands
+    34  Export                   devpi's dump, written
+    35  Import                   devpi's dump, read
+    36  Backups                  backups, which share their files; verification and restore
+    37  Checks                   fsck, gc and the command status
     VIII
-    37  The manual               what `help` prints: topics in Markdown
-    38  Commands                 the argument parser and `main`
+    38  The manual               what `help` prints: topics in Markdown
+    39  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -17838,6 +17839,7 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
 .filter{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
 .pager{display:flex;gap:1.5rem;margin:1.5rem 0}
 summary{cursor:pointer;padding:.4rem 0}
+.bars{width:100%;max-width:30rem;height:4rem;fill:var(--link)}
 .hit{margin:1.5rem 0}.hit h2{margin:0}.hit p,.hit ul{margin:.25rem 0}
 mark{background:var(--mark);color:inherit}
 del,.struck{text-decoration:line-through}
@@ -21681,12 +21683,12 @@ def get_comparison(request, index, other_user, other_index):
         "index": index.path, "other": other.path,
         "projects": [{
             "project": difference.project, "where": difference.where,
-            "releases": [_release_difference(index, other, difference.project, release)
+            "releases": [release_difference(index, other, difference.project, release)
                          for release in difference.releases]} for difference in differences],
         "next": _next_page(request, f"{index.path}/+compare/{other.path}", after)})
 
 
-def _release_difference(index, other, project, release):
+def release_difference(index, other, project, release):
     command = f"devpi push --index {index.path} {project}=={release.version} {other.path}"
     return {"version": release.version, "where": release.where,
             "push": None if release.where == "only there" else command,
@@ -23816,10 +23818,42 @@ def get_project_page(request, index, project):
         status_notes(request, index, page),
         install_lines(request, index, project),
         _project_links(request, index, page),
-        _history(request, index, page, releases)))
+        _history(request, index, page, releases), _dependents(request, index, project),
+        _downloads(request, index, project)))
     return page_response(request, f"{project} · {index.path}", body, crumbs_to(home),
                          feed=request.href(f"{home}/+feed.atom"), expires=page.expires,
                          tags=None if page.stale else request.app.projects.tags(index, project))
+
+
+def _dependents(request, index, project):
+    """Who on this server needs a project: 20 of them, by name."""
+    app, paths = request.app, {each.id: each.path for each in readable_indexes(request)}
+    found = app.search.dependents(project, list(paths), 21)
+    lines = [joined((link(request.href(f"{paths[each.index_id]}/{each.project}"), each.project),
+                     f" {each.version} ", markup('<span class="soft">{}</span>',
+                                                 paths[each.index_id]))) for each in found[:20]]
+    more = link(request.href(f"{index.path}/{project}/+dependents"),
+                f"All {app.search.count_dependents(project, list(paths)):,}") \
+        if len(found) > 20 else ""
+    return section("Who needs it", items(lines, "plain"), more, name="dependents") if found else ""
+
+
+def _downloads(request, index, project):
+    """How often the files of a project were downloaded here, with a chart of the last days."""
+    hidden = hidden_members(request, index)
+    paths = [member.path for member in request.app.indexes.order(index) if member not in hidden]
+    total = sum(file.total for file in request.app.downloads.of_files(paths, project))
+    if not total:
+        return ""
+    days = request.app.downloads.by_day(paths, project, Limits.counted_days)
+    recent, most = sum(number for _, number in days), max(number for _, number in days) or 1
+    bars = joined(markup('<rect x="{}" y="{}" width="8" height="{}"><title>{}: {}</title></rect>',
+                         10 * place, 50 - round(50 * number / most), round(50 * number / most),
+                         day_, number) for place, (day_, number) in enumerate(days))
+    text = f"{number_of(recent, 'download')} in {len(days)} days, {total:,} in all"
+    return section("Downloads", markup(
+        '<p>{}</p><svg class="bars" viewBox="0 0 {} 50" role="img" aria-label="{}">{}</svg>',
+        text, 10 * len(days), text, bars), name="downloads")
 
 
 def _origin_of(page, releases, version):
@@ -24019,8 +24053,7 @@ def get_version_page(request, index, project, version):
 
 def _tags_of(request, index, shown):
     """The tags of all projects that the page of a version depends on: its dependencies, too."""
-    names = [_REQUIREMENT_NAME.match(text) for text in _texts(shown.metadata, "requires_dist")]
-    projects = {shown.page.name, *(normalize(name[1]) for name in names if name)}
+    projects = {shown.page.name, *(found.project for found in _requirements(shown))}
     return frozenset().union(*(request.app.projects.tags(index, project)
                                for project in list(projects)[:Limits.page_rows]))
 
@@ -24105,8 +24138,17 @@ def _version_links(request, index, shown):
                   for file in shown.release.docs]
     links += [markup('<a href="#files">{}</a>', f"Files ({len(shown.release.files):,})"),
               link(request.href(home), f"All versions ({len(shown.versions):,})"),
+              _diff_link(request, home, shown),
               link(request.href(f"{index.path}/+pypi/{shown.page.name}/{version}/json"), "JSON")]
-    return section("On this server", items(links, "plain"))
+    return section("On this server", items(filter(None, links), "plain"))
+
+
+def _diff_link(request, home, shown):
+    """A link to what changed since the version before."""
+    before = list(shown.versions)
+    place = before.index(shown.version)
+    return link(request.href(f"{home}/+diff/{before[place - 1]}...{shown.version}"),
+                f"What changed since {before[place - 1]}") if place else ""
 
 
 def _claims(shown):
@@ -24149,16 +24191,23 @@ def _person(metadata, key):
     return outside_link(f"mailto:{address}", label) if "@" in address else label or said
 
 
-_REQUIREMENT_NAME = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]{0,200})")
-_EXTRA = re.compile(r"""extra\s*==\s*['"]([^'"]{1,100})['"]""")
+def _requirements(shown):
+    """The `Requirement`s of a version that can be read."""
+    return [found for found in map(parse_requirement, _texts(shown.metadata, "requires_dist"))
+            if found]
+
+
+# in words, not by colour alone
+_DEPENDENCY_KINDS = {"here": "good", "upstream, cached": "good", "upstream, not cached": "plain",
+                     "not known": "plain", "elsewhere": "plain"}
 
 
 def _dependencies(request, index, shown):
-    """What a version depends on, by extra."""
+    """What a version depends on, by extra, and whether that can be had."""
     groups = collections.defaultdict(list)
-    for text in _texts(shown.metadata, "requires_dist"):
-        extra = _EXTRA.search(text)
-        groups[extra[1] if extra else ""].append(_requirement(request, index, text))
+    for state in dependency_states(request.app.projects, index, _requirements(shown),
+                                   hidden_members(request, index)):
+        groups[", ".join(state.requirement.only_for)].append(_dependency(request, index, state))
     lists = [items(lines, "plain") if not extra
              else folded(f"{extra} ({len(lines)})", items(lines, "plain"))
              for extra, lines in sorted(groups.items())]
@@ -24166,14 +24215,15 @@ def _dependencies(request, index, shown):
                    name="dependencies") if groups else ""
 
 
-def _requirement(request, index, text):
-    name = _REQUIREMENT_NAME.match(text)
-    order = request.app.indexes.order(index)
-    if not name or not any(request.app.projects.at(member).has(normalize(name[1]))
-                           for member in order if may_read(request, member)):
-        return escaped(text)
-    return joined((link(request.href(f"{index.path}/{normalize(name[1])}"), name[1]),
-                   text[name.end():]))
+def _dependency(request, index, state):
+    requirement = state.requirement
+    name = link(request.href(f"{index.path}/{requirement.project}"), requirement.project) \
+        if state.path else requirement.project
+    rest = requirement.text[_REQUIREMENT_NAME.match(requirement.text).end():]
+    return joined((name, rest, " ", badge(state.kind, _DEPENDENCY_KINDS.get(state.kind, "warn"))))
+
+
+_REQUIREMENT_NAME = re.compile(r"\s*[A-Za-z0-9._-]{0,200}")
 
 
 # -- files
@@ -24795,7 +24845,130 @@ def _mirror_trouble(upstreams, index):
 
 
 # ==================================================================================================
-# 29  A primary
+# 29  Pages of relations
+#
+# What depends on a project, where its versions come from and what hides them, and how two stages
+# differ: the JSON of the same paths, for people.
+# ==================================================================================================
+
+
+@route("GET", "/{user}/{index}/{project}/+dependents", for_="browser", may="see")
+def get_dependents_page(request, index, project):
+    """The projects that need this one, in all indexes that the reader may read."""
+    home = f"{index.path}/{project}"
+    content = result_of(get_dependents(request, index, project))
+    rows = [(link(request.href(f"{each['index']}/{each['project']}"), each["project"]),
+             each["version"], link(request.href(each["index"]), each["index"]),
+             joined((requirement["text"] for requirement in each["requirements"]), ", "))
+            for each in content["dependents"]]
+    after = rows and content["next"] and content["dependents"][-1]
+    body = joined((
+        markup("<h1>Who needs {}</h1>", project),
+        markup('<p class="lead">{}, each by its latest version.</p>',
+               number_of(content["total"], "project")),
+        table("Dependents", ("Project", "Version", "Index", "Requirement"), rows) if rows
+        else markup("<p>Nothing on this server that you may read needs it.</p>"),
+        pager("", after and request.href(f"{home}/+dependents",
+                                         after=f"{after['index']}/{after['project']}"))))
+    return page_response(request, f"Who needs {project} · {index.path}", body,
+                         [*crumbs_to(home), Crumb("dependents", f"{home}/+dependents")])
+
+
+def result_of(response):
+    """The result in the JSON of an endpoint: a page shows what its JSON says."""
+    return json.loads(response.body)["result"]
+
+
+# -- where versions come from
+
+_VERDICTS = {"gives": "good", "blocked": "warn", "nothing": "plain", "not known": "plain",
+             "no index": "bad"}
+
+
+@route("GET", "/{user}/{index}/{project}/+why", for_="browser", may="see")
+def get_why_page(request, index, project):
+    """Which index gives which versions of a project, what is hidden, and what would change it."""
+    found = why(request.app.projects, index, project, hidden_members(request, index))
+    home = f"{index.path}/{project}"
+    steps = joined(_why_step(request, step) for step in found.steps)
+    body = joined((
+        markup("<h1>Where {} comes from</h1>", project),
+        markup('<p class="lead">The indexes are asked in this order; nobody was asked for this '
+               "page.</p>"),
+        markup("<ol>{}</ol>", steps)))
+    return page_response(request, f"Where {project} comes from · {index.path}", body,
+                         [*crumbs_to(home), Crumb("why", f"{home}/+why")])
+
+
+def _why_step(request, step):
+    name = link(request.href(step.path), step.path) if step.verdict != "no index" else step.path
+    return markup(
+        "<li><p>{} {} {}</p>{}{}{}</li>", name, badge(step.verdict, _VERDICTS[step.verdict]),
+        step.reason, when(step.versions, '<p class="soft">{}</p>', _version_list(step.versions)),
+        _setting_note(step.setting),
+        items((markup("{} ({}): {} {}", hidden.reason, hidden.rule,
+                      _version_list(hidden.versions), _setting_note(hidden.setting))
+               for hidden in step.hidden)) if step.hidden else "")
+
+
+def _setting_note(setting):
+    return when(setting, '<p class="soft">To change it: <code>{}</code></p>', setting)
+
+
+def _version_list(versions):
+    """Some of the newest versions, and the number of the others."""
+    more = len(versions) - Limits.shown_versions
+    return ", ".join(versions[:Limits.shown_versions]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# -- how two stages differ
+
+
+@route("GET", "/{user}/{index}/+compare/{other_user}/{other_index}", for_="browser", may="see")
+def get_compare_page(request, index, other_user, other_index):
+    """The projects that two stages do not have alike, with the commands that push them."""
+    other = request.app.indexes.find(f"{other_user}/{other_index}")
+    if other is None or not may_read(request, other):
+        raise NoIndex(f"{other_user}/{other_index}")
+    after = normalize(request.query.get("after", ""))
+    differences, following = compare_indexes(request.app.projects, index, other, after)
+    place = f"{index.path}/+compare/{other.path}"
+    rows = [_difference_cells(request, index, other, difference, release)
+            for difference in differences for release in difference.releases]
+    body = joined((
+        markup("<h1>{} <small>beside {}</small></h1>", index.path, other.path),
+        markup('<p class="lead">Their own releases, without their bases. {}</p>',
+               link(request.href(f"{other.path}/+compare/{index.path}"), "The other way round")),
+        table("Differences", ("Release", "Where", "Files that differ", "To push it"), rows)
+        if rows else markup("<p>They have the same projects, versions and files.</p>"),
+        pager(request.href(place) if after else "",
+              following and request.href(place, after=following))))
+    return page_response(request, f"{index.path} beside {other.path}", body,
+                         [*crumbs_to(index.path), Crumb(f"beside {other.path}", place)])
+
+
+def _difference_cells(request, index, other, difference, release):
+    command = release_difference(index, other, difference.project, release)["push"]
+    has = other if release.where == "only there" else index
+    place = has.path if release.where != "both" else "both, with other files"
+    return (link(request.href(f"{has.path}/{difference.project}/{release.version}"),
+                 f"{difference.project} {release.version}"),
+            place, items((file.filename for file in release.files), "plain"),
+            copyable(command) if command else "")
+
+
+# -- a form that leads to a comparison
+
+
+@route("GET", "/{user}/{index}/+compare[/]", for_="browser", may="see")
+def choose_comparison(request, index):
+    """Lead to the comparison with the stage `with`, `user/index`."""
+    other = request.query.get("with", "").strip("/")
+    return redirect(request.url(f"{index.path}/+compare/{other}"))
+
+
+# ==================================================================================================
+# 30  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -25578,7 +25751,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 30  A replica's files
+# 31  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -26553,7 +26726,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 31  A replica
+# 32  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -27221,7 +27394,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 32  The server directory
+# 33  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -27676,7 +27849,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 33  Export
+# 34  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -28396,7 +28569,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 34  Import
+# 35  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -30132,7 +30305,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 35  Backups
+# 36  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -31008,7 +31181,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 36  Checks
+# 37  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -32949,7 +33122,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 37  The manual
+# 38  The manual
 #
 # Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
 # options and commands are made of their tables. In a text, `URL` stands for the server's address
@@ -34491,7 +34664,7 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 38  Commands
+# 39  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
