@@ -56,7 +56,8 @@ tests/CONTRACT.md:
     37  Checks                   fsck, gc and the command status
     VIII
     38  The manual               what `help` prints: topics in Markdown
-    39  Commands                 the argument parser and `main`
+    39  Pages of the manual      the manual's topics for browsers
+    40  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -1560,6 +1561,7 @@ class Limits:
     counting = 0.2                  # seconds for which a page counts the files of indexes
     counted = 100_000               # files of one index, or documents of the search
     count_age = 300                 # seconds for which such a count is shown
+    manual_hits = 30                # sections of the manual on one page
     named_places = 10               # indexes that have what a page of an error names
     near_names = 2000               # of stages, among which the ones like a mistyped one are
     names_pause = 600               # seconds before a search asks again for a missing list
@@ -24632,39 +24634,10 @@ def _nothing_found(request, found):
                link(request.href("+searchhelp"), "The query syntax"))))
 
 
-_SYNTAX = (
-    ("pluggy", "a word; the last one may be a beginning, unless a blank follows it"),
-    ("plug*", "words that begin so"), ('"hook calling"', "words that follow each other"),
-    ("-legacy, NOT legacy", "without that word"), ("a OR (b c)", "one of these"),
-    ("name:pluggy, name:devpi-*", "the name of the project, or its beginning"),
-    ("user:alice, index:dev, index:alice/dev", "where it is; path:/alice/* for a beginning"),
-    ("version:1.5.0, version:>=1.4", "has this version, or one that fits"),
-    ("classifier:'Framework :: tox'", "has this classifier; with a star, one that begins so"),
-    ("keyword:x, author:x, license:MIT", "has it in its metadata"),
-    ("requires:click", "depends on that project"), ("import:yaml", "is imported by that name"),
-    ("python:3.9", "can be installed with that version of Python"),
-    ("has:docs, has:tests, has:wheel, has:sdist", "has such files"),
-    ("is:yanked, is:prerelease", "the newest version is that"),
-    ("type:page, type:summary, type:name …", "looks only there"),
-    ("uploaded:>2026-01-01", "by the date of the last upload; also < >= <= and 2026-01"))
-
-
 @route("GET", "/+searchhelp", for_="people", may="anybody")
-def get_search_help(request):
-    """What a query may consist of."""
-    body = joined((
-        markup("<h1>Search</h1>"),
-        markup('<p class="lead">All words of a query have to be there: in the name, the summary, '
-               "the keywords, the README, or in pages of the documentation.</p>"),
-        table("Query syntax", ("You type", "It finds"),
-              [(joined((markup("<code>{}</code>", each) for each in typed.split(", ")), ", "), what)
-               for typed, what in _SYNTAX]),
-        markup("<p>Filters can be combined, and negated with a minus: {}. A query takes {} terms "
-               "and {} characters. Of each project the newest version is searched, and names alone "
-               "of what mirrors have.</p>",
-               markup("<code>-is:prerelease has:docs hooks</code>"),
-               Limits.query_terms, Limits.query)))
-    return page_response(request, "Search syntax", body)
+def redirect_to_syntax(request):
+    """devpi-web: what a query may consist of; the manual says it."""
+    return redirect(request.url("+help/search"))
 
 
 @route("GET", "/+opensearch.xml", for_="people", may="anybody")
@@ -34664,7 +34637,65 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 39  Commands
+# 39  Pages of the manual
+#
+# What a browser gets at `/+help`: the manual's topics, rendered, with this server's address in the
+# examples.
+# ==================================================================================================
+
+
+@route("GET", "/+help[/]", for_="browser", may="anybody")
+def get_manual_page(request):
+    """The topics of the manual; with `q`, its sections that have all these words."""
+    words = request.query.get("q", "")[:Limits.query]
+    hits = manual_hits(words)
+    body = joined((
+        markup("<h1>Manual</h1>"),
+        search_box("q", "Search the manual", words, request.href("+help")),
+        when(words and not hits, "<p>The manual says nothing about that.</p>"),
+        joined(_manual_hit(request, hit) for hit in hits[:Limits.manual_hits]),
+        "" if hits else table("Topics", ("Topic", "What it says"), [
+            (link(request.href(f"+help/{each.name}"), each.title), each.summary)
+            for each in manual_topics()])))
+    return page_response(request, "Manual", body, [Crumb("manual", "+help")])
+
+
+@route("GET", "/+help/{rest}", for_="browser", may="anybody")
+def get_topic_page(request, rest):
+    """A topic of the manual."""
+    found = manual_topic(rest)
+    body = joined((
+        markup("<h1>{}</h1>", found.title), markup('<p class="lead">{}</p>', found.summary),
+        markup('<div class="readme">{}</div>', Html(_topic_html(rest, request.base_url)))))
+    return page_response(request, found.title, body,
+                         [Crumb("manual", "+help"), Crumb(rest, f"+help/{rest}")])
+
+
+def _manual_hit(request, hit):
+    title = hit.topic.title
+    excerpt = _TOPIC_LINK.sub(r"\1", _ADDRESS.sub(request.base_url, hit.excerpt))
+    return markup("<h2>{}</h2>{}", link(
+        request.href(f"+help/{hit.topic.name}"),
+        title if hit.heading == title else f"{title}: {hit.heading}"),
+        when(excerpt, "<pre>{}</pre>", excerpt))
+
+
+_ADDRESS = re.compile(r"(?<![-_A-Za-z])URL(?=/)|(?<=devpi use )URL|(?<=--url )URL")
+_TOPIC_LINK = re.compile(r"\[([^\]\n]{1,100})\]\(([a-z]{1,20}(?:#[a-z0-9-]{0,60})?)\)")
+_SUBHEADING = re.compile("^#(?=##* )", re.MULTILINE)
+
+
+@functools.lru_cache(maxsize=64)
+def _topic_html(name, base_url):
+    """A topic as HTML, with the address of this server; its headings begin at the second level."""
+    text = _ADDRESS.sub(base_url, manual_topic(name).text)
+    text = _TOPIC_LINK.sub(
+        lambda match: f"[{match[1]}]({base_url}/+help/{match[2]})", text)
+    return render_markdown(_SUBHEADING.sub("", text))
+
+
+# ==================================================================================================
+# 40  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

@@ -164,10 +164,12 @@ def test_long_results_come_in_pages_of_twenty(site):
 
 
 def test_the_syntax_is_explained_with_queries_that_work(site):
-    page = view(site, "/+searchhelp")
-    typed = [text for _, text in page.with_text("code")]
-    assert {"name:pluggy", "a OR (b c)", "has:docs", "uploaded:>2026-01-01"} <= set(typed)
-    for query in typed:
+    reply = site.get("/+searchhelp")
+    assert (reply.status, reply.headers.get("Location")) == (302, site.url + "/+help/search")
+    typed = [text for _, text in view(site, "/+help/search").with_text("code")]
+    filters = [text for text in typed if re.match("[a-z]+:[^ /]", text)]
+    assert {"name", "index", "version", "has", "is", "uploaded"} <= {text.partition(":")[0] for text in filters}
+    for query in filters + ["parser OR lexer", "(parser OR lexer) fast"]:
         assert search_json(site, query)["notes"] == [], query
 
 
@@ -330,3 +332,41 @@ def test_an_error_whose_page_fails_is_shown_without_it(tmp_path, make_server):
     server = make_server(script=patched(tmp_path, "devpi_lite.framed = None"))
     reply = server.get("/+status", headers={"Accept": BROWSER})
     assert reply.status == 500 and re.search("internal error, request id [0-9a-f]{8}", reply.text)
+
+
+# -- the manual
+
+
+def test_the_manual_lists_its_topics_and_each_is_a_page(site):
+    listed = {text: href for text, href in view(site, "/+help").hrefs.items() if href.startswith("/+help/")}
+    assert len(listed) > 15 and listed["Backups"] == "/+help/backup"
+    for title, href in listed.items():
+        page = view(site, href)
+        assert [text for _, text in page.with_text("h1")] == [title]
+        for link in page.hrefs.values():
+            if link.startswith(site.url + "/+help/"):
+                assert link[len(site.url):] in listed.values(), (href, link)
+    assert site.get("/+help/", headers={"Accept": BROWSER}).headers.get("Location") == site.url + "/+help"
+
+
+def test_the_examples_of_the_manual_name_this_server(site):
+    outside = {"X-Outside-URL": "https://x.example/pypi"}
+    page = view(site, "/+help/upload", headers=outside)
+    assert "devpi use https://x.example/pypi" in page.main
+    assert "URL/alice" not in page.main and "devpi use URL" not in page.main
+    assert "https://x.example/pypi/+help/team" in page.hrefs.values()
+    assert "x.example" not in view(site, "/+help/upload").main
+    assert "X-Outside-URL" in view(site, "/+help/proxies").main
+
+
+def test_the_manual_can_be_searched(site):
+    page = view(site, "/+help?q=promote+replica")
+    assert "/+help/replicas" in page.hrefs.values()
+    assert "python devpi_lite.py promote" in page.main and "](" not in page.main
+    assert "The manual says nothing about that." in view(site, "/+help?q=xyzzy").main
+    assert view(site, "/+help?q=" + urllib.parse.quote(HOSTILE)).of("img") == []
+
+
+def test_a_topic_that_is_not_there_is_404(site):
+    for path in ("/+help/nothing", "/+help/..%2Fx", "/+help/backup/x", "/+help/%3Cb%3E"):
+        assert view(site, path, status=404).of("b") == []
