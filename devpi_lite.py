@@ -25,39 +25,40 @@ tests/CONTRACT.md:
     10  Upstream                 the HTTP client and the parsing of other indexes' pages
     11  Mirrors                  pages, files and project lists of upstream, cached
     12  Projects and policies    the projects of stages, of mirrors, and of an index with its bases
-    13  Staging                  releases pushed to other indexes and to outside servers
-    14  Outbox                   messages to outside servers: Jenkins jobs, webhooks
-    15  Search                   the query language, the search index, the thread that updates it
-    16  Downloads                how often each file was sent, by day and month
+    13  Inside archives          members and their text, what differs, wheels by platform, origin
+    14  Staging                  releases pushed to other indexes and to outside servers
+    15  Outbox                   messages to outside servers: Jenkins jobs, webhooks
+    16  Search                   the query language, the search index, the thread that updates it
+    17  Downloads                how often each file was sent, by day and month
     IV Speaking
-    17  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
-    18  HTML                     the pieces of web pages, and their frame
-    19  The front                connections, workers, the access log
-    20  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    21  Descriptions             Markdown and reStructuredText as safe HTML
-    22  For people               documentation, search, dependents, reasons, comparisons, downloads
-    23  For installers           simple pages, project lists, files, PyPI's JSON
-    24  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
-    25  For operators            status, health, metrics, the audit log
+    18  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
+    19  HTML                     the pieces of web pages, and their frame
+    20  The front                connections, workers, the access log
+    21  Application, routes, audiences      the parts of a server; from a request to its endpoint
+    22  Descriptions             Markdown and reStructuredText as safe HTML
+    23  For people               documentation, search, dependents, reasons, comparisons, downloads
+    24  For installers           simple pages, project lists, files, PyPI's JSON
+    25  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
+    26  For operators            status, health, metrics, the audit log
     V Pages
-    26  Pages of users and indexes      the front page, users, stages, mirrors, feeds
-    27  Pages of projects        projects, versions, READMEs, files, test results
-    28  Pages of the server     search, status
-    29  Pages of relations       dependents, where versions come from, how stages differ
+    27  Pages of users and indexes      the front page, users, stages, mirrors, feeds
+    28  Pages of projects        projects, versions, READMEs, files, test results
+    29  Pages of the server     search, status
+    30  Pages of relations       dependents, where versions come from, how stages differ
     VI Many servers
-    30  A primary                the changelog, snapshots and files for replicas; fencing
-    31  A replica's files        how they are fetched, from the primary or from a medium
-    32  A replica                follows the changelog, proves that it has the same rows
+    31  A primary                the changelog, snapshots and files for replicas; fencing
+    32  A replica's files        how they are fetched, from the primary or from a medium
+    33  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    33  The server directory     how it is made, locked and refused; helpers of its commands
-    34  Export                   devpi's dump, written
-    35  Import                   devpi's dump, read
-    36  Backups                  backups, which share their files; verification and restore
-    37  Checks                   fsck, gc and the command status
+    34  The server directory     how it is made, locked and refused; helpers of its commands
+    35  Export                   devpi's dump, written
+    36  Import                   devpi's dump, read
+    37  Backups                  backups, which share their files; verification and restore
+    38  Checks                   fsck, gc and the command status
     VIII
-    38  The manual               what `help` prints: topics in Markdown
-    39  Pages of the manual      the manual's topics for browsers
-    40  Commands                 the argument parser and `main`
+    39  The manual               what `help` prints: topics in Markdown
+    40  Pages of the manual      the manual's topics for browsers
+    41  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -450,6 +451,22 @@ def python_tag(filename):
     parts = filename[:-len(".whl")].split("-")
     has_build = len(parts) > 5 and parts[2][:1].isdigit()
     return parts[3] if has_build else parts[2] if len(parts) > 4 else ""
+
+
+class WheelTags(typing.NamedTuple):
+    """The tags in a wheel's name, each a compressed set: `py2.py3`."""
+    python: str
+    abi: str
+    platform: str
+
+
+def wheel_tags(filename):
+    """The `WheelTags` of a file name (PEP 427), or None if it is no wheel's."""
+    parts = filename[:-len(".whl")].split("-") if filename.lower().endswith(".whl") else ()
+    first = 3 if len(parts) > 5 and parts[2][:1].isdigit() else 2      # a build number begins so
+    if len(parts) < first + 3 or "" in parts:
+        return None
+    return WheelTags(*parts[first:first + 3])
 
 
 def project_of_wheel(filename):
@@ -1490,6 +1507,22 @@ class Limits:
     tar_header = 1 << 20            # an extended header of a tar
     tar_headers = 32 << 20          # all extended headers of a tar
     xz_memory = 128 << 20           # for unpacking; `xz -9` needs 65 MiB
+    listed_members = 20000          # of an archive, that people can look at
+    listed_paths = 4 << 20          # characters of the paths of these
+    viewed_member = 512 << 10       # bytes of one that are shown
+    viewed_scan = 512 << 20         # unpacked bytes of an archive that are looked through,
+    viewed_time = 5                 # and the seconds of processor time that this may take
+    viewed_wait = 5                 # seconds that a large archive waits for its turn
+    compared_members = 200          # of two archives, line by line
+    compared_member = 256 << 10     # bytes of the largest of these
+    compared_kept = 8 << 20         # bytes of the members of a tar that are kept for this
+    compared_time = 1               # the same, to compare two archives once they are read
+    compared_hashing = 0.5          # of this, to hash what has the same checksum
+    compared_pairs = 500_000        # of equal lines in two members; difflib looks at each
+    compared_size = 1 << 20         # characters of the differences, with 64 more for each line
+    wheel_tags = 200                # combinations of tags that one wheel's name stands for
+    matrix_side = 100               # rows, and columns, of a table of wheels
+    shown_attestations = 20         # of one file
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password is not hashed again
     session = 36000                 # seconds that a session token is valid
@@ -5111,9 +5144,9 @@ def sync_directory(path):
 # ==================================================================================================
 # 6  Archives
 #
-# What is read out of archives: their metadata file, and the members of documentation zips.
-# Strangers send them, so they are read within bounds of our own: nothing below rests on which
-# exception a library raises, or on what it makes of a damaged header.
+# What is read out of archives: their metadata file, the members of documentation zips, and each
+# member for those who look inside. Strangers send them, so they are read within bounds of our own:
+# nothing below rests on which exception a library raises, or on what it makes of a damaged header.
 # ==================================================================================================
 
 
@@ -5129,6 +5162,17 @@ _ZIPS = (".whl", ".zip", ".egg")
 _TARS = ((".tar.gz", "gzip"), (".tgz", "gzip"), (".tar.bz2", "bzip2"), (".tar.xz", "xz"),
          (".tar", ""))
 _WHEEL_NAME = re.compile(r"[\w.]+-[\w.!+]+(-[0-9][\w.]*)?(-[\w.]+){3,4}\.whl", re.IGNORECASE)
+
+
+def tar_packing(filename):
+    """How the tar of that name is packed, "" for a plain one; None if it is no tar."""
+    lower = filename.lower()
+    return next((packing for ending, packing in _TARS if lower.endswith(ending)), None)
+
+
+def is_archive(filename):
+    """Whether a file of that name is an archive that can be read here."""
+    return filename.lower().endswith(_ZIPS) or tar_packing(filename) is not None
 
 
 def check_archive_name(filename):
@@ -5152,10 +5196,9 @@ def archive_metadata(file, filename, is_whole=False, is_needed=True, patience=No
     what no honest tool writes: members outside of it, duplicates, a second archive before or after
     it, too much. Busy if a large archive waits longer than `patience` for its turn (see
     `Effort`)."""
-    lower = filename.lower()
-    packing = next((packing for ending, packing in _TARS if lower.endswith(ending)), None)
-    if not lower.endswith(_ZIPS) and packing is None:
+    if not is_archive(filename):
         return None
+    packing = tar_packing(filename)
     with Effort(file, filename, patience=patience) as effort:
         if packing is None:
             found, wanted = _zip_metadata(file, filename, effort, is_whole)
@@ -5362,7 +5405,7 @@ def _check_zip_members(file, filename, members, effort):
         elif formats.fullmatch(member.filename):
             _check_wheel_file(_small_member(file, filename, member, effort), filename)
         else:
-            for _ in _member_pieces(file, filename, member, effort):
+            for _ in member_pieces(file, filename, member, effort):
                 pass
         end = file.tell()
 
@@ -5372,10 +5415,10 @@ def _small_member(file, filename, member, effort):
     if member.file_size > Limits.metadata_file:
         raise BadRequest(f"'{one_line(member.filename)}' in '{filename}' is larger than "
                          f"{Limits.metadata_file} bytes")
-    return b"".join(_member_pieces(file, filename, member, effort))
+    return b"".join(member_pieces(file, filename, member, effort))
 
 
-def _member_pieces(file, filename, member, effort):
+def member_pieces(file, filename, member, effort):
     """The bytes of a zip's member, in pieces; BrokenArchive if they are not what the directory
     says."""
     try:
@@ -5383,9 +5426,9 @@ def _member_pieces(file, filename, member, effort):
             effort.spend(len(piece))
             yield piece
     except (ValueError, OverflowError, zlib.error) as error:
-        raise BrokenArchive(f"'{filename}' is damaged: its member '{one_line(member.filename)}' "
-                            f"can't be unpacked ({reason_of(error)}); built or sent incompletely?"
-                            ) from None
+        raise BrokenArchive(f"'{filename}' is damaged: its member "
+                            f"'{one_line(member.orig_filename)}' can't be unpacked "
+                            f"({reason_of(error)}); built or sent incompletely?") from None
 
 
 def zip_member_pieces(file, member, file_size):
@@ -5566,27 +5609,89 @@ def check_zip_directory(file, filename, members):
     if found.members > members or found.directory_size > members * 256:
         raise too_many_members(filename, members)
 
-    file.seek(max(0, found.at - found.directory_size))      # where `zipfile` looks for it
-    left, count = found.directory_size, 0
-    while left > 0 and count <= members:
-        head = file.read(46)
-        if len(head) < 46:
-            break
-        rest = sum(struct.unpack("<3H", head[28:34]))
-        file.seek(rest, io.SEEK_CUR)
-        left, count = left - 46 - rest, count + 1
+    count = sum(1 for _ in itertools.islice(_directory_heads(file, found), members + 1))
     if count > members:
         raise too_many_members(filename, members)
     return count
 
 
+def _directory_heads(file, found):
+    """Yield the fixed part of each entry of a zip's directory; the file stands behind it then."""
+    start = max(0, found.at - found.directory_size)     # where `zipfile` looks for it
+    end = start + found.directory_size
+    while start < end:
+        file.seek(start)
+        head = file.read(46)
+        if len(head) < 46:
+            return
+        yield head
+        start += 46 + sum(struct.unpack("<3H", head[28:34]))
+
+
+class ZipEntry(typing.NamedTuple):
+    """What a zip's directory says of a member; the fields are named as `zipfile.ZipInfo` names
+    them."""
+    orig_filename: str          # as the directory has it, with what stands behind a NUL
+    flag_bits: int
+    compress_type: int
+    CRC: int
+    compress_size: int
+    file_size: int
+    header_offset: int
+    file_type: int              # as in Unix's st_mode, of systems that state it; 0o12: a link
+
+
+def zip_entries(file, filename):
+    """Yield the `ZipEntry` of each member in the order of the directory, however many there are.
+
+    `zipfile` would read all of them into memory; it also has one of several members of a name, and
+    refuses a directory with one unreadable entry. BrokenArchive for what is no zip."""
+    found = _zip_end(file)
+    if found is None:
+        raise BrokenArchive(f"'{filename}' is no zip file: built or sent incompletely?")
+
+    moved = found.at - found.directory_size - found.directory_at    # what stands before the archive
+    for head in _directory_heads(file, found):
+        if head[:4] != b"PK\1\2":
+            raise BrokenArchive(f"'{filename}' has a damaged directory: built or sent "
+                                "incompletely?")
+        system, flags, method = head[5], *struct.unpack("<2H", head[8:12])
+        crc, *sizes = struct.unpack("<3L", head[16:28])
+        name_size, extra_size = struct.unpack("<2H", head[28:32])
+        mode, offset = struct.unpack("<2L", head[38:46])
+
+        encoding = "utf-8" if flags & 0x800 else "cp437"
+        name = file.read(name_size).decode(encoding, "backslashreplace")
+        packed, size, offset = _zip64_numbers(file.read(extra_size), *sizes, offset)
+        yield ZipEntry(name, flags, method, crc, packed, size, offset + moved,
+                       mode >> 28 if system == 3 else 0)
+
+
+def _zip64_numbers(extra, packed, size, offset):
+    """The sizes and the place of a member; the extra field of zip64 has those over 32 bits."""
+    at, numbers = 0, ()
+    while at + 4 <= len(extra) and not numbers:
+        kind, length = struct.unpack("<2H", extra[at:at + 4])
+        if kind == 1:
+            data = extra[at + 4:at + 4 + length]
+            numbers = struct.unpack(f"<{len(data) // 8}Q", data[:len(data) // 8 * 8])
+        at += 4 + length
+
+    numbers = iter(numbers)
+    size, packed, offset = (next(numbers, number) if number == 0xFFFFFFFF else number
+                            for number in (size, packed, offset))
+    return packed, size, offset
+
+
 # -- tars
 
 
-class _TarMember(typing.NamedTuple):
+class TarEntry(typing.NamedTuple):
     name: str
     size: int               # of the data that follows
     is_file: bool           # a plain file
+    kind: str               # the type in its header, one character
+    target: str             # of a link
 
 
 def _tar_metadata(file, filename, effort, packing):
@@ -5594,19 +5699,57 @@ def _tar_metadata(file, filename, effort, packing):
 
     Reads the tar to its last byte."""
     found, check = None, MemberCheck(filename, tar_members_limit(effort.packed))
-    try:
+    for member, pieces in walk_tar(file, filename, effort, packing):
+        check(member.name)
+        if member.is_file and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
+            found = first_bytes(pieces, Limits.metadata_file + 1)
+            _check_metadata(found, filename)
+    return found
+
+
+def walk_tar(file, filename, effort, packing):
+    """Yield (a `TarEntry`, its bytes in pieces) for each member of a tar, and read to its last
+    byte.
+
+    The pieces can be had until the next member is taken. BrokenArchive where it is damaged."""
+    with _broken_tar(filename, packing):
         stream = _Forwards(_unpacked(file, filename, packing), effort)
         for member in _tar_members(stream, filename, effort):
-            check(member.name)
-            if member.is_file and re.fullmatch(r"(\./)?[^/]+/PKG-INFO", member.name):
-                found = stream.read(min(member.size, Limits.metadata_file + 1))
-                _check_metadata(found, filename)
+            yield member, _tar_pieces(stream, member, filename, packing)
         stream.skip_to(sys.maxsize)     # a cut or a wrong checksum shows at the end only
+
+
+def _tar_pieces(stream, member, filename, packing):
+    left = member.size
+    with _broken_tar(filename, packing):
+        while left:
+            piece = stream.read(min(left, 256 << 10))
+            if not piece:
+                raise ValueError(f"its member '{one_line(member.name)}' was cut")
+            left -= len(piece)
+            yield piece
+
+
+@contextlib.contextmanager
+def _broken_tar(filename, packing):
+    """Within the `with`, what reading a damaged tar raises becomes BrokenArchive."""
+    try:
+        yield
     except (ValueError, EOFError, zlib.error) as error:
         packed = f" packed by {packing}" if packing else ""
         raise BrokenArchive(f"'{filename}' is no tar file{packed}, or damaged: built or sent "
                             f"incompletely? ({reason_of(error)})") from None
-    return found
+
+
+def first_bytes(pieces, size):
+    """The first `size` bytes of what comes in pieces, or fewer if there are no more."""
+    parts, left = [], size
+    for piece in pieces:
+        parts.append(piece[:left])
+        left -= len(parts[-1])
+        if not left:
+            break
+    return b"".join(parts)
 
 
 def _unpacked(file, filename, packing):
@@ -5704,7 +5847,7 @@ class _Forwards:
 
 
 def _tar_members(stream, filename, effort):
-    """The members of a tar (ustar, pax, GNU, V7) as `_TarMember`s.
+    """The members of a tar (ustar, pax, GNU, V7) as `TarEntry`s.
 
     The caller may read a member's data from the stream before it takes the next one. ValueError if
     the tar is damaged.
@@ -5755,7 +5898,9 @@ def _tar_members(stream, filename, effort):
                 more, headers = _whole(stream, 512)[504], headers + 1
 
         end = stream.position + size + -size % 512
-        yield _TarMember(name, size, kind in "\x0007" and not name.endswith("/") and not is_sparse)
+        yield TarEntry(name, size, kind in "\x0007" and not name.endswith("/") and not is_sparse,
+                        kind, fields.get("linkpath") or fields.get("GNU.long link") or
+                        _tar_text(block[157:257]))
         if not stream.skip_to(end):
             raise ValueError(f"its member '{one_line(name)}' was cut")
 
@@ -5793,6 +5938,8 @@ class _Extended:
             found = _pax_fields(data)
         elif kind == "L":
             found["path"] = _tar_text(data)
+        elif kind == "K":
+            found["GNU.long link"] = _tar_text(data)    # our name for it: no pax field
 
         if kind == "g":
             if any(field in _PAX_OF_ONE or field.startswith("GNU.sparse.") for field in found):
@@ -5962,7 +6109,7 @@ def _is_servable(name, info):
 def _reads_well(file, info, filename, effort):
     """Whether a member unpacks to what the directory says."""
     try:
-        for _ in _member_pieces(file, filename, info, effort):
+        for _ in member_pieces(file, filename, info, effort):
             pass
     except BrokenArchive as problem:
         log.info("documentation: %s", problem.message)
@@ -14095,7 +14242,935 @@ def index_warnings(projects, index, hidden=()):
 
 
 # ==================================================================================================
-# 13  Staging
+# 13  Inside archives
+#
+# What people see of the files of a release without unpacking them: the members of an archive, the
+# text of one, what two versions differ in, which platforms have wheels, what is said of the origin.
+# Names and sizes in an archive are a stranger's words: they are shown, never followed or trusted.
+# ==================================================================================================
+
+
+class NotViewed(NotFound):
+    """What is asked for lies behind the bounds of what is looked through."""
+
+
+class Member(typing.NamedTuple):
+    """A member of an archive, as the archive has it.
+
+    `path`: its name there, which may be anything (`label` can be shown). Several members may have
+    the same one; `number` is a member's place. `size` and `crc` (of a zip) are what the archive
+    states. `kind`: file, directory, link, encrypted, or special (devices, pipes, files with
+    holes). `target`: where a link in a tar leads."""
+    path: str
+    number: int
+    size: int
+    kind: str = "file"
+    crc: int | None = None
+    target: str = ""
+
+    @property
+    def label(self):
+        """The path to be shown: `\\x1b` for a control character, also for one that turns the
+        direction of writing; shortened in the middle if it is long."""
+        return visible_text(self.path)
+
+
+class Listing(typing.NamedTuple):
+    """The members of an archive, in its order; `cut`: why no further ones are listed, or ""."""
+    members: tuple
+    cut: str = ""
+
+
+class MemberText(typing.NamedTuple):
+    """What can be shown of a member.
+
+    `text` is None if it is binary, or no file; of a link it is where the link leads. `size`: of
+    the bytes that were looked at; if it `is_cut`, there are more."""
+    member: Member
+    text: str | None
+    size: int
+    is_cut: bool = False
+
+
+def visible_text(text, limit=300):
+    """Text in one line, with escapes for what would not be seen as it is."""
+    if len(text) > limit:
+        text = f"{text[:limit // 2]}...{text[-limit // 2:]}"
+    return "".join(
+        character if unicodedata.category(character)[0] not in "CZ" or character == " "
+        else character.encode("unicode_escape").decode() for character in text)
+
+
+class _Scan(Effort):
+    """Bounds the cost of looking through an archive: NotViewed once it is too much.
+
+    `until`: time.thread_time() when it must end. Only work counts: what was cut because others were
+    at work would be another page a minute later."""
+
+    def __init__(self, file, filename, until=None, patience=None):
+        super().__init__(file, filename,
+                         patience=Limits.viewed_wait if patience is None else patience)
+        self.until = until or time.thread_time() + Limits.viewed_time
+
+    def spend(self, size):
+        if self.unpacked + size > Limits.viewed_scan or time.thread_time() > self.until:
+            raise NotViewed(f"'{self.filename}' is looked through for {Limits.viewed_time} seconds "
+                            f"and {Limits.viewed_scan} unpacked bytes at most: it has more")
+        super().spend(size)
+
+
+# -- members
+
+
+def archive_members(file, filename):
+    """The `Listing` of a wheel, an egg, an sdist or a documentation zip, from an open binary file.
+
+    NotFound for another kind of file. What is damaged or too much after some members cuts the
+    listing; a Problem of chapter Archives if there is none before it."""
+    members = []
+    try:
+        with _Scan(file, filename) as scan:
+            for member, _ in _walk(file, filename, scan):
+                members.append(member)
+    except Busy:
+        raise
+    except Problem as problem:
+        if not members:
+            raise
+        return Listing(tuple(members), problem.message)
+    return Listing(tuple(members))
+
+
+def member_text(file, filename, path, number=None):
+    """The `MemberText` of the member with exactly this path in `archive_members`.
+
+    Of several with that path: the one with this `number`, or else the last, which unpacking would
+    leave. NotFound if there is none; BrokenArchive if it can't be unpacked."""
+    found = None
+    try:
+        with _Scan(file, filename) as scan:
+            for member, pieces in _walk(file, filename, scan):
+                if member.path == path and number in (None, member.number):
+                    found = None        # an earlier one is no substitute for one that is damaged
+                    found = _shown_member(member, pieces)
+                    if number is not None:
+                        break
+    except Busy:
+        raise
+    except Problem:
+        if found is None:
+            raise
+
+    if found is None:
+        raise NotFound(f"'{filename}' has no member '{visible_text(path)}'")
+    return found
+
+
+def _shown_member(member, pieces):
+    if member.kind != "file":
+        return MemberText(member, sound(member.target) or None, 0)
+    data = first_bytes(pieces, Limits.viewed_member + 1)
+    is_cut = len(data) > Limits.viewed_member
+    data = data[:Limits.viewed_member]
+    return MemberText(member, decoded_text(data, is_cut), len(data), is_cut)
+
+
+def decoded_text(data, is_cut=False):
+    """Text that can be shown: UTF-8, or UTF-16 with a byte order mark; None for other bytes.
+
+    `is_cut`: the last character may be incomplete. Control characters become blanks."""
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if b"\0" in data and not is_utf16:
+        return None
+    decoder = codecs.getincrementaldecoder("utf-16" if is_utf16 else "utf-8-sig")()
+    try:
+        return sound(decoder.decode(data, final=not is_cut))
+    except UnicodeDecodeError:
+        return None
+
+
+def _walk(file, filename, scan):
+    """Yield (`Member`, its bytes in pieces), which can be had until the next is taken."""
+    if not is_archive(filename):
+        raise NotFound(f"'{filename}' is no archive that can be looked into")
+    if tar_packing(filename) is not None:
+        yield from _walk_tar(file, filename, scan)
+    else:
+        for member, entry in _walk_zip(file, filename, scan):
+            yield member, member_pieces(file, filename, entry, scan)
+
+
+def _walk_tar(file, filename, scan):
+    """Yield (`Member`, its bytes in pieces)."""
+    walk = enumerate(walk_tar(file, filename, scan, tar_packing(filename)))
+    return _in_bounds(scan, ((_member_of_tar(member, number), pieces)
+                             for number, (member, pieces) in walk))
+
+
+def _walk_zip(file, filename, scan):
+    """Yield (`Member`, its `ZipEntry`)."""
+    return _in_bounds(scan, ((_member_of_zip(entry, number), entry)
+                             for number, entry in enumerate(zip_entries(file, filename))))
+
+
+def _in_bounds(scan, walk):
+    """Yield the pairs of a walk while few enough have come."""
+    characters = 0
+    for member, source in walk:
+        scan.spend(0)
+        characters += len(member.path) + len(member.target)
+        if member.number >= Limits.listed_members or characters > Limits.listed_paths:
+            raise NotViewed(f"'{scan.filename}' has further members: {Limits.listed_members} with "
+                            f"{Limits.listed_paths} characters in their paths are listed")
+        yield member, source
+
+
+def _member_of_zip(entry, number):
+    """The `Member` of a `ZipEntry`."""
+    path = entry.orig_filename
+    if path.endswith("/") or entry.file_type == 0o04:
+        kind = "directory"
+    elif entry.file_type not in (0, 0o10):
+        kind = "link" if entry.file_type == 0o12 else "special"
+    else:
+        kind = "encrypted" if entry.flag_bits & 0x41 else "file"
+    return Member(path, number, entry.file_size, kind, entry.CRC)
+
+
+def _member_of_tar(member, number):
+    """The `Member` of a `TarEntry`. Bytes of its name that are no UTF-8 are written `\\udcff`, so
+    that the path can stand in a URL."""
+    path, target = (text.encode("utf-8", "backslashreplace").decode()
+                    for text in (member.name, member.target))
+    if member.is_file:
+        kind = "file"
+    elif member.kind in "12":
+        kind = "link"
+    else:
+        kind = "directory" if member.kind == "5" or path.endswith("/") else "special"
+    return Member(path, number, member.size, kind, None, target if kind == "link" else "")
+
+
+# -- two versions: their metadata
+
+
+class FieldChange(typing.NamedTuple):
+    """What a field of the metadata had (`gone`) and has (`added`), as tuples of texts."""
+    field: str
+    gone: tuple
+    added: tuple
+
+
+class RequirementChange(typing.NamedTuple):
+    """A requirement that two versions state differently, as each has it."""
+    old: str
+    new: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MetadataComparison:
+    """What differs in the core metadata of two versions."""
+    requires_added: tuple = ()      # requirements, as texts
+    requires_gone: tuple = ()
+    requires_changed: tuple = ()    # RequirementChange
+    python: FieldChange | None = None    # Requires-Python
+    licence: FieldChange | None = None   # License-Expression, or else License
+    fields: tuple = ()              # FieldChange, of the other fields but the README
+    readme_changed: bool = False
+
+
+_COMPARED_APART = (
+    "name", "version", "metadata_version", "description", "requires_python", "license",
+    "license_expression", "requires_dist")
+
+
+def compare_metadata(old, new):
+    """The `MetadataComparison` of two versions' metadata, as `parse_core_metadata` names it."""
+    added, gone, changed = _compare_requirements(
+        _field_texts(old.get("requires_dist")), _field_texts(new.get("requires_dist")))
+    fields = (_compare_texts(field, old.get(field), new.get(field))
+              for field in (*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS)
+              if field not in _COMPARED_APART)
+    return MetadataComparison(
+        added, gone, changed,
+        _compare_texts("requires_python", old.get("requires_python"), new.get("requires_python")),
+        _compare_texts("license", *(fields.get("license_expression") or fields.get("license")
+                                    for fields in (old, new))),
+        tuple(change for change in fields if change),
+        (old.get("description") or "").strip() != (new.get("description") or "").strip())
+
+
+def _field_texts(value):
+    """A field's values without blanks around them, each once; an absent or empty one has none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    texts = (" ".join(text.split()) for text in values if isinstance(text, str))
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _compare_texts(field, old, new):
+    """The `FieldChange` of a field's values, or None."""
+    old, new = _field_texts(old), _field_texts(new)
+    if set(old) == set(new):
+        return None
+    kept = set(old) & set(new)
+    return FieldChange(field, tuple(text for text in old if text not in kept),
+                  tuple(text for text in new if text not in kept))
+
+
+def _compare_requirements(old, new):
+    """(added, gone, changed): what is gone and what has come of the same project, in their order,
+    makes a change."""
+    spelled = [dict(zip(map(_plain_requirement, texts), texts)) for texts in (old, new)]
+    gone, came = ([(plain[0], text) for plain, text in mine.items() if plain not in others]
+                  for mine, others in (spelled, spelled[::-1]))
+
+    waiting = collections.defaultdict(collections.deque)
+    for project, text in came:
+        waiting[project].append(text)
+    changed, lost = [], []
+    for project, text in gone:
+        if waiting[project]:
+            changed.append(RequirementChange(text, waiting[project].popleft()))
+        else:
+            lost.append(text)
+    paired = {change.new for change in changed}
+    return tuple(text for _, text in came if text not in paired), tuple(lost), tuple(changed)
+
+
+def _plain_requirement(text):
+    """The project of a requirement, and the rest in one spelling: old metadata has `Foo (>=1)` for
+    `foo>=1`, and tools differ in blanks and quotes."""
+    found = parse_requirement(text)
+    if found is None:
+        return text, ()
+    clauses = tuple(sorted(found.specifiers.replace(" ", "").split(",")))
+    marker = found.marker.replace(" ", "").replace('"', "'")
+    return found.project, (tuple(sorted(found.extras)), clauses, found.url, marker)
+
+
+# -- two versions: their archives
+
+
+class FilePair(typing.NamedTuple):
+    """The files of two versions to compare; if there are none, `reason` says why."""
+    old: typing.Any = None
+    new: typing.Any = None
+    reason: str = ""
+
+
+def is_sdist(filename):
+    """Whether a file of that name is a source distribution."""
+    lower = filename.lower()
+    return tar_packing(filename) is not None or \
+        lower.endswith(".zip") and not lower.endswith(".doc.zip")
+
+
+def file_pair(old, new):
+    """The `FilePair` of two versions: two sdists, else two wheels of the same tags.
+
+    `old`, `new`: those of their files (with a `filename`) that are here."""
+    sides = old, new = [tuple(old), tuple(new)]
+    if not old or not new:
+        return FilePair(reason="no file of both versions is here")
+    sdists = [sorted((file for file in side if is_sdist(file.filename)), key=_sdist_order)
+              for side in sides]
+    if all(sdists):
+        return FilePair(sdists[0][0], sdists[1][0])
+
+    by_tags = [{tags: file for file in side for tags in [wheel_tags(file.filename)] if tags}
+               for side in sides]
+    same = sorted(by_tags[0].keys() & by_tags[1].keys(), key=_wheel_order)
+    if same:
+        return FilePair(by_tags[0][same[0]], by_tags[1][same[0]])
+    return FilePair(reason="the versions have neither an sdist each nor wheels of the same tags")
+
+
+def _sdist_order(file):
+    """Of several sdists the .tar.gz comes first (PEP 625)."""
+    name = file.filename
+    return not name.lower().endswith(".tar.gz"), len(name), name    # the longer has a platform
+
+
+def _wheel_order(tags):
+    """The wheel for all platforms comes first."""
+    return tags.platform != "any", _python_order(tags.python), tags
+
+
+class Hunk(typing.NamedTuple):
+    """Neighbouring changes in a text: where they begin (lines count from 1), and the lines, each
+    with " ", "-" or "+" before it. A last line without a line feed lacks it here, too."""
+    old_start: int
+    new_start: int
+    lines: tuple
+
+
+class MemberChange(typing.NamedTuple):
+    """A member that both archives have and that differs.
+
+    `path`: without the version. `hunks`: what differs in a text; if there are none, `reason` says
+    why: "binary", "too large", "no file", "a list of hashes", "damaged", "shown alike" (control
+    characters differ), or "cut" if comparing took too much."""
+    path: str
+    old: Member
+    new: Member
+    hunks: tuple = ()
+    reason: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArchiveComparison:
+    """What differs between the archives of two versions.
+
+    `added`, `gone`: (path without the version, `Member`) pairs. `unchecked`: the number of members
+    that count as equal by the checksums that the archives state, because hashing them would have
+    taken too long."""
+    added: tuple = ()
+    gone: tuple = ()
+    changed: tuple = ()             # MemberChange, by path
+    entry_points: FieldChange | None = None
+    unchecked: int = 0
+
+    @property
+    def rest(self):
+        """The paths of the changed texts that were not compared line by line."""
+        return tuple(change.path for change in self.changed if change.reason == "cut")
+
+    @property
+    def cut(self):
+        """Whether there are such."""
+        return bool(self.rest)
+
+
+def compare_archives(old, new):
+    """The `ArchiveComparison` of two archives, each an (open binary file, its filename).
+
+    A Problem if one of them can't be read to its end within `Limits.viewed_scan` and, for both
+    together, `Limits.viewed_time`."""
+    until = time.thread_time() + Limits.viewed_time
+    old, new = _archive_side(*old, until), _archive_side(*new, until)
+    began = time.thread_time()
+
+    changed, unchecked = [], 0
+    for path in sorted(old.members.keys() & new.members.keys()):
+        try:
+            is_same = _is_same(old, new, path, began + Limits.compared_hashing)
+        except (NotViewed, Busy):
+            is_same, unchecked = True, unchecked + 1
+        except BrokenArchive:       # `_Differences` says so
+            is_same = False
+        if not is_same:
+            changed.append(path)
+
+    differences = _Differences(old, new, began + Limits.compared_time)
+    found = {path: differences.of(path)         # small ones first: large ones may take all the time
+             for path in sorted(changed, key=lambda path: new.members[path].size)}
+    return ArchiveComparison(
+        _members_only_in(new, old), _members_only_in(old, new),
+        tuple(found[path] for path in changed),
+        _compare_texts("entry_points", old.entry_points(), new.entry_points()), unchecked)
+
+
+def _members_only_in(one, other):
+    return tuple((path, one.members[path]) for path in sorted(one.members.keys() - other.members))
+
+
+def _is_same(old, new, path, until):
+    """Whether both archives have the same at a path; NotViewed or Busy if only their checksums
+    say so."""
+    one, other = old.members[path], new.members[path]
+    if (one.kind, one.size, one.target) != (other.kind, other.size, other.target):
+        return False
+    if None not in (one.crc, other.crc) and one.crc != other.crc:
+        return False
+    # who wants a change to be overlooked can give the new bytes the checksum of the old ones
+    return old.sha256(path, until) == new.sha256(path, until)
+
+
+def _archive_side(file, filename, until):
+    if not is_archive(filename):
+        raise NotFound(f"'{filename}' is no archive that can be compared")
+    side = (_ZipSide if tar_packing(filename) is None else _TarSide)(file, filename)
+    with _Scan(file, filename, until) as scan:
+        side.read(scan)
+    return side
+
+
+class _Side:
+    """One of two archives that are compared: `members` is {path without the version: `Member`}.
+
+    Of several members with the same path it has the last one, which unpacking would leave."""
+
+    def __init__(self, file, filename):
+        self.file, self.filename, self.members = file, filename, {}
+
+    def name(self, found):
+        """Take over what was found, (`Member`, anything) pairs; returns {path: anything}."""
+        found = [pair for pair in found if pair[0].kind != "directory"]
+        plain = self._plain_paths(member.path for member, _ in found)
+        self.members = {plain[member.path]: member for member, _ in found}
+        return {plain[member.path]: source for member, source in found}
+
+    def _plain_paths(self, paths):
+        """{path: the same without what has the version in it}."""
+        plain = {path: path[2:] if path.startswith("./") else path for path in paths}
+        if not is_sdist(self.filename):
+            return {path: _without_version(short) for path, short in plain.items()}
+        tops = {short.partition("/")[0] for short in plain.values() if "/" in short}
+        top = tops.pop() + "/" if len(tops) == 1 else ""
+        return {path: short.removeprefix(top) for path, short in plain.items()}
+
+    def entry_points(self):
+        """The entry points that the archive declares, as texts."""
+        paths = sorted(path for path in self.members if _ENTRY_POINTS.fullmatch(path))
+        try:
+            content = self.content(paths[0]) if paths else None
+        except BrokenArchive:       # `_Differences` says so
+            content = None
+        return list(_entry_points(decoded_text(content or b"", is_cut=True) or ""))
+
+
+_ENTRY_POINTS = re.compile(r"([^/]+/)?([^/]+\.(dist|egg)-info|EGG-INFO)/entry_points\.txt")
+
+
+def _entry_points(text):
+    """Yield the entry points in a text as `section: name = value`."""
+    section = ""
+    for line in text.splitlines():
+        line = line.strip()
+        if line.startswith("[") and line.endswith("]"):
+            section = line[1:-1].strip()
+        elif line and not line.startswith(("#", ";")):
+            yield f"{section}: {' = '.join(part.strip() for part in line.split('=', 1))}"
+
+
+def _without_version(path):
+    """The path of a wheel's member: `foo-1.0.dist-info/RECORD` -> `foo.dist-info/RECORD`."""
+    folder, slash, rest = path.partition("/")
+    stem, dot, kind = folder.rpartition(".")
+    if not slash or kind not in ("dist-info", "data") or "-" not in stem:
+        return path
+    return f"{stem.rpartition('-')[0]}{dot}{kind}/{rest}"
+
+
+class _ZipSide(_Side):
+    """A zip: what is asked of a member is read then."""
+
+    def read(self, scan):
+        self.entries = self.name(_walk_zip(self.file, self.filename, scan))
+
+    def sha256(self, path, until):
+        """The hash of a member."""
+        digest = hashlib.sha256()
+        with _Scan(self.file, self.filename, until, patience=0) as scan:
+            scan.spend(0)
+            for piece in member_pieces(self.file, self.filename, self.entries[path], scan):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def content(self, path):
+        """The bytes of a member, or the first ones of a large one."""
+        with _Scan(self.file, self.filename) as scan:
+            return first_bytes(member_pieces(self.file, self.filename, self.entries[path], scan),
+                               Limits.compared_member + 1)
+
+
+class _TarSide(_Side):
+    """A tar: its members are hashed while it is read, and the texts among them are kept."""
+
+    def read(self, scan):
+        found, kept = [], 0
+        for member, pieces in _walk_tar(self.file, self.filename, scan):
+            digest, parts = hashlib.sha256(), []
+            for piece in pieces:
+                digest.update(piece)
+                if member.size <= Limits.compared_member:
+                    parts.append(piece)
+            content = b"".join(parts)
+            if decoded_text(content) is None:
+                content = b"\0"         # as good as any other that is binary
+            kept += len(content)
+            is_kept = kept <= Limits.compared_kept
+            found.append((member, (digest.hexdigest(), content if is_kept else None)))
+        self.hashed = self.name(found)
+
+    def sha256(self, path, _until):
+        """The hash of a member."""
+        return self.hashed[path][0]
+
+    def content(self, path):
+        """The bytes of a member; None if they were not kept."""
+        return self.hashed[path][1]
+
+
+class _Differences:
+    """Compares the members of two archives line by line, as long as there is time and room."""
+
+    def __init__(self, old, new, until):
+        self.old, self.new, self.until = old, new, until
+        self.count, self.room = 0, Limits.compared_size
+
+    def of(self, path):
+        """The `MemberChange` of a path."""
+        one, other = self.old.members[path], self.new.members[path]
+        if {one.kind, other.kind} != {"file"}:
+            return MemberChange(path, one, other, reason="no file")
+        if max(one.size, other.size) > Limits.compared_member:
+            return MemberChange(path, one, other, reason="too large")
+        if path.endswith(".dist-info/RECORD"):
+            return MemberChange(path, one, other, reason="a list of hashes")
+        try:
+            return MemberChange(path, one, other, *self._compared(path))
+        except BrokenArchive:
+            return MemberChange(path, one, other, reason="damaged")
+
+    def _compared(self, path):
+        """(hunks, reason) of a path."""
+        if self.count >= Limits.compared_members or time.thread_time() > self.until:
+            return (), "cut"
+        contents = self.old.content(path), self.new.content(path)
+        if None in contents:
+            return (), "cut"
+        texts = [decoded_text(content) for content in contents]
+        if None in texts:
+            return (), "binary"
+
+        self.count += 1
+        try:
+            hunks = tuple(line_hunks(*map(_lines, texts), self.until))
+        except TimeoutError:
+            return (), "cut"
+        room = self.room - sum(len(line) + 64 for hunk in hunks for line in hunk.lines)
+        if room < 0:
+            return (), "cut"
+        self.room = room
+        return hunks, "" if hunks else "shown alike"
+
+
+def _lines(text):
+    """The lines of a text with their line feeds. (`str.splitlines` knows more ends of lines.)"""
+    *lines, last = text.split("\n")
+    return [line + "\n" for line in lines] + ([last] if last else [])
+
+
+def line_hunks(old, new, until, context=3):
+    """Yield the `Hunk`s between two lists of lines; TimeoutError at time.thread_time() `until`.
+
+    Also TimeoutError for lines that would take difflib long: each time it looks at all pairs of
+    equal lines, in 0.1 us each. Its own bound leaves 43 million of them in 256 KiB, or 5 s."""
+    import difflib      # not at the top: only this and mistyped words need it
+    start = _common(old, new)
+    end = _common(reversed(old[start:]), reversed(new[start:]))
+    start, end = max(0, start - context), max(0, end - context)
+    old, new = old[start:len(old) - end], new[start:len(new) - end]
+
+    matcher = difflib.SequenceMatcher(None, old, new)
+    places = matcher.b2j
+    if sum(len(places.get(line, ())) for line in old) > Limits.compared_pairs:
+        raise TimeoutError("too many equal lines")
+    find = matcher.find_longest_match
+
+    def find_in_time(*part):
+        if time.thread_time() > until:
+            raise TimeoutError("comparing has taken its time")
+        return find(*part)
+    matcher.find_longest_match = find_in_time
+
+    for group in matcher.get_grouped_opcodes(context):
+        lines = []
+        for what, old_start, old_end, new_start, new_end in group:
+            if what == "equal":
+                lines += [" " + line for line in old[old_start:old_end]]
+            else:
+                lines += ["-" + line for line in old[old_start:old_end]]
+                lines += ["+" + line for line in new[new_start:new_end]]
+        yield Hunk(start + group[0][1] + 1, start + group[0][3] + 1, tuple(lines))
+
+
+def _common(one, other):
+    """The number of items with which both begin."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other)))
+
+
+# -- the wheels of a release
+
+
+class Platform(typing.NamedTuple):
+    """A column of a `WheelMatrix`: a platform tag and its group."""
+    tag: str
+    group: str
+
+
+class WheelRow(typing.NamedTuple):
+    """A row of a `WheelMatrix`: an interpreter and an ABI, and the files at each column."""
+    python: str
+    abi: str
+    cells: tuple                    # ((file, ...), ...)
+
+
+@dataclasses.dataclass(frozen=True)
+class WheelMatrix:
+    """Which wheels a release has for which interpreters and platforms.
+
+    If it `is_cut`, there are more rows or columns than `Limits.matrix_side`."""
+    columns: tuple = ()             # Platform
+    rows: tuple = ()                # WheelRow
+    sdists: tuple = ()
+    others: tuple = ()              # eggs, installers, wheels with odd names
+    is_cut: bool = False
+
+
+PLATFORM_GROUPS = ("linux", "macos", "windows", "other", "any")
+_GROUP_PREFIXES = (
+    ("manylinux", "linux"), ("musllinux", "linux"), ("linux", "linux"), ("macosx", "macos"),
+    ("win", "windows"), ("any", "any"))
+# The older names of three platforms (PEP 600).
+_PLATFORM_ALIASES = (
+    ("manylinux1_", "manylinux_2_5_"), ("manylinux2010_", "manylinux_2_12_"),
+    ("manylinux2014_", "manylinux_2_17_"))
+
+
+def wheel_matrix(files, python=None, platform=None):
+    """The `WheelMatrix` of files that have a `filename`.
+
+    `python`: only rows of that tag (`cp313`), or those which that version of CPython or PyPy can
+    use (`3.13`). `platform`: only a group of PLATFORM_GROUPS or a tag, and `any`."""
+    cells, sdists, others = collections.defaultdict(list), [], []
+    for file in files:
+        places = _places(file.filename)
+        for place in places:
+            cells[place].append(file)
+        if not places:
+            (sdists if is_sdist(file.filename) else others).append(file)
+
+    platform = platform and _one_spelling(platform.strip().lower())
+    places = [(row, column) for row, column in cells
+              if _fits_python(python, *row) and platform in (None, "", column.tag, column.group)
+              or column.group == "any" and _fits_python(python, *row)]
+    rows = sorted({row for row, _ in places}, key=lambda row: (_python_order(row[0]),
+                                                               _abi_order(row[1])))
+    columns = sorted({column for _, column in places}, key=_platform_order)
+
+    side = Limits.matrix_side
+    is_cut = max(len(rows), len(columns)) > side
+    rows, columns = rows[:side], tuple(columns[:side])
+    return WheelMatrix(
+        columns, tuple(WheelRow(*row, tuple(tuple(cells.get((row, column), ()))
+                                            for column in columns)) for row in rows),
+        tuple(sdists), tuple(others), is_cut)
+
+
+def _places(filename):
+    """The ((interpreter, ABI), `Platform`) places of a wheel; empty for what is none, or has an
+    absurd number of them."""
+    tags = wheel_tags(filename)
+    if tags is None:
+        return []
+    pythons, abis, platforms = (tag.lower().split(".") for tag in tags)
+    if len(pythons) * len(abis) * len(platforms) > Limits.wheel_tags:
+        return []
+    platforms = [Platform(tag, _group_of(tag)) for tag in map(_one_spelling, platforms)]
+    return list(dict.fromkeys(itertools.product(itertools.product(pythons, abis), platforms)))
+
+
+def _one_spelling(platform):
+    for older, newer in _PLATFORM_ALIASES:
+        if platform.startswith(older):
+            return newer + platform[len(older):]
+    return platform
+
+
+def _group_of(platform):
+    return next((group for prefix, group in _GROUP_PREFIXES if platform.startswith(prefix)),
+                "other")
+
+
+_PYTHON_TAG = re.compile(r"([a-z]+)([0-9])?_?([0-9]{0,3})")
+
+
+def _python_order(tag):
+    """CPython, then PyPy, others, and last what any Python can use; the newest first."""
+    match = _PYTHON_TAG.match(tag)
+    name, major, minor = match.groups() if match else (tag, None, "")
+    return {"cp": 0, "pp": 1, "py": 3}.get(name, 2), -int(major or 0), -int(minor or 0), tag
+
+
+def _abi_order(abi):
+    return abi == "none", abi == "abi3", abi
+
+
+def _platform_order(platform):
+    numbered = [int(part) if part.isdecimal() else part
+                for part in re.split(r"([0-9]+)", platform.tag)]
+    return PLATFORM_GROUPS.index(platform.group), numbered
+
+
+def _fits_python(wanted, python, abi):
+    """Whether a row is what was asked for: a tag, or a version that can use it."""
+    wanted = (wanted or "").strip().lower()
+    version = re.fullmatch(r"([0-9])(?:\.([0-9]{1,3}))?", wanted)
+    if not version:
+        return wanted in ("", python)
+
+    match = _PYTHON_TAG.fullmatch(python)
+    if not match or match[2] != version[1]:
+        return False
+    if not (version[2] and match[3]):
+        return True
+    is_least = abi == "abi3" or match[1] == "py" and abi == "none"
+    return int(match[3]) <= int(version[2]) if is_least else int(match[3]) == int(version[2])
+
+
+# -- where a release comes from, and its licences
+
+
+class Attestation(typing.NamedTuple):
+    """An attestation as it was uploaded (PEP 740). Nothing in it was verified.
+
+    `kind`: the type of its statement, a URL. `claimed_by`: who signed it, by its certificate, or
+    "". `names_file`: whether the statement is about this file, by name and SHA-256."""
+    kind: str
+    claimed_by: str
+    names_file: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Provenance:
+    """What is said of a file's origin: its attestations; upstream's `link` to them, or None."""
+    attestations: tuple = ()
+    link: str | None = None
+
+    @property
+    def is_claimed(self):
+        """Whether anything is said."""
+        return bool(self.attestations or self.link)
+
+
+def provenance_facts(file, attestations=""):
+    """The `Provenance` of a `File`; `attestations` as `attestations_of` returns them."""
+    try:
+        found = json.loads(attestations or "[]", parse_int=bounded_int)
+    except (ValueError, RecursionError):
+        found = None
+    found = found if isinstance(found, list) else []
+    return Provenance(tuple(_attestation(item, file) for item in found[:Limits.shown_attestations]),
+                      file.provenance)
+
+
+def _attestation(item, file):
+    statement = _json_of(_bytes_at(item, "envelope", "statement"))
+    subjects = statement.get("subject")
+    kind = statement.get("predicateType")
+    names_file = any(
+        isinstance(subject, dict) and subject.get("name") == file.filename
+        and isinstance(subject.get("digest"), dict)
+        and subject["digest"].get("sha256") == file.hashes.get("sha256", "")
+        for subject in (subjects if isinstance(subjects, list) else ()))
+    certificate = _bytes_at(item, "verification_material", "certificate")
+    return Attestation(visible_text(kind) if isinstance(kind, str) else "",
+                       visible_text(_certificate_identity(certificate)), names_file)
+
+
+def _bytes_at(value, *keys):
+    """The bytes of a base64 text in nested objects; b"" if there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        return b""
+
+
+def _json_of(data):
+    """The object that JSON bytes hold; empty for others."""
+    try:
+        found = json.loads(data or "{}", parse_int=bounded_int)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+_SUBJECT_ALT_NAME = b"\x06\x03\x55\x1d\x11"      # the identifier 2.5.29.17 in DER
+
+
+def _certificate_identity(data):
+    """The URL or address to which a certificate (DER) was issued, or "" (RFC 5280, 4.2.1.6)."""
+    _, found, rest = data.partition(_SUBJECT_ALT_NAME)
+    values = (content for tag, content in _der_values(rest) if tag == 0x04)
+    for tag, names in _der_values(next(values, b"") if found else b""):
+        for kind, name in _der_values(names) if tag == 0x30 else ():
+            if kind in (0x81, 0x86):        # an e-mail address, a URL
+                return name.decode("ascii", "replace")
+    return ""
+
+
+def _der_values(data):
+    """Yield the (tag, content) pairs that stand in DER bytes one behind the other, as far as they
+    can be read."""
+    at = 0
+    while at + 2 <= len(data):
+        tag, size = data[at], data[at + 1]
+        at += 2
+        if size & 0x80:
+            count = size & 0x7f
+            size = int.from_bytes(data[at:at + count], "big")
+            at += count
+        if at + size > len(data):
+            return
+        yield tag, data[at:at + size]
+        at += size
+
+
+def sbom_members(members):
+    """The software bills of materials among a wheel's members (PEP 770)."""
+    return tuple(member for member in members
+                 if member.kind == "file" and _SBOM.fullmatch(member.path))
+
+
+_SBOM = re.compile(r"[^/]+\.dist-info/sboms/.+", re.DOTALL)
+
+
+class LicenceFile(typing.NamedTuple):
+    """A licence file: its path as License-File states it (PEP 639), and the `Member` that has the
+    text, or None. If it is not `declared`, only its name says what it is."""
+    path: str
+    member: Member | None
+    declared: bool
+
+
+_LICENCE_NAME = re.compile(r"(?:licenses/)?(?:LICEN[CS]E|COPYING|NOTICE)[^/]*", re.IGNORECASE)
+
+
+def licence_files(members, metadata):
+    """The `LicenceFile`s of an archive with these members, and of its metadata.
+
+    A wheel has them in `licenses` of its .dist-info, an older one beside METADATA, an sdist below
+    its only folder."""
+    files = {member.path: member for member in members if member.kind == "file"}
+    root = _metadata_folder(files)
+    declared = []
+    for path in _field_texts(metadata.get("license_file")):
+        places = (f"{root}licenses/{path}", f"{root}license_files/{path}", f"{root}{path}")
+        member = next((files[place] for place in places if place in files), None)
+        declared.append(LicenceFile(path, member, True))
+
+    known = {licence.member for licence in declared}
+    return (*declared, *(
+        LicenceFile(path[len(root):], member, False) for path, member in files.items()
+        if member not in known and path.startswith(root)
+        and _LICENCE_NAME.fullmatch(path, len(root))))
+
+
+def _metadata_folder(paths):
+    """The folder in which an archive describes itself, with a slash at its end; "" for none."""
+    tops = {path.partition("/")[0] + "/" for path in paths if "/" in path}
+    infos = sorted(top for top in tops if top.endswith(".dist-info/") or top == "EGG-INFO/")
+    if infos:
+        return infos[0]
+    return tops.pop() if len(tops) == 1 else ""
+
+
+# ==================================================================================================
+# 14  Staging
 #
 # Pushing a release to another index, or to an outside server that takes uploads as PyPI does.
 # Between indexes a push is one change, all or nothing, and copies rows, not bytes.
@@ -14590,7 +15665,7 @@ def upload_kind(filename):
 
 
 # ==================================================================================================
-# 14  Outbox
+# 15  Outbox
 #
 # Messages that tell outside servers of events on an index: a Jenkins job to start, webhooks. The
 # change that makes the event enters them. A thread for each target and account delivers them later,
@@ -14965,7 +16040,7 @@ def _retry_all(change):
 
 
 # ==================================================================================================
-# 15  Search
+# 16  Search
 #
 # Finds uploaded projects by their metadata, README and documentation, and the dependents of any
 # project, in a database of its own that can be deleted at any time (full text by SQLite's FTS5, or
@@ -16092,7 +17167,7 @@ def _page_text(file, member):
 
 
 # ==================================================================================================
-# 16  Downloads
+# 17  Downloads
 #
 # How often each file was sent, and when last, in a database of its own: facts of this server, which
 # no changelog has and no replica copies. Sending a file costs one increment in memory; a thread
@@ -16413,7 +17488,7 @@ def _fold_days(db, oldest):
 
 
 # ==================================================================================================
-# 17  HTTP messages
+# 18  HTTP messages
 #
 # Requests and responses as bytes: heads and their framing, bodies, forms, content negotiation,
 # ranges, and the form of errors for each kind of client. What a client sends is checked here before
@@ -17619,7 +18694,7 @@ def _disposition(head):
 
 
 # ==================================================================================================
-# 18  HTML
+# 19  HTML
 #
 # The pieces that web pages are made of, and the frame around them. Values reach a page through
 # `markup`, which escapes all that is not `Html` already, and its templates are literals: no text
@@ -18026,7 +19101,7 @@ def problem_page(request, problem, more=""):
 
 
 # ==================================================================================================
-# 19  The front
+# 20  The front
 #
 # Connections and their workers. The main thread runs one loop over all connections that are between
 # requests: it gathers a head, sends a ready response, or else hands the connection to a worker. An
@@ -18855,7 +19930,7 @@ def connection_limit(wanted):
 
 
 # ==================================================================================================
-# 20  Application, routes, audiences
+# 21  Application, routes, audiences
 #
 # The parts of a running server, and the way from a request to its endpoint. A route names its
 # audience and its permission; the dispatcher finds index and project, checks the permission, and
@@ -19946,7 +21021,7 @@ def ways_on(request, problem):
 
 
 # ==================================================================================================
-# 21  Descriptions
+# 22  Descriptions
 #
 # The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
 # reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
@@ -21351,7 +22426,7 @@ def _guessed_format(text):
 
 
 # ==================================================================================================
-# 22  For people
+# 23  For people
 #
 # Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
 # two indexes differ.
@@ -21790,7 +22865,7 @@ def get_downloads(request, index, project):
 
 
 # ==================================================================================================
-# 23  For installers
+# 24  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -22334,7 +23409,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 24  For devpi clients
+# 25  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -23125,7 +24200,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 25  For operators
+# 26  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -23278,7 +24353,7 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 26  Pages of users and indexes
+# 27  Pages of users and indexes
 #
 # What a browser gets at `/`, `/alice` and `/alice/dev`. A page reads no more rows than it shows:
 # long lists are in pages of 100, each of which begins after the last name of the one before. An
@@ -23757,7 +24832,7 @@ def _feed_response(request, index, path, uploads):
 
 
 # ==================================================================================================
-# 27  Pages of projects
+# 28  Pages of projects
 #
 # What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
 # the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
@@ -24474,7 +25549,7 @@ def _output(text):
 
 
 # ==================================================================================================
-# 28  Pages of the server
+# 29  Pages of the server
 #
 # What a browser gets at `/+search` and `/+status`, and the descriptions by which browsers use the
 # search. Only indexes that the reader may read are named or counted.
@@ -24818,7 +25893,7 @@ def _mirror_trouble(upstreams, index):
 
 
 # ==================================================================================================
-# 29  Pages of relations
+# 30  Pages of relations
 #
 # What depends on a project, where its versions come from and what hides them, and how two stages
 # differ: the JSON of the same paths, for people.
@@ -24941,7 +26016,7 @@ def choose_comparison(request, index):
 
 
 # ==================================================================================================
-# 30  A primary
+# 31  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -25724,7 +26799,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 31  A replica's files
+# 32  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -26699,7 +27774,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 32  A replica
+# 33  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -27367,7 +28442,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 33  The server directory
+# 34  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -27822,7 +28897,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 34  Export
+# 35  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -28542,7 +29617,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 35  Import
+# 36  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -30278,7 +31353,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 36  Backups
+# 37  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -31154,7 +32229,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 37  Checks
+# 38  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -33095,7 +34170,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 38  The manual
+# 39  The manual
 #
 # Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
 # options and commands are made of their tables. In a text, `URL` stands for the server's address
@@ -34637,7 +35712,7 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 39  Pages of the manual
+# 40  Pages of the manual
 #
 # What a browser gets at `/+help`: the manual's topics, rendered, with this server's address in the
 # examples.
@@ -34695,7 +35770,7 @@ def _topic_html(name, base_url):
 
 
 # ==================================================================================================
-# 40  Commands
+# 41  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
