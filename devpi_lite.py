@@ -18903,7 +18903,7 @@ td{overflow-wrap:break-word}
 .facts{margin:1rem 0}
 .facts>div{display:grid;grid-template-columns:11rem 1fr;gap:.25rem 1rem;padding:.35rem 0}
 .facts dt{color:var(--soft)}.facts dd,.facts ul{margin:0;min-width:0;overflow-wrap:anywhere}
-.facts ul,.plain{padding:0;list-style:none}
+.facts ul,ul.plain{padding:0;list-style:none}td ul.plain,td .copyable{margin:0}
 .copyable{display:flex;gap:.6rem;align-items:center;background:var(--tint);border-radius:6px;
 padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
 .copyable code{flex:1;min-width:0;overflow-wrap:anywhere;user-select:all}
