@@ -45,20 +45,21 @@ tests/CONTRACT.md:
     28  Pages of projects        projects, versions, READMEs, files, test results
     29  Pages of the server     search, status
     30  Pages of relations       dependents, where versions come from, how stages differ
+    31  Pages of files           inside archives; what differs between two versions
     VI Many servers
-    31  A primary                the changelog, snapshots and files for replicas; fencing
-    32  A replica's files        how they are fetched, from the primary or from a medium
-    33  A replica                follows the changelog, proves that it has the same rows
+    32  A primary                the changelog, snapshots and files for replicas; fencing
+    33  A replica's files        how they are fetched, from the primary or from a medium
+    34  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    34  The server directory     how it is made, locked and refused; helpers of its commands
-    35  Export                   devpi's dump, written
-    36  Import                   devpi's dump, read
-    37  Backups                  backups, which share their files; verification and restore
-    38  Checks                   fsck, gc and the command status
+    35  The server directory     how it is made, locked and refused; helpers of its commands
+    36  Export                   devpi's dump, written
+    37  Import                   devpi's dump, read
+    38  Backups                  backups, which share their files; verification and restore
+    39  Checks                   fsck, gc and the command status
     VIII
-    39  The manual               what `help` prints: topics in Markdown
-    40  Pages of the manual      the manual's topics for browsers
-    41  Commands                 the argument parser and `main`
+    40  The manual               what `help` prints: topics in Markdown
+    41  Pages of the manual      the manual's topics for browsers
+    42  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -18916,6 +18917,10 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
 .filter{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
 .pager{display:flex;gap:1.5rem;margin:1.5rem 0}
 summary{cursor:pointer;padding:.4rem 0}
+.wide{overflow:auto}.wide th,.wide td{white-space:nowrap;overflow-wrap:normal}
+pre.source a{display:inline-block;min-width:3rem;color:var(--soft);text-decoration:none}
+pre.source a:target{background:var(--mark)}
+pre.diff span{display:inline}
 .bars{width:100%;max-width:30rem;height:4rem;fill:var(--link)}
 .hit{margin:1.5rem 0}.hit h2{margin:0}.hit p,.hit ul{margin:.25rem 0}
 mark{background:var(--mark);color:inherit}
@@ -25057,6 +25062,7 @@ class Shown(typing.NamedTuple):
     origin: Index               # that it comes from
     release: Release
     metadata: dict              # with the README, as far as it is here
+    downloads: dict             # {filename: number}
 
 
 def shown_version(request, index, project, version):
@@ -25076,7 +25082,9 @@ def shown_version(request, index, project, version):
     if page.status.withholds_files or release.status.withholds_files:
         release = dataclasses.replace(release, files=(), status=page.status)
     metadata = _metadata_at_hand(request, release)
-    return Shown(page, versions, found, origin, release, metadata)
+    downloads = {file.filename: file.total for file in
+                 request.app.downloads.of_files([origin.path], project)}
+    return Shown(page, versions, found, origin, release, metadata, downloads)
 
 
 def _resolved_version(versions, version):
@@ -25312,8 +25320,44 @@ def _files_section(request, index, shown):
         return section("Files", markup("<p>{}</p>", "The files of this project are withheld."
                                        if shown.page.status.withholds_files
                                        else "This version has no files."), name="files")
-    return section("Files", joined(
+    return section("Files", _wheel_table(request, index, shown), joined(
         _file_entry(request, index, shown, file) for file in files), name="files")
+
+
+def _wheel_table(request, index, shown):
+    """Which wheel is for which interpreter and platform, if there are several.
+
+    `python` and `platform` in the query choose from it."""
+    query = request.query
+    matrix = wheel_matrix(shown.release.files, query.get("python"), query.get("platform"))
+    wheels = sum(file.filename.endswith(".whl") for file in shown.release.files)
+    if wheels < 3:
+        return ""
+    heads = ("Python", "ABI", *(column.tag for column in matrix.columns))
+    rows = [(row.python, row.abi, *(joined((
+        link(request.href(f"{shown.origin.path}/{file.path}"), "wheel") for file in cell), ", ")
+        for cell in row.cells)) for row in matrix.rows]
+    form = markup(
+        '<form class="filter"><label for="python">Python</label><input id="python" name="python" '
+        'value="{}" placeholder="3.13"><label for="platform">Platform</label><input '
+        'id="platform" name="platform" value="{}" placeholder="linux"><button>Show</button></form>',
+        query.get("python", ""), query.get("platform", ""))
+    shown_rows = markup('<div class="wide" tabindex="0" role="group" aria-label="Wheels by '
+                        'platform">{}</div>', table("Wheels by platform", heads, rows)) \
+        if rows else markup("<p>No wheel fits.</p>")
+    is_chosen = "python" in query or "platform" in query
+    return folded(f"Wheels by platform ({wheels:,})", form, shown_rows,
+                  note("Not all platforms are shown.") if matrix.is_cut else "", is_open=is_chosen)
+
+
+def _claimed_by(request, file):
+    """What is claimed of a file's origin (PEP 740): nothing of it was verified here."""
+    with request.app.store.read() as db:
+        found = provenance_facts(file, attestations_of(db, file))
+    if not found.is_claimed:
+        return ""
+    names = [each.claimed_by for each in found.attestations if each.claimed_by]
+    return f"attested, as {names[0]} claims" if names else "attested, as is claimed"
 
 
 def _file_entry(request, index, shown, file):
@@ -25324,8 +25368,13 @@ def _file_entry(request, index, shown, file):
         f"{index.path}/{shown.page.name}/{shown.version}/+toxresults/{file.filename}"),
         number_of(len(results), "test result")) if results else ""
     digest = file.hashes.get("sha256", "")
+    inside = link(request.href(f"{index.path}/{shown.page.name}/{shown.version}/+files/"
+                               f"{file.filename}"), "look inside") if is_archive(file.filename) \
+        and file.sha256 else ""
+    downloads = shown.downloads.get(file.filename)
     about = [_kind_of(file.filename), size_text(file.size) if file.size is not None else "",
-             file.requires_python and f"Python {file.requires_python}"]
+             file.requires_python and f"Python {file.requires_python}",
+             downloads and number_of(downloads, "download"), _claimed_by(request, file), inside]
     return markup(
         '<div class="file"><h3>{} {}</h3><p class="soft">{}</p>{}{}</div>',
         link(url + spec, file.filename),
@@ -26016,7 +26065,226 @@ def choose_comparison(request, index):
 
 
 # ==================================================================================================
-# 31  A primary
+# 31  Pages of files
+#
+# What a browser sees of the inside of wheels, sdists, eggs and documentation zips, and what differs
+# between two versions. Nothing is shown but text on our own pages: no member is ever sent as it is.
+# A mirrored file is looked into only when it is here.
+# ==================================================================================================
+
+
+def open_here(request, index, file):
+    """A file of a release as an open binary file; NotFound if its bytes are not here."""
+    app = request.app
+    here = file.sha256 and (not app.projects.at(index).asks_upstream
+                            or app.mirrors.files.is_local(file))
+    if not here:
+        raise NotFound(f"{file.filename} is not here: installing it through this index "
+                       "would fetch it")
+    return app.blobs.open(file.sha256, file.size)
+
+
+def _file_called(shown, filename):
+    """A distribution file or documentation zip of a version, by its name; NotFound."""
+    for file in (*shown.release.files, *shown.release.docs):
+        if file.filename == filename:
+            return file
+    raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+files/{rest}", for_="browser", may="see")
+def get_archive_page(request, index, project, version, rest):
+    """The members of an archive, or the text of one of them.
+
+    `rest`: the archive's name, and after a slash the member's path; or `number`, its place in the
+    archive, for paths that can't stand in a URL."""
+    shown = shown_version(request, index, project, version)
+    filename, _, path = rest.partition("/")
+    file = _file_called(shown, filename)
+    home = f"{index.path}/{project}/{shown.version}"
+    place = f"{home}/+files/{filename}"
+    crumbs = [*crumbs_to(home), Crumb(filename, place)]
+
+    number = request.query.get("number", "")
+    with open_here(request, shown.origin, file) as archive:
+        if path or re.fullmatch(r"[0-9]{1,7}", number):
+            title, body = _member_body(request, archive, filename, path, number)
+            crumbs.append(Crumb(title, request.path.strip("/")))
+        else:
+            title, body = filename, _listing_body(request, archive, filename, place,
+                                                  shown.metadata)
+    return page_response(request, f"{title} · {project} {shown.version} · {index.path}", body,
+                         crumbs)
+
+
+def _listing_body(request, archive, filename, place, metadata):
+    listing = archive_members(archive, filename)
+    start = first_row(request)
+    shown = listing.members[start:start + Limits.page_rows]
+    rows = [(_member_link(request, place, member),
+             size_text(member.size) if member.kind == "file" else member.kind,
+             visible_text(member.target) if member.target else "") for member in shown]
+    has_targets = any(member.target for member in shown)
+    heads = ("Member", "Size", "Leads to") if has_targets else ("Member", "Size")
+    return joined((
+        markup("<h1>{}</h1>", filename),
+        markup('<p class="lead">{}</p>', number_of(len(listing.members), "member")),
+        when(listing.cut, "{}", note(f"Not all members are listed: {listing.cut}.", "warn")),
+        facts([(title, joined((_member_link(request, place, member) for member in found), ", "))
+               for title, found in _named_members(listing.members, metadata) if found]),
+        table("Members", heads, [row[:len(heads)] for row in rows]),
+        row_pager(request, place, start, len(listing.members))))
+
+
+def _named_members(members, metadata):
+    """The members that a reader looks for: licences (PEP 639) and bills of materials (PEP 770)."""
+    licences = [each.member for each in licence_files(members, metadata) if each.member]
+    return (("Licence files", licences), ("Bills of materials", sbom_members(members)))
+
+
+def _member_link(request, place, member):
+    """A link to a member's text; by its number if a browser would change its path."""
+    if member.kind != "file":
+        return escaped(member.label)
+    parts = member.path.split("/")
+    if {"", ".", ".."} & set(parts) or member.label != member.path:
+        return link(request.href(place, number=member.number), member.label)
+    return link(request.href(f"{place}/{member.path}"), member.label)
+
+
+def _member_body(request, archive, filename, path, number):
+    """(the path of a member for a title, its text as a page)."""
+    if not path:
+        members = archive_members(archive, filename).members
+        member = next((each for each in members if each.number == int(number)), None)
+        if member is None:
+            raise NotFound(f"{filename} has no member {int(number)}")
+        path = member.path
+    found = member_text(archive, filename, path, int(number) if number else None)
+    label = found.member.label
+    heading = markup("<h1>{}</h1>", label)
+    if found.text is None:
+        size = f"{found.size:,} or more bytes" if found.is_cut else f"{found.size:,} bytes"
+        return label, joined((heading, markup("<p>Binary, {}.</p>", size)))
+    lines = found.text.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return label, joined((
+        heading, markup('<p class="soft">{} · {}</p>', size_text(found.size),
+                        number_of(len(lines), "line")),
+        when(found.is_cut, "{}", note("Only the beginning is shown.", "warn")),
+        markup('<pre class="source">{}</pre>', joined(
+            markup('<a id="L{n}" href="#L{n}">{n}</a> {}\n', line, n=n)
+            for n, line in enumerate(lines, 1)))))
+
+
+def first_row(request):
+    """The number of rows before those that `from` asks for."""
+    text = request.query.get("from", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else 0
+
+
+def row_pager(request, place, start, total):
+    """Links to the first and the next page of `total` rows."""
+    following = start + Limits.page_rows
+    return pager(request.href(place) if start else "",
+                 request.href(place, **{"from": following}) if following < total else "")
+
+
+# -- what differs between two versions
+
+
+@route("GET", "/{user}/{index}/{project}/+diff/{rest}", for_="browser", may="see")
+def get_diff_page(request, index, project, rest):
+    """What differs between two versions: `rest` is `1.0...1.1`."""
+    old, _, new = rest.partition("...")
+    old, new = [shown_version(request, index, project, version) for version in (old, new)]
+    title = f"{old.version} to {new.version}"
+    home = f"{index.path}/{project}"
+    body = joined((
+        markup("<h1>{} <small>{}</small></h1>", project, title),
+        markup('<p>{} · {} · {}</p>',
+               link(request.href(f"{home}/{old.version}"), old.version),
+               link(request.href(f"{home}/{new.version}"), new.version),
+               link(request.href(f"{home}/+diff/{new.version}...{old.version}"),
+                    "The other way round")),
+        section("Metadata", _metadata_changes(compare_metadata(old.metadata, new.metadata))),
+        _archive_changes(request, old, new)))
+    return page_response(request, f"{project} {title} · {index.path}", body,
+                         [*crumbs_to(home), Crumb(title, f"{home}/+diff/{rest}")])
+
+
+def _changed_lines(gone, added):
+    """Values that went and values that came, one below the other."""
+    return joined((
+        joined(markup('<div class="gone">− {}</div>', value) for value in gone),
+        joined(markup('<div class="added">+ {}</div>', value) for value in added)))
+
+
+def _metadata_changes(found):
+    requires = joined((
+        _changed_lines(found.requires_gone, found.requires_added),
+        joined(_changed_lines((change.old,), (change.new,))
+               for change in found.requires_changed)))
+    fields = [(change.field, _changed_lines(change.gone, change.added))
+              for change in (found.python, found.licence, *found.fields) if change]
+    pairs = [("Dependencies", requires), *fields,
+             ("README", "changed" if found.readme_changed else "")]
+    return facts(pairs) or markup("<p>No difference.</p>")
+
+
+def _archive_changes(request, old, new):
+    """What differs in the archives of two versions, as sections."""
+    pair = file_pair(*([file for file in each.release.files if _is_here(request, each, file)]
+                       for each in (old, new)))
+    if pair.reason:
+        return section("Files", markup("<p>Not compared: {}.</p>", pair.reason))
+    with open_here(request, old.origin, pair.old) as one, \
+            open_here(request, new.origin, pair.new) as other:
+        found = compare_archives((one, pair.old.filename), (other, pair.new.filename))
+    listed = [("Added", [member.label for _, member in found.added]),
+              ("Gone", [member.label for _, member in found.gone])]
+    return joined((
+        section("Compared files", facts([("Old", pair.old.filename), ("New", pair.new.filename)])),
+        section("Entry points", _changed_lines(found.entry_points.gone, found.entry_points.added))
+        if found.entry_points else "",
+        joined(section(f"{title} ({len(names):,})", items(names[:Limits.page_rows], "plain"),
+                       note(f"and {len(names) - Limits.page_rows:,} more")
+                       if len(names) > Limits.page_rows else "")
+               for title, names in listed if names),
+        section(f"Changed ({len(found.changed):,})", joined(map(_change, found.changed))
+                if found.changed else markup("<p>No member changed.</p>")),
+        when(found.cut, "{}", note("The diff is cut here: comparing took too much.", "warn")),
+        when(found.unchecked, "{}", note(
+            f"{number_of(found.unchecked, 'member')} could not be checked.", "warn"))))
+
+
+def _is_here(request, shown, file):
+    try:
+        open_here(request, shown.origin, file).close()
+    except NotFound:
+        return False
+    return True
+
+
+def _change(change):
+    """A changed member: its differences line by line, or why there are none."""
+    if change.reason:
+        return markup('<p>{} <span class="soft">({})</span></p>', visible_text(change.path),
+                      change.reason)
+    return folded(visible_text(change.path), markup('<pre class="diff">{}</pre>', joined(
+        joined((markup('<span class="soft">@@ {} {} @@</span>\n', hunk.old_start, hunk.new_start),
+                joined(map(_diff_line, hunk.lines)))) for hunk in change.hunks)), is_open=True)
+
+
+def _diff_line(line):
+    kind = {"+": "added", "-": "gone"}.get(line[:1], "")
+    return markup('<span class="{}">{}</span>\n', kind, line.rstrip("\n")) if kind \
+        else markup("{}\n", line.rstrip("\n"))
+
+
+# ==================================================================================================
+# 32  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -26799,7 +27067,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 32  A replica's files
+# 33  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -27774,7 +28042,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 33  A replica
+# 34  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -28442,7 +28710,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 34  The server directory
+# 35  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -28897,7 +29165,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 35  Export
+# 36  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -29617,7 +29885,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 36  Import
+# 37  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -31353,7 +31621,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 37  Backups
+# 38  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -32229,7 +32497,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 38  Checks
+# 39  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -34170,7 +34438,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 39  The manual
+# 40  The manual
 #
 # Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
 # options and commands are made of their tables. In a text, `URL` stands for the server's address
@@ -35712,7 +35980,7 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 40  Pages of the manual
+# 41  Pages of the manual
 #
 # What a browser gets at `/+help`: the manual's topics, rendered, with this server's address in the
 # examples.
@@ -35770,7 +36038,7 @@ def _topic_html(name, base_url):
 
 
 # ==================================================================================================
-# 41  Commands
+# 42  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

@@ -232,3 +232,53 @@ def test_hostile_texts_stay_texts(site):
             assert not [attributes for attributes in found.of("img")], path
             assert len(found.of("script")) == 1 and not found.of("b"), path
     assert "<script>alert(1)</script>" in pages["/mallory/dev/evil/1.0"].text
+
+
+# -- inside archives
+
+
+@pytest.fixture(scope="module")
+def archives(site):
+    """alice/inside holds two versions of tool, as sdist and as wheel with a licence and an odd member."""
+    site.add_index("alice/inside", bases=[])
+    for version in ("1.0", "1.1"):
+        members = {"tool/code.py": b"def f():\n    return '<b>" + version.encode() + b"</b>'\n",
+                   "tool-%s.dist-info/licenses/LICENSE" % version: b"Do as you like.\n", "tool/data.bin": b"\0\1\2" * 99}
+        if version == "1.0":
+            members["tool/old.py"] = b"x = 1\n"
+        upload(site, "alice/inside", wheel("tool", version, extra_members=members,
+                                           requires_dist=["click>=%s" % version]))
+    for platform in ("manylinux2014_x86_64", "macosx_11_0_arm64", "win_amd64"):
+        upload(site, "alice/inside", wheel("tool", "1.1", tag="cp313-cp313-" + platform))
+    upload(site, "alice/inside", sdist("tool", "1.0"), wheel("plus", "1.0+local.1"))
+    return site
+
+
+def test_the_members_of_an_archive_are_listed_and_shown(archives):
+    home = "/alice/inside/tool/1.0/+files/tool-1.0-py3-none-any.whl"
+    listing = page(archives, home)
+    assert listing.headings[0] == "tool-1.0-py3-none-any.whl" and "tool/code.py" in [row[0] for row in listing.rows()]
+    assert "Licence files tool-1.0.dist-info/licenses/LICENSE" in listing.text
+    code = page(archives, home + "/tool/code.py")
+    assert "return '<b>1.0</b>'" in code.text and not code.of("b") and code.of("a", id="L2", href="#L2")
+    assert "Binary, 297 bytes." in page(archives, home + "/tool/data.bin").text
+    for path in (home + "/tool/nothing.py", home + "/tool/", home + "/..%2f..%2fpasswd", home + "?number=999"):
+        page(archives, path, 404)
+    assert page(archives, "/alice/inside/plus/1.0+local.1").text
+    assert "METADATA" in page(archives, "/alice/inside/plus/1.0+local.1/+files/plus-1.0+local.1-py3-none-any.whl").source
+
+
+def test_a_diff_tells_metadata_members_and_lines(archives):
+    diff = page(archives, "/alice/inside/tool/+diff/1.0...1.1")
+    assert "− click>=1.0 + click>=1.1" in diff.text
+    assert "Gone (1)" in diff.text and "tool/old.py" in diff.text
+    assert "- return '<b>1.0</b>'" in diff.text and "+ return '<b>1.1</b>'" in diff.text
+    for path in ("1.0...9", "1.0", "...", "1.0..1.1"):
+        page(archives, "/alice/inside/tool/+diff/" + path, 404)
+
+
+def test_wheels_are_shown_by_platform(archives):
+    version = page(archives, "/alice/inside/tool/1.1?python=3.13&platform=linux")
+    assert ["cp313", "cp313", "wheel"] == version.rows()[0][:3]
+    assert "macosx_11_0_arm64" not in "".join(version.of("td")[0].values())
+    assert "No wheel fits." in page(archives, "/alice/inside/tool/1.1?python=2.7").text
