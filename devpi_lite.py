@@ -71,6 +71,7 @@ import codecs
 import collections
 import contextlib
 import copy
+import csv
 import dataclasses
 import datetime
 import email.message
@@ -22379,16 +22380,1618 @@ class _BlockWriter:
 
 
 # -- reStructuredText
+#
+# The reader follows docutils' specification. What docutils refuses costs its own block alone, which
+# is shown as it was written, and counts as an error. A document is read in two steps: its blocks
+# make nodes, and references become links when all that they can lead to is known.
 
 
 def render_rst(text, shows_images=False):
     """Return reStructuredText as safe HTML; beyond the limits, its escaped source."""
-    return f"<pre>{_escaped(text)}</pre>"
+    return _rendered(lambda *given: _rst_tree(*given)[0], text, shows_images)
 
 
 def _has_rst_errors(text):
-    """Whether docutils would find errors in a text."""
-    return False
+    """Return whether docutils would find errors in a text, or it is beyond the limits."""
+    try:
+        return _rst_tree(text, _Deadline(Limits.description_time))[1] > 0
+    except _TooMuch:
+        return True
+
+
+def _rst_tree(text, deadline):
+    """Return the tree of a description in reStructuredText, and how many errors docutils finds.
+
+    An error is any construct that docutils warns of: PyPI refuses a description that has some."""
+    document = _RstDocument(deadline)
+    text = text.translate(_RST_SPACES).expandtabs(8)
+    lines = [line.rstrip() for line in _LINE_BREAK.split(text)]
+    nodes = _RstBlocks(document, depth=0, sections=True).read(lines)
+    document.finish()
+    shown = [node for node in nodes if node.tag]
+    document.errors += sum(node.tag == "hr" for node in shown[:1] + shown[-1:])
+    return nodes, document.errors
+
+
+_RST_SPACES = {0: "\ufffd", 11: " ", 12: " ", 0xfeff: None}
+
+
+def _rst_flat(lines):
+    """Return lines as they were written, for a reader to see what could not be understood."""
+    return Node("pre", ["\n".join(lines)])
+
+
+def _rst_code(lines, language=""):
+    attributes = {"class": f"lang-{language}"} if language else {}
+    return Node("pre", [Node("code", ["\n".join(lines) + "\n"], attributes)])
+
+
+def _rst_name(text):
+    """Return the form in which names of targets are compared."""
+    return " ".join(text.split()).casefold()
+
+
+def _rst_escaped(text):
+    """Return a text in which NUL precedes each escaped character, in place of a backslash."""
+    return _RST_BACKSLASH.sub("\0\\1", text) if "\\" in text else text
+
+
+def _rst_unescaped(text):
+    """Return a text without the marks of `_rst_escaped`; escaped blanks vanish."""
+    return _RST_ESCAPED_BLANK.sub("", text).replace("\0", "") if "\0" in text else text
+
+
+def _rst_source(text):
+    """Return a text as it was before `_rst_escaped`."""
+    return text.replace("\0", "\\")
+
+
+_RST_BACKSLASH = re.compile(r"(?s)\\(.?)")
+_RST_ESCAPED_BLANK = re.compile("\0[ \n]")
+
+
+# -- reStructuredText: what a document defines, in any place
+
+
+class _RstTarget(typing.NamedTuple):
+    """What a name leads to: a URL, the target of another name, or a place in the document."""
+    url: str = ""
+    name: str = ""
+    place: typing.Optional[Node] = None
+
+
+class _RstReference(typing.NamedTuple):
+    """A link whose `name` is to be found when all targets are known; its `node` has the text.
+
+    A reference without a name leads to the next anonymous target. If nothing is found, the `source`
+    is shown, or what the node has without one."""
+    node: Node
+    name: typing.Optional[str]
+    source: str = ""
+
+
+class _RstHeading:
+    """A heading: its depth among sections, and whether anything stands below it, above the next."""
+
+    def __init__(self, node, depth):
+        self.node, self.depth, self.has_text = node, depth, False
+
+
+class _RstFootnote(typing.NamedTuple):
+    """A footnote's term, and its label: a number, "#", "#name" or "*"; or a citation's."""
+    node: Node
+    label: str
+
+
+class _RstDocument:
+    """What is known of a whole document: names, headings, footnotes, and how many errors."""
+
+    def __init__(self, deadline):
+        self.deadline, self.errors = deadline, 0
+        self.targets, self.implicit, self.anonymous = {}, {}, []
+        self.ambiguous = set()      # names with two targets
+        self.references, self.substitutions, self.uses = [], {}, []
+        self.footnotes, self.footnote_references = [], []
+        self.headings, self.styles, self.has_preamble = [], [], False
+        self.chained = []       # names of the targets above that have no end of their own
+        self.roles, self.default_role = {}, "title-reference"
+        self.ids = {}       # {id: how many more began with it}
+        self.cells = Limits.description_cells       # empty ones, that tables may have
+        self.room = Limits.description      # characters that substitutions may put in
+
+    # -- while blocks are read
+
+    def add_target(self, name, target):
+        """Give a name a target; the first one stays, but a reference to it is an error then."""
+        name = _rst_name(name)
+        if self.targets.setdefault(name, target) != target:
+            self.ambiguous.add(name)
+
+    def add_heading(self, node, depth):
+        self.headings.append(_RstHeading(node, depth))
+        name = _rst_name(_text_of(node))
+        node.attributes["id"] = self.new_id(name)
+        self.implicit.setdefault(name, _RstTarget(place=node))
+
+    def add_footnote(self, label, node):
+        self.footnotes.append(_RstFootnote(node, label))
+
+    def saw_text(self):
+        """Note that something other than a heading stands here, at the top level."""
+        if self.headings:
+            self.headings[-1].has_text = True
+        else:
+            self.has_preamble = True
+
+    def count_empty_cell(self):
+        """Raise `_TooMuch` for a table with far more cells than characters."""
+        self.cells -= 1
+        if self.cells < 0:
+            raise _TooMuch("its tables have too many empty cells")
+
+    def new_id(self, text):
+        """Return an id of the document's own for a text."""
+        slug = name = _slug(text) or "section"
+        while name in self.ids:
+            self.ids[slug] += 1
+            name = f"{slug}-{self.ids[slug]}"
+        self.ids[name] = 0
+        return name
+
+    # -- when all are read
+
+    def finish(self):
+        """Give headings their levels, and make links of references."""
+        self._set_levels()
+        self._fill_substitutions()
+        self._number_footnotes()
+        anonymous = iter(self.anonymous)
+        for reference in self.references:
+            self.deadline.check()
+            self.errors += reference.name in self.ambiguous
+            if reference.name is None:
+                target = next(anonymous, None)
+            else:
+                target = self.targets.get(reference.name) or self.implicit.get(reference.name)
+            self._link(reference, self._end_of(target))
+        self.errors += next(anonymous, None) is not None
+
+    def _link(self, reference, href):
+        if href is None:
+            self.errors += 1
+            reference.node.tag = ""
+            if reference.source:
+                reference.node.children = [reference.source]
+        else:
+            reference.node.attributes["href"] = href
+
+    def _end_of(self, target):
+        """Return the URL that a target leads to; None if it leads nowhere."""
+        for _ in range(_RST_LONGEST_CHAIN):
+            if target is None or target.url:
+                return target and target.url
+            if target.place is not None:
+                return "#" + self._id_of(target.place)
+            target = self.targets.get(target.name) or self.implicit.get(target.name)
+        return None
+
+    def _id_of(self, place):
+        """Return the id of a place; one that nothing leads to needs none."""
+        if "id" not in place.attributes:
+            place.tag = place.tag or "span"
+            place.attributes["id"] = self.new_id(place.attributes.pop("name", "") or "target")
+        return place.attributes["id"]
+
+    def _set_levels(self):
+        """Give headings their tags. A lone first heading is the document's title.
+
+        One that alone follows it is its subtitle: those below it stand one level higher."""
+        depths = [heading.depth for heading in self.headings]
+        subtitled = (len(depths) > 2 and depths.count(1) == depths.count(2) == 1
+                     and depths[:2] == [1, 2]
+                     and not (self.has_preamble or self.headings[0].has_text))
+        for heading in self.headings:
+            depth = heading.depth - (subtitled and heading.depth > 2)
+            heading.node.tag = f"h{min(depth + 1, 6)}"
+
+    def _fill_substitutions(self):
+        for node, name, source in self.uses:
+            self.deadline.check()
+            found = self._substitution(name)
+            size = self._size_of(found, 0)
+            if found is None or size is None or size > self.room:
+                self.errors += 1
+                node.children = [source]
+            else:
+                self.room -= size
+                node.children = found.children
+
+    def _substitution(self, name):
+        return self.substitutions.get(name) or self.substitutions.get(name.casefold())
+
+    def _size_of(self, substitution, depth):
+        """Return the characters that a substitution puts in; None if it contains itself."""
+        if substitution is None or depth > Limits.description_depth:
+            return None
+        if substitution.size is None:
+            size = substitution.length
+            for name in substitution.uses:
+                inner = self._size_of(self._substitution(name), depth + 1)
+                if inner is None:
+                    return None
+                size += inner
+            substitution.size = size
+        return substitution.size
+
+    def _number_footnotes(self):
+        """Number footnotes in their order, and make links of references to them."""
+        taken = {footnote.label for footnote in self.footnotes}
+        numbers = (str(number) for number in itertools.count(1) if str(number) not in taken)
+        symbols = (mark * times for times in itertools.cycle(range(1, 6)) for mark in "*†‡§¶#♠♥♦♣")
+        nodes, unnamed = {}, {"#": [], "*": []}
+        for footnote in self.footnotes:
+            label = footnote.label
+            if label in ("*", "#"):
+                unnamed[label].append(footnote.node)
+            shown = next(symbols) if label == "*" else next(numbers) if label[0] == "#" else label
+            footnote.node.children = [f"[{shown}]"]
+            footnote.node.attributes["name"] = f"footnote-{shown}"
+            nodes.setdefault(_rst_name(label), footnote.node)
+            if label[0] == "#" and len(label) > 1:      # `name_` leads to `[#name]`, too
+                self.targets.setdefault(_rst_name(label[1:]), _RstTarget(place=footnote.node))
+            nodes.setdefault(shown, footnote.node)
+
+        following = {label: iter(nodes) for label, nodes in unnamed.items()}
+        for reference in self.footnote_references:
+            self.deadline.check()
+            label = reference.name
+            found = next(following[label], None) if label in following else nodes.get(label)
+            if found is not None:
+                reference.node.children = list(found.children)
+            self._link(reference, found and "#" + self._id_of(found))
+
+
+_RST_LONGEST_CHAIN = 30     # of names, each of which leads to the next
+
+
+class _RstSubstitution:
+    """What stands for |name|: nodes, the `length` of their source, and the names used in it."""
+
+    def __init__(self, children, length, uses):
+        self.children, self.length, self.uses, self.size = children, length, uses, None
+
+
+# -- reStructuredText: text with inline markup
+
+
+_RST_WORD = r"[^\W_]+(?:[-._+:][^\W_]+)*"
+_RST_INLINE = re.compile(r"\*\*|\*|``|_`|`|\||\[|__?")
+_RST_ROLE_BEFORE = re.compile(rf":{_RST_WORD}:\Z")
+_RST_FOOTNOTE_LABEL = re.compile(rf"\[([0-9]+|#(?:{_RST_WORD})?|\*|{_RST_WORD})\]_")
+_RST_EMBEDDED = re.compile(r"(?s)(?:^|[ \n])<([^<>]+)>\Z")
+_RST_CLOSING = {"*": "*", "**": "**", "``": "``", "`": "`", "_`": "`", "|": "|"}
+_RST_SUFFIXES = {"`": re.compile(rf":{_RST_WORD}:|__?"), "|": re.compile("__?")}
+_RST_PAIRS = {'"': '"', "'": "'", "(": ")", "[": "]", "{": "}", "<": ">"}
+
+
+@functools.lru_cache(1000)
+def _rst_may_start(before):
+    """Return whether markup may begin after a character."""
+    if before.isascii():
+        return before.isspace() or before in "-:/'\"<([{"
+    return before.isspace() or unicodedata.category(before) in ("Ps", "Pi", "Pf", "Pd", "Po")
+
+
+@functools.lru_cache(1000)
+def _rst_may_end(after):
+    """Return whether markup may end before a character."""
+    if after.isascii():
+        return after.isspace() or after in "\0'\")]}>-/\\:.,;!?"
+    return after.isspace() or unicodedata.category(after) in ("Pe", "Pi", "Pf", "Pd", "Po")
+
+
+class _RstInline:
+    """Reads a text with inline markup into nodes.
+
+    `text` is escaped; what stands before `start` is done with. An end that was not found once is
+    not searched again, for the time to stay linear."""
+
+    def __init__(self, document, text):
+        self.document, self.text = document, _rst_escaped(text)
+        self.nodes, self.start, self.used = [], 0, []
+        self.missing = set()        # starts without an end from here on
+
+    def read(self):
+        at = 0
+        while True:
+            found = _RST_INLINE.search(self.text, at)
+            if not found:
+                self._add_text(len(self.text))
+                return self.nodes
+            self.document.deadline.check()
+            at = self._read_markup(found) or found.end()
+
+    def _read_markup(self, found):
+        """Read the markup that may begin at a match; return where it ends, None if it does not."""
+        mark, at = found[0], found.start()
+        if mark[0] == "_" and mark != "_`":
+            return self._read_word(found)
+        if mark == "[":
+            return self._read_footnote(at) if self._may_start(at) else None
+        role = ""
+        if mark == "`":
+            role = self._role_before(at)
+        begin = at - len(role)
+        if not self._may_start(begin):
+            if mark == "_`":
+                return at + 1
+            return None
+        if not self._goes_on(found.end()):
+            return None
+        if self._is_quoted(begin, found.end()):
+            self._add_text(found.end())
+            return None
+        if mark == "`":
+            return self._read_backquoted(begin, found.end(), role)
+        return self._read_simple(mark, begin, found.end())
+
+    def _may_start(self, at):
+        return at <= self.start or _rst_may_start(self.text[at - 1])
+
+    def _may_end(self, at):
+        return at >= len(self.text) or _rst_may_end(self.text[at])
+
+    def _goes_on(self, at):
+        return at < len(self.text) and not self.text[at].isspace()
+
+    def _is_quoted(self, begin, end):
+        """Return whether a start stands in quotes or brackets, alone."""
+        if begin <= self.start or end >= len(self.text):
+            return False
+        before, after = self.text[begin - 1], self.text[end]
+        if before.isascii():
+            return _RST_PAIRS.get(before) == after
+        return before in "“‘«‹" and after == "”’»›"["“‘«‹".index(before)]
+
+    def _add_text(self, end):
+        if end > self.start:
+            self.nodes.extend(_rst_text(self.text[self.start:end]))
+        self.start = end
+
+    def _add(self, node, begin, end):
+        self._add_text(begin)
+        self.nodes.append(node)
+        self.start = end
+        return end
+
+    def _fail(self, end):
+        """Show a start whose end is missing as text."""
+        self.document.errors += 1
+        self._add_text(end)
+
+    def _end_of(self, mark, at):
+        """Return where a text ends whose start was found, where its mark does, and the suffix.
+
+        Without an end, return None."""
+        if mark in self.missing:
+            return None
+        closing = _RST_CLOSING[mark]
+        close = self.text.find(closing, at)
+        while close >= 0:
+            before = self.text[close - 1]
+            if not (before.isspace() or before == "\0" and mark != "``"):
+                end = self._end_after(mark, close + len(closing))
+                if end is not None:
+                    suffix = self.text[close + len(closing):end]
+                    return (close, end, suffix) if close > at else None
+            close = self.text.find(closing, close + 1)
+        self.missing.add(mark)
+        return None
+
+    def _end_after(self, mark, at):
+        """Return where markup ends whose text did; None if the text goes on there."""
+        suffix = mark in _RST_SUFFIXES and _RST_SUFFIXES[mark].match(self.text, at)
+        if suffix and self._may_end(suffix.end()):
+            return suffix.end()
+        return at if self._may_end(at) else None
+
+    def _read_simple(self, mark, begin, at):
+        found = self._end_of(mark, at)
+        if not found:
+            return self._fail(at)
+        close, end, suffix = found
+        text = _rst_unescaped(self.text[at:close])
+        if mark == "|":
+            return self._add(self._substitution(text, begin, end, suffix), begin, end)
+        if mark == "``":
+            return self._add(Node("code", [_rst_source(self.text[at:close])]), begin, end)
+        if mark == "_`":
+            node = Node("span", [text], {"name": _rst_name(text)})
+            self.document.add_target(text, _RstTarget(place=node))
+            return self._add(node, begin, end)
+        return self._add(Node("strong" if mark == "**" else "em", [text]), begin, end)
+
+    def _substitution(self, name, begin, end, suffix):
+        """Return the node of a |name|, whose content is put in when all are known."""
+        source = _rst_source(self.text[begin:end])
+        node = Node("", [source])
+        name = " ".join(name.split())
+        self.document.uses.append((node, name, source))
+        self.used.append(name)
+        if not suffix:
+            return node
+        link = Node("a", [node])
+        self.document.references.append(
+            _RstReference(link, None if suffix == "__" else _rst_name(name)))
+        return link
+
+    def _read_word(self, found):
+        """Read `word_` or `word__`, a reference, whose underscores were found."""
+        at, end = found.span()
+        begin = self._word_before(at) if self._may_end(end) else at
+        if begin == at:
+            return None
+        word = self.text[begin:at]
+        node = Node("a", [word])
+        self.document.references.append(_RstReference(
+            node, None if found[0] == "__" else _rst_name(word), self.text[begin:end]))
+        return self._add(node, begin, end)
+
+    def _word_before(self, end):
+        """Return where the longest word begins that ends at a place; the place without one."""
+        begin, at = end, end
+        while at > self.start:
+            at -= 1
+            character = self.text[at]
+            if not character.isalnum():
+                joins = character in "-._+:" and at + 1 < end and self.text[at + 1].isalnum()
+                if not joins:
+                    break
+            elif self._may_start(at):
+                begin = at
+        return begin
+
+    def _read_footnote(self, at):
+        label = _RST_FOOTNOTE_LABEL.match(self.text, at)
+        if not label or not self._may_end(label.end()):
+            return None
+        node = Node("a", [f"[{label[1]}]"])
+        self.document.footnote_references.append(
+            _RstReference(node, _rst_name(label[1]), label[0]))
+        return self._add(Node("sup", [node]), at, label.end())
+
+    def _role_before(self, at):
+        """Return the `:role:` that ends at a backquote, or ""."""
+        if at == self.start or self.text[at - 1] != ":":
+            return ""
+        begin = max(self.start, at - 80)
+        role = _RST_ROLE_BEFORE.search(self.text, begin, at)
+        return role[0] if role and self._may_start(role.start()) else ""
+
+    def _read_backquoted(self, begin, at, role):
+        """Read interpreted text or a phrase that is a reference."""
+        found = self._end_of("`", at)
+        if not found:
+            return self._fail(at)
+        close, end, suffix = found
+        inner = self.text[at:close]
+        source = _rst_source(self.text[begin:end])
+        if suffix[:1] == "_":
+            if role:
+                self.document.errors += 1
+                return self._add(source, begin, end)
+            return self._add(self._phrase(inner, source, suffix == "__"), begin, end)
+        if role and suffix:
+            self.document.errors += 1
+            return self._add(source, begin, end)
+        return self._add(self._interpreted(inner, (role or suffix).strip(":")), begin, end)
+
+    def _phrase(self, text, source, anonymous):
+        """Return the node of a reference: `text`_, `text <URL>`_ or `text <name_>`_."""
+        document = self.document
+        embedded = _RST_EMBEDDED.search(text)
+        if not embedded or embedded[1] != embedded[1].strip():
+            node = Node("a", [_rst_unescaped(" ".join(text.split("\n")))])
+            name = None if anonymous else _rst_name(_rst_unescaped(text))
+            document.references.append(_RstReference(node, name, source))
+            return node
+
+        inner, shown = embedded[1], _rst_unescaped(text[:embedded.start()])
+        if inner.endswith("_") and not inner.endswith("\0_"):
+            name = _rst_name(_rst_unescaped(inner[:-1]).strip("`"))
+            target = _RstTarget(name=name)
+            shown = shown or _rst_unescaped(inner[:-1])
+            node = Node("a", [shown])
+            document.references.append(_RstReference(node, name, source))
+        else:
+            url = _rst_url(inner)
+            target = _RstTarget(url=url)
+            shown = shown or _rst_unescaped(inner)
+            node = Node("a", [shown], {"href": url})
+        if not anonymous:
+            document.add_target(shown, target)
+        return node
+
+    def _interpreted(self, text, role):
+        """Return the node of a text with a role."""
+        document = self.document
+        role = role.lower() or document.default_role
+        role = document.roles.get(role, role)
+        if role in _RST_LITERAL_ROLES:
+            return Node("code", [_rst_source(text)])
+        shown = _rst_unescaped(text)
+        if role in _RST_ROLES:
+            return Node(_RST_ROLES[role], [shown])
+        link = _RST_ROLE_LINKS.get(role)
+        if link:
+            number = _RST_ROLE_NUMBER.match(shown)
+            if number:
+                return Node("a", [link[0].format(number[1])],
+                            {"href": link[1].format(int(number[1])) + (number[2] or "")})
+        document.errors += 1
+        title = shown.rpartition("<")[0].rstrip() if shown.endswith(">") else ""
+        if title or role.rpartition(":")[2] in _RST_TEXT_ROLES:
+            return Node("", [title or shown])
+        shown = shown.lstrip("!")
+        return Node("code", [shown.rpartition(".")[2] if shown[:1] == "~" else shown])
+
+
+_RST_ROLES = {"title-reference": "em", "title": "em", "t": "em", "emphasis": "em",
+              "strong": "strong", "sub": "sub", "subscript": "sub", "sup": "sup",
+              "superscript": "sup", "ab": "", "abbreviation": "", "ac": "", "acronym": "",
+              "kbd": "kbd", "inline": ""}
+_RST_LITERAL_ROLES = frozenset(("literal", "code", "math", "raw"))
+_RST_TEXT_ROLES = frozenset(
+    ("ref", "doc", "term", "abbr", "dfn", "guilabel", "menuselection", "numref", "issue", "pr"))
+_RST_PEP = "PEP {}", "https://peps.python.org/pep-{:04d}"
+_RST_RFC = "RFC {}", "https://tools.ietf.org/html/rfc{}.html"
+_RST_ROLE_LINKS = {"pep": _RST_PEP, "pep-reference": _RST_PEP, "rfc": _RST_RFC,
+                   "rfc-reference": _RST_RFC}
+_RST_ROLE_NUMBER = re.compile(r"([0-9]{1,6})(#\S*)?\Z", re.ASCII)
+
+
+# -- reStructuredText: URLs and addresses that stand in text
+
+
+_RST_URL = re.compile(r"(?i)(?:https?|ftp|mailto):|@")
+_RST_URL_PART = re.compile(r"[-_.!~*'()\[\];/:@&=+$,%a-zA-Z0-9\0]+")
+_RST_URL_LAST = re.compile(r"[_~*/=+a-zA-Z0-9]")
+_RST_ADDRESS_BEFORE = re.compile(r"[-_!~*'{|}/#?^`&=+$%a-zA-Z0-9.\0]+\Z")
+_RST_HOST = re.compile(r"[-_!~*'{|}/#?^`&=+$%a-zA-Z0-9.\0]+")
+_RST_ADDRESS = re.compile(r"[^\s@:/<>]{1,64}@[^\s@:/<>]{1,255}\Z")
+
+
+def _rst_text(text):
+    """Return the nodes of a text without markup: strings, and links of its URLs and addresses."""
+    nodes, done, at = [], 0, 0
+    while True:
+        found = _RST_URL.search(text, at)
+        if not found:
+            break
+        at = found.end()
+        begin, end = (_rst_address if found[0] == "@" else _rst_url_span)(text, found, done)
+        if end:
+            shown = _rst_unescaped(text[begin:end])
+            href = "mailto:" + shown if found[0] == "@" else shown
+            nodes += [_rst_unescaped(text[done:begin]), Node("a", [shown], {"href": href})]
+            done = at = end
+    nodes.append(_rst_unescaped(text[done:]))
+    return [node for node in nodes if node]
+
+
+def _rst_url_span(text, found, done):
+    """Return where a URL begins and ends whose scheme was found; an end of 0 if it is none."""
+    begin = found.start()
+    if begin > done and not _rst_may_start(text[begin - 1]):
+        return 0, 0
+    part, ends = _RST_URL_PART.match(text, found.end()), []
+    for following in ("?", "#", ""):
+        if not part:
+            break
+        ends.append(_rst_last(text, part.start(), part.end()))
+        if not following or text[part.end():part.end() + 1] != following:
+            continue
+        if not _RST_URL_LAST.match(text[part.end() - 1]):
+            break
+        part = _RST_URL_PART.match(text, part.end() + 1)
+    return begin, max(ends, default=0)
+
+
+def _rst_last(text, begin, end):
+    """Return the last place in a range where a URL may end, 0 without one."""
+    while end > begin:
+        if _RST_URL_LAST.match(text[end - 1]) and (end == len(text) or _rst_may_end(text[end])):
+            return end
+        end -= 1
+    return 0
+
+
+def _rst_address(text, found, done):
+    """Return where an e-mail address begins and ends whose @ was found; an end of 0 for none."""
+    at = found.start()
+    before = _RST_ADDRESS_BEFORE.search(text, max(done, at - 64), at)
+    host = _RST_HOST.match(text, at + 1, at + 256)
+    if not before or not host or text[at - 1] == "\0":
+        return 0, 0
+    begin = next((place for place in range(before.start(), at)
+                  if text[place] != "." and (place == done or _rst_may_start(text[place - 1]))), at)
+    end = _rst_last(text, at + 1, host.end())
+    return (begin, end) if begin < at and end else (0, 0)
+
+
+def _rst_url(text):
+    """Return the URL that an escaped text gives, without its blanks."""
+    url = "".join(_rst_unescaped(text).split())
+    return "mailto:" + url if _RST_ADDRESS.match(url) else url
+
+
+# -- reStructuredText: lines and indentation
+
+
+
+def _rst_dedented(lines):
+    """Return lines without the indentation that all of them have."""
+    indent = min((len(line) - len(line.lstrip(" ")) for line in lines if line), default=0)
+    return [line[indent:] for line in lines] if indent else lines
+
+
+def _rst_indented(lines, at, until_blank=False):
+    """Return the indented lines from a place on, dedented, and where they end."""
+    end = at
+    while end < len(lines) and (lines[end][:1] == " " or not (lines[end] or until_blank)):
+        end += 1
+    while end > at and not lines[end - 1]:
+        end -= 1
+    return _rst_dedented(lines[at:end]), end
+
+
+def _rst_body(lines, at, indent, until_blank=False):
+    """Return a line without its first characters and the indented lines below it, and their end."""
+    body, end = _rst_indented(lines, at + 1, until_blank)
+    return [lines[at][indent:].strip(), *body], end
+
+
+def _rst_item(lines, at, indent):
+    """Return the lines of a list's item and their end: they are indented as its first line is."""
+    if len(lines[at]) <= indent:
+        return _rst_body(lines, at, indent)
+    end = at + 1
+    while end < len(lines) and not lines[end][:indent].strip():
+        end += 1
+    while not lines[end - 1]:
+        end -= 1
+    return [line[indent:] for line in lines[at:end]], end
+
+
+def _rst_width(text):
+    """Return how many columns a text takes: East Asian characters take two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(character) else
+               2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
+def _rst_inner(nodes):
+    """Return the nodes of an item or a cell: a paragraph alone needs no element of its own."""
+    return nodes[0].children if [getattr(node, "tag", "") for node in nodes] == ["p"] else nodes
+
+
+def _rst_list(tag, items, attributes=()):
+    """Return a list; paragraphs of one in which each item has one alone are no elements."""
+    if all(map(_rst_is_tight, items)):
+        items = [[*nodes[0].children, *nodes[1:]] if nodes and nodes[0].tag == "p" else nodes
+                 for nodes in items]
+    return Node(tag, [Node("li", nodes) for nodes in items], attributes)
+
+
+def _rst_is_tight(nodes):
+    rest = nodes[1:] if nodes and nodes[0].tag == "p" else nodes
+    return all(node.tag in ("ul", "ol") and not any(
+        each.tag == "p" for item in node.children for each in item.children
+        if isinstance(each, Node)) for node in rest)
+
+
+# -- reStructuredText: enumerators
+
+
+_RST_ENUMERATOR = re.compile(r"(\(?)([0-9]{1,9}|[a-zA-Z]|[ivxlcdmIVXLCDM]{2,15}|#)([.)])(?: +|$)",
+                             re.ASCII)
+_RST_ROMAN = re.compile("M{0,4}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})$")
+_RST_ROMAN_DIGIT = re.compile("CM|CD|XC|XL|IX|IV|[MDCLXVI]")
+_RST_ROMAN_VALUES = {"M": 1000, "CM": 900, "D": 500, "CD": 400, "C": 100, "XC": 90, "L": 50,
+                     "XL": 40, "X": 10, "IX": 9, "V": 5, "IV": 4, "I": 1}
+_RST_SEQUENCES = ("arabic", "loweralpha", "upperalpha", "lowerroman", "upperroman")
+
+
+class _RstEnumerator(typing.NamedTuple):
+    """The `text` of an item's enumerator, its punctuation, and the width of both with blanks."""
+    text: str
+    form: str
+    width: int
+
+    @classmethod
+    def of(cls, line):
+        """Return the enumerator that a line begins with, if it has one."""
+        found = _RST_ENUMERATOR.match(line)
+        if not found or found[1] and found[3] == ".":
+            return None
+        return cls(found[2], found[1] + found[3], found.end())
+
+    def sequence(self):
+        """Return the sequence that an enumerator begins, if any."""
+        if self.text in "iI":
+            return "lowerroman" if self.text == "i" else "upperroman"
+        return next((each for each in _RST_SEQUENCES if self.ordinal(each) is not None), None)
+
+    def ordinal(self, sequence):
+        """Return an enumerator's number in a sequence; None if it has no place there."""
+        text = self.text
+        if sequence == "arabic":
+            return int(text) if text.isdigit() else None
+        if not (text.islower() if sequence.startswith("lower") else text.isupper()):
+            return None
+        if sequence.endswith("alpha"):
+            return ord(text.lower()) - ord("a") + 1 if len(text) == 1 else None
+        if not _RST_ROMAN.match(text.upper()):
+            return None
+        return sum(map(_RST_ROMAN_VALUES.get, _RST_ROMAN_DIGIT.findall(text.upper())))
+
+
+# -- reStructuredText: blocks
+
+
+_RST_TWO_COLONS = re.compile(r"(?<!\\)(?:\\\\){0,20}::\Z")
+_RST_RULE = re.compile(r"([!-/:-@\[-`{-~])\1*$")
+_RST_BULLET = re.compile(r"[-+*•‣⁃](?: +|$)")
+_RST_FIELD = re.compile(r":(?![: ])((?:[^:\\]|\\.|:(?![ `]|$))*)(?<! ):(?: +|$)")
+_RST_OPTION_WORD = r"(?:<[^<>]+>|[a-zA-Z][a-zA-Z0-9_-]*)"
+_RST_OPTION = (rf"(?:-[a-zA-Z0-9](?: ?{_RST_OPTION_WORD})?"
+               rf"|(?:--|/)[a-zA-Z0-9][a-zA-Z0-9_-]*(?:[ =]{_RST_OPTION_WORD})?)")
+_RST_OPTIONS = re.compile(rf"({_RST_OPTION}(?:, {_RST_OPTION})*)(?:  +| ?$)")
+_RST_ATTRIBUTION = re.compile(r"(?:---?(?!-)|—) *(?=[^ ])")
+_RST_GRID_TOP = re.compile(r"\+-[-+]+-\+$")
+_RST_GRID_HEAD = re.compile(r"\+=[=+]+=\+$")
+_RST_TABLE_TOP = re.compile(r"=+(?: +=+)+$")
+_RST_TABLE_BORDER = re.compile(r"=[ =]*$")
+_RST_TABLE_SPANS = re.compile(r"-[ -]*$")
+
+
+class _RstBlocks:
+    """Reads lines into nodes.
+
+    Methods that read a block get the match of its first line's beginning and its place; they return
+    the place after it, or None if it is another kind of block."""
+
+    def __init__(self, document, depth, sections=False):
+        self.document, self.depth, self.sections = document, depth, sections
+        self.lines, self.nodes = [], []
+        self.open = None        # (kind, node) of a dl or of images that the next block may go on
+
+    def read(self, lines):
+        """Return the nodes of the blocks that lines have."""
+        if self.depth > Limits.description_depth:
+            return [_rst_flat(lines)]
+        self.lines = lines
+        at = 0
+        while at < len(lines):
+            if lines[at]:
+                self.document.deadline.check()
+                at = self._read_block(at)
+            else:
+                at += 1
+        return self.nodes
+
+    def _read_block(self, at):
+        line = self.lines[at]
+        if line[0] == " ":
+            return self._read_quote(at)
+        for pattern, read in _RST_BLOCKS:
+            match = pattern.match(line)
+            if match:
+                end = read(self, match, at)
+                if end is not None:
+                    return end
+        return self._read_text(at)
+
+    # -- helpers
+
+    def _inner(self, lines):
+        """Return the nodes of lines inside of a block."""
+        return _RstBlocks(self.document, self.depth + 1).read(lines)
+
+    def _inline(self, text):
+        return _RstInline(self.document, text).read()
+
+    def _add(self, *nodes):
+        self.nodes.extend(nodes)
+        self.document.chained = []
+        if self.sections:
+            self.document.saw_text()
+
+    def _add_to(self, kind, tag, children):
+        """Add children to the element of a kind that the last block was, or to a new one."""
+        if not (self.open and self.open[0] == kind and self.nodes[-1] is self.open[1]):
+            self.open = kind, Node(tag)
+            self._add(self.open[1])
+        elif kind == "images":
+            children = [" ", *children]
+        self.open[1].children.extend(children)
+
+    def _refuse(self, begin, end):
+        """Show lines as they were written, because of an error in them."""
+        self.document.errors += 1
+        self._add(_rst_flat(self.lines[begin:end]))
+        return end
+
+    def _line(self, at):
+        return self.lines[at] if at < len(self.lines) else ""
+
+    def _ended(self, at):
+        """Return the place after a block; it is an error if no blank line is there."""
+        if self._line(at):
+            self.document.errors += 1
+        return at
+
+    def _skip_blank(self, at):
+        while at < len(self.lines) and not self.lines[at]:
+            at += 1
+        return at
+
+    # -- text: paragraphs, titles, definitions, literal blocks
+
+    def _read_text(self, at):
+        line, following = self.lines[at], self._line(at + 1)
+        if following[:1] == " ":
+            return self._read_definition(at)
+        if _RST_RULE.match(following) and (
+                len(following) >= 4 or _rst_width(line) <= len(following)):
+            return self._read_title(line, following[0], at + 2, _rst_width(line) > len(following))
+        end = at + 1
+        while self._line(end) and self.lines[end][0] != " ":
+            end += 1
+        self._ended(end)
+        return self._read_paragraph("\n".join(self.lines[at:end]), end)
+
+    def _read_paragraph(self, text, end):
+        """Add a paragraph, and the literal block after it if the text ends with two colons."""
+        literal = _RST_TWO_COLONS.search(text)
+        if literal:
+            text = text[:-1] if text[-3:-2].strip() else text[:-2].rstrip()
+        if text:
+            self._add(Node("p", self._inline(text)))
+        return self._read_literal(end) if literal else end
+
+    def _read_literal(self, at):
+        begin = self._skip_blank(at)
+        line = self._line(begin)
+        if line[:1] == " ":
+            block, end = _rst_indented(self.lines, begin)
+        elif _RST_RULE.match(line[:1]):
+            end = begin
+            while self._line(end)[:1] == line[0]:
+                end += 1
+            block = self.lines[begin:end]
+        else:
+            self.document.errors += 1
+            return at
+        self._add(_rst_code(block))
+        return self._ended(end)
+
+    def _read_title(self, title, style, end, too_short):
+        self.document.errors += too_short
+        if not self.sections:
+            self.document.errors += 1
+            self._add(Node("p", [Node("strong", self._inline(title.strip()))]))
+            return end
+        node = Node("h2", self._inline(title.strip()))
+        self.nodes.append(node)
+        self.document.chained = []
+        self.document.add_heading(node, self._depth_of(style))
+        return end
+
+    def _depth_of(self, style):
+        """Return how deep a section is whose title is marked in a style: new ones are deeper."""
+        styles, headings = self.document.styles, self.document.headings
+        current = headings[-1].depth if headings else 0
+        if style not in styles and current == len(styles):
+            styles.append(style)
+        if style not in styles or styles.index(style) > current:
+            self.document.errors += 1
+            return current + 1
+        return styles.index(style) + 1
+
+    def _read_rule(self, match, at):
+        """Read a transition, or a title with a line above it."""
+        line, title, under = self.lines[at], self._line(at + 1), self._line(at + 2)
+        if not title:
+            if len(line) < 4:
+                return None
+            self.document.errors += not self.sections
+            self._add(Node("hr"))
+            return at + 1
+        if under[:1] == line[0] and _RST_RULE.match(under) and not _RST_RULE.match(title):
+            wrong = under != line or _rst_width(title) > len(line)
+            if not wrong or len(line) >= 4:
+                return self._read_title(title, line[0] * 2, at + 3, wrong)
+        if len(line) < 4:
+            return None
+        self.document.errors += 1
+        self._add(Node("hr"))
+        return at + 1
+
+    def _read_definition(self, at):
+        block, end = _rst_indented(self.lines, at + 1)
+        term = Node("dt", self._inline(self.lines[at]))
+        self._add_to("definitions", "dl", [term, Node("dd", _rst_inner(self._inner(block)))])
+        return self._ended_definition(end)
+
+    def _ended_definition(self, end):
+        # an item may follow at once: a line with an indented one below it
+        return end if self._line(end + 1)[:1] == " " else self._ended(end)
+
+    def _read_quote(self, at):
+        """Read block quotes; an attribution ends one."""
+        block, end = _rst_indented(self.lines, at)
+        begin = 0
+        for place in range(1, len(block)):
+            if (not block[place - 1] and place - 1 > begin
+                    and _RST_ATTRIBUTION.match(block[place])):
+                last = place
+                while last + 1 < len(block) and block[last + 1]:
+                    last += 1
+                source = "\n".join(map(str.strip, block[place:last + 1]))
+                source = source[_RST_ATTRIBUTION.match(source).end():]
+                nodes = self._inner(block[begin:place - 1])
+                nodes.append(Node("p", ["— ", *self._inline(source)]))
+                self._add(Node("blockquote", nodes))
+                begin = last + 1
+        if any(block[begin:]):
+            self._add(Node("blockquote", self._inner(_rst_dedented(block[begin:]))))
+        return self._ended(end)
+
+    # -- lists
+
+    def _read_bullets(self, match, at):
+        mark, items = self.lines[at][0], []
+        while match and match[0][0] == mark:
+            block, end = _rst_item(self.lines, at, match.end())
+            items.append(self._inner(block))
+            at = self._skip_blank(end)
+            match = _RST_BULLET.match(self._line(at))
+        self._add(_rst_list("ul", items))
+        return self._ended(end)
+
+    def _read_enumerated(self, match, at):
+        first = _RstEnumerator.of(self.lines[at])
+        automatic = first is not None and first.text == "#"
+        sequence = "arabic" if automatic else first and first.sequence()
+        if not sequence:
+            return None
+        start = ordinal = 1 if automatic else first.ordinal(sequence)
+        enumerator, items, end = first, [], None
+        while enumerator and self._goes_on(at + 1, first.form, sequence, ordinal + 1):
+            block, end = _rst_item(self.lines, at, enumerator.width)
+            items.append(self._inner(block))
+            at = self._skip_blank(end)
+            enumerator = _RstEnumerator.of(self._line(at))
+            ordinal += 1
+            if enumerator and enumerator.text == "#" and enumerator.form == first.form:
+                automatic = True
+            elif automatic or not self._is_next(enumerator, first.form, sequence, ordinal):
+                enumerator = None
+        if not items:
+            return None
+        self._add(_rst_list("ol", items, {"start": str(start)} if start != 1 else {}))
+        return self._ended(end)
+
+    def _goes_on(self, at, form, sequence, ordinal):
+        """Return whether an enumerator is one by the line below it, rather than a text's start."""
+        line = self._line(at)
+        return line[:1] in ("", " ") or self._is_next(
+            _RstEnumerator.of(line), form, sequence, ordinal)
+
+    def _is_next(self, enumerator, form, sequence, ordinal):
+        return enumerator is not None and enumerator.form == form and (
+            enumerator.text == "#" or enumerator.ordinal(sequence) == ordinal)
+
+    def _read_field(self, match, at):
+        block, end = _rst_body(self.lines, at, match.end())
+        self._add_to("fields", "dl", [Node("dt", self._inline(match[1])),
+                                      Node("dd", _rst_inner(self._inner(block)))])
+        return end if _RST_FIELD.match(self._line(end)) else self._ended(end)
+
+    def _read_option(self, match, at):
+        block, end = _rst_body(self.lines, at, match.end())
+        if not any(block):
+            return None
+        self._add_to("options", "dl", [Node("dt", [Node("kbd", [match[1]])]),
+                                       Node("dd", _rst_inner(self._inner(block)))])
+        return end if _RST_OPTIONS.match(self._line(end)) else self._ended(end)
+
+    def _read_doctest(self, match, at):
+        end = at
+        while self._line(end):
+            end += 1
+        self._add(_rst_code(self.lines[at:end], "pycon"))
+        return end
+
+    def _read_line_block(self, match, at):
+        children = []
+        while self._line(at)[:1] == "|" and self._line(at)[:2] in ("|", "| "):
+            body, end = _rst_body(self.lines, at, 2, until_blank=True)
+            indent = len(self.lines[at]) - len(self.lines[at][1:].lstrip(" ")) - 2
+            children += [Node("br")] if children else []
+            children += ["\xa0" * (2 * max(indent, 0)), *self._inline(" ".join(body))]
+            at = end
+        self._add(Node("p", children))
+        return self._ended(at)
+
+    # -- tables
+
+    def _read_grid(self, match, at):
+        end = at
+        while self._line(end)[:1] in ("+", "|") and self._line(end):
+            end += 1
+        last = next((place for place in range(end - 1, at + 1, -1)
+                     if _RST_GRID_TOP.match(self.lines[place])), None)
+        if last is None:
+            return self._refuse(at, end)
+        rows, head = _RstGrid(self.lines[at:last + 1], self.document.deadline).rows()
+        if not rows:
+            return self._refuse(at, end)
+        self._add_table(rows, head)
+        return self._ended(last + 1)
+
+    def _read_simple_table(self, match, at):
+        top, borders, end = self.lines[at], [], None
+        for place in range(at + 1, len(self.lines)):
+            if _RST_TABLE_BORDER.match(self.lines[place]):
+                if len(self.lines[place]) != len(top):
+                    return self._refuse(at, place + 1)
+                borders.append(place)
+                if len(borders) == 2 or not self._line(place + 1):
+                    end = place
+                    break
+        if end is None:
+            self.document.errors += 1
+            if not borders:
+                end = at
+                while self._line(end):
+                    end += 1
+                return self._refuse(at, end)
+            end = borders[-1]
+        rows, head = _rst_simple_rows(self.lines[at:end + 1], self.document)
+        if not rows:
+            return self._refuse(at, end + 1)
+        self._add_table(rows, head)
+        return self._ended(end + 1)
+
+    def _add_table(self, rows, head):
+        """Add a table whose cells are lines."""
+        self._add(_rst_table([[cell._replace(content=_rst_inner(self._inner(cell.content)))
+                               for cell in row] for row in rows], head))
+
+    # -- explicit markup
+
+    def _read_explicit(self, match, at):
+        line = self.lines[at]
+        for pattern, read in _RST_EXPLICIT:
+            found = pattern.match(line)
+            if found:
+                end = read(self, found, at)
+                if end is not None:
+                    break
+        else:
+            if line == ".." and not self._line(at + 1):
+                return at + 1
+            _, end = _rst_body(self.lines, at, match.end())
+        following = self._line(end)
+        return end if following[:3] in ("..", ".. ", "__ ") else self._ended(end)
+
+    def _read_footnote(self, match, at):
+        block, end = _rst_body(self.lines, at, match.end())
+        term = Node("dt", [f"[{match[1]}]"], {"name": _rst_name(match[1])})
+        self.document.add_footnote(match[1], term)
+        self._add_to("footnotes", "dl", [term, Node("dd", _rst_inner(self._inner(block)))])
+        return end
+
+    def _read_target(self, match, at):
+        """Read `.. _name: where`; the name may be in backquotes, and may have more lines."""
+        body, end = _rst_body(self.lines, at, match.end(), until_blank=True)
+        text = _rst_escaped("\n".join(body))
+        if text.startswith("`"):
+            close = text.find("`:", 1)
+            name, rest = text[1:close], text[close + 2:]
+        else:
+            colon = _RST_TARGET_COLON.search(text)
+            close = colon.start() if colon else -1
+            name, rest = text[:close], text[close + 1:]
+        if close < 1:
+            return None
+        self._add_target(_rst_unescaped(name) if name != "_" else None, rest)
+        return end
+
+    def _read_anonymous(self, match, at):
+        body, end = _rst_body(self.lines, at, match.end(), until_blank=True)
+        self._add_target(None, _rst_escaped("\n".join(body)))
+        return end
+
+    def _add_target(self, name, text):
+        """Add a target for a name, or for the next reference without one."""
+        text = text.strip()
+        reference = text.endswith("_") and _RST_REFERENCE.match(text)
+        if not text:
+            target = _RstTarget(place=Node("", (), {"name": name or ""}))
+            self.nodes.append(target.place)
+        elif reference:
+            target = _RstTarget(name=_rst_name(_rst_unescaped(reference[1] or reference[2])))
+        else:
+            target = _RstTarget(url=_rst_url(text))
+        if name is None:
+            self.document.anonymous.append(target)
+            return
+        self.document.add_target(name, target)
+        if text:
+            for chained in self.document.chained:
+                self.document.targets[_rst_name(chained)] = target
+            self.document.chained = []
+        else:
+            self.document.chained.append(name)
+
+    def _read_substitution(self, match, at):
+        """Read `.. |name| directive:: arguments`."""
+        body, end = _rst_body(self.lines, at, match.end())
+        text = "\n".join(body)
+        found = _RST_SUBSTITUTION.match(text)
+        if not found:
+            return None
+        name = " ".join(_rst_unescaped(_rst_escaped(found[1])).split())
+        kind = found[2].lower()
+        directive = _RstDirective.of(kind, text[found.end():].split("\n"))
+        inline = _RstInline(self.document, " ".join(" ".join(
+            [*directive.arguments, *directive.content]).split()))
+        if kind == "image":
+            children = [self._image(directive, name)]
+        elif kind == "replace":
+            children = inline.read()
+        elif kind == "unicode":
+            children = [_rst_characters(directive.arguments)]
+        else:
+            self.document.errors += 1
+            return end
+        substitution = _RstSubstitution(children, len(text), inline.used)
+        for key in (name, name.casefold()):
+            self.document.substitutions.setdefault(key, substitution)
+        return end
+
+    # -- directives
+
+    def _read_directive(self, match, at):
+        block, end = _rst_body(self.lines, at, match.end())
+        name = match[1].lower()
+        read = _RST_DIRECTIVES.get(name)
+        nodes = read and read(self, _RstDirective.of(name, block))
+        if nodes is None:
+            self._refuse(at, end)
+        elif name == "image":
+            self._add_to("images", "p", nodes)
+        elif nodes:
+            self._add(*nodes)
+        return end
+
+    def _image(self, directive, name=None):
+        """Return an image, in a link if it has a target."""
+        source = "".join(" ".join(directive.arguments).split())
+        options = directive.options
+        alt = " ".join(options.get("alt", source if name is None else name).split())
+        image = Node("img", (), {"src": source, "alt": alt})
+        target = options.get("target", "")
+        if not target:
+            return image
+        link = Node("a", [image])
+        text = _rst_escaped(target)
+        reference = _RST_REFERENCE.match(text)
+        if reference:
+            name = _rst_name(_rst_unescaped(reference[1] or reference[2]))
+            self.document.references.append(_RstReference(link, name))
+        else:
+            link.attributes["href"] = _rst_url(text)
+        return link
+
+    def _read_image(self, directive):
+        self.document.errors += bool(directive.content)
+        return [self._image(directive)] if directive.arguments else None
+
+    def _read_figure(self, directive):
+        if not directive.arguments:
+            return None
+        return [Node("p", [self._image(directive)]), *self._inner(directive.content)]
+
+    def _read_code(self, directive):
+        language = "".join(directive.arguments[:1])
+        content = directive.arguments[1:] + directive.content
+        self.document.errors += len(directive.arguments) > 1
+        if not _RST_LANGUAGE.match(language):
+            self.document.errors += bool(language)
+            language = ""
+        return [_rst_code(content, language.lower())] if content else None
+
+    def _read_parsed_literal(self, directive):
+        return [Node("pre", self._inline("\n".join(directive.text)))] if directive.text else None
+
+    def _read_admonition(self, directive):
+        title = _RST_ADMONITIONS.get(directive.name)
+        self.document.errors += directive.name in _RST_OF_SPHINX
+        content = directive.text
+        if title is None:
+            title, content = " ".join(directive.arguments), directive.content
+        if not content:
+            return None
+        heading = Node("p", [Node("strong", self._inline(title))])
+        return [Node("blockquote", [heading, *self._inner(content)])]
+
+    def _read_rubric(self, directive):
+        return [Node("p", [Node("strong", self._inline(" ".join(directive.arguments)))])]
+
+    def _read_blockquote(self, directive):
+        quoted = _RstBlocks(self.document, self.depth + 1)
+        return quoted.read([" " + line if line else line for line in directive.text])
+
+    def _read_content(self, directive):
+        """Return what a directive contains that only gives it a class or a condition."""
+        self.document.errors += directive.name in _RST_OF_SPHINX
+        return self._inner(directive.text if directive.name == "compound" else directive.content)
+
+    def _read_ignored(self, directive):
+        return []
+
+    def _read_role(self, directive):
+        found = _RST_ROLE_MADE.match(" ".join(directive.arguments))
+        if not found:
+            return None
+        name, base = found[1].lower(), (found[2] or "").lower()
+        base = self.document.roles.get(base, base)
+        self.document.errors += base == "raw"
+        self.document.roles[name] = base or "inline"
+        return []
+
+    def _read_default_role(self, directive):
+        role = "".join(directive.arguments).lower() or "title-reference"
+        self.document.default_role = self.document.roles.get(role, role)
+        return []
+
+    def _titled(self, directive, nodes):
+        """Return nodes of a table, below the title that the directive gives it."""
+        title = " ".join(directive.arguments)
+        return [Node("p", [Node("strong", self._inline(title))]), *nodes] if title else nodes
+
+    def _read_table(self, directive):
+        nodes = self._inner(directive.content)
+        if [node.tag for node in nodes] != ["table"]:
+            return None
+        return self._titled(directive, nodes)
+
+    def _read_list_table(self, directive):
+        """Read a table that is a list of lists."""
+        nodes = self._inner(directive.content)
+        if [node.tag for node in nodes] != ["ul"]:
+            return None
+        rows = []
+        for item in nodes[0].children:
+            lists = item.children
+            if [getattr(node, "tag", "") for node in lists] != ["ul"]:
+                return None
+            rows.append([_RstCell(_rst_inner(cell.children)) for cell in lists[0].children])
+        if len(set(map(len, rows))) > 1:
+            self.document.errors += 1
+        return self._titled(directive, [_rst_table(
+            rows, directive.number("header-rows"), directive.number("stub-columns"))])
+
+    def _read_csv_table(self, directive):
+        """Read a table of comma-separated values that stand here: no file, no URL."""
+        options = directive.options
+        if not directive.content or "file" in options or "url" in options:
+            return None
+        delimiter, quote, escape = (
+            _RST_DELIMITERS.get(options[name], options[name]) if options.get(name) else default
+            for name, default in (("delim", ","), ("quote", '"'), ("escape", None)))
+        header = options.get("header", "")
+        try:
+            head, body = (list(csv.reader(
+                lines, delimiter=delimiter, quotechar=quote, escapechar=escape,
+                doublequote=escape is None, skipinitialspace=True, strict=True))
+                for lines in (header.split("\n") if header else [],
+                              [line + "\n" for line in directive.content]))
+        except (csv.Error, TypeError, ValueError):
+            return None
+        rows = [[_RstCell(_rst_inner(self._inner(cell.split("\n")))) for cell in row]
+                for row in head + body if row]
+        return self._titled(directive, [_rst_table(
+            rows, len(head) + directive.number("header-rows"), directive.number("stub-columns"))])
+
+
+_RST_OPTION_LINE = re.compile(_RST_FIELD.pattern + "(.*)")
+_RST_LANGUAGE = re.compile(r"[\w.+#-]{1,50}\Z")
+_RST_TARGET_COLON = re.compile(r"(?<!\0):(?=\s|\Z)")
+_RST_REFERENCE = re.compile(rf"(?s)(?:`([^`]+)`|({_RST_WORD}))_\Z")
+_RST_SUBSTITUTION = re.compile(rf"\|((?:[^|\\]|\\.)+)\|\s+({_RST_WORD})::(?: |\n|\Z)")
+_RST_ROLE_MADE = re.compile(rf"({_RST_WORD})\s*(?:\(\s*({_RST_WORD})\s*\))?\Z")
+_RST_DELIMITERS = {"tab": "\t", "space": " "}
+_RST_CODE_POINT = re.compile(r"(?i)(?:0x|x|\\x|U\+|\\u|&#x)([0-9a-f]{1,6});?\Z|([0-9]{1,7})\Z")
+
+
+def _rst_characters(lines):
+    """Return the text that the arguments of the directive `unicode` stand for."""
+    text = []
+    for word in re.split(r"(?:^|\s)\.\.(?:\s|$)", " ".join(lines))[0].split():
+        point = _RST_CODE_POINT.match(word)
+        number = int(point[1], 16) if point and point[1] else int(point[2]) if point else 0
+        text.append(chr(number) if 0 < number < 0x110000 else word)
+    return "".join(text)
+
+
+class _RstDirective(typing.NamedTuple):
+    """A directive: the lines of its arguments, {option: text}, and the lines of its content."""
+    name: str
+    arguments: list
+    options: dict
+    content: list
+
+    @classmethod
+    def of(cls, name, block):
+        """Return a directive with the lines after its name.
+
+        Options stand below the arguments, without a blank line; the content follows."""
+        begin = 0 if block[0] else 1
+        blank = next((at for at in range(begin, len(block)) if not block[at]), len(block))
+        first = next((at for at in range(begin, blank) if _rst_field(block[at])), blank)
+        options, at, name_of_option = {}, first, None
+        while at < blank:
+            field = _rst_field(block[at])
+            if field:
+                name_of_option = field[1].lower()
+                options[name_of_option] = field[2]
+            elif block[at][0] == " ":
+                options[name_of_option] += "\n" + block[at].strip()
+            else:
+                break
+            at += 1
+        return cls(name, block[begin:first], options, _rst_trimmed(block[at:]))
+
+    @property
+    def text(self):
+        """The content of a directive without arguments."""
+        return _rst_trimmed([*self.arguments, "", *self.content])
+
+    def number(self, option):
+        value = self.options.get(option, "")
+        return int(value) if value.isdecimal() and len(value) < 6 else 0
+
+
+def _rst_field(line):
+    """Return the match of an option's line, with its name and its value."""
+    return _RST_OPTION_LINE.match(line.strip())
+
+
+def _rst_trimmed(lines):
+    """Return lines without the blank ones at both ends."""
+    begin, end = 0, len(lines)
+    while begin < end and not lines[begin]:
+        begin += 1
+    while end > begin and not lines[end - 1]:
+        end -= 1
+    return lines[begin:end]
+
+
+_RST_ADMONITIONS = {
+    "note": "Note", "warning": "Warning", "tip": "Tip", "hint": "Hint", "important": "Important",
+    "attention": "Attention!", "caution": "Caution!", "danger": "Danger", "error": "Error",
+    "seealso": "See also", "todo": "To do", "versionadded": "New in version",
+    "versionchanged": "Changed in version", "deprecated": "Deprecated since version"}
+_RST_OF_SPHINX = frozenset(("seealso", "todo", "versionadded", "versionchanged", "deprecated",
+                            "only", "ifconfig", "rst-class", "cssclass"))
+_RST_DIRECTIVES = {
+    **dict.fromkeys([*_RST_ADMONITIONS, "admonition", "topic", "sidebar"],
+                    _RstBlocks._read_admonition),
+    **dict.fromkeys(("code", "code-block", "sourcecode"), _RstBlocks._read_code),
+    **dict.fromkeys(("epigraph", "highlights", "pull-quote"), _RstBlocks._read_blockquote),
+    **dict.fromkeys(("container", "compound", "class", "rst-class", "cssclass", "only",
+                     "ifconfig"), _RstBlocks._read_content),
+    **dict.fromkeys(("contents", "sectnum", "section-numbering", "meta", "target-notes",
+                     "header", "footer", "title"), _RstBlocks._read_ignored),
+    "image": _RstBlocks._read_image, "figure": _RstBlocks._read_figure,
+    "parsed-literal": _RstBlocks._read_parsed_literal, "rubric": _RstBlocks._read_rubric,
+    "role": _RstBlocks._read_role, "default-role": _RstBlocks._read_default_role,
+    "table": _RstBlocks._read_table, "list-table": _RstBlocks._read_list_table,
+    "csv-table": _RstBlocks._read_csv_table,
+}
+_RST_EXPLICIT = (
+    (re.compile(rf"\.\. +\[([0-9]+|#(?:{_RST_WORD})?|\*|{_RST_WORD})\](?: +|$)"),
+     _RstBlocks._read_footnote),
+    (re.compile(r"\.\. +_(?![ ]|$)"), _RstBlocks._read_target),
+    (re.compile(r"\.\. +(?=\|[^ |])"), _RstBlocks._read_substitution),
+    (re.compile(rf"\.\. +({_RST_WORD}) ?::(?: +|$)"), _RstBlocks._read_directive),
+)
+_RST_BLOCKS = (
+    (_RST_BULLET, _RstBlocks._read_bullets),
+    (_RST_ENUMERATOR, _RstBlocks._read_enumerated),
+    (_RST_FIELD, _RstBlocks._read_field),
+    (_RST_OPTIONS, _RstBlocks._read_option),
+    (re.compile(r">>>(?: +|$)"), _RstBlocks._read_doctest),
+    (re.compile(r"\|(?: +|$)"), _RstBlocks._read_line_block),
+    (_RST_GRID_TOP, _RstBlocks._read_grid),
+    (_RST_TABLE_TOP, _RstBlocks._read_simple_table),
+    (re.compile(r"\.\.(?: +|$)"), _RstBlocks._read_explicit),
+    (re.compile(r"__(?: +|$)"), _RstBlocks._read_anonymous),
+    (_RST_RULE, _RstBlocks._read_rule),
+)
+
+
+# -- reStructuredText: tables
+
+
+class _RstCell(typing.NamedTuple):
+    """A cell: its lines, or the nodes of these, and how many columns and rows it spans."""
+    content: list
+    columns: int = 1
+    rows: int = 1
+
+
+def _rst_table(rows, head, stubs=0):
+    """Return a table. The first rows are its head; the first cells of others, the stubs, too."""
+    made = [Node("tr", [_rst_cell(cell, "th" if at < head or place < stubs else "td")
+                        for place, cell in enumerate(row)]) for at, row in enumerate(rows)]
+    parts = [Node("thead", made[:head])] if head else []
+    return Node("table", parts + [Node("tbody", made[head:])] if made[head:] else parts)
+
+
+def _rst_cell(cell, tag):
+    spans = {"colspan": cell.columns, "rowspan": cell.rows}
+    return Node(tag, cell.content, {name: str(n) for name, n in spans.items() if n > 1})
+
+
+class _RstGrid:
+    """A table that is drawn with `+`, `-`, `|` and, below its head, `=`."""
+
+    def __init__(self, lines, deadline):
+        self.deadline = deadline
+        self.lines = [_rst_padded(line) for line in lines]
+        heads = [at for at, line in enumerate(self.lines) if _RST_GRID_HEAD.match(line)]
+        self.head = heads[0] if len(heads) == 1 else 0
+        if self.head:
+            self.lines[self.head] = self.lines[self.head].replace("=", "-")
+        self.bottom, self.right = len(self.lines) - 1, len(self.lines[0]) - 1
+
+    def rows(self):
+        """Return the rows, with their cells' lines, and how many are the head; none if broken."""
+        if any(len(line) != self.right + 1 or line[-1] not in "+|" for line in self.lines):
+            return [], 0
+        cells = self._cells()
+        if not cells:
+            return [], 0
+        tops = sorted({top for top, _, _, _ in cells} | {self.bottom})
+        lefts = sorted({left for _, left, _, _ in cells} | {self.right})
+        row_of, column_of = ({place: number for number, place in enumerate(places)}
+                             for places in (tops, lefts))
+        rows = [[] for _ in tops[:-1]]
+        for top, left, bottom, right in sorted(cells):
+            if bottom not in row_of or right not in column_of:
+                return [], 0
+            lines = [line[left + 1:right].replace("\0", "").rstrip()
+                     for line in self.lines[top + 1:bottom]]
+            rows[row_of[top]].append(_RstCell(
+                _rst_trimmed(_rst_dedented(lines)), column_of[right] - column_of[left],
+                row_of[bottom] - row_of[top]))
+        return rows, row_of.get(self.head, 0)
+
+    def _cells(self):
+        """Return (top, left, bottom, right) of all cells; none if they don't fill the table."""
+        cells, corners = [], [(0, 0)]
+        done = [0] * self.right         # the row down to which each column is filled
+        while corners:
+            top, left = heapq.heappop(corners)
+            if top == self.bottom or left == self.right or top < done[left]:
+                continue
+            self.deadline.check()
+            found = self._end_of_cell(top, left)
+            if not found:
+                continue
+            bottom, right = found
+            if any(row != top for row in done[left:right]):
+                return []
+            done[left:right] = [bottom] * (right - left)
+            cells.append((top, left, bottom, right))
+            heapq.heappush(corners, (top, right))
+            heapq.heappush(corners, (bottom, left))
+        return cells if all(row == self.bottom for row in done) else []
+
+    def _end_of_cell(self, top, left):
+        """Return the lower right corner of a cell with its upper left corner; None without one."""
+        if self.lines[top][left] != "+":
+            return None
+        depth = top + 1
+        while depth <= self.bottom and self.lines[depth][left] in "|+":
+            depth += 1
+        for right in range(left + 1, self.right + 1):
+            mark = self.lines[top][right]
+            if mark == "+":
+                self.deadline.check()
+                bottom = self._bottom_of_cell(top, left, right, depth)
+                if bottom:
+                    return bottom, right
+            elif mark != "-":
+                return None
+        return None
+
+    def _bottom_of_cell(self, top, left, right, depth):
+        for bottom in range(top + 1, depth):
+            line = self.lines[bottom]
+            if line[right] == "+" and line[left] == "+" and not line[left:right].strip("-+"):
+                return bottom
+            if line[right] not in "|+":
+                return None
+        return None
+
+
+def _rst_padded(line):
+    """Return a line in which a NUL follows each character that is two columns wide."""
+    if line.isascii():
+        return line
+    return "".join(character + "\0" if unicodedata.east_asian_width(character) in "WF" else
+                   character for character in line if not unicodedata.combining(character))
+
+
+def _rst_simple_rows(lines, document):
+    """Return the rows of a simple table and how many are its head; none if it is broken."""
+    columns = _rst_columns(lines[0], "=")
+    lines = [_rst_padded(line) for line in lines]
+    rows, head, pending = [], 0, []
+
+    def end_row(spans):
+        if pending:
+            rows.append(_rst_simple_row(pending, columns, spans, document))
+
+    for at, line in enumerate(lines[1:], 1):
+        border = _RST_TABLE_BORDER.match(line)
+        if border or _RST_TABLE_SPANS.match(line):
+            end_row(_rst_columns(line, "=" if border else "-"))
+            pending = []
+            head = len(rows) if border and at < len(lines) - 1 else head
+        elif line[:columns[0][1]].strip():
+            end_row(columns)
+            pending = [line]
+        elif pending:
+            pending.append(line)
+    return ([], 0) if None in rows else (rows, head)
+
+
+def _rst_columns(line, mark):
+    """Return (begin, end) of the columns that a border or a row's spans draw."""
+    return [found.span() for found in re.finditer(re.escape(mark) + "+", line)]
+
+
+def _rst_simple_row(lines, columns, spans, document):
+    """Return a row's cells; None if its text or its spans do not fit the columns."""
+    starts = {begin: at for at, (begin, _) in enumerate(columns)}
+    ends = {end: at for at, (_, end) in enumerate(columns)}
+    cells, after = [], 0
+    for begin, end in spans:
+        document.deadline.check()
+        if begin not in starts or end not in ends or starts[begin] != after:
+            return None
+        after = ends[end] + 1
+        if after < len(columns):
+            following = columns[after][0]
+            if any(line[end:following].strip() for line in lines):
+                return None
+        else:
+            end = None      # the last column has no right edge
+
+        content = _rst_trimmed([line[begin:end].replace("\0", "").rstrip() for line in lines])
+        if not content:
+            document.count_empty_cell()
+        cells.append(_RstCell(_rst_dedented(content), after - starts[begin]))
+    return cells if after == len(columns) else None
 
 
 # -- descriptions of releases
