@@ -43,7 +43,7 @@ interop:
 	rm -rf .interop
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
-	$(CLIENTS)/bin/python -m pip install --quiet pytest uv twine devpi-client tox sphinx
+	$(CLIENTS)/bin/python -m pip install --quiet pytest uv twine devpi-client tox sphinx cmarkgfm
 	$(PYTHON) -m venv $(DEVPI_SERVER)
 	$(DEVPI_SERVER)/bin/python -m pip install --quiet devpi-server devpi-tokens
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then \

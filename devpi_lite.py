@@ -24013,8 +24013,8 @@ def description_format(text, content_type):
     The content type, of whatever case and with whatever parameters, may be missing or unknown."""
     message = email.message.Message()
     message["Content-Type"] = one_line(content_type or "")
-    known = _FORMATS.get(message.get_content_type()) if message["Content-Type"] else None
-    return known or _guessed_format(text)
+    kind = message.get_params()[0][0].lower()       # `get_content_type` makes text/plain of "x"
+    return _FORMATS.get(kind) or _guessed_format(text)
 
 
 _FORMATS = {"text/markdown": "markdown", "text/x-markdown": "markdown", "text/x-rst": "rst",
