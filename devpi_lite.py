@@ -21332,7 +21332,7 @@ _FENCE = re.compile("`{3,}|~{3,}")
 _HEADING = re.compile(r"#{1,6}(?=[ \t]|\Z)")
 _LIST_MARK = re.compile(r"(?:([-+*])|([0-9]{1,9})([.)]))(?=[ \t]|\Z)")
 _COLUMN = re.compile(r"(:?)-+(:?)\Z")
-_TASK = re.compile(r"\[([ xX])\](?:[ \t]+|\Z)")
+_TASK = re.compile(r"\[([ xX])\][ \t]+")
 _UNLIMITED_HTML = (         # how HTML blocks begin that blank lines do not end, and what ends them
     (re.compile(r"<(?:script|pre|style|textarea)(?=[\s>]|\Z)", re.IGNORECASE),
      re.compile("</(?:script|pre|style|textarea)>", re.IGNORECASE)),
@@ -21594,7 +21594,7 @@ class _BlockReader:
 
     def _begin_table(self, line):
         """Begin a table with the last line of the paragraph, if this one tells its columns."""
-        if not self._is_open("paragraph"):
+        if not self._is_open("paragraph") or not self.leaf.lines:
             return None
         columns = [_COLUMN.match(cell) for cell in _cells(line.body)]
         paragraph = self.leaf
@@ -21848,8 +21848,7 @@ class _InlineReader:
         end, mark = _RUN.match(self.text, at).end(), self.text[at]
         if mark == "~" and end - at > 2:
             return self._literal(at, end)
-        before = self.text[at - 1] if at else " "
-        after = self.text[end] if end < len(self.text) else " "
+        before, after = self._around(at, end)
         is_left = not after.isspace() and (
             not _is_punctuation(after) or before.isspace() or _is_punctuation(before))
         is_right = not before.isspace() and (
@@ -21864,6 +21863,14 @@ class _InlineReader:
         self.items.append(delimiter)
         self.delimiters.append(delimiter)
         return end
+
+    def _around(self, start, end):
+        """Return the characters around a run, which are no "~" (as GitHub has it)."""
+        while start and self.text[start - 1] == "~":
+            start -= 1
+        while self.text.startswith("~", end):
+            end += 1
+        return self.text[start - 1:start] or " ", self.text[end:end + 1] or " "
 
     def _image(self, at):
         if not self.text.startswith("[", at + 1):

@@ -67,9 +67,9 @@ def source(markdown):
     ("-     code\n10. b", "<ul><li><pre><code>code\n</code></pre></li></ul>"
                           '<ol start="10"><li>b</li></ol>'),
     ("-a\n1.b\n1234567890. c", "<p>-a\n1.b\n1234567890. c</p>"),
-    ("- [ ] todo\n- [x] done\n- [y] no",
+    ("- [ ] todo\n- [x] done\n- [y] no\n- [x]",
      '<ul><li><input type="checkbox" disabled> todo</li>'
-     '<li><input type="checkbox" disabled checked> done</li><li>[y] no</li></ul>'),
+     '<li><input type="checkbox" disabled checked> done</li><li>[y] no</li><li>[x]</li></ul>'),
     # tables
     ("|a|b|c|\n|:-|:-:|-:|\n|1|`x\\|y`|\n| *2* | | | 4 |\n\nend",
      '<table><thead><tr><th align="left">a</th><th align="center">b</th><th align="right">c</th>'
@@ -79,6 +79,7 @@ def source(markdown):
     ("text\na | b\n- | -", "<p>text\na | b</p><ul><li>| -</li></ul>"),
     ("text\na | b\n--- | ---\n> q", "<p>text</p><table><thead><tr><th>a</th><th>b</th></tr></thead>"
                                     "</table><blockquote><p>q</p></blockquote>"),
+    ("[x]: https://x.example\n---\n[y]: https://x.example\n-|-", "<hr><p>-|-</p>"),
     ("a | b\n--- | --- | ---", "<p>a | b\n--- | --- | ---</p>"),
 ])
 def test_blocks(markdown, page):
@@ -98,6 +99,7 @@ def test_blocks(markdown, page):
     ("**a*b **c", "**a*b **c"),
     ('a**"b"**c', 'a**&quot;b&quot;**c'),
     ("*foo**bar**baz*", "<em>foo<strong>bar</strong>baz</em>"),
+    ("**~~a~~**b *~~c*~~", "<strong><del>a</del></strong>b <em>~~c</em>~~"),
     ("~~a~~ ~b~ ~~~c~~~ ~~d~", "<del>a</del> <del>b</del> ~~~c~~~ ~~d~"),
     ("`a*b*` `` ` `` ` ` `x  \ny` `open", "<code>a*b*</code> <code>`</code> <code> </code> "
                                           "<code>x   y</code> `open"),
