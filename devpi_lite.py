@@ -24034,6 +24034,8 @@ _MARKDOWN_SIGNS = re.compile(r"\]\(|^#{1,6} +\S|^ *```(?!`)|^ *~~~ ?\w", re.MULT
 
 def _guessed_format(text):
     """Return the format of a text by how many constructs it has that mean nothing in the other."""
+    if len(text) > Limits.description:
+        return "plain"
     rst, markdown = len(_RST_SIGNS.findall(text)), len(_MARKDOWN_SIGNS.findall(text))
     if markdown > rst:
         return "markdown"

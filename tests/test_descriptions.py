@@ -294,7 +294,7 @@ def test_random_texts_keep_to_the_list():
         "](", "![", "- ", "1. ", "> ", "```", "\n\n", "    ", "<b>", "</b>", "<p>", "</p>", "<a href='https://x.example'>",
         "</a>", "<td>", "<li>", "<details>", "<div align=center>", "</div>", "&amp;", "|-|-|\n", "[x]: https://x.example\n", "[x]",
         "https://x.example", "www.x.example", "a@x.example", "word", "é", "🚀"]
-    for seed in range(400):
+    for seed in range(300):
         draw = random.Random(seed)
         markdown = "".join(draw.choice(pieces) for _ in range(draw.randrange(1, 60)))
         page = d.render_markdown(markdown, seed % 2 == 0)
@@ -385,6 +385,11 @@ def test_without_a_known_content_type_its_looks_tell_it(content_type):
     assert d.description_format("a\n\n```sh\nx\n```\n", content_type) == "markdown"
     assert d.description_format(RST, content_type) == "rst"
     assert d.description_format("T\n=\n\nuse it::\n\n    # not a heading\n", content_type) == "rst"
+
+
+def test_the_looks_of_a_text_beyond_the_limits_are_not_studied(monkeypatch):
+    monkeypatch.setattr(d.Limits, "description", len(MARKDOWN) - 1)
+    assert d.description_format(MARKDOWN, None) == "plain"
 
 
 def test_a_description_is_rendered_by_its_format():
