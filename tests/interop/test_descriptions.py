@@ -19,6 +19,9 @@ cmarkgfm = pytest.importorskip("cmarkgfm")
 readme_rst = pytest.importorskip("readme_renderer.rst")
 
 DESCRIPTIONS = 80       # that must be there at least, both formats together
+# what docutils makes of quotes and dashes, and the directives that make lists and numbers out of headings
+PLAIN = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "–": "--", "—": "---", "…": "..."})
+GENERATED = re.compile(r"^\.\. (?:contents|sectnum|section-numbering)::.*\n(?: +\S.*\n)*", re.MULTILINE)
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 
@@ -29,7 +32,7 @@ def descriptions(form):
         metadata = email.message_from_string(path.read_text(encoding="utf-8", errors="replace"))
         text = metadata.get_payload()
         if len(text) > 100 and d.description_format(text, metadata["Description-Content-Type"]) == form:
-            found[d.normalize(metadata["Name"])] = text
+            found[d.normalize(metadata["Name"])] = GENERATED.sub("", text) if form == "rst" else text
     return found
 
 
@@ -75,7 +78,7 @@ class Facts(html.parser.HTMLParser):
 
     def end(self, element):
         tag, text, url, _ = element
-        kind = self.KINDS[tag]
+        kind, text = self.KINDS[tag], text.translate(PLAIN)
         text = re.sub(r"</?[A-Za-z!][^<>]*>|\[image: [^\]]*\]", "", text)      # tags that are shown as text; images
         text = text.strip("\n") if kind == "code" else " ".join(text.split())
         if kind == "link" and re.match("https?://.|mailto:", url or ""):
