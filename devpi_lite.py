@@ -1147,6 +1147,8 @@ class Settings:
     webhook_retry: float = option(
         "webhook-retry", _seconds, 10.0,
         "seconds before a webhook is tried again; doubled each time")
+    web_login: bool = option(
+        "no-web-login", None, True, "no log-in on web pages: they only show")
     full_text: bool = option(
         "no-full-text", None, True, "search by simple comparison, as where SQLite has no FTS5")
     audit_rows: int = option("audit-rows", _positive, 100000, "rows that the audit log keeps")
@@ -1528,6 +1530,10 @@ class Limits:
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password is not hashed again
     session = 36000                 # seconds that a session token is valid
+    ended_sessions = 10000          # of web pages, that are remembered one by one
+    login_form = 3600               # seconds that the form to log in can be sent
+    notice = 60                     # seconds until a notice on what was done is no longer shown
+    notice_size = 1500              # characters of a notice
     failed_logins = 5               # of one account from one address, before waits begin
     longest_login_wait = 60
     # to all accounts; then one in `address_pause` seconds
@@ -2503,7 +2509,7 @@ SCHEMA = """
 -- time of its last response; epoch and term: see `history`; fenced: why a primary takes no
 -- changes; accepted_term: replicas of a lower term may have what this primary lost; former_url:
 -- of the server that was the primary before this one; secret_id: what the secret is known by, see
--- `settle_secret`
+-- `settle_secret`; on sessions: see `Sessions`
 CREATE TABLE node (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 
 -- AUTOINCREMENT: no id is used twice, so an id that was read before a change can't name another row
@@ -7174,42 +7180,146 @@ def derived_keys(secret, purpose):
     return tuple(hmac.new(each, purpose, "sha256").digest() for each in secret)
 
 
+class TextSigner:
+    """Signs texts for one purpose, so that a text of another purpose does not fit.
+
+    `secret`: see `derived_keys`."""
+
+    def __init__(self, secret, purpose):
+        self.keys = derived_keys(secret, purpose)
+
+    def mac(self, data):
+        """The signature of bytes: an HMAC-SHA256 in base64url."""
+        return _base64url(hmac.new(self.keys[0], data, "sha256").digest())
+
+    def fits(self, data, mac):
+        """Whether a text is the signature of bytes."""
+        try:
+            mac = _from_base64url(mac)
+        except ValueError:
+            return False
+        # a list: all are compared, whichever fits
+        return any([hmac.compare_digest(mac, hmac.new(key, data, "sha256").digest())
+                    for key in self.keys])
+
+    def sign(self, value):
+        """A JSON value as a signed text: base64url of the JSON, a dot, its signature."""
+        payload = json.dumps(value).encode()
+        return f"{_base64url(payload)}.{self.mac(payload)}"
+
+    def read(self, text):
+        """The value in a signed text; None if the signature does not fit."""
+        payload, dot, mac = text.partition(".")
+        try:
+            payload = _from_base64url(payload)
+        except ValueError:
+            return None
+        return json.loads(payload) if dot and self.fits(payload, mac) else None
+
+
 class Tokens:
     """Session tokens: devpi's POST /+login gives one for a password."""
 
     def __init__(self, users, secret):
-        self.users, self.keys = users, derived_keys(secret, b"devpi_lite session")
+        self.users, self.signer = users, TextSigner(secret, b"devpi_lite session")
 
     def issue(self, account):
-        """A token: base64url of JSON [user, generation, end], a dot, base64url of an HMAC-SHA256
-        of that JSON."""
-        end = int(time.time()) + Limits.session
-        payload = json.dumps([account.name, account.generation, end]).encode()
-        return f"{_base64url(payload)}.{_base64url(self._mac(self.keys[0], payload))}"
-
-    @staticmethod
-    def _mac(key, payload):
-        return hmac.new(key, payload, "sha256").digest()
+        """A token: [user, generation, end], signed."""
+        return self.signer.sign(
+            [account.name, account.generation, int(time.time()) + Limits.session])
 
     def check(self, user, token):
         """The identity of a token of that user, or None."""
-        payload, dot, mac = token.partition(".")
-        if not dot:
+        found = self.signer.read(token)
+        if found is None:
             return None
-        try:
-            payload, mac = _from_base64url(payload), _from_base64url(mac)
-        except ValueError:
-            return None
-        # a list: all are compared, whichever fits
-        if not any([hmac.compare_digest(mac, self._mac(key, payload)) for key in self.keys]):
-            return None
-        name, generation, end = json.loads(payload)
+        name, generation, end = found
         account = self.users.find(name)
         left = end - time.time()
         if name != user or account is None or account.generation != generation \
                 or not 0 < left <= Limits.session:
             return None
         return Identity(user, expires=time.monotonic() + left)
+
+
+class Session(typing.NamedTuple):
+    """What the cookie of a log-in on the web pages says."""
+    user: str
+    generation: str         # of the account
+    end: int                # time.time()
+    id: str
+    issuer: str             # the uuid of the server at which the user logged in
+
+    @property
+    def identity(self):
+        return Identity(self.user, expires=time.monotonic() + self.end - time.time())
+
+
+class Sessions(Part):
+    """Log-ins on the web pages.
+
+    A session is a signed cookie, which a restart does not end. It ends with its time, with its
+    user, with the user's password, and when the user logs out: the table `node` then has a row
+    `ended session ID`. It holds at the server that issued it alone, and through that, if it is a
+    replica, at its primary: so logging out needs no word to other servers."""
+
+    def __init__(self, store, users, secret):
+        self.store, self.users = store, users
+        self.cookies, self.forms, self.notices = (
+            TextSigner(secret, b"devpi_lite " + purpose)
+            for purpose in (b"web session", b"web form", b"web notice"))
+        # browsers send a cookie to all ports of a host: servers with other secrets have other names
+        self.cookie_name = "devpi_lite_" + hashlib.sha256(self.cookies.keys[0]).hexdigest()[:8]
+        self.ended = {key[len(_ENDED):]: int(value) for key, value in store.node.items()
+                      if key.startswith(_ENDED)}
+        self.valid_from = int(store.node.get(_VALID_FROM, 0))
+
+    def issue(self, account, issuer=None):
+        """A new session as a cookie's value; `issuer`: by default this server."""
+        return self.cookies.sign(Session(
+            account.name, account.generation, int(time.time()) + Limits.session,
+            secrets.token_hex(12), issuer or self.store.node["uuid"]))
+
+    def check(self, text):
+        """The `Session` of a cookie's value; None if it has ended, or if it is none."""
+        found = self.cookies.read(text)
+        if found is None:
+            return None
+        session = Session(*found)
+        account = self.users.find(session.user)
+        left = session.end - time.time()
+        if account is None or account.generation != session.generation \
+                or session.id in self.ended or not 0 < left <= Limits.session \
+                or session.end < self.valid_from + Limits.session:
+            return None
+        return session
+
+    def log_out(self, session):
+        """End a session; beyond `Limits.ended_sessions`, all of now."""
+        self.ended[session.id] = session.end
+        facts = {_ENDED + session.id: str(session.end)}
+        if len(self.ended) > Limits.ended_sessions:
+            facts = {_ENDED + id_: None for id_ in self.ended}
+            self.valid_from, self.ended = int(time.time()) + 1, {}
+            facts[_VALID_FROM] = str(self.valid_from)
+        if not self.store.read_only:        # there it lasts until the server stops
+            self.store.set_facts(**facts)
+
+    def clean(self, change):
+        past = [id_ for id_, end in self.ended.items() if end < time.time()]
+        change.executemany("DELETE FROM node WHERE key = ?", [(_ENDED + id_,) for id_ in past])
+        for id_ in past:
+            self.ended.pop(id_, None)
+
+    def form_token(self, id_):
+        """What a form of a session has to hold, which pages of others can't know."""
+        return self.forms.mac(id_.encode())
+
+    def fits_form(self, id_, token):
+        return self.forms.fits(id_.encode(), token)
+
+
+_ENDED, _VALID_FROM = "ended session ", "sessions are valid from"
 
 
 class PasswordMemory:
@@ -18023,9 +18133,9 @@ def message_response(message, status=200):
     return json_response({"message": message}, status)
 
 
-def redirect(location):
-    return Response(302, [("Location", location), ("Content-Type", "text/plain; charset=utf-8")],
-                    b"")
+def redirect(location, status=302):
+    return Response(status, [("Location", location),
+                             ("Content-Type", "text/plain; charset=utf-8")], b"")
 
 
 def problem_response(problem, accept, kind):
@@ -18079,6 +18189,9 @@ def _is_own_host(host, outside_name):
         or ip_of(name) is not None
 
 
+NOTICE = "devpi_lite_notice"        # the name of a cookie
+
+
 class kept_property:
     """A property that is computed once for each object.
 
@@ -18106,6 +18219,10 @@ def is_loopback(text):
     return ip is not None and ip.is_loopback
 
 
+# how a client may say who it is: in headers, also by the session of a browser, or only by that
+HEADERS, ANY_PROOF, SESSION = "headers", "any", "session"
+
+
 class Request:
     """A request as endpoints see it."""
 
@@ -18123,6 +18240,7 @@ class Request:
         connection.owner = connection.address
         self.index_path = ""        # user/name of what the path names as an index, see `dispatch`
         self.project = ""           # its normal name, once the index is found
+        self.proof = HEADERS        # how the client may say who it is: see `Audience`
 
     def path_in(self, uri):
         """The path below our root that another URI names, decoded as this request's own."""
@@ -18241,13 +18359,24 @@ class Request:
         """Whether the client is on this machine, as far as proxies tell.
 
         A proxy that names the client in a header that does not count hides another machine."""
+        return is_loopback(self.address) and not self._is_hidden
+
+    @property
+    def _is_hidden(self):
         counts = self.app.settings.real_ip_header
-        hidden = any(
+        return any(
             name in self.headers and name != counts
             and (counts not in self.headers
                  or not is_loopback(self.header(name).rpartition(",")[2].strip()))
             for name in ("x-real-ip", "x-forwarded-for", "forwarded"))
-        return is_loopback(self.address) and not hidden
+
+    @property
+    def is_confidential(self):
+        """Whether nobody on the way can read what the browser sends: it is https, or does not leave
+        the browser's machine."""
+        url = urllib.parse.urlsplit(self.base_url)
+        own = url.hostname == "localhost" or is_loopback(url.hostname or "")
+        return url.scheme == "https" or own and not self._is_hidden
 
     @kept_property
     def base_url(self):
@@ -18286,7 +18415,15 @@ class Request:
     def identity(self):
         """The user, from X-Devpi-Auth if it can be read, else from Basic credentials [W5.4, W5.5].
 
+        On web pages from the session, if there is one; in forms from nothing else. No cookie counts
+        where programs send JSON or files: a page elsewhere could make a browser send one.
+
         Busy if the password can't be checked now."""
+        if self.proof != HEADERS and self.session:
+            self.connection.owner = self.session.user
+            return self.session.identity
+        if self.proof == SESSION:
+            return NOBODY
         credentials = (decode_credentials(self.header("x-devpi-auth"))
                        if "x-devpi-auth" in self.headers else None)
         if credentials is None:
@@ -18305,6 +18442,39 @@ class Request:
             # for the response that says so, and for its line in the access log
             self.__dict__["identity"] = NOBODY
             raise
+
+    def cookie(self, name):
+        """The value of a cookie, or ""."""
+        for pair in self.header("cookie").split(";"):
+            key, _, value = pair.strip().partition("=")
+            if key == name:
+                return value
+        return ""
+
+    def set_cookie(self, name, value, seconds):
+        """The header that has a browser send a cookie to this server alone, and to no script."""
+        url = urllib.parse.urlsplit(self.base_url)
+        return ("Set-Cookie", f"{name}={value}; Path={urllib.parse.quote(url.path) or '/'}; "
+                f"Max-Age={seconds}; HttpOnly; SameSite=Strict"
+                + ("; Secure" if url.scheme == "https" else ""))
+
+    @kept_property
+    def session(self):
+        """The `Session` of somebody who has logged in on the web pages, or None."""
+        app = self.app
+        if "cookie" not in self.headers or not app.settings.web_login:
+            return None
+        session = app.sessions.check(self.cookie(app.sessions.cookie_name))
+        if session and session.issuer != app.store.node["uuid"] and not self.is_relayed:
+            return None
+        return session
+
+    @kept_property
+    def notice(self):
+        """What a form has just done: (text, text of a link or "", its path); None for nothing."""
+        text = self.cookie(NOTICE) if "cookie" in self.headers else ""
+        found = self.app.sessions.notices.read(text) if text else None
+        return found[1:] if found and found[0] > time.time() else None
 
     @kept_property
     def replica(self):
@@ -18329,7 +18499,12 @@ class Request:
 
         The user may be deleted by then, or the password changed."""
         if time.monotonic() - self.began > 0.5:
-            self.__dict__.pop("identity", None)
+            self.forget_identity()
+
+    def forget_identity(self):
+        """Have the next use of the identity find it anew."""
+        self.__dict__.pop("identity", None)
+        self.__dict__.pop("session", None)
 
     @property
     def known_user(self):
@@ -18350,7 +18525,8 @@ class Request:
 
     @property
     def has_credentials(self):
-        return "authorization" in self.headers or "x-devpi-auth" in self.headers
+        return "authorization" in self.headers or "x-devpi-auth" in self.headers \
+            or self.proof != HEADERS and self.session is not None
 
     def refuse(self, problem):
         """Raise `problem`; TooManyLogins (429) if the credentials were not checked at all."""
@@ -18427,6 +18603,12 @@ class Request:
     @property
     def content_type(self):
         return self.header("content-type").partition(";")[0].strip().lower()
+
+    @property
+    def here(self):
+        """The request's path and query, as links on web pages have them."""
+        query = self.target.partition("?")[2]
+        return self.href(self.path[1:]) + (f"?{query}" if query else "")
 
     @property
     def is_browser(self):
@@ -18965,13 +19147,13 @@ addEventListener("keydown", e => {
 """
 
 
-def _packed(text):
+def packed(text):
     """A style or script without its line breaks and indentation: fewer bytes on each page."""
     return Html("".join(line.strip() + ("" if line.endswith((",", ";", "{", "}")) else "\n")
                         for line in text.strip().splitlines()))
 
 
-STYLE, SCRIPT = _packed(_STYLE), _packed(_SCRIPT)
+STYLE, SCRIPT = packed(_STYLE), packed(_SCRIPT)
 
 
 def _source_hash(text):
@@ -18980,9 +19162,10 @@ def _source_hash(text):
     return f"'sha256-{digest}'"
 
 
-def _content_policy(style, images="'self' data:", connects="'none'"):
+def _content_policy(style, images="'self' data:", connects="'none'", script=""):
+    scripts = " ".join(map(_source_hash, filter(None, (SCRIPT, script))))
     return ("default-src 'none'; "
-            f"style-src {_source_hash(style)}; script-src {_source_hash(SCRIPT)}; "
+            f"style-src {_source_hash(style)}; script-src {scripts}; "
             f"img-src {images}; connect-src {connects}; form-action 'self'; frame-src 'self'; "
             "frame-ancestors 'none'; base-uri 'none'")
 
@@ -19004,6 +19187,36 @@ def crumbs_to(path):
     """The way to `alice/dev/pluggy`: one `Crumb` for each of its parts."""
     parts = path.split("/")
     return [Crumb(part, "/".join(parts[:number])) for number, part in enumerate(parts, 1)]
+
+
+def form_start(request, path):
+    """The begin of a form that only this session can send: `path` is that of its POST."""
+    token = request.session and request.app.sessions.form_token(request.session.id)
+    return markup('<form method="post" action="{}">'
+                  '<input type="hidden" name="csrf" value="{}">', path, token)
+
+
+def _account(request):
+    """The end of a page's head: who has logged in, or where to do that."""
+    if not request.app.settings.web_login:
+        return ""
+    if request.session is None:
+        back = request.here if request.method in ("GET", "HEAD") else ""
+        if request.path == "/+login":
+            back = request.query.get("next", "")
+        return link(request.href("+login", next=back), "Log in")
+    return markup("{}{}<button>Log out</button></form>",
+                  link(request.href(request.session.user), request.session.user),
+                  form_start(request, request.href("+logout")))
+
+
+def _notice(request):
+    """What a form has just done, above the page that follows."""
+    if request.notice is None:
+        return ""
+    text, label, path = request.notice
+    return markup('<p class="note good" role="status">{} {}</p>', text,
+                  link(path, label) if label else "")
 
 
 def framed(request, title, body, crumbs=(), feed="", refresh=0):
@@ -19047,30 +19260,38 @@ def framed(request, title, body, crumbs=(), feed="", refresh=0):
         refresh=when(refresh, '<meta http-equiv="refresh" content="{}">', refresh),
         style=STYLE, home=href(""), search=href("+search"),
         query=request.query.get("query", "") if request.path == "/+search" else "",
-        kind=kind, status=href("+status"), word=word, account="", way=way, banner=banner,
+        kind=kind, status=href("+status"), word=word, account=_account(request), way=way,
+        banner=joined((banner, _notice(request))),
         body=body, version=__version__, script=SCRIPT,
         footer=joined((link(href("+help"), "Help"), link(href("+searchhelp"), "Search syntax"),
                        link(href("+status"), "Status"), link(href("+api"), "API"))))
 
 
 def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, status=200, tags=None,
-                  expires=0):
+                  expires=0, script=""):
     """A web page: see `framed`; `tags` and `expires` as those of a `Response`.
 
     A kept page may be `Limits.page_age` seconds behind in what no tag stands for: the server's
-    health, counts of downloads."""
+    health, counts of downloads. `script`: one more, `Html`, for this page alone; it may send
+    requests to this server."""
     if tags is not None:
         expires = min(expires or math.inf, time.monotonic() + Limits.page_age)
+    if script:
+        body = markup("{}<script>{}</script>", body, script)
     text = framed(request, title, body, crumbs, feed, refresh).encode("utf-8", "replace")
     etag = hashlib.sha256(text).hexdigest()[:32]
-    headers = [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", _POLICY),
+    headers = [("Content-Type", HTML), NOSNIFF,
+               ("Content-Security-Policy",
+                _content_policy(STYLE, connects="'self'", script=script) if script else _POLICY),
                ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
                ("Vary", "Accept, Accept-Encoding, Cookie"),
                ("Cache-Control", "private, no-cache")]
 
     zipped = len(text) > 1024 and quality_of_gzip(request.header("accept-encoding")) > 0
     etag = f'"{etag}-gzip"' if zipped else f'"{etag}"'
-    if status == 200:
+    if request.notice:
+        headers.append(request.set_cookie(NOTICE, "", 0))
+    elif status == 200:
         headers.append(("ETag", etag))
         if none_match(request.header("if-none-match"), etag):
             return Response(304, headers[1:], tags=tags, expires=expires)
@@ -19482,6 +19703,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
 
         expires = response.expires
+        if request.session:
+            return          # logging out would have to find it
         if request.has_credentials:
             if request.identity.user is None:
                 return
@@ -20121,6 +20344,9 @@ PERMISSIONS = {
         _forbidden("no permission to change password for user {user}")),
     "delete user": Permission(
         _may_delete_user, _forbidden("no permission to delete user {user}")),
+    "add index": Permission(
+        lambda request, user: request.app.permissions.index_modify(request.identity, user),
+        _forbidden("no permission to create an index of user {user}")),
     "create index": Permission(
         _may_create_index, _forbidden("no permission to create index {path}")),
     "modify index": Permission(
@@ -20175,10 +20401,12 @@ class Audience(typing.NamedTuple):
     """A kind of client that an endpoint is for.
 
     `errors`: the form of its errors, see `problem_response`. `fits(request)`: whether a request
-    comes from this audience, if several share a path. `is_default`: gets requests that fit none."""
+    comes from this audience, if several share a path. `is_default`: gets requests that fit none.
+    `proof`: how it may say who it is; with `SESSION` others are sent to the page to log in."""
     errors: str
     fits: typing.Callable = lambda request: False
     is_default: bool = False
+    proof: str = HEADERS
 
 
 def _sends_json(request):
@@ -20201,12 +20429,16 @@ AUDIENCES = {
     "configurer": Audience("json", _sends_values),
     "uploader": Audience("upload", is_default=True),
     "installer": Audience("page", lambda request: request.is_installer),
-    "browser": Audience("web", lambda request: request.wants_pages),
+    "browser": Audience("web", lambda request: request.wants_pages, proof=ANY_PROOF),
+    # people who have logged in on the web pages: pages with forms, and what these send
+    "form": Audience("web", lambda request: not _sends_json(request), proof=SESSION),
+    # who may not have: the page to log in, and what it sends
+    "login form": Audience("web", lambda request: not _sends_json(request), proof=ANY_PROOF),
     # readers of devpi's JSON; others may get 415, see `refuse_other_types`
     "json": Audience("json", lambda request: "application/json" in request.accept, True),
     # readers of PEP 691's JSON, by Accept or ?format
     "simple json": Audience("page", lambda request: request.simple_format == SIMPLE_JSON),
-    "people": Audience("page", is_default=True),
+    "people": Audience("page", is_default=True, proof=ANY_PROOF),
     # supervisors, proxies, scripts: they take any type
     "program": Audience("json", is_default=True)}
 
@@ -20399,6 +20631,8 @@ def _headers_for_primary(request):
                if name not in _STATED_HERE and name != counts
                and not name.startswith("x-forwarded-")}
 
+    if request.session is None:
+        headers.pop("Cookie", None)     # the primary does not know which sessions ended here
     headers["Host"] = urllib.parse.urlsplit(app.primary.url).netloc
     headers["X-DEVPI-PROXY"], headers["X-Outside-URL"] = "replica", request.base_url
     if not request.is_local or not is_here(app.primary.url):
@@ -20523,17 +20757,24 @@ def dispatch(request):
     chosen, places = choice.default, match.groupdict()
     if choice.page and request.wants_pages:
         chosen = choice.page
-    request.errors = chosen.audience.errors
+    _serve_as(request, chosen)
 
     if request.app.primary is not None and chosen.may != "replicate":
         stays = _stays_here(request, choice)
         if not stays or not chosen.about_itself and _is_too_early(request):
+            body = b""
+            if chosen.then_here:
+                body = request.body.peeked = request.body.read_all(Limits.json_body)
             response = relay(request, is_change=not stays)
             if stays or not chosen.then_here or response.status >= 400:
                 return response
+            request.body.peeked = body
+            request.forget_identity()
         elif not chosen.even_stale:
             refuse_stale(request.app)
 
+    if chosen.audience.proof == SESSION and request.session is None:
+        return redirect(request.href("+login", next=request.here), 303)
     subject = places.get("user")
     if "index" in places:
         request.index_path = f"{places.pop('user')}/{places['index']}"
@@ -20545,7 +20786,7 @@ def dispatch(request):
 
     if len(choice.routes) > 1:
         chosen = choice.of(request)
-        request.errors = chosen.audience.errors
+        _serve_as(request, chosen)
 
     moved = None
     if "project" in places:
@@ -20561,6 +20802,17 @@ def dispatch(request):
         refuse_other_types(request)
     require(request, chosen.may, subject)
     return moved or chosen.endpoint(request, **places)
+
+
+def _serve_as(request, chosen):
+    """Have errors and credentials of a request be those of the audience of its route.
+
+    A browser shows simple pages and files, too: there a session counts as well."""
+    audience = chosen.audience
+    request.errors, request.proof = audience.errors, audience.proof
+    if audience.errors == "page" and request.proof == HEADERS \
+            and request.method in ("GET", "HEAD") and request.wants_pages:
+        request.proof = ANY_PROOF
 
 
 def _matching(request):
@@ -20635,6 +20887,7 @@ class App(Part):
         self.users = Users(store, settings.root_passwd == "", settings.devpi_compatible_passwords)
         self.indexes = Indexes(store, self.users, settings)
         self.logins = Logins(self.users, secret)
+        self.sessions = Sessions(store, self.users, secret)
         self.permissions = Permissions(settings)
         self.client = UpstreamClient(settings)
         self.role = store.node.get("role", "standalone")
@@ -25067,13 +25320,18 @@ def log_in(request):
     if not isinstance(user, str) or not isinstance(password, str):
         raise BadRequest("Bad request: user and password must be strings")
 
+    check_login(request, user, password)
+    return result_response("proxyauth", _fresh_token(request, user), message="login successful")
+
+
+def check_login(request, user, password):
+    """Unauthorized unless the password fits; TooManyLogins after too many that did not."""
     logins = request.app.logins
     identity = logins.check(user, password, request.address, is_login=True)
     if identity.wait:
         raise TooManyLogins(identity.wait)
     if identity.user is None or logins.tokens.check(user, password):
         raise Unauthorized(f"user '{user}' could not be authenticated", challenge=False)
-    return result_response("proxyauth", _fresh_token(request, user), message="login successful")
 
 
 def _fresh_token(request, user):
@@ -25475,24 +25733,29 @@ def _modify_status(request, index, project, body):
             or set(wanted) - {"status", "reason"}:
         raise BadRequest('expected {"project-status": {"status": "...", "reason": "..."}}')
 
-    status, reason = wanted.get("status"), wanted.get("reason")
-    if status not in PROJECT_STATUSES:
+    status = checked_status(wanted.get("status"), wanted.get("reason"))
+    request.write(set_status, index, project, status)
+    return message_response(f"project {project} on {index.path} is {status.word}")
+
+
+def checked_status(word, reason):
+    """A project's `Status` from what a client sent."""
+    if word not in PROJECT_STATUSES:
         raise BadRequest(f"the status of a project is one of {', '.join(PROJECT_STATUSES)}")
     if not isinstance(reason, (str, type(None))):
         raise BadRequest("the reason of a status is a text")
-    reason = yank_reason(reason or "") or None
-    request.write(set_status, index, project, Status(status, reason))
-    return message_response(f"project {project} on {index.path} is {status}")
+    return Status(word, yank_reason(reason or "") or None)
 
 
 _NO_DELETION = "cannot delete version on non-volatile index"
 
 
-def refusal_to_delete(request, index, usual):
+def refusal_to_delete(request, index, usual, is_forced=None):
     """The message with which a non-volatile index refuses a deletion: `usual`.
 
-    With `?force` it is None, no refusal, for those who may modify the index."""
-    if "force" not in request.query:
+    With `?force`, or if it `is_forced`, it is None, no refusal, for those who may modify the
+    index."""
+    if not ("force" in request.query if is_forced is None else is_forced):
         return usual
     if request.app.permissions.index_modify(request.identity, index.user):
         return None
@@ -25648,7 +25911,7 @@ def take_upload(request, index):
     with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
         form.read(request.body, form_boundary(parameters))
         with _turn_of_form(request, form.size):
-            return _take_form(request, index, form, form.fields())
+            return take_form(request, index, form, form.fields())
 
 
 _large_forms = Shares("forms with long fields", Limits.large_forms, Limits.large_forms_of_one, 60)
@@ -25661,7 +25924,7 @@ def _turn_of_form(request, size):
     return _large_forms.one(request.identity.user, Limits.claim_time)
 
 
-def _take_form(request, index, form, fields):
+def take_form(request, index, form, fields):
     """Do the `:action` of a form: submit, file_upload or doc_upload."""
     index = require_still(request, "upload", index)
     action = fields.get(":action", [None])[0]
@@ -25700,8 +25963,14 @@ def _take_form(request, index, form, fields):
 @route("POST", "/{user}/{index}[/]", for_="pusher", may="read")
 def push(request, index):
     """devpi: PUSH, or POST of JSON, of a release to another index or an outside server [W19]."""
+    log_, status = push_as_told(request, index, request.json(dict))
+    return result_response("actionlog", log_, status)
+
+
+def push_as_told(request, index, body):
+    """Push a release as the JSON of `push` says; (devpi's action log, the status of its response).
+    """
     app = request.app
-    body = request.json(dict)
     outside = "posturl" in body and "targetindex" not in body
     texts = ("name", "version",
              *(("posturl", "username", "password") if outside else ("targetindex",)))
@@ -25725,15 +25994,14 @@ def push(request, index):
 
     if outside:
         log_ = _push_outside(request, index, pushed, body)
-        return result_response("actionlog", log_, 200 if is_released(log_) else 502)
+        return log_, 200 if is_released(log_) else 502
 
     _push_target(request, index, body["targetindex"])
     pushed = app.staging.complete(index, pushed, request.identity.user)
     require_still(request, "read", index)
     target = _push_target(request, index, body["targetindex"])
     may_replace = app.permissions.index_modify(request.identity, target.user)
-    log_ = request.write(push_release, index, pushed, target, name, part, may_replace)
-    return result_response("actionlog", log_)
+    return request.write(push_release, index, pushed, target, name, part, may_replace), 200
 
 
 def _check_push_value(body, key, kind, default=None):
@@ -25813,7 +26081,7 @@ def _take_urlencoded(request, index):
                     max_num_fields=Limits.form_parts)
             except ValueError as error:
                 raise BadRequest(f"malformed form: {reason_of(error)}") from None
-            return _take_form(request, index, UploadForm(None), fields)
+            return take_form(request, index, UploadForm(None), fields)
 
 
 # ==================================================================================================
