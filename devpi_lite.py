@@ -35,31 +35,33 @@ tests/CONTRACT.md:
     19  HTML                     the pieces of web pages, and their frame
     20  The front                connections, workers, the access log
     21  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    22  Descriptions             Markdown and reStructuredText as safe HTML
-    23  For people               documentation, search, dependents, reasons, comparisons, downloads
-    24  For installers           simple pages, project lists, files, PyPI's JSON
-    25  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
-    26  For operators            status, health, metrics, the audit log
+    22  Sessions                 the buttons that people see who have logged in
+    23  Descriptions             Markdown and reStructuredText as safe HTML
+    24  For people               documentation, search, dependents, reasons, comparisons, downloads
+    25  For installers           simple pages, project lists, files, PyPI's JSON
+    26  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
+    27  For operators            status, health, metrics, the audit log
     V Pages
-    27  Pages of users and indexes      the front page, users, stages, mirrors, feeds
-    28  Pages of projects        projects, versions, READMEs, files, test results
-    29  Pages of the server     search, status
-    30  Pages of relations       dependents, where versions come from, how stages differ
-    31  Pages of files           inside archives; what differs between two versions
+    28  Pages of users and indexes      the front page, users, stages, mirrors, feeds
+    29  Pages of projects        projects, versions, READMEs, files, test results
+    30  Pages of the server     search, status
+    31  Pages of relations       dependents, where versions come from, how stages differ
+    32  Pages of files           inside archives; what differs between two versions
+    33  Actions of people       logging in, and forms for what devpi clients do
     VI Many servers
-    32  A primary                the changelog, snapshots and files for replicas; fencing
-    33  A replica's files        how they are fetched, from the primary or from a medium
-    34  A replica                follows the changelog, proves that it has the same rows
+    34  A primary                the changelog, snapshots and files for replicas; fencing
+    35  A replica's files        how they are fetched, from the primary or from a medium
+    36  A replica                follows the changelog, proves that it has the same rows
     VII The directory
-    35  The server directory     how it is made, locked and refused; helpers of its commands
-    36  Export                   devpi's dump, written
-    37  Import                   devpi's dump, read
-    38  Backups                  backups, which share their files; verification and restore
-    39  Checks                   fsck, gc and the command status
+    37  The server directory     how it is made, locked and refused; helpers of its commands
+    38  Export                   devpi's dump, written
+    39  Import                   devpi's dump, read
+    40  Backups                  backups, which share their files; verification and restore
+    41  Checks                   fsck, gc and the command status
     VIII
-    40  The manual               what `help` prints: topics in Markdown
-    41  Pages of the manual      the manual's topics for browsers
-    42  Commands                 the argument parser and `main`
+    42  The manual               what `help` prints: topics in Markdown
+    43  Pages of the manual      the manual's topics for browsers
+    44  Commands                 the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -7930,6 +7932,15 @@ NEWER_KEYS = {
 NEWER_TRUST = {"none": "intersection", "type:not remote": "union"}
 # Old clients and dumps have these keys.
 _IGNORED_ON_MIRRORS = ("bases", "acl_upload", "mirror_whitelist")
+
+
+def kinds_of_options(type_):
+    """{key: "truth", "list", "secret" or "text"} of the options of an index that people enter."""
+    kinds = {_to_bool: "truth", _to_secret: "secret", **dict.fromkeys(
+        (_to_bases, _to_acl, _to_whitelist, _to_urls, _to_events, _to_statuses), "list")}
+    keys = MIRROR_KEYS if type_ == "mirror" else STAGE_KEYS
+    return {key: kinds.get(coerce, "text") for key, (coerce, _) in keys.items()
+            if coerce is not _to_anything}
 
 
 def is_allowed_target(url, allowed):
@@ -18629,7 +18640,7 @@ class Request:
         `query`: its parameters; those that are None or "" are left out."""
         query = {key: value for key, value in query.items() if value not in (None, "")}
         return (f"{urllib.parse.urlsplit(self.base_url).path}/{quoted(path)}"
-                + (f"?{urllib.parse.urlencode(query)}" if query else ""))
+                + (f"?{urllib.parse.urlencode(query, safe='/')}" if query else ""))
 
 
 def _check_json(content):
@@ -19062,7 +19073,13 @@ max-width:100%}
 button,.button{cursor:pointer;background:var(--tint);text-decoration:none;display:inline-block}
 button.main{background:var(--link);color:var(--paper);border-color:var(--link)}
 button.bad{color:var(--bad);border-color:var(--bad)}
-.tools{display:flex;gap:1rem;align-items:center}
+.tools{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center}
+.tools form{margin:0}
+.fields{max-width:40rem}.fields>p{margin:1rem 0}.fields label{display:block;font-weight:600}
+.fields input:not([type=checkbox]),.fields select,.fields textarea{width:100%}
+.fields small{display:block;color:var(--soft)}
+.fields input[type=checkbox]{min-height:0;margin:0 .5rem 0 0}progress{width:100%}
+.actions{display:flex;flex-wrap:wrap;gap:.5rem;margin:1.25rem 0}
 .crumbs{color:var(--soft);font-size:.95rem;margin-top:.75rem}
 .crumbs ol,.tabs ul{display:flex;flex-wrap:wrap;list-style:none;margin:0;padding:0}
 .crumbs li+li:before{content:"/";margin:0 .5rem}
@@ -20365,6 +20382,11 @@ PERMISSIONS = {
         missing=None)}
 
 
+def is_allowed(request, may, subject=None):
+    """Whether the caller has the permission with this name for a subject: see `Permission`."""
+    return PERMISSIONS[may].allows(request, subject)
+
+
 def require(request, may, subject):
     """Raise unless the caller has the permission with this name for a subject: see `Permission`."""
     permission = PERMISSIONS[may]
@@ -21280,7 +21302,80 @@ def ways_on(request, problem):
 
 
 # ==================================================================================================
-# 22  Descriptions
+# 22  Sessions
+#
+# What people who have logged in on the web pages see more there: buttons, which lead to the forms
+# of the chapter "Actions of people". A button is there only if its form would be accepted.
+# ==================================================================================================
+
+
+def _button(request, path, text, **query):
+    return markup('<a class="button" href="{}">{}</a>', request.href(path, **query), text)
+
+
+def _buttons(request, choices):
+    """The buttons of a page, of (whether it is shown, path, text); "" without a session."""
+    if request.session is None:
+        return Html("")
+    shown = [_button(request, path, text) for is_shown, path, text in choices if is_shown]
+    return when(shown, '<p class="actions">{}</p>', joined(shown, " "))
+
+
+def server_actions(request):
+    """The buttons of the front page."""
+    return _buttons(request, [
+        (is_allowed(request, "create user"), "+new-user", "New user"),
+        (is_allowed(request, "root"), "+outbox", "Outgoing messages")])
+
+
+def user_actions(request, user):
+    """The buttons of a user's page."""
+    allowed, who = request.app.permissions, request.identity
+    return _buttons(request, [
+        (allowed.index_modify(who, user), f"{user}/+new-index", "New index"),
+        (allowed.user_modify(who, user), f"{user}/+settings", "Change profile"),
+        (allowed.user_modify_password(who, user), f"{user}/+password", "Change password"),
+        (allowed.user_delete(who, user), f"{user}/+delete", "Delete user")])
+
+
+def index_actions(request, index):
+    """The buttons of an index's page."""
+    allowed, who, home = request.app.permissions, request.identity, index.path
+    may_modify = allowed.index_modify(who, index.user)
+    return _buttons(request, [
+        (allowed.upload(who, index), f"{home}/+upload", "Upload a file"),
+        (may_modify, f"{home}/+settings", "Change settings"),
+        (may_modify, f"{home}/+delete", "Delete index")])
+
+
+def project_actions(request, index, project):
+    """The buttons of a project's page."""
+    allowed, who, home = request.app.permissions, request.identity, f"{index.path}/{project}"
+    member = request.app.projects.at(index)
+    is_own = not member.asks_upstream and member.has(project)
+    may_delete = allowed.delete_files(who, index)
+    has_mirrors = "mirror_whitelist" in index.config and request.app.projects.mirrors_in(index)
+    return _buttons(request, [
+        (is_own and may_delete, f"{home}/+status", "Change status"),
+        (has_mirrors and allowed.index_modify(who, index.user), f"{home}/+whitelist",
+         "Releases of mirrors"),
+        (may_delete and member.has(project), f"{home}/+delete", "Delete project")])
+
+
+def release_actions(request, index, project, version):
+    """The buttons of a version's page; `version`: one that the index itself has, in any spelling.
+    """
+    allowed, who = request.app.permissions, request.identity
+    home = f"{index.path}/{project}/{version}"
+    may_delete = allowed.delete_files(who, index)
+    return _buttons(request, [
+        (True, f"{home}/+push", "Push"),
+        (may_delete and not request.app.projects.at(index).asks_upstream, f"{home}/+yank", "Yank"),
+        (may_delete, f"{home}/+delete", "Delete")])
+
+
+# ==================================================================================================
+# 23  Descriptions
 #
 # The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
 # reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
@@ -24296,7 +24391,7 @@ def _guessed_format(text):
 
 
 # ==================================================================================================
-# 23  For people
+# 24  For people
 #
 # Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
 # two indexes differ.
@@ -24735,7 +24830,7 @@ def get_downloads(request, index, project):
 
 
 # ==================================================================================================
-# 24  For installers
+# 25  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -25279,7 +25374,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 25  For devpi clients
+# 26  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -26085,7 +26180,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 26  For operators
+# 27  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -26238,7 +26333,7 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 27  Pages of users and indexes
+# 28  Pages of users and indexes
 #
 # What a browser gets at `/`, `/alice` and `/alice/dev`. A page reads no more rows than it shows:
 # long lists are in pages of 100, each of which begins after the last name of the one before. An
@@ -26351,6 +26446,7 @@ def get_front_page(request):
     path = request.href("", all="1")
     body = joined((
         markup('<h1>Package indexes</h1>'),
+        server_actions(request),
         joined(sections),
         when(not everyone, '<p class="soft">{}</p>', link(path, "Show users without indexes")),
         pager(request.href("") if after else "",
@@ -26429,6 +26525,7 @@ def get_user_page(request, user):
         when(about.get("description"), '<p class="lead">{}</p>', about.get("description")),
         facts([("E-mail", email and outside_link(f"mailto:{email}", email)),
                ("User since", day(account.created))]),
+        user_actions(request, user),
         section("Indexes", _index_table(request, index_cards(request, indexes)) if indexes
                 else markup('<p class="soft">{} has no index that you may read.</p>', user))))
     return page_response(request, user, body, crumbs_to(user))
@@ -26507,6 +26604,7 @@ def get_index_page(request, index):
         joined(note(text, "warn") for text in index_warnings(
             request.app.projects, index, hidden_members(request, index))),
         install_lines(request, index),
+        index_actions(request, index),
         tabs("Views of the index", [
             (title, request.href(index.path, show=name if name != "projects" else ""),
              show == name)
@@ -26717,7 +26815,7 @@ def _feed_response(request, index, path, uploads):
 
 
 # ==================================================================================================
-# 28  Pages of projects
+# 29  Pages of projects
 #
 # What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
 # the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
@@ -26780,6 +26878,7 @@ def get_project_page(request, index, project):
         status_notes(request, index, page),
         install_lines(request, index, project),
         _project_links(request, index, page),
+        project_actions(request, index, project),
         _history(request, index, page, releases), _dependents(request, index, project),
         _downloads(request, index, project)))
     return page_response(request, f"{project} · {index.path}", body, crumbs_to(home),
@@ -27005,6 +27104,8 @@ def get_version_page(request, index, project, version):
         _version_notes(request, index, shown),
         status_notes(request, index, shown.page),
         install_lines(request, index, f"{project}=={shown.version}"),
+        release_actions(request, shown.origin, project, shown.version)
+        if shown.origin == index else "",
         markup('<div class="columns"><aside>{}</aside><div>{}</div></div>',
                joined((_version_links(request, index, shown), _claims(shown),
                        _dependencies(request, index, shown))),
@@ -27478,7 +27579,7 @@ def _output(text):
 
 
 # ==================================================================================================
-# 29  Pages of the server
+# 30  Pages of the server
 #
 # What a browser gets at `/+search` and `/+status`, and the descriptions by which browsers use the
 # search. Only indexes that the reader may read are named or counted.
@@ -27822,7 +27923,7 @@ def _mirror_trouble(upstreams, index):
 
 
 # ==================================================================================================
-# 30  Pages of relations
+# 31  Pages of relations
 #
 # What depends on a project, where its versions come from and what hides them, and how two stages
 # differ: the JSON of the same paths, for people.
@@ -27945,7 +28046,7 @@ def choose_comparison(request, index):
 
 
 # ==================================================================================================
-# 31  Pages of files
+# 32  Pages of files
 #
 # What a browser sees of the inside of wheels, sdists, eggs and documentation zips, and what differs
 # between two versions. Nothing is shown but text on our own pages: no member is ever sent as it is.
@@ -28164,7 +28265,982 @@ def _diff_line(line):
 
 
 # ==================================================================================================
-# 32  A primary
+# 33  Actions of people
+#
+# Logging in on the web pages, and the forms behind their buttons. GET of a form says in numbers
+# what will happen; its POST holds a token of the session, does it, and leads to a page that says
+# how to undo it. What is done, and who may do it, is in the chapters above: a form only asks for it
+# in another way than a devpi client.
+# ==================================================================================================
+
+
+# -- logging in
+
+
+_LOGIN_COOKIE = "devpi_lite_login"
+
+
+@route("GET", "/+login", for_="login form", may="anybody", is_local=True, even_stale=True)
+def get_login_page(request):
+    """The form to log in; `next` is the path of the page to go on to."""
+    if request.session is not None:
+        return redirect(_way_back(request), 303)
+    return _login_page(request, {})
+
+
+@route("POST", "/+login", for_="login form", may="anybody", is_local=True, even_stale=True)
+def log_in_by_form(request):
+    """Begin a session with a name and a password. Wrong ones count as those of devpi's +login."""
+    sent = read_fields(request)
+    user = sent.get("user", "").strip()
+    try:
+        why_not = _why_no_login(request)
+        if why_not:
+            raise Forbidden(why_not)
+        refuse_other_sites(request)
+        nonce = request.cookie(_LOGIN_COOKIE)
+        if not nonce or not request.app.sessions.fits_form(nonce, sent.get("csrf", "")):
+            raise Forbidden("this form was too old, or the browser takes no cookies from this "
+                            "server: try again")
+        check_login(request, user, sent.get("password", ""))
+    except BadHead:
+        raise
+    except Problem as problem:
+        return _refused(request, problem, functools.partial(_login_page, request, sent))
+
+    if request.session is not None:
+        request.app.sessions.log_out(request.session)
+    response = redirect(_way_back(request, sent.get("next", "")), 303)
+    response.headers += [request.set_cookie(_LOGIN_COOKIE, "", 0),
+                         _session_cookie(request, request.app.users.get(user))]
+    return response
+
+
+def _session_cookie(request, account):
+    """The header that begins a session; it goes on at the server of the one before."""
+    sessions = request.app.sessions
+    issuer = request.session and request.session.issuer
+    return request.set_cookie(sessions.cookie_name, sessions.issue(account, issuer),
+                              Limits.session)
+
+
+def _why_no_login(request):
+    """Why nobody can log in on this page, or ""."""
+    if not request.app.settings.web_login:
+        return "Logging in on the web pages is switched off here (--no-web-login)."
+    if not request.is_confidential:
+        return ("This page came over plain http from another machine: a password would travel in "
+                "the clear, so nobody can log in here. Put a proxy with https in front "
+                "(gen-config nginx), and use its URL.")
+    return ""
+
+
+def _way_back(request, path=None):
+    """The path to go on to after logging in: one of this server, else the front page."""
+    path = request.query.get("next", "") if path is None else path
+    if re.fullmatch(r"/(?:[!-.0-\[\]-~][!-\[\]-~]*)?", path) \
+            and not path.partition("?")[0].endswith(("/+login", "/+logout")):
+        return path
+    return request.href("")
+
+
+def _login_page(request, sent, problem=None):
+    why_not, status = _why_no_login(request), problem.status if problem else 200
+    if why_not:
+        body = markup("<h1>Log in</h1>{}", note(why_not, "warn"))
+        return page_response(request, "Log in", body, status=status)
+
+    nonce = request.cookie(_LOGIN_COOKIE)
+    if not re.fullmatch("[0-9a-f]{32}", nonce):
+        nonce = secrets.token_hex(16)
+    fields = (
+        Field("user", "User", is_needed=True, completion="username"),
+        Field("password", "Password", kind="password", completion="current-password"),
+        Field("next", "", sent.get("next") or request.query.get("next", ""), "hidden"))
+    body = joined((
+        markup("<h1>Log in</h1>"), _complaint(problem),
+        markup('<form class="fields" method="post" action="{}">'
+               '<input type="hidden" name="csrf" value="{}">{}'
+               '<p><button class="main">Log in</button></p></form>',
+               request.href("+login"), request.app.sessions.form_token(nonce),
+               joined(_input(field, sent) for field in fields)),
+        markup('<p class="soft">Whoever has no user asks the operator of this server for one.'
+               '</p>')))
+    response = page_response(request, "Log in", body, status=status)
+    response.headers.append(request.set_cookie(_LOGIN_COOKIE, nonce, Limits.login_form))
+    return response
+
+
+@route("POST", "/+logout", for_="form", may="anybody", is_local=True, even_stale=True)
+def log_out(request):
+    """End the session, here: no other server takes its cookie."""
+    read_form(request)
+    request.app.sessions.log_out(request.session)
+    response = done(request, "", "You have logged out.")
+    response.headers.append(request.set_cookie(request.app.sessions.cookie_name, "", 0))
+    return response
+
+
+# -- forms
+
+
+class Field(typing.NamedTuple):
+    """An input of a form. `kind`: text, password, area, list (one item a line), choice, check or
+    hidden."""
+    name: str
+    label: str
+    value: typing.Any = ""
+    kind: str = "text"
+    hint: str = ""
+    choices: tuple = ()         # of a choice: (value, text) pairs
+    is_needed: bool = False
+    completion: str = "off"     # what a browser may fill in: the words of HTML's `autocomplete`
+
+
+class Form(typing.NamedTuple):
+    """A page with a form. `act()` does what it says and returns the response."""
+    title: str
+    home: str                   # the path of the page that it is about
+    says: tuple                 # what will happen, in sentences
+    fields: tuple
+    button: str
+    act: typing.Callable
+    is_final: bool = False      # no form takes it back
+
+
+def action(path, may):
+    """Decorator: registers a page with a form, under a path; `may`: a name in PERMISSIONS.
+
+    The function makes its `Form`, from the request, what was sent (a dict, empty for GET) and the
+    places of the path. If the model refuses what was sent, the form comes again with the reason,
+    and with what was entered."""
+    sees = "see" if "{index}" in path else "anybody"
+
+    def register(make):
+        def show_form(request, **places):
+            _require_action(request, may, places)
+            return _form_page(request, make(request, {}, **places), {})
+
+        def do_as_sent(request, **places):
+            sent = read_form(request)
+            _require_action(request, may, places)
+            form = make(request, sent, **places)
+            try:
+                return form.act()
+            except Problem as problem:
+                return _refused(request, problem,
+                                functools.partial(_form_page, request, form, sent))
+        route("GET", path, for_="form", may=sees)(show_form)
+        route("POST", path, for_="form", may=sees)(do_as_sent)
+        return make
+    return register
+
+
+def _require_action(request, may, places):
+    subject = places.get("index") or places.get("user", "")
+    if isinstance(subject, str) and subject:
+        request.app.users.get(subject)
+    require(request, may, subject)
+
+
+def _refused(request, problem, page):
+    """The response to a form that was refused: `page(problem)`, or JSON for a script."""
+    if problem.status in (401, 403, 409):
+        request.app.note_refusal(request, problem)
+    if "application/json" in request.accept:
+        return problem_response(problem, request.accept, "json")
+    response = page(problem)
+    response.headers += problem.headers
+    return response
+
+
+def read_fields(request):
+    """The fields of a form without files, {name: text}; of equal names the last counts."""
+    if request.content_type != "application/x-www-form-urlencoded":
+        raise UnsupportedType("this takes what the form on its page sends")
+    request.body.narrow(Limits.config_body)
+    try:
+        pairs = urllib.parse.parse_qsl(
+            request.body.read_all(Limits.config_body).decode("utf-8"), keep_blank_values=True,
+            errors="strict", max_num_fields=Limits.form_parts)
+    except ValueError as error:
+        raise BadRequest(f"malformed form: {reason_of(error)}") from None
+    return {name: sound(value).replace("\r\n", "\n") for name, value in pairs}
+
+
+def read_form(request):
+    """`read_fields` of a form that was sent by the session it was made for; else Forbidden."""
+    sent = read_fields(request)
+    request.recheck_identity()
+    refuse_forged(request, sent.pop("csrf", ""))
+    return sent
+
+
+def refuse_other_sites(request):
+    """Forbidden for a form that a page of another server sent, by what the browser says of it."""
+    if request.header("sec-fetch-site") in ("cross-site", "same-site"):
+        raise Forbidden("a page of another server may not send this form")
+
+
+def refuse_forged(request, token):
+    """Forbidden for a form that was not made for this session."""
+    refuse_other_sites(request)
+    if request.session is None \
+            or not request.app.sessions.fits_form(request.session.id, token):
+        raise Forbidden("this form was not made for you, or before you logged in: "
+                        "open its page again")
+
+
+def done(request, path, text, label="", undo=""):
+    """A redirect to a page which says what was done, with a link to the form that undoes it: its
+    text, and `undo`, its path as `Request.href` returns it."""
+    notice = [int(time.time()) + Limits.notice, text[:Limits.notice_size], label, undo]
+    location = request.href(path)
+    response = json_response({"location": location}) if "application/json" in request.accept \
+        else redirect(location, 303)
+    response.headers.append(request.set_cookie(
+        NOTICE, request.app.sessions.notices.sign(notice), Limits.notice))
+    return response
+
+
+def _complaint(problem):
+    return note(problem.message, "bad", is_alert=True) if problem else ""
+
+
+def _form_page(request, form, sent, problem=None):
+    crumbs = [*crumbs_to(form.home), Crumb(form.title, request.path[1:])] if form.home \
+        else [Crumb(form.title, request.path[1:])]
+    body = markup(
+        '<h1>{}</h1>{}<div class="fields">{}{}{}<p class="actions"><button class="{}">{}</button>'
+        '<a class="button" href="{}">Cancel</a></p></form></div>',
+        form.title, _complaint(problem), joined(
+            each if isinstance(each, Html) else markup("<p>{}</p>", each)
+            for each in form.says if each),
+        form_start(request, request.here), joined(_input(field, sent) for field in form.fields),
+        "bad" if form.is_final else "main", form.button, request.href(form.home))
+    return page_response(request, form.title, body, crumbs,
+                         status=problem.status if problem else 200)
+
+
+def _input(field, sent):
+    """A field with its label, as it was sent, else with its own value; passwords come empty."""
+    name, value = field.name, sent.get(field.name, "") if sent else field.value
+    if field.kind == "hidden":
+        return markup('<input type="hidden" name="{}" value="{}">', name, value)
+    hint = when(field.hint, '<small id="about-{}">{}</small>', name, field.hint)
+    tied = when(field.hint, ' aria-describedby="about-{}"', name)
+    if field.kind == "check":
+        return markup('<p><label><input type="checkbox" name="{}" value="yes"{}{}>{}</label>{}</p>',
+                      name, when(value, " checked"), tied, field.label, hint)
+
+    tied = joined((markup(' id="field-{name}" name="{name}"', name=name), tied,
+                   when(field.is_needed, " required")))
+    if field.kind == "choice":
+        shown = markup("<select{}>{}</select>", tied, joined(
+            markup('<option value="{}"{}>{}</option>', each, when(each == value, " selected"), text)
+            for each, text in field.choices))
+    elif field.kind in ("area", "list"):
+        shown = markup('<textarea{} rows="{}">{}</textarea>', tied,
+                       min(12, max(3, value.count("\n") + 2)), value)
+    else:
+        is_secret = field.kind == "password"
+        shown = markup('<input type="{}"{} value="{}" autocomplete="{}">', field.kind, tied,
+                       "" if is_secret else value, field.completion)
+    return markup('<p><label for="field-{}">{}</label>{}{}</p>', name, field.label, shown, hint)
+
+
+def _items(text):
+    """The items of a list field: one a line, or with commas."""
+    return [item.strip() for item in re.split(r"[\n,]", text) if item.strip()]
+
+
+def _refuse_other_name(sent, name):
+    """BadRequest unless the name of what goes was typed."""
+    if sent.get("name", "").strip() != name:
+        raise BadRequest(f"nothing was deleted: type {name} to confirm it")
+
+
+# -- what an action means
+
+
+def consequences(request, index, project, version=None, path=None):
+    """What is deleted or yanked of an index, as a sentence in numbers: a project, a version in all
+    its spellings, or the file at a path; and which projects here depend on it."""
+    condition, values = "projects.index_id = ? AND projects.name = ?", [index.id, project]
+    with request.app.store.read() as db:
+        if path:
+            condition += " AND (files.path = ? OR for_id IN (SELECT id FROM files WHERE " \
+                         "index_id = ? AND path = ?))"
+            values += [path, index.id, path]
+        elif version is not None:
+            there = [text for text, in db.execute(
+                "SELECT DISTINCT version FROM files JOIN projects ON projects.id = project_id "
+                f"WHERE {condition}", values)]
+            texts = spellings(version, there)
+            condition += f" AND files.version IN ({marks(texts)})"
+            values += texts
+        counts = dict(map(tuple, db.execute(
+            "SELECT kind, count(*) FROM files JOIN projects ON projects.id = project_id "
+            f"WHERE {condition} GROUP BY kind", values)))
+    dependents = count_dependents(request, project)
+    return _in_numbers(counts) + (
+        f"; {number_of(dependents, 'project')} here "
+        f"{'depends' if dependents == 1 else 'depend'} on {project}" if dependents else "") + "."
+
+
+def _in_numbers(counts):
+    """`2 files, 1 documentation, 3 test results`; `counts`: by the kind of a file."""
+    words = {"releasefile": "file", "doczip": "documentation", "toxresult": "test result"}
+    return ", ".join(number_of(counts[kind], word) for kind, word in words.items()
+                     if counts.get(kind)) or "no files"
+
+
+def count_dependents(request, project):
+    """The number of projects, in indexes that the caller may read, that need a project."""
+    count = getattr(request.app.search, "count_dependents", None)
+    return count(project, [index.id for index in readable_indexes(request)]) if count else 0
+
+
+def _files_of(request, index, project, version):
+    """The distribution files that an index itself has of a version; NotFound without the version.
+    """
+    member = request.app.projects.at(index)
+    release = merged(member.releases(member.page(project), version) or ())
+    if release is None:
+        raise NotFound(f"version '{version}' of project '{project}' is not on {index.path} itself")
+    return release.files
+
+
+def _file_choice(request, files, version):
+    """The field for one of some files, or all; `?file=NAME` preselects one."""
+    return Field("file", "What", request.query.get("file", ""), "choice", choices=(
+        ("", f"All of {version}"), *((file.filename, file.filename) for file in files)))
+
+
+def _chosen_path(request, sent, files):
+    """The path of the file that was chosen; None for all; NotFound if it has gone."""
+    filename = sent.get("file", "") if sent else request.query.get("file", "")
+    for file in files:
+        if file.filename == filename:
+            return file.path
+    if filename:
+        raise NotFound(f"there is no file {one_line(filename, 200)}")
+    return None
+
+
+# -- uploads
+
+
+UPLOAD_SCRIPT = packed("""
+"use strict";
+document.querySelectorAll("form.upload").forEach(form => {
+  const input = form.querySelector("[type=file]");
+  const bar = form.querySelector("progress");
+  const said = form.querySelector("output");
+  const button = form.querySelector("button");
+  const send = (data, came) => new Promise((done, fail) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", form.action);
+    request.setRequestHeader("Accept", "application/json");
+    request.responseType = "json";
+    request.upload.onprogress = e => came(e.loaded / e.total);
+    request.onload = () => {
+      const said = request.response || {};
+      said.location ? done(said.location) : fail(said.message || "log in again, and try again");
+    };
+    request.onerror = () => fail("the connection broke off");
+    request.send(data);
+  });
+  input.multiple = form.dataset.many == "yes";
+  form.onsubmit = async e => {
+    e.preventDefault();
+    button.disabled = true;
+    bar.hidden = false;
+    const files = [...input.files];
+    let where, number = 0;
+    for (const file of files) {
+      const data = new FormData(form);
+      data.set("content", file);
+      said.textContent = file.name;
+      try { where = await send(data, part => bar.value = (number + part) / files.length) }
+      catch (why) {
+        said.textContent = file.name + ": " + why;
+        bar.hidden = true;
+        button.disabled = false;
+        return;
+      }
+      number++;
+    }
+    location = where;
+  };
+});
+""")
+
+
+@route("GET", "/{user}/{index}/+upload", for_="form", may="see")
+def get_upload_page(request, index):
+    """The forms that upload a distribution file, or documentation."""
+    require(request, "upload", index)
+    return _upload_page(request, index)
+
+
+def _upload_page(request, index, problem=None):
+    def form(action_, is_many, *fields):
+        start = form_start(request, request.href(f"{index.path}/+upload")).replace(
+            "<form ", '<form class="upload fields" enctype="multipart/form-data" data-many="'
+            f'{"yes" if is_many else "no"}" ')
+        return markup(
+            '{}<input type="hidden" name=":action" value="{}">{}<p><progress hidden value="0" '
+            'aria-label="Progress"></progress><output></output></p>'
+            '<p class="actions"><button class="main">Upload</button></p></form>',
+            Html(start), action_, joined(fields))
+
+    def chooser(id_, label, accepted):
+        return markup('<p><label for="{id_}">{label}</label><input type="file" id="{id_}" '
+                      'name="content" accept="{accepted}" required></p>',
+                      id_=id_, label=label, accepted=accepted)
+
+    replaces = "A file of the same name is replaced: this index is volatile." if index.volatile \
+        else "A file name stands for the same bytes for ever: this index is non-volatile."
+    body = joined((
+        markup("<h1>Upload to {}</h1>", index.path), _complaint(problem),
+        section("A distribution file", markup(
+            "<p>Name, version and metadata are read from the file. {}</p>", replaces),
+            form("file_upload", True, chooser("file", "Wheel or source distribution",
+                                              ".whl,.gz,.zip,.bz2,.tgz,.egg"))),
+        section("Documentation", markup(
+            "<p>A zip archive with an <code>index.html</code>, for a release that is here.</p>"),
+            form("doc_upload", False,
+                 _input(Field("name", "Project", request.query.get("project", ""),
+                              is_needed=True), {}),
+                 _input(Field("version", "Version", hint="Empty: the latest."), {}),
+                 chooser("docs", "Zip archive", ".zip"))),
+        section("From a terminal", copyable(
+            f"twine upload --repository-url {request.base_url}/{quoted(index.path)}/ dist/*"))))
+    title = f"Upload · {index.path}"
+    return page_response(request, title, body, [
+        *crumbs_to(index.path), Crumb("Upload", f"{index.path}/+upload")],
+        status=problem.status if problem else 200, script=UPLOAD_SCRIPT)
+
+
+@route("POST", "/{user}/{index}/+upload", for_="form", may="see")
+def upload_by_form(request, index):
+    """Take a file or documentation from a form of `get_upload_page`."""
+    require(request, "upload", index)
+    app, parameters = request.app, request.header("content-type").partition(";")[2]
+    try:
+        with app.blobs.incoming() as incoming, UploadForm(incoming) as form:
+            form.read(request.body, form_boundary(parameters))
+            fields = form.fields()
+            request.recheck_identity()
+            refuse_forged(request, fields.pop("csrf", [""])[0])
+            if not form.filename:
+                raise BadRequest("choose a file first")
+            if fields.get(":action") == ["file_upload"]:
+                fields.update(_stated_by(incoming, form.filename))
+            elif not fields.get("version", [""])[0].strip():
+                fields.pop("version", None)
+            response = take_form(request, index, form, fields)
+    except BadHead:
+        raise
+    except Problem as problem:
+        return _refused(request, problem, functools.partial(_upload_page, request, index))
+    return _uploaded(request, index, fields, form.filename, response)
+
+
+def _stated_by(incoming, filename):
+    """The fields of an upload form that an archive states itself."""
+    if not is_safe_filename(filename):
+        raise BadRequest(f"'{one_line(filename, 100)}' is not the name of a distribution file")
+    check_archive_name(filename)
+    with incoming.reader() as file:
+        data = archive_metadata(file, filename)
+    stated = parse_core_metadata(data) if data is not None else {}
+    if not stated.get("name") or not stated.get("version"):
+        raise BadRequest(f"{one_line(filename, 100)} does not say its name and version: "
+                         "upload it with twine or the devpi client, which state them")
+    pyversion, kind = upload_kind(filename)
+    return {"name": [stated["name"].strip()], "version": [stated["version"].strip()],
+            "filetype": [kind], "pyversion": [pyversion]}
+
+
+def _uploaded(request, index, fields, filename, response):
+    project = normalize(fields["name"][0])
+    version = fields.get("version", ["latest"])[0]
+    home = f"{index.path}/{project}/{version}"
+    if response.reason:
+        return done(request, home, f"{filename} was here already, with the same content.")
+    if fields[":action"] == ["doc_upload"]:
+        return done(request, f"{index.path}/{project}", f"The documentation of {project} was "
+                    "uploaded. Another upload replaces it; deleting the version deletes it.")
+    return done(request, home, f"{filename} was uploaded.", "Delete it again",
+                request.href(f"{home}/+delete", file=filename))
+
+
+# -- files, versions and projects
+
+
+def _yank_form(request, sent, index, project, version, is_back):
+    files = _files_of(request, index, project, version)
+    path, home = _chosen_path(request, sent, files), f"{index.path}/{project}/{version}"
+    named = sent.get("file", "") if sent else request.query.get("file", "")
+
+    def act():
+        reason = None if is_back else yank_reason(sent.get("reason", ""))
+        count = request.write(yank_files, index, project, version, path, reason)
+        what = f"{number_of(count, 'file')} of {project} {version}"
+        if is_back:
+            return done(request, home, f"The yank of {what} was taken back.", "Yank again",
+                        request.href(f"{home}/+yank", file=named))
+        return done(request, home, f"Yanked: {what}.", "Take it back",
+                    request.href(f"{home}/+unyank", file=named))
+
+    about = consequences(request, index, project, version, path)
+    if is_back:
+        return Form(f"Take back the yank of {project} {version}", home, (
+            f"Installers will choose it again: {about}", "Yanking again undoes this."),
+            (_file_choice(request, files, version),), "Take it back", act)
+    return Form(f"Yank {project} {version}", home, (
+        f"Installers will pass it over, unless they are asked for exactly this version: {about}",
+        "The files stay, and pinned installations go on working. It can be taken back."),
+        (_file_choice(request, files, version),
+         Field("reason", "Reason", hint="One line, which installers show.")), "Yank", act)
+
+
+@action("/{user}/{index}/{project}/{version}/+yank", may="delete files")
+def yank_form(request, sent, index, project, version):
+    """Yank a release or one of its files (PEP 592)."""
+    return _yank_form(request, sent, index, project, version, False)
+
+
+@action("/{user}/{index}/{project}/{version}/+unyank", may="delete files")
+def unyank_form(request, sent, index, project, version):
+    """Take back the yank of a release or of one of its files."""
+    return _yank_form(request, sent, index, project, version, True)
+
+
+def _deletion_notes(request, index):
+    """(sentences, fields) on what an index makes of deletions."""
+    if request.app.projects.at(index).asks_upstream:
+        return ("What is deleted is only the copy here: what upstream still lists comes back when "
+                "it is asked for.",), ()
+    undo = "Nothing here brings it back: to undo it, upload the same files again."
+    if index.volatile:
+        return (undo,), ()
+    return (f"{index.path} is non-volatile: others may rely on what it has, so only {index.user} "
+            "and root may delete from it. A deleted file name keeps standing for its bytes.",
+            undo), (Field("force", "Delete from a non-volatile index", "", "check"),)
+
+
+def _refusal_of(request, sent, index, what):
+    return refusal_to_delete(
+        request, index, f"{what} is on the non-volatile index {index.path}: tick the box to "
+        "delete it all the same", "force" in sent)
+
+
+@action("/{user}/{index}/{project}/{version}/+delete", may="delete files")
+def delete_version_form(request, sent, index, project, version):
+    """Delete a release or one of its files."""
+    files = _files_of(request, index, project, version)
+    path, home = _chosen_path(request, sent, files), f"{index.path}/{project}"
+
+    def act():
+        what = path.rpartition("/")[2] if path else f"{project} {version}"
+        refusal = _refusal_of(request, sent, index, what)
+        said = request.write(remove_file, index, path, refusal) if path else \
+            request.write(remove_version, index, project, version, refusal)
+        back = home if request.app.projects.at(index).has(project) else index.path
+        return _deleted_notice(request, index, back, what, said)
+
+    says, fields = _deletion_notes(request, index)
+    return Form(f"Delete {project} {version}", f"{home}/{version}", (
+        f"This deletes {consequences(request, index, project, version, path)}", *says),
+        (_file_choice(request, files, version), *fields), "Delete", act, is_final=True)
+
+
+def _deleted_notice(request, index, back, what, said):
+    """The way back from a deletion; `said`: what it means for the project's name."""
+    text = f"Deleted: {what} from {index.path}." + (f" Now {said}." if said else "")
+    if request.app.permissions.upload(request.identity, index):
+        return done(request, back, text, "Upload it again", request.href(f"{index.path}/+upload"))
+    return done(request, back, text + " What is uploaded or fetched again is back.")
+
+
+@action("/{user}/{index}/{project}/+delete", may="delete files")
+def delete_project_form(request, sent, index, project):
+    """Delete a project of an index with all its releases."""
+    if not request.app.projects.at(index).has(project):
+        raise NotFound(f"the project {project} is not on {index.path} itself")
+
+    def act():
+        said = request.write(remove_project, index, project,
+                             _refusal_of(request, sent, index, project))
+        return _deleted_notice(request, index, index.path, project, said)
+
+    says, fields = _deletion_notes(request, index)
+    return Form(f"Delete {project}", f"{index.path}/{project}", (
+        f"This deletes all versions of it on {index.path}: "
+        f"{consequences(request, index, project)}",
+        "The name is free then: mirrors among the bases may answer for it.", *says),
+        fields, "Delete", act, is_final=True)
+
+
+@action("/{user}/{index}/{project}/+status", may="delete files")
+def status_form(request, sent, index, project):
+    """Set the status of a stage's project (PEP 792)."""
+    home, page = f"{index.path}/{project}", request.app.projects.at(index).page(project)
+    before = page.status
+
+    def act():
+        status = checked_status(sent.get("status"), sent.get("reason"))
+        request.write(set_status, index, project, status)
+        return done(request, home, f"{project} is {status.word} now; it was {before.word}.",
+                    "Change it back", request.href(f"{home}/+status"))
+
+    meanings = {"active": "active", "archived": "archived: no more releases are expected",
+                "deprecated": "deprecated: something else takes its place",
+                "quarantined": "quarantined: no file of it is served"}
+    return Form(f"Status of {project}", home, (
+        f"It has {consequences(request, index, project)}",
+        "The status can be changed back at any time."),
+        (Field("status", "Status", before.word, "choice",
+               choices=tuple((word, meanings[word]) for word in PROJECT_STATUSES)),
+         Field("reason", "Reason", before.reason or "", hint="One line, which installers show.")),
+        "Set status", act)
+
+
+@action("/{user}/{index}/{project}/+whitelist", may="modify index")
+def whitelist_form(request, sent, index, project):
+    """Let releases of mirrors in beside a project's own, or shut them out."""
+    home = f"{index.path}/{project}"
+    is_listed = project in index.config.get("mirror_whitelist", ())
+
+    def act():
+        operator = "-=" if is_listed else "+="
+        request.app.indexes.modify(index, [f"mirror_whitelist{operator}{project}"],
+                                   actor=request.actor,
+                                   may_read=functools.partial(may_read, request))
+        text = f"Releases of mirrors are {'shut out' if is_listed else 'let in'} for {project}."
+        return done(request, home, text, "Undo", request.href(f"{home}/+whitelist"))
+
+    mirrors = ", ".join(member.path for member in request.app.projects.mirrors_in(index)
+                        if may_read(request, member))
+    if is_listed:
+        return Form(f"Shut out releases of {project} from mirrors", home, (
+            f"{project} is in mirror_whitelist: {index.path} shows its releases on "
+            f"{mirrors or 'its mirrors'}, too. Taken out, it shows only those of stages.",),
+            (), "Shut them out", act)
+    return Form(f"Let in releases of {project} from mirrors", home, (
+        f"{index.path} then also shows the releases of {mirrors or 'its mirrors'}: whoever owns "
+        f"the name {project} there can give a higher version to those who install from here.",),
+        (), "Let them in", act)
+
+
+@action("/{user}/{index}/{project}/{version}/+push", may="read")
+def push_form(request, sent, index, project, version):
+    """Push a release to another index, or to an outside server."""
+    _files_of(request, index, project, version)
+    home = f"{index.path}/{project}/{version}"
+    allowed, who = request.app.permissions, request.identity
+    targets = [each.path for each in request.app.indexes.all()
+               if allowed.upload(who, each) and may_read(request, each)
+               and each.path != index.path][:Limits.page_rows]
+
+    def act():
+        part = sent.get("part", "")
+        body = {"name": project, "version": version, "no_docs": part == "no_docs",
+                "only_docs": part == "only_docs"}
+        target = sent.get("to", "")
+        if target:
+            push_as_told(request, index, {**body, "targetindex": target})
+            return done(request, f"{target}/{project}/{version}",
+                        f"{project} {version} was pushed from {index.path} to {target}.",
+                        "Delete it there", request.href(f"{target}/{project}/{version}/+delete"))
+        log_, status = push_as_told(request, index, {
+            **body, "posturl": sent.get("posturl", "").strip(),
+            "username": sent.get("username", ""), "password": sent.get("password", "")})
+        place = url_origin(sent.get("posturl", "").strip())
+        if status != 200:
+            raise UpstreamTrouble(f"{place}: " + "; ".join(
+                " ".join(map(str, entry)) for entry in log_ if entry[0] not in (200, 201)))
+        return done(request, home, f"{project} {version} was pushed to {place}. "
+                    "What was published there can only be yanked or deleted there.")
+
+    preselected = request.query.get("to", targets[0] if targets else "")
+    return Form(f"Push {project} {version}", home, (
+        f"This copies {consequences(request, index, project, version)}",
+        "Between indexes of this server it is all or nothing, and undone by deleting it there. "
+        "What other servers have taken can't be taken back from here."),
+        (Field("to", "To", preselected, "choice",
+               choices=(*((path, path) for path in targets), ("", "another server, as below"))),
+         Field("part", "What", "", "choice", choices=(
+             ("", "files, test results and documentation"), ("no_docs", "without documentation"),
+             ("only_docs", "documentation only"))),
+         Field("posturl", "URL of another server", "", hint="As https://upload.pypi.org/legacy/"),
+         Field("username", "User there", hint="__token__ for a token of PyPI"),
+         Field("password", "Password or token there", kind="password")), "Push", act)
+
+
+# -- indexes
+
+
+@action("/{user}/+new-index", may="add index")
+def new_index_form(request, sent, user):
+    """Make an index."""
+    def act():
+        name, type_ = sent.get("name", "").strip(), sent.get("type", "stage")
+        body = {"type": type_, "title": sent.get("title") or None}
+        if type_ == "stage":
+            body.update(bases=_items(sent.get("bases", "")), volatile="volatile" in sent)
+        else:
+            body["mirror_url"] = sent.get("mirror_url", "").strip() or None
+        readers = _items(sent.get("acl_pkg_read", ""))
+        if readers:
+            body["acl_pkg_read"] = readers
+        app = request.app
+        made = app.indexes.create(
+            user, name, body, actor=request.actor, may_read=functools.partial(may_read, request),
+            may_inherit=app.permissions.user_create_named(request.identity))
+        return done(request, made.path, f"{made.path} was made.", "Delete it again",
+                    request.href(f"{made.path}/+delete"))
+
+    mirrors = [index.path for index in readable_indexes(request)
+               if request.app.projects.at(index).asks_upstream]
+    return Form(f"New index of {user}", user, (
+        "A stage takes uploads, and shows what its bases have. A mirror caches another server. "
+        "Deleting the index undoes this.",),
+        (Field("name", "Name", is_needed=True, hint="As in the URL: dev, prod, pypi."),
+         Field("type", "Type", "stage", "choice",
+               choices=(("stage", "stage: takes uploads"), ("mirror", "mirror: caches a server"))),
+         Field("title", "Title"),
+         Field("bases", "Bases of a stage", "\n".join(mirrors[:1]), "list",
+               "One a line, as root/pypi. They are asked in this order."),
+         Field("volatile", "Volatile: files may be replaced and deleted", "yes", "check"),
+         Field("mirror_url", "URL that a mirror caches", hint="As https://pypi.org/simple/"),
+         Field("acl_pkg_read", "Who may read it", "", "list",
+               "Users and :groups, one a line. Empty: everybody.")), "Make it", act)
+
+
+_SETTING_HINTS = {
+    "bases": "One a line, in the order in which they are asked.",
+    "mirror_whitelist": "Projects that may come from mirrors although a stage has them; * for all.",
+    "mirror_whitelist_inheritance": "intersection or union",
+    "acl_upload": "Users, :groups, :ANONYMOUS: or :AUTHENTICATED:, one a line.",
+    "acl_toxresult_upload": "The same, for test results.",
+    "acl_pkg_read": "The same, for reading. Empty: everybody.",
+    "webhook_secret": "Empty: as it is."}
+
+
+@action("/{user}/{index}/+settings", may="modify index")
+def settings_form(request, sent, index):
+    """Change the configuration of an index."""
+    kinds, defaults = kinds_of_options(index.type), index_defaults(index.type, index.user)
+    shown = {key: _option_text(kind, index.config.get(key)) for key, kind in kinds.items()}
+    seen = hashlib.sha256(json.dumps(index.config, sort_keys=True).encode()).hexdigest()
+
+    def act():
+        if sent.get("seen") != seen:
+            raise Conflict("the settings were changed by somebody else meanwhile: open the form "
+                           "again")
+        changed = {key: text for key, text in ((key, sent.get(key, shown[key])) for key in shown)
+                   if text.strip() != shown[key]}
+        body = {key: _option_value(kinds[key], text.strip(), key in defaults)
+                for key, text in changed.items()}
+        request.app.indexes.modify(index, body, actor=request.actor,
+                                   may_read=functools.partial(may_read, request))
+        if not changed:
+            return done(request, index.path, "Nothing was changed.")
+        before = "; ".join(f"{key} was {one_line(shown[key], 100) or 'not set'}"
+                           for key in changed if kinds[key] != "secret")
+        return done(request, index.path, f"The settings of {index.path} were changed. {before}",
+                    "Change them back", request.href(f"{index.path}/+settings"))
+
+    fields = []
+    for key, kind in kinds.items():
+        choices = () if kind != "truth" else (
+            *(() if key in defaults else (("", "not set"),)), ("yes", "yes"), ("no", "no"))
+        fields.append(Field(key, key, shown[key], {
+            "truth": "choice", "list": "list", "secret": "password"}.get(kind, "text"),
+            _SETTING_HINTS.get(key, ""), choices, completion="new-password"
+            if kind == "secret" else "off"))
+    return Form(f"Settings of {index.path}", index.path, (
+        "Changes hold at once. The next page says what was set before.",),
+        (*fields, Field("seen", "", seen, "hidden")), "Change settings", act)
+
+
+def _option_text(kind, value):
+    """The value of an option as its field shows it."""
+    if value is None or kind == "secret":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "\n".join(value) if isinstance(value, list) else str(value)
+
+
+def _option_value(kind, text, has_default):
+    """The value of an option from its field; None removes it."""
+    if kind == "list" and (text or has_default):
+        return _items(text)
+    return text or None
+
+
+@action("/{user}/{index}/+delete", may="delete index")
+def delete_index_form(request, sent, index):
+    """Delete an index with all that it has."""
+    def act():
+        _refuse_other_name(sent, index.path)
+        request.write(remove_index, index, "force" in sent, functools.partial(may_read, request))
+        return done(request, index.user, f"The index {index.path} was deleted.",
+                    "Make one anew", request.href(f"{index.user}/+new-index"))
+
+    built = [each.path for each in readable_indexes(request)
+             if index.path in each.config.get("bases", ())]
+    return Form(f"Delete {index.path}", index.path, (
+        f"This deletes {_contents(request, [index])}.",
+        when(built, "<p>{}</p>", f"It is a base of {', '.join(built[:10])}."),
+        "Nothing here brings it back. An operator can export the index before, or restore it from "
+        "a backup.", "" if index.volatile else
+        f"{index.path} is non-volatile: it can only be deleted after it was made volatile."),
+        (Field("name", f"Type {index.path} to confirm", is_needed=True),
+         Field("force", "Also take it out of the bases of other indexes", "", "check")),
+        "Delete the index", act, is_final=True)
+
+
+def _contents(request, indexes):
+    """What indexes have, in numbers."""
+    ids = [index.id for index in indexes]
+    with request.app.store.read() as db:
+        projects, = db.execute(f"SELECT count(*) FROM projects WHERE index_id IN ({marks(ids)})",
+                               ids).fetchone()
+        counts = dict(map(tuple, db.execute(
+            f"SELECT kind, count(*) FROM files WHERE index_id IN ({marks(ids)}) GROUP BY kind",
+            ids)))
+    return f"{number_of(projects, 'project')}, {_in_numbers(counts)}"
+
+
+# -- users
+
+
+@action("/+new-user", may="create user")
+def new_user_form(request, sent):
+    """Make a user."""
+    def act():
+        app, name = request.app, sent.get("name", "").strip()
+        _refuse_other_password(sent)
+        if app.users.find(name):
+            raise Conflict(f"there is a user {name} already")
+        body = {key: sent.get(key, "") for key in ("password", "title", "email")}
+        app.users.create(name, body, actor=request.actor,
+                         may_inherit=app.permissions.user_create_named(request.identity))
+        return done(request, name, f"The user {name} was made.", "Delete it again",
+                    request.href(f"{name}/+delete"))
+
+    return Form("New user", "", ("A user can have indexes, and be named in those of others.",),
+                (Field("name", "Name", is_needed=True, completion="off"), *_new_password(),
+                 Field("title", "Title"), Field("email", "E-mail")), "Make the user", act)
+
+
+def _new_password():
+    return (Field("password", "New password", kind="password", is_needed=True,
+                  completion="new-password"),
+            Field("again", "The same again", kind="password", is_needed=True,
+                  completion="new-password"))
+
+
+def _refuse_other_password(sent):
+    if sent.get("password") != sent.get("again"):
+        raise BadRequest("the two passwords differ")
+
+
+@action("/{user}/+settings", may="modify user")
+def profile_form(request, sent, user):
+    """Change what a user's page says of the user."""
+    before = request.app.users.get(user).attributes
+    keys = {"title": "Title", "email": "E-mail", "description": "Description"}
+
+    def act():
+        body = {key: sent[key].strip() for key in keys if key in sent}
+        request.app.users.modify(user, body, actor=request.actor)
+        changed = "; ".join(f"{key} was {one_line(str(before.get(key) or 'empty'), 200)}"
+                            for key, value in body.items() if value != (before.get(key) or ""))
+        return done(request, user, f"Changed: {changed}." if changed else "Nothing was changed.",
+                    "Change it back" if changed else "", request.href(f"{user}/+settings"))
+
+    return Form(f"Profile of {user}", user, (
+        "Title and description are for everybody, the e-mail address for users.",), tuple(
+        Field(key, label, str(before.get(key) or "")) for key, label in keys.items()),
+        "Change profile", act)
+
+
+@action("/{user}/+password", may="change password")
+def password_form(request, sent, user):
+    """Give a user another password; who changes the own one has to know the one before."""
+    is_own = user == request.identity.user
+
+    def act():
+        app = request.app
+        _refuse_other_password(sent)
+        if is_own:
+            check_login(request, user, sent.get("before", ""))
+        account = app.users.modify(user, {"password": sent.get("password", "")},
+                                   actor=request.actor)
+        if user == "root":
+            forget_root_password(app.settings.serverdir)
+        response = done(request, user, f"The password of {user} was changed. "
+                        "The form on this page changes it again.")
+        if is_own:
+            response.headers.append(_session_cookie(request, account))
+        return response
+
+    before = (Field("before", "Password until now", kind="password",
+                    completion="current-password"),) if is_own else ()
+    return Form(f"Password of {user}", user, (
+        f"This ends all logins of {user}, on web pages and in clients"
+        + (", except this one." if is_own else "."),
+        "The password before can't be shown to anybody: to undo this, set it again."),
+        (*before, *_new_password()), "Change password", act)
+
+
+@action("/{user}/+delete", may="delete user")
+def delete_user_form(request, sent, user):
+    """Delete a user with all indexes."""
+    def act():
+        _refuse_other_name(sent, user)
+        request.write(remove_user, user, "force" in sent, functools.partial(may_read, request))
+        return done(request, "", f"The user {user} was deleted. To undo it, make the user and the "
+                    "indexes again and upload their files, or restore a backup.")
+
+    indexes = request.app.indexes.all(user)
+    return Form(f"Delete {user}", user, (
+        f"This deletes the user, {number_of(len(indexes), 'index', 'indexes')} with "
+        f"{_contents(request, indexes)}, and the name in the permissions of other indexes.",
+        "Nothing here brings it back."),
+        (Field("name", f"Type {user} to confirm", is_needed=True),
+         Field("force", "Also take the indexes out of the bases of others", "", "check")),
+        "Delete the user", act, is_final=True)
+
+
+# -- the outbox
+
+
+@action("/+outbox", may="root")
+def outbox_form(request, sent):
+    """Messages to outside servers that wait or were given up; POST tries them all now."""
+    def act():
+        count = request.app.outbox.retry(request.actor)
+        return done(request, "+outbox", f"{number_of(count, 'message')} will be tried now.")
+
+    rows = [(each["target"], each["kind"], each["waiting"], each["dead"], each["last-error"])
+            for each in request.app.outbox.summary(by_target=True)]
+    return Form("Outgoing messages", "", (
+        table("Messages", ("To", "Kind", "Waiting", "Given up", "Last error"), rows) if rows
+        else "No message waits for an outside server.",
+        "A message that was given up is tried once more, as often as a new one."),
+        (), "Try all now", act)
+
+
+# ==================================================================================================
+# 34  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -28947,7 +30023,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 33  A replica's files
+# 35  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -29922,7 +30998,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 34  A replica
+# 36  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -30590,7 +31666,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 35  The server directory
+# 37  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -31045,7 +32121,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 36  Export
+# 38  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -31765,7 +32841,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 37  Import
+# 39  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -33501,7 +34577,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 38  Backups
+# 40  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -34377,7 +35453,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 39  Checks
+# 41  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -36318,7 +37394,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 40  The manual
+# 42  The manual
 #
 # Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
 # options and commands are made of their tables. In a text, `URL` stands for the server's address
@@ -37860,7 +38936,7 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 41  Pages of the manual
+# 43  Pages of the manual
 #
 # What a browser gets at `/+help`: the manual's topics, rendered, with this server's address in the
 # examples.
@@ -37918,7 +38994,7 @@ def _topic_html(name, base_url):
 
 
 # ==================================================================================================
-# 42  Commands
+# 44  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

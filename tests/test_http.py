@@ -760,7 +760,10 @@ def test_every_route_names_its_audience_and_its_permission():
     used = {"for_": set(), "may": set()}
     for function in endpoint_functions():
         for decorator in function.decorator_list:
-            if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "route":
+            kind = ast.unparse(decorator.func) if isinstance(decorator, ast.Call) else ""
+            if kind == "action":        # a form: GET and POST for those who have logged in
+                used["may"].add(decorator.keywords[0].value.value)
+            if kind == "route":
                 named = {keyword.arg: keyword.value.value for keyword in decorator.keywords}
                 for key, values in used.items():
                     assert named.get(key), f"a route of {function.name} does not name {key}"
