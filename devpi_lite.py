@@ -7272,8 +7272,8 @@ class Sessions(Part):
             for purpose in (b"web session", b"web form", b"web notice"))
         # browsers send a cookie to all ports of a host: servers with other secrets have other names
         self.cookie_name = "devpi_lite_" + hashlib.sha256(self.cookies.keys[0]).hexdigest()[:8]
-        self.ended = {key[len(_ENDED):]: int(value) for key, value in store.node.items()
-                      if key.startswith(_ENDED)}
+        self.ended = {key[len(_ENDED_SESSION):]: int(value)
+                      for key, value in store.node.items() if key.startswith(_ENDED_SESSION)}
         self.valid_from = int(store.node.get(_VALID_FROM, 0))
 
     def issue(self, account, issuer=None):
@@ -7299,9 +7299,9 @@ class Sessions(Part):
     def log_out(self, session):
         """End a session; beyond `Limits.ended_sessions`, all of now."""
         self.ended[session.id] = session.end
-        facts = {_ENDED + session.id: str(session.end)}
+        facts = {_ENDED_SESSION + session.id: str(session.end)}
         if len(self.ended) > Limits.ended_sessions:
-            facts = {_ENDED + id_: None for id_ in self.ended}
+            facts = {_ENDED_SESSION + id_: None for id_ in self.ended}
             self.valid_from, self.ended = int(time.time()) + 1, {}
             facts[_VALID_FROM] = str(self.valid_from)
         if not self.store.read_only:        # there it lasts until the server stops
@@ -7309,7 +7309,8 @@ class Sessions(Part):
 
     def clean(self, change):
         past = [id_ for id_, end in self.ended.items() if end < time.time()]
-        change.executemany("DELETE FROM node WHERE key = ?", [(_ENDED + id_,) for id_ in past])
+        change.executemany("DELETE FROM node WHERE key = ?",
+                           [(_ENDED_SESSION + id_,) for id_ in past])
         for id_ in past:
             self.ended.pop(id_, None)
 
@@ -7321,7 +7322,7 @@ class Sessions(Part):
         return self.forms.fits(id_.encode(), token)
 
 
-_ENDED, _VALID_FROM = "ended session ", "sessions are valid from"
+_ENDED_SESSION, _VALID_FROM = "ended session ", "sessions are valid from"
 
 
 class PasswordMemory:
@@ -18640,7 +18641,7 @@ class Request:
         `query`: its parameters; those that are None or "" are left out."""
         query = {key: value for key, value in query.items() if value not in (None, "")}
         return (f"{urllib.parse.urlsplit(self.base_url).path}/{quoted(path)}"
-                + (f"?{urllib.parse.urlencode(query, safe='/')}" if query else ""))
+                + (f"?{urllib.parse.urlencode(query)}" if query else ""))
 
 
 def _check_json(content):
@@ -19213,6 +19214,11 @@ def form_start(request, path):
                   '<input type="hidden" name="csrf" value="{}">', path, token)
 
 
+def login_path(request, back):
+    """The path of the page to log in, which leads on to the path `back`."""
+    return request.href("+login") + (f"?next={urllib.parse.quote(back)}" if back else "")
+
+
 def _account(request):
     """The end of a page's head: who has logged in, or where to do that."""
     if not request.app.settings.web_login:
@@ -19221,7 +19227,7 @@ def _account(request):
         back = request.here if request.method in ("GET", "HEAD") else ""
         if request.path == "/+login":
             back = request.query.get("next", "")
-        return link(request.href("+login", next=back), "Log in")
+        return link(login_path(request, back), "Log in")
     return markup("{}{}<button>Log out</button></form>",
                   link(request.href(request.session.user), request.session.user),
                   form_start(request, request.href("+logout")))
@@ -20796,7 +20802,7 @@ def dispatch(request):
             refuse_stale(request.app)
 
     if chosen.audience.proof == SESSION and request.session is None:
-        return redirect(request.href("+login", next=request.here), 303)
+        return redirect(login_path(request, request.here), 303)
     subject = places.get("user")
     if "index" in places:
         request.index_path = f"{places.pop('user')}/{places['index']}"
@@ -28282,7 +28288,9 @@ _LOGIN_COOKIE = "devpi_lite_login"
 
 @route("GET", "/+login", for_="login form", may="anybody", is_local=True, even_stale=True)
 def get_login_page(request):
-    """The form to log in; `next` is the path of the page to go on to."""
+    """The form to log in, for browsers; `next` is the path of the page to go on to."""
+    if not request.wants_pages:
+        raise NotFound("this is a page for browsers: programs log in by POST of JSON")
     if request.session is not None:
         return redirect(_way_back(request), 303)
     return _login_page(request, {})
@@ -28430,8 +28438,8 @@ def action(path, may):
             except Problem as problem:
                 return _refused(request, problem,
                                 functools.partial(_form_page, request, form, sent))
-        route("GET", path, for_="form", may=sees)(show_form)
-        route("POST", path, for_="form", may=sees)(do_as_sent)
+        for method, endpoint in (("GET", show_form), ("POST", do_as_sent)):
+            route(method, path, for_="form", may=sees)(endpoint)
         return make
     return register
 
@@ -28582,7 +28590,8 @@ def consequences(request, index, project, version=None, path=None):
         counts = dict(map(tuple, db.execute(
             "SELECT kind, count(*) FROM files JOIN projects ON projects.id = project_id "
             f"WHERE {condition} GROUP BY kind", values)))
-    dependents = count_dependents(request, project)
+    dependents = request.app.search.count_dependents(
+        project, [readable.id for readable in readable_indexes(request)])
     return _in_numbers(counts) + (
         f"; {number_of(dependents, 'project')} here "
         f"{'depends' if dependents == 1 else 'depend'} on {project}" if dependents else "") + "."
@@ -28593,12 +28602,6 @@ def _in_numbers(counts):
     words = {"releasefile": "file", "doczip": "documentation", "toxresult": "test result"}
     return ", ".join(number_of(counts[kind], word) for kind, word in words.items()
                      if counts.get(kind)) or "no files"
-
-
-def count_dependents(request, project):
-    """The number of projects, in indexes that the caller may read, that need a project."""
-    count = getattr(request.app.search, "count_dependents", None)
-    return count(project, [index.id for index in readable_indexes(request)]) if count else 0
 
 
 def _files_of(request, index, project, version):

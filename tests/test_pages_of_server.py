@@ -110,7 +110,7 @@ def test_a_reader_finds_no_trace_of_what_only_others_may_read(site):
         page = search_page(site, query)
         assert "lantern-secret 1.0" not in page.reply.text
         assert "ann/closed (" not in page.main and "A hidden" not in page.main
-        assert not any("lantern-secret" in href and "query=" not in href for href in page.hrefs.values())
+        assert not any("lantern-secret" in href and "query" not in href for href in page.hrefs.values())
     assert hits(search_page(site, "secretword", user="ann")) == ["lantern-secret 1.0"]
     assert "lantern-secret" in search_page(site, "lantern-secrets", user="ann").hrefs
     assert "lantern-secret" not in search_page(site, "lantern-secrets").hrefs

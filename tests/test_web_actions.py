@@ -83,6 +83,17 @@ def test_a_yank_says_what_it_concerns_and_can_be_taken_back(server, index, alice
     assert "was taken back" in page.text and yanked(server, index) == []
 
 
+def test_it_says_how_many_projects_that_one_may_read_depend_on_it(server, index, alice):
+    name = "needed%d" % next(numbers)
+    server.add_index("bob/hidden%d" % next(numbers), bases=[], acl_pkg_read=["bob"])
+    hidden = "bob/hidden%d" % (next(numbers) - 1)
+    upload(server, index, wheel(name, "1.0"))
+    for place in (index, hidden):
+        upload(server, place, wheel("user-of-" + name, "1.0", requires_dist=[name]))
+    eventually(lambda: "; 1 project here depends on %s." % name
+               in alice.get("/%s/%s/1.0/+delete" % (index, name)).text)
+
+
 def test_one_file_is_yanked_and_taken_back(server, index, alice):
     name = wheel("demo", "1.0").filename
     page = alice.get("/%s/demo/1.0/+yank?file=%s" % (index, name))

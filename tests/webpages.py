@@ -199,7 +199,7 @@ def crawl(server, start="/", most=400, **options):
             waiting.append(below(server, reply.headers["Location"]))
         for link in found[path].links if framed else ():
             target = below(server, urllib.parse.urljoin(server.url + path, link))
-            if target:
+            if target and not target.startswith("/+login?next="):       # each page has its own
                 waiting.append(target)
     return found
 
