@@ -11659,6 +11659,8 @@ class Contact(typing.NamedTuple):
     url: str
     since: float            # time.time() of the last contact; without any, of the first failure
     trouble: str = ""       # what has come in place of a response since then
+    failure: str = ""       # why the last fetch failed
+    tried: float = 0        # time.time() of the last fetch
 
 
 class Upstreams(Part):
@@ -11676,8 +11678,6 @@ class Upstreams(Part):
         # (_source(index), is the project list) -> as in `failed`: upstream did not respond
         self.silent = {}
         self.failures = collections.Counter()   # index id -> number of failed fetches and downloads
-        # index id -> (time.time(), message) of the last fetch, if it failed
-        self.troubles = {}
         self.contacts = {}      # index id -> `Contact`
         self.lock = threading.Lock()
 
@@ -11782,12 +11782,10 @@ class Upstreams(Part):
                 function()
             except UpstreamTrouble as error:
                 self.failures[index.id] += 1
-                self.troubles[index.id] = time.time(), error.message
                 self._note_contact(index, error)
                 if what in ("page", "names"):
                     self._remember_failure(index, name if what == "page" else None, error)
                 raise
-            self.troubles.pop(index.id, None)
             self._note_contact(index, None)
             if what == "page":
                 self.failed.pop(_source(index), name)
@@ -11820,11 +11818,11 @@ class Upstreams(Part):
             before = self.contacts.get(index.id)
             if before and before.url != url:
                 before = None
-            if not isinstance(error, (Unreachable, NoResponse)):
-                self.contacts[index.id] = Contact(url, now)
-            elif before is None or not before.trouble:
+            since, trouble, failure = now, "", error.message if error else ""
+            if isinstance(error, (Unreachable, NoResponse)):
                 since = before.since if before else self._last_page(index) or now
-                self.contacts[index.id] = Contact(url, since, error.message)
+                trouble = before.trouble if before and before.trouble else failure
+            self.contacts[index.id] = Contact(url, since, trouble, failure, now)
 
     def _last_page(self, index):
         """time.time() when a page last came, or was confirmed; None if none ever did."""
@@ -13107,6 +13105,19 @@ class MirrorNames:
     def part(self, name):
         """The path of one of the files."""
         return os.path.join(self.folder, name)
+
+    def after(self, name, most):
+        """The first `most` names that come after this one, which need not be among them."""
+        if not self.count:
+            return []
+        with open(self.part("names"), "rb") as file, \
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
+            at, found = self._first_from(lines, name.encode() + b"\0"), []
+            while at < len(lines) and len(found) < most:
+                end = lines.find(b"\n", at)
+                found.append(lines[at:end].decode("ascii"))
+                at = end + 1
+        return found
 
     def without(self, names):
         """Those of `names` that the list does not hold."""
@@ -25148,6 +25159,13 @@ def refresh_project(request, index, project):
     return redirect(request.url(f"{index.path}/+simple/{project}/"))
 
 
+@route("POST", "/{user}/{index}/{project}/refresh", for_="people", may="read", then_here=True)
+def refresh_and_show(request, index, project):
+    """devpi-web: the same, and back to the project's page."""
+    refresh_project(request, index, project)
+    return redirect(request.url(f"{index.path}/{project}"))
+
+
 @route("GET", "/{user}/{index}/+simple/{project}/", for_="installer", may="read",
        other_names="redirect ASCII")
 @route("GET", "/{user}/{index}/+simple/{project}", for_="installer", may="read",
@@ -26410,6 +26428,47 @@ def index_cards(request, indexes):
     return cards
 
 
+@part
+class FileCounts(Part):
+    """How many files the indexes have: counted for a page that shows it, then known for a while."""
+
+    def __init__(self, app):
+        self.store, self.known = app.store, {}
+
+    def of(self, indexes):
+        """{index id: FileCount}, without those for which the time of one page did not suffice."""
+        now = time.monotonic()
+        with self.store.read() as db:
+            for index in indexes:
+                if index.id not in self.known \
+                        or self.known[index.id].counted < now - Limits.count_age:
+                    self.known[index.id] = FileCount(now, *db.execute(
+                        "SELECT count(*), count(sha256), "
+                        "coalesce(sum(CASE WHEN sha256 IS NOT NULL THEN size END), 0) "
+                        "FROM (SELECT sha256, size FROM files WHERE index_id = ? LIMIT ?)",
+                        (index.id, Limits.counted)).fetchone())
+                if time.monotonic() > now + Limits.counting:
+                    break
+        return {index.id: self.known[index.id] for index in indexes if index.id in self.known}
+
+    def tidy(self):
+        self.known = {}
+
+
+class FileCount(typing.NamedTuple):
+    """How many files an index has, as far as they were counted."""
+    counted: float      # time.monotonic()
+    rows: int           # those that were looked at
+    files: int          # of these, those that are here
+    size: int
+
+    @property
+    def texts(self):
+        """(number of files, their size) for people."""
+        more = "" if self.rows < Limits.counted else "more than "
+        return more + grouped(self.files), more + size_text(self.size) if self.files else ""
+
+
 def _index_table(request, cards):
     rows = []
     for index, size, uploaded, upstream in cards:
@@ -26597,8 +26656,8 @@ def _project_line(db, name, releases, files, docs):
 def get_index_page(request, index):
     """A stage or mirror: its projects, its settings or its inheritance, as `show` says."""
     show = request.query.get("show", "projects")
-    view = {"settings": _settings_view, "inheritance": _inheritance_view}.get(
-        show, _projects_view)
+    view = {"settings": _settings_view, "inheritance": _inheritance_view,
+            "names": _names_view}.get(show, _projects_view)
     content, tags = view(request, index)
     body = joined((
         markup("<h1>{} {} {} {}</h1>", index.path,
@@ -26614,11 +26673,17 @@ def get_index_page(request, index):
         tabs("Views of the index", [
             (title, request.href(index.path, show=name if name != "projects" else ""),
              show == name)
-            for name, title in (("projects", "Projects"), ("settings", "Settings"),
-                                ("inheritance", "Inheritance"))]),
+            for name, title in _views_of(request, index)]),
         content))
     return page_response(request, index.path, body, crumbs_to(index.path),
                          feed=request.href(f"{index.path}/+feed.atom"), tags=tags)
+
+
+def _views_of(request, index):
+    """(`show`, title) of each view of an index."""
+    if request.app.projects.at(index).asks_upstream:
+        return (("projects", "Cached projects"), ("names", "All names"), ("settings", "Settings"))
+    return (("projects", "Projects"), ("settings", "Settings"), ("inheritance", "Inheritance"))
 
 
 def _projects_view(request, index):
@@ -26697,39 +26762,78 @@ def _line_cells(request, index, line):
 
 
 def _mirror_view(request, index):
-    app, after = request.app, request.query.get("after", "")
+    """(what is cached of a mirror, or the names that begin so, None: not to be kept)."""
+    after = request.query.get("after", "")
     start = normalize(request.query.get("q", "")[:Limits.query]).strip("-")
-    names = app.projects.at(index).names_at_hand()
-    total = names.count if isinstance(names, MirrorNames) else None
-
+    names = request.app.projects.at(index).names_at_hand()
     if start:
         found, partial = matching_names(names, start, prefix_only=True)
         shown, following = _after(found, after)
-        rows = [(link(request.href(f"{index.path}/{name}"), name),) for name in shown]
-        text = number_of(len(found), "name") + (" or more" if partial else "")
-        listed = table("Names", ("Project",), rows)
+        title = number_of(len(found), "name") + (" or more" if partial else "")
+        listed = _name_table(request, index, shown)
     else:
-        with app.store.read() as db:
-            cached = [tuple(row) for row in db.execute(
-                "SELECT name, fetched FROM projects WHERE index_id = ? AND name > ? "
-                "AND fetched IS NOT NULL ORDER BY name LIMIT ?",
-                (index.id, after, Limits.page_rows + 1))]
-        following = cached[Limits.page_rows - 1][0] if len(cached) > Limits.page_rows else None
-        text = "Cached projects" if cached else \
-            "Nothing is cached yet: what is installed through this mirror is kept here."
-        listed = table("Cached projects", ("Project", "Page fetched"), [
-            (link(request.href(f"{index.path}/{name}"), name), moment(iso_time(fetched)))
-            for name, fetched in cached[:Limits.page_rows]]) if cached else ""
+        title, listed, following = _cached_projects(request, index, after)
 
     href = functools.partial(request.href, index.path, q=start)
     return joined((
-        facts([("Upstream", outside_link(public_url(index.mirror_url), public_url(
-                    index.mirror_url)) if index.mirror_url else "none"),
-               ("Names", "not known yet" if total is None else grouped(total)),
-               ("List fetched", moment(iso_time(names.fetched)) if total is not None else "")]),
+        _mirror_facts(request, index, names),
         search_box("q", "Names that begin with", start, request.href(index.path)),
-        markup("<h2>{}</h2>", text), listed,
+        markup("<h2>{}</h2>", title), listed,
         pager(href() if after else "", following and href(after=following)))), None
+
+
+def _mirror_facts(request, index, names):
+    app, is_known = request.app, isinstance(names, MirrorNames)
+    contact = app.mirrors.upstreams.contacts.get(index.id)
+    files = app.part(FileCounts).of([index]).get(index.id)
+    all_names = link(request.href(index.path, show="names"), grouped(names.count)) \
+        if is_known else "not known yet"
+    return facts([
+        ("Upstream", outside_link(*[public_url(index.mirror_url)] * 2) if index.mirror_url
+         else "none"),
+        ("Names", all_names), ("List fetched", moment(iso_time(names.fetched)) if is_known else ""),
+        ("Files here", files and joined(filter(None, files.texts), ", ")),
+        ("Last contact", contact and not contact.trouble and moment(iso_time(contact.since)) or ""),
+        ("Last failure", contact and contact.failure),
+        ("A page is fresh for", number_of(app.mirrors.upstreams.expiry(index), "second"))])
+
+
+def _name_table(request, index, names):
+    return table("Names", ("Project",), [
+        (link(request.href(f"{index.path}/{name}"), name),) for name in names])
+
+
+def _cached_projects(request, index, after):
+    """(title, table, the name after which the next page begins) of a mirror's cached projects."""
+    with request.app.store.read() as db:
+        rows = [tuple(row) for row in db.execute(
+            "SELECT name, fetched FROM projects WHERE index_id = ? AND name > ? "
+            "AND fetched IS NOT NULL ORDER BY name LIMIT ?",
+            (index.id, after, Limits.page_rows + 1))]
+    if not rows:
+        return "Cached projects", markup(
+            '<p class="lead">Nothing is cached yet.</p><p>What is installed through this mirror '
+            "is kept here.</p>"), None
+    shown = rows[:Limits.page_rows]
+    listed = table("Cached projects", ("Project", "Page fetched"), [
+        (link(request.href(f"{index.path}/{name}"), name), moment(iso_time(fetched)))
+        for name, fetched in shown])
+    return "Cached projects", listed, shown[-1][0] if len(rows) > len(shown) else None
+
+
+def _names_view(request, index):
+    """(all names of a mirror, 100 at a time, None: not to be kept)."""
+    names, after = request.app.projects.at(index).names_at_hand(), request.query.get("after", "")
+    if not isinstance(names, MirrorNames):
+        return markup("<p>The list of all names is not here yet.</p>"), None
+    found = names.after(normalize(after), Limits.page_rows + 1)
+    shown = found[:Limits.page_rows]
+    href = functools.partial(request.href, index.path, show="names")
+    return joined((
+        markup('<p class="lead">{}</p>', number_of(names.count, "name")),
+        _name_table(request, index, shown),
+        pager(href() if after else "",
+              href(after=shown[-1]) if len(found) > len(shown) else ""))), None
 
 
 def _after(names, last):
@@ -27027,13 +27131,6 @@ def _kind_of(filename):
     """The kind of a distribution file, in the field's word."""
     _, kind = upload_kind(filename)
     return {"bdist_wheel": "wheel", "sdist": "sdist", "bdist_egg": "egg"}.get(kind, "other file")
-
-
-@route("POST", "/{user}/{index}/{project}/+refresh", for_="people", may="read", then_here=True)
-def refresh_and_show(request, index, project):
-    """Have mirrors fetch the project's page again, and go back to it."""
-    refresh_project(request, index, project)
-    return redirect(request.url(f"{index.path}/{project}"))
 
 
 # -- a version
@@ -27770,47 +27867,6 @@ def get_opensearch(request):
 # -- status
 
 
-@part
-class FileCounts(Part):
-    """How many files the indexes have: counted for a page that shows it, then known for a while."""
-
-    def __init__(self, app):
-        self.store, self.known = app.store, {}
-
-    def of(self, indexes):
-        """{index id: FileCount}, without those for which the time of one page did not suffice."""
-        now = time.monotonic()
-        with self.store.read() as db:
-            for index in indexes:
-                if index.id not in self.known \
-                        or self.known[index.id].counted < now - Limits.count_age:
-                    self.known[index.id] = FileCount(now, *db.execute(
-                        "SELECT count(*), count(sha256), "
-                        "coalesce(sum(CASE WHEN sha256 IS NOT NULL THEN size END), 0) "
-                        "FROM (SELECT sha256, size FROM files WHERE index_id = ? LIMIT ?)",
-                        (index.id, Limits.counted)).fetchone())
-                if time.monotonic() > now + Limits.counting:
-                    break
-        return {index.id: self.known[index.id] for index in indexes if index.id in self.known}
-
-    def tidy(self):
-        self.known = {}
-
-
-class FileCount(typing.NamedTuple):
-    """How many files an index has, as far as they were counted."""
-    counted: float      # time.monotonic()
-    rows: int           # those that were looked at
-    files: int          # of these, those that are here
-    size: int
-
-    @property
-    def texts(self):
-        """(number of files, their size) for people."""
-        more = "" if self.rows < Limits.counted else "more than "
-        return more + grouped(self.files), more + size_text(self.size) if self.files else ""
-
-
 @route("GET", "/+status", for_="browser", may="anybody", about_itself=True)
 def get_status_page(request):
     """The server's status; with `refresh`, browsers load it again after that many seconds."""
@@ -27922,10 +27978,10 @@ def _mirror_trouble(upstreams, index):
     """Why a mirror does not get what it asks for; else that it does, as far as is known."""
     if upstreams.is_cut_off(index):
         return badge("not asked", "warn")
-    if index.id not in upstreams.troubles:
+    contact = upstreams.contacts.get(index.id)
+    if contact is None or not contact.failure:
         return badge("ok", "good")
-    at, message = upstreams.troubles[index.id]
-    return joined((badge("trouble", "bad"), moment(iso_time(at)), message), " ")
+    return joined((badge("trouble", "bad"), moment(iso_time(contact.tried)), contact.failure), " ")
 
 
 # ==================================================================================================

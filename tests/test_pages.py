@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from harness import BROWSER, documentation, sdist, upload, upload_docs, wheel
+from harness import BROWSER, documentation, eventually, sdist, upload, upload_docs, wheel
 from webpages import crawl, page
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{0}{evil}&amp;\u202e\x0b"
@@ -282,3 +282,46 @@ def test_wheels_are_shown_by_platform(archives):
     assert ["cp313", "cp313", "wheel"] == version.rows()[0][:3]
     assert "macosx_11_0_arm64" not in "".join(version.of("td")[0].values())
     assert "No wheel fits." in page(archives, "/alice/inside/tool/1.1?python=2.7").text
+
+
+# -- mirrors
+
+
+def test_a_mirror_shows_what_is_cached_and_reads_all_names_in_pages(make_server, upstream):
+    server = make_server()
+    names = ["p%03d" % number for number in range(250)]
+    for name in names:
+        upstream.publish(name, "1.0")
+    server.add_user("owner")
+    server.add_index("owner/pypi", type="mirror", mirror_url=upstream.url, title="The mirror")
+    assert "Nothing is cached yet" in page(server, "/owner/pypi").text
+    server.get("/owner/pypi/+simple/p007/")
+    server.get("/owner/pypi/+simple/")
+    eventually(lambda: "Names 250" in page(server, "/owner/pypi").text)
+
+    cached = page(server, "/owner/pypi")
+    assert [row[0] for row in cached.rows()] == ["p007"]
+    assert upstream.url in cached.text and "Last contact" in cached.text
+    found, path = [], "/owner/pypi?show=names"
+    for _ in range(3):
+        shown = page(server, path)
+        found += [row[0] for row in shown.rows()]
+        path = next((link for link in shown.links if "after=" in link), None)
+    assert found == names and path is None
+    assert [row[0] for row in page(server, "/owner/pypi?q=p24").rows()] == names[240:250]
+    project = page(server, "/owner/pypi/p007")
+    assert [row[:2] for row in project.rows()] == [["1.0", "owner/pypi"]]
+    (form,) = [form for form in project.of("form") if form.get("method") == "post"]
+    assert server.request("POST", form["action"], headers={"Accept": BROWSER}).status == 302
+
+
+def test_an_unreachable_upstream_is_named_on_the_page(make_server, upstream):
+    server = make_server()
+    server.add_user("owner")
+    upstream.publish("there", "1.0")
+    server.add_index("owner/pypi", type="mirror", mirror_url=upstream.url, mirror_cache_expiry=0)
+    server.get("/owner/pypi/+simple/there/")
+    upstream.stop()
+    server.get("/owner/pypi/+simple/other/")
+    shown = page(server, "/owner/pypi")
+    assert "has had no contact with its upstream since" in shown.text and "Last failure" in shown.text

@@ -200,7 +200,7 @@ def test_a_server_is_asked(served, tmp_path):
     assert found["response-seconds"] < 10
     text = status("--url", served.url)
     assert_fits(text)
-    for word in ("runs for", "ready", "GB free", "up to date"):
+    for word in ("runs for", "ready", "GiB free", "up to date"):
         assert word in text, text
 
     (tmp_path / "password").write_text("secret\nmore\n")
