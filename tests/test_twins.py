@@ -21,8 +21,8 @@ TWINS = (
 
 # The same word for what each module does in its own way; an empty table may look alike.
 NAMESAKES = (
-    "Argument Command Identity Progress Refused Release Response Unreachable UploadForm argument command "
-    "is_loopback log_in main push_release releases_of write_private _TOKEN _form_fields _is_inside "
+    "Argument Command Identity Progress Refused Release Requirement Response Unreachable UploadForm action argument command "
+    "is_loopback log_in main parse_requirement push_release releases_of write_private _TOKEN _form_fields _is_inside "
     "_push_target _tar_metadata _tar_number _tar_text _zip_metadata").split()
 
 
