@@ -44,7 +44,7 @@ tests/CONTRACT.md:
     V Pages
     28  Pages of users and indexes      the front page, users, stages, mirrors, feeds
     29  Pages of projects        projects, versions, READMEs, files, test results
-    30  Pages of the server     search, status
+    30  Pages of the server     search, status, documentation
     31  Pages of relations       dependents, where versions come from, how stages differ
     32  Pages of files           inside archives; what differs between two versions
     33  Actions of people       logging in, and forms for what devpi clients do
@@ -976,6 +976,12 @@ def _outside_url(text):
     return text.rstrip("/")
 
 
+def _docs_url(text):
+    if text and not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", text):
+        raise ValueError(f"{text!r} is not http or https and a host name")
+    return text.rstrip("/").lower()
+
+
 def to_names(text):
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
@@ -1094,6 +1100,17 @@ class Settings:
         "unix-socket-perms", _mode, Mode(0o600), "mode of the unix socket, as 660")
     outside_url: str = option(                  # without final slash
         "outside-url", _outside_url, "", "start of absolute links, where a proxy stands in front")
+    docs_url: str = option(                     # without final slash
+        "docs-url", _docs_url, "",
+        "a second address of this server, with a host name of its own, at which it shows "
+        "documentation alone: its scripts may then do all that they do elsewhere")
+    theme: str = option(
+        "theme", absolute_path, "",
+        "folder with style.css, logo.svg or logo.png, root.html (above the list of indexes) and "
+        "footer.html: added to the web pages, read at the start")
+    web_remote_images: bool = option(
+        "web-remote-images", None, False,
+        "show images of other servers in READMEs: these then learn who reads what")
     absolute_urls: bool = option(
         "absolute-urls", None, False, "absolute file links on simple pages")
     trusted_proxies: tuple = option(            # ipaddress networks, without loopback
@@ -1532,6 +1549,7 @@ class Limits:
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password is not hashed again
     session = 36000                 # seconds that a session token is valid
+    doc_token = 600                 # seconds that a token for documentation is valid
     ended_sessions = 10000          # of web pages, that are remembered one by one
     login_form = 3600               # seconds that the form to log in can be sent
     notice = 60                     # seconds until a notice on what was done is no longer shown
@@ -1567,6 +1585,8 @@ class Limits:
     doc_members = 20000             # of a documentation zip
     doc_bytes = 1 << 30             # unpacked
     doc_member = 200 << 20          # of one member, unpacked
+    theme_file = 256 << 10          # of each file of a theme
+    doc_start = 16 << 10            # bytes of a page in which its head's beginning is looked for
     ranged_member = 8 << 20         # the largest deflated member of which ranges are sent
     doc_ratio = 200                 # unpacked to packed size of a member over 1 MiB
     test_result = 16 << 20
@@ -6136,10 +6156,24 @@ def _doc_root(names):
     return tops.pop() if len(tops) == 1 and "index.html" not in names else ""
 
 
-def inflated(file, member, start=0):
-    """The bytes of a deflated member from byte `start` on, in pieces."""
+def member_bytes(file, member):
+    """The bytes of a member, in pieces."""
     file.seek(member.start)
-    unzip, left, skip, data = zlib.decompressobj(-15), member.packed, start, b""
+    if member.deflated:
+        yield from _inflated(file, member.packed)
+        return
+    left = member.size
+    while left:
+        piece = file.read(min(left, 256 << 10))
+        if not piece:
+            raise OSError("the documentation zip was cut")
+        left -= len(piece)
+        yield piece
+
+
+def _inflated(file, left):
+    """The bytes that the next `left` bytes of a file unpack to, in pieces."""
+    unzip, data = zlib.decompressobj(-15), b""
     while not unzip.eof:
         if not data and left:
             data = file.read(min(left, 64 << 10))
@@ -6149,18 +6183,8 @@ def inflated(file, member, start=0):
         piece, data = unzip.decompress(data, 256 << 10), unzip.unconsumed_tail
         if not (piece or data or left):
             return
-        if len(piece) > skip:
-            yield piece[skip:]
-        skip = max(0, skip - len(piece))
-
-
-def member_bytes(file, member):
-    """The bytes of a member, in pieces."""
-    if member.deflated:
-        yield from inflated(file, member)
-    else:
-        file.seek(member.start)
-        yield file.read(member.size)
+        if piece:
+            yield piece
 
 
 # ==================================================================================================
@@ -7323,6 +7347,26 @@ class Sessions(Part):
 
 
 _ENDED_SESSION, _VALID_FROM = "ended session ", "sessions are valid from"
+
+
+class DocTokens:
+    """Tokens in the path of documentation, which stand for the reader's permission.
+
+    A page in a sandbox has no origin, so browsers send no credentials with what it loads."""
+
+    def __init__(self, secret):
+        self.signer = TextSigner(secret, b"devpi_lite documentation")
+
+    def issue(self, index_path, project):
+        """A token for the documentation of a project; its end is a whole minute, so that pages
+        with it stay the same for one."""
+        end = (time.time() + Limits.doc_token) // 60 * 60
+        return "~" + self.signer.sign([index_path, project, int(end)])
+
+    def fits(self, token, index_path, project):
+        """Whether a token was issued for that documentation, and is not too old."""
+        said = self.signer.read(token[1:]) or [None, None, 0]
+        return said[:2] == [index_path, project] and 0 < said[2] - time.time() <= Limits.doc_token
 
 
 class PasswordMemory:
@@ -18242,6 +18286,13 @@ def is_loopback(text):
     return ip is not None and ip.is_loopback
 
 
+def host_of(url):
+    """The host name of a URL, in lower case; "" without one."""
+    return (urllib.parse.urlsplit(url).hostname or "").rstrip(".")
+
+
+_DOC_PATH = re.compile(r"(/[^/+][^/]*){4}/\+doc/.+", re.DOTALL)
+
 # how a client may say who it is: in headers, also by the session of a browser, or only by that
 HEADERS, ANY_PROOF, SESSION = "headers", "any", "session"
 
@@ -18309,11 +18360,28 @@ class Request:
         send any header. Nobody can do that with an address, or with a name without a dot, which
         strangers can't own."""
         if self.app.is_private and not _is_own_host(self.header("host"), self.app.outside_name) \
-                and self.connection.sock.family != UNIX_FAMILY:
+                and not self.is_for_docs and self.connection.sock.family != UNIX_FAMILY:
             name = one_line(self.header("host"), 100)
             raise Misdirected(
                 f"this server, which only this machine can reach, is not called {name}: "
                 f"--outside-url http://{name} would give it that name")
+
+    @kept_property
+    def is_for_docs(self):
+        """Whether the client uses the host name of --docs-url, directly or through a proxy."""
+        if not self.app.settings.docs_url:
+            return False
+        said = {self.header("host"), self._forwarded("x-forwarded-host", _HOST_HEADER),
+                urllib.parse.urlsplit(self._forwarded("x-outside-url", _BASE_URL)).netloc}
+        return host_of(self.app.settings.docs_url) in {
+            host_of(f"//{authority_}") for authority_ in said}
+
+    def refuse_all_but_docs(self):
+        """Refuse everything but documentation under the host name that is only for that: what
+        documentation does there must not reach the rest."""
+        if self.is_for_docs and not (self.method in ("GET", "HEAD")
+                                     and _DOC_PATH.fullmatch(self.path)):
+            raise NotFound("this address has documentation only")
 
     def refuse_foreign_page(self):
         """Refuse changes by a web page of another origin, with its reader's credentials.
@@ -19134,6 +19202,13 @@ pre.source a{display:inline-block;min-width:3rem;color:var(--soft);text-decorati
 pre.source a:target{background:var(--mark)}
 pre.diff span{display:inline}
 .bars{width:100%;max-width:30rem;height:4rem;fill:var(--link)}
+.logo{height:2rem;vertical-align:middle}
+.docs{display:flex;flex-direction:column;min-height:100dvh}
+.docs main{flex:1;display:flex;flex-direction:column;width:100%;max-width:none;padding:0}
+.docs>header,.docs>nav{max-width:none;width:100%}.docs>footer{display:none}
+.docs h1{font-size:1.2rem;margin:0}
+.docs .filter{margin:0;padding:.25rem 1.25rem .5rem;gap:.25rem 1.25rem}
+iframe{flex:1;width:100%;min-height:24rem;border:0;border-top:1px solid var(--line)}
 .hit{margin:1.5rem 0}.hit h2{margin:0}.hit p,.hit ul{margin:.25rem 0}
 mark{background:var(--mark);color:inherit}
 del,.struck{text-decoration:line-through}
@@ -19191,19 +19266,73 @@ def _source_hash(text):
     return f"'sha256-{digest}'"
 
 
-def _content_policy(style, images="'self' data:", connects="'none'", script=""):
+@functools.lru_cache(maxsize=16)
+def _content_policy(style, images, frames, script=""):
     scripts = " ".join(map(_source_hash, filter(None, (SCRIPT, script))))
+    connects = "'self'" if script else "'none'"
     return ("default-src 'none'; "
             f"style-src {_source_hash(style)}; script-src {scripts}; "
-            f"img-src {images}; connect-src {connects}; form-action 'self'; frame-src 'self'; "
+            f"img-src {images}; connect-src {connects}; form-action 'self'; frame-src {frames}; "
             "frame-ancestors 'none'; base-uri 'none'")
 
 
-_POLICY = _content_policy(STYLE)
 _ICON = ("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 16'%3E"
          "%3Cpath d='M8 1l6 3v8l-6 3-6-3V4z' fill='%230a58a6'/%3E"
          "%3Cpath d='M2 4l6 3 6-3M8 7v8' stroke='%23fff' fill='none'/%3E%3C/svg%3E")
 _LEVELS = {"ok": ("ok", "good"), "warn": ("degraded", "warn"), "fatal": ("fatal", "bad")}
+
+
+class Theme(typing.NamedTuple):
+    """What an operator makes of the look of the pages; texts that are used as they are."""
+    style: Html = STYLE
+    logo: tuple = ()            # (its media type, bytes); empty: none
+    root: Html = Html("")       # above the list of indexes
+    footer: Html = Html("")
+
+
+_THEME_FILES = ("style.css", "logo.svg", "logo.png", "root.html", "footer.html")
+
+
+def read_theme(folder):
+    """The `Theme` in a folder; FatalError if something in it can't be used."""
+    if not folder:
+        return Theme()
+    if not os.path.isdir(folder):
+        raise FatalError(f"--theme {folder}: there is no such folder")
+    style, root, footer = (_theme_text(folder, name)
+                           for name in ("style.css", "root.html", "footer.html"))
+    if re.search("</style|<!--", style, re.IGNORECASE):
+        raise FatalError(f"--theme {folder}: style.css must hold no </style and no <!--")
+    if not any(os.path.exists(os.path.join(folder, name)) for name in _THEME_FILES):
+        raise FatalError(f"--theme {folder}: it has none of {', '.join(_THEME_FILES)}; page "
+                         "templates of devpi are not used here")
+    logos = [(type_, data) for name, type_ in (("logo.svg", "image/svg+xml"),
+                                               ("logo.png", "image/png"))
+             for data in (_theme_file(folder, name),) if data]
+    return Theme(Html(STYLE + style), logos[0] if logos else (), Html(root), Html(footer))
+
+
+def _theme_text(folder, name):
+    try:
+        # as browsers see it, for its hash
+        return re.sub("\r\n?", "\n", _theme_file(folder, name).decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise FatalError(f"--theme {folder}: {name} is not UTF-8") from None
+
+
+def _theme_file(folder, name):
+    """The bytes of a file of a theme; b"" if it is not there."""
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            data = file.read(Limits.theme_file + 1)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise FatalError(f"--theme {folder}: {name} can't be read: {error.strerror}") from None
+    if len(data) > Limits.theme_file:
+        raise FatalError(f"--theme {folder}: {name} has more than "
+                         f"{size_text(Limits.theme_file)}")
+    return data
 
 
 class Crumb(typing.NamedTuple):
@@ -19253,12 +19382,12 @@ def _notice(request):
                   link(path, label) if label else "")
 
 
-def framed(request, title, body, crumbs=(), feed="", refresh=0):
+def framed(request, title, body, crumbs=(), feed="", refresh=0, shape=""):
     """A whole page, as text: the body in the frame that all pages have.
 
     `crumbs`: the way to the page; `feed`: the path of its Atom feed; `refresh`: seconds after which
-    browsers load it again."""
-    href = request.href
+    browsers load it again; `shape`: a class by which the style knows a page of another shape."""
+    href, theme = request.href, request.app.theme
     level, sentences, _ = request.app.health()
     word, kind = _LEVELS[level]
     banner = note(joined(sentences, " "), "bad", is_alert=True) if level == "fatal" else ""
@@ -19272,16 +19401,16 @@ def framed(request, title, body, crumbs=(), feed="", refresh=0):
         '<title>{title}</title><link rel="icon" href="{icon}">'
         '<link rel="search" type="application/opensearchdescription+xml" '
         'title="devpi_lite" href="{opensearch}">{feed}{refresh}<style>{style}</style></head>\n'
-        '<body>'
+        '<body{shape}>'
         '<a class="skip" href="#main">Skip to content</a>\n'
-        '<header><a class="home" href="{home}">devpi_lite</a>'
+        '<header><a class="home" href="{home}">{name}</a>'
         '<form role="search" action="{search}"><label class="unseen" for="q">Search</label>'
         '<input id="q" type="search" name="query" value="{query}" '
         'placeholder="Search packages and documentation" autocomplete="off">'
         '<button>Search</button></form>'
         '<div class="tools"><a class="{kind}" href="{status}">Server: {word}</a>{account}</div>'
         '</header>\n{way}\n<main id="main">{banner}{body}</main>\n'
-        '<footer><span>devpi_lite {version}</span>{footer}</footer>\n'
+        '<footer><span>devpi_lite {version}</span>{footer}{own_footer}</footer>\n'
         '<dialog id="keys" aria-labelledby="keys-title"><h2 id="keys-title">Keys</h2>'
         '<dl class="facts"><div><dt><kbd>/</kbd></dt><dd>search</dd></div>'
         '<div><dt><kbd>g</kbd> <kbd>h</kbd></dt><dd>home</dd></div>'
@@ -19291,8 +19420,11 @@ def framed(request, title, body, crumbs=(), feed="", refresh=0):
         title=f"{title} · devpi_lite" if title else "devpi_lite", icon=Html(_ICON),
         opensearch=href("+opensearch.xml"),
         feed=when(feed, '<link rel="alternate" type="application/atom+xml" href="{}">', feed),
+        shape=when(shape, ' class="{}"', shape),
         refresh=when(refresh, '<meta http-equiv="refresh" content="{}">', refresh),
-        style=STYLE, home=href(""), search=href("+search"),
+        name=when(theme.logo, '<img class="logo" src="{}" alt="devpi_lite">',
+                  href("+static/logo")) or "devpi_lite",
+        own_footer=theme.footer, style=theme.style, home=href(""), search=href("+search"),
         query=request.query.get("query", "") if request.path == "/+search" else "",
         kind=kind, status=href("+status"), word=word, account=_account(request), way=way,
         banner=joined((banner, _notice(request))),
@@ -19301,22 +19433,23 @@ def framed(request, title, body, crumbs=(), feed="", refresh=0):
                        link(href("+status"), "Status"), link(href("+api"), "API"))))
 
 
-def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, status=200, tags=None,
-                  expires=0, script=""):
+def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, shape="", frames="'self'",
+                  status=200, tags=None, expires=0, script=""):
     """A web page: see `framed`; `tags` and `expires` as those of a `Response`.
 
     A kept page may be `Limits.page_age` seconds behind in what no tag stands for: the server's
     health, counts of downloads. `script`: one more, `Html`, for this page alone; it may send
-    requests to this server."""
+    requests to this server. `frames`: where its frames may come from, as a Content-Security-Policy
+    says it."""
     if tags is not None:
         expires = min(expires or math.inf, time.monotonic() + Limits.page_age)
     if script:
         body = markup("{}<script>{}</script>", body, script)
-    text = framed(request, title, body, crumbs, feed, refresh).encode("utf-8", "replace")
+    text = framed(request, title, body, crumbs, feed, refresh, shape).encode("utf-8", "replace")
     etag = hashlib.sha256(text).hexdigest()[:32]
-    headers = [("Content-Type", HTML), NOSNIFF,
-               ("Content-Security-Policy",
-                _content_policy(STYLE, connects="'self'", script=script) if script else _POLICY),
+    images = "'self' data:" + (" https:" if request.app.settings.web_remote_images else "")
+    policy = _content_policy(request.app.theme.style, images, frames, script)
+    headers = [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", policy),
                ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
                ("Vary", "Accept, Accept-Encoding, Cookie"),
                ("Cache-Control", "private, no-cache")]
@@ -20346,6 +20479,18 @@ def _no_such_index(request, _):
     raise NoIndex(request.index_path)
 
 
+def _has_doc_token(request, index):
+    """Whether the path has a token for the documentation that it names, or the caller may read it
+    anyway."""
+    token = request.path.split("/+doc/", 1)[1].partition("/")[0]
+    return request.app.doc_tokens.fits(token, index.path, request.project) \
+        or may_read(request, index)
+
+
+def _refuse_doc_token(request, _):
+    raise Forbidden("this address of the documentation has expired: load the whole page again")
+
+
 def _hide_index(request, index):
     raise NoIndex(index.path)
 
@@ -20390,6 +20535,7 @@ PERMISSIONS = {
     "read": Permission(may_read, _refuse_to_read, _nothing_to_read),
     # a page does not tell that an index exists that its reader may not read
     "see": Permission(may_read, _hide_index),
+    "read by token": Permission(_has_doc_token, _refuse_doc_token),
     "upload": Permission(_may_upload, _refuse_upload),
     "test results": Permission(_may_send_results, _forbidden(
         "No permission to upload tox results. "
@@ -20547,6 +20693,7 @@ class Path(typing.NamedTuple):
 ROUTES = {}
 _PLACES = {"user": "[^/+]+", "index": "[^/+]+", "name": "[^/+]+", "project": "[^/+]+",
            "version": "[^/+][^/]*", "rest": ".+", "file": r"\+[ef]/.*[^/]",
+           "token": r"~[A-Za-z0-9_-]+\.[A-Za-z0-9_-]{43}",
            "other_user": "[^/+]+", "other_index": "[^/+]+"}
 
 
@@ -20922,11 +21069,13 @@ class App(Part):
 
     def __init__(self, settings, store, secret):
         self.settings, self.store = settings, store
+        self.theme = read_theme(settings.theme)
         self.blobs = Blobs(settings.serverdir, settings.read_only)
         self.users = Users(store, settings.root_passwd == "", settings.devpi_compatible_passwords)
         self.indexes = Indexes(store, self.users, settings)
         self.logins = Logins(self.users, secret)
         self.sessions = Sessions(store, self.users, secret)
+        self.doc_tokens = DocTokens(secret)
         self.permissions = Permissions(settings)
         self.client = UpstreamClient(settings)
         self.role = store.node.get("role", "standalone")
@@ -21048,6 +21197,7 @@ class App(Part):
         try:
             request.resolve_target()
             request.refuse_foreign_host()
+            request.refuse_all_but_docs()
             request.refuse_foreign_page()
             request.body.check_limit()
             response = dispatch(request)
@@ -24425,8 +24575,24 @@ def _guessed_format(text):
 @route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}",
        for_="people", may="read", other_names="take")
 def redirect_to_docs(request, index, project, version, rest="index.html"):
-    """Redirect to the page itself, also from `+d`, where devpi-web shows it in a frame."""
-    return redirect(request.url(f"{index.path}/{project}/{version}/+doc/{rest}"))
+    """Redirect to the page itself; browsers, from `+d`, to the page around it."""
+    to_viewer = request.wants_pages and request.path.rstrip("/").endswith("/+d")
+    place = "+d" if to_viewer else "+doc"
+    return redirect(request.url(f"{index.path}/{project}/{version}/{place}/{rest}"))
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+doc/{token}/{rest}",
+       for_="people", may="read by token", other_names="take")
+def get_docs_by_token(request, index, project, version, token, rest):
+    """A file of a release's documentation, for a page that can't send credentials.
+
+    It stands above `get_docs`, whose path fits, too."""
+    response = get_docs(request, index, project, version, rest)
+    response.tags = None            # it must not be kept beyond the token's end
+    response.headers.append(("Referrer-Policy", "no-referrer"))
+    if index.restricted:
+        response.headers.append(("Access-Control-Allow-Origin", "*"))
+    return response
 
 
 @route("GET", "/{user}/{index}/{project}/{version}/+doc/{rest}",
@@ -24437,25 +24603,37 @@ def get_docs(request, index, project, version, rest):
     The version may be `latest` or `stable`: the newest, or newest final one, with
     documentation."""
     app = request.app
-    zip_file = _documentation(app.releases.docs_of(index, project), version)
-    if app.primary and not app.releases.can_be_shown(zip_file.sha256):
-        enter_docs(app.store, app.blobs, zip_file.sha256)       # has not arrived at this replica
-    path = rest + "index.html" if rest.endswith("/") else rest
-    member = app.releases.doc_member(zip_file.sha256, path) if is_doc_path(path) else None
-
-    if member is None and not app.releases.can_be_shown(zip_file.sha256):
-        raise NotFound(f"the documentation of {project} {zip_file.version} is no zip archive: "
-                       "it can only be downloaded")
+    zip_file = documentation_of(app.releases.docs_of(index, project), version)
+    member = doc_page(request, zip_file, project, rest)
     if member is None:
-        if is_doc_path(path) and app.releases.doc_member(zip_file.sha256, path + "/index.html"):
-            return redirect_to_docs(request, index, project, version, path + "/")
-        raise NotFound(f"the documentation of {project} {zip_file.version} "
-                       f"has no file {one_line(path, 200)}")
+        base = app.settings.docs_url if request.is_for_docs else request.base_url
+        return redirect(f"{base}{quoted(request.path)}/")
     tags = frozenset((project_tag(index.id, project),))
     return _doc_response(request, index, zip_file, member, tags)
 
 
-def _documentation(docs_by_version, version):
+def doc_page(request, zip_file, project, path):
+    """The `DocMember` at a path of documentation; None for a folder without its final slash.
+
+    NotFound if there is neither."""
+    app = request.app
+    if app.primary and not app.releases.can_be_shown(zip_file.sha256):
+        enter_docs(app.store, app.blobs, zip_file.sha256)       # has not arrived at this replica
+    if path.endswith("/"):
+        path += "index.html"
+    if is_doc_path(path):
+        member = app.releases.doc_member(zip_file.sha256, path)
+        if member or app.releases.doc_member(zip_file.sha256, path + "/index.html"):
+            return member
+
+    if not app.releases.can_be_shown(zip_file.sha256):
+        raise NotFound(f"the documentation of {project} {zip_file.version} is no zip archive: "
+                       "it can only be downloaded")
+    raise NotFound(f"the documentation of {project} {zip_file.version} "
+                   f"has no file {one_line(path, 200)}")
+
+
+def documentation_of(docs_by_version, version):
     """The documentation zip of a version, `latest` or `stable`; NotFound without one."""
     candidates = docs_by_version
     if version == "stable":
@@ -24469,9 +24647,21 @@ def _documentation(docs_by_version, version):
 
 
 # An uploader's page may run scripts, but anonymously and outside our origin.
-_DOC_POLICY = ("sandbox allow-scripts allow-popups allow-forms; "
-               "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
-               "connect-src 'self'")
+DOC_SANDBOX = "allow-scripts allow-popups allow-forms"
+_DOC_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'"
+# Put into each page: what scripts store is kept in memory where a page without origin may not store
+# anything, which throws, and stops the search of Sphinx; and in a frame, which may only show this
+# server, links to others open beside it.
+_DOC_SCRIPT = b"""<script>for(const n of["localStorage","sessionStorage"])try{window[n].length}\
+catch{const m=new Map;Object.defineProperty(window,n,{value:{getItem:k=>m.get(k+"")??null,\
+setItem(k,v){m.set(k+"",v+"")},removeItem(k){m.delete(k+"")},clear(){m.clear()},\
+key:i=>[...m.keys()][i]??null,get length(){return m.size}}})}
+if(parent!=window)addEventListener("click",e=>{const a=e.target.closest("a[href]");\
+if(a&&a.origin!=location.origin)a.target="_blank"},true)</script>"""
+_DOC_SCRIPT_TAG = hashlib.sha256(_DOC_SCRIPT).hexdigest()[:8]
+_ABOVE_HEAD = re.compile(
+    rb"(?:\xef\xbb\xbf)?(?:\s+|<!--.*?-->|<!(?!--)[^>]*>|<html(?:\s[^>]*)?>|<head(?:\s[^>]*)?>)*",
+    re.IGNORECASE | re.DOTALL)
 _DOC_TYPES = mimetypes.MimeTypes(filenames=())
 for _ending, _type in (
         (".js", "text/javascript"), (".mjs", "text/javascript"),
@@ -24484,17 +24674,19 @@ for _ending, _type in (
 
 def _doc_response(request, index, zip_file, member, tags):
     """A member of a documentation zip, or one range of it, in a sandbox."""
-    etag = f'"{zip_file.sha256}-{member.number}"'
+    type_, encoding = _DOC_TYPES.guess_type(member.path, strict=False)
+    is_page = type_ == "text/html" and not encoding and "raw" not in request.query
+    etag = f'"{zip_file.sha256}-{member.number}{"-" + _DOC_SCRIPT_TAG if is_page else ""}"'
     validators = [("ETag", etag),
                   ("Cache-Control", f"{'private, ' if index.restricted else ''}max-age=60")]
-    safety = [("Content-Security-Policy", _DOC_POLICY), NOSNIFF]
+    sandbox = DOC_SANDBOX + (" allow-same-origin" if request.is_for_docs else "")
+    safety = [("Content-Security-Policy", f"sandbox {sandbox}; {_DOC_POLICY}"), NOSNIFF]
     if not index.restricted:
         # a sandboxed page has no origin: its own fonts need this
         safety.append(("Access-Control-Allow-Origin", "*"))
     if none_match(request.header("if-none-match"), etag):
         return Response(304, validators, tags=tags)
 
-    type_, encoding = _DOC_TYPES.guess_type(member.path, strict=False)
     if type_ is None or encoding:
         type_ = "application/octet-stream"
         safety.append(("Content-Disposition", "attachment"))
@@ -24505,31 +24697,45 @@ def _doc_response(request, index, zip_file, member, tags):
                *validators, *safety, ("Accept-Ranges", "bytes")]
 
     file = request.app.blobs.open(zip_file.sha256, zip_file.size)
-    if not member.deflated:
+    if not member.deflated and not is_page:
         return ranged_response(request, headers, etag, file, member.start, member.size, tags)
 
+    pieces, size = member_bytes(file, member), member.size
+    if is_page:
+        pieces, size = _with_script(pieces, size)
     # a range costs unpacking all bytes before it
-    whole = member.size > Limits.ranged_member
-    status, start, end = (200, 0, member.size) if whole \
-        else chosen_range(request, headers, etag, member.size)
+    whole = size > Limits.ranged_member
+    status, start, end = (200, 0, size) if whole else chosen_range(request, headers, etag, size)
     if status == 416 or request.method == "HEAD":
         file.close()
         return Response(status, headers, stream=iter(()), length=end - start)
-    pieces = _inflated_range(file, member, start, end)
+    pieces = _range_of(file, pieces, start, end)
     if end - start <= Limits.small_file:
         return Response(status, headers, b"".join(pieces), tags=tags if status == 200 else None)
     return Response(status, headers, stream=pieces, length=end - start)
 
 
-def _inflated_range(file, member, start, end):
-    """The bytes of a deflated member from `start` to `end`, in pieces; closes the file."""
+def _with_script(pieces, size):
+    """(the pieces of a page with `_DOC_SCRIPT` before its head's first element, their size).
+
+    A page in UTF-16 stays as it is."""
+    start = next(pieces, b"")
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return itertools.chain((start,), pieces), size
+    place = _ABOVE_HEAD.match(start, 0, Limits.doc_start).end()
+    return itertools.chain((start[:place], _DOC_SCRIPT, start[place:]), pieces), \
+        size + len(_DOC_SCRIPT)
+
+
+def _range_of(file, pieces, start, end):
+    """The bytes from `start` to `end` of what the pieces are together; closes the file."""
     with file:
-        left = end - start
-        for piece in inflated(file, member, start):
-            piece = piece[:left]
-            left -= len(piece)
-            yield piece
-            if not left:
+        at = 0
+        for piece in pieces:
+            if at + len(piece) > start and at < end:
+                yield piece[max(0, start - at):end - at]
+            at += len(piece)
+            if at >= end:
                 return
 
 
@@ -26510,7 +26716,7 @@ def get_front_page(request):
 
     path = request.href("", all="1")
     body = joined((
-        markup('<h1>Package indexes</h1>'),
+        markup('<h1>Package indexes</h1>'), request.app.theme.root,
         server_actions(request),
         joined(sections),
         when(not everyone, '<p class="soft">{}</p>', link(path, "Show users without indexes")),
@@ -27684,7 +27890,7 @@ def _output(text):
 # ==================================================================================================
 # 30  Pages of the server
 #
-# What a browser gets at `/+search` and `/+status`, and the descriptions by which browsers use the
+# What a browser gets at `/+search`, `/+status` and `+d/`, and the description by which it uses the
 # search. Only indexes that the reader may read are named or counted.
 # ==================================================================================================
 
@@ -27862,6 +28068,80 @@ def get_opensearch(request):
         request.url("+suggest"))
     return Response(200, [("Content-Type", "application/opensearchdescription+xml"), *PERSONAL],
                     text.encode())
+
+
+# -- documentation
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}", for_="browser", may="see")
+def get_docs_page(request, index, project, version, rest):
+    """A page of a release's documentation in a frame; `to`: the version to change to."""
+    docs = request.app.releases.docs_of(index, project)
+    zip_file = documentation_of(docs, version)
+    home = f"{index.path}/{project}"
+    if "to" in request.query:
+        other = documentation_of(docs, request.query["to"])
+        return redirect(request.url(
+            f"{home}/{other.version}/+d/{_page_in(request, other, project, rest)}"))
+    if doc_page(request, zip_file, project, rest) is None:
+        return redirect(request.url(f"{home}/{version}/+d/{rest}/"))
+
+    docs_url = request.app.settings.docs_url
+    token = f"{request.app.doc_tokens.issue(index.path, project)}/" if index.restricted else ""
+    inner = f"{home}/{zip_file.version}/+doc/{token}{rest}"
+    here = f"{home}/{version}/+d/{rest}"
+    source = f"{docs_url}/{quoted(inner)}" if docs_url else request.href(inner)
+    body = markup(
+        '<form class="filter" action="{}"><h1>Documentation of {} {}</h1>'
+        '<label for="to">Version</label><select id="to" name="to">{}</select>'
+        '<button>Show</button>{}</form>'
+        '<iframe src="{}" title="{} documentation" sandbox="{}{}"></iframe>',
+        request.href(here), link(request.href(f"{home}/{zip_file.version}"), project),
+        zip_file.version, _version_choices(docs, zip_file.version),
+        joined(_viewer_links(request, index, docs, zip_file, here, source), " "),
+        source, project, DOC_SANDBOX, " allow-same-origin" if docs_url else "")
+    crumbs = [*crumbs_to(f"{home}/{zip_file.version}"), Crumb("documentation", here)]
+    return page_response(request, f"{project} {zip_file.version} documentation · {index.path}",
+                         body, crumbs, shape="docs", frames=docs_url or "'self'")
+
+
+def _page_in(request, zip_file, project, path):
+    """A path if that documentation has it, too; else its first page."""
+    try:
+        doc_page(request, zip_file, project, path)
+    except NotFound:
+        return "index.html"
+    return path
+
+
+def _version_choices(docs, current):
+    return joined(markup('<option{}>{}</option>', when(version == current, " selected"), version)
+                  for version in sorted(docs, key=version_key, reverse=True))
+
+
+def _viewer_links(request, index, docs, zip_file, here, source):
+    """Links to other documentation of a project, and to this one in other forms."""
+    for alias in ("latest", "stable"):
+        with contextlib.suppress(NotFound):
+            version = documentation_of(docs, alias).version
+            if version != zip_file.version:
+                yield link(request.href(here, to=alias), f"{alias}: {version}")
+    yield link(request.href(f"{index.path}/{zip_file.path}"), "Download as a zip")
+    yield link(source, "Open without frame")
+
+
+@route("GET", "/+static/logo", for_="people", may="anybody")
+def get_logo(request):
+    """The logo of the theme."""
+    if not request.app.theme.logo:
+        raise NotFound("there is no logo")
+    type_, data = request.app.theme.logo
+    etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    headers = [("ETag", etag), ("Cache-Control", "max-age=3600")]
+    if none_match(request.header("if-none-match"), etag):
+        return Response(304, headers)
+    return Response(200, [("Content-Type", type_), NOSNIFF, *headers, (
+        "Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'")], data)
 
 
 # -- status
@@ -38110,6 +38390,14 @@ keys.
 
 Images in READMEs are shown as their text, because they would tell other servers who reads;
 `--web-remote-images` shows them.
+
+## Documentation
+
+Uploaded documentation runs its scripts in a sandbox, without access to this server's pages or to
+what the browser stores: what it wants to store is kept while the page is open. The address of
+documentation on a restricted index works for ten minutes; load the page around it again for a new
+one. With `--docs-url https://docs.example`, a second host name of the same server that shows
+documentation alone, scripts may do there all that they do elsewhere.
 """)
 
 topic(
@@ -39093,7 +39381,6 @@ FOREIGN = {
     "indexer-backend": Foreign("whoosh", "there is one search index, search.db in --serverdir: "
                                "leave it out"),
     "debug-macros": Foreign("", "there are no page templates", is_flag=True),
-    "theme": Foreign(None, "there are no page templates: leave it out"),
     "profile-requests": Foreign("0", "there is no profiler inside: leave it out"),
     "trusted-proxy-count": Foreign("1", "the nearest proxy counts: name it by --trusted-proxy "
                                    "ADDRESS"),

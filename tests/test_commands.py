@@ -677,7 +677,7 @@ def test_variables_of_other_commands_are_known_to_all(parse):
         (["--import", "dump"], "a command does that: import DIR"),
         (["--export", "dump"], "a command does that: export DIR"),
         (["--storage", "pg8000:host=db"], "--serverdir"),
-        (["--theme", "dir"], "leave it out"),
+        (["--profile-requests", "5"], "leave it out"),
         (["--autocreate-users"], "root"),
         (["--passwd", "alice"], "passwd USER"),
         (["--start"], "gen-config systemd"),
@@ -694,10 +694,10 @@ def test_an_option_of_devpi_server_that_would_change_something_is_refused_in_one
 
 def test_such_an_option_is_refused_wherever_it_stands(parse, tmp_path):
     assert parse(STORAGE="pg8000:host=db")[0] == 2
-    (tmp_path / "c.json").write_text('{"devpi-server": {"theme": "dir"}}')
+    (tmp_path / "c.json").write_text('{"devpi-server": {"profile-requests": "5"}}')
     status, said = parse("-c", tmp_path / "c.json")
-    assert status == 2 and "theme 'dir'" in said
-    assert parse("--theme", "dir", command="init")[0] == 2
+    assert status == 2 and "profile-requests '5'" in said
+    assert parse("--profile-requests", "5", command="init")[0] == 2
 
 
 @pytest.mark.parametrize(

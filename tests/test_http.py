@@ -817,7 +817,8 @@ def test_a_path_has_one_route_for_each_audience_and_one_default():
 def test_paths_that_overlap_are_those_whose_order_is_documented():
     words = {"user": "u", "index": "i", "name": "i", "file": ["+f/a", "+f/a/+doc/x", "+e/json"],
              "project": ["p", "pypi"], "version": ["1", "1+local", "json", "refresh"],
-             "rest": ["x", "json", "a/json"], "other_user": "u", "other_index": "i"}
+             "rest": ["x", "json", "a/json"], "other_user": "u", "other_index": "i",
+             "token": ["~e30." + 43 * "x"]}
     entries, overlapping = list(devpi_lite.ROUTES.items()), set()
     for number, ((path, query), entry) in enumerate(entries):
         places = re.findall(r"\{(\w+)\}", path)
@@ -832,7 +833,9 @@ def test_paths_that_overlap_are_those_whose_order_is_documented():
                         overlapping.add((path + ("?" + query if query else ""), other))
     file = "/{user}/{index}/{file}[/]"
     refresh = ("/{user}/{index}/{project}/refresh", "/{user}/{name}/{project}/{version}[/]")     # devpi-web's
-    assert overlapping == {(file + "?yank unyank", file), refresh}
+    docs = "/{user}/{index}/{project}/{version}/+doc/"
+    by_token = (docs + "{token}/{rest}", docs + "{rest}")
+    assert overlapping == {(file + "?yank unyank", file), refresh, by_token}
 
 
 def test_a_word_that_begins_with_a_plus_is_no_version(site):

@@ -21,9 +21,6 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOPICS = ("start install upload indexes search web clients ci airgap team proxies triggers migration backup replicas "
           "operation limits options commands api").split()
 
-# what the topic `web` says of pages that are not in the program yet: the list only shrinks
-COMING = {"--no-web-login", "--theme", "--web-remote-images"}
-
 OF_OTHER_PROGRAMS = set(
     "--index-url --extra-index-url --trusted-host --dest --default-index --publish-url --check-url --frozen "
     "--priority --repository-url --build --index --system --shell --name --restart --now --export".split())
@@ -289,7 +286,7 @@ def test_options_that_are_named_exist():
         known.update(name for argument in command.arguments for name in argument.names)
     known.update(name for declared in client.GENERIC for name in declared.names)
     unknown = {option: where for option, where in options_named().items() if option not in known}
-    assert unknown == dict.fromkeys(COMING, "web")
+    assert unknown == {}
 
 
 # -- what it says to type with curl, typed
