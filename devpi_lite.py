@@ -21108,7 +21108,10 @@ class App(Part):
         # whether only processes of this machine can reach the server by an address
         self.is_private = all(ip is not None and ip.is_loopback
                               for ip in (ip_of(host) for host, _ in settings.listen))
-        self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
+        self.outside_name = host_of(settings.outside_url)
+        if settings.docs_url and host_of(settings.docs_url) == self.outside_name:
+            raise FatalError(f"--docs-url {settings.docs_url}: documentation needs a host name of "
+                             "its own, not that of --outside-url")
         self.constant_headers = b""
         self.name_primary()
         # on a replica: the last serial of its primary, as far as it knows

@@ -313,3 +313,8 @@ def test_images_of_other_servers_are_shown_only_if_the_operator_wants_it(make_se
     for options, images in (((), "'self' data:"), (("--web-remote-images",), "'self' data: https:")):
         policy = view(make_server(*options), "/").reply.headers["Content-Security-Policy"]
         assert "img-src %s;" % images in policy
+
+
+def test_documentation_gets_no_address_that_the_rest_has(make_server):
+    with pytest.raises(AssertionError, match="needs a host name of its own"):
+        make_server("--docs-url", "http://x.example:81", "--outside-url", "https://X.example/pypi")

@@ -1,5 +1,6 @@
 """The web pages of search, status, errors and documentation."""
 
+import contextlib
 import json
 import re
 import urllib.parse
@@ -8,6 +9,7 @@ import xml.etree.ElementTree
 import pytest
 
 from harness import BROWSER, Upstream, documentation, eventually, patched, upload_docs, wheel
+from replicas import primary_at, replica_at
 from webpages import page as view
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=y> &amp; {0} %s"
@@ -370,3 +372,17 @@ def test_the_manual_can_be_searched(site):
 def test_a_topic_that_is_not_there_is_404(site):
     for path in ("/+help/nothing", "/+help/..%2Fx", "/+help/backup/x", "/+help/%3Cb%3E"):
         assert view(site, path, status=404).of("b") == []
+
+
+def test_a_primary_and_its_replica_tell_of_each_other(tmp_path):
+    with contextlib.ExitStack() as stack:
+        primary = primary_at(tmp_path / "primary").start()
+        stack.callback(primary.kill)
+        replica = replica_at(tmp_path / "replica", primary).start()
+        stack.callback(replica.kill)
+        eventually(lambda: "Replicas" in view(primary, "/+status").headings)
+        page = view(primary, "/+status")
+        assert page.facts["Role"] == "primary"
+        assert [row[0] for row in page.rows()] == ["127.0.0.1"]
+        shown = eventually(lambda: (lambda facts: facts.get("Its serial") and facts)(view(replica, "/+status").facts))
+        assert (shown["Role"], shown["URL"], shown["State"]) == ("replica", primary.url, "following")
