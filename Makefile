@@ -1,4 +1,4 @@
-# make run | test | soak | interop | bench | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
+# make run | test | soak | interop | browser | bench | clean.  PYTHON names the interpreter: make test PYTHON=python3.9
 # ARGS go to the command behind it: make test ARGS='-k push'.
 
 PYTHON ?= python3
@@ -11,8 +11,11 @@ CLIENTS = .interop/clients
 PIP20 = .interop/pip20
 DEVPI_SERVER = .interop/devpi-server
 DEVPI_SERVER_7 = .interop/devpi-server-7
+BROWSER = .interop/browser
+# They run on Debian 12's Node.js 18; newer ones need a newer Node.js.
+BROWSER_TOOLS = playwright-core@1.60.0 axe-core@4.14.1 html-validate@9.7.1
 
-.PHONY: run test soak interop bench pythons clean
+.PHONY: run test soak interop browser bench pythons clean
 
 # Serves from the directory .data: make run ARGS='--port 4040'
 run:
@@ -55,6 +58,16 @@ interop:
 	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y nginx-light >/dev/null; } || \
 	    echo 'nginx is not there and could not be installed: the tests behind it are skipped' >&2
 	$(CLIENTS)/bin/python tests/in_parallel.py --folder tests/interop --workers 2 $(ARGS)
+
+# Every page in Debian's Chromium, with tools from npm that look for barriers and faulty HTML; pictures are in .interop/shots.
+# What is missing is said by the tests: without it they are skipped, or with CI=true the run fails.
+browser: $(VENV)/complete
+	mkdir -p $(BROWSER)
+	@lacking=; command -v chromium >/dev/null || lacking=chromium; command -v npm >/dev/null || lacking="$$lacking nodejs npm"; \
+	    test -z "$$lacking" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y --no-install-recommends $$lacking >/dev/null; } || true
+	@npm install --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --loglevel=error $(BROWSER_TOOLS) || true
+	$(VENV)/bin/python tests/in_parallel.py --folder tests/browser --workers 2 $(ARGS)
 
 # How fast it is, on this machine: make bench ARGS='--quick --workloads w1,w6'; --help says more.
 bench:

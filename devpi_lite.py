@@ -19123,7 +19123,7 @@ _STYLE = """
 --line:#dce1e7;--link:#0a58a6;--good:#16693a;--warn:#865000;--bad:#b0231b;--mark:#ffefad}
 @media(prefers-color-scheme:dark){:root{--ink:#e3e7ed;--soft:#9ca7b6;--paper:#13171d;
 --tint:#1b2129;--line:#323b47;--link:#83bbf6;--good:#74d19b;--warn:#f0b761;--bad:#ff9289;
---mark:#51471a}}
+--mark:#3d3514}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
 body{margin:0;font:1rem/1.6 system-ui,"Segoe UI",Roboto,sans-serif;color:var(--ink);
@@ -19145,7 +19145,7 @@ img{max-width:100%;height:auto}
 .skip:focus{left:1rem;top:.5rem;background:var(--paper);padding:.5rem}
 body>header{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;align-items:center;padding-top:.9rem}
 .home{font-weight:700;font-size:1.1rem;color:inherit;text-decoration:none}
-[role=search]{flex:1 1 18rem;display:flex;gap:.5rem}
+[role=search]{flex:1 1 18rem;min-width:0;display:flex;gap:.5rem}
 [role=search] input{flex:1;min-width:0}
 input,select,textarea,button,.button{font:inherit;color:inherit;background:var(--paper);
 border:1px solid var(--soft);border-radius:6px;padding:.45rem .75rem;min-height:2.75rem;
