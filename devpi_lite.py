@@ -21412,23 +21412,30 @@ def readable_indexes(request):
 def near_projects(request, name, indexes, count=3):
     """Up to `count` projects of some indexes whose names are spelled most like this one.
 
-    Looked at are names that begin with the same letters, and on small servers all others."""
-    start, known = name[:3], set()
+    Those that are here come before what upstreams have. Looked at are names that begin with the
+    same letters, and on small servers all others that are here."""
+    start, here, there = name[:3], set(), set()
     with request.app.store.read() as db:
         ids = json.dumps([index.id for index in indexes])
         for condition, value in (("name >= ? AND name < ? || '\x7f'", (start, start)), ("1", ())):
-            known.update(row[0] for row in db.execute(
+            here.update(row[0] for row in db.execute(
                 "SELECT name FROM projects WHERE index_id IN (SELECT value FROM json_each(?)) "
                 f"AND {condition} LIMIT ?", (ids, *value, Limits.near_names)))
     for index in indexes if start else ():
-        if len(known) < Limits.found_names:
-            known.update(matching_names(request.app.projects.at(index).names_at_hand(), start,
+        if len(there) < Limits.found_names:
+            there.update(matching_names(request.app.projects.at(index).names_at_hand(), start,
                                         prefix_only=True)[0])
 
+    near = _most_alike(name, here - {name}, count)
+    return near + _most_alike(name, there - here - {name}, count - len(near))
+
+
+def _most_alike(name, names, count):
+    """Up to `count` of many names that are spelled most like this one."""
     letters = set(name)
-    alike = heapq.nsmallest(200, known - {name}, key=lambda each: (
+    alike = heapq.nsmallest(200, names, key=lambda each: (
         len(letters.symmetric_difference(each)) + abs(len(each) - len(name)), each))
-    return nearest(name, alike, count)
+    return nearest(name, alike, count) if count else []
 
 
 def places_of(request, name, indexes):

@@ -284,6 +284,8 @@ def test_a_mistyped_project_is_guessed(library):
     assert "Did you mean plugin (lib/other) or pluggy (lib/dev)?" in page.main
     assert (page.hrefs["lib/dev"], page.hrefs["lib/other"]) == ("/lib/dev/pluggy", "/lib/other/plugin")
     assert "Did you mean lantern" in view(library, "/lib/dev/latnern", status=404).main
+    # what is here comes before what an upstream has, however near that is
+    assert "Did you mean lantern (ann/dev) or lantern-oil (ann/mirror)" in view(library, "/lib/dev/lantern-oi", status=404).main
     assert "magic-lantern (ann/mirror)" in view(library, "/lib/dev/magic-lanterns", status=404).main
 
 
