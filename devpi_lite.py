@@ -19088,7 +19088,7 @@ def table(caption, heads, rows, kind=""):
         or Html('<td class="none"></td>')
         for head, cell in zip(heads[1:], row[1:]))) for row in rows]
     return markup(
-        '<table class="{}"><caption class="unseen">{}</caption><thead><tr>{}</tr></thead>'
+        '<table class="list {}"><caption class="unseen">{}</caption><thead><tr>{}</tr></thead>'
         '<tbody>{}</tbody></table>', kind, caption,
         joined(markup('<th scope="col">{}</th>', head) for head in heads), joined(body))
 
@@ -19119,112 +19119,113 @@ def search_box(name, label, value, action, placeholder=""):
 # -- the frame
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1b222d;--soft:#586273;--paper:#fff;--tint:#f4f6f8;
+:root{color-scheme:light dark;--ink:#1b222d;--soft:#576172;--paper:#fff;--tint:#f4f6f8;
 --line:#dce1e7;--link:#0a58a6;--good:#16693a;--warn:#865000;--bad:#b0231b;--mark:#ffefad}
 @media(prefers-color-scheme:dark){:root{--ink:#e3e7ed;--soft:#9ca7b6;--paper:#13171d;
 --tint:#1b2129;--line:#323b47;--link:#83bbf6;--good:#74d19b;--warn:#f0b761;--bad:#ff9289;
 --mark:#3d3514}}
 *{box-sizing:border-box}
 html{-webkit-text-size-adjust:100%}
-body{margin:0;font:1rem/1.6 system-ui,"Segoe UI",Roboto,sans-serif;color:var(--ink);
-background:var(--paper);overflow-wrap:break-word}
-body>header,.crumbs,main,body>footer{max-width:76rem;margin:0 auto;padding:0 1.25rem}
+body{margin:0;font:1rem/1.6 system-ui,sans-serif;color:var(--ink);
+background:var(--paper);overflow-wrap:anywhere}
+header,.crumbs,main,footer{padding:.8rem max(min(1.25rem,5%),50% - 36.75rem)}
+header,.crumbs ol,.tools,.filter,.actions,.links,.pager,.tabs ul,footer{display:flex;
+flex-wrap:wrap;gap:.5rem 1.25rem;align-items:center}
+header,.tabs,th,td,.file{border-bottom:1px solid var(--line)}
+.soft,.lead,.crumbs,.crumbs [aria-current],.tabs a,thead th,.facts dt,small,.copyable span,.source a,
+footer,td:before{color:var(--soft)}
+pre,.note,.copyable,:is(.readme,p,li,td)>code{background:var(--tint);
+border-radius:6px}
 a{color:var(--link);text-underline-offset:.15em}
-a:not(:hover){text-decoration-color:color-mix(in srgb,currentColor 35%,transparent)}
-:focus-visible{outline:3px solid var(--link);outline-offset:2px;border-radius:2px}
-h1{font-size:1.8rem;line-height:1.25;margin:.5rem 0;overflow-wrap:anywhere}
-h2{font-size:1.25rem;line-height:1.3;margin:2.25rem 0 .75rem}
+:is(th,h1,h2,h3,nav,header,footer) a:not(:hover),.button,ins{text-decoration:none}
+:focus-visible{outline:3px solid var(--link);outline-offset:2px}
+h1{font-size:1.85rem;line-height:1.25;margin:.25rem 0 .5rem}
+h2{font-size:1.3rem;line-height:1.3;margin:2.5rem 0 .75rem}
 h3{font-size:1.05rem;margin:1.5rem 0 .5rem}
-h1 small{font-weight:400;color:var(--soft);font-size:1.1rem}
-code,pre,kbd{font:.9em/1.5 ui-monospace,Menlo,Consolas,monospace}
-pre{background:var(--tint);border-radius:6px;padding:.75rem 1rem;overflow:auto}
-.readme :not(pre)>code,p>code,li>code,td>code{background:var(--tint);border-radius:4px;
-padding:.1em .3em;overflow-wrap:anywhere}
+:is(h1,h2) small{font-weight:400;font-size:1.1rem}
+code,pre,kbd{font:.9em/1.5 ui-monospace,Consolas,monospace}
+pre{padding:.75rem 1rem;overflow:auto}
+:is(.readme,p,li,td)>code{padding:.1em .3em}
 img{max-width:100%;height:auto}
 .skip,.unseen{position:absolute;left:-99rem}
 .skip:focus{left:1rem;top:.5rem;background:var(--paper);padding:.5rem}
-body>header{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;align-items:center;padding-top:.9rem}
-.home{font-weight:700;font-size:1.1rem;color:inherit;text-decoration:none}
-[role=search]{flex:1 1 18rem;min-width:0;display:flex;gap:.5rem}
-[role=search] input{flex:1;min-width:0}
+.home{font-weight:700;color:inherit}
+[role=search]{flex:1 1 18rem;min-width:0;display:flex;gap:.5rem}#q{flex:1;min-width:0}
 input,select,textarea,button,.button{font:inherit;color:inherit;background:var(--paper);
 border:1px solid var(--soft);border-radius:6px;padding:.45rem .75rem;min-height:2.75rem;
 max-width:100%}
-button,.button{cursor:pointer;background:var(--tint);text-decoration:none;display:inline-block}
-button.main{background:var(--link);color:var(--paper);border-color:var(--link)}
-button.bad{color:var(--bad);border-color:var(--bad)}
-.tools{display:flex;flex-wrap:wrap;gap:.5rem 1rem;align-items:center}
-.tools form{margin:0}
-.fields{max-width:40rem}.fields>p{margin:1rem 0}.fields label{display:block;font-weight:600}
-.fields input:not([type=checkbox]),.fields select,.fields textarea{width:100%}
-.fields small{display:block;color:var(--soft)}
-.fields input[type=checkbox]{min-height:0;margin:0 .5rem 0 0}progress{width:100%}
-.actions{display:flex;flex-wrap:wrap;gap:.5rem;margin:1.25rem 0}
-.crumbs{color:var(--soft);font-size:.95rem;margin-top:.75rem}
-.crumbs ol,.tabs ul{display:flex;flex-wrap:wrap;list-style:none;margin:0;padding:0}
-.crumbs li+li:before{content:"/";margin:0 .5rem}
-main{padding-top:.5rem;padding-bottom:4rem;min-height:60vh}
-.lead{font-size:1.1rem;color:var(--soft);margin:.25rem 0 1.25rem;max-width:48rem}
-.soft{color:var(--soft)}
-.tag{display:inline-block;font-size:.8rem;line-height:1.4;border:1px solid currentColor;
-border-radius:1rem;padding:0 .55rem;color:var(--soft);font-weight:400;vertical-align:middle}
-.good{color:var(--good)}.warn{color:var(--warn)}.bad{color:var(--bad)}
-.note{border-left:4px solid var(--line);background:var(--tint);padding:.6rem 1rem;margin:1rem 0;
-border-radius:0 6px 6px 0}
-.note.good,.note.warn,.note.bad{border-color:currentColor}
-.tabs{border-bottom:1px solid var(--line);margin:1.25rem 0}
-.tabs ul{gap:0 1.5rem}
-.tabs a{display:block;padding:.55rem 0;text-decoration:none;color:var(--soft)}
+button,.button{cursor:pointer;overflow-wrap:normal}
+button.main{background:var(--link);color:var(--paper)}
+button.bad{border-color:var(--bad)}
+.fields,.lead,.readme{max-width:48rem}.fields label{display:block;font-weight:600}
+.fields :is(input,select,textarea),progress{width:100%}
+input[type=checkbox]{all:revert;margin-right:.5rem}
+:is(.fields,th) small{display:block}
+.crumbs{padding-bottom:0}.crumbs ol{gap:.5rem}
+.crumbs li+li:before{content:"/";margin-right:.5rem}
+main{padding-bottom:4rem;min-height:60vh}
+.lead{font-size:1.1rem;margin:.25rem 0 1.25rem}
+.good{--kind:var(--good)}.warn{--kind:var(--warn)}.bad{--kind:var(--bad)}
+.good,.warn,.bad{color:var(--kind)}
+.tag{display:inline-block;font-size:.8rem;line-height:1.4;border:1px solid;
+border-radius:1rem;padding:0 .55rem;color:var(--kind,var(--soft));font-weight:400;
+vertical-align:middle}
+.tag.plain{border:0;padding:0}
+.note{border-left:4px solid var(--kind,var(--line));color:inherit;padding:.6rem 1rem}
+.tabs{margin-top:1.5rem}
+.tabs a{display:block;padding:.6rem 0}
 .tabs [aria-current]{color:var(--ink);font-weight:600;box-shadow:inset 0 -3px var(--link)}
-table{border-collapse:collapse;width:100%;margin:1rem 0}
-th,td{text-align:left;padding:.5rem .9rem .5rem 0;border-bottom:1px solid var(--line);
-vertical-align:top;font-weight:400;overflow-wrap:anywhere;unicode-bidi:isolate}
-thead th{color:var(--soft);font-size:.9rem;overflow-wrap:normal}
-td{overflow-wrap:break-word}
-.facts{margin:1rem 0}
-.facts>div{display:grid;grid-template-columns:11rem 1fr;gap:.25rem 1rem;padding:.35rem 0}
-.facts dt{color:var(--soft)}.facts dd,.facts ul{margin:0;min-width:0;overflow-wrap:anywhere}
-.facts ul,ul.plain{padding:0;list-style:none}td ul.plain,td .copyable{margin:0}
-.copyable{display:flex;gap:.6rem;align-items:center;background:var(--tint);border-radius:6px;
-padding:.3rem .4rem .3rem 1rem;margin:.5rem 0;min-height:2.75rem}
-.copyable code{flex:1;min-width:0;overflow-wrap:anywhere;user-select:all}
-.copyable span{color:var(--soft);min-width:4rem}
-.copy{min-height:2rem;padding:.1rem .6rem;font-size:.85rem}
-.columns{display:grid;grid-template-columns:minmax(0,1fr) 21rem;gap:0 3rem}
-.columns>*{min-width:0;grid-row:1}.columns aside{grid-column:2}
-.columns .facts>div{grid-template-columns:1fr;gap:0}
-.readme{min-width:0;max-width:50rem}.readme table{display:block;overflow:auto}
-.filter{display:flex;flex-wrap:wrap;gap:.5rem;align-items:center;margin:1rem 0}
-.pager{display:flex;gap:1.5rem;margin:1.5rem 0}
-summary{cursor:pointer;padding:.4rem 0}
-.wide{overflow:auto}.wide th,.wide td{white-space:nowrap;overflow-wrap:normal}
-pre.source a{display:inline-block;min-width:3rem;color:var(--soft);text-decoration:none}
-pre.source a:target{background:var(--mark)}
-pre.diff span{display:inline}
-.bars{width:100%;max-width:30rem;height:4rem;fill:var(--link)}
+table{border-collapse:collapse;width:100%;margin:1rem 0;font-variant-numeric:tabular-nums}
+.list{table-layout:fixed}.list:not(.even) thead th:first-child{width:36%}
+th,td{text-align:left;padding:.55rem 1rem .55rem 0;vertical-align:top;font-weight:400;
+unicode-bidi:isolate}
+thead th,td:before,footer,.crumbs{font-size:.9rem}thead th,.facts dt{overflow-wrap:normal}
+time{white-space:nowrap}
+.facts{display:table}.facts>div{display:table-row}
+.facts :is(dt,dd){display:table-cell;padding:.3rem 0}
+.facts dt{padding-right:2rem}
+.facts ul,.plain,.links,nav :is(ol,ul){margin:0;padding:0;list-style:none}
+.plain li{padding:.15rem 0}.many{columns:20rem}
+.links a{display:block;padding:.35rem 0}
+.copyable{display:flex;flex-wrap:wrap;gap:0 .6rem;align-items:center;
+padding:.3rem .4rem .3rem 1rem;margin:.5rem 0}
+.copyable code{flex:1;min-width:0;user-select:all;padding:.4rem 0}
+.copyable span{min-width:4rem}
+.copy{min-height:2.25rem;padding:.1rem .6rem;font-size:.85rem}
+.columns{display:grid;grid-template-columns:minmax(0,1fr) 21rem;gap:0 3.5rem}
+.columns>*{grid-row:1}aside{grid-column:2}
+.readme table,.wide{display:block;overflow:auto}
+.file{padding:.9rem 0}.file h3,.file p{margin:0 0 .2rem;font-size:1rem}
+.file .copyable{flex-wrap:nowrap}
+.file .copyable code{order:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
+.filter{gap:.5rem}.filter,.pager,.links{margin:1rem 0}
+summary{cursor:pointer;padding:.55rem 0}
+.wide *{white-space:nowrap;table-layout:auto}
+.source a{display:inline-block;min-width:3rem;user-select:none}
+.source :target,.lit,mark{background:var(--mark);color:var(--ink)}
+.bars{display:block;max-width:30rem;fill:var(--link);border-bottom:1px solid}
+.hit{margin:1.75rem 0}.hit :is(h2,p,ul){margin:.25rem 0}
+ins,.added{color:var(--good)}.gone{color:var(--bad)}
 .logo{height:2rem;vertical-align:middle}
-.docs{display:flex;flex-direction:column;min-height:100dvh}
-.docs main{flex:1;display:flex;flex-direction:column;width:100%;max-width:none;padding:0}
-.docs>header,.docs>nav{max-width:none;width:100%}.docs>footer{display:none}
+.docs,.docs main{display:flex;flex-direction:column}.docs{min-height:100dvh}
+.docs main,iframe{flex:1;min-height:24rem;padding:0;border:0}.docs footer{display:none}
 .docs h1{font-size:1.2rem;margin:0}
-.docs .filter{margin:0;padding:.25rem 1.25rem .5rem;gap:.25rem 1.25rem}
-iframe{flex:1;width:100%;min-height:24rem;border:0;border-top:1px solid var(--line)}
-.hit{margin:1.5rem 0}.hit h2{margin:0}.hit p,.hit ul{margin:.25rem 0}
-mark{background:var(--mark);color:inherit}
-del,.struck{text-decoration:line-through}
-ins,.added{color:var(--good);text-decoration:none}.gone{color:var(--bad)}
-dialog{border:1px solid var(--line);border-radius:8px;color:inherit;background:var(--paper)}
-body>footer{border-top:1px solid var(--line);color:var(--soft);padding-top:1rem;
-padding-bottom:2rem;display:flex;flex-wrap:wrap;gap:0 1.5rem;font-size:.95rem}
-@media(max-width:56rem){.columns{display:block}}
-@media(max-width:40rem){thead{display:none}table,tbody{display:block}
-tr{display:block;padding:.6rem 0;border-bottom:1px solid var(--line)}
-th,td{display:block;border:0;padding:.1rem 0}td.none{display:none}
-td[data-label]:before{content:attr(data-label) ": ";color:var(--soft)}
-.facts>div{grid-template-columns:1fr;gap:0}.copyable{flex-wrap:wrap;padding:.5rem .75rem}}
-@media print{body>header,.crumbs,body>footer,.copy,form,.tabs{display:none}
-body{font-size:10pt}main{max-width:none}}
-@media(prefers-reduced-motion:no-preference){html{scroll-behavior:smooth}}
+.docs :is(header,.crumbs,.filter){padding:.25rem 1.25rem}
+@media screen and (max-width:56rem){.columns,.list,.list :is(tbody,th,td){display:block}
+.list thead,td.none{display:none}
+.list tr{display:flex;flex-wrap:wrap;gap:0 1.25rem;padding:.7rem 0;
+border-bottom:1px solid var(--line)}
+.list th{flex:1 0 100%}.list :is(th,td){border:0;padding:.1rem 0}
+td[data-label]:before{content:attr(data-label) " "}
+.facts,.facts :is(dt,dd){display:block}
+.facts>div{display:grid;grid-template-columns:9.5rem minmax(0,1fr)}
+.facts dd{margin:0}.facts dt{overflow-wrap:anywhere;padding-right:1rem}
+.copyable span{flex:1}.copyable span+code{order:1;flex-basis:100%}
+.copy{min-height:2.75rem}.plain li{padding:.35rem 0}:is(.links,footer) a{padding:.6rem 0}}
+@media(max-width:40rem){[role=search]{order:1;flex-basis:100%}.tools{margin-left:auto}}
+@media print{header,.crumbs,footer,.copy,form,.tabs,.links,.pager,.actions{display:none}
+body{font-size:10pt}.columns{display:block}pre{white-space:pre-wrap}
+tr,pre,.file{break-inside:avoid}}
 """
 
 _SCRIPT = """
@@ -21108,10 +21109,7 @@ class App(Part):
         # whether only processes of this machine can reach the server by an address
         self.is_private = all(ip is not None and ip.is_loopback
                               for ip in (ip_of(host) for host, _ in settings.listen))
-        self.outside_name = host_of(settings.outside_url)
-        if settings.docs_url and host_of(settings.docs_url) == self.outside_name:
-            raise FatalError(f"--docs-url {settings.docs_url}: documentation needs a host name of "
-                             "its own, not that of --outside-url")
+        self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
         self.constant_headers = b""
         self.name_primary()
         # on a replica: the last serial of its primary, as far as it knows
