@@ -19125,15 +19125,14 @@ _STYLE = """
 --tint:#1b2129;--line:#323b47;--link:#83bbf6;--good:#74d19b;--warn:#f0b761;--bad:#ff9289;
 --mark:#3d3514}}
 *{box-sizing:border-box}
-html{-webkit-text-size-adjust:100%}
 body{margin:0;font:1rem/1.6 system-ui,sans-serif;color:var(--ink);
 background:var(--paper);overflow-wrap:anywhere}
 header,.crumbs,main,footer{padding:.8rem max(min(1.25rem,5%),50% - 36.75rem)}
 header,.crumbs ol,.tools,.filter,.actions,.links,.pager,.tabs ul,footer{display:flex;
 flex-wrap:wrap;gap:.5rem 1.25rem;align-items:center}
 header,.tabs,th,td,.file{border-bottom:1px solid var(--line)}
-.soft,.lead,.crumbs,.crumbs [aria-current],.tabs a,thead th,.facts dt,small,.copyable span,.source a,
-footer,td:before{color:var(--soft)}
+.soft,.lead,.crumbs,.crumbs [aria-current],.tabs a,thead th,.facts dt,small,.copyable span,
+.source a,footer,td:before{color:var(--soft)}
 pre,.note,.copyable,:is(.readme,p,li,td)>code{background:var(--tint);
 border-radius:6px}
 a{color:var(--link);text-underline-offset:.15em}
