@@ -1419,6 +1419,7 @@ class Limits:
     response_cache = 64 << 20
     page_rows = 100                 # of a list on a web page
     page_age = 10                   # seconds for which a web page may be kept
+    reading_results = 0.02          # seconds of a page for what became of test results
     shown_result = 4 << 20          # bytes of a test result that pages show
     shown_output = 200_000          # characters of a command's output that a page shows
     page_cache = 64 << 20
@@ -26809,6 +26810,122 @@ def get_user_page(request, user):
     return page_response(request, user, body, crumbs_to(user))
 
 
+# -- test results
+
+
+class Outcome(typing.NamedTuple):
+    """What a test result says of one environment.
+
+    `setup`, `test`: True if all commands passed, False if one failed, None without commands."""
+    environment: str
+    python: str
+    setup: bool | None
+    test: bool | None
+    commands: tuple             # ((part, RunCommand), ...), see `_commands`
+
+
+class RunCommand(typing.NamedTuple):
+    """A command of a test run."""
+    words: str
+    passed: bool
+    exit_code: str
+    output: str
+
+
+class TestRun(typing.NamedTuple):
+    """A test result, as tox and `devpi test` report it (tox 3: --result-json)."""
+    host: str
+    platform: str
+    outcomes: tuple
+
+    @property
+    def passed(self):
+        """False if something failed, True if all passed, None if it is not known."""
+        states = [state for outcome in self.outcomes for state in (outcome.setup, outcome.test)]
+        if False in states:
+            return False
+        return True if self.outcomes and all(outcome.test for outcome in self.outcomes) else None
+
+
+def parse_test_run(content):
+    """The `TestRun` in the JSON of a test result; what does not fit its form is left out."""
+    environments = content.get("testenvs") if isinstance(content, dict) else None
+    outcomes = []
+    for name, about in environments.items() if isinstance(environments, dict) else ():
+        if isinstance(about, dict):
+            python = about.get("python")
+            version = python.get("version") if isinstance(python, dict) else ""
+            setup, test = _commands(about.get("setup")), _commands(about.get("test"))
+            outcomes.append(Outcome(
+                str(name), str(version or "").partition(" ")[0], _all_passed(setup),
+                _all_passed(test), tuple([("setup", each) for each in setup]
+                                         + [("test", each) for each in test])))
+    found = content if isinstance(content, dict) else {}
+    return TestRun(str(found.get("host") or ""), str(found.get("platform") or ""),
+                   tuple(outcomes))
+
+
+def _commands(entries):
+    """The `RunCommand`s of a part of a test run."""
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            words, code = entry.get("command"), str(entry.get("retcode", ""))
+            if isinstance(words, list):
+                words = " ".join(map(str, words))
+            found.append(RunCommand(str(words or ""), code == "0", code,
+                                 str(entry.get("output") or "")))
+    return found
+
+
+def _all_passed(commands):
+    return all(each.passed for each in commands) if commands else None
+
+
+def test_run(request, result):
+    """The `TestRun` of a test result, a `File` or `StoredResult`; None if it is too large,
+    unreadable, or not here."""
+    if result.size is None or result.size > Limits.shown_result or not result.sha256:
+        return None
+    try:
+        with request.app.blobs.open(result.sha256, result.size) as blob:
+            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
+    except (Problem, ValueError, RecursionError) as error:
+        log.info("test result %s: %s", result.sha256, reason_of(error))
+        return None
+
+
+class StoredResult(typing.NamedTuple):
+    """Where a test result is stored."""
+    sha256: str
+    size: int
+
+
+def has_passed(request, result, until):
+    """`TestRun.passed` of a test result, kept; None, too, if it would be read after `until`
+    (time.monotonic())."""
+    app, key = request.app, ("has passed", result.sha256)
+    state = app.pages.get(key)
+    if state is None and time.monotonic() < until:
+        run = test_run(request, result)
+        state = (run.passed if run else None,)
+        freshness = app.store.freshness
+        freshness.keep(app.pages, key, state, 200, frozenset(), freshness.moment())
+    return state[0] if state else None
+
+
+def tests_badge(request, results):
+    """What became of test results, in a few words: failures first."""
+    until = time.monotonic() + Limits.reading_results
+    states = collections.Counter(has_passed(request, result, until) for result in results)
+    if states[False]:
+        text = f"{states[False]:,} of {len(results):,} failed" if len(results) > 1 else "failed"
+        return badge(text, "bad")
+    if states[True] == len(results):
+        return badge("passed" if len(results) == 1 else f"{len(results):,} passed", "good")
+    return badge(number_of(len(results), "result"))
+
+
 # -- an index
 
 
@@ -26820,7 +26937,7 @@ class ProjectLine(typing.NamedTuple):
     uploaded: str = ""
     who: str | None = None
     files: int = 0
-    results: int = 0
+    results: tuple = ()         # StoredResult, of the release
     docs: str = ""              # the version with documentation, "" if there is none
     summary: str = ""
 
@@ -26838,7 +26955,8 @@ def project_lines(db, names):
         candidates += [row[0] for row in releases[:3]]
 
     files = collections.defaultdict(list)
-    for row in db.execute("SELECT release_id, kind, uploaded, yanked, history FROM files WHERE "
+    for row in db.execute("SELECT release_id, kind, uploaded, yanked, history, sha256, size "
+                          "FROM files WHERE "
                           f"release_id IN ({marks(candidates)}) ORDER BY id", candidates):
         files[row["release_id"]].append(row)
     docs = dict(db.execute(
@@ -26861,7 +26979,8 @@ def _project_line(db, name, releases, files, docs):
     return ProjectLine(
         name, version, bool(own) and all(row["yanked"] is not None for row in own),
         own[-1]["uploaded"] if own else "", uploader(own[0]["history"]) if own else None,
-        len(own), sum(row["kind"] == "toxresult" for row in files[release_id]), docs,
+        len(own), tuple(StoredResult(row["sha256"], row["size"]) for row in files[release_id]
+                        if row["kind"] == "toxresult"), docs,
         summary if isinstance(summary, str) else "")
 
 
@@ -26969,7 +27088,7 @@ def _line_cells(request, index, line):
             joined((version, badge("yanked", "warn")), " ") if line.yanked else version,
             joined((day(line.uploaded), line.who or ""), " "), line.files or "",
             link(request.href(f"{home}/{line.version}") + "#files",
-                 number_of(line.results, "result")) if line.results else "",
+                 tests_badge(request, line.results)) if line.results else "",
             line.docs and link(request.href(f"{home}/{line.docs}/+d/index.html"), line.docs),
             line.summary)
 
@@ -27146,19 +27265,22 @@ def _feed_response(request, index, path, uploads):
 
 
 class Attached(typing.NamedTuple):
-    """What is attached to the releases of a stage's project: {version: number} of both."""
-    docs: dict
-    results: dict
+    """What is attached to the releases of a stage's project, by version."""
+    docs: set                   # versions with documentation
+    results: dict               # {version: [StoredResult, ...]}
 
 
 def attached_to(db, index, project):
     """The documentation and test results of a stage's project, as `Attached`."""
-    found = Attached({}, {})
-    for kind, version, number in db.execute(
-            "SELECT kind, version, count(*) FROM files JOIN projects ON projects.id = project_id "
-            "WHERE kind IN ('doczip', 'toxresult') AND projects.index_id = ? AND name = ? "
-            "GROUP BY kind, version", (index.id, project)):
-        (found.docs if kind == "doczip" else found.results)[version] = number
+    found = Attached(set(), collections.defaultdict(list))
+    for kind, version, sha256, size in db.execute(
+            "SELECT kind, version, sha256, size FROM files JOIN projects "
+            "ON projects.id = project_id WHERE kind IN ('doczip', 'toxresult') "
+            "AND projects.index_id = ? AND name = ? ORDER BY files.id DESC", (index.id, project)):
+        if kind == "doczip":
+            found.docs.add(version)
+        else:
+            found.results[version].append(StoredResult(sha256, size))
     return found
 
 
@@ -27328,7 +27450,7 @@ def _version_cells(request, home, version, files, page, attached):
             day(first.uploaded) if first else "", _kinds(own),
             next((file.requires_python for file in own if file.requires_python), ""),
             link(request.href(f"{home}/{version}") + "#files",
-                 number_of(about.results[version], "result"))
+                 tests_badge(request, about.results[version]))
             if version in about.results else "",
             link(request.href(f"{home}/{version}/+d/index.html"), "read")
             if version in about.docs else "")
@@ -27447,6 +27569,9 @@ def _version_notes(request, index, shown):
     if version_key(latest) > version_key(shown.version):
         found.append(note(joined((
             "There is a newer version:", link(request.href(f"{home}/{latest}"), latest)), " ")))
+    elif is_final(latest) and not is_final(shown.version):
+        found.append(note(joined((
+            "The latest stable version is", link(request.href(f"{home}/{latest}"), latest)), " ")))
     if shown.release.yanked is not None:
         reason = f": {shown.release.yanked}" if shown.release.yanked else "."
         found.append(note(f"This version is yanked{reason} Installers pass it over unless "
@@ -27518,7 +27643,8 @@ def _version_links(request, index, shown):
         links += [link(request.href(f"{shown.origin.path}/{file.path}"),
                        f"Documentation as a zip ({size_text(file.size or 0)})")
                   for file in shown.release.docs]
-    links += [markup('<a href="#files">{}</a>', f"Files ({len(shown.release.files):,})"),
+    links += [link(request.href(f"{home}/{version}"), "Permanent link"),
+              markup('<a href="#files">{}</a>', f"Files ({len(shown.release.files):,})"),
               link(request.href(home), f"All versions ({len(shown.versions):,})"),
               _diff_link(request, home, shown),
               link(request.href(f"{index.path}/+pypi/{shown.page.name}/{version}/json"), "JSON")]
@@ -27663,7 +27789,7 @@ def _file_entry(request, index, shown, file):
     results = shown.release.results(file)
     tests = link(request.href(
         f"{index.path}/{shown.page.name}/{shown.version}/+toxresults/{file.filename}"),
-        number_of(len(results), "test result")) if results else ""
+        tests_badge(request, results)) if results else ""
     digest = file.hashes.get("sha256", "")
     inside = link(request.href(f"{index.path}/{shown.page.name}/{shown.version}/+files/"
                                f"{file.filename}"), "look inside") if is_archive(file.filename) \
@@ -27721,87 +27847,6 @@ def _all_metadata(metadata):
 
 
 # -- test results
-
-
-class Outcome(typing.NamedTuple):
-    """What a test result says of one environment.
-
-    `setup`, `test`: True if all commands passed, False if one failed, None without commands."""
-    environment: str
-    python: str
-    setup: bool | None
-    test: bool | None
-    commands: tuple             # ((part, RunCommand), ...), see `_commands`
-
-
-class RunCommand(typing.NamedTuple):
-    """A command of a test run."""
-    words: str
-    passed: bool
-    exit_code: str
-    output: str
-
-
-class TestRun(typing.NamedTuple):
-    """A test result, as tox and `devpi test` report it (tox 3: --result-json)."""
-    host: str
-    platform: str
-    outcomes: tuple
-
-    @property
-    def passed(self):
-        """False if something failed, True if all passed, None if it is not known."""
-        states = [state for outcome in self.outcomes for state in (outcome.setup, outcome.test)]
-        if False in states:
-            return False
-        return True if self.outcomes and all(outcome.test for outcome in self.outcomes) else None
-
-
-def parse_test_run(content):
-    """The `TestRun` in the JSON of a test result; what does not fit its form is left out."""
-    environments = content.get("testenvs") if isinstance(content, dict) else None
-    outcomes = []
-    for name, about in environments.items() if isinstance(environments, dict) else ():
-        if isinstance(about, dict):
-            python = about.get("python")
-            version = python.get("version") if isinstance(python, dict) else ""
-            setup, test = _commands(about.get("setup")), _commands(about.get("test"))
-            outcomes.append(Outcome(
-                str(name), str(version or "").partition(" ")[0], _all_passed(setup),
-                _all_passed(test), tuple([("setup", each) for each in setup]
-                                         + [("test", each) for each in test])))
-    found = content if isinstance(content, dict) else {}
-    return TestRun(str(found.get("host") or ""), str(found.get("platform") or ""),
-                   tuple(outcomes))
-
-
-def _commands(entries):
-    """The `RunCommand`s of a part of a test run."""
-    found = []
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict):
-            words, code = entry.get("command"), str(entry.get("retcode", ""))
-            if isinstance(words, list):
-                words = " ".join(map(str, words))
-            found.append(RunCommand(str(words or ""), code == "0", code,
-                                 str(entry.get("output") or "")))
-    return found
-
-
-def _all_passed(commands):
-    return all(each.passed for each in commands) if commands else None
-
-
-def test_run(request, file):
-    """The `TestRun` of a test result; None if it is too large, unreadable, or not here."""
-    if file.size is None or file.size > Limits.shown_result or not file.sha256:
-        return None
-    try:
-        with request.app.blobs.open(file.sha256, file.size) as blob:
-            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
-    except (Problem, ValueError, RecursionError) as error:
-        log.info("test result %s: %s", file.filename, reason_of(error))
-        return None
 
 
 def _tested(shown, filename):

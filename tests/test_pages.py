@@ -74,7 +74,7 @@ def test_a_user_page_shows_the_address_to_logged_in_users_only(site):
 
 def test_an_index_page_lists_projects_by_their_latest_release(site):
     rows = {row[0]: row for row in page(site, "/alice/dev").rows()}
-    assert rows["pluggy"][1] == "1.5.0" and rows["pluggy"][3:] == ["2", "1 result", "1.5.0", "plugin calling"]
+    assert rows["pluggy"][1] == "1.5.0" and rows["pluggy"][3:] == ["2", "failed", "1.5.0", "plugin calling"]
     assert rows["pluggy"][2].endswith(" alice")
     assert rows["click"][1] == "8.1"
 
@@ -108,7 +108,7 @@ def test_a_project_page_lists_versions_newest_first(site):
     assert project.headings[0] == "pluggy latest: 1.5.0"
     assert [row[0] for row in project.rows()] == ["2.0rc1 pre", "1.5.0", "1.4.0"]
     row = project.rows()[1]
-    assert row[1] == "alice/dev" and row[3:] == ["1 sdist, 1 wheel", ">=3.8", "1 result", "read"]
+    assert row[1] == "alice/dev" and row[3:] == ["1 sdist, 1 wheel", ">=3.8", "failed", "read"]
     assert [row[0] for row in page(site, "/alice/dev/pluggy?pre=0").rows()] == ["1.5.0", "1.4.0"]
     assert page(site, "/alice/prod/pluggy").rows()[1][1] == "alice/dev"
 
@@ -116,12 +116,12 @@ def test_a_project_page_lists_versions_newest_first(site):
 def test_a_version_page_tells_what_is_known(site):
     version = page(site, "/alice/dev/pluggy/1.5.0")
     assert version.headings[0].startswith("pluggy 1.5.0")
-    for text in ("plugin calling", "There is a newer version" , "Requires-Python >=3.8", "dev (1)", "1 test result",
+    for text in ("plugin calling", "There is a newer version" , "Requires-Python >=3.8", "dev (1)", "· failed",
                  "uploaded by alice to alice/dev"):
         assert (text in version.text) == (text != "There is a newer version"), text
     assert "/alice/dev/click" in version.links
     assert "There is a newer version: 1.5.0" in page(site, "/alice/dev/pluggy/1.4.0").text
-    assert "pre-release" in page(site, "/alice/dev/pluggy/2.0rc1").text
+    assert "The latest stable version is 1.5.0" in page(site, "/alice/dev/pluggy/2.0rc1").text
     assert "This version lives in alice/dev" in page(site, "/alice/prod/pluggy/1.5.0").text
 
 
