@@ -19458,6 +19458,7 @@ def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, shape=
     zipped = len(text) > 1024 and quality_of_gzip(request.header("accept-encoding")) > 0
     etag = f'"{etag}-gzip"' if zipped else f'"{etag}"'
     if request.notice:
+        tags = None         # it is shown once
         headers.append(request.set_cookie(NOTICE, "", 0))
     elif status == 200:
         headers.append(("ETag", etag))
@@ -21540,13 +21541,20 @@ def project_actions(request, index, project):
 def release_actions(request, index, project, version):
     """The buttons of a version's page; `version`: one that the index itself has, in any spelling.
     """
+    if request.session is None:
+        return Html("")
     allowed, who = request.app.permissions, request.identity
-    home = f"{index.path}/{project}/{version}"
+    member, home = request.app.projects.at(index), f"{index.path}/{project}/{version}"
     may_delete = allowed.delete_files(who, index)
+    release = merged(member.releases(member.page(project), version) or ())
+    yanks = [file.yanked for file in release.files] if release else []
+    may_yank = may_delete and not member.asks_upstream
     return _buttons(request, [
-        (True, f"{home}/+push", "Push"),
-        (may_delete and not request.app.projects.at(index).asks_upstream, f"{home}/+yank", "Yank"),
-        (may_delete, f"{home}/+delete", "Delete")])
+        (release, f"{home}/+push", "Push"),
+        (may_yank and None in yanks, f"{home}/+yank", "Yank"),
+        (may_yank and any(yank is not None for yank in yanks), f"{home}/+unyank",
+         "Take back the yank"),
+        (release and may_delete, f"{home}/+delete", "Delete")])
 
 
 # ==================================================================================================
@@ -28937,7 +28945,7 @@ def _input(field, sent):
             for each, text in field.choices))
     elif field.kind in ("area", "list"):
         shown = markup('<textarea{} rows="{}">{}</textarea>', tied,
-                       min(12, max(3, value.count("\n") + 2)), value)
+                       min(12, max(2, value.count("\n") + 1)), value)
     else:
         is_secret = field.kind == "password"
         shown = markup('<input type="{}"{} value="{}" autocomplete="{}">', field.kind, tied,
@@ -29412,10 +29420,12 @@ def new_index_form(request, sent, user):
                "Users and :groups, one a line. Empty: everybody.")), "Make it", act)
 
 
+_SETTING_FIELDS = {"list": "list", "secret": "password"}       # kinds of a `Field`
+_SETTING_CHOICES = {"mirror_whitelist_inheritance": ("intersection", "union")}
 _SETTING_HINTS = {
     "bases": "One a line, in the order in which they are asked.",
     "mirror_whitelist": "Projects that may come from mirrors although a stage has them; * for all.",
-    "mirror_whitelist_inheritance": "intersection or union",
+    "mirror_whitelist_inheritance": "Of the lists of several stages: what all have, or any.",
     "acl_upload": "Users, :groups, :ANONYMOUS: or :AUTHENTICATED:, one a line.",
     "acl_toxresult_upload": "The same, for test results.",
     "acl_pkg_read": "The same, for reading. Empty: everybody.",
@@ -29447,13 +29457,14 @@ def settings_form(request, sent, index):
                     "Change them back", request.href(f"{index.path}/+settings"))
 
     fields = []
-    for key, kind in kinds.items():
-        choices = () if kind != "truth" else (
-            *(() if key in defaults else (("", "not set"),)), ("yes", "yes"), ("no", "no"))
-        fields.append(Field(key, key, shown[key], {
-            "truth": "choice", "list": "list", "secret": "password"}.get(kind, "text"),
-            _SETTING_HINTS.get(key, ""), choices, completion="new-password"
-            if kind == "secret" else "off"))
+    for key in sorted(kinds, key=lambda key: key not in ("title", "description")):
+        words = ("yes", "no") if kinds[key] == "truth" else _SETTING_CHOICES.get(key, ())
+        unset = () if key in defaults and shown[key] else ("",)
+        fields.append(Field(
+            key, key, shown[key], "choice" if words else _SETTING_FIELDS.get(kinds[key], "text"),
+            _SETTING_HINTS.get(key, ""), tuple((word, word or "not set")
+                                               for word in (*unset, *words)),
+            completion="new-password" if kinds[key] == "secret" else "off"))
     return Form(f"Settings of {index.path}", index.path, (
         "Changes hold at once. The next page says what was set before.",),
         (*fields, Field("seen", "", seen, "hidden")), "Change settings", act)

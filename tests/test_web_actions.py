@@ -171,6 +171,26 @@ def test_mirrors_are_let_in_and_shut_out(server, index, alice):
     assert server.get("/" + index).result["mirror_whitelist"] == []
 
 
+def test_of_a_mirror_the_copy_is_deleted(make_server, upstream):
+    upstream.publish(wheel("demo", "1.0"))
+    server = make_server()
+    server.add_user("alice")
+    server.add_mirror("alice/mirror", upstream)
+    server.fetch("alice/mirror", "demo-1.0-py3-none-any.whl", "demo")
+    alice = Browser(server)
+    alice.log_in("alice")
+    page = alice.get("/alice/mirror/demo/1.0")
+    assert "Yank" not in page.links
+    page = alice.get(page.links["Delete"])
+    assert "1 file" in page.text and "only the copy here" in page.text
+    assert "Deleted: demo 1.0" in alice.submit(page.form("+delete")).text
+    assert "Deleted: demo from" in alice.do("/alice/mirror/demo/+delete").text
+    assert server.versions("alice/mirror", "demo") == ["1.0"]       # upstream still has it
+    refused = alice.get("/alice/mirror/demo/1.0/+yank")
+    assert alice.submit(refused.form("+yank")).status == 400
+    assert alice.get("/alice/mirror/+upload").status == 404
+
+
 def test_a_push_to_another_index_is_undone_there(server, index, alice):
     target = "alice/prod%d" % next(numbers)
     server.add_index(target, bases=[])
