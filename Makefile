@@ -60,7 +60,7 @@ interop:
 	$(CLIENTS)/bin/python tests/in_parallel.py --folder tests/interop --workers 2 $(ARGS)
 
 # Every page in Debian's Chromium, with tools from npm that look for barriers and faulty HTML; pictures are in .interop/shots.
-# What is missing is said by the tests: without it they are skipped, or with CI=true the run fails.
+# What is missing is said by the tests, which are skipped without it.
 browser: $(VENV)/complete
 	mkdir -p $(BROWSER)
 	@lacking=; command -v chromium >/dev/null || lacking=chromium; command -v npm >/dev/null || lacking="$$lacking nodejs npm"; \

@@ -21489,11 +21489,11 @@ def _button(request, path, text, **query):
     return markup('<a class="button" href="{}">{}</a>', request.href(path, **query), text)
 
 
-def _buttons(request, choices):
+def _buttons(request, choices, **query):
     """The buttons of a page, of (whether it is shown, path, text); "" without a session."""
     if request.session is None:
         return Html("")
-    shown = [_button(request, path, text) for is_shown, path, text in choices if is_shown]
+    shown = [_button(request, path, text, **query) for is_shown, path, text in choices if is_shown]
     return when(shown, '<p class="actions">{}</p>', joined(shown, " "))
 
 
@@ -21555,6 +21555,12 @@ def release_actions(request, index, project, version):
         (may_yank and any(yank is not None for yank in yanks), f"{home}/+unyank",
          "Take back the yank"),
         (release and may_delete, f"{home}/+delete", "Delete")])
+
+
+def push_button(request, index, project, version, target):
+    """The button that pushes a version to another index."""
+    return _buttons(request, [(True, f"{index.path}/{project}/{version}/+push", "Push")],
+                    to=target.path)
 
 
 # ==================================================================================================
@@ -28434,7 +28440,8 @@ def _difference_cells(request, index, other, difference, release):
     return (link(request.href(f"{has.path}/{difference.project}/{release.version}"),
                  f"{difference.project} {release.version}"),
             place, items((file.filename for file in release.files), "plain"),
-            copyable(command) if command else "")
+            joined((copyable(command), push_button(request, index, difference.project,
+                                                   release.version, other))) if command else "")
 
 
 # -- a form that leads to a comparison

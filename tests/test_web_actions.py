@@ -203,6 +203,16 @@ def test_a_push_to_another_index_is_undone_there(server, index, alice):
     assert server.get("/%s/demo/1.0" % target).status == 404
 
 
+def test_a_comparison_has_a_button_for_each_push(server, index, alice):
+    target = "alice/prod%d" % next(numbers)
+    server.add_index(target, bases=[])
+    compared = "/%s/+compare/%s" % (index, target)
+    push = "/%s/demo/1.0/+push?to=%s" % (index, target.replace("/", "%2F"))
+    assert push in alice.get(compared).links.values()
+    assert "+push?to=" not in server.get(compared, headers={"Accept": "text/html"}).text
+    assert alice.get(push).form("+push").fields["to"] == target
+
+
 def test_a_push_is_refused_as_by_the_api(server, index, alice, bob):
     assert bob.do("/%s/demo/1.0/+push" % index, to="alice/secret").status == 401
     page = alice.do("/%s/demo/1.0/+push" % index, to="", posturl="ftp://x", username="u")
