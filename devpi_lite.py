@@ -19011,17 +19011,32 @@ def when(condition, template, *values):
 
 
 def link(path, text, rel=""):
-    """A link to a page of this server; `path` as `Request.href` returns it."""
+    """A link; to a page of this server, `path` is as `Request.href` returns it."""
     return markup('<a href="{}"{}>{}</a>', path, when(rel, ' rel="{}"', rel), text)
 
 
-def outside_link(url, text):
-    """A link that somebody else wrote; its text alone if browsers must not follow it.
+OUTSIDE_REL = "nofollow noopener ugc"       # of links that somebody else wrote
+_NOT_IN_URLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_SAFE_URL = re.compile(r"(?:https?://|mailto:)[^/?#]")
 
-    `url` is a text from outside: only http, https and mailto become links."""
-    if re.match(r"(?:https?://|mailto:)[^\s\x00-\x1f]", url, re.IGNORECASE):
-        return markup('<a href="{}" rel="nofollow noopener ugc">{}</a>', url, text)
-    return escaped(text)
+
+def safe_url(url):
+    """A URL from outside that a page may link to, in ASCII; None for any other.
+
+    It has the scheme http, https or mailto. A relative one means nothing here. Control characters,
+    which browsers overlook, and outer blanks are removed."""
+    url = _NOT_IN_URLS.sub("", url).strip()
+    scheme, colon, rest = url.partition(":")
+    url = scheme.lower() + colon + rest
+    if not _SAFE_URL.match(url):
+        return None
+    return urllib.parse.quote(url, safe="-_.~!*'(),%#@?=;:/+&$[]", errors="replace")
+
+
+def outside_link(url, text):
+    """A link that somebody else wrote; its text alone if the URL is not safe."""
+    url = safe_url(url)
+    return link(url, text, OUTSIDE_REL) if url else escaped(text)
 
 
 def moment(iso):
@@ -21618,21 +21633,6 @@ _ALIGNMENTS = frozenset(("left", "center", "right"))
 _LANGUAGE_CLASS = re.compile(r"lang-[\w.+#-]{1,50}\Z")
 _NUMBERS = {"ol": ("start",), "td": ("colspan", "rowspan"), "th": ("colspan", "rowspan")}
 _SMALL_NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
-_NOT_IN_URLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_SAFE_URL = re.compile(r"(?:https?://[^/?#]|mailto:[^/?#]|#)")
-
-
-def safe_link(url):
-    """Return a URL that a page may link to, in ASCII; None for any other.
-
-    It has the scheme http, https or mailto, or is a fragment alone. A relative one means nothing
-    here. Control characters, which browsers overlook, and outer blanks are removed."""
-    url = _NOT_IN_URLS.sub("", url).strip()
-    scheme, colon, rest = url.partition(":")
-    url = scheme.lower() + colon + rest if colon and scheme.isalpha() else url
-    if not _SAFE_URL.match(url):
-        return None
-    return urllib.parse.quote(url, safe="-_.~!*'(),%#@?=;:/+&$[]", errors="replace")
 
 
 def _written(nodes, shows_images=False):
@@ -21690,8 +21690,8 @@ class _Writer:
             value = self._value(node.tag, name, value)
             if value is not None:
                 written.append(f' {name}="{html.escape(value)}"')
-        if any(each.startswith((' href="http', ' href="mailto')) for each in written):
-            written.append(' rel="nofollow noopener ugc"')
+            if name == "href" and value and not value.startswith("#"):
+                written.append(f' rel="{OUTSIDE_REL}"')
         if node.tag == "input":
             written.append(" disabled checked" if "checked" in node.attributes else " disabled")
         return "".join(written)
@@ -21715,16 +21715,17 @@ class _Writer:
         return None
 
     def _link(self, href):
-        url = safe_link(href)
-        if url is None or not url.startswith("#"):
-            return url
-        target = urllib.parse.unquote(url[1:])
+        """Return the URL of a link: one to outside, or to a place of the description."""
+        href = href.strip()
+        if not href.startswith("#"):
+            return safe_url(href)
+        target = urllib.parse.unquote(href[1:])
         if target not in self.ids and target.lower() in self.ids:
             target = target.lower()     # as GitHub finds it
-        return f"#{_ID_PREFIX}{urllib.parse.quote(target)}"
+        return f"#{_ID_PREFIX}{urllib.parse.quote(target, errors='replace')}"
 
     def _write_image(self, node):
-        source = safe_link(node.attributes.get("src", ""))
+        source = safe_url(node.attributes.get("src", ""))
         if not self.shows_images or source is None or not source.startswith("https://"):
             alt = _text_of(node)
             self.pieces.append(_escaped(f"[image: {alt}]") if alt else "")

@@ -278,7 +278,7 @@ def test_no_other_scheme_becomes_a_link(scheme):
         Page(page)
         # "https://x" behind another scheme is text, which becomes a link by itself
         assert not re.search("(?:href|src)=\"(?!https://x[\"%])", page), form
-    assert d.safe_link(html.unescape(scheme)) is None
+    assert d.safe_url(html.unescape(scheme)) is None
 
 
 @pytest.mark.parametrize("vector", VECTORS)
@@ -323,10 +323,12 @@ def test_a_deep_tree_is_written():
 @pytest.mark.parametrize("url, link", [
     ("https://x.example", "https://x.example"), (" HTTP://X.example/a b\n", "http://X.example/a%20b"),
     ("https://x.example/ä?b=\"c\"&d=%20#e", "https://x.example/%C3%A4?b=%22c%22&d=%20#e"), ("http://[::1]:80/", "http://[::1]:80/"),
-    ("mailto:me@x.example", "mailto:me@x.example"), ("#top", "#top"), ("ht\ttps://x.example", "https://x.example"),
+    ("mailto:me@x.example", "mailto:me@x.example"), ("#top", None), ("ht\ttps://x.example", "https://x.example"),
     ("", None), ("x.example", None), ("/x", None), ("https://", None), ("https:///x", None), ("ftp://x.example", None), ("mailto:", None)])
 def test_a_link_of_a_page_has_a_harmless_scheme(url, link):
-    assert d.safe_link(url) == link
+    assert d.safe_url(url) == link
+    assert d.outside_link(url, "<x>") == (
+        '<a href="%s"%s>&lt;x&gt;</a>' % (html.escape(link), REL) if link else "&lt;x&gt;")
 
 
 # -- limits
