@@ -21636,11 +21636,10 @@ _SMALL_NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
 
 
 def _written(nodes, shows_images=False):
-    """Return a tree, a list of nodes and strings, as HTML.
+    """Return a tree, a list of nodes and strings, as `Html`.
 
     Images with the scheme https are shown if `shows_images`; of others their text is."""
-    writer = _Writer(nodes, shows_images)
-    return "".join(writer.pieces)
+    return Html("".join(_Writer(nodes, shows_images).pieces))
 
 
 class _Writer:
@@ -21652,13 +21651,11 @@ class _Writer:
         self._write(nodes)
 
     def _write(self, nodes):
-        waiting = list(reversed(nodes))     # nodes, strings, and Markup of end tags
+        waiting = list(reversed(nodes))     # nodes, strings, and end tags as `Html`
         while waiting:
             node = waiting.pop()
-            if isinstance(node, _Markup):
-                self.pieces.append(node)
-            elif isinstance(node, str):
-                self.pieces.append(_escaped(node))
+            if isinstance(node, str):
+                self.pieces.append(escaped(node))
             elif node.tag == "img":
                 self._write_image(node)
             else:
@@ -21681,7 +21678,7 @@ class _Writer:
         self.pieces.append(f"<{node.tag}{attributes}>")
         if node.tag in _VOID_TAGS:
             return []
-        return [*children, _Markup(f"</{node.tag}>")]
+        return [*children, Html(f"</{node.tag}>")]
 
     def _attributes(self, node):
         """Return a node's attributes as they stand in its start tag, those not listed left out."""
@@ -21689,7 +21686,7 @@ class _Writer:
         for name, value in node.attributes.items():
             value = self._value(node.tag, name, value)
             if value is not None:
-                written.append(f' {name}="{html.escape(value)}"')
+                written.append(f' {name}="{escaped(value)}"')
             if name == "href" and value and not value.startswith("#"):
                 written.append(f' rel="{OUTSIDE_REL}"')
         if node.tag == "input":
@@ -21701,9 +21698,9 @@ class _Writer:
         if name == "href" and tag == "a":
             return self._link(value)
         if name in ("title", "alt"):
-            return _visible(value) if name == "title" or tag == "img" else None
+            return value if name == "title" or tag == "img" else None
         if name == "id":
-            return _ID_PREFIX + _visible(value)
+            return _ID_PREFIX + value
         if name == "align":
             return value.lower() if value.lower() in _ALIGNMENTS else None
         if name == "class":
@@ -21728,14 +21725,10 @@ class _Writer:
         source = safe_url(node.attributes.get("src", ""))
         if not self.shows_images or source is None or not source.startswith("https://"):
             alt = _text_of(node)
-            self.pieces.append(_escaped(f"[image: {alt}]") if alt else "")
+            self.pieces.append(escaped(f"[image: {alt}]") if alt else "")
             return
         attributes = self._attributes(Node("img", (), {"alt": "", **node.attributes}))
-        self.pieces.append(f'<img src="{html.escape(source)}"{attributes}>')
-
-
-class _Markup(str):
-    """A piece of finished HTML."""
+        self.pieces.append(f'<img src="{escaped(source)}"{attributes}>')
 
 
 def _all_nodes(nodes):
@@ -21745,19 +21738,6 @@ def _all_nodes(nodes):
         if isinstance(node, Node):
             yield node
             waiting.extend(reversed(node.children))
-
-
-def _visible(text):
-    """Return a text without the characters that HTML cannot have."""
-    return _NOT_IN_HTML.sub("\ufffd", text)
-
-
-_NOT_IN_HTML = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-
-
-def _escaped(text):
-    return html.escape(_visible(text))
 
 
 def _is_seen(children):
@@ -21791,18 +21771,22 @@ def _text_of(node, with_images=True):
 
 
 def render_markdown(text, shows_images=False):
-    """Return Markdown as safe HTML; beyond the limits, its escaped source."""
+    """Return Markdown as safe `Html`; beyond the limits, its escaped source."""
     return _rendered(_markdown_tree, text, shows_images)
 
 
 def _rendered(tree_of, text, shows_images):
-    """Return the HTML of the tree that `tree_of(text, deadline)` makes."""
+    """Return the `Html` of the tree that `tree_of(text, deadline)` makes."""
     try:
         if len(text.encode("utf-8", "replace")) > Limits.description:
             raise _TooMuch("it is too long")
         return _written(tree_of(text, _Deadline(Limits.description_time)), shows_images)
     except _TooMuch:
-        return f"<pre>{_escaped(text)}</pre>"
+        return _as_written(text)
+
+
+def _as_written(text):
+    return markup("<pre>{}</pre>", text)
 
 
 _LINE_BREAK = re.compile("\r\n|\n|\r")
@@ -22932,7 +22916,7 @@ class _BlockWriter:
 
 
 def render_rst(text, shows_images=False):
-    """Return reStructuredText as safe HTML; beyond the limits, its escaped source."""
+    """Return reStructuredText as safe `Html`; beyond the limits, its escaped source."""
     return _rendered(lambda *given: _rst_tree(*given)[0], text, shows_images)
 
 
@@ -24543,13 +24527,13 @@ def _rst_simple_row(lines, columns, spans, document):
 
 
 def description_html(text, content_type, shows_images=False):
-    """Return a description of a release as safe HTML, by its Description-Content-Type or looks."""
+    """Return a release's description as safe `Html`, by its Description-Content-Type or looks."""
     form = description_format(text, content_type)
     if form == "markdown":
         return render_markdown(text, shows_images)
     if form == "rst":
         return render_rst(text, shows_images)
-    return f"<pre>{_escaped(text)}</pre>"
+    return _as_written(text)
 
 
 def description_format(text, content_type):
@@ -27621,7 +27605,7 @@ def _readme(request, index, shown):
         app = request.app
         found = app.pages.get(key)
         if found is None:
-            found = Html(description_html(text, _text(metadata, "description_content_type")))
+            found = description_html(text, _text(metadata, "description_content_type"))
             freshness = app.store.freshness
             freshness.keep(app.pages, key, found, len(found), frozenset(), freshness.moment())
         return section("Description", markup('<div class="readme">{}</div>', found),
@@ -39383,7 +39367,7 @@ def get_topic_page(request, rest):
     found = manual_topic(rest)
     body = joined((
         markup("<h1>{}</h1>", found.title), markup('<p class="lead">{}</p>', found.summary),
-        markup('<div class="readme">{}</div>', Html(_topic_html(rest, request.base_url)))))
+        markup('<div class="readme">{}</div>', _topic_html(rest, request.base_url))))
     return page_response(request, found.title, body,
                          [Crumb("manual", "+help"), Crumb(rest, f"+help/{rest}")])
 

@@ -279,7 +279,7 @@ def test_directives_are_shown(text, html):
     ".. math::\n\n   a < b", ".. nobody-knows:: it\n   :a: b\n\n   c", ".. image::",
     ".. list-table::\n\n   a", ".. |a|"])
 def test_what_is_not_understood_is_shown_as_it_was_written(directive):
-    flat = d._escaped(directive)
+    flat = d.escaped(directive)
     html = shown(f"before\n\n{directive}\n\n*after*")
     assert html in (f"<p>before</p><pre>{flat}</pre><p><em>after</em></p>",
                     "<p>before</p><p><em>after</em></p>" if directive == ".. |a|" else "")
