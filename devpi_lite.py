@@ -11,57 +11,57 @@ The chapters, each of which uses only those above it; [W7.2] and the like are ru
 tests/CONTRACT.md:
 
     I Ground
-     1  Names and versions       pure functions over the packaging standards' words
-     2  Errors, settings, limits     errors and their status; options; every bound
-     3  Threads and memory       crews of threads, and fair shares of what is bounded
+     1  Names and versions          pure functions over the packaging standards' words
+     2  Errors, settings, limits    errors and their status; options; every bound
+     3  Threads and memory          crews of threads, and fair shares of what is bounded
     II Keeping
-     4  Store                    SQLite: schema, rows, changelog, events, caches, readers, writer
-     5  Blobs                    files on disk, named by their SHA-256
-     6  Archives                 what wheels, sdists and documentation zips contain
+     4  Store                       SQLite: schema, rows, changelog, events, caches, readers, writer
+     5  Blobs                       files on disk, named by their SHA-256
+     6  Archives                    what wheels, sdists and documentation zips contain
     III The model
-     7  Users and permissions    passwords, session tokens, who may do what
-     8  Indexes                  configuration, resolution order
-     9  Releases                 files and releases; uploads, documentation, results, yanks, removal
-    10  Upstream                 the HTTP client and the parsing of other indexes' pages
-    11  Mirrors                  pages, files and project lists of upstream, cached
-    12  Projects and policies    the projects of stages, of mirrors, and of an index with its bases
-    13  Inside archives          members and their text, what differs, wheels by platform, origin
-    14  Staging                  releases pushed to other indexes and to outside servers
-    15  Outbox                   messages to outside servers: Jenkins jobs, webhooks
-    16  Search                   the query language, the search index, the thread that updates it
-    17  Downloads                how often each file was sent, by day and month
+     7  Users and permissions       passwords, tokens and sessions, who may do what
+     8  Indexes                     configuration, resolution order
+     9  Releases                    releases and files; uploads, documentation, yanks, removal
+    10  Upstream                    the HTTP client and the parsing of other indexes' pages
+    11  Mirrors                     pages, files and project lists of upstream, cached
+    12  Projects and policies       projects of stages, of mirrors, and of an index with its bases
+    13  Inside archives             members and their text, what differs, wheels by platform, origin
+    14  Staging                     releases pushed to other indexes and to outside servers
+    15  Outbox                      messages to outside servers: Jenkins jobs, webhooks
+    16  Search                      the query language, the search index, the thread that updates it
+    17  Downloads                   how often each file was sent, by day and month
     IV Speaking
-    18  HTTP messages            heads, bodies, forms, requests, responses, negotiation, ranges
-    19  HTML                     the pieces of web pages, and their frame
-    20  The front                connections, workers, the access log
-    21  Application, routes, audiences      the parts of a server; from a request to its endpoint
-    22  Sessions                 the buttons that people see who have logged in
-    23  Descriptions             Markdown and reStructuredText as safe HTML
-    24  For people               documentation, search, dependents, reasons, comparisons, downloads
-    25  For installers           simple pages, project lists, files, PyPI's JSON
-    26  For devpi clients        devpi's JSON contract: users, indexes, uploads, pushes, removal
-    27  For operators            status, health, metrics, the audit log
+    18  HTTP messages               heads, bodies, forms, requests, responses, negotiation, ranges
+    19  HTML                        the pieces of web pages, their frame and theme
+    20  The front                   connections, workers, the access log
+    21  Application and routes      the parts of a server; from a request to its endpoint
+    22  Descriptions                Markdown and reStructuredText as safe HTML
+    23  For people                  documentation, search, dependents, why, downloads
+    24  For installers              simple pages, project lists, files, PyPI's JSON
+    25  For devpi clients           devpi's JSON contract: users, indexes, uploads, pushes, removal
+    26  For operators               status, health, metrics, the audit log
     V Pages
-    28  Pages of users and indexes      the front page, users, stages, mirrors, feeds
-    29  Pages of projects        projects, versions, READMEs, files, test results
-    30  Pages of the server     search, status, documentation
-    31  Pages of relations       dependents, where versions come from, how stages differ
-    32  Pages of files           inside archives; what differs between two versions
-    33  Actions of people       logging in, and forms for what devpi clients do
+    27  Buttons                     what leads people who have logged in to their forms
+    28  Pages of users and indexes  the front page, users, stages, mirrors, feeds
+    29  Pages of projects           projects and versions; READMEs, files, test results
+    30  Pages of files              inside archives and documentation; what differs
+    31  Pages of relations          dependents, where versions come from, how stages differ
+    32  Pages of the server         search, status
+    33  Actions of people           logging in, and forms for what devpi clients do
     VI Many servers
-    34  A primary                the changelog, snapshots and files for replicas; fencing
-    35  A replica's files        how they are fetched, from the primary or from a medium
-    36  A replica                follows the changelog, proves that it has the same rows
+    34  A primary                   the changelog, snapshots and files for replicas; fencing
+    35  A replica's files           how they are fetched, from the primary or from a medium
+    36  A replica                   follows the changelog, proves that it has the same rows
     VII The directory
-    37  The server directory     how it is made, locked and refused; helpers of its commands
-    38  Export                   devpi's dump, written
-    39  Import                   devpi's dump, read
-    40  Backups                  backups, which share their files; verification and restore
-    41  Checks                   fsck, gc and the command status
-    VIII
-    42  The manual               what `help` prints: topics in Markdown
-    43  Pages of the manual      the manual's topics for browsers
-    44  Commands                 the argument parser and `main`
+    37  The server directory        how it is made, locked and refused; helpers of its commands
+    38  Export                      devpi's dump, written
+    39  Import                      devpi's dump, read
+    40  Backups                     backups, which share their files; verification and restore
+    41  Checks                      fsck, gc and the command status
+    VIII The manual and the commands
+    42  The manual                  what `help` prints: topics in Markdown
+    43  Pages of the manual         the manual's topics for browsers
+    44  Commands                    the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -20343,7 +20343,7 @@ def connection_limit(wanted):
 
 
 # ==================================================================================================
-# 21  Application, routes, audiences
+# 21  Application and routes
 #
 # The parts of a running server, and the way from a request to its endpoint. A route names its
 # audience and its permission; the dispatcher finds index and project, checks the permission, and
@@ -21125,7 +21125,10 @@ class App(Part):
         # whether only processes of this machine can reach the server by an address
         self.is_private = all(ip is not None and ip.is_loopback
                               for ip in (ip_of(host) for host, _ in settings.listen))
-        self.outside_name = (urllib.parse.urlsplit(settings.outside_url).hostname or "").lower()
+        self.outside_name = host_of(settings.outside_url)
+        if settings.docs_url and host_of(settings.docs_url) == self.outside_name:
+            raise FatalError(f"--docs-url {settings.docs_url}: documentation needs a host name of "
+                             "its own, not that of --outside-url")
         self.constant_headers = b""
         self.name_primary()
         # on a replica: the last serial of its primary, as far as it knows
@@ -21493,93 +21496,7 @@ def ways_on(request, problem):
 
 
 # ==================================================================================================
-# 22  Sessions
-#
-# What people who have logged in on the web pages see more there: buttons, which lead to the forms
-# of the chapter "Actions of people". A button is there only if its form would be accepted.
-# ==================================================================================================
-
-
-def _button(request, path, text, **query):
-    return markup('<a class="button" href="{}">{}</a>', request.href(path, **query), text)
-
-
-def _buttons(request, choices, **query):
-    """The buttons of a page, of (whether it is shown, path, text); "" without a session."""
-    if request.session is None:
-        return Html("")
-    shown = [_button(request, path, text, **query) for is_shown, path, text in choices if is_shown]
-    return when(shown, '<p class="actions">{}</p>', joined(shown, " "))
-
-
-def server_actions(request):
-    """The buttons of the front page."""
-    return _buttons(request, [
-        (is_allowed(request, "create user"), "+new-user", "New user"),
-        (is_allowed(request, "root"), "+outbox", "Outgoing messages")])
-
-
-def user_actions(request, user):
-    """The buttons of a user's page."""
-    allowed, who = request.app.permissions, request.identity
-    return _buttons(request, [
-        (allowed.index_modify(who, user), f"{user}/+new-index", "New index"),
-        (allowed.user_modify(who, user), f"{user}/+settings", "Change profile"),
-        (allowed.user_modify_password(who, user), f"{user}/+password", "Change password"),
-        (allowed.user_delete(who, user), f"{user}/+delete", "Delete user")])
-
-
-def index_actions(request, index):
-    """The buttons of an index's page."""
-    allowed, who, home = request.app.permissions, request.identity, index.path
-    may_modify = allowed.index_modify(who, index.user)
-    return _buttons(request, [
-        (allowed.upload(who, index), f"{home}/+upload", "Upload a file"),
-        (may_modify, f"{home}/+settings", "Change settings"),
-        (may_modify, f"{home}/+delete", "Delete index")])
-
-
-def project_actions(request, index, project):
-    """The buttons of a project's page."""
-    allowed, who, home = request.app.permissions, request.identity, f"{index.path}/{project}"
-    member = request.app.projects.at(index)
-    is_own = not member.asks_upstream and member.has(project)
-    may_delete = allowed.delete_files(who, index)
-    has_mirrors = "mirror_whitelist" in index.config and request.app.projects.mirrors_in(index)
-    return _buttons(request, [
-        (is_own and may_delete, f"{home}/+status", "Change status"),
-        (has_mirrors and allowed.index_modify(who, index.user), f"{home}/+whitelist",
-         "Releases of mirrors"),
-        (may_delete and member.has(project), f"{home}/+delete", "Delete project")])
-
-
-def release_actions(request, index, project, version):
-    """The buttons of a version's page; `version`: one that the index itself has, in any spelling.
-    """
-    if request.session is None:
-        return Html("")
-    allowed, who = request.app.permissions, request.identity
-    member, home = request.app.projects.at(index), f"{index.path}/{project}/{version}"
-    may_delete = allowed.delete_files(who, index)
-    release = merged(member.releases(member.page(project), version) or ())
-    yanks = [file.yanked for file in release.files] if release else []
-    may_yank = may_delete and not member.asks_upstream
-    return _buttons(request, [
-        (release, f"{home}/+push", "Push"),
-        (may_yank and None in yanks, f"{home}/+yank", "Yank"),
-        (may_yank and any(yank is not None for yank in yanks), f"{home}/+unyank",
-         "Take back the yank"),
-        (release and may_delete, f"{home}/+delete", "Delete")])
-
-
-def push_button(request, index, project, version, target):
-    """The button that pushes a version to another index."""
-    return _buttons(request, [(True, f"{index.path}/{project}/{version}/+push", "Push")],
-                    to=target.path)
-
-
-# ==================================================================================================
-# 23  Descriptions
+# 22  Descriptions
 #
 # The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
 # reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
@@ -24565,7 +24482,7 @@ def _guessed_format(text):
 
 
 # ==================================================================================================
-# 24  For people
+# 23  For people
 #
 # Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
 # two indexes differ.
@@ -25060,7 +24977,7 @@ def get_downloads(request, index, project):
 
 
 # ==================================================================================================
-# 25  For installers
+# 24  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -25611,7 +25528,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 26  For devpi clients
+# 25  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -26417,7 +26334,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 27  For operators
+# 26  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -26567,6 +26484,92 @@ def check_for_proxy(request):
     if index and not may_read(request, index):
         request.refuse(Forbidden(f"no permission to read index {readers}"))
     return Response(200, [("Content-Type", "text/plain; charset=utf-8")])
+
+
+# ==================================================================================================
+# 27  Buttons
+#
+# What only people who have logged in see on the web pages: buttons, which lead to the forms of the
+# chapter "Actions of people". A button is there only if its form would be accepted.
+# ==================================================================================================
+
+
+def _button(request, path, text, **query):
+    return markup('<a class="button" href="{}">{}</a>', request.href(path, **query), text)
+
+
+def _buttons(request, choices, **query):
+    """The buttons of a page, of (whether it is shown, path, text); "" without a session."""
+    if request.session is None:
+        return Html("")
+    shown = [_button(request, path, text, **query) for is_shown, path, text in choices if is_shown]
+    return when(shown, '<p class="actions">{}</p>', joined(shown, " "))
+
+
+def server_actions(request):
+    """The buttons of the front page."""
+    return _buttons(request, [
+        (is_allowed(request, "create user"), "+new-user", "New user"),
+        (is_allowed(request, "root"), "+outbox", "Outgoing messages")])
+
+
+def user_actions(request, user):
+    """The buttons of a user's page."""
+    allowed, who = request.app.permissions, request.identity
+    return _buttons(request, [
+        (allowed.index_modify(who, user), f"{user}/+new-index", "New index"),
+        (allowed.user_modify(who, user), f"{user}/+settings", "Change profile"),
+        (allowed.user_modify_password(who, user), f"{user}/+password", "Change password"),
+        (allowed.user_delete(who, user), f"{user}/+delete", "Delete user")])
+
+
+def index_actions(request, index):
+    """The buttons of an index's page."""
+    allowed, who, home = request.app.permissions, request.identity, index.path
+    may_modify = allowed.index_modify(who, index.user)
+    return _buttons(request, [
+        (allowed.upload(who, index), f"{home}/+upload", "Upload a file"),
+        (may_modify, f"{home}/+settings", "Change settings"),
+        (may_modify, f"{home}/+delete", "Delete index")])
+
+
+def project_actions(request, index, project):
+    """The buttons of a project's page."""
+    allowed, who, home = request.app.permissions, request.identity, f"{index.path}/{project}"
+    member = request.app.projects.at(index)
+    is_own = not member.asks_upstream and member.has(project)
+    may_delete = allowed.delete_files(who, index)
+    has_mirrors = "mirror_whitelist" in index.config and request.app.projects.mirrors_in(index)
+    return _buttons(request, [
+        (is_own and may_delete, f"{home}/+status", "Change status"),
+        (has_mirrors and allowed.index_modify(who, index.user), f"{home}/+whitelist",
+         "Releases of mirrors"),
+        (may_delete and member.has(project), f"{home}/+delete", "Delete project")])
+
+
+def release_actions(request, index, project, version):
+    """The buttons of a version's page; `version`: one that the index itself has, in any spelling.
+    """
+    if request.session is None:
+        return Html("")
+    allowed, who = request.app.permissions, request.identity
+    member, home = request.app.projects.at(index), f"{index.path}/{project}/{version}"
+    may_delete = allowed.delete_files(who, index)
+    release = merged(member.releases(member.page(project), version) or ())
+    yanks = [file.yanked for file in release.files] if release else []
+    may_yank = may_delete and not member.asks_upstream
+    return _buttons(request, [
+        (release, f"{home}/+push", "Push"),
+        (may_yank and None in yanks, f"{home}/+yank", "Yank"),
+        (may_yank and any(yank is not None for yank in yanks), f"{home}/+unyank",
+         "Take back the yank"),
+        (release and may_delete, f"{home}/+delete", "Delete")])
+
+
+def push_button(request, index, project, version, target):
+    """The button that pushes a version to another index."""
+    return _buttons(request, [(True, f"{index.path}/{project}/{version}/+push", "Push")],
+                    to=target.path)
 
 
 # ==================================================================================================
@@ -27939,512 +27942,12 @@ def _output(text):
 
 
 # ==================================================================================================
-# 30  Pages of the server
+# 30  Pages of files
 #
-# What a browser gets at `/+search`, `/+status` and `+d/`, and the description by which it uses the
-# search. Only indexes that the reader may read are named or counted.
-# ==================================================================================================
-
-
-# -- search
-
-
-def marked(excerpt):
-    """An excerpt of a text, with the words that a search found as `<mark>`: see EXCERPT_MARKS."""
-    begin, end = EXCERPT_MARKS
-    excerpt = re.sub(r"([^\w\s])\1{3,}", " ", excerpt)       # lines under titles
-    pieces = re.split(f"{begin}([^{begin}{end}]*){end}", excerpt)
-    return joined(markup("<mark>{}</mark>", piece) if number % 2 else piece
-                  for number, piece in enumerate(pieces))
-
-
-@route("GET", "/+search", for_="browser", may="anybody")
-def get_search_page(request):
-    """The projects and pages of documentation that match `query`, and names of mirrors."""
-    found = find_projects(request)
-    query = found.query.text.strip()
-    if found.query.is_empty:
-        body = markup("<h1>Search</h1><p>Type words that a name, a description or a page of the "
-                      "documentation has; the last one may be a beginning. {} has the rest.</p>",
-                      link(request.href("+searchhelp"), "The query syntax"))
-        return page_response(request, "Search", body)
-
-    total = len(found.hits)
-    names = f", {number_of(found.names.total, 'name')} in mirrors" if found.names.total else ""
-    body = joined((
-        markup("<h1>Results for <q>{}</q></h1>", query),
-        joined(note(text, "warn") for text in found.query.notes),
-        _places_line(request, found),
-        _sort_line(request, found) if total > 1 else "",
-        markup('<p class="soft">{}{}</p>', number_of(total, "project"), names)
-        if total or names else _nothing_found(request, found),
-        _hits(request, found), _numbered_pager(request, found),
-        _mirror_names(request, found) if names else ""))
-    return page_response(request, f"{query} · Search", body)
-
-
-def _query_href(request, query, **more):
-    return request.href("+search", query=query, **more)
-
-
-def _without_places(query):
-    """A query without its filters by index."""
-    return re.sub(r"(?<!\S)index:[^\s'\"]+ ?", "", query)
-
-
-def _places_line(request, found):
-    """The indexes with hits, each as a link that looks there alone."""
-    counts = collections.Counter(f"{row['user']}/{row['idx']}" for row, _ in found.hits)
-    counts.update(found.names.counts)
-    query = found.query.text
-    everywhere = _without_places(query)
-    if everywhere == query and len(counts) < 2:
-        return ""
-
-    places = [_choice(_query_href(request, everywhere), "all readable", everywhere == query)]
-    for path, count in counts.most_common(20):
-        there = f"index:{path} {everywhere}"
-        places.append(_choice(_query_href(request, there), f"{path} ({grouped(count)})",
-                              there == query))
-    return markup('<p class="soft">In: {}</p>', joined(places, " · "))
-
-
-def _sort_line(request, found):
-    current = request.query.get("sort", "")
-    return markup('<p class="soft">Sorted by {}</p>', joined((
-        _choice(_query_href(request, found.query.text, sort=sort), text, sort == current)
-        for sort, text in (("", "relevance"), ("name", "name"), ("-uploaded", "newest"))), " · "))
-
-
-def _choice(path, text, is_current):
-    """A link to another view of what is shown, or its text for the current one."""
-    return markup('<b aria-current="true">{}</b>', text) if is_current else link(path, text)
-
-
-def _hits(request, found):
-    """The hits of the page that is shown; pages of documentation under their project."""
-    limit = 3 if len(found.hits) > 1 else 20
-    wanted = [row["id"] for row, _ in found.shown]
-    wanted += [page.row for row in wanted for page in found.in_docs.get(row, ())[:limit]]
-    try:
-        excerpts = request.app.search.excerpts(found.query, wanted)
-    except QueryTimeout:
-        excerpts = {}
-    return joined(_hit(request, found, row, excerpts, limit) for row, _ in found.shown)
-
-
-def _hit(request, found, row, excerpts, limit):
-    place, pages = f"{row['user']}/{row['idx']}", found.in_docs.get(row["id"], ())
-    readme = excerpts.get(row["id"])
-    shown = [markup('<li>{} <span class="soft">{}</span></li>',
-                    link(request.href(_viewer_path(page.path)), page.title or page.path),
-                    marked(excerpts.get(page.row, ""))) for page in pages[:limit]]
-    if len(pages) > limit:
-        more = f"name:{row['norm']} type:page {found.query.text}"
-        shown.append(markup("<li>{}</li>", link(
-            _query_href(request, more), number_of(len(pages) - limit, "more page"))))
-    return markup(
-        '<article class="hit"><h2>{}</h2><p class="soft">{} {}</p>{}{}{}</article>',
-        link(request.href(f"{row['path'].strip('/')}/{row['version']}"),
-             f"{row['name']} {row['version']}"),
-        link(request.href(place), place), day(row["uploaded"]),
-        when(row["summary"], "<p>{}</p>", row["summary"]),
-        when(readme, '<p class="soft">{}</p>', marked(readme or "")),
-        when(shown, '<p class="soft">In its documentation:</p><ul>{}</ul>', joined(shown)))
-
-
-def _viewer_path(path):
-    """The path of the viewer of a documentation's page, in place of the page's own."""
-    return path.strip("/").replace("/+doc/", "/+d/", 1)
-
-
-def _numbered_pager(request, found):
-    """Links to the first and last pages of hits, and to those around the current one."""
-    page, pages = found.page, found.pages
-    if pages == 1:
-        return ""
-    near = sorted({1, pages, *range(max(1, page - 3), min(pages, page + 3) + 1)})
-    links = []
-    for before, number in zip([0, *near], near):
-        if number > before + 1:
-            links.append("…")
-        path = _query_href(request, found.query.text, page=number,
-                           sort=request.query.get("sort"))
-        links.append(_choice(path, number, number == page))
-    return markup('<nav class="pager" aria-label="Pages">{}</nav>', joined(links, " "))
-
-
-def _mirror_names(request, found):
-    names = found.names
-    lines = [joined((link(request.href(f"{index.path}/{name}"), name),
-                     markup('<span class="soft">{}</span>', index.path)), " ")
-             for name, index in names.hits]
-    more = names.total - len(lines)
-    return section("Names in mirrors", items(lines, "plain"),
-                   when(more > 0, '<p class="soft">… and {} more: search for more of the name.</p>',
-                        grouped(more)))
-
-
-def _nothing_found(request, found):
-    words = " ".join(word.text for word in found.query.terms(Word))
-    near = near_projects(request, normalize(words), found.readable) if words else ()
-    everywhere = _without_places(found.query.text)
-    return joined((
-        markup('<p class="lead">Nothing found.</p>'),
-        when(near, "<p>Did you mean {}?</p>",
-             joined((link(_query_href(request, name), name) for name in near), ", ")),
-        when(everywhere != found.query.text, "<p>{}</p>",
-             link(_query_href(request, everywhere), "Search all indexes")),
-        markup("<p>{} says what can be asked for.</p>",
-               link(request.href("+searchhelp"), "The query syntax"))))
-
-
-@route("GET", "/+searchhelp", for_="people", may="anybody")
-def redirect_to_syntax(request):
-    """devpi-web: what a query may consist of; the manual says it."""
-    return redirect(request.url("+help/search"))
-
-
-@route("GET", "/+opensearch.xml", for_="people", may="anybody")
-def get_opensearch(request):
-    """The description by which a browser can search here (OpenSearch 1.1)."""
-    text = markup(
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        '<OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/">'
-        "<ShortName>{}</ShortName><Description>Packages and documentation</Description>"
-        "<InputEncoding>UTF-8</InputEncoding>"
-        '<Url type="text/html" template="{}?query={{searchTerms}}"/>'
-        '<Url type="application/x-suggestions+json" template="{}?q={{searchTerms}}"/>'
-        "</OpenSearchDescription>\n", "devpi_lite", request.url("+search"),
-        request.url("+suggest"))
-    return Response(200, [("Content-Type", "application/opensearchdescription+xml"), *PERSONAL],
-                    text.encode())
-
-
-# -- documentation
-
-
-@route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}", for_="browser", may="see")
-def get_docs_page(request, index, project, version, rest):
-    """A page of a release's documentation in a frame; `to`: the version to change to."""
-    docs = request.app.releases.docs_of(index, project)
-    zip_file = documentation_of(docs, version)
-    home = f"{index.path}/{project}"
-    if "to" in request.query:
-        other = documentation_of(docs, request.query["to"])
-        return redirect(request.url(
-            f"{home}/{other.version}/+d/{_page_in(request, other, project, rest)}"))
-    if doc_page(request, zip_file, project, rest) is None:
-        return redirect(request.url(f"{home}/{version}/+d/{rest}/"))
-
-    docs_url = request.app.settings.docs_url
-    token = f"{request.app.doc_tokens.issue(index.path, project)}/" if index.restricted else ""
-    inner = f"{home}/{zip_file.version}/+doc/{token}{rest}"
-    here = f"{home}/{version}/+d/{rest}"
-    source = f"{docs_url}/{quoted(inner)}" if docs_url else request.href(inner)
-    body = markup(
-        '<form class="filter" action="{}"><h1>Documentation of {} {}</h1>'
-        '<label for="to">Version</label><select id="to" name="to">{}</select>'
-        '<button>Show</button>{}</form>'
-        '<iframe src="{}" title="{} documentation" sandbox="{}{}"></iframe>',
-        request.href(here), link(request.href(f"{home}/{zip_file.version}"), project),
-        zip_file.version, _version_choices(docs, zip_file.version),
-        joined(_viewer_links(request, index, docs, zip_file, here, source), " "),
-        source, project, DOC_SANDBOX, " allow-same-origin" if docs_url else "")
-    crumbs = [*crumbs_to(f"{home}/{zip_file.version}"), Crumb("documentation", here)]
-    return page_response(request, f"{project} {zip_file.version} documentation · {index.path}",
-                         body, crumbs, shape="docs", frames=docs_url or "'self'")
-
-
-def _page_in(request, zip_file, project, path):
-    """A path if that documentation has it, too; else its first page."""
-    try:
-        doc_page(request, zip_file, project, path)
-    except NotFound:
-        return "index.html"
-    return path
-
-
-def _version_choices(docs, current):
-    return joined(markup('<option{}>{}</option>', when(version == current, " selected"), version)
-                  for version in sorted(docs, key=version_key, reverse=True))
-
-
-def _viewer_links(request, index, docs, zip_file, here, source):
-    """Links to other documentation of a project, and to this one in other forms."""
-    for alias in ("latest", "stable"):
-        with contextlib.suppress(NotFound):
-            version = documentation_of(docs, alias).version
-            if version != zip_file.version:
-                yield link(request.href(here, to=alias), f"{alias}: {version}")
-    yield link(request.href(f"{index.path}/{zip_file.path}"), "Download as a zip")
-    yield link(source, "Open without frame")
-
-
-@route("GET", "/+static/logo", for_="people", may="anybody")
-def get_logo(request):
-    """The logo of the theme."""
-    if not request.app.theme.logo:
-        raise NotFound("there is no logo")
-    type_, data = request.app.theme.logo
-    etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
-    headers = [("ETag", etag), ("Cache-Control", "max-age=3600")]
-    if none_match(request.header("if-none-match"), etag):
-        return Response(304, headers)
-    return Response(200, [("Content-Type", type_), NOSNIFF, *headers, (
-        "Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'")], data)
-
-
-# -- status
-
-
-@route("GET", "/+status", for_="browser", may="anybody", about_itself=True)
-def get_status_page(request):
-    """The server's status; with `refresh`, browsers load it again after that many seconds."""
-    status, after = status_facts(request), request.query.get("after", "")
-    indexes = sorted((index for index in readable_indexes(request) if index.path > after),
-                     key=lambda index: index.path)
-    following = indexes[Limits.page_rows - 1].path if len(indexes) > Limits.page_rows else None
-    indexes = indexes[:Limits.page_rows]
-
-    asked = request.query.get("refresh", "")
-    refresh = int(asked) if re.fullmatch("[0-9]{1,4}", asked) else 0
-    body = joined((
-        markup("<h1>Server status</h1>"),
-        _health_notes(status),
-        section("Server", _server_facts(request, status)),
-        _replica_section(status),
-        section("Indexes", _size_table(request, indexes),
-                pager(request.href("+status") if after else "",
-                      following and request.href("+status", after=following)))
-        if indexes else "",
-        _mirror_section(request, indexes),
-        markup('<p class="soft">{}</p>', link(*(
-            (request.href("+status"), "Stop loading this page again") if refresh else
-            (request.href("+status", refresh=10), "Load this page again every 10 seconds"))))))
-    return page_response(request, "Status", body, refresh=max(2, refresh) if refresh else 0)
-
-
-def _health_notes(status):
-    if status["status"] == "ok":
-        return note("All is well.", "good")
-    kind = {"warn": "warn"}.get(status["status"], "bad")
-    return joined(note(sentence, kind) for sentence in status["messages"])
-
-
-def _server_facts(request, status):
-    app, gauges = request.app, {name: value for name, _, value in status["metrics"]}
-    role = {"REPLICA": "replica"}.get(status["role"],
-                                      "standalone" if app.replicas is None else "primary")
-    modes = (("offline: no upstream is asked", status["offline-mode"]),
-             ("read-only", status["read-only"]))
-    trash, documents, queue = status["trash"], *app.search.size(Limits.counted)
-    return facts((
-        ("Version", f"devpi_lite {__version__}, Python {status['versioninfo']['python']}"),
-        ("Up since", moment(iso_time(app.started))),
-        ("Address", status["outside-url"] or request.base_url), ("UUID", status["uuid"]),
-        ("Role", role), ("Mode", ", ".join(text for text, is_on in modes if is_on)),
-        ("Last change", joined((moment(iso_time(status["last-commit-timestamp"])),
-                                f", serial {status['serial']:,}"))),
-        ("Database", size_text(gauges["devpi_lite_database_bytes"])),
-        ("Free on the disk", size_text(gauges["devpi_lite_disk_free_bytes"])),
-        ("Search index", f"{_up_to(documents)} documents, {_up_to(queue)} projects in the queue"
-         + (f"; {app.search.error}" if app.search.error else "")),
-        ("Trash", f"{number_of(trash['files'], 'file')}, {size_text(trash['bytes'])}, "
-                  f"kept for {trash['days']} days" if trash["files"] else ""),
-        ("Messages to outside servers", items(
-            f"{entry['kind']}: {entry['waiting']:,} waiting, {entry['dead']:,} given up"
-            + (f" ({entry['target']})" if entry["target"] else "")
-            for entry in status["outbox"]) if status["outbox"] else "")))
-
-
-def _up_to(number):
-    """A number that was counted up to `Limits.counted`."""
-    return grouped(number) + ("" if number < Limits.counted else " or more")
-
-
-def _replica_section(status):
-    """What a replica says of its primary, and a primary of its replicas."""
-    if status["role"] == "REPLICA":
-        return section("Primary", facts((
-            ("URL", status["primary-url"]), ("UUID", status["primary-uuid"]),
-            ("Its serial", status["primary-serial"] and grouped(status["primary-serial"])),
-            ("State", status["replication-state"]), ("Trouble", status["replication-trouble"]),
-            *((text, status[key] and moment(iso_time(status[key]))) for text, key in (
-                ("Heard of it", "update-from-primary-at"),
-                ("Rows in sync", "replica-metadata-in-sync-at"),
-                ("Files in sync", "replica-files-in-sync-at"))))))
-    replicas = status["polling_replicas"]
-    return section("Replicas", table(
-        "Replicas", ("Address", "URL", "Serial", "Missing files", "Last request"),
-        [(each["remote-ip"], each["outside-url"], grouped(each["serial"]),
-          each["missing-files"], moment(iso_time(each["last-request"])))
-         for each in replicas.values()])) if replicas else ""
-
-
-def _size_table(request, indexes):
-    counts = request.app.part(FileCounts).of(indexes)
-    return table("Indexes", ("Index", "Files", "Size"), [
-        (link(request.href(index.path), index.path),
-         *(counts[index.id].texts if index.id in counts else ("not counted yet", "")))
-        for index in indexes])
-
-
-def _mirror_section(request, indexes):
-    rows = []
-    for index in indexes:
-        member = request.app.projects.at(index)
-        if member.asks_upstream:
-            names = member.names_at_hand()
-            known = isinstance(names, MirrorNames)
-            rows.append((link(request.href(index.path), index.path),
-                         public_url(index.mirror_url or ""), grouped(names.count) if known else "",
-                         moment(iso_time(names.fetched)) if known else "",
-                         _mirror_trouble(request.app.mirrors.upstreams, index)))
-    return section("Mirrors", table(
-        "Mirrors", ("Mirror", "Upstream", "Names", "List fetched", "State"), rows)) if rows else ""
-
-
-def _mirror_trouble(upstreams, index):
-    """Why a mirror does not get what it asks for; else that it does, as far as is known."""
-    if upstreams.is_cut_off(index):
-        return badge("not asked", "warn")
-    contact = upstreams.contacts.get(index.id)
-    if contact is None or not contact.failure:
-        return badge("ok", "good")
-    return joined((badge("trouble", "bad"), moment(iso_time(contact.tried)), contact.failure), " ")
-
-
-# ==================================================================================================
-# 31  Pages of relations
-#
-# What depends on a project, where its versions come from and what hides them, and how two stages
-# differ: the JSON of the same paths, for people.
-# ==================================================================================================
-
-
-@route("GET", "/{user}/{index}/{project}/+dependents", for_="browser", may="see")
-def get_dependents_page(request, index, project):
-    """The projects that need this one, in all indexes that the reader may read."""
-    home = f"{index.path}/{project}"
-    content = result_of(get_dependents(request, index, project))
-    rows = [(link(request.href(f"{each['index']}/{each['project']}"), each["project"]),
-             each["version"], link(request.href(each["index"]), each["index"]),
-             joined((requirement["text"] for requirement in each["requirements"]), ", "))
-            for each in content["dependents"]]
-    after = rows and content["next"] and content["dependents"][-1]
-    body = joined((
-        markup("<h1>Who needs {}</h1>", project),
-        markup('<p class="lead">{}, each by its latest version.</p>',
-               number_of(content["total"], "project")),
-        table("Dependents", ("Project", "Version", "Index", "Requirement"), rows) if rows
-        else markup("<p>Nothing on this server that you may read needs it.</p>"),
-        pager("", after and request.href(f"{home}/+dependents",
-                                         after=f"{after['index']}/{after['project']}"))))
-    return page_response(request, f"Who needs {project} · {index.path}", body,
-                         [*crumbs_to(home), Crumb("dependents", f"{home}/+dependents")])
-
-
-def result_of(response):
-    """The result in the JSON of an endpoint: a page shows what its JSON says."""
-    return json.loads(response.body)["result"]
-
-
-# -- where versions come from
-
-_VERDICTS = {"gives": "good", "blocked": "warn", "nothing": "plain", "not known": "plain",
-             "no index": "bad"}
-
-
-@route("GET", "/{user}/{index}/{project}/+why", for_="browser", may="see")
-def get_why_page(request, index, project):
-    """Which index gives which versions of a project, what is hidden, and what would change it."""
-    found = why(request.app.projects, index, project, hidden_members(request, index))
-    home = f"{index.path}/{project}"
-    steps = joined(_why_step(request, step) for step in found.steps)
-    body = joined((
-        markup("<h1>Where {} comes from</h1>", project),
-        markup('<p class="lead">The indexes are asked in this order; nobody was asked for this '
-               "page.</p>"),
-        markup("<ol>{}</ol>", steps)))
-    return page_response(request, f"Where {project} comes from · {index.path}", body,
-                         [*crumbs_to(home), Crumb("why", f"{home}/+why")])
-
-
-def _why_step(request, step):
-    name = link(request.href(step.path), step.path) if step.verdict != "no index" else step.path
-    return markup(
-        "<li><p>{} {} {}</p>{}{}{}</li>", name, badge(step.verdict, _VERDICTS[step.verdict]),
-        step.reason, when(step.versions, '<p class="soft">{}</p>', _version_list(step.versions)),
-        _setting_note(step.setting),
-        items((markup("{} ({}): {} {}", hidden.reason, hidden.rule,
-                      _version_list(hidden.versions), _setting_note(hidden.setting))
-               for hidden in step.hidden)) if step.hidden else "")
-
-
-def _setting_note(setting):
-    return when(setting, '<p class="soft">To change it: <code>{}</code></p>', setting)
-
-
-def _version_list(versions):
-    """Some of the newest versions, and the number of the others."""
-    more = len(versions) - Limits.shown_versions
-    return ", ".join(versions[:Limits.shown_versions]) + (f" and {more:,} more" if more > 0 else "")
-
-
-# -- how two stages differ
-
-
-@route("GET", "/{user}/{index}/+compare/{other_user}/{other_index}", for_="browser", may="see")
-def get_compare_page(request, index, other_user, other_index):
-    """The projects that two stages do not have alike, with the commands that push them."""
-    other = request.app.indexes.find(f"{other_user}/{other_index}")
-    if other is None or not may_read(request, other):
-        raise NoIndex(f"{other_user}/{other_index}")
-    after = normalize(request.query.get("after", ""))
-    differences, following = compare_indexes(request.app.projects, index, other, after)
-    place = f"{index.path}/+compare/{other.path}"
-    rows = [_difference_cells(request, index, other, difference, release)
-            for difference in differences for release in difference.releases]
-    body = joined((
-        markup("<h1>{} <small>beside {}</small></h1>", index.path, other.path),
-        markup('<p class="lead">Their own releases, without their bases. {}</p>',
-               link(request.href(f"{other.path}/+compare/{index.path}"), "The other way round")),
-        table("Differences", ("Release", "Where", "Files that differ", "To push it"), rows)
-        if rows else markup("<p>They have the same projects, versions and files.</p>"),
-        pager(request.href(place) if after else "",
-              following and request.href(place, after=following))))
-    return page_response(request, f"{index.path} beside {other.path}", body,
-                         [*crumbs_to(index.path), Crumb(f"beside {other.path}", place)])
-
-
-def _difference_cells(request, index, other, difference, release):
-    command = release_difference(index, other, difference.project, release)["push"]
-    has = other if release.where == "only there" else index
-    place = has.path if release.where != "both" else "both, with other files"
-    return (link(request.href(f"{has.path}/{difference.project}/{release.version}"),
-                 f"{difference.project} {release.version}"),
-            place, items((file.filename for file in release.files), "plain"),
-            joined((copyable(command), push_button(request, index, difference.project,
-                                                   release.version, other))) if command else "")
-
-
-# -- a form that leads to a comparison
-
-
-@route("GET", "/{user}/{index}/+compare[/]", for_="browser", may="see")
-def choose_comparison(request, index):
-    """Lead to the comparison with the stage `with`, `user/index`."""
-    other = request.query.get("with", "").strip("/")
-    return redirect(request.url(f"{index.path}/+compare/{other}"))
-
-
-# ==================================================================================================
-# 32  Pages of files
-#
-# What a browser sees of the inside of wheels, sdists, eggs and documentation zips, and what differs
-# between two versions. Nothing is shown but text on our own pages: no member is ever sent as it is.
-# A mirrored file is looked into only when it is here.
+# What a browser sees of the inside of wheels, sdists, eggs and documentation zips, what differs
+# between two versions, and the frame around documentation. Our own pages show nothing of it but
+# text; in the frame, documentation runs without an origin. A mirrored file is looked into only when
+# it is here.
 # ==================================================================================================
 
 
@@ -28656,6 +28159,510 @@ def _diff_line(line):
     kind = {"+": "added", "-": "gone"}.get(line[:1], "")
     return markup('<span class="{}">{}</span>\n', kind, line.rstrip("\n")) if kind \
         else markup("{}\n", line.rstrip("\n"))
+
+
+# -- documentation
+
+
+@route("GET", "/{user}/{index}/{project}/{version}/+d/{rest}", for_="browser", may="see")
+def get_docs_page(request, index, project, version, rest):
+    """A page of a release's documentation in a frame; `to`: the version to change to."""
+    docs = request.app.releases.docs_of(index, project)
+    zip_file = documentation_of(docs, version)
+    home = f"{index.path}/{project}"
+    if "to" in request.query:
+        other = documentation_of(docs, request.query["to"])
+        return redirect(request.url(
+            f"{home}/{other.version}/+d/{_page_in(request, other, project, rest)}"))
+    if doc_page(request, zip_file, project, rest) is None:
+        return redirect(request.url(f"{home}/{version}/+d/{rest}/"))
+
+    docs_url = request.app.settings.docs_url
+    token = f"{request.app.doc_tokens.issue(index.path, project)}/" if index.restricted else ""
+    inner = f"{home}/{zip_file.version}/+doc/{token}{rest}"
+    here = f"{home}/{version}/+d/{rest}"
+    source = f"{docs_url}/{quoted(inner)}" if docs_url else request.href(inner)
+    body = markup(
+        '<form class="filter" action="{}"><h1>Documentation of {} {}</h1>'
+        '<label for="to">Version</label><select id="to" name="to">{}</select>'
+        '<button>Show</button>{}</form>'
+        '<iframe src="{}" title="{} documentation" sandbox="{}{}"></iframe>',
+        request.href(here), link(request.href(f"{home}/{zip_file.version}"), project),
+        zip_file.version, _version_choices(docs, zip_file.version),
+        joined(_viewer_links(request, index, docs, zip_file, here, source), " "),
+        source, project, DOC_SANDBOX, " allow-same-origin" if docs_url else "")
+    crumbs = [*crumbs_to(f"{home}/{zip_file.version}"), Crumb("documentation", here)]
+    return page_response(request, f"{project} {zip_file.version} documentation · {index.path}",
+                         body, crumbs, shape="docs", frames=docs_url or "'self'")
+
+
+def _page_in(request, zip_file, project, path):
+    """A path if that documentation has it, too; else its first page."""
+    try:
+        doc_page(request, zip_file, project, path)
+    except NotFound:
+        return "index.html"
+    return path
+
+
+def _version_choices(docs, current):
+    return joined(markup('<option{}>{}</option>', when(version == current, " selected"), version)
+                  for version in sorted(docs, key=version_key, reverse=True))
+
+
+def _viewer_links(request, index, docs, zip_file, here, source):
+    """Links to other documentation of a project, and to this one in other forms."""
+    for alias in ("latest", "stable"):
+        with contextlib.suppress(NotFound):
+            version = documentation_of(docs, alias).version
+            if version != zip_file.version:
+                yield link(request.href(here, to=alias), f"{alias}: {version}")
+    yield link(request.href(f"{index.path}/{zip_file.path}"), "Download as a zip")
+    yield link(source, "Open without frame")
+
+
+def viewer_path(path):
+    """The path of the viewer of a documentation's page, in place of the page's own."""
+    return path.strip("/").replace("/+doc/", "/+d/", 1)
+
+
+# ==================================================================================================
+# 31  Pages of relations
+#
+# What depends on a project, where its versions come from and what hides them, and how two stages
+# differ: the JSON of the same paths, for people.
+# ==================================================================================================
+
+
+@route("GET", "/{user}/{index}/{project}/+dependents", for_="browser", may="see")
+def get_dependents_page(request, index, project):
+    """The projects that need this one, in all indexes that the reader may read."""
+    home = f"{index.path}/{project}"
+    content = result_of(get_dependents(request, index, project))
+    rows = [(link(request.href(f"{each['index']}/{each['project']}"), each["project"]),
+             each["version"], link(request.href(each["index"]), each["index"]),
+             joined((requirement["text"] for requirement in each["requirements"]), ", "))
+            for each in content["dependents"]]
+    after = rows and content["next"] and content["dependents"][-1]
+    body = joined((
+        markup("<h1>Who needs {}</h1>", project),
+        markup('<p class="lead">{}, each by its latest version.</p>',
+               number_of(content["total"], "project")),
+        table("Dependents", ("Project", "Version", "Index", "Requirement"), rows) if rows
+        else markup("<p>Nothing on this server that you may read needs it.</p>"),
+        pager("", after and request.href(f"{home}/+dependents",
+                                         after=f"{after['index']}/{after['project']}"))))
+    return page_response(request, f"Who needs {project} · {index.path}", body,
+                         [*crumbs_to(home), Crumb("dependents", f"{home}/+dependents")])
+
+
+def result_of(response):
+    """The result in the JSON of an endpoint: a page shows what its JSON says."""
+    return json.loads(response.body)["result"]
+
+
+# -- where versions come from
+
+_VERDICTS = {"gives": "good", "blocked": "warn", "nothing": "plain", "not known": "plain",
+             "no index": "bad"}
+
+
+@route("GET", "/{user}/{index}/{project}/+why", for_="browser", may="see")
+def get_why_page(request, index, project):
+    """Which index gives which versions of a project, what is hidden, and what would change it."""
+    found = why(request.app.projects, index, project, hidden_members(request, index))
+    home = f"{index.path}/{project}"
+    steps = joined(_why_step(request, step) for step in found.steps)
+    body = joined((
+        markup("<h1>Where {} comes from</h1>", project),
+        markup('<p class="lead">The indexes are asked in this order; nobody was asked for this '
+               "page.</p>"),
+        markup("<ol>{}</ol>", steps)))
+    return page_response(request, f"Where {project} comes from · {index.path}", body,
+                         [*crumbs_to(home), Crumb("why", f"{home}/+why")])
+
+
+def _why_step(request, step):
+    name = link(request.href(step.path), step.path) if step.verdict != "no index" else step.path
+    return markup(
+        "<li><p>{} {} {}</p>{}{}{}</li>", name, badge(step.verdict, _VERDICTS[step.verdict]),
+        step.reason, when(step.versions, '<p class="soft">{}</p>', _version_list(step.versions)),
+        _setting_note(step.setting),
+        items((markup("{} ({}): {} {}", hidden.reason, hidden.rule,
+                      _version_list(hidden.versions), _setting_note(hidden.setting))
+               for hidden in step.hidden)) if step.hidden else "")
+
+
+def _setting_note(setting):
+    return when(setting, '<p class="soft">To change it: <code>{}</code></p>', setting)
+
+
+def _version_list(versions):
+    """Some of the newest versions, and the number of the others."""
+    more = len(versions) - Limits.shown_versions
+    return ", ".join(versions[:Limits.shown_versions]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# -- how two stages differ
+
+
+@route("GET", "/{user}/{index}/+compare/{other_user}/{other_index}", for_="browser", may="see")
+def get_compare_page(request, index, other_user, other_index):
+    """The projects that two stages do not have alike, with the commands that push them."""
+    other = request.app.indexes.find(f"{other_user}/{other_index}")
+    if other is None or not may_read(request, other):
+        raise NoIndex(f"{other_user}/{other_index}")
+    after = normalize(request.query.get("after", ""))
+    differences, following = compare_indexes(request.app.projects, index, other, after)
+    place = f"{index.path}/+compare/{other.path}"
+    rows = [_difference_cells(request, index, other, difference, release)
+            for difference in differences for release in difference.releases]
+    body = joined((
+        markup("<h1>{} <small>beside {}</small></h1>", index.path, other.path),
+        markup('<p class="lead">Their own releases, without their bases. {}</p>',
+               link(request.href(f"{other.path}/+compare/{index.path}"), "The other way round")),
+        table("Differences", ("Release", "Where", "Files that differ", "To push it"), rows)
+        if rows else markup("<p>They have the same projects, versions and files.</p>"),
+        pager(request.href(place) if after else "",
+              following and request.href(place, after=following))))
+    return page_response(request, f"{index.path} beside {other.path}", body,
+                         [*crumbs_to(index.path), Crumb(f"beside {other.path}", place)])
+
+
+def _difference_cells(request, index, other, difference, release):
+    command = release_difference(index, other, difference.project, release)["push"]
+    has = other if release.where == "only there" else index
+    place = has.path if release.where != "both" else "both, with other files"
+    return (link(request.href(f"{has.path}/{difference.project}/{release.version}"),
+                 f"{difference.project} {release.version}"),
+            place, items((file.filename for file in release.files), "plain"),
+            joined((copyable(command), push_button(request, index, difference.project,
+                                                   release.version, other))) if command else "")
+
+
+# -- a form that leads to a comparison
+
+
+@route("GET", "/{user}/{index}/+compare[/]", for_="browser", may="see")
+def choose_comparison(request, index):
+    """Lead to the comparison with the stage `with`, `user/index`."""
+    other = request.query.get("with", "").strip("/")
+    return redirect(request.url(f"{index.path}/+compare/{other}"))
+
+
+# ==================================================================================================
+# 32  Pages of the server
+#
+# What a browser gets at `/+search` and `/+status`, and the description by which it uses the search.
+# Only indexes that the reader may read are named or counted.
+# ==================================================================================================
+
+
+# -- search
+
+
+def marked(excerpt):
+    """An excerpt of a text, with the words that a search found as `<mark>`: see EXCERPT_MARKS."""
+    begin, end = EXCERPT_MARKS
+    excerpt = re.sub(r"([^\w\s])\1{3,}", " ", excerpt)       # lines under titles
+    pieces = re.split(f"{begin}([^{begin}{end}]*){end}", excerpt)
+    return joined(markup("<mark>{}</mark>", piece) if number % 2 else piece
+                  for number, piece in enumerate(pieces))
+
+
+@route("GET", "/+search", for_="browser", may="anybody")
+def get_search_page(request):
+    """The projects and pages of documentation that match `query`, and names of mirrors."""
+    found = find_projects(request)
+    query = found.query.text.strip()
+    if found.query.is_empty:
+        body = markup("<h1>Search</h1><p>Type words that a name, a description or a page of the "
+                      "documentation has; the last one may be a beginning. {} has the rest.</p>",
+                      link(request.href("+searchhelp"), "The query syntax"))
+        return page_response(request, "Search", body)
+
+    total = len(found.hits)
+    names = f", {number_of(found.names.total, 'name')} in mirrors" if found.names.total else ""
+    body = joined((
+        markup("<h1>Results for <q>{}</q></h1>", query),
+        joined(note(text, "warn") for text in found.query.notes),
+        _places_line(request, found),
+        _sort_line(request, found) if total > 1 else "",
+        markup('<p class="soft">{}{}</p>', number_of(total, "project"), names)
+        if total or names else _nothing_found(request, found),
+        _hits(request, found), _numbered_pager(request, found),
+        _mirror_names(request, found) if names else ""))
+    return page_response(request, f"{query} · Search", body)
+
+
+def _query_href(request, query, **more):
+    return request.href("+search", query=query, **more)
+
+
+def _without_places(query):
+    """A query without its filters by index."""
+    return re.sub(r"(?<!\S)index:[^\s'\"]+ ?", "", query)
+
+
+def _places_line(request, found):
+    """The indexes with hits, each as a link that looks there alone."""
+    counts = collections.Counter(f"{row['user']}/{row['idx']}" for row, _ in found.hits)
+    counts.update(found.names.counts)
+    query = found.query.text
+    everywhere = _without_places(query)
+    if everywhere == query and len(counts) < 2:
+        return ""
+
+    places = [_choice(_query_href(request, everywhere), "all readable", everywhere == query)]
+    for path, count in counts.most_common(20):
+        there = f"index:{path} {everywhere}"
+        places.append(_choice(_query_href(request, there), f"{path} ({grouped(count)})",
+                              there == query))
+    return markup('<p class="soft">In: {}</p>', joined(places, " · "))
+
+
+def _sort_line(request, found):
+    current = request.query.get("sort", "")
+    return markup('<p class="soft">Sorted by {}</p>', joined((
+        _choice(_query_href(request, found.query.text, sort=sort), text, sort == current)
+        for sort, text in (("", "relevance"), ("name", "name"), ("-uploaded", "newest"))), " · "))
+
+
+def _choice(path, text, is_current):
+    """A link to another view of what is shown, or its text for the current one."""
+    return markup('<b aria-current="true">{}</b>', text) if is_current else link(path, text)
+
+
+def _hits(request, found):
+    """The hits of the page that is shown; pages of documentation under their project."""
+    limit = 3 if len(found.hits) > 1 else 20
+    wanted = [row["id"] for row, _ in found.shown]
+    wanted += [page.row for row in wanted for page in found.in_docs.get(row, ())[:limit]]
+    try:
+        excerpts = request.app.search.excerpts(found.query, wanted)
+    except QueryTimeout:
+        excerpts = {}
+    return joined(_hit(request, found, row, excerpts, limit) for row, _ in found.shown)
+
+
+def _hit(request, found, row, excerpts, limit):
+    place, pages = f"{row['user']}/{row['idx']}", found.in_docs.get(row["id"], ())
+    readme = excerpts.get(row["id"])
+    shown = [markup('<li>{} <span class="soft">{}</span></li>',
+                    link(request.href(viewer_path(page.path)), page.title or page.path),
+                    marked(excerpts.get(page.row, ""))) for page in pages[:limit]]
+    if len(pages) > limit:
+        more = f"name:{row['norm']} type:page {found.query.text}"
+        shown.append(markup("<li>{}</li>", link(
+            _query_href(request, more), number_of(len(pages) - limit, "more page"))))
+    return markup(
+        '<article class="hit"><h2>{}</h2><p class="soft">{} {}</p>{}{}{}</article>',
+        link(request.href(f"{row['path'].strip('/')}/{row['version']}"),
+             f"{row['name']} {row['version']}"),
+        link(request.href(place), place), day(row["uploaded"]),
+        when(row["summary"], "<p>{}</p>", row["summary"]),
+        when(readme, '<p class="soft">{}</p>', marked(readme or "")),
+        when(shown, '<p class="soft">In its documentation:</p><ul>{}</ul>', joined(shown)))
+
+
+def _numbered_pager(request, found):
+    """Links to the first and last pages of hits, and to those around the current one."""
+    page, pages = found.page, found.pages
+    if pages == 1:
+        return ""
+    near = sorted({1, pages, *range(max(1, page - 3), min(pages, page + 3) + 1)})
+    links = []
+    for before, number in zip([0, *near], near):
+        if number > before + 1:
+            links.append("…")
+        path = _query_href(request, found.query.text, page=number,
+                           sort=request.query.get("sort"))
+        links.append(_choice(path, number, number == page))
+    return markup('<nav class="pager" aria-label="Pages">{}</nav>', joined(links, " "))
+
+
+def _mirror_names(request, found):
+    names = found.names
+    lines = [joined((link(request.href(f"{index.path}/{name}"), name),
+                     markup('<span class="soft">{}</span>', index.path)), " ")
+             for name, index in names.hits]
+    more = names.total - len(lines)
+    return section("Names in mirrors", items(lines, "plain"),
+                   when(more > 0, '<p class="soft">… and {} more: search for more of the name.</p>',
+                        grouped(more)))
+
+
+def _nothing_found(request, found):
+    words = " ".join(word.text for word in found.query.terms(Word))
+    near = near_projects(request, normalize(words), found.readable) if words else ()
+    everywhere = _without_places(found.query.text)
+    return joined((
+        markup('<p class="lead">Nothing found.</p>'),
+        when(near, "<p>Did you mean {}?</p>",
+             joined((link(_query_href(request, name), name) for name in near), ", ")),
+        when(everywhere != found.query.text, "<p>{}</p>",
+             link(_query_href(request, everywhere), "Search all indexes")),
+        markup("<p>{} says what can be asked for.</p>",
+               link(request.href("+searchhelp"), "The query syntax"))))
+
+
+@route("GET", "/+searchhelp", for_="people", may="anybody")
+def redirect_to_syntax(request):
+    """devpi-web: what a query may consist of; the manual says it."""
+    return redirect(request.url("+help/search"))
+
+
+@route("GET", "/+opensearch.xml", for_="people", may="anybody")
+def get_opensearch(request):
+    """The description by which a browser can search here (OpenSearch 1.1)."""
+    text = markup(
+        '<?xml version="1.0" encoding="UTF-8"?>\n'
+        '<OpenSearchDescription xmlns="http://a9.com/-/spec/opensearch/1.1/">'
+        "<ShortName>{}</ShortName><Description>Packages and documentation</Description>"
+        "<InputEncoding>UTF-8</InputEncoding>"
+        '<Url type="text/html" template="{}?query={{searchTerms}}"/>'
+        '<Url type="application/x-suggestions+json" template="{}?q={{searchTerms}}"/>'
+        "</OpenSearchDescription>\n", "devpi_lite", request.url("+search"),
+        request.url("+suggest"))
+    return Response(200, [("Content-Type", "application/opensearchdescription+xml"), *PERSONAL],
+                    text.encode())
+
+
+# -- status
+
+
+@route("GET", "/+status", for_="browser", may="anybody", about_itself=True)
+def get_status_page(request):
+    """The server's status; with `refresh`, browsers load it again after that many seconds."""
+    status, after = status_facts(request), request.query.get("after", "")
+    indexes = sorted((index for index in readable_indexes(request) if index.path > after),
+                     key=lambda index: index.path)
+    following = indexes[Limits.page_rows - 1].path if len(indexes) > Limits.page_rows else None
+    indexes = indexes[:Limits.page_rows]
+
+    asked = request.query.get("refresh", "")
+    refresh = int(asked) if re.fullmatch("[0-9]{1,4}", asked) else 0
+    body = joined((
+        markup("<h1>Server status</h1>"),
+        _health_notes(status),
+        section("Server", _server_facts(request, status)),
+        _replica_section(status),
+        section("Indexes", _size_table(request, indexes),
+                pager(request.href("+status") if after else "",
+                      following and request.href("+status", after=following)))
+        if indexes else "",
+        _mirror_section(request, indexes),
+        markup('<p class="soft">{}</p>', link(*(
+            (request.href("+status"), "Stop loading this page again") if refresh else
+            (request.href("+status", refresh=10), "Load this page again every 10 seconds"))))))
+    return page_response(request, "Status", body, refresh=max(2, refresh) if refresh else 0)
+
+
+def _health_notes(status):
+    if status["status"] == "ok":
+        return note("All is well.", "good")
+    kind = {"warn": "warn"}.get(status["status"], "bad")
+    return joined(note(sentence, kind) for sentence in status["messages"])
+
+
+def _server_facts(request, status):
+    app, gauges = request.app, {name: value for name, _, value in status["metrics"]}
+    role = {"REPLICA": "replica"}.get(status["role"],
+                                      "standalone" if app.replicas is None else "primary")
+    modes = (("offline: no upstream is asked", status["offline-mode"]),
+             ("read-only", status["read-only"]))
+    trash, documents, queue = status["trash"], *app.search.size(Limits.counted)
+    return facts((
+        ("Version", f"devpi_lite {__version__}, Python {status['versioninfo']['python']}"),
+        ("Up since", moment(iso_time(app.started))),
+        ("Address", status["outside-url"] or request.base_url), ("UUID", status["uuid"]),
+        ("Role", role), ("Mode", ", ".join(text for text, is_on in modes if is_on)),
+        ("Last change", joined((moment(iso_time(status["last-commit-timestamp"])),
+                                f", serial {status['serial']:,}"))),
+        ("Database", size_text(gauges["devpi_lite_database_bytes"])),
+        ("Free on the disk", size_text(gauges["devpi_lite_disk_free_bytes"])),
+        ("Search index", f"{_up_to(documents)} documents, {_up_to(queue)} projects in the queue"
+         + (f"; {app.search.error}" if app.search.error else "")),
+        ("Trash", f"{number_of(trash['files'], 'file')}, {size_text(trash['bytes'])}, "
+                  f"kept for {trash['days']} days" if trash["files"] else ""),
+        ("Messages to outside servers", items(
+            f"{entry['kind']}: {entry['waiting']:,} waiting, {entry['dead']:,} given up"
+            + (f" ({entry['target']})" if entry["target"] else "")
+            for entry in status["outbox"]) if status["outbox"] else "")))
+
+
+def _up_to(number):
+    """A number that was counted up to `Limits.counted`."""
+    return grouped(number) + ("" if number < Limits.counted else " or more")
+
+
+def _replica_section(status):
+    """What a replica says of its primary, and a primary of its replicas."""
+    if status["role"] == "REPLICA":
+        return section("Primary", facts((
+            ("URL", status["primary-url"]), ("UUID", status["primary-uuid"]),
+            ("Its serial", status["primary-serial"] and grouped(status["primary-serial"])),
+            ("State", status["replication-state"]), ("Trouble", status["replication-trouble"]),
+            *((text, status[key] and moment(iso_time(status[key]))) for text, key in (
+                ("Heard of it", "update-from-primary-at"),
+                ("Rows in sync", "replica-metadata-in-sync-at"),
+                ("Files in sync", "replica-files-in-sync-at"))))))
+    replicas = status["polling_replicas"]
+    return section("Replicas", table(
+        "Replicas", ("Address", "URL", "Serial", "Missing files", "Last request"),
+        [(each["remote-ip"], each["outside-url"], grouped(each["serial"]),
+          each["missing-files"], moment(iso_time(each["last-request"])))
+         for each in replicas.values()])) if replicas else ""
+
+
+def _size_table(request, indexes):
+    counts = request.app.part(FileCounts).of(indexes)
+    return table("Indexes", ("Index", "Files", "Size"), [
+        (link(request.href(index.path), index.path),
+         *(counts[index.id].texts if index.id in counts else ("not counted yet", "")))
+        for index in indexes])
+
+
+def _mirror_section(request, indexes):
+    rows = []
+    for index in indexes:
+        member = request.app.projects.at(index)
+        if member.asks_upstream:
+            names = member.names_at_hand()
+            known = isinstance(names, MirrorNames)
+            rows.append((link(request.href(index.path), index.path),
+                         public_url(index.mirror_url or ""), grouped(names.count) if known else "",
+                         moment(iso_time(names.fetched)) if known else "",
+                         _mirror_trouble(request.app.mirrors.upstreams, index)))
+    return section("Mirrors", table(
+        "Mirrors", ("Mirror", "Upstream", "Names", "List fetched", "State"), rows)) if rows else ""
+
+
+def _mirror_trouble(upstreams, index):
+    """Why a mirror does not get what it asks for; else that it does, as far as is known."""
+    if upstreams.is_cut_off(index):
+        return badge("not asked", "warn")
+    contact = upstreams.contacts.get(index.id)
+    if contact is None or not contact.failure:
+        return badge("ok", "good")
+    return joined((badge("trouble", "bad"), moment(iso_time(contact.tried)), contact.failure), " ")
+
+
+# -- the theme
+
+
+@route("GET", "/+static/logo", for_="people", may="anybody")
+def get_logo(request):
+    """The logo of the theme."""
+    if not request.app.theme.logo:
+        raise NotFound("there is no logo")
+    type_, data = request.app.theme.logo
+    etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+    headers = [("ETag", etag), ("Cache-Control", "max-age=3600")]
+    if none_match(request.header("if-none-match"), etag):
+        return Response(304, headers)
+    return Response(200, [("Content-Type", type_), NOSNIFF, *headers, (
+        "Content-Security-Policy", "sandbox; default-src 'none'; style-src 'unsafe-inline'")], data)
 
 
 # ==================================================================================================
