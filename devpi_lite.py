@@ -114,6 +114,7 @@ import socketserver
 import sqlite3
 import ssl
 import stat
+import string
 import struct
 import subprocess
 import sys
@@ -674,9 +675,12 @@ def unescaped(text):
         return text
 
 
+_UNSOUND = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
+
+
 def sound(text):
     """Text with blanks for what SQLite or XML refuse: lone surrogates, control characters."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]", " ", text)
+    return _UNSOUND.sub(" ", text)
 
 
 def ip_of(text):
@@ -1407,6 +1411,8 @@ class Limits:
     description_time = 0.3          # seconds of processor time that this may take
     description_depth = 16          # lists and quotes in each other
     description_cells = 10_000      # missing ones that are added to its tables
+    description_links = 100_000     # characters of URLs that its links share; or its own length
+    description_chain = 30          # names of targets, each of which leads to the next
     pipelined = 0.05                # seconds for which a worker serves a connection's next requests
     waiting_requests = 512          # that no worker has begun
     longest_queue = 20              # seconds that these may wait
@@ -21680,6 +21686,16 @@ def _text_of(node, with_images=True):
     return " ".join("".join(pieces).split())
 
 
+def _compared_name(text):
+    """Return the form in which names of references and of their targets are compared."""
+    return " ".join(text.split()).casefold()
+
+
+def _code_block(code, language=""):
+    attributes = {"class": f"lang-{language}"} if language else {}
+    return Node("pre", [Node("code", [code], attributes)])
+
+
 # -- Markdown: its blocks
 #
 # CommonMark 0.31 with GitHub's tables, task lists, strikethrough and bare links. Every line is
@@ -22090,11 +22106,6 @@ def _unescaped(text):
     return _ESCAPED.sub(lambda found: found[1] or html.unescape(found[2]), text)
 
 
-def _label(text):
-    """Return the label of a reference in the form in which labels are compared."""
-    return " ".join(text.split()).casefold()
-
-
 def _definition(text, at):
     """Return (label, (URL, title), end) of the link reference definition there, or None."""
     found = _LABEL.match(text, at)
@@ -22112,7 +22123,7 @@ def _definition(text, at):
         title, line_end = None, _LINE_END.match(text, end)
     if line_end is None:
         return None
-    return _label(found[1]), (url, _title_text(title)), line_end.end()
+    return _compared_name(found[1]), (url, _title_text(title)), line_end.end()
 
 
 def _title_text(title):
@@ -22192,17 +22203,18 @@ _URL_SCHEME = re.compile(r"(?<![A-Za-z])(?:https?|ftp)\Z", re.IGNORECASE)
 _BARE_URL = re.compile(r"[^\s<]*")
 _DOMAIN = re.compile(r"[\w-]+(?:\.[\w-]+)*")
 _EMAIL_DOMAIN = re.compile(r"[\w-]+(?:\.[A-Za-z0-9][\w-]*)+", re.ASCII)
-_EMAIL_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_")
+_EMAIL_NAME = frozenset(string.ascii_letters + string.digits + ".+-_")
 
 
 class _InlineReader:
     """Reads texts with inline Markdown as nodes, in time linear in their length.
 
-    `references` are the definitions of links. The URLs and titles of all links that use one are
-    cut off at the `length` of the description or 100,000 characters, whichever is more."""
+    `references` are the definitions of links. Links that would use more of their URLs and titles
+    than the `length` of the description, or than `Limits.description_links`, stay text."""
 
     def __init__(self, references, length, deadline):
-        self.references, self.room, self.deadline = references, max(length, 100_000), deadline
+        self.references, self.deadline = references, deadline
+        self.room = max(length, Limits.description_links)
         self.readers = {
             "\\": self._backslash, "`": self._code, "*": self._run, "_": self._run,
             "~": self._run, "[": self._bracket, "]": self._end_bracket, "!": self._image,
@@ -22358,7 +22370,7 @@ class _InlineReader:
             if bracket.end != self.innermost or at - bracket.end > 999:
                 return None
             name = self.text[bracket.end:at]
-        url, title = self.references.get(_label(name), (None, ""))
+        url, title = self.references.get(_compared_name(name), (None, ""))
         if url is None or len(url) + len(title) > self.room:
             return None
         self.room -= len(url) + len(title)
@@ -22472,7 +22484,7 @@ class _InlineReader:
         return made[0]
 
 
-_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
+_PUNCTUATION = frozenset(string.punctuation)
 
 
 def _is_punctuation(character):
@@ -22772,13 +22784,12 @@ class _BlockWriter:
         return [Node(f"h{min(block.width + 1, 6)}", self._read(block))]
 
     def _code(self, block):
-        return [Node("pre", [Node("code", ["".join(line + "\n" for line in block.lines)])])]
+        return [_code_block("".join(line + "\n" for line in block.lines))]
 
     def _fence(self, block):
-        language = _unescaped(block.lines[0]).split()[:1]
-        attributes = {"class": "lang-" + language[0]} if language else {}
-        code = "".join(line + "\n" for line in block.lines[1:])
-        return [Node("pre", [Node("code", [code], attributes)])]
+        words, *lines = block.lines
+        language = "".join(_unescaped(words).split()[:1])
+        return [_code_block("".join(line + "\n" for line in lines), language)]
 
     def _html(self, block):
         return _html_items("\n".join(block.lines) + "\n")
@@ -22868,13 +22879,7 @@ def _rst_flat(lines):
 
 
 def _rst_code(lines, language=""):
-    attributes = {"class": f"lang-{language}"} if language else {}
-    return Node("pre", [Node("code", ["\n".join(lines) + "\n"], attributes)])
-
-
-def _rst_name(text):
-    """Return the form in which names of targets are compared."""
-    return " ".join(text.split()).casefold()
+    return _code_block("\n".join(lines) + "\n", language)
 
 
 def _rst_escaped(text):
@@ -22903,7 +22908,7 @@ class _RstTarget(typing.NamedTuple):
     """What a name leads to: a URL, the target of another name, or a place in the document."""
     url: str = ""
     name: str = ""
-    place: typing.Optional[Node] = None
+    place: Node | None = None
 
 
 class _RstReference(typing.NamedTuple):
@@ -22912,7 +22917,7 @@ class _RstReference(typing.NamedTuple):
     A reference without a name leads to the next anonymous target. If nothing is found, the `source`
     is shown, or what the node has without one."""
     node: Node
-    name: typing.Optional[str]
+    name: str | None
     source: str = ""
 
 
@@ -22949,13 +22954,13 @@ class _RstDocument:
 
     def add_target(self, name, target):
         """Give a name a target; the first one stays, but a reference to it is an error then."""
-        name = _rst_name(name)
+        name = _compared_name(name)
         if self.targets.setdefault(name, target) != target:
             self.ambiguous.add(name)
 
     def add_heading(self, node, depth):
         self.headings.append(_RstHeading(node, depth))
-        name = _rst_name(_text_of(node))
+        name = _compared_name(_text_of(node))
         node.attributes["id"] = self.new_id(name)
         self.implicit.setdefault(name, _RstTarget(place=node))
 
@@ -23013,7 +23018,7 @@ class _RstDocument:
 
     def _end_of(self, target):
         """Return the URL that a target leads to; None if it leads nowhere."""
-        for _ in range(_RST_LONGEST_CHAIN):
+        for _ in range(Limits.description_chain):
             if target is None or target.url:
                 return target and target.url
             if target.place is not None:
@@ -23082,9 +23087,9 @@ class _RstDocument:
             shown = next(symbols) if label == "*" else next(numbers) if label[0] == "#" else label
             footnote.node.children = [f"[{shown}]"]
             footnote.node.attributes["name"] = f"footnote-{shown}"
-            nodes.setdefault(_rst_name(label), footnote.node)
+            nodes.setdefault(_compared_name(label), footnote.node)
             if label[0] == "#" and len(label) > 1:      # `name_` leads to `[#name]`, too
-                self.targets.setdefault(_rst_name(label[1:]), _RstTarget(place=footnote.node))
+                self.targets.setdefault(_compared_name(label[1:]), _RstTarget(place=footnote.node))
             nodes.setdefault(shown, footnote.node)
 
         following = {label: iter(nodes) for label, nodes in unnamed.items()}
@@ -23095,9 +23100,6 @@ class _RstDocument:
             if found is not None:
                 reference.node.children = list(found.children)
             self._link(reference, found and "#" + self._id_of(found))
-
-
-_RST_LONGEST_CHAIN = 30     # of names, each of which leads to the next
 
 
 class _RstSubstitution:
@@ -23252,7 +23254,7 @@ class _RstInline:
         if mark == "``":
             return self._add(Node("code", [_rst_source(self.text[at:close])]), begin, end)
         if mark == "_`":
-            node = Node("span", [text], {"name": _rst_name(text)})
+            node = Node("span", [text], {"name": _compared_name(text)})
             self.document.add_target(text, _RstTarget(place=node))
             return self._add(node, begin, end)
         return self._add(Node("strong" if mark == "**" else "em", [text]), begin, end)
@@ -23268,7 +23270,7 @@ class _RstInline:
             return node
         link = Node("a", [node])
         self.document.references.append(
-            _RstReference(link, None if suffix == "__" else _rst_name(name)))
+            _RstReference(link, None if suffix == "__" else _compared_name(name)))
         return link
 
     def _read_word(self, found):
@@ -23280,7 +23282,7 @@ class _RstInline:
         word = self.text[begin:at]
         node = Node("a", [word])
         self.document.references.append(_RstReference(
-            node, None if found[0] == "__" else _rst_name(word), self.text[begin:end]))
+            node, None if found[0] == "__" else _compared_name(word), self.text[begin:end]))
         return self._add(node, begin, end)
 
     def _word_before(self, end):
@@ -23303,7 +23305,7 @@ class _RstInline:
             return None
         node = Node("a", [f"[{label[1]}]"])
         self.document.footnote_references.append(
-            _RstReference(node, _rst_name(label[1]), label[0]))
+            _RstReference(node, _compared_name(label[1]), label[0]))
         return self._add(Node("sup", [node]), at, label.end())
 
     def _role_before(self, at):
@@ -23338,13 +23340,13 @@ class _RstInline:
         embedded = _RST_EMBEDDED.search(text)
         if not embedded or embedded[1] != embedded[1].strip():
             node = Node("a", [_rst_unescaped(" ".join(text.split("\n")))])
-            name = None if anonymous else _rst_name(_rst_unescaped(text))
+            name = None if anonymous else _compared_name(_rst_unescaped(text))
             document.references.append(_RstReference(node, name, source))
             return node
 
         inner, shown = embedded[1], _rst_unescaped(text[:embedded.start()])
         if inner.endswith("_") and not inner.endswith("\0_"):
-            name = _rst_name(_rst_unescaped(inner[:-1]).strip("`"))
+            name = _compared_name(_rst_unescaped(inner[:-1]).strip("`"))
             target = _RstTarget(name=name)
             shown = shown or _rst_unescaped(inner[:-1])
             node = Node("a", [shown])
@@ -23472,7 +23474,6 @@ def _rst_url(text):
 
 
 # -- reStructuredText: lines and indentation
-
 
 
 def _rst_dedented(lines):
@@ -23936,7 +23937,7 @@ class _RstBlocks:
 
     def _read_footnote(self, match, at):
         block, end = _rst_body(self.lines, at, match.end())
-        term = Node("dt", [f"[{match[1]}]"], {"name": _rst_name(match[1])})
+        term = Node("dt", [f"[{match[1]}]"], {"name": _compared_name(match[1])})
         self.document.add_footnote(match[1], term)
         self._add_to("footnotes", "dl", [term, Node("dd", _rst_inner(self._inner(block)))])
         return end
@@ -23970,7 +23971,7 @@ class _RstBlocks:
             target = _RstTarget(place=Node("", (), {"name": name or ""}))
             self.nodes.append(target.place)
         elif reference:
-            target = _RstTarget(name=_rst_name(_rst_unescaped(reference[1] or reference[2])))
+            target = _RstTarget(name=_compared_name(_rst_unescaped(reference[1] or reference[2])))
         else:
             target = _RstTarget(url=_rst_url(text))
         if name is None:
@@ -23979,7 +23980,7 @@ class _RstBlocks:
         self.document.add_target(name, target)
         if text:
             for chained in self.document.chained:
-                self.document.targets[_rst_name(chained)] = target
+                self.document.targets[_compared_name(chained)] = target
             self.document.chained = []
         else:
             self.document.chained.append(name)
@@ -24038,7 +24039,7 @@ class _RstBlocks:
         text = _rst_escaped(target)
         reference = _RST_REFERENCE.match(text)
         if reference:
-            name = _rst_name(_rst_unescaped(reference[1] or reference[2]))
+            name = _compared_name(_rst_unescaped(reference[1] or reference[2]))
             self.document.references.append(_RstReference(link, name))
         else:
             link.attributes["href"] = _rst_url(text)
@@ -24057,7 +24058,7 @@ class _RstBlocks:
         language = "".join(directive.arguments[:1])
         content = directive.arguments[1:] + directive.content
         self.document.errors += len(directive.arguments) > 1
-        if not _RST_LANGUAGE.match(language):
+        if not _LANGUAGE_CLASS.match(f"lang-{language}"):
             self.document.errors += bool(language)
             language = ""
         return [_rst_code(content, language.lower())] if content else None
@@ -24157,7 +24158,6 @@ class _RstBlocks:
 
 
 _RST_OPTION_LINE = re.compile(_RST_FIELD.pattern + "(.*)")
-_RST_LANGUAGE = re.compile(r"[\w.+#-]{1,50}\Z")
 _RST_TARGET_COLON = re.compile(r"(?<!\0):(?=\s|\Z)")
 _RST_REFERENCE = re.compile(rf"(?s)(?:`([^`]+)`|({_RST_WORD}))_\Z")
 _RST_SUBSTITUTION = re.compile(rf"\|((?:[^|\\]|\\.)+)\|\s+({_RST_WORD})::(?: |\n|\Z)")
