@@ -21551,6 +21551,7 @@ _TAGS = frozenset(
     "h1 h2 h3 h4 h5 h6 p a em strong del code pre blockquote ul ol li hr br table thead tbody tr "
     "th td img details summary dl dt dd sup sub kbd span input".split())
 _VOID_TAGS = frozenset(("hr", "br", "img", "input"))
+_SCROLLING_TAGS = frozenset(("pre", "table"))       # sideways: keys have to reach them
 _ID_PREFIX = "readme-"
 _ALIGNMENTS = frozenset(("left", "center", "right"))
 _LANGUAGE_CLASS = re.compile(r"lang-[\w.+#-]{1,50}\Z")
@@ -21612,6 +21613,8 @@ class _Writer:
                 written.append(f' {name}="{escaped(value)}"')
             if name == "href" and value and not value.startswith("#"):
                 written.append(f' rel="{OUTSIDE_REL}"')
+        if node.tag in _SCROLLING_TAGS:
+            written.append(' tabindex="0"')
         if node.tag == "input":
             written.append(" disabled checked" if "checked" in node.attributes else " disabled")
         return "".join(written)
@@ -21719,7 +21722,7 @@ def _rendered(tree_of, text, shows_images):
 
 
 def _as_written(text):
-    return markup("<pre>{}</pre>", text)
+    return markup('<pre tabindex="0">{}</pre>', text)
 
 
 _LINE_BREAK = re.compile("\r\n|\n|\r")
@@ -27924,8 +27927,9 @@ def _result_body(request, shown, file, result):
 def _outcome_section(outcome):
     commands = joined(
         folded(joined((badge(*_STATE[command.passed]), f"{part}: {command.words}"), " "),
-               markup("<p>Exit code {}</p><pre>{}</pre>", command.exit_code or "unknown",
-                      _output(command.output)), is_open=not command.passed)
+               markup('<p>Exit code {}</p><pre tabindex="0">{}</pre>',
+                      command.exit_code or "unknown", _output(command.output)),
+               is_open=not command.passed)
         for part, command in outcome.commands)
     return section(f"{outcome.environment} ({outcome.python})" if outcome.python
                    else outcome.environment, commands or markup("<p>No commands.</p>"))
@@ -28051,7 +28055,7 @@ def _member_body(request, archive, filename, path, number):
         heading, markup('<p class="soft">{} · {}</p>', size_text(found.size),
                         number_of(len(lines), "line")),
         when(found.is_cut, "{}", note("Only the beginning is shown.", "warn")),
-        markup('<pre class="source">{}</pre>', joined(
+        markup('<pre class="source" tabindex="0">{}</pre>', joined(
             markup('<a id="L{n}" href="#L{n}">{n}</a> {}\n', line, n=n)
             for n, line in enumerate(lines, 1)))))
 
@@ -28150,9 +28154,11 @@ def _change(change):
     if change.reason:
         return markup('<p>{} <span class="soft">({})</span></p>', visible_text(change.path),
                       change.reason)
-    return folded(visible_text(change.path), markup('<pre class="diff">{}</pre>', joined(
-        joined((markup('<span class="soft">@@ {} {} @@</span>\n', hunk.old_start, hunk.new_start),
-                joined(map(_diff_line, hunk.lines)))) for hunk in change.hunks)), is_open=True)
+    hunks = joined(joined((
+        markup('<span class="soft">@@ {} {} @@</span>\n', hunk.old_start, hunk.new_start),
+        joined(map(_diff_line, hunk.lines)))) for hunk in change.hunks)
+    return folded(visible_text(change.path),
+                  markup('<pre class="diff" tabindex="0">{}</pre>', hunks), is_open=True)
 
 
 def _diff_line(line):
@@ -28183,12 +28189,13 @@ def get_docs_page(request, index, project, version, rest):
     here = f"{home}/{version}/+d/{rest}"
     source = f"{docs_url}/{quoted(inner)}" if docs_url else request.href(inner)
     body = markup(
-        '<form class="filter" action="{}"><h1>Documentation of {} {}</h1>'
+        '<form class="filter" action="{}"><h1>{}</h1>'
         '<label for="to">Version</label><select id="to" name="to">{}</select>'
         '<button>Show</button>{}</form>'
         '<iframe src="{}" title="{} documentation" sandbox="{}{}"></iframe>',
-        request.href(here), link(request.href(f"{home}/{zip_file.version}"), project),
-        zip_file.version, _version_choices(docs, zip_file.version),
+        request.href(here), link(request.href(f"{home}/{zip_file.version}"),
+                                 f"Documentation of {project} {zip_file.version}"),
+        _version_choices(docs, zip_file.version),
         joined(_viewer_links(request, index, docs, zip_file, here, source), " "),
         source, project, DOC_SANDBOX, " allow-same-origin" if docs_url else "")
     crumbs = [*crumbs_to(f"{home}/{zip_file.version}"), Crumb("documentation", here)]
@@ -39385,7 +39392,7 @@ def _manual_hit(request, hit):
     return markup("<h2>{}</h2>{}", link(
         request.href(f"+help/{hit.topic.name}"),
         title if hit.heading == title else f"{title}: {hit.heading}"),
-        when(excerpt, "<pre>{}</pre>", excerpt))
+        when(excerpt, '<pre tabindex="0">{}</pre>', excerpt))
 
 
 _ADDRESS = re.compile(r"(?<![-_A-Za-z])URL(?=/)|(?<=devpi use )URL|(?<=--url )URL")

@@ -11,15 +11,22 @@ import pytest
 import devpi_lite as d
 
 REL = ' rel="nofollow noopener ugc"'
+KEYS = ' tabindex="0"'
 
 
 def shown(markdown, **options):
-    """Markdown as HTML, without what every outside link has."""
-    return d.render_markdown(markdown, **options).replace(REL, "")
+    """Markdown as HTML, without what every outside link has, and what scrolls."""
+    return d.render_markdown(markdown, **options).replace(REL, "").replace(KEYS, "")
 
 
 def source(markdown):
-    return "<pre>%s</pre>" % html.escape(markdown)
+    return "<pre%s>%s</pre>" % (KEYS, html.escape(markdown))
+
+
+def test_what_scrolls_sideways_can_be_scrolled_by_keys():
+    assert d.render_markdown("    a") == '<pre tabindex="0"><code>a\n</code></pre>'
+    assert d.render_markdown("|a|\n|-|") == '<table tabindex="0"><thead><tr><th>a</th></tr></thead></table>'
+    assert d.render_markdown("<pre tabindex=9>a</pre><p tabindex=9>b</p>") == '<pre tabindex="0">a</pre><p>b</p>\n'
 
 
 # -- blocks
@@ -205,7 +212,7 @@ class Page(html.parser.HTMLParser):
         "href": r"(https?://|mailto:)[!-~]+|#readme-[!-~]*", "src": r"https://[!-~]+",
         "rel": "nofollow noopener ugc", "id": "readme-.*", "align": "left|center|right",
         "class": r"lang-[\w.+#-]+", "start": "[0-9]+", "colspan": "[0-9]+", "rowspan": "[0-9]+",
-        "type": "checkbox", "title": "(?s).*", "alt": "(?s).*"}
+        "type": "checkbox", "title": "(?s).*", "alt": "(?s).*", "tabindex": "0"}
 
     def __init__(self, page):
         super().__init__()
@@ -222,6 +229,7 @@ class Page(html.parser.HTMLParser):
                 assert value is None
             else:
                 assert re.fullmatch(self.VALUES[name], value), (tag, name, value)
+        assert ("tabindex" in dict(attributes)) == (tag in ("pre", "table"))
         assert ("rel" in dict(attributes)) == (not dict(attributes).get("href", "#").startswith("#"))
         if tag not in self.VOID:
             self.open.append(tag)
@@ -340,7 +348,7 @@ def test_a_description_beyond_the_limits_is_shown_as_its_source(monkeypatch):
     assert d.render_markdown(deep) == source(deep)
     monkeypatch.setattr(d.Limits, "description", 100)
     assert d.render_markdown("*" + "ä" * 49 + "*") == "<p><em>%s</em></p>" % ("ä" * 49)
-    assert d.render_markdown("*" + "ä" * 50 + "*") == "<pre>*%s*</pre>" % ("ä" * 50)
+    assert d.render_markdown("*" + "ä" * 50 + "*") == source("*%s*" % ("ä" * 50))
 
 
 @pytest.mark.parametrize("kind", ["- a\n", "*a* <b>", "# a\n\n", "|a|\n|-|\n", "[a](b) "])
@@ -396,6 +404,6 @@ def test_the_looks_of_a_text_beyond_the_limits_are_not_studied(monkeypatch):
 
 def test_a_description_is_rendered_by_its_format():
     assert d.description_html("*a*", "text/markdown") == "<p><em>a</em></p>"
-    assert d.description_html("*a* <", "text/plain") == "<pre>*a* &lt;</pre>"
+    assert d.description_html("*a* <", "text/plain") == source("*a* <")
     assert d.description_html("![a](https://x.example/i)", "text/markdown; variant=GFM", shows_images=True) \
         == '<p><img src="https://x.example/i" alt="a"></p>'

@@ -16,7 +16,7 @@ def link(href, text):
 
 
 def shown(text):
-    return d.render_rst(text)
+    return d.render_rst(text).replace(' tabindex="0"', "")
 
 
 def errors(text):
@@ -371,7 +371,7 @@ class Strict(html.parser.HTMLParser):
     """Asserts that HTML is balanced, and has nothing but what descriptions may have."""
 
     VOID = {"br", "hr", "img", "input"}
-    ATTRIBUTES = {"href", "src", "alt", "start", "class", "id", "colspan", "rowspan", "rel"}
+    ATTRIBUTES = {"href", "src", "alt", "start", "class", "id", "colspan", "rowspan", "rel", "tabindex"}
 
     def __init__(self, text):
         super().__init__()
@@ -382,6 +382,7 @@ class Strict(html.parser.HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         assert tag in d._TAGS
+        assert (tag in ("pre", "table")) == (("tabindex", "0") in attributes)
         for name, value in attributes:
             assert name in self.ATTRIBUTES
             assert name not in ("href", "src") or re.match("https?:|mailto:|#readme-", value)
