@@ -714,7 +714,9 @@ def number_of(number, one, many=None):
 
 
 def size_text(size):
-    """A number of bytes for a person: `0.0 KiB`, `1.4 GiB`."""
+    """A number of bytes for a person: `12 bytes`, `1.4 GiB`."""
+    if size < 1024:
+        return number_of(size, "byte")
     for unit in ("KiB", "MiB"):
         size /= 1024
         if size < 1024:
@@ -1641,7 +1643,9 @@ class Limits:
     dependents = 100                # on one page
     shown_versions = 100            # of an index, that are named to say why they are hidden
     compared = 1000                 # projects that one comparison of indexes looks at,
-    compared_page = 100             # and that it shows
+    compared_page = 100             # and that it shows,
+    compared_projects = 25          # a page of them for a browser,
+    compared_releases = 3           # with the newest releases of each
     status_body = 4 << 20           # of a server that the command `status` asks
     search_warn, search_fatal = 300, 3600   # seconds that the search index may lag behind
     disk_warn, disk_fatal = 1 << 30, 100 << 20  # bytes free
@@ -19090,7 +19094,8 @@ def facts(pairs):
 
 
 def items(values, kind=""):
-    """A list of values, one below the other."""
+    """A list of values, one below the other; `kind`: `plain` without points, `plain many` in
+    columns where there is room, `links` for links side by side."""
     return markup('<ul{}>{}</ul>', when(kind, ' class="{}"', kind),
                   joined(markup("<li>{}</li>", value) for value in values))
 
@@ -19104,7 +19109,8 @@ def folded(title, *content, is_open=False):
 def table(caption, heads, rows, kind=""):
     """A table: its `caption` is read out, not seen; the first cell of a row is its head.
 
-    Each cell names its column, for phones, where a row is a block."""
+    Each cell names its column, for phones, where the cells of a row follow one another. The first
+    column is the widest; `kind` "even": all are alike."""
     body = [markup('<tr><th scope="row">{}</th>{}</tr>', row[0], joined(
         when(cell not in ("", None), '<td data-label="{}">{}</td>', head, cell)
         or Html('<td class="none"></td>')
@@ -19113,6 +19119,13 @@ def table(caption, heads, rows, kind=""):
         '<table class="list {}"><caption class="unseen">{}</caption><thead><tr>{}</tr></thead>'
         '<tbody>{}</tbody></table>', kind, caption,
         joined(markup('<th scope="col">{}</th>', head) for head in heads), joined(body))
+
+
+def without_empty_columns(heads, rows):
+    """The heads and rows of a table without the columns that have a head only."""
+    kept = [place for place, head in enumerate(heads)
+            if place == 0 or any(row[place] not in ("", None) for row in rows)]
+    return [heads[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
 def tabs(label, entries):
@@ -19200,7 +19213,7 @@ table{border-collapse:collapse;width:100%;margin:1rem 0;font-variant-numeric:tab
 .list{table-layout:fixed}.list:not(.even) thead th:first-child{width:36%}
 th,td{text-align:left;padding:.55rem 1rem .55rem 0;vertical-align:top;font-weight:400;
 unicode-bidi:isolate}
-thead th,td:before,footer,.crumbs{font-size:.9rem}thead th,.facts dt{overflow-wrap:normal}
+thead th,td:before,small,footer,.crumbs{font-size:.9rem}thead th,.facts dt{overflow-wrap:normal}
 time{white-space:nowrap}
 .facts{display:table}.facts>div{display:table-row}
 .facts :is(dt,dd){display:table-cell;padding:.3rem 0}
@@ -19219,7 +19232,7 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0}
 .file{padding:.9rem 0}.file h3,.file p{margin:0 0 .2rem;font-size:1rem}
 .file .copyable{flex-wrap:nowrap}
 .file .copyable code{order:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
-.filter{gap:.5rem}.filter,.pager,.links{margin:1rem 0}
+.filter{gap:.5rem}.links{gap:0 1.25rem}.filter,.pager,.links{margin:1rem 0}
 summary{cursor:pointer;padding:.55rem 0}
 .wide *{white-space:nowrap;table-layout:auto}
 .source a{display:inline-block;min-width:3rem;user-select:none}
@@ -19270,6 +19283,14 @@ addEventListener("keydown", e => {
   else if (e.key == "h" && Date.now() - g < 1000) location = document.querySelector(".home").href;
   g = e.key == "g" ? Date.now() : 0
 });
+const mark = () => {
+  const [, first, last] = /^#L(\\d+)-L(\\d+)$/.exec(location.hash) || [];
+  document.querySelectorAll(".source span").forEach((line, n) =>
+    line.classList.toggle("lit", n + 1 >= first && n < last));
+  document.querySelector(".lit")?.scrollIntoView()
+};
+addEventListener("hashchange", mark);
+mark();
 """
 
 
@@ -21487,17 +21508,19 @@ def ways_on(request, problem):
     except Busy:        # the password can't be checked now
         return ""
 
-    def links(name, text):
-        places = places_of(request, name, readable)
-        places.sort(key=lambda index: index.path != request.index_path)
-        return joined((link(request.href(f"{index.path}/{name}"), text(index))
-                       for index in places[:Limits.named_places]), ", ")
+    def places(name):
+        found = places_of(request, name, readable)
+        found.sort(key=lambda index: index.path != request.index_path)
+        return [f"{index.path}/{name}" for index in found[:Limits.named_places]]
 
-    elsewhere = links(request.project, lambda index: f"{index.path}/{request.project}")
+    elsewhere = places(request.project)
     if elsewhere:
-        return markup("<p>There is {}.</p>", elsewhere)
-    near = [markup("{} ({})", name, links(name, lambda index: index.path))
-            for name in near_projects(request, request.project, readable)]
+        return markup("<p>There is {}.</p>", joined(
+            (link(request.href(path), path) for path in elsewhere), ", "))
+    near = [markup("{} ({})", link(request.href(paths[0]), name), joined(
+                (link(request.href(path), path.rpartition("/")[0]) for path in paths), ", "))
+            for name in near_projects(request, request.project, readable)
+            for paths in [places(name)] if paths]
     return when(near, "<p>Did you mean {}?</p>", joined(near, " or "))
 
 
@@ -26696,7 +26719,8 @@ def _index_table(request, cards):
         rows.append((
             joined((link(request.href(index.path), index.path), badge(index.type)), " "),
             index.config.get("title", ""), size, day(uploaded), about))
-    return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), rows)
+    return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), rows,
+                 "even")
 
 
 def install_lines(request, index, project="NAME"):
@@ -26731,13 +26755,14 @@ def get_front_page(request):
     body = joined((
         markup('<h1>Package indexes</h1>'), request.app.theme.root,
         server_actions(request),
+        "" if recent else _guide(request),
         joined(sections),
-        when(not everyone, '<p class="soft">{}</p>', link(path, "Show users without indexes")),
+        when(len(sections) < len(accounts), '<p class="soft">{}</p>',
+             link(path, "Show users without indexes")),
         pager(request.href("") if after else "",
               following and request.href("", after=following)),
-        section("Recently uploaded", _upload_table(request, recent)) if recent
-        else _guide(request),
-        section("Use it", _use_lines(request))))
+        when(recent, "{}{}", section("Set up your tools", _use_lines(request)),
+             section("Recently uploaded", _upload_table(request, recent)))))
     return page_response(request, "", body)
 
 
@@ -26770,17 +26795,23 @@ def _upload_table(request, uploads):
 def _guide(request):
     """The first steps, for a server without uploads."""
     base = request.base_url
+    mirror = next((each for each in readable_indexes(request) if each.type == "mirror"), None)
+    bases = json.dumps([mirror.path] if mirror else [])
+    steps = (
+        mirror and ("Install packages", markup(
+            "<p>{} fetches what you install from {}, and keeps it:</p>", mirror.path,
+            public_url(mirror.mirror_url or "upstream")), install_lines(request, mirror)),
+        ("Make a user, and a stage for packages of your own",
+         copyable(f"curl -X PUT {base}/alice -d '{{\"password\": \"secret\"}}'"),
+         copyable(f"curl -X PUT {base}/alice/dev -u alice:secret -d '{{\"bases\": {bases}}}'")),
+        ("Upload to it",
+         copyable(f"twine upload --repository-url {base}/alice/dev/ -u alice -p secret dist/*")),
+        ("Install from it",
+         copyable(f"pip install --index-url {base}/alice/dev/+simple/ your-package")))
     return section(
-        "First steps",
-        markup("<p>Nothing has been uploaded yet. What you install through a mirror is kept "
-               "here; for packages of your own, make a user and a stage that builds on the "
-               "mirror:</p>"),
-        copyable(f"curl -X PUT {base}/alice -d '{{\"password\": \"secret\"}}'"),
-        copyable(f"curl -X PUT {base}/alice/dev -u alice:secret "
-                 "-d '{\"bases\": [\"root/pypi\"]}'"),
-        markup("<p>Upload to it, and install from it:</p>"),
-        copyable(f"twine upload --repository-url {base}/alice/dev/ -u alice -p secret dist/*"),
-        copyable(f"pip install --index-url {base}/alice/dev/+simple/ your-package"),
+        "First steps", markup('<p class="lead">Nothing has been uploaded yet.</p>'),
+        joined(markup("<h3>{}. {}</h3>{}", number, title, joined(content))
+               for number, (title, *content) in enumerate(filter(None, steps), 1)),
         markup("<p>{} has the rest.</p>", link(request.href("+help"), "The manual")))
 
 
@@ -27054,8 +27085,9 @@ def _stage_view(request, index):
         markup('<p class="soft">Sorted by {} · {}</p>', *(
             ("last upload", link(request.href(index.path), "by name")) if newest else
             ("name", link(request.href(index.path, sort="-uploaded"), "by last upload")))),
-        table("Projects", ("Project", "Latest", "Uploaded", "Files", "Tests", "Docs", "Summary"),
-              [_line_cells(request, index, line) for line in lines]) if lines
+        table("Projects", *without_empty_columns(
+            ("Project", "Latest", "Uploaded", "Files", "Tests", "Docs"),
+            [_line_cells(request, index, line) for line in lines])) if lines
         else markup("<p>No project here begins with {}.</p>", start),
         pager(href() if after else "", following and href(after=following)))), tags
 
@@ -27089,13 +27121,13 @@ def _newest_projects(db, index, before):
 def _line_cells(request, index, line):
     home = f"{index.path}/{line.name}"
     version = line.version and link(request.href(f"{home}/{line.version}"), line.version)
-    return (link(request.href(home), line.name),
+    return (joined((link(request.href(home), line.name),
+                    when(line.summary, "<small>{}</small>", line.summary)), " "),
             joined((version, badge("yanked", "warn")), " ") if line.yanked else version,
             joined((day(line.uploaded), line.who or ""), " "), line.files or "",
             link(request.href(f"{home}/{line.version}") + "#files",
                  tests_badge(request, line.results)) if line.results else "",
-            line.docs and link(request.href(f"{home}/{line.docs}/+d/index.html"), line.docs),
-            line.summary)
+            line.docs and link(request.href(f"{home}/{line.docs}/+d/index.html"), line.docs))
 
 
 def _mirror_view(request, index):
@@ -27305,8 +27337,8 @@ def status_notes(request, index, page):
         found.append(note(f"This project is {word}{f': {reason}' if reason else '.'}", kind))
     if page.blocked:
         why = link(request.href(f"{index.path}/{page.name}/+why"), "Why?")
-        found.append(note(joined((f"Releases of {page.blocked.path} are not shown: the name is "
-                                  "private here, and not in mirror_whitelist.", why), " ")))
+        found.append(markup('<p class="soft">{} {}</p>', f"Releases of {page.blocked.path} are not "
+                            "shown: the name is private here, and not in mirror_whitelist.", why))
     if page.stale:
         found.append(note("Upstream does not respond: this is what was known before.", "warn"))
     return joined(found)
@@ -27326,8 +27358,8 @@ def get_project_page(request, index, project):
                    request.href(f"{home}/{latest}"), latest))),
         _summary_of(request, origin, project, latest),
         status_notes(request, index, page),
-        install_lines(request, index, project),
-        _project_links(request, index, page),
+        "" if page.status.withholds_files else install_lines(request, index, project),
+        _project_links(request, index, page, latest),
         project_actions(request, index, project),
         _history(request, index, page, releases), _dependents(request, index, project),
         _downloads(request, index, project)))
@@ -27346,7 +27378,8 @@ def _dependents(request, index, project):
     more = link(request.href(f"{index.path}/{project}/+dependents"),
                 f"All {app.search.count_dependents(project, list(paths)):,}") \
         if len(found) > 20 else ""
-    return section("Who needs it", items(lines, "plain"), more, name="dependents") if found else ""
+    return section("Who needs it", items(lines, "plain many"), more, name="dependents") \
+        if found else ""
 
 
 def _downloads(request, index, project):
@@ -27383,9 +27416,11 @@ def _summary_of(request, origin, project, version):
     return when(summary, '<p class="lead">{}</p>', summary)
 
 
-def _project_links(request, index, page):
+def _project_links(request, index, page, latest):
     app, home = request.app, f"{index.path}/{page.name}"
-    links = [link(request.href(f"{index.path}/+simple/{page.name}/"), "Simple page"),
+    links = [when(latest, "{}", link(request.href(f"{home}/{latest}"),
+                                     f"Description and files of {latest}")),
+             link(request.href(f"{index.path}/+simple/{page.name}/"), "Simple page"),
              link(request.href(f"{index.path}/+pypi/{page.name}/json"), "JSON"),
              link(request.href(f"{home}/+why"), "Where versions come from")]
     mirrors = [member for member in app.projects.mirrors_in(index) if may_read(request, member)]
@@ -27398,7 +27433,7 @@ def _project_links(request, index, page):
         mirrors and not app.mirrors.upstreams.is_offline and not page.blocked,
         '<form method="post" action="{}"><button>Ask upstream again</button></form>',
         request.href(f"{home}/refresh"))
-    return joined((markup('<p>{}</p>', joined(links, " · ")), refresh))
+    return joined((items(filter(None, links), "links"), refresh))
 
 
 def _history(request, index, page, releases):
@@ -27418,15 +27453,19 @@ def _history(request, index, page, releases):
             for version in shown]
     href = functools.partial(request.href, home)
     kept = {key: query.get(key) for key in ("pre", "yanked")}
+    choices = [
+        when(not all(map(is_final, releases)), "{}", link(
+            href(yanked=kept["yanked"], pre="" if kept["pre"] == "0" else "0"),
+            "Show pre-releases" if kept["pre"] == "0" else "Hide pre-releases")),
+        when(any(map(_is_yanked, releases.values())), "{}", link(
+            href(pre=kept["pre"], yanked="" if kept["yanked"] == "0" else "0"),
+            "Show yanked" if kept["yanked"] == "0" else "Hide yanked"))]
     return section(
         f"Versions ({len(versions):,})",
-        markup('<p class="soft">{} · {}</p>',
-               link(href(yanked=kept["yanked"], pre="" if kept["pre"] == "0" else "0"),
-                    "Show pre-releases" if kept["pre"] == "0" else "Hide pre-releases"),
-               link(href(pre=kept["pre"], yanked="" if kept["yanked"] == "0" else "0"),
-                    "Show yanked" if kept["yanked"] == "0" else "Hide yanked")),
-        table("Versions", ("Version", "Index", "Uploaded", "Files", "Requires-Python", "Tests",
-                           "Docs"), rows) if rows
+        when(any(choices), "{}", items(filter(None, choices), "links")),
+        table("Versions", *without_empty_columns(
+            ("Version", "Index", "Uploaded", "Files", "Requires-Python", "Tests", "Docs"), rows),
+              "even") if rows
         else markup("<p>There is no such version.</p>"),
         pager(href(**kept) if start else "",
               href(**kept, **{"from": start + Limits.page_rows})
@@ -27544,14 +27583,15 @@ def get_version_page(request, index, project, version):
             when(not is_final(shown.version), "{}", badge("pre-release")),
             when(shown.release.yanked is not None, "{}", badge("yanked", "warn"))), " ")),
         when(_text(metadata, "summary"), '<p class="lead">{}</p>', _text(metadata, "summary")),
+        _at_a_glance(shown),
         _version_notes(request, index, shown),
         status_notes(request, index, shown.page),
-        install_lines(request, index, f"{project}=={shown.version}"),
+        install_lines(request, index, f"{project}=={shown.version}") if shown.release.files else "",
+        _version_links(request, index, shown),
         release_actions(request, shown.origin, project, shown.version)
         if shown.origin == index else "",
         markup('<div class="columns"><aside>{}</aside><div>{}</div></div>',
-               joined((_version_links(request, index, shown), _claims(shown),
-                       _dependencies(request, index, shown))),
+               joined((_claims(shown), _dependencies(request, index, shown))),
                joined((_readme(request, index, shown), _files_section(request, index, shown)))),
         _all_metadata(metadata)))
     page = shown.page
@@ -27567,6 +27607,16 @@ def _tags_of(request, index, shown):
                                for project in list(projects)[:Limits.page_rows]))
 
 
+def _at_a_glance(shown):
+    """When a version was uploaded, as which files, and how often it was downloaded."""
+    files = shown.release.files
+    uploaded = min((file.uploaded for file in files if file.uploaded), default="")
+    downloads = sum(shown.downloads.get(file.filename, 0) for file in files)
+    about = (joined(("Uploaded", day(uploaded)), " ") if uploaded else "", _kinds(files),
+             number_of(downloads, "download") if downloads else "")
+    return when(files, '<p class="soft">{}</p>', joined(filter(None, about), " · "))
+
+
 def _version_notes(request, index, shown):
     """Notes on a version: a newer one, a yank, the index that it comes from."""
     home, found = f"{index.path}/{shown.page.name}", []
@@ -27578,8 +27628,8 @@ def _version_notes(request, index, shown):
         found.append(note(joined((
             "The latest stable version is", link(request.href(f"{home}/{latest}"), latest)), " ")))
     if shown.release.yanked is not None:
-        reason = f": {shown.release.yanked}" if shown.release.yanked else "."
-        found.append(note(f"This version is yanked{reason} Installers pass it over unless "
+        reason = f": {shown.release.yanked.rstrip('.')}" if shown.release.yanked else ""
+        found.append(note(f"This version is yanked{reason}. Installers pass it over unless "
                           "they are asked for it alone.", "warn"))
     if shown.origin.path != index.path:
         found.append(note(joined((
@@ -27653,7 +27703,7 @@ def _version_links(request, index, shown):
               link(request.href(home), f"All versions ({len(shown.versions):,})"),
               _diff_link(request, home, shown),
               link(request.href(f"{index.path}/+pypi/{shown.page.name}/{version}/json"), "JSON")]
-    return section("On this server", items(filter(None, links), "plain"))
+    return items(filter(None, links), "links")
 
 
 def _diff_link(request, home, shown):
@@ -27677,7 +27727,7 @@ def _claims(shown):
     if home_page:
         urls.append(outside_link(home_page, "Homepage"))
     classifiers = _texts(metadata, "classifiers")
-    return section("The uploader says", facts([
+    claims = facts([
         ("Requires-Python", requires_python),
         ("Licence", _text(metadata, "license_expression") or _short(_text(metadata, "license"))),
         ("Author", _person(metadata, "author")), ("Maintainer", _person(metadata, "maintainer")),
@@ -27685,7 +27735,8 @@ def _claims(shown):
         ("Keywords", _short(_text(metadata, "keywords"))),
         ("Import names", ", ".join(_texts(metadata, "import_name"))),
         ("Classifiers", folded(number_of(len(classifiers), "classifier"),
-                               items(classifiers, "plain")) if classifiers else "")]))
+                               items(classifiers, "plain")) if classifiers else "")])
+    return section("The uploader says", claims) if claims else ""
 
 
 def _short(text):
@@ -27733,10 +27784,12 @@ def _dependency(request, index, state):
     name = link(request.href(f"{index.path}/{requirement.project}"), requirement.project) \
         if state.path else requirement.project
     rest = requirement.text[_REQUIREMENT_NAME.match(requirement.text).end():]
-    return joined((name, rest, " ", badge(state.kind, _DEPENDENCY_KINDS.get(state.kind, "warn"))))
+    return joined((name, _IN_BRACKETS.sub(r"\1", rest),
+                   badge(state.kind, _DEPENDENCY_KINDS.get(state.kind, "warn"))), " ")
 
 
 _REQUIREMENT_NAME = re.compile(r"\s*[A-Za-z0-9._-]{0,200}")
+_IN_BRACKETS = re.compile(r"^\s*\(([^()]*)\)")      # as older tools write versions
 
 
 # -- files
@@ -27808,9 +27861,9 @@ def _file_entry(request, index, shown, file):
         link(url + spec, file.filename),
         when(file.yanked is not None, "{}", badge("yanked", "warn")),
         joined(filter(None, about), " · "),
-        when(digest, "{}", copyable(digest, "sha256")),
         markup('<p class="soft">{}</p>', joined(filter(None, (
-            _history_line(request, file), tests)), " · ")))
+            _history_line(request, file), tests)), " · ")),
+        when(digest, "{}", copyable(digest, "sha256")))
 
 
 def _history_line(request, file):
@@ -27862,6 +27915,7 @@ def _tested(shown, filename):
     raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
 
 
+_PART_STATE = {True: "passed", False: "failed", None: "not run"}
 _STATE = {True: ("passed", "good"), False: ("failed", "bad"), None: ("unknown", "plain")}
 
 
@@ -27897,18 +27951,13 @@ def _results_body(request, home, file, results):
             state = False if False in (outcome.setup, outcome.test) else outcome.test
             rows.append((
                 link(path, badge(*_STATE[state])), outcome.environment, outcome.python, run.host,
-                run.platform, _state_words("Setup", outcome.setup, "No setup performed"),
-                _state_words("Tests", outcome.test, "No test run"), moment(result.uploaded)))
+                run.platform, _PART_STATE[outcome.setup], _PART_STATE[outcome.test],
+                moment(result.uploaded)))
     return joined((
         markup("<h1>Test results of {}</h1>", file.filename),
         table("Test results", ("Result", "Environment", "Python", "Host", "Platform", "Setup",
-                               "Tests", "When"), rows) if rows
+                               "Tests", "When"), rows, "even") if rows
         else markup("<p>No test results.</p><p>{}</p>", copyable("devpi test"))))
-
-
-def _state_words(part, state, none):
-    """What devpi's pages say of a part of a test run."""
-    return {True: part, False: f"{part} failed", None: none}[state]
 
 
 def _result_body(request, shown, file, result):
@@ -28056,7 +28105,7 @@ def _member_body(request, archive, filename, path, number):
                         number_of(len(lines), "line")),
         when(found.is_cut, "{}", note("Only the beginning is shown.", "warn")),
         markup('<pre class="source" tabindex="0">{}</pre>', joined(
-            markup('<a id="L{n}" href="#L{n}">{n}</a> {}\n', line, n=n)
+            markup('<span id="L{n}"><a href="#L{n}">{n}</a> {}\n</span>', line, n=n)
             for n, line in enumerate(lines, 1)))))
 
 
@@ -28108,7 +28157,8 @@ def _metadata_changes(found):
         _changed_lines(found.requires_gone, found.requires_added),
         joined(_changed_lines((change.old,), (change.new,))
                for change in found.requires_changed)))
-    fields = [(change.field, _changed_lines(change.gone, change.added))
+    fields = [(change.field.replace("_", "-").title(),
+               _changed_lines(change.gone, change.added))
               for change in (found.python, found.licence, *found.fields) if change]
     pairs = [("Dependencies", requires), *fields,
              ("README", "changed" if found.readme_changed else "")]
@@ -28320,15 +28370,16 @@ def get_compare_page(request, index, other_user, other_index):
     if other is None or not may_read(request, other):
         raise NoIndex(f"{other_user}/{other_index}")
     after = normalize(request.query.get("after", ""))
-    differences, following = compare_indexes(request.app.projects, index, other, after)
+    differences, following = compare_indexes(request.app.projects, index, other, after,
+                                             Limits.compared_projects)
     place = f"{index.path}/+compare/{other.path}"
-    rows = [_difference_cells(request, index, other, difference, release)
-            for difference in differences for release in difference.releases]
+    rows = [row for difference in differences
+            for row in _difference_rows(request, index, other, difference)]
     body = joined((
         markup("<h1>{} <small>beside {}</small></h1>", index.path, other.path),
         markup('<p class="lead">Their own releases, without their bases. {}</p>',
                link(request.href(f"{other.path}/+compare/{index.path}"), "The other way round")),
-        table("Differences", ("Release", "Where", "Files that differ", "To push it"), rows)
+        table("Differences", ("Release", "Where", "To push it"), rows)
         if rows else markup("<p>They have the same projects, versions and files.</p>"),
         pager(request.href(place) if after else "",
               following and request.href(place, after=following))))
@@ -28336,15 +28387,28 @@ def get_compare_page(request, index, other_user, other_index):
                          [*crumbs_to(index.path), Crumb(f"beside {other.path}", place)])
 
 
-def _difference_cells(request, index, other, difference, release):
-    command = release_difference(index, other, difference.project, release)["push"]
-    has = other if release.where == "only there" else index
-    place = has.path if release.where != "both" else "both, with other files"
-    return (link(request.href(f"{has.path}/{difference.project}/{release.version}"),
-                 f"{difference.project} {release.version}"),
-            place, items((file.filename for file in release.files), "plain"),
-            joined((copyable(command), push_button(request, index, difference.project,
-                                                   release.version, other))) if command else "")
+def _difference_rows(request, index, other, difference):
+    """The rows of a project: its newest releases that differ, and the number of the others."""
+    newest = difference.releases[:Limits.compared_releases]
+    more = len(difference.releases) - len(newest)
+    rows = [_difference_cells(request, index, other, difference.project, release)
+            for release in newest]
+    path = f"{(other if difference.where == 'only there' else index).path}/{difference.project}"
+    last = (link(request.href(path), f"{difference.project}: {number_of(more, 'older release')}"),
+            "", "")
+    return [*rows, last] if more else rows
+
+
+def _difference_cells(request, index, other, project, release):
+    command = release_difference(index, other, project, release)["push"]
+    path = (other if release.where == "only there" else index).path
+    files = items((file.filename for file in release.files), "plain")
+    return (link(request.href(f"{path}/{project}/{release.version}"),
+                 f"{project} {release.version}"),
+            joined(("in both, with other files:", files)) if release.where == "both"
+            else f"only in {path}, {number_of(len(release.files), 'file')}",
+            joined((copyable(command), push_button(request, index, project, release.version,
+                                                   other))) if command else "")
 
 
 # -- a form that leads to a comparison
@@ -28372,9 +28436,14 @@ def marked(excerpt):
     """An excerpt of a text, with the words that a search found as `<mark>`: see EXCERPT_MARKS."""
     begin, end = EXCERPT_MARKS
     excerpt = re.sub(r"([^\w\s])\1{3,}", " ", excerpt)       # lines under titles
+    for _ in range(2):      # an image within a link
+        excerpt = _MARKDOWN_LINK.sub(r"\1", excerpt)
     pieces = re.split(f"{begin}([^{begin}{end}]*){end}", excerpt)
     return joined(markup("<mark>{}</mark>", piece) if number % 2 else piece
                   for number, piece in enumerate(pieces))
+
+
+_MARKDOWN_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*\)?")
 
 
 @route("GET", "/+search", for_="browser", may="anybody")
@@ -28456,7 +28525,8 @@ def _hit(request, found, row, excerpts, limit):
     place, pages = f"{row['user']}/{row['idx']}", found.in_docs.get(row["id"], ())
     readme = excerpts.get(row["id"])
     shown = [markup('<li>{} <span class="soft">{}</span></li>',
-                    link(request.href(viewer_path(page.path)), page.title or page.path),
+                    link(request.href(viewer_path(page.path)),
+                         page.title or page.path.partition("/+doc/")[2]),
                     marked(excerpts.get(page.row, ""))) for page in pages[:limit]]
     if len(pages) > limit:
         more = f"name:{row['norm']} type:page {found.query.text}"
@@ -28494,7 +28564,7 @@ def _mirror_names(request, found):
                      markup('<span class="soft">{}</span>', index.path)), " ")
              for name, index in names.hits]
     more = names.total - len(lines)
-    return section("Names in mirrors", items(lines, "plain"),
+    return section("Names in mirrors", items(lines, "plain many"),
                    when(more > 0, '<p class="soft">… and {} more: search for more of the name.</p>',
                         grouped(more)))
 

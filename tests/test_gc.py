@@ -52,15 +52,15 @@ def test_what_nothing_names_goes_to_the_trash_and_later_away(server):
         age(path, 0 if path.name == young else 100000)
 
     before = listing(server.directory)
-    assert "files: 1 (0.0 KiB) would be moved to trash/, 2 stay" in gc(server, "--dry-run")
+    assert "files: 1 (3 bytes) would be moved to trash/, 2 stay" in gc(server, "--dry-run")
     assert listing(server.directory) == before
-    assert "files: 0 (0.0 KiB) moved" in gc(server, "--older-than", "2d")
-    assert "files: 1 (0.0 KiB) moved to trash/, 2 stay" in gc(server)
+    assert "files: 0 (0 bytes) moved" in gc(server, "--older-than", "2d")
+    assert "files: 1 (3 bytes) moved to trash/, 2 stay" in gc(server)
     assert os.listdir(place.trash) == [old] and "trash: 0" in gc(server, "--empty-trash")
     age(server.directory / "trash" / old, 3700)
     assert "trash: 0" in gc(server)
-    assert "trash: 1 (0.0 KiB) would be deleted" in gc(server, "--empty-trash", "--dry-run")
-    assert "trash: 1 (0.0 KiB) deleted" in gc(server, "--empty-trash")
+    assert "trash: 1 (3 bytes) would be deleted" in gc(server, "--empty-trash", "--dry-run")
+    assert "trash: 1 (3 bytes) deleted" in gc(server, "--empty-trash")
     assert os.listdir(place.trash) == [] and set(blobs(server)) > {young}
 
 
