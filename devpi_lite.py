@@ -22,46 +22,48 @@ tests/CONTRACT.md:
      7  Users and permissions       passwords, tokens and sessions, who may do what
      8  Indexes                     configuration, resolution order
      9  Releases                    releases and files; uploads, documentation, yanks, removal
-    10  Upstream                    the HTTP client and the parsing of other indexes' pages
-    11  Mirrors                     pages, files and project lists of upstream, cached
-    12  Projects and policies       projects of stages, of mirrors, and of an index with its bases
-    13  Inside archives             members and their text, what differs, wheels by platform, origin
-    14  Staging                     releases pushed to other indexes and to outside servers
-    15  Outbox                      messages to outside servers: Jenkins jobs, webhooks
-    16  Search                      the query language, the search index, the thread that updates it
-    17  Downloads                   how often each file was sent, by day and month
+    10  Test results                what tox and `devpi test` report of a release
+    11  Upstream                    the HTTP client and the parsing of other indexes' pages
+    12  Mirrors                     pages, files and project lists of upstream, cached
+    13  Projects and policies       projects of stages, of mirrors, and of an index with its bases
+    14  Inside archives             members and their text, what differs, wheels by platform, origin
+    15  Staging                     releases pushed to other indexes and to outside servers
+    16  Outbox                      messages to outside servers: Jenkins jobs, webhooks
+    17  Search                      the query language, the search index, the thread that updates it
+    18  Downloads                   how often each file was sent, by day and month
+    19  Overviews                   what lists say of users, indexes and projects
     IV Speaking
-    18  HTTP messages               heads, bodies, forms, requests, responses, negotiation, ranges
-    19  HTML                        the pieces of web pages, their frame and theme
-    20  The front                   connections, workers, the access log
-    21  Application and routes      the parts of a server; from a request to its endpoint
-    22  Descriptions                Markdown and reStructuredText as safe HTML
-    23  For people                  documentation, search, dependents, why, downloads
-    24  For installers              simple pages, project lists, files, PyPI's JSON
-    25  For devpi clients           devpi's JSON contract: users, indexes, uploads, pushes, removal
-    26  For operators               status, health, metrics, the audit log
+    20  HTTP messages               heads, bodies, forms, requests, responses, negotiation, ranges
+    21  HTML                        the pieces of web pages, their frame and theme
+    22  The front                   connections, workers, the access log
+    23  Application and routes      the parts of a server; from a request to its endpoint
+    24  Descriptions                Markdown and reStructuredText as safe HTML
+    25  For people                  documentation, search, dependents, why, downloads
+    26  For installers              simple pages, project lists, files, PyPI's JSON
+    27  For devpi clients           devpi's JSON contract: users, indexes, uploads, pushes, removal
+    28  For operators               status, health, metrics, the audit log
     V Pages
-    27  Buttons                     what leads people who have logged in to their forms
-    28  Pages of users and indexes  the front page, users, stages, mirrors, feeds
-    29  Pages of projects           projects and versions; READMEs, files, test results
-    30  Pages of files              inside archives and documentation; what differs
-    31  Pages of relations          dependents, where versions come from, how stages differ
-    32  Pages of the server         search, status
-    33  Actions of people           logging in, and forms for what devpi clients do
+    29  Buttons                     what leads people who have logged in to their forms
+    30  Pages of users and indexes  the front page, users, stages, mirrors, feeds
+    31  Pages of projects           projects and versions; READMEs, files, test results
+    32  Pages of files              inside archives and documentation; what differs
+    33  Pages of relations          dependents, where versions come from, how stages differ
+    34  Pages of the server         search, status
+    35  Actions of people           logging in, and forms for what devpi clients do
     VI Many servers
-    34  A primary                   the changelog, snapshots and files for replicas; fencing
-    35  A replica's files           how they are fetched, from the primary or from a medium
-    36  A replica                   follows the changelog, proves that it has the same rows
+    36  A primary                   the changelog, snapshots and files for replicas; fencing
+    37  A replica's files           how they are fetched, from the primary or from a medium
+    38  A replica                   follows the changelog, proves that it has the same rows
     VII The directory
-    37  The server directory        how it is made, locked and refused; helpers of its commands
-    38  Export                      devpi's dump, written
-    39  Import                      devpi's dump, read
-    40  Backups                     backups, which share their files; verification and restore
-    41  Checks                      fsck, gc and the command status
+    39  The server directory        how it is made, locked and refused; helpers of its commands
+    40  Export                      devpi's dump, written
+    41  Import                      devpi's dump, read
+    42  Backups                     backups, which share their files; verification and restore
+    43  Checks                      fsck, gc and the command status
     VIII The manual and the commands
-    42  The manual                  what `help` prints: topics in Markdown
-    43  Pages of the manual         the manual's topics for browsers
-    44  Commands                    the argument parser and `main`
+    44  The manual                  what `help` prints: topics in Markdown
+    45  Pages of the manual         the manual's topics for browsers
+    46  Commands                    the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -711,6 +713,11 @@ def one_line(text, limit=300):
 def number_of(number, one, many=None):
     """A number with its noun, for a person: `1 file`, `2,000 files`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def grouped(number):
+    """A number with its digits in groups: `927,088`."""
+    return f"{number:,}"
 
 
 def size_text(size):
@@ -1426,6 +1433,8 @@ class Limits:
     idle_thread = 30                # seconds without work, after which a thread ends
     response_cache = 64 << 20
     page_rows = 100                 # of a list on a web page
+    newest_releases = 50            # of a project, among which such a list looks for the latest
+    newest_files = 5000             # of an index, in which a list looks for the last projects
     page_age = 10                   # seconds for which a web page may be kept
     reading_results = 0.02          # seconds of a page for what became of test results
     shown_result = 4 << 20          # bytes of a test result that pages show
@@ -9849,6 +9858,12 @@ def as_history(entries):
     return entries[:2] + entries[2:][2 - Limits.history:]
 
 
+def uploader(history):
+    """The user who uploaded or pushed a file, by its history; None for nobody."""
+    entries = json.loads(history) if history else []
+    return entries[0]["who"] if entries else None
+
+
 def make_room(change, index, old, kind, filename, sha256, may_replace):
     """Free a name for new bytes: `old`, the file that has it, is deleted with its test results.
 
@@ -10283,7 +10298,111 @@ def remove_if_empty(change, index, name, file):
 
 
 # ==================================================================================================
-# 10  Upstream
+# 10  Test results
+#
+# What tox and `devpi test` report of a release: read from their JSON, whose form nobody checks
+# before. What does not fit is left out.
+# ==================================================================================================
+
+
+class StoredResult(typing.NamedTuple):
+    """Where a test result is stored."""
+    sha256: str
+    size: int
+
+
+class RunCommand(typing.NamedTuple):
+    """A command of a test run."""
+    words: str
+    passed: bool
+    exit_code: str
+    output: str
+
+
+class Outcome(typing.NamedTuple):
+    """What a test result says of one environment.
+
+    `setup`, `test`: True if all commands passed, False if one failed, None without commands."""
+    environment: str
+    python: str
+    setup: bool | None
+    test: bool | None
+    commands: tuple             # ((part, RunCommand), ...), the part being `setup` or `test`
+
+    @property
+    def passed(self):
+        """False if a command failed, True if the tests passed, None if none were run."""
+        return False if self.setup is False else self.test
+
+
+class TestRun(typing.NamedTuple):
+    """A test result, as tox and `devpi test` report it (tox 3: --result-json)."""
+    host: str
+    platform: str
+    outcomes: tuple
+
+    @property
+    def passed(self):
+        """False if something failed, True if all passed, None if it is not known."""
+        states = [outcome.passed for outcome in self.outcomes]
+        if False in states:
+            return False
+        return True if states and all(states) else None
+
+
+def parse_test_run(content):
+    """The `TestRun` in the JSON of a test result."""
+    found = _object(content)
+    outcomes = tuple(_outcome(str(name), about)
+                     for name, about in _object(found.get("testenvs")).items()
+                     if isinstance(about, dict))
+    return TestRun(str(found.get("host") or ""), str(found.get("platform") or ""), outcomes)
+
+
+def _object(value):
+    """A value of JSON if it is an object, else an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def _outcome(environment, about):
+    python = str(_object(about.get("python")).get("version") or "").partition(" ")[0]
+    setup, test = _commands(about.get("setup")), _commands(about.get("test"))
+    commands = (*(("setup", each) for each in setup), *(("test", each) for each in test))
+    return Outcome(environment, python, _all_passed(setup), _all_passed(test), commands)
+
+
+def _commands(entries):
+    """The `RunCommand`s of a part of a test run."""
+    found = []
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict):
+            words, code = entry.get("command"), str(entry.get("retcode", ""))
+            if isinstance(words, list):
+                words = " ".join(map(str, words))
+            found.append(RunCommand(str(words or ""), code == "0", code,
+                                    str(entry.get("output") or "")))
+    return found
+
+
+def _all_passed(commands):
+    return all(each.passed for each in commands) if commands else None
+
+
+def read_test_run(blobs, result):
+    """The `TestRun` of a test result, a `File` or `StoredResult`; None if it is too large,
+    unreadable, or not here."""
+    if result.size is None or result.size > Limits.shown_result or not result.sha256:
+        return None
+    try:
+        with blobs.open(result.sha256, result.size) as blob:
+            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
+    except (Problem, ValueError, RecursionError) as error:
+        log.info("test result %s: %s", result.sha256, reason_of(error))
+        return None
+
+
+# ==================================================================================================
+# 11  Upstream
 #
 # Requests to other servers are made here and nowhere else: pooled keep-alive connections, redirects
 # that never take credentials to another host, time limits. Also the parsing of simple pages, JSON
@@ -11701,7 +11820,7 @@ def user_agent():
 
 
 # ==================================================================================================
-# 11  Mirrors
+# 12  Mirrors
 #
 # What a mirror has of its upstream: pages, files and project lists, with one fetch at a time for
 # one thing, and the last good copy where upstream fails. All of it can be fetched again, so the
@@ -13397,7 +13516,7 @@ def _names_in_json(text):
 
 
 # ==================================================================================================
-# 12  Projects and policies
+# 13  Projects and policies
 #
 # The projects of an index. A stage reads them from the database, a mirror from its last good copy
 # of upstream's page; an index with bases merges what they have. A private name shuts out the same
@@ -14432,7 +14551,7 @@ def index_warnings(projects, index, hidden=()):
 
 
 # ==================================================================================================
-# 13  Inside archives
+# 14  Inside archives
 #
 # What people see of the files of a release without unpacking them: the members of an archive, the
 # text of one, what two versions differ in, which platforms have wheels, what is said of the origin.
@@ -15360,7 +15479,7 @@ def _metadata_folder(paths):
 
 
 # ==================================================================================================
-# 14  Staging
+# 15  Staging
 #
 # Pushing a release to another index, or to an outside server that takes uploads as PyPI does.
 # Between indexes a push is one change, all or nothing, and copies rows, not bytes.
@@ -15855,7 +15974,7 @@ def upload_kind(filename):
 
 
 # ==================================================================================================
-# 15  Outbox
+# 16  Outbox
 #
 # Messages that tell outside servers of events on an index: a Jenkins job to start, webhooks. The
 # change that makes the event enters them. A thread for each target and account delivers them later,
@@ -16230,7 +16349,7 @@ def _retry_all(change):
 
 
 # ==================================================================================================
-# 16  Search
+# 17  Search
 #
 # Finds uploaded projects by their metadata, README and documentation, and the dependents of any
 # project, in a database of its own that can be deleted at any time (full text by SQLite's FTS5, or
@@ -17357,7 +17476,7 @@ def _page_text(file, member):
 
 
 # ==================================================================================================
-# 17  Downloads
+# 18  Downloads
 #
 # How often each file was sent, and when last, in a database of its own: facts of this server, which
 # no changelog has and no replica copies. Sending a file costs one increment in memory; a thread
@@ -17678,7 +17797,303 @@ def _fold_days(db, oldest):
 
 
 # ==================================================================================================
-# 18  HTTP messages
+# 19  Overviews
+#
+# What lists say of users, indexes and projects: the newest uploads, projects by their latest
+# release, how much an index has. A list is read a page at a time, so no more rows than it shows.
+# ==================================================================================================
+
+
+def first_page(rows, key=operator.itemgetter(0)):
+    """(the rows of one page, the `key` of the last of them if more rows follow, else None).
+
+    `rows`: at least one more than `Limits.page_rows`, if there are so many."""
+    shown = rows[:Limits.page_rows]
+    return shown, key(shown[-1]) if len(rows) > len(shown) else None
+
+
+# -- users and indexes
+
+
+def accounts_after(db, name):
+    """`first_page` of the `Account`s of all users, by name."""
+    return first_page([account_of(row) for row in db.execute(
+        "SELECT * FROM users WHERE name > ? ORDER BY name LIMIT ?",
+        (name, Limits.page_rows + 1))], lambda account: account.name)
+
+
+class IndexSummary(typing.NamedTuple):
+    """An index in a list of indexes."""
+    index: Index
+    asks_upstream: bool
+    projects: int               # of a mirror: those that are cached
+    uploaded: str = ""          # when the last file came; "" if none did, and for mirrors
+    names: int | None = None    # of a mirror: in the list of all names, if that is here
+
+
+def index_summaries(db, projects, indexes):
+    """An `IndexSummary` for each index; `projects`: the `Projects`."""
+    for index in indexes:
+        member = projects.at(index)
+        count = count_projects(db, [index])
+        if member.asks_upstream:
+            names = known_names(member)
+            yield IndexSummary(index, True, count, names=names and names.count)
+        else:
+            newest = newest_uploads(db, index, 1)
+            yield IndexSummary(index, False, count, newest[0].uploaded if newest else "")
+
+
+def count_projects(db, indexes):
+    """The number of projects in some indexes."""
+    ids = [index.id for index in indexes]
+    return db.execute(f"SELECT count(*) FROM projects WHERE index_id IN ({marks(ids)})",
+                      ids).fetchone()[0]
+
+
+def known_names(mirror):
+    """The `MirrorNames` of a `Mirror`; None if the list of all names is not here."""
+    names = mirror.names_at_hand()
+    return names if isinstance(names, MirrorNames) else None
+
+
+# -- files
+
+
+class NewUpload(typing.NamedTuple):
+    """A file that came to a stage."""
+    id: int
+    project: str
+    version: str
+    filename: str
+    uploaded: str
+    history: str | None
+
+    @property
+    def who(self):
+        """Who uploaded it; None for nobody."""
+        return uploader(self.history)
+
+
+def newest_uploads(db, index, count, project=None):
+    """The files that last came to a stage, or to a project of it, newest first."""
+    condition, values = "files.index_id = ?", [index.id]
+    if project is not None:
+        condition += " AND projects.name = ?"
+        values.append(project)
+    return [NewUpload(*row) for row in db.execute(
+        "SELECT files.id, projects.name, version, filename, uploaded, history "
+        f"FROM files JOIN projects ON projects.id = project_id WHERE {condition} "
+        "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT ?",
+        (*values, count))]
+
+
+class FileNumbers(typing.NamedTuple):
+    """How many files of each kind there are."""
+    files: int
+    docs: int
+    results: int
+
+    @property
+    def text(self):
+        """In words: `2 files, 1 documentation, 3 test results`."""
+        words = zip(self, ("file", "documentation", "test result"))
+        return ", ".join(number_of(number, word) for number, word in words if number) or "no files"
+
+
+def numbers_in(db, indexes):
+    """The `FileNumbers` of some indexes."""
+    ids = [index.id for index in indexes]
+    return _file_numbers(db, f"WHERE index_id IN ({marks(ids)})", ids)
+
+
+def numbers_of(db, index, project, version=None, path=None):
+    """The `FileNumbers` of a project of an index, of a version of it in all its spellings, or of
+    the file at a path with its test results."""
+    rest = "JOIN projects ON projects.id = project_id " \
+           "WHERE projects.index_id = ? AND projects.name = ?"
+    values = [index.id, project]
+    if path:
+        rest += " AND (files.path = ? OR for_id IN (SELECT id FROM files WHERE index_id = ? " \
+                "AND path = ?))"
+        values += [path, index.id, path]
+    elif version is not None:
+        there = db.execute(f"SELECT DISTINCT version FROM files {rest}", values)
+        texts = spellings(version, [text for text, in there])
+        rest += f" AND files.version IN ({marks(texts)})"
+        values += texts
+    return _file_numbers(db, rest, values)
+
+
+def _file_numbers(db, rest, values):
+    """The `FileNumbers` of the files that the rest of a SELECT names."""
+    found = dict(map(tuple, db.execute(
+        f"SELECT kind, count(*) FROM files {rest} GROUP BY kind", values)))
+    return FileNumbers(*(found.get(kind, 0) for kind in ("releasefile", "doczip", "toxresult")))
+
+
+class FileCount(typing.NamedTuple):
+    """How many files an index has here, as far as they were counted."""
+    counted: float      # time.monotonic()
+    rows: int           # those that were looked at
+    files: int          # of these, those that are here
+    size: int
+
+    @property
+    def texts(self):
+        """(number of files, their size) for people."""
+        more = "" if self.rows < Limits.counted else "more than "
+        return more + grouped(self.files), more + size_text(self.size) if self.files else ""
+
+
+class FileCounts(Part):
+    """How many files indexes have here: counted for a page that shows it, then kept for
+    `Limits.count_age`, since counting takes long."""
+
+    def __init__(self, store):
+        self.store, self.known = store, {}
+
+    def of(self, indexes):
+        """{index id: FileCount}, without those for which the time of one page did not suffice."""
+        now = time.monotonic()
+        with self.store.read() as db:
+            for index in indexes:
+                if index.id not in self.known \
+                        or self.known[index.id].counted < now - Limits.count_age:
+                    self.known[index.id] = FileCount(now, *db.execute(
+                        "SELECT count(*), count(sha256), "
+                        "coalesce(sum(CASE WHEN sha256 IS NOT NULL THEN size END), 0) "
+                        "FROM (SELECT sha256, size FROM files WHERE index_id = ? LIMIT ?)",
+                        (index.id, Limits.counted)).fetchone())
+                if time.monotonic() > now + Limits.counting:
+                    break
+        return {index.id: self.known[index.id] for index in indexes if index.id in self.known}
+
+    def tidy(self):
+        self.known = {}
+
+
+# -- projects
+
+
+def projects_by_name(db, index, start, after):
+    """`first_page` of the projects of a stage whose names begin with `start` and follow `after`:
+    (name, id) pairs."""
+    return first_page([tuple(row) for row in db.execute(
+        "SELECT name, id FROM projects WHERE index_id = ? AND name > ? AND name >= ? AND name < ? "
+        "ORDER BY name LIMIT ?",
+        (index.id, after, start, start + "\x7f", Limits.page_rows + 1))])
+
+
+def projects_by_upload(db, index, before=None):
+    """The same of all projects of a stage, the last upload first, among its last
+    `Limits.newest_files` files.
+
+    The next page begins `before` the ID of a file."""
+    found, last = {}, before
+    rows = db.execute(
+        "SELECT files.id, projects.id, projects.name FROM files JOIN projects "
+        "ON projects.id = project_id WHERE files.index_id = ? AND files.id < ? "
+        "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT ?",
+        (index.id, before or 1 << 62, Limits.newest_files))
+    for file_id, project_id, name in rows:
+        if len(found) == Limits.page_rows and name not in found:
+            return list(found.items()), last
+        found[name], last = project_id, file_id
+    return list(found.items()), None
+
+
+def cached_projects(db, index, after):
+    """`first_page` of the projects of a mirror whose pages are here: (name, time of the page)."""
+    return first_page([tuple(row) for row in db.execute(
+        "SELECT name, fetched FROM projects WHERE index_id = ? AND name > ? "
+        "AND fetched IS NOT NULL ORDER BY name LIMIT ?",
+        (index.id, after, Limits.page_rows + 1))])
+
+
+class ProjectLine(typing.NamedTuple):
+    """A project in the list of a stage, shown by its latest release that is not yanked."""
+    name: str
+    version: str = ""
+    yanked: bool = False
+    uploaded: str = ""
+    who: str | None = None
+    files: int = 0
+    results: tuple = ()         # StoredResult, of the release
+    docs: str = ""              # the version with documentation, "" if there is none
+    summary: str = ""
+
+
+def project_lines(db, projects):
+    """A `ProjectLine` for each of a stage's projects, (name, ID) pairs.
+
+    The three latest of the `Limits.newest_releases` that came last are looked at."""
+    ranked, candidates = {}, []
+    for _, project_id in projects:
+        releases = db.execute("SELECT id, version FROM releases WHERE project_id = ? "
+                              "ORDER BY id DESC LIMIT ?",
+                              (project_id, Limits.newest_releases)).fetchall()
+        releases.sort(key=lambda row: (is_final(row[1]), version_key(row[1])), reverse=True)
+        ranked[project_id] = [tuple(row) for row in releases[:3]]
+        candidates += [row[0] for row in releases[:3]]
+
+    files = collections.defaultdict(list)       # {release id: its files}
+    for row in db.execute("SELECT release_id, kind, uploaded, yanked, history, sha256, size "
+                          f"FROM files WHERE release_id IN ({marks(candidates)}) ORDER BY id",
+                          candidates):
+        files[row["release_id"]].append(row)
+    docs = dict(db.execute(
+        "SELECT project_id, version FROM files WHERE kind = 'doczip' "
+        f"AND project_id IN ({marks(projects)}) ORDER BY id", [id_ for _, id_ in projects]))
+    return [_project_line(db, name, ranked[project_id], files, docs.get(project_id, ""))
+            for name, project_id in projects]
+
+
+def _project_line(db, name, releases, files, docs):
+    """The `ProjectLine` of a project; `releases`: (ID, version), the latest first."""
+    if not releases:
+        return ProjectLine(name)
+    own = {id_: [row for row in files[id_] if row["kind"] == "releasefile"] for id_, _ in releases}
+    release_id, version = next(
+        (release for release in releases
+         if any(row["yanked"] is None for row in own[release[0]])), releases[0])
+    shown = own[release_id]
+    text, = db.execute("SELECT metadata FROM releases WHERE id = ?", (release_id,)).fetchone()
+    summary = json.loads(text).get("summary")
+    return ProjectLine(
+        name, version,
+        yanked=bool(shown) and all(row["yanked"] is not None for row in shown),
+        uploaded=shown[-1]["uploaded"] if shown else "",
+        who=uploader(shown[0]["history"]) if shown else None,
+        files=len(shown),
+        results=tuple(StoredResult(row["sha256"], row["size"]) for row in files[release_id]
+                      if row["kind"] == "toxresult"),
+        docs=docs,
+        summary=summary if isinstance(summary, str) else "")
+
+
+class Attached(typing.NamedTuple):
+    """What is attached to the releases of a stage's project, by version."""
+    docs: set                   # versions with documentation
+    results: dict               # {version: [StoredResult, ...]}
+
+
+def attached_to(db, index, project):
+    """The documentation and test results of a stage's project, as `Attached`."""
+    found = Attached(set(), collections.defaultdict(list))
+    for kind, version, sha256, size in db.execute(
+            "SELECT kind, version, sha256, size FROM files JOIN projects "
+            "ON projects.id = project_id WHERE kind IN ('doczip', 'toxresult') "
+            "AND projects.index_id = ? AND name = ? ORDER BY files.id DESC", (index.id, project)):
+        if kind == "doczip":
+            found.docs.add(version)
+        else:
+            found.results[version].append(StoredResult(sha256, size))
+    return found
+
+
+# ==================================================================================================
+# 20  HTTP messages
 #
 # Requests and responses as bytes: heads and their framing, bodies, forms, content negotiation,
 # ranges, and the form of errors for each kind of client. What a client sends is checked here before
@@ -18980,7 +19395,7 @@ def _disposition(head):
 
 
 # ==================================================================================================
-# 19  HTML
+# 21  HTML
 #
 # The pieces that web pages are made of, and the frame around them. Values reach a page through
 # `markup`, which escapes all that is not `Html` already, and its templates are literals: no text
@@ -19057,11 +19472,6 @@ def moment(iso):
 def day(iso):
     """The date of an ISO time (UTC)."""
     return markup('<time datetime="{}">{}</time>', iso, iso[:10]) if iso else ""
-
-
-def grouped(number):
-    """A number with its digits in groups: `927,088`."""
-    return f"{number:,}"
 
 
 def badge(text, kind=""):
@@ -19141,6 +19551,26 @@ def pager(first, following):
     return when(first or following, '<nav class="pager" aria-label="Pages">{} {}</nav>',
                 when(first, '<a href="{}">First page</a>', first),
                 when(following, '<a href="{}" rel="next">Next page</a>', following))
+
+
+def pager_after(href, after, following):
+    """`pager` of a list whose pages begin after an entry: this one `after` that, the next one after
+    `following`; `href(after=...)` is the path of a page."""
+    return pager(href() if after else "", following and href(after=following))
+
+
+def first_row(request):
+    """The number of rows before the page of a list that `from` asks for."""
+    text = request.query.get("from", "")
+    return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else 0
+
+
+def pager_from(href, start, total):
+    """`pager` of a list with `total` rows, of which this page shows those from `start` on:
+    `first_row`; `href(**{"from": ...})` is the path of a page."""
+    following = start + Limits.page_rows
+    return pager(href() if start else "",
+                 href(**{"from": following}) if following < total else "")
 
 
 def search_box(name, label, value, action, placeholder=""):
@@ -19539,7 +19969,7 @@ def problem_page(request, problem, more=""):
 
 
 # ==================================================================================================
-# 20  The front
+# 22  The front
 #
 # Connections and their workers. The main thread runs one loop over all connections that are between
 # requests: it gathers a head, sends a ready response, or else hands the connection to a worker. An
@@ -20370,7 +20800,7 @@ def connection_limit(wanted):
 
 
 # ==================================================================================================
-# 21  Application and routes
+# 23  Application and routes
 #
 # The parts of a running server, and the way from a request to its endpoint. A route names its
 # audience and its permission; the dispatcher finds index and project, checks the permission, and
@@ -21136,6 +21566,7 @@ class App(Part):
         self.outbox = Outbox(store, self.client, settings)
         self.search = SearchIndex(store, self.indexes, self.releases, self.blobs, settings)
         self.downloads = Downloads(store, settings)
+        self.file_counts = FileCounts(store)
 
         self.pages = store.freshness.cache(Limits.page_cache)
         self.turns = Turns()
@@ -21525,7 +21956,7 @@ def ways_on(request, problem):
 
 
 # ==================================================================================================
-# 22  Descriptions
+# 24  Descriptions
 #
 # The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
 # reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
@@ -24508,7 +24939,7 @@ def _guessed_format(text):
 
 
 # ==================================================================================================
-# 23  For people
+# 25  For people
 #
 # Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
 # two indexes differ.
@@ -25003,7 +25434,7 @@ def get_downloads(request, index, project):
 
 
 # ==================================================================================================
-# 24  For installers
+# 26  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -25554,7 +25985,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 25  For devpi clients
+# 27  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -26360,7 +26791,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 26  For operators
+# 28  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -26513,7 +26944,7 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 27  Buttons
+# 29  Buttons
 #
 # What only people who have logged in see on the web pages: buttons, which lead to the forms of the
 # chapter "Actions of people". A button is there only if its form would be accepted.
@@ -26599,7 +27030,7 @@ def push_button(request, index, project, version, target):
 
 
 # ==================================================================================================
-# 28  Pages of users and indexes
+# 30  Pages of users and indexes
 #
 # What a browser gets at `/`, `/alice` and `/alice/dev`. A page reads no more rows than it shows:
 # long lists are in pages of 100, each of which begins after the last name of the one before. An
@@ -26607,120 +27038,29 @@ def push_button(request, index, project, version, target):
 # ==================================================================================================
 
 
-class NewUpload(typing.NamedTuple):
-    """A file that came to a stage."""
-    id: int
-    index_id: int
-    project: str
-    version: str
-    filename: str
-    uploaded: str
-    history: str | None
-
-    @property
-    def who(self):
-        """Who uploaded it; None for nobody."""
-        return uploader(self.history)
+def _index_table(request, indexes):
+    with request.app.store.read() as db:
+        summaries = list(index_summaries(db, request.app.projects, indexes))
+    return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), [
+        (joined((link(request.href(each.index.path), each.index.path), badge(each.index.type)),
+                " "),
+         each.index.config.get("title", ""), _size_words(each), day(each.uploaded),
+         _sources_of(request, each.index)) for each in summaries], "even")
 
 
-def uploader(history):
-    """The user who uploaded or pushed a file, by its history; None for nobody."""
-    entries = json.loads(history) if history else []
-    return entries[0]["who"] if entries else None
+def _size_words(summary):
+    """How many projects an index has, in words."""
+    if not summary.asks_upstream:
+        return number_of(summary.projects, "project")
+    names = "" if summary.names is None else f"{number_of(summary.names, 'name')}, "
+    return f"{names}{summary.projects:,} cached"
 
 
-def newest_uploads(db, index_id, count, before=None, project=None):
-    """The files that last came to a stage, newest first; `before`: only those with a lower id."""
-    condition, values = "index_id = ? AND files.id < ?", [index_id, before or 1 << 62]
-    if project is not None:
-        condition += " AND projects.name = ?"
-        values.append(project)
-    return [NewUpload(*row) for row in db.execute(
-        "SELECT files.id, files.index_id, projects.name, version, filename, uploaded, history "
-        f"FROM files JOIN projects ON projects.id = project_id WHERE files.{condition} "
-        "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT ?",
-        (*values, count))]
-
-
-class IndexCard(typing.NamedTuple):
-    """What a list of indexes says of one."""
-    index: Index
-    size: str                   # in words
-    uploaded: str               # when the last file came; "" if none did
-    upstream: str = ""
-
-
-def index_cards(request, indexes):
-    """An `IndexCard` for each index."""
-    app, cards = request.app, []
-    with app.store.read() as db:
-        for index in indexes:
-            projects, = db.execute("SELECT count(*) FROM projects WHERE index_id = ?",
-                                   (index.id,)).fetchone()
-            member = app.projects.at(index)
-            if not member.asks_upstream:
-                newest = newest_uploads(db, index.id, 1)
-                cards.append(IndexCard(index, number_of(projects, "project"),
-                                       newest[0].uploaded if newest else ""))
-                continue
-            names = member.names_at_hand()
-            known = f"{number_of(names.count, 'name')}, " if isinstance(names, MirrorNames) else ""
-            cards.append(IndexCard(index, f"{known}{projects:,} cached", "",
-                                   public_url(index.mirror_url or "")))
-    return cards
-
-
-@part
-class FileCounts(Part):
-    """How many files the indexes have: counted for a page that shows it, then known for a while."""
-
-    def __init__(self, app):
-        self.store, self.known = app.store, {}
-
-    def of(self, indexes):
-        """{index id: FileCount}, without those for which the time of one page did not suffice."""
-        now = time.monotonic()
-        with self.store.read() as db:
-            for index in indexes:
-                if index.id not in self.known \
-                        or self.known[index.id].counted < now - Limits.count_age:
-                    self.known[index.id] = FileCount(now, *db.execute(
-                        "SELECT count(*), count(sha256), "
-                        "coalesce(sum(CASE WHEN sha256 IS NOT NULL THEN size END), 0) "
-                        "FROM (SELECT sha256, size FROM files WHERE index_id = ? LIMIT ?)",
-                        (index.id, Limits.counted)).fetchone())
-                if time.monotonic() > now + Limits.counting:
-                    break
-        return {index.id: self.known[index.id] for index in indexes if index.id in self.known}
-
-    def tidy(self):
-        self.known = {}
-
-
-class FileCount(typing.NamedTuple):
-    """How many files an index has, as far as they were counted."""
-    counted: float      # time.monotonic()
-    rows: int           # those that were looked at
-    files: int          # of these, those that are here
-    size: int
-
-    @property
-    def texts(self):
-        """(number of files, their size) for people."""
-        more = "" if self.rows < Limits.counted else "more than "
-        return more + grouped(self.files), more + size_text(self.size) if self.files else ""
-
-
-def _index_table(request, cards):
-    rows = []
-    for index, size, uploaded, upstream in cards:
-        about = upstream or joined((link(request.href(base), base)
-                                    for base in shown_bases(request, index)), ", ")
-        rows.append((
-            joined((link(request.href(index.path), index.path), badge(index.type)), " "),
-            index.config.get("title", ""), size, day(uploaded), about))
-    return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), rows,
-                 "even")
+def _sources_of(request, index):
+    """The upstream of a mirror, the bases of a stage."""
+    if index.mirror_url:
+        return public_url(index.mirror_url)
+    return joined((link(request.href(base), base) for base in shown_bases(request, index)), ", ")
 
 
 def install_lines(request, index, project="NAME"):
@@ -26738,14 +27078,11 @@ def get_front_page(request):
     """All users and the indexes that the reader may read; a guide while there are no uploads."""
     app, after = request.app, request.query.get("after", "")
     with app.store.read() as db:
-        accounts = [account_of(row) for row in db.execute(
-            "SELECT * FROM users WHERE name > ? ORDER BY name LIMIT ?",
-            (after, Limits.page_rows + 1))]
-    following = accounts[Limits.page_rows - 1].name if len(accounts) > Limits.page_rows else None
+        accounts, following = accounts_after(db, after)
 
     everyone = "all" in request.query
     sections = []
-    for account in accounts[:Limits.page_rows]:
+    for account in accounts:
         indexes = [index for index in app.indexes.all(account.name) if may_read(request, index)]
         if indexes or everyone:
             sections.append(_user_section(request, account, indexes))
@@ -26759,8 +27096,7 @@ def get_front_page(request):
         joined(sections),
         when(len(sections) < len(accounts), '<p class="soft">{}</p>',
              link(path, "Show users without indexes")),
-        pager(request.href("") if after else "",
-              following and request.href("", after=following)),
+        pager_after(functools.partial(request.href, ""), after, following),
         when(recent, "{}{}", section("Set up your tools", _use_lines(request)),
              section("Recently uploaded", _upload_table(request, recent)))))
     return page_response(request, "", body)
@@ -26769,7 +27105,7 @@ def get_front_page(request):
 def _user_section(request, account, indexes):
     name = link(request.href(account.name), account.name)
     title = account.attributes.get("title")
-    content = _index_table(request, index_cards(request, indexes)) if indexes \
+    content = _index_table(request, indexes) if indexes \
         else markup('<p class="soft">No indexes.</p>')
     return section(joined((name, markup('<small class="soft">{}</small>', title)), " ")
                    if title else name, content)
@@ -26780,7 +27116,7 @@ def _recent_uploads(request):
     found = []
     with request.app.store.read() as db:
         for index in readable_indexes(request):
-            found += [(index, upload) for upload in newest_uploads(db, index.id, 20)]
+            found += [(index, upload) for upload in newest_uploads(db, index, 20)]
     return sorted(found, key=lambda pair: pair[1].id, reverse=True)[:20]
 
 
@@ -26841,100 +27177,12 @@ def get_user_page(request, user):
         facts([("E-mail", email and outside_link(f"mailto:{email}", email)),
                ("User since", day(account.created))]),
         user_actions(request, user),
-        section("Indexes", _index_table(request, index_cards(request, indexes)) if indexes
+        section("Indexes", _index_table(request, indexes) if indexes
                 else markup('<p class="soft">{} has no index that you may read.</p>', user))))
     return page_response(request, user, body, crumbs_to(user))
 
 
 # -- test results
-
-
-class Outcome(typing.NamedTuple):
-    """What a test result says of one environment.
-
-    `setup`, `test`: True if all commands passed, False if one failed, None without commands."""
-    environment: str
-    python: str
-    setup: bool | None
-    test: bool | None
-    commands: tuple             # ((part, RunCommand), ...), see `_commands`
-
-
-class RunCommand(typing.NamedTuple):
-    """A command of a test run."""
-    words: str
-    passed: bool
-    exit_code: str
-    output: str
-
-
-class TestRun(typing.NamedTuple):
-    """A test result, as tox and `devpi test` report it (tox 3: --result-json)."""
-    host: str
-    platform: str
-    outcomes: tuple
-
-    @property
-    def passed(self):
-        """False if something failed, True if all passed, None if it is not known."""
-        states = [state for outcome in self.outcomes for state in (outcome.setup, outcome.test)]
-        if False in states:
-            return False
-        return True if self.outcomes and all(outcome.test for outcome in self.outcomes) else None
-
-
-def parse_test_run(content):
-    """The `TestRun` in the JSON of a test result; what does not fit its form is left out."""
-    environments = content.get("testenvs") if isinstance(content, dict) else None
-    outcomes = []
-    for name, about in environments.items() if isinstance(environments, dict) else ():
-        if isinstance(about, dict):
-            python = about.get("python")
-            version = python.get("version") if isinstance(python, dict) else ""
-            setup, test = _commands(about.get("setup")), _commands(about.get("test"))
-            outcomes.append(Outcome(
-                str(name), str(version or "").partition(" ")[0], _all_passed(setup),
-                _all_passed(test), tuple([("setup", each) for each in setup]
-                                         + [("test", each) for each in test])))
-    found = content if isinstance(content, dict) else {}
-    return TestRun(str(found.get("host") or ""), str(found.get("platform") or ""),
-                   tuple(outcomes))
-
-
-def _commands(entries):
-    """The `RunCommand`s of a part of a test run."""
-    found = []
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, dict):
-            words, code = entry.get("command"), str(entry.get("retcode", ""))
-            if isinstance(words, list):
-                words = " ".join(map(str, words))
-            found.append(RunCommand(str(words or ""), code == "0", code,
-                                 str(entry.get("output") or "")))
-    return found
-
-
-def _all_passed(commands):
-    return all(each.passed for each in commands) if commands else None
-
-
-def test_run(request, result):
-    """The `TestRun` of a test result, a `File` or `StoredResult`; None if it is too large,
-    unreadable, or not here."""
-    if result.size is None or result.size > Limits.shown_result or not result.sha256:
-        return None
-    try:
-        with request.app.blobs.open(result.sha256, result.size) as blob:
-            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
-    except (Problem, ValueError, RecursionError) as error:
-        log.info("test result %s: %s", result.sha256, reason_of(error))
-        return None
-
-
-class StoredResult(typing.NamedTuple):
-    """Where a test result is stored."""
-    sha256: str
-    size: int
 
 
 def has_passed(request, result, until):
@@ -26943,7 +27191,7 @@ def has_passed(request, result, until):
     app, key = request.app, ("has passed", result.sha256)
     state = app.pages.get(key)
     if state is None and time.monotonic() < until:
-        run = test_run(request, result)
+        run = read_test_run(app.blobs, result)
         state = (run.passed if run else None,)
         freshness = app.store.freshness
         freshness.keep(app.pages, key, state, 200, frozenset(), freshness.moment())
@@ -26963,61 +27211,6 @@ def tests_badge(request, results):
 
 
 # -- an index
-
-
-class ProjectLine(typing.NamedTuple):
-    """A project in the list of a stage, shown by its latest release."""
-    name: str
-    version: str = ""
-    yanked: bool = False
-    uploaded: str = ""
-    who: str | None = None
-    files: int = 0
-    results: tuple = ()         # StoredResult, of the release
-    docs: str = ""              # the version with documentation, "" if there is none
-    summary: str = ""
-
-
-def project_lines(db, names):
-    """A `ProjectLine` for each of a stage's (id, name of a project) pairs.
-
-    The latest release is looked for among the 50 that came last."""
-    ranked, candidates = {}, []
-    for project_id, name in names:
-        releases = db.execute("SELECT id, version FROM releases WHERE project_id = ? "
-                              "ORDER BY id DESC LIMIT 50", (project_id,)).fetchall()
-        releases.sort(key=lambda row: (is_final(row[1]), version_key(row[1])), reverse=True)
-        ranked[project_id] = [tuple(row) for row in releases[:3]]
-        candidates += [row[0] for row in releases[:3]]
-
-    files = collections.defaultdict(list)
-    for row in db.execute("SELECT release_id, kind, uploaded, yanked, history, sha256, size "
-                          "FROM files WHERE "
-                          f"release_id IN ({marks(candidates)}) ORDER BY id", candidates):
-        files[row["release_id"]].append(row)
-    docs = dict(db.execute(
-        "SELECT project_id, version FROM files WHERE kind = 'doczip' "
-        f"AND project_id IN ({marks(names)}) ORDER BY id", [id_ for id_, _ in names]))
-    return [_project_line(db, name, ranked[project_id], files, docs.get(project_id, ""))
-            for project_id, name in names]
-
-
-def _project_line(db, name, releases, files, docs):
-    if not releases:
-        return ProjectLine(name)
-    release_id, version = next(
-        ((id_, version) for id_, version in releases
-         if any(row["yanked"] is None for row in files[id_] if row["kind"] == "releasefile")),
-        releases[0])
-    text, = db.execute("SELECT metadata FROM releases WHERE id = ?", (release_id,)).fetchone()
-    own = [row for row in files[release_id] if row["kind"] == "releasefile"]
-    summary = json.loads(text).get("summary")
-    return ProjectLine(
-        name, version, bool(own) and all(row["yanked"] is not None for row in own),
-        own[-1]["uploaded"] if own else "", uploader(own[0]["history"]) if own else None,
-        len(own), tuple(StoredResult(row["sha256"], row["size"]) for row in files[release_id]
-                        if row["kind"] == "toxresult"), docs,
-        summary if isinstance(summary, str) else "")
 
 
 @route("GET", "/{user}/{index}[/]", for_="browser", may="see")
@@ -27063,14 +27256,13 @@ def _projects_view(request, index):
 def _stage_view(request, index):
     start = normalize(request.query.get("q", "")[:Limits.query]).strip("-")
     after, newest = request.query.get("after", ""), request.query.get("sort") == "-uploaded"
+    before = int(after) if re.fullmatch(r"[0-9]{1,18}", after) else None
     with request.app.store.read() as db:
-        names, following = _newest_projects(db, index, after) if newest \
-            else _projects_by_name(db, index, start, after)
-        lines = project_lines(db, names)
+        projects, following = projects_by_upload(db, index, before) if newest \
+            else projects_by_name(db, index, start, after)
+        lines = project_lines(db, projects)
 
-    def href(**query):
-        return request.href(index.path, q=start, sort="-uploaded" if newest else "", **query)
-
+    href = functools.partial(request.href, index.path, q=start, sort="-uploaded" if newest else "")
     tags = {names_tag(index.id), *(project_tag(index.id, line.name) for line in lines)}
     if newest:
         tags = None         # any other project may become the newest
@@ -27089,33 +27281,7 @@ def _stage_view(request, index):
             ("Project", "Latest", "Uploaded", "Files", "Tests", "Docs"),
             [_line_cells(request, index, line) for line in lines])) if lines
         else markup("<p>No project here begins with {}.</p>", start),
-        pager(href() if after else "", following and href(after=following)))), tags
-
-
-def _projects_by_name(db, index, start, after):
-    """([(id, name), ...] of a page of a stage's projects, the name after which the next begins)."""
-    rows = [tuple(row) for row in db.execute(
-        "SELECT id, name FROM projects WHERE index_id = ? AND name > ? AND name >= ? AND name < ? "
-        "ORDER BY name LIMIT ?",
-        (index.id, after, start, start + "\x7f", Limits.page_rows + 1))]
-    more = len(rows) > Limits.page_rows
-    rows = rows[:Limits.page_rows]
-    return rows, rows[-1][1] if more else None
-
-
-def _newest_projects(db, index, before):
-    """The same, the last upload first; `before`: the id of a file, as text."""
-    found, last = {}, int(before) if re.fullmatch(r"[0-9]{1,18}", before) else None
-    rows = db.execute(
-        "SELECT files.id, projects.id, projects.name FROM files JOIN projects "
-        "ON projects.id = project_id WHERE files.index_id = ? AND files.id < ? "
-        "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT 5000",
-        (index.id, last or 1 << 62))
-    for file_id, project_id, name in rows:
-        if len(found) == Limits.page_rows and project_id not in found:
-            return list(found.items()), last
-        found[project_id], last = name, file_id
-    return list(found.items()), None
+        pager_after(href, after, following))), tags
 
 
 def _line_cells(request, index, line):
@@ -27137,7 +27303,7 @@ def _mirror_view(request, index):
     names = request.app.projects.at(index).names_at_hand()
     if start:
         found, partial = matching_names(names, start, prefix_only=True)
-        shown, following = _after(found, after)
+        shown, following = first_page([name for name in found if name > after], str)
         title = number_of(len(found), "name") + (" or more" if partial else "")
         listed = _name_table(request, index, shown)
     else:
@@ -27145,22 +27311,22 @@ def _mirror_view(request, index):
 
     href = functools.partial(request.href, index.path, q=start)
     return joined((
-        _mirror_facts(request, index, names),
+        _mirror_facts(request, index),
         search_box("q", "Names that begin with", start, request.href(index.path)),
-        markup("<h2>{}</h2>", title), listed,
-        pager(href() if after else "", following and href(after=following)))), None
+        markup("<h2>{}</h2>", title), listed, pager_after(href, after, following))), None
 
 
-def _mirror_facts(request, index, names):
-    app, is_known = request.app, isinstance(names, MirrorNames)
+def _mirror_facts(request, index):
+    app = request.app
     contact = app.mirrors.upstreams.contacts.get(index.id)
-    files = app.part(FileCounts).of([index]).get(index.id)
+    files = app.file_counts.of([index]).get(index.id)
+    names = known_names(app.projects.at(index))
     all_names = link(request.href(index.path, show="names"), grouped(names.count)) \
-        if is_known else "not known yet"
+        if names else "not known yet"
     return facts([
         ("Upstream", outside_link(*[public_url(index.mirror_url)] * 2) if index.mirror_url
          else "none"),
-        ("Names", all_names), ("List fetched", moment(iso_time(names.fetched)) if is_known else ""),
+        ("Names", all_names), ("List fetched", names and moment(iso_time(names.fetched))),
         ("Files here", files and joined(filter(None, files.texts), ", ")),
         ("Last contact", contact and not contact.trouble and moment(iso_time(contact.since)) or ""),
         ("Last failure", contact and contact.failure),
@@ -27175,41 +27341,28 @@ def _name_table(request, index, names):
 def _cached_projects(request, index, after):
     """(title, table, the name after which the next page begins) of a mirror's cached projects."""
     with request.app.store.read() as db:
-        rows = [tuple(row) for row in db.execute(
-            "SELECT name, fetched FROM projects WHERE index_id = ? AND name > ? "
-            "AND fetched IS NOT NULL ORDER BY name LIMIT ?",
-            (index.id, after, Limits.page_rows + 1))]
-    if not rows:
+        shown, following = cached_projects(db, index, after)
+    if not shown:
         return "Cached projects", markup(
             '<p class="lead">Nothing is cached yet.</p><p>What is installed through this mirror '
             "is kept here.</p>"), None
-    shown = rows[:Limits.page_rows]
     listed = table("Cached projects", ("Project", "Page fetched"), [
         (link(request.href(f"{index.path}/{name}"), name), moment(iso_time(fetched)))
         for name, fetched in shown])
-    return "Cached projects", listed, shown[-1][0] if len(rows) > len(shown) else None
+    return "Cached projects", listed, following
 
 
 def _names_view(request, index):
     """(all names of a mirror, 100 at a time, None: not to be kept)."""
-    names, after = request.app.projects.at(index).names_at_hand(), request.query.get("after", "")
-    if not isinstance(names, MirrorNames):
+    names, after = known_names(request.app.projects.at(index)), request.query.get("after", "")
+    if names is None:
         return markup("<p>The list of all names is not here yet.</p>"), None
-    found = names.after(normalize(after), Limits.page_rows + 1)
-    shown = found[:Limits.page_rows]
+    shown, following = first_page(names.after(normalize(after), Limits.page_rows + 1), str)
     href = functools.partial(request.href, index.path, show="names")
     return joined((
         markup('<p class="lead">{}</p>', number_of(names.count, "name")),
         _name_table(request, index, shown),
-        pager(href() if after else "",
-              href(after=shown[-1]) if len(found) > len(shown) else ""))), None
-
-
-def _after(names, last):
-    """(a page of sorted names after `last`, the name after which the next page begins)."""
-    rest = [name for name in names if name > last][:Limits.page_rows + 1]
-    more = len(rest) > Limits.page_rows
-    return rest[:Limits.page_rows], rest[Limits.page_rows - 1] if more else None
+        pager_after(href, after, following))), None
 
 
 def _settings_view(request, index):
@@ -27264,7 +27417,7 @@ def _inheritance_view(request, index):
 def get_index_feed(request, index):
     """Atom (RFC 4287): the newest 50 uploads of a stage."""
     with request.app.store.read() as db:
-        uploads = newest_uploads(db, index.id, 50)
+        uploads = newest_uploads(db, index, 50)
     return _feed_response(request, index, index.path, uploads)
 
 
@@ -27272,7 +27425,7 @@ def get_index_feed(request, index):
 def get_project_feed(request, index, project):
     """Atom (RFC 4287): the newest 50 uploads of a stage's project."""
     with request.app.store.read() as db:
-        uploads = newest_uploads(db, index.id, 50, project=project)
+        uploads = newest_uploads(db, index, 50, project=project)
     return _feed_response(request, index, f"{index.path}/{project}", uploads)
 
 
@@ -27294,31 +27447,11 @@ def _feed_response(request, index, path, uploads):
 
 
 # ==================================================================================================
-# 29  Pages of projects
+# 31  Pages of projects
 #
 # What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
 # the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
 # ==================================================================================================
-
-
-class Attached(typing.NamedTuple):
-    """What is attached to the releases of a stage's project, by version."""
-    docs: set                   # versions with documentation
-    results: dict               # {version: [StoredResult, ...]}
-
-
-def attached_to(db, index, project):
-    """The documentation and test results of a stage's project, as `Attached`."""
-    found = Attached(set(), collections.defaultdict(list))
-    for kind, version, sha256, size in db.execute(
-            "SELECT kind, version, sha256, size FROM files JOIN projects "
-            "ON projects.id = project_id WHERE kind IN ('doczip', 'toxresult') "
-            "AND projects.index_id = ? AND name = ? ORDER BY files.id DESC", (index.id, project)):
-        if kind == "doczip":
-            found.docs.add(version)
-        else:
-            found.results[version].append(StoredResult(sha256, size))
-    return found
 
 
 def page_of(request, index, project):
@@ -27442,7 +27575,7 @@ def _history(request, index, page, releases):
     versions = [version for version in reversed(releases)
                 if (query.get("pre") != "0" or is_final(version))
                 and (query.get("yanked") != "0" or not _is_yanked(releases[version]))]
-    start = int(query["from"]) if re.fullmatch(r"[0-9]{1,6}", query.get("from", "")) else 0
+    start = first_row(request)
     shown = versions[start:start + Limits.page_rows]
 
     attached = {}
@@ -27467,9 +27600,7 @@ def _history(request, index, page, releases):
             ("Version", "Index", "Uploaded", "Files", "Requires-Python", "Tests", "Docs"), rows),
               "even") if rows
         else markup("<p>There is no such version.</p>"),
-        pager(href(**kept) if start else "",
-              href(**kept, **{"from": start + Limits.page_rows})
-              if len(versions) > start + Limits.page_rows else ""), name="versions")
+        pager_from(functools.partial(href, **kept), start, len(versions)), name="versions")
 
 
 def _is_yanked(files):
@@ -27943,15 +28074,14 @@ def _results_body(request, home, file, results):
     """All test results of a file."""
     rows = []
     for result in results[:Limits.page_rows]:
-        run = test_run(request, result)
+        run = read_test_run(request.app.blobs, result)
         path = request.href(f"{home}/+toxresults/{file.filename}/{result.filename}")
         if run is None or not run.outcomes:
             rows.append((link(path, "unreadable"), "", "", "", "", "", moment(result.uploaded)))
         for outcome in run.outcomes if run else ():
-            state = False if False in (outcome.setup, outcome.test) else outcome.test
             rows.append((
-                link(path, badge(*_STATE[state])), outcome.environment, outcome.python, run.host,
-                run.platform, _PART_STATE[outcome.setup], _PART_STATE[outcome.test],
+                link(path, badge(*_STATE[outcome.passed])), outcome.environment, outcome.python,
+                run.host, run.platform, _PART_STATE[outcome.setup], _PART_STATE[outcome.test],
                 moment(result.uploaded)))
     return joined((
         markup("<h1>Test results of {}</h1>", file.filename),
@@ -27962,7 +28092,7 @@ def _results_body(request, home, file, results):
 
 def _result_body(request, shown, file, result):
     """One test result: each command, with its output; those that failed are open."""
-    run = test_run(request, result)
+    run = read_test_run(request.app.blobs, result)
     raw = link(request.href(f"{shown.origin.path}/{result.path}"), "The result as JSON")
     return joined((
         markup('<h1>Test result</h1><p class="lead">{}</p>', file.filename),
@@ -27995,7 +28125,7 @@ def _output(text):
 
 
 # ==================================================================================================
-# 30  Pages of files
+# 32  Pages of files
 #
 # What a browser sees of the inside of wheels, sdists, eggs and documentation zips, what differs
 # between two versions, and the frame around documentation. Our own pages show nothing of it but
@@ -28064,7 +28194,7 @@ def _listing_body(request, archive, filename, place, metadata):
         facts([(title, joined((_member_link(request, place, member) for member in found), ", "))
                for title, found in _named_members(listing.members, metadata) if found]),
         table("Members", heads, [row[:len(heads)] for row in rows]),
-        row_pager(request, place, start, len(listing.members))))
+        pager_from(functools.partial(request.href, place), start, len(listing.members))))
 
 
 def _named_members(members, metadata):
@@ -28107,19 +28237,6 @@ def _member_body(request, archive, filename, path, number):
         markup('<pre class="source" tabindex="0">{}</pre>', joined(
             markup('<span id="L{n}"><a href="#L{n}">{n}</a> {}\n</span>', line, n=n)
             for n, line in enumerate(lines, 1)))))
-
-
-def first_row(request):
-    """The number of rows before those that `from` asks for."""
-    text = request.query.get("from", "")
-    return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else 0
-
-
-def row_pager(request, place, start, total):
-    """Links to the first and the next page of `total` rows."""
-    following = start + Limits.page_rows
-    return pager(request.href(place) if start else "",
-                 request.href(place, **{"from": following}) if following < total else "")
 
 
 # -- what differs between two versions
@@ -28284,7 +28401,7 @@ def viewer_path(path):
 
 
 # ==================================================================================================
-# 31  Pages of relations
+# 33  Pages of relations
 #
 # What depends on a project, where its versions come from and what hides them, and how two stages
 # differ: the JSON of the same paths, for people.
@@ -28381,8 +28498,7 @@ def get_compare_page(request, index, other_user, other_index):
                link(request.href(f"{other.path}/+compare/{index.path}"), "The other way round")),
         table("Differences", ("Release", "Where", "To push it"), rows)
         if rows else markup("<p>They have the same projects, versions and files.</p>"),
-        pager(request.href(place) if after else "",
-              following and request.href(place, after=following))))
+        pager_after(functools.partial(request.href, place), after, following)))
     return page_response(request, f"{index.path} beside {other.path}", body,
                          [*crumbs_to(index.path), Crumb(f"beside {other.path}", place)])
 
@@ -28422,7 +28538,7 @@ def choose_comparison(request, index):
 
 
 # ==================================================================================================
-# 32  Pages of the server
+# 34  Pages of the server
 #
 # What a browser gets at `/+search` and `/+status`, and the description by which it uses the search.
 # Only indexes that the reader may read are named or counted.
@@ -28614,8 +28730,7 @@ def get_status_page(request):
     status, after = status_facts(request), request.query.get("after", "")
     indexes = sorted((index for index in readable_indexes(request) if index.path > after),
                      key=lambda index: index.path)
-    following = indexes[Limits.page_rows - 1].path if len(indexes) > Limits.page_rows else None
-    indexes = indexes[:Limits.page_rows]
+    indexes, following = first_page(indexes, operator.attrgetter("path"))
 
     asked = request.query.get("refresh", "")
     refresh = int(asked) if re.fullmatch("[0-9]{1,4}", asked) else 0
@@ -28625,8 +28740,7 @@ def get_status_page(request):
         section("Server", _server_facts(request, status)),
         _replica_section(status),
         section("Indexes", _size_table(request, indexes),
-                pager(request.href("+status") if after else "",
-                      following and request.href("+status", after=following)))
+                pager_after(functools.partial(request.href, "+status"), after, following))
         if indexes else "",
         _mirror_section(request, indexes),
         markup('<p class="soft">{}</p>', link(*(
@@ -28693,7 +28807,7 @@ def _replica_section(status):
 
 
 def _size_table(request, indexes):
-    counts = request.app.part(FileCounts).of(indexes)
+    counts = request.app.file_counts.of(indexes)
     return table("Indexes", ("Index", "Files", "Size"), [
         (link(request.href(index.path), index.path),
          *(counts[index.id].texts if index.id in counts else ("not counted yet", "")))
@@ -28705,11 +28819,10 @@ def _mirror_section(request, indexes):
     for index in indexes:
         member = request.app.projects.at(index)
         if member.asks_upstream:
-            names = member.names_at_hand()
-            known = isinstance(names, MirrorNames)
+            names = known_names(member)
             rows.append((link(request.href(index.path), index.path),
-                         public_url(index.mirror_url or ""), grouped(names.count) if known else "",
-                         moment(iso_time(names.fetched)) if known else "",
+                         public_url(index.mirror_url or ""), names and grouped(names.count),
+                         names and moment(iso_time(names.fetched)),
                          _mirror_trouble(request.app.mirrors.upstreams, index)))
     return section("Mirrors", table(
         "Mirrors", ("Mirror", "Upstream", "Names", "List fetched", "State"), rows)) if rows else ""
@@ -28743,7 +28856,7 @@ def get_logo(request):
 
 
 # ==================================================================================================
-# 33  Actions of people
+# 35  Actions of people
 #
 # Logging in on the web pages, and the forms behind their buttons. GET of a form says in numbers
 # what will happen; its POST holds a token of the session, does it, and leads to a page that says
@@ -29044,36 +29157,15 @@ def _refuse_other_name(sent, name):
 
 
 def consequences(request, index, project, version=None, path=None):
-    """What is deleted or yanked of an index, as a sentence in numbers: a project, a version in all
-    its spellings, or the file at a path; and which projects here depend on it."""
-    condition, values = "projects.index_id = ? AND projects.name = ?", [index.id, project]
+    """What is deleted or yanked of an index, as a sentence in numbers: see `numbers_of`; and which
+    projects here depend on it."""
     with request.app.store.read() as db:
-        if path:
-            condition += " AND (files.path = ? OR for_id IN (SELECT id FROM files WHERE " \
-                         "index_id = ? AND path = ?))"
-            values += [path, index.id, path]
-        elif version is not None:
-            there = [text for text, in db.execute(
-                "SELECT DISTINCT version FROM files JOIN projects ON projects.id = project_id "
-                f"WHERE {condition}", values)]
-            texts = spellings(version, there)
-            condition += f" AND files.version IN ({marks(texts)})"
-            values += texts
-        counts = dict(map(tuple, db.execute(
-            "SELECT kind, count(*) FROM files JOIN projects ON projects.id = project_id "
-            f"WHERE {condition} GROUP BY kind", values)))
+        numbers = numbers_of(db, index, project, version, path)
     dependents = request.app.search.count_dependents(
         project, [readable.id for readable in readable_indexes(request)])
-    return _in_numbers(counts) + (
-        f"; {number_of(dependents, 'project')} here "
-        f"{'depends' if dependents == 1 else 'depend'} on {project}" if dependents else "") + "."
-
-
-def _in_numbers(counts):
-    """`2 files, 1 documentation, 3 test results`; `counts`: by the kind of a file."""
-    words = {"releasefile": "file", "doczip": "documentation", "toxresult": "test result"}
-    return ", ".join(number_of(counts[kind], word) for kind, word in words.items()
-                     if counts.get(kind)) or "no files"
+    verb = "depends" if dependents == 1 else "depend"
+    more = f"; {number_of(dependents, 'project')} here {verb} on {project}" if dependents else ""
+    return f"{numbers.text}{more}."
 
 
 def _files_of(request, index, project, version):
@@ -29586,14 +29678,9 @@ def delete_index_form(request, sent, index):
 
 def _contents(request, indexes):
     """What indexes have, in numbers."""
-    ids = [index.id for index in indexes]
     with request.app.store.read() as db:
-        projects, = db.execute(f"SELECT count(*) FROM projects WHERE index_id IN ({marks(ids)})",
-                               ids).fetchone()
-        counts = dict(map(tuple, db.execute(
-            f"SELECT kind, count(*) FROM files WHERE index_id IN ({marks(ids)}) GROUP BY kind",
-            ids)))
-    return f"{number_of(projects, 'project')}, {_in_numbers(counts)}"
+        projects, files = count_projects(db, indexes), numbers_in(db, indexes)
+    return f"{number_of(projects, 'project')}, {files.text}"
 
 
 # -- users
@@ -29718,7 +29805,7 @@ def outbox_form(request, sent):
 
 
 # ==================================================================================================
-# 34  A primary
+# 36  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -30501,7 +30588,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 35  A replica's files
+# 37  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -31476,7 +31563,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 36  A replica
+# 38  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -32144,7 +32231,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 37  The server directory
+# 39  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -32599,7 +32686,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 38  Export
+# 40  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -33319,7 +33406,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 39  Import
+# 41  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -35055,7 +35142,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 40  Backups
+# 42  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -35931,7 +36018,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 41  Checks
+# 43  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -37872,7 +37959,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 42  The manual
+# 44  The manual
 #
 # Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
 # options and commands are made of their tables. In a text, `URL` stands for the server's address
@@ -39393,7 +39480,6 @@ Addresses for monitors are in [Operation](operation).
 """)
 
 
-
 @command(
     "help", "Print a topic of the manual; list all topics, if none is named; look for words in all "
             "of them, if there is no such topic.  Exit status: 0 done, 1 nothing was found.",
@@ -39422,7 +39508,7 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 43  Pages of the manual
+# 45  Pages of the manual
 #
 # What a browser gets at `/+help`: the manual's topics, rendered, with this server's address in the
 # examples.
@@ -39480,7 +39566,7 @@ def _topic_html(name, base_url):
 
 
 # ==================================================================================================
-# 44  Commands
+# 46  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;
