@@ -19601,7 +19601,7 @@ header,.tabs,th,td,.file{border-bottom:1px solid var(--line)}
 pre,.note,.copyable,:is(.readme,p,li,td)>code{background:var(--tint);
 border-radius:6px}
 a{color:var(--link);text-underline-offset:.15em}
-:is(th,h1,h2,h3,nav,header,footer) a:not(:hover),.button,ins{text-decoration:none}
+:is(th,h3,nav,header,footer,.source) a:not(:hover),.button,ins{text-decoration:none}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 h1{font-size:1.85rem;line-height:1.25;margin:.25rem 0 .5rem}
 h2{font-size:1.3rem;line-height:1.3;margin:2.5rem 0 .75rem}
@@ -19612,7 +19612,7 @@ pre{padding:.75rem 1rem;overflow:auto}
 :is(.readme,p,li,td)>code{padding:.1em .3em}
 img{max-width:100%;height:auto}
 .skip,.unseen{position:absolute;left:-99rem}
-.skip:focus{left:1rem;top:.5rem;background:var(--paper);padding:.5rem}
+.skip:focus{left:0;background:var(--paper)}
 .home{font-weight:700;color:inherit}
 [role=search]{flex:1 1 18rem;min-width:0;display:flex;gap:.5rem}#q{flex:1;min-width:0}
 input,select,textarea,button,.button{font:inherit;color:inherit;background:var(--paper);
@@ -19620,7 +19620,6 @@ border:1px solid var(--soft);border-radius:6px;padding:.45rem .75rem;min-height:
 max-width:100%}
 button,.button{cursor:pointer;overflow-wrap:normal}
 button.main{background:var(--link);color:var(--paper)}
-button.bad{border-color:var(--bad)}
 .fields,.lead,.readme{max-width:48rem}.fields label{display:block;font-weight:600}
 .fields :is(input,select,textarea),progress{width:100%}
 input[type=checkbox]{all:revert;margin-right:.5rem}
@@ -19677,7 +19676,7 @@ ins,.added{color:var(--good)}.gone{color:var(--bad)}
 .docs :is(header,.crumbs,.filter){padding:.25rem 1.25rem}
 @media screen and (max-width:56rem){.columns,.list,.list :is(tbody,th,td){display:block}
 .list thead,td.none{display:none}
-.list tr{display:flex;flex-wrap:wrap;gap:0 1.25rem;padding:.7rem 0;
+.list tr{display:flex;flex-wrap:wrap;gap:0 1.25rem;padding:.3rem 0 .7rem;
 border-bottom:1px solid var(--line)}
 .list th{flex:1 0 100%}.list :is(th,td){border:0;padding:.1rem 0}
 td[data-label]:before{content:attr(data-label) " "}
@@ -19685,10 +19684,12 @@ td[data-label]:before{content:attr(data-label) " "}
 .facts>div{display:grid;grid-template-columns:9.5rem minmax(0,1fr)}
 .facts dd{margin:0}.facts dt{overflow-wrap:anywhere;padding-right:1rem}
 .copyable span{flex:1}.copyable span+code{order:1;flex-basis:100%}
-.copy{min-height:2.75rem}.plain li{padding:.35rem 0}:is(.links,footer) a{padding:.6rem 0}}
+.copy{min-height:2.75rem}
+:is(.tools,.crumbs,.list,.plain,.links,footer) a{padding:.6rem 0}
+:is(.list th,.plain) a{display:inline-block}}
 @media(max-width:40rem){[role=search]{order:1;flex-basis:100%}.tools{margin-left:auto}}
-@media print{header,.crumbs,footer,.copy,form,.tabs,.links,.pager,.actions{display:none}
-body{font-size:10pt}.columns{display:block}pre{white-space:pre-wrap}
+@media print{header,.crumbs,footer,.copy,form,.filter,.tabs,.links,.pager,.actions{display:none}
+html{font-size:10pt}.columns{display:block}pre{white-space:pre-wrap}
 tr,pre,.file{break-inside:avoid}}
 """
 
