@@ -710,6 +710,16 @@ def one_line(text, limit=300):
     return text if len(text) <= limit else text[:limit - 3] + "..."
 
 
+def visible_text(text, limit=300):
+    """Text as one line of a page: `\\x1b` for a control character, also for one that turns the
+    direction of writing; shortened in the middle if it is long."""
+    if len(text) > limit:
+        text = f"{text[:limit // 2]}...{text[-limit // 2:]}"
+    return "".join(
+        character if unicodedata.category(character)[0] not in "CZ" or character == " "
+        else character.encode("unicode_escape").decode() for character in text)
+
+
 def number_of(number, one, many=None):
     """A number with its noun, for a person: `1 file`, `2,000 files`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
@@ -14219,8 +14229,8 @@ def dependency_states(projects, index, requirements, hidden=()):
     they have makes no difference."""
     order = [member for member in projects.indexes.order(index) if member not in hidden]
     names = {requirement.project for requirement in requirements}
-    states = _DependencyStates(projects, index, order, bool(hidden),
-                         known_projects(projects, order, names), names)
+    known = known_projects(projects, order, names)
+    states = _DependencyStates(projects, index, order, bool(hidden), known, names)
     return [states.of(requirement) for requirement in requirements]
 
 
@@ -14525,7 +14535,7 @@ class _WhySteps:
 
 
 def index_warnings(projects, index, hidden=()):
-    """Sentences on what is risky or broken about an index and its bases.
+    """Yield sentences on what is risky or broken about an index and its bases.
 
     `hidden`: members of its resolution order that the caller may not read; they are not named."""
     order = [member for member in projects.indexes.order(index) if member not in hidden]
@@ -14579,8 +14589,7 @@ class Member(typing.NamedTuple):
 
     @property
     def label(self):
-        """The path to be shown: `\\x1b` for a control character, also for one that turns the
-        direction of writing; shortened in the middle if it is long."""
+        """The path to be shown."""
         return visible_text(self.path)
 
 
@@ -14599,15 +14608,6 @@ class MemberText(typing.NamedTuple):
     text: str | None
     size: int
     is_cut: bool = False
-
-
-def visible_text(text, limit=300):
-    """Text in one line, with escapes for what would not be seen as it is."""
-    if len(text) > limit:
-        text = f"{text[:limit // 2]}...{text[-limit // 2:]}"
-    return "".join(
-        character if unicodedata.category(character)[0] not in "CZ" or character == " "
-        else character.encode("unicode_escape").decode() for character in text)
 
 
 class _Scan(Effort):
@@ -14681,10 +14681,10 @@ def _shown_member(member, pieces):
     data = first_bytes(pieces, Limits.viewed_member + 1)
     is_cut = len(data) > Limits.viewed_member
     data = data[:Limits.viewed_member]
-    return MemberText(member, decoded_text(data, is_cut), len(data), is_cut)
+    return MemberText(member, _decoded_text(data, is_cut), len(data), is_cut)
 
 
-def decoded_text(data, is_cut=False):
+def _decoded_text(data, is_cut=False):
     """Text that can be shown: UTF-8, or UTF-16 with a byte order mark; None for other bytes.
 
     `is_cut`: the last character may be incomplete. Control characters become blanks."""
@@ -14797,15 +14797,15 @@ def compare_metadata(old, new):
     """The `MetadataComparison` of two versions' metadata, as `parse_core_metadata` names it."""
     added, gone, changed = _compare_requirements(
         _field_texts(old.get("requires_dist")), _field_texts(new.get("requires_dist")))
-    fields = (_compare_texts(field, old.get(field), new.get(field))
+    others = (_compare_texts(field, old.get(field), new.get(field))
               for field in (*TEXT_FIELDS, *LIST_FIELDS, *NEWER_LIST_FIELDS)
               if field not in _COMPARED_APART)
     return MetadataComparison(
         added, gone, changed,
         _compare_texts("requires_python", old.get("requires_python"), new.get("requires_python")),
-        _compare_texts("license", *(fields.get("license_expression") or fields.get("license")
-                                    for fields in (old, new))),
-        tuple(change for change in fields if change),
+        _compare_texts("license", *(metadata.get("license_expression") or metadata.get("license")
+                                    for metadata in (old, new))),
+        tuple(filter(None, others)),
         (old.get("description") or "").strip() != (new.get("description") or "").strip())
 
 
@@ -14823,7 +14823,7 @@ def _compare_texts(field, old, new):
         return None
     kept = set(old) & set(new)
     return FieldChange(field, tuple(text for text in old if text not in kept),
-                  tuple(text for text in new if text not in kept))
+                       tuple(text for text in new if text not in kept))
 
 
 def _compare_requirements(old, new):
@@ -14867,7 +14867,7 @@ class FilePair(typing.NamedTuple):
     reason: str = ""
 
 
-def is_sdist(filename):
+def _is_sdist(filename):
     """Whether a file of that name is a source distribution."""
     lower = filename.lower()
     return tar_packing(filename) is not None or \
@@ -14878,19 +14878,20 @@ def file_pair(old, new):
     """The `FilePair` of two versions: two sdists, else two wheels of the same tags.
 
     `old`, `new`: those of their files (with a `filename`) that are here."""
-    sides = old, new = [tuple(old), tuple(new)]
+    old, new = tuple(old), tuple(new)
     if not old or not new:
         return FilePair(reason="no file of both versions is here")
-    sdists = [sorted((file for file in side if is_sdist(file.filename)), key=_sdist_order)
-              for side in sides]
+    sdists = [sorted((file for file in files if _is_sdist(file.filename)), key=_sdist_order)
+              for files in (old, new)]
     if all(sdists):
         return FilePair(sdists[0][0], sdists[1][0])
 
-    by_tags = [{tags: file for file in side for tags in [wheel_tags(file.filename)] if tags}
-               for side in sides]
-    same = sorted(by_tags[0].keys() & by_tags[1].keys(), key=_wheel_order)
+    old_wheels, new_wheels = ({wheel_tags(file.filename): file for file in files}
+                              for files in (old, new))
+    same = old_wheels.keys() & new_wheels.keys() - {None}
     if same:
-        return FilePair(by_tags[0][same[0]], by_tags[1][same[0]])
+        tags = min(same, key=_wheel_order)
+        return FilePair(old_wheels[tags], new_wheels[tags])
     return FilePair(reason="the versions have neither an sdist each nor wheels of the same tags")
 
 
@@ -14945,8 +14946,8 @@ class ArchiveComparison:
         return tuple(change.path for change in self.changed if change.reason == "cut")
 
     @property
-    def cut(self):
-        """Whether there are such."""
+    def is_cut(self):
+        """Whether there are more differences than were looked for."""
         return bool(self.rest)
 
 
@@ -15012,8 +15013,8 @@ class _Side:
     def __init__(self, file, filename):
         self.file, self.filename, self.members = file, filename, {}
 
-    def name(self, found):
-        """Take over what was found, (`Member`, anything) pairs; returns {path: anything}."""
+    def take(self, found):
+        """Fill `members` from (`Member`, source) pairs; returns {a path of `members`: source}."""
         found = [pair for pair in found if pair[0].kind != "directory"]
         plain = self._plain_paths(member.path for member, _ in found)
         self.members = {plain[member.path]: member for member, _ in found}
@@ -15022,7 +15023,7 @@ class _Side:
     def _plain_paths(self, paths):
         """{path: the same without what has the version in it}."""
         plain = {path: path[2:] if path.startswith("./") else path for path in paths}
-        if not is_sdist(self.filename):
+        if not _is_sdist(self.filename):
             return {path: _without_version(short) for path, short in plain.items()}
         tops = {short.partition("/")[0] for short in plain.values() if "/" in short}
         top = tops.pop() + "/" if len(tops) == 1 else ""
@@ -15035,7 +15036,7 @@ class _Side:
             content = self.content(paths[0]) if paths else None
         except BrokenArchive:       # `_Differences` says so
             content = None
-        return list(_entry_points(decoded_text(content or b"", is_cut=True) or ""))
+        return list(_entry_points(_decoded_text(content or b"", is_cut=True) or ""))
 
 
 _ENTRY_POINTS = re.compile(r"([^/]+/)?([^/]+\.(dist|egg)-info|EGG-INFO)/entry_points\.txt")
@@ -15065,7 +15066,7 @@ class _ZipSide(_Side):
     """A zip: what is asked of a member is read then."""
 
     def read(self, scan):
-        self.entries = self.name(_walk_zip(self.file, self.filename, scan))
+        self.entries = self.take(_walk_zip(self.file, self.filename, scan))
 
     def sha256(self, path, until):
         """The hash of a member."""
@@ -15095,12 +15096,12 @@ class _TarSide(_Side):
                 if member.size <= Limits.compared_member:
                     parts.append(piece)
             content = b"".join(parts)
-            if decoded_text(content) is None:
+            if _decoded_text(content) is None:
                 content = b"\0"         # as good as any other that is binary
             kept += len(content)
             is_kept = kept <= Limits.compared_kept
             found.append((member, (digest.hexdigest(), content if is_kept else None)))
-        self.hashed = self.name(found)
+        self.hashed = self.take(found)
 
     def sha256(self, path, _until):
         """The hash of a member."""
@@ -15139,7 +15140,7 @@ class _Differences:
         contents = self.old.content(path), self.new.content(path)
         if None in contents:
             return (), "cut"
-        texts = [decoded_text(content) for content in contents]
+        texts = [_decoded_text(content) for content in contents]
         if None in texts:
             return (), "binary"
 
@@ -15157,8 +15158,7 @@ class _Differences:
 
 def _lines(text):
     """The lines of a text with their line feeds. (`str.splitlines` knows more ends of lines.)"""
-    *lines, last = text.split("\n")
-    return [line + "\n" for line in lines] + ([last] if last else [])
+    return list(io.StringIO(text))
 
 
 def line_hunks(old, new, until, context=3):
@@ -15249,12 +15249,12 @@ def wheel_matrix(files, python=None, platform=None):
         for place in places:
             cells[place].append(file)
         if not places:
-            (sdists if is_sdist(file.filename) else others).append(file)
+            (sdists if _is_sdist(file.filename) else others).append(file)
 
     platform = platform and _one_spelling(platform.strip().lower())
     places = [(row, column) for row, column in cells
-              if _fits_python(python, *row) and platform in (None, "", column.tag, column.group)
-              or column.group == "any" and _fits_python(python, *row)]
+              if _fits_python(python, *row) and (
+                  column.group == "any" or platform in (None, "", column.tag, column.group))]
     rows = sorted({row for row, _ in places}, key=lambda row: (_python_order(row[0]),
                                                                _abi_order(row[1])))
     columns = sorted({column for _, column in places}, key=_platform_order)
@@ -15356,17 +15356,12 @@ class Provenance:
 
 def provenance_facts(file, attestations=""):
     """The `Provenance` of a `File`; `attestations` as `attestations_of` returns them."""
-    try:
-        found = json.loads(attestations or "[]", parse_int=bounded_int)
-    except (ValueError, RecursionError):
-        found = None
-    found = found if isinstance(found, list) else []
-    return Provenance(tuple(_attestation(item, file) for item in found[:Limits.shown_attestations]),
-                      file.provenance)
+    found = _json_of(attestations, list)[:Limits.shown_attestations]
+    return Provenance(tuple(_attestation(item, file) for item in found), file.provenance)
 
 
 def _attestation(item, file):
-    statement = _json_of(_bytes_at(item, "envelope", "statement"))
+    statement = _json_of(_bytes_at(item, "envelope", "statement"), dict)
     subjects = statement.get("subject")
     kind = statement.get("predicateType")
     names_file = any(
@@ -15389,13 +15384,13 @@ def _bytes_at(value, *keys):
         return b""
 
 
-def _json_of(data):
-    """The object that JSON bytes hold; empty for others."""
+def _json_of(text, kind):
+    """The list or dict, as `kind` says, that is written as JSON; an empty one for anything else."""
     try:
-        found = json.loads(data or "{}", parse_int=bounded_int)
+        found = json.loads(text, parse_int=bounded_int)
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return kind()
+    return found if isinstance(found, kind) else kind()
 
 
 _SUBJECT_ALT_NAME = b"\x06\x03\x55\x1d\x11"      # the identifier 2.5.29.17 in DER
@@ -28304,7 +28299,7 @@ def _archive_changes(request, old, new):
                for title, names in listed if names),
         section(f"Changed ({len(found.changed):,})", joined(map(_change, found.changed))
                 if found.changed else markup("<p>No member changed.</p>")),
-        when(found.cut, "{}", note("The diff is cut here: comparing took too much.", "warn")),
+        when(found.is_cut, "{}", note("The diff is cut here: comparing took too much.", "warn")),
         when(found.unchecked, "{}", note(
             f"{number_of(found.unchecked, 'member')} could not be checked.", "warn"))))
 
@@ -37977,8 +37972,7 @@ class Topic(typing.NamedTuple):
 
 
 class ManualHit(typing.NamedTuple):
-    """A section of the manual that has all words of a query; `excerpt`: its lines with such words.
-    """
+    """A section of the manual that has all words of a query; `excerpt`: lines with one of them."""
     topic: Topic
     heading: str
     excerpt: str
@@ -38023,8 +38017,9 @@ def manual_hits(words):
 
 
 def _sections(text):
-    """Yield (heading, lines) of each section of a Markdown text; "" heads what is above the first.
-    """
+    """Yield (heading, lines) of each section of a Markdown text.
+
+    What is above the first heading has "" in place of one. Blank lines are left out."""
     heading, lines, is_code = "", [], False
     for line in text.splitlines():
         if line.startswith("```"):

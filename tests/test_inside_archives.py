@@ -489,7 +489,7 @@ def test_members_are_matched_without_the_version(make):
     assert changed["acme_app/core.py"].hunks == (
         (1, 1, (" one\n", " two\n", "-v1.0\n", "+v2.0\n")),)
     assert changed["acme_app/core.py"].new.size == len("one\ntwo\nv2.0\n")
-    assert "acme_app/same.py" not in changed and not found.cut
+    assert "acme_app/same.py" not in changed and not found.is_cut
     metadata, = [path for path in changed if path.endswith(("METADATA", "PKG-INFO"))]
     assert "+Version: 2.0\n" in changed[metadata].hunks[0].lines
     if make is wheel:
@@ -554,7 +554,7 @@ def test_what_is_not_compared_line_by_line_has_a_reason(old, new, reason):
                   (tarred(("a", old)), tarred(("a", new)), "a-%s.tar.gz")):
         change, = compare(*sides).changed
         assert (change.hunks, change.reason) == ((), reason)
-        assert not compare(*sides).cut
+        assert not compare(*sides).is_cut
 
 
 def test_what_is_damaged_counts_as_changed():
@@ -589,7 +589,7 @@ def test_after_so_many_members_the_rest_is_listed(monkeypatch):
     monkeypatch.setattr(d.Limits, "compared_members", 3)
     old, new = (zipped(*(("%d" % number, text) for number in range(5))) for text in ("x", "y"))
     found = compare(old, new)
-    assert (found.cut, found.rest) == (True, ("3", "4"))
+    assert (found.is_cut, found.rest) == (True, ("3", "4"))
     assert [bool(change.hunks) for change in found.changed] == [True] * 3 + [False] * 2
 
 
