@@ -17730,12 +17730,13 @@ class Downloads(Part):
             f"FROM sent_files JOIN downloads ON file_id = id WHERE {_OF_PROJECT} "
             "GROUP BY filename ORDER BY filename", project, json.dumps(list(indexes)))]
 
-    def by_day(self, indexes, project, days=30):
-        """[(day, number of downloads), ...] up to today, also for days without any."""
+    def by_day(self, indexes, project, days):
+        """[(day, number of downloads), ...] of the last days, today included, also of those
+        without any."""
         now = time.time()
         counts = dict.fromkeys((utc_day(now - 86400 * back) for back in reversed(range(days))), 0)
         counts.update(self._read(
-            f"SELECT period, sum(count) FROM sent_files JOIN downloads ON file_id = id "
+            "SELECT period, sum(count) FROM sent_files JOIN downloads ON file_id = id "
             f"WHERE {_OF_PROJECT} AND length(period) = 10 AND period >= ? AND period <= ? "
             "GROUP BY period", project, json.dumps(list(indexes)), min(counts), max(counts)))
         return list(counts.items())
@@ -27729,7 +27730,7 @@ def get_version_page(request, index, project, version):
 
 def _tags_of(request, index, shown):
     """The tags of all projects that the page of a version depends on: its dependencies, too."""
-    projects = {shown.page.name, *(found.project for found in _requirements(shown))}
+    projects = {shown.page.name, *(found.project for found in requirements_of(shown.metadata))}
     return frozenset().union(*(request.app.projects.tags(index, project)
                                for project in list(projects)[:Limits.page_rows]))
 
@@ -27770,12 +27771,6 @@ def _text(metadata, key):
     """A field of metadata that is one text; "" if it is missing or of another type."""
     value = metadata.get(key)
     return value if isinstance(value, str) and value.strip() not in ("", "UNKNOWN") else ""
-
-
-def _texts(metadata, key):
-    """A field of metadata that is a list of texts."""
-    value = metadata.get(key)
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []
 
 
 def _readme(request, index, shown):
@@ -27847,20 +27842,20 @@ def _claims(shown):
     requires_python = _text(metadata, "requires_python") or next(
         (file.requires_python for file in shown.release.files if file.requires_python), "")
     urls = []
-    for line in _texts(metadata, "project_urls"):
+    for line in metadata.get("project_urls") or ():
         label, _, url = line.partition(",")
         urls.append(outside_link(url.strip(), label.strip() or url.strip()))
     home_page = _text(metadata, "home_page")
     if home_page:
         urls.append(outside_link(home_page, "Homepage"))
-    classifiers = _texts(metadata, "classifiers")
+    classifiers = metadata.get("classifiers") or ()
     claims = facts([
         ("Requires-Python", requires_python),
         ("Licence", _text(metadata, "license_expression") or _short(_text(metadata, "license"))),
         ("Author", _person(metadata, "author")), ("Maintainer", _person(metadata, "maintainer")),
         ("Links", items(urls, "plain") if urls else ""),
         ("Keywords", _short(_text(metadata, "keywords"))),
-        ("Import names", ", ".join(_texts(metadata, "import_name"))),
+        ("Import names", ", ".join(metadata.get("import_name") or ())),
         ("Classifiers", folded(number_of(len(classifiers), "classifier"),
                                items(classifiers, "plain")) if classifiers else "")])
     return section("The uploader says", claims) if claims else ""
@@ -27882,12 +27877,6 @@ def _person(metadata, key):
     return outside_link(f"mailto:{address}", label) if "@" in address else label or said
 
 
-def _requirements(shown):
-    """The `Requirement`s of a version that can be read."""
-    return [found for found in map(parse_requirement, _texts(shown.metadata, "requires_dist"))
-            if found]
-
-
 # in words, not by colour alone
 _DEPENDENCY_KINDS = {"here": "good", "upstream, cached": "good", "upstream, not cached": "plain",
                      "not known": "plain", "elsewhere": "plain"}
@@ -27896,7 +27885,7 @@ _DEPENDENCY_KINDS = {"here": "good", "upstream, cached": "good", "upstream, not 
 def _dependencies(request, index, shown):
     """What a version depends on, by extra, and whether that can be had."""
     groups = collections.defaultdict(list)
-    for state in dependency_states(request.app.projects, index, _requirements(shown),
+    for state in dependency_states(request.app.projects, index, requirements_of(shown.metadata),
                                    hidden_members(request, index)):
         groups[", ".join(state.requirement.only_for)].append(_dependency(request, index, state))
     lists = [items(lines, "plain") if not extra
