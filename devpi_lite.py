@@ -9044,6 +9044,11 @@ class Requirement(typing.NamedTuple):
     only_for: tuple             # the extras, normalised, that the marker names; (): for everybody
 
     @property
+    def rest(self):
+        """The text behind the project's name."""
+        return self.text[_REQUIRED_NAME.match(self.text).end(1):]
+
+    @property
     def is_pinned(self):
         """Whether it names one version, so that installers take it even if it is yanked."""
         return any(clause.startswith("==") and not clause.endswith(".*")
@@ -27899,12 +27904,10 @@ def _dependency(request, index, state):
     requirement = state.requirement
     name = link(request.href(f"{index.path}/{requirement.project}"), requirement.project) \
         if state.path else requirement.project
-    rest = requirement.text[_REQUIREMENT_NAME.match(requirement.text).end():]
-    return joined((name, _IN_BRACKETS.sub(r"\1", rest),
+    return joined((name, _IN_BRACKETS.sub(r"\1", requirement.rest),
                    badge(state.kind, _DEPENDENCY_KINDS.get(state.kind, "warn"))), " ")
 
 
-_REQUIREMENT_NAME = re.compile(r"\s*[A-Za-z0-9._-]{0,200}")
 _IN_BRACKETS = re.compile(r"^\s*\(([^()]*)\)")      # as older tools write versions
 
 
