@@ -438,7 +438,7 @@ def file_url(server, index, archive):
 
 def manual(server, release):
     """The first page of the documentation of "INDEX/PROJECT/VERSION"; None if there is none."""
-    reply = server.get("/%s/+doc/index.html" % release, headers={"Accept": "text/html"})
+    reply = server.get("/%s/+doc/index.html?raw" % release, headers={"Accept": "text/html"})
     return reply.text if reply.status == 200 else None
 
 

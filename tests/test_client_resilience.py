@@ -145,7 +145,7 @@ def test_links_inside_of_an_archive_stay(devpi, site, index, tmp_path):
     path = tar(tmp_path / "linked-1.0.doc.tar.gz", ("a/index.html", b"the page"), ("b/up.html", "->", "../a/index.html"),
                ("index.html", "->", "./a/index.html"), ("c.html", "=", "a/index.html"), ("c.html", b"written over"))
     assert "doc_upload of linked-1.0.doc.zip" in devpi("upload", path)
-    page = site.get("/%s/linked/1.0/+doc/b/up.html" % index, headers={"Accept": "text/html"})
+    page = site.get("/%s/linked/1.0/+doc/b/up.html?raw" % index, headers={"Accept": "text/html"})
     assert (page.status, page.text) == (200, "the page")
 
 

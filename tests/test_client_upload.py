@@ -96,7 +96,7 @@ def test_documentation_is_recognised_by_its_name(devpi, site, index):
     printed = devpi("upload", packed, devpi.save(documentation("docs", None, "of the newest")))
     assert "repackaged docs-1.1.docs.tgz to docs-1.1.doc.zip" in printed.lines
     assert manual(site, index + "/docs/1.1") == "<p>of 1.1" and rels(site, index + "/docs/1.1") == ["doczip"]
-    assert site.get("/%s/docs/1.1/+doc/sub/page.html" % index, headers={"Accept": "text/html"}).text == "<p>a page"
+    assert site.get("/%s/docs/1.1/+doc/sub/page.html?raw" % index, headers={"Accept": "text/html"}).text == "<p>a page"
     assert site.filenames(index, "docs") == ["docs-1.0-py3-none-any.whl"]
     devpi("upload", devpi.save(documentation("unreleased", None)), expect=1)
 

@@ -296,7 +296,7 @@ def test_only_docs_pushes_nothing_but_the_documentation(site):
         [200, "register", "onlydocs", "1.0", "->", "pu/prod"], [200, "store_doczip", "onlydocs", "1.0", "->", "pu/prod"]])
     assert rels(site, "pu/prod/onlydocs/1.0") == ["doczip"]
     assert site.filenames("pu/prod", "onlydocs") == []
-    assert get(site, "/pu/prod/onlydocs/1.0/+doc/index.html").body == b"<h1>The manual</h1>"
+    assert get(site, "/pu/prod/onlydocs/1.0/+doc/index.html?raw").body == b"<h1>The manual</h1>"
 
 
 def test_a_yanked_file_stays_yanked(site):
@@ -341,7 +341,7 @@ def test_a_volatile_target_is_overwritten_together_with_its_test_results(site):
     (link, _) = links(site, "pu/other/replaced/1.0")
     assert [entry["what"] for entry in link["log"] if entry["what"] != "overwrite"] == ["upload", "push"]
     assert metadata(site, "pu/other", "replaced", "1.0")["summary"] == "new"
-    assert get(site, "/pu/other/replaced/1.0/+doc/index.html").body == b"new"
+    assert get(site, "/pu/other/replaced/1.0/+doc/index.html?raw").body == b"new"
 
 
 def test_files_of_the_target_that_the_source_has_not_stay(site):
@@ -442,7 +442,7 @@ def test_documentation_that_a_non_volatile_target_has_refuses_the_whole_push(sit
             status, message = refusal(push(site, "pu/dev", "docconflict", "1.0", "pu/prod", **options))
             assert status == 409 and message.endswith(" already exists in non-volatile index, with other content")
     assert site.filenames("pu/prod", "docconflict") == []
-    assert get(site, "/pu/prod/docconflict/1.0/+doc/index.html").body == b"old"
+    assert get(site, "/pu/prod/docconflict/1.0/+doc/index.html?raw").body == b"old"
     assert push(site, "pu/dev", "docconflict", "1.0", "pu/prod", no_docs=True).status == 200
 
 

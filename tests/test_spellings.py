@@ -86,10 +86,10 @@ def test_a_push_to_another_server_sends_each_file_with_the_form_of_its_own_spell
 
 @EACH
 def test_documentation_is_that_of_the_version(site, name, asked):
-    assert site.get("/spell/dev/%s/%s/+doc/index.html" % (name, asked)).body == b"old"
+    assert site.get("/spell/dev/%s/%s/+doc/index.html?raw" % (name, asked)).body == b"old"
     assert documented(site, name, asked, "new").status == 200
     for spelling in (OLD, NEW):
-        assert site.get("/spell/dev/%s/%s/+doc/index.html" % (name, spelling)).body == b"new"
+        assert site.get("/spell/dev/%s/%s/+doc/index.html?raw" % (name, spelling)).body == b"new"
     assert sorted(rels(site, "spell/dev/%s/%s" % (name, asked))) == ALL        # replaced, not added
     assert set(site.get("/spell/dev/" + name).result) == {OLD, NEW, "3.0.0"}
 

@@ -75,7 +75,7 @@ def members(path):
 
 def manual(world, release):
     """The first page of the documentation of "INDEX/PROJECT/VERSION"; None if there is none."""
-    reply = world.server.get("/%s/+doc/index.html" % release, headers={"Accept": "text/html"})
+    reply = world.server.get("/%s/+doc/index.html?raw" % release, headers={"Accept": "text/html"})
     return reply.text if reply.status == 200 else None
 
 

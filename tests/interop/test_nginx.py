@@ -107,9 +107,9 @@ def test_200_megabytes_go_up_and_come_down(site, devpi, tmp_path):
 def test_documentation_is_read_under_the_outside_url(site, devpi):
     devpi("upload", devpi.save(sdist("manual", "1.0")))
     devpi("upload", devpi.save(documentation("manual", "1.0", "<p>how to")))
-    status, _, body = site.get("/alice/dev/manual/1.0/+doc/index.html", Accept="text/html")
+    status, _, body = site.get("/alice/dev/manual/1.0/+doc/index.html?raw", Accept="text/html")
     assert (status, body) == (200, b"<p>how to")
-    status, headers, body = site.get("/alice/dev/manual/1.0/+doc/", Accept="text/html")
+    status, headers, body = site.get("/alice/dev/manual/1.0/+doc/?raw", Accept="text/html")
     if status == 302:
         assert urllib.parse.urljoin(site.index, headers["Location"]).startswith(
             site.index + "/manual/"

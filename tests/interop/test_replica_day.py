@@ -192,7 +192,7 @@ def test_07_documentation_is_read_at_all(day):
     day.alice("upload", day.clients.save(manual))
     in_sync(*day.servers)
     for server in day.servers:
-        page = server.get("/alice/dev/by-twine/latest/+doc/index.html", headers={"Accept": "*/*"})
+        page = server.get("/alice/dev/by-twine/latest/+doc/index.html?raw", headers={"Accept": "*/*"})
         assert (page.status, page.body) == (200, b"<h1>as it is used</h1>"), server
         found = eventually(lambda: server.get("/+search?query=used").json()["result"], seconds=30)
         assert "by-twine" in json.dumps(found)
@@ -227,7 +227,7 @@ def test_10_a_push_through_a_replica_takes_all_along(day):
     in_sync(*day.servers)
     for server in day.servers:
         assert day.installed(server, "by-twine", installer="uv", index="bob/prod") == {"by-twine": "1.0"}
-        page = server.get("/bob/prod/by-twine/1.0/+doc/index.html", headers={"Accept": "*/*"})
+        page = server.get("/bob/prod/by-twine/1.0/+doc/index.html?raw", headers={"Accept": "*/*"})
         assert page.body == b"<h1>as it is used</h1>"
 
 
