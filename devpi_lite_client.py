@@ -47,6 +47,7 @@ import functools
 import http.client
 import inspect
 import json
+import operator
 import os
 import re
 import socket
@@ -166,6 +167,7 @@ def is_specifier(text):
     return all(_specifier_parts(clause.strip()) for clause in text.split(","))
 
 
+@functools.lru_cache(maxsize=1000)
 def _specifier_parts(clause):
     """(operator, version, whether `.*` followed) of one PEP 440 specifier; None for other texts."""
     match = _SPECIFIER.fullmatch(clause)
@@ -183,6 +185,10 @@ def _specifier_parts(clause):
     if is_prefix and parsed[2:] != (None, None, None, None):
         return None
     return operator, wanted, is_prefix
+
+
+_COMPARISONS = {"==": operator.eq, "!=": operator.ne, "<=": operator.le, ">=": operator.ge,
+                "<": operator.lt, ">": operator.gt}
 
 
 def admits(specifiers, version):
@@ -223,8 +229,7 @@ def _fits(clause, version):
             found[3] is not None and parsed[3:5] == (None, None) and one[1:4] == other[1:4]):
         return False
 
-    return {"==": one == other, "!=": one != other, "<=": one <= other, ">=": one >= other,
-            "<": one < other, ">": one > other}[operator]
+    return _COMPARISONS[operator](one, other)
 
 
 _REQUIREMENT = re.compile(

@@ -855,6 +855,51 @@ def test_sorted_by_name_or_newest_first_over_all_pages(crowd):
         assert [name for page in (1, 2, 3) for name in page_of(server, page, sort=sort)[1]] == expected
 
 
+TREES = ("oak", "elm", "ash", "fir", "yew")
+
+
+@pytest.fixture(scope="module")
+def forest(live):
+    """{project: (words of its name, summary, keywords, README)} of 160 projects in eve/forest."""
+    live.add_index("eve/forest")
+    chosen, projects = random.Random(4), {}
+    for name in ("oak", "elm-ash", "oakum", *("%s-%s-%03d" % (*chosen.sample(TREES, 2), number) for number in range(157))):
+        projects[name] = [{*name.split("-"), name.replace("-", "")}, *({chosen.choice(TREES)} for _ in range(3))]
+    upload(live, "eve/forest", *[
+        release(name, "1.0", *summary, keywords=[*keywords][0], description=[*readme][0] + "\n")
+        for name, (_, summary, keywords, readme) in projects.items()])
+    settle(live, "eve/forest", "forest")
+    return live, projects
+
+
+def in_order(projects, words):
+    """The projects with one of some words in the documented order; a word that ends in a star is a beginning."""
+    plain = [word.rstrip("*") for word in words]
+    names = {*plain, "-".join(plain)}
+
+    def has(texts):
+        return any(text.startswith(word[:-1]) if word.endswith("*") else text == word for text in texts for word in words)
+
+    def rank(name):
+        in_name, *others = projects[name]
+        relevance = sum(weight for weight, texts in zip((20, 6, 5), (in_name, *others)) if has(texts))
+        tier = 2 if name in names else 1 if name.startswith(tuple(names)) else 0
+        return -tier, -relevance, name
+
+    return sorted((name for name, texts in projects.items() if any(map(has, texts))), key=rank)
+
+
+@pytest.mark.parametrize("words", [["oak"], ["elm", "ash"], ["yew", "oak*"], ["a*"], ["elm", "fir", "oakum"]], ids=" ".join)
+def test_the_order_of_many_hits_over_all_pages(forest, words):
+    """By name, then by the columns that a word stands in, then by the alphabet."""
+    server, projects = forest
+    query = "(%s) index:eve/forest -name:marker-forest" % " OR ".join(words)
+    pages = [search(server, query, page=number) for number in range(1, search(server, query)["pages"] + 1)]
+    expected = in_order(projects, words)
+    assert [hit["name"] for page in pages for hit in page["hits"]] == expected
+    assert {page["total"] for page in pages} == {len(expected)} and len(expected) > 40
+
+
 # Losing power, losing the search index
 
 

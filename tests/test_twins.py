@@ -11,7 +11,7 @@ SERVER, CLIENT = "devpi_lite.py", "devpi_lite_client.py"
 TWINS = (
     # versions and specifiers
     "__version__ normalize _VERSION _PRE_RELEASE parse_version canonical_version version_key "
-    "same_version is_final _SPECIFIER is_specifier _specifier_parts admits _fits "
+    "same_version is_final _SPECIFIER is_specifier _specifier_parts _COMPARISONS admits _fits "
     # core metadata
     "TEXT_FIELDS LIST_FIELDS NEWER_LIST_FIELDS FIELD_SPELLINGS _METADATA_FIELD METADATA_FIELDS "
     "parse_core_metadata _line_end "
