@@ -14447,21 +14447,15 @@ class WhyStep(typing.NamedTuple):
     hidden: tuple = ()          # (HiddenVersions, ...)
 
 
-class Why(typing.NamedTuple):
-    """Why an index gives the versions of a project that it does, step by step."""
-    index: Index
-    project: str
-    steps: tuple
-
-
 def why(projects, index, name, hidden=()):
-    """The `Why` of a project, as far as is known here: nobody is asked.
+    """The `WhyStep`s that say why an index gives the versions of a project that it does, as far as
+    is known here: nobody is asked.
 
     `hidden`: members of the resolution order that the caller may not read; they are not named, and
     what they have makes no difference."""
     found = projects.contributions(index, name, None, hidden=hidden, asks=False)
     order = [member for member in found.order if member not in hidden]
-    return Why(index, name, tuple(_WhySteps(projects, index, name, found, order).steps()))
+    return list(_WhySteps(projects, index, name, found, order).steps())
 
 
 class _WhySteps:
@@ -25431,14 +25425,14 @@ def get_dependencies(request, index, project, version):
 def get_why(request, index, project):
     """Which index of the resolution order gives which versions of a project, what is hidden and by
     which rule, and the setting to change [W21.6]: as far as is known here."""
-    found = why(request.app.projects, index, project, hidden_members(request, index))
+    steps = why(request.app.projects, index, project, hidden_members(request, index))
     return result_response("why", {"index": index.path, "project": project, "steps": [
         {"index": step.path, "verdict": step.verdict, "reason": step.reason,
          "setting": step.setting or None, "versions": _named_versions(step.versions),
          "hidden": [{"rule": hidden.rule, "reason": hidden.reason,
                      "setting": hidden.setting or None,
                      "versions": _named_versions(hidden.versions)} for hidden in step.hidden]}
-        for step in found.steps]})
+        for step in steps]})
 
 
 def _named_versions(versions):
@@ -28563,7 +28557,7 @@ def get_why_page(request, index, project):
     """Which index gives which versions of a project, what is hidden, and what would change it."""
     found = why(request.app.projects, index, project, hidden_members(request, index))
     home = f"{index.path}/{project}"
-    steps = joined(_why_step(request, step) for step in found.steps)
+    steps = joined(_why_step(request, step) for step in found)
     body = joined((
         markup("<h1>Where {} comes from</h1>", project),
         markup('<p class="lead">The indexes are asked in this order; nobody was asked for this '
