@@ -1667,6 +1667,9 @@ class Limits:
     requirement = 4000              # characters of a Requires-Dist
     requirements = 1000             # of one release, that are read
     dependents = 100                # on one page
+    first_dependents = 20           # of them, on the page of a project
+    newest_uploads = 20             # on the front page
+    feed_entries = 50               # uploads in a feed
     shown_versions = 100            # of an index, that are named to say why they are hidden
     compared = 1000                 # projects that one comparison of indexes looks at,
     compared_page = 100             # and that it shows,
@@ -21883,6 +21886,16 @@ class App(Part):
 
     # -- what the parts report and do
 
+    def kept(self, key, make, size=len):
+        """The value of a key among the pages that are kept: `make()`, if it is not there yet.
+
+        The value depends on nothing but its key. `size(value)`: its bytes."""
+        value = self.pages.get(key)
+        if value is None:
+            value, freshness = make(), self.store.freshness
+            freshness.keep(self.pages, key, value, size(value), frozenset(), freshness.moment())
+        return value
+
     def all_loops(self):
         return [loop for part_ in self.parts for loop in part_.loops()]
 
@@ -25381,25 +25394,37 @@ def _next_page(request, path, after):
     return after and f"{request.url(path)}?{urllib.parse.urlencode({'after': after})}"
 
 
+class FoundDependents(typing.NamedTuple):
+    """Projects that need another one: those of one page, and the number of all."""
+    shown: list         # [(Dependent, path of its index), ...]
+    total: int
+    last: str | None    # what the next page comes `after`, if there is one
+
+
+def find_dependents(request, project, most, after=""):
+    """The projects of all indexes that the caller may read whose latest versions need this one, at
+    most so many; `after`: the last entry of the page before, as `user/index/project`."""
+    search, paths = request.app.search, {each.id: each.path for each in readable_indexes(request)}
+    place, _, name = after.rpartition("/")
+    place = next((id_ for id_, path in paths.items() if path == place), 0)
+    found = search.dependents(project, list(paths), most + 1, (normalize(name), place))
+    shown = [(each, paths[each.index_id]) for each in found[:most]]
+    last = f"{shown[-1][1]}/{shown[-1][0].project}" if len(found) > most else None
+    return FoundDependents(shown, search.count_dependents(project, list(paths)), last)
+
+
 @route("GET", "/{user}/{index}/{project}/+dependents", for_="json", may="read")
 def get_dependents(request, index, project):
-    """The projects of all indexes that the caller may read whose latest versions need this one
-    [W21.4], `Limits.dependents` a page; `after`: the last entry of the page before, as
-    `user/index/project`."""
-    app = request.app
-    paths = {each.id: each.path for each in readable_indexes(request)}
-    place, _, name = request.query.get("after", "").rpartition("/")
-    after = normalize(name), next((id_ for id_, path in paths.items() if path == place), 0)
-    found = app.search.dependents(project, list(paths), Limits.dependents + 1, after)
-    shown = found[:Limits.dependents]
-    last = f"{paths[shown[-1].index_id]}/{shown[-1].project}" if len(found) > len(shown) else None
+    """The projects that need this one [W21.4], `Limits.dependents` a page: see `find_dependents`.
+    """
+    found = find_dependents(request, project, Limits.dependents, request.query.get("after", ""))
     return result_response("dependents", {
-        "project": project, "total": app.search.count_dependents(project, list(paths)),
+        "project": project, "total": found.total,
         "dependents": [{
-            "project": each.project, "version": each.version, "index": paths[each.index_id],
+            "project": each.project, "version": each.version, "index": path,
             "requirements": [{"text": requirement.text, "extras": list(requirement.only_for)}
-                             for requirement in each.requirements]} for each in shown],
-        "next": _next_page(request, f"{index.path}/{project}/+dependents", last)})
+                             for requirement in each.requirements]} for each, path in found.shown],
+        "next": _next_page(request, f"{index.path}/{project}/+dependents", found.last)})
 
 
 @route("GET", "/{user}/{index}/{project}/{version}/+dependencies", for_="json", may="read")
@@ -26050,12 +26075,8 @@ def _each_name_once(app, lists, whole):
 
 def _only_in(app, names, whole):
     """`MirrorNames.only_in`, kept: it compares lists of a million names."""
-    key = ("only in", names.folder, whole.folder)
-    kept = app.pages.get(key)
-    if kept is None:
-        kept = "\n".join(names.only_in(whole))        # much smaller than a list of strings
-        freshness = app.store.freshness
-        freshness.keep(app.pages, key, kept, len(kept), frozenset(), freshness.moment())
+    kept = app.kept(("only in", names.folder, whole.folder),
+                    lambda: "\n".join(names.only_in(whole)))       # much smaller than a list
     return kept.split("\n") if kept else []
 
 
@@ -27237,12 +27258,13 @@ def _user_section(request, account, indexes):
 
 
 def _recent_uploads(request):
-    """The newest 20 uploads of all stages that the caller may read: [(Index, NewUpload), ...]."""
+    """The newest uploads to all stages that the caller may read: [(Index, NewUpload), ...]."""
     found = []
     with request.app.store.read() as db:
         for index in readable_indexes(request):
-            found += [(index, upload) for upload in newest_uploads(db, index, 20)]
-    return sorted(found, key=lambda pair: pair[1].id, reverse=True)[:20]
+            found += [(index, upload)
+                      for upload in newest_uploads(db, index, Limits.newest_uploads)]
+    return sorted(found, key=lambda pair: pair[1].id, reverse=True)[:Limits.newest_uploads]
 
 
 def _upload_table(request, uploads):
@@ -27314,12 +27336,13 @@ def has_passed(request, result, until):
     """`TestRun.passed` of a test result, kept; None, too, if it would be read after `until`
     (time.monotonic())."""
     app, key = request.app, ("has passed", result.sha256)
-    state = app.pages.get(key)
-    if state is None and time.monotonic() < until:
+
+    def read():
         run = read_test_run(app.blobs, result)
-        state = (run.passed if run else None,)
-        freshness = app.store.freshness
-        freshness.keep(app.pages, key, state, 200, frozenset(), freshness.moment())
+        return (run.passed if run else None,)
+
+    state = app.kept(key, read, lambda state: 200) if time.monotonic() < until \
+        else app.pages.get(key)
     return state[0] if state else None
 
 
@@ -27540,17 +27563,17 @@ def _inheritance_view(request, index):
 
 @route("GET", "/{user}/{index}/+feed.atom", for_="people", may="read")
 def get_index_feed(request, index):
-    """Atom (RFC 4287): the newest 50 uploads of a stage."""
+    """Atom (RFC 4287): the newest uploads to a stage."""
     with request.app.store.read() as db:
-        uploads = newest_uploads(db, index, 50)
+        uploads = newest_uploads(db, index, Limits.feed_entries)
     return _feed_response(request, index, index.path, uploads)
 
 
 @route("GET", "/{user}/{index}/{project}/+feed.atom", for_="people", may="read")
 def get_project_feed(request, index, project):
-    """Atom (RFC 4287): the newest 50 uploads of a stage's project."""
+    """Atom (RFC 4287): the newest uploads to a stage's project."""
     with request.app.store.read() as db:
-        uploads = newest_uploads(db, index, 50, project=project)
+        uploads = newest_uploads(db, index, Limits.feed_entries, project)
     return _feed_response(request, index, f"{index.path}/{project}", uploads)
 
 
@@ -27577,6 +27600,9 @@ def _feed_response(request, index, path, uploads):
 # What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
 # the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
 # ==================================================================================================
+
+
+# -- a project
 
 
 def page_of(request, index, project):
@@ -27627,17 +27653,15 @@ def get_project_page(request, index, project):
 
 
 def _dependents(request, index, project):
-    """Who on this server needs a project: 20 of them, by name."""
-    app, paths = request.app, {each.id: each.path for each in readable_indexes(request)}
-    found = app.search.dependents(project, list(paths), 21)
-    lines = [joined((link(request.href(f"{paths[each.index_id]}/{each.project}"), each.project),
-                     f" {each.version} ", markup('<span class="soft">{}</span>',
-                                                 paths[each.index_id]))) for each in found[:20]]
-    more = link(request.href(f"{index.path}/{project}/+dependents"),
-                f"All {app.search.count_dependents(project, list(paths)):,}") \
-        if len(found) > 20 else ""
+    """Who on this server needs a project: the first of them, by name."""
+    found = find_dependents(request, project, Limits.first_dependents)
+    lines = [joined((link(request.href(f"{path}/{each.project}"), each.project),
+                     f" {each.version} ", markup('<span class="soft">{}</span>', path)))
+             for each, path in found.shown]
+    more = link(request.href(f"{index.path}/{project}/+dependents"), f"All {found.total:,}") \
+        if found.last else ""
     return section("Who needs it", items(lines, "plain many"), more, name="dependents") \
-        if found else ""
+        if lines else ""
 
 
 def _downloads(request, index, project):
@@ -27733,27 +27757,32 @@ def _is_yanked(files):
 
 
 def _version_cells(request, home, version, files, page, attached):
-    origins = list(dict.fromkeys(origin.path for origin, _ in files)) \
-        or [page.parts[0][0].path]
-    first = next((file for origin, file in files if origin.path == origins[0]), None)
-    about = attached[origins[0]]
+    """The row of a version; `files`: see `files_by_version`."""
+    paths = list(dict.fromkeys(origin.path for origin, _ in files)) or [page.parts[0][0].path]
+    about = attached[paths[0]]
+    own = [file for origin, file in files if origin.path == paths[0]]
+    others = f" also in {', '.join(paths[1:])}" if paths[1:] else ""
+    return (
+        _version_name(request, home, version, files),
+        joined((link(request.href(paths[0]), paths[0]),
+                when(others, '<span class="soft">{}</span>', others))),
+        day(own[0].uploaded) if own else "",
+        _kinds(own),
+        next((file.requires_python for file in own if file.requires_python), ""),
+        link(request.href(f"{home}/{version}") + "#files",
+             tests_badge(request, about.results[version])) if version in about.results else "",
+        link(request.href(f"{home}/{version}/+d/index.html"), "read")
+        if version in about.docs else "")
+
+
+def _version_name(request, home, version, files):
+    """A link to a version, with what its number and its files say of it."""
     reason = next((file.yanked for _, file in files if file.yanked), "")
-    name = joined((
+    return joined((
         link(request.href(f"{home}/{version}"), version),
         when(not is_final(version), "{}", badge("pre")),
-        when(_is_yanked(files), "{}", badge(f"yanked: {reason}" if reason else "yanked",
-                                            "warn"))), " ")
-    also = f" also in {', '.join(origins[1:])}" if origins[1:] else ""
-    own = [file for origin, file in files if origin.path == origins[0]]
-    return (name, joined((link(request.href(origins[0]), origins[0]),
-                          when(also, '<span class="soft">{}</span>', also))),
-            day(first.uploaded) if first else "", _kinds(own),
-            next((file.requires_python for file in own if file.requires_python), ""),
-            link(request.href(f"{home}/{version}") + "#files",
-                 tests_badge(request, about.results[version]))
-            if version in about.results else "",
-            link(request.href(f"{home}/{version}/+d/index.html"), "read")
-            if version in about.docs else "")
+        when(_is_yanked(files), "{}",
+             badge(f"yanked: {reason}" if reason else "yanked", "warn"))), " ")
 
 
 def _kinds(files):
@@ -27771,7 +27800,7 @@ def _kind_of(filename):
 # -- a version
 
 
-class Shown(typing.NamedTuple):
+class ShownVersion(typing.NamedTuple):
     """A version as a page shows it."""
     page: ProjectPage
     versions: dict              # see `files_by_version`
@@ -27783,7 +27812,7 @@ class Shown(typing.NamedTuple):
 
 
 def shown_version(request, index, project, version):
-    """The `Shown` of a version, of `latest` or of `stable`; NotFound if there is none."""
+    """The `ShownVersion` of a version, of `latest` or of `stable`; NotFound if there is none."""
     page = page_of(request, index, project)
     versions = files_by_version(page)
     found = _resolved_version(versions, version)
@@ -27801,7 +27830,15 @@ def shown_version(request, index, project, version):
     metadata = _metadata_at_hand(request, release)
     downloads = {file.filename: file.total for file in
                  request.app.downloads.of_files([origin.path], project)}
-    return Shown(page, versions, found, origin, release, metadata, downloads)
+    return ShownVersion(page, versions, found, origin, release, metadata, downloads)
+
+
+def file_called(shown, files, filename):
+    """The one of some files of a version that has this name; NotFound."""
+    for file in files:
+        if file.filename == filename:
+            return file
+    raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
 
 
 def _resolved_version(versions, version):
@@ -27848,7 +27885,7 @@ def get_version_page(request, index, project, version):
         if shown.origin == index else "",
         markup('<div class="columns"><aside>{}</aside><div>{}</div></div>',
                joined((_claims(shown), _dependencies(request, index, shown))),
-               joined((_readme(request, index, shown), _files_section(request, index, shown)))),
+               joined((_description(request, index, shown), _files_section(request, index, shown)))),
         _all_metadata(metadata)))
     page = shown.page
     return page_response(request, f"{project} {shown.version} · {index.path}", body,
@@ -27901,30 +27938,31 @@ def _text(metadata, key):
     return value if isinstance(value, str) and value.strip() not in ("", "UNKNOWN") else ""
 
 
-def _readme(request, index, shown):
-    """The description of a version as HTML; a button that loads it if it is only upstream."""
-    metadata = shown.metadata
-    text = _text(metadata, "description")
+def _description(request, index, shown):
+    """The description of a version; a button that loads it if it is only upstream."""
+    text = _text(shown.metadata, "description")
     if text:
-        key = ("description", hashlib.sha256(text.encode("utf-8", "replace")).hexdigest(),
-               _text(metadata, "description_content_type"))
-        app = request.app
-        found = app.pages.get(key)
-        if found is None:
-            found = description_html(text, _text(metadata, "description_content_type"))
-            freshness = app.store.freshness
-            freshness.keep(app.pages, key, found, len(found), frozenset(), freshness.moment())
-        return section("Description", markup('<div class="readme">{}</div>', found),
-                       name="description")
-    offered = next((file for file in shown.release.files if file.core_metadata), None)
-    if offered is None or request.app.mirrors.upstreams.is_cut_off(shown.origin) \
-            or not request.app.projects.at(shown.origin).asks_upstream:
+        content_type = _text(shown.metadata, "description_content_type")
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        found = request.app.kept(("description", digest, content_type),
+                                 lambda: description_html(text, content_type))
+        content = markup('<div class="readme">{}</div>', found)
+    elif _can_be_loaded(request, shown):
+        path = f"{index.path}/{shown.page.name}/{shown.version}/+description"
+        content = markup(
+            "<p>It is not here yet: only the links of this version have been fetched.</p>"
+            '<form method="post" action="{}"><button>Load the description</button></form>',
+            request.href(path))
+    else:
         return ""
-    path = f"{index.path}/{shown.page.name}/{shown.version}/+description"
-    return section("Description", markup(
-        "<p>It is not here yet: only the links of this version have been fetched.</p>"
-        '<form method="post" action="{}"><button>Load the description</button></form>',
-        request.href(path)), name="description")
+    return section("Description", content, name="description")
+
+
+def _can_be_loaded(request, shown):
+    """Whether upstream can be asked for the metadata of a version."""
+    return any(file.core_metadata for file in shown.release.files) \
+        and request.app.projects.at(shown.origin).asks_upstream \
+        and not request.app.mirrors.upstreams.is_cut_off(shown.origin)
 
 
 @route("POST", "/{user}/{index}/{project}/{version}/+description", for_="people", may="read",
@@ -28023,15 +28061,16 @@ def _dependencies(request, index, shown):
                    name="dependencies") if groups else ""
 
 
+_IN_BRACKETS = re.compile(r"^\s*\(([^()]*)\)")      # as older tools write versions
+
+
 def _dependency(request, index, state):
+    """A requirement, with a link to its project, and whether it can be had."""
     requirement = state.requirement
     name = link(request.href(f"{index.path}/{requirement.project}"), requirement.project) \
         if state.path else requirement.project
     return joined((name, _IN_BRACKETS.sub(r"\1", requirement.rest),
                    badge(state.kind, _DEPENDENCY_KINDS.get(state.kind, "warn"))), " ")
-
-
-_IN_BRACKETS = re.compile(r"^\s*\(([^()]*)\)")      # as older tools write versions
 
 
 # -- files
@@ -28084,28 +28123,33 @@ def _claimed_by(request, file):
 
 
 def _file_entry(request, index, shown, file):
+    """A file: what it is, what became of it, its SHA-256."""
+    home = f"{index.path}/{shown.page.name}/{shown.version}"
     url = request.href(f"{shown.origin.path}/{file.path}")
     spec = f"#sha256={file.sha256}" if file.sha256 else f"#{file.hash_spec}".rstrip("#")
     results = shown.release.results(file)
-    tests = link(request.href(
-        f"{index.path}/{shown.page.name}/{shown.version}/+toxresults/{file.filename}"),
-        tests_badge(request, results)) if results else ""
+    tests = link(request.href(f"{home}/+toxresults/{file.filename}"),
+                 tests_badge(request, results)) if results else ""
     digest = file.hashes.get("sha256", "")
-    inside = link(request.href(f"{index.path}/{shown.page.name}/{shown.version}/+files/"
-                               f"{file.filename}"), "look inside") if is_archive(file.filename) \
-        and file.sha256 else ""
-    downloads = shown.downloads.get(file.filename)
-    about = [_kind_of(file.filename), size_text(file.size) if file.size is not None else "",
-             file.requires_python and f"Python {file.requires_python}",
-             downloads and number_of(downloads, "download"), _claimed_by(request, file), inside]
     return markup(
-        '<div class="file"><h3>{} {}</h3><p class="soft">{}</p>{}{}</div>',
+        '<div class="file"><h3>{} {}</h3><p class="soft">{}</p><p class="soft">{}</p>{}</div>',
         link(url + spec, file.filename),
         when(file.yanked is not None, "{}", badge("yanked", "warn")),
-        joined(filter(None, about), " · "),
-        markup('<p class="soft">{}</p>', joined(filter(None, (
-            _history_line(request, file), tests)), " · ")),
+        joined(filter(None, _file_facts(request, home, shown, file)), " · "),
+        joined(filter(None, (_history_line(request, file), tests)), " · "),
         when(digest, "{}", copyable(digest, "sha256")))
+
+
+def _file_facts(request, home, shown, file):
+    """What is known of a file, in a few words each; some may be empty."""
+    downloads = shown.downloads.get(file.filename)
+    can_be_opened = is_archive(file.filename) and file.sha256
+    return (_kind_of(file.filename),
+            size_text(file.size) if file.size is not None else "",
+            file.requires_python and f"Python {file.requires_python}",
+            downloads and number_of(downloads, "download"),
+            _claimed_by(request, file),
+            can_be_opened and link(request.href(f"{home}/+files/{file.filename}"), "look inside"))
 
 
 def _history_line(request, file):
@@ -28149,14 +28193,6 @@ def _all_metadata(metadata):
 # -- test results
 
 
-def _tested(shown, filename):
-    """(the file of a release by its name, its test results, newest first); NotFound."""
-    for file in shown.release.files:
-        if file.filename == filename:
-            return file, shown.release.results(file)[::-1]
-    raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
-
-
 _PART_STATE = {True: "passed", False: "failed", None: "not run"}
 _STATE = {True: ("passed", "good"), False: ("failed", "bad"), None: ("unknown", "plain")}
 
@@ -28166,7 +28202,8 @@ def get_results_page(request, index, project, version, rest):
     """The test results of a file, or one of them; `rest`: the file's name, and the result's."""
     shown = shown_version(request, index, project, version)
     name, _, result = rest.partition("/")
-    file, results = _tested(shown, name)
+    file = file_called(shown, shown.release.files, name)
+    results = shown.release.results(file)[::-1]         # the newest first
     home = f"{index.path}/{project}/{shown.version}"
     crumbs = [*crumbs_to(home), Crumb("test results", f"{home}/+toxresults/{name}")]
     title = f"{project} {shown.version} · {index.path}"
@@ -28188,7 +28225,7 @@ def _results_body(request, home, file, results):
         run = read_test_run(request.app.blobs, result)
         path = request.href(f"{home}/+toxresults/{file.filename}/{result.filename}")
         if run is None or not run.outcomes:
-            rows.append((link(path, "unreadable"), "", "", "", "", "", moment(result.uploaded)))
+            rows.append((link(path, "unreadable"), *[""] * 6, moment(result.uploaded)))
         for outcome in run.outcomes if run else ():
             rows.append((
                 link(path, badge(*_STATE[outcome.passed])), outcome.environment, outcome.python,
@@ -28256,14 +28293,6 @@ def open_here(request, index, file):
     return app.blobs.open(file.sha256, file.size)
 
 
-def _file_called(shown, filename):
-    """A distribution file or documentation zip of a version, by its name; NotFound."""
-    for file in (*shown.release.files, *shown.release.docs):
-        if file.filename == filename:
-            return file
-    raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
-
-
 @route("GET", "/{user}/{index}/{project}/{version}/+files/{rest}", for_="browser", may="see")
 def get_archive_page(request, index, project, version, rest):
     """The members of an archive, or the text of one of them.
@@ -28272,7 +28301,7 @@ def get_archive_page(request, index, project, version, rest):
     archive, for paths that can't stand in a URL."""
     shown = shown_version(request, index, project, version)
     filename, _, path = rest.partition("/")
-    file = _file_called(shown, filename)
+    file = file_called(shown, (*shown.release.files, *shown.release.docs), filename)
     home = f"{index.path}/{project}/{shown.version}"
     place = f"{home}/+files/{filename}"
     crumbs = [*crumbs_to(home), Crumb(filename, place)]
@@ -28523,27 +28552,21 @@ def viewer_path(path):
 def get_dependents_page(request, index, project):
     """The projects that need this one, in all indexes that the reader may read."""
     home = f"{index.path}/{project}"
-    content = result_of(get_dependents(request, index, project))
-    rows = [(link(request.href(f"{each['index']}/{each['project']}"), each["project"]),
-             each["version"], link(request.href(each["index"]), each["index"]),
-             joined((requirement["text"] for requirement in each["requirements"]), ", "))
-            for each in content["dependents"]]
-    after = rows and content["next"] and content["dependents"][-1]
+    after = request.query.get("after", "")
+    found = find_dependents(request, project, Limits.dependents, after)
+    rows = [(link(request.href(f"{path}/{each.project}"), each.project),
+             each.version, link(request.href(path), path),
+             joined((requirement.text for requirement in each.requirements), ", "))
+            for each, path in found.shown]
     body = joined((
         markup("<h1>Who needs {}</h1>", project),
         markup('<p class="lead">{}, each by its latest version.</p>',
-               number_of(content["total"], "project")),
+               number_of(found.total, "project")),
         table("Dependents", ("Project", "Version", "Index", "Requirement"), rows) if rows
         else markup("<p>Nothing on this server that you may read needs it.</p>"),
-        pager("", after and request.href(f"{home}/+dependents",
-                                         after=f"{after['index']}/{after['project']}"))))
+        pager_after(functools.partial(request.href, f"{home}/+dependents"), after, found.last)))
     return page_response(request, f"Who needs {project} · {index.path}", body,
                          [*crumbs_to(home), Crumb("dependents", f"{home}/+dependents")])
-
-
-def result_of(response):
-    """The result in the JSON of an endpoint: a page shows what its JSON says."""
-    return json.loads(response.body)["result"]
 
 
 # -- where versions come from
@@ -28863,14 +28886,14 @@ def get_status_page(request):
 def _health_notes(status):
     if status["status"] == "ok":
         return note("All is well.", "good")
-    kind = {"warn": "warn"}.get(status["status"], "bad")
+    kind = "warn" if status["status"] == "warn" else "bad"
     return joined(note(sentence, kind) for sentence in status["messages"])
 
 
 def _server_facts(request, status):
     app, gauges = request.app, {name: value for name, _, value in status["metrics"]}
-    role = {"REPLICA": "replica"}.get(status["role"],
-                                      "standalone" if app.replicas is None else "primary")
+    role = "replica" if status["role"] == "REPLICA" \
+        else "standalone" if app.replicas is None else "primary"
     modes = (("offline: no upstream is asked", status["offline-mode"]),
              ("read-only", status["read-only"]))
     trash, documents, queue = status["trash"], *app.search.size(Limits.counted)
