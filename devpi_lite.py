@@ -27885,7 +27885,8 @@ def get_version_page(request, index, project, version):
         if shown.origin == index else "",
         markup('<div class="columns"><aside>{}</aside><div>{}</div></div>',
                joined((_claims(shown), _dependencies(request, index, shown))),
-               joined((_description(request, index, shown), _files_section(request, index, shown)))),
+               joined((_description(request, index, shown),
+                       _files_section(request, index, shown)))),
         _all_metadata(metadata)))
     page = shown.page
     return page_response(request, f"{project} {shown.version} · {index.path}", body,

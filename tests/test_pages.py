@@ -60,8 +60,8 @@ def test_a_fresh_server_has_a_guide(make_server):
 
 def test_every_link_leads_somewhere(site):
     found = crawl(site)
-    assert {"/", "/alice", "/alice/dev", "/alice/dev?show=settings", "/alice/dev?show=inheritance", "/alice/dev?sort=-uploaded",
-            "/alice/dev/pluggy", "/alice/dev/pluggy/1.5.0", "/+status"} <= set(found)
+    assert {"/", "/alice", "/alice/dev", "/alice/dev?show=settings", "/alice/dev?show=inheritance",
+            "/alice/dev?sort=-uploaded", "/alice/dev/pluggy", "/alice/dev/pluggy/1.5.0", "/+status"} <= set(found)
 
 
 def test_a_user_page_shows_the_address_to_logged_in_users_only(site):
@@ -144,7 +144,8 @@ def test_yanked_releases_say_so(site):
 
 def test_a_quarantined_project_has_no_downloads(site):
     upload(site, "alice/dev", wheel("sick", "1.0"))
-    assert site.patch("/alice/dev/sick", {"project-status": {"status": "quarantined", "reason": "steals keys"}}, user="alice").status == 200
+    status = {"project-status": {"status": "quarantined", "reason": "steals keys"}}
+    assert site.patch("/alice/dev/sick", status, user="alice").status == 200
     for path in ("/alice/dev/sick", "/alice/dev/sick/1.0"):
         found = page(site, path)
         assert "This project is quarantined: steals keys" in found.text
@@ -163,12 +164,24 @@ def test_the_results_of_tests_have_pages(site):
     opened = [attributes for attributes in result.of("details") if "open" in attributes]
     assert len(opened) == 1
     assert "No test results" in page(site, "/alice/dev/click/8.1/+toxresults/click-8.1-py3-none-any.whl").text
-    assert page(site, "/alice/dev/pluggy/1.5.0/+toxresults/none.whl", 404)
+    page(site, "/alice/dev/pluggy/1.5.0/+toxresults/none.whl", 404)
+
+
+def test_a_test_result_that_nobody_can_read_says_when_it_came(site):
+    upload(site, "alice/dev", wheel("blurred", "1.0"))
+    (link,) = site.get("/alice/dev/blurred/1.0").result["+links"]
+    reply = site.request("POST", link["href"][len(site.url):], body=b'{"testenvs": 5}', user="alice",
+                         headers={"Content-Type": "application/json"})
+    assert reply.status == 200
+    (row,) = page(site, "/alice/dev/blurred/1.0/+toxresults/blurred-1.0-py3-none-any.whl").rows()
+    assert row[:7] == ["unreadable"] + [""] * 6 and row[7].startswith(time.strftime("%Y-", time.gmtime()))
+    assert "1 result" in page(site, "/alice/dev/blurred/1.0").text
 
 
 def test_devpis_routes_lead_to_their_pages(site):
-    for path, target in (("/alice/", "/alice"), ("/alice/dev/?q=a", "/alice/dev?q=a"), ("/alice/dev/Pluggy", "/alice/dev/pluggy"),
-                         ("/alice/dev/pluggy/", "/alice/dev/pluggy"), ("/alice/dev/pluggy/1.5.0/", "/alice/dev/pluggy/1.5.0")):
+    for path, target in (
+            ("/alice/", "/alice"), ("/alice/dev/?q=a", "/alice/dev?q=a"), ("/alice/dev/Pluggy", "/alice/dev/pluggy"),
+            ("/alice/dev/pluggy/", "/alice/dev/pluggy"), ("/alice/dev/pluggy/1.5.0/", "/alice/dev/pluggy/1.5.0")):
         reply = site.get(path, headers={"Accept": BROWSER})
         assert (reply.status, reply.headers["Location"]) == (302, site.url + target)
 
@@ -177,7 +190,8 @@ def test_other_clients_get_what_they_got(site):
     for accept in ("application/json", "*/*", None):
         assert site.get("/alice/dev", headers={"Accept": accept}).json()["type"] == "indexconfig"
     pip = {"User-Agent": "pip/24.0", "Accept": "text/html"}
-    assert b"pluggy" in site.get("/alice/dev", headers=pip).body and b"<main" not in site.get("/alice/dev", headers=pip).body
+    body = site.get("/alice/dev", headers=pip).body
+    assert b"pluggy" in body and b"<main" not in body
 
 
 @pytest.mark.parametrize("path, sentence", [
@@ -190,9 +204,10 @@ def test_what_is_not_there_is_said_on_a_page(site, path, sentence):
 
 
 def test_a_page_is_asked_for_again_with_its_tag_and_comes_gzipped(site):
-    reply = site.get("/alice/dev", headers={"Accept": BROWSER, "Accept-Encoding": "gzip"})
+    wanted = {"Accept": BROWSER, "Accept-Encoding": "gzip"}
+    reply = site.get("/alice/dev", headers=wanted)
     assert reply.headers["Content-Encoding"] == "gzip" and len(reply.body) < 15 << 10
-    again = site.get("/alice/dev", headers={"Accept": BROWSER, "Accept-Encoding": "gzip", "If-None-Match": reply.headers["ETag"]})
+    again = site.get("/alice/dev", headers={**wanted, "If-None-Match": reply.headers["ETag"]})
     assert again.status == 304 and again.headers["ETag"] == reply.headers["ETag"]
     assert "Content-Security-Policy" in again.headers
 
@@ -215,11 +230,13 @@ def test_a_hidden_index_leaves_no_trace(site):
 
 def test_hostile_texts_stay_texts(site):
     site.add_user("mallory")
-    assert site.patch("/mallory", {"title": EVIL, "description": EVIL, "email": EVIL}, user="mallory").status == 200
+    profile = {"title": EVIL, "description": EVIL, "email": EVIL}
+    assert site.patch("/mallory", profile, user="mallory").status == 200
     site.add_index("mallory/dev", bases=[], title=EVIL, description=EVIL)
-    metadata = {key: EVIL for key in ("summary", "author", "author_email", "license", "keywords", "home_page", "maintainer",
-                                      "maintainer_email", "description", "platform", "download_url")}
-    metadata.update(project_urls="Evil, javascript:alert(1)", requires_dist="click ; extra == '%s'" % EVIL, classifiers=EVIL)
+    metadata = dict.fromkeys((
+        "summary", "author", "author_email", "license", "keywords", "home_page", "maintainer", "maintainer_email",
+        "description", "platform", "download_url", "classifiers"), EVIL)
+    metadata.update(project_urls="Evil, javascript:alert(1)", requires_dist="click ; extra == '%s'" % EVIL)
     upload(site, "mallory/dev", wheel("evil", "1.0"), fields=metadata, user="mallory")
     site.patch("/mallory/dev/evil/1.0", {"yanked": EVIL}, user="mallory")
     site.patch("/mallory/dev/evil", {"project-status": {"status": "deprecated", "reason": EVIL}}, user="mallory")
@@ -245,7 +262,8 @@ def archives(site):
     site.add_index("alice/inside", bases=[])
     for version in ("1.0", "1.1"):
         members = {"tool/code.py": b"def f():\n    return '<b>" + version.encode() + b"</b>'\n",
-                   "tool-%s.dist-info/licenses/LICENSE" % version: b"Do as you like.\n", "tool/data.bin": b"\0\1\2" * 99}
+                   "tool-%s.dist-info/licenses/LICENSE" % version: b"Do as you like.\n",
+                   "tool/data.bin": b"\0\1\2" * 99}
         if version == "1.0":
             members["tool/old.py"] = b"x = 1\n"
         upload(site, "alice/inside", wheel("tool", version, extra_members=members,
@@ -259,15 +277,18 @@ def archives(site):
 def test_the_members_of_an_archive_are_listed_and_shown(archives):
     home = "/alice/inside/tool/1.0/+files/tool-1.0-py3-none-any.whl"
     listing = page(archives, home)
-    assert listing.headings[0] == "tool-1.0-py3-none-any.whl" and "tool/code.py" in [row[0] for row in listing.rows()]
+    assert listing.headings[0] == "tool-1.0-py3-none-any.whl"
+    assert "tool/code.py" in [row[0] for row in listing.rows()]
     assert "Licence files tool-1.0.dist-info/licenses/LICENSE" in listing.text
     code = page(archives, home + "/tool/code.py")
-    assert "return '<b>1.0</b>'" in code.text and not code.of("b") and code.of("span", id="L2") and code.of("a", href="#L2")
+    assert "return '<b>1.0</b>'" in code.text and not code.of("b")
+    assert code.of("span", id="L2") and code.of("a", href="#L2")
     assert "Binary, 297 bytes." in page(archives, home + "/tool/data.bin").text
     for path in (home + "/tool/nothing.py", home + "/tool/", home + "/..%2f..%2fpasswd", home + "?number=999"):
         page(archives, path, 404)
-    assert page(archives, "/alice/inside/plus/1.0+local.1").text
-    assert "METADATA" in page(archives, "/alice/inside/plus/1.0+local.1/+files/plus-1.0+local.1-py3-none-any.whl").source
+    assert page(archives, "/alice/inside/plus/1.0+local.1").headings[0].strip() == "plus 1.0+local.1"
+    listing = page(archives, "/alice/inside/plus/1.0+local.1/+files/plus-1.0+local.1-py3-none-any.whl")
+    assert "plus-1.0+local.1.dist-info/METADATA" in [row[0] for row in listing.rows()]
 
 
 def test_a_diff_tells_metadata_members_and_lines(archives):

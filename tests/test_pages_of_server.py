@@ -237,8 +237,8 @@ def test_the_status_page_tells_of_mirrors_and_their_trouble(site, upstream):
     ("", None), ("?refresh=10", "10"), ("?refresh=0", None), ("?refresh=1", "2"), ("?refresh=x", None),
     ("?refresh=10;url=http://x.example", None), ("?refresh=99999", None)])
 def test_the_status_page_is_loaded_again_only_if_that_is_asked_for(site, query, content):
-    found = [attributes["content"] for attributes in view(site, "/+status" + query).of("meta", **{"http-equiv": "refresh"})]
-    assert found == ([content] if content else [])
+    found = view(site, "/+status" + query).of("meta", **{"http-equiv": "refresh"})
+    assert [attributes["content"] for attributes in found] == ([content] if content else [])
 
 
 def test_scripts_and_monitors_still_get_the_json_of_the_status(site):
@@ -267,7 +267,8 @@ def library(site):
     site.login("lib", "pw")
     for name, config in (("dev", {}), ("other", {}), ("empty", {}), ("closed", {"acl_pkg_read": ["lib"]})):
         site.add_index("lib/" + name, **config)
-    for index, project in (("dev", "pluggy"), ("other", "plugin"), ("closed", "pluggy-secret"), ("closed", "hidden-thing")):
+    for index, project in (("dev", "pluggy"), ("other", "plugin"), ("closed", "pluggy-secret"),
+                           ("closed", "hidden-thing")):
         assert site.upload("lib/" + index, wheel(project, "1.0")).status == 200
     return site
 
@@ -285,7 +286,8 @@ def test_a_mistyped_project_is_guessed(library):
     assert (page.hrefs["lib/dev"], page.hrefs["lib/other"]) == ("/lib/dev/pluggy", "/lib/other/plugin")
     assert "Did you mean lantern" in view(library, "/lib/dev/latnern", status=404).main
     # what is here comes before what an upstream has, however near that is
-    assert "Did you mean lantern (ann/dev) or lantern-oil (ann/mirror)" in view(library, "/lib/dev/lantern-oi", status=404).main
+    near = view(library, "/lib/dev/lantern-oi", status=404).main
+    assert "Did you mean lantern (ann/dev) or lantern-oil (ann/mirror)" in near
     assert "magic-lantern (ann/mirror)" in view(library, "/lib/dev/magic-lanterns", status=404).main
 
 
@@ -294,8 +296,8 @@ def test_a_missing_version_leads_to_its_project(library):
 
 
 def test_no_guess_names_what_the_reader_may_not_read(library):
-    for path in ("/lib/empty/pluggy-secret", "/lib/empty/pluggy-secrets", "/lib/empty/hidden-thing", "/lib/empty/hidden-things"):
-        page = view(library, path, status=404)
+    for project in ("pluggy-secret", "pluggy-secrets", "hidden-thing", "hidden-things"):
+        page = view(library, "/lib/empty/" + project, status=404)
         assert "closed" not in page.main and "hidden-thing (" not in page.main and "secret (" not in page.main
     assert "pluggy-secret (lib/closed)" in view(library, "/lib/empty/pluggy-secrets", status=404, user="lib").main
     assert "lib/closed/hidden-thing" in view(library, "/lib/empty/hidden-thing", status=404, user="lib").hrefs

@@ -147,14 +147,14 @@ def session_cookie_name(server):
 
 
 def test_over_plain_http_from_elsewhere_the_page_says_why_nobody_can_log_in(server, browser):
-    for headers in ({"Host": "pypi.example"}, {"X-Forwarded-For": "192.0.2.7"}):
-        form = browser.get("/+login").form("/+login")
-        page = browser.get("/+login", headers=headers)
-        assert (page.status, "plain http" in page.text) == ((200, True) if "Host" not in headers else (421, False))
-        if "Host" not in headers:
-            assert not [each for each in page.forms if each.action.endswith("+login")]
-            refused = browser.submit(form, headers, user="alice", password="pw")
-            assert (refused.status, len(browser.cookies)) == (403, 1)
+    elsewhere = {"X-Forwarded-For": "192.0.2.7"}
+    form = browser.get("/+login").form("/+login")
+    page = browser.get("/+login", headers=elsewhere)
+    assert page.status == 200 and "plain http" in page.text
+    assert not [each for each in page.forms if each.action.endswith("+login")]
+    refused = browser.submit(form, elsewhere, user="alice", password="pw")
+    assert (refused.status, len(browser.cookies)) == (403, 1)
+    assert browser.get("/+login", headers={"Host": "pypi.example"}).status == 421
 
 
 def test_it_can_be_switched_off(server, alice, make_server, tmp_path):
@@ -185,7 +185,8 @@ def test_pages_files_and_documentation_of_an_index_that_only_its_owner_may_read(
     ("PUT", "/alice/new", {}), ("PATCH", "/alice/dev", {"title": "taken"}), ("DELETE", "/alice/dev", None),
     ("PATCH", "/alice", {"title": "taken"}), ("DELETE", "/alice", None),
     ("PATCH", "/alice/dev/demo/1.0", {"yanked": True}), ("DELETE", "/alice/dev/demo/1.0", None),
-    ("DELETE", "/alice/dev/demo", None), ("POST", "/alice/dev", {"name": "demo", "version": "1.0", "targetindex": "alice/shut"}),
+    ("DELETE", "/alice/dev/demo", None),
+    ("POST", "/alice/dev", {"name": "demo", "version": "1.0", "targetindex": "alice/shut"}),
     ("PUSH", "/alice/dev", {"name": "demo", "version": "1.0", "targetindex": "alice/shut"}),
     ("POST", "/alice/dev/demo", {"project-status": {"status": "archived"}}), ("POST", "/+outbox/retry", None)])
 def test_a_cookie_alone_changes_nothing_by_the_api(server, alice, method, path, body):

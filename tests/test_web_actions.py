@@ -8,7 +8,7 @@ import pytest
 
 from browser import FORM, Browser
 from harness import (
-    BROWSER, Server, audited, documentation, eventually, links, path_of, rels, sdist, upload, upload_docs, wheel)
+    BROWSER, Server, audited, documentation, eventually, path_of, rels, sdist, upload, upload_docs, wheel)
 from replicas import in_sync, primary_at, replica_at
 
 numbers = itertools.count(1)
@@ -428,7 +428,8 @@ def tokens(browser, path):
     return browser.get(path).form(path.partition("?")[0]).fields["csrf"]
 
 
-@pytest.mark.parametrize("why", ["missing", "empty", "another's", "of the form to log in", "foreign", "null", "cross", "nobody"])
+@pytest.mark.parametrize("why", [
+    "missing", "empty", "another's", "of the form to log in", "foreign", "null", "cross", "nobody"])
 def test_a_form_of_others_does_nothing(server, index, alice, bob, why):
     before = state(server, index)
     token = tokens(alice, "/alice/+settings")

@@ -9,7 +9,6 @@ from harness import BROWSER
 
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 INLINE = {"a", "b", "code", "mark", "small", "span", "time"}
-# an end tag may be left out in HTML; ours are all there
 HEADERS = {
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin", "Vary": "Accept, Accept-Encoding, Cookie",
@@ -17,9 +16,10 @@ HEADERS = {
 
 
 class Page(html.parser.HTMLParser):
-    """A page: its `text`, `links`, `forms`, `headings`; AssertionError if its tags are not balanced.
+    """A page: its `text`, `links`, `headings`; AssertionError if its tags are not balanced.
 
-    `elements` are (tag, {attribute: value}) in their order.
+    HTML lets some end tags be left out; our pages have them all. `elements` are
+    (tag, {attribute: value}) in their order.
     """
 
     def __init__(self, reply):
@@ -162,9 +162,11 @@ def check_page(reply):
     for name, value in HEADERS.items():
         assert reply.headers[name] == value, name
     found = Page(reply)
-    policy = dict(part.strip().partition(" ")[::2] for part in reply.headers["Content-Security-Policy"].split(";"))
-    assert policy["default-src"] == "'none'" and policy["frame-ancestors"] == "'none'" and policy["base-uri"] == "'none'"
-    assert source_hash(found.raw["style"]) in policy["style-src"] and source_hash(found.raw["script"]) in policy["script-src"]
+    policy = dict(part.strip().partition(" ")[::2]
+                  for part in reply.headers["Content-Security-Policy"].split(";"))
+    assert {policy[name] for name in ("default-src", "frame-ancestors", "base-uri")} == {"'none'"}
+    for name in ("style", "script"):
+        assert source_hash(found.raw[name]) in policy[name + "-src"]
     assert "unsafe" not in reply.headers["Content-Security-Policy"]
 
     assert found.of("html", lang="en") and len(found.of("title")) == len(found.of("main")) == len(found.of("h1")) == 1
@@ -184,7 +186,10 @@ def check_page(reply):
 
 
 def crawl(server, start="/", most=400, **options):
-    """{path: Page} of all pages of this server that links from `start` lead to; each must answer below 400."""
+    """{path: Page} of all pages of this server that links from `start` lead to.
+
+    Each link has to lead to something; what is no page is None.
+    """
     found, waiting = {}, [start]
     while waiting and len(found) < most:
         path = waiting.pop(0)
