@@ -205,7 +205,7 @@ def unlike(then, now, other_headers):
         if name not in other_headers and (name, value) not in new_headers:
             yield "no header %s: %s in %s" % (name, value, new_headers)
     # pages of documentation have a script since then
-    if body in (new_body, re.sub(rb"<script>for\(const n of.*?</script>", b"", new_body, count=1)):
+    if body in (new_body, re.sub(rb"(?s)<script>for\(const n of.*?</script>", b"", new_body, count=1)):
         return
     if "json" in dict(headers)["content-type"]:
         yield from lost(json.loads(body), json.loads(new_body))
