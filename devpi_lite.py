@@ -37,33 +37,36 @@ tests/CONTRACT.md:
     21  HTML                        the pieces of web pages, their frame and theme
     22  The front                   connections, workers, the access log
     23  Application and routes      the parts of a server; from a request to its endpoint
-    24  Descriptions                Markdown and reStructuredText as safe HTML
-    25  For people                  documentation, search, dependents, why, downloads
-    26  For installers              simple pages, project lists, files, PyPI's JSON
-    27  For devpi clients           devpi's JSON contract: users, indexes, uploads, pushes, removal
-    28  For operators               status, health, metrics, the audit log
+    24  Safe HTML                   the tree that renderers make; how it gets onto a page
+    25  Markdown                    CommonMark with GitHub's additions as such a tree
+    26  reStructuredText            what docutils reads as such a tree
+    27  Descriptions                READMEs of releases, in the format that each is in
+    28  For people                  documentation, search, dependents, why, downloads
+    29  For installers              simple pages, project lists, files, PyPI's JSON
+    30  For devpi clients           devpi's JSON contract: users, indexes, uploads, pushes, removal
+    31  For operators               status, health, metrics, the audit log
     V Pages
-    29  Buttons                     what leads people who have logged in to their forms
-    30  Pages of users and indexes  the front page, users, stages, mirrors, feeds
-    31  Pages of projects           projects and versions; READMEs, files, test results
-    32  Pages of files              inside archives and documentation; what differs
-    33  Pages of relations          dependents, where versions come from, how stages differ
-    34  Pages of the server         search, status
-    35  Actions of people           logging in, and forms for what devpi clients do
+    32  Buttons                     what leads people who have logged in to their forms
+    33  Pages of users and indexes  the front page, users, stages, mirrors, feeds
+    34  Pages of projects           projects and versions; READMEs, files, test results
+    35  Pages of files              inside archives and documentation; what differs
+    36  Pages of relations          dependents, where versions come from, how stages differ
+    37  Pages of the server         search, status
+    38  Actions of people           logging in, and forms for what devpi clients do
     VI Many servers
-    36  A primary                   the changelog, snapshots and files for replicas; fencing
-    37  A replica's files           how they are fetched, from the primary or from a medium
-    38  A replica                   follows the changelog, proves that it has the same rows
+    39  A primary                   the changelog, snapshots and files for replicas; fencing
+    40  A replica's files           how they are fetched, from the primary or from a medium
+    41  A replica                   follows the changelog, proves that it has the same rows
     VII The directory
-    39  The server directory        how it is made, locked and refused; helpers of its commands
-    40  Export                      devpi's dump, written
-    41  Import                      devpi's dump, read
-    42  Backups                     backups, which share their files; verification and restore
-    43  Checks                      fsck, gc and the command status
+    42  The server directory        how it is made, locked and refused; helpers of its commands
+    43  Export                      devpi's dump, written
+    44  Import                      devpi's dump, read
+    45  Backups                     backups, which share their files; verification and restore
+    46  Checks                      fsck, gc and the command status
     VIII The manual and the commands
-    44  The manual                  what `help` prints: topics in Markdown
-    45  Pages of the manual         the manual's topics for browsers
-    46  Commands                    the argument parser and `main`
+    47  The manual                  what `help` prints: topics in Markdown
+    48  Pages of the manual         the manual's topics for browsers
+    49  Commands                    the argument parser and `main`
 """
 from __future__ import annotations
 
@@ -22100,11 +22103,11 @@ def ways_on(request, problem):
 
 
 # ==================================================================================================
-# 24  Descriptions
+# 24  Safe HTML
 #
-# The descriptions (READMEs) of releases as HTML. Both renderers, for Markdown and for
-# reStructuredText, build a tree of `Node`; `_written` alone makes HTML of it, escapes all text, and
-# lets only listed tags, attributes and URLs pass: no byte of a description is on a page unescaped.
+# What strangers write, as HTML. A renderer makes a tree of `Node` from a text; `safe_html` alone
+# makes HTML of it, escapes all text, and lets only listed tags, attributes and URLs pass: no byte
+# of the text is on a page unescaped.
 # ==================================================================================================
 
 
@@ -22114,7 +22117,7 @@ class Node:
     `tag` is an HTML element's name, or "" for its children alone; `children` are strings, plain and
     unescaped, and nodes; `attributes` are {name: string}, with {"checked": ""} for one without a
     value. A heading has its final tag, an h2 for the largest one: the page has the only h1. An `id`
-    and the `href` of a link to it, "#id", stand without the prefix that `_written` gives both."""
+    and the `href` of a link to it, "#id", stand without the prefix that `safe_html` gives both."""
     __slots__ = ("tag", "children", "attributes")
 
     def __init__(self, tag, children=(), attributes=()):
@@ -22124,11 +22127,11 @@ class Node:
         return f"Node({self.tag!r}, {self.children!r}, {self.attributes!r})"
 
 
-class _TooMuch(Exception):
+class TooMuch(Exception):
     """A description exceeds a limit: its source is shown in place of it."""
 
 
-class _Deadline:
+class Deadline:
     """The processor time that one description may take.
 
     A busy server makes no description shorter: what other threads do meanwhile does not count."""
@@ -22137,27 +22140,27 @@ class _Deadline:
         self.end = time.thread_time() + seconds
 
     def check(self):
-        """Raise `_TooMuch` after the end; called for each block, and inside of long ones."""
+        """Raise `TooMuch` after the end; called for each block, and inside of long ones."""
         if time.thread_time() > self.end:
-            raise _TooMuch("it takes too long")
+            raise TooMuch("it takes too long")
 
 
 # -- the tree as HTML
 
 
-_TAGS = frozenset(
+SAFE_TAGS = frozenset(
     "h1 h2 h3 h4 h5 h6 p a em strong del code pre blockquote ul ol li hr br table thead tbody tr "
     "th td img details summary dl dt dd sup sub kbd span input".split())
-_VOID_TAGS = frozenset(("hr", "br", "img", "input"))
+VOID_TAGS = frozenset(("hr", "br", "img", "input"))
 _SCROLLING_TAGS = frozenset(("pre", "table"))       # sideways: keys have to reach them
 _ID_PREFIX = "readme-"
 _ALIGNMENTS = frozenset(("left", "center", "right"))
-_LANGUAGE_CLASS = re.compile(r"lang-[\w.+#-]{1,50}\Z")
+LANGUAGE_CLASS = re.compile(r"lang-[\w.+#-]{1,50}\Z")
 _NUMBERS = {"ol": ("start",), "td": ("colspan", "rowspan"), "th": ("colspan", "rowspan")}
 _SMALL_NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
 
 
-def _written(nodes, shows_images=False):
+def safe_html(nodes, shows_images=False):
     """Return a tree, a list of nodes and strings, as `Html`.
 
     Images with the scheme https are shown if `shows_images`; of others their text is."""
@@ -22169,7 +22172,7 @@ class _Writer:
 
     def __init__(self, nodes, shows_images):
         self.shows_images, self.pieces = shows_images, []
-        self.ids = {node.attributes["id"] for node in _all_nodes(nodes) if "id" in node.attributes}
+        self.ids = {node.attributes["id"] for node in all_nodes(nodes) if "id" in node.attributes}
         self._write(nodes)
 
     def _write(self, nodes):
@@ -22185,20 +22188,20 @@ class _Writer:
 
     def _opened(self, node):
         """Write a node's start tag; return what comes after it."""
-        if node.tag not in _TAGS:
+        if node.tag not in SAFE_TAGS:
             return node.children
         attributes = self._attributes(node)
         children = node.children
         if node.tag == "a":
             if not self.shows_images and _is_images_alone(children):
-                children = [" ".join(filter(None, map(_text_of, children)))]
-            if not attributes or not ("id" in node.attributes or _is_seen(children)):
+                children = [" ".join(filter(None, map(text_of, children)))]
+            if not attributes or not ("id" in node.attributes or is_seen(children)):
                 return children
         if node.tag == "input" and node.attributes.get("type") != "checkbox":
             return []
 
         self.pieces.append(f"<{node.tag}{attributes}>")
-        if node.tag in _VOID_TAGS:
+        if node.tag in VOID_TAGS:
             return []
         return [*children, Html(f"</{node.tag}>")]
 
@@ -22228,7 +22231,7 @@ class _Writer:
         if name == "align":
             return value.lower() if value.lower() in _ALIGNMENTS else None
         if name == "class":
-            return value if _LANGUAGE_CLASS.match(value) else None
+            return value if LANGUAGE_CLASS.match(value) else None
         if name == "type" and tag == "input":
             return "checkbox"
         if name in _NUMBERS.get(tag, ()) and _SMALL_NUMBER.match(value):
@@ -22248,14 +22251,15 @@ class _Writer:
     def _write_image(self, node):
         source = safe_url(node.attributes.get("src", ""))
         if not self.shows_images or source is None or not source.startswith("https://"):
-            alt = _text_of(node)
+            alt = text_of(node)
             self.pieces.append(escaped(f"[image: {alt}]") if alt else "")
             return
         attributes = self._attributes(Node("img", (), {"alt": "", **node.attributes}))
         self.pieces.append(f'<img src="{escaped(source)}"{attributes}>')
 
 
-def _all_nodes(nodes):
+def all_nodes(nodes):
+    """Yield the nodes of a tree, each before those in it."""
     waiting = list(reversed(nodes))
     while waiting:
         node = waiting.pop()
@@ -22264,8 +22268,9 @@ def _all_nodes(nodes):
             waiting.extend(reversed(node.children))
 
 
-def _is_seen(children):
-    return any(node.tag == "img" for node in _all_nodes(children)) or any(map(_text_of, children))
+def is_seen(children):
+    """Return whether nodes and strings have a text or an image."""
+    return any(node.tag == "img" for node in all_nodes(children)) or any(map(text_of, children))
 
 
 def _is_images_alone(children):
@@ -22273,7 +22278,7 @@ def _is_images_alone(children):
         each.tag == "img" if isinstance(each, Node) else not each.strip() for each in children)
 
 
-def _text_of(node, with_images=True):
+def text_of(node, with_images=True):
     """Return the text of a node or string, in one line; of an image, its alternative text."""
     pieces, waiting = [], [node]
     while waiting:
@@ -22287,49 +22292,63 @@ def _text_of(node, with_images=True):
     return " ".join("".join(pieces).split())
 
 
-def _compared_name(text):
+# -- what renderers share
+
+
+def compared_name(text):
     """Return the form in which names of references and of their targets are compared."""
     return " ".join(text.split()).casefold()
 
 
-def _code_block(code, language=""):
+def code_block(code, language=""):
+    """Return the node of a block of code; one in a language has a class that says so."""
     attributes = {"class": f"lang-{language}"} if language else {}
     return Node("pre", [Node("code", [code], attributes)])
 
 
-# -- Markdown: its blocks
+def heading_slug(text):
+    """Return what GitHub makes of the text of a heading: "What's new?" becomes "whats-new"."""
+    return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+
+
+LINE_BREAK = re.compile("\r\n|\n|\r")
+
+
+def render_text(tree_of, text, shows_images):
+    """Return the `Html` of the tree that `tree_of(text, deadline)` makes."""
+    try:
+        if len(text.encode("utf-8", "replace")) > Limits.description:
+            raise TooMuch("it is too long")
+        return safe_html(tree_of(text, Deadline(Limits.description_time)), shows_images)
+    except TooMuch:
+        return as_written(text)
+
+
+def as_written(text):
+    """Return a text that is not rendered as `Html`."""
+    return markup('<pre tabindex="0">{}</pre>', text)
+
+
+# ==================================================================================================
+# 25  Markdown
 #
 # CommonMark 0.31 with GitHub's tables, task lists, strikethrough and bare links. Every line is
 # added to the blocks that are open; then, with all link reference definitions known, their texts
 # are read as inline Markdown. HTML tags are kept as `_Tag` until all of the tree is there.
+# ==================================================================================================
 
 
 def render_markdown(text, shows_images=False):
     """Return Markdown as safe `Html`; beyond the limits, its escaped source."""
-    return _rendered(_markdown_tree, text, shows_images)
+    return render_text(_markdown_tree, text, shows_images)
 
 
-def _rendered(tree_of, text, shows_images):
-    """Return the `Html` of the tree that `tree_of(text, deadline)` makes."""
-    try:
-        if len(text.encode("utf-8", "replace")) > Limits.description:
-            raise _TooMuch("it is too long")
-        return _written(tree_of(text, _Deadline(Limits.description_time)), shows_images)
-    except _TooMuch:
-        return _as_written(text)
-
-
-def _as_written(text):
-    return markup('<pre tabindex="0">{}</pre>', text)
-
-
-_LINE_BREAK = re.compile("\r\n|\n|\r")
 _FINAL_BREAK = re.compile(r"(?:\r\n|\n|\r)\Z")
 
 
 def _markdown_tree(text, deadline):
     reader = _BlockReader(deadline)
-    for line in _LINE_BREAK.split(_FINAL_BREAK.sub("", text.replace("\0", "\ufffd"))):
+    for line in LINE_BREAK.split(_FINAL_BREAK.sub("", text.replace("\0", "\ufffd"))):
         reader.add(_Line(line))
     document = reader.end()
     inlines = _InlineReader(reader.references, len(text), deadline)
@@ -22489,7 +22508,7 @@ class _BlockReader:
         if block.kind in ("quote", "list", "item"):
             self.containers.append(block)
             if sum(each.kind != "list" for each in self.containers) > 1 + Limits.description_depth:
-                raise _TooMuch("its lists and quotes are nested too deep")
+                raise TooMuch("its lists and quotes are nested too deep")
         elif block.kind not in ("heading", "rule"):
             self.leaf = block
         self.depth = len(self.containers)
@@ -22688,7 +22707,7 @@ def _cells(row):
     return [cell.strip(" \t").replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", row)]
 
 
-# -- Markdown: links and their definitions
+# -- links and their definitions
 
 
 _LABEL = re.compile(r"\[((?:[^\\\[\]]|\\.){0,999})\]", re.DOTALL)
@@ -22724,7 +22743,7 @@ def _definition(text, at):
         title, line_end = None, _LINE_END.match(text, end)
     if line_end is None:
         return None
-    return _compared_name(found[1]), (url, _title_text(title)), line_end.end()
+    return compared_name(found[1]), (url, _title_text(title)), line_end.end()
 
 
 def _title_text(title):
@@ -22763,7 +22782,7 @@ def _link_end(text, at):
     return url, _title_text(title), blanks + 1
 
 
-# -- Markdown: inline
+# -- inline
 
 
 class _Delimiter:
@@ -22951,7 +22970,7 @@ class _InlineReader:
         del self.items[bracket.items:]
         attributes = {"title": title} if title else {}
         if bracket.is_image:
-            alt = _text_of(Node("", children))
+            alt = text_of(Node("", children))
             self.items.append(Node("img", (), {"src": url, "alt": alt, **attributes}))
         else:
             self.items.append(Node("a", children, {"href": url, **attributes}))
@@ -22971,7 +22990,7 @@ class _InlineReader:
             if bracket.end != self.innermost or at - bracket.end > 999:
                 return None
             name = self.text[bracket.end:at]
-        url, title = self.references.get(_compared_name(name), (None, ""))
+        url, title = self.references.get(compared_name(name), (None, ""))
         if url is None or len(url) + len(title) > self.room:
             return None
         self.room -= len(url) + len(title)
@@ -23144,11 +23163,11 @@ def _without_last_marks(url):
     return url[:end]
 
 
-# -- HTML in Markdown
+# -- HTML
 
 
 class _Tag(Node):
-    """A start tag or an end tag, of which `_Balancer` makes elements; `name` is as in `_TAGS`."""
+    """A start tag or an end tag, of which `_Balancer` makes elements; its `name` is a safe one."""
     __slots__ = ("name", "is_end")
 
     def __init__(self, name, is_end, attributes=()):
@@ -23162,7 +23181,7 @@ _USED_ATTRIBUTES = frozenset(
     "href title src alt align start class id name colspan rowspan type checked".split())
 # HTML that a page shows by another tag of its own, or without one
 _HTML_TAGS = {
-    **{tag: tag for tag in _TAGS}, **{f"h{level}": f"h{level + 1}" for level in range(1, 6)},
+    **{tag: tag for tag in SAFE_TAGS}, **{f"h{level}": f"h{level + 1}" for level in range(1, 6)},
     "b": "strong", "i": "em", "s": "del", "strike": "del", "tt": "code", "samp": "code",
     "cite": "em", "var": "em", "dfn": "em", "tfoot": "tbody",
     **dict.fromkeys("div center section article header footer main nav aside figure figcaption "
@@ -23211,7 +23230,7 @@ def _tag(found):
     if found[1].lower() == "center":
         attributes["align"] = "center"
     tag = _Tag(name, False, attributes)
-    if found[3] and name not in _VOID_TAGS and "href" not in attributes:
+    if found[3] and name not in VOID_TAGS and "href" not in attributes:
         return Node(name, (), attributes)       # as an anchor is meant, if not by browsers
     return tag
 
@@ -23281,9 +23300,9 @@ class _Balancer:
         self._end_before(tag.name)
         element = Node(tag.name, (), tag.attributes)
         is_deep = len(self.open) > 4 * Limits.description_depth
-        if tag.name in _VOID_TAGS or not is_deep:
+        if tag.name in VOID_TAGS or not is_deep:
             self.open[-1].children.append(element)
-        if tag.name not in _VOID_TAGS and not is_deep:
+        if tag.name not in VOID_TAGS and not is_deep:
             self.open.append(element)
 
     def _end_before(self, tag):
@@ -23319,7 +23338,7 @@ def _without_divisions(nodes, align=None):
             inner = _without_divisions(node.children, own)
             for is_block, group in itertools.groupby(inner, _is_block):
                 group = list(group)
-                is_paragraph = not is_block and _is_seen(group)
+                is_paragraph = not is_block and is_seen(group)
                 made += [Node("p", group, attributes)] if is_paragraph else group
     return made
 
@@ -23330,11 +23349,11 @@ def _is_block(node):
 
 def _with_heading_ids(nodes):
     """Give each heading the id that GitHub would give it; return the nodes."""
-    ids = {node.attributes["id"] for node in _all_nodes(nodes) if "id" in node.attributes}
+    ids = {node.attributes["id"] for node in all_nodes(nodes) if "id" in node.attributes}
     counts = collections.Counter()
-    for node in _all_nodes(nodes):
+    for node in all_nodes(nodes):
         if _HEADING_TAG.match(node.tag) and "id" not in node.attributes:
-            slug = name = _slug(_text_of(node, with_images=False))
+            slug = name = heading_slug(text_of(node, with_images=False))
             while name in ids:
                 counts[slug] += 1
                 name = f"{slug}-{counts[slug]}"
@@ -23347,12 +23366,7 @@ def _with_heading_ids(nodes):
 _HEADING_TAG = re.compile(r"h[1-6]\Z")
 
 
-def _slug(text):
-    """Return what GitHub makes of the text of a heading: "What's new?" becomes "whats-new"."""
-    return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
-
-
-# -- Markdown: from blocks to nodes
+# -- from blocks to nodes
 
 
 class _BlockWriter:
@@ -23385,12 +23399,12 @@ class _BlockWriter:
         return [Node(f"h{min(block.width + 1, 6)}", self._read(block))]
 
     def _code(self, block):
-        return [_code_block("".join(line + "\n" for line in block.lines))]
+        return [code_block("".join(line + "\n" for line in block.lines))]
 
     def _fence(self, block):
         words, *lines = block.lines
         language = "".join(_unescaped(words).split()[:1])
-        return [_code_block("".join(line + "\n" for line in lines), language)]
+        return [code_block("".join(line + "\n" for line in lines), language)]
 
     def _html(self, block):
         return _html_items("\n".join(block.lines) + "\n")
@@ -23437,23 +23451,25 @@ class _BlockWriter:
                            for text, attributes in zip(texts, columns)])
 
 
-# -- reStructuredText
+# ==================================================================================================
+# 26  reStructuredText
 #
 # The reader follows docutils' specification. What docutils refuses costs its own block alone, which
 # is shown as it was written, and counts as an error. A document is read in two steps: its blocks
 # make nodes, and references become links when all that they can lead to is known.
+# ==================================================================================================
 
 
 def render_rst(text, shows_images=False):
     """Return reStructuredText as safe `Html`; beyond the limits, its escaped source."""
-    return _rendered(lambda *given: _rst_tree(*given)[0], text, shows_images)
+    return render_text(lambda *given: _rst_tree(*given)[0], text, shows_images)
 
 
-def _has_rst_errors(text):
+def has_rst_errors(text):
     """Return whether docutils would find errors in a text, or it is beyond the limits."""
     try:
-        return _rst_tree(text, _Deadline(Limits.description_time))[1] > 0
-    except _TooMuch:
+        return _rst_tree(text, Deadline(Limits.description_time))[1] > 0
+    except TooMuch:
         return True
 
 
@@ -23463,7 +23479,7 @@ def _rst_tree(text, deadline):
     An error is any construct that docutils warns of: PyPI refuses a description that has some."""
     document = _RstDocument(deadline)
     text = text.translate(_RST_SPACES).expandtabs(8)
-    lines = [line.rstrip() for line in _LINE_BREAK.split(text)]
+    lines = [line.rstrip() for line in LINE_BREAK.split(text)]
     nodes = _RstBlocks(document, depth=0, sections=True).read(lines)
     document.finish()
     shown = [node for node in nodes if node.tag]
@@ -23480,7 +23496,7 @@ def _rst_flat(lines):
 
 
 def _rst_code(lines, language=""):
-    return _code_block("\n".join(lines) + "\n", language)
+    return code_block("\n".join(lines) + "\n", language)
 
 
 def _rst_escaped(text):
@@ -23502,7 +23518,7 @@ _RST_BACKSLASH = re.compile(r"(?s)\\(.?)")
 _RST_ESCAPED_BLANK = re.compile("\0[ \n]")
 
 
-# -- reStructuredText: what a document defines, in any place
+# -- what a document defines, in any place
 
 
 class _RstTarget(typing.NamedTuple):
@@ -23555,13 +23571,13 @@ class _RstDocument:
 
     def add_target(self, name, target):
         """Give a name a target; the first one stays, but a reference to it is an error then."""
-        name = _compared_name(name)
+        name = compared_name(name)
         if self.targets.setdefault(name, target) != target:
             self.ambiguous.add(name)
 
     def add_heading(self, node, depth):
         self.headings.append(_RstHeading(node, depth))
-        name = _compared_name(_text_of(node))
+        name = compared_name(text_of(node))
         node.attributes["id"] = self.new_id(name)
         self.implicit.setdefault(name, _RstTarget(place=node))
 
@@ -23576,14 +23592,14 @@ class _RstDocument:
             self.has_preamble = True
 
     def count_empty_cell(self):
-        """Raise `_TooMuch` for a table with far more cells than characters."""
+        """Raise `TooMuch` for a table with far more cells than characters."""
         self.cells -= 1
         if self.cells < 0:
-            raise _TooMuch("its tables have too many empty cells")
+            raise TooMuch("its tables have too many empty cells")
 
     def new_id(self, text):
         """Return an id of the document's own for a text."""
-        slug = name = _slug(text) or "section"
+        slug = name = heading_slug(text) or "section"
         while name in self.ids:
             self.ids[slug] += 1
             name = f"{slug}-{self.ids[slug]}"
@@ -23688,9 +23704,9 @@ class _RstDocument:
             shown = next(symbols) if label == "*" else next(numbers) if label[0] == "#" else label
             footnote.node.children = [f"[{shown}]"]
             footnote.node.attributes["name"] = f"footnote-{shown}"
-            nodes.setdefault(_compared_name(label), footnote.node)
+            nodes.setdefault(compared_name(label), footnote.node)
             if label[0] == "#" and len(label) > 1:      # `name_` leads to `[#name]`, too
-                self.targets.setdefault(_compared_name(label[1:]), _RstTarget(place=footnote.node))
+                self.targets.setdefault(compared_name(label[1:]), _RstTarget(place=footnote.node))
             nodes.setdefault(shown, footnote.node)
 
         following = {label: iter(nodes) for label, nodes in unnamed.items()}
@@ -23710,7 +23726,7 @@ class _RstSubstitution:
         self.children, self.length, self.uses, self.size = children, length, uses, None
 
 
-# -- reStructuredText: text with inline markup
+# -- text with inline markup
 
 
 _RST_WORD = r"[^\W_]+(?:[-._+:][^\W_]+)*"
@@ -23855,7 +23871,7 @@ class _RstInline:
         if mark == "``":
             return self._add(Node("code", [_rst_source(self.text[at:close])]), begin, end)
         if mark == "_`":
-            node = Node("span", [text], {"name": _compared_name(text)})
+            node = Node("span", [text], {"name": compared_name(text)})
             self.document.add_target(text, _RstTarget(place=node))
             return self._add(node, begin, end)
         return self._add(Node("strong" if mark == "**" else "em", [text]), begin, end)
@@ -23871,7 +23887,7 @@ class _RstInline:
             return node
         link = Node("a", [node])
         self.document.references.append(
-            _RstReference(link, None if suffix == "__" else _compared_name(name)))
+            _RstReference(link, None if suffix == "__" else compared_name(name)))
         return link
 
     def _read_word(self, found):
@@ -23883,7 +23899,7 @@ class _RstInline:
         word = self.text[begin:at]
         node = Node("a", [word])
         self.document.references.append(_RstReference(
-            node, None if found[0] == "__" else _compared_name(word), self.text[begin:end]))
+            node, None if found[0] == "__" else compared_name(word), self.text[begin:end]))
         return self._add(node, begin, end)
 
     def _word_before(self, end):
@@ -23906,7 +23922,7 @@ class _RstInline:
             return None
         node = Node("a", [f"[{label[1]}]"])
         self.document.footnote_references.append(
-            _RstReference(node, _compared_name(label[1]), label[0]))
+            _RstReference(node, compared_name(label[1]), label[0]))
         return self._add(Node("sup", [node]), at, label.end())
 
     def _role_before(self, at):
@@ -23941,13 +23957,13 @@ class _RstInline:
         embedded = _RST_EMBEDDED.search(text)
         if not embedded or embedded[1] != embedded[1].strip():
             node = Node("a", [_rst_unescaped(" ".join(text.split("\n")))])
-            name = None if anonymous else _compared_name(_rst_unescaped(text))
+            name = None if anonymous else compared_name(_rst_unescaped(text))
             document.references.append(_RstReference(node, name, source))
             return node
 
         inner, shown = embedded[1], _rst_unescaped(text[:embedded.start()])
         if inner.endswith("_") and not inner.endswith("\0_"):
-            name = _compared_name(_rst_unescaped(inner[:-1]).strip("`"))
+            name = compared_name(_rst_unescaped(inner[:-1]).strip("`"))
             target = _RstTarget(name=name)
             shown = shown or _rst_unescaped(inner[:-1])
             node = Node("a", [shown])
@@ -23999,7 +24015,7 @@ _RST_ROLE_LINKS = {"pep": _RST_PEP, "pep-reference": _RST_PEP, "rfc": _RST_RFC,
 _RST_ROLE_NUMBER = re.compile(r"([0-9]{1,6})(#\S*)?\Z", re.ASCII)
 
 
-# -- reStructuredText: URLs and addresses that stand in text
+# -- URLs and addresses that stand in text
 
 
 _RST_URL = re.compile(r"(?i)(?:https?|ftp|mailto):|@")
@@ -24074,7 +24090,7 @@ def _rst_url(text):
     return "mailto:" + url if _RST_ADDRESS.match(url) else url
 
 
-# -- reStructuredText: lines and indentation
+# -- lines and indentation
 
 
 def _rst_dedented(lines):
@@ -24139,7 +24155,7 @@ def _rst_is_tight(nodes):
         if isinstance(each, Node)) for node in rest)
 
 
-# -- reStructuredText: enumerators
+# -- enumerators
 
 
 _RST_ENUMERATOR = re.compile(r"(\(?)([0-9]{1,9}|[a-zA-Z]|[ivxlcdmIVXLCDM]{2,15}|#)([.)])(?: +|$)",
@@ -24185,7 +24201,7 @@ class _RstEnumerator(typing.NamedTuple):
         return sum(map(_RST_ROMAN_VALUES.get, _RST_ROMAN_DIGIT.findall(text.upper())))
 
 
-# -- reStructuredText: blocks
+# -- blocks
 
 
 _RST_TWO_COLONS = re.compile(r"(?<!\\)(?:\\\\){0,20}::\Z")
@@ -24538,7 +24554,7 @@ class _RstBlocks:
 
     def _read_footnote(self, match, at):
         block, end = _rst_body(self.lines, at, match.end())
-        term = Node("dt", [f"[{match[1]}]"], {"name": _compared_name(match[1])})
+        term = Node("dt", [f"[{match[1]}]"], {"name": compared_name(match[1])})
         self.document.add_footnote(match[1], term)
         self._add_to("footnotes", "dl", [term, Node("dd", _rst_inner(self._inner(block)))])
         return end
@@ -24572,7 +24588,7 @@ class _RstBlocks:
             target = _RstTarget(place=Node("", (), {"name": name or ""}))
             self.nodes.append(target.place)
         elif reference:
-            target = _RstTarget(name=_compared_name(_rst_unescaped(reference[1] or reference[2])))
+            target = _RstTarget(name=compared_name(_rst_unescaped(reference[1] or reference[2])))
         else:
             target = _RstTarget(url=_rst_url(text))
         if name is None:
@@ -24581,7 +24597,7 @@ class _RstBlocks:
         self.document.add_target(name, target)
         if text:
             for chained in self.document.chained:
-                self.document.targets[_compared_name(chained)] = target
+                self.document.targets[compared_name(chained)] = target
             self.document.chained = []
         else:
             self.document.chained.append(name)
@@ -24640,7 +24656,7 @@ class _RstBlocks:
         text = _rst_escaped(target)
         reference = _RST_REFERENCE.match(text)
         if reference:
-            name = _compared_name(_rst_unescaped(reference[1] or reference[2]))
+            name = compared_name(_rst_unescaped(reference[1] or reference[2]))
             self.document.references.append(_RstReference(link, name))
         else:
             link.attributes["href"] = _rst_url(text)
@@ -24659,7 +24675,7 @@ class _RstBlocks:
         language = "".join(directive.arguments[:1])
         content = directive.arguments[1:] + directive.content
         self.document.errors += len(directive.arguments) > 1
-        if not _LANGUAGE_CLASS.match(f"lang-{language}"):
+        if not LANGUAGE_CLASS.match(f"lang-{language}"):
             self.document.errors += bool(language)
             language = ""
         return [_rst_code(content, language.lower())] if content else None
@@ -24874,7 +24890,7 @@ _RST_BLOCKS = (
 )
 
 
-# -- reStructuredText: tables
+# -- tables
 
 
 class _RstCell(typing.NamedTuple):
@@ -25041,7 +25057,12 @@ def _rst_simple_row(lines, columns, spans, document):
     return cells if after == len(columns) else None
 
 
-# -- descriptions of releases
+# ==================================================================================================
+# 27  Descriptions
+#
+# The descriptions (READMEs) of releases as HTML, in the format that each is in, by its content type
+# or its looks.
+# ==================================================================================================
 
 
 def description_html(text, content_type, shows_images=False):
@@ -25051,7 +25072,7 @@ def description_html(text, content_type, shows_images=False):
         return render_markdown(text, shows_images)
     if form == "rst":
         return render_rst(text, shows_images)
-    return _as_written(text)
+    return as_written(text)
 
 
 def description_format(text, content_type):
@@ -25079,11 +25100,11 @@ def _guessed_format(text):
     rst, markdown = len(_RST_SIGNS.findall(text)), len(_MARKDOWN_SIGNS.findall(text))
     if markdown > rst:
         return "markdown"
-    return "rst" if rst or not _has_rst_errors(text) else "plain"
+    return "rst" if rst or not has_rst_errors(text) else "plain"
 
 
 # ==================================================================================================
-# 25  For people
+# 28  For people
 #
 # Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
 # two indexes differ.
@@ -25584,7 +25605,7 @@ def get_downloads(request, index, project):
 
 
 # ==================================================================================================
-# 26  For installers
+# 29  For installers
 #
 # Simple pages as HTML and JSON, project lists, files and their metadata, and PyPI's JSON: each
 # renderer beside its endpoint.
@@ -26131,7 +26152,7 @@ def get_pypi_json(request, index, project, version=None):
 
 
 # ==================================================================================================
-# 27  For devpi clients
+# 30  For devpi clients
 #
 # devpi's JSON contract: users, indexes, projects, uploads, pushes, test results, removal. Words of
 # the wire are translated here to the model's.
@@ -26937,7 +26958,7 @@ def _take_urlencoded(request, index):
 
 
 # ==================================================================================================
-# 28  For operators
+# 31  For operators
 #
 # Status, health, metrics, the audit log, and the check for proxies that serve files themselves.
 # ==================================================================================================
@@ -27090,7 +27111,7 @@ def check_for_proxy(request):
 
 
 # ==================================================================================================
-# 29  Buttons
+# 32  Buttons
 #
 # What only people who have logged in see on the web pages: buttons, which lead to the forms of the
 # chapter "Actions of people". A button is there only if its form would be accepted.
@@ -27176,7 +27197,7 @@ def push_button(request, index, project, version, target):
 
 
 # ==================================================================================================
-# 30  Pages of users and indexes
+# 33  Pages of users and indexes
 #
 # What a browser gets at `/`, `/alice` and `/alice/dev`. A page reads no more rows than it shows:
 # long lists are in pages of 100, each of which begins after the last name of the one before. An
@@ -27595,7 +27616,7 @@ def _feed_response(request, index, path, uploads):
 
 
 # ==================================================================================================
-# 31  Pages of projects
+# 34  Pages of projects
 #
 # What a browser gets at `/alice/dev/pluggy`, at its versions, and at the results of its tests. What
 # the server has checked (hashes, times, uploaders) stands apart from what an uploader claims.
@@ -28274,7 +28295,7 @@ def _output(text):
 
 
 # ==================================================================================================
-# 32  Pages of files
+# 35  Pages of files
 #
 # What a browser sees of the inside of wheels, sdists, eggs and documentation zips, what differs
 # between two versions, and the frame around documentation. Our own pages show nothing of it but
@@ -28542,7 +28563,7 @@ def viewer_path(path):
 
 
 # ==================================================================================================
-# 33  Pages of relations
+# 36  Pages of relations
 #
 # What depends on a project, where its versions come from and what hides them, and how two stages
 # differ: the JSON of the same paths, for people.
@@ -28673,7 +28694,7 @@ def choose_comparison(request, index):
 
 
 # ==================================================================================================
-# 34  Pages of the server
+# 37  Pages of the server
 #
 # What a browser gets at `/+search` and `/+status`, and the description by which it uses the search.
 # Only indexes that the reader may read are named or counted.
@@ -28991,7 +29012,7 @@ def get_logo(request):
 
 
 # ==================================================================================================
-# 35  Actions of people
+# 38  Actions of people
 #
 # Logging in on the web pages, and the forms behind their buttons. GET of a form says in numbers
 # what will happen; its POST holds a token of the session, does it, and leads to a page that says
@@ -29940,7 +29961,7 @@ def outbox_form(request, sent):
 
 
 # ==================================================================================================
-# 36  A primary
+# 39  A primary
 #
 # Replicas follow the changelog of a primary, entry by entry, and fetch its files. It responds only
 # to requests that are signed with the secret which all these servers have. It takes no more changes
@@ -30723,7 +30744,7 @@ def _small_blob(blobs, name):
 
 
 # ==================================================================================================
-# 37  A replica's files
+# 40  A replica's files
 #
 # A replica enters rows at once, and fetches the files that they name afterwards: the newest and
 # smallest first, many small ones in one response, from a medium that was carried over or from the
@@ -31698,7 +31719,7 @@ class Fetcher(Part):
 
 
 # ==================================================================================================
-# 38  A replica
+# 41  A replica
 #
 # A replica enters the next entries of its primary's changelog, or replaces its rows by a snapshot
 # whose history includes its own. It takes only what the primary has signed, and compares its rows
@@ -32366,7 +32387,7 @@ def make_wanted_rows(app):
 
 
 # ==================================================================================================
-# 39  The server directory
+# 42  The server directory
 #
 # What a server directory holds, how it is made, locked and refused; and what the commands that work
 # on a whole directory share: progress, copying in bulk, taking in rows that have no changelog.
@@ -32821,7 +32842,7 @@ def some_of(names, most=10):
 
 
 # ==================================================================================================
-# 40  Export
+# 43  Export
 #
 # devpi's dump, version 2: what devpi-import reads. It is written while the server runs, from one
 # state of the database, and has its dataindex.json only when all of it is on disk. What devpi has
@@ -33541,7 +33562,7 @@ def _entry_of_mirror(path, project, file):
 
 
 # ==================================================================================================
-# 41  Import
+# 44  Import
 #
 # Dumps of devpi-server 1 to 7 and of this program. A dump is checked as a whole before anything is
 # changed, and taken in as one change, or not at all. It may be of any size, and hostile: what is
@@ -35277,7 +35298,7 @@ def _put_root(change, hashes):
 
 
 # ==================================================================================================
-# 42  Backups
+# 45  Backups
 #
 # Copies of a whole server directory, made while the server runs; and the way back. All backups in a
 # directory share their files. One that was cut off has no manifest, and counts as absent.
@@ -36153,7 +36174,7 @@ def begin_restored(database):
 
 
 # ==================================================================================================
-# 43  Checks
+# 46  Checks
 #
 # Whether all that the database names is here and undamaged; what nothing names any more; and how a
 # server is, on one screen. Only gc and fsck --repair change anything.
@@ -38094,7 +38115,7 @@ def command_status(parsed):
 
 
 # ==================================================================================================
-# 44  The manual
+# 47  The manual
 #
 # Topics in Markdown, which the command `help` prints and the pages under /+help show. Those on
 # options and commands are made of their tables. In a text, `URL` stands for the server's address
@@ -39643,7 +39664,7 @@ def command_help(parsed):
 
 
 # ==================================================================================================
-# 45  Pages of the manual
+# 48  Pages of the manual
 #
 # What a browser gets at `/+help`: the manual's topics, rendered, with this server's address in the
 # examples.
@@ -39701,7 +39722,7 @@ def _topic_html(name, base_url):
 
 
 # ==================================================================================================
-# 46  Commands
+# 49  Commands
 #
 # The argument parser, one function for each command, and `main`. An option's value comes from the
 # first of: the command line; the environment variable DEVPISERVER_<NAME>; the file that -c names;

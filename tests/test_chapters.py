@@ -20,7 +20,7 @@ OPTION = '    pond_size: int = option("pond-size", _positive, 9, "ducks that a p
 
 CHAPTER = '''
 # ==================================================================================================
-# 47  Ponds
+# 50  Ponds
 #
 # Ducks swim on the projects of stages. People put them in, and each upload brings one.
 # ==================================================================================================

@@ -1,4 +1,4 @@
-"""Chapter "Descriptions": its Markdown half, and what no description can bring onto a page."""
+"""Markdown, the format of a description, and what no description can bring onto a page."""
 
 import html
 import html.parser
@@ -318,14 +318,14 @@ def test_random_texts_keep_to_the_list():
 def test_only_listed_tags_and_attributes_of_a_tree_are_written():
     tree = [d.Node("p", ["<", d.Node("script", ["x"]), d.Node("", ["y"])], {"onclick": "x", "align": "CENTER"}),
             d.Node("input", (), {"type": "text"}), d.Node("ol", (), {"start": "-1"}), d.Node("td", ["z"], {"colspan": "2"})]
-    assert d._written(tree) == '<p align="center">&lt;xy</p><ol></ol><td colspan="2">z</td>'
+    assert d.safe_html(tree) == '<p align="center">&lt;xy</p><ol></ol><td colspan="2">z</td>'
 
 
 def test_a_deep_tree_is_written():
     node = "x"
     for _ in range(5000):
         node = d.Node("em", [node])
-    assert d._written([node]) == "<em>" * 5000 + "x" + "</em>" * 5000
+    assert d.safe_html([node]) == "<em>" * 5000 + "x" + "</em>" * 5000
 
 
 @pytest.mark.parametrize("url, link", [

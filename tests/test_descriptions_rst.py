@@ -1,4 +1,4 @@
-"""The chapter on descriptions, its reStructuredText half: what docutils shows, and nothing unsafe."""
+"""reStructuredText: what docutils shows, and nothing unsafe."""
 
 import html.parser
 import random
@@ -20,7 +20,7 @@ def shown(text):
 
 
 def errors(text):
-    return d._rst_tree(text, d._Deadline(10))[1]
+    return d._rst_tree(text, d.Deadline(10))[1]
 
 
 # -- inline markup
@@ -295,18 +295,18 @@ def test_a_substitution_without_a_directive_is_a_comment():
 def test_an_error_costs_its_own_block(broken):
     assert errors(f"{broken}\n\nafter *all*\n") > 0
     assert "after <em>all</em>" in shown(f"{broken}\n\nafter *all*\n")
-    assert d._has_rst_errors(broken)
+    assert d.has_rst_errors(broken)
 
 
 @pytest.mark.parametrize("text", [
     "A\n=\n\n- a\n- b\n\na_\n\n.. _a: https://x.example\n", "Just text, and more.", "* a\n* b",
     "a : b\n  c\nd\n  e", "| a\n| b", ".. note:: a", "1. a\n2. b", "", "a *b* `c <https://x.example>`_"])
 def test_a_text_without_errors_has_none(text):
-    assert not errors(text) and not d._has_rst_errors(text)
+    assert not errors(text) and not d.has_rst_errors(text)
 
 
 def test_markdown_is_not_taken_for_text_without_errors():
-    assert d._has_rst_errors("# A\n\n* a\n  * b\n* c\n\n[x](https://x.example) `a` and `b\n")
+    assert d.has_rst_errors("# A\n\n* a\n  * b\n* c\n\n[x](https://x.example) `a` and `b\n")
 
 
 # -- limits
@@ -361,8 +361,8 @@ SLOW.update({
 def test_a_hostile_text_takes_time_in_proportion_to_its_length(name):
     """Each takes less than 0.2 s, and many times as much if its time grows with the square."""
     try:
-        d._written(d._rst_tree(SLOW[name], d._Deadline(1.5))[0])
-    except d._TooMuch as reason:
+        d.safe_html(d._rst_tree(SLOW[name], d.Deadline(1.5))[0])
+    except d.TooMuch as reason:
         assert name == "columns" and "empty cells" in str(reason)
 
 
@@ -383,7 +383,7 @@ class Strict(html.parser.HTMLParser):
         assert self.open == []
 
     def handle_starttag(self, tag, attributes):
-        assert tag in d._TAGS
+        assert tag in d.SAFE_TAGS
         assert (tag in ("pre", "table")) == (("tabindex", "0") in attributes)
         for name, value in attributes:
             assert name in self.ATTRIBUTES
@@ -435,5 +435,5 @@ PIECES = [*"*`_|:\\[]<>-=+#.~^\"'(){}/@! \n\n\n\n\n", "``", "**", "a", "b c", " 
 def test_any_text_is_shown_safely(seed):
     chance = random.Random(seed)
     text = "".join(chance.choice(PIECES) for _ in range(chance.randrange(60)))
-    d._rst_tree(text, d._Deadline(10))
+    d._rst_tree(text, d.Deadline(10))
     Strict(d.render_rst(text, shows_images=True))
