@@ -18208,6 +18208,49 @@ def _project_line(db, name, releases, files, docs):
         summary=summary if isinstance(summary, str) else "")
 
 
+def indexes_with(db, projects, name, indexes):
+    """Those of some indexes that have a project, as far as is known here."""
+    ids = {row[0] for row in db.execute(
+        "SELECT index_id FROM projects WHERE name = ? "
+        "AND index_id IN (SELECT value FROM json_each(?))",
+        (name, json.dumps([index.id for index in indexes])))}
+    found = []
+    for index in indexes:
+        member = projects.at(index)
+        names = known_names(member)
+        if index.id in ids and member.has(name) or names and not names.without([name]):
+            found.append(index)
+    return found
+
+
+def near_projects(db, projects, name, indexes, count=3):
+    """Up to `count` projects of some indexes whose names are spelled most like this one.
+
+    Those that are here come before what upstreams have. Looked at are names that begin with the
+    same letters, and on small servers all others that are here."""
+    start, here, there = name[:3], set(), set()
+    ids = json.dumps([index.id for index in indexes])
+    for condition, value in (("name >= ? AND name < ? || '\x7f'", (start, start)), ("1", ())):
+        here.update(row[0] for row in db.execute(
+            "SELECT name FROM projects WHERE index_id IN (SELECT value FROM json_each(?)) "
+            f"AND {condition} LIMIT ?", (ids, *value, Limits.near_names)))
+    for index in indexes if start else ():
+        if len(there) < Limits.found_names:
+            there.update(matching_names(projects.at(index).names_at_hand(), start,
+                                        prefix_only=True)[0])
+
+    near = _most_alike(name, here - {name}, count)
+    return near + _most_alike(name, there - here - {name}, count - len(near))
+
+
+def _most_alike(name, names, count):
+    """Up to `count` of many names that are spelled most like this one."""
+    letters = set(name)
+    alike = heapq.nsmallest(200, names, key=lambda each: (
+        len(letters.symmetric_difference(each)) + abs(len(each) - len(name)), each))
+    return nearest(name, alike, count) if count else []
+
+
 class Attached(typing.NamedTuple):
     """What is attached to the releases of a stage's project, by version."""
     docs: set                   # versions with documentation
@@ -19717,7 +19760,7 @@ def search_box(name, label, value, action, placeholder=""):
                   action, label, value, placeholder, name=name)
 
 
-# -- the frame
+# -- the style and the script
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b222d;--soft:#576172;--paper:#fff;--tint:#f4f6f8;
@@ -19892,6 +19935,9 @@ _ICON = ("data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='
 _LEVELS = {"ok": ("ok", "good"), "warn": ("degraded", "warn"), "fatal": ("fatal", "bad")}
 
 
+# -- the theme
+
+
 class Theme(typing.NamedTuple):
     """What an operator makes of the look of the pages; texts that are used as they are."""
     style: Html = STYLE
@@ -19945,6 +19991,9 @@ def _theme_file(folder, name):
     return data
 
 
+# -- the frame
+
+
 class Crumb(typing.NamedTuple):
     """A step of the way to a page: its text, and its path below the server's root."""
     text: str
@@ -19957,11 +20006,11 @@ def crumbs_to(path):
     return [Crumb(part, "/".join(parts[:number])) for number, part in enumerate(parts, 1)]
 
 
-def form_start(request, path):
-    """The begin of a form that only this session can send: `path` is that of its POST."""
+def form_start(request, path, attributes=Html("")):
+    """The start of a form that only this session can send; `path`: where it is posted to."""
     token = request.session and request.app.sessions.form_token(request.session.id)
-    return markup('<form method="post" action="{}">'
-                  '<input type="hidden" name="csrf" value="{}">', path, token)
+    return markup('<form method="post" action="{}"{}>'
+                  '<input type="hidden" name="csrf" value="{}">', path, attributes, token)
 
 
 def login_path(request, back):
@@ -20043,6 +20092,9 @@ def framed(request, title, body, crumbs=(), feed="", refresh=0, shape=""):
                        link(href("+status"), "Status"), link(href("+api"), "API"))))
 
 
+# -- responses
+
+
 def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, shape="", frames="'self'",
                   status=200, tags=None, expires=0, script=""):
     """A web page: see `framed`; `tags` and `expires` as those of a `Response`.
@@ -20056,16 +20108,11 @@ def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, shape=
     if script:
         body = markup("{}<script>{}</script>", body, script)
     text = framed(request, title, body, crumbs, feed, refresh, shape).encode("utf-8", "replace")
-    etag = hashlib.sha256(text).hexdigest()[:32]
-    images = "'self' data:" + (" https:" if request.app.settings.web_remote_images else "")
-    policy = _content_policy(request.app.theme.style, images, frames, script)
-    headers = [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", policy),
-               ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
-               ("Vary", "Accept, Accept-Encoding, Cookie"),
-               ("Cache-Control", "private, no-cache")]
+    headers = _page_headers(request, frames, script)
 
+    digest = hashlib.sha256(text).hexdigest()[:32]
     zipped = len(text) > 1024 and quality_of_gzip(request.header("accept-encoding")) > 0
-    etag = f'"{etag}-gzip"' if zipped else f'"{etag}"'
+    etag = f'"{digest}-gzip"' if zipped else f'"{digest}"'
     if request.notice:
         tags = None         # it is shown once
         headers.append(request.set_cookie(NOTICE, "", 0))
@@ -20079,8 +20126,17 @@ def page_response(request, title, body, crumbs=(), *, feed="", refresh=0, shape=
     return Response(status, headers, text, tags=tags, expires=expires)
 
 
+def _page_headers(request, frames, script):
+    """The headers of every page: what it is, what it may load, who may keep it."""
+    images = "'self' data:" + (" https:" if request.app.settings.web_remote_images else "")
+    policy = _content_policy(request.app.theme.style, images, frames, script)
+    return [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", policy),
+            ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
+            ("Vary", "Accept, Accept-Encoding, Cookie"), ("Cache-Control", "private, no-cache")]
+
+
 _WHAT_TO_DO = {
-    400: "Something in the address or the form is wrong: go back and mend it.",
+    400: "Something in the address or the form is wrong: go back and correct it.",
     401: "It takes the name and password of a user who may do it.",
     403: "Another user may do it; the owner of the index can give you the permission.",
     404: "Check the address, or search for it. What only some users may read is there only after "
@@ -21887,8 +21943,6 @@ class App(Part):
                             self.pages, key, found, size, tags, request.moment, found.expires)
         return found
 
-    # -- what the parts report and do
-
     def kept(self, key, make, size=len):
         """The value of a key among the pages that are kept: `make()`, if it is not there yet.
 
@@ -21898,6 +21952,8 @@ class App(Part):
             value, freshness = make(), self.store.freshness
             freshness.keep(self.pages, key, value, size(value), frozenset(), freshness.moment())
         return value
+
+    # -- what the parts report and do
 
     def all_loops(self):
         return [loop for part_ in self.parts for loop in part_.loops()]
@@ -22031,52 +22087,6 @@ def readable_indexes(request):
             if request.app.permissions.read(request.identity, index)]
 
 
-def near_projects(request, name, indexes, count=3):
-    """Up to `count` projects of some indexes whose names are spelled most like this one.
-
-    Those that are here come before what upstreams have. Looked at are names that begin with the
-    same letters, and on small servers all others that are here."""
-    start, here, there = name[:3], set(), set()
-    with request.app.store.read() as db:
-        ids = json.dumps([index.id for index in indexes])
-        for condition, value in (("name >= ? AND name < ? || '\x7f'", (start, start)), ("1", ())):
-            here.update(row[0] for row in db.execute(
-                "SELECT name FROM projects WHERE index_id IN (SELECT value FROM json_each(?)) "
-                f"AND {condition} LIMIT ?", (ids, *value, Limits.near_names)))
-    for index in indexes if start else ():
-        if len(there) < Limits.found_names:
-            there.update(matching_names(request.app.projects.at(index).names_at_hand(), start,
-                                        prefix_only=True)[0])
-
-    near = _most_alike(name, here - {name}, count)
-    return near + _most_alike(name, there - here - {name}, count - len(near))
-
-
-def _most_alike(name, names, count):
-    """Up to `count` of many names that are spelled most like this one."""
-    letters = set(name)
-    alike = heapq.nsmallest(200, names, key=lambda each: (
-        len(letters.symmetric_difference(each)) + abs(len(each) - len(name)), each))
-    return nearest(name, alike, count) if count else []
-
-
-def places_of(request, name, indexes):
-    """Those of some indexes that have a project, as far as is known here."""
-    with request.app.store.read() as db:
-        ids = {row[0] for row in db.execute(
-            "SELECT index_id FROM projects WHERE name = ? "
-            "AND index_id IN (SELECT value FROM json_each(?))",
-            (name, json.dumps([index.id for index in indexes])))}
-    found = []
-    for index in indexes:
-        member = request.app.projects.at(index)
-        names = member.names_at_hand()
-        if index.id in ids and member.has(name) \
-                or isinstance(names, MirrorNames) and not names.without([name]):
-            found.append(index)
-    return found
-
-
 def ways_on(request, problem):
     """Links to what the reader of a page may have looked for, where a project is not found."""
     if problem.status != 404 or not request.project or isinstance(problem, NoIndex):
@@ -22087,19 +22097,23 @@ def ways_on(request, problem):
         return ""
 
     def places(name):
-        found = places_of(request, name, readable)
+        found = indexes_with(db, projects, name, readable)
         found.sort(key=lambda index: index.path != request.index_path)
         return [f"{index.path}/{name}" for index in found[:Limits.named_places]]
 
-    elsewhere = places(request.project)
+    projects = request.app.projects
+    with request.app.store.read() as db:
+        elsewhere = places(request.project)
+        near = [] if elsewhere else near_projects(db, projects, request.project, readable)
+        near = [(name, paths) for name in near for paths in [places(name)] if paths]
+
     if elsewhere:
         return markup("<p>There is {}.</p>", joined(
             (link(request.href(path), path) for path in elsewhere), ", "))
-    near = [markup("{} ({})", link(request.href(paths[0]), name), joined(
-                (link(request.href(path), path.rpartition("/")[0]) for path in paths), ", "))
-            for name in near_projects(request, request.project, readable)
-            for paths in [places(name)] if paths]
-    return when(near, "<p>Did you mean {}?</p>", joined(near, " or "))
+    return when(near, "<p>Did you mean {}?</p>", joined((
+        markup("{} ({})", link(request.href(paths[0]), name), joined(
+            (link(request.href(path), path.rpartition("/")[0]) for path in paths), ", "))
+        for name, paths in near), " or "))
 
 
 # ==================================================================================================
@@ -28843,7 +28857,9 @@ def _mirror_names(request, found):
 
 def _nothing_found(request, found):
     words = " ".join(word.text for word in found.query.terms(Word))
-    near = near_projects(request, normalize(words), found.readable) if words else ()
+    with request.app.store.read() as db:
+        near = near_projects(db, request.app.projects, normalize(words), found.readable) \
+            if words else ()
     everywhere = _without_places(found.query.text)
     return joined((
         markup('<p class="lead">Nothing found.</p>'),
@@ -29001,7 +29017,7 @@ def _mirror_trouble(upstreams, index):
 def get_logo(request):
     """The logo of the theme."""
     if not request.app.theme.logo:
-        raise NotFound("there is no logo")
+        raise NotFound("this server has no logo: --theme names a folder that may hold one")
     type_, data = request.app.theme.logo
     etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = [("ETag", etag), ("Cache-Control", "max-age=3600")]
@@ -29206,7 +29222,8 @@ def _refused(request, problem, page):
 def read_fields(request):
     """The fields of a form without files, {name: text}; of equal names the last counts."""
     if request.content_type != "application/x-www-form-urlencoded":
-        raise UnsupportedType("this takes what the form on its page sends")
+        raise UnsupportedType("this takes a form as the page at the same address sends it: "
+                              "application/x-www-form-urlencoded")
     request.body.narrow(Limits.config_body)
     try:
         pairs = urllib.parse.parse_qsl(
@@ -29228,7 +29245,8 @@ def read_form(request):
 def refuse_other_sites(request):
     """Forbidden for a form that a page of another server sent, by what the browser says of it."""
     if request.header("sec-fetch-site") in ("cross-site", "same-site"):
-        raise Forbidden("a page of another server may not send this form")
+        raise Forbidden("a page of another server may not send this form: open it here, "
+                        "and send it from there")
 
 
 def refuse_forged(request, token):
@@ -29408,42 +29426,47 @@ def get_upload_page(request, index):
 
 
 def _upload_page(request, index, problem=None):
-    def form(action_, is_many, *fields):
-        start = form_start(request, request.href(f"{index.path}/+upload")).replace(
-            "<form ", '<form class="upload fields" enctype="multipart/form-data" data-many="'
-            f'{"yes" if is_many else "no"}" ')
-        return markup(
-            '{}<input type="hidden" name=":action" value="{}">{}<p><progress hidden value="0" '
-            'aria-label="Progress"></progress><output></output></p>'
-            '<p class="actions"><button class="main">Upload</button></p></form>',
-            Html(start), action_, joined(fields))
-
-    def chooser(id_, label, accepted):
-        return markup('<p><label for="{id_}">{label}</label><input type="file" id="{id_}" '
-                      'name="content" accept="{accepted}" required></p>',
-                      id_=id_, label=label, accepted=accepted)
-
     replaces = "A file of the same name is replaced: this index is volatile." if index.volatile \
         else "A file name stands for the same bytes for ever: this index is non-volatile."
     body = joined((
         markup("<h1>Upload to {}</h1>", index.path), _complaint(problem),
         section("A distribution file", markup(
             "<p>Name, version and metadata are read from the file. {}</p>", replaces),
-            form("file_upload", True, chooser("file", "Wheel or source distribution",
-                                              ".whl,.gz,.zip,.bz2,.tgz,.egg"))),
+            _upload_form(request, index, "file_upload", True, _file_chooser(
+                "file", "Wheel or source distribution", ".whl,.gz,.zip,.bz2,.tgz,.egg"))),
         section("Documentation", markup(
             "<p>A zip archive with an <code>index.html</code>, for a release that is here.</p>"),
-            form("doc_upload", False,
-                 _input(Field("name", "Project", request.query.get("project", ""),
-                              is_needed=True), {}),
-                 _input(Field("version", "Version", hint="Empty: the latest."), {}),
-                 chooser("docs", "Zip archive", ".zip"))),
+            _upload_form(
+                request, index, "doc_upload", False,
+                _input(Field("name", "Project", request.query.get("project", ""),
+                             is_needed=True), {}),
+                _input(Field("version", "Version", hint="Empty: the latest."), {}),
+                _file_chooser("docs", "Zip archive", ".zip"))),
         section("From a terminal", copyable(
             f"twine upload --repository-url {request.base_url}/{quoted(index.path)}/ dist/*"))))
     title = f"Upload · {index.path}"
     return page_response(request, title, body, [
         *crumbs_to(index.path), Crumb("Upload", f"{index.path}/+upload")],
         status=problem.status if problem else 200, script=UPLOAD_SCRIPT)
+
+
+def _upload_form(request, index, kind, is_many, *fields):
+    """A form that uploads files; `kind`: devpi's `:action`; `is_many`: whether scripts may send
+    several files, one after the other."""
+    many = "yes" if is_many else "no"
+    start = form_start(request, request.href(f"{index.path}/+upload"), markup(
+        ' class="upload fields" enctype="multipart/form-data" data-many="{}"', many))
+    return markup(
+        '{}<input type="hidden" name=":action" value="{}">{}<p><progress hidden value="0" '
+        'aria-label="Progress"></progress><output></output></p>'
+        '<p class="actions"><button class="main">Upload</button></p></form>',
+        start, kind, joined(fields))
+
+
+def _file_chooser(id_, label, accepted):
+    return markup('<p><label for="{id_}">{label}</label><input type="file" id="{id_}" '
+                  'name="content" accept="{accepted}" required></p>',
+                  id_=id_, label=label, accepted=accepted)
 
 
 @route("POST", "/{user}/{index}/+upload", for_="form", may="see")
@@ -29870,7 +29893,7 @@ def _new_password():
 
 def _refuse_other_password(sent):
     if sent.get("password") != sent.get("again"):
-        raise BadRequest("the two passwords differ")
+        raise BadRequest("the two passwords differ: type the same one twice")
 
 
 @action("/{user}/+settings", may="modify user")
