@@ -22231,7 +22231,8 @@ class _Writer:
         if node.tag in _SCROLLING_TAGS:
             written.append(' tabindex="0"')
         if node.tag == "input":
-            written.append(" disabled checked" if "checked" in node.attributes else " disabled")
+            written.append(' aria-label="Task" disabled')
+            written.append(" checked" if "checked" in node.attributes else "")
         return "".join(written)
 
     def _value(self, tag, name, value):
@@ -27284,12 +27285,11 @@ def get_front_page(request):
 
 
 def _user_section(request, account, indexes):
-    name = link(request.href(account.name), account.name)
     title = account.attributes.get("title")
-    content = _index_table(request, indexes) if indexes \
-        else markup('<p class="soft">No indexes.</p>')
-    return section(joined((name, markup('<small class="soft">{}</small>', title)), " ")
-                   if title else name, content)
+    return section(link(request.href(account.name), account.name),
+                   when(title, '<p class="soft">{}</p>', title),
+                   _index_table(request, indexes) if indexes
+                   else markup('<p class="soft">No indexes.</p>'))
 
 
 def _recent_uploads(request):
@@ -27813,11 +27813,11 @@ def _version_cells(request, home, version, files, page, attached):
 def _version_name(request, home, version, files):
     """A link to a version, with what its number and its files say of it."""
     reason = next((file.yanked for _, file in files if file.yanked), "")
-    return joined((
-        link(request.href(f"{home}/{version}"), version),
-        when(not is_final(version), "{}", badge("pre")),
-        when(_is_yanked(files), "{}",
-             badge(f"yanked: {reason}" if reason else "yanked", "warn"))), " ")
+    badges = [] if is_final(version) else [badge("pre")]
+    if _is_yanked(files):
+        badges.append(badge(f"yanked: {reason}" if reason else "yanked", "warn"))
+    return joined((link(request.href(f"{home}/{version}"), version),
+                   when(badges, " <small>{}</small>", joined(badges, " "))))
 
 
 def _kinds(files):
@@ -28271,7 +28271,7 @@ def _results_body(request, home, file, results):
         markup("<h1>Test results of {}</h1>", file.filename),
         table("Test results", ("Result", "Environment", "Python", "Host", "Platform", "Setup",
                                "Tests", "When"), rows, "even") if rows
-        else markup("<p>No test results.</p><p>{}</p>", copyable("devpi test"))))
+        else markup("<p>No test results.</p>{}", copyable("devpi test"))))
 
 
 def _result_body(request, shown, file, result):

@@ -75,8 +75,8 @@ def test_what_scrolls_sideways_can_be_scrolled_by_keys():
                           '<ol start="10"><li>b</li></ol>'),
     ("-a\n1.b\n1234567890. c", "<p>-a\n1.b\n1234567890. c</p>"),
     ("- [ ] todo\n- [x] done\n- [y] no\n- [x]",
-     '<ul><li><input type="checkbox" disabled> todo</li>'
-     '<li><input type="checkbox" disabled checked> done</li><li>[y] no</li><li>[x]</li></ul>'),
+     '<ul><li><input type="checkbox" aria-label="Task" disabled> todo</li>'
+     '<li><input type="checkbox" aria-label="Task" disabled checked> done</li><li>[y] no</li><li>[x]</li></ul>'),
     # tables
     ("|a|b|c|\n|:-|:-:|-:|\n|1|`x\\|y`|\n| *2* | | | 4 |\n\nend",
      '<table><thead><tr><th align="left">a</th><th align="center">b</th><th align="right">c</th>'
@@ -212,7 +212,8 @@ class Page(html.parser.HTMLParser):
         "href": r"(https?://|mailto:)[!-~]+|#readme-[!-~]*", "src": r"https://[!-~]+",
         "rel": "nofollow noopener ugc", "id": "readme-.*", "align": "left|center|right",
         "class": r"lang-[\w.+#-]+", "start": "[0-9]+", "colspan": "[0-9]+", "rowspan": "[0-9]+",
-        "type": "checkbox", "title": "(?s).*", "alt": "(?s).*", "tabindex": "0"}
+        "type": "checkbox", "title": "(?s).*", "alt": "(?s).*", "tabindex": "0",
+        "aria-label": "Task"}
 
     def __init__(self, page):
         super().__init__()

@@ -46,8 +46,10 @@ class Visit(typing.NamedTuple):
     barriers: list      # serious and critical ones
     invalid: list       # faults of the HTML
     messages: list      # errors and warnings of the console, violations of the Content-Security-Policy among them
-    foreign: list       # URLs on other hosts that the page asked for
+    foreign: list       # URLs on other hosts that were asked for since the visit before
+    requests: list      # all URLs that were
     shot: typing.Optional[str]  # the path of the picture
+    value: typing.Any   # of the expression
 
     @property
     def faults(self):
@@ -73,17 +75,40 @@ class Browser:
         """Opens a URL in a fresh profile, which has these cookies, {name: value}."""
         return self._order("visit", shot, axe, url=url, width=width, dark=dark, scripts=scripts, cookies=cookies or {})
 
-    def resize(self, width, shot=None, axe=True):
-        """Gives the window another width; the page is not loaded again."""
-        return self._order("resize", shot, axe, width=width)
+    def go(self, url, shot=None, axe=False):
+        """Opens a URL in the profile of the page before."""
+        return self._order("go", shot, axe, url=url)
 
-    def click(self, selector, shot=None, axe=False):
-        """Clicks on what a CSS selector (or Playwright's `text=...`) finds, and waits for the page that it leads to."""
-        return self._order("click", shot, axe, selector=selector)
+    def resize(self, width, dark=False, shot=None, axe=True):
+        """Gives the window another width and scheme; the page is not loaded again."""
+        return self._order("resize", shot, axe, width=width, dark=dark)
 
-    def fill(self, selector, text, shot=None, axe=False):
+    def click(self, selector, inside=False, shot=None, axe=False):
+        """Clicks on what a CSS selector (or Playwright's `text=...`) finds, and waits for the page that it leads to.
+
+        `inside`: in the frame of the page.
+        """
+        return self._order("click", shot, axe, selector=selector, inside=inside)
+
+    def fill(self, selector, text, inside=False, shot=None, axe=False):
         """Writes into a field of a form."""
-        return self._order("fill", shot, axe, selector=selector, text=text)
+        return self._order("fill", shot, axe, selector=selector, text=text, inside=inside)
+
+    def choose(self, selector, text):
+        """Chooses from a list of a form."""
+        return self._order("choose", None, False, selector=selector, text=text)
+
+    def attach(self, selector, *paths):
+        """Chooses files for a field of a form."""
+        return self._order("attach", None, False, selector=selector, paths=[str(path) for path in paths])
+
+    def press(self, *keys):
+        """Presses keys, one after the other, and waits for the page that they lead to."""
+        return self._order("press", None, False, keys=keys)
+
+    def value(self, expression, inside=False):
+        """The value of an expression in the page's JavaScript."""
+        return self._order("look", None, False, expression=expression, inside=inside).value
 
     def _order(self, action, shot, axe, **more):
         path = str(SHOTS / (shot + ".png")) if shot else None

@@ -4,9 +4,13 @@
  * line of standard output a report of the page that is then shown:
  *
  *   {"do": "visit", "url", "width", "dark", "scripts", "cookies": {name: value}}
- *   {"do": "resize", "width"}    {"do": "click", "selector"}    {"do": "fill", "selector", "text"}
+ *   {"do": "go", "url"}                    {"do": "resize", "width", "dark"}
+ *   {"do": "click", "selector"}            {"do": "fill", "selector", "text"}
+ *   {"do": "choose", "selector", "text"}   {"do": "attach", "selector", "paths"}
+ *   {"do": "press", "keys"}                {"do": "look"}
  *
- * Any order may have "shot", the path of a picture to take, and "axe": whether to look for barriers.
+ * Any order may have "shot", the path of a picture to take; "axe": whether to look for barriers;
+ * "expression", whose value is reported; and "inside": whether it is about the frame in the page.
  */
 
 const readline = require("node:readline");
@@ -25,6 +29,7 @@ let runScripts; // runScripts(whether) switches the page's scripts on or off
 let documents = []; // responses with a document, in the order of their arrival
 let messages = []; // what the console said since the last report
 let foreign = []; // URLs on other hosts, which were asked for
+let requests = []; // all URLs that were asked for
 
 async function visit(order) {
   if (page) await page.context().close();
@@ -33,6 +38,7 @@ async function visit(order) {
     viewport: { width: order.width, height: HEIGHT },
     colorScheme: order.dark ? "dark" : "light",
     reducedMotion: "reduce", // no picture of a half faded button
+    permissions: ["clipboard-read", "clipboard-write"],
   });
   context.setDefaultTimeout(PATIENCE);
   await context.addCookies(
@@ -50,8 +56,13 @@ async function visit(order) {
     }
   });
   page.on("pageerror", (error) => messages.push(String(error)));
-  page.on("request", (request) => {
+  page.on("dialog", (dialog) => {
+    messages.push(`dialog: ${dialog.message()}`);
+    return dialog.dismiss();
+  });
+  context.on("request", (request) => {
     const url = new URL(request.url());
+    requests.push(request.url());
     if (/^(https?|wss?):$/.test(url.protocol) && url.host !== host) foreign.push(request.url());
   });
   page.on("response", (response) => {
@@ -60,7 +71,16 @@ async function visit(order) {
       documents.push(response);
     }
   });
+  await go(order);
+}
+
+async function go(order) {
   await page.goto(order.url, { waitUntil: "load" });
+}
+
+/* What an order is about: the page, or the frame in it. */
+function place(order) {
+  return order.inside ? page.frames().find((frame) => frame !== page.mainFrame()) : page;
 }
 
 /* Whether a message only says that the page itself has a status like 404, which the report says; or
@@ -73,17 +93,33 @@ function isOfBrowser(message) {
 }
 
 async function resize(order) {
+  await page.emulateMedia({ colorScheme: order.dark ? "dark" : "light" });
   await page.setViewportSize({ width: order.width, height: HEIGHT });
 }
 
 async function click(order) {
-  await page.click(order.selector);
+  await place(order).click(order.selector);
   await page.waitForLoadState("load");
 }
 
 async function fill(order) {
-  await page.fill(order.selector, order.text);
+  await place(order).fill(order.selector, order.text);
 }
+
+async function choose(order) {
+  await place(order).selectOption(order.selector, order.text);
+}
+
+async function attach(order) {
+  await page.setInputFiles(order.selector, order.paths);
+}
+
+async function press(order) {
+  for (const key of order.keys) await page.keyboard.press(key);
+  await page.waitForLoadState("load");
+}
+
+async function look() {}
 
 async function report(order) {
   const response = documents[documents.length - 1];
@@ -107,10 +143,13 @@ async function report(order) {
     invalid: type.startsWith("text/html") ? await faults(text) : [],
     messages,
     foreign,
+    requests,
     shot: order.shot || null,
+    value: order.expression ? (await place(order).evaluate(order.expression)) ?? null : null,
   };
   messages = [];
   foreign = [];
+  requests = [];
   return found;
 }
 
@@ -128,14 +167,20 @@ async function faults(text) {
   if (!validated.has(text)) {
     const { results } = await validator.validateString(text);
     validated.set(text, results.flatMap((each) => each.messages)
-      .filter((each) => each.severity === 2)
+      .filter((each) => each.severity === 2 && !isOfDescription(each))
       .map((each) => `${each.line}:${each.column} ${each.ruleId}: ${each.message}`));
   }
   return validated.get(text);
 }
 
+/* Whether it is the attribute `align`, which descriptions may have: all browsers know it, and the style
+   of a page has no room for classes in its place. */
+function isOfDescription(fault) {
+  return fault.ruleId === "no-deprecated-attr" && fault.message.startsWith('Attribute "align"');
+}
+
 async function obey(order) {
-  await { visit, resize, click, fill }[order.do](order);
+  await { visit, go, resize, click, fill, choose, attach, press, look }[order.do](order);
   await runScripts(true); // axe-core is one; those of a page that came without them did not run
   try {
     return await report(order);
@@ -166,7 +211,7 @@ async function main() {
     try {
       answer = await Promise.race([obey(order), patience()]);
     } catch (error) {
-      answer = { error: `${order.do} ${order.url || order.selector}: ${error.message}` };
+      answer = { error: `${order.do} ${order.url || order.selector || ""}: ${error.message}` };
     }
     process.stdout.write(JSON.stringify(answer) + "\n");
   }
