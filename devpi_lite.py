@@ -27220,7 +27220,44 @@ def push_button(request, index, project, version, target):
 # ==================================================================================================
 
 
+# -- pieces of several pages
+
+
+def install_lines(request, index, project="NAME"):
+    """The commands that install from an index, to be copied."""
+    url = f"{request.base_url}/{quoted(index.path)}/+simple/"
+    return joined((copyable(f"pip install --index-url {url} {project}", "pip"),
+                   copyable(f"uv pip install --index-url {url} {project}", "uv")))
+
+
+def has_passed(request, result, until):
+    """`TestRun.passed` of a test result, kept; None, too, if it would be read after `until`
+    (time.monotonic())."""
+    app, key = request.app, ("has passed", result.sha256)
+
+    def read():
+        run = read_test_run(app.blobs, result)
+        return (run.passed if run else None,)
+
+    state = app.kept(key, read, lambda state: 200) if time.monotonic() < until \
+        else app.pages.get(key)
+    return state[0] if state else None
+
+
+def tests_badge(request, results):
+    """What became of test results, in a few words: failures first."""
+    until = time.monotonic() + Limits.reading_results
+    states = collections.Counter(has_passed(request, result, until) for result in results)
+    if states[False]:
+        text = f"{states[False]:,} of {len(results):,} failed" if len(results) > 1 else "failed"
+        return badge(text, "bad")
+    if states[True] == len(results):
+        return badge("passed" if len(results) == 1 else f"{len(results):,} passed", "good")
+    return badge(number_of(len(results), "result"))
+
+
 def _index_table(request, indexes):
+    """Indexes, with how much they have and from where."""
     with request.app.store.read() as db:
         summaries = list(index_summaries(db, request.app.projects, indexes))
     return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), [
@@ -27243,13 +27280,6 @@ def _sources_of(request, index):
     if index.mirror_url:
         return public_url(index.mirror_url)
     return joined((link(request.href(base), base) for base in shown_bases(request, index)), ", ")
-
-
-def install_lines(request, index, project="NAME"):
-    """The commands that install from an index, to be copied."""
-    url = f"{request.base_url}/{quoted(index.path)}/+simple/"
-    return joined((copyable(f"pip install --index-url {url} {project}", "pip"),
-                   copyable(f"uv pip install --index-url {url} {project}", "uv")))
 
 
 # -- the server
@@ -27313,7 +27343,8 @@ def _upload_table(request, uploads):
 def _guide(request):
     """The first steps, for a server without uploads."""
     base = request.base_url
-    mirror = next((each for each in readable_indexes(request) if each.type == "mirror"), None)
+    mirror = next((each for each in readable_indexes(request)
+                   if request.app.projects.at(each).asks_upstream), None)
     bases = json.dumps([mirror.path] if mirror else [])
     steps = (
         mirror and ("Install packages", markup(
@@ -27364,35 +27395,6 @@ def get_user_page(request, user):
     return page_response(request, user, body, crumbs_to(user))
 
 
-# -- test results
-
-
-def has_passed(request, result, until):
-    """`TestRun.passed` of a test result, kept; None, too, if it would be read after `until`
-    (time.monotonic())."""
-    app, key = request.app, ("has passed", result.sha256)
-
-    def read():
-        run = read_test_run(app.blobs, result)
-        return (run.passed if run else None,)
-
-    state = app.kept(key, read, lambda state: 200) if time.monotonic() < until \
-        else app.pages.get(key)
-    return state[0] if state else None
-
-
-def tests_badge(request, results):
-    """What became of test results, in a few words: failures first."""
-    until = time.monotonic() + Limits.reading_results
-    states = collections.Counter(has_passed(request, result, until) for result in results)
-    if states[False]:
-        text = f"{states[False]:,} of {len(results):,} failed" if len(results) > 1 else "failed"
-        return badge(text, "bad")
-    if states[True] == len(results):
-        return badge("passed" if len(results) == 1 else f"{len(results):,} passed", "good")
-    return badge(number_of(len(results), "result"))
-
-
 # -- an index
 
 
@@ -27400,9 +27402,9 @@ def tests_badge(request, results):
 def get_index_page(request, index):
     """A stage or mirror: its projects, its settings or its inheritance, as `show` says."""
     show = request.query.get("show", "projects")
-    view = {"settings": _settings_view, "inheritance": _inheritance_view,
+    make = {"settings": _settings_view, "inheritance": _inheritance_view,
             "names": _names_view}.get(show, _projects_view)
-    content, tags = view(request, index)
+    view = make(request, index)
     body = joined((
         markup("<h1>{} {} {} {}</h1>", index.path,
                when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
@@ -27418,9 +27420,15 @@ def get_index_page(request, index):
             (title, request.href(index.path, show=name if name != "projects" else ""),
              show == name)
             for name, title in _views_of(request, index)]),
-        content))
+        view.content))
     return page_response(request, index.path, body, crumbs_to(index.path),
-                         feed=request.href(f"{index.path}/+feed.atom"), tags=tags)
+                         feed=request.href(f"{index.path}/+feed.atom"), tags=view.tags)
+
+
+class View(typing.NamedTuple):
+    """A part of the page of an index; `tags`: those of what it shows, None if it is not kept."""
+    content: Html
+    tags: frozenset | None = None
 
 
 def _views_of(request, index):
@@ -27431,31 +27439,33 @@ def _views_of(request, index):
 
 
 def _projects_view(request, index):
-    """(the projects of an index, the tags of what is shown; None: not to be kept)."""
+    """The projects of an index."""
     view = _mirror_view if request.app.projects.at(index).asks_upstream else _stage_view
     return view(request, index)
 
 
+def _wanted_start(request):
+    """The normal form of the beginning of names that `q` asks for, "" for all names."""
+    return normalize(request.query.get("q", "")[:Limits.query]).strip("-")
+
+
 def _stage_view(request, index):
-    start = normalize(request.query.get("q", "")[:Limits.query]).strip("-")
-    after, newest = request.query.get("after", ""), request.query.get("sort") == "-uploaded"
+    """The projects of a stage by name, or with `sort=-uploaded` the last upload first."""
+    start, after = _wanted_start(request), request.query.get("after", "")
+    newest = request.query.get("sort") == "-uploaded"
     before = int(after) if re.fullmatch(r"[0-9]{1,18}", after) else None
     with request.app.store.read() as db:
         projects, following = projects_by_upload(db, index, before) if newest \
             else projects_by_name(db, index, start, after)
         lines = project_lines(db, projects)
 
-    href = functools.partial(request.href, index.path, q=start, sort="-uploaded" if newest else "")
-    tags = {names_tag(index.id), *(project_tag(index.id, line.name) for line in lines)}
-    if newest:
-        tags = None         # any other project may become the newest
+    # any other project may become the newest
+    tags = None if newest else frozenset(
+        (names_tag(index.id), *(project_tag(index.id, line.name) for line in lines)))
     if not lines and not start and not after:
-        return markup('<p class="lead">No projects yet.</p><p>Upload the first one:</p>{}{}',
-                      copyable("twine upload --repository-url "
-                               f"{request.base_url}/{quoted(index.path)}/ dist/*"),
-                      copyable(f"devpi use {request.base_url}/{quoted(index.path)} && "
-                               "devpi upload")), tags
-    return joined((
+        return View(_first_upload(request, index), tags)
+    href = functools.partial(request.href, index.path, q=start, sort="-uploaded" if newest else "")
+    return View(joined((
         search_box("q", "Projects whose names begin with", start, request.href(index.path)),
         markup('<p class="soft">Sorted by {} · {}</p>', *(
             ("last upload", link(request.href(index.path), "by name")) if newest else
@@ -27464,10 +27474,19 @@ def _stage_view(request, index):
             ("Project", "Latest", "Uploaded", "Files", "Tests", "Docs"),
             [_line_cells(request, index, line) for line in lines])) if lines
         else markup("<p>No project here begins with {}.</p>", start),
-        pager_after(href, after, following))), tags
+        pager_after(href, after, following))), tags)
+
+
+def _first_upload(request, index):
+    """How to upload to a stage without projects."""
+    url = f"{request.base_url}/{quoted(index.path)}"
+    return markup('<p class="lead">No projects yet.</p><p>Upload the first one:</p>{}{}',
+                  copyable(f"twine upload --repository-url {url}/ dist/*"),
+                  copyable(f"devpi use {url} && devpi upload"))
 
 
 def _line_cells(request, index, line):
+    """The row of a `ProjectLine`."""
     home = f"{index.path}/{line.name}"
     version = line.version and link(request.href(f"{home}/{line.version}"), line.version)
     return (joined((link(request.href(home), line.name),
@@ -27480,11 +27499,10 @@ def _line_cells(request, index, line):
 
 
 def _mirror_view(request, index):
-    """(what is cached of a mirror, or the names that begin so, None: not to be kept)."""
-    after = request.query.get("after", "")
-    start = normalize(request.query.get("q", "")[:Limits.query]).strip("-")
-    names = request.app.projects.at(index).names_at_hand()
+    """What is cached of a mirror; with `q`, its names that begin so."""
+    start, after = _wanted_start(request), request.query.get("after", "")
     if start:
+        names = request.app.projects.at(index).names_at_hand()
         found, partial = matching_names(names, start, prefix_only=True)
         shown, following = first_page([name for name in found if name > after], str)
         title = number_of(len(found), "name") + (" or more" if partial else "")
@@ -27493,13 +27511,14 @@ def _mirror_view(request, index):
         title, listed, following = _cached_projects(request, index, after)
 
     href = functools.partial(request.href, index.path, q=start)
-    return joined((
+    return View(joined((
         _mirror_facts(request, index),
         search_box("q", "Names that begin with", start, request.href(index.path)),
-        markup("<h2>{}</h2>", title), listed, pager_after(href, after, following))), None
+        markup("<h2>{}</h2>", title), listed, pager_after(href, after, following))))
 
 
 def _mirror_facts(request, index):
+    """What is known here of a mirror and its upstream."""
     app = request.app
     contact = app.mirrors.upstreams.contacts.get(index.id)
     files = app.file_counts.of([index]).get(index.id)
@@ -27536,28 +27555,30 @@ def _cached_projects(request, index, after):
 
 
 def _names_view(request, index):
-    """(all names of a mirror, 100 at a time, None: not to be kept)."""
+    """All names of a mirror, a page of them at a time."""
     names, after = known_names(request.app.projects.at(index)), request.query.get("after", "")
     if names is None:
-        return markup("<p>The list of all names is not here yet.</p>"), None
+        return View(markup("<p>The list of all names is not here yet.</p>"))
     shown, following = first_page(names.after(normalize(after), Limits.page_rows + 1), str)
     href = functools.partial(request.href, index.path, show="names")
-    return joined((
+    return View(joined((
         markup('<p class="lead">{}</p>', number_of(names.count, "name")),
         _name_table(request, index, shown),
-        pager_after(href, after, following))), None
+        pager_after(href, after, following))))
 
 
 def _settings_view(request, index):
+    """The configuration of an index."""
     config = shown_config(request, index, in_list=True)
     plain = [(key, _setting(value)) for key, value in sorted(config.items())
              if key not in (*ACL_KEYS, "title", "description")]
     acls = table("Who may do what", ("Permission", "Who"), [
         (key, joined(map(_principal, config[key]), ", ") if config[key] else "nobody")
         for key in ACL_KEYS if key in config])
-    return joined((section("Permissions", acls), section("Settings", facts(plain)),
-                   markup('<p class="soft">{} explains them.</p>',
-                          link(request.href("+help/indexes"), "The manual")))), frozenset()
+    return View(joined((
+        section("Permissions", acls), section("Settings", facts(plain)),
+        markup('<p class="soft">{} explains them.</p>',
+               link(request.href("+help/indexes"), "The manual")))), frozenset())
 
 
 def _setting(value):
@@ -27585,12 +27606,12 @@ def _inheritance_view(request, index):
                      markup('<small>{}</small>', link(request.href(f"{member.path}/+simple/"),
                                                       "simple page"))), " ")
              for member in members]
-    return section(
+    return View(section(
         "Who is asked for a project, in this order",
         markup("<ol>{}</ol>", joined(markup("<li>{}</li>", line) for line in lines)),
         markup("<p>The first index that has a file name wins. A mirror is not asked for a "
                "project that a stage before it has, unless <code>mirror_whitelist</code> "
-               "names the project.</p>")), frozenset()
+               "names the project.</p>")), frozenset())
 
 
 # -- feeds
