@@ -19779,12 +19779,12 @@ header,.tabs,th,td,.file{border-bottom:1px solid var(--line)}
 .source a,footer,td:before{color:var(--soft)}
 pre,.note,.copyable,:is(.readme,p,li,td)>code{background:var(--tint);
 border-radius:6px}
-a{color:var(--link);text-underline-offset:.15em}
+a{color:var(--link)}
 :is(th,h3,nav,header,footer,.source) a:not(:hover),.button,ins{text-decoration:none}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 h1{font-size:1.85rem;line-height:1.25;margin:.25rem 0 .5rem}
-h2{font-size:1.3rem;line-height:1.3;margin:2.5rem 0 .75rem}
-h3{font-size:1.05rem;margin:1.5rem 0 .5rem}
+h2{font-size:1.4rem;line-height:1.3;margin:2.5rem 0 .75rem}
+h3{margin:1.5rem 0 .5rem}
 :is(h1,h2) small{font-weight:400;font-size:1.1rem}
 code,pre,kbd{font:.9em/1.5 ui-monospace,Consolas,monospace}
 pre{padding:.75rem 1rem;overflow:auto}
@@ -19809,7 +19809,7 @@ main{padding-bottom:4rem;min-height:60vh}
 .lead{font-size:1.1rem;margin:.25rem 0 1.25rem}
 .good{--kind:var(--good)}.warn{--kind:var(--warn)}.bad{--kind:var(--bad)}
 .good,.warn,.bad{color:var(--kind)}
-.tag{display:inline-block;font-size:.8rem;line-height:1.4;border:1px solid;
+.tag{display:inline-block;font-size:.8rem;border:1px solid;
 border-radius:1rem;padding:0 .55rem;color:var(--kind,var(--soft));font-weight:400;
 vertical-align:middle}
 .tag.plain{border:0;padding:0}
@@ -19840,9 +19840,9 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0}
 .file{padding:.9rem 0}.file h3,.file p{margin:0 0 .2rem;font-size:1rem}
 .file .copyable{flex-wrap:nowrap}
 .file .copyable code{order:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
-.filter{gap:.5rem}.links{gap:0 1.25rem}.filter,.pager,.links{margin:1rem 0}
+.filter,.actions{gap:.5rem}.links{gap:0 1.25rem}.filter,.pager,.links{margin:1rem 0}
 summary{cursor:pointer;padding:.55rem 0}
-.wide *{white-space:nowrap;table-layout:auto}
+.wide *,.readme td code{white-space:nowrap;table-layout:auto}
 .source a{display:inline-block;min-width:3rem;user-select:none}
 .source :target,.lit,mark{background:var(--mark);color:var(--ink)}
 .bars{display:block;max-width:30rem;fill:var(--link);border-bottom:1px solid}
@@ -19869,7 +19869,7 @@ td[data-label]:before{content:attr(data-label) " "}
 @media(max-width:40rem){[role=search]{order:1;flex-basis:100%}.tools{margin-left:auto}}
 @media print{header,.crumbs,footer,.copy,form,.filter,.tabs,.links,.pager,.actions{display:none}
 html{font-size:10pt}.columns{display:block}pre{white-space:pre-wrap}
-tr,pre,.file{break-inside:avoid}}
+tr,pre,.file{break-inside:avoid}h2,h3{break-after:avoid}}
 """
 
 _SCRIPT = """
@@ -28640,8 +28640,8 @@ def get_why_page(request, index, project):
     steps = joined(_why_step(request, step) for step in found)
     body = joined((
         markup("<h1>Where {} comes from</h1>", project),
-        markup('<p class="lead">The indexes are asked in this order; nobody was asked for this '
-               "page.</p>"),
+        markup('<p class="lead">The indexes are asked in this order. No upstream was asked for '
+               "this page.</p>"),
         markup("<ol>{}</ol>", steps)))
     return page_response(request, f"Where {project} comes from · {index.path}", body,
                          [*crumbs_to(home), Crumb("why", f"{home}/+why")])
@@ -39745,10 +39745,10 @@ def get_topic_page(request, rest):
 def _manual_hit(request, hit):
     title = hit.topic.title
     excerpt = _TOPIC_LINK.sub(r"\1", _ADDRESS.sub(request.base_url, hit.excerpt))
-    return markup("<h2>{}</h2>{}", link(
+    return markup('<article class="hit"><h2>{}</h2>{}</article>', link(
         request.href(f"+help/{hit.topic.name}"),
         title if hit.heading == title else f"{title}: {hit.heading}"),
-        when(excerpt, '<pre tabindex="0">{}</pre>', excerpt))
+        when(excerpt, '<p class="soft">{}</p>', re.sub("[|`]", " ", excerpt)))
 
 
 _ADDRESS = re.compile(r"(?<![-_A-Za-z])URL(?=/)|(?<=devpi use )URL|(?<=--url )URL")

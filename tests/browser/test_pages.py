@@ -9,7 +9,7 @@ import typing
 
 import pytest
 
-from harness import Server
+from harness import Server, upload, wheel
 from sample import cookies_of, quoted, sample, wheel_of
 
 
@@ -161,3 +161,13 @@ def test_the_guide_of_a_fresh_server_is_sound(browser, tmp_path):
         assert look(browser, server.url, "guide") == []
     finally:
         server.kill()
+
+
+def test_a_link_to_lines_of_a_file_marks_them(browser, full):
+    server = full.server
+    upload(server, "alice/dev", wheel("listed", "1.0", extra_members={"listed/code.py": b"x = 1\n" * 9}))
+    viewer = server.url + "/alice/dev/listed/1.0/+files/listed-1.0-py3-none-any.whl/listed/code.py"
+    browser.visit(viewer + "#L3-L5", axe=False)
+    marked = "#L2:not(.lit) + #L3.lit + #L4.lit + #L5.lit + #L6:not(.lit) a"
+    assert browser.click(marked).url == viewer + "#L6"
+    assert browser.click("#L3:not(.lit) a").messages == []
