@@ -9889,7 +9889,7 @@ def as_history(entries):
 def uploader(history):
     """The user who uploaded or pushed a file, by its history; None for nobody."""
     entries = json.loads(history) if history else []
-    return entries[0]["who"] if entries else None
+    return next((entry["who"] for entry in entries if entry["what"] != "overwrite"), None)
 
 
 def make_room(change, index, old, kind, filename, sha256, may_replace):
@@ -22087,6 +22087,13 @@ def readable_indexes(request):
             if request.app.permissions.read(request.identity, index)]
 
 
+def usual_mirror(request):
+    """The mirror that new stages build on unless somebody names others: of those that the caller
+    may read and that have an upstream, one of root's if there is one; else None."""
+    mirrors = [index for index in readable_indexes(request) if index.mirror_url]
+    return min(mirrors, key=lambda index: index.user != "root", default=None)
+
+
 def ways_on(request, problem):
     """Links to what the reader of a page may have looked for, where a project is not found."""
     if problem.status != 404 or not request.project or isinstance(problem, NoIndex):
@@ -27261,10 +27268,14 @@ def _index_table(request, indexes):
     with request.app.store.read() as db:
         summaries = list(index_summaries(db, request.app.projects, indexes))
     return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), [
-        (joined((link(request.href(each.index.path), each.index.path), badge(each.index.type)),
-                " "),
+        (joined((link(request.href(each.index.path), each.index.path), badge(each.index.type),
+                 _restriction(each.index)), " "),
          each.index.config.get("title", ""), _size_words(each), day(each.uploaded),
          _sources_of(request, each.index)) for each in summaries], "even")
+
+
+def _restriction(index):
+    return badge("restricted") if index.restricted else ""
 
 
 def _size_words(summary):
@@ -27323,13 +27334,18 @@ def _user_section(request, account, indexes):
 
 
 def _recent_uploads(request):
-    """The newest uploads to all stages that the caller may read: [(Index, NewUpload), ...]."""
+    """The newest releases on stages that the caller may read, each by the file that came last:
+    [(Index, NewUpload), ...]."""
     found = []
     with request.app.store.read() as db:
         for index in readable_indexes(request):
             found += [(index, upload)
                       for upload in newest_uploads(db, index, Limits.newest_uploads)]
-    return sorted(found, key=lambda pair: pair[1].id, reverse=True)[:Limits.newest_uploads]
+
+    releases = {}
+    for index, upload in sorted(found, key=lambda pair: pair[1].id, reverse=True):
+        releases.setdefault((index.id, upload.project, upload.version), (index, upload))
+    return list(releases.values())[:Limits.newest_uploads]
 
 
 def _upload_table(request, uploads):
@@ -27342,15 +27358,13 @@ def _upload_table(request, uploads):
 
 def _guide(request):
     """The first steps, for a server without uploads."""
-    base = request.base_url
-    mirror = next((each for each in readable_indexes(request)
-                   if request.app.projects.at(each).asks_upstream), None)
+    base, mirror = request.base_url, usual_mirror(request)
     bases = json.dumps([mirror.path] if mirror else [])
     steps = (
         mirror and ("Install packages", markup(
             "<p>{} fetches what you install from {}, and keeps it:</p>", mirror.path,
-            public_url(mirror.mirror_url or "upstream")), install_lines(request, mirror)),
-        ("Make a user, and a stage for packages of your own",
+            public_url(mirror.mirror_url)), install_lines(request, mirror)),
+        ("Make a user, and a stage for packages of your own", _guide_to_forms(request),
          copyable(f"curl -X PUT {base}/alice -d '{{\"password\": \"secret\"}}'"),
          copyable(f"curl -X PUT {base}/alice/dev -u alice:secret -d '{{\"bases\": {bases}}}'")),
         ("Upload to it",
@@ -27362,6 +27376,20 @@ def _guide(request):
         joined(markup("<h3>{}. {}</h3>{}", number, title, joined(content))
                for number, (title, *content) in enumerate(filter(None, steps), 1)),
         markup("<p>{} has the rest.</p>", link(request.href("+help"), "The manual")))
+
+
+def _guide_to_forms(request):
+    """How a user and a stage are made on pages."""
+    if not request.app.settings.web_login:
+        return ""
+    if request.session is None:
+        return markup(
+            "<p>{} as <code>root</code>, whose first password is in the file <code>root-password"
+            "</code> of the server directory, and make a user. With that user's login, make an "
+            "index, and upload files. Or in a terminal:</p>",
+            link(login_path(request, request.here), "Log in"))
+    return markup("<p>{}, and upload files on its page. Or in a terminal:</p>", link(
+        request.href(f"{request.session.user}/+new-index"), "Make an index of yours"))
 
 
 def _use_lines(request):
@@ -27391,7 +27419,9 @@ def get_user_page(request, user):
                ("User since", day(account.created))]),
         user_actions(request, user),
         section("Indexes", _index_table(request, indexes) if indexes
-                else markup('<p class="soft">{} has no index that you may read.</p>', user))))
+                else markup('<p class="soft">{}</p>', "You have no index yet."
+                            if user == request.identity.user
+                            else f"{user} has no index that you may read."))))
     return page_response(request, user, body, crumbs_to(user))
 
 
@@ -27406,10 +27436,10 @@ def get_index_page(request, index):
             "names": _names_view}.get(show, _projects_view)
     view = make(request, index)
     body = joined((
-        markup("<h1>{} {} {} {}</h1>", index.path,
+        markup("<h1>{} {} {} {} {}</h1>", index.path,
                when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
                badge(index.type), when(index.type == "stage", "{}", badge(
-                   "volatile" if index.volatile else "non-volatile"))),
+                   "volatile" if index.volatile else "non-volatile")), _restriction(index)),
         when(index.config.get("description"), '<p class="lead">{}</p>',
              index.config.get("description")),
         joined(note(text, "warn") for text in index_warnings(
@@ -29150,8 +29180,9 @@ def _login_page(request, sent, problem=None):
                '<p><button class="main">Log in</button></p></form>',
                request.href("+login"), request.app.sessions.form_token(nonce),
                joined(_input(field, sent) for field in fields)),
-        markup('<p class="soft">Whoever has no user asks the operator of this server for one.'
-               '</p>')))
+        markup('<p class="soft">Whoever has no user asks the operator of this server for one. The '
+               "operator's is <code>root</code>; its first password is in the file <code>"
+               "root-password</code> of the server directory.</p>")))
     response = page_response(request, "Log in", body, status=status)
     response.headers.append(request.set_cookie(_LOGIN_COOKIE, nonce, Limits.login_form))
     return response
@@ -29426,7 +29457,7 @@ document.querySelectorAll("form.upload").forEach(form => {
       said.textContent = file.name;
       try { where = await send(data, part => bar.value = (number + part) / files.length) }
       catch (why) {
-        said.textContent = file.name + ": " + why;
+        said.textContent = file.name + ": " + why + (number ? ` (sent before: ${number})` : "");
         bar.hidden = true;
         button.disabled = false;
         return;
@@ -29723,6 +29754,8 @@ def push_form(request, sent, index, project, version):
             return done(request, f"{target}/{project}/{version}",
                         f"{project} {version} was pushed from {index.path} to {target}.",
                         "Delete it there", request.href(f"{target}/{project}/{version}/+delete"))
+        if not sent.get("posturl", "").strip():
+            raise BadRequest("the URL of the other server is missing")
         log_, status = push_as_told(request, index, {
             **body, "posturl": sent.get("posturl", "").strip(),
             "username": sent.get("username", ""), "password": sent.get("password", "")})
@@ -29760,7 +29793,9 @@ def new_index_form(request, sent, user):
         if type_ == "stage":
             body.update(bases=_items(sent.get("bases", "")), volatile="volatile" in sent)
         else:
-            body["mirror_url"] = sent.get("mirror_url", "").strip() or None
+            body["mirror_url"] = sent.get("mirror_url", "").strip()
+            if not body["mirror_url"]:
+                raise BadRequest("a mirror needs the URL of the server that it caches")
         readers = _items(sent.get("acl_pkg_read", ""))
         if readers:
             body["acl_pkg_read"] = readers
@@ -29771,8 +29806,7 @@ def new_index_form(request, sent, user):
         return done(request, made.path, f"{made.path} was made.", "Delete it again",
                     request.href(f"{made.path}/+delete"))
 
-    mirrors = [index.path for index in readable_indexes(request)
-               if request.app.projects.at(index).asks_upstream]
+    mirror = usual_mirror(request)
     return Form(f"New index of {user}", user, (
         "A stage takes uploads, and shows what its bases have. A mirror caches another server. "
         "Deleting the index undoes this.",),
@@ -29780,7 +29814,7 @@ def new_index_form(request, sent, user):
          Field("type", "Type", "stage", "choice",
                choices=(("stage", "stage: takes uploads"), ("mirror", "mirror: caches a server"))),
          Field("title", "Title"),
-         Field("bases", "Bases of a stage", "\n".join(mirrors[:1]), "list",
+         Field("bases", "Bases of a stage", mirror.path if mirror else "", "list",
                "One a line, as root/pypi. They are asked in this order."),
          Field("volatile", "Volatile: files may be replaced and deleted", "yes", "check"),
          Field("mirror_url", "URL that a mirror caches", hint="As https://pypi.org/simple/"),
@@ -29834,7 +29868,8 @@ def settings_form(request, sent, index):
                                                for word in (*unset, *words)),
             completion="new-password" if kinds[key] == "secret" else "off"))
     return Form(f"Settings of {index.path}", index.path, (
-        "Changes hold at once. The next page says what was set before.",),
+        markup("<p>{} explains each. Changes hold at once. The next page says what was set before."
+               "</p>", link(request.href("+help/indexes"), "The manual")),),
         (*fields, Field("seen", "", seen, "hidden")), "Change settings", act)
 
 
@@ -29951,8 +29986,8 @@ def password_form(request, sent, user):
                                    actor=request.actor)
         if user == "root":
             forget_root_password(app.settings.serverdir)
-        response = done(request, user, f"The password of {user} was changed. "
-                        "The form on this page changes it again.")
+        response = done(request, user, f"The password of {user} was changed.",
+                        "Change it again", request.href(f"{user}/+password"))
         if is_own:
             response.headers.append(_session_cookie(request, account))
         return response

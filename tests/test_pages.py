@@ -56,6 +56,18 @@ def test_a_fresh_server_has_a_guide(make_server):
     front = page(server, "/")
     assert "First steps" in front.headings and "curl -X PUT %s/alice/dev" % server.url in front.text
     assert "Recently uploaded" not in front.headings
+    assert "root-password" in front.text and "/+login?next=/" in front.links
+
+
+def test_the_front_page_names_a_release_once_and_who_uploaded_it_also_after_a_replacement(make_server):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[])
+    for archive in (wheel("twice", "1.0"), sdist("twice", "1.0"), wheel("twice", "1.0", summary="anew")):
+        upload(server, "alice/dev", archive)
+    (row,) = [row for row in page(server, "/").rows() if row[0] == "twice 1.0"]
+    assert (row[1], row[3]) == ("alice/dev", "alice")
+    assert "anonymous" not in server.get("/alice/dev/+feed.atom", headers={"Accept": "*/*"}).text
 
 
 def test_every_link_leads_somewhere(site):

@@ -218,6 +218,7 @@ def test_a_push_is_refused_as_by_the_api(server, index, alice, bob):
     page = alice.do("/%s/demo/1.0/+push" % index, to="", posturl="ftp://x", username="u")
     assert page.status == 400 and "http or https" in page.text
     assert page.form("+push").fields["posturl"] == "ftp://x"
+    assert "URL of the other server is missing" in alice.do("/%s/demo/1.0/+push" % index, to="", posturl=" ").text
     assert server.get("/alice/secret/demo", user="alice").status == 404
 
 
@@ -306,10 +307,19 @@ def test_a_mirror_is_made(server, alice):
     name = "mirror%d" % next(numbers)
     form = dict(name=name, type="mirror", mirror_url="")
     assert alice.do("/alice/+new-index", **dict(form, mirror_url="odd")).status == 400
+    assert "needs the URL" in alice.do("/alice/+new-index", **form).text
     alice.do("/alice/+new-index", **dict(form, mirror_url="https://pypi.example/simple/", acl_pkg_read="alice"))
     config = server.get("/alice/" + name, user="alice").result
     assert (config["type"], config["mirror_url"], config["acl_pkg_read"]) == (
         "mirror", "https://pypi.example/simple/", ["alice"])
+    assert "mirror restricted" in alice.get("/alice/" + name).text
+    assert "alice/%s mirror restricted" % name in alice.get("/alice").text
+
+
+def test_a_new_stage_builds_on_root_s_mirror(server, alice):
+    for path in ("alice/aaa", "root/upstream"):
+        server.put("/" + path, {"type": "mirror", "mirror_url": "https://pypi.example/simple/"}, user="root")
+    assert alice.get("/alice/+new-index").form("+new-index").fields["bases"] == "root/upstream"
 
 
 def test_an_index_that_exists_or_has_an_odd_name_is_refused(server, index, alice):
@@ -381,6 +391,7 @@ def test_the_own_password_takes_the_one_before(server):
     assert dan.do("/dan/+password", before="pw", password="", again="").status == 400
     page = dan.do("/dan/+password", before="pw", password="new", again="new")
     assert page.path == "/dan" and "Log out" in page.text and server.login("dan", "new")
+    assert "You have no index yet." in page.text and page.links["Change it again"] == "/dan/+password"
 
 
 def test_a_profile_is_changed(server, alice):
