@@ -10378,7 +10378,7 @@ class TestRun(typing.NamedTuple):
         return True if states and all(states) else None
 
 
-def parse_test_run(content):
+def _parse_test_run(content):
     """The `TestRun` in the JSON of a test result."""
     found = _object(content)
     outcomes = tuple(_outcome(str(name), about)
@@ -10423,7 +10423,7 @@ def read_test_run(blobs, result):
         return None
     try:
         with blobs.open(result.sha256, result.size) as blob:
-            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
+            return _parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
     except (Problem, ValueError, RecursionError) as error:
         log.info("test result %s: %s", result.sha256, reason_of(error))
         return None
@@ -25345,7 +25345,7 @@ def find_projects(request):
         in_docs = {}
         query.notes.append(
             "Pages of the documentation were left out: looking for them took too long.")
-    return Found(query, hits, in_docs, names_in_mirrors(request, query, readable), readable)
+    return Found(query, hits, in_docs, _names_in_mirrors(request, query, readable), readable)
 
 
 @route("GET", "/+search", for_="program", may="anybody")
@@ -25368,7 +25368,7 @@ def get_hits(request):
         "notes": found.query.notes})
 
 
-def names_in_mirrors(request, query, readable):
+def _names_in_mirrors(request, query, readable):
     """The `MirrorHits` of names that contain a query's words.
 
     No hits for a query that is more than a list of words, names and places."""
@@ -25522,15 +25522,22 @@ def get_comparison(request, index, other_user, other_index):
         "index": index.path, "other": other.path,
         "projects": [{
             "project": difference.project, "where": difference.where,
-            "releases": [release_difference(index, other, difference.project, release)
+            "releases": [_release_difference(index, other, difference.project, release)
                          for release in difference.releases]} for difference in differences],
         "next": _next_page(request, f"{index.path}/+compare/{other.path}", after)})
 
 
-def release_difference(index, other, project, release):
-    command = f"devpi push --index {index.path} {project}=={release.version} {other.path}"
+def push_command(index, other, project, release):
+    """The command that pushes a `ReleaseDifference` from an index to another; None if only the
+    other one has that release."""
+    return None if release.where == "only there" \
+        else f"devpi push --index {index.path} {project}=={release.version} {other.path}"
+
+
+def _release_difference(index, other, project, release):
+    """A `ReleaseDifference` as JSON."""
     return {"version": release.version, "where": release.where,
-            "push": None if release.where == "only there" else command,
+            "push": push_command(index, other, project, release),
             "files": [{"filename": file.filename, "sha256": file.sha256,
                        "other_sha256": file.other_sha256} for file in release.files]}
 
@@ -27237,7 +27244,7 @@ def install_lines(request, index, project="NAME"):
                    copyable(f"uv pip install --index-url {url} {project}", "uv")))
 
 
-def has_passed(request, result, until):
+def _has_passed(request, result, until):
     """`TestRun.passed` of a test result, kept; None, too, if it would be read after `until`
     (time.monotonic())."""
     app, key = request.app, ("has passed", result.sha256)
@@ -27254,7 +27261,7 @@ def has_passed(request, result, until):
 def tests_badge(request, results):
     """What became of test results, in a few words: failures first."""
     until = time.monotonic() + Limits.reading_results
-    states = collections.Counter(has_passed(request, result, until) for result in results)
+    states = collections.Counter(_has_passed(request, result, until) for result in results)
     if states[False]:
         text = f"{states[False]:,} of {len(results):,} failed" if len(results) > 1 else "failed"
         return badge(text, "bad")
@@ -27641,7 +27648,19 @@ def _inheritance_view(request, index):
         markup("<ol>{}</ol>", joined(markup("<li>{}</li>", line) for line in lines)),
         markup("<p>The first index that has a file name wins. A mirror is not asked for a "
                "project that a stage before it has, unless <code>mirror_whitelist</code> "
-               "names the project.</p>")), frozenset())
+               "names the project.</p>"),
+        _comparison_form(request, index)), frozenset())
+
+
+def _comparison_form(request, index):
+    """A form that leads to a comparison with another stage."""
+    others = [each.path for each in readable_indexes(request)
+              if each.path != index.path and not request.app.projects.at(each).asks_upstream]
+    return when(
+        others, '<form class="filter" action="{}"><label for="with">Compare with</label>'
+        '<select id="with" name="with">{}</select><button>Compare</button></form>',
+        request.href(f"{index.path}/+compare"),
+        joined(markup("<option>{}</option>", path) for path in others[:Limits.page_rows]))
 
 
 # -- feeds
@@ -27691,7 +27710,7 @@ def _feed_response(request, index, path, uploads):
 # -- a project
 
 
-def page_of(request, index, project):
+def _page_of(request, index, project):
     """The `ProjectPage` of a project for a reader; NotFound as if hidden indexes did not exist."""
     page = request.app.projects.page(index, project, hidden_members(request, index))
     if not page.known:
@@ -27699,7 +27718,7 @@ def page_of(request, index, project):
     return page
 
 
-def status_notes(request, index, page):
+def _status_notes(request, index, page):
     """Notes on a project: its status (PEP 792), a mirror that is shut out, an old copy."""
     found, (word, reason) = [], page.status
     if page.status != ACTIVE:
@@ -27717,7 +27736,7 @@ def status_notes(request, index, page):
 @route("GET", "/{user}/{index}/{project}[/]", for_="browser", may="see")
 def get_project_page(request, index, project):
     """A project: its versions in the index and its bases, newest first."""
-    page = page_of(request, index, project)
+    page = _page_of(request, index, project)
     releases = files_by_version(page)
     latest = latest_version(releases) if releases else ""
     home = f"{index.path}/{project}"
@@ -27727,7 +27746,7 @@ def get_project_page(request, index, project):
                when(latest, "<small>latest: {}</small>", link(
                    request.href(f"{home}/{latest}"), latest))),
         _summary_of(request, origin, project, latest),
-        status_notes(request, index, page),
+        _status_notes(request, index, page),
         "" if page.status.withholds_files else install_lines(request, index, project),
         _project_links(request, index, page, latest),
         project_actions(request, index, project),
@@ -27899,7 +27918,7 @@ class ShownVersion(typing.NamedTuple):
 
 def shown_version(request, index, project, version):
     """The `ShownVersion` of a version, of `latest` or of `stable`; NotFound if there is none."""
-    page = page_of(request, index, project)
+    page = _page_of(request, index, project)
     versions = files_by_version(page)
     found = _resolved_version(versions, version)
     if found is None:
@@ -27964,7 +27983,7 @@ def get_version_page(request, index, project, version):
         when(_text(metadata, "summary"), '<p class="lead">{}</p>', _text(metadata, "summary")),
         _at_a_glance(shown),
         _version_notes(request, index, shown),
-        status_notes(request, index, shown.page),
+        _status_notes(request, index, shown.page),
         install_lines(request, index, f"{project}=={shown.version}") if shown.release.files else "",
         _version_links(request, index, shown),
         release_actions(request, shown.origin, project, shown.version)
@@ -28369,7 +28388,7 @@ def _output(text):
 # ==================================================================================================
 
 
-def open_here(request, index, file):
+def _open_here(request, index, file):
     """A file of a release as an open binary file; NotFound if its bytes are not here."""
     app = request.app
     here = file.sha256 and (not app.projects.at(index).asks_upstream
@@ -28394,7 +28413,7 @@ def get_archive_page(request, index, project, version, rest):
     crumbs = [*crumbs_to(home), Crumb(filename, place)]
 
     number = request.query.get("number", "")
-    with open_here(request, shown.origin, file) as archive:
+    with _open_here(request, shown.origin, file) as archive:
         if path or re.fullmatch(r"[0-9]{1,7}", number):
             title, body = _member_body(request, archive, filename, path, number)
             crumbs.append(Crumb(title, request.path.strip("/")))
@@ -28515,8 +28534,8 @@ def _archive_changes(request, old, new):
                        for each in (old, new)))
     if pair.reason:
         return section("Files", markup("<p>Not compared: {}.</p>", pair.reason))
-    with open_here(request, old.origin, pair.old) as one, \
-            open_here(request, new.origin, pair.new) as other:
+    with _open_here(request, old.origin, pair.old) as one, \
+            _open_here(request, new.origin, pair.new) as other:
         found = compare_archives((one, pair.old.filename), (other, pair.new.filename))
     listed = [("Added", [member.label for _, member in found.added]),
               ("Gone", [member.label for _, member in found.gone])]
@@ -28537,7 +28556,7 @@ def _archive_changes(request, old, new):
 
 def _is_here(request, shown, file):
     try:
-        open_here(request, shown.origin, file).close()
+        _open_here(request, shown.origin, file).close()
     except NotFound:
         return False
     return True
@@ -28737,7 +28756,8 @@ def _difference_rows(request, index, other, difference):
 
 
 def _difference_cells(request, index, other, project, release):
-    command = release_difference(index, other, project, release)["push"]
+    """The row of a release."""
+    command = push_command(index, other, project, release)
     path = (other if release.where == "only there" else index).path
     files = items((file.filename for file in release.files), "plain")
     return (link(request.href(f"{path}/{project}/{release.version}"),
@@ -28748,13 +28768,12 @@ def _difference_cells(request, index, other, project, release):
                                                    other))) if command else "")
 
 
-# -- a form that leads to a comparison
-
-
 @route("GET", "/{user}/{index}/+compare[/]", for_="browser", may="see")
 def choose_comparison(request, index):
     """Lead to the comparison with the stage `with`, `user/index`."""
     other = request.query.get("with", "").strip("/")
+    if not other:
+        raise BadRequest("name the other stage: +compare/USER/INDEX")
     return redirect(request.url(f"{index.path}/+compare/{other}"))
 
 
@@ -28769,7 +28788,7 @@ def choose_comparison(request, index):
 # -- search
 
 
-def marked(excerpt):
+def _marked(excerpt):
     """An excerpt of a text, with the words that a search found as `<mark>`: see EXCERPT_MARKS."""
     begin, end = EXCERPT_MARKS
     excerpt = re.sub(r"([^\w\s])\1{3,}", " ", excerpt)       # lines under titles
@@ -28864,7 +28883,7 @@ def _hit(request, found, row, excerpts, limit):
     shown = [markup('<li>{} <span class="soft">{}</span></li>',
                     link(request.href(viewer_path(page.path)),
                          page.title or page.path.partition("/+doc/")[2]),
-                    marked(excerpts.get(page.row, ""))) for page in pages[:limit]]
+                    _marked(excerpts.get(page.row, ""))) for page in pages[:limit]]
     if len(pages) > limit:
         more = f"name:{row['norm']} type:page {found.query.text}"
         shown.append(markup("<li>{}</li>", link(
@@ -28875,7 +28894,7 @@ def _hit(request, found, row, excerpts, limit):
              f"{row['name']} {row['version']}"),
         link(request.href(place), place), day(row["uploaded"]),
         when(row["summary"], "<p>{}</p>", row["summary"]),
-        when(readme, '<p class="soft">{}</p>', marked(readme or "")),
+        when(readme, '<p class="soft">{}</p>', _marked(readme or "")),
         when(shown, '<p class="soft">In its documentation:</p><ul>{}</ul>', joined(shown)))
 
 
@@ -29107,13 +29126,13 @@ def get_login_page(request):
 @route("POST", "/+login", for_="login form", may="anybody", is_local=True, even_stale=True)
 def log_in_by_form(request):
     """Begin a session with a name and a password. Wrong ones count as those of devpi's +login."""
-    sent = read_fields(request)
+    sent = _read_fields(request)
     user = sent.get("user", "").strip()
     try:
         why_not = _why_no_login(request)
         if why_not:
             raise Forbidden(why_not)
-        refuse_other_sites(request)
+        _refuse_other_sites(request)
         nonce = request.cookie(_LOGIN_COOKIE)
         if not nonce or not request.app.sessions.fits_form(nonce, sent.get("csrf", "")):
             raise Forbidden("this form was too old, or the browser takes no cookies from this "
@@ -29271,7 +29290,7 @@ def _refused(request, problem, page):
     return response
 
 
-def read_fields(request):
+def _read_fields(request):
     """The fields of a form without files, {name: text}; of equal names the last counts."""
     if request.content_type != "application/x-www-form-urlencoded":
         raise UnsupportedType("this takes a form as the page at the same address sends it: "
@@ -29287,23 +29306,23 @@ def read_fields(request):
 
 
 def read_form(request):
-    """`read_fields` of a form that was sent by the session it was made for; else Forbidden."""
-    sent = read_fields(request)
+    """`_read_fields` of a form that was sent by the session it was made for; else Forbidden."""
+    sent = _read_fields(request)
     request.recheck_identity()
-    refuse_forged(request, sent.pop("csrf", ""))
+    _refuse_forged(request, sent.pop("csrf", ""))
     return sent
 
 
-def refuse_other_sites(request):
+def _refuse_other_sites(request):
     """Forbidden for a form that a page of another server sent, by what the browser says of it."""
     if request.header("sec-fetch-site") in ("cross-site", "same-site"):
         raise Forbidden("a page of another server may not send this form: open it here, "
                         "and send it from there")
 
 
-def refuse_forged(request, token):
+def _refuse_forged(request, token):
     """Forbidden for a form that was not made for this session."""
-    refuse_other_sites(request)
+    _refuse_other_sites(request)
     if request.session is None \
             or not request.app.sessions.fits_form(request.session.id, token):
         raise Forbidden("this form was not made for you, or before you logged in: "
@@ -29382,7 +29401,7 @@ def _refuse_other_name(sent, name):
 # -- what an action means
 
 
-def consequences(request, index, project, version=None, path=None):
+def _consequences(request, index, project, version=None, path=None):
     """What is deleted or yanked of an index, as a sentence in numbers: see `numbers_of`; and which
     projects here depend on it."""
     with request.app.store.read() as db:
@@ -29531,7 +29550,7 @@ def upload_by_form(request, index):
             form.read(request.body, form_boundary(parameters))
             fields = form.fields()
             request.recheck_identity()
-            refuse_forged(request, fields.pop("csrf", [""])[0])
+            _refuse_forged(request, fields.pop("csrf", [""])[0])
             if not form.filename:
                 raise BadRequest("choose a file first")
             if fields.get(":action") == ["file_upload"]:
@@ -29593,7 +29612,7 @@ def _yank_form(request, sent, index, project, version, is_back):
         return done(request, home, f"Yanked: {what}.", "Take it back",
                     request.href(f"{home}/+unyank", file=named))
 
-    about = consequences(request, index, project, version, path)
+    about = _consequences(request, index, project, version, path)
     if is_back:
         return Form(f"Take back the yank of {project} {version}", home, (
             f"Installers will choose it again: {about}", "Yanking again undoes this."),
@@ -29652,7 +29671,7 @@ def delete_version_form(request, sent, index, project, version):
 
     says, fields = _deletion_notes(request, index)
     return Form(f"Delete {project} {version}", f"{home}/{version}", (
-        f"This deletes {consequences(request, index, project, version, path)}", *says),
+        f"This deletes {_consequences(request, index, project, version, path)}", *says),
         (_file_choice(request, files, version), *fields), "Delete", act, is_final=True)
 
 
@@ -29678,7 +29697,7 @@ def delete_project_form(request, sent, index, project):
     says, fields = _deletion_notes(request, index)
     return Form(f"Delete {project}", f"{index.path}/{project}", (
         f"This deletes all versions of it on {index.path}: "
-        f"{consequences(request, index, project)}",
+        f"{_consequences(request, index, project)}",
         "The name is free then: mirrors among the bases may answer for it.", *says),
         fields, "Delete", act, is_final=True)
 
@@ -29699,7 +29718,7 @@ def status_form(request, sent, index, project):
                 "deprecated": "deprecated: something else takes its place",
                 "quarantined": "quarantined: no file of it is served"}
     return Form(f"Status of {project}", home, (
-        f"It has {consequences(request, index, project)}",
+        f"It has {_consequences(request, index, project)}",
         "The status can be changed back at any time."),
         (Field("status", "Status", before.word, "choice",
                choices=tuple((word, meanings[word]) for word in PROJECT_STATUSES)),
@@ -29768,7 +29787,7 @@ def push_form(request, sent, index, project, version):
 
     preselected = request.query.get("to", targets[0] if targets else "")
     return Form(f"Push {project} {version}", home, (
-        f"This copies {consequences(request, index, project, version)}",
+        f"This copies {_consequences(request, index, project, version)}",
         "Between indexes of this server it is all or nothing, and undone by deleting it there. "
         "What other servers have taken can't be taken back from here."),
         (Field("to", "To", preselected, "choice",

@@ -103,6 +103,16 @@ def test_an_index_page_filters_sorts_and_tells_its_settings(site):
     assert "its base alice/dev is volatile" in page(site, "/alice/prod").text
 
 
+def test_an_index_leads_to_its_comparison_with_another(site):
+    shown = page(site, "/alice/dev?show=inheritance")
+    assert "alice/prod" in [text for _, text in shown.with_text("option")]
+    (form,) = [form for form in shown.of("form") if form.get("action", "").endswith("+compare")]
+    reply = site.get(form["action"] + "?with=alice/prod", headers={"Accept": BROWSER})
+    assert (reply.status, reply.headers["Location"]) == (302, site.url + "/alice/dev/+compare/alice/prod")
+    assert page(site, "/alice/dev/+compare/alice/prod").headings[0] == "alice/dev beside alice/prod"
+    assert "name the other stage" in page(site, "/alice/dev/+compare", 400).text
+
+
 def test_a_long_index_is_read_in_pages(site):
     site.add_index("alice/many", bases=[])
     for number in range(103):
