@@ -106,6 +106,14 @@ class Browser:
         """Presses keys, one after the other, and waits for the page that they lead to."""
         return self._order("press", None, False, keys=keys)
 
+    def wait(self, selector, inside=False):
+        """Waits until that can be seen."""
+        return self._order("wait", None, False, selector=selector, inside=inside)
+
+    def look(self):
+        """The page as it is now."""
+        return self._order("look", None, False)
+
     def value(self, expression, inside=False):
         """The value of an expression in the page's JavaScript."""
         return self._order("look", None, False, expression=expression, inside=inside).value

@@ -7,7 +7,8 @@
  *   {"do": "go", "url"}                    {"do": "resize", "width", "dark"}
  *   {"do": "click", "selector"}            {"do": "fill", "selector", "text"}
  *   {"do": "choose", "selector", "text"}   {"do": "attach", "selector", "paths"}
- *   {"do": "press", "keys"}                {"do": "look"}
+ *   {"do": "press", "keys"}                {"do": "wait", "selector"}
+ *   {"do": "look"}
  *
  * Any order may have "shot", the path of a picture to take; "axe": whether to look for barriers;
  * "expression", whose value is reported; and "inside": whether it is about the frame in the page.
@@ -119,6 +120,10 @@ async function press(order) {
   await page.waitForLoadState("load");
 }
 
+async function wait(order) {
+  await place(order).waitForSelector(order.selector);
+}
+
 async function look() {}
 
 async function report(order) {
@@ -180,10 +185,13 @@ function isOfDescription(fault) {
 }
 
 async function obey(order) {
-  await { visit, go, resize, click, fill, choose, attach, press, look }[order.do](order);
+  await { visit, go, resize, click, fill, choose, attach, press, wait, look }[order.do](order);
   await runScripts(true); // axe-core is one; those of a page that came without them did not run
   try {
-    return await report(order);
+    return await report(order).catch((error) => {
+      if (!error.message.includes("Execution context was destroyed")) throw error;
+      return page.waitForLoadState("load").then(() => report(order)); // a script went to another page
+    });
   } finally {
     await runScripts(false);
   }
