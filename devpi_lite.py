@@ -29756,8 +29756,7 @@ def whitelist_form(request, sent, index, project):
 @action("/{user}/{index}/{project}/{version}/+push", may="read")
 def push_form(request, sent, index, project, version):
     """Push a release to another index, or to an outside server."""
-    _files_of(request, index, project, version)
-    home = f"{index.path}/{project}/{version}"
+    _files_of(request, index, project, version)         # NotFound if there is nothing to push
     allowed, who = request.app.permissions, request.identity
     targets = [each.path for each in request.app.indexes.all()
                if allowed.upload(who, each) and may_read(request, each)
@@ -29767,26 +29766,11 @@ def push_form(request, sent, index, project, version):
         part = sent.get("part", "")
         body = {"name": project, "version": version, "no_docs": part == "no_docs",
                 "only_docs": part == "only_docs"}
-        target = sent.get("to", "")
-        if target:
-            push_as_told(request, index, {**body, "targetindex": target})
-            return done(request, f"{target}/{project}/{version}",
-                        f"{project} {version} was pushed from {index.path} to {target}.",
-                        "Delete it there", request.href(f"{target}/{project}/{version}/+delete"))
-        if not sent.get("posturl", "").strip():
-            raise BadRequest("the URL of the other server is missing")
-        log_, status = push_as_told(request, index, {
-            **body, "posturl": sent.get("posturl", "").strip(),
-            "username": sent.get("username", ""), "password": sent.get("password", "")})
-        place = url_origin(sent.get("posturl", "").strip())
-        if status != 200:
-            raise UpstreamTrouble(f"{place}: " + "; ".join(
-                " ".join(map(str, entry)) for entry in log_ if entry[0] not in (200, 201)))
-        return done(request, home, f"{project} {version} was pushed to {place}. "
-                    "What was published there can only be yanked or deleted there.")
+        push = _push_to_index if sent.get("to") else _push_to_server
+        return push(request, index, sent, body)
 
     preselected = request.query.get("to", targets[0] if targets else "")
-    return Form(f"Push {project} {version}", home, (
+    return Form(f"Push {project} {version}", f"{index.path}/{project}/{version}", (
         f"This copies {_consequences(request, index, project, version)}",
         "Between indexes of this server it is all or nothing, and undone by deleting it there. "
         "What other servers have taken can't be taken back from here."),
@@ -29798,6 +29782,32 @@ def push_form(request, sent, index, project, version):
          Field("posturl", "URL of another server", "", hint="As https://upload.pypi.org/legacy/"),
          Field("username", "User there", hint="__token__ for a token of PyPI"),
          Field("password", "Password or token there", kind="password")), "Push", act)
+
+
+def _push_to_index(request, index, sent, body):
+    """Push a release to the index that a form chose; `body`: as devpi clients send it."""
+    target, what = sent["to"], f"{body['name']} {body['version']}"
+    push_as_told(request, index, {**body, "targetindex": target})
+    home = f"{target}/{body['name']}/{body['version']}"
+    return done(request, home, f"{what} was pushed from {index.path} to {target}.",
+                "Delete it there", request.href(f"{home}/+delete"))
+
+
+def _push_to_server(request, index, sent, body):
+    """Push a release to the outside server that a form names."""
+    url = sent.get("posturl", "").strip()
+    if not url:
+        raise BadRequest("the URL of the other server is missing")
+    log_, status = push_as_told(request, index, {
+        **body, "posturl": url, "username": sent.get("username", ""),
+        "password": sent.get("password", "")})
+    place = url_origin(url)
+    if status != 200:
+        raise UpstreamTrouble(f"{place}: " + "; ".join(
+            " ".join(map(str, entry)) for entry in log_ if entry[0] not in (200, 201)))
+    return done(request, f"{index.path}/{body['name']}/{body['version']}",
+                f"{body['name']} {body['version']} was pushed to {place}. "
+                "What was published there can only be yanked or deleted there.")
 
 
 # -- indexes
@@ -29877,19 +29887,23 @@ def settings_form(request, sent, index):
         return done(request, index.path, f"The settings of {index.path} were changed. {before}",
                     "Change them back", request.href(f"{index.path}/+settings"))
 
-    fields = []
-    for key in sorted(kinds, key=lambda key: key not in ("title", "description")):
-        words = ("yes", "no") if kinds[key] == "truth" else _SETTING_CHOICES.get(key, ())
-        unset = () if key in defaults and shown[key] else ("",)
-        fields.append(Field(
-            key, key, shown[key], "choice" if words else _SETTING_FIELDS.get(kinds[key], "text"),
-            _SETTING_HINTS.get(key, ""), tuple((word, word or "not set")
-                                               for word in (*unset, *words)),
-            completion="new-password" if kinds[key] == "secret" else "off"))
+    fields = [_option_field(key, kinds[key], shown[key], key in defaults)
+              for key in sorted(kinds, key=lambda key: key not in ("title", "description"))]
     return Form(f"Settings of {index.path}", index.path, (
         markup("<p>{} explains each. Changes hold at once. The next page says what was set before."
                "</p>", link(request.href("+help/indexes"), "The manual")),),
         (*fields, Field("seen", "", seen, "hidden")), "Change settings", act)
+
+
+def _option_field(key, kind, text, has_default):
+    """The `Field` of an option; those that have a default can't be unset."""
+    words = ("yes", "no") if kind == "truth" else _SETTING_CHOICES.get(key, ())
+    if not (has_default and text):
+        words = ("", *words) if words else ()
+    return Field(
+        key, key, text, "choice" if words else _SETTING_FIELDS.get(kind, "text"),
+        _SETTING_HINTS.get(key, ""), tuple((word, word or "not set") for word in words),
+        completion="new-password" if kind == "secret" else "off")
 
 
 def _option_text(kind, value):
