@@ -1453,9 +1453,16 @@ class Limits:
     newest_releases = 50            # of a project, among which such a list looks for the latest
     newest_files = 5000             # of an index, in which a list looks for the last projects
     page_age = 10                   # seconds for which a web page may be kept
-    reading_results = 0.02          # seconds of a page for what became of test results
+    reading_results = 0.05          # seconds of a page, in which test results are still read
     shown_result = 4 << 20          # bytes of a test result that pages show
-    shown_output = 200_000          # characters of a command's output that a page shows
+    shown_output = 200_000          # characters of the output of commands that a page shows,
+    shown_commands = 300            # and of how many
+    shown_results = 50              # rows of a table of test results
+    results_of_one = 10             # of these, of one result with many environments
+    shown_files = 50                # of a version, on one page
+    shown_indexes = 20              # of one user, on the front page
+    shown_text = 2000               # characters of a field of metadata, or of a description
+    shown_title = 200               # of a title or summary
     page_cache = 64 << 20
     turn = 0.5                      # seconds that a request waits for another to make the same page
     ready_response = 1 << 20        # the largest response that the front keeps ready
@@ -1567,7 +1574,8 @@ class Limits:
     xz_memory = 128 << 20           # for unpacking; `xz -9` needs 65 MiB
     listed_members = 20000          # of an archive, that people can look at
     listed_paths = 4 << 20          # characters of the paths of these
-    viewed_member = 512 << 10       # bytes of one that are shown
+    viewed_member = 512 << 10       # bytes of one that are shown,
+    viewed_lines = 10_000           # and lines
     viewed_scan = 512 << 20         # unpacked bytes of an archive that are looked through,
     viewed_time = 5                 # and the seconds of processor time that this may take
     viewed_wait = 5                 # seconds that a large archive waits for its turn
@@ -1579,7 +1587,8 @@ class Limits:
     compared_pairs = 500_000        # of equal lines in two members; difflib looks at each
     compared_size = 1 << 20         # characters of the differences, with 64 more for each line
     wheel_tags = 200                # combinations of tags that one wheel's name stands for
-    matrix_side = 100               # rows, and columns, of a table of wheels
+    matrix_side = 40                # rows, and columns, of a table of wheels,
+    matrix_cells = 200              # and both multiplied
     shown_attestations = 20         # of one file
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password is not hashed again
@@ -1649,6 +1658,7 @@ class Limits:
     query = 256                     # characters
     query_terms = 16
     excerpt = 5                     # lines of a section of the manual that a query found
+    excerpt_size = 180              # characters of a README or page of documentation
     search_hits = 100_000           # projects that one query examines
     rpc_hits = 5000                 # that one call of XML-RPC yields
     hits_on_page = 20               # projects
@@ -15272,7 +15282,7 @@ class WheelRow(typing.NamedTuple):
 class WheelMatrix:
     """Which wheels a release has for which interpreters and platforms.
 
-    If it `is_cut`, there are more rows or columns than `Limits.matrix_side`."""
+    If it `is_cut`, there are more rows or columns than `Limits` allows."""
     columns: tuple = ()             # Platform
     rows: tuple = ()                # WheelRow
     sdists: tuple = ()
@@ -15312,8 +15322,10 @@ def wheel_matrix(files, python=None, platform=None):
     columns = sorted({column for _, column in places}, key=_platform_order)
 
     side = Limits.matrix_side
-    is_cut = max(len(rows), len(columns)) > side
-    rows, columns = rows[:side], tuple(columns[:side])
+    all_rows, all_columns = len(rows), len(columns)
+    columns = tuple(columns[:side])
+    rows = rows[:min(side, Limits.matrix_cells // max(1, len(columns)))]
+    is_cut = (len(rows), len(columns)) != (all_rows, all_columns)
     return WheelMatrix(
         columns, tuple(WheelRow(*row, tuple(tuple(cells.get((row, column), ()))
                                             for column in columns)) for row in rows),
@@ -16867,6 +16879,23 @@ class FoundPage(typing.NamedTuple):
 EXCERPT_MARKS = "\x01", "\x02"      # before and after a word that was found
 
 
+def excerpt_of(text):
+    """A part of a text in which EXCERPT_MARKS stand around found words: that with most of them."""
+    begin, end = EXCERPT_MARKS
+    found = re.compile(f"{begin}([^{begin}{end}]*){end}")
+
+    def words_near(place):
+        return len(set(found.findall(text[place:place + Limits.excerpt_size].lower())))
+
+    places = (match.start() for match in itertools.islice(found.finditer(text), 200))
+    best = max(places, key=words_near, default=0)       # of several alike, the first
+    start = max(0, best - Limits.excerpt_size // 3)
+    if start:
+        start = text.find(" ", start, best) + 1 or best
+    excerpt = text[start:start + Limits.excerpt_size]
+    return ("…" if start else "") + excerpt + ("…" if start + len(excerpt) < len(text) else "")
+
+
 def text_match(text, prefix, columns, full_text):
     """(SQL condition on `sfts`, its values) for a word or phrase in some of its columns.
 
@@ -17326,13 +17355,14 @@ class SearchIndex(Part):
             return {}
         begin, end = EXCERPT_MARKS
         sql, values = any_match(words, _TEXT_COLUMNS, True)
+        # FTS5's snippet() takes half a minute for 64 KiB of one word, again and again
         with self.read() as db:
             # the plus: one walk through what matches, not one for each row
             found = db.execute(
-                f"SELECT rowid, snippet(sfts, {_TEXT_COLUMNS.index('body')}, ?, ?, '…', 24) "
+                f"SELECT rowid, highlight(sfts, {_TEXT_COLUMNS.index('body')}, ?, ?) "
                 f"FROM sfts WHERE {sql} AND +rowid IN (SELECT value FROM json_each(?))",
-                (begin, end, *values, json.dumps(rows))).fetchall()
-        return {row: text for row, text in map(tuple, found) if begin in text}
+                (begin, end, *values, json.dumps(rows)))
+            return {row: excerpt_of(text) for row, text in found if begin in text}
 
     def names(self, start, index_ids, limit):
         """Names of projects that begin with `start`, each once."""
@@ -19614,6 +19644,12 @@ def when(condition, template, *values):
 # -- pieces
 
 
+def shortened(value, most=Limits.shown_title):
+    """The text of a value, cut if it is long: anybody may write a book into a title."""
+    text = "" if value is None else str(value)
+    return text if len(text) <= most else text[:most] + "…"
+
+
 def link(path, text, rel=""):
     """A link; to a page of this server, `path` is as `Request.href` returns it."""
     return markup('<a href="{}"{}>{}</a>', path, when(rel, ' rel="{}"', rel), text)
@@ -19632,7 +19668,7 @@ def safe_url(url):
     url = _NOT_IN_URLS.sub("", url).strip()
     scheme, colon, rest = url.partition(":")
     url = scheme.lower() + colon + rest
-    if not _SAFE_URL.match(url):
+    if len(url) > Limits.shown_text or not _SAFE_URL.match(url):
         return None
     return urllib.parse.quote(url, safe="-_.~!*'(),%#@?=;:/+&$[]", errors="replace")
 
@@ -19684,9 +19720,12 @@ def facts(pairs):
 
 def items(values, kind=""):
     """A list of values, one below the other; `kind`: `plain` without points, `plain many` in
-    columns where there is room, `links` for links side by side."""
-    return markup('<ul{}>{}</ul>', when(kind, ' class="{}"', kind),
-                  joined(markup("<li>{}</li>", value) for value in values))
+    columns where there is room, `links` for links side by side. Of a long list the beginning."""
+    values = list(values)
+    more = len(values) - Limits.page_rows
+    return markup('<ul{}>{}{}</ul>', when(kind, ' class="{}"', kind),
+                  joined(markup("<li>{}</li>", value) for value in values[:Limits.page_rows]),
+                  when(more > 0, "<li>… and {} more</li>", grouped(more)))
 
 
 def folded(title, *content, is_open=False):
@@ -19744,10 +19783,10 @@ def first_row(request):
     return int(text) if re.fullmatch(r"[0-9]{1,7}", text) else 0
 
 
-def pager_from(href, start, total):
+def pager_from(href, start, total, rows=Limits.page_rows):
     """`pager` of a list with `total` rows, of which this page shows those from `start` on:
     `first_row`; `href(**{"from": ...})` is the path of a page."""
-    following = start + Limits.page_rows
+    following = start + rows
     return pager(href() if start else "",
                  href(**{"from": following}) if following < total else "")
 
@@ -27259,8 +27298,10 @@ def _has_passed(request, result, until):
 
 
 def tests_badge(request, results):
-    """What became of test results, in a few words: failures first."""
-    until = time.monotonic() + Limits.reading_results
+    """What became of test results, in a few words: failures first.
+
+    All badges of a page share the time for reading results."""
+    until = request.began + Limits.reading_results
     states = collections.Counter(_has_passed(request, result, until) for result in results)
     if states[False]:
         text = f"{states[False]:,} of {len(results):,} failed" if len(results) > 1 else "failed"
@@ -27277,7 +27318,7 @@ def _index_table(request, indexes):
     return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), [
         (joined((link(request.href(each.index.path), each.index.path), badge(each.index.type),
                  _restriction(each.index)), " "),
-         each.index.config.get("title", ""), _size_words(each), day(each.uploaded),
+         shortened(each.index.config.get("title")), _size_words(each), day(each.uploaded),
          _sources_of(request, each.index)) for each in summaries], "even")
 
 
@@ -27296,8 +27337,11 @@ def _size_words(summary):
 def _sources_of(request, index):
     """The upstream of a mirror, the bases of a stage."""
     if index.mirror_url:
-        return public_url(index.mirror_url)
-    return joined((link(request.href(base), base) for base in shown_bases(request, index)), ", ")
+        return shortened(public_url(index.mirror_url))
+    bases = shown_bases(request, index)
+    more = ["…"] if len(bases) > Limits.named_places else []
+    return joined((*(link(request.href(base), base) for base in bases[:Limits.named_places]),
+                   *more), ", ")
 
 
 # -- the server
@@ -27311,11 +27355,15 @@ def get_front_page(request):
         accounts, following = accounts_after(db, after)
 
     everyone = "all" in request.query
-    sections = []
+    sections, users, rows = [], 0, 0
     for account in accounts:
         indexes = [index for index in app.indexes.all(account.name) if may_read(request, index)]
         if indexes or everyone:
             sections.append(_user_section(request, account, indexes))
+        users, rows = users + 1, rows + min(len(indexes), Limits.shown_indexes)
+        if rows >= Limits.page_rows and account is not accounts[-1]:
+            following = account.name
+            break
     recent = _recent_uploads(request)
 
     path = request.href("", all="1")
@@ -27324,7 +27372,7 @@ def get_front_page(request):
         server_actions(request),
         "" if recent else _guide(request),
         joined(sections),
-        when(len(sections) < len(accounts), '<p class="soft">{}</p>',
+        when(len(sections) < users, '<p class="soft">{}</p>',
              link(path, "Show users without indexes")),
         pager_after(functools.partial(request.href, ""), after, following),
         when(recent, "{}{}", section("Set up your tools", _use_lines(request)),
@@ -27333,11 +27381,14 @@ def get_front_page(request):
 
 
 def _user_section(request, account, indexes):
-    title = account.attributes.get("title")
+    title = shortened(account.attributes.get("title"))
+    every = f"All {number_of(len(indexes), 'index', 'indexes')}"
     return section(link(request.href(account.name), account.name),
                    when(title, '<p class="soft">{}</p>', title),
-                   _index_table(request, indexes) if indexes
-                   else markup('<p class="soft">No indexes.</p>'))
+                   _index_table(request, indexes[:Limits.shown_indexes]) if indexes
+                   else markup('<p class="soft">No indexes.</p>'),
+                   when(len(indexes) > Limits.shown_indexes, "<p>{}</p>",
+                        link(request.href(account.name), every)))
 
 
 def _recent_uploads(request):
@@ -27414,21 +27465,26 @@ def _use_lines(request):
 @route("GET", "/{user}[/]", for_="browser", may="anybody")
 def get_user_page(request, user):
     """A user, and the user's indexes that the reader may read."""
-    account = request.app.users.get(user)
-    indexes = [index for index in request.app.indexes.all(user) if may_read(request, index)]
+    account, after = request.app.users.get(user), request.query.get("after", "")
+    indexes, following = first_page(sorted(
+        (index for index in request.app.indexes.all(user)
+         if index.name > after and may_read(request, index)), key=lambda index: index.name),
+        lambda index: index.name)
     about = account.attributes
-    email = about.get("email") if request.identity.user is not None else None
+    email = shortened(about.get("email")) if request.identity.user is not None else None
     body = joined((
         markup("<h1>{} {}</h1>", user, when(about.get("title"), "<small>{}</small>",
-                                            about.get("title"))),
-        when(about.get("description"), '<p class="lead">{}</p>', about.get("description")),
+                                            shortened(about.get("title")))),
+        when(about.get("description"), '<p class="lead">{}</p>',
+             shortened(about.get("description"), Limits.shown_text)),
         facts([("E-mail", email and outside_link(f"mailto:{email}", email)),
                ("User since", day(account.created))]),
         user_actions(request, user),
         section("Indexes", _index_table(request, indexes) if indexes
                 else markup('<p class="soft">{}</p>', "You have no index yet."
                             if user == request.identity.user
-                            else f"{user} has no index that you may read."))))
+                            else f"{user} has no index that you may read."),
+                pager_after(functools.partial(request.href, user), after, following))))
     return page_response(request, user, body, crumbs_to(user))
 
 
@@ -27444,11 +27500,12 @@ def get_index_page(request, index):
     view = make(request, index)
     body = joined((
         markup("<h1>{} {} {} {} {}</h1>", index.path,
-               when(index.config.get("title"), "<small>{}</small>", index.config.get("title")),
+               when(index.config.get("title"), "<small>{}</small>",
+                    shortened(index.config.get("title"))),
                badge(index.type), when(index.type == "stage", "{}", badge(
                    "volatile" if index.volatile else "non-volatile")), _restriction(index)),
         when(index.config.get("description"), '<p class="lead">{}</p>',
-             index.config.get("description")),
+             shortened(index.config.get("description"), Limits.shown_text)),
         joined(note(text, "warn") for text in index_warnings(
             request.app.projects, index, hidden_members(request, index))),
         install_lines(request, index),
@@ -27527,7 +27584,7 @@ def _line_cells(request, index, line):
     home = f"{index.path}/{line.name}"
     version = line.version and link(request.href(f"{home}/{line.version}"), line.version)
     return (joined((link(request.href(home), line.name),
-                    when(line.summary, "<small>{}</small>", line.summary)), " "),
+                    when(line.summary, "<small>{}</small>", shortened(line.summary))), " "),
             joined((version, badge("yanked", "warn")), " ") if line.yanked else version,
             joined((day(line.uploaded), line.who or ""), " "), line.files or "",
             link(request.href(f"{home}/{line.version}") + "#files",
@@ -27610,7 +27667,7 @@ def _settings_view(request, index):
     plain = [(key, _setting(value)) for key, value in sorted(config.items())
              if key not in (*ACL_KEYS, "title", "description")]
     acls = table("Who may do what", ("Permission", "Who"), [
-        (key, joined(map(_principal, config[key]), ", ") if config[key] else "nobody")
+        (key, _principals(config[key]) if config[key] else "nobody")
         for key in ACL_KEYS if key in config])
     return View(joined((
         section("Permissions", acls), section("Settings", facts(plain)),
@@ -27623,8 +27680,16 @@ def _setting(value):
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return items(value) if value else "none"
-    return markup("<code>{}</code>", value if isinstance(value, str) else json.dumps(value))
+        return items(map(shortened, value)) if value else "none"
+    return markup("<code>{}</code>", shortened(
+        value if isinstance(value, str) else json.dumps(value), Limits.shown_text))
+
+
+def _principals(names):
+    """Those who may do something; of many the first."""
+    more = len(names) - Limits.page_rows
+    return joined((*map(_principal, names[:Limits.page_rows]),
+                   *([f"and {more:,} more"] if more > 0 else [])), ", ")
 
 
 def _principal(name):
@@ -27754,7 +27819,8 @@ def get_project_page(request, index, project):
         _downloads(request, index, project)))
     return page_response(request, f"{project} · {index.path}", body, crumbs_to(home),
                          feed=request.href(f"{home}/+feed.atom"), expires=page.expires,
-                         tags=None if page.stale else request.app.projects.tags(index, project))
+                         tags=None if page.stale
+                         else request.app.projects.tags(index, project) | {INDEXES})
 
 
 def _dependents(request, index, project):
@@ -27800,7 +27866,7 @@ def _summary_of(request, origin, project, version):
     with request.app.store.read() as db:
         found = merged(releases_of(db, origin, project, version))
     summary = found and found.metadata.get("summary")
-    return when(summary, '<p class="lead">{}</p>', summary)
+    return when(summary, '<p class="lead">{}</p>', shortened(summary))
 
 
 def _project_links(request, index, page, latest):
@@ -27814,7 +27880,7 @@ def _project_links(request, index, page, latest):
     for mirror in mirrors:
         pattern = mirror.config.get("mirror_web_url_fmt")
         if pattern and not page.blocked:
-            title = mirror.config.get("title") or mirror.path
+            title = shortened(mirror.config.get("title") or mirror.path)
             links.append(outside_link(pattern.replace("{name}", page.name), f"Page at {title}"))
     refresh = when(
         mirrors and not app.mirrors.upstreams.is_offline and not page.blocked,
@@ -27873,7 +27939,7 @@ def _version_cells(request, home, version, files, page, attached):
                 when(others, '<span class="soft">{}</span>', others))),
         day(own[0].uploaded) if own else "",
         _kinds(own),
-        next((file.requires_python for file in own if file.requires_python), ""),
+        shortened(next((file.requires_python for file in own if file.requires_python), "")),
         link(request.href(f"{home}/{version}") + "#files",
              tests_badge(request, about.results[version])) if version in about.results else "",
         link(request.href(f"{home}/{version}/+d/index.html"), "read")
@@ -27980,7 +28046,8 @@ def get_version_page(request, index, project, version):
         markup("<h1>{} {} {}</h1>", _text(metadata, "name") or project, shown.version, joined((
             when(not is_final(shown.version), "{}", badge("pre-release")),
             when(shown.release.yanked is not None, "{}", badge("yanked", "warn"))), " ")),
-        when(_text(metadata, "summary"), '<p class="lead">{}</p>', _text(metadata, "summary")),
+        when(_text(metadata, "summary"), '<p class="lead">{}</p>',
+             shortened(_text(metadata, "summary"))),
         _at_a_glance(shown),
         _version_notes(request, index, shown),
         _status_notes(request, index, shown.page),
@@ -28000,10 +28067,13 @@ def get_version_page(request, index, project, version):
 
 
 def _tags_of(request, index, shown):
-    """The tags of all projects that the page of a version depends on: its dependencies, too."""
+    """The tags of all projects that the page of a version depends on: its dependencies, too.
+
+    INDEXES is among them, as in those of a project's page: both name indexes that need not be
+    bases, as long as their reader may read them."""
     projects = {shown.page.name, *(found.project for found in requirements_of(shown.metadata))}
-    return frozenset().union(*(request.app.projects.tags(index, project)
-                               for project in list(projects)[:Limits.page_rows]))
+    return frozenset((INDEXES,)).union(*(request.app.projects.tags(index, project)
+                                         for project in list(projects)[:Limits.page_rows]))
 
 
 def _at_a_glance(shown):
@@ -28116,37 +28186,43 @@ def _claims(shown):
     urls = []
     for line in metadata.get("project_urls") or ():
         label, _, url = line.partition(",")
-        urls.append(outside_link(url.strip(), label.strip() or url.strip()))
+        urls.append(outside_link(url.strip(), shortened(label.strip() or url.strip())))
     home_page = _text(metadata, "home_page")
     if home_page:
         urls.append(outside_link(home_page, "Homepage"))
     classifiers = metadata.get("classifiers") or ()
     claims = facts([
-        ("Requires-Python", requires_python),
-        ("Licence", _text(metadata, "license_expression") or _short(_text(metadata, "license"))),
+        ("Requires-Python", shortened(requires_python)),
+        ("Licence", _first_line(_text(metadata, "license_expression")
+                                or _text(metadata, "license"))),
         ("Author", _person(metadata, "author")), ("Maintainer", _person(metadata, "maintainer")),
         ("Links", items(urls, "plain") if urls else ""),
-        ("Keywords", _short(_text(metadata, "keywords"))),
-        ("Import names", ", ".join(metadata.get("import_name") or ())),
+        ("Keywords", _first_line(_text(metadata, "keywords"))),
+        ("Import names", shortened(", ".join(metadata.get("import_name") or ()))),
         ("Classifiers", folded(number_of(len(classifiers), "classifier"),
-                               items(classifiers, "plain")) if classifiers else "")])
+                               items(map(shortened, classifiers), "plain"))
+         if classifiers else "")])
     return section("The uploader says", claims) if claims else ""
 
 
-def _short(text):
-    """The first line of a text, cut: some put their whole licence into the field."""
-    line = text.strip().partition("\n")[0]
-    return line if len(line) <= 120 else line[:117] + "..."
+def _first_line(text):
+    """The first line of a text: some put their whole licence into the field."""
+    return shortened(text.strip().partition("\n")[0])
 
 
 def _person(metadata, key):
     """A name with its e-mail address as a link."""
     name, said = _text(metadata, key), _text(metadata, f"{key}_email")
     if not said:
-        return name
-    shown, address = email.utils.parseaddr(said)
-    label = name or shown or address
-    return outside_link(f"mailto:{address}", label) if "@" in address else label or said
+        return shortened(name)
+    parts = _NAMED_ADDRESS.match(said)
+    shown, address = (parts[1].strip(' "'), parts[2]) if parts else ("", said.strip())
+    label = shortened(name or shown or address)
+    return outside_link(f"mailto:{address}", label) if "@" in address else label
+
+
+# the first of a list, as `Ada <ada@example.org>`; `email.utils` recurses for each bracket
+_NAMED_ADDRESS = re.compile(r"([^<>]{0,200})<([^<>\s]{1,300})>")
 
 
 # in words, not by colour alone
@@ -28156,14 +28232,18 @@ _DEPENDENCY_KINDS = {"here": "good", "upstream, cached": "good", "upstream, not 
 
 def _dependencies(request, index, shown):
     """What a version depends on, by extra, and whether that can be had."""
-    groups = collections.defaultdict(list)
-    for state in dependency_states(request.app.projects, index, requirements_of(shown.metadata),
+    groups, requirements = collections.defaultdict(list), requirements_of(shown.metadata)
+    for state in dependency_states(request.app.projects, index, requirements[:Limits.page_rows],
                                    hidden_members(request, index)):
         groups[", ".join(state.requirement.only_for)].append(_dependency(request, index, state))
     lists = [items(lines, "plain") if not extra
              else folded(f"{extra} ({len(lines)})", items(lines, "plain"))
              for extra, lines in sorted(groups.items())]
-    return section(f"Dependencies ({sum(map(len, groups.values()))})", joined(lists),
+    more = len(requirements) - Limits.page_rows
+    home = f"{index.path}/{shown.page.name}/{shown.version}"
+    return section(f"Dependencies ({len(requirements):,})", joined(lists),
+                   when(more > 0, "<p>{}</p>", link(request.href(f"{home}/+dependencies"),
+                                                    f"{more:,} more as JSON")),
                    name="dependencies") if groups else ""
 
 
@@ -28175,7 +28255,7 @@ def _dependency(request, index, state):
     requirement = state.requirement
     name = link(request.href(f"{index.path}/{requirement.project}"), requirement.project) \
         if state.path else requirement.project
-    return joined((name, _IN_BRACKETS.sub(r"\1", requirement.rest),
+    return joined((name, shortened(_IN_BRACKETS.sub(r"\1", requirement.rest)),
                    badge(state.kind, _DEPENDENCY_KINDS.get(state.kind, "warn"))), " ")
 
 
@@ -28188,8 +28268,13 @@ def _files_section(request, index, shown):
         return section("Files", markup("<p>{}</p>", "The files of this project are withheld."
                                        if shown.page.status.withholds_files
                                        else "This version has no files."), name="files")
+    start, most = first_row(request), Limits.shown_files
+    href = functools.partial(
+        request.href, f"{index.path}/{shown.page.name}/{shown.version}",
+        python=request.query.get("python"), platform=request.query.get("platform"))
     return section("Files", _wheel_table(request, index, shown), joined(
-        _file_entry(request, index, shown, file) for file in files), name="files")
+        _file_entry(request, index, shown, file) for file in files[start:start + most]),
+        pager_from(href, start, len(files), most), name="files")
 
 
 def _wheel_table(request, index, shown):
@@ -28252,7 +28337,7 @@ def _file_facts(request, home, shown, file):
     can_be_opened = is_archive(file.filename) and file.sha256
     return (_kind_of(file.filename),
             size_text(file.size) if file.size is not None else "",
-            file.requires_python and f"Python {file.requires_python}",
+            file.requires_python and f"Python {shortened(file.requires_python)}",
             downloads and number_of(downloads, "download"),
             _claimed_by(request, file),
             can_be_opened and link(request.href(f"{home}/+files/{file.filename}"), "look inside"))
@@ -28289,8 +28374,9 @@ def _history_words(request, entry):
 
 def _all_metadata(metadata):
     """Every field of the metadata but the description, folded."""
-    pairs = [(key, items(value, "plain") if isinstance(value, list) else str(value))
-             for key, value in sorted(metadata.items())
+    pairs = [(shortened(key), items((shortened(each) for each in value), "plain")
+              if isinstance(value, list) else shortened(value, Limits.shown_text))
+             for key, value in sorted(metadata.items())[:Limits.page_rows]
              if key not in ("description", "other") and value not in (None, "", [])
              and key[:1] != "+"]
     return folded("All metadata", facts(pairs)) if pairs else ""
@@ -28325,23 +28411,38 @@ def get_results_page(request, index, project, version, rest):
 
 
 def _results_body(request, home, file, results):
-    """All test results of a file."""
-    rows = []
-    for result in results[:Limits.page_rows]:
-        run = read_test_run(request.app.blobs, result)
-        path = request.href(f"{home}/+toxresults/{file.filename}/{result.filename}")
-        if run is None or not run.outcomes:
-            rows.append((link(path, "unreadable"), *[""] * 6, moment(result.uploaded)))
-        for outcome in run.outcomes if run else ():
-            rows.append((
-                link(path, badge(*_STATE[outcome.passed])), outcome.environment, outcome.python,
-                run.host, run.platform, _PART_STATE[outcome.setup], _PART_STATE[outcome.test],
-                moment(result.uploaded)))
+    """The test results of a file, some of them on a page: as many as it takes rows and bytes."""
+    place, start = f"{home}/+toxresults/{file.filename}", first_row(request)
+    rows, following, size = [], start, 0
+    for result in results[start:]:
+        size += result.size or 0
+        if rows and (len(rows) >= Limits.shown_results or size > Limits.shown_result):
+            break
+        rows += _result_rows(request, place, result)
+        following += 1
     return joined((
         markup("<h1>Test results of {}</h1>", file.filename),
         table("Test results", ("Result", "Environment", "Python", "Host", "Platform", "Setup",
                                "Tests", "When"), rows, "even") if rows
-        else markup("<p>No test results.</p>{}", copyable("devpi test"))))
+        else markup("<p>No test results.</p>{}", copyable("devpi test")),
+        pager(request.href(place) if start else "",
+              request.href(place, **{"from": following}) if following < len(results) else "")))
+
+
+def _result_rows(request, place, result):
+    """A row of cells for each environment of a test result; of many the first."""
+    run = read_test_run(request.app.blobs, result)
+    path, when_ = request.href(f"{place}/{result.filename}"), moment(result.uploaded)
+    if run is None or not run.outcomes:
+        return [(link(path, "unreadable"), *[""] * 6, when_)]
+    rows = [(link(path, badge(*_STATE[outcome.passed])), shortened(outcome.environment),
+             shortened(outcome.python), shortened(run.host), shortened(run.platform),
+             _PART_STATE[outcome.setup], _PART_STATE[outcome.test], when_)
+            for outcome in run.outcomes[:Limits.results_of_one]]
+    more = len(run.outcomes) - len(rows)
+    if more:
+        rows.append((link(path, f"and {number_of(more, 'environment')}"), *[""] * 6, when_))
+    return rows
 
 
 def _result_body(request, shown, file, result):
@@ -28350,31 +28451,52 @@ def _result_body(request, shown, file, result):
     raw = link(request.href(f"{shown.origin.path}/{result.path}"), "The result as JSON")
     return joined((
         markup('<h1>Test result</h1><p class="lead">{}</p>', file.filename),
-        facts([("Host", run.host), ("Platform", run.platform)] if run else []),
+        facts([("Host", shortened(run.host)), ("Platform", shortened(run.platform))]
+              if run else []),
         facts([("When", moment(result.uploaded)),
                ("By", uploader(result.history) or "anonymous"), ("File", raw)]),
-        joined(_outcome_section(outcome) for outcome in run.outcomes) if run
+        _outcome_sections(run) if run
         else note("It is too large to be shown, or unreadable.", "warn")))
 
 
-def _outcome_section(outcome):
+def _outcome_sections(run):
+    """The environments of a test result with their commands, `Limits.shown_commands` in all.
+
+    Of much output the ends are shown, first those of commands that failed."""
+    shown, left, room, shares = [], Limits.shown_commands, Limits.shown_output, {}
+    for outcome in run.outcomes[:left]:
+        if left > 0:
+            shown.append(outcome._replace(commands=outcome.commands[:left]))
+            left -= max(1, len(outcome.commands))
+    commands = [command for outcome in shown for _, command in outcome.commands]
+    for command in sorted(commands, key=lambda each: each.passed):
+        shares[command] = min(len(command.output), room)
+        room -= shares[command]
+    return joined((
+        joined(_outcome_section(outcome, shares) for outcome in shown),
+        when(left <= 0, "{}", note("There may be more in the result: its JSON has all."))))
+
+
+def _outcome_section(outcome, shares):
     commands = joined(
-        folded(joined((badge(*_STATE[command.passed]), f"{part}: {command.words}"), " "),
+        folded(joined((badge(*_STATE[command.passed]),
+                       f"{part}: {shortened(command.words, Limits.shown_text)}"), " "),
                markup('<p>Exit code {}</p><pre tabindex="0">{}</pre>',
-                      command.exit_code or "unknown", _output(command.output)),
-               is_open=not command.passed)
+                      shortened(command.exit_code) or "unknown",
+                      _output(command.output, shares[command])), is_open=not command.passed)
         for part, command in outcome.commands)
-    return section(f"{outcome.environment} ({outcome.python})" if outcome.python
-                   else outcome.environment, commands or markup("<p>No commands.</p>"))
+    return section(shortened(f"{outcome.environment} ({outcome.python})" if outcome.python
+                             else outcome.environment),
+                   commands or markup("<p>No commands.</p>"))
 
 
 _TERMINAL_CODES = re.compile(r"\x1b(?:\[[0-?]{0,30}[ -/]{0,5}[@-~]|[@-Z\\-_])")
 
 
-def _output(text):
-    """A command's output without the codes of terminals, cut from the front if it is long."""
-    if len(text) > Limits.shown_output:
-        text = "... (the beginning is cut)\n" + text[-Limits.shown_output:]
+def _output(text, most):
+    """The last characters of a command's output, without the codes of terminals."""
+    if len(text) > most:
+        text = "... (the beginning is cut)\n" + text[len(text) - most:]
     return _TERMINAL_CODES.sub("", text)
 
 
@@ -28476,10 +28598,13 @@ def _member_body(request, archive, filename, path, number):
     lines = found.text.split("\n")
     if lines[-1] == "":
         lines.pop()
+    number = len(lines)
+    del lines[Limits.viewed_lines:]
     return label, joined((
         heading, markup('<p class="soft">{} · {}</p>', size_text(found.size),
-                        number_of(len(lines), "line")),
-        when(found.is_cut, "{}", note("Only the beginning is shown.", "warn")),
+                        number_of(number, "line")),
+        when(found.is_cut or number > len(lines), "{}",
+             note("Only the beginning is shown.", "warn")),
         markup('<pre class="source" tabindex="0">{}</pre>', joined(
             markup('<span id="L{n}"><a href="#L{n}">{n}</a> {}\n</span>', line, n=n)
             for n, line in enumerate(lines, 1)))))
@@ -28893,7 +29018,7 @@ def _hit(request, found, row, excerpts, limit):
         link(request.href(f"{row['path'].strip('/')}/{row['version']}"),
              f"{row['name']} {row['version']}"),
         link(request.href(place), place), day(row["uploaded"]),
-        when(row["summary"], "<p>{}</p>", row["summary"]),
+        when(row["summary"], "<p>{}</p>", shortened(row["summary"])),
         when(readme, '<p class="soft">{}</p>', _marked(readme or "")),
         when(shown, '<p class="soft">In its documentation:</p><ul>{}</ul>', joined(shown)))
 

@@ -35,7 +35,7 @@ class Page(html.parser.HTMLParser):
         self.elements.append((tag, dict(attributes)))
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "a":
+        if tag == "a" and "href" in dict(attributes):
             self.links.append(dict(attributes)["href"])
         if tag in ("h1", "h2", "h3"):
             self.headings.append("")
