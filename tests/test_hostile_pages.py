@@ -91,7 +91,7 @@ def fill(server, user, write):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """mal's indexes hold hostile texts, ben's harmless ones in the same places; amy logs in to see more."""
-    server = Server(tmp_path_factory.mktemp("hostile") / "server", "--offline-mode").start()
+    server = Server(tmp_path_factory.mktemp("hostile") / "server").start("--offline-mode")
     try:
         for user, write in (("mal", str), ("ben", harmless)):
             server.add_user(user)
@@ -168,7 +168,7 @@ def test_only_web_and_mail_addresses_are_links(site, field, urls):
         "Good, https://good.example/?a=1&b=\"2\"", "Odd, https://odd.example/\" onmouseover=\"alert(1)"] if field == "project_urls" else urls})
     found = page(site, "/amy/plain/linked-%s/1.0" % field.replace("_", "-"))
     outside = {link for link in found.links if not link.startswith(("/", "#"))}
-    assert outside == ({"https://good.example/?a=1&b=\"2\"", "https://odd.example/\" onmouseover=\"alert(1)"}
+    assert outside == ({"https://good.example/?a=1&b=%222%22", "https://odd.example/%22%20onmouseover=%22alert(1)"}
                        if field == "project_urls" else set())
 
 
@@ -192,7 +192,7 @@ def test_a_description_runs_nothing(site, kind, text):
     before = page(site, "/amy/plain/plain/1.0")
     for tag in ("script", "style", "form", "input", "base", "iframe", "svg", "object", "embed", "img", "meta", "main"):
         assert len(found.of(tag)) == len(before.of(tag)), tag
-    known = {"href", "title", "start", "align", "class", "id", "colspan", "rowspan", "open", "rel", "type", "name", "value", "for"}
+    known = {"href", "title", "start", "align", "class", "id", "colspan", "rowspan", "open", "rel", "type", "name", "value", "for", "tabindex"}
     assert found.of("section", id="description")
     names = {name for tag, attributes in found.elements for name in attributes} - {name for _, attributes in before.elements for name in attributes}
     assert names <= known, names
@@ -254,3 +254,64 @@ def test_titles_of_any_kind_are_refused_or_shown(site, value):
     finally:
         site.patch("/amy", {"title": "", "description": "", "email": "", "own": ""}, user="amy")
         site.patch("/amy/plain", {"title": "", "description": "", "custom_data": "", "mirror_whitelist": []}, user="amy")
+
+
+# -- addresses
+
+HOME = "/mal/dev0/evil/1.0"
+FILE = "/evil-1.1-py3-none-any.whl"
+ASKED = [       # a page with one of its parameters, the value last
+    "/?after=", "/?all=", "/mal?after=", "/mal/dev0?q=", "/mal/dev0?after=", "/mal/dev0?sort=", "/mal/dev0?sort=-uploaded&after=",
+    "/mal/dev0?show=", "/mal/dev0?show=names&after=", "/mal/dev0/evil?from=", "/mal/dev0/evil?pre=", "/mal/dev0/evil?yanked=",
+    HOME + "?from=", HOME + "?python=", HOME + "?platform=", HOME + "?from=0&python=", "/mal/dev0/evil/1.1/+files" + FILE + "?number=",
+    "/mal/dev0/evil/1.1/+files" + FILE + "?from=", HOME + "/+toxresults/evil-1.0-py3-none-any.whl?from=", "/mal/dev0/evil/+dependents?after=",
+    "/mal/dev0/+compare/ben/dev0?after=", "/mal/dev0/+compare?with=", "/mal/dev0/evil/+diff/1.0...1.1?from=", HOME + "/+d/index.html?version=",
+    "/+status?after=", "/+status?refresh=", "/+search?query=", "/+search?query=evil&page=", "/+search?query=evil&sort=", "/+search?q=",
+    "/+help?q=", "/+login?next=", "/?x="]
+PATHS = [       # the same with a part of the path
+    "/{}", "/mal/{}", "/mal/dev0/{}", "/mal/dev0/evil/{}", "/mal/dev0/evil/1.1/+files/{}", "/mal/dev0/evil/1.1/+files" + FILE + "/{}",
+    HOME + "/+toxresults/{}", HOME + "/+toxresults/evil-1.0-py3-none-any.whl/{}", "/mal/dev0/evil/+diff/{}", "/mal/dev0/evil/+diff/1.0...{}",
+    "/mal/dev0/+compare/{}", "/mal/dev0/+compare/{}/dev0", HOME + "/+d/{}", HOME + "/+doc/{}", "/+help/{}", "/+{}", "/mal/dev0/evil/+{}",
+    "/mal/dev0/{}/+why", "/mal/dev0/{}/+dependents", "/mal/dev0/{}/+feed.atom"]
+VALUES = [
+    "\"><script>alert(1)</script>", "' onclick=x ", "{0}{x.__class__}%s", "-1", "0", "00", "1e3", "99999999999999999999", "\u0661\u0662",
+    "\U0001d7d8", "\r\nSet-Cookie: a=b", "\0", "..", ".", "../../etc/passwd", "//evil.example", "javascript:alert(1)", "%2e%2e%2f", " ", "",
+    "w" * 8000, "(" * 3000, "*" * 3000, "\u202e\ufffe", "a&after=b&after=c&page=2&page=x", "latest", "\"" * 300]
+
+
+def asked_page(server, path, where):
+    """A request for it, as it is, which must lead to a page of ours, an error or another address here."""
+    reply = server.get(path, headers={"Accept": BROWSER})
+    assert reply.status in (200, 302, 303, 400, 404, 414, 431), (where, reply)
+    assert "Set-Cookie" not in reply.headers or where.startswith("/+login")
+    if "Location" in reply.headers:
+        assert reply.headers["Location"].startswith((server.url + "/", "/")) and not reply.headers["Location"].startswith("//")
+    elif b'id="main"' in reply.body:
+        found = check_page(reply)
+        assert len(found.of("script")) == 1 and not found.of("img") and not found.of("b", onclick="x")
+        assert all(urllib.parse.urlsplit(link).scheme in ("", "http", "https", "mailto") for link in found.links)
+        assert len(reply.body) < 100 << 10, (where, len(reply.body))
+
+
+@pytest.mark.parametrize("start", ASKED)
+def test_a_parameter_may_be_anything(site, start):
+    for value in VALUES:
+        asked_page(site, start + (value if value.startswith("a&") else urllib.parse.quote(value, safe="")), start)
+    asked_page(site, start + "%ed%a0%80%ff%zz%", start)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_part_of_a_path_may_be_anything(site, path):
+    for value in VALUES:
+        asked_page(site, path.format(urllib.parse.quote(value, safe="")), path)
+        asked_page(site, path.format(urllib.parse.quote(value)), path)
+    for value in ("%ed%a0%80%ff", "%", "a%00b", "a/", "a//b", "%2f", "%5c..%5c", "a;b=c", "%3F"):
+        asked_page(site, path.format(value), path)
+
+
+def test_no_comparison_leads_to_itself(site):
+    for value in ("", "/", "mal", "mal/none", "mal/dev0/x", "%2e%2e/x"):
+        assert site.get("/mal/dev1/+compare?with=" + value, headers={"Accept": BROWSER}).status == 404
+        assert site.get("/mal/dev1/+compare/?with=" + value, headers={"Accept": BROWSER}).status in (302, 404)
+    reply = site.get("/mal/dev1/+compare?with=ben/dev0", headers={"Accept": BROWSER})
+    assert reply.headers["Location"] == site.url + "/mal/dev1/+compare/ben/dev0"
