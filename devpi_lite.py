@@ -19821,7 +19821,7 @@ border-radius:6px}
 a{color:var(--link)}
 :is(th,h3,nav,header,footer,.source) a:not(:hover),.button,ins{text-decoration:none}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
-h1{font-size:1.85rem;line-height:1.25;margin:.25rem 0 .5rem}
+h1{font-size:1.85rem;line-height:1.25;margin:.5rem 0}
 h2{font-size:1.4rem;line-height:1.3;margin:2.5rem 0 .75rem}
 h3{margin:1.5rem 0 .5rem}
 :is(h1,h2) small{font-weight:400;font-size:1.1rem}
@@ -19845,7 +19845,7 @@ input[type=checkbox]{all:revert;margin-right:.5rem}
 .crumbs{padding-bottom:0}.crumbs ol{gap:.5rem}
 .crumbs li+li:before{content:"/";margin-right:.5rem}
 main{padding-bottom:4rem;min-height:60vh}
-.lead{font-size:1.1rem;margin:.25rem 0 1.25rem}
+.lead{font-size:1.1rem;margin:.5rem 0 1rem}
 .good{--kind:var(--good)}.warn{--kind:var(--warn)}.bad{--kind:var(--bad)}
 .good,.warn,.bad{color:var(--kind)}
 .tag{display:inline-block;font-size:.8rem;border:1px solid;
@@ -19881,11 +19881,11 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0}
 .file .copyable code{order:0;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
 .filter,.actions{gap:.5rem}.links{gap:0 1.25rem}.filter,.pager,.links{margin:1rem 0}
 summary{cursor:pointer;padding:.55rem 0}
-.wide *,.readme td code{white-space:nowrap;table-layout:auto}
+.readme td{min-width:6rem}.wide *,.readme td code{white-space:nowrap;table-layout:auto}
 .source a{display:inline-block;min-width:3rem;user-select:none}
 .source :target,.lit,mark{background:var(--mark);color:var(--ink)}
 .bars{display:block;max-width:30rem;fill:var(--link);border-bottom:1px solid}
-.hit{margin:1.75rem 0}.hit :is(h2,p,ul){margin:.25rem 0}
+.hit{margin:1.5rem 0}.hit :is(h2,p,ul){margin:.25rem 0}
 ins,.added{color:var(--good)}.gone{color:var(--bad)}
 .logo{height:2rem;vertical-align:middle}
 .docs,.docs main{display:flex;flex-direction:column}.docs{min-height:100dvh}
