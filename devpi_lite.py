@@ -19848,7 +19848,8 @@ main{padding-bottom:4rem;min-height:60vh}
 .lead{font-size:1.1rem;margin:.5rem 0 1rem}
 .good{--kind:var(--good)}.warn{--kind:var(--warn)}.bad{--kind:var(--bad)}
 .good,.warn,.bad{color:var(--kind)}
-.tag{display:inline-block;font-size:.8rem;border:1px solid;
+.tag,.button,.source a{display:inline-block}
+.tag{font-size:.8rem;border:1px solid;
 border-radius:1rem;padding:0 .55rem;color:var(--kind,var(--soft));font-weight:400;
 vertical-align:middle}
 .tag.plain{border:0;padding:0}
@@ -19856,12 +19857,12 @@ vertical-align:middle}
 .tabs{margin-top:1.5rem}
 .tabs a{display:block;padding:.6rem 0}
 .tabs [aria-current]{color:var(--ink);font-weight:600;box-shadow:inset 0 -3px var(--link)}
-table{border-collapse:collapse;width:100%;margin:1rem 0;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;width:100%;margin:1rem 0}
 .list{table-layout:fixed}.list:not(.even) thead th:first-child{width:36%}
 th,td{text-align:left;padding:.55rem 1rem .55rem 0;vertical-align:top;font-weight:400;
 unicode-bidi:isolate}
 thead th,td:before,small,footer,.crumbs{font-size:.9rem}thead th,.facts dt{overflow-wrap:normal}
-time{white-space:nowrap}
+th a{font-weight:600}time{white-space:nowrap}
 .facts{display:table}.facts>div{display:table-row}
 .facts :is(dt,dd){display:table-cell;padding:.3rem 0}
 .facts dt{padding-right:2rem}
@@ -19882,7 +19883,7 @@ padding:.3rem .4rem .3rem 1rem;margin:.5rem 0}
 .filter,.actions{gap:.5rem}.links{gap:0 1.25rem}.filter,.pager,.links{margin:1rem 0}
 summary{cursor:pointer;padding:.55rem 0}
 .readme td{min-width:6rem}.wide *,.readme td code{white-space:nowrap;table-layout:auto}
-.source a{display:inline-block;min-width:3rem;user-select:none}
+.source a{min-width:3rem;user-select:none}
 .source :target,.lit,mark{background:var(--mark);color:var(--ink)}
 .bars{display:block;max-width:30rem;fill:var(--link);border-bottom:1px solid}
 .hit{margin:1.5rem 0}.hit :is(h2,p,ul){margin:.25rem 0}
@@ -19903,7 +19904,7 @@ td[data-label]:before{content:attr(data-label) " "}
 .facts dd{margin:0}.facts dt{overflow-wrap:anywhere;padding-right:1rem}
 .copyable span{flex:1}.copyable span+code{order:1;flex-basis:100%}
 .copy{min-height:2.75rem}
-:is(.tools,.crumbs,.list,.plain,.links,footer) a{padding:.6rem 0}
+:is(.tools,.crumbs,.list,.plain,.links,footer) a{padding-block:.6rem}
 :is(.list th,.plain) a{display:inline-block}}
 @media(max-width:40rem){[role=search]{order:1;flex-basis:100%}.tools{margin-left:auto}}
 @media print{header,.crumbs,footer,.copy,form,.filter,.tabs,.links,.pager,.actions{display:none}
