@@ -23,22 +23,25 @@ class Page(html.parser.HTMLParser):
     """
 
     def __init__(self, reply):
-        super().__init__(convert_charrefs=True)
+        super().__init__()
         self.reply, self.source = reply, reply.body.decode()
-        self.open, self.elements, self.texts, self.links, self.headings = [], [], [], [], []
+        self.open = []              # (tag, attributes, the texts in it)
+        self.closed = []            # (tag, attributes, its whole text)
+        self.elements, self.texts, self.links, self._rows = [], [], [], []
         self.raw = {"style": "", "script": ""}
         self.feed(self.source)
         self.close()
         assert not self.open, "left open: %s" % self.open
 
     def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
+        attributes = dict(attributes)
+        self.elements.append((tag, attributes))
         if tag not in VOID:
-            self.open.append(tag)
-        if tag == "a" and "href" in dict(attributes):
-            self.links.append(dict(attributes)["href"])
-        if tag in ("h1", "h2", "h3"):
-            self.headings.append("")
+            self.open.append((tag, attributes, []))
+        if tag == "a" and "href" in attributes:
+            self.links.append(attributes["href"])
+        elif tag == "tr":
+            self._rows.append([])
 
     def handle_startendtag(self, tag, attributes):
         self.handle_starttag(tag, attributes)
@@ -46,34 +49,26 @@ class Page(html.parser.HTMLParser):
             self.handle_endtag(tag)
 
     def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, "</%s> closes %s" % (tag, self.open[-3:])
-        self.open.pop()
+        assert self.open and self.open[-1][0] == tag, "</%s> closes %s" % (tag, self.open[-3:])
+        _, attributes, pieces = self.open.pop()
+        text = " ".join("".join(pieces).split())
+        self.closed.append((tag, attributes, text))
+        if self.open:
+            self.open[-1][2].append(text if tag in INLINE else " %s " % text)
+        if tag == "td" or tag == "th" and attributes.get("scope") != "col":
+            self._rows[-1].append(text)
 
     def handle_data(self, data):
-        if self.open and self.open[-1] in self.raw:
-            self.raw[self.open[-1]] += data
+        if self.open and self.open[-1][0] in self.raw:
+            self.raw[self.open[-1][0]] += data
             return
         self.texts.append(data)
-        if {"h1", "h2", "h3"} & set(self.open):
-            self.headings[-1] += data
+        if self.open:
+            self.open[-1][2].append(data)
 
     @property
     def text(self):
         return " ".join(" ".join(self.texts).split())
-
-    def of(self, tag, **attributes):
-        """The attributes of each element with this tag, and with these attributes."""
-        return [found for name, found in self.elements
-                if name == tag and attributes.items() <= found.items()]
-
-    def rows(self):
-        """The texts of the cells of each table row, heads left out."""
-        return _Rows(self.source).found
-
-    def with_text(self, tag, **attributes):
-        """(attributes, the text below it) of each element with this tag and these attributes."""
-        return [(found, text) for name, found, text in _Texts(self.source).found
-                if name == tag and attributes.items() <= found.items()]
 
     @property
     def title(self):
@@ -85,9 +80,14 @@ class Page(html.parser.HTMLParser):
         return self.with_text("main")[0][1]
 
     @property
+    def headings(self):
+        return [text for tag, _, text in self.closed if tag in ("h1", "h2", "h3")]
+
+    @property
     def hrefs(self):
         """{text of a link: where it leads}"""
-        return {text: attributes["href"] for attributes, text in self.with_text("a")}
+        return {text: attributes["href"] for attributes, text in self.with_text("a")
+                if "href" in attributes}
 
     @property
     def facts(self):
@@ -95,54 +95,19 @@ class Page(html.parser.HTMLParser):
         terms, values = ([text for _, text in self.with_text(tag)] for tag in ("dt", "dd"))
         return dict(zip(terms, values))
 
+    def rows(self):
+        """The texts of the cells of each table row, heads left out."""
+        return [row for row in self._rows if row]
 
-class _Texts(html.parser.HTMLParser):
-    """`found`: (tag, attributes, the text below it) of each element of a page that has an end tag."""
+    def of(self, tag, **attributes):
+        """The attributes of each element with this tag, and with these attributes."""
+        return [found for name, found in self.elements
+                if name == tag and attributes.items() <= found.items()]
 
-    def __init__(self, source):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(source)
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in VOID:
-            self.open.append((tag, dict(attributes), []))
-
-    def handle_endtag(self, tag):
-        _, attributes, pieces = self.open.pop()
-        text = " ".join("".join(pieces).split())
-        self.found.append((tag, attributes, text))
-        if self.open:
-            self.open[-1][2].append(text if tag in INLINE else " %s " % text)
-
-    def handle_data(self, data):
-        if self.open:
-            self.open[-1][2].append(data)
-
-
-class _Rows(html.parser.HTMLParser):
-    """`found`: the texts of the cells of a page's table rows."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.found, self.cell = [], None
-        self.feed(source)
-        self.found = [row for row in self.found if row]
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "tr":
-            self.found.append([])
-        elif tag in ("td", "th") and dict(attributes).get("scope") != "col":
-            self.cell = ""
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th") and self.cell is not None:
-            self.found[-1].append(" ".join(self.cell.split()))
-            self.cell = None
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
+    def with_text(self, tag, **attributes):
+        """(attributes, the text below it) of each element with this tag and these attributes."""
+        return [(found, text) for name, found, text in self.closed
+                if name == tag and attributes.items() <= found.items()]
 
 
 def source_hash(text):
@@ -158,31 +123,52 @@ def page(server, path, status=200, **options):
 
 
 def check_page(reply):
+    """A reply as a `Page`; AssertionError unless it keeps what every page keeps."""
     assert reply.headers["Content-Type"].lower() == "text/html; charset=utf-8"
     for name, value in HEADERS.items():
         assert reply.headers[name] == value, name
     found = Page(reply)
-    policy = dict(part.strip().partition(" ")[::2]
-                  for part in reply.headers["Content-Security-Policy"].split(";"))
+    _check_policy(found)
+    _check_frame(found)
+    for tag, attributes in found.elements:
+        _check_element(tag, attributes)
+    _check_labels(found)
+    return found
+
+
+def _check_policy(page):
+    """Only the style and the script of the page itself are allowed."""
+    text = page.reply.headers["Content-Security-Policy"]
+    policy = dict(part.strip().partition(" ")[::2] for part in text.split(";"))
     assert {policy[name] for name in ("default-src", "frame-ancestors", "base-uri")} == {"'none'"}
     for name in ("style", "script"):
-        assert source_hash(found.raw[name]) in policy[name + "-src"]
-    assert "unsafe" not in reply.headers["Content-Security-Policy"]
+        assert source_hash(page.raw[name]) in policy[name + "-src"]
+    assert "unsafe" not in text
 
-    assert found.of("html", lang="en") and len(found.of("title")) == len(found.of("main")) == len(found.of("h1")) == 1
-    assert len(found.of("style")) == len(found.of("script")) == 1
-    ids = [attributes["id"] for _, attributes in found.elements if attributes.get("id")]
+
+def _check_frame(page):
+    assert page.of("html", lang="en")
+    for tag in ("title", "main", "h1", "style", "script"):
+        assert len(page.of(tag)) == 1, tag
+    ids = [attributes["id"] for _, attributes in page.elements if attributes.get("id")]
     assert len(ids) == len(set(ids)), "an id stands twice"
-    labels = {attributes["for"] for attributes in found.of("label") if "for" in attributes}
-    for tag, attributes in found.elements:
-        assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
-        for name in ("href", "src", "action", "formaction"):
-            scheme = urllib.parse.urlsplit((attributes.get(name) or "").strip()).scheme.lower()
-            assert scheme in ("", "http", "https", "mailto") or scheme == "data" and tag == "link", attributes
-        if tag in ("input", "select", "textarea") and attributes.get("type") not in ("hidden", "submit"):
-            assert attributes.get("id") in labels or "aria-label" in attributes or tag == "input" and \
-                attributes.get("type") == "checkbox", attributes
-    return found
+
+
+def _check_element(tag, attributes):
+    """No script and no style in attributes, and links of harmless schemes."""
+    assert not any(name.startswith("on") or name == "style" for name in attributes), (tag, attributes)
+    for name in ("href", "src", "action", "formaction"):
+        scheme = urllib.parse.urlsplit((attributes.get(name) or "").strip()).scheme.lower()
+        assert scheme in ("", "http", "https", "mailto") or scheme == "data" and tag == "link", attributes
+
+
+def _check_labels(page):
+    """Each input has a label; that of a checkbox may stand around it."""
+    labels = {attributes["for"] for attributes in page.of("label") if "for" in attributes}
+    for tag in ("input", "select", "textarea"):
+        for attributes in page.of(tag):
+            assert attributes.get("type") in ("hidden", "submit", "checkbox") \
+                or attributes.get("id") in labels or "aria-label" in attributes, attributes
 
 
 def crawl(server, start="/", most=400, **options):
