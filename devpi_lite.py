@@ -22146,7 +22146,8 @@ def ways_on(request, problem):
     def places(name):
         found = indexes_with(db, projects, name, readable)
         found.sort(key=lambda index: index.path != request.index_path)
-        return [f"{index.path}/{name}" for index in found[:Limits.named_places]]
+        paths = [f"{index.path}/{name}" for index in found[:Limits.named_places]]
+        return [path for path in paths if path != request.path.strip("/")]
 
     projects = request.app.projects
     with request.app.store.read() as db:
@@ -38647,7 +38648,8 @@ Who may make users is said in [For a team](team).
 
 ## Upload
 
-Build and upload the project in the current directory: an sdist and a wheel, made from its versioned
+[In a browser](web), log in and press *Upload a file* on the page of the index. In a terminal,
+build and upload the project in the current directory: an sdist and a wheel, made from its versioned
 files into `dist`, which is emptied first. Or upload what is built already:
 
 ```sh
@@ -38981,8 +38983,9 @@ log-in for http on this machine, and behind https; `--no-web-login` turns it off
 
 ## Downloads
 
-How often the files of a project were downloaded, in all, by day, month, version and file, and when
-each was last used, is at `/alice/dev/your-package/+downloads`. A server counts what it sends itself
+The pages of a project and of its releases say how often they were downloaded. In all, by day,
+month, version and file, and when each was last used: that is JSON at
+`/alice/dev/your-package/+downloads`. A server counts what it sends itself
 (whole files, a minute late; nothing about who fetched them) in `downloads.db`: days older than 30
 become months, and a file that is deleted takes its counts along.
 

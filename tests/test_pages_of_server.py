@@ -291,6 +291,16 @@ def test_a_mistyped_project_is_guessed(library):
     assert "magic-lantern (ann/mirror)" in view(library, "/lib/dev/magic-lanterns", status=404).main
 
 
+def test_a_missing_project_is_not_linked_to_its_own_address(make_server, upstream):
+    upstream.publish("ghost", "1.0")
+    server = make_server()
+    server.add_user("ann")
+    server.add_mirror("ann/mirror", upstream)
+    assert server.get("/ann/mirror/+simple/", headers={"Accept": "text/html"}).status == 200
+    server.restart("--offline-mode")
+    assert "ann/mirror/ghost" not in view(server, "/ann/mirror/ghost", status=404).main
+
+
 def test_a_missing_version_leads_to_its_project(library):
     assert view(library, "/lib/dev/pluggy/9.9", status=404).hrefs["lib/dev/pluggy"] == "/lib/dev/pluggy"
 
