@@ -20178,7 +20178,7 @@ def _page_headers(request, frames, script):
 _WHAT_TO_DO = {
     400: "Something in the address or the form is wrong: go back and correct it.",
     401: "It takes the name and password of a user who may do it.",
-    403: "Another user may do it; the owner of the index can give you the permission.",
+    403: "If another user may do it, log in as that one, or ask the owner for the permission.",
     404: "Check the address, or search for it. What only some users may read is there only after "
          "their login.",
     409: "Somebody else may have changed it meanwhile: go back and look again.",
@@ -27945,7 +27945,7 @@ def _version_cells(request, home, version, files, page, attached):
         link(request.href(f"{home}/{version}") + "#files",
              tests_badge(request, about.results[version])) if version in about.results else "",
         link(request.href(f"{home}/{version}/+d/index.html"), "read")
-        if version in about.docs else "")
+        if version in about.docs and not page.status.withholds_files else "")
 
 
 def _version_name(request, home, version, files):
@@ -27999,7 +27999,9 @@ def shown_version(request, index, project, version):
     release = merged(member.releases(member.page(project), found)) \
         or Release(origin, project, found, {}, status=page.status)
     if page.status.withholds_files or release.status.withholds_files:
-        release = dataclasses.replace(release, files=(), status=page.status)
+        release = dataclasses.replace(
+            release, files=(), status=page.status,
+            attached=tuple(file for file in release.attached if file.kind != "doczip"))
     metadata = _metadata_at_hand(request, release)
     downloads = {file.filename: file.total for file in
                  request.app.downloads.of_files([origin.path], project)}
@@ -29804,7 +29806,7 @@ def delete_version_form(request, sent, index, project, version):
 
 def _deleted_notice(request, index, back, what, said):
     """The way back from a deletion; `said`: what it means for the project's name."""
-    text = f"Deleted: {what} from {index.path}." + (f" Now {said}." if said else "")
+    text = f"Deleted: {what} from {index.path}{f'; {said}' if said else ''}."
     if request.app.permissions.upload(request.identity, index):
         return done(request, back, text, "Upload it again", request.href(f"{index.path}/+upload"))
     return done(request, back, text + " What is uploaded or fetched again is back.")

@@ -166,12 +166,13 @@ def test_yanked_releases_say_so(site):
 
 def test_a_quarantined_project_has_no_downloads(site):
     upload(site, "alice/dev", wheel("sick", "1.0"))
+    upload_docs(site, "alice/dev", documentation("sick", "1.0"))
     status = {"project-status": {"status": "quarantined", "reason": "steals keys"}}
     assert site.patch("/alice/dev/sick", status, user="alice").status == 200
     for path in ("/alice/dev/sick", "/alice/dev/sick/1.0"):
         found = page(site, path)
         assert "This project is quarantined: steals keys" in found.text
-        assert not [link for link in found.links if "+f/" in link]
+        assert not [link for link in found.links if "+f/" in link or "+d/" in link]
 
 
 def test_the_results_of_tests_have_pages(site):
