@@ -20179,8 +20179,8 @@ _WHAT_TO_DO = {
     400: "Something in the address or the form is wrong: go back and correct it.",
     401: "It takes the name and password of a user who may do it.",
     403: "If another user may do it, log in as that one, or ask the owner for the permission.",
-    404: "Check the address, or search for it. What only some users may read is there only after "
-         "their login.",
+    404: "Check the address, or search for it. What only some users may read is shown after they "
+         "have logged in.",
     409: "Somebody else may have changed it meanwhile: go back and look again.",
     410: "It was deleted; its project may have newer files.",
     413: "A smaller one would be taken: what is too large is a setting of this server.",
@@ -27383,6 +27383,7 @@ def get_front_page(request):
 
 
 def _user_section(request, account, indexes):
+    """A user with the indexes that the reader may read."""
     title = shortened(account.attributes.get("title"))
     every = f"All {number_of(len(indexes), 'index', 'indexes')}"
     return section(link(request.href(account.name), account.name),
@@ -27409,6 +27410,7 @@ def _recent_uploads(request):
 
 
 def _upload_table(request, uploads):
+    """Uploads, (Index, NewUpload) pairs, with who made them and when."""
     return table("Uploads", ("Release", "Index", "When", "By"), [(
         link(request.href(f"{index.path}/{upload.project}/{upload.version}"),
              f"{upload.project} {upload.version}"),
@@ -27872,6 +27874,7 @@ def _summary_of(request, origin, project, version):
 
 
 def _project_links(request, index, page, latest):
+    """Links to a project in other forms and elsewhere, and a button that asks upstream."""
     app, home = request.app, f"{index.path}/{page.name}"
     links = [when(latest, "{}", link(request.href(f"{home}/{latest}"),
                                      f"Description and files of {latest}")),
@@ -27926,6 +27929,7 @@ def _history(request, index, page, releases):
 
 
 def _is_yanked(files):
+    """Whether all of the (index, file) pairs of a version are yanked."""
     return bool(files) and all(file.yanked is not None for _, file in files)
 
 
@@ -28103,7 +28107,7 @@ def _version_notes(request, index, shown):
     if shown.release.yanked is not None:
         reason = f": {shown.release.yanked.rstrip('.')}" if shown.release.yanked else ""
         found.append(note(f"This version is yanked{reason}. Installers pass it over unless "
-                          "they are asked for it alone.", "warn"))
+                          "they are asked for exactly this version.", "warn"))
     if shown.origin.path != index.path:
         found.append(note(joined((
             "This version lives in", link(request.href(
@@ -28159,6 +28163,7 @@ def load_description(request, index, project, version):
 
 
 def _version_links(request, index, shown):
+    """Links to the documentation of a version, and to it in other forms."""
     home = f"{index.path}/{shown.page.name}"
     version, links = shown.version, []
     if shown.release.docs:
@@ -28267,6 +28272,7 @@ def _dependency(request, index, state):
 
 
 def _files_section(request, index, shown):
+    """The files of a version, or why there are none."""
     files = shown.release.files
     if not files:
         return section("Files", markup("<p>{}</p>", "The files of this project are withheld."
@@ -28482,6 +28488,7 @@ def _outcome_sections(run):
 
 
 def _outcome_section(outcome, shares):
+    """What a test result says of one environment."""
     commands = joined(
         folded(joined((badge(*_STATE[command.passed]),
                        f"{part}: {shortened(command.words, Limits.shown_text)}"), " "),
@@ -28551,6 +28558,7 @@ def get_archive_page(request, index, project, version, rest):
 
 
 def _listing_body(request, archive, filename, place, metadata):
+    """The members of an archive, a page of them at a time."""
     listing = archive_members(archive, filename)
     start = first_row(request)
     shown = listing.members[start:start + Limits.page_rows]
@@ -28585,14 +28593,17 @@ def _member_link(request, place, member):
     return link(request.href(f"{place}/{member.path}"), member.label)
 
 
+def _path_of_member(archive, filename, number):
+    """The path of the member with a number; NotFound."""
+    for member in archive_members(archive, filename).members:
+        if member.number == number:
+            return member.path
+    raise NotFound(f"{filename} has no member {number}")
+
+
 def _member_body(request, archive, filename, path, number):
     """(the path of a member for a title, its text as a page)."""
-    if not path:
-        members = archive_members(archive, filename).members
-        member = next((each for each in members if each.number == int(number)), None)
-        if member is None:
-            raise NotFound(f"{filename} has no member {int(number)}")
-        path = member.path
+    path = path or _path_of_member(archive, filename, int(number))
     found = member_text(archive, filename, path, int(number) if number else None)
     label = found.member.label
     heading = markup("<h1>{}</h1>", label)
@@ -28645,6 +28656,7 @@ def _changed_lines(gone, added):
 
 
 def _metadata_changes(found):
+    """What differs between the metadata of two versions, as `compare_metadata` found it."""
     requires = joined((
         _changed_lines(found.requires_gone, found.requires_added),
         joined(_changed_lines((change.old,), (change.new,))
@@ -28684,6 +28696,7 @@ def _archive_changes(request, old, new):
 
 
 def _is_here(request, shown, file):
+    """Whether a file of a version can be opened without asking upstream."""
     try:
         _open_here(request, shown.origin, file).close()
     except NotFound:
@@ -28704,6 +28717,7 @@ def _change(change):
 
 
 def _diff_line(line):
+    """A line of a diff, marked by its first character."""
     kind = {"+": "added", "-": "gone"}.get(line[:1], "")
     return markup('<span class="{}">{}</span>\n', kind, line.rstrip("\n")) if kind \
         else markup("{}\n", line.rstrip("\n"))
@@ -28755,6 +28769,7 @@ def _page_in(request, zip_file, project, path):
 
 
 def _version_choices(docs, current):
+    """The versions with documentation as choices, the newest first."""
     return joined(markup('<option{}>{}</option>', when(version == current, " selected"), version)
                   for version in sorted(docs, key=version_key, reverse=True))
 
@@ -28826,6 +28841,7 @@ def get_why_page(request, index, project):
 
 
 def _why_step(request, step):
+    """What an index gives of a project, and what it hides."""
     name = link(request.href(step.path), step.path) if step.verdict != "no index" else step.path
     return markup(
         "<li><p>{} {} {}</p>{}{}{}</li>", name, badge(step.verdict, _VERDICTS[step.verdict]),
@@ -28837,6 +28853,7 @@ def _why_step(request, step):
 
 
 def _setting_note(setting):
+    """The setting that would change a verdict, if there is one."""
     return when(setting, '<p class="soft">To change it: <code>{}</code></p>', setting)
 
 
@@ -28983,6 +29000,7 @@ def _places_line(request, found):
 
 
 def _sort_line(request, found):
+    """The orders of the hits, each as a link."""
     current = request.query.get("sort", "")
     return markup('<p class="soft">Sorted by {}</p>', joined((
         _choice(_query_href(request, found.query.text, sort=sort), text, sort == current)
@@ -29007,6 +29025,7 @@ def _hits(request, found):
 
 
 def _hit(request, found, row, excerpts, limit):
+    """A project that was found, with up to `limit` of the pages of its documentation."""
     place, pages = f"{row['user']}/{row['idx']}", found.in_docs.get(row["id"], ())
     readme = excerpts.get(row["id"])
     shown = [markup('<li>{} <span class="soft">{}</span></li>',
@@ -29044,6 +29063,7 @@ def _numbered_pager(request, found):
 
 
 def _mirror_names(request, found):
+    """The names in mirrors that were found."""
     names = found.names
     lines = [joined((link(request.href(f"{index.path}/{name}"), name),
                      markup('<span class="soft">{}</span>', index.path)), " ")
@@ -29055,6 +29075,7 @@ def _mirror_names(request, found):
 
 
 def _nothing_found(request, found):
+    """What else to search for."""
     words = " ".join(word.text for word in found.query.terms(Word))
     with request.app.store.read() as db:
         near = near_projects(db, request.app.projects, normalize(words), found.readable) \
@@ -29121,6 +29142,7 @@ def get_status_page(request):
 
 
 def _health_notes(status):
+    """What is wrong with the server, in sentences."""
     if status["status"] == "ok":
         return note("All is well.", "good")
     kind = "warn" if status["status"] == "warn" else "bad"
@@ -29128,6 +29150,7 @@ def _health_notes(status):
 
 
 def _server_facts(request, status):
+    """What a status says of this server."""
     app, gauges = request.app, {name: value for name, _, value in status["metrics"]}
     role = "replica" if status["role"] == "REPLICA" \
         else "standalone" if app.replicas is None else "primary"
@@ -29178,6 +29201,7 @@ def _replica_section(status):
 
 
 def _size_table(request, indexes):
+    """How many files indexes have."""
     counts = request.app.file_counts.of(indexes)
     return table("Indexes", ("Index", "Files", "Size"), [
         (link(request.href(index.path), index.path),
@@ -29186,6 +29210,7 @@ def _size_table(request, indexes):
 
 
 def _mirror_section(request, indexes):
+    """The mirrors among some indexes, and whether they reach their upstreams."""
     rows = []
     for index in indexes:
         member = request.app.projects.at(index)
@@ -29309,6 +29334,7 @@ def _way_back(request, path=None):
 
 
 def _login_page(request, sent, problem=None):
+    """The form to log in, or why nobody can; `sent`: what was entered before."""
     why_not, status = _why_no_login(request), problem.status if problem else 200
     if why_not:
         body = markup("<h1>Log in</h1>{}", note(why_not, "warn"))
@@ -29402,6 +29428,7 @@ def action(path, may):
 
 
 def _require_action(request, may, places):
+    """Raise unless the caller may do what a form does to the places of its path."""
     subject = places.get("index") or places.get("user", "")
     if isinstance(subject, str) and subject:
         request.app.users.get(subject)
@@ -29471,10 +29498,12 @@ def done(request, path, text, label="", undo=""):
 
 
 def _complaint(problem):
+    """Why a form was refused."""
     return note(problem.message, "bad", is_alert=True) if problem else ""
 
 
 def _form_page(request, form, sent, problem=None):
+    """A `Form` as a page; `sent`: what was entered before; `problem`: why it was refused."""
     crumbs = [*crumbs_to(form.home), Crumb(form.title, request.path[1:])] if form.home \
         else [Crumb(form.title, request.path[1:])]
     body = markup(
@@ -29626,6 +29655,7 @@ def get_upload_page(request, index):
 
 
 def _upload_page(request, index, problem=None):
+    """The page of `get_upload_page`; `problem`: why an upload was refused."""
     replaces = "A file of the same name is replaced: this index is volatile." if index.volatile \
         else "A file name stands for the same bytes for ever: this index is non-volatile."
     body = joined((
@@ -29711,6 +29741,7 @@ def _stated_by(incoming, filename):
 
 
 def _uploaded(request, index, fields, filename, response):
+    """The response to an upload that was taken; `response`: what devpi clients would get."""
     project = normalize(fields["name"][0])
     version = fields.get("version", ["latest"])[0]
     home = f"{index.path}/{project}/{version}"
@@ -29727,6 +29758,7 @@ def _uploaded(request, index, fields, filename, response):
 
 
 def _yank_form(request, sent, index, project, version, is_back):
+    """The form that yanks files of a release, or takes that back (`is_back`)."""
     files = _files_of(request, index, project, version)
     path, home = _chosen_path(request, sent, files), f"{index.path}/{project}/{version}"
     named = sent.get("file", "") if sent else request.query.get("file", "")
@@ -29779,6 +29811,7 @@ def _deletion_notes(request, index):
 
 
 def _refusal_of(request, sent, index, what):
+    """Why something may not be deleted from a non-volatile index: see `refusal_to_delete`."""
     return refusal_to_delete(
         request, index, f"{what} is on the non-volatile index {index.path}: tick the box to "
         "delete it all the same", "force" in sent)
@@ -30103,6 +30136,7 @@ def new_user_form(request, sent):
 
 
 def _new_password():
+    """The fields of a new password."""
     return (Field("password", "New password", kind="password", is_needed=True,
                   completion="new-password"),
             Field("again", "The same again", kind="password", is_needed=True,
@@ -30110,6 +30144,7 @@ def _new_password():
 
 
 def _refuse_other_password(sent):
+    """BadRequest unless both fields of `_new_password` have the same."""
     if sent.get("password") != sent.get("again"):
         raise BadRequest("the two passwords differ: type the same one twice")
 
