@@ -18208,9 +18208,10 @@ def project_lines(db, projects):
                           f"FROM files WHERE release_id IN ({marks(candidates)}) ORDER BY id",
                           candidates):
         files[row["release_id"]].append(row)
-    docs = dict(db.execute(
-        "SELECT project_id, version FROM files WHERE kind = 'doczip' "
-        f"AND project_id IN ({marks(projects)}) ORDER BY id", [id_ for _, id_ in projects]))
+    docs = {row["project_id"]: row["version"] for row in db.execute(
+        "SELECT project_id, version, status FROM files JOIN projects ON projects.id = project_id "
+        f"WHERE kind = 'doczip' AND project_id IN ({marks(projects)}) ORDER BY files.id",
+        [id_ for _, id_ in projects]) if not Status.of(row["status"]).withholds_files}
     return [_project_line(db, name, ranked[project_id], files, docs.get(project_id, ""))
             for name, project_id in projects]
 

@@ -169,6 +169,7 @@ def test_a_quarantined_project_has_no_downloads(site):
     upload_docs(site, "alice/dev", documentation("sick", "1.0"))
     status = {"project-status": {"status": "quarantined", "reason": "steals keys"}}
     assert site.patch("/alice/dev/sick", status, user="alice").status == 200
+    assert "/sick/1.0/+d/" not in page(site, "/alice/dev").source
     for path in ("/alice/dev/sick", "/alice/dev/sick/1.0"):
         found = page(site, path)
         assert "This project is quarantined: steals keys" in found.text
