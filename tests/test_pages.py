@@ -373,3 +373,9 @@ def test_an_unreachable_upstream_is_named_on_the_page(make_server, upstream):
     server.get("/owner/pypi/+simple/other/")
     shown = page(server, "/owner/pypi")
     assert "has had no contact with its upstream since" in shown.text and "Last failure" in shown.text
+
+
+def test_style_and_script_are_small(site):
+    """Every page carries them."""
+    front = page(site, "/")
+    assert len(front.raw["style"]) <= 6 << 10 and len(front.raw["script"]) <= 1536
