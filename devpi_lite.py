@@ -19101,9 +19101,15 @@ class Request:
     def is_confidential(self):
         """Whether nobody on the way can read what the browser sends: it is https, or does not leave
         the browser's machine."""
+        return not self.insecure_host and (self.base_url[:6] == "https:" or not self._is_hidden)
+
+    @property
+    def insecure_host(self):
+        """The host and port in URLs of this server, if they are http and lead to another machine
+        than the caller's own; else ""."""
         url = urllib.parse.urlsplit(self.base_url)
-        own = url.hostname == "localhost" or is_loopback(url.hostname or "")
-        return url.scheme == "https" or own and not self._is_hidden
+        is_own = url.hostname == "localhost" or is_loopback(url.hostname or "")
+        return "" if url.scheme == "https" or is_own else url.netloc
 
     @kept_property
     def base_url(self):
@@ -20171,8 +20177,10 @@ def _page_headers(request, frames, script):
     """The headers of every page: what it is, what it may load, who may keep it."""
     images = "'self' data:" + (" https:" if request.app.settings.web_remote_images else "")
     policy = _content_policy(request.app.theme.style, images, frames, script)
+    # browsers complain of this one where the page came over plain http from another machine
+    opener = () if request.insecure_host else (("Cross-Origin-Opener-Policy", "same-origin"),)
     return [("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", policy),
-            ("Referrer-Policy", "same-origin"), ("Cross-Origin-Opener-Policy", "same-origin"),
+            ("Referrer-Policy", "same-origin"), *opener,
             ("Vary", "Accept, Accept-Encoding, Cookie"), ("Cache-Control", "private, no-cache")]
 
 
@@ -27282,8 +27290,14 @@ def push_button(request, index, project, version, target):
 def install_lines(request, index, project="NAME"):
     """The commands that install from an index, to be copied."""
     url = f"{request.base_url}/{quoted(index.path)}/+simple/"
-    return joined((copyable(f"pip install --index-url {url} {project}", "pip"),
+    return joined((copyable(_pip_install(request, url, project), "pip"),
                    copyable(f"uv pip install --index-url {url} {project}", "uv")))
+
+
+def _pip_install(request, url, project):
+    """pip's command; it takes no http from another machine without `--trusted-host`."""
+    trusted = request.insecure_host and f"--trusted-host {request.insecure_host} "
+    return f"pip install {trusted}--index-url {url} {project}"
 
 
 def _has_passed(request, result, until):
@@ -27423,17 +27437,18 @@ def _guide(request):
     """The first steps, for a server without uploads."""
     base, mirror = request.base_url, usual_mirror(request)
     bases = json.dumps([mirror.path] if mirror else [])
+    maker = "" if is_allowed(request, "create user") else " -u root:PASSWORD"
     steps = (
         mirror and ("Install packages", markup(
             "<p>{} fetches what you install from {}, and keeps it:</p>", mirror.path,
             public_url(mirror.mirror_url)), install_lines(request, mirror)),
         ("Make a user, and a stage for packages of your own", _guide_to_forms(request),
-         copyable(f"curl -X PUT {base}/alice -d '{{\"password\": \"secret\"}}'"),
+         copyable(f"curl -X PUT {base}/alice{maker} -d '{{\"password\": \"secret\"}}'"),
          copyable(f"curl -X PUT {base}/alice/dev -u alice:secret -d '{{\"bases\": {bases}}}'")),
         ("Upload to it",
          copyable(f"twine upload --repository-url {base}/alice/dev/ -u alice -p secret dist/*")),
         ("Install from it",
-         copyable(f"pip install --index-url {base}/alice/dev/+simple/ your-package")))
+         copyable(_pip_install(request, f"{base}/alice/dev/+simple/", "your-package"))))
     return section(
         "First steps", markup('<p class="lead">Nothing has been uploaded yet.</p>'),
         joined(markup("<h3>{}. {}</h3>{}", number, title, joined(content))
@@ -27443,7 +27458,7 @@ def _guide(request):
 
 def _guide_to_forms(request):
     """How a user and a stage are made on pages."""
-    if not request.app.settings.web_login:
+    if not request.app.settings.web_login or not request.is_confidential:
         return ""
     if request.session is None:
         return markup(
@@ -27462,7 +27477,9 @@ def _use_lines(request):
     if index is None:
         return markup('<p class="soft">There is no index that you may read.</p>')
     url = f"{request.base_url}/{quoted(index.path)}/+simple/"
-    return joined((copyable(f"pip config set global.index-url {url}", "pip"),
+    trusted = request.insecure_host and \
+        f" && pip config set global.trusted-host {request.insecure_host}"
+    return joined((copyable(f"pip config set global.index-url {url}{trusted}", "pip"),
                    copyable(f"export UV_DEFAULT_INDEX={url}", "uv"),
                    copyable(f"devpi use {request.base_url}/{index.path}", "devpi")))
 

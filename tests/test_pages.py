@@ -59,6 +59,20 @@ def test_a_fresh_server_has_a_guide(make_server):
     assert "root-password" in front.text and "/+login?next=/" in front.links
 
 
+def test_over_http_from_another_machine_the_commands_work_there(make_server):
+    server = make_server()
+    def front():
+        return server.get("/", headers={"Accept": BROWSER, "X-Forwarded-Host": "192.0.2.9:3141", "X-Real-IP": "192.0.2.7"})
+
+    pip = "pip install --trusted-host 192.0.2.9:3141 --index-url http://192.0.2.9:3141/alice/dev/+simple/ your-package"
+    assert pip in front().text and "Cross-Origin-Opener-Policy" not in front().headers
+    assert "/alice -u root:PASSWORD -d" in front().text and "root-password" not in front().text
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[])
+    upload(server, "alice/dev", wheel("here", "1.0"))
+    assert "+simple/ &amp;&amp; pip config set global.trusted-host 192.0.2.9:3141<" in front().text
+
+
 def test_the_front_page_names_a_release_once_and_who_uploaded_it_also_after_a_replacement(make_server):
     server = make_server()
     server.add_user("alice")
