@@ -10388,7 +10388,7 @@ class TestRun(typing.NamedTuple):
         return True if states and all(states) else None
 
 
-def _parse_test_run(content):
+def parse_test_run(content):
     """The `TestRun` in the JSON of a test result."""
     found = _object(content)
     outcomes = tuple(_outcome(str(name), about)
@@ -10433,7 +10433,7 @@ def read_test_run(blobs, result):
         return None
     try:
         with blobs.open(result.sha256, result.size) as blob:
-            return _parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
+            return parse_test_run(json.loads(blob.read(), parse_int=bounded_int))
     except (Problem, ValueError, RecursionError) as error:
         log.info("test result %s: %s", result.sha256, reason_of(error))
         return None
@@ -17966,7 +17966,8 @@ def _fold_days(db, oldest):
 # 19  Overviews
 #
 # What lists say of users, indexes and projects: the newest uploads, projects by their latest
-# release, how much an index has. A list is read a page at a time, so no more rows than it shows.
+# release, how much an index has, which names are alike. A list is read a page at a time: one row
+# more than it shows.
 # ==================================================================================================
 
 
