@@ -19616,8 +19616,8 @@ def _disposition(head):
 #
 # The pieces that web pages are made of, and the frame around them. Values reach a page through
 # `markup`, which escapes all that is not `Html` already, and its templates are literals: no text
-# from outside can become a tag. A page has one style and one script, both fixed, and asks for
-# nothing from elsewhere.
+# from outside can become a tag. A page has one style, to which the operator's theme may add, and
+# one script, that of uploads one more; it asks for nothing from elsewhere.
 # ==================================================================================================
 
 
@@ -25179,8 +25179,8 @@ def _guessed_format(text):
 # ==================================================================================================
 # 28  For people
 #
-# Documentation, search, downloads; what needs a project, why an index gives what it gives, and how
-# two indexes differ.
+# Documentation, search (that of `pip search`, too), downloads; what needs a project, why an index
+# gives what it gives, and how two indexes differ: as values for pages, and as JSON.
 # ==================================================================================================
 
 
