@@ -27812,13 +27812,19 @@ def _status_notes(request, index, page):
     if page.status != ACTIVE:
         kind = "bad" if page.status.withholds_files else "warn"
         found.append(note(f"This project is {word}{f': {reason}' if reason else '.'}", kind))
-    if page.blocked:
+    if page.blocked and _may_have(request, page.blocked, page.name):
         why = link(request.href(f"{index.path}/{page.name}/+why"), "Why?")
         found.append(markup('<p class="soft">{} {}</p>', f"Releases of {page.blocked.path} are not "
                             "shown: the name is private here, and not in mirror_whitelist.", why))
     if page.stale:
         found.append(note("Upstream does not respond: this is what was known before.", "warn"))
     return joined(found)
+
+
+def _may_have(request, mirror, project):
+    """Whether upstream has a project, as far as the list of its names is here."""
+    names = known_names(request.app.projects.at(mirror))
+    return names is None or not names.without([project])
 
 
 @route("GET", "/{user}/{index}/{project}[/]", for_="browser", may="see")
@@ -39971,7 +39977,7 @@ def command_help(parsed):
 @route("GET", "/+help[/]", for_="browser", may="anybody")
 def get_manual_page(request):
     """The topics of the manual; with `q`, its sections that have all these words."""
-    words = request.query.get("q", "")[:Limits.query]
+    words = request.query.get("q", request.query.get("query", ""))[:Limits.query]
     hits = manual_hits(words)
     body = joined((
         markup("<h1>Manual</h1>"),

@@ -405,3 +405,16 @@ def test_style_and_script_are_small(site):
     """Every page carries them."""
     front = page(site, "/")
     assert len(front.raw["style"]) <= 6 << 10 and len(front.raw["script"]) <= 1536
+
+
+def test_what_a_private_name_shuts_out_is_said_where_upstream_has_it(make_server, upstream):
+    server = make_server()
+    upstream.publish("shared", "9.9")
+    server.add_user("owner")
+    server.add_index("owner/pypi", type="mirror", mirror_url=upstream.url)
+    server.add_index("owner/dev", bases=["owner/pypi"])
+    upload(server, "owner/dev", wheel("shared", "1.0"), wheel("own", "1.0"))
+    server.get("/owner/pypi/+simple/")
+    eventually(lambda: "Names 1" in page(server, "/owner/pypi").text)
+    assert "Releases of owner/pypi are not shown" in page(server, "/owner/dev/shared").text
+    assert "are not shown" not in page(server, "/owner/dev/own").text
