@@ -14,6 +14,7 @@ DEVPI_SERVER_7 = .interop/devpi-server-7
 BROWSER = .interop/browser
 # They run on Debian 12's Node.js 18; newer ones need a newer Node.js.
 BROWSER_TOOLS = playwright-core@1.60.0 axe-core@4.14.1 html-validate@9.7.1
+SPHINX = $(BROWSER)/sphinx
 
 .PHONY: run test soak interop browser bench pythons clean
 
@@ -67,6 +68,7 @@ browser: $(VENV)/complete
 	    test -z "$$lacking" || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
 	    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get -qq install -y --no-install-recommends $$lacking >/dev/null; } || true
 	@npm install --prefix $(BROWSER) --ignore-scripts --no-audit --no-fund --loglevel=error $(BROWSER_TOOLS) || true
+	@test -x $(SPHINX)/bin/sphinx-build || { $(PYTHON) -m venv $(SPHINX) && $(SPHINX)/bin/python -m pip install --quiet sphinx furo; } || true
 	$(VENV)/bin/python tests/in_parallel.py --folder tests/browser --workers 2 $(ARGS)
 
 # How fast it is, on this machine: make bench ARGS='--quick --workloads w1,w6'; --help says more.

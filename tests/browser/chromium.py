@@ -13,6 +13,7 @@ import typing
 HERE = pathlib.Path(__file__).resolve().parent
 INTEROP = HERE.parents[1] / ".interop"
 MODULES, SHOTS = INTEROP / "browser" / "node_modules", INTEROP / "shots"
+SPHINX = INTEROP / "browser" / "sphinx" / "bin" / "sphinx-build"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -106,9 +107,9 @@ class Browser:
         """Presses keys, one after the other, and waits for the page that they lead to."""
         return self._order("press", None, False, keys=keys)
 
-    def wait(self, selector, inside=False):
-        """Waits until that can be seen."""
-        return self._order("wait", None, False, selector=selector, inside=inside)
+    def wait(self, selector, inside=False, hidden=False):
+        """Waits until that can be seen; `hidden`: until it is there."""
+        return self._order("wait", None, False, selector=selector, inside=inside, hidden=hidden)
 
     def look(self):
         """The page as it is now."""

@@ -7,7 +7,7 @@
  *   {"do": "go", "url"}                    {"do": "resize", "width", "dark"}
  *   {"do": "click", "selector"}            {"do": "fill", "selector", "text"}
  *   {"do": "choose", "selector", "text"}   {"do": "attach", "selector", "paths"}
- *   {"do": "press", "keys"}                {"do": "wait", "selector"}
+ *   {"do": "press", "keys"}                {"do": "wait", "selector", "hidden"}
  *   {"do": "look"}
  *
  * Any order may have "shot", the path of a picture to take; "axe": whether to look for barriers;
@@ -121,7 +121,7 @@ async function press(order) {
 }
 
 async function wait(order) {
-  await place(order).waitForSelector(order.selector);
+  await place(order).waitForSelector(order.selector, { state: order.hidden ? "attached" : "visible" });
 }
 
 async function look() {}
