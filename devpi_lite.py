@@ -11402,7 +11402,7 @@ def _parse_json_page(project, url, body):
     known = {canonical_version(version_of_file(filename, project)) for filename in files}
     versions = page.get("versions")
     versions = [v for v in versions
-                if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable()] \
+                if isinstance(v, str) and 0 < len(v) <= 200 and v.isprintable() and "/" not in v] \
         if isinstance(versions, list) else ()
 
     status = page.get("project-status") or meta.get("project-status")
@@ -16887,8 +16887,13 @@ def excerpt_of(text):
     def words_near(place):
         return len(set(found.findall(text[place:place + Limits.excerpt_size].lower())))
 
-    places = (match.start() for match in itertools.islice(found.finditer(text), 200))
-    best = max(places, key=words_near, default=0)       # of several alike, the first
+    places, first_of = [], {}
+    for match in found.finditer(text):
+        places.append(match.start())
+        first_of.setdefault(match[1].lower(), match.start())
+    # a word may stand there thousands of times: not all of its places are looked at
+    looked_at = sorted({*places[:200], *list(first_of.values())[:200]})
+    best = max(looked_at, key=words_near, default=0)        # of several alike, the first
     start = max(0, best - Limits.excerpt_size // 3)
     if start:
         start = text.find(" ", start, best) + 1 or best

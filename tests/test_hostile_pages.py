@@ -1,5 +1,6 @@
 """Web pages under attack: texts that want to be markup, readers who may not read, requests that no browser sends."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -11,14 +12,14 @@ import threading
 import time
 import urllib.parse
 import xml.etree.ElementTree
-import zipfile
 
 import pytest
 
 from archives import Archive, around, zipped
 from browser import Browser
 from harness import (
-    BROWSER, JSON, Server, documentation, eventually, links, path_of, sdist, upload, upload_docs, wheel, worked)
+    BROWSER, JSON, Server, documentation, eventually, links, patched, path_of, sdist, upload, upload_docs, wheel, worked)
+from replicas import in_sync, primary_at, replica_at
 from scripted import entry
 from webpages import Page, below, check_page, crawl, page
 
@@ -36,6 +37,9 @@ SCHEMES = ["javascript:alert(1)", "JaVaScRiPt:alert(1)", " javascript:alert(1)",
            "data:text/html,<script>alert(1)</script>", "//evil.example/x", "http://", "file:///etc/passwd"]
 MEMBERS = ["<script>.py", "a\"b'c`>", "x\ny", "{0}{x.__class__}", "%2e%2e/%00", "?q=1", "#frag", "a?b#c", "\u202egnp.exe", "&amp;", " ",
            "\x1b[31m", "javascript:alert(1)", "w" * 3000, "\ufffe", "a//b", "a/./b", "-", "\xe9"]
+
+
+numbers = itertools.count()
 
 
 def harmless(text):
@@ -243,6 +247,22 @@ def test_results_of_any_form_have_a_page(site, value):
     page(site, "/amy/plain")
 
 
+@pytest.mark.parametrize("value", WEIRD, ids=repr)
+def test_attestations_of_any_form_have_a_page(site, value):
+    """Those that are refused, too: what they claim is never more than a text."""
+    evil = TEXTS["tags"]
+    for number, said in enumerate((value, [value], [{"version": value}], [{
+            "version": 1, "verification_material": {"certificate": value, "transparency_entries": value},
+            "envelope": {"statement": value, "signature": value}}], [{
+            "version": 1, "verification_material": {"certificate": evil, "transparency_entries": [value, {evil: evil}]},
+            "envelope": {"statement": evil, "signature": evil}}])):
+        name = "attested-%d-%d" % (next(numbers), number)
+        reply = site.upload("amy/plain", wheel(name, "1.0"), user="amy", fields={"attestations": json.dumps(said)})
+        assert reply.status in (200, 400), reply
+        found = page(site, "/amy/plain/%s/1.0" % name, status=reply.status if reply.status == 200 else 404)
+        assert not found.of("img") and len(found.of("script")) == 1
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, [], {}, ["<b>"], {"a": ["<b>"]}, 10 ** 30], ids=repr)
 def test_titles_of_any_kind_are_refused_or_shown(site, value):
     for path, keys in (("/amy", ("title", "description", "email", "own")), ("/amy/plain", ("title", "description", "custom_data", "mirror_whitelist"))):
@@ -314,3 +334,522 @@ def test_no_comparison_leads_to_itself(site):
         assert site.get("/mal/dev1/+compare?with=" + value, headers={"Accept": BROWSER}, follow=True).status == status
     reply = site.get("/mal/dev1/+compare?with=ben/dev0", headers={"Accept": BROWSER})
     assert reply.headers["Location"] == site.url + "/mal/dev1/+compare/ben/dev0"
+
+
+# -- readers who may not read
+
+# what only eve's secret index has: its title, a project, a version, a file, words of its texts
+SECRETS = (b"lascaux", b"aurochs", b"77.7", b"painted", b"stalactite", b"torchlight", b"eve/secret", b"moonmilk")
+CALLERS = ("nobody", "sam", "pat", "sam in a browser", "pat in a browser")
+
+
+@pytest.fixture(scope="module")
+def cave(tmp_path_factory):
+    """eve/open builds on eve/half, which pat may read, and eve/secret, which only eve may: both have ochre; aurochs needs it."""
+    server = Server(tmp_path_factory.mktemp("cave") / "server").start("--offline-mode")
+    try:
+        for name in ("eve", "pat", "sam"):
+            server.add_user(name)
+        server.add_index("eve/secret", bases=[], acl_pkg_read=["eve"], title="Lascaux", description="moonmilk")
+        server.add_index("eve/half", bases=["eve/secret"], acl_pkg_read=["eve", "pat"])
+        server.add_index("eve/open", bases=["eve/half", "eve/secret"])
+        server.add_index("eve/other", bases=[])
+        upload(server, "eve/open", wheel("ochre", "1.0", requires_dist=["aurochs", "calcite"]), user="eve")
+        upload(server, "eve/other", wheel("ochre", "1.1"), user="eve")
+        upload(server, "eve/half", wheel("calcite", "1.0", requires_dist=["ochre"]), user="eve")
+        upload(server, "eve/secret", wheel("aurochs", "77.7", summary="painted by torchlight", requires_dist=["ochre"]),
+               wheel("ochre", "77.7", summary="painted"), wheel("ochre", "0.9"), user="eve")
+        upload_docs(server, "eve/secret", documentation("aurochs", "77.7", page="<h1>stalactite</h1>"), user="eve")
+        assert server.push("eve/secret", "ochre", "0.9", user="eve", targetindex="eve/open").status == 200
+        for archive in (wheel("aurochs", "77.7"), wheel("ochre", "0.9")):
+            (link,) = links(server, "eve/secret/%s/%s" % (archive.name, archive.version), "releasefile", user="eve")
+            assert server.post(below(server, link["href"]), {"testenvs": {"stalactite": {}}}, user="eve").status == 200
+            server.get(below(server, link["href"]), user="eve")
+        eventually(lambda: b"painted" in server.get("/+search?query=stalactite", headers={"Accept": BROWSER}, user="eve").body)
+        server.callers = {"nobody": {}, "sam": {"user": "sam"}, "pat": {"user": "pat"}}
+        for name in ("sam", "pat"):
+            browser = Browser(server)
+            browser.log_in(name)
+            server.callers[name + " in a browser"] = {"headers": {"Cookie": "; ".join("%s=%s" % pair for pair in browser.cookies.items())}}
+        yield server
+    finally:
+        server.kill()
+
+
+def as_caller(server, caller, path, accept=BROWSER):
+    options = dict(server.callers[caller])
+    return server.get(path, headers=dict({"Accept": accept}, **options.pop("headers", {})), **options)
+
+
+def routes():
+    """Every path that GET has, with the audiences that it has."""
+    import devpi_lite
+    for (path, _), known in devpi_lite.ROUTES.items():
+        if "GET" in known.choices and "+repl" not in path:
+            yield path, {each.for_ for each in known.choices["GET"].routes}
+
+
+def filled(path, index, project, version, filename):
+    """The path of a route with these in its places; `rest` and further ones in some forms."""
+    user, _, name = index.partition("/")
+    path = path.replace("[/]", "").replace("{user}", user).replace("{index}", name).replace("{name}", name)
+    path = path.replace("{project}", project).replace("{version}", version).replace("{other_user}/{other_index}", "eve/other")
+    rests = ["index.html", filename, filename + "/METADATA", "0.9...1.0", "0.9...77.7", "search"] if "{rest}" in path else [""]
+    return [path.replace("{rest}", rest).replace("{file}", "+f/abc/0123456789abc/" + filename).replace("{token}", "~a.b") for rest in rests]
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_what_one_may_not_read_is_named_nowhere(cave, caller):
+    paths = [path for route, _ in routes() for index in ("eve/open", "eve/other", "eve") for project in ("ochre", "calcite", "none")
+             for version in ("1.0", "0.9", "latest", "stable") for path in filled(route, index, project, version, "ochre-0.9-py3-none-any.whl")
+             if ("{index}" in route) == ("/" in index)]
+    paths += ["/eve/%s/ochre/+%s" % (index, what) for index in ("open", "other") for what in ("why", "dependents", "downloads", "feed.atom")]
+    paths += ["/+search?query=" + word for word in ("ochre", "auroch", "stalactit", "calcit", "requires:ochre", "index:eve/secret", "user:eve", "77")]
+    paths += ["/+suggest?q=auro", "/?all=1", "/eve/open?show=inheritance", "/eve/open?show=settings", "/eve/open/auroch", "/eve/open/ochrre",
+              "/eve/open?q=au", "/eve/secrett", "/eve/secre/ochre", "/eve/other/+compare/eve/open", "/+status"]
+    for path in dict.fromkeys(paths):
+        for accept in (BROWSER, JSON) if "/+" in path else (BROWSER,):      # devpi's JSON of an index names its bases
+            reply = as_caller(cave, caller, path, accept)
+            assert reply.status < 500, (path, reply)
+            body = urllib.parse.unquote_to_bytes(reply.body.lower().replace(path.lower().encode(), b""))
+            for word in SECRETS:
+                if word.decode() not in urllib.parse.unquote(path) and not (word == b"aurochs" and is_said_by_ochre(body)):
+                    assert word not in body, (path, word)
+
+
+def is_said_by_ochre(body):
+    """Whether aurochs is there as what ochre 1.0, that all may read, says that it needs."""
+    return body.count(b"aurochs") == body.count(b">aurochs") + body.count(b'"aurochs"') + body.count(b" aurochs")
+
+
+@pytest.mark.parametrize("caller", CALLERS)
+def test_a_page_of_a_hidden_index_is_that_of_none(cave, caller):
+    for path, audiences in routes():
+        if "{index}" not in path or not audiences & {"browser", "form"}:
+            continue
+        for asked in filled(path, "eve/secret", "aurochs", "77.7", "aurochs-77.7-py3-none-any.whl"):
+            replies = [as_caller(cave, caller, each) for each in (asked, asked.replace("/secret", "/nosuch"))]
+            assert replies[0].status == replies[1].status and replies[0].status in (303, 404), asked
+            if replies[0].status == 303:
+                assert replies[0].headers["Location"].replace("secret", "nosuch") == replies[1].headers["Location"]
+                continue
+            there, absent = (Page(reply).main for reply in replies)
+            assert there.replace("secret", "nosuch").split(" (")[0] == absent.split(" (")[0], asked
+            assert all(word not in there.lower().encode() for word in SECRETS if word.decode() not in asked), asked
+    assert cave.get("/eve/secret/aurochs/77.7", headers={"Accept": BROWSER}, user="eve").status == 200
+    assert (as_caller(cave, caller, "/eve/half/calcite").status == 200) == ("pat" in caller)
+
+
+def test_counts_leave_out_what_is_hidden(cave):
+    for options, number in (({}, 1), ({"user": "pat"}, 2), ({"user": "eve"}, 3)):
+        reply = cave.get("/+search?query=ochre", **options)
+        assert reply.result["total"] == 2 + (number == 3), reply
+        dependents = cave.get("/eve/open/ochre/+dependents", **options).result
+        assert dependents["total"] == len(dependents["dependents"]) == number - 1
+        shown = page(cave, "/eve/open/ochre", **options)
+        assert ("calcite 1.0" in shown.text) == (number > 1) and ("aurochs 77.7" in shown.text) == (number > 2)
+        assert ("pushed" in page(cave, "/eve/open/ochre/0.9").text) and ("from eve/secret" in page(cave, "/eve/open/ochre/0.9", **options).text) == (number > 2)
+
+
+# -- kept pages
+
+
+def test_a_kept_page_ends_with_the_permission_to_read_it(cave):
+    """Each page is asked for until it comes from the cache; then what it may say changes."""
+    cave.add_index("eve/turns", bases=[])
+    upload(cave, "eve/turns", wheel("needs", "1.0", requires_dist=["turned"]), wheel("turned", "5.0"), user="eve")
+    cave.add_index("eve/built", bases=["eve/turns"])
+    upload(cave, "eve/built", wheel("turned", "1.0", requires_dist=["needs"]), user="eve")
+    cave.push("eve/turns", "turned", "5.0", user="eve", targetindex="eve/other")
+    paths = ("/eve/built/turned", "/eve/built/turned/1.0", "/eve/other/turned", "/eve/other/turned/5.0", "/eve/turns", "/eve/turns/needs/1.0", "/", "/eve")
+
+    def bodies(**options):
+        return {path: cave.get(path, headers={"Accept": BROWSER}, **options).body for path in paths}
+
+    eventually(lambda: cave.get("/eve/other/turned/+dependents").result["total"] == 1)
+    for _ in range(3):
+        before = bodies()
+        assert bodies(user="sam").keys() == before.keys()
+    naming = [path for path, body in before.items() if b"eve/turns" in body]
+    assert len(naming) == len(paths) - 1 and "/eve/other/turned/5.0" in naming
+    assert cave.patch("/eve/turns", {"acl_pkg_read": ["eve"]}, user="eve").status == 200
+    for options in ({}, {"user": "sam"}):
+        for path, body in bodies(**options).items():
+            assert b"eve/turns" not in body or path.startswith("/eve/turns"), path
+            assert b"5.0" not in body or "built" not in path, path
+    assert [path for path, body in bodies(user="eve").items() if b"eve/turns" in body] == naming
+    assert all(b"eve/turns" not in body or path.startswith("/eve/turns") for path, body in bodies().items())
+
+    assert cave.patch("/eve/turns", {"acl_pkg_read": [":ANONYMOUS:"]}, user="eve").status == 200
+    assert [path for _ in range(3) for path, body in bodies().items() if b"eve/turns" in body] == 3 * naming
+    assert cave.delete("/eve/turns", user="eve").status in (200, 201)
+    cave.add_index("eve/turns", bases=[], acl_pkg_read=["eve"], title="anew")
+    for path, body in bodies().items():
+        assert (b"eve/turns" not in body or path.startswith("/eve/turns")) and b"anew" not in body, path
+
+
+def test_a_kept_page_is_for_the_one_who_asked(cave):
+    """The same page for several users, by password, token and log-in: each gets their own, also after the end of these."""
+    cave.add_user("una")
+    cave.add_index("una/own", bases=[], acl_pkg_read=["una"], title="Unas things")
+    upload(cave, "una/own", wheel("mine", "1.0"), user="una")
+
+    def seen(**options):
+        return b"mine" in cave.get("/una/own", headers={"Accept": BROWSER}, **options).body
+
+    basic = {"user": "una", "password": "pw"}
+    browser = Browser(cave)
+    browser.log_in("una")
+    assert all(seen(**basic) and seen(user="una") and not seen() and not seen(user="sam") and not seen(user="una", password="no")
+               for _ in range(3))
+    assert all("mine" in browser.get("/una/own").text for _ in range(3))
+    cookie = "; ".join("%s=%s" % pair for pair in browser.cookies.items())
+    assert all(b"mine" in cave.get("/una/own", headers={"Accept": BROWSER, "Cookie": cookie}).body for _ in range(2))
+    browser.submit(browser.get("/una/own").form("/+logout"))
+    assert b"mine" not in cave.get("/una/own", headers={"Accept": BROWSER, "Cookie": cookie}).body
+    assert cave.patch("/una", {"password": "new"}, user="una").status == 200
+    assert not seen(**basic) and not seen(user="una")
+    assert seen(user="una", password="new")
+
+
+# -- requests that no browser sends
+
+PAGES = ["/", "/mal", "/mal/dev0", "/mal/dev0?show=settings", "/mal/dev0/evil", HOME, HOME + "/+toxresults/evil-1.0-py3-none-any.whl",
+         HOME + "/+files/evil-1.0-py3-none-any.whl", HOME + "/+files/evil-1.0-py3-none-any.whl/evil/__init__.py", HOME + "/+d/index.html",
+         "/mal/dev0/evil/+diff/1.0...1.1", "/mal/dev0/evil/+why", "/mal/dev0/evil/+dependents", "/mal/dev0/+compare/ben/dev0",
+         "/+search?query=lantern", "/+search", "/+help", "/+help/search", "/+login"]
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_keeps_to_http(site, path):
+    plain = {"Accept": BROWSER}
+    reply = site.get(path, headers=plain)
+    head = site.request("HEAD", path, headers=plain)
+    assert head.status == reply.status == 200 and not head.body
+    assert head.headers["Content-Length"] == str(len(reply.body)) and head.headers["Content-Type"] == reply.headers["Content-Type"]
+    for refused in ("identity", "gzip;q=0", "*;q=0", "br, deflate", "x" * 3000):
+        assert "Content-Encoding" not in site.get(path, headers={**plain, "Accept-Encoding": refused}).headers
+    for ranges in ("bytes=0-9", "bytes=-5", "bytes=9-1", "bytes=" + ",".join(["0-1"] * 500), "lines=1"):
+        assert site.get(path, headers={**plain, "Range": ranges}).status == 200
+    for odd in ('"', "W/", ",,,", '"' * 5000, "\xff", '"x", *x'):
+        assert site.get(path, headers={**plain, "If-None-Match": odd}).status == 200
+    if path != "/+login":
+        again = site.get(path, headers={**plain, "If-None-Match": 'W/"x", ' + reply.headers["ETag"]})
+        assert again.status == 304 and not again.body
+    for method in ("POST", "PUT", "DELETE", "PATCH", "PUSH", "X" * 50):
+        assert site.request(method, path, body=b"x", headers=plain).status in (400, 401, 403, 404, 405, 409, 411, 413, 415, 501)
+
+
+def test_slow_readers_do_not_hold_up_others(site):
+    """30 readers that stop within a large page; others still get theirs at once."""
+    upload(site, "amy/plain", wheel("large", "1.0", extra_members={"a.txt": b"<" * 400_000}), user="amy")
+    request = b"GET /amy/plain/large/1.0/+files/large-1.0-py3-none-any.whl/a.txt HTTP/1.1\r\nHost: x\r\nAccept: text/html\r\n\r\n"
+    held = [site.connect() for _ in range(30)]
+    try:
+        for connection in held:
+            connection.sendall(request)
+        time.sleep(0.3)
+        began = time.monotonic()
+        for path in PAGES:
+            assert site.get(path, headers={"Accept": BROWSER}).status == 200
+        assert time.monotonic() - began < 10
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def test_pages_of_what_vanishes_meanwhile(site):
+    """Pages of a project while its releases, its index and its files come and go: there or not there, never an error."""
+    paths = ["/amy/busy", "/amy/busy/thing", "/amy/busy/thing/1.0", "/amy/busy/thing/latest", "/amy/busy/thing/1.0/+files/thing-1.0-py3-none-any.whl",
+             "/amy/busy/thing/1.0/+files/thing-1.0-py3-none-any.whl/thing/__init__.py", "/amy/busy/thing/+diff/1.0...1.1",
+             "/amy/busy/thing/1.0/+toxresults/thing-1.0-py3-none-any.whl", "/amy/busy/thing/+why", "/amy/busy/thing/+dependents",
+             "/amy/busy/+compare/mal/dev0", "/amy/busy/thing/1.0/+d/index.html", "/amy/busy/thing/1.0/+doc/index.html", "/amy", "/",
+             "/+search?query=thing", "/amy/busy/+feed.atom", "/amy/busy?sort=-uploaded", "/amy/busy?show=settings"]
+    statuses, stop = set(), threading.Event()
+
+    def read(number):
+        for path in itertools.islice(itertools.cycle(paths), number, None):
+            if stop.is_set():
+                return
+            reply = site.get(path, headers={"Accept": BROWSER})
+            statuses.add(reply.status)
+            if reply.status >= 500:
+                statuses.add((path, reply.body[:2000]))
+
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(12)]
+    for reader in readers:
+        reader.start()
+    try:
+        for _ in range(6):
+            site.add_index("amy/busy", bases=[])
+            for version in ("1.0", "1.1"):
+                upload(site, "amy/busy", wheel("thing", version, requires_dist=["thing"]), user="amy")
+            upload_docs(site, "amy/busy", documentation("thing", "1.0"), user="amy")
+            site.post(path_of(wheel("thing", "1.0", requires_dist=["thing"]), "amy/busy"), {"testenvs": {"e": {}}}, user="amy")
+            time.sleep(0.05)
+            site.delete("/amy/busy/thing/1.0", user="amy")
+            site.delete("/amy/busy/thing", user="amy")
+            site.delete("/amy/busy", user="amy")
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+    assert statuses <= {200, 302, 404, 410}, statuses
+
+
+def test_damaged_and_missing_files_have_pages(site):
+    tested = wheel("broken", "1.0", extra_members={"a.txt": b"a\n" * 20000})
+    upload(site, "amy/plain", tested, wheel("broken", "1.1"), user="amy")
+    upload_docs(site, "amy/plain", documentation("broken", "1.0"), user="amy")
+    assert site.post(path_of(tested, "amy/plain"), {"testenvs": {"e": {"test": [{"command": "c", "retcode": 0, "output": "o"}]}}}, user="amy").status == 200
+    home = "/amy/plain/broken/1.0"
+    paths = [home, "/amy/plain/broken", "/amy/plain", home + "/+files/" + tested.filename, home + "/+files/%s/a.txt" % tested.filename,
+             "/amy/plain/broken/+diff/1.0...1.1", home + "/+toxresults/" + tested.filename, home + "/+d/index.html"]
+    paths += [link for link in page(site, paths[-2]).links if "toxresult-" in link]
+    digests = [each["hashes"]["sha256"] for each in links(site, home.strip("/"))]
+    stored = [each for digest in digests for each in (site.directory / "files").rglob(digest)]
+    assert len(stored) == 3
+    for spoil in (lambda path: path.write_bytes(b"PK" + os.urandom(path.stat().st_size - 2)), lambda path: path.write_bytes(b""), os.unlink):
+        for file in stored:
+            file.chmod(stat.S_IRUSR | stat.S_IWUSR)
+            spoil(file)
+        for path in paths:
+            reply = site.get(path, headers={"Accept": BROWSER, "X-Try": str(spoil)[-20:-1]})
+            assert reply.status in (200, 400, 404, 500, 503) and b"request id" not in reply.body, (path, reply)
+            check_page(reply)
+
+
+# -- other ways to serve them
+
+
+def small_site(server):
+    """ann/dev and ann/below with releases, documentation and a test result; returns the pages that a crawl finds."""
+    server.add_user("ann")
+    server.add_index("ann/dev", bases=[])
+    server.add_index("ann/below", bases=["ann/dev"])
+    upload(server, "ann/dev", wheel("demo", "1.0", requires_dist=["other"]), sdist("demo", "1.1"), wheel("other", "1.0"))
+    upload_docs(server, "ann/dev", documentation("demo", "1.0"))
+    assert server.post(path_of(wheel("demo", "1.0", requires_dist=["other"]), "ann/dev"), {"testenvs": {"e": {}}}, user="ann").status == 200
+
+
+def own_pages(server, **options):
+    """The framed pages that a crawl from the front page reaches, the manual left out."""
+    return sorted(path for path, found in crawl(server, **options).items() if found and not path.startswith("/+"))
+
+
+def test_a_replica_and_a_read_only_copy_serve_the_same_pages(tmp_path):
+    primary = primary_at(tmp_path / "primary").start()
+    replica = replica_at(tmp_path / "replica", primary)
+    copy = Server(tmp_path / "copy", root_password=None, script=patched(tmp_path, "devpi_lite.is_read_only = lambda path: True"))
+    try:
+        small_site(primary)
+        replica.start()
+        in_sync(primary, replica)
+        expected = own_pages(primary)
+        assert len(expected) > 20
+        assert own_pages(replica) == expected
+        primary.stop()
+        assert own_pages(replica) == expected
+        shutil.copytree(primary.directory, copy.directory)
+        copy.start()
+        assert own_pages(copy) == expected and copy.get("/+status").result["read-only"]
+    finally:
+        for server in (replica, primary, copy):
+            if server.running:
+                server.kill()
+
+
+def test_all_links_stay_below_an_outside_url(make_server):
+    server = make_server("--outside-url", "http://outside.example/deep/er")
+    small_site(server)
+    waiting, seen = ["/"], set()
+    while waiting:
+        path = waiting.pop()
+        if path in seen or path.startswith("/+help/"):
+            continue
+        seen.add(path)
+        reply = server.get(path, headers={"Accept": BROWSER})
+        assert reply.status in (200, 302, 303), (path, reply)
+        found = [reply.headers["Location"]] if reply.status != 200 else []
+        if b'id="main"' in reply.body:
+            shown = check_page(reply)
+            found = [attributes[name] for tag, attributes in shown.elements for name in ("href", "src")
+                     if attributes.get(name) and tag != "link"] + [each["href"] for each in shown.of("link") if each["rel"] != "icon"]
+            assert all(form["action"].startswith("/deep/er/") for form in shown.of("form") if "action" in form)
+            assert "127.0.0.1" not in shown.text and "/ann/dev/+simple/" not in shown.text.replace("http://outside.example/deep/er/", "")
+        elif "xml" in reply.headers["Content-Type"]:
+            found = re.findall(r"https?://[^\"<?]+", reply.text.replace("http://www.w3.org/2005/Atom", "").replace("http://a9.com/-/spec/opensearch/1.1/", ""))
+            assert all(url.startswith("http://outside.example/deep/er/") for url in found)
+        for link in found:
+            url = urllib.parse.urljoin("http://outside.example/deep/er" + path, link.partition("#")[0])
+            if url.startswith("http://outside.example/"):
+                assert url.startswith("http://outside.example/deep/er/"), (path, link)
+                below_it = url[len("http://outside.example/deep/er"):]
+                if not below_it.startswith("/+login"):
+                    waiting.append(below_it)
+    assert len(seen) > 40
+
+
+# -- weight and time
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """Long lists of everything that a page may list."""
+    server = Server(tmp_path_factory.mktemp("full") / "server").start("--offline-mode")
+    try:
+        fill_up(server)
+        yield server
+    finally:
+        server.kill()
+
+
+def fill_up(server):
+    for name in ["zoe"] + ["u%02d" % number for number in range(40)]:
+        assert server.put("/" + name, {"password": "pw"}).status == 201
+    server.login("root")
+    server.passwords["zoe"] = "pw"
+    for number in range(260):
+        owner = "zoe" if number < 140 else "u%02d" % (number % 40)
+        assert server.put("/%s/i%03d" % (owner, number), {"bases": [], "title": "t" * 5000}, user="root").status == 200
+    server.add_index("zoe/all", bases=["zoe/i%03d" % number for number in range(50)], mirror_whitelist=["p%d" % number for number in range(1500)],
+                     acl_upload=["zoe"] + [":group%d" % number for number in range(500)], description="d" * 50000)
+    many = wheel("wide", "1.0")
+    for number in range(130):
+        upload(server, "zoe/all", wheel("wide", "1.0", tag="cp3%d-cp3%d-manylinux_2_%d_x86_64" % (number % 10, number % 10, number // 10)))
+    upload(server, "zoe/all", many)
+    for number in range(60):
+        result = {"host": "h" * 5000, "testenvs": {"e%03d" % each: {"test": [{"command": "c" * 2000, "retcode": 1, "output": "o" * 900}] * 3}
+                                                  for each in range(5 if number else 150)}}
+        assert server.post(path_of(many, "zoe/all"), result, user="zoe").status == 200
+    lines = ["line %d <&>" % number for number in range(1200)]
+    upload(server, "zoe/all", wheel("wordy", "1.0", extra_members={"a%03d/LICENSE" % number: b"\n" for number in range(500)}), fields={
+        "classifiers": lines, "requires_dist": ["dep%d>=1; extra == 'x%d'" % (number, number) for number in range(1000)],
+        "project_urls": ["l%d, https://x.example/%d/%s" % (number, number, "x" * 300) for number in range(500)], "license_file": lines,
+        "keywords": "k " * 50000, "author": "a" * 50000, "summary": "s" * 50000, "odd_field": "o" * 50000, "requires_python": ">=3" + ".0" * 20000})
+    upload(server, "zoe/all", wheel("wordy", "1.1", extra_members={"lines.txt": b"\n" * 500000}))
+    for number in range(130):
+        reply = server.post_form("zoe/i001", {":action": "submit", "name": "many", "version": "1.%d" % number})
+        assert reply.status == 200
+
+
+WEIGHED = ["/", "/zoe", "/zoe?after=i050", "/zoe/all", "/zoe/all?show=settings", "/zoe/all?show=inheritance", "/zoe/all/wide", "/zoe/all/wide/1.0",
+           "/zoe/all/wide/1.0?from=50", "/zoe/all/wide/1.0?python=3.3", "/zoe/all/wide/1.0/+toxresults/wide-1.0-py3-none-any.whl", "/zoe/all/wordy",
+           "/zoe/all/wordy/1.0", "/zoe/all/wordy/1.0/+files/wordy-1.0-py3-none-any.whl", "/zoe/i001/many", "/zoe/i001/many?from=100",
+           "/zoe/i001/+compare/zoe/all", "/zoe/all/+compare/zoe/i001", "/zoe/all/wide/+why", "/+status", "/+search?query=wide"]
+
+
+@pytest.mark.parametrize("path", WEIGHED)
+def test_a_page_is_light(full, path):
+    found = page(full, path)
+    assert len(found.source.encode()) <= (120 if "wordy/1.0" in path else 75) << 10, len(found.source)
+    zipped_size = len(full.get(path, headers={"Accept": BROWSER, "Accept-Encoding": "gzip"}).body)
+    assert zipped_size <= 15 << 10, zipped_size
+    before = worked(full)
+    for number in range(5):
+        full.get(path, headers={"Accept": BROWSER, "X-Number": str(number)})
+    assert worked(full) - before < 5 * 0.15, "too slow"
+
+
+def test_pages_lead_through_all_of_a_long_list(full):
+    def all_rows(path, rows):
+        found = []
+        while path:
+            shown = page(full, path)
+            found += rows(shown)
+            path = next((each["href"] for each in shown.of("a", rel="next")), None)
+        return found
+
+    assert len(set(all_rows("/zoe", lambda shown: [row[0] for row in shown.rows()]))) == 141
+    users = all_rows("/", lambda shown: [text for text in shown.headings if re.fullmatch(r"zoe|u\d\d|root", text)])
+    assert users == ["u%02d" % number for number in range(40)] + ["zoe"]
+    files = all_rows("/zoe/all/wide/1.0", lambda shown: [text for _, text in shown.with_text("h3")])
+    assert len(set(files)) == len(files) == 131
+    results = "/zoe/all/wide/1.0/+toxresults/wide-1.0-py3-none-any.whl"
+    paths = all_rows(results, lambda shown: [link for link in dict.fromkeys(shown.links) if link.startswith(results + "/")])
+    assert len(set(paths)) == len(paths) == 60
+    whole = page(full, paths[-1])
+    assert "There may be more in the result" in whole.text and len(whole.source) < 900 << 10
+    assert len(all_rows("/zoe/i001/many", lambda shown: shown.rows())) == 130
+
+
+def test_a_file_of_many_lines_is_cut(full):
+    found = page(full, "/zoe/all/wordy/1.1/+files/wordy-1.1-py3-none-any.whl/lines.txt")
+    assert "500,000 lines" in found.text and "Only the beginning is shown" in found.text and len(found.source) < 1 << 20
+
+
+def test_an_excerpt_costs_little_however_often_a_word_stands_there(full):
+    upload(full, "zoe/i002", wheel("echo", "1.0", summary="echo"), fields={
+        "description": "echo " * 12000 + "cave " + "echo " * 500, "description_content_type": "text/plain"})
+    eventually(lambda: full.get("/+search?query=echo").result["total"] == 1)
+    before = worked(full)
+    found = page(full, "/+search?query=echo+cave")
+    assert [text for _, text in found.with_text("mark")].count("cave") == 1
+    assert page(full, "/+search?query=e*+ec*+ech*+echo+cave*+ca*").of("mark")
+    assert worked(full) - before < 3
+
+
+# -- other servers
+
+
+@pytest.fixture(scope="module")
+def mirrors(tmp_path_factory):
+    """A server that may ask upstream."""
+    server = Server(tmp_path_factory.mktemp("mirrors") / "server").start()
+    server.add_user("mia")
+    yield server
+    server.kill()
+
+
+def test_what_upstream_says_stays_a_text(mirrors, scripted):
+    evil = TEXTS["tags"]
+    metadata = ("Metadata-Version: 2.1\nName: evil\nVersion: %%s\nSummary: %s\nAuthor-email: %s\nProject-URL: x, javascript:alert(1)\n"
+                "Requires-Dist: a; extra == '%s'\nX-%s: %s\n\n%s" % ((evil,) * 6)).replace("%%", "%")
+    wheels = [wheel("evil", version, metadata=metadata.replace("%s", version).encode()) for version in ("1.0", "1.1")]
+    for archive in wheels:
+        scripted.answers["/files/" + archive.filename] = archive.content
+        scripted.answers["/files/" + archive.filename + ".metadata"] = archive.metadata
+    scripted.answers["/files/evil-2.0<script>.tar.gz"] = b"x"
+    scripted.page("evil", *[
+        entry(archive.filename, hashes={"sha256": archive.sha256}, yanked=evil, size=len(archive.content), **{
+            "requires-python": evil, "upload-time": evil, "core-metadata": True, "provenance": "javascript:" + evil}) for archive in wheels],
+        entry("evil-2.0<script>.tar.gz", hashes={"sha256": hashlib.sha256(b"x").hexdigest()}), entry("../evil-3.tar.gz"), entry("evil-4.tar.gz", url="javascript:alert(1)"),
+        versions=["1.0", "1.1", evil, "3<b>{0}"], alternate_locations=[evil], **{"project-status": {"status": evil, "reason": evil}})
+    scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [{"name": evil}, {"name": "evil"}, {"name": "<script>"}]}
+    mirrors.add_index("mia/mirror", type="mirror", mirror_url=scripted.url, mirror_web_url_fmt="javascript:{name}", title=evil)
+    mirrors.add_index("mia/above", bases=["mia/mirror"])
+    mirrors.get("/mia/mirror/+simple/")
+    for path in ("/mia/mirror/evil", "/mia/above/evil/1.0"):
+        page(mirrors, path)
+    mirrors.post("/mia/mirror/evil/1.0/+description", headers={"Accept": BROWSER})
+    mirrors.fetch("mia/mirror", wheels[1].filename, "evil")
+    seen = crawl(mirrors, "/mia/above/evil/1.0", most=60)
+    assert "lantern </title>" in seen["/mia/above/evil/1.0"].main
+    for path, found in seen.items():
+        if found:
+            assert len(found.of("script")) == 1 and not found.of("img") and not [link for link in found.links if "javascript" in link[:20]], path
+
+
+WRONG = [None, 1, True, [], {}, ["<b>"], {"<b>": 1}, "<b>x</b>\n", 1e300, "\ud800"]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)))
+def test_json_of_upstream_may_be_of_any_kind(mirrors, scripted, number):
+    wrong, index = WRONG[number], "mia/odd%d" % number
+    scripted.answers["/simple/"] = {"meta": wrong, "projects": [wrong, {"name": wrong}]}
+    good = wheel("p0", "1.0")
+    scripted.page("p0", entry(good.filename, hashes={"sha256": good.sha256}, **{key: wrong for key in (
+        "requires-python", "yanked", "size", "upload-time", "core-metadata", "provenance", "gpg-sig")}), versions=wrong, **{"project-status": wrong})
+    scripted.answers["/simple/p1/"] = {"meta": {"api-version": "1.0"}, "name": wrong, "files": wrong}
+    scripted.answers["/simple/p2/"] = {"meta": wrong, "name": "p2", "files": [wrong, {"filename": wrong, "url": wrong, "hashes": wrong}]}
+    scripted.answers["/simple/p3/"] = [wrong]
+    scripted.page("p4", entry("p4-1.0-py3-none-any.whl", hashes={"sha256": wrong, "md5": wrong}),
+                  **{"project-status": {"status": wrong, "reason": wrong}})
+    mirrors.add_index(index, type="mirror", mirror_url=scripted.url)
+    mirrors.get("/%s/+simple/" % index)
+    for project in ("p0", "p1", "p2", "p3", "p4"):
+        for path in ("", "/1.0", "/+why", "/+dependents", "/+diff/1.0...1.0", "/1.0/+files/%s-1.0-py3-none-any.whl" % project):
+            reply = mirrors.get("/%s/%s%s" % (index, project, path), headers={"Accept": BROWSER})
+            assert reply.status in (200, 404, 502, 503) and not check_page(reply).of("b"), (path, reply)
+    for path in ("", "?show=names", "?q=p"):
+        page(mirrors, "/" + index + path)
