@@ -18,7 +18,7 @@ import pytest
 from archives import Archive, around, zipped
 from browser import Browser
 from harness import (
-    BROWSER, JSON, Server, documentation, eventually, links, patched, path_of, sdist, upload, upload_docs, wheel, worked)
+    BROWSER, JSON, SOAK, Server, documentation, eventually, links, patched, path_of, sdist, upload, upload_docs, wheel, worked)
 from replicas import in_sync, primary_at, replica_at
 from scripted import entry
 from webpages import Page, below, check_page, crawl, page
@@ -76,7 +76,7 @@ def fill(server, user, write):
             project_urls=[write("%s, %s" % (text, url)) for url in SCHEMES] + [write(url) for url in SCHEMES])
         contents = lines.encode()
         for version in ("1.0", "1.1"):
-            files = {name: contents + version.encode() for name in MEMBERS}
+            files = {name: contents + version.encode() for name in MEMBERS if version == "1.0" or name == MEMBERS[0]}
             upload(server, index, wheel("evil", version, extra_members=files), fields=fields)
         egg = around("evil-1.0-py2.7.egg", contents, "evil", "1.0")
         for filename in ("evil-1.0'{0}&amp;.zip", "evil-1.0.win32 <b>.exe"):
@@ -299,6 +299,11 @@ VALUES = [
     "w" * 8000, "(" * 3000, "*" * 3000, "\u202e\ufffe", "a&after=b&after=c&page=2&page=x", "latest", "\"" * 300]
 
 
+def some_of(values, place):
+    """A third of the values for each place, so that its neighbours have the others; all of them in a long run."""
+    return values if SOAK else values[place % 3::3]
+
+
 def asked_page(server, path, where):
     """A request for it, as it is, which must lead to a page of ours, an error or another address here."""
     reply = server.get(path, headers={"Accept": BROWSER})
@@ -315,16 +320,17 @@ def asked_page(server, path, where):
 
 @pytest.mark.parametrize("start", ASKED)
 def test_a_parameter_may_be_anything(site, start):
-    for value in VALUES:
+    for value in some_of(VALUES, ASKED.index(start)):
         asked_page(site, start + (value if value.startswith("a&") else urllib.parse.quote(value, safe="")), start)
     asked_page(site, start + "%ed%a0%80%ff%zz%", start)
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_part_of_a_path_may_be_anything(site, path):
-    for value in VALUES:
+    for value in some_of(VALUES, PATHS.index(path)):
         asked_page(site, path.format(urllib.parse.quote(value, safe="")), path)
-        asked_page(site, path.format(urllib.parse.quote(value)), path)
+        if "/" in value:
+            asked_page(site, path.format(urllib.parse.quote(value)), path)
     for value in ("%ed%a0%80%ff", "%", "a%00b", "a/", "a//b", "%2f", "%5c..%5c", "a;b=c", "%3F"):
         asked_page(site, path.format(value), path)
 
@@ -340,7 +346,7 @@ def test_no_comparison_leads_to_itself(site):
 
 # what only eve's secret index has: its title, a project, a version, a file, words of its texts
 SECRETS = (b"lascaux", b"aurochs", b"77.7", b"painted", b"stalactite", b"torchlight", b"eve/secret", b"moonmilk")
-CALLERS = ("nobody", "sam", "pat", "sam in a browser", "pat in a browser")
+CALLERS = ("nobody", "pat", "sam in a browser")
 
 
 @pytest.fixture(scope="module")
@@ -400,8 +406,8 @@ def filled(path, index, project, version, filename):
 
 @pytest.mark.parametrize("caller", CALLERS)
 def test_what_one_may_not_read_is_named_nowhere(cave, caller):
-    paths = [path for route, _ in routes() for index in ("eve/open", "eve/other", "eve") for project in ("ochre", "calcite", "none")
-             for version in ("1.0", "0.9", "latest", "stable") for path in filled(route, index, project, version, "ochre-0.9-py3-none-any.whl")
+    paths = [path for route, _ in routes() for index in ("eve/open", "eve/other", "eve") for project in ("ochre", "calcite")
+             for version in ("0.9", "latest") for path in filled(route, index, project, version, "ochre-0.9-py3-none-any.whl")
              if ("{index}" in route) == ("/" in index)]
     paths += ["/eve/%s/ochre/+%s" % (index, what) for index in ("open", "other") for what in ("why", "dependents", "downloads", "feed.atom")]
     paths += ["/+search?query=" + word for word in ("ochre", "auroch", "stalactit", "calcit", "requires:ochre", "index:eve/secret", "user:eve", "77")]
@@ -660,7 +666,7 @@ def test_a_replica_and_a_read_only_copy_serve_the_same_pages(tmp_path):
 
 
 def test_all_links_stay_below_an_outside_url(make_server):
-    server = make_server("--outside-url", "http://outside.example/deep/er")
+    server = make_server("--outside-url", "https://outside.example/deep/er")
     small_site(server)
     waiting, seen = ["/"], set()
     while waiting:
@@ -676,15 +682,15 @@ def test_all_links_stay_below_an_outside_url(make_server):
             found = [attributes[name] for tag, attributes in shown.elements for name in ("href", "src")
                      if attributes.get(name) and tag != "link"] + [each["href"] for each in shown.of("link") if each["rel"] != "icon"]
             assert all(form["action"].startswith("/deep/er/") for form in shown.of("form") if "action" in form)
-            assert "127.0.0.1" not in shown.text and "/ann/dev/+simple/" not in shown.text.replace("http://outside.example/deep/er/", "")
+            assert "127.0.0.1" not in shown.text and "/ann/dev/+simple/" not in shown.text.replace("https://outside.example/deep/er/", "")
         elif "xml" in reply.headers["Content-Type"]:
             found = re.findall(r"https?://[^\"<?]+", reply.text.replace("http://www.w3.org/2005/Atom", "").replace("http://a9.com/-/spec/opensearch/1.1/", ""))
-            assert all(url.startswith("http://outside.example/deep/er/") for url in found)
+            assert all(url.startswith("https://outside.example/deep/er/") for url in found)
         for link in found:
-            url = urllib.parse.urljoin("http://outside.example/deep/er" + path, link.partition("#")[0])
-            if url.startswith("http://outside.example/"):
-                assert url.startswith("http://outside.example/deep/er/"), (path, link)
-                below_it = url[len("http://outside.example/deep/er"):]
+            url = urllib.parse.urljoin("https://outside.example/deep/er" + path, link.partition("#")[0])
+            if url.startswith("https://outside.example/"):
+                assert url.startswith("https://outside.example/deep/er/"), (path, link)
+                below_it = url[len("https://outside.example/deep/er"):]
                 if not below_it.startswith("/+login"):
                     waiting.append(below_it)
     assert len(seen) > 40
