@@ -61,6 +61,7 @@ interop:
 	$(CLIENTS)/bin/python tests/in_parallel.py --folder tests/interop --workers 2 $(ARGS)
 
 # Every page in Debian's Chromium, with tools from npm that look for barriers and faulty HTML; pictures are in .interop/shots.
+# And what people do on them, the search of Sphinx's documentation, and hostile pages and texts.
 # What is missing is said by the tests, which are skipped without it.
 browser: $(VENV)/complete
 	mkdir -p $(BROWSER)

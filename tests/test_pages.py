@@ -7,17 +7,9 @@ import time
 import pytest
 
 from harness import BROWSER, documentation, eventually, sdist, upload, upload_docs, wheel
-from webpages import crawl, page
+from webpages import RESULT, crawl, page
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{0}{evil}&amp;\u202e\x0b"
-RESULT = {
-    "host": "ci-1", "platform": "linux", "toxversion": "4.2",
-    "testenvs": {
-        "py311": {"python": {"version": "3.11.7 (main)"},
-                  "setup": [{"command": ["pip", "install", "."], "retcode": "0", "output": "\x1b[32mdone\x1b[0m"}],
-                  "test": [{"command": ["pytest", "-q"], "retcode": "0", "output": "1 passed"}]},
-        "py312": {"python": {"version": "3.12.1"}, "setup": [],
-                  "test": [{"command": ["pytest"], "retcode": "1", "output": "E assert <b>0</b>"}]}}}
 
 
 @pytest.fixture(scope="module")

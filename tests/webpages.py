@@ -9,6 +9,15 @@ from harness import BROWSER
 
 VOID = {"area", "br", "col", "hr", "img", "input", "link", "meta", "wbr"}
 INLINE = {"a", "b", "code", "mark", "small", "span", "time"}
+# a test result, as tox reports it
+RESULT = {
+    "host": "ci-1", "platform": "linux", "toxversion": "4.2",
+    "testenvs": {
+        "py311": {"python": {"version": "3.11.7 (main)"},
+                  "setup": [{"command": ["pip", "install", "."], "retcode": "0", "output": "\x1b[32mdone\x1b[0m"}],
+                  "test": [{"command": ["pytest", "-q"], "retcode": "0", "output": "1 passed " + "=" * 120}]},
+        "py312": {"python": {"version": "3.12.1"}, "setup": [],
+                  "test": [{"command": ["pytest"], "retcode": "1", "output": "E assert <b>0</b>"}]}}}
 HEADERS = {
     "X-Content-Type-Options": "nosniff", "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin", "Vary": "Accept, Accept-Encoding, Cookie",

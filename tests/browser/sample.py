@@ -8,6 +8,7 @@ import urllib.parse
 from browser import Browser as Client
 from harness import (
     SIMPLE_JSON, Server, Upstream, documentation, eventually, links, patched, path_of, sdist, submit, upload, upload_docs, wheel)
+from webpages import RESULT
 
 LONG_WORD = "a_word_that_is_much_longer_than_a_narrow_window_is_wide_and_has_no_place_to_break_" * 2
 SUMMARY = "A summary that is long enough to need more than a single line in a narrow window, as many summaries are"
@@ -58,14 +59,6 @@ Term
 
 .. [1] A footnote.
 """ % ("X" * 40)
-RESULT = {
-    "host": "ci-1", "platform": "linux", "toxversion": "4.2",
-    "testenvs": {
-        "py311": {"python": {"version": "3.11.7 (main)"},
-                  "setup": [{"command": ["pip", "install", "."], "retcode": "0", "output": "\x1b[32mdone\x1b[0m"}],
-                  "test": [{"command": ["pytest", "-q"], "retcode": "0", "output": "1 passed in 0.01s " + "=" * 120}]},
-        "py312": {"python": {"version": "3.12.1"}, "setup": [],
-                  "test": [{"command": ["pytest"], "retcode": "1", "output": "E assert <b>0</b> " + "." * 200}]}}}
 DOCUMENTATION = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>demo</title></head>
 <body><main><h1>demo</h1><p>How it is used.</p></main><script>document.title = "demo, scripted"</script></body></html>

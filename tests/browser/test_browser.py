@@ -1,4 +1,4 @@
-"""The browser that test_pages.py relies on finds the faults that a page can have, and none in a good page."""
+"""The browser that test_every_page.py relies on finds the faults that a page can have, and none in a good page."""
 
 import base64
 import hashlib

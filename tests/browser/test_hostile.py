@@ -5,9 +5,10 @@ import json
 import pytest
 
 from harness import Server, documentation, eventually, links, path_of, upload, upload_docs, wheel
-from sample import RESULT, quoted
+from sample import quoted
 from test_descriptions import SCHEMES, VECTORS
 from test_descriptions_rst import EVIL, PLACES
+from webpages import RESULT
 
 ALERT = "\"'><script>alert(1)</script><img src=/x onerror=alert(2)><svg onload=alert(3)></svg><a href=javascript:alert(4)>x</a>"
 MARKDOWN = "\n".join("- " + vector.replace("\n", "\n  ") for vector in (

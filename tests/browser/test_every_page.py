@@ -9,7 +9,8 @@ import typing
 
 import pytest
 
-from harness import Server, upload, wheel
+import devpi_lite
+from harness import Server
 from sample import cookies_of, quoted, sample, wheel_of
 
 
@@ -79,6 +80,7 @@ PAGES = (
     Page("manual", "/+help"),
     Page("manual-search", "/+help?q=mirror+whitelist"),
     Page("manual-nothing", "/+help?q=zzzz"),
+    Page("manual-topic", "/+help/web"),
     Page("status", "/+status"),
     Page("documentation-frame", "/alice/dev/demo/1.0/+d/index.html"),
     Page("documentation", "/alice/dev/demo/1.0/+doc/index.html"),
@@ -145,6 +147,15 @@ def test_a_page_is_sound(browser, full, cookies, page):
     assert look(browser, full.server.url + path, page.name, page.status, cookies[page.user], page.opens) == []
 
 
+def test_no_kind_of_page_is_left_out():
+    pages = {path for (path, _), found in devpi_lite.ROUTES.items() if "GET" in found.choices
+             and {"browser", "form", "login form"} & {route.for_ for route in found.choices["GET"].routes}}
+    seen = {path for (path, _), found in devpi_lite.ROUTES.items() for page in PAGES
+            if found.pattern.fullmatch(page.path.partition("?")[0])}
+    assert pages - seen == {"/{user}/{index}/+compare[/]"}      # which leads elsewhere
+    assert len(pages) > 30
+
+
 def test_every_topic_of_the_manual_is_sound(browser, full):
     topics = re.findall(r'href="(/\+help/[a-z]+)"', full.server.get("/+help", headers={"Accept": "text/html"}).text)
     assert len(topics) > 15
@@ -161,13 +172,3 @@ def test_the_guide_of_a_fresh_server_is_sound(browser, tmp_path):
         assert look(browser, server.url, "guide") == []
     finally:
         server.kill()
-
-
-def test_a_link_to_lines_of_a_file_marks_them(browser, full):
-    server = full.server
-    upload(server, "alice/dev", wheel("listed", "1.0", extra_members={"listed/code.py": b"x = 1\n" * 9}))
-    viewer = server.url + "/alice/dev/listed/1.0/+files/listed-1.0-py3-none-any.whl/listed/code.py"
-    browser.visit(viewer + "#L3-L5", axe=False)
-    marked = "#L2:not(.lit) + #L3.lit + #L4.lit + #L5.lit + #L6:not(.lit) a"
-    assert browser.click(marked).url == viewer + "#L6"
-    assert browser.click("#L3:not(.lit) a").messages == []
