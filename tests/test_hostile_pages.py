@@ -18,7 +18,8 @@ import pytest
 from archives import Archive, around, zipped
 from browser import Browser
 from harness import (
-    BROWSER, JSON, SOAK, Server, documentation, eventually, links, patched, path_of, sdist, upload, upload_docs, wheel, worked)
+    BROWSER, JSON, SOAK, Server, documentation, eventually, links, patched, path_of, sdist, upload, upload_docs,
+    wheel, worked)
 from replicas import in_sync, primary_at, replica_at
 from scripted import entry
 from webpages import Page, below, check_page, crawl, page
@@ -32,10 +33,12 @@ TEXTS = {
     "controls": "lantern \u0301 \U0001f3ee " + "w" * 900}
 HIDDEN = "\x01\x08\x0b\x1b[31m\x7f\x85\xa0\u2028\u202e\u2066\ufeff\ufffe\uffff\r\n\t"          # where a text may have more than one line
 WEIRD = [None, 0, -1, 1.5, True, [], {}, "", "x", [[]], {"a": None}, [None], 10 ** 30, "\ud800", [{"a": [1]}], 1e308]
-SCHEMES = ["javascript:alert(1)", "JaVaScRiPt:alert(1)", " javascript:alert(1)", "java\tscript:alert(1)", "java\nscript:alert(1)",
+SCHEMES = ["javascript:alert(1)", "JaVaScRiPt:alert(1)", " javascript:alert(1)", "java\tscript:alert(1)",
+           "java\nscript:alert(1)",
            "javascript&colon;alert(1)", "&#106;avascript:alert(1)", "\x01javascript:alert(1)", "vbscript:x",
            "data:text/html,<script>alert(1)</script>", "//evil.example/x", "http://", "file:///etc/passwd"]
-MEMBERS = ["<script>.py", "a\"b'c`>", "x\ny", "{0}{x.__class__}", "%2e%2e/%00", "?q=1", "#frag", "a?b#c", "\u202egnp.exe", "&amp;", " ",
+MEMBERS = ["<script>.py", "a\"b'c`>", "x\ny", "{0}{x.__class__}", "%2e%2e/%00", "?q=1", "#frag", "a?b#c",
+           "\u202egnp.exe", "&amp;", " ",
            "\x1b[31m", "javascript:alert(1)", "w" * 3000, "\ufffe", "a//b", "a/./b", "-", "\xe9"]
 
 
@@ -65,11 +68,14 @@ def fill(server, user, write):
     for number, text in enumerate(TEXTS.values()):
         line, lines = write(text), write(text + HIDDEN)
         index = "%s/dev%d" % (user, number)
-        assert server.patch("/" + user, {"title": lines, "description": lines, "email": "a@" + line, "x-own": lines}, user=user).status == 200
+        assert server.patch("/" + user, {"title": lines, "description": lines, "email": "a@" + line, "x-own": lines},
+                            user=user).status == 200
         server.add_index(index, bases=[], title=lines, description=lines, custom_data=lines)
         fields = {field: lines for field in (
-            "summary", "author", "license", "home_page", "maintainer", "maintainer_email", "description", "platform", "download_url",
-            "unknown_field", "license_expression", "keywords", "requires_python", "provides_extra", "requires_external", "dynamic",
+            "summary", "author", "license", "home_page", "maintainer", "maintainer_email", "description", "platform",
+            "download_url",
+            "unknown_field", "license_expression", "keywords", "requires_python", "provides_extra",
+            "requires_external", "dynamic",
             "supported_platform", "import_name", "license_file", "classifiers", "obsoletes_dist")}
         fields.update(
             author_email=lines, description_content_type="text/plain; x=" + line,
@@ -80,15 +86,19 @@ def fill(server, user, write):
             upload(server, index, wheel("evil", version, extra_members=files), fields=fields)
         egg = around("evil-1.0-py2.7.egg", contents, "evil", "1.0")
         for filename in ("evil-1.0'{0}&amp;.zip", "evil-1.0.win32 <b>.exe"):
-            upload(server, index, Archive(filename, egg, "evil", "1.0", b"", {"name": "evil", "version": "1.0", "filetype": "sdist"}))
-        docs = io.BytesIO(zipped(("index.html", "<title>%s</title><p>%s" % (line, line)), ("more<b>.html", "<title></title>" + line)))
+            upload(server, index, Archive(filename, egg, "evil", "1.0", b"", {"name": "evil", "version": "1.0",
+                "filetype": "sdist"}))
+        docs = io.BytesIO(zipped(("index.html", "<title>%s</title><p>%s" % (line, line)),
+                                 ("more<b>.html", "<title></title>" + line)))
         upload_docs(server, index, Archive("evil-1.0.doc.zip", docs.getvalue(), "evil", "1.0", b"", {}))
         assert server.patch("/%s/evil/1.0" % index, {"yanked": line}, user=user).status == 200
-        assert server.patch("/%s/evil" % index, {"project-status": {"status": "deprecated", "reason": line}}, user=user).status == 200
+        assert server.patch("/%s/evil" % index, {"project-status": {"status": "deprecated", "reason": line}},
+                            user=user).status == 200
         result = {"host": lines, "platform": lines, "testenvs": {lines: {
             "python": {"version": line}, "setup": [{"command": [lines], "retcode": line, "output": lines}],
             "test": [{"command": lines, "retcode": 1, "output": lines}]}}}
-        tested = [link["href"] for link in links(server, index + "/evil/1.0", "releasefile") if link["href"].endswith(".whl")]
+        tested = [link["href"] for link in links(server, index + "/evil/1.0", "releasefile")
+                  if link["href"].endswith(".whl")]
         assert server.post(below(server, tested[0]), result, user=user).status == 200
 
 
@@ -137,7 +147,8 @@ def in_step(server, hostile, twin, most=400, **options):
 def test_no_text_becomes_an_element_or_an_address(site, number):
     home = "dev%d" % number
     seen = in_step(site, "/mal/%s" % home, "/ben/%s" % home)
-    parts = ("show=settings", "/evil/+why", "/+files/", "/+toxresults/", "/evil/+diff/1.0...1.1", "toxresult-", "/+d/index.html")
+    parts = ("show=settings", "/evil/+why", "/+files/", "/+toxresults/", "/evil/+diff/1.0...1.1", "toxresult-",
+             "/+d/index.html")
     for part in parts:
         assert [path for path in seen if part in path], part
     assert len(seen) > 60
@@ -165,11 +176,13 @@ def test_feeds_are_xml(site, number):
     assert xml.etree.ElementTree.fromstring(site.get("/+opensearch.xml").body).tag.endswith("OpenSearchDescription")
 
 
-@pytest.mark.parametrize("field, urls", [("project_urls", ["Home, " + url for url in SCHEMES]), ("home_page", SCHEMES[:1]),
+@pytest.mark.parametrize("field, urls", [("project_urls", ["Home, " + url for url in SCHEMES]),
+                                         ("home_page", SCHEMES[:1]),
                                          ("download_url", SCHEMES[:1])])
 def test_only_web_and_mail_addresses_are_links(site, field, urls):
     upload(site, "amy/plain", wheel("linked-" + field, "1.0"), user="amy", fields={field: urls + [
-        "Good, https://good.example/?a=1&b=\"2\"", "Odd, https://odd.example/\" onmouseover=\"alert(1)"] if field == "project_urls" else urls})
+        "Good, https://good.example/?a=1&b=\"2\"", "Odd, https://odd.example/\" onmouseover=\"alert(1)"]
+        if field == "project_urls" else urls})
     found = page(site, "/amy/plain/linked-%s/1.0" % field.replace("_", "-"))
     outside = {link for link in found.links if not link.startswith(("/", "#"))}
     assert outside == ({"https://good.example/?a=1&b=%222%22", "https://odd.example/%22%20onmouseover=%22alert(1)"}
@@ -177,28 +190,40 @@ def test_only_web_and_mail_addresses_are_links(site, field, urls):
 
 
 @pytest.mark.parametrize("kind, text", [
-    ("text/markdown", "[a](javascript:alert(1)) [b](java&#10;script:alert(1)) [c](<java\nscript:x>) ![d](x\"onerror=\"alert(1)) <img src=x onerror=alert(1)>"),
-    ("text/markdown", "<a href=\"java&Tab;script:alert(1)\" onclick=x>a</a> <a href='&#x6A;avascript:x'>b</a> <svg/onload=x> <details open ontoggle=x>"),
-    ("text/markdown", "<script>alert(1)</script>\n<style>*{}</style>\n<iframe src=x></iframe>\n\n```\"><script>\n</code></pre><script>\n```\n"),
-    ("text/markdown", "[x]: data:text/html,<script> 'a\" onclick=b'\n\n[x] <javascript:alert(1)> <https://e\"onclick=x>\n\n| a | b |\n|-|-|\n| <b onclick=x> | |"),
-    ("text/markdown", "</div></main></body><form action=//evil><input name=q></form><base href=//evil><meta http-equiv=refresh content=0>"),
+    ("text/markdown",
+     "[a](javascript:alert(1)) [b](java&#10;script:alert(1)) [c](<java\nscript:x>) ![d](x\"onerror=\"alert(1)) <img src=x onerror=alert(1)>"),
+    ("text/markdown",
+     "<a href=\"java&Tab;script:alert(1)\" onclick=x>a</a> <a href='&#x6A;avascript:x'>b</a> <svg/onload=x> <details open ontoggle=x>"),
+    ("text/markdown",
+     "<script>alert(1)</script>\n<style>*{}</style>\n<iframe src=x></iframe>\n\n```\"><script>\n</code></pre><script>\n```\n"),
+    ("text/markdown",
+     "[x]: data:text/html,<script> 'a\" onclick=b'\n\n[x] <javascript:alert(1)> <https://e\"onclick=x>\n\n| a | b |\n|-|-|\n| <b onclick=x> | |"),
+    ("text/markdown",
+     "</div></main></body><form action=//evil><input name=q></form><base href=//evil><meta http-equiv=refresh content=0>"),
     ("text/markdown", "# main\n\n# q\n\n<h2 id=main>x</h2><a id=q name=cookie>x</a>"),
-    ("text/x-rst", ".. raw:: html\n\n   <script>alert(1)</script>\n\n`a <javascript:alert(1)>`_ `b <data:text/html,x>`__ |c|\n\n.. |c| image:: javascript:x\n"),
-    ("text/x-rst", ".. include:: /etc/passwd\n\n.. csv-table::\n   :file: /etc/passwd\n\n.. image:: x\" onerror=\"alert(1)\n   :alt: a\"><b>\n   :target: javascript:x"),
-    ("text/x-rst", "main\n====\n\n.. _q: javascript:alert(1)\n\nq_\n\n.. class:: x\" onclick=\"y\n\n.. role:: raw-html(raw)\n   :format: html\n\n:raw-html:`<script>`"),
+    ("text/x-rst",
+     ".. raw:: html\n\n   <script>alert(1)</script>\n\n`a <javascript:alert(1)>`_ `b <data:text/html,x>`__ |c|\n\n.. |c| image:: javascript:x\n"),
+    ("text/x-rst",
+     ".. include:: /etc/passwd\n\n.. csv-table::\n   :file: /etc/passwd\n\n.. image:: x\" onerror=\"alert(1)\n   :alt: a\"><b>\n   :target: javascript:x"),
+    ("text/x-rst",
+     "main\n====\n\n.. _q: javascript:alert(1)\n\nq_\n\n.. class:: x\" onclick=\"y\n\n.. role:: raw-html(raw)\n   :format: html\n\n:raw-html:`<script>`"),
     ("text/plain", "<script>alert(1)</script>"), ("text/html", "<script>alert(1)</script><b onclick=x>"),
-    ("text/markdown; variant=\"><script>", "<b>x"), (None, "<script>x\n\n.. raw:: html\n\n  <b onclick=x>"), ("", "[x](javascript:x)\n# a")])
+    ("text/markdown; variant=\"><script>", "<b>x"), (None, "<script>x\n\n.. raw:: html\n\n  <b onclick=x>"),
+    ("", "[x](javascript:x)\n# a")])
 def test_a_description_runs_nothing(site, kind, text):
     name = "readme-%08x" % (hash((kind, text)) & 0xffffffff)
     fields = {"description": text} if kind is None else {"description": text, "description_content_type": kind}
     upload(site, "amy/plain", wheel(name, "1.0"), user="amy", fields=fields)
     found = page(site, "/amy/plain/%s/1.0" % name)
     before = page(site, "/amy/plain/plain/1.0")
-    for tag in ("script", "style", "form", "input", "base", "iframe", "svg", "object", "embed", "img", "meta", "main"):
+    for tag in ("script", "style", "form", "input", "base", "iframe", "svg", "object", "embed", "img", "meta",
+                "main"):
         assert len(found.of(tag)) == len(before.of(tag)), tag
-    known = {"href", "title", "start", "align", "class", "id", "colspan", "rowspan", "open", "rel", "type", "name", "value", "for", "tabindex"}
+    known = {"href", "title", "start", "align", "class", "id", "colspan", "rowspan", "open", "rel", "type", "name",
+             "value", "for", "tabindex"}
     assert found.of("section", id="description")
-    names = {name for tag, attributes in found.elements for name in attributes} - {name for _, attributes in before.elements for name in attributes}
+    names = {name for tag, attributes in found.elements for name in attributes} - {name for _,
+        attributes in before.elements for name in attributes}
     assert names <= known, names
     for link in found.links:
         assert urllib.parse.urlsplit(link).scheme in ("", "http", "https", "mailto")
@@ -206,16 +231,19 @@ def test_a_description_runs_nothing(site, kind, text):
 
 def test_a_requirement_stays_a_text(site):
     texts = [text for line in TEXTS.values() for text in (
-        "click (%s)" % line, "click; extra == '%s'" % line, line, "click @ javascript:" + line, "click>=1; python_version < '%s'" % line)]
+        "click (%s)" % line, "click; extra == '%s'" % line, line, "click @ javascript:" + line,
+        "click>=1; python_version < '%s'" % line)]
     upload(site, "amy/plain", wheel("needy", "1.0"), user="amy", fields={"requires_dist": texts + ["plain>=0"]})
     found = page(site, "/amy/plain/needy/1.0")
     (section,) = re.findall(r'<section id="dependencies">(.*?)</section>', found.source, re.DOTALL)
     assert set(re.findall(r"<(\w+)", section)) == {"h2", "ul", "li", "a", "span", "details", "summary"}
     assert "/amy/plain/plain" in found.links and not [link for link in found.links if "script" in link]
-    assert not page(site, "/amy/plain/needy/+why").of("b") and not page(site, "/amy/plain/click/+dependents", 200).of("b")
+    assert not page(site, "/amy/plain/needy/+why").of("b") and not page(site, "/amy/plain/click/+dependents",
+        200).of("b")
 
 
-@pytest.mark.parametrize("address", ["(" * 5000, "@" * 5000 + "<" * 100, "a@b, " * 3000, "<" * 5000 + "a@b>", "\"" * 5000, "Ada <ada@example.org>"])
+@pytest.mark.parametrize("address", ["(" * 5000, "@" * 5000 + "<" * 100, "a@b, " * 3000, "<" * 5000 + "a@b>",
+                                     "\"" * 5000, "Ada <ada@example.org>"])
 def test_no_address_is_too_odd_for_a_page(site, address):
     upload(site, "amy/plain", wheel("odd-address", "1.0"), user="amy", fields={"author_email": address})
     found = page(site, "/amy/plain/odd-address/1.0")
@@ -233,10 +261,13 @@ def test_results_of_any_form_have_a_page(site, value):
     for result in (value, {"testenvs": value}, {"testenvs": [value]}, {"testenvs": {"e": value}},
                    {"testenvs": {"e": {"python": value, "setup": value, "test": value}}},
                    {"testenvs": {"e": {"python": {"version": value}, "setup": [value],
-                                       "test": [value, {"command": value, "retcode": value, "output": value}]}}, "host": value, "platform": value},
-                   {"testenvs": {"e": {"test": [{"command": [value, [value]], "retcode": [value], "output": [value]}]}},
+                                       "test": [value, {"command": value, "retcode": value, "output": value}]}},
+                                       "host": value, "platform": value},
+                   {"testenvs": {"e": {"test": [{"command": [value, [value]], "retcode": [value],
+                                                 "output": [value]}]}},
                     "host": [value], "platform": {"a": value}}):
-        reply = site.post(path_of(tested, "amy/plain"), json.dumps(result), user="amy", headers={"Content-Type": "application/json"})
+        reply = site.post(path_of(tested, "amy/plain"), json.dumps(result), user="amy",
+                          headers={"Content-Type": "application/json"})
         assert reply.status in (200, 400), reply
     home = "/amy/plain/%s/1.0/+toxresults/%s" % (name, tested.filename)
     table = page(site, home)
@@ -254,7 +285,8 @@ def test_attestations_of_any_form_have_a_page(site, value):
     for number, said in enumerate((value, [value], [{"version": value}], [{
             "version": 1, "verification_material": {"certificate": value, "transparency_entries": value},
             "envelope": {"statement": value, "signature": value}}], [{
-            "version": 1, "verification_material": {"certificate": evil, "transparency_entries": [value, {evil: evil}]},
+            "version": 1, "verification_material": {"certificate": evil, "transparency_entries": [value,
+                {evil: evil}]},
             "envelope": {"statement": evil, "signature": evil}}])):
         name = "attested-%d-%d" % (next(numbers), number)
         reply = site.upload("amy/plain", wheel(name, "1.0"), user="amy", fields={"attestations": json.dumps(said)})
@@ -265,15 +297,18 @@ def test_attestations_of_any_form_have_a_page(site, value):
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, [], {}, ["<b>"], {"a": ["<b>"]}, 10 ** 30], ids=repr)
 def test_titles_of_any_kind_are_refused_or_shown(site, value):
-    for path, keys in (("/amy", ("title", "description", "email", "own")), ("/amy/plain", ("title", "description", "custom_data", "mirror_whitelist"))):
+    for path, keys in (("/amy", ("title", "description", "email", "own")), ("/amy/plain", ("title", "description",
+        "custom_data", "mirror_whitelist"))):
         for key in keys:
             assert site.patch(path, {key: value}, user="amy").status in (200, 400)
     try:
-        for path in ("/", "/amy", "/amy/plain", "/amy/plain?show=settings", "/amy/plain?show=inheritance", "/amy/plain/plain/1.0"):
+        for path in ("/", "/amy", "/amy/plain", "/amy/plain?show=settings", "/amy/plain?show=inheritance",
+                     "/amy/plain/plain/1.0"):
             assert not page(site, path, user="amy").of("b")
     finally:
         site.patch("/amy", {"title": "", "description": "", "email": "", "own": ""}, user="amy")
-        site.patch("/amy/plain", {"title": "", "description": "", "custom_data": "", "mirror_whitelist": []}, user="amy")
+        site.patch("/amy/plain", {"title": "", "description": "", "custom_data": "", "mirror_whitelist": []},
+                   user="amy")
 
 
 # -- addresses
@@ -281,21 +316,32 @@ def test_titles_of_any_kind_are_refused_or_shown(site, value):
 HOME = "/mal/dev0/evil/1.0"
 FILE = "/evil-1.1-py3-none-any.whl"
 ASKED = [       # a page with one of its parameters, the value last
-    "/?after=", "/?all=", "/mal?after=", "/mal/dev0?q=", "/mal/dev0?after=", "/mal/dev0?sort=", "/mal/dev0?sort=-uploaded&after=",
-    "/mal/dev0?show=", "/mal/dev0?show=names&after=", "/mal/dev0/evil?from=", "/mal/dev0/evil?pre=", "/mal/dev0/evil?yanked=",
-    HOME + "?from=", HOME + "?python=", HOME + "?platform=", HOME + "?from=0&python=", "/mal/dev0/evil/1.1/+files" + FILE + "?number=",
-    "/mal/dev0/evil/1.1/+files" + FILE + "?from=", HOME + "/+toxresults/evil-1.0-py3-none-any.whl?from=", "/mal/dev0/evil/+dependents?after=",
-    "/mal/dev0/+compare/ben/dev0?after=", "/mal/dev0/+compare?with=", "/mal/dev0/evil/+diff/1.0...1.1?from=", HOME + "/+d/index.html?version=",
-    "/+status?after=", "/+status?refresh=", "/+search?query=", "/+search?query=evil&page=", "/+search?query=evil&sort=", "/+search?q=",
+    "/?after=", "/?all=", "/mal?after=", "/mal/dev0?q=", "/mal/dev0?after=", "/mal/dev0?sort=",
+    "/mal/dev0?sort=-uploaded&after=",
+    "/mal/dev0?show=", "/mal/dev0?show=names&after=", "/mal/dev0/evil?from=", "/mal/dev0/evil?pre=",
+    "/mal/dev0/evil?yanked=",
+    HOME + "?from=", HOME + "?python=", HOME + "?platform=", HOME + "?from=0&python=",
+    "/mal/dev0/evil/1.1/+files" + FILE + "?number=",
+    "/mal/dev0/evil/1.1/+files" + FILE + "?from=", HOME + "/+toxresults/evil-1.0-py3-none-any.whl?from=",
+    "/mal/dev0/evil/+dependents?after=",
+    "/mal/dev0/+compare/ben/dev0?after=", "/mal/dev0/+compare?with=", "/mal/dev0/evil/+diff/1.0...1.1?from=",
+    HOME + "/+d/index.html?version=",
+    "/+status?after=", "/+status?refresh=", "/+search?query=", "/+search?query=evil&page=",
+    "/+search?query=evil&sort=", "/+search?q=",
     "/+help?q=", "/+login?next=", "/?x="]
 PATHS = [       # the same with a part of the path
-    "/{}", "/mal/{}", "/mal/dev0/{}", "/mal/dev0/evil/{}", "/mal/dev0/evil/1.1/+files/{}", "/mal/dev0/evil/1.1/+files" + FILE + "/{}",
-    HOME + "/+toxresults/{}", HOME + "/+toxresults/evil-1.0-py3-none-any.whl/{}", "/mal/dev0/evil/+diff/{}", "/mal/dev0/evil/+diff/1.0...{}",
-    "/mal/dev0/+compare/{}", "/mal/dev0/+compare/{}/dev0", HOME + "/+d/{}", HOME + "/+doc/{}", "/+help/{}", "/+{}", "/mal/dev0/evil/+{}",
+    "/{}", "/mal/{}", "/mal/dev0/{}", "/mal/dev0/evil/{}", "/mal/dev0/evil/1.1/+files/{}",
+    "/mal/dev0/evil/1.1/+files" + FILE + "/{}",
+    HOME + "/+toxresults/{}", HOME + "/+toxresults/evil-1.0-py3-none-any.whl/{}", "/mal/dev0/evil/+diff/{}",
+    "/mal/dev0/evil/+diff/1.0...{}",
+    "/mal/dev0/+compare/{}", "/mal/dev0/+compare/{}/dev0", HOME + "/+d/{}", HOME + "/+doc/{}", "/+help/{}", "/+{}",
+    "/mal/dev0/evil/+{}",
     "/mal/dev0/{}/+why", "/mal/dev0/{}/+dependents", "/mal/dev0/{}/+feed.atom"]
 VALUES = [
-    "\"><script>alert(1)</script>", "' onclick=x ", "{0}{x.__class__}%s", "-1", "0", "00", "1e3", "99999999999999999999", "\u0661\u0662",
-    "\U0001d7d8", "\r\nSet-Cookie: a=b", "\0", "..", ".", "../../etc/passwd", "//evil.example", "javascript:alert(1)", "%2e%2e%2f", " ", "",
+    "\"><script>alert(1)</script>", "' onclick=x ", "{0}{x.__class__}%s", "-1", "0", "00", "1e3",
+    "99999999999999999999", "\u0661\u0662",
+    "\U0001d7d8", "\r\nSet-Cookie: a=b", "\0", "..", ".", "../../etc/passwd", "//evil.example", "javascript:alert(1)",
+    "%2e%2e%2f", " ", "",
     "w" * 8000, "(" * 3000, "*" * 3000, "\u202e\ufffe", "a&after=b&after=c&page=2&page=x", "latest", "\"" * 300]
 
 
@@ -310,7 +356,8 @@ def asked_page(server, path, where):
     assert reply.status in (200, 302, 303, 400, 404, 414, 431), (where, reply)
     assert "Set-Cookie" not in reply.headers or where.startswith("/+login")
     if "Location" in reply.headers:
-        assert reply.headers["Location"].startswith((server.url + "/", "/")) and not reply.headers["Location"].startswith("//")
+        assert reply.headers["Location"].startswith((server.url + "/",
+                                                     "/")) and not reply.headers["Location"].startswith("//")
     elif b'id="main"' in reply.body:
         found = check_page(reply)
         assert len(found.of("script")) == 1 and not found.of("img") and not found.of("b", onclick="x")
@@ -336,7 +383,8 @@ def test_a_part_of_a_path_may_be_anything(site, path):
 
 
 def test_no_comparison_leads_to_itself(site):
-    for value, status in (("", 400), ("/", 400), ("mal", 404), ("mal/none", 404), ("mal/dev0/x", 404), ("%2e%2e/x", 404)):
+    for value, status in (("", 400), ("/", 400), ("mal", 404), ("mal/none", 404), ("mal/dev0/x", 404),
+                          ("%2e%2e/x", 404)):
         assert site.get("/mal/dev1/+compare?with=" + value, headers={"Accept": BROWSER}, follow=True).status == status
     reply = site.get("/mal/dev1/+compare?with=ben/dev0", headers={"Accept": BROWSER})
     assert reply.headers["Location"] == site.url + "/mal/dev1/+compare/ben/dev0"
@@ -363,20 +411,24 @@ def cave(tmp_path_factory):
         upload(server, "eve/open", wheel("ochre", "1.0", requires_dist=["aurochs", "calcite"]), user="eve")
         upload(server, "eve/other", wheel("ochre", "1.1"), user="eve")
         upload(server, "eve/half", wheel("calcite", "1.0", requires_dist=["ochre"]), user="eve")
-        upload(server, "eve/secret", wheel("aurochs", "77.7", summary="painted by torchlight", requires_dist=["ochre"]),
+        upload(server, "eve/secret", wheel("aurochs", "77.7", summary="painted by torchlight",
+                                           requires_dist=["ochre"]),
                wheel("ochre", "77.7", summary="painted"), wheel("ochre", "0.9"), user="eve")
         upload_docs(server, "eve/secret", documentation("aurochs", "77.7", page="<h1>stalactite</h1>"), user="eve")
         assert server.push("eve/secret", "ochre", "0.9", user="eve", targetindex="eve/open").status == 200
         for archive in (wheel("aurochs", "77.7"), wheel("ochre", "0.9")):
             (link,) = links(server, "eve/secret/%s/%s" % (archive.name, archive.version), "releasefile", user="eve")
-            assert server.post(below(server, link["href"]), {"testenvs": {"stalactite": {}}}, user="eve").status == 200
+            assert server.post(below(server, link["href"]), {"testenvs": {"stalactite": {}}},
+                               user="eve").status == 200
             server.get(below(server, link["href"]), user="eve")
-        eventually(lambda: b"painted" in server.get("/+search?query=stalactite", headers={"Accept": BROWSER}, user="eve").body)
+        eventually(lambda: b"painted" in server.get("/+search?query=stalactite", headers={"Accept": BROWSER},
+                                                    user="eve").body)
         server.callers = {"nobody": {}, "sam": {"user": "sam"}, "pat": {"user": "pat"}}
         for name in ("sam", "pat"):
             browser = Browser(server)
             browser.log_in(name)
-            server.callers[name + " in a browser"] = {"headers": {"Cookie": "; ".join("%s=%s" % pair for pair in browser.cookies.items())}}
+            server.callers[name + " in a browser"] = {"headers": {"Cookie": "; ".join("%s=%s" % pair
+                for pair in browser.cookies.items())}}
         yield server
     finally:
         server.kill()
@@ -399,19 +451,27 @@ def filled(path, index, project, version, filename):
     """The path of a route with these in its places; `rest` and further ones in some forms."""
     user, _, name = index.partition("/")
     path = path.replace("[/]", "").replace("{user}", user).replace("{index}", name).replace("{name}", name)
-    path = path.replace("{project}", project).replace("{version}", version).replace("{other_user}/{other_index}", "eve/other")
-    rests = ["index.html", filename, filename + "/METADATA", "0.9...1.0", "0.9...77.7", "search"] if "{rest}" in path else [""]
-    return [path.replace("{rest}", rest).replace("{file}", "+f/abc/0123456789abc/" + filename).replace("{token}", "~a.b") for rest in rests]
+    path = path.replace("{project}", project).replace("{version}", version).replace("{other_user}/{other_index}",
+        "eve/other")
+    rests = ["index.html", filename, filename + "/METADATA", "0.9...1.0", "0.9...77.7",
+             "search"] if "{rest}" in path else [""]
+    return [path.replace("{rest}", rest).replace("{file}", "+f/abc/0123456789abc/" + filename).replace("{token}",
+        "~a.b") for rest in rests]
 
 
 @pytest.mark.parametrize("caller", CALLERS)
 def test_what_one_may_not_read_is_named_nowhere(cave, caller):
-    paths = [path for route, _ in routes() for index in ("eve/open", "eve/other", "eve") for project in ("ochre", "calcite")
-             for version in ("0.9", "latest") for path in filled(route, index, project, version, "ochre-0.9-py3-none-any.whl")
+    paths = [path for route, _ in routes() for index in ("eve/open", "eve/other", "eve") for project in ("ochre",
+        "calcite")
+             for version in ("0.9", "latest") for path in filled(route, index, project, version,
+                 "ochre-0.9-py3-none-any.whl")
              if ("{index}" in route) == ("/" in index)]
-    paths += ["/eve/%s/ochre/+%s" % (index, what) for index in ("open", "other") for what in ("why", "dependents", "downloads", "feed.atom")]
-    paths += ["/+search?query=" + word for word in ("ochre", "auroch", "stalactit", "calcit", "requires:ochre", "index:eve/secret", "user:eve", "77")]
-    paths += ["/+suggest?q=auro", "/?all=1", "/eve/open?show=inheritance", "/eve/open?show=settings", "/eve/open/auroch", "/eve/open/ochrre",
+    paths += ["/eve/%s/ochre/+%s" % (index, what) for index in ("open", "other") for what in ("why", "dependents",
+        "downloads", "feed.atom")]
+    paths += ["/+search?query=" + word for word in ("ochre", "auroch", "stalactit", "calcit", "requires:ochre",
+                                                    "index:eve/secret", "user:eve", "77")]
+    paths += ["/+suggest?q=auro", "/?all=1", "/eve/open?show=inheritance", "/eve/open?show=settings",
+              "/eve/open/auroch", "/eve/open/ochrre",
               "/eve/open?q=au", "/eve/secrett", "/eve/secre/ochre", "/eve/other/+compare/eve/open", "/+status"]
     for path in dict.fromkeys(paths):
         for accept in (BROWSER, JSON) if "/+" in path else (BROWSER,):      # devpi's JSON of an index names its bases
@@ -419,7 +479,8 @@ def test_what_one_may_not_read_is_named_nowhere(cave, caller):
             assert reply.status < 500, (path, reply)
             body = urllib.parse.unquote_to_bytes(reply.body.lower().replace(path.lower().encode(), b""))
             for word in SECRETS:
-                if word.decode() not in urllib.parse.unquote(path) and not (word == b"aurochs" and is_said_by_ochre(body)):
+                if word.decode() not in urllib.parse.unquote(path) and not (word == b"aurochs"
+                    and is_said_by_ochre(body)):
                     assert word not in body, (path, word)
 
 
@@ -454,7 +515,8 @@ def test_counts_leave_out_what_is_hidden(cave):
         assert dependents["total"] == len(dependents["dependents"]) == number - 1
         shown = page(cave, "/eve/open/ochre", **options)
         assert ("calcite 1.0" in shown.text) == (number > 1) and ("aurochs 77.7" in shown.text) == (number > 2)
-        assert ("pushed" in page(cave, "/eve/open/ochre/0.9").text) and ("from eve/secret" in page(cave, "/eve/open/ochre/0.9", **options).text) == (number > 2)
+        assert ("pushed" in page(cave, "/eve/open/ochre/0.9").text) and ("from eve/secret" in page(cave,
+            "/eve/open/ochre/0.9", **options).text) == (number > 2)
 
 
 # -- kept pages
@@ -463,11 +525,12 @@ def test_counts_leave_out_what_is_hidden(cave):
 def test_a_kept_page_ends_with_the_permission_to_read_it(cave):
     """Each page is asked for until it comes from the cache; then what it may say changes."""
     cave.add_index("eve/turns", bases=[])
-    upload(cave, "eve/turns", wheel("needs", "1.0", requires_dist=["turned"]), wheel("turned", "5.0"), user="eve")
+    upload(cave, "eve/turns", wheel("needs", "1.0", requires_dist=["turned"]), wheel("turned", "55.66"), user="eve")
     cave.add_index("eve/built", bases=["eve/turns"])
     upload(cave, "eve/built", wheel("turned", "1.0", requires_dist=["needs"]), user="eve")
-    cave.push("eve/turns", "turned", "5.0", user="eve", targetindex="eve/other")
-    paths = ("/eve/built/turned", "/eve/built/turned/1.0", "/eve/other/turned", "/eve/other/turned/5.0", "/eve/turns", "/eve/turns/needs/1.0", "/", "/eve")
+    cave.push("eve/turns", "turned", "55.66", user="eve", targetindex="eve/other")
+    paths = ("/eve/built/turned", "/eve/built/turned/1.0", "/eve/other/turned", "/eve/other/turned/55.66",
+             "/eve/turns", "/eve/turns/needs/1.0", "/", "/eve")
 
     def bodies(**options):
         return {path: cave.get(path, headers={"Accept": BROWSER}, **options).body for path in paths}
@@ -477,12 +540,12 @@ def test_a_kept_page_ends_with_the_permission_to_read_it(cave):
         before = bodies()
         assert bodies(user="sam").keys() == before.keys()
     naming = [path for path, body in before.items() if b"eve/turns" in body]
-    assert len(naming) == len(paths) - 1 and "/eve/other/turned/5.0" in naming
+    assert len(naming) == len(paths) - 1 and "/eve/other/turned/55.66" in naming
     assert cave.patch("/eve/turns", {"acl_pkg_read": ["eve"]}, user="eve").status == 200
     for options in ({}, {"user": "sam"}):
         for path, body in bodies(**options).items():
             assert b"eve/turns" not in body or path.startswith("/eve/turns"), path
-            assert b"5.0" not in body or "built" not in path, path
+            assert b"55.66" not in body or "built" not in path, path
     assert [path for path, body in bodies(user="eve").items() if b"eve/turns" in body] == naming
     assert all(b"eve/turns" not in body or path.startswith("/eve/turns") for path, body in bodies().items())
 
@@ -506,7 +569,8 @@ def test_a_kept_page_is_for_the_one_who_asked(cave):
     basic = {"user": "una", "password": "pw"}
     browser = Browser(cave)
     browser.log_in("una")
-    assert all(seen(**basic) and seen(user="una") and not seen() and not seen(user="sam") and not seen(user="una", password="no")
+    assert all(seen(**basic) and seen(user="una") and not seen() and not seen(user="sam") and not seen(user="una",
+        password="no")
                for _ in range(3))
     assert all("mine" in browser.get("/una/own").text for _ in range(3))
     cookie = "; ".join("%s=%s" % pair for pair in browser.cookies.items())
@@ -520,9 +584,12 @@ def test_a_kept_page_is_for_the_one_who_asked(cave):
 
 # -- requests that no browser sends
 
-PAGES = ["/", "/mal", "/mal/dev0", "/mal/dev0?show=settings", "/mal/dev0/evil", HOME, HOME + "/+toxresults/evil-1.0-py3-none-any.whl",
-         HOME + "/+files/evil-1.0-py3-none-any.whl", HOME + "/+files/evil-1.0-py3-none-any.whl/evil/__init__.py", HOME + "/+d/index.html",
-         "/mal/dev0/evil/+diff/1.0...1.1", "/mal/dev0/evil/+why", "/mal/dev0/evil/+dependents", "/mal/dev0/+compare/ben/dev0",
+PAGES = ["/", "/mal", "/mal/dev0", "/mal/dev0?show=settings", "/mal/dev0/evil", HOME,
+         HOME + "/+toxresults/evil-1.0-py3-none-any.whl",
+         HOME + "/+files/evil-1.0-py3-none-any.whl", HOME + "/+files/evil-1.0-py3-none-any.whl/evil/__init__.py",
+         HOME + "/+d/index.html",
+         "/mal/dev0/evil/+diff/1.0...1.1", "/mal/dev0/evil/+why", "/mal/dev0/evil/+dependents",
+         "/mal/dev0/+compare/ben/dev0",
          "/+search?query=lantern", "/+search", "/+help", "/+help/search", "/+login"]
 
 
@@ -543,7 +610,8 @@ def test_a_page_keeps_to_http(site, path):
         again = site.get(path, headers={**plain, "If-None-Match": 'W/"x", ' + reply.headers["ETag"]})
         assert again.status == 304 and not again.body
     for method in ("POST", "PUT", "DELETE", "PATCH", "PUSH", "X" * 50):
-        assert site.request(method, path, body=b"x", headers=plain).status in (400, 401, 403, 404, 405, 409, 411, 413, 415, 501)
+        assert site.request(method, path, body=b"x", headers=plain).status in (400, 401, 403, 404, 405, 409, 411, 413,
+            415, 501)
 
 
 def test_slow_readers_do_not_hold_up_others(site):
@@ -566,10 +634,14 @@ def test_slow_readers_do_not_hold_up_others(site):
 
 def test_pages_of_what_vanishes_meanwhile(site):
     """Pages of a project while its releases, its index and its files come and go: there or not there, never an error."""
-    paths = ["/amy/busy", "/amy/busy/thing", "/amy/busy/thing/1.0", "/amy/busy/thing/latest", "/amy/busy/thing/1.0/+files/thing-1.0-py3-none-any.whl",
-             "/amy/busy/thing/1.0/+files/thing-1.0-py3-none-any.whl/thing/__init__.py", "/amy/busy/thing/+diff/1.0...1.1",
-             "/amy/busy/thing/1.0/+toxresults/thing-1.0-py3-none-any.whl", "/amy/busy/thing/+why", "/amy/busy/thing/+dependents",
-             "/amy/busy/+compare/mal/dev0", "/amy/busy/thing/1.0/+d/index.html", "/amy/busy/thing/1.0/+doc/index.html", "/amy", "/",
+    paths = ["/amy/busy", "/amy/busy/thing", "/amy/busy/thing/1.0", "/amy/busy/thing/latest",
+             "/amy/busy/thing/1.0/+files/thing-1.0-py3-none-any.whl",
+             "/amy/busy/thing/1.0/+files/thing-1.0-py3-none-any.whl/thing/__init__.py",
+             "/amy/busy/thing/+diff/1.0...1.1",
+             "/amy/busy/thing/1.0/+toxresults/thing-1.0-py3-none-any.whl", "/amy/busy/thing/+why",
+             "/amy/busy/thing/+dependents",
+             "/amy/busy/+compare/mal/dev0", "/amy/busy/thing/1.0/+d/index.html",
+             "/amy/busy/thing/1.0/+doc/index.html", "/amy", "/",
              "/+search?query=thing", "/amy/busy/+feed.atom", "/amy/busy?sort=-uploaded", "/amy/busy?show=settings"]
     statuses, stop = set(), threading.Event()
 
@@ -591,7 +663,8 @@ def test_pages_of_what_vanishes_meanwhile(site):
             for version in ("1.0", "1.1"):
                 upload(site, "amy/busy", wheel("thing", version, requires_dist=["thing"]), user="amy")
             upload_docs(site, "amy/busy", documentation("thing", "1.0"), user="amy")
-            site.post(path_of(wheel("thing", "1.0", requires_dist=["thing"]), "amy/busy"), {"testenvs": {"e": {}}}, user="amy")
+            site.post(path_of(wheel("thing", "1.0", requires_dist=["thing"]), "amy/busy"), {"testenvs": {"e": {}}},
+                      user="amy")
             time.sleep(0.05)
             site.delete("/amy/busy/thing/1.0", user="amy")
             site.delete("/amy/busy/thing", user="amy")
@@ -607,15 +680,19 @@ def test_damaged_and_missing_files_have_pages(site):
     tested = wheel("broken", "1.0", extra_members={"a.txt": b"a\n" * 20000})
     upload(site, "amy/plain", tested, wheel("broken", "1.1"), user="amy")
     upload_docs(site, "amy/plain", documentation("broken", "1.0"), user="amy")
-    assert site.post(path_of(tested, "amy/plain"), {"testenvs": {"e": {"test": [{"command": "c", "retcode": 0, "output": "o"}]}}}, user="amy").status == 200
+    assert site.post(path_of(tested, "amy/plain"),
+                     {"testenvs": {"e": {"test": [{"command": "c", "retcode": 0, "output": "o"}]}}},
+                     user="amy").status == 200
     home = "/amy/plain/broken/1.0"
-    paths = [home, "/amy/plain/broken", "/amy/plain", home + "/+files/" + tested.filename, home + "/+files/%s/a.txt" % tested.filename,
+    paths = [home, "/amy/plain/broken", "/amy/plain", home + "/+files/" + tested.filename,
+             home + "/+files/%s/a.txt" % tested.filename,
              "/amy/plain/broken/+diff/1.0...1.1", home + "/+toxresults/" + tested.filename, home + "/+d/index.html"]
     paths += [link for link in page(site, paths[-2]).links if "toxresult-" in link]
     digests = [each["hashes"]["sha256"] for each in links(site, home.strip("/"))]
     stored = [each for digest in digests for each in (site.directory / "files").rglob(digest)]
     assert len(stored) == 3
-    for spoil in (lambda path: path.write_bytes(b"PK" + os.urandom(path.stat().st_size - 2)), lambda path: path.write_bytes(b""), os.unlink):
+    for spoil in (lambda path: path.write_bytes(b"PK" + os.urandom(path.stat().st_size - 2)),
+                  lambda path: path.write_bytes(b""), os.unlink):
         for file in stored:
             file.chmod(stat.S_IRUSR | stat.S_IWUSR)
             spoil(file)
@@ -633,9 +710,11 @@ def small_site(server):
     server.add_user("ann")
     server.add_index("ann/dev", bases=[])
     server.add_index("ann/below", bases=["ann/dev"])
-    upload(server, "ann/dev", wheel("demo", "1.0", requires_dist=["other"]), sdist("demo", "1.1"), wheel("other", "1.0"))
+    upload(server, "ann/dev", wheel("demo", "1.0", requires_dist=["other"]), sdist("demo", "1.1"),
+           wheel("other", "1.0"))
     upload_docs(server, "ann/dev", documentation("demo", "1.0"))
-    assert server.post(path_of(wheel("demo", "1.0", requires_dist=["other"]), "ann/dev"), {"testenvs": {"e": {}}}, user="ann").status == 200
+    assert server.post(path_of(wheel("demo", "1.0", requires_dist=["other"]), "ann/dev"), {"testenvs": {"e": {}}},
+                       user="ann").status == 200
 
 
 def own_pages(server, **options):
@@ -646,7 +725,8 @@ def own_pages(server, **options):
 def test_a_replica_and_a_read_only_copy_serve_the_same_pages(tmp_path):
     primary = primary_at(tmp_path / "primary").start()
     replica = replica_at(tmp_path / "replica", primary)
-    copy = Server(tmp_path / "copy", root_password=None, script=patched(tmp_path, "devpi_lite.is_read_only = lambda path: True"))
+    copy = Server(tmp_path / "copy", root_password=None, script=patched(tmp_path,
+        "devpi_lite.is_read_only = lambda path: True"))
     try:
         small_site(primary)
         replica.start()
@@ -680,11 +760,13 @@ def test_all_links_stay_below_an_outside_url(make_server):
         if b'id="main"' in reply.body:
             shown = check_page(reply)
             found = [attributes[name] for tag, attributes in shown.elements for name in ("href", "src")
-                     if attributes.get(name) and tag != "link"] + [each["href"] for each in shown.of("link") if each["rel"] != "icon"]
+                     if attributes.get(name) and tag != "link"] + [each["href"] for each in shown.of("link")
+                         if each["rel"] != "icon"]
             assert all(form["action"].startswith("/deep/er/") for form in shown.of("form") if "action" in form)
             assert "127.0.0.1" not in shown.text and "/ann/dev/+simple/" not in shown.text.replace("https://outside.example/deep/er/", "")
         elif "xml" in reply.headers["Content-Type"]:
-            found = re.findall(r"https?://[^\"<?]+", reply.text.replace("http://www.w3.org/2005/Atom", "").replace("http://a9.com/-/spec/opensearch/1.1/", ""))
+            found = re.findall(r"https?://[^\"<?]+", reply.text.replace("http://www.w3.org/2005/Atom",
+                "").replace("http://a9.com/-/spec/opensearch/1.1/", ""))
             assert all(url.startswith("https://outside.example/deep/er/") for url in found)
         for link in found:
             url = urllib.parse.urljoin("https://outside.example/deep/er" + path, link.partition("#")[0])
@@ -717,32 +799,44 @@ def fill_up(server):
     server.passwords["zoe"] = "pw"
     for number in range(260):
         owner = "zoe" if number < 140 else "u%02d" % (number % 40)
-        assert server.put("/%s/i%03d" % (owner, number), {"bases": [], "title": "t" * 5000}, user="root").status == 200
-    server.add_index("zoe/all", bases=["zoe/i%03d" % number for number in range(50)], mirror_whitelist=["p%d" % number for number in range(1500)],
+        assert server.put("/%s/i%03d" % (owner, number), {"bases": [], "title": "t" * 5000},
+                          user="root").status == 200
+    server.add_index("zoe/all", bases=["zoe/i%03d" % number for number in range(50)],
+                     mirror_whitelist=["p%d" % number for number in range(1500)],
                      acl_upload=["zoe"] + [":group%d" % number for number in range(500)], description="d" * 50000)
     many = wheel("wide", "1.0")
     for number in range(130):
-        upload(server, "zoe/all", wheel("wide", "1.0", tag="cp3%d-cp3%d-manylinux_2_%d_x86_64" % (number % 10, number % 10, number // 10)))
+        upload(server, "zoe/all", wheel("wide", "1.0", tag="cp3%d-cp3%d-manylinux_2_%d_x86_64" % (number % 10,
+            number % 10, number // 10)))
     upload(server, "zoe/all", many)
     for number in range(60):
-        result = {"host": "h" * 5000, "testenvs": {"e%03d" % each: {"test": [{"command": "c" * 2000, "retcode": 1, "output": "o" * 900}] * 3}
+        result = {"host": "h" * 5000, "testenvs": {"e%03d" % each: {"test": [{"command": "c" * 2000, "retcode": 1,
+            "output": "o" * 900}] * 3}
                                                   for each in range(5 if number else 150)}}
         assert server.post(path_of(many, "zoe/all"), result, user="zoe").status == 200
     lines = ["line %d <&>" % number for number in range(1200)]
-    upload(server, "zoe/all", wheel("wordy", "1.0", extra_members={"a%03d/LICENSE" % number: b"\n" for number in range(500)}), fields={
-        "classifiers": lines, "requires_dist": ["dep%d>=1; extra == 'x%d'" % (number, number) for number in range(1000)],
-        "project_urls": ["l%d, https://x.example/%d/%s" % (number, number, "x" * 300) for number in range(500)], "license_file": lines,
-        "keywords": "k " * 50000, "author": "a" * 50000, "summary": "s" * 50000, "odd_field": "o" * 50000, "requires_python": ">=3" + ".0" * 20000})
+    upload(server, "zoe/all", wheel("wordy", "1.0", extra_members={"a%03d/LICENSE" % number: b"\n"
+        for number in range(500)}), fields={
+        "classifiers": lines, "requires_dist": ["dep%d>=1; extra == 'x%d'" % (number, number)
+                                                for number in range(1000)],
+        "project_urls": ["l%d, https://x.example/%d/%s" % (number, number, "x" * 300) for number in range(500)],
+        "license_file": lines,
+        "keywords": "k " * 50000, "author": "a" * 50000, "summary": "s" * 50000, "odd_field": "o" * 50000,
+        "requires_python": ">=3" + ".0" * 20000})
     upload(server, "zoe/all", wheel("wordy", "1.1", extra_members={"lines.txt": b"\n" * 500000}))
     for number in range(130):
         reply = server.post_form("zoe/i001", {":action": "submit", "name": "many", "version": "1.%d" % number})
         assert reply.status == 200
 
 
-WEIGHED = ["/", "/zoe", "/zoe?after=i050", "/zoe/all", "/zoe/all?show=settings", "/zoe/all?show=inheritance", "/zoe/all/wide", "/zoe/all/wide/1.0",
-           "/zoe/all/wide/1.0?from=50", "/zoe/all/wide/1.0?python=3.3", "/zoe/all/wide/1.0/+toxresults/wide-1.0-py3-none-any.whl", "/zoe/all/wordy",
-           "/zoe/all/wordy/1.0", "/zoe/all/wordy/1.0/+files/wordy-1.0-py3-none-any.whl", "/zoe/i001/many", "/zoe/i001/many?from=100",
-           "/zoe/i001/+compare/zoe/all", "/zoe/all/+compare/zoe/i001", "/zoe/all/wide/+why", "/+status", "/+search?query=wide"]
+WEIGHED = ["/", "/zoe", "/zoe?after=i050", "/zoe/all", "/zoe/all?show=settings", "/zoe/all?show=inheritance",
+           "/zoe/all/wide", "/zoe/all/wide/1.0",
+           "/zoe/all/wide/1.0?from=50", "/zoe/all/wide/1.0?python=3.3",
+           "/zoe/all/wide/1.0/+toxresults/wide-1.0-py3-none-any.whl", "/zoe/all/wordy",
+           "/zoe/all/wordy/1.0", "/zoe/all/wordy/1.0/+files/wordy-1.0-py3-none-any.whl", "/zoe/i001/many",
+           "/zoe/i001/many?from=100",
+           "/zoe/i001/+compare/zoe/all", "/zoe/all/+compare/zoe/i001", "/zoe/all/wide/+why", "/+status",
+           "/+search?query=wide"]
 
 
 @pytest.mark.parametrize("path", WEIGHED)
@@ -772,7 +866,8 @@ def test_pages_lead_through_all_of_a_long_list(full):
     files = all_rows("/zoe/all/wide/1.0", lambda shown: [text for _, text in shown.with_text("h3")])
     assert len(set(files)) == len(files) == 131
     results = "/zoe/all/wide/1.0/+toxresults/wide-1.0-py3-none-any.whl"
-    paths = all_rows(results, lambda shown: [link for link in dict.fromkeys(shown.links) if link.startswith(results + "/")])
+    paths = all_rows(results, lambda shown: [link for link in dict.fromkeys(shown.links)
+                                             if link.startswith(results + "/")])
     assert len(set(paths)) == len(paths) == 60
     whole = page(full, paths[-1])
     assert "There may be more in the result" in whole.text and len(whole.source) < 900 << 10
@@ -818,11 +913,16 @@ def test_what_upstream_says_stays_a_text(mirrors, scripted):
     scripted.answers["/files/evil-2.0<script>.tar.gz"] = b"x"
     scripted.page("evil", *[
         entry(archive.filename, hashes={"sha256": archive.sha256}, yanked=evil, size=len(archive.content), **{
-            "requires-python": evil, "upload-time": evil, "core-metadata": True, "provenance": "javascript:" + evil}) for archive in wheels],
-        entry("evil-2.0<script>.tar.gz", hashes={"sha256": hashlib.sha256(b"x").hexdigest()}), entry("../evil-3.tar.gz"), entry("evil-4.tar.gz", url="javascript:alert(1)"),
-        versions=["1.0", "1.1", evil, "3<b>{0}"], alternate_locations=[evil], **{"project-status": {"status": evil, "reason": evil}})
-    scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [{"name": evil}, {"name": "evil"}, {"name": "<script>"}]}
-    mirrors.add_index("mia/mirror", type="mirror", mirror_url=scripted.url, mirror_web_url_fmt="javascript:{name}", title=evil)
+            "requires-python": evil, "upload-time": evil, "core-metadata": True, "provenance": "javascript:" + evil})
+            for archive in wheels],
+        entry("evil-2.0<script>.tar.gz", hashes={"sha256": hashlib.sha256(b"x").hexdigest()}),
+        entry("../evil-3.tar.gz"), entry("evil-4.tar.gz", url="javascript:alert(1)"),
+        versions=["1.0", "1.1", evil, "3<b>{0}"], alternate_locations=[evil], **{"project-status": {"status": evil,
+            "reason": evil}})
+    scripted.answers["/simple/"] = {"meta": {"api-version": "1.0"}, "projects": [{"name": evil}, {"name": "evil"},
+        {"name": "<script>"}]}
+    mirrors.add_index("mia/mirror", type="mirror", mirror_url=scripted.url, mirror_web_url_fmt="javascript:{name}",
+                      title=evil)
     mirrors.add_index("mia/above", bases=["mia/mirror"])
     mirrors.get("/mia/mirror/+simple/")
     for path in ("/mia/mirror/evil", "/mia/above/evil/1.0"):
@@ -833,7 +933,8 @@ def test_what_upstream_says_stays_a_text(mirrors, scripted):
     assert "lantern </title>" in seen["/mia/above/evil/1.0"].main
     for path, found in seen.items():
         if found:
-            assert len(found.of("script")) == 1 and not found.of("img") and not [link for link in found.links if "javascript" in link[:20]], path
+            assert len(found.of("script")) == 1 and not found.of("img") and not [link for link in found.links
+                if "javascript" in link[:20]], path
 
 
 WRONG = [None, 1, True, [], {}, ["<b>"], {"<b>": 1}, "<b>x</b>\n", 1e300, "\ud800"]
@@ -845,16 +946,19 @@ def test_json_of_upstream_may_be_of_any_kind(mirrors, scripted, number):
     scripted.answers["/simple/"] = {"meta": wrong, "projects": [wrong, {"name": wrong}]}
     good = wheel("p0", "1.0")
     scripted.page("p0", entry(good.filename, hashes={"sha256": good.sha256}, **{key: wrong for key in (
-        "requires-python", "yanked", "size", "upload-time", "core-metadata", "provenance", "gpg-sig")}), versions=wrong, **{"project-status": wrong})
+        "requires-python", "yanked", "size", "upload-time", "core-metadata", "provenance", "gpg-sig")}),
+        versions=wrong, **{"project-status": wrong})
     scripted.answers["/simple/p1/"] = {"meta": {"api-version": "1.0"}, "name": wrong, "files": wrong}
-    scripted.answers["/simple/p2/"] = {"meta": wrong, "name": "p2", "files": [wrong, {"filename": wrong, "url": wrong, "hashes": wrong}]}
+    scripted.answers["/simple/p2/"] = {"meta": wrong, "name": "p2", "files": [wrong, {"filename": wrong, "url": wrong,
+        "hashes": wrong}]}
     scripted.answers["/simple/p3/"] = [wrong]
     scripted.page("p4", entry("p4-1.0-py3-none-any.whl", hashes={"sha256": wrong, "md5": wrong}),
                   **{"project-status": {"status": wrong, "reason": wrong}})
     mirrors.add_index(index, type="mirror", mirror_url=scripted.url)
     mirrors.get("/%s/+simple/" % index)
     for project in ("p0", "p1", "p2", "p3", "p4"):
-        for path in ("", "/1.0", "/+why", "/+dependents", "/+diff/1.0...1.0", "/1.0/+files/%s-1.0-py3-none-any.whl" % project):
+        for path in ("", "/1.0", "/+why", "/+dependents", "/+diff/1.0...1.0",
+                     "/1.0/+files/%s-1.0-py3-none-any.whl" % project):
             reply = mirrors.get("/%s/%s%s" % (index, project, path), headers={"Accept": BROWSER})
             assert reply.status in (200, 404, 502, 503) and not check_page(reply).of("b"), (path, reply)
     for path in ("", "?show=names", "?q=p"):
