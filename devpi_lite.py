@@ -1459,7 +1459,7 @@ class Limits:
     shown_commands = 300            # and of how many
     shown_results = 50              # rows of a table of test results
     results_of_one = 10             # of these, of one result with many environments
-    shown_files = 50                # of a version, on one page
+    shown_files = 40                # of a version, on one page
     shown_indexes = 20              # of one user, on the front page
     shown_text = 2000               # characters of a field of metadata, or of a description
     shown_title = 200               # of a title or summary
@@ -1588,7 +1588,7 @@ class Limits:
     compared_size = 1 << 20         # characters of the differences, with 64 more for each line
     wheel_tags = 200                # combinations of tags that one wheel's name stands for
     matrix_side = 40                # rows, and columns, of a table of wheels,
-    matrix_cells = 200              # and both multiplied
+    matrix_cells = 160              # and both multiplied
     shown_attestations = 20         # of one file
     remembered_passwords = 1000
     password_memory = 300           # seconds for which a checked password is not hashed again

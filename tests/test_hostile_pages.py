@@ -831,7 +831,7 @@ def fill_up(server):
 
 WEIGHED = ["/", "/zoe", "/zoe?after=i050", "/zoe/all", "/zoe/all?show=settings", "/zoe/all?show=inheritance",
            "/zoe/all/wide", "/zoe/all/wide/1.0",
-           "/zoe/all/wide/1.0?from=50", "/zoe/all/wide/1.0?python=3.3",
+           "/zoe/all/wide/1.0?from=40", "/zoe/all/wide/1.0?python=3.3",
            "/zoe/all/wide/1.0/+toxresults/wide-1.0-py3-none-any.whl", "/zoe/all/wordy",
            "/zoe/all/wordy/1.0", "/zoe/all/wordy/1.0/+files/wordy-1.0-py3-none-any.whl", "/zoe/i001/many",
            "/zoe/i001/many?from=100",
@@ -842,7 +842,7 @@ WEIGHED = ["/", "/zoe", "/zoe?after=i050", "/zoe/all", "/zoe/all?show=settings",
 @pytest.mark.parametrize("path", WEIGHED)
 def test_a_page_is_light(full, path):
     found = page(full, path)
-    assert len(found.source.encode()) <= (120 if "wordy/1.0" in path else 75) << 10, len(found.source)
+    assert len(found.source.encode()) <= (120 if "wordy/1.0" in path else 60) << 10, len(found.source)
     zipped_size = len(full.get(path, headers={"Accept": BROWSER, "Accept-Encoding": "gzip"}).body)
     assert zipped_size <= 15 << 10, zipped_size
     before = worked(full)
