@@ -1462,7 +1462,8 @@ class Limits:
     shown_files = 40                # of a version, on one page
     shown_indexes = 20              # of one user, on the front page
     shown_text = 2000               # characters of a field of metadata, or of a description
-    shown_title = 200               # of a title or summary
+    shown_title = 200               # of a title or summary,
+    listed_title = 100              # and of a title in a list of indexes
     page_cache = 64 << 20
     turn = 0.5                      # seconds that a request waits for another to make the same page
     ready_response = 1 << 20        # the largest response that the front keeps ready
@@ -27341,7 +27342,8 @@ def _index_table(request, indexes):
     return table("Indexes", ("Index", "Title", "Size", "Last upload", "Bases or upstream"), [
         (joined((link(request.href(each.index.path), each.index.path), badge(each.index.type),
                  _restriction(each.index)), " "),
-         shortened(each.index.config.get("title")), _size_words(each), day(each.uploaded),
+         shortened(each.index.config.get("title"), Limits.listed_title),
+         _size_words(each), day(each.uploaded),
          _sources_of(request, each.index)) for each in summaries], "even")
 
 
