@@ -35,7 +35,8 @@ SECONDS = dict(re.findall(r"(\w+)=(\d+)", """
     fsck=10 client_listing=10 uploads=9 search=9 replicas=9 replica_medium=9 export=9 devpi_passwords=9
     client_install=9 visibility=8 triggers=8 replay_refusals=8 removal=8 pypi_json=8 project_lists=8 offline=8
     import_dumps=8 http=8 docs=8 cut_off=8 coherence=8 client_test=8 client_errors=8 devpi_dumps=60
-    replica_day=60 balancer=60 every_page=60
+    replica_day=60 balancer=60 every_page=60 hostile_pages=18 pages_of_server=14 pages=9 downloads=8 relations=8
+    web_actions=7 inside_archives=6 manual=6 doc_viewer=6 descriptions=6
 """))
 USUAL = 5
 ENOUGH = 40     # for one process
