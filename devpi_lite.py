@@ -17058,6 +17058,7 @@ class SearchIndex(Part):
 
             until = time.monotonic() + Limits.search_time
             db.set_progress_handler(lambda: time.monotonic() > until, 10000)
+            db.execute("BEGIN")     # all statements see the same moment
             yield db
         except sqlite3.DatabaseError as error:
             if "interrupted" in str(error):
@@ -17069,6 +17070,7 @@ class SearchIndex(Part):
         finally:
             if db is not None:
                 db.set_progress_handler(None, 0)
+                db.rollback()
                 if self.lost:
                     db.close()
                 else:

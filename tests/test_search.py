@@ -1,16 +1,18 @@
 """Search: the query language, ranking, names of mirrors, suggestions, XML-RPC, and an index that keeps up in the background."""
 
+import concurrent.futures
 import dataclasses
 import random
 import re
+import time
 import urllib.parse
 import xmlrpc.client
 
 import pytest
 
 from harness import (
-    Server, Upstream, documentation, eventually, links, normal_name, path_of, sdist, serial,
-    submit, upload, upload_docs, wheel)
+    Server, Upstream, documentation, eventually, links, normal_name, patched, path_of, sdist,
+    serial, submit, upload, upload_docs, wheel)
 
 HIT_KEYS = {"name", "version", "index", "summary", "url", "score"}
 HEADERS = {
@@ -915,6 +917,31 @@ def test_what_changed_just_before_a_crash_is_known_after_it(make_server):
     server.kill()
     server.start()
     eventually(lambda: found(server, "thylacine") == {"eve/dev/" + archive.name for archive in archives})
+
+SLOW_RANKING = """
+scores = devpi_lite.Matcher.scores
+def slowly(self, found):
+    result = scores(self, found)
+    if "gazelle" in self.query.text:
+        devpi_lite.time.sleep(1)
+    return result
+devpi_lite.Matcher.scores = slowly
+"""
+
+
+def test_a_search_sees_one_moment(make_server, tmp_path):
+    """A hit that leaves the index while it is ranked is in the count and in the list, or in neither."""
+    server = make_server(script=patched(tmp_path, SLOW_RANKING))
+    server.add_user("eve")
+    server.add_index("eve/dev")
+    upload(server, "eve/dev", release("leaving", "1.0", "gazelle"), release("staying", "1.0", "gazelle"))
+    eventually(lambda: len(server.get("/+search?query=gazelle").result["hits"]) == 2)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(server.get, "/+search?query=gazelle")
+        time.sleep(0.2)
+        assert server.delete("/eve/dev/leaving", user="eve").status == 200
+        found = searching.result().result
+    assert found["total"] == len(found["hits"]) == 2
 
 
 def test_the_search_index_is_made_again_when_it_is_lost_or_broken(make_server, upstream):
