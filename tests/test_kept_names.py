@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from harness import SIMPLE_JSON, Upstream, audited, links, path_of, sdist, wheel
+from harness import SIMPLE_JSON, Upstream, audited, eventually, links, path_of, sdist, wheel
 
 numbers = itertools.count(1)
 
@@ -197,8 +197,8 @@ def test_a_project_whose_last_release_went_stays_private(site, above, what):
     assert_empty_and_private(site, above, "kim/above", name)
     names = [entry["name"] for entry in site.get("/kim/above/+simple/", headers={"Accept": SIMPLE_JSON}).json()["projects"]]
     assert name in names
-    hits = site.get("/+search?query=%s" % name).result
-    assert "kim/above" not in str(hits)
+    # the search index follows
+    eventually(lambda: "kim/above" not in str(site.get("/+search?query=%s" % name).result))
     body = {"name": name, "version": "1.0", "targetindex": "kim/dev"}
     reply = site.request("PUSH", "/kim/above", body, user="kim")
     assert (reply.status, reply.json()["message"]) == (400, "there are no files for %s 1.0 on stage kim/above" % name)
