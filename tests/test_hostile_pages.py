@@ -16,7 +16,7 @@ import xml.etree.ElementTree
 import pytest
 
 from archives import Archive, around, zipped
-from browser import Browser
+from forms import Browser
 from harness import (
     BROWSER, JSON, SOAK, Server, documentation, eventually, links, patched, path_of, sdist, upload, upload_docs,
     wheel, worked)

@@ -6,7 +6,7 @@ import urllib.parse
 import pytest
 
 import devpi_lite
-from browser import FORM, Browser
+from forms import FORM, Browser
 from harness import BROWSER, Server, audited, upload, wheel
 
 

@@ -6,7 +6,7 @@ import urllib.parse
 
 import pytest
 
-from browser import FORM, Browser
+from forms import FORM, Browser
 from harness import (
     BROWSER, Server, audited, documentation, eventually, path_of, rels, sdist, upload, upload_docs, wheel)
 from replicas import in_sync, primary_at, replica_at

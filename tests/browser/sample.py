@@ -5,7 +5,7 @@ import dataclasses
 import typing
 import urllib.parse
 
-from browser import Browser as Client
+from forms import Browser as Client
 from harness import (
     SIMPLE_JSON, Server, Upstream, documentation, eventually, links, patched, path_of, sdist, submit, upload, upload_docs, wheel)
 from webpages import RESULT

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from browser import Browser as Client
+from forms import Browser as Client
 from harness import Server, sdist, upload, wheel
 
 SCRIPTS = pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])

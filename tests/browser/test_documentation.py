@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from archives import Archive, zipped
-from browser import Browser as Client
+from forms import Browser as Client
 from chromium import SPHINX
 from harness import Server, upload, upload_docs, wheel
 
