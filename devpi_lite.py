@@ -10390,11 +10390,11 @@ class TestRun(typing.NamedTuple):
 
 
 def parse_test_run(content):
-    """The `TestRun` in the JSON of a test result."""
+    """The `TestRun` in the JSON of a test result, without tox 4's environments that build."""
     found = _object(content)
     outcomes = tuple(_outcome(str(name), about)
                      for name, about in _object(found.get("testenvs")).items()
-                     if isinstance(about, dict))
+                     if isinstance(about, dict) and not str(name).startswith(".pkg"))
     return TestRun(str(found.get("host") or ""), str(found.get("platform") or ""), outcomes)
 
 
@@ -10411,14 +10411,16 @@ def _outcome(environment, about):
 
 
 def _commands(entries):
-    """The `RunCommand`s of a part of a test run."""
+    """The `RunCommand`s of a part of a test run. One without an exit code has not failed: tox 4
+    leaves it out for what still runs."""
     found = []
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict):
-            words, code = entry.get("command"), str(entry.get("retcode", ""))
+            words, code = entry.get("command"), entry.get("retcode")
+            code = "" if code is None else str(code)
             if isinstance(words, list):
                 words = " ".join(map(str, words))
-            found.append(RunCommand(str(words or ""), code == "0", code,
+            found.append(RunCommand(str(words or ""), code in ("", "0"), code,
                                     str(entry.get("output") or "")))
     return found
 

@@ -34,6 +34,15 @@ def test_a_run_tells_its_host_its_environments_and_their_commands():
     assert outcome.commands == (("setup", ("pip install .", True, "0", "done")), ("test", ("pytest", False, "1", "")))
 
 
+def test_what_tox_4_runs_to_build_counts_for_nothing_and_no_exit_code_is_no_failure():
+    backend = [{"command": ["_optional_hooks"], "retcode": None}, {"command": ["freeze"]}]
+    run = devpi_lite.parse_test_run({"testenvs": {
+        "py": {"setup": backend, "test": [{"command": ["pytest"], "retcode": 0}]},
+        ".pkg_external": {"setup": [{"command": ["freeze"], "retcode": 1}]}, ".pkg": {}}})
+    assert [outcome.environment for outcome in run.outcomes] == ["py"] and run.passed is True
+    assert [command.exit_code for _, command in run.outcomes[0].commands] == ["", "", "0"]
+
+
 @pytest.mark.parametrize("content", [
     None, 5, [], "x", {}, {"testenvs": 5}, {"testenvs": []}, {"testenvs": {"a": 5, "b": None}},
     {"testenvs": None, "host": None}])
