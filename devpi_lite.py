@@ -7863,6 +7863,11 @@ class Index:
         return self.config["volatile"]
 
     @property
+    def digest(self):
+        """The SHA-256 of the configuration, by which a form knows whether it is still the same."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+    @property
     def restricted(self):
         """Whether not everybody may read the index."""
         return ANONYMOUS not in self.config.get("acl_pkg_read", (ANONYMOUS,))
@@ -8466,11 +8471,16 @@ class Indexes(Part):
         self._require_readable(edit.config, (), may_read)
         return self.store.write(insert_index, user, name, edit.config, may_inherit, actor=actor)
 
-    def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR, may_read=None):
+    def modify(self, index, body, error_on_noop=False, actor=NO_ACTOR, may_read=None,
+               seen=None):
         """devpi: PATCH /user/index, with an object or a list of operators. Returns the new `Index`.
 
-        Of simultaneous edits, each is made on the result of the one before."""
+        Of simultaneous edits, each is made on the result of the one before; with `seen`, the
+        `Index.digest` that the caller saw, it is a Conflict to come after another."""
         for _ in range(Limits.edits):
+            if seen not in (None, index.digest):
+                raise Conflict("the settings were changed by somebody else meanwhile: open the "
+                               "form again")
             config = self._edited(index, body)
             if config == index.config:
                 if error_on_noop:
@@ -30066,18 +30076,15 @@ def settings_form(request, sent, index):
     """Change the configuration of an index."""
     kinds, defaults = kinds_of_options(index.type), index_defaults(index.type, index.user)
     shown = {key: _option_text(kind, index.config.get(key)) for key, kind in kinds.items()}
-    seen = hashlib.sha256(json.dumps(index.config, sort_keys=True).encode()).hexdigest()
 
     def act():
-        if sent.get("seen") != seen:
-            raise Conflict("the settings were changed by somebody else meanwhile: open the form "
-                           "again")
         changed = {key: text for key, text in ((key, sent.get(key, shown[key])) for key in shown)
                    if text.strip() != shown[key]}
         body = {key: _option_value(kinds[key], text.strip(), key in defaults)
                 for key, text in changed.items()}
         request.app.indexes.modify(index, body, actor=request.actor,
-                                   may_read=functools.partial(may_read, request))
+                                   may_read=functools.partial(may_read, request),
+                                   seen=sent.get("seen", ""))
         if not changed:
             return done(request, index.path, "Nothing was changed.")
         before = "; ".join(f"{key} was {one_line(shown[key], 100) or 'not set'}"
@@ -30090,7 +30097,7 @@ def settings_form(request, sent, index):
     return Form(f"Settings of {index.path}", index.path, (
         markup("<p>{} explains each. Changes hold at once. The next page says what was set before."
                "</p>", link(request.href("+help/indexes"), "The manual")),),
-        (*fields, Field("seen", "", seen, "hidden")), "Change settings", act)
+        (*fields, Field("seen", "", index.digest, "hidden")), "Change settings", act)
 
 
 def _option_field(key, kind, text, has_default):

@@ -1,7 +1,9 @@
 """The forms of the web pages: what each says, does, refuses and how it is undone; and who may send it."""
 
+import concurrent.futures
 import itertools
 import re
+import threading
 import urllib.parse
 
 import pytest
@@ -348,6 +350,26 @@ def test_settings_that_somebody_else_changed_meanwhile_are_not_lost(server, inde
     assert page.status == 409 and "by somebody else" in page.text
     config = server.get("/" + index).result
     assert (config["title"], config["volatile"]) == ("theirs", True)
+
+
+def test_of_two_browsers_that_send_settings_at_once_one_wins(server, index, alice):
+    for round_ in range(6):
+        form = alice.get("/%s/+settings" % index).form("+settings")
+        titles = ["%d of round %d" % (number, round_) for number in range(2)]
+        both = threading.Barrier(2)
+
+        def send(title, browser):
+            both.wait()
+            return browser.submit(form, follow=False, title=title).status
+
+        browsers = [Browser(server), Browser(server)]
+        for browser in browsers:
+            for cookie in alice.jar:
+                browser.jar.set_cookie(cookie)
+        with concurrent.futures.ThreadPoolExecutor() as threads:
+            statuses = list(threads.map(send, titles, browsers))
+        assert sorted(statuses) == [303, 409]
+        assert server.get("/" + index).result["title"] == titles[statuses.index(303)]
 
 
 def test_a_setting_that_is_refused_comes_again(server, index, alice):
