@@ -12437,11 +12437,12 @@ class MirrorPages(PartOfMirrors):
     def refresh(self, indexes, name):
         """Have mirrors fetch a project's page now (devpi: POST .../refresh).
 
-        If that fails, the old page stays. A page that any request refreshed within the last second
-        is not fetched again. Waits for `request_timeout` seconds, for all mirrors together."""
+        If that fails, the old page stays; returns the `Problem`s of the mirrors that failed. A page
+        that any request refreshed within the last second is not fetched again. Waits for
+        `request_timeout` seconds, for all mirrors together."""
         if len(name) > Limits.project_name:
-            return
-        flights = []
+            return []
+        flights, troubles = [], []
         for index in indexes:
             if self.upstreams.is_cut_off(index):
                 continue
@@ -12455,6 +12456,7 @@ class MirrorPages(PartOfMirrors):
                     index, "page", name, functools.partial(self._fetch_page, index, name))))
             except Busy as problem:
                 log.warning("mirror %s is not refreshed: %s", index.path, problem.message)
+                troubles.append(problem)
 
         deadline = time.monotonic() + self.settings.request_timeout
         for index, flight in flights:
@@ -12462,6 +12464,8 @@ class MirrorPages(PartOfMirrors):
                 if self.upstreams.wait(index, flight.wait, deadline - time.monotonic()) \
                         and flight.error:
                     log.warning("mirror %s: %s", index.path, flight.error.message)
+                    troubles.append(flight.error)
+        return troubles
 
     def ask_for_file(self, index, filename):
         """Have a replica fetch the page that lists a file: the client may have its path from the
@@ -13879,8 +13883,10 @@ class Stage:
     def ask_for_file(self, filename):
         """Nothing: the log names all files of a stage."""
 
-    def metadata_file(self, file):
-        """The SHA-256 of a wheel's metadata file, whose bytes are here then; None or NotFound."""
+    def metadata_file(self, file, by_wheel=True):
+        """The SHA-256 of a wheel's metadata file, whose bytes are here then; None or NotFound.
+
+        `by_wheel`: whether a mirror may fetch the wheel for it."""
         return file.metadata_sha256
 
 
@@ -13972,8 +13978,8 @@ class Mirror:
         """On a replica, have the page fetched that may list a file."""
         self.mirrors.pages.ask_for_file(self.index, filename)
 
-    def metadata_file(self, file):
-        return self.mirrors.files.metadata_hash(self.index, file)
+    def metadata_file(self, file, by_wheel=True):
+        return self.mirrors.files.metadata_hash(self.index, file, by_wheel)
 
 
 class Projects:
@@ -14202,11 +14208,13 @@ class Projects:
             policy.refuse(index, place)
         return self.at(index).open(place.file, for_head)
 
-    def open_metadata(self, index, place):
-        """(SHA-256, bytes) of a file's metadata file (PEP 658); NotFound if it has none."""
+    def open_metadata(self, index, place, by_wheel=True):
+        """(SHA-256, bytes) of a file's metadata file (PEP 658); NotFound if it has none.
+
+        `by_wheel`: whether a mirror may fetch the wheel for it."""
         for policy in POLICIES:
             policy.refuse(index, place)
-        sha256 = self.at(index).metadata_file(place.file)
+        sha256 = self.at(index).metadata_file(place.file, by_wheel)
         data = metadata_bytes(self.store, self.mirrors.files.blobs, sha256) if sha256 else None
         if data is None:
             raise NotFound(f"no metadata found in {index.path}/{place.file.path}")
@@ -26007,20 +26015,27 @@ def redirect_to_slash(request, index, project=None):
        then_here=True)
 def refresh_project(request, index, project):
     """devpi: have each readable mirror in the resolution order fetch the project's page again."""
+    _refresh(request, index, project)
+    return redirect(request.url(f"{index.path}/+simple/{project}/"))
+
+
+def _refresh(request, index, project):
+    """Do so; returns the `Problem`s of the mirrors that failed."""
     app = request.app
     if app.mirrors.upstreams.is_offline:
         raise Conflict(f"The project {project} is not refreshed: "
                        "in offline mode upstream is not asked.")
     mirrors = [member for member in app.projects.mirrors_in(index)
                if member is index or app.permissions.read(request.identity, member)]
-    app.mirrors.pages.refresh(mirrors, project)
-    return redirect(request.url(f"{index.path}/+simple/{project}/"))
+    return app.mirrors.pages.refresh(mirrors, project)
 
 
 @route("POST", "/{user}/{index}/{project}/refresh", for_="people", may="read", then_here=True)
 def refresh_and_show(request, index, project):
-    """devpi-web: the same, and back to the project's page."""
-    refresh_project(request, index, project)
+    """devpi-web: the same, and back to the project's page; or why a mirror failed."""
+    troubles = _refresh(request, index, project)
+    if troubles:
+        raise troubles[0]
     return redirect(request.url(f"{index.path}/{project}"))
 
 
@@ -28190,7 +28205,9 @@ def _description(request, index, shown):
 
 def _can_be_loaded(request, shown):
     """Whether upstream can be asked for the metadata of a version."""
-    return any(file.core_metadata for file in shown.release.files) \
+    files = shown.release.files
+    return any(file.core_metadata for file in files) \
+        and not any(file.metadata_sha256 for file in files) \
         and request.app.projects.at(shown.origin).asks_upstream \
         and not request.app.mirrors.upstreams.is_cut_off(shown.origin)
 
@@ -28203,7 +28220,7 @@ def load_description(request, index, project, version):
     for file in shown.release.files:
         if file.core_metadata:
             place = Place(file, project, shown.release.status)
-            request.app.projects.open_metadata(shown.origin, place)
+            request.app.projects.open_metadata(shown.origin, place, by_wheel=False)
             break
     return redirect(request.url(f"{index.path}/{project}/{shown.version}"))
 

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from harness import BROWSER, documentation, eventually, sdist, upload, upload_docs, wheel
-from webpages import RESULT, crawl, page
+from scripted import entry
+from webpages import RESULT, check_page, crawl, page
 
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{0}{evil}&amp;\u202e\x0b"
 
@@ -379,6 +380,42 @@ def test_a_mirror_shows_what_is_cached_and_reads_all_names_in_pages(make_server,
     assert [row[:2] for row in project.rows()] == [["1.0", "owner/pypi"]]
     (form,) = [form for form in project.of("form") if form.get("method") == "post"]
     assert server.request("POST", form["action"], headers={"Accept": BROWSER}).status == 302
+
+
+def test_a_refresh_that_fails_says_why(make_server, scripted):
+    server = make_server()
+    server.add_user("owner")
+    scripted.page("there", entry("there-1.0-py3-none-any.whl"))
+    server.add_index("owner/pypi", type="mirror", mirror_url=scripted.url)
+    server.get("/owner/pypi/+simple/there/")
+    scripted.answers["/simple/there/"] = lambda handler: handler.reply(b"", status=500)
+    reply = server.post("/owner/pypi/there/refresh", headers={"Accept": BROWSER})
+    failed = check_page(reply).text
+    assert reply.status == 502 and "answered 500" in failed and "try again later" in failed
+    assert [row[0] for row in page(server, "/owner/pypi/there").rows()] == ["1.0"]
+    reply = server.post("/owner/pypi/+simple/there/refresh", headers={"Accept": "application/json"})
+    assert reply.status == 302      # as devpi has it
+
+
+def test_the_description_comes_from_the_metadata_file_and_never_from_the_wheel(make_server, scripted):
+    server = make_server()
+    server.add_user("owner")
+    plain, lost = wheel("plain", "1.0"), wheel("lost", "1.0")
+    for archive in (plain, lost):
+        scripted.answers["/files/" + archive.filename] = archive.content
+        scripted.page(archive.name, entry(archive.filename, hashes={"sha256": archive.sha256}, **{"core-metadata": True}))
+    scripted.answers["/files/%s.metadata" % plain.filename] = plain.metadata
+    server.add_index("owner/pypi", type="mirror", mirror_url=scripted.url)
+
+    def buttons():
+        return [form["action"] for form in page(server, "/owner/pypi/plain/1.0").of("form") if "action" in form]
+
+    button = "/owner/pypi/plain/1.0/+description"
+    assert button in buttons() and server.post(button, headers={"Accept": BROWSER}).status == 302
+    assert button not in buttons()      # it has none
+    reply = server.post("/owner/pypi/lost/1.0/+description", headers={"Accept": BROWSER})
+    assert reply.status == 404 and "lost-1.0-py3-none-any.whl" in check_page(reply).text
+    assert not [path for _, path, _ in scripted.requests if path.endswith(".whl")]
 
 
 def test_an_unreachable_upstream_is_named_on_the_page(make_server, upstream):
