@@ -29779,12 +29779,14 @@ def upload_by_form(request, index):
                 fields.update(_stated_by(incoming, form.filename))
             elif not fields.get("version", [""])[0].strip():
                 fields.pop("version", None)
+            lost = _lost_to(request, index, fields.get("name", [""])[0],
+                            {form.filename: incoming.sha256.hexdigest()})
             response = take_form(request, index, form, fields)
     except BadHead:
         raise
     except Problem as problem:
         return _refused(request, problem, functools.partial(_upload_page, request, index))
-    return _uploaded(request, index, fields, form.filename, response)
+    return _uploaded(request, index, fields, form.filename, response, lost)
 
 
 def _stated_by(incoming, filename):
@@ -29803,8 +29805,17 @@ def _stated_by(incoming, filename):
             "filetype": [kind], "pyversion": [pyversion]}
 
 
-def _uploaded(request, index, fields, filename, response):
-    """The response to an upload that was taken; `response`: what devpi clients would get."""
+def _lost_to(request, index, name, files):
+    """What an index loses to `files`, {file name: SHA-256}, which are about to be put there, as a
+    sentence; "" if nothing."""
+    page = request.app.projects.at(index).page(normalize(name))
+    lost = sum(files.get(file.filename, file.sha256) != file.sha256 for file in page.files)
+    return f" It replaced {number_of(lost, 'file')}, which can't be brought back." if lost else ""
+
+
+def _uploaded(request, index, fields, filename, response, lost):
+    """The response to an upload that was taken; `response`: what devpi clients would get; `lost`:
+    see `_lost_to`."""
     project = normalize(fields["name"][0])
     version = fields.get("version", ["latest"])[0]
     home = f"{index.path}/{project}/{version}"
@@ -29813,7 +29824,7 @@ def _uploaded(request, index, fields, filename, response):
     if fields[":action"] == ["doc_upload"]:
         return done(request, f"{index.path}/{project}", f"The documentation of {project} was "
                     "uploaded. Another upload replaces it; deleting the version deletes it.")
-    return done(request, home, f"{filename} was uploaded.", "Delete it again",
+    return done(request, home, f"{filename} was uploaded.{lost}", "Delete it again",
                 request.href(f"{home}/+delete", file=filename))
 
 
@@ -29831,6 +29842,8 @@ def _yank_form(request, sent, index, project, version, is_back):
         count = request.write(yank_files, index, project, version, path, reason)
         what = f"{number_of(count, 'file')} of {project} {version}"
         if is_back:
+            if not count:
+                return done(request, home, "None of these files was yanked.")
             return done(request, home, f"The yank of {what} was taken back.", "Yank again",
                         request.href(f"{home}/+yank", file=named))
         return done(request, home, f"Yanked: {what}.", "Take it back",
@@ -29998,6 +30011,8 @@ def push_form(request, sent, index, project, version):
     return Form(f"Push {project} {version}", f"{index.path}/{project}/{version}", (
         f"This copies {_consequences(request, index, project, version)}",
         "Between indexes of this server it is all or nothing, and undone by deleting it there. "
+        "Files with other bytes under the same names are replaced on a volatile index, and can't "
+        "be brought back; on another they refuse the push. "
         "What other servers have taken can't be taken back from here."),
         (Field("to", "To", preselected, "choice",
                choices=(*((path, path) for path in targets), ("", "another server, as below"))),
@@ -30011,11 +30026,16 @@ def push_form(request, sent, index, project, version):
 
 def _push_to_index(request, index, sent, body):
     """Push a release to the index that a form chose; `body`: as devpi clients send it."""
-    target, what = sent["to"], f"{body['name']} {body['version']}"
+    target, project, version = sent["to"], body["name"], body["version"]
+    there, lost = request.app.indexes.find(target), ""
+    if there and not body["only_docs"] and may_read(request, there):
+        files = _files_of(request, index, project, version)
+        lost = _lost_to(request, there, project,
+                        {file.filename: file.sha256 for file in files if file.sha256})
     push_as_told(request, index, {**body, "targetindex": target})
-    home = f"{target}/{body['name']}/{body['version']}"
-    return done(request, home, f"{what} was pushed from {index.path} to {target}.",
-                "Delete it there", request.href(f"{home}/+delete"))
+    home = f"{target}/{project}/{version}"
+    return done(request, home, f"{project} {version} was pushed from {index.path} to {target}."
+                f"{lost}", "Delete it there", request.href(f"{home}/+delete"))
 
 
 def _push_to_server(request, index, sent, body):

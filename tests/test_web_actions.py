@@ -103,6 +103,7 @@ def test_one_file_is_yanked_and_taken_back(server, index, alice):
     page = alice.submit(page.form("+yank"))
     assert yanked(server, index) == [name]
     assert "1 file" in undo(alice, page).text and yanked(server, index) == []
+    assert "None of these files was yanked." in undo(alice, page).text
 
 
 def test_a_reason_that_is_refused_comes_again_with_what_was_entered(server, index, alice):
@@ -205,6 +206,19 @@ def test_a_push_to_another_index_is_undone_there(server, index, alice):
     assert server.get("/%s/demo/1.0" % target).status == 404
 
 
+def test_a_push_says_what_it_replaces(server, index, alice):
+    target = "alice/prod%d" % next(numbers)
+    server.add_index(target, bases=[])
+    upload(server, target, wheel("demo", "1.0", summary="other bytes"))
+    page = alice.get("/%s/demo/1.0/+push" % index)
+    assert "under the same names are replaced on a volatile index, and can't be brought back" in page.text
+    page = alice.submit(page.form("+push"), to=target)
+    assert "It replaced 1 file, which can't be brought back." in page.text
+    assert "It replaced" not in alice.do("/%s/demo/1.0/+push" % index, to=target).text
+    page = alice.do("/%s/demo/1.0/+push" % index, to="alice/nosuch")
+    assert page.status == 404 and "alice/nosuch" in page.text
+
+
 def test_a_comparison_has_a_button_for_each_push(server, index, alice):
     target = "alice/prod%d" % next(numbers)
     server.add_index(target, bases=[])
@@ -246,6 +260,14 @@ def test_a_file_is_uploaded_with_what_it_says_of_itself_and_deleted_again(server
     assert audited(server, action="upload", index=index)[0]["who"] == "alice"
     undo(alice, page)
     assert server.get("/%s/other-thing/2.0rc1" % index).status == 404
+
+
+def test_an_upload_says_what_it_replaced(server, index, alice):
+    for summary, says in (("other bytes", True), ("other bytes", False)):
+        archive = wheel("demo", "1.0", summary=summary)
+        page = alice.submit(upload_form(alice, index), files=(archive.filename, archive.content))
+        assert "was uploaded" in page.text
+        assert ("It replaced 1 file, which can't be brought back." in page.text) == says
 
 
 def test_documentation_is_uploaded(server, index, alice):
