@@ -27843,7 +27843,7 @@ def _page_of(request, index, project):
 
 
 def _status_notes(request, index, page):
-    """Notes on a project: its status (PEP 792), a mirror that is shut out, an old copy."""
+    """Notes on a project: its status (PEP 792), a mirror that is shut out, yanks, an old copy."""
     found, (word, reason) = [], page.status
     if page.status != ACTIVE:
         kind = "bad" if page.status.withholds_files else "warn"
@@ -27852,6 +27852,10 @@ def _status_notes(request, index, page):
         why = link(request.href(f"{index.path}/{page.name}/+why"), "Why?")
         found.append(markup('<p class="soft">{} {}</p>', f"Releases of {page.blocked.path} are not "
                             "shown: the name is private here, and not in mirror_whitelist.", why))
+    files = [file for _, files in page.parts for file in files]
+    if files and all(file.yanked is not None for file in files):
+        found.append(note("All files are yanked: installers take one only if they are asked for "
+                          "exactly its version.", "warn"))
     if page.stale:
         found.append(note("Upstream does not respond: this is what was known before.", "warn"))
     return joined(found)

@@ -183,6 +183,17 @@ def test_yanked_releases_say_so(site):
     assert "This version is yanked: loses data" in page(site, "/alice/dev/yanky/1.0").text
 
 
+def test_a_project_whose_files_are_all_yanked_says_what_installers_do(make_server):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/dev", bases=[])
+    for version in ("1.0", "1.1"):
+        upload(server, "alice/dev", wheel("gone", version))
+        assert "All files are yanked" not in page(server, "/alice/dev/gone").text
+        server.patch("/alice/dev/gone/%s" % version, {"yanked": True}, user="alice")
+    assert "All files are yanked: installers take one only" in page(server, "/alice/dev/gone").text
+
+
 def test_a_quarantined_project_has_no_downloads(site):
     upload(site, "alice/dev", wheel("sick", "1.0"))
     upload_docs(site, "alice/dev", documentation("sick", "1.0"))
