@@ -27801,6 +27801,10 @@ def get_index_feed(request, index):
 @route("GET", "/{user}/{index}/{project}/+feed.atom", for_="people", may="read")
 def get_project_feed(request, index, project):
     """Atom (RFC 4287): the newest uploads to a stage's project."""
+    hidden = hidden_members(request, index)
+    known = request.app.projects.contributions(index, project, None, hidden=hidden, asks=False)
+    if not known.pages:
+        refuse_unknown(request, index, project, hidden)
     with request.app.store.read() as db:
         uploads = newest_uploads(db, index, Limits.feed_entries, project)
     return _feed_response(request, index, f"{index.path}/{project}", uploads)

@@ -75,6 +75,8 @@ def test_the_front_page_names_a_release_once_and_who_uploaded_it_also_after_a_re
     (row,) = [row for row in page(server, "/").rows() if row[0] == "twice 1.0"]
     assert (row[1], row[3]) == ("alice/dev", "alice")
     assert "anonymous" not in server.get("/alice/dev/+feed.atom", headers={"Accept": "*/*"}).text
+    assert "twice 1.0" in server.get("/alice/dev/twice/+feed.atom", headers={"Accept": "*/*"}).text
+    assert server.get("/alice/dev/thrice/+feed.atom", headers={"Accept": "*/*"}).status == 404
 
 
 def test_every_link_leads_somewhere(site):
