@@ -18456,6 +18456,13 @@ def simple_format(accept, query_format=""):
     return best[1] if _quality(best[0], ranges) > 0 else "text/html"
 
 
+@functools.lru_cache(maxsize=1000)
+def prefers_html(accept):
+    """Whether an Accept header wants HTML, and JSON no more than that."""
+    ranges = accept_ranges(accept)
+    return _quality("text/html", ranges) >= max(1e-3, _quality("application/json", ranges))
+
+
 def accept_ranges(accept):
     """An Accept header (RFC 9110, section 12.5.1) as {media range: quality}.
 
@@ -19379,8 +19386,9 @@ class Request:
 
     @kept_property
     def wants_pages(self):
-        """Whether it comes from a browser, not from an installer that takes HTML too."""
-        return self.is_browser and not self.is_installer and self.simple_format == "text/html"
+        """Whether it comes from a browser, not from a program that takes HTML too."""
+        return self.is_browser and not self.is_installer and prefers_html(self.accept) \
+            and self.simple_format == "text/html"
 
     def url(self, path):
         """The absolute URL of a path below our root; `path` has no leading slash."""
@@ -21973,8 +21981,10 @@ class App(Part):
 
     @staticmethod
     def problem_response(request, problem):
-        """A Problem in the form of the route's audience; "web" is a page in the frame."""
-        if request.errors == "web" and problem.form is None:
+        """A Problem in the form of the route's audience; "web", and "page" for browsers, is a page
+        in the frame."""
+        is_web = request.errors == "web" or request.errors == "page" and request.wants_pages
+        if is_web and problem.form is None:
             try:
                 return problem_page(request, problem, ways_on(request, problem))
             except Exception:       # the page shows more than the problem: that may fail, too

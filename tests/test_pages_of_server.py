@@ -337,6 +337,24 @@ def test_programs_get_no_page_of_an_error(library):
     assert reply.status == 404 and b"Did you mean" not in reply.body
 
 
+def test_who_wants_json_more_than_html_gets_it(library):
+    for accept, type_ in (("application/json, text/html;q=0.1", "application/json"), ("text/html;q=0", "application/json"),
+                          ("application/json;q=0.1, text/html", "text/html"), (BROWSER, "text/html")):
+        reply = library.get("/lib/dev/pluggy", headers={"Accept": accept})
+        assert reply.headers["Content-Type"].partition(";")[0] == type_, accept
+
+
+@pytest.mark.parametrize("path", ["/lib/nosuch/+feed.atom", "/lib/dev/nosuch/+feed.atom", "/lib/dev/pluggy/1.0/+doc/nope",
+                                  "/lib/dev/+f/000/0000000000000/x.whl", "/lib/nosuch/+simple/"])
+def test_a_browser_gets_a_page_for_each_error(library, path):
+    assert "Check the address, or search for it." in view(library, path, status=404).main
+
+
+def test_a_long_query_is_cut_also_on_its_page(library):
+    found = view(library, "/+search?query=" + "a" * 30000)
+    assert "Only the first 256 characters were used." in found.main and len(found.reply.body) < 20000
+
+
 def test_an_error_of_the_program_has_an_id_that_the_log_has_too(tmp_path, make_server):
     server = make_server(script=patched(tmp_path, "devpi_lite.facts = None"))
     page = view(server, "/+status", status=500)
