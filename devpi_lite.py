@@ -1657,6 +1657,7 @@ class Limits:
     counts_pause = 60               # seconds between two writings of these
     counted_days = 30               # for which downloads are counted by day; then by month
     query = 256                     # characters
+    repeated = 2000                 # characters of a query or address that the frame has again
     query_terms = 16
     excerpt = 5                     # lines of a section of the manual that a query found
     excerpt_size = 180              # characters of a README or page of documentation
@@ -16545,13 +16546,11 @@ class Query:
 
     def __init__(self, text):
         self.notes = []
-        self.text = text
-        text = text.replace("\0", " ")
         if len(text) > Limits.query:
             text = text[:Limits.query]
             self.notes.append(f"Only the first {Limits.query} characters were used.")
-
-        text = unicodedata.normalize("NFC", text)
+        self.text = text
+        text = unicodedata.normalize("NFC", text.replace("\0", " "))
         self.open_end = text[-1:] not in ("", " ")      # the last word may go on
         try:
             self.tree = self._parse(text)
@@ -20109,6 +20108,8 @@ def _account(request):
         return ""
     if request.session is None:
         back = request.here if request.method in ("GET", "HEAD") else ""
+        if len(back) > Limits.repeated:
+            back = ""
         if request.path == "/+login":
             back = request.query.get("next", "")
         return link(login_path(request, back), "Log in")
@@ -20169,7 +20170,8 @@ def framed(request, title, body, crumbs=(), feed="", refresh=0, shape=""):
         name=when(theme.logo, '<img class="logo" src="{}" alt="devpi_lite">',
                   href("+static/logo")) or "devpi_lite",
         own_footer=theme.footer, style=theme.style, home=href(""), search=href("+search"),
-        query=request.query.get("query", "") if request.path == "/+search" else "",
+        query=request.query.get("query", "")[:Limits.repeated] if request.path == "/+search"
+        else "",
         kind=kind, status=href("+status"), word=word, account=_account(request), way=way,
         banner=joined((banner, _notice(request))),
         body=body, version=__version__, script=SCRIPT,
