@@ -13720,6 +13720,15 @@ class AtMirrors:
 NOTHING_ASKED = AtMirrors()
 
 
+class ShownVersion(typing.NamedTuple):
+    """A version of a project as an index with its bases shows it."""
+    page: ProjectPage
+    versions: dict              # all of the page: see `files_by_version`
+    version: str                # as the index spells it
+    origin: Index               # that it comes from
+    release: Release            # there; without what is withheld
+
+
 class Policy:
     """Decides what is shown of a project.
 
@@ -13875,6 +13884,11 @@ class Stage:
             return next((release.metadata for release
                          in releases_of(db, self.index, name, version)), None)
 
+    def whole_metadata(self, release):
+        """The metadata of a release with its README, as far as it is here. Nobody is asked."""
+        with self.store.read() as db:
+            return release.whole_metadata(db)
+
     def open(self, file, for_head=False):
         """The `Content` of a file; `for_head`: without its bytes."""
         arriving = self.elsewhere(file, for_head) if self.elsewhere else None
@@ -13956,6 +13970,14 @@ class Mirror:
                  for file in files if file.version in texts)
         data = next(filter(None, found), None)
         return None if data is None else parse_core_metadata(data)
+
+    def whole_metadata(self, release):
+        store, blobs = self.mirrors.files.store, self.mirrors.files.blobs
+        found = (metadata_bytes(store, blobs, file.metadata_sha256)
+                 for file in release.files if file.metadata_sha256)
+        data = next(filter(None, found), None)
+        return release.metadata if data is None \
+            else {**release.metadata, **parse_core_metadata(data)}
 
     def open(self, file, for_head=False):
         here = self.mirrors.files.local(self.index, file)
@@ -14123,6 +14145,26 @@ class Projects:
             releases += found if version is None else filter(None, [merged(found)])
         return releases if pages else None
 
+    def shown_version(self, page, version):
+        """The `ShownVersion` of a version on a page, of `latest` or of `stable`; NotFound if there
+        is none."""
+        versions = files_by_version(page)
+        found = _resolved_version(versions, version)
+        if found is None:
+            raise NotFound(f"The version {version} of project {page.name} does not exist.")
+
+        origin = next((each for each, _ in versions[found]), None) or next(
+            (each for each, _ in page.parts
+             if self.at(each).releases(self.at(each).page(page.name), found)), page.parts[0][0])
+        member = self.at(origin)
+        release = merged(member.releases(member.page(page.name), found)) \
+            or Release(origin, page.name, found, {}, status=page.status)
+        if page.status.withholds_files or release.status.withholds_files:
+            release = dataclasses.replace(
+                release, files=(), status=page.status,
+                attached=tuple(file for file in release.attached if file.kind != "doczip"))
+        return ShownVersion(page, versions, found, origin, release)
+
     def metadata(self, page, version, claim):
         """(metadata of a version on a page, whether nothing failed), of the first index that has
         any.
@@ -14226,6 +14268,16 @@ class Projects:
         with self.store.read() as db:
             if is_gone(db, path):
                 raise Gone("file existed, deleted in later serial")
+
+
+def _resolved_version(versions, version):
+    """The version among `versions` that a path names; `latest` and `stable` are aliases."""
+    if version == "latest":
+        return latest_version(versions) if versions else None
+    if version == "stable":
+        final = {each: files for each, files in versions.items() if is_final(each)}
+        return latest_version(final) if final else None
+    return next(iter(spellings(version, versions)), None)
 
 
 # -- what is known here of projects, without asking anybody
@@ -28059,39 +28111,14 @@ def _kind_of(filename):
 # -- a version
 
 
-class ShownVersion(typing.NamedTuple):
-    """A version as a page shows it."""
-    page: ProjectPage
-    versions: dict              # see `files_by_version`
-    version: str                # as the index spells it
-    origin: Index               # that it comes from
-    release: Release
-    metadata: dict              # with the README, as far as it is here
-    downloads: dict             # {filename: number}
-
-
 def shown_version(request, index, project, version):
-    """The `ShownVersion` of a version, of `latest` or of `stable`; NotFound if there is none."""
-    page = _page_of(request, index, project)
-    versions = files_by_version(page)
-    found = _resolved_version(versions, version)
-    if found is None:
-        raise NotFound(f"The version {version} of project {project} does not exist.")
+    """The `ShownVersion` of a version for a reader; NotFound: see `Projects.shown_version`."""
+    return request.app.projects.shown_version(_page_of(request, index, project), version)
 
-    origin = next((each for each, _ in versions[found]), None) or next(
-        (each for each, _ in page.parts if request.app.projects.at(each).releases(
-            request.app.projects.at(each).page(project), found)), page.parts[0][0])
-    member = request.app.projects.at(origin)
-    release = merged(member.releases(member.page(project), found)) \
-        or Release(origin, project, found, {}, status=page.status)
-    if page.status.withholds_files or release.status.withholds_files:
-        release = dataclasses.replace(
-            release, files=(), status=page.status,
-            attached=tuple(file for file in release.attached if file.kind != "doczip"))
-    metadata = _metadata_at_hand(request, release)
-    downloads = {file.filename: file.total for file in
-                 request.app.downloads.of_files([origin.path], project)}
-    return ShownVersion(page, versions, found, origin, release, metadata, downloads)
+
+def metadata_at_hand(request, shown):
+    """The metadata of a version with its README, without asking upstream."""
+    return request.app.projects.at(shown.origin).whole_metadata(shown.release)
 
 
 def file_called(shown, files, filename):
@@ -28102,43 +28129,22 @@ def file_called(shown, files, filename):
     raise NotFound(f"{shown.page.name} {shown.version} has no file {one_line(filename, 200)}")
 
 
-def _resolved_version(versions, version):
-    """The version among `versions` that a path names; `latest` and `stable` are aliases."""
-    if version == "latest":
-        return latest_version(versions) if versions else None
-    if version == "stable":
-        final = {each: files for each, files in versions.items() if is_final(each)}
-        return latest_version(final) if final else None
-    return next(iter(spellings(version, versions)), None)
-
-
-def _metadata_at_hand(request, release):
-    """The metadata of a release with its README, without asking upstream."""
-    app = request.app
-    if not app.projects.at(release.index).asks_upstream:
-        with app.store.read() as db:
-            return release.whole_metadata(db)
-    for file in release.files:
-        data = metadata_bytes(app.store, app.blobs, file.metadata_sha256) \
-            if file.metadata_sha256 else None
-        if data is not None:
-            return {**release.metadata, **parse_core_metadata(data)}
-    return release.metadata
-
-
 @route("GET", "/{user}/{index}/{project}/{version}[/]", for_="browser", may="see")
 def get_version_page(request, index, project, version):
     """A version: its README, its metadata, its files and their test results."""
     shown = shown_version(request, index, project, version)
     home = f"{index.path}/{project}"
-    metadata = shown.metadata
+    metadata = metadata_at_hand(request, shown)
+    requirements = requirements_of(metadata)
+    downloads = {file.filename: file.total for file in
+                 request.app.downloads.of_files([shown.origin.path], project)}
     body = joined((
         markup("<h1>{} {} {}</h1>", _text(metadata, "name") or project, shown.version, joined((
             when(not is_final(shown.version), "{}", badge("pre-release")),
             when(shown.release.yanked is not None, "{}", badge("yanked", "warn"))), " ")),
         when(_text(metadata, "summary"), '<p class="lead">{}</p>',
              shortened(_text(metadata, "summary"))),
-        _at_a_glance(shown),
+        _at_a_glance(shown, downloads),
         _version_notes(request, index, shown),
         _status_notes(request, index, shown.page),
         install_lines(request, index, f"{project}=={shown.version}") if shown.release.files else "",
@@ -28146,33 +28152,36 @@ def get_version_page(request, index, project, version):
         release_actions(request, shown.origin, project, shown.version)
         if shown.origin == index else "",
         markup('<div class="columns"><aside>{}</aside><div>{}</div></div>',
-               joined((_claims(shown), _dependencies(request, index, shown))),
-               joined((_description(request, index, shown),
-                       _files_section(request, index, shown)))),
+               joined((_claims(shown, metadata),
+                       _dependencies(request, index, shown, requirements))),
+               joined((_description(request, index, shown, metadata),
+                       _files_section(request, index, shown, downloads)))),
         _all_metadata(metadata)))
     page = shown.page
     return page_response(request, f"{project} {shown.version} · {index.path}", body,
                          crumbs_to(f"{home}/{shown.version}"), expires=page.expires,
-                         tags=None if page.stale else _tags_of(request, index, shown))
+                         tags=None if page.stale
+                         else _tags_of(request, index, project, requirements))
 
 
-def _tags_of(request, index, shown):
+def _tags_of(request, index, project, requirements):
     """The tags of all projects that the page of a version depends on: its dependencies, too.
 
     INDEXES is among them, as in those of a project's page: both name indexes that need not be
     bases, as long as their reader may read them."""
-    projects = {shown.page.name, *(found.project for found in requirements_of(shown.metadata))}
-    return frozenset((INDEXES,)).union(*(request.app.projects.tags(index, project)
-                                         for project in list(projects)[:Limits.page_rows]))
+    projects = {project, *(requirement.project for requirement in requirements)}
+    return frozenset((INDEXES,)).union(*(request.app.projects.tags(index, each)
+                                         for each in list(projects)[:Limits.page_rows]))
 
 
-def _at_a_glance(shown):
-    """When a version was uploaded, as which files, and how often it was downloaded."""
+def _at_a_glance(shown, downloads):
+    """When a version was uploaded, as which files, and how often it was downloaded; `downloads`:
+    {filename: number}."""
     files = shown.release.files
     uploaded = min((file.uploaded for file in files if file.uploaded), default="")
-    downloads = sum(shown.downloads.get(file.filename, 0) for file in files)
+    number = sum(downloads.get(file.filename, 0) for file in files)
     about = (joined(("Uploaded", day(uploaded)), " ") if uploaded else "", _kinds(files),
-             number_of(downloads, "download") if downloads else "")
+             number_of(number, "download") if number else "")
     return when(files, '<p class="soft">{}</p>', joined(filter(None, about), " · "))
 
 
@@ -28204,11 +28213,11 @@ def _text(metadata, key):
     return value if isinstance(value, str) and value.strip() not in ("", "UNKNOWN") else ""
 
 
-def _description(request, index, shown):
+def _description(request, index, shown, metadata):
     """The description of a version; a button that loads it if it is only upstream."""
-    text = _text(shown.metadata, "description")
+    text = _text(metadata, "description")
     if text:
-        content_type = _text(shown.metadata, "description_content_type")
+        content_type = _text(metadata, "description_content_type")
         digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         found = request.app.kept(("description", digest, content_type),
                                  lambda: description_html(text, content_type))
@@ -28271,9 +28280,8 @@ def _diff_link(request, home, shown):
                 f"What changed since {before[place - 1]}") if place else ""
 
 
-def _claims(shown):
+def _claims(shown, metadata):
     """What the uploader says of a version."""
-    metadata = shown.metadata
     requires_python = _text(metadata, "requires_python") or next(
         (file.requires_python for file in shown.release.files if file.requires_python), "")
     urls = []
@@ -28323,9 +28331,9 @@ _DEPENDENCY_KINDS = {"here": "good", "upstream, cached": "good", "upstream, not 
                      "not known": "plain", "elsewhere": "plain"}
 
 
-def _dependencies(request, index, shown):
+def _dependencies(request, index, shown, requirements):
     """What a version depends on, by extra, and whether that can be had."""
-    groups, requirements = collections.defaultdict(list), requirements_of(shown.metadata)
+    groups = collections.defaultdict(list)
     for state in dependency_states(request.app.projects, index, requirements[:Limits.page_rows],
                                    hidden_members(request, index)):
         groups[", ".join(state.requirement.only_for)].append(_dependency(request, index, state))
@@ -28355,8 +28363,8 @@ def _dependency(request, index, state):
 # -- files
 
 
-def _files_section(request, index, shown):
-    """The files of a version, or why there are none."""
+def _files_section(request, index, shown, downloads):
+    """The files of a version, or why there are none; `downloads`: {filename: number}."""
     files = shown.release.files
     if not files:
         return section("Files", markup("<p>{}</p>", "The files of this project are withheld."
@@ -28367,7 +28375,8 @@ def _files_section(request, index, shown):
         request.href, f"{index.path}/{shown.page.name}/{shown.version}",
         python=request.query.get("python"), platform=request.query.get("platform"))
     return section("Files", _wheel_table(request, index, shown), joined(
-        _file_entry(request, index, shown, file) for file in files[start:start + most]),
+        _file_entry(request, index, shown, file, downloads.get(file.filename))
+        for file in files[start:start + most]),
         pager_from(href, start, len(files), most), name="files")
 
 
@@ -28407,8 +28416,8 @@ def _claimed_by(request, file):
     return f"attested, as {names[0]} claims" if names else "attested, as is claimed"
 
 
-def _file_entry(request, index, shown, file):
-    """A file: what it is, what became of it, its SHA-256."""
+def _file_entry(request, index, shown, file, downloads):
+    """A file: what it is, what became of it, its SHA-256; `downloads`: how many, or None."""
     home = f"{index.path}/{shown.page.name}/{shown.version}"
     url = request.href(f"{shown.origin.path}/{file.path}")
     spec = f"#sha256={file.sha256}" if file.sha256 else f"#{file.hash_spec}".rstrip("#")
@@ -28420,14 +28429,13 @@ def _file_entry(request, index, shown, file):
         '<div class="file"><h3>{} {}</h3><p class="soft">{}</p><p class="soft">{}</p>{}</div>',
         link(url + spec, file.filename),
         when(file.yanked is not None, "{}", badge("yanked", "warn")),
-        joined(filter(None, _file_facts(request, home, shown, file)), " · "),
+        joined(filter(None, _file_facts(request, home, file, downloads)), " · "),
         joined(filter(None, (_history_line(request, file), tests)), " · "),
         when(digest, "{}", copyable(digest, "sha256")))
 
 
-def _file_facts(request, home, shown, file):
+def _file_facts(request, home, file, downloads):
     """What is known of a file, in a few words each; some may be empty."""
-    downloads = shown.downloads.get(file.filename)
     can_be_opened = is_archive(file.filename) and file.sha256
     return (_kind_of(file.filename),
             size_text(file.size) if file.size is not None else "",
@@ -28636,7 +28644,7 @@ def get_archive_page(request, index, project, version, rest):
             crumbs.append(Crumb(title, request.path.strip("/")))
         else:
             title, body = filename, _listing_body(request, archive, filename, place,
-                                                  shown.metadata)
+                                                  metadata_at_hand(request, shown))
     return page_response(request, f"{title} · {project} {shown.version} · {index.path}", body,
                          crumbs)
 
@@ -28719,6 +28727,7 @@ def get_diff_page(request, index, project, rest):
     old, new = [shown_version(request, index, project, version) for version in (old, new)]
     title = f"{old.version} to {new.version}"
     home = f"{index.path}/{project}"
+    changes = compare_metadata(metadata_at_hand(request, old), metadata_at_hand(request, new))
     body = joined((
         markup("<h1>{} <small>{}</small></h1>", project, title),
         markup('<p>{} · {} · {}</p>',
@@ -28726,7 +28735,7 @@ def get_diff_page(request, index, project, rest):
                link(request.href(f"{home}/{new.version}"), new.version),
                link(request.href(f"{home}/+diff/{new.version}...{old.version}"),
                     "The other way round")),
-        section("Metadata", _metadata_changes(compare_metadata(old.metadata, new.metadata))),
+        section("Metadata", _metadata_changes(changes)),
         _archive_changes(request, old, new)))
     return page_response(request, f"{project} {title} · {index.path}", body,
                          [*crumbs_to(home), Crumb(title, f"{home}/+diff/{rest}")])
