@@ -30078,8 +30078,8 @@ def _push_to_server(request, index, sent, body):
         "password": sent.get("password", "")})
     place = url_origin(url)
     if status != 200:
-        raise UpstreamTrouble(f"{place}: " + "; ".join(
-            " ".join(map(str, entry)) for entry in log_ if entry[0] not in (200, 201)))
+        refusals = (" ".join(map(str, entry)) for entry in log_ if entry[0] not in (200, 201))
+        raise UpstreamTrouble(f"{place}: " + "; ".join(dict.fromkeys(refusals)))
     return done(request, f"{index.path}/{body['name']}/{body['version']}",
                 f"{body['name']} {body['version']} was pushed to {place}. "
                 "What was published there can only be yanked or deleted there.")

@@ -245,6 +245,13 @@ def test_a_push_to_an_outside_server(server, index, alice, receiver):
     assert len(receiver.requests) == 2
 
 
+def test_a_push_to_a_server_that_is_not_there_says_so_once(server, index, alice):
+    page = alice.do("/%s/demo/1.0/+push" % index, to="", part="no_docs", posturl="http://127.0.0.1:9/legacy/",
+                    username="u", password="p")
+    assert page.status == 502
+    assert page.text.count("exception on release upload") == 1, page.text
+
+
 # -- uploads
 
 
