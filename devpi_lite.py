@@ -28777,9 +28777,7 @@ def _archive_changes(request, old, new):
         section("Compared files", facts([("Old", pair.old.filename), ("New", pair.new.filename)])),
         section("Entry points", _changed_lines(found.entry_points.gone, found.entry_points.added))
         if found.entry_points else "",
-        joined(section(f"{title} ({len(names):,})", items(names[:Limits.page_rows], "plain"),
-                       note(f"and {len(names) - Limits.page_rows:,} more")
-                       if len(names) > Limits.page_rows else "")
+        joined(section(f"{title} ({len(names):,})", items(names, "plain"))
                for title, names in listed if names),
         section(f"Changed ({len(found.changed):,})", joined(map(_change, found.changed))
                 if found.changed else markup("<p>No member changed.</p>")),
