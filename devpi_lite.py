@@ -29861,7 +29861,7 @@ def _yank_form(request, sent, index, project, version, is_back):
     """The form that yanks files of a release, or takes that back (`is_back`)."""
     files = _files_of(request, index, project, version)
     path, home = _chosen_path(request, sent, files), f"{index.path}/{project}/{version}"
-    named = sent.get("file", "") if sent else request.query.get("file", "")
+    named = path.rpartition("/")[2] if path else ""
 
     def act():
         reason = None if is_back else yank_reason(sent.get("reason", ""))
