@@ -28958,9 +28958,8 @@ def _version_list(versions):
 @route("GET", "/{user}/{index}/+compare/{other_user}/{other_index}", for_="browser", may="see")
 def get_compare_page(request, index, other_user, other_index):
     """The projects that two stages do not have alike, with the commands that push them."""
-    other = request.app.indexes.find(f"{other_user}/{other_index}")
-    if other is None or not may_read(request, other):
-        raise NoIndex(f"{other_user}/{other_index}")
+    other = request.app.indexes.get(f"{other_user}/{other_index}")
+    require(request, "see", other)
     after = normalize(request.query.get("after", ""))
     differences, following = compare_indexes(request.app.projects, index, other, after,
                                              Limits.compared_projects)
