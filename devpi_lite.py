@@ -1665,6 +1665,8 @@ class Limits:
     rpc_hits = 5000                 # that one call of XML-RPC yields
     hits_on_page = 20               # projects
     hit_pages = 50
+    pages_of_hit, pages_of_only_hit = 3, 20     # of the documentation of a project among these
+    hit_places = 20                 # indexes with hits, to each of which a link narrows the search
     search_time = 2
     search_pause = 30               # seconds between two looks at an empty queue
     indexed_text = 64 << 10         # characters of a README or a page
@@ -1675,7 +1677,7 @@ class Limits:
     counted = 100_000               # files of one index, or documents of the search
     count_age = 300                 # seconds for which such a count is shown
     manual_hits = 30                # sections of the manual on one page
-    named_places = 10               # indexes that have what a page of an error names
+    named_places = 10               # indexes that a sentence or a cell of a table names
     near_names = 2000               # of stages, among which the ones like a mistyped one are
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
@@ -29080,7 +29082,7 @@ def _places_line(request, found):
         return ""
 
     places = [_choice(_query_href(request, everywhere), "all readable", everywhere == query)]
-    for path, count in counts.most_common(20):
+    for path, count in counts.most_common(Limits.hit_places):
         there = f"index:{path} {everywhere}"
         places.append(_choice(_query_href(request, there), f"{path} ({grouped(count)})",
                               there == query))
@@ -29102,7 +29104,7 @@ def _choice(path, text, is_current):
 
 def _hits(request, found):
     """The hits of the page that is shown; pages of documentation under their project."""
-    limit = 3 if found.hits.total > 1 else 20
+    limit = Limits.pages_of_hit if found.hits.total > 1 else Limits.pages_of_only_hit
     wanted = [row["id"] for row, _ in found.hits.rows]
     wanted += [page.row for row in wanted for page in found.in_docs.get(row, ())[:limit]]
     try:
@@ -30202,7 +30204,7 @@ def delete_index_form(request, sent, index):
              if index.path in each.config.get("bases", ())]
     return Form(f"Delete {index.path}", index.path, (
         f"This deletes {_contents(request, [index])}.",
-        when(built, "<p>{}</p>", f"It is a base of {', '.join(built[:10])}."),
+        when(built, "<p>{}</p>", f"It is a base of {', '.join(built[:Limits.named_places])}."),
         "Nothing here brings it back. An operator can export the index before, or restore it from "
         "a backup.", "" if index.volatile else
         f"{index.path} is non-volatile: it can only be deleted after it was made volatile."),
