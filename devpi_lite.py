@@ -18137,6 +18137,16 @@ def newest_uploads(db, index, count, project=None):
         (*values, count))]
 
 
+def last_uploaded_to(db, indexes, count):
+    """Those of some indexes to which a file came last, the last one first."""
+    by_id = {index.id: index for index in indexes}
+    rows = db.execute(
+        "SELECT value, (SELECT id FROM files WHERE index_id = value AND release_id IS NOT NULL "
+        "AND kind = 'releasefile' ORDER BY id DESC LIMIT 1) AS newest FROM json_each(?) "
+        "WHERE newest IS NOT NULL ORDER BY newest DESC LIMIT ?", (json.dumps(list(by_id)), count))
+    return [by_id[row["value"]] for row in rows]
+
+
 class FileNumbers(typing.NamedTuple):
     """How many files of each kind there are."""
     files: int
@@ -27516,16 +27526,16 @@ def _user_section(request, account, indexes):
 def _recent_uploads(request):
     """The newest releases on stages that the caller may read, each by the file that came last:
     [(Index, NewUpload), ...]."""
-    found = []
+    found, most = [], Limits.newest_uploads
     with request.app.store.read() as db:
-        for index in readable_indexes(request):
-            found += [(index, upload)
-                      for upload in newest_uploads(db, index, Limits.newest_uploads)]
+        # each has a release of its own among the newest: there is no room for those of others
+        for index in last_uploaded_to(db, readable_indexes(request), most):
+            found += [(index, upload) for upload in newest_uploads(db, index, most)]
 
     releases = {}
     for index, upload in sorted(found, key=lambda pair: pair[1].id, reverse=True):
         releases.setdefault((index.id, upload.project, upload.version), (index, upload))
-    return list(releases.values())[:Limits.newest_uploads]
+    return list(releases.values())[:most]
 
 
 def _upload_table(request, uploads):

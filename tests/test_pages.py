@@ -79,6 +79,18 @@ def test_the_front_page_names_a_release_once_and_who_uploaded_it_also_after_a_re
     assert server.get("/alice/dev/thrice/+feed.atom", headers={"Accept": "*/*"}).status == 404
 
 
+def test_the_front_page_names_the_twenty_newest_releases_of_all_stages(make_server):
+    server = make_server()
+    server.add_user("alice")
+    uploads = [("s%02d" % number, "1.0") for number in range(21)] + [("s00", "2.0"), ("s05", "2.0"), ("s00", "3.0")]
+    for stage in sorted({stage for stage, _ in uploads}):
+        server.add_index("alice/" + stage, bases=[])
+    for stage, version in uploads:
+        upload(server, "alice/" + stage, wheel("p-" + stage, version))
+    shown = [row[:2] for row in page(server, "/").rows() if row[0].startswith("p-")]
+    assert shown == [["p-%s %s" % each, "alice/" + each[0]] for each in uploads[:3:-1]]
+
+
 def test_every_link_leads_somewhere(site):
     found = crawl(site)
     assert {"/", "/alice", "/alice/dev", "/alice/dev?show=settings", "/alice/dev?show=inheritance",
