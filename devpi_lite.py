@@ -29026,8 +29026,8 @@ def choose_comparison(request, index):
 # ==================================================================================================
 # 37  Pages of the server
 #
-# What a browser gets at `/+search` and `/+status`, and the description by which it uses the search.
-# Only indexes that the reader may read are named or counted.
+# What a browser gets at `/+search` and `/+status`, the description by which it uses the search, and
+# the logo of the theme. Only indexes that the reader may read are named or counted.
 # ==================================================================================================
 
 
