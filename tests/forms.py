@@ -1,26 +1,22 @@
 """A browser for tests: cookies, links and forms of pages, as they are without scripts."""
 
-import html.parser
 import http.cookiejar
 import urllib.parse
 import urllib.request
 
 from archives import multipart
 from harness import BROWSER, Reply
+import webpages
 
 FORM = "application/x-www-form-urlencoded"
 
 
-class Page(html.parser.HTMLParser):
-    """A reply as a page: its `text`, `links` and `forms`."""
+class Page(webpages.Page):
+    """A page with its `forms`, and where it was found."""
 
     def __init__(self, reply, url):
-        super().__init__()
-        self.reply, self.status, self.url, self.forms, self.links, self.text = reply, reply.status, url, [], {}, ""
-        self._form = self._link = self._area = self._select = None
-        self._hidden = 0
-        self.feed(reply.body.decode())
-        self.text = " ".join(self.text.split())
+        self.status, self.url, self.forms = reply.status, url, []
+        super().__init__(reply)
 
     @property
     def path(self):
@@ -29,44 +25,34 @@ class Page(html.parser.HTMLParser):
         return parts.path + ("?" + parts.query if parts.query else "")
 
     def handle_starttag(self, tag, attributes):
+        super().handle_starttag(tag, attributes)
         given = dict(attributes)
         if tag == "form":
-            self._form = Form(given.get("action", ""), given.get("method", "get"), given.get("enctype", FORM), {})
-            self.forms.append(self._form)
-        elif tag == "input" and self._form and "name" in given:
+            self.forms.append(Form(given.get("action", ""), given.get("method", "get"), given.get("enctype", FORM), {}))
+        if self._around("form") is None:
+            return
+
+        fields = self.forms[-1].fields
+        if tag == "input" and "name" in given:
             kind = given.get("type", "text")
             if kind not in ("checkbox", "file") or "checked" in given:
-                self._form.fields[given["name"]] = given.get("value", "on")
-        elif tag == "textarea" and self._form:
-            self._area = given["name"]
-            self._form.fields[self._area] = ""
-        elif tag == "select" and self._form:
-            self._select = given["name"]
-        elif tag == "option" and self._select:
-            if "selected" in given or self._select not in self._form.fields:
-                self._form.fields[self._select] = given["value"]
-        elif tag == "a":
-            self._link = given.get("href")
-        self._hidden += tag in ("style", "script")
-
-    def handle_endtag(self, tag):
-        if tag == "form":
-            self._form = None
-        elif tag == "select":
-            self._select = None
+                fields[given["name"]] = given.get("value", "on")
         elif tag == "textarea":
-            self._area = None
-        elif tag == "a":
-            self._link = None
-        self._hidden -= tag in ("style", "script")
+            fields[given["name"]] = ""
+        elif tag == "option":
+            name = self._around("select")["name"]
+            if "selected" in given or name not in fields:
+                fields[name] = given["value"]
 
     def handle_data(self, data):
-        if self._area:
-            self._form.fields[self._area] += data
-        if self._link is not None:
-            self.links[data.strip()] = self._link
-        if not self._hidden:
-            self.text += data + " "
+        super().handle_data(data)
+        area = self._around("textarea")
+        if area is not None:
+            self.forms[-1].fields[area["name"]] += data
+
+    def _around(self, tag):
+        """The attributes of the innermost open element with this tag; None if there is none."""
+        return next((attributes for name, attributes, _ in reversed(self.open) if name == tag), None)
 
     def form(self, ending="", **has):
         """The form whose action ends so, not one to log out or to search."""

@@ -54,8 +54,8 @@ def with_cookie(server, browser, method, path, body=None, **headers):
 def test_a_log_in_leads_back_to_the_page_and_shows_who_it_is(server, browser):
     page = browser.get("/alice/dev?show=settings")
     assert "Log out" not in page.text
-    page = browser.log_in("alice", path=page.links["Log in"])
-    assert (page.path, page.links["alice"]) == ("/alice/dev?show=settings", "/alice")
+    page = browser.log_in("alice", path=page.hrefs["Log in"])
+    assert (page.path, page.hrefs["alice"]) == ("/alice/dev?show=settings", "/alice")
     assert "Log out" in page.text
 
 
@@ -161,7 +161,7 @@ def test_it_can_be_switched_off(server, alice, make_server, tmp_path):
     off = make_server("--no-web-login", "--secretfile", str(server.directory / ".secret"))
     off.add_user("alice")
     page = Browser(off).get("/")
-    assert "Log in" not in page.links
+    assert "Log in" not in page.hrefs
     page = Browser(off).get("/+login")
     assert "--no-web-login" in page.text and not [form for form in page.forms if form.method == "post"]
     sent = off.post("/+login", "user=alice&password=pw", headers={"Content-Type": FORM, "Accept": BROWSER})
@@ -231,7 +231,7 @@ def test_logging_out_ends_it_for_good(server, alice):
     stolen = session_of(alice)
     old = "%s=%s" % (stolen.name, stolen.value)
     page = alice.submit(alice.get("/alice/shut").form("+logout"))
-    assert (page.path, "You have logged out" in page.text, "Log in" in page.links) == ("/", True, True)
+    assert (page.path, "You have logged out" in page.text, "Log in" in page.hrefs) == ("/", True, True)
     assert alice.get("/alice/shut").status == 404
     for _ in range(2):
         assert server.get("/alice/shut", headers={"Accept": BROWSER, "Cookie": old}).status == 404

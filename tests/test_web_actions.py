@@ -74,7 +74,7 @@ def undo(browser, page, **fields):
 
 def test_a_yank_says_what_it_concerns_and_can_be_taken_back(server, index, alice):
     home = "/%s/demo/1.0" % index
-    page = alice.get(alice.get(home).links["Yank"])
+    page = alice.get(alice.get(home).hrefs["Yank"])
     assert "2 files, 1 documentation, 1 test result" in page.text
     page = alice.submit(page.form("+yank"), reason="broken")
     assert (page.path, "Yanked: 2 files of demo 1.0." in page.text) == (home, True)
@@ -118,7 +118,7 @@ def test_a_version_is_deleted_and_uploaded_again(server, index, alice):
     page = alice.submit(page.form("+delete"))
     assert page.path == "/%s/demo" % index and "Deleted: demo 1.0" in page.text
     assert server.get("/%s/demo/1.0" % index).status == 404
-    form = alice.get(page.links["Upload it again"]).form("+upload", **{":action": "file_upload"})
+    form = alice.get(page.hrefs["Upload it again"]).form("+upload", **{":action": "file_upload"})
     archive = wheel("demo", "1.0")
     page = alice.submit(form, files=(archive.filename, archive.content))
     assert server.filenames(index, "demo") == [archive.filename]
@@ -183,8 +183,8 @@ def test_of_a_mirror_the_copy_is_deleted(make_server, upstream):
     alice = Browser(server)
     alice.log_in("alice")
     page = alice.get("/alice/mirror/demo/1.0")
-    assert "Yank" not in page.links
-    page = alice.get(page.links["Delete"])
+    assert "Yank" not in page.hrefs
+    page = alice.get(page.hrefs["Delete"])
     assert "1 file" in page.text and "only the copy here" in page.text
     assert "Deleted: demo 1.0" in alice.submit(page.form("+delete")).text
     assert "Deleted: demo from" in alice.do("/alice/mirror/demo/+delete").text
@@ -224,7 +224,7 @@ def test_a_comparison_has_a_button_for_each_push(server, index, alice):
     server.add_index(target, bases=[])
     compared = "/%s/+compare/%s" % (index, target)
     push = "/%s/demo/1.0/+push?to=%s" % (index, target.replace("/", "%2F"))
-    assert push in alice.get(compared).links.values()
+    assert push in alice.get(compared).hrefs.values()
     assert "+push?to=" not in server.get(compared, headers={"Accept": "text/html"}).text
     assert alice.get(push).form("+push").fields["to"] == target
 
@@ -323,7 +323,7 @@ def test_only_the_page_of_uploads_may_send_requests_by_script(server, index, ali
 
 def test_an_index_is_made_and_deleted_again(server, alice):
     name = "made%d" % next(numbers)
-    page = alice.get(alice.get("/alice").links["New index"])
+    page = alice.get(alice.get("/alice").hrefs["New index"])
     page = alice.submit(page.form("+new-index"), name=name, title="Mine", bases="alice/secret", volatile=None)
     assert page.path == "/alice/" + name
     config = server.get("/alice/" + name, user="alice").result
@@ -421,7 +421,7 @@ def test_an_index_goes_with_its_content_also_as_a_base(server, index, alice):
 
 def test_root_makes_a_user_gives_a_password_and_deletes_it(server, root):
     form = dict(name="carol", password="pw", again="pw", email="c@example.org")
-    page = root.get(root.get("/").links["New user"])
+    page = root.get(root.get("/").hrefs["New user"])
     assert root.submit(page.form("+new-user"), **dict(form, again="other")).status == 400
     page = root.submit(page.form("+new-user"), **form)
     assert page.path == "/carol" and server.login("carol", "pw")
@@ -442,7 +442,7 @@ def test_the_own_password_takes_the_one_before(server):
     assert dan.do("/dan/+password", before="pw", password="", again="").status == 400
     page = dan.do("/dan/+password", before="pw", password="new", again="new")
     assert page.path == "/dan" and "Log out" in page.text and server.login("dan", "new")
-    assert "You have no index yet." in page.text and page.links["Change it again"] == "/dan/+password"
+    assert "You have no index yet." in page.text and page.hrefs["Change it again"] == "/dan/+password"
 
 
 def test_a_profile_is_changed(server, alice):
@@ -459,7 +459,7 @@ def test_who_deletes_the_own_user_is_logged_out(server):
     eve = Browser(server)
     eve.log_in("eve")
     page = eve.do("/eve/+delete", name="eve")
-    assert "The user eve was deleted." in page.text and "Log in" in page.links
+    assert "The user eve was deleted." in page.text and "Log in" in page.hrefs
     assert server.get("/eve").status == 404
 
 
@@ -524,8 +524,8 @@ def test_a_form_of_somebody_without_the_permission_does_nothing(server, index, b
         assert bob.send("POST", path, body, {"Content-Type": FORM}).status == 403, path
     assert state(server, index) == before
     page = bob.get("/%s/demo/1.0" % index)
-    assert "Push" in page.links and not {"Yank", "Delete"} & set(page.links)
-    assert not {"Upload a file", "Change settings", "Delete index"} & set(bob.get("/" + index).links)
+    assert "Push" in page.hrefs and not {"Yank", "Delete"} & set(page.hrefs)
+    assert not {"Upload a file", "Change settings", "Delete index"} & set(bob.get("/" + index).hrefs)
 
 
 def test_an_index_that_one_may_not_read_has_the_forms_of_one_that_is_not_there(server, bob):
