@@ -129,3 +129,10 @@ class Browser:
         page = self.get(path)
         assert page.status == 200, (page.status, page.text)
         return self.submit(page.form(path.partition("?")[0]), headers=_headers, **fields)
+
+
+def logged_in(server, user):
+    """A `Browser` in which the user has logged in."""
+    browser = Browser(server)
+    assert "Log out" in browser.log_in(user, server.passwords[user]).text
+    return browser

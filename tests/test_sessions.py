@@ -6,7 +6,7 @@ import urllib.parse
 import pytest
 
 import devpi_lite
-from forms import FORM, Browser
+from forms import FORM, Browser, logged_in
 from harness import BROWSER, Server, audited, upload, wheel
 
 
@@ -31,9 +31,7 @@ def browser(server):
 
 @pytest.fixture
 def alice(server):
-    browser = Browser(server)
-    assert "Log out" in browser.log_in("alice").text
-    return browser
+    return logged_in(server, "alice")
 
 
 def session_of(browser):
@@ -266,8 +264,7 @@ def test_a_new_password_ends_all_others(server, alice):
 
 def test_a_deleted_user_has_none_also_if_the_name_comes_again(server):
     server.add_user("emil")
-    browser = Browser(server)
-    browser.log_in("emil")
+    browser = logged_in(server, "emil")
     assert server.delete("/emil", user="root").status == 200
     assert "Log out" not in browser.get("/").text
     server.add_user("emil")

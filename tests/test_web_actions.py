@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from forms import FORM, Browser
+from forms import FORM, Browser, logged_in
 from harness import (
     BROWSER, Server, audited, documentation, eventually, path_of, rels, sdist, upload, upload_docs, wheel)
 from replicas import in_sync, primary_at, replica_at
@@ -40,23 +40,17 @@ def index(server):
 
 @pytest.fixture(scope="module")
 def alice(server):
-    browser = Browser(server)
-    browser.log_in("alice")
-    return browser
+    return logged_in(server, "alice")
 
 
 @pytest.fixture(scope="module")
 def bob(server):
-    browser = Browser(server)
-    browser.log_in("bob")
-    return browser
+    return logged_in(server, "bob")
 
 
 @pytest.fixture(scope="module")
 def root(server):
-    browser = Browser(server)
-    browser.log_in("root", "secret")
-    return browser
+    return logged_in(server, "root")
 
 
 def yanked(server, index):
@@ -139,13 +133,11 @@ def test_a_project_is_deleted(server, index, alice):
     assert server.get("/%s/demo" % index).status == 404
 
 
-def test_a_non_volatile_index_gives_up_nothing_unless_its_owner_ticks_a_box(server, index, alice):
+def test_a_non_volatile_index_gives_up_nothing_unless_its_owner_ticks_a_box(server, index, alice, bob):
     server.patch("/" + index, {"volatile": False, "acl_upload": ["alice", "bob"]}, user="alice")
     page = alice.do("/%s/demo/1.0/+delete" % index)
     assert page.status == 403 and "tick the box" in page.text
     assert "release" in " ".join(rels(server, index + "/demo/1.0"))
-    bob = Browser(server)
-    bob.log_in("bob")
     refused = bob.do("/%s/demo/+delete" % index, force="yes")
     assert refused.status == 403 and "only alice" in refused.text
     assert audited(server, action="refused", index=index)[0]["who"] == "bob"
@@ -180,8 +172,7 @@ def test_of_a_mirror_the_copy_is_deleted(make_server, upstream):
     server.add_user("alice")
     server.add_mirror("alice/mirror", upstream)
     server.fetch("alice/mirror", "demo-1.0-py3-none-any.whl", "demo")
-    alice = Browser(server)
-    alice.log_in("alice")
+    alice = logged_in(server, "alice")
     page = alice.get("/alice/mirror/demo/1.0")
     assert "Yank" not in page.hrefs
     page = alice.get(page.hrefs["Delete"])
@@ -435,8 +426,7 @@ def test_root_makes_a_user_gives_a_password_and_deletes_it(server, root):
 
 def test_the_own_password_takes_the_one_before(server):
     server.add_user("dan")
-    dan = Browser(server)
-    dan.log_in("dan")
+    dan = logged_in(server, "dan")
     page = dan.do("/dan/+password", before="wrong", password="new", again="new")
     assert page.status == 401 and 'value="new"' not in page.reply.text
     assert dan.do("/dan/+password", before="pw", password="", again="").status == 400
@@ -456,8 +446,7 @@ def test_a_profile_is_changed(server, alice):
 
 def test_who_deletes_the_own_user_is_logged_out(server):
     server.add_user("eve")
-    eve = Browser(server)
-    eve.log_in("eve")
+    eve = logged_in(server, "eve")
     page = eve.do("/eve/+delete", name="eve")
     assert "The user eve was deleted." in page.text and "Log in" in page.hrefs
     assert server.get("/eve").status == 404

@@ -5,7 +5,6 @@ import dataclasses
 import typing
 import urllib.parse
 
-from forms import Browser as Client
 from harness import (
     SIMPLE_JSON, Server, Upstream, documentation, eventually, links, patched, path_of, sdist, submit, upload, upload_docs, wheel)
 from webpages import RESULT
@@ -157,13 +156,6 @@ def described(name, version, description):
     plain = wheel(name, version)
     metadata = plain.metadata + b"Description-Content-Type: text/markdown\n\n" + description.encode()
     return dataclasses.replace(wheel(name, version, metadata=metadata), metadata=metadata)
-
-
-def cookies_of(server, user):
-    """The cookies of a browser in which the user has logged in."""
-    client = Client(server)
-    assert "Log out" in client.log_in(user, server.passwords[user]).text
-    return client.cookies
 
 
 def quoted(path):

@@ -5,7 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
-from forms import Browser as Client
+from forms import logged_in
 from harness import Server, sdist, upload, wheel
 
 SCRIPTS = pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
@@ -75,8 +75,7 @@ def test_people_log_in_where_they_were_and_log_out(browser, server, index, scrip
 def test_a_new_password_ends_all_other_logins(browser, server, scripts):
     name = "user%d" % next(numbers)
     server.add_user(name, "old")
-    other = Client(server)
-    assert "Log out" in other.log_in(name, "old").text
+    other = logged_in(server, name)
     log_in(browser, server, "/" + name, scripts, name)
     browser.click("text=Change password")
     refused = send(browser, before="old", password="new", again="knew")

@@ -7,7 +7,7 @@ import zipfile
 import pytest
 
 from archives import Archive, zipped
-from forms import Browser as Client
+from forms import logged_in
 from chromium import SPHINX
 from harness import Server, upload, upload_docs, wheel
 
@@ -33,9 +33,7 @@ def server(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alice(server):
     """A session of alice's, from which a browser takes its cookies."""
-    client = Client(server)
-    assert "Log out" in client.log_in("alice").text
-    return client
+    return logged_in(server, "alice")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ import typing
 import pytest
 
 import devpi_lite
+from forms import logged_in
 from harness import Server
-from sample import cookies_of, quoted, sample, wheel_of
+from sample import quoted, sample, wheel_of
 
 
 class Page(typing.NamedTuple):
@@ -119,7 +120,7 @@ def full(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cookies(full):
     """{user: cookies of a browser in which the user has logged in}"""
-    return {"": {}, **{user: cookies_of(full.server, user) for user in ("root", "alice", "bob")}}
+    return {"": {}, **{user: logged_in(full.server, user).cookies for user in ("root", "alice", "bob")}}
 
 
 def faults_of(seen, way):
