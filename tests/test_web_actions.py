@@ -10,7 +10,7 @@ import pytest
 
 from forms import FORM, Browser, logged_in
 from harness import (
-    BROWSER, Server, audited, documentation, eventually, path_of, rels, sdist, upload, upload_docs, wheel)
+    BROWSER, Server, audited, documentation, eventually, new_index, path_of, rels, sdist, upload, upload_docs, wheel)
 from replicas import in_sync, primary_at, replica_at
 
 numbers = itertools.count(1)
@@ -29,8 +29,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def index(server):
     """A stage of alice's with demo 1.0: a wheel and a sdist, documentation and a test result."""
-    path = "alice/dev%d" % next(numbers)
-    server.add_index(path, bases=[])
+    path = new_index(server, "alice", bases=[])
     upload(server, path, wheel("demo", "1.0"), sdist("demo", "1.0"))
     upload_docs(server, path, documentation("demo", "1.0"))
     tested = path_of(wheel("demo", "1.0"), path)
@@ -81,8 +80,7 @@ def test_a_yank_says_what_it_concerns_and_can_be_taken_back(server, index, alice
 
 def test_it_says_how_many_projects_that_one_may_read_depend_on_it(server, index, alice):
     name = "needed%d" % next(numbers)
-    server.add_index("bob/hidden%d" % next(numbers), bases=[], acl_pkg_read=["bob"])
-    hidden = "bob/hidden%d" % (next(numbers) - 1)
+    hidden = new_index(server, "bob", bases=[], acl_pkg_read=["bob"])
     upload(server, index, wheel(name, "1.0"))
     for place in (index, hidden):
         upload(server, place, wheel("user-of-" + name, "1.0", requires_dist=[name]))
@@ -155,8 +153,7 @@ def test_a_status_is_set_and_set_back(server, index, alice):
 
 
 def test_mirrors_are_let_in_and_shut_out(server, index, alice):
-    server.add_mirror("alice/m%d" % next(numbers), "https://pypi.example/simple/")
-    mirror = "alice/m%d" % (next(numbers) - 1)
+    mirror = new_index(server, "alice", type="mirror", mirror_url="https://pypi.example/simple/")
     server.patch("/" + index, {"bases": [mirror]}, user="alice")
     page = alice.get("/%s/demo/+whitelist" % index)
     assert mirror in page.text
@@ -186,8 +183,7 @@ def test_of_a_mirror_the_copy_is_deleted(make_server, upstream):
 
 
 def test_a_push_to_another_index_is_undone_there(server, index, alice):
-    target = "alice/prod%d" % next(numbers)
-    server.add_index(target, bases=[])
+    target = new_index(server, "alice", bases=[])
     page = alice.get("/%s/demo/1.0/+push" % index)
     assert "This copies 2 files, 1 documentation, 1 test result." in page.text
     page = alice.submit(page.form("+push"), to=target, part="no_docs")
@@ -211,8 +207,7 @@ def test_a_push_says_what_it_replaces(server, index, alice):
 
 
 def test_a_comparison_has_a_button_for_each_push(server, index, alice):
-    target = "alice/prod%d" % next(numbers)
-    server.add_index(target, bases=[])
+    target = new_index(server, "alice", bases=[])
     compared = "/%s/+compare/%s" % (index, target)
     push = "/%s/demo/1.0/+push?to=%s" % (index, target.replace("/", "%2F"))
     assert push in alice.get(compared).hrefs.values()
@@ -399,9 +394,9 @@ def test_a_setting_that_is_refused_comes_again(server, index, alice):
 
 
 def test_an_index_goes_with_its_content_also_as_a_base(server, index, alice):
-    server.add_index("bob/on%d" % next(numbers), bases=[index])
+    built = new_index(server, "bob", bases=[index])
     page = alice.get("/%s/+delete" % index)
-    assert "1 project, 2 files, 1 documentation, 1 test result" in page.text and "It is a base of bob/on" in page.text
+    assert "1 project, 2 files, 1 documentation, 1 test result" in page.text and "It is a base of %s." % built in page.text
     assert alice.submit(page.form("+delete"), name=index).status == 409
     assert alice.submit(page.form("+delete"), name=index, force="yes").path == "/alice"
     assert server.get("/" + index).status == 404

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from forms import logged_in
-from harness import Server, sdist, upload, wheel
+from harness import Server, new_index, sdist, upload, wheel
 
 SCRIPTS = pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 numbers = itertools.count(1)
@@ -23,8 +23,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def index(server):
     """A stage of alice's with demo 1.0, for one test alone."""
-    path = "alice/dev%d" % next(numbers)
-    server.add_index(path, bases=[])
+    path = new_index(server, "alice", bases=[])
     upload(server, path, wheel("demo", "1.0"), sdist("demo", "1.0"))
     return path
 
@@ -144,8 +143,7 @@ def test_a_version_is_yanked_and_taken_back(browser, server, index, scripts):
 
 @SCRIPTS
 def test_a_version_is_pushed(browser, server, index, scripts):
-    target = "alice/prod%d" % next(numbers)
-    server.add_index(target, bases=[])
+    target = new_index(server, "alice", bases=[])
     log_in(browser, server, "/%s/demo/1.0" % index, scripts)
     browser.click("a:text-is('Push')")
     browser.choose("main [name=to]", target)
