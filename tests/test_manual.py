@@ -454,6 +454,8 @@ def test_a_heading_counts_more_than_a_line():
     first, *others = manual_hits("upgrade")
     assert (first.topic.name, first.heading) == ("operation", "Upgrade")
     assert manual_hits("yank")[0].heading == "Yank" and len(manual_hits("yank")) > 3
+    first, second, *_ = manual_hits("volatile")
+    assert (first.heading, second.topic.name) == ("Volatile or not", "upload")      # which stands above it
 
 
 def test_what_begins_with_a_hash_in_a_block_of_code_is_no_heading():
@@ -464,6 +466,7 @@ def test_what_begins_with_a_hash_in_a_block_of_code_is_no_heading():
 def test_a_search_is_bounded():
     assert manual_hits("") == manual_hits("  ") == []
     assert manual_hits("e " * 100_000) and manual_hits("x" * 100_000) == []
+    assert manual_hits("e " * Limits.query_terms + "xyzzy") and manual_hits("e".ljust(Limits.query) + "xyzzy")
     assert max(hit.excerpt.count("\n") for hit in manual_hits("e")) == Limits.excerpt - 1
 
 

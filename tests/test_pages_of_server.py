@@ -86,6 +86,7 @@ def test_the_json_of_a_search_is_as_it_was(site):
 
 def test_further_pages_of_the_documentation_are_a_search_of_their_own(site):
     [(attributes, _)] = [pair for pair in search_page(site, "lantern").with_text("a") if pair[1] == "2 more pages"]
+    assert attributes["href"] == "/+search?query=name%3Alantern+type%3Apage+lantern"
     page = view(site, attributes["href"])
     assert hits(page) == ["lantern 1.0"]
     assert sorted(text for text in page.hrefs if text.startswith("Chapter")) == [
@@ -397,6 +398,7 @@ def test_the_manual_can_be_searched(site):
     page = view(site, "/+help?q=promote+replica")
     assert "/+help/replicas" in page.hrefs.values()
     assert "python devpi_lite.py promote" in page.main and "](" not in page.main
+    assert "a balancer names the primary" in view(site, "/+help?q=balancer").main       # a link in its topic
     assert "The manual says nothing about that." in view(site, "/+help?q=xyzzy").main
     assert view(site, "/+help?q=" + urllib.parse.quote(HOSTILE)).of("img") == []
 
