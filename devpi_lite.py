@@ -39458,8 +39458,9 @@ follow relative ones.
 
 ## Host names
 
-A server that listens on loopback only answers to addresses, to names without a dot and to the name
-in `--outside-url`. Other names get 421, so that no web page can reach it under a name of its own.
+A server that listens on loopback only answers to addresses, to names without a dot and to the names
+in `--outside-url` and `--docs-url`. Other names get 421, so that no web page can reach it under a
+name of its own.
 
 A proxy may serve documentation and files itself, if it asks the server first: `/+authcheck` with
 the path in `X-Original-URI` is 200 if its caller may read that path, and 403 if not.
@@ -39827,10 +39828,10 @@ fetches what mirrors lost; with `--from` and an address, what another server has
 python devpi_lite.py gc --serverdir /srv/devpi --dry-run
 ```
 
-shows what nothing names any more. Files that nothing in the database names (any more, or because it
-is an older copy) go to `trash/` for a week, and come back by themselves when they are asked for;
-`/+status` counts them. The server does that every hour by itself. `gc --empty-trash` makes room at
-once.
+shows what would be done. Files that nothing in the database names (any more, or because it is an
+older copy) go to `trash/` for a week, and come back by themselves when they are asked for;
+`/+status` counts them. The server does that every hour by itself. `gc --empty-trash` deletes what
+has been there for an hour.
 
 The audit log keeps 100,000 rows (`--audit-rows`), the changelog 64 MiB and 90 days (`--keep-log`).
 
@@ -39862,9 +39863,9 @@ A start over files whose database is missing is refused.
 `devpi_lite.py` reads from top to bottom; its first lines list the chapters. `tests/CONTRACT.md` has
 the rules that clients lean on, each with the test that holds it. `make test` makes its own
 environment and takes some four minutes, `make interop` runs the real pip, uv, twine, tox and devpi
-client against the server, and its own client against a real devpi-server; `make soak` plays random
-crowds for longer. `make bench` measures how fast it is on your machine: see
-`tests/bench/README.md`.
+client against the server, and its own client against a real devpi-server; `make browser` looks at
+every page in Chromium; `make soak` plays random crowds for longer. `make bench` measures how fast
+it is on your machine: see `tests/bench/README.md`.
 """)
 
 topic(
@@ -39882,7 +39883,7 @@ Nothing grows without a bound. These can be changed by an [option](options):
 | rows of the audit log | 100,000 | `--audit-rows` |
 | the changelog | 64 MiB, 90 days | `--keep-log` |
 
-A body, a zip or a setting beyond its bound gets 413.
+A body or a zip beyond its bound gets 413, and so do settings that take more bytes than theirs.
 
 The others are named in `class Limits` in the file. Those that you may meet:
 
