@@ -7,6 +7,7 @@ import pytest
 
 from forms import logged_in
 from harness import Server, new_index, sdist, upload, wheel
+from webpages import below
 
 SCRIPTS = pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 numbers = itertools.count(1)
@@ -48,11 +49,6 @@ def sound(seen):
     return seen
 
 
-def path_of(server, seen):
-    assert seen.url.startswith(server.url)
-    return seen.url[len(server.url):]
-
-
 # -- logging in and out
 
 
@@ -64,7 +60,7 @@ def test_people_log_in_where_they_were_and_log_out(browser, server, index, scrip
     assert refused.status == 401 and "could not be authenticated" in refused.text
     assert browser.value("document.querySelector('#field-user').value") == "alice"
     entered = send(browser, password="pw")
-    assert path_of(server, entered) == "/" + index and "Log out" in entered.text
+    assert below(server, entered.url) == "/" + index and "Log out" in entered.text
     left = sound(browser.click("text=Log out"))
     assert "You have logged out." in left.text and "Log in" in left.text
     assert "/+login?next=" in browser.go(server.url + "/%s/+settings" % index).url
@@ -104,7 +100,7 @@ def test_a_file_is_uploaded_and_deleted_again(browser, server, index, scripts, t
     browser.click("form.upload button.main")
     browser.wait("[role=status]")
     done = sound(browser.look())
-    assert path_of(server, done) == home and "%s was uploaded." % archives[-1].filename in done.text
+    assert below(server, done.url) == home and "%s was uploaded." % archives[-1].filename in done.text
     assert (browser.value("sessionStorage.bar") == "false 1") == scripts
     assert server.versions(index, "parcel") == [archive.version for archive in archives]
 
@@ -148,7 +144,7 @@ def test_a_version_is_pushed(browser, server, index, scripts):
     browser.click("a:text-is('Push')")
     browser.choose("main [name=to]", target)
     done = send(browser)
-    assert path_of(server, done) == "/%s/demo/1.0" % target
+    assert below(server, done.url) == "/%s/demo/1.0" % target
     assert "demo 1.0 was pushed from %s to %s." % (index, target) in done.text
     assert len(server.filenames(target, "demo")) == 2
 
@@ -159,7 +155,7 @@ def test_an_index_is_made_changed_and_deleted(browser, server, scripts):
     log_in(browser, server, "/alice", scripts)
     browser.click("text=New index")
     done = send(browser, name=name)
-    assert path_of(server, done) == "/alice/" + name and "alice/%s was made." % name in done.text
+    assert below(server, done.url) == "/alice/" + name and "alice/%s was made." % name in done.text
     browser.click("text=Change settings")
     browser.choose("main [name=volatile]", "no")
     done = send(browser, title="A title")
