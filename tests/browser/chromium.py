@@ -41,7 +41,6 @@ class Visit(typing.NamedTuple):
     url: str
     title: str
     text: str           # as a reader sees it
-    html: str           # as it was sent
     width: int          # of the window
     excess: int         # pixels of the page beyond it
     barriers: list      # serious and critical ones

@@ -141,7 +141,6 @@ async function report(order) {
     url: page.url(),
     title: await page.title(),
     text: await page.innerText("body"),
-    html: text,
     width,
     excess,
     barriers: order.axe ? await barriers() : [],
