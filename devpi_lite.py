@@ -39929,7 +39929,7 @@ topic("commands", "All commands",
 
 topic(
     "api", "JSON",
-    "Every route for programs, by example.",
+    "Routes for programs, by example.",
     r"""
 Responses are JSON for `Accept: application/json` and for curl. Where reading is restricted, add
 `-u alice:secret`. An error is an object with a `message`, under its HTTP status.
