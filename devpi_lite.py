@@ -39275,6 +39275,8 @@ eval "$(python devpi_lite_client.py env)" && pip install your-package
 ```
 
 Each ends with status 0, or 1 for a failure, 2 for a wrong command line; so `&&` and `set -e` work.
+`--skip-existing` also passes over a file that is there with other content, as twine's does: give
+each build a version of its own.
 `--json` prints one JSON document to standard output, and messages to standard error.
 
 A password may also come from `--password-file`, keyring or `~/.netrc`. Certificates and proxies:
