@@ -29814,8 +29814,10 @@ def upload_by_form(request, index):
                 raise BadRequest("choose a file first")
             if fields.get(":action") == ["file_upload"]:
                 fields.update(_stated_by(incoming, form.filename))
-            elif not fields.get("version", [""])[0].strip():
-                fields.pop("version", None)
+            else:
+                if not fields.get("version", [""])[0].strip():
+                    fields.pop("version", None)
+                _check_documentation(request, index, incoming, form.filename, fields)
             lost = _lost_to(request, index, fields.get("name", [""])[0],
                             {form.filename: incoming.sha256.hexdigest()})
             response = take_form(request, index, form, fields)
@@ -29826,10 +29828,26 @@ def upload_by_form(request, index):
     return _uploaded(request, index, fields, form.filename, response, lost)
 
 
+def _check_documentation(request, index, incoming, filename, fields):
+    """Refuse documentation that the page of uploads does not ask for: no zip archive, without a
+    first page, for no release. devpi clients may send it."""
+    name = one_line(filename, 100)
+    with incoming.reader() as file:
+        members, _ = doc_members(file, name) or ((), 0)
+    if not members:
+        raise BadRequest(f"{name} is no zip archive")
+    if not any(member.path == "index.html" for member in members):
+        raise BadRequest(f"{name} has no index.html at its top")
+    if "version" in fields:
+        _files_of(request, index, normalize(fields.get("name", [""])[0]), fields["version"][0])
+
+
 def _stated_by(incoming, filename):
     """The fields of an upload form that an archive states itself."""
     if not is_safe_filename(filename):
         raise BadRequest(f"'{one_line(filename, 100)}' is not the name of a distribution file")
+    if not strip_archive_extension(filename)[1]:
+        raise BadRequest(f"{one_line(filename, 100)} is no wheel or source distribution")
     check_archive_name(filename)
     with incoming.reader() as file:
         data = archive_metadata(file, filename)

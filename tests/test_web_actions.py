@@ -10,7 +10,8 @@ import pytest
 
 from forms import FORM, Browser, logged_in
 from harness import (
-    BROWSER, Server, audited, documentation, eventually, new_index, path_of, rels, sdist, upload, upload_docs, wheel)
+    BROWSER, Server, audited, documentation, eventually, new_index, path_of, rels, sdist, upload, upload_docs, wheel,
+    zipped)
 from replicas import in_sync, primary_at, replica_at
 
 numbers = itertools.count(1)
@@ -271,8 +272,20 @@ def test_documentation_is_uploaded(server, index, alice):
     assert "New" in server.get("/%s/demo/1.0/+doc/index.html" % index, headers={"Accept": "*/*"}).text
 
 
+@pytest.mark.parametrize("content, version, status, said", [
+    (b"abc", "1.0", 400, "demo.zip is no zip archive"),
+    (zipped(("about.html", "x")), "1.0", 400, "demo.zip has no index.html at its top"),
+    (zipped(("index.html", "x")), "7", 404, "version '7' of project 'demo' is not on")])
+def test_what_is_no_documentation_of_a_release_is_refused_with_the_form(server, index, alice, content, version, status, said):
+    page = alice.submit(upload_form(alice, index, "doc_upload"), name="demo", version=version, files=("demo.zip", content))
+    assert page.status == status and said in page.text and upload_form(alice, index, "doc_upload")
+    assert server.versions(index, "demo") == ["1.0"]
+    assert "manual" in server.get("/%s/demo/1.0/+doc/index.html" % index, headers={"Accept": "*/*"}).text
+
+
 @pytest.mark.parametrize("filename, content, said", [
-    ("demo-1.0-py3-none-any.whl", b"no archive", "demo-1.0-py3-none-any.whl"), ("demo.txt", b"x", "demo.txt"),
+    ("demo-1.0-py3-none-any.whl", b"no archive", "demo-1.0-py3-none-any.whl"),
+    ("demo.txt", b"x", "demo.txt is no wheel or source distribution"),
     ("../demo-1.0.tar.gz", b"x", "name"), ("<b>.whl", b"x", "<b>.whl")])
 def test_what_is_no_distribution_file_is_refused_with_the_form(server, index, alice, filename, content, said):
     page = alice.submit(upload_form(alice, index), files=(filename, content))
