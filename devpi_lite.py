@@ -18127,9 +18127,8 @@ class NewUpload(typing.NamedTuple):
 def newest_uploads(db, index, count, project=None):
     """The files that last came to a stage, or to a project of it, newest first."""
     condition, values = "files.index_id = ?", [index.id]
-    if project is not None:
-        condition += " AND projects.name = ?"
-        values.append(project)
+    if project is not None:     # with the other condition, all files of the index would be read
+        condition, values = "projects.index_id = ? AND projects.name = ?", [index.id, project]
     return [NewUpload(*row) for row in db.execute(
         "SELECT files.id, projects.name, version, filename, uploaded, history "
         f"FROM files JOIN projects ON projects.id = project_id WHERE {condition} "
@@ -18303,7 +18302,8 @@ def project_lines(db, projects):
         files[row["release_id"]].append(row)
     docs = {row["project_id"]: row["version"] for row in db.execute(
         "SELECT project_id, version, status FROM files JOIN projects ON projects.id = project_id "
-        f"WHERE kind = 'doczip' AND project_id IN ({marks(projects)}) ORDER BY files.id",
+        "WHERE kind = 'doczip' AND kind != 'releasefile' "      # its partial index
+        f"AND project_id IN ({marks(projects)}) ORDER BY files.id",
         [id_ for _, id_ in projects]) if not Status.of(row["status"]).withholds_files}
     return [_project_line(db, name, ranked[project_id], files, docs.get(project_id, ""))
             for name, project_id in projects]
@@ -18387,6 +18387,7 @@ def attached_to(db, index, project):
     for kind, version, sha256, size in db.execute(
             "SELECT kind, version, sha256, size FROM files JOIN projects "
             "ON projects.id = project_id WHERE kind IN ('doczip', 'toxresult') "
+            "AND kind != 'releasefile' "        # its partial index
             "AND projects.index_id = ? AND name = ? ORDER BY files.id DESC", (index.id, project)):
         if kind == "doczip":
             found.docs.add(version)

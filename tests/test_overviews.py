@@ -1,5 +1,8 @@
 """What lists are made of: pages of rows, and numbers in words. More of them is in tests of the pages."""
 
+import contextlib
+import sqlite3
+
 import pytest
 
 import devpi_lite
@@ -24,3 +27,54 @@ def test_a_count_that_was_cut_says_so():
     assert devpi_lite.FileCount(0, 5, 0, 0).texts == ("0", "")
     assert devpi_lite.FileCount(0, 5, 4, 3 << 20).texts == ("4", "3.0 MiB")
     assert devpi_lite.FileCount(0, most, 9, 1 << 20).texts == ("more than 9", "more than 1.0 MiB")
+
+
+STAGE = devpi_lite.Index(1, "alice", "dev", {"type": "stage"})
+
+
+@contextlib.contextmanager
+def stage(projects, old_files=0):
+    """The database of a stage whose projects have a file each, and `old_files` more in a release that was not the last."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.row_factory = sqlite3.Row
+        devpi_lite.make_schema(db)
+        db.execute("INSERT INTO users VALUES (1, 'alice', NULL, '', '', NULL, '{}')")
+        db.execute("INSERT INTO indexes VALUES (1, 1, 'dev', '{}')")
+        for number in range(projects):
+            project_id = db.execute("INSERT INTO projects (index_id, name) VALUES (1, ?)", ("p%04d" % number,)).lastrowid
+            for version, count in (("0.1", old_files), ("1.0", 1), ("1.1", 1), ("1.2", 1)):
+                release_id = db.execute("INSERT INTO releases (project_id, version, metadata) VALUES (?, ?, '{}')",
+                                        (project_id, version)).lastrowid
+                db.executemany(
+                    "INSERT INTO files (index_id, project_id, release_id, version, filename, path, hash_spec, uploaded) "
+                    "VALUES (1, ?, ?, ?, ?, ?, '', '2026-11-29T00:00:00Z')",
+                    [(project_id, release_id, version, "%s-%d.whl" % (version, each),
+                      "+f/%d/%s-%d.whl" % (number, version, each)) for each in range(count)])
+        yield db
+
+
+def steps(db, read, *arguments):
+    """The number of instructions that SQLite takes for a function."""
+    taken = []
+    db.set_progress_handler(lambda: taken.append(None), 1)
+    try:
+        assert read(db, *arguments)
+    finally:
+        db.set_progress_handler(None, 0)
+    return len(taken)
+
+
+def test_the_newest_uploads_to_a_project_are_found_without_those_to_others():
+    def wanted(db):
+        return steps(db, devpi_lite.newest_uploads, STAGE, 50, "p0001")
+
+    with stage(3) as small, stage(1000) as large:
+        assert wanted(large) < 2 * wanted(small)
+        assert [upload.version for upload in devpi_lite.newest_uploads(large, STAGE, 50, "p0001")] == ["1.2", "1.1", "1.0"]
+
+
+@pytest.mark.parametrize("read, arguments", [
+    (devpi_lite.project_lines, [[("p0000", 1), ("p0001", 2)]]), (devpi_lite.attached_to, [STAGE, "p0001"])])
+def test_the_files_of_old_releases_cost_a_list_nothing(read, arguments):
+    with stage(2) as small, stage(2, old_files=1000) as large:
+        assert steps(large, read, *arguments) < 2 * steps(small, read, *arguments)
