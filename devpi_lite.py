@@ -18247,18 +18247,30 @@ def projects_by_upload(db, index, before=None):
     """The same of all projects of a stage, the last upload first, among its last
     `Limits.newest_files` files.
 
-    The next page begins `before` the ID of a file."""
-    found, last = {}, before
+    The next page begins `before` the ID of a file, without the projects of earlier pages."""
+    found, earlier, last = {}, set(), before
     rows = db.execute(
         "SELECT files.id, projects.id, projects.name FROM files JOIN projects "
         "ON projects.id = project_id WHERE files.index_id = ? AND files.id < ? "
         "AND release_id IS NOT NULL AND kind = 'releasefile' ORDER BY files.id DESC LIMIT ?",
         (index.id, before or 1 << 62, Limits.newest_files))
     for file_id, project_id, name in rows:
-        if len(found) == Limits.page_rows and name not in found:
-            return list(found.items()), last
-        found[name], last = project_id, file_id
+        if name not in found and name not in earlier:
+            if before and _came_since(db, project_id, before):
+                earlier.add(name)
+            elif len(found) == Limits.page_rows:
+                return list(found.items()), last
+            else:
+                found[name] = project_id
+        last = file_id
     return list(found.items()), None
+
+
+def _came_since(db, project_id, file_id):
+    """Whether a file with that ID or a later one came to a stage's project."""
+    return db.execute(
+        "SELECT 1 FROM files WHERE project_id = ? AND id >= ? AND release_id IS NOT NULL "
+        "AND kind = 'releasefile' LIMIT 1", (project_id, file_id)).fetchone() is not None
 
 
 def cached_projects(db, index, after):

@@ -151,12 +151,12 @@ def test_a_long_index_is_read_in_pages(site):
 def test_a_long_index_is_read_in_pages_by_upload(site):
     site.add_index("alice/busy", bases=[])
     names = ["p%03d" % number for number in range(102)]
-    upload(site, "alice/busy", *(wheel(name, "1.0") for name in names), wheel("p050", "1.1"))
+    upload(site, "alice/busy", *(wheel(name, "1.0") for name in names), wheel("p050", "1.1"), wheel("p000", "1.1"))
     first = page(site, "/alice/busy?sort=-uploaded")
     (following,) = [link for link in first.links if "after=" in link]
     second = page(site, following)
     found = [row[0].partition(" ")[0] for row in first.rows() + second.rows()]
-    assert found == ["p050"] + [name for name in reversed(names) if name != "p050"]
+    assert found == ["p000", "p050"] + [name for name in reversed(names) if name not in ("p000", "p050")]
     assert len(first.rows()) == 100 and not [link for link in second.links if "after=" in link]
 
 
