@@ -6214,34 +6214,13 @@ def _doc_root(names):
 
 
 def member_bytes(file, member):
-    """The bytes of a member, in pieces."""
+    """The bytes of a member, in pieces; OSError if they are no longer what `doc_members` read."""
     file.seek(member.start)
-    if member.deflated:
-        yield from _inflated(file, member.packed)
-        return
-    left = member.size
-    while left:
-        piece = file.read(min(left, 256 << 10))
-        if not piece:
-            raise OSError("the documentation zip was cut")
-        left -= len(piece)
-        yield piece
-
-
-def _inflated(file, left):
-    """The bytes that the next `left` bytes of a file unpack to, in pieces."""
-    unzip, data = zlib.decompressobj(-15), b""
-    while not unzip.eof:
-        if not data and left:
-            data = file.read(min(left, 64 << 10))
-            if not data:
-                raise OSError("the documentation zip was cut")
-            left -= len(data)
-        piece, data = unzip.decompress(data, 256 << 10), unzip.unconsumed_tail
-        if not (piece or data or left):
-            return
-        if piece:
-            yield piece
+    try:
+        yield from _deflated_pieces(file, member.packed) if member.deflated else \
+            _stored_pieces(file, member.size)
+    except (ValueError, zlib.error) as error:
+        raise OSError(f"the documentation zip is damaged: {reason_of(error)}") from None
 
 
 # ==================================================================================================
@@ -17327,7 +17306,7 @@ class SearchIndex(Part):
             for number, (path, title, body) in enumerate(pages, 1):
                 self._enter(project_row + number, found, "page", f"{address}/{path}",
                             {"title": title, "body": body})
-        except (Problem, OSError, ValueError, zlib.error) as error:
+        except (Problem, OSError, ValueError) as error:
             log.error("the documentation at %s can't be read: %s", one_line(address), error)
 
     def _enter(self, row_id, found, kind, path, texts):

@@ -551,6 +551,21 @@ def test_zips_of_very_many_members_are_looked_through_a_few_at_a_time(monkeypatc
     assert len(d.doc_members(io.BytesIO(many), WHEEL)[0]) == 23
 
 
+@pytest.mark.parametrize("method, damage", [
+    (zipfile.ZIP_STORED, lambda content, place: content[:place + 1000]),
+    (zipfile.ZIP_DEFLATED, lambda content, place: content[:place + 1000]),
+    (zipfile.ZIP_DEFLATED, lambda content, place: content[:place] + b"\xff" * 9 + content[place + 9:])],
+    ids=["stored, cut", "deflated, cut", "deflated, overwritten"])
+def test_documentation_that_was_damaged_on_the_disk_is_an_error_of_the_disk(method, damage):
+    page = b"".join(b"<p>%d</p>" % number for number in range(9000))
+    content = zipped(("index.html", page), compression=method)
+    (member,), _ = d.doc_members(io.BytesIO(content), "docs.zip")
+    assert b"".join(d.member_bytes(io.BytesIO(content), member)) == page
+
+    with pytest.raises(OSError, match="the documentation zip is damaged"):
+        b"".join(d.member_bytes(io.BytesIO(damage(content, member.start)), member))
+
+
 def test_those_who_wait_for_a_turn_are_not_counted_as_busy(monkeypatch):
     monkeypatch.setattr(d.Limits, "large_archive", 1000)
     monkeypatch.setattr(d.Limits, "large_wait", 20)
