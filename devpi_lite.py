@@ -13323,12 +13323,8 @@ class MirrorNames:
             return []
         with open(self.part("names"), "rb") as file, \
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-            at, found = self._first_from(lines, name.encode() + b"\0"), []
-            while at < len(lines) and len(found) < most:
-                end = lines.find(b"\n", at)
-                found.append(lines[at:end].decode("ascii"))
-                at = end + 1
-        return found
+            start = self._first_from(lines, name.encode() + b"\0")
+            return self._between(lines, start, len(lines), most)
 
     def without(self, names):
         """Those of `names` that the list does not hold."""
@@ -13359,27 +13355,13 @@ class MirrorNames:
             for line in file:
                 yield line[:-1]
 
-    def matching(self, needle, prefix_only):
-        """(names that begin with `needle`, then others that hold it; whether there may be more)."""
+    def beginning(self, start):
+        """(names that begin with `start`, whether there may be more)."""
         if not self.count:
             return [], False
-        wanted, found = needle.encode(), []
         with open(self.part("names"), "rb") as file, \
                 mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-            start = at = self._first_from(lines, wanted)
-            while lines[at:at + len(wanted)] == wanted and len(found) < Limits.found_names:
-                end = lines.find(b"\n", at)
-                found.append(lines[at:end].decode("ascii"))
-                at = end + 1
-
-            past, at = at, 0
-            while not prefix_only and len(needle) > 2 and len(found) < Limits.found_names:
-                hit = lines.find(wanted, at)
-                if hit < 0:
-                    break
-                at = lines.find(b"\n", hit) + 1
-                if not start <= hit < past:
-                    found.append(lines[lines.rfind(b"\n", 0, hit) + 1:at - 1].decode("ascii"))
+            found = self._between(lines, *self._span(lines, start.encode()), Limits.found_names)
         return found, len(found) == Limits.found_names
 
     def first_matching(self, needle, limit):
@@ -13401,19 +13383,30 @@ class MirrorNames:
                 high = middle
         return low
 
+    @staticmethod
+    def _span(lines, start):
+        """The offsets of the first line that begins with `start`, and of the first behind these."""
+        return tuple(MirrorNames._first_from(lines, name) for name in (start, start + b"\x7f"))
+
+    @staticmethod
+    def _between(lines, at, end, most):
+        """The first `most` names between two offsets."""
+        found = []
+        while at < end and len(found) < most:
+            stop = lines.find(b"\n", at)
+            found.append(lines[at:stop].decode("ascii"))
+            at = stop + 1
+        return found
+
 
 @functools.lru_cache(maxsize=200)       # a reader who turns pages searches the same again
 def _matching_lines(path, wanted, limit):
     """What `MirrorNames.first_matching` returns, of the sorted lines of a file."""
     with open(path, "rb") as file, \
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as lines:
-        start = at = MirrorNames._first_from(lines, wanted)
-        end = MirrorNames._first_from(lines, wanted + b"\x7f")
-        found, count, others = [], lines[start:end].count(b"\n"), 0
-        while at < end and len(found) < limit:
-            stop = lines.find(b"\n", at)
-            found.append(lines[at:stop].decode("ascii"))
-            at = stop + 1
+        start, end = MirrorNames._span(lines, wanted)
+        found = MirrorNames._between(lines, start, end, limit)
+        count, others = lines[start:end].count(b"\n"), 0
 
         for at, stop in ((0, start), (end, len(lines))) if len(wanted) > 2 else ():
             while others < Limits.found_names:
@@ -13428,25 +13421,21 @@ def _matching_lines(path, wanted, limit):
 
 
 def first_matching_names(names, needle, limit):
-    """(up to `limit` of those that `matching_names` returns, their number, whether there may be
-    more)."""
+    """(the first names of a mirror that begin with `needle`, then others that hold it; the number
+    of all; whether there may be more). Of a short needle, only names that begin with it."""
     if isinstance(names, MirrorNames):
         return names.first_matching(needle, limit)
-    found, partial = matching_names(names, needle)
-    return found[:limit], len(found), partial
-
-
-def matching_names(names, needle, prefix_only=False):
-    """(names of a mirror that begin with `needle`, then others that hold it; whether there may be
-    more).
-
-    Of a short needle, or with `prefix_only`, only names that begin with it."""
-    if isinstance(names, MirrorNames):
-        return names.matching(needle, prefix_only)
-    found = [name for name in names if name.startswith(needle)]
-    if not prefix_only and len(needle) > 2:
+    found, _ = beginning_names(names, needle)
+    if len(needle) > 2:
         found += [name for name in names if needle in name and not name.startswith(needle)]
-    return found, False
+    return found[:limit], len(found), False
+
+
+def beginning_names(names, start):
+    """(names of a mirror that begin with `start`, whether there may be more)."""
+    if isinstance(names, MirrorNames):
+        return names.beginning(start)
+    return [name for name in names if name.startswith(start)], False
 
 
 LIST_PAGE = {
@@ -18351,8 +18340,7 @@ def near_projects(db, projects, name, indexes, count=3):
             f"AND {condition} LIMIT ?", (ids, *value, Limits.near_names)))
     for index in indexes if start else ():
         if len(there) < Limits.found_names:
-            there.update(matching_names(projects.at(index).names_at_hand(), start,
-                                        prefix_only=True)[0])
+            there.update(beginning_names(projects.at(index).names_at_hand(), start)[0])
 
     near = _most_alike(name, here - {name}, count)
     return near + _most_alike(name, there - here - {name}, count - len(near))
@@ -25569,8 +25557,7 @@ def get_suggestions(request):
     seen = {normalize(name) for name in names}
     for index in readable if start else ():
         if len(names) < 10:
-            found, _ = matching_names(app.projects.at(index).names_at_hand(), start,
-                                      prefix_only=True)
+            found, _ = beginning_names(app.projects.at(index).names_at_hand(), start)
             more = [name for name in found[:20] if name not in seen][:10 - len(names)]
             names += more
             seen.update(more)
@@ -27725,7 +27712,7 @@ def _mirror_view(request, index):
     start, after = _wanted_start(request), request.query.get("after", "")
     if start:
         names = request.app.projects.at(index).names_at_hand()
-        found, partial = matching_names(names, start, prefix_only=True)
+        found, partial = beginning_names(names, start)
         shown, following = first_page([name for name in found if name > after], str)
         title = number_of(len(found), "name") + (" or more" if partial else "")
         listed = _name_table(request, index, shown)
