@@ -1,6 +1,10 @@
 """Logging in on the web pages: how a session begins, what it counts for, and what ends it."""
 
+import contextlib
 import json
+import sqlite3
+import sys
+import threading
 import urllib.parse
 
 import pytest
@@ -322,6 +326,34 @@ def test_ended_sessions_are_bounded_by_ending_all(monkeypatch):
     assert [sessions.check(text) for text in texts] == [None] * 4
     assert sorted(store.node) == ["sessions are valid from", "uuid"]
     assert [sessions_of(users, store).check(text) for text in texts] == [None] * 4
+
+
+def test_ended_sessions_are_cleaned_while_others_log_out(monkeypatch):
+    monkeypatch.setattr(devpi_lite.Limits, "ended_sessions", 50000)
+    sessions = sessions_of({})
+    sessions.ended = {str(number): sys.maxsize for number in range(20000)}
+    session = devpi_lite.Session("alice", "g", sys.maxsize, "", "u")
+    stop = threading.Event()
+
+    def log_out():
+        for number in range(20000):
+            sessions.log_out(session._replace(id="new %d" % number))
+            if stop.is_set():
+                return
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    thread = threading.Thread(target=log_out)
+    thread.start()
+    try:
+        with contextlib.closing(sqlite3.connect(":memory:")) as db:
+            db.execute("CREATE TABLE node (key, value)")
+            for _ in range(10):
+                sessions.clean(db)
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(before)
 
 
 def test_a_page_with_a_notice_is_shown_once(server, alice):
