@@ -14379,21 +14379,22 @@ class _DependencyStates:
         withheld = [place for place in places if place.status.withholds_files]
         if withheld and withheld[0] is places[0]:       # the status of the first one counts for all
             return "blocked", _why_quarantined(withheld[0], name), withheld[0].index.path, None
-        found = self._best(requirement, places)
+        offered = [place for place in places if not place.status.withholds_files]
+        found = self._best(requirement, offered)
         if found:
             kind, path, version = found
             return kind, f"{version} on {path}", path, version
 
         if block:
-            unfit = f"{self._unfit(requirement, places)}; " if places else ""
+            unfit = f"{self._unfit(requirement, offered)}; " if offered else ""
             return "blocked", unfit + block, None, None
         found = self._unasked(name, {place.index.path for place in places})
         if found:
             return (*found, None)
         if withheld:
             return "blocked", _why_quarantined(withheld[0], name), withheld[0].index.path, None
-        if places:
-            return "no version fits", self._unfit(requirement, places), None, None
+        if offered:
+            return "no version fits", self._unfit(requirement, offered), None, None
         return "missing", f"{self.index.path} and its bases do not have it", None, None
 
     def _places(self, name):
@@ -14426,8 +14427,8 @@ class _DependencyStates:
         """(kind, path, version) of the newest version that fits, of the best kind; None without
         one."""
         found = [(self._kind(place, file), place.index.path, file.version)
-                 for place in places if not place.status.withholds_files
-                 for file in place.files if requirement.is_pinned or not file.is_yanked]
+                 for place in places for file in place.files
+                 if requirement.is_pinned or not file.is_yanked]
         # the best first, of equal versions the first index's: so mostly the first one fits, and
         # the specifiers of the others, 10 us each, are not looked at
         found.sort(key=lambda entry: version_key(entry[2]), reverse=True)

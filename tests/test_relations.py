@@ -270,6 +270,13 @@ def test_the_state_of_each_dependency_is_told_without_asking_upstream(site):
     upload(site, "ann/alone", wheel("app", "1.0", requires_dist=["inherited>=2", "pulled", "private<0.9"]))
     assert set(states(site, "ann/alone/app/1.0").values()) == {("no version fits", None, None)}
     assert detail(site, "ann/alone/app/1.0", "pulled") == "1.0 on ann/base is yanked"
+    # a quarantined version fits, and is not offered; the first index with the project has another
+    reply = site.patch("/ann/base/private", {"project-status": {"status": "quarantined", "reason": "odd"}}, user="ann")
+    assert reply.status == 200, reply
+    upload(site, "ann/alone", wheel("private", "0.8"), wheel("private", "0.9"))
+    site.add_index("ann/first", bases=["ann/alone", "ann/pypi"])
+    upload(site, "ann/first", wheel("app", "1.0", requires_dist=["private>=1"]))
+    assert detail(site, "ann/first/app/1.0", "private>=1").startswith("the newest is 0.9 on ann/alone; ")
     # a version of which no metadata is here, and one that is nowhere
     assert asked(site, "ann/app/cached/2.0/+dependencies") is None
     assert asked(site, "ann/app/cached/1.0/+dependencies") == []
