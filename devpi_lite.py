@@ -16785,10 +16785,11 @@ class Matcher:
                 "AND index_id IN (SELECT value FROM json_each(?)) GROUP BY index_id",
                 (json.dumps(list(by_id)),)):
             ids = json.loads(f"[{text}]")
-            if len(ids) > room:
-                self.query.notes.append(f"Only {Limits.search_hits:,} projects were looked at.")
             found.append((by_id[index_id], set(ids[:room])))
-            room -= len(ids[:room])
+            room -= len(ids)
+            if room < 0:
+                self.query.notes.append(f"Only {Limits.search_hits:,} projects were looked at.")
+                break
         return found
 
     def _matching(self, part):

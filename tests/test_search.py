@@ -1,15 +1,18 @@
 """Search: the query language, ranking, names of mirrors, suggestions, XML-RPC, and an index that keeps up in the background."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import random
 import re
+import sqlite3
 import time
 import urllib.parse
 import xmlrpc.client
 
 import pytest
 
+import devpi_lite
 from harness import (
     Server, Upstream, documentation, eventually, links, normal_name, patched, path_of, sdist,
     serial, submit, upload, upload_docs, wheel)
@@ -339,6 +342,18 @@ def test_a_query_finds(corpus, query, hits):
     "emitter", '"parser and emitter"', "(emitter OR toolkit) user:bob", "click -name:rich NOT registers", "plug* version:>=1.4"])
 def test_a_well_formed_query_needs_no_note(corpus, query):
     assert search(corpus, query)["notes"] == []
+
+
+def test_that_there_were_too_many_projects_is_said_once(monkeypatch):
+    monkeypatch.setattr(devpi_lite.Limits, "search_hits", 3)
+    indexes = [devpi_lite.Index(number, "ann", "i%d" % number, {}) for number in range(4)]
+    query = devpi_lite.Query("name:x*")
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(devpi_lite.SEARCH_SCHEMA)
+        db.executemany("INSERT INTO sdoc VALUES (?, 'project', ?, 'ann', '', 'x', 'x', '1', '', '', '', NULL, '', NULL)",
+                       [((number + 1) << 12, number // 2) for number in range(8)])
+        assert len(devpi_lite.Matcher(db, query, indexes, True).found()) == 3
+    assert query.notes == ["Only 3 projects were looked at."]
 
 
 @pytest.mark.parametrize("query", [
