@@ -1660,16 +1660,26 @@ class Limits:
     repeated = 2000                 # characters of a query or address that the frame has again
     query_terms = 16
     excerpt = 5                     # lines of a section of the manual that a query found
-    excerpt_size = 180              # characters of a README or page of documentation
+    excerpt_size = 180              # characters of a README or page of documentation,
+    excerpt_places = 200            # and found words there that are looked at
     search_hits = 100_000           # projects that one query examines
     rpc_hits = 5000                 # that one call of XML-RPC yields
     hits_on_page = 20               # projects
     hit_pages = 50
     pages_of_hit, pages_of_only_hit = 3, 20     # of the documentation of a project among these
+    found_pages = 200               # of documentation, under all of them
     hit_places = 20                 # indexes with hits, to each of which a link narrows the search
     search_time = 2
     search_pause = 30               # seconds between two looks at an empty queue
+    search_batch = 200              # projects that are taken from this queue together
     indexed_text = 64 << 10         # characters of a README or a page
+    indexed_word = 200              # of a name, a classifier, a keyword, a licence
+    indexed_field = 1000            # of a summary, a person, a text of keywords, a title's source
+    indexed_title = 300             # of the title of a page
+    indexed_list = 10000            # of all classifiers, or keywords, of a release
+    indexed_classifiers = 500       # of a release that filters can match
+    indexed_keywords = 200          # as these
+    indexed_imports = 100           # names under which a release is imported
     indexed_page = 1 << 20          # bytes of a page that are read
     indexed_pages = 2000            # of one documentation zip
     found_names = 10000             # of one mirror
@@ -1679,6 +1689,7 @@ class Limits:
     manual_hits = 30                # sections of the manual on one page
     named_places = 10               # indexes that a sentence or a cell of a table names
     near_names = 2000               # of stages, among which the ones like a mistyped one are
+    alike_names = 200               # of all these, compared with it letter by letter
     names_pause = 600               # seconds before a search asks again for a missing list
     xml_body = 64 << 10
     requirement = 4000              # characters of a Requires-Dist
@@ -16937,7 +16948,8 @@ def excerpt_of(text):
         places.append(match.start())
         first_of.setdefault(match[1].lower(), match.start())
     # a word may stand there thousands of times: not all of its places are looked at
-    looked_at = sorted({*places[:200], *list(first_of.values())[:200]})
+    most = Limits.excerpt_places
+    looked_at = sorted({*places[:most], *list(first_of.values())[:most]})
     best = max(looked_at, key=words_near, default=0)        # of several alike, the first
     start = max(0, best - Limits.excerpt_size // 3)
     if start:
@@ -17176,7 +17188,8 @@ class SearchIndex(Part):
     def _work(self):
         """Bring a batch of the queue into the index; returns whether any of it is done."""
         with self.store.read() as db:
-            batch = db.execute("SELECT * FROM search_queue ORDER BY since LIMIT 200").fetchall()
+            batch = db.execute("SELECT * FROM search_queue ORDER BY since LIMIT ?",
+                               (Limits.search_batch,)).fetchall()
         if not batch or self.lost or self.store.closed:
             return False
         done = []
@@ -17391,7 +17404,8 @@ class SearchIndex(Part):
             for row in db.execute(
                     f"SELECT rowid FROM sfts WHERE {sql} AND {_PAGE} > 0 "
                     f"AND {_PROJECT} IN (SELECT value >> 12 FROM json_each(?)) "
-                    "ORDER BY bm25(sfts) LIMIT 200", (*values, ids)) if ids != "[]" else ():
+                    "ORDER BY bm25(sfts) LIMIT ?",
+                    (*values, ids, Limits.found_pages)) if ids != "[]" else ():
                 page = db.execute("SELECT id, title, path FROM sdoc WHERE id = ?",
                                   (row["rowid"],)).fetchone()
                 if page:
@@ -17547,7 +17561,7 @@ def _project_to_index(db, index_id, project):
 
     return SearchEntry(
         index_id, row["user"], row["idx"], project, metadata.get("name") or project, version,
-        python[:200] or None,
+        python[:Limits.indexed_word] or None,
         max((file.uploaded for file in files if file.kind != "toxresult"), default=""),
         _texts_of(project, metadata), _facets_of(metadata, versions, version, files), docs,
         requirements_of(metadata))
@@ -17555,23 +17569,25 @@ def _project_to_index(db, index_id, project):
 
 def _texts_of(project, metadata):
     """The texts of a release's metadata by column, each cut to what a person would read."""
-    name = (metadata.get("name") or project)[:200]
+    name = (metadata.get("name") or project)[:Limits.indexed_word]
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+", name)
     spellings = dict.fromkeys((name, project, project.replace("-", " "), project.replace("-", ""),
                                " ".join(words)))
-    people = ((metadata.get(field) or "")[:1000]
+    people = ((metadata.get(field) or "")[:Limits.indexed_field]
               for field in ("author", "author_email", "maintainer", "maintainer_email"))
     return {"name": " ".join((*spellings, *_import_names(metadata))),
-            "summary": (metadata.get("summary") or "")[:1000],
-            "keywords": (metadata.get("keywords") or "")[:1000], "author": " ".join(people),
-            "classifiers": " ".join(metadata.get("classifiers") or ())[:10000],
+            "summary": (metadata.get("summary") or "")[:Limits.indexed_field],
+            "keywords": (metadata.get("keywords") or "")[:Limits.indexed_field],
+            "author": " ".join(people),
+            "classifiers": " ".join(metadata.get("classifiers") or ())[:Limits.indexed_list],
             "body": (metadata.get("description") or "")[:Limits.indexed_text]}
 
 
 def _import_names(metadata):
     """The names under which a release is imported (PEP 794), without the mark of private names."""
-    names = (*(metadata.get("import_name") or ()), *(metadata.get("import_namespace") or ()))[:100]
-    plain = (name.partition(";")[0].strip()[:200] for name in names)
+    names = (*(metadata.get("import_name") or ()), *(metadata.get("import_namespace") or ()))
+    plain = (name.partition(";")[0].strip()[:Limits.indexed_word]
+             for name in names[:Limits.indexed_imports])
     return list(dict.fromkeys(filter(None, plain)))
 
 
@@ -17581,16 +17597,17 @@ def _facets_of(metadata, versions, version, files):
     The bounds are above what an honest project has."""
     for each in versions:
         yield "version", each
-    for classifier in (metadata.get("classifiers") or ())[:500]:
-        yield "classifier", classifier[:200].casefold()
+    for classifier in (metadata.get("classifiers") or ())[:Limits.indexed_classifiers]:
+        yield "classifier", classifier[:Limits.indexed_word].casefold()
     for name in _import_names(metadata):
         yield "import", name.casefold()
 
-    keywords = (metadata.get("keywords") or "")[:10000]
-    for keyword in keywords.split("," if "," in keywords else None)[:200]:
-        yield "keyword", keyword.strip()[:200].casefold()
+    keywords = (metadata.get("keywords") or "")[:Limits.indexed_list]
+    keywords = keywords.split("," if "," in keywords else None)
+    for keyword in keywords[:Limits.indexed_keywords]:
+        yield "keyword", keyword.strip()[:Limits.indexed_word].casefold()
     for text in (metadata.get("license") or "", metadata.get("license_expression") or ""):
-        text = text[:200].casefold()
+        text = text[:Limits.indexed_word].casefold()
         for part in (text, *re.split(r"[^a-z0-9.+-]+", text)):
             if part and part not in ("or", "and", "with"):
                 yield "license", part
@@ -17650,7 +17667,7 @@ def page_text(page):
             if name in _CLOSING and not tag[1]:
                 closing = _CLOSING[name].search(page, at)
                 if name == "title" and closing and not title:
-                    title = page[at:closing.start()][:1000]
+                    title = page[at:closing.start()][:Limits.indexed_field]
                 at = closing.start() if closing else None
     return tuple(re.sub(r"\s+", " ", unescaped(text)).strip() for text in (title, "".join(pieces)))
 
@@ -17690,7 +17707,7 @@ def _page_text(file, member):
         except (ValueError, AttributeError, RecursionError):
             return "", ""
     found_title, text = page_text(text)
-    return unescaped(title or found_title)[:300], text[:Limits.indexed_text]
+    return unescaped(title or found_title)[:Limits.indexed_title], text[:Limits.indexed_text]
 
 
 # ==================================================================================================
@@ -18352,7 +18369,7 @@ def near_projects(db, projects, name, indexes, count=3):
 def _most_alike(name, names, count):
     """Up to `count` of many names that are spelled most like this one."""
     letters = set(name)
-    alike = heapq.nsmallest(200, names, key=lambda each: (
+    alike = heapq.nsmallest(Limits.alike_names, names, key=lambda each: (
         len(letters.symmetric_difference(each)) + abs(len(each) - len(name)), each))
     return nearest(name, alike, count) if count else []
 
