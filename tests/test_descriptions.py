@@ -1,7 +1,6 @@
 """Markdown, the format of a description, and what no description can bring onto a page."""
 
 import html
-import html.parser
 import random
 import re
 import time
@@ -9,6 +8,7 @@ import time
 import pytest
 
 import devpi_lite as d
+from webpages import Description
 
 REL = ' rel="nofollow noopener ugc"'
 KEYS = ' tabindex="0"'
@@ -202,48 +202,6 @@ def test_html(markdown, page):
 # -- what a page never has
 
 
-class Page(html.parser.HTMLParser):
-    """Checks a description as a page has it: listed tags, attributes and schemes, all balanced."""
-
-    TAGS = set("h2 h3 h4 h5 h6 p a em strong del code pre blockquote ul ol li hr br table thead tbody "
-               "tr th td img details summary dl dt dd sup sub kbd span input".split())
-    VOID = {"hr", "br", "img", "input"}
-    VALUES = {
-        "href": r"(https?://|mailto:)[!-~]+|#readme-[!-~]*", "src": r"https://[!-~]+",
-        "rel": "nofollow noopener ugc", "id": "readme-.*", "align": "left|center|right",
-        "class": r"lang-[\w.+#-]+", "start": "[0-9]+", "colspan": "[0-9]+", "rowspan": "[0-9]+",
-        "type": "checkbox", "title": "(?s).*", "alt": "(?s).*", "tabindex": "0",
-        "aria-label": "Task"}
-
-    def __init__(self, page):
-        super().__init__()
-        self.open = []
-        self.feed(page)
-        self.close()
-        assert self.open == [], page
-
-    def handle_starttag(self, tag, attributes):
-        assert tag in self.TAGS, tag
-        assert len(dict(attributes)) == len(attributes), attributes
-        for name, value in attributes:
-            if tag == "input" and name in ("disabled", "checked"):
-                assert value is None
-            else:
-                assert re.fullmatch(self.VALUES[name], value), (tag, name, value)
-        assert ("tabindex" in dict(attributes)) == (tag in ("pre", "table"))
-        assert ("rel" in dict(attributes)) == (not dict(attributes).get("href", "#").startswith("#"))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def refuse(self, found):
-        raise AssertionError(found)
-
-    handle_startendtag = handle_comment = handle_decl = handle_pi = unknown_decl = refuse
-
-
 SCHEMES = ["javascript:alert(1)", "JaVaScRiPt:alert(1)", "java\tscript:alert(1)", "java\nscript:x", "\x01javascript:x",
            "&#106;avascript:x", "&#x6A;avascript:x", "javascript&colon;x", "javascript&#58;x", "java&Tab;script:x",
            "java&NewLine;script:x", "data:text/html,<script>x</script>", "data:image/svg+xml;base64,AA", "vbscript:x",
@@ -284,7 +242,7 @@ def test_no_other_scheme_becomes_a_link(scheme):
              "<img src='%s' alt=x>", "[![x](%s)](%s)"]
     for form in forms:
         page = d.render_markdown(form.replace("%s", scheme), shows_images=True)
-        Page(page)
+        Description(page)
         # "https://x" behind another scheme is text, which becomes a link by itself
         assert not re.search("(?:href|src)=\"(?!https://x[\"%])", page), form
     assert d.safe_url(html.unescape(scheme)) is None
@@ -295,7 +253,7 @@ def test_hostile_html_is_text(vector):
     for markdown in (vector, "a " + vector + " b", "> - " + vector.replace("\n", "\n>   "), "<div>\n" + vector + "\n</div>",
                      "<p>" + vector, vector + "\n\n" + vector, "*[%s](https://x.example)*" % vector):
         for shows_images in (False, True):
-            Page(d.render_markdown(markdown, shows_images))
+            Description(d.render_markdown(markdown, shows_images))
 
 
 def test_random_texts_keep_to_the_list():
@@ -308,7 +266,7 @@ def test_random_texts_keep_to_the_list():
         markdown = "".join(draw.choice(pieces) for _ in range(draw.randrange(1, 60)))
         page = d.render_markdown(markdown, seed % 2 == 0)
         try:
-            Page(page)
+            Description(page)
         except AssertionError as error:
             raise AssertionError("seed %d: %r" % (seed, markdown)) from error
 

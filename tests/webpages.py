@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import html.parser
+import re
 import urllib.parse
 
 from harness import BROWSER
@@ -210,3 +211,45 @@ def below(server, url):
     """The path and query of a URL of this server, "" for others."""
     url = url.partition("#")[0]
     return url[len(server.url):] or "/" if url.startswith(server.url) else ""
+
+
+class Description(html.parser.HTMLParser):
+    """Checks a description as a page has it: listed tags, attributes and schemes, all balanced."""
+
+    TAGS = set("h2 h3 h4 h5 h6 p a em strong del code pre blockquote ul ol li hr br table thead tbody "
+               "tr th td img details summary dl dt dd sup sub kbd span input".split())
+    VOID = {"hr", "br", "img", "input"}
+    VALUES = {
+        "href": r"(https?://|mailto:)[!-~]+|#readme-[!-~]*", "src": r"https://[!-~]+",
+        "rel": "nofollow noopener ugc", "id": "readme-.*", "align": "left|center|right",
+        "class": r"lang-[\w.+#-]+", "start": "[0-9]+", "colspan": "[0-9]+", "rowspan": "[0-9]+",
+        "type": "checkbox", "title": "(?s).*", "alt": "(?s).*", "tabindex": "0",
+        "aria-label": "Task"}
+
+    def __init__(self, page):
+        super().__init__()
+        self.open = []
+        self.feed(page)
+        self.close()
+        assert self.open == [], page
+
+    def handle_starttag(self, tag, attributes):
+        assert tag in self.TAGS, tag
+        assert len(dict(attributes)) == len(attributes), attributes
+        for name, value in attributes:
+            if tag == "input" and name in ("disabled", "checked"):
+                assert value is None
+            else:
+                assert re.fullmatch(self.VALUES[name], value), (tag, name, value)
+        assert ("tabindex" in dict(attributes)) == (tag in ("pre", "table"))
+        assert ("rel" in dict(attributes)) == (not dict(attributes).get("href", "#").startswith("#"))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def refuse(self, found):
+        raise AssertionError(found)
+
+    handle_startendtag = handle_comment = handle_decl = handle_pi = unknown_decl = refuse
