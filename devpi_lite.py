@@ -22334,7 +22334,7 @@ _ID_PREFIX = "readme-"
 _ALIGNMENTS = frozenset(("left", "center", "right"))
 LANGUAGE_CLASS = re.compile(r"lang-[\w.+#-]{1,50}\Z")
 _NUMBERS = {"ol": ("start",), "td": ("colspan", "rowspan"), "th": ("colspan", "rowspan")}
-_SMALL_NUMBER = re.compile(r"[0-9]{1,9}\Z", re.ASCII)
+_SMALL_NUMBER = re.compile(r"[0-9]{1,9}\Z")
 
 
 def safe_html(nodes, shows_images=False):
@@ -22655,10 +22655,13 @@ class _BlockReader:
                 line.skip(block.width)
         return len(self.containers)
 
+    def _has_leaf(self, kind):
+        """Whether a leaf of that kind is open, in whatever containers."""
+        return self.leaf is not None and self.leaf.kind == kind
+
     def _is_open(self, kind):
         """Whether a leaf of that kind is open in the containers that the line continues."""
-        return (self.leaf is not None and self.leaf.kind == kind
-                and self.depth == len(self.containers))
+        return self._has_leaf(kind) and self.depth == len(self.containers)
 
     def _add_to_containers(self, line):
         """Begin the blocks that a line begins, and add what is left of it to the last one."""
@@ -22724,14 +22727,13 @@ class _BlockReader:
         """Add a line to the paragraph or the table that it continues, or to a new paragraph.
 
         A paragraph goes on in a line that lacks the marks of its containers."""
-        is_in_paragraph = self.leaf is not None and self.leaf.kind == "paragraph"
-        if not is_in_paragraph and not self._is_open("table"):
+        if not self._has_leaf("paragraph") and not self._is_open("table"):
             self._open(_Block("paragraph", self.number))
         self.leaf.lines.append(line.body)
         self.leaf.end = self.number
 
     def _add_indented(self, line):
-        if self.leaf is not None and self.leaf.kind == "paragraph":
+        if self._has_leaf("paragraph"):
             self._add_text(line)
             return
         if not self._is_open("code"):
@@ -22837,9 +22839,8 @@ class _BlockReader:
 
     def _begin_html(self, line):
         ends = [end for begin, end in _UNLIMITED_HTML if begin.match(line.body)]
-        is_in_paragraph = self.leaf is not None and self.leaf.kind == "paragraph"
         if not ends and not _LIMITED_HTML.match(line.body) and (
-                is_in_paragraph or not _is_one_tag(line.body)):
+                self._has_leaf("paragraph") or not _is_one_tag(line.body)):
             return None
         block = self._open(_Block("html", self.number, ends[0] if ends else None))
         self._add_to_html(line)
@@ -23054,7 +23055,7 @@ class _InlineReader:
         if following == "\n":
             self.items += (Node("br"), "\n")
             return at + 2
-        if following in _PUNCTUATION and following:
+        if following in _PUNCTUATION:
             return self._literal(at + 1, at + 2)
         return self._literal(at, at + 1)
 
@@ -23144,7 +23145,7 @@ class _InlineReader:
 
         url, title, end = target
         self._pair(bracket.delimiters)
-        children = self._tree(self.items[bracket.items + 1:], is_link=True)
+        children = self._tree(self.items[bracket.items + 1:])
         del self.items[bracket.items:]
         attributes = {"title": title} if title else {}
         if bracket.is_image:
@@ -23249,7 +23250,7 @@ class _InlineReader:
                 return
             opener = openers[place]
             del openers[place + 1:]
-            size = closer.length if closer.mark == "~" else min(2, opener.count, closer.count)
+            size = min(2, opener.count, closer.count)
             opener.opens.append("del" if closer.mark == "~" else "strong" if size == 2 else "em")
             closer.closes += 1
             opener.count -= size
@@ -23257,7 +23258,7 @@ class _InlineReader:
             if not opener.count:
                 openers.pop()
 
-    def _tree(self, items, is_link=False):
+    def _tree(self, items):
         """Return items as nodes: delimiters that were paired as elements, others as text."""
         lists = [[]]        # of children, the outermost first
         made = [lists[0]]
@@ -23278,7 +23279,7 @@ class _InlineReader:
                 lists.append(node.children)
                 made.append(node.children)
         for children in made:
-            children[:] = _merged(children, is_link)
+            children[:] = _merged(children)
         return made[0]
 
 
@@ -23291,7 +23292,7 @@ def _is_punctuation(character):
     return unicodedata.category(character)[0] in "PS"
 
 
-def _merged(children, is_link):
+def _merged(children):
     """Return nodes and strings with neighbouring strings as one, and e-mail addresses as links."""
     merged = []
     for is_text, group in itertools.groupby(children, lambda child: isinstance(child, str)):
@@ -23299,7 +23300,7 @@ def _merged(children, is_link):
             merged.extend(group)
             continue
         text = "".join(group)
-        if "@" in text and not is_link:
+        if "@" in text:
             merged.extend(_with_emails(text))
         elif text:
             merged.append(text)
@@ -23355,8 +23356,6 @@ class _Tag(Node):
 
 _HTML_ATTRIBUTE = re.compile(
     r"([A-Za-z_:][\w.:-]*)(?:\s*=\s*(?:([^\s\"'=<>`]+)|'([^']*)'|\"([^\"]*)\"))?", re.ASCII)
-_USED_ATTRIBUTES = frozenset(
-    "href title src alt align start class id name colspan rowspan type checked".split())
 # HTML that a page shows by another tag of its own, or without one
 _HTML_TAGS = {
     **{tag: tag for tag in SAFE_TAGS}, **{f"h{level}": f"h{level + 1}" for level in range(1, 6)},
@@ -23401,8 +23400,7 @@ def _tag(found):
     attributes = {}
     for attribute in _HTML_ATTRIBUTE.finditer(found[2]):
         value = next(filter(None, attribute.groups()[1:]), "")
-        if attribute[1].lower() in _USED_ATTRIBUTES:
-            attributes.setdefault(attribute[1].lower(), html.unescape(value))
+        attributes.setdefault(attribute[1].lower(), html.unescape(value))
     if "name" in attributes:
         attributes.setdefault("id", attributes.pop("name"))
     if found[1].lower() == "center":
@@ -23833,8 +23831,7 @@ class _RstDocument:
 
         One that alone follows it is its subtitle: those below it stand one level higher."""
         depths = [heading.depth for heading in self.headings]
-        subtitled = (len(depths) > 2 and depths.count(1) == depths.count(2) == 1
-                     and depths[:2] == [1, 2]
+        subtitled = (depths.count(1) == depths.count(2) == 1
                      and not (self.has_preamble or self.headings[0].has_text))
         for heading in self.headings:
             depth = heading.depth - (subtitled and heading.depth > 2)
@@ -23965,11 +23962,7 @@ class _RstInline:
         if mark == "`":
             role = self._role_before(at)
         begin = at - len(role)
-        if not self._may_start(begin):
-            if mark == "_`":
-                return at + 1
-            return None
-        if not self._goes_on(found.end()):
+        if not self._may_start(begin) or not self._goes_on(found.end()):
             return None
         if self._is_quoted(begin, found.end()):
             self._add_text(found.end())
@@ -24336,8 +24329,7 @@ def _rst_is_tight(nodes):
 # -- enumerators
 
 
-_RST_ENUMERATOR = re.compile(r"(\(?)([0-9]{1,9}|[a-zA-Z]|[ivxlcdmIVXLCDM]{2,15}|#)([.)])(?: +|$)",
-                             re.ASCII)
+_RST_ENUMERATOR = re.compile(r"(\(?)([0-9]{1,9}|[a-zA-Z]|[ivxlcdmIVXLCDM]{2,15}|#)([.)])(?: +|$)")
 _RST_ROMAN = re.compile("M{0,4}(?:CM|CD|D?C{0,3})(?:XC|XL|L?X{0,3})(?:IX|IV|V?I{0,3})$")
 _RST_ROMAN_DIGIT = re.compile("CM|CD|XC|XL|IX|IV|[MDCLXVI]")
 _RST_ROMAN_VALUES = {"M": 1000, "CM": 900, "D": 500, "CD": 400, "C": 100, "XC": 90, "L": 50,
