@@ -23734,7 +23734,8 @@ class _RstDocument:
         self.deadline, self.errors = deadline, 0
         self.targets, self.implicit, self.anonymous = {}, {}, []
         self.ambiguous = set()      # names with two targets
-        self.references, self.substitutions, self.uses = [], {}, []
+        self.references, self.uses = [], []
+        self.substitutions, self.caseless = {}, {}      # by name, and by it in whatever case
         self.footnotes, self.footnote_references = [], []
         self.headings, self.styles, self.has_preamble = [], [], False
         self.chained = []       # names of the targets above that have no end of their own
@@ -23850,7 +23851,7 @@ class _RstDocument:
                 node.children = found.children
 
     def _substitution(self, name):
-        return self.substitutions.get(name) or self.substitutions.get(name.casefold())
+        return self.substitutions.get(name) or self.caseless.get(name.casefold())
 
     def _size_of(self, substitution, depth):
         """Return the characters that a substitution puts in; None if it contains itself."""
@@ -24794,8 +24795,8 @@ class _RstBlocks:
             self.document.errors += 1
             return end
         substitution = _RstSubstitution(children, len(text), inline.used)
-        for key in (name, name.casefold()):
-            self.document.substitutions.setdefault(key, substitution)
+        self.document.substitutions.setdefault(name, substitution)
+        self.document.caseless.setdefault(name.casefold(), substitution)
         return end
 
     # -- directives

@@ -101,6 +101,10 @@ def test_what_is_substituted_may_stand_anywhere():
         f"<p><em>x</em> ©— ©— {link('https://x.example', 'text')} |no|</p>")
 
 
+def test_names_of_substitutions_may_differ_in_case_alone():
+    assert shown("|a| |A|\n\n.. |A| replace:: x\n.. |a| replace:: y\n") == "<p>y x</p>"
+
+
 def test_substitutions_that_contain_each_other_are_left_as_they_are():
     assert shown("|a|\n\n.. |a| replace:: |b|\n.. |b| replace:: |a|\n") == "<p>|a|</p>"
 
