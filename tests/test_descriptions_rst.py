@@ -35,6 +35,9 @@ def errors(text):
     (r"\*a* \\ re\ *Structured*\ Text", r"*a* \ re<em>Structured</em>Text"),
     (r"``\a\ \* ` b``", r"<code>\a\ \* ` b</code>"),
     ("*a **b** c*", "<em>a **b*</em> c*"),
+    ('"*a*" *"b* "', "&quot;<em>a</em>&quot; <em>&quot;b</em> &quot;"),
+    ('*"b* "', "<em>&quot;b</em> &quot;"),
+    (r"``a\`` b ****", r"<code>a\</code> b ****"),
     ("«*a*» — *b*—", "«<em>a</em>» — <em>b</em>—"),
     ("a\nb", "a\nb"),
     ("`a` :sub:`b` :sup:`c` `d`:strong:", "<em>a</em> <sub>b</sub> <sup>c</sup> <strong>d</strong>"),
@@ -62,6 +65,9 @@ def test_inline_markup_is_recognized_as_docutils_does(text, html):
     ("`<https://x.example>`_", link("https://x.example", "https://x.example")),
     ("`a <me@x.example>`__", link("mailto:me@x.example", "a")),
     ("`a <b.rst>`_", "a"),
+    ("`a < b>`_", "`a &lt; b&gt;`_"),
+    (r"`a <https://x.example/b\_>`_", link("https://x.example/b_", "a")),
+    (r"a\@b.example", "a@b.example"),
     ("`a <https://x.example>`_ a_", link("https://x.example", "a") + " "
      + link("https://x.example", "a")),
     ("nothing_ `at all`_ here__", "nothing_ `at all`_ here__"),
@@ -82,6 +88,8 @@ def test_links_stand_in_text(text, html):
     ("a_ b_\n\n.. _a:\n.. _b: https://x.example", link("https://x.example", "a") + " "
      + link("https://x.example", "b")),
     ("`x <a_>`_\n\n.. _a: https://x.example", link("https://x.example", "x")),
+    ("a:b_\n\n.. _`a:b`: https://x.example", link("https://x.example", "a:b")),
+    (":sub:`a`_\n\n.. _a: https://x.example", ":sub:`a`_"),
     ("a_\n\n.. _a: b_\n.. _b: a_", "a_"),
 ])
 def test_a_reference_leads_to_its_target(text, html):
@@ -99,6 +107,10 @@ def test_what_is_substituted_may_stand_anywhere():
     assert shown("|a| |B| |c|_ |no|\n\n.. |a| replace:: *x* |b|\n.. |b| unicode:: 0xA9 U+2014\n"
                  ".. |c| replace:: text\n.. _c: https://x.example\n") == (
         f"<p><em>x</em> ©— ©— {link('https://x.example', 'text')} |no|</p>")
+
+
+def test_a_number_beyond_unicode_is_text():
+    assert shown("|a|\n\n.. |a| unicode:: 0x110000\n") == "<p>0x110000</p>"
 
 
 def test_names_of_substitutions_may_differ_in_case_alone():
@@ -121,6 +133,10 @@ def test_a_footnote_is_linked(label, shown_label):
     id = re.sub("[*]", "", f"readme-footnote-{shown_label.lower()}")
     assert html == (f'<p>A <sup><a href="#{id}">[{shown_label}]</a></sup></p>'
                     f'<dl><dt id="{id}">[{shown_label}]</dt><dd>Note</dd></dl>')
+
+
+def test_the_name_of_a_footnote_is_a_target():
+    assert '<a href="#readme-footnote-1">n</a>' in shown("n_\n\n.. [#n] Note\n")
 
 
 def test_footnotes_without_numbers_take_those_that_are_free():
@@ -172,6 +188,8 @@ def levels(text):
     ("Aaaaaaa\n====\n", "2Aaaaaaa"),
     ("Aaaaaaa\n===\n", ""),
     ("漢字\n====\n", "2漢字"),
+    ("漢字\n===\n", ""),
+    ("e\u0301e\u0301\n==\n", "2e\u0301e\u0301"),
     ("A\n=\n\nB\n-\n\nC\n~\n\nD\n-\n\nE\n=\n", "2A 3B 4C 3D 2E"),
 ])
 def test_a_title_has_the_level_of_its_style(text, found):
@@ -188,6 +206,7 @@ def test_titles_have_ids_of_their_own():
 
 @pytest.mark.parametrize("text, html", [
     ("- a\n- b\n\n  - c\n- d", "<ul><li>a</li><li>b<ul><li>c</li></ul></li><li>d</li></ul>"),
+    ("-\va", "<ul><li>a</li></ul>"),
     ("* a\n\n  b\n* c", "<ul><li><p>a</p><p>b</p></li><li><p>c</p></li></ul>"),
     ("- a\n\n+ b", "<ul><li>a</li></ul><ul><li>b</li></ul>"),
     ("3. a\n4. b\n#. c", '<ol start="3"><li>a</li><li>b</li><li>c</li></ol>'),
@@ -205,6 +224,8 @@ def test_titles_have_ids_of_their_own():
      "<dl><dt><kbd>-a, --all=FILE</kbd></dt><dd>Do it</dd>"
      "<dt><kbd>/V</kbd></dt><dd>&lt;x&gt;</dd></dl>"),
     ("--- x", "<p>--- x</p>"),
+    ("-a", "<p>-a</p>"),
+    ("(1. a", "<p>(1. a</p>"),
     ("a::\n\n   b\n     c\n\nd", "<p>a:</p><pre><code>b\n  c\n</code></pre><p>d</p>"),
     ("a ::\n\n> b\n> c\n\nd", "<p>a</p><pre><code>&gt; b\n&gt; c\n</code></pre><p>d</p>"),
     ("::\n\n  *a*\n\n\n  b", "<pre><code>*a*\n\n\nb\n</code></pre>"),
@@ -217,6 +238,7 @@ def test_titles_have_ids_of_their_own():
     (".. a comment\n   with <b>\n\na", "<p>a</p>"),
     ("..\n\n  quote", "<blockquote><p>quote</p></blockquote>"),
     ("a\tb\r\n\r\n\r\nc\rd", "<p>a       b</p><p>c\nd</p>"),
+    ("a\0b\vc\fd\ufeffe", "<p>a\ufffdb c de</p>"),
     ("", ""),
 ])
 def test_blocks_are_read_as_docutils_does(text, html):
@@ -244,6 +266,8 @@ def test_blocks_are_read_as_docutils_does(text, html):
     ('.. csv-table::\n   :header: "A, x", B\n\n   "1 ""q""", *2*\n',
      "<table><thead><tr><th>A, x</th><th>B</th></tr></thead>"
      "<tbody><tr><td>1 &quot;q&quot;</td><td><em>2</em></td></tr></tbody></table>"),
+    (".. csv-table::\n   :delim: space\n\n   a b", "<table><tbody><tr><td>a</td><td>b</td></tr></tbody></table>"),
+    (".. list-table::\n   :header-rows: 999999\n\n   * - a", "<table><tbody><tr><td>a</td></tr></tbody></table>"),
     (".. table:: T\n\n   = =\n   a b\n   = =\n",
      "<p><strong>T</strong></p><table><tbody><tr><td>a</td><td>b</td></tr></tbody></table>"),
 ])
@@ -292,10 +316,12 @@ def test_a_substitution_without_a_directive_is_a_comment():
 
 
 @pytest.mark.parametrize("broken", [
-    "+---+\n| a\n+---+", "+---+\n| a |", "== ==\na  b", "== ==\nabcde\n== ==", "*a", "`a", "``a", "|a",
+    "+---+\n| a\n+---+", "+---+\n| a |", "== ==\na  b", "== ==\nabcde\n== ==", "*a", "`a", ":sub:`a`_", "``a", "|a",
     "====\na\n\nb", "a::\n\nb", "- a\nb", "a_", "[1]_", "|a|", ":no:`a`", "a\nb\n  c",
-    ".. foo:: a", "a__", "__ https://x.example", "A\n=\n\nB\n-\n\nC\n=\n\nD\n~\n", "Abcdef\n====",
-    "  - a\n\n  B\n  =\n", ".. image:: a\n\n   b", "----\n\na", "====\n====", ".. [1] a\nb"])
+    "a_\n\n.. _a: https://x.example\n.. _a: https://y.example", ".. foo:: a", "a__", "__ https://x.example", "A\n=\n\nB\n-\n\nC\n=\n\nD\n~\n", "Abcdef\n====",
+    "  - a\n\n  B\n  =\n", ".. image:: a\n\n   b", "----\n\na", "====\n====", ".. [1] a\nb",
+    ".. seealso:: a", ".. only:: html\n\n   a", ".. role:: r(raw)\n   :format: html", ".. code:: a\n   b\n\n   c",
+    '.. code:: a"b\n\n   c', ".. list-table::\n\n   * - a\n     - b\n   * - c", ".. note:: a\n\n   ----\n\n   b"])
 def test_an_error_costs_its_own_block(broken):
     assert errors(f"{broken}\n\nafter *all*\n") > 0
     assert "after <em>all</em>" in shown(f"{broken}\n\nafter *all*\n")
@@ -303,7 +329,9 @@ def test_an_error_costs_its_own_block(broken):
 
 
 @pytest.mark.parametrize("text", [
-    "A\n=\n\n- a\n- b\n\na_\n\n.. _a: https://x.example\n", "Just text, and more.", "* a\n* b",
+    "A\n=\n\n- a\n- b\n\na_\n\n.. _a: https://x.example\n.. _A: https://x.example\n",
+    "Just text, and more.", "* a\n* b", "“*”", "«*»",
+    ":a: b\n:c: d", "-a  b\n-c  d",
     "a : b\n  c\nd\n  e", "| a\n| b", ".. note:: a", "1. a\n2. b", "", "a *b* `c <https://x.example>`_"])
 def test_a_text_without_errors_has_none(text):
     assert not errors(text) and not d.has_rst_errors(text)
