@@ -394,6 +394,7 @@ MARKDOWN, RST, PLAIN = "# T\n\n[a](https://x.example)\n", "T\n=\n\n.. note:: x\n
 
 @pytest.mark.parametrize("content_type, form", [
     ("text/markdown", "markdown"), ("Text/Markdown; charset=UTF-8; variant=GFM", "markdown"), ("text/markdown;variant=CommonMark", "markdown"),
+    ("text/x-markdown", "markdown"), ("text/prs.fallenstein.rst", "rst"),
     ("text/x-rst", "rst"), ("text/x-rst; charset=UTF-8", "rst"), ("text/plain", "plain"), ("text/plain; charset=\"UTF-8\"", "plain")])
 def test_the_content_type_tells_the_format(content_type, form):
     assert {d.description_format(text, content_type) for text in (MARKDOWN, RST, PLAIN)} == {form}
@@ -405,6 +406,7 @@ def test_without_a_known_content_type_its_looks_tell_it(content_type):
     assert d.description_format("a\n\n```sh\nx\n```\n", content_type) == "markdown"
     assert d.description_format(RST, content_type) == "rst"
     assert d.description_format("T\n=\n\nuse it::\n\n    # not a heading\n", content_type) == "rst"
+    assert d.description_format("use::\n\n    a\n\n*b", content_type) == "rst"
     assert d.description_format(PLAIN, content_type) == "rst"
     assert d.description_format("just *words", content_type) == "plain"
 
@@ -417,5 +419,7 @@ def test_the_looks_of_a_text_beyond_the_limits_are_not_studied(monkeypatch):
 def test_a_description_is_rendered_by_its_format():
     assert d.description_html("*a*", "text/markdown") == "<p><em>a</em></p>"
     assert d.description_html("*a* <", "text/plain") == source("*a* <")
+    assert d.description_html(".. image:: https://x.example/i\n   :ALT: a\n      b", "text/x-rst", shows_images=True) \
+        == '<p><img src="https://x.example/i" alt="a b"></p>'
     assert d.description_html("![a](https://x.example/i)", "text/markdown; variant=GFM", shows_images=True) \
         == '<p><img src="https://x.example/i" alt="a"></p>'
