@@ -28224,7 +28224,8 @@ def _description(request, index, shown, metadata):
         content_type = _text(metadata, "description_content_type")
         digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         found = request.app.kept(("description", digest, content_type),
-                                 lambda: description_html(text, content_type))
+                                 lambda: description_html(text, content_type,
+                                                          request.app.settings.web_remote_images))
         content = markup('<div class="readme">{}</div>', found)
     elif _can_be_loaded(request, shown):
         path = f"{index.path}/{shown.page.name}/{shown.version}/+description"

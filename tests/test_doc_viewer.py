@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from harness import BROWSER, Server, documentation, patched, run_command, upload_docs, wheel
+from harness import BROWSER, Server, documentation, patched, run_command, upload, upload_docs, wheel
 from test_docs import SCRIPT_OF_OURS, Member, docs_zip, noise
 from webpages import page as view, source_hash
 
@@ -321,9 +321,17 @@ def test_a_folder_without_any_file_of_a_theme_is_refused(make_server, theme, tmp
 
 
 def test_images_of_other_servers_are_shown_only_if_the_operator_wants_it(make_server):
-    for options, images in (((), "'self' data:"), (("--web-remote-images",), "'self' data: https:")):
-        policy = view(make_server(*options), "/").reply.headers["Content-Security-Policy"]
-        assert "img-src %s;" % images in policy
+    readme = {"description": "![a build](https://x.example/a.svg)", "description_content_type": "text/markdown"}
+    for options, sources, images in (
+            ((), "'self' data:", []),
+            (("--web-remote-images",), "'self' data: https:", [{"src": "https://x.example/a.svg", "alt": "a build"}])):
+        server = make_server(*options)
+        server.add_user("alice")
+        server.add_index("alice/dev")
+        upload(server, "alice/dev", wheel("demo", "1.0"), fields=readme)
+        page = view(server, "/alice/dev/demo/1.0")
+        assert "img-src %s;" % sources in page.reply.headers["Content-Security-Policy"]
+        assert page.of("img") == images and ("[image: a build]" in page.text) == (not images)
 
 
 def test_documentation_gets_no_address_that_the_rest_has(make_server):
