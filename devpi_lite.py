@@ -18872,7 +18872,7 @@ class Response:
     length: int | None = None
     tags: frozenset | None = None
     expires: float = 0
-    sends: SentFile | None = None       # to be counted when it is sent whole
+    sends: SentFile | None = None       # a download, if a GET is answered with status 200
 
     def content_length(self):
         """The size of the body in bytes; None if it is known only at the end."""
@@ -19899,12 +19899,12 @@ def pager_from(href, start, total, rows=Limits.page_rows):
                  href(**{"from": following}) if following < total else "")
 
 
-def search_box(name, label, value, action, placeholder=""):
+def search_box(name, label, value, action):
     """A form with one text field, that asks a page of this server."""
     return markup('<form class="filter" action="{}"><label for="{name}-box">{}</label>'
-                  '<input id="{name}-box" name="{name}" value="{}" placeholder="{}" '
-                  'autocomplete="off"><button>Go</button></form>',
-                  action, label, value, placeholder, name=name)
+                  '<input id="{name}-box" name="{name}" value="{}" autocomplete="off">'
+                  '<button>Go</button></form>',
+                  action, label, value, name=name)
 
 
 # -- the style and the script
@@ -19927,12 +19927,12 @@ header,.tabs,th,td,.file{border-bottom:1px solid var(--line)}
 pre,.note,.copyable,:is(.readme,p,li,td)>code{background:var(--tint);
 border-radius:6px}
 a{color:var(--link)}
-:is(th,h3,nav,header,footer,.source) a:not(:hover),.button,ins{text-decoration:none}
+:is(th,h3,nav,header,footer,.source) a:not(:hover),.button{text-decoration:none}
 :focus-visible{outline:3px solid var(--link);outline-offset:2px}
 h1{font-size:1.85rem;line-height:1.25;margin:.5rem 0}
 h2{font-size:1.4rem;line-height:1.3;margin:2.5rem 0 .75rem}
 h3{margin:1.5rem 0 .5rem}
-:is(h1,h2) small{font-weight:400;font-size:1.1rem}
+h1 small{font-weight:400;font-size:1.1rem}
 code,pre,kbd{font:.9em/1.5 ui-monospace,Consolas,monospace}
 pre{padding:.75rem 1rem;overflow:auto}
 :is(.readme,p,li,td)>code{padding:.1em .3em}
@@ -19995,7 +19995,7 @@ summary{cursor:pointer;padding:.55rem 0}
 .source :target,.lit,mark{background:var(--mark);color:var(--ink)}
 .bars{display:block;max-width:30rem;fill:var(--link);border-bottom:1px solid}
 .hit{margin:1.5rem 0}.hit :is(h2,p,ul){margin:.25rem 0}
-ins,.added{color:var(--good)}.gone{color:var(--bad)}
+.added{color:var(--good)}.gone{color:var(--bad)}
 .logo{height:2rem;vertical-align:middle}
 .docs,.docs main{display:flex;flex-direction:column}.docs{min-height:100dvh}
 .docs main,iframe{flex:1;min-height:24rem;padding:0;border:0}.docs footer{display:none}
@@ -22238,8 +22238,7 @@ def shown_bases(request, index):
 
 
 def readable_indexes(request):
-    return [index for index in request.app.indexes.all()
-            if request.app.permissions.read(request.identity, index)]
+    return [index for index in request.app.indexes.all() if may_read(request, index)]
 
 
 def usual_mirror(request):
