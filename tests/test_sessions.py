@@ -246,6 +246,15 @@ def test_a_restart_does_not_end_it(server, alice):
     assert alice.get("/alice/shut").status == 200
 
 
+def test_a_page_of_a_session_is_not_kept_beyond_its_end(server, alice):
+    cookie = session_of(alice)
+    sent = {"Accept": BROWSER, "Cookie": "%s=%s" % (cookie.name, cookie.value)}
+    for _ in range(3):
+        assert "Log out" in server.get("/alice/shut", headers=sent).text
+    alice.submit(alice.get("/").form("+logout"))
+    assert server.get("/alice/shut", headers=sent).status == 404
+
+
 def test_a_log_out_needs_its_token(server, alice):
     form = alice.get("/").form("+logout")
     assert alice.submit(form, csrf="").status == 403
