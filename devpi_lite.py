@@ -19332,12 +19332,8 @@ class Request:
 
         The user may be deleted by then, or the password changed."""
         if time.monotonic() - self.began > 0.5:
-            self.forget_identity()
-
-    def forget_identity(self):
-        """Have the next use of the identity find it anew."""
-        self.__dict__.pop("identity", None)
-        self.__dict__.pop("session", None)
+            self.__dict__.pop("identity", None)
+            self.__dict__.pop("session", None)
 
     @property
     def known_user(self):
@@ -21768,14 +21764,9 @@ def dispatch(request):
     if request.app.primary is not None and chosen.may != "replicate":
         stays = _stays_here(request, choice)
         if not stays or not chosen.about_itself and _is_too_early(request):
-            body = b""
-            if chosen.then_here:
-                body = request.body.peeked = request.body.read_all(Limits.json_body)
             response = relay(request, is_change=not stays)
             if stays or not chosen.then_here or response.status >= 400:
                 return response
-            request.body.peeked = body
-            request.forget_identity()
         elif not chosen.even_stale:
             refuse_stale(request.app)
 
