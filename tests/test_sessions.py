@@ -5,13 +5,14 @@ import json
 import sqlite3
 import sys
 import threading
+import time
 import urllib.parse
 
 import pytest
 
 import devpi_lite
 from forms import FORM, Browser, logged_in
-from harness import BROWSER, Server, audited, upload, wheel
+from harness import BROWSER, Server, Wire, audited, upload, wheel
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +254,20 @@ def test_a_page_of_a_session_is_not_kept_beyond_its_end(server, alice):
         assert "Log out" in server.get("/alice/shut", headers=sent).text
     alice.submit(alice.get("/").form("+logout"))
     assert server.get("/alice/shut", headers=sent).status == 404
+
+
+def test_a_form_that_began_in_a_session_that_has_ended_since_is_not_taken(server, alice):
+    form = alice.get("/alice/+settings").form("+settings")
+    body = urllib.parse.urlencode({**form.fields, "title": "changed"}).encode()
+    wire = Wire(server, (
+        "POST %s HTTP/1.1\r\nHost: localhost\r\nCookie: %s=%s\r\nContent-Type: %s\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n%x\r\n"
+        % (form.action, session_of(alice).name, session_of(alice).value, FORM, len(body))).encode() + body[:1])
+    time.sleep(0.6)
+    alice.submit(alice.get("/").form("+logout"))
+    wire.send(body[1:] + b"\r\n0\r\n\r\n")
+    assert wire.reply().status == 403
+    assert "title" not in server.get("/alice").result
 
 
 def test_a_log_out_needs_its_token(server, alice):
