@@ -208,6 +208,18 @@ def test_a_token_ends_after_ten_minutes(tmp_path, make_server):
     assert server.get(inner(server)).status == 403
 
 
+def test_what_a_token_was_good_for_is_not_kept_beyond_its_end(tmp_path, make_server):
+    server = make_server(script=patched(tmp_path, (      # each token ends after its first use
+        "devpi_lite.DocTokens.fits = (lambda self, *of, fits=devpi_lite.DocTokens.fits, first=iter([True]):\n"
+        "    next(first, False) and fits(self, *of))\n")))
+    server.add_user("doc")
+    server.login("doc", "pw")
+    server.add_index("doc/closed", acl_pkg_read=["doc"])
+    upload_docs(server, "doc/closed", documentation("shelf", "1.0", "late"))
+    path = inner(server)
+    assert [server.get(path).status for _ in range(2)] == [200, 403]
+
+
 def test_a_reader_needs_no_token(site):
     credentials = base64.b64encode(b"doc:pw").decode()
     path = re.sub("~[A-Za-z0-9_-]+", "~e30", inner(site))
