@@ -21176,14 +21176,17 @@ def who_may_upload(request, index):
         else f" to {index.path}: its acl_upload is empty"
 
 
+def open_stages(request):
+    """The stages to which the caller may upload, and may read."""
+    app, who = request.app, request.identity
+    return [index for index in app.indexes.all()
+            if app.permissions.upload(who, index) and may_read(request, index)]
+
+
 def other_stages(request):
     """`; you may upload to alice/dev, ...`, the caller's own stages first; "" if there are none."""
-    app, user = request.app, request.identity.user
-    if user is None:
-        return ""
-    stages = [index for index in app.indexes.all()
-              if app.permissions.upload(request.identity, index)
-              and app.permissions.read(request.identity, index)]
+    user = request.identity.user
+    stages = [] if user is None else open_stages(request)
     if not stages:
         return ""
     stages.sort(key=lambda index: index.user != user)
@@ -25499,7 +25502,7 @@ def get_hits(request):
                   "summary": row["summary"], "url": request.url(row["path"].strip("/")),
                   "score": round(score, 3), "uploaded": row["uploaded"],
                   "pages": [{"title": page.title, "url": request.url(page.path.strip("/"))}
-                            for page in found.in_docs.get(row["id"], ())[:3]]}
+                            for page in found.in_docs.get(row["id"], ())[:Limits.pages_of_hit]]}
                  for row, score in found.hits.rows],
         "names": {"total": found.names.total, "hits": [
             {"name": name, "index": index.path, "url": request.url(f"{index.path}/{name}")}
@@ -28797,7 +28800,7 @@ def _change(change):
         markup('<span class="soft">@@ {} {} @@</span>\n', hunk.old_start, hunk.new_start),
         joined(map(_diff_line, hunk.lines)))) for hunk in change.hunks)
     return folded(visible_text(change.path),
-                  markup('<pre class="diff" tabindex="0">{}</pre>', hunks), is_open=True)
+                  markup('<pre tabindex="0">{}</pre>', hunks), is_open=True)
 
 
 def _diff_line(line):
@@ -29990,7 +29993,7 @@ def status_form(request, sent, index, project):
         return done(request, home, f"{project} is {status.word} now; it was {before.word}.",
                     "Change it back", request.href(f"{home}/+status"))
 
-    meanings = {"active": "active", "archived": "archived: no more releases are expected",
+    meanings = {"active": "active", "archived": "archived: it takes no more uploads",
                 "deprecated": "deprecated: something else takes its place",
                 "quarantined": "quarantined: no file of it is served"}
     return Form(f"Status of {project}", home, (
@@ -30033,10 +30036,8 @@ def whitelist_form(request, sent, index, project):
 def push_form(request, sent, index, project, version):
     """Push a release to another index, or to an outside server."""
     _files_of(request, index, project, version)         # NotFound if there is nothing to push
-    allowed, who = request.app.permissions, request.identity
-    targets = [each.path for each in request.app.indexes.all()
-               if allowed.upload(who, each) and may_read(request, each)
-               and each.path != index.path][:Limits.page_rows]
+    targets = [each.path for each in open_stages(request)
+               if each.path != index.path][:Limits.page_rows]
 
     def act():
         part = sent.get("part", "")
