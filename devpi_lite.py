@@ -18395,6 +18395,14 @@ def attached_to(db, index, project):
     return found
 
 
+def versions_with_files(db, index, project):
+    """The canonical versions of which an index itself lists distribution files, as a set."""
+    return {canonical_version(version) for version, in db.execute(
+        "SELECT DISTINCT version FROM files JOIN projects ON projects.id = project_id "
+        "WHERE projects.index_id = ? AND name = ? AND kind = 'releasefile' "
+        "AND (release_id IS NOT NULL OR position IS NOT NULL)", (index.id, project))}
+
+
 # ==================================================================================================
 # 20  HTTP messages
 #
@@ -28034,11 +28042,13 @@ def _history(request, index, page, releases):
     start = first_row(request)
     shown = versions[start:start + Limits.page_rows]
 
-    attached = {}
+    attached, there = {}, {}        # a base's file of the same name is not on the page
     with request.app.store.read() as db:
         for origin, _ in page.parts:
             attached[origin.path] = attached_to(db, origin, page.name)
-    rows = [_version_cells(request, home, version, releases[version], page, attached)
+            if len(page.parts) > 1:
+                there[origin.path] = versions_with_files(db, origin, page.name)
+    rows = [_version_cells(request, home, version, releases[version], page, attached, there)
             for version in shown]
     href = functools.partial(request.href, home)
     kept = {key: query.get(key) for key in ("pre", "yanked")}
@@ -28064,9 +28074,12 @@ def _is_yanked(files):
     return bool(files) and all(file.yanked is not None for _, file in files)
 
 
-def _version_cells(request, home, version, files, page, attached):
-    """The row of a version; `files`: see `files_by_version`."""
-    paths = list(dict.fromkeys(origin.path for origin, _ in files)) or [page.parts[0][0].path]
+def _version_cells(request, home, version, files, page, attached, there):
+    """The row of a version; `files`: see `files_by_version`; `attached`, `there`: what each index
+    has attached, and the versions of which it has files."""
+    paths = [origin.path for origin, _ in files] or [page.parts[0][0].path]
+    paths += (path for path, versions in there.items() if canonical_version(version) in versions)
+    paths = list(dict.fromkeys(paths))
     about = attached[paths[0]]
     own = [file for origin, file in files if origin.path == paths[0]]
     others = f" also in {', '.join(paths[1:])}" if paths[1:] else ""

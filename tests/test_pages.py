@@ -170,6 +170,17 @@ def test_a_project_page_lists_versions_newest_first(site):
     assert page(site, "/alice/prod/pluggy").rows()[1][1] == "alice/dev"
 
 
+def test_a_version_whose_files_a_base_has_too_says_so(make_server):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/base", bases=[])
+    server.add_index("alice/dev", bases=["alice/base"])
+    upload(server, "alice/base", wheel("twin", "1.0"), wheel("twin", "0.9"))
+    upload(server, "alice/dev", wheel("twin", "1.0"), sdist("twin", "1.1"))
+    assert [(row[0], "also in alice/base" in row[1]) for row in page(server, "/alice/dev/twin").rows()] == [
+        ("1.1", False), ("1.0", True), ("0.9", False)]
+
+
 def test_a_version_page_tells_what_is_known(site):
     version = page(site, "/alice/dev/pluggy/1.5.0")
     assert version.headings[0].startswith("pluggy 1.5.0")
