@@ -27729,7 +27729,8 @@ def _mirror_view(request, index):
         found, partial = beginning_names(names, start)
         shown, following = first_page([name for name in found if name > after], str)
         title = number_of(len(found), "name") + (" or more" if partial else "")
-        listed = _name_table(request, index, shown)
+        listed = _name_table(request, index, shown) if shown \
+            else markup("<p>No name that is known here begins so.</p>")
     else:
         title, listed, following = _cached_projects(request, index, after)
 
@@ -27746,8 +27747,10 @@ def _mirror_facts(request, index):
     contact = app.mirrors.upstreams.contacts.get(index.id)
     files = app.file_counts.of([index]).get(index.id)
     names = known_names(app.projects.at(index))
+    unlisted = "upstream lists none" if index.config.get("mirror_no_project_list") \
+        else "not known yet"
     all_names = link(request.href(index.path, show="names"), grouped(names.count)) \
-        if names else "not known yet"
+        if names else unlisted
     return facts([
         ("Upstream", outside_link(*[public_url(index.mirror_url)] * 2) if index.mirror_url
          else "none"),
@@ -27926,8 +27929,7 @@ def _status_notes(request, index, page):
         why = link(request.href(f"{index.path}/{page.name}/+why"), "Why?")
         found.append(markup('<p class="soft">{} {}</p>', f"Releases of {page.blocked.path} are not "
                             "shown: the name is private here, and not in mirror_whitelist.", why))
-    files = [file for _, files in page.parts for file in files]
-    if files and all(file.yanked is not None for file in files):
+    if page.files and all(file.yanked is not None for file in page.files):
         found.append(note("All files are yanked: installers take one only if they are asked for "
                           "exactly its version.", "warn"))
     if page.stale:

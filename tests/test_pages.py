@@ -412,6 +412,9 @@ def test_a_mirror_shows_what_is_cached_and_reads_all_names_in_pages(make_server,
         path = next((link for link in shown.links if "after=" in link), None)
     assert found == names and path is None
     assert [row[0] for row in page(server, "/owner/pypi?q=p24").rows()] == names[240:250]
+    assert "No name that is known here begins so." in page(server, "/owner/pypi?q=zz").text
+    server.add_index("owner/unlisted", type="mirror", mirror_url=upstream.url, mirror_no_project_list=True)
+    assert "Names upstream lists none" in page(server, "/owner/unlisted").text
     project = page(server, "/owner/pypi/p007")
     assert [row[:2] for row in project.rows()] == [["1.0", "owner/pypi"]]
     (form,) = [form for form in project.of("form") if form.get("method") == "post"]
