@@ -17561,8 +17561,7 @@ def _project_to_index(db, index_id, project):
 
     return SearchEntry(
         index_id, row["user"], row["idx"], project, metadata.get("name") or project, version,
-        python[:Limits.indexed_word] or None,
-        max((file.uploaded for file in files if file.kind != "toxresult"), default=""),
+        python[:Limits.indexed_word] or None, max((file.uploaded for file in files), default=""),
         _texts_of(project, metadata), _facets_of(metadata, versions, version, files), docs,
         requirements_of(metadata))
 
