@@ -18964,7 +18964,8 @@ def problem_response(problem, accept, kind):
         response = json_response(content, status)
     elif kind == "page" or "text/html" in accept:
         title = html.escape(f"{status} {reason_phrase(status)}")
-        response = Response(status, [("Content-Type", HTML)], (
+        response = Response(status, [
+            ("Content-Type", HTML), NOSNIFF, ("Content-Security-Policy", "default-src 'none'")], (
             f"<!DOCTYPE html><html><head><title>{title}</title></head><body><h1>{title}</h1>"
             f"<p>{html.escape(message)}</p></body></html>\n").encode("utf-8", "replace"))
     else:
@@ -22048,10 +22049,10 @@ class App(Part):
 
     @staticmethod
     def problem_response(request, problem):
-        """A Problem in the form of the route's audience; "web", and "page" for browsers, is a page
-        in the frame."""
-        is_web = request.errors == "web" or request.errors == "page" and request.wants_pages
-        if is_web and problem.form is None:
+        """A Problem in the form of the route's audience; "web" is a page in the frame, as is what
+        becomes of a button on our pages. Documentation may be in a frame, which ours refuses."""
+        is_button = request.errors == "page" and request.method == "POST" and request.wants_pages
+        if (request.errors == "web" or is_button) and problem.form is None:
             try:
                 return problem_page(request, problem, ways_on(request, problem))
             except Exception:       # the page shows more than the problem: that may fail, too
