@@ -7372,15 +7372,15 @@ class Sessions(Part):
         self.ended[session.id] = session.end
         facts = {_ENDED_SESSION + session.id: str(session.end)}
         if len(self.ended) > Limits.ended_sessions:
-            facts = {_ENDED_SESSION + id_: None for id_ in list(self.ended)}
+            facts = {_ENDED_SESSION + id_: None for id_ in self.ended.copy()}
             self.valid_from, self.ended = int(time.time()) + 1, {}
             facts[_VALID_FROM] = str(self.valid_from)
         if not self.store.read_only:        # there it lasts until the server stops
             self.store.set_facts(**facts)
 
     def clean(self, change):
-        # a list: others log out in the meantime
-        past = [id_ for id_, end in list(self.ended.items()) if end < time.time()]
+        # a copy, made at once: others log out in the meantime
+        past = [id_ for id_, end in self.ended.copy().items() if end < time.time()]
         change.executemany("DELETE FROM node WHERE key = ?",
                            [(_ENDED_SESSION + id_,) for id_ in past])
         for id_ in past:
