@@ -118,7 +118,7 @@ def test_a_file_that_is_refused_is_named_with_the_reason(browser, server, index,
     log_in(browser, server, "/%s/+upload" % index, scripts)
     browser.attach("#file", path)
     browser.click("form.upload button.main")
-    browser.wait("form.upload output:has-text('demo-2.0')" if scripts else "[role=alert]")
+    browser.wait("form.upload output:has-text('is no zip file')" if scripts else "[role=alert]")
     assert "'demo-2.0-py3-none-any.whl' is no zip file" in browser.look().text
     assert browser.value("document.querySelector('form.upload button').disabled") is False
     assert server.versions(index, "demo") == ["1.0"]
