@@ -105,6 +105,7 @@ def test_a_version_that_was_read_wrongly_once_is_mended_by_the_next_page(here, l
     entry = listing.file("demo-1.0.win32-py2.5.exe")
     listing.json("demo", entry)
     assert page(here, mirror)["versions"] == ["1.0"]
+    assert list(here.get("/%s/demo" % mirror).result) == ["1.0"]      # it is stored
     with sqlite3.connect(str(here.directory / "devpi_lite.db")) as database:
         assert database.execute("UPDATE files SET version = '1.0.win32' WHERE url = ?", (entry["url"],)).rowcount == 1
     database.close()

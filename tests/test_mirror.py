@@ -14,7 +14,7 @@ from urllib.parse import urljoin
 import pytest
 
 from harness import (
-    SIMPLE_JSON, Server, Upstream, eventually, page, patched, path_of, project_list, user_pass,
+    SCRIPT, SIMPLE_JSON, Server, Upstream, eventually, page, patched, path_of, project_list, user_pass,
     wheel)
 from scripted import SHA, STALE, WAIT, asked, cache_control, entry, header, is_stale, mirror
 
@@ -266,7 +266,8 @@ def test_a_long_page_is_entered_in_steps_and_shown_whole(make_server, tmp_path, 
     index = mirror(server, scripted.url, mirror_no_project_list=True)
     listed = [entry("demo-1.%d.tar.gz" % number, hashes={"sha256": "%064x" % number}) for number in range(95)]
     scripted.page("demo", *listed)
-    assert page(server, index).status == 507
+    assert page(server, index).status == 200    # from what upstream gave; to store it is what fails
+    assert server.get("/%s/+f/000/%s/demo-1.94.tar.gz" % (index, "%013x" % 0)).status == 507
     scripted.answers["/simple/demo/"] = None
     assert page(server, index).status == 404    # some files are entered, but nothing is shown
 
@@ -277,6 +278,46 @@ def test_a_long_page_is_entered_in_steps_and_shown_whole(make_server, tmp_path, 
         scripted.page("demo", *expected)
         found = page(server, index).json()["files"]
         assert [file["filename"] for file in found] == [file["filename"] for file in expected]
+
+
+SLOW_STORE = """
+store_page = devpi_lite._store_page
+
+def store_later(*args):
+    time.sleep(%g)
+    return store_page(*args)
+
+devpi_lite._store_page = store_later
+"""
+
+
+def test_a_new_page_is_given_before_it_is_stored(own, tmp_path, upstream):
+    archive = upstream.publish("demo", "1.0")
+    own.stop()
+    own.script = patched(tmp_path, "import time" + SLOW_STORE % 1)
+    own.start()
+    index = mirror(own, upstream.url)
+    began = time.monotonic()
+    before = [page(own, index), page(own, index)]
+    assert time.monotonic() - began < 0.9 and not any(map(is_stale, before))
+    assert own.fetch(index, archive.filename, "demo") == archive.content       # it waits
+    assert time.monotonic() - began > 1
+    assert [reply.json() for reply in before] == 2 * [page(own, index).json()]
+    assert upstream.count("/simple/demo/") == 1
+
+
+def test_a_page_that_was_given_but_not_stored_is_fetched_anew(own, tmp_path, upstream):
+    archive = upstream.publish("demo", "1.0")
+    own.stop()
+    own.script = patched(tmp_path, "import time" + SLOW_STORE % 60)
+    own.start()
+    index = mirror(own, upstream.url)
+    assert page(own, index).status == 200
+    own.kill()
+    own.script = SCRIPT
+    own.start()
+    assert own.versions(index, "demo") == ["1.0"] and own.fetch(index, archive.filename, "demo") == archive.content
+    assert upstream.count("/simple/demo/") == 2
 
 
 def test_restart_keeps_pages_fresh(own, upstream):
@@ -416,6 +457,7 @@ def test_an_old_page_does_for_a_while_where_a_new_one_failed(mirrors, scripted):
     scripted.page("lib", entry("lib-1.0.tar.gz"))
     index = mirror(mirrors, scripted.url, mirror_cache_expiry=0)
     page(mirrors, index, "lib")
+    assert project_list(mirrors, index) == ["lib"]      # it is stored
     scripted.answers["/simple/lib/"] = lambda handler: handler.reply(b"", status=500)
     for _ in range(3):
         assert is_stale(page(mirrors, index, "lib"))
