@@ -12527,6 +12527,7 @@ class MirrorPages(PartOfMirrors):
                 continue
             self.refreshed.put(source, name, now)
             self.not_found.pop(source, name)
+            self.upstreams.settle(index)        # else the flight that asked already would do
             try:
                 flights.append((index, self.upstreams.start(
                     index, "page", name, functools.partial(self._fetch_page, index, name))))
