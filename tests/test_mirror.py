@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import hashlib
 import html.parser
 import itertools
 import json
@@ -14,7 +15,7 @@ from urllib.parse import urljoin
 import pytest
 
 from harness import (
-    SCRIPT, SIMPLE_JSON, Server, Upstream, eventually, page, patched, path_of, project_list, user_pass,
+    SCRIPT, SIMPLE_JSON, Server, Upstream, eventually, get, page, patched, path_of, project_list, user_pass,
     wheel)
 from scripted import SHA, STALE, WAIT, asked, cache_control, entry, header, is_stale, mirror
 
@@ -1007,6 +1008,17 @@ def test_keys_that_say_nothing_are_left_out(mirrors, scripted):
     assert sorted(result) == ["files", "meta", "name", "versions"]
     assert sorted(result["files"][0]) == ["_upload-time-source", "filename", "hashes", "upload-time", "url"]
     assert result["files"][0]["hashes"] == {}
+
+
+@pytest.mark.parametrize("accept", [SIMPLE_JSON, "text/html"])
+def test_a_page_of_hashes_is_packed_better_than_gzip_packs_it(mirrors, scripted, accept):
+    digests = [hashlib.sha256(b"%d" % number).hexdigest() for number in range(600)]
+    scripted.page("demo", *(entry("demo-1.%d-py3-none-any.whl" % number, hashes={"sha256": digest}, **{"core-metadata": {"sha256": other}})
+                            for number, (digest, other) in enumerate(zip(digests[::2], digests[1::2]))))
+    packed = get(mirrors, "/%s/+simple/demo/" % mirror(mirrors, scripted.url), accept=accept, Accept_Encoding="gzip").body
+    plain = gzip.decompress(packed)
+    assert plain.count(b"demo-1.299-py3-none-any.whl") == 2
+    assert len(packed) < 0.92 * len(gzip.compress(plain, 6))
 
 
 def test_sha256_is_preferred_among_hashes(mirrors, scripted):
