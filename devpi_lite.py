@@ -20767,8 +20767,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Status line and headers, without those that all responses have and those that vary."""
         lines = [f"HTTP/1.1 {response.status} {response.reason or reason_phrase(response.status)}"]
         lines += [f"{name}: {value}" for name, value in response.headers]
-        if response.status != 304:
-            lines.append(f"Server: devpi_lite/{__version__}")
         if response.status not in (204, 304):
             if length is not None:
                 lines.append(f"Content-Length: {length}")
@@ -21726,7 +21724,7 @@ _HOP_BY_HOP = frozenset((
 _STATED_HERE = frozenset((
     "host", "content-length", "expect", "origin", "forwarded", "x-real-ip", "x-outside-url",
     "x-devpi-proxy", "x-devpi-replica"))
-# what `Handler` puts into each response
+# what `Handler` puts into each response, or what only the primary's proxy says of itself
 _IN_EACH_RESPONSE = frozenset((
     "content-length", "date", "server", "x-devpi-serial", "x-devpi-replica-lag"))
 
@@ -25933,7 +25931,9 @@ class Rendered:
     def __init__(self, body, label, page, index):
         self.body = body
         self.stale, self.expires, self.serial = page.stale, page.expires, page.serial_for(index)
-        self.etag = f"{hashlib.sha256(body).hexdigest()[:32]}-{label}"
+        digest = hashlib.sha256(label.encode())     # two forms may have the same bytes
+        digest.update(body)
+        self.etag = base64.urlsafe_b64encode(digest.digest()[:12]).decode()
         self.zipped, self.lock = None, threading.Lock()
 
     def gzip(self):
@@ -26294,11 +26294,11 @@ def get_simple_project(request, index, project):
 
 def _page_response(request, index, rendered, form, tags):
     """A rendered page with its validators; gzipped if the client accepts that; or 304."""
-    headers = _simple_headers(form)
+    headers = _simple_headers(request, form)
     etag, body = f'"{rendered.etag}"', rendered.body
     zipped = len(body) > 1024 and quality_of_gzip(request.header("accept-encoding")) > 0
     if zipped:
-        etag = f'"{rendered.etag}-gzip"'
+        etag = f'"{rendered.etag}-gz"'
 
     # if a member is restricted, the page depends on the user
     private = any(member.restricted for member in request.app.indexes.order(index))
@@ -26325,9 +26325,11 @@ def _page_response(request, index, rendered, form, tags):
     return Response(200, headers, body, tags=tags, expires=rendered.expires)
 
 
-def _simple_headers(form):
+def _simple_headers(request, form):
+    # JSON below +simple is the same for all User-Agents: a shared cache has to keep it only once
+    is_for_all = form == SIMPLE_JSON and "/+simple" in request.path
     return [("Content-Type", HTML if form == "text/html" else form),
-            ("Vary", "Accept, Accept-Encoding, User-Agent")]
+            ("Vary", "Accept, Accept-Encoding" + ("" if is_for_all else ", User-Agent"))]
 
 
 @route("GET", "/{user}/{index}/+simple/", for_="installer", may="read")
@@ -26391,7 +26393,7 @@ def _large_list(request, index, lists, whole, caching):
     """A project list most of which is a file on disk: `whole`, the largest mirror's list."""
     form = request.simple_format
     entries = "projects.json" if form == SIMPLE_JSON else "projects.html"
-    headers = [*_simple_headers(form), ("Cache-Control", caching)]
+    headers = [*_simple_headers(request, form), ("Cache-Control", caching)]
     own = [name for _, names in lists if names is not whole for name in names]
     is_own = any(names is whole and member.path == index.path for member, names in lists)
     if whole.serial and is_own:
