@@ -20726,7 +20726,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         length = response.content_length()
         chunked = length is None and request is not None and request.version >= (1, 1)
         persistent = persistent and (length is not None or chunked)
-        head = self._head(request, response, persistent, length, chunked) + app.constant_headers
+        is_page = request and request.errors == "page" and response.status < 400
+        head = self._head(request, response, persistent, length, chunked) + (
+            app.page_headers if is_page else app.constant_headers)
         variable = app.variable_headers(request.serial, request.stated) if request \
             else app.variable_headers(app.store.serial)
 
@@ -22070,7 +22072,7 @@ class App(Part):
         if settings.docs_url and host_of(settings.docs_url) == self.outside_name:
             raise FatalError(f"--docs-url {settings.docs_url}: documentation needs a host name of "
                              "its own, not that of --outside-url")
-        self.constant_headers = b""
+        self.constant_headers = self.page_headers = b""
         self.name_primary()
         # on a replica: the last serial of its primary, as far as it knows
         self.primary_serial = None if self.primary is None \
@@ -22085,12 +22087,13 @@ class App(Part):
         """Make the headers that every response has; a replica learns later who its primary is."""
         node = self.store.node
         primary = node.get("source_uuid", "") if self.primary else node["uuid"]
-        self.constant_headers = (
+        # pages and files have no X-DEVPI-MASTER-UUID, which only old replicas of devpi read
+        self.page_headers = (
             "X-DEVPI-API-VERSION: 2\r\n"
             f"X-DEVPI-SERVER-VERSION: {PROTOCOL_VERSION}\r\n"
             f"X-DEVPI-UUID: {node['uuid']}\r\n"
-            f"X-DEVPI-PRIMARY-UUID: {primary}\r\n"
-            f"X-DEVPI-MASTER-UUID: {primary}\r\n").encode()
+            f"X-DEVPI-PRIMARY-UUID: {primary}\r\n").encode()
+        self.constant_headers = self.page_headers + f"X-DEVPI-MASTER-UUID: {primary}\r\n".encode()
 
     def variable_headers(self, serial, stated=None):
         """The end of every response's head: Date, serial, on a replica the number of serials that
