@@ -14054,13 +14054,23 @@ class Mirror:
                 metadata.setdefault("yanked", file.yanked or True)
         return Release(self.index, page.name, version, metadata, tuple(files), status=page.status)
 
+    def _stored(self, file):
+        """The `File` of a `PageFile`, once its page is stored; NotFound."""
+        self.mirrors.upstreams.settle(self.index)
+        with self.mirrors.files.store.read() as db:
+            files = select_files(db, "WHERE index_id = ? AND path = ?", self.index.id, file.path)
+        if not files:
+            raise NotFound(f"{file.filename} is no longer there")
+        return files[0]
+
     def metadata(self, name, version, files, claim):
         """Read from the metadata file of a wheel that is here, or that upstream offers."""
         texts = spellings(version, {file.version for file in files})
         for file in files:
             if file.version in texts and file.core_metadata:
                 try:
-                    sha256 = self.mirrors.files.metadata_hash(self.index, file, by_wheel=False)
+                    sha256 = self.mirrors.files.metadata_hash(
+                        self.index, self._stored(file), by_wheel=False)
                     data = metadata_bytes(
                         self.mirrors.files.store, self.mirrors.files.blobs, sha256)
                     return parse_core_metadata(data), True
