@@ -5017,12 +5017,11 @@ class IncomingBlob:
         try:
             with disk_wait():
                 os.fsync(self.file.fileno())
-            self.file.close()
-            if not (self.blobs.claim(digest) and self.blobs.has(digest, self.size)):
-                move_into_folder(self.path, target)
-                self.is_kept = True
-            if durable:     # even if the blob existed: a mirror may not have synced its name
-                with disk_wait():
+                self.file.close()
+                if not (self.blobs.claim(digest) and self.blobs.has(digest, self.size)):
+                    move_into_folder(self.path, target)
+                    self.is_kept = True
+                if durable:     # even if the blob existed: a mirror may not have synced its name
                     sync_directory(os.path.dirname(target))
         except OSError as error:
             raise disk_problem(error) from error

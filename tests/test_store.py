@@ -162,6 +162,48 @@ def test_a_change_that_raises_is_undone_alone_and_takes_no_serial(store):
     assert sorted(outcomes, key=str) == [None, None, "no"] and count_users(store) == 2 and store.serial == 1
 
 
+@pytest.fixture
+def files_to_undo_from(store):
+    """A function that writes over 500 KB in a change; the number of files that SQLite needs to undo that."""
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("only Linux lists a process's open files")
+    for number in range(200):
+        store.write(add_user, "u%d" % number, {"title": "t" * 3000})
+
+    def overwrite(change):
+        change.execute("UPDATE users SET modified = ?", (time.time(),))
+        paths = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))
+        return sum("etilqs_" in os.readlink(path) for path in paths if os.path.islink(path))
+
+    return overwrite
+
+
+def test_only_what_is_written_over_by_a_bounded_change_is_kept_in_memory(store, files_to_undo_from):
+    counts = [store.write(files_to_undo_from, bounded=bounded) for bounded in (False, True, True, False)]
+    assert counts == [1, 0, 0, 1]
+
+
+def test_an_unbounded_change_waits_for_the_end_of_a_bounded_group(store, files_to_undo_from):
+    release, counts = threading.Event(), {}
+    first = d.WriteTask(lambda change: release.wait(5), (), d.NO_ACTOR, True, bounded=True)
+    with store.task_came:
+        store.tasks.put(first)
+        store.task_came.notify()
+
+    def run(bounded):
+        counts[bounded] = store.write(files_to_undo_from, bounded=bounded, party=bounded)
+
+    threads = [threading.Thread(target=run, args=(bounded,)) for bounded in (False, True)]
+    for thread in threads:
+        thread.start()
+    while len(store.tasks) < 2:
+        time.sleep(0.001)
+    release.set()
+    for thread in threads:
+        thread.join()
+    assert counts == {False: 1, True: 0}
+
+
 def test_a_change_without_effect_takes_no_serial(store):
     store.write(lambda change: None)
     assert store.serial == -1
@@ -373,6 +415,27 @@ def test_a_damaged_blob_is_not_opened_and_is_mended_by_the_same_bytes(tmp_path):
     with pytest.raises(d.NotFound):
         blobs.open(digest, 7)
     assert keep(blobs, b"content") == digest and blobs.open(digest, 7).read() == b"content"
+
+
+@pytest.mark.parametrize("size", [0, d.Limits.spooled, d.Limits.spooled + 1])
+def test_a_spooled_blob_gets_its_file_once_it_is_large_or_kept(tmp_path, size):
+    blobs, data = d.Blobs(str(tmp_path)), os.urandom(size)
+    with blobs.incoming(spooled=True) as incoming:
+        for start in range(0, size, 1000):
+            incoming.write(data[start:start + 1000])
+        with incoming.reader() as file:
+            assert file.read() == data
+        assert os.path.exists(incoming.path) == (size > d.Limits.spooled)
+        digest = incoming.keep()
+    assert blobs.open(digest, size).read() == data and os.listdir(blobs.tmp) == []
+
+
+def test_a_spooled_blob_that_is_discarded_leaves_nothing(tmp_path):
+    blobs = d.Blobs(str(tmp_path))
+    for size in (1, d.Limits.spooled + 1):
+        with blobs.incoming(spooled=True) as incoming:
+            incoming.write(bytes(size))
+    assert os.listdir(blobs.tmp) == [] and list(blobs.entries()) == []
 
 
 def test_only_old_blobs_that_nothing_refers_to_go_to_the_trash(tmp_path):
