@@ -20557,6 +20557,25 @@ class Connection:
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "PUSH", "OPTIONS"}
 
 
+# milliseconds below 10, as text: 0.25 us less than formatting them each time
+_TENTHS = tuple(f"{number / 10:.1f}" for number in range(100))
+
+
+class Logged(typing.NamedTuple):
+    """What the access log says of a response, but for number, time and peer of a request.
+
+    Made once for a kept response: the line and the count of a request cost 1.0 us, not 1.9."""
+    counted_as: tuple       # (method, status)
+    middle: str             # of its line, from the number to the milliseconds
+    end: str                # from there to the address
+
+    @classmethod
+    def of(cls, what, status, size, user):
+        method = what[:what.index(" ")]
+        return cls((method if method in _METHODS else "other", status),    # so counts are bounded
+                   f"] {what} {status} ", f"ms {size} {user or '-'} ")
+
+
 class AccessLog(Part):
     """Writes one line a request to standard output, and counts requests.
 
@@ -20569,7 +20588,7 @@ class AccessLog(Part):
         self.enabled = enabled
         self.lines = collections.deque(maxlen=200000)
         self.numbers = itertools.count(1)
-        self.stamp = (0, "")                    # (second, its text)
+        self.stamp = (0, "")                    # (second, the start of its lines)
         self.counts = {}            # of workers: {(method, status): [requests, seconds]}
         self.front_counts = {}      # of the front, which needs no lock
         self.complained = -60                   # time.monotonic() of the last logged failure
@@ -20589,35 +20608,32 @@ class AccessLog(Part):
                     [("_sum", {}, round(sum(seconds for _, seconds in totals.values()), 6)),
                      ("_count", {}, sum(count for count, _ in totals.values()))])
 
-    def add(self, what, status, began, size, user, address):
+    def add(self, logged, began, address):
         """Log and count a response that a worker sent."""
         seconds = time.monotonic() - began
         if self.enabled:
-            self.lines.append(self._line(what, status, seconds, size, user, address))
+            self.lines.append(self._line(logged, int(time.time()), seconds, address))
         with self.lock:
-            self._count(self.counts, what, status, seconds)
+            self._count(self.counts, logged.counted_as, seconds)
 
-    def add_ready(self, what, status, began, size, user, address):
-        """Log and count a response that the front sent."""
+    def add_ready(self, logged, second, began, address):
+        """Log and count a response that the front sent at `second`, a whole time.time()."""
         seconds = time.monotonic() - began
         if self.enabled:
-            self.lines.append(self._line(what, status, seconds, size, user, address))
-        self._count(self.front_counts, what, status, seconds)
+            self.lines.append(self._line(logged, second, seconds, address))
+        self._count(self.front_counts, logged.counted_as, seconds)
 
-    def _line(self, what, status, seconds, size, user, address):
-        now = int(time.time())
-        second, stamp = self.stamp
-        if second != now:
-            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
-            self.stamp = (now, stamp)
-        return (f"{stamp} INFO  [req{next(self.numbers)}] {what} {status} {seconds * 1000:.1f}ms "
-                f"{size} {user or '-'} {address}\n")
+    def _line(self, logged, second, seconds, address):
+        stamp = self.stamp
+        if stamp[0] != second:
+            text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            stamp = self.stamp = (second, f"{text} INFO  [req")
+        tenths = int(seconds * 10000 + 0.5)
+        ms = _TENTHS[tenths] if tenths < 100 else f"{seconds * 1000:.1f}"
+        return f"{stamp[1]}{next(self.numbers)}{logged.middle}{ms}{logged.end}{address}\n"
 
     @staticmethod
-    def _count(counts, what, status, seconds):
-        """Count a response; all unknown methods count as one, so that `counts` is bounded."""
-        method = what[:what.index(" ")]
-        key = (method, status) if method in _METHODS else ("other", status)
+    def _count(counts, key, seconds):
         entry = counts.get(key)
         if entry is None:
             entry = counts[key] = [0, 0.0]
@@ -20691,11 +20707,10 @@ class ReadyResponse(typing.NamedTuple):
     """A kept response, ready to send but for Date and serial, which go between head and body."""
     head: bytes
     body: bytes
-    what: str
-    status: int
     user: str | None
     address: str
     sends: SentFile | None      # to be counted
+    logged: Logged
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -20808,13 +20823,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
             sends = response.sends if is_download else None
             if sends is not None:
                 app.downloads.add(sends)
-            ready = ReadyResponse(head, b"" if silent else response.body,
-                                  f"{request.method} {visible(request.target)}", response.status,
-                                  request.known_user, request.address, sends)
-            app.access_log.add(ready.what, ready.status, request.began, length or 0, ready.user,
-                               ready.address)
+            what = f"{request.method} {visible(request.target)}"
+            app.access_log.add(Logged.of(what, response.status, length or 0, request.known_user),
+                               request.began, request.address)
             if response.tags is not None and persistent and response.parts is None \
                     and response.stream is None:
+                body = b"" if silent else response.body
+                ready = ReadyResponse(
+                    head, body, request.known_user, request.address, sends,
+                    Logged.of(what, response.status, len(body), request.known_user))
                 self._keep_ready(request, response, ready)
         return persistent
 
@@ -20916,6 +20933,9 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.held = 0               # bytes of memory of responses to slow clients
         self.holders = collections.Counter()    # {id of such a byte string: number of responses}
         self.stopping = False
+        # of this round of events: the clock's second, the end of all heads, its serial; asked for
+        # at each response they cost 0.4 us of the 10 of a page
+        self.second, self.tail, self.tail_serial = 0, b"", None
         self.limit = connection_limit(app.settings.connections)
         self.real_ip = re.compile(
             rb"\n%b:([^\r\n]*)" % re.escape(app.settings.real_ip_header.encode()), re.I)
@@ -20968,6 +20988,17 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     # -- the loop
 
+    def _begin_round(self):
+        """Look at the clocks once for all events of a round; returns the monotonic one."""
+        self.second = int(time.time())
+        self._renew_tail()
+        return time.monotonic()
+
+    def _renew_tail(self):
+        """Take the end of all heads, with the date and the serial, from the application."""
+        self.tail_serial = self.app.store.serial
+        self.tail = self.app.variable_headers(self.tail_serial)
+
     def serve_forever(self, poll_interval=1.0):
         """Wait for bytes, send ready responses, hand other requests to workers, until `stop`."""
         for listener in self.listeners:
@@ -20980,7 +21011,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             if self.app.store.commits.changed():
                 self.app.store.refresh_serial()
 
-            now = time.monotonic()
+            now = self._begin_round()
             for key, _ in events:
                 target = key.data
                 if type(target) is Connection and target not in self.connections:
@@ -21100,10 +21131,12 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     def _send_ready(self, connection, ready, now):
         """Send a ready response; the rest, if any, becomes `pending`."""
         app = self.app
-        head, body, what, status, user, address, sends = ready
-        if address == connection.address or not connection.trusted:
+        head, body, _, address, sends, logged = ready
+        if not connection.trusted:
             address = connection.address
-        head += app.variable_headers(app.store.serial)
+        if app.store.serial != self.tail_serial:
+            self._renew_tail()
+        head += self.tail
 
         try:
             # joining copies the body into new memory: a page of 760 KB took 106 us, now 70
@@ -21126,7 +21159,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
             self.selector.modify(connection.sock, selectors.EVENT_WRITE, connection)
             self._count_memory(connection, now)
 
-        app.access_log.add_ready(what, status, now, len(body), user, address)
+        app.access_log.add_ready(logged, self.second, now, address)
         if sends is not None:
             app.downloads.add_ready(sends)
 
@@ -21309,13 +21342,14 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.app.store.end_waits()
         until = time.monotonic() + Limits.shutdown
         while (self.working > 0 or len(self.connections) > 0) and time.monotonic() < until:
-            for key, _ in self.selector.select(0.1):
+            events, now = self.selector.select(0.1), self._begin_round()
+            for key, _ in events:
                 if key.data is self.waker:
-                    self._take_back(time.monotonic())
+                    self._take_back(now)
                 elif key.data.pending is not None:
                     self._send_pending(key.data)
                 else:
-                    self._readable(key.data, time.monotonic())
+                    self._readable(key.data, now)
             self._sweep(time.monotonic())
         if self.working:
             log.warning("%d requests did not end within %d seconds", self.working, Limits.shutdown)
@@ -22157,10 +22191,11 @@ class App(Part):
         second, known = int(time.time()), self.primary_serial
         if stated is not None:
             return _variable_headers(second, serial, max(known or 0, stated) - self.store.serial)
-        if self._variable[:3] != (second, serial, known):
+        kept = self._variable       # once: another thread may put other headers there
+        if kept[:3] != (second, serial, known):
             lag = None if known is None else known - serial
-            self._variable = second, serial, known, _variable_headers(second, serial, lag)
-        return self._variable[3]
+            kept = self._variable = second, serial, known, _variable_headers(second, serial, lag)
+        return kept[3]
 
     @functools.lru_cache(maxsize=10000)
     def trusts(self, address):

@@ -331,7 +331,7 @@ def test_the_access_log_goes_on_after_an_error_unless_its_reader_is_gone(
     monkeypatch.setattr(sys, "stdout", output)
     access_log = devpi_lite.AccessLog(True)
     for path in ("/one", "/two"):
-        access_log.add("GET " + path, 200, time.monotonic(), 0, None, "127.0.0.1")
+        access_log.add(devpi_lite.Logged.of("GET " + path, 200, 0, None), time.monotonic(), "127.0.0.1")
         access_log.flush()
     monkeypatch.undo()
     assert ("/two" in output.getvalue()) == goes_on
