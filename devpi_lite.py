@@ -40342,7 +40342,8 @@ def get_manual_page(request):
         "" if hits else table("Topics", ("Topic", "What it says"), [
             (link(request.href(f"+help/{each.name}"), each.title), each.summary)
             for each in manual_topics()])))
-    return page_response(request, "Manual", body, [Crumb("manual", "+help")])
+    return page_response(request, "Manual", body, [Crumb("manual", "+help")],
+                         tags=None if words else set())
 
 
 @route("GET", "/+help/{rest}", for_="browser", may="anybody")
@@ -40353,7 +40354,7 @@ def get_topic_page(request, rest):
         markup("<h1>{}</h1>", found.title), markup('<p class="lead">{}</p>', found.summary),
         markup('<div class="readme">{}</div>', _topic_html(rest, request.base_url))))
     return page_response(request, found.title, body,
-                         [Crumb("manual", "+help"), Crumb(rest, f"+help/{rest}")])
+                         [Crumb("manual", "+help"), Crumb(rest, f"+help/{rest}")], tags=set())
 
 
 def _manual_hit(request, hit):

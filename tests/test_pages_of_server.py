@@ -386,6 +386,22 @@ def test_the_manual_lists_its_topics_and_each_is_a_page(site):
     assert site.get("/+help/", headers={"Accept": BROWSER}).headers.get("Location") == site.url + "/+help"
 
 
+def test_pages_of_the_manual_are_kept_ready_but_no_search_of_it(site):
+    def kept():
+        return int(re.search(r"(?m)^devpi_lite_answer_cache_bytes (\d+)$", site.get("/+metrics").text)[1])
+
+    headers = {"Accept": BROWSER, "X-Asked-By": "this test"}      # another request than those of others
+    for path in ("/+help", "/+help/search"):
+        before = kept()
+        page = site.get(path, headers=headers)
+        assert kept() > before + len(page.text), path
+        assert site.get(path, headers=headers).text == page.text
+    size = kept()
+    assert site.get("/+help?q=backup", headers=headers).status == 200
+    assert kept() == size
+
+
+
 def test_the_examples_of_the_manual_name_this_server(site):
     outside = {"X-Outside-URL": "https://x.example/pypi"}
     page = view(site, "/+help/upload", headers=outside)
