@@ -8,15 +8,16 @@
     python3 tests/bench/bench.py --save tests/bench/baseline.jsonl
     python3 tests/bench/bench.py --compare FILE --strict
 
-Prints a table, a figure a line: its median over the rounds, their least and most, and the target where one makes sense
-without a peer. "CPU" is the CPU time of the server as the operating system counts it; on a busy machine trust it before
+Prints a table, a figure a line: its median over the rounds, their least and most, and its target (`targets`). Targets that
+are missed are named at the end, and make the exit status 1; --quick leaves out those that smaller counts say nothing of. "CPU" is the CPU time of the server as the operating system counts it; on a busy machine trust it before
 any rate, and look at "machine", the CPU time of a fixed piece of work before each workload: where that is spread, so is
 all else. A baseline is compared with if there is one: what is worse than its spread and by over 10 % is named.
 Everything runs on 127.0.0.1 under one temporary directory ($TMPDIR), and ends with it; only the replicas that w13 compares uploads
 with have theirs in /dev/shm. Linux only (/proc, epoll).
 
 The modules: `load` (the load generators), `server` (the server under test), `upstream` (a fake PyPI),
-`run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep`, `followers` (the work), `report` (figures, table, comparison).
+`run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep`, `followers`, `webpages` (the work),
+`bare` (what a page is measured against), `targets`, `report` (figures, table, comparison).
 """
 
 import argparse
@@ -38,10 +39,12 @@ from followers import w13
 from peer import w12
 from shares import w10
 from upkeep import w11
+from targets import unmeasured
 from uploads import w6
+from webpages import w14
 from whole import mixed, w9
 
-ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12, "w13": w13}
+ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12, "w13": w13, "w14": w14}
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, os.pardir, os.pardir, "devpi_lite.py")
 BASELINE = os.path.join(HERE, "baseline.jsonl")
@@ -100,7 +103,7 @@ def about(options):
 
 
 def measure(options):
-    """(figures, texts of what went wrong). Whatever happens, nothing that it started is left."""
+    """(figures, workloads that were done, texts of what went wrong). Whatever happens, nothing that it started is left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
     troubles, speeds = [], []
@@ -124,7 +127,7 @@ def measure(options):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         run.close()
     run.record("machine", "fixed work of the benchmark itself", "CPU", "ms", speeds)
-    return run.figures, troubles
+    return run.figures, run.done, troubles
 
 
 def main():
@@ -136,12 +139,14 @@ def main():
         say("this machine is busy (load %(load)s): trust CPU times before rates and latencies" % facts)
     began = time.monotonic()
     try:
-        figures, troubles = measure(options)
+        figures, done, troubles = measure(options)
     except KeyboardInterrupt:
         return 130
     print(report.table([figure.row() for figure in figures]))
-    missed = [figure for figure in figures if figure.verdict in ("over", "under")]
-    print("%d figures, %d miss their target, %.0f s" % (len(figures), len(missed), time.monotonic() - began))
+    lines, failures = report.missed(figures)
+    print("%d figures, %d miss their target, %.0f s" % (len(figures), len(lines), time.monotonic() - began))
+    for line in lines + ["  UNMEASURED  " + text for text in unmeasured(figures, done, options.quick)]:
+        print(line)
     for path in filter(None, (options.json, options.save)):
         report.write(path, facts, figures)
     worse = 0
@@ -150,7 +155,7 @@ def main():
         print("\n".join(lines))
     for trouble in troubles:
         print("FAILED " + trouble)
-    return 2 if troubles else 1 if worse and options.strict else 0
+    return 2 if troubles else 1 if failures or worse and options.strict else 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import statistics
 
+from targets import Target
+
 COLUMNS = ["work", "case", "figure", "unit", "median", "min .. max", "target", "", "note"]
 # Differences below these are rounding, whatever their percentage.
 GRAIN = {"ms": 0.1, "us": 0.5, "s": 0.01, "MB": 1, "x": 0.05}
@@ -14,7 +16,7 @@ WORSE = 1.10  # times the baseline's median: less is not worth a word
 class Figure:
     """One thing measured, once a round.
 
-    `better` is "low" or "high", `target` a bound on the median, in `unit`, or None.
+    `better` is "low" or "high", `target` one of `targets`, whose bound is on the median, or None.
     """
 
     workload: str
@@ -23,7 +25,7 @@ class Figure:
     unit: str
     values: list
     better: str = "low"
-    target: float = None
+    target: Target = None
     note: str = ""
 
     @property
@@ -40,11 +42,17 @@ class Figure:
         if self.target is None:
             return ""
         if self.better == "low":
-            return "ok" if self.median <= self.target else "over"
-        return "ok" if self.median >= self.target else "under"
+            return "ok" if self.median <= self.target.bound else "over"
+        return "ok" if self.median >= self.target.bound else "under"
+
+    @property
+    def goal(self):
+        """The target as text; "" without one."""
+        if self.target is None:
+            return ""
+        return "%s %s" % ("<=" if self.better == "low" else ">=", number(self.target.bound))
 
     def row(self):
-        target = "" if self.target is None else "%s %s" % ("<=" if self.better == "low" else ">=", number(self.target))
         spread = "%s .. %s" % (number(min(self.values)), number(max(self.values)))
         return [
             self.workload,
@@ -53,13 +61,14 @@ class Figure:
             self.unit,
             number(self.median),
             spread,
-            target,
+            self.goal,
             self.verdict,
             self.note,
         ]
 
     def json(self):
         line = dataclasses.asdict(self)
+        line["target"] = self.target and self.target.bound
         line.update(median=self.median, min=min(self.values), max=max(self.values), verdict=self.verdict)
         return line
 
@@ -77,6 +86,26 @@ def table(rows):
     widths = [max(map(len, column)) for column in zip(*rows)]
     layout = "  ".join("{:%s%d}" % (">" if name == "median" else "<", width) for name, width in zip(COLUMNS, widths))
     return "\n".join(layout.format(*row).rstrip() for row in rows)
+
+
+def missed(figures):
+    """(lines of text, number of failures): the figures that miss their targets, those with open targets last."""
+    late = sorted((figure for figure in figures if figure.verdict in ("over", "under")), key=lambda figure: bool(figure.target.open_))
+    failures = sum(not figure.target.open_ for figure in late)
+    return [
+        "  %s  %s, %s, %s: %s %s, has to be %s%s"
+        % (
+            "OPEN  " if figure.target.open_ else "MISSED",
+            figure.workload,
+            figure.case,
+            figure.figure,
+            number(figure.median),
+            figure.unit,
+            figure.goal,
+            figure.target.open_ and " (%s)" % figure.target.open_,
+        )
+        for figure in late
+    ], failures
 
 
 def write(path, about, figures):

@@ -9,8 +9,10 @@ import tempfile
 import time
 
 import load
+from bare import Bare
 from report import Figure
 from server import Program, Server
+from targets import target_of
 from upstream import Upstream
 
 MS, US = 1000, 1000000  # in a second
@@ -72,6 +74,9 @@ class Run:
     def upstream(self, prefix, projects, **options):
         return self._keep(Upstream(prefix, projects, **options))
 
+    def bare(self, size):
+        return self._keep(Bare(self._python, size))
+
     @property
     def generator(self):
         return self.generators[0]
@@ -113,6 +118,13 @@ class Run:
                 part.append(self.hot(server, request, connections, self.seconds / 2))
         return [joined(part) for part in parts]
 
+    def least_cpu(self, asked):
+        """CPU seconds of an answer at 16 connections, of each (server, request): the least of short spans in turn.
+
+        What else runs on the machine only adds to it, and more to a larger program."""
+        spans = [[self.hot(*each, 16, self.seconds / 2).cpu_each for each in asked] for _ in range(6)]
+        return [min(each) for each in zip(*spans)]
+
     def first_cpu(self, server, request, text=b""):
         """Server CPU seconds of one answer, once it is idle. LoadError if its body lacks the text."""
         server.settle()
@@ -135,21 +147,22 @@ class Run:
 
     # -- figures
 
-    def record(self, workload, case, figure, unit, values, better="low", target=None, note=""):
+    def record(self, workload, case, figure, unit, values, better="low", note=""):
+        target = target_of(workload, case, figure, unit, self.quick)
         self.figures.append(Figure(workload, case, figure, unit, list(values), better, target, note))
 
-    def record_hot(self, workload, case, results, cpu_target=None):
+    def record_hot(self, workload, case, results):
         """Rate, CPU an answer and latencies of one Result a round."""
         note = generator_note(results)
         self.record(workload, case, "rate", "req/s", [result.rate for result in results], "high", note=note)
         cpu = [result.cpu_each * US for result in results]
-        self.record(workload, case, "CPU each", "us", cpu, target=cpu_target)
+        self.record(workload, case, "CPU each", "us", cpu)
         self.record_latency(workload, case, results)
 
-    def record_latency(self, workload, case, results, p99_target=None):
+    def record_latency(self, workload, case, results):
         for name, share in (("p50", 0.5), ("p99", 0.99)):
             values = [result.percentile(share) * MS for result in results]
-            self.record(workload, case, name, "ms", values, target=p99_target if name == "p99" else None)
+            self.record(workload, case, name, "ms", values)
 
 
 def merged(results):
