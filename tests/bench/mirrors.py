@@ -14,7 +14,7 @@ def w5(run):
     """A mirror of an upstream 20 ms away: the page and one file (or its metadata) of 200 projects, 8 at a time.
 
     Cold, again, hot (the third time), and with upstream gone. Each round has a new upstream and a new mirror
-    on the same server.
+    on the same server. Then long pages, cold.
     """
     server, count, latency, parallel = run.farm, run.size(200, 100), 20, 8
     case = "%d projects, upstream %d ms away, 8 at a time" % (count, latency)
@@ -49,6 +49,24 @@ def w5(run):
         errors = [len(result.errors) for result in results]
         first = next((result.errors[0] for result in results if result.errors), "")
         run.record("w5", case, name + ", errors", "", errors, note=first[:200])
+    measure_long_page(run)
+
+
+def measure_long_page(run):
+    """The page of a project of 2,000 files, the first time, as JSON: one after the other."""
+    server, count, files, latency = run.farm, 2 * run.rounds + 2, run.size(2000, 500), 20
+    upstream = run.upstream("long", count, files=files, latency=latency)
+    server.add_mirror("long", upstream)
+    wall = []
+    for project in upstream.projects:
+        server.settle()
+        task = load.Task(load.get(page(project, "long"), JSON))
+        result = run.generator.run(load.each, server.port, server.pid, [task], 1).checked()
+        server.settle()
+        wall.append(result.seconds * MS)
+    upstream.kill()
+    case = "page of %d files, upstream %d ms away" % (files, latency)
+    run.record("w5", case, "cold, wall", "ms", wall[2:])
 
 
 def mirror_tasks(projects, index):

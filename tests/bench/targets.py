@@ -37,6 +37,7 @@ TARGETS = (
     Target("w3", "project of all four", "CPU first after a change", "ms", 2),
     Target("w4", "* MB file, c1", "CPU a GB", "s", 0.2),
     Target("w4", "* MB file, c1", "memory growth, peak", "MB", 5),
+    Target("w5", "page of * files, *", "cold, wall", "ms", 55, **FULL),
     Target("w5", "*", "cold, wall against the latency floor", "x", 1.6, **FULL),
     Target("w5", "*", "cold, upstream requests a project", "", 2.01),
     Target("w5", "*", "cold, upstream connections", "", 9),
