@@ -70,6 +70,65 @@ tests/CONTRACT.md:
 """
 from __future__ import annotations
 
+import marshal
+import os
+import sys
+
+# the open file in memory that this runs from, if it does: see go_on_from_bytecode
+BYTECODE = None
+if __file__.startswith("/proc/self/fd/"):
+    BYTECODE = int(os.path.basename(__file__))
+    os.set_inheritable(BYTECODE, False)
+    del sys.argv[0]
+    __file__ = sys.argv[0]
+    if sys.path[0] == "/":      # where that file seems to be; not there in isolated mode
+        sys.path[0] = os.path.dirname(os.path.realpath(__file__))
+PROGRAM = os.path.abspath(__file__)     # while main runs there is no __file__, see after_the_script
+
+
+def is_own_interpreter():
+    """Whether `sys.executable` is what runs this; not after an upgrade, or if it is a wrapper.
+    OSError if there is no such file, or no /proc."""
+    return os.path.samefile(sys.executable, "/proc/self/exe")
+
+
+def go_on_from_bytecode():
+    """Have this process, which compiled this script for a server, run its bytecode in a new image,
+    from an open file in memory, as Python runs any .pyc file. The process keeps its id and open
+    files. Returns where that is of no use or impossible.
+
+    Compiling leaves a heap full of gaps. An idle server takes 25 MB in a new image, not 32 (Python
+    3.9), 24, not 32 (3.11), 29, not 36 (3.13), or 33, not 42 (3.15); 2 to 3 MB of bytecode stay in
+    memory beside it. Child processes, which run it too, take 0.18 s of CPU and 22 MB, not 0.62 and
+    120. The server's start takes 0.02 to 0.05 s more; below the imports it would be 0.08 more."""
+    frame = sys._getframe(1)
+    is_compiled = __name__ == "__main__" and frame.f_back is None and BYTECODE is None \
+        and not __file__.endswith(".pyc")
+    is_server = sys.argv[1:2] in ([], ["serve"]) or sys.argv[1].startswith("-")
+    if not (is_compiled and is_server and hasattr(os, "memfd_create")):
+        return
+    from importlib.util import MAGIC_NUMBER     # not at the top: it is needed here only
+    try:
+        with open("/proc/self/cmdline", "rb") as file:
+            words = file.read().split(b"\0")[:-1]
+        interpreter, script = words[:-len(sys.argv)], words[-len(sys.argv):]
+        if list(map(os.fsdecode, script)) != sys.argv or not is_own_interpreter() \
+                or b"-x" in interpreter:        # skips a line of whatever it runs
+            return
+        with open(os.memfd_create("devpi_lite"), "wb") as file:
+            path = f"/proc/self/fd/{file.fileno()}"
+            file.write(MAGIC_NUMBER + bytes(12) + marshal.dumps(frame.f_code))
+            file.flush()
+            open(path, "rb").close()        # OSError here, rather than when it is too late
+            if file.fileno() > 2:           # one of those three can have been closed
+                os.set_inheritable(file.fileno(), True)
+                os.execv(sys.executable, [*interpreter, path, *script])
+    except OSError:     # it goes on as it is, in more memory
+        pass
+
+
+go_on_from_bytecode()
+
 import argparse
 import base64
 import binascii
@@ -101,12 +160,10 @@ import ipaddress
 import itertools
 import json
 import logging
-import marshal
 import math
 import mimetypes
 import mmap
 import operator
-import os
 import queue
 import random
 import re
@@ -122,7 +179,6 @@ import stat
 import string
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -138,7 +194,6 @@ import zlib
 __version__ = "0.1.0"
 PROTOCOL_VERSION = "6.20.3"     # the devpi-server release whose wire protocol this program speaks
 API_VERSION = "1.4"             # of the simple API (PEP 629)
-PROGRAM = os.path.abspath(__file__)     # while main runs there is no __file__, see after_the_script
 log = logging.getLogger("devpi_lite")
 
 
@@ -2060,14 +2115,22 @@ def disk_wait():
     return crew.storing_something() if crew else contextlib.nullcontext()
 
 
+def start_child(words, **options):
+    """Start a command of this program, from the same bytecode; `options`: of `subprocess.Popen`."""
+    if BYTECODE is not None and is_own_interpreter():
+        return subprocess.Popen([sys.executable, f"/proc/self/fd/{BYTECODE}", PROGRAM, *words],
+                                pass_fds=[BYTECODE], **options)
+    return subprocess.Popen([sys.executable, PROGRAM, *words], **options)
+
+
 def run_in_child(name, job, seconds):
     """Run a command of this program that takes a job, JSON, from its standard input.
 
     Returns (exit status, what it wrote to standard output, to standard error), or raises OSError or
     subprocess.TimeoutExpired. The child ends with its standard input, so it also ends if this
     process is killed."""
-    command, pipe = [sys.executable, PROGRAM, name], subprocess.PIPE
-    with subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
+    pipe = subprocess.PIPE
+    with start_child([name], text=True, stdin=pipe, stdout=pipe, stderr=pipe) as child:
         held_open, child.stdin = child.stdin, None          # communicate() would close it
         try:
             with contextlib.suppress(OSError):      # the child has ended: its code says why
@@ -2089,8 +2152,7 @@ class TalkingChild:
 
     def __init__(self, name, job, seconds):
         pipe = subprocess.PIPE
-        self.child = subprocess.Popen([sys.executable, PROGRAM, name], text=True, stdin=pipe,
-                                      stdout=pipe, stderr=pipe)
+        self.child = start_child([name], text=True, stdin=pipe, stdout=pipe, stderr=pipe)
         self.timer = threading.Timer(seconds, self.child.kill)
         self.timer.daemon = True
         self.timer.start()
@@ -35472,8 +35534,8 @@ class Takers:
 
     def __enter__(self):
         for _ in range(self.count):
-            child = subprocess.Popen(
-                [sys.executable, PROGRAM, "_take-files", "--serverdir", self.settings.serverdir,
+            child = start_child(
+                ["_take-files", "--serverdir", self.settings.serverdir,
                  *(["--in-place"] if self.intake.in_place else [])],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self.children.append(child)
@@ -41790,9 +41852,10 @@ def after_the_script(function, *arguments):
 
     The interpreter keeps a script's syntax tree while the script runs. The tree is freed before
     `sys.excepthook` is called for the exception that ended the script; the main thread can still do
-    all that it could before. So an idle server takes 23 MB, not 57 (Python 3.9 to 3.11), 28, not 62
-    (3.12 and 3.13), or 38, not 73 (3.14 and 3.15), and starts as fast. If another module runs the
-    script (`python -m`, a debugger), the function is called at once."""
+    all that it could before. So an idle server that can't `go_on_from_bytecode` takes 23 MB, not 57
+    (Python 3.9 to 3.11), 28, not 62 (3.12 and 3.13), or 38, not 73 (3.14 and 3.15), and starts as
+    fast. If another module runs the script (`python -m`, a debugger), the function is called at
+    once."""
     if sys._getframe(1).f_back is not None or sys.flags.inspect:
         sys.exit(function(*arguments))
     before = sys.excepthook
