@@ -4706,13 +4706,15 @@ class Blobs(Part):
         log.info("the file %s was taken back from the trash", sha256)
         return True
 
-    def sweep(self, is_referred_to, older_than=3600):
+    def sweep(self, is_referred_to, older_than=3600, named_in=lambda prefix: ()):
         """Move the blobs to the trash that nothing has referred to for `older_than` seconds, and
         delete what has been there for `Limits.trash`; returns how many were moved.
 
+        `named_in`: see `collect`.
+
         Blobs come back from the trash when they are requested: a restored older database does not
         name newer files, and if the newer database is restored in turn, nothing is lost."""
-        swept = self.collect(is_referred_to, older_than)
+        swept = self.collect(is_referred_to, older_than, named_in=named_in)
         if swept.moved > max(10, swept.kept // 9):
             self.swept_much = swept.moved
             log.warning("%d of %d files are named by nothing in the database, and lie in %s now: "
@@ -4720,13 +4722,15 @@ class Blobs(Part):
                         self.trash)
         return swept.moved
 
-    def collect(self, is_referred_to, older_than, trash_time=None, dry_run=False):
+    def collect(self, is_referred_to, older_than, trash_time=None, dry_run=False,
+                named_in=lambda prefix: ()):
         """The same; returns what was done as `Swept`. Busy while a command holds a `lease`.
 
         Other processes may put blobs in meanwhile, and commit rows that name them.
 
-        `trash_time`: in place of `Limits.trash`; `dry_run`: nothing is changed, but the result is
-        the same."""
+        `named_in`: a function of the first two digits, gives the SHA-256s that are referred to;
+        `is_referred_to` is asked of the others only. `trash_time`: in place of `Limits.trash`;
+        `dry_run`: nothing is changed, but the result is the same."""
         lessees = self.lessees()
         if lessees:
             raise Busy("a command copies files of this directory, nothing is moved or deleted "
@@ -4735,25 +4739,30 @@ class Blobs(Part):
         kept = moved = size = 0
         if not dry_run:
             os.makedirs(self.trash, mode=0o700, exist_ok=True)
-        for entry in self.entries():
-            try:
-                facts = entry.stat()
-            except FileNotFoundError:       # another process was faster
-                continue
-            if facts.st_mtime < limit and not is_referred_to(entry.name) \
-                    and (dry_run or self._discard(entry, limit)):
-                moved, size = moved + 1, size + facts.st_size
-            else:
-                kept += 1
+        for folder in self._folders():
+            # a million files that rows name: 1.4 s of CPU, and 9.4 if each is looked at by itself
+            names = named_in(folder.name)
+            entries = list(os.scandir(folder.path))
+            loose = [entry for entry in entries if entry.name not in names]
+            kept += len(entries) - len(loose)
+            for entry in loose:
+                try:
+                    facts = entry.stat()
+                except FileNotFoundError:       # another process was faster
+                    continue
+                if facts.st_mtime < limit and not is_referred_to(entry.name) \
+                        and (dry_run or self._discard(entry, limit)):
+                    moved, size = moved + 1, size + facts.st_size
+                else:
+                    kept += 1
 
         deleted = self.empty_trash(is_referred_to, trash_time, dry_run)
         return Swept(kept, moved, size, *deleted)
 
-    def entries(self):
-        """Yield an os.DirEntry for each blob, folder by folder."""
-        for folder in sorted(os.scandir(self.files), key=operator.attrgetter("name")):
-            if folder.is_dir(follow_symlinks=False):
-                yield from os.scandir(folder.path)
+    def _folders(self):
+        """An os.DirEntry for each folder with blobs."""
+        return [folder for folder in sorted(os.scandir(self.files), key=lambda each: each.name)
+                if folder.is_dir(follow_symlinks=False)]
 
     def _discard(self, entry, limit):
         """Move a blob to the trash; False if it was claimed meanwhile, or can't be moved now."""
@@ -9712,6 +9721,18 @@ def is_named(db, sha256):
                       "WHERE metadata_sha256 = ? LIMIT 1", (sha256, sha256)).fetchone() is not None
 
 
+def named_in(db, prefix):
+    """The SHA-256s of the blobs that rows name and that begin with `prefix`; of files of mirrors
+    those that were fetched, too. Not of metadata files, which were blobs in schema version 1."""
+    return {row[0] for row in db.execute("SELECT sha256 FROM files WHERE sha256 >= ? "
+                                         "AND sha256 < ?", (prefix, prefix + "g"))}
+
+
+def _delete_unused_metadata(change, rows):
+    change.executemany("DELETE FROM metadata_files WHERE sha256 = ? AND NOT EXISTS "
+                       "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)", rows)
+
+
 class Releases(Part):
     """Puts releases into stages, with their files, documentation and test results."""
 
@@ -9719,16 +9740,15 @@ class Releases(Part):
         self.store, self.blobs, self.settings = store, blobs, settings
 
     def clean(self, change):
-        """Delete metadata files and documentation rows of files that are gone."""
-        change.execute("DELETE FROM metadata_files WHERE NOT EXISTS "
-                       "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)")
+        """Delete documentation rows of files that are gone."""
         change.execute("DELETE FROM docs WHERE sha256 NOT IN (SELECT sha256 FROM files "
                        "WHERE kind = 'doczip' AND kind != 'releasefile')")     # its partial index
 
     def tidy(self):
-        """Move the blobs to the trash that no file names any more."""
+        """Delete metadata files that no file has any more, and move such blobs to the trash."""
+        self._tidy_metadata()
         try:
-            count = self.blobs.sweep(self._is_named)
+            count = self.blobs.sweep(self._is_named, named_in=self._named_in)
         except Busy as problem:
             log.info("%s", problem.message)
             return
@@ -9736,9 +9756,22 @@ class Releases(Part):
             log.info("moved %d files that nothing refers to any more to %s", count,
                      self.blobs.trash)
 
+    def _tidy_metadata(self):
+        # not in the change: at a million files all others would wait 0.5 s for it, every hour
+        with self.store.read() as db:
+            unused = [tuple(row) for row in db.execute(
+                "SELECT sha256 FROM metadata_files WHERE NOT EXISTS "
+                "(SELECT 1 FROM files WHERE metadata_sha256 = metadata_files.sha256)")]
+        if unused:
+            self.store.write(_delete_unused_metadata, unused, durable=False)
+
     def _is_named(self, sha256):
         with self.store.read() as db:
             return is_named(db, sha256)
+
+    def _named_in(self, prefix):
+        with self.store.read() as db:
+            return named_in(db, prefix)
 
     def register(self, index, form, actor):
         """devpi: `:action=submit`. The release's metadata becomes what the form states."""
@@ -38210,7 +38243,8 @@ def command_gc(parsed):
         blobs = Blobs(serverdir, read_only=told.dry_run)
         # not less than an hour: a server may be about to commit a row that names the file
         swept = blobs.collect(functools.partial(is_named, db), told.older_than,
-                              3600 if told.empty_trash else None, told.dry_run)
+                              3600 if told.empty_trash else None, told.dry_run,
+                              functools.partial(named_in, db))
         indexes = {row["id"] for row in db.execute("SELECT id FROM indexes")}
 
     old, cache = list(blobs.leftovers()), os.path.join(serverdir, "cache")

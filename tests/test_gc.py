@@ -4,6 +4,7 @@ back from it, and which are never touched.
 A running server uploads and deletes beside it, and a command that copies files holds a lease.
 """
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -128,6 +129,50 @@ def test_two_may_sweep_at_a_time(tmp_path):
         return False
     assert place.collect(slower, 3600).moved == 0
     assert sorted(os.listdir(place.trash)) == sorted(digests)
+
+
+def test_what_a_list_names_is_not_asked_for_file_by_file(tmp_path):
+    place, asked = d.Blobs(str(tmp_path)), []
+    listed, late, loose = (keep(place, data) for data in (b"listed", b"committed later", b"loose"))
+    for digest in (listed, late, loose):
+        age(place.path(digest))
+
+    def is_named(digest):
+        asked.append(digest)
+        return digest == late
+    swept = place.collect(is_named, 3600, named_in=lambda prefix: {listed})
+    assert (swept.kept, swept.moved) == (2, 1) and os.listdir(place.trash) == [loose]
+    assert late in asked and listed not in asked
+
+
+def test_the_lists_have_all_files_of_rows(server):
+    index = new_index(server, "root")
+    for version in ("1.0", "1.1", "1.2", "1.3"):
+        upload(server, index, wheel("demo", version))
+    with contextlib.closing(sqlite3.connect(str(server.directory / "devpi_lite.db"))) as db:
+        lists = {prefix: d.named_in(db, prefix) for prefix in d.BLOB_FOLDERS}
+    assert all(digest.startswith(prefix) for prefix, names in lists.items() for digest in names)
+    assert sum(map(len, lists.values())) == 4
+    assert set().union(*lists.values()) == {path.name for path in server.directory.glob("files/??/*")}
+
+
+def test_metadata_files_of_deleted_wheels_go_and_others_stay(server):
+    index = new_index(server, "root")
+    for name in ("kept", "dropped"):
+        upload(server, index, wheel(name, "1.0"))
+    assert server.delete(f"/{index}/dropped/1.0", user="root").status == 200
+    assert server.stop() == 0
+    settings = d.Settings(str(server.directory))
+    with contextlib.closing(d.Store(settings)) as store:
+        assert len(metadata_files(store, "metadata_files")) == 2
+        d.Releases(store, d.Blobs(settings.serverdir), settings).tidy()
+        assert metadata_files(store, "metadata_files") == metadata_files(store, "files") != []
+
+
+def metadata_files(store, table):
+    with store.read() as db:
+        column = "metadata_sha256" if table == "files" else "sha256"
+        return [row[0] for row in db.execute(f"SELECT {column} FROM {table}")]
 
 
 def test_a_file_among_the_folders_is_no_blob(tmp_path):
