@@ -4173,17 +4173,18 @@ class Store(Part):
 
         So a large row that is often written can't fill the disk. The newest entry stays: the next
         one is chained to it."""
-        is_large, left = self._log_size(db) > self.keep_log.size, self.keep_log.size // 2
-        oldest, first = time.time() - self.keep_log.age, None
+        if self.log_size > self.keep_log.size:      # another process may have entered some, too
+            self.log_size = self._log_size(db)
+        most = self.keep_log.size // 2 if self.log_size > self.keep_log.size else self.log_size
+        oldest, last = time.time() - self.keep_log.age, self._last_serial(db)
+        # the old ones only: this is done every hour, and all others pause meanwhile
         for serial, ts, size in db.execute("SELECT serial, ts, length(ops) FROM changelog "
-                                           "ORDER BY serial DESC"):
-            left -= size
-            if first is not None and (ts < oldest or is_large and left < 0):
+                                           "ORDER BY serial"):
+            if serial == last or ts >= oldest and self.log_size <= most:
                 break
-            first = serial
+            self.log_size -= size
 
-        self._delete_entries(db, first)
-        self.log_size = self._log_size(db)
+        self._delete_entries(db, serial)
 
     @staticmethod
     def _delete_entries(db, first):
@@ -5191,10 +5192,12 @@ def copy_checked(source, target, sha256=None):
 
 
 def sync_tree(folder):
-    """Make all that was written below a folder survive a power cut, in bulk where that is possible:
-    20,000 files take a second, not one after the other a minute."""
-    if sys.platform.startswith("linux"):
-        os.sync()       # waits for the disks, as POSIX does not promise
+    """Make all that was written below a folder survive a power cut, many files in bulk where that
+    is possible: 20,000 take a second, not one after the other a minute."""
+    files = (name for _, _, names in os.walk(folder) for name in names)
+    if sys.platform.startswith("linux") and next(
+            itertools.islice(files, Limits.synced_alone, None), None):
+        os.sync()       # waits for the disks, as POSIX does not promise; for others' files, too
         return
     for path, _, names in os.walk(folder):
         for name in names:
@@ -5237,7 +5240,7 @@ def sync_files(paths, folder):
 
 def sync_directories(folders):
     """Make renames in these directories survive a power cut."""
-    if sys.platform.startswith("linux"):
+    if sys.platform.startswith("linux") and len(folders) > Limits.synced_alone:
         os.sync()
         return
     for folder in folders:

@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -80,6 +81,34 @@ def test_old_entries_of_the_changelog_go(store):
     store.keep_log = d.LogBounds(1 << 20, -1)       # the newest stays: the next is chained to it
     store.cut_log()
     assert serials(store) == [2]
+
+
+def test_what_was_cut_is_no_longer_counted(store):
+    store.keep_log = d.LogBounds(1 << 20, 9999)
+    for number in range(6):
+        store.write(add_user, "u%d" % number, {"title": os.urandom(50 * number).hex()})
+    store.write(lambda change: change.execute("UPDATE changelog SET ts = 0 WHERE serial IN (0, 1, 3)"))
+    store.cut_log()
+    assert serials(store) == [2, 3, 4, 5], "what follows a younger one stays"
+    with store.read() as db:
+        assert store.log_size == db.execute("SELECT sum(length(ops)) FROM changelog").fetchone()[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems sync file by file")
+def test_few_files_are_synced_without_those_of_others(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "sync", lambda: asked.append("all"))
+    monkeypatch.setattr(os, "fsync", lambda fd: asked.append(os.readlink(f"/proc/self/fd/{fd}")))
+    (tmp_path / "folder").mkdir()
+    for name in ("a", "folder/b"):
+        (tmp_path / name).write_bytes(b"")
+    d.sync_tree(str(tmp_path))
+    assert sorted(asked) == sorted(str(tmp_path / name) for name in ("", "a", "folder", "folder/b"))
+    for number in range(d.Limits.synced_alone):
+        (tmp_path / str(number)).write_bytes(b"")
+    del asked[:]
+    d.sync_tree(str(tmp_path))
+    assert asked == ["all"]
 
 
 def serials(store):
