@@ -33560,7 +33560,7 @@ class Progress:
         now = time.monotonic()
         if now - self.shown >= (0.2 if self.is_terminal else 10):
             self.shown = now
-            self._show(f", {self._left(now)} left" if now - self.began > 2 else "")
+            self._show(self._text(now))
 
     def _left(self, now):
         """The time that the rest will take, as minutes:seconds."""
@@ -33570,11 +33570,13 @@ class Progress:
         left = int((now - self.began) * max(0, whole - done) / max(1, done))
         return f"{left // 60}:{left % 60:02}"
 
-    def _show(self, more, end=None):
-        text = (f"{self.what}: {self.done_files:,} of {self.files:,} files, "
-                f"{size_text(self.done_size)} of {size_text(self.size)}{more}")
-        start = "\r" if self.is_terminal else ""
-        end = ("" if self.is_terminal else "\n") if end is None else end
+    def _text(self, now):
+        left = f", {self._left(now)} left" if now - self.began > 2 else ""
+        return (f"{self.what}: {self.done_files:,} of {self.files:,} files, "
+                f"{size_text(self.done_size)} of {size_text(self.size)}{left}")
+
+    def _show(self, text):
+        start, end = ("\r", "") if self.is_terminal else ("", "\n")
         print(start + text.ljust(self.width), end=end, file=sys.stderr, flush=True)
         self.width = len(text)
 
@@ -33584,6 +33586,25 @@ class Progress:
     def __exit__(self, kind, *_):
         if self.is_terminal and self.width:
             print(file=sys.stderr)
+
+
+class StepProgress(Progress):
+    """The same of a job in steps: which of them runs, and how many rows it has read."""
+
+    def __init__(self, what):
+        super().__init__(what, 0, 0)
+        self.step = ""
+
+    def begin(self, step):
+        """Begin the next step. On a terminal it is shown at once: who waits sees that it runs."""
+        self.step, self.done_files = step, 0
+        if self.is_terminal:
+            self.shown = 0
+        self.add(0, 0)
+
+    def _text(self, now):
+        rows = f", {number_of(self.done_files, 'row')}" if self.done_files else ""
+        return f"{self.what}: {self.step}{rows}"
 
 
 def some_of(names, most=10):
@@ -37065,18 +37086,21 @@ class DatabaseCheck:
         self.log_is_sound = False
         self.knows_blobs = False        # whether all blobs that rows name are in `named`
         self.stages = {}                # index id -> whether it is a stage
+        self.progress = StepProgress("fsck")
         scratch.execute("CREATE TABLE named (sha256 TEXT PRIMARY KEY, smallest, largest, "
                         "of_stage, is_docs) WITHOUT ROWID")
 
     def run(self):
         self.db.execute("BEGIN")
         try:
-            for what, check in (("the database", self.database), ("the changelog", self.log),
-                                ("the rows", self.people), ("the indexes", self.indexes),
-                                ("the projects", self.projects), ("the files", self.files),
-                                ("the files", self.blobs),
-                                ("the metadata files", self.metadata)):
-                tried(self.findings, what, check)
+            with self.progress:
+                for what, check in (("the database", self.database), ("the changelog", self.log),
+                                    ("the rows", self.people), ("the indexes", self.indexes),
+                                    ("the projects", self.projects), ("the files", self.files),
+                                    ("the files", self.blobs),
+                                    ("the metadata files", self.metadata)):
+                    self.progress.begin(what)
+                    tried(self.findings, what, check)
         finally:
             if self.db.in_transaction:
                 self.db.execute("COMMIT")
@@ -37118,6 +37142,7 @@ class DatabaseCheck:
         last = None
         for entry in read_log(self.db):
             self.entries += 1
+            self.progress.add(0)
             fault = self._fault(entry, last)
             last = entry
             if fault:
@@ -37163,9 +37188,7 @@ class DatabaseCheck:
         for kind, rows in ROWS.items():
             if kind != "metadata":      # unused ones are deleted without an entry: see `metadata`
                 try:
-                    self.rows += self.scratch.fill("present", (
-                        (kind, _SEPARATOR.join(key), _digest(kind, value))
-                        for key, value in rows.all(self.db)))
+                    self.rows += self.scratch.fill("present", self._present(kind, rows))
                 except Exception as error:
                     log.debug("where it happened", exc_info=True)
                     unread.add(kind)
@@ -37191,6 +37214,12 @@ class DatabaseCheck:
                 "WHERE newest.kind = present.kind AND newest.key = present.key)", (begin,)):
             self._not_as_logged(kind, key, "is here, and the changelog, which is complete, does "
                                            "not have it")
+
+    def _present(self, kind, rows):
+        """Yield (kind, key, digest of the value) of each row of a kind."""
+        for key, value in rows.all(self.db):
+            self.progress.add(0)
+            yield kind, _SEPARATOR.join(key), _digest(kind, value)
 
     def _is_equal(self, kind, key, serial):
         """Whether a row is what a changelog entry put last."""
@@ -37272,6 +37301,7 @@ class DatabaseCheck:
                 "LEFT JOIN releases ON releases.id = files.release_id "
                 "LEFT JOIN files AS tested ON tested.id = files.for_id"):
             self.rows += row["release_id"] is None
+            self.progress.add(0)
             try:
                 fault = _fault_of_file(row, self.stages.get(row["index_id"]))
             except (TypeError, AttributeError, ValueError) as error:

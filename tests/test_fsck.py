@@ -12,6 +12,7 @@ import random
 import shutil
 import socketserver
 import sqlite3
+import sys
 import threading
 import zlib
 
@@ -45,6 +46,19 @@ def fsck(directory, *options, status=None):
 def haste(monkeypatch):
     """The process of the tests does not give way to others for the rest of its time."""
     monkeypatch.setattr(d, "give_way", lambda: None)
+
+
+def test_a_terminal_shows_at_once_that_it_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with d.StepProgress("fsck") as progress:
+        progress.begin("the database")
+        assert capsys.readouterr().err == "\rfsck: the database"
+        progress.begin("the rows")
+        monkeypatch.setattr(progress, "shown", 0)
+        progress.add(0)
+        assert capsys.readouterr().err == "\rfsck: the rows    \rfsck: the rows, 1 row"
+        progress.begin("files")
+    assert capsys.readouterr().err == "\rfsck: files          \n"
 
 
 def clean(directory, *options):
