@@ -273,6 +273,22 @@ def test_counts_that_can_not_be_written_are_kept(downloads):
     assert downloads.of_project(["alice/dev"], "demo") == {"1": 2}
 
 
+def test_deleted_files_are_looked_for_in_some_projects_at_a_time(downloads, monkeypatch):
+    monkeypatch.setattr(devpi_lite.Limits, "tidied_projects", 2)
+    looked_at = []
+    monkeypatch.setattr(downloads, "_forget_deleted", lambda *place: looked_at.append(place))
+    places = [("a/b", "demo"), ("a/c", "demo"), ("a/b", "other"), ("a/b", "third"), ("a/a", "third")]
+    for index, project in places:
+        downloads.add(file(1, index, project))
+        downloads.add(file(2, index, project))
+    downloads.write()
+    for _ in range(3):
+        downloads.tidy()
+    assert sorted(looked_at) == sorted(places), "each once"
+    downloads.tidy()
+    assert looked_at[5:] == looked_at[:2], "then from the first one on"
+
+
 def test_indexes_and_projects_are_told_apart(downloads):
     for index, project, times in [("a/b", "demo", 1), ("a/c", "demo", 2), ("a/b", "other", 4)]:
         for _ in range(times):
