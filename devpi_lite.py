@@ -36495,8 +36495,10 @@ def copy_blobs(db, serverdir, backups, link):
     """Copy the blobs that a database names and the backups lack; returns `_Copied`."""
     copied = _Copied()
     source, target = Blobs(serverdir, read_only=True), Blobs(backups.path)
+    # by the index of the hashes, which leads to each row by itself, a million take 3.1 s, not 1
     whole = db.execute("SELECT count(*), coalesce(sum(size), 0) FROM (SELECT max(size) AS size "
-                       "FROM files WHERE sha256 IS NOT NULL GROUP BY sha256)").fetchone()
+                       "FROM files NOT INDEXED WHERE sha256 IS NOT NULL GROUP BY sha256)"
+                       ).fetchone()
 
     with Intake(target) as intake, Progress("backup", *whole) as progress:
         def take(blob):
