@@ -17018,20 +17018,31 @@ class Query:
 
 
 class Matcher:
-    """Finds the projects that a query's tree asks for, as sets of their numbers."""
+    """Finds the projects that a query's tree asks for, as sets of their numbers.
+
+    What it costs grows with what the words and filters find, not with all that is indexed: among
+    100,000 projects, 142 with a word take 0.5 ms; to read all projects first took 24. For each
+    project it takes about 0.2 us a word that it has, and 0.5 if the whole query finds it."""
 
     def __init__(self, db, query, indexes, full_text):
         self.db, self.query, self.full_text = db, query, full_text
+        self.by_id = {index.id: index for index in indexes}
         self.kind, self.columns = None, _TEXT_COLUMNS
         types = [part.value.lower() for part in query.terms(Filter) if part.key == "type"]
         if types and types[-1] in _TYPES:
             self.kind, self.columns = _TYPES[types[-1]]
-        self.members = self._members(indexes)
-        self.everything = set().union(*(ids for _, ids in self.members))
 
     def found(self):
-        """The projects that the query asks for."""
-        return self.everything & self._matching(self.query.tree)
+        """[(index, the projects in it that the query asks for), ...]."""
+        found = self._matching(self.query.tree, None)
+        if not self._is_few(found):
+            return [(index, ids & found) for index, ids in self._members]
+        return [(self.by_id[index_id], set(json.loads(f"[{text}]")))
+                for index_id, text in self.db.execute(
+                    "SELECT index_id, group_concat(sdoc.id >> 12) FROM json_each(?) AS one "
+                    "CROSS JOIN sdoc ON sdoc.id = one.value << 12 "
+                    "WHERE index_id IN (SELECT value FROM json_each(?)) GROUP BY index_id",
+                    (json.dumps(list(found)), json.dumps(list(self.by_id))))]
 
     def scores(self, found):
         """{project: score} of some projects: those with a word of the query as their name first,
@@ -17070,35 +17081,69 @@ class Matcher:
         text, = self.db.execute(f"SELECT group_concat(number) FROM ({sql})", values).fetchone()
         return set(json.loads(f"[{text or ''}]"))
 
-    def _projects(self, condition, *values):
-        return self._numbers(
-            f"SELECT id >> 12 AS number FROM sdoc WHERE kind = 'project' AND {condition}", *values)
+    @functools.cached_property
+    def few(self):
+        """The number of projects that are looked up one by one sooner than all are read: one takes
+        1.8 us, and to read all 0.28 us for each of them."""
+        last, = self.db.execute("SELECT coalesce(max(id), 0) FROM sdoc").fetchone()
+        return (last >> 12) // 6
 
-    def _members(self, indexes):
+    def _is_few(self, among):
+        return among is not None and len(among) <= self.few
+
+    def _source(self, table, among):
+        """(SQL, its values) for the rows of a table that belong to `among`, or for all rows if
+        these are not few; `table`: `NAME ON condition`, with `one` for each project among them."""
+        name, _, condition = table.partition(" ON ")
+        if self._is_few(among):
+            return "(SELECT value AS one FROM json_each(?)) " \
+                f"CROSS JOIN {name} WHERE {condition}", [json.dumps(list(among))]
+        return f"{name} WHERE 1", []
+
+    def _projects(self, condition, *values, among=None):
+        """The projects for which a condition on their row of `sdoc` holds."""
+        source, ids = self._source("sdoc ON id = one << 12", among)
+        return self._numbers(
+            f"SELECT id >> 12 AS number FROM {source} AND kind = 'project' AND {condition}",
+            *ids, *values)
+
+    @functools.cached_property
+    def _members(self):
         """[(index, the projects in it), ...], of at most Limits.search_hits projects."""
-        by_id, found, room = {index.id: index for index in indexes}, [], Limits.search_hits
+        found, room = [], Limits.search_hits
         for index_id, text in self.db.execute(
                 "SELECT index_id, group_concat(id >> 12) FROM sdoc WHERE kind = 'project' "
                 "AND index_id IN (SELECT value FROM json_each(?)) GROUP BY index_id",
-                (json.dumps(list(by_id)),)):
+                (json.dumps(list(self.by_id)),)):
             ids = json.loads(f"[{text}]")
-            found.append((by_id[index_id], set(ids[:room])))
+            found.append((self.by_id[index_id], set(ids[:room])))
             room -= len(ids)
             if room < 0:
                 self.query.notes.append(f"Only {Limits.search_hits:,} projects were looked at.")
                 break
         return found
 
-    def _matching(self, part):
+    @property
+    def _everything(self):
+        return set().union(*(ids for _, ids in self._members))
+
+    def _matching(self, part, among):
+        """The projects that a part of the query asks for; `among` those of a set if it is given.
+
+        Projects of other indexes may be among them."""
         if isinstance(part, Word):
             return self._word(part.text, part.prefix, self.columns, self.kind)
         if isinstance(part, Filter):
-            return getattr(self, "_by_" + part.key)(part)
-        found = map(self._matching, part.parts)
+            return getattr(self, "_by_" + part.key)(part, among)
+        if part.operator == "OR":
+            return set().union(*(self._matching(inner, among) for inner in part.parts))
         if part.operator == "NOT":
-            return self.everything - next(found)
-        return set().union(*found) if part.operator == "OR" \
-            else self.everything.intersection(*found)
+            among = self._everything if among is None else among
+            return among - self._matching(part.parts[0], among)
+        for inner in sorted(part.parts, key=_breadth):
+            found = self._matching(inner, among)
+            among = found if among is None else among & found
+        return self._everything if among is None else among
 
     def _nothing(self, part):
         self.query.notes.append(f"{part.key}:{part.value} says nothing that is known here.")
@@ -17110,93 +17155,123 @@ class Matcher:
         return self._numbers(
             f"SELECT {_PROJECT} AS number FROM sfts WHERE {sql} AND {of_kind}", *values)
 
-    def _facet(self, key, part, value):
+    def _facet(self, key, part, value, among):
         condition, values = ("value >= ? AND value < ?", (value, value + "\U0010ffff")) \
             if part.prefix else ("value = ?", (value,))
-        return self._numbers(
-            f"SELECT project AS number FROM sfacet WHERE key = ? AND {condition}", key, *values)
+        return self._with_facet(key, condition, values, among)
 
-    def _by_name(self, part):
+    def _with_facet(self, key, condition, values, among):
+        """The projects with a facet of this key for whose value a condition holds."""
+        source, ids = self._source("sfacet ON project = one", among)
+        return self._numbers(f"SELECT project AS number FROM {source} AND key = ? AND {condition}",
+                             *ids, key, *values)
+
+    def _by_name(self, part, among):
         name = normalize(part.value)
         if part.prefix:
             return self._projects("norm >= ? AND norm < ?", name, name + "\U0010ffff")
         return self._projects("norm = ?", name)
 
-    def _in_indexes(self, admitted):
-        return set().union(*(ids for index, ids in self.members if admitted(index)))
+    def _in_indexes(self, admitted, among):
+        if self._is_few(among):
+            ids = [index.id for index in self.by_id.values() if admitted(index)]
+            return self._projects("index_id IN (SELECT value FROM json_each(?))", json.dumps(ids),
+                                  among=among)
+        return set().union(*(ids for index, ids in self._members if admitted(index)))
 
-    def _by_user(self, part):
-        return self._in_indexes(lambda index: index.user == part.value)
+    def _by_user(self, part, among):
+        return self._in_indexes(lambda index: index.user == part.value, among)
 
-    def _by_index(self, part):
-        return self._in_indexes(lambda index: part.value in (index.path, index.name))
+    def _by_index(self, part, among):
+        return self._in_indexes(lambda index: part.value in (index.path, index.name), among)
 
-    def _by_path(self, part):
+    def _by_path(self, part, among):
+        name = "".join(part.value.split("/", 3)[3:])    # of /user/index/name; there is an index
         if part.prefix:
-            return self._projects("substr(path, 1, ?) = ?", len(part.value), part.value)
-        return self._projects("path = ?", part.value)
+            return self._projects("norm >= ? AND norm < ? AND substr(path, 1, ?) = ?",
+                                  name, name + "\U0010ffff", len(part.value), part.value)
+        return self._projects("norm = ? AND path = ?", name, part.value)
 
-    def _by_version(self, part):
+    def _by_version(self, part, among):
         if not re.match(r"[<>=!~]", part.value):
-            return self._facet("version", part, part.value)
+            return self._facet("version", part, part.value, among)
         specifier = part.value + ("*" if part.prefix else "")
         if not is_specifier(specifier):
             return self._nothing(part)
-        known = self.db.execute("SELECT DISTINCT value FROM sfacet WHERE key = 'version'")
-        return self._numbers(
-            "SELECT project AS number FROM sfacet WHERE key = 'version' "
-            "AND value IN (SELECT value FROM json_each(?))",
-            json.dumps([text for text, in known if admits(specifier, text)]))
+        source, ids = self._source("sfacet ON project = one", among)
+        known = self.db.execute(f"SELECT DISTINCT value FROM {source} AND key = 'version'", ids)
+        return self._with_facet(
+            "version", "value IN (SELECT value FROM json_each(?))",
+            (json.dumps([text for text, in known if admits(specifier, text)]),), among)
 
-    def _by_classifier(self, part):
-        return self._facet("classifier", part, part.value.casefold())
+    def _by_classifier(self, part, among):
+        return self._facet("classifier", part, part.value.casefold(), among)
 
-    def _by_keyword(self, part):
-        return self._facet("keyword", part, part.value.casefold())
+    def _by_keyword(self, part, among):
+        return self._facet("keyword", part, part.value.casefold(), among)
 
-    def _by_import(self, part):
-        return self._facet("import", part, part.value.casefold())
+    def _by_import(self, part, among):
+        return self._facet("import", part, part.value.casefold(), among)
 
-    def _by_license(self, part):
-        return self._facet("license", part, part.value.casefold())
+    def _by_license(self, part, among):
+        return self._facet("license", part, part.value.casefold(), among)
 
-    def _by_requires(self, part):
-        return self._facet("requires", part, normalize(part.value))
+    def _by_requires(self, part, among):
+        return self._facet("requires", part, normalize(part.value), among)
 
-    def _by_author(self, part):
+    def _by_author(self, part, among):
         return self._word(part.value, part.prefix, ("author",), "project") \
             if re.search(r"\w", part.value) else self._nothing(part)
 
-    def _by_python(self, part):
+    def _by_python(self, part, among):
         if parse_version(part.value) is None:
             return self._nothing(part)
+        source, ids = self._source("sdoc ON id = one << 12", among)
         known = self.db.execute(
-            "SELECT DISTINCT coalesce(requires_python, '') FROM sdoc WHERE kind = 'project'")
+            f"SELECT DISTINCT coalesce(requires_python, '') FROM {source} AND kind = 'project'",
+            ids)
         return self._projects(
             "coalesce(requires_python, '') IN (SELECT value FROM json_each(?))",
-            json.dumps([text for text, in known if admits_python(text, part.value)]))
+            json.dumps([text for text, in known if admits_python(text, part.value)]), among=among)
 
-    def _by_has(self, part):
-        return self._facet("has", part, part.value.lower()) \
+    def _by_has(self, part, among):
+        return self._facet("has", part, part.value.lower(), among) \
             if part.value.lower() in ("docs", "tests", "wheel", "sdist") else self._nothing(part)
 
-    def _by_is(self, part):
-        return self._facet("is", part, part.value.lower()) \
+    def _by_is(self, part, among):
+        return self._facet("is", part, part.value.lower(), among) \
             if part.value.lower() in ("yanked", "prerelease") else self._nothing(part)
 
-    def _by_type(self, part):
+    def _by_type(self, part, among):
         if part.value.lower() not in _TYPES:
             return self._nothing(part)
+        if self.kind != "page":
+            return self._everything if among is None else among
         return self._projects(
             "EXISTS (SELECT 1 FROM sdoc AS page WHERE page.id BETWEEN sdoc.id + 1 "
-            "AND sdoc.id + 4095)") if self.kind == "page" else self.everything
+            "AND sdoc.id + 4095)", among=among)
 
-    def _by_uploaded(self, part):
+    def _by_uploaded(self, part, among):
         match = re.fullmatch(r"(<=|>=|<|>|=|)([0-9]{4}(-[0-9]{2}){0,2})", part.value)
         if not match:
             return self._nothing(part)
-        return self._projects(f"uploaded != '' AND substr(uploaded, 1, ?) {match[1] or '='} ?",
-                              len(match[2]), match[2])
+        begin, end = match[2], match[2] + "\U0010ffff"      # of the times on that day
+        condition, *values = {
+            "<": ("uploaded < ?", begin), "<=": ("uploaded < ?", end),
+            ">": ("uploaded >= ?", end), ">=": ("uploaded >= ?", begin)}.get(
+                match[1], ("uploaded >= ? AND uploaded < ?", begin, end))
+        return self._projects(f"uploaded != '' AND {condition}", *values, among=among)
+
+
+def _breadth(part):
+    """The place of a part of a query among parts that must all hold: those that may find few
+    projects come first, and only these are looked at for the others."""
+    if isinstance(part, Word):
+        return 0
+    if isinstance(part, Filter):
+        return {"name": 0, "path": 0, "author": 0,
+                "user": 3, "index": 3, "type": 3}.get(part.key, 1)
+    return 4 if part.operator == "NOT" else 2
 
 
 class Hits(typing.NamedTuple):
@@ -17631,7 +17706,8 @@ class SearchIndex(Part):
         try:
             with self.read() as db:
                 matcher = Matcher(db, query, indexes, self.full_text)
-                found = matcher.found()
+                members = matcher.found()
+                found = set().union(*(ids for _, ids in members))
                 scores = matcher.scores(found)
                 pages = max(1, min(Limits.hit_pages, -(-len(found) // Limits.hits_on_page)))
                 page = max(1, min(page, pages))
@@ -17639,8 +17715,7 @@ class SearchIndex(Part):
         except QueryTimeout as problem:
             query.notes.append(f"{problem.message[0].upper()}{problem.message[1:]}.")
             return Hits([], 1, 1, {})
-        counts = {index.path: len(ids & found) for index, ids in matcher.members}
-        return Hits(rows, page, pages, {path: count for path, count in counts.items() if count})
+        return Hits(rows, page, pages, {index.path: len(ids) for index, ids in members if ids})
 
     def _sorted(self, db, scores, sort, start):
         """One page of projects with these scores, from the one that has `start` others before it:

@@ -338,6 +338,24 @@ def test_a_query_finds(corpus, query, hits):
     assert found(corpus, query) == hits
 
 
+def test_few_hits_and_many_are_found_in_two_ways_alike(corpus, monkeypatch):
+    queries = [query for query, _ in WORDS + FILTERS + SPELLINGS]
+    queries += ["%s %s" % (query, other) for query in ("terminal", "-name:pluggy", "has:wheel") for other, _ in FILTERS]
+    with contextlib.closing(sqlite3.connect("file:%s?mode=ro" % (corpus.directory / "search.db"), uri=True)) as db:
+        indexes = [devpi_lite.Index(id_, user, name, {}) for id_, user, name in db.execute(
+            "SELECT DISTINCT index_id, user, idx FROM sdoc WHERE user != 'cat'")]
+
+        def all_found():
+            return [set().union(*(ids for _, ids in devpi_lite.Matcher(
+                db, devpi_lite.Query(query), indexes, True).found())) for query in queries]
+
+        monkeypatch.setattr(devpi_lite.Matcher, "few", 1000)
+        one_by_one = all_found()
+        monkeypatch.setattr(devpi_lite.Matcher, "few", -1)
+        assert dict(zip(queries, all_found())) == dict(zip(queries, one_by_one))
+    assert sum(map(bool, one_by_one)) > len(queries) / 2
+
+
 @pytest.mark.parametrize("query", [
     "emitter", '"parser and emitter"', "(emitter OR toolkit) user:bob", "click -name:rich NOT registers", "plug* version:>=1.4"])
 def test_a_well_formed_query_needs_no_note(corpus, query):
@@ -346,14 +364,21 @@ def test_a_well_formed_query_needs_no_note(corpus, query):
 
 def test_that_there_were_too_many_projects_is_said_once(monkeypatch):
     monkeypatch.setattr(devpi_lite.Limits, "search_hits", 3)
+    monkeypatch.setattr(devpi_lite.Matcher, "few", 7)
     indexes = [devpi_lite.Index(number, "ann", "i%d" % number, {}) for number in range(4)]
     query = devpi_lite.Query("name:x*")
     with contextlib.closing(sqlite3.connect(":memory:")) as db:
         db.executescript(devpi_lite.SEARCH_SCHEMA)
         db.executemany("INSERT INTO sdoc VALUES (?, 'project', ?, 'ann', '', 'x', 'x', '1', '', '', '', NULL, '', NULL)",
                        [((number + 1) << 12, number // 2) for number in range(8)])
-        assert len(devpi_lite.Matcher(db, query, indexes, True).found()) == 3
-    assert query.notes == ["Only 3 projects were looked at."]
+        assert sum(len(ids) for _, ids in devpi_lite.Matcher(db, query, indexes, True).found()) == 3
+        assert query.notes == ["Only 3 projects were looked at."]
+
+        # few hits are all of them, wherever they are
+        few = devpi_lite.Query("name:x* path:/ann/i3*")
+        db.execute("UPDATE sdoc SET path = '/ann/i' || index_id || '/x'")
+        assert devpi_lite.Matcher(db, few, indexes, True).found() == [(indexes[3], {7, 8})]
+        assert few.notes == []
 
 
 @pytest.mark.parametrize("query", [
