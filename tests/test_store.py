@@ -69,6 +69,18 @@ def test_the_changelog_is_cut_at_its_oldest_end_and_stays_a_chain(store):
     assert tuple(row) == (60, rows[-1]["hash"])
 
 
+def test_a_store_that_was_opened_again_cuts_the_changelog_that_is_there(tmp_path):
+    settings = d.Settings(str(tmp_path))
+    with contextlib.closing(d.Store(settings, create=True)) as store:
+        for number in range(40):
+            store.write(add_user, "u%d" % number, {"title": os.urandom(500).hex()})
+    with contextlib.closing(d.Store(settings)) as store:
+        store.keep_log, store.commits.is_server = d.LogBounds(20000, 9999), True
+        for name in ("the size is counted after it", "it counts"):
+            store.write(add_user, name)
+        assert 5 < len(serials(store)) < 25 and serials(store)[-1] == 41
+
+
 def test_old_entries_of_the_changelog_go(store):
     for number in range(3):
         store.write(add_user, "u%d" % number)
