@@ -44,6 +44,25 @@ def test_the_front_page_lists_users_indexes_and_uploads(site):
     assert "devpi use %s/alice/dev" % site.url in front.text
 
 
+def test_the_front_page_counts_the_projects_that_are_there_now(make_server, upstream):
+    server = make_server()
+    server.add_user("alice")
+    server.add_index("alice/dev")
+    server.add_mirror("alice/pypi", upstream)
+
+    def sizes():
+        return [row[2] for row in page(server, "/").rows() if row[0].startswith("alice/")]
+    assert sizes() == ["0 projects", "0 cached"]
+    upload(server, "alice/dev", wheel("first", "1.0"))
+    upload(server, "alice/dev", wheel("second", "1.0"))
+    upstream.publish("third")
+    assert server.get("/alice/pypi/+simple/third/").status == 200
+    assert sizes() == ["2 projects", "1 cached"]
+    upload(server, "alice/dev", wheel("second", "2.0"))
+    assert server.delete("/alice/dev/first", user="alice").status == 200
+    assert sizes() == ["1 project", "1 cached"]
+
+
 def test_a_fresh_server_has_a_guide(make_server):
     server = make_server()
     front = page(server, "/")
