@@ -18531,9 +18531,18 @@ class FileNumbers(typing.NamedTuple):
 
 
 def numbers_in(db, indexes):
-    """The `FileNumbers` of some indexes."""
+    """The `FileNumbers` of some indexes.
+
+    Few files are no releases': these are counted by kind, all others along an index of the table.
+    So a million files take 0.06 s in place of 2.9."""
     ids = [index.id for index in indexes]
-    return _file_numbers(db, f"WHERE index_id IN ({marks(ids)})", ids)
+    total, = db.execute(f"SELECT count(*) FROM files WHERE index_id IN ({marks(ids)})",
+                        ids).fetchone()
+    attached = dict(map(tuple, db.execute(
+        "SELECT kind, count(*) FROM files WHERE kind != 'releasefile' "
+        f"AND +index_id IN ({marks(ids)}) GROUP BY kind", ids)))    # along the index of these
+    docs, results = attached.get("doczip", 0), attached.get("toxresult", 0)
+    return FileNumbers(total - docs - results, docs, results)
 
 
 def numbers_of(db, index, project, version=None, path=None):
@@ -18564,14 +18573,14 @@ def _file_numbers(db, rest, values):
 class FileCount(typing.NamedTuple):
     """How many files an index has here, as far as they were counted."""
     counted: float      # time.monotonic()
-    rows: int           # those that were looked at
-    files: int          # of these, those that are here
+    is_whole: bool      # whether all its files were looked at
+    files: int          # those that are here
     size: int
 
     @property
     def texts(self):
         """(number of files, their size) for people."""
-        more = "" if self.rows < Limits.counted else "more than "
+        more = "" if self.is_whole else "more than "
         return more + grouped(self.files), more + size_text(self.size) if self.files else ""
 
 
@@ -18601,17 +18610,29 @@ class IndexCounts(Part):
             for index in indexes:
                 if index.id not in self.known \
                         or self.known[index.id].counted < now - Limits.count_age:
-                    self.known[index.id] = FileCount(now, *db.execute(
-                        "SELECT count(*), count(sha256), "
-                        "coalesce(sum(CASE WHEN sha256 IS NOT NULL THEN size END), 0) "
-                        "FROM (SELECT sha256, size FROM files WHERE index_id = ? LIMIT ?)",
-                        (index.id, Limits.counted)).fetchone())
+                    self.known[index.id] = _count_files_of(db, index, now)
                 if time.monotonic() > now + Limits.counting:
                     break
         return {index.id: self.known[index.id] for index in indexes if index.id in self.known}
 
     def tidy(self):
         self.known = {}
+
+
+def _count_files_of(db, index, began):
+    """The `FileCount` of an index, as far as the time of a page that began then suffices: 100,000
+    files take 0.3 s, and 3 s if they have to be read from the disk."""
+    rows = files = size = 0
+    with contextlib.closing(db.execute("SELECT sha256, size FROM files WHERE index_id = ?",
+                                       (index.id,))) as found:
+        for sha256, bytes_ in found:
+            rows += 1
+            if sha256 is not None:
+                files, size = files + 1, size + (bytes_ or 0)
+            if rows >= Limits.counted or \
+                    rows % 1000 == 0 and time.monotonic() > began + Limits.counting:
+                return FileCount(began, False, files, size)
+    return FileCount(began, True, files, size)
 
 
 # -- projects

@@ -23,10 +23,31 @@ def test_numbers_of_files_are_told_in_words(numbers, text):
 
 
 def test_a_count_that_was_cut_says_so():
-    most = devpi_lite.Limits.counted
-    assert devpi_lite.FileCount(0, 5, 0, 0).texts == ("0", "")
-    assert devpi_lite.FileCount(0, 5, 4, 3 << 20).texts == ("4", "3.0 MiB")
-    assert devpi_lite.FileCount(0, most, 9, 1 << 20).texts == ("more than 9", "more than 1.0 MiB")
+    assert devpi_lite.FileCount(0, True, 0, 0).texts == ("0", "")
+    assert devpi_lite.FileCount(0, True, 4, 3 << 20).texts == ("4", "3.0 MiB")
+    assert devpi_lite.FileCount(0, False, 9, 1 << 20).texts == ("more than 9", "more than 1.0 MiB")
+
+
+def test_files_are_counted_as_far_as_the_time_of_a_page_suffices(tmp_path, monkeypatch):
+    with contextlib.closing(devpi_lite.Store(devpi_lite.Settings(str(tmp_path)), create=True)) as store:
+        def fill(change):
+            change.execute("INSERT INTO users (id, name, generation, created, attributes) VALUES (1, 'a', '', '', '')")
+            change.execute("INSERT INTO indexes (id, user_id, name, config) VALUES (1, 1, 'dev', '{}')")
+            change.execute("INSERT INTO projects (id, index_id, name) VALUES (1, 1, 'p')")
+            change.executemany(
+                "INSERT INTO files (index_id, project_id, version, filename, path, hash_spec, uploaded, sha256, size) "
+                "VALUES (1, 1, '', '', ?, '', '', ?, 10)", [("%04d" % number, number % 2 or None) for number in range(2500)])
+        store.write(fill)
+
+        def counted():
+            found = devpi_lite.IndexCounts(store).files([STAGE]).get(1)
+            return found.files, found.size, found.is_whole
+        assert counted() == (1250, 12500, True)
+        monkeypatch.setattr(devpi_lite.Limits, "counted", 100)
+        assert counted() == (50, 500, False)
+        monkeypatch.undo()
+        monkeypatch.setattr(devpi_lite.Limits, "counting", -1)
+        assert counted() == (500, 5000, False)
 
 
 STAGE = devpi_lite.Index(1, "alice", "dev", {"type": "stage"})
