@@ -16,8 +16,8 @@ Everything runs on 127.0.0.1 under one temporary directory ($TMPDIR), and ends w
 with have theirs in /dev/shm. Linux only (/proc, epoll).
 
 The modules: `load` (the load generators), `server` (the server under test), `upstream` (a fake PyPI),
-`run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep`, `followers`, `webpages` (the work),
-`bare` (what a page is measured against), `targets`, `report` (figures, table, comparison).
+`run` (what workloads share), `pages`, `mirrors`, `uploads`, `whole`, `shares`, `upkeep`, `followers`, `webpages`,
+`million` (the work), `bare` (what a page is measured against), `targets`, `report` (figures, table, comparison).
 """
 
 import argparse
@@ -36,6 +36,7 @@ from run import Run, fixed_work, say
 from mirrors import w5, w7
 from pages import w1, w2, w3, w4
 from followers import w13
+from million import w15
 from peer import w12
 from shares import w10
 from upkeep import w11
@@ -44,7 +45,8 @@ from uploads import w6
 from webpages import w14
 from whole import mixed, w9
 
-ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12, "w13": w13, "w14": w14}
+ALL = {"w1": w1, "w2": w2, "w3": w3, "w4": w4, "w5": w5, "w6": w6, "w7": w7, "w9": w9, "mixed": mixed, "w10": w10, "w11": w11, "w12": w12, "w13": w13,
+       "w14": w14, "w15": w15}
 HERE = os.path.dirname(os.path.abspath(__file__))
 SCRIPT = os.path.join(HERE, os.pardir, os.pardir, "devpi_lite.py")
 BASELINE = os.path.join(HERE, "baseline.jsonl")

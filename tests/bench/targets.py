@@ -77,6 +77,9 @@ TARGETS = (
     Target("w14", "* projects", "CPU first, *", "ms", 50, **FULL),
     Target("w14", "* projects", "CPU each, *, of a simple page's", "x", 1.11),
     Target("w14", "* projects and * names", "CPU of a search, *", "ms", 20, **FULL),
+    Target("w15", "* files, of 1000", "start, CPU beyond", "s", 0.5),
+    Target("w15", "* files, of 1000", "idle memory, PSS", "x", 1.15),
+    Target("w15", "* files, of 1000", "*, CPU", "x", 1.15, **FULL),
 )
 
 
