@@ -4722,7 +4722,7 @@ class Blobs(Part):
         log.info("the file %s was taken back from the trash", sha256)
         return True
 
-    def sweep(self, is_referred_to, older_than=3600, named_in=lambda prefix: ()):
+    def sweep(self, is_referred_to, older_than=3600, *, named_in=lambda prefix: ()):
         """Move the blobs to the trash that nothing has referred to for `older_than` seconds, and
         delete what has been there for `Limits.trash`; returns how many were moved.
 

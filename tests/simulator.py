@@ -377,8 +377,8 @@ class Node:
         app.store.writer.set_trace_callback(self._statement)
         incoming = app.blobs.incoming
 
-        def limited():
-            blob = incoming()
+        def limited(spooled=False):
+            blob = incoming(spooled and self.free is None)
             if self.free is not None:
                 blob.file = _FullFile(blob.file, self.free)
             return blob
