@@ -4188,8 +4188,8 @@ class Store(Part):
 
         So a large row that is often written can't fill the disk. The newest entry stays: the next
         one is chained to it."""
-        if self.log_size > self.keep_log.size:      # another process may have entered some, too
-            self.log_size = self._log_size(db)
+        if self.log_size is None or self.log_size > self.keep_log.size:
+            self.log_size = self._log_size(db)      # another process may have entered some, too
         most = self.keep_log.size // 2 if self.log_size > self.keep_log.size else self.log_size
         oldest, last = time.time() - self.keep_log.age, self._last_serial(db)
         # the old ones only: this is done every hour, and all others pause meanwhile

@@ -95,6 +95,17 @@ def test_old_entries_of_the_changelog_go(store):
     assert serials(store) == [2]
 
 
+def test_old_entries_go_from_a_store_that_was_opened_just_now(tmp_path):
+    settings = d.Settings(str(tmp_path))
+    with contextlib.closing(d.Store(settings, create=True)) as store:
+        for number in range(3):
+            store.write(add_user, "u%d" % number)
+    with contextlib.closing(d.Store(settings)) as store:
+        store.keep_log = d.LogBounds(1 << 20, -1)
+        store.cut_log()
+        assert serials(store) == [2]
+
+
 def test_what_was_cut_is_no_longer_counted(store):
     store.keep_log = d.LogBounds(1 << 20, 9999)
     for number in range(6):
