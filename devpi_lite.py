@@ -12808,10 +12808,11 @@ class MirrorPages(PartOfMirrors):
             self._enter_ahead(index, name, page.status.stored, entries)
             self.removed[index.id] += self.upstreams.keep(
                 _store_page, index, name, page, entries, etag, origin, serial)
-        except Problem as problem:      # whoever asked may have the page
+        except Problem as problem:      # whoever asked may have the page, and the next asks anew
             log.warning("mirror %s: the page of %s is not kept: %s", index.path, name,
                         problem.message)
             self.unkept[index.id] = time.monotonic() + Limits.upstream_pause, problem
+            self.store.freshness.touch(frozenset((project_tag(index.id, name),)))
             raise
         self.unkept.pop(index.id, None)
 

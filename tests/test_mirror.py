@@ -321,6 +321,28 @@ def test_a_page_that_was_given_but_not_stored_is_fetched_anew(own, tmp_path, ups
     assert upstream.count("/simple/demo/") == 2
 
 
+def test_a_page_that_could_not_be_stored_is_not_kept_in_memory_either(own, tmp_path, upstream):
+    archive = upstream.publish("demo", "1.0")
+    own.stop()
+    own.script = patched(tmp_path, """
+devpi_lite.Limits.upstream_pause = 0
+store_page, refusals = devpi_lite._store_page, iter([devpi_lite.NoSpace("no room")])
+
+def store_or_refuse(*args):
+    for refusal in refusals:
+        raise refusal
+    return store_page(*args)
+
+devpi_lite._store_page = store_or_refuse
+""")
+    own.start()
+    index = mirror(own, upstream.url)
+    assert page(own, index).status == 200
+    assert own.get("/%s/+f/000/%s/demo-1.0.tar.gz" % (index, "%013x" % 0)).status == 404    # it waits
+    assert own.versions(index, "demo") == ["1.0"] and own.fetch(index, archive.filename, "demo") == archive.content
+    assert upstream.count("/simple/demo/") == 2
+
+
 def test_restart_keeps_pages_fresh(own, upstream):
     archive = upstream.publish("demo", "1.0")
     index = mirror(own, upstream.url)
