@@ -76,7 +76,7 @@ import sys
 
 # the open file in memory that this runs from, if it does: see go_on_from_bytecode
 BYTECODE = None
-if __file__.startswith("/proc/self/fd/"):
+if __file__.startswith("/proc/self/fd/") and os.readlink(__file__).startswith("/memfd:devpi_lite"):
     BYTECODE = int(os.path.basename(__file__))
     os.set_inheritable(BYTECODE, False)
     del sys.argv[0]
@@ -12235,7 +12235,7 @@ class Upstreams(Part):
     def answer(self, index, what, name):
         """What the flight that is under way for this (see `start`) has given already, or None."""
         flight = self.fetches.flights.get((what, index.id, self.url(index), name))
-        return flight and flight.answer
+        return flight.answer if flight and not flight.error else None
 
     def wait(self, index, wait, seconds):
         """Whether `wait`, called with at most `seconds`, says that it happened.
@@ -12248,11 +12248,10 @@ class Upstreams(Part):
             raise self.crowded(index)
         return False
 
-    def settle(self, index):
-        """Wait until all pages of a mirror that were given before they were stored are stored."""
-        for (what, index_id, *_), flight in self.fetches.flights.copy().items():
-            if what == "page" and index_id == index.id and flight.answer:
-                flight.wait(self.settings.request_timeout)
+    def answered(self, index, what):
+        """The flights of this kind that have given their answers, and are still under way."""
+        return [flight for (kind, index_id, *_), flight in self.fetches.flights.copy().items()
+                if (kind, index_id) == (what, index.id) and flight.answer and not flight.error]
 
     @staticmethod
     def crowded(index, retry_after=1):
@@ -12585,7 +12584,8 @@ class MirrorPages(PartOfMirrors):
         self.refreshed = FairMemory(Limits.missing_projects)    # _source(index), project -> when
         # _source(index), project -> until: the primary gave an old page
         self.old_there = FairMemory(Limits.missing_projects)
-        self.unkept = {}        # index id -> (until, why a page that was given is not stored)
+        # index id -> (until, project whose page was given but could not be stored, why)
+        self.unkept = {}
         # index id -> number of files and projects that upstream removed
         self.removed = collections.Counter()
 
@@ -12605,10 +12605,11 @@ class MirrorPages(PartOfMirrors):
             return ProjectPage(name), None      # "not found" need not be remembered
 
         arrived = self.upstreams.answer(index, "page", name)
-        if arrived and kind is PageFile and arrived.expires > time.monotonic():
+        if arrived and kind is PageFile and arrived.expires > time.monotonic() \
+                and not self._is_unkept(index):
             return arrived, None
         if arrived:
-            self.upstreams.settle(index)
+            self.settle(index, name)
         looked = time.time()
         page = self.cached(index, name)
         if self.upstreams.is_cut_off(index):
@@ -12652,7 +12653,7 @@ class MirrorPages(PartOfMirrors):
         wait = flight.wait_for_answer if kind is PageFile else flight.wait
         try:
             if self.upstreams.wait(index, wait, patience):
-                if kind is PageFile and flight.answer:
+                if kind is PageFile and flight.answer and not flight.error:
                     return flight.answer
                 trouble = flight.error
         except Busy as busy:
@@ -12685,8 +12686,8 @@ class MirrorPages(PartOfMirrors):
                 continue
             self.refreshed.put(source, name, now)
             self.not_found.pop(source, name)
-            self.upstreams.settle(index)        # else the flight that asked already would do
             try:
+                self.settle(index, name)        # else the flight that asked already would do
                 flights.append((index, self.upstreams.start(
                     index, "page", name, functools.partial(self._fetch_page, index, name))))
             except Busy as problem:
@@ -12702,11 +12703,24 @@ class MirrorPages(PartOfMirrors):
                     troubles.append(flight.error)
         return troubles
 
-    def refuse_unkept(self, index):
-        """The Problem for which a page that was given could not be stored a moment ago."""
-        until, problem = self.unkept.get(index.id, (0, None))
-        if until > time.monotonic():
-            raise copy.copy(problem)
+    def settle(self, index, *names):
+        """Wait until the pages of these projects, if they were given, are stored; Busy if that
+        takes long."""
+        for flight in self.upstreams.answered(index, "page"):
+            if flight.answer.name in names and not flight.wait(self.settings.request_timeout):
+                raise Busy(f"the page of {flight.answer.name} is being stored, try again")
+
+    def settle_path(self, index, path):
+        """The same for pages that list a path; the Problem if one just could not be stored."""
+        self.settle(index, *[
+            flight.answer.name for flight in self.upstreams.answered(index, "page")
+            if any(file.path == path for file in flight.answer.files)])
+        if self._is_unkept(index):
+            raise copy.copy(self.unkept[index.id][2])
+
+    def _is_unkept(self, index):
+        """Whether a page that was given could not be stored a moment ago."""
+        return index.id in self.unkept and self.unkept[index.id][0] > time.monotonic()
 
     def ask_for_file(self, index, filename):
         """Have a replica fetch the page that lists a file: the client may have its path from the
@@ -12760,8 +12774,8 @@ class MirrorPages(PartOfMirrors):
         return dataclasses.replace(page, parts=((index, files),), versions=versions, expires=0)
 
     def _fetch_page(self, index, name, looked=None):
-        """Fetch a project's page, and enter it; return one that is new here as `Answered`, before
-        it is entered: a page of 2,000 files comes in half the time.
+        """Fetch a project's page, and enter it; return a long one that is new here as `Answered`,
+        before it is entered: a page of 2,000 files comes in half the time.
 
         `looked`: time.time() when no page, or an old one, was here: a page that came since then
         will do. None: upstream is asked in any case."""
@@ -12797,7 +12811,7 @@ class MirrorPages(PartOfMirrors):
         entries = _page_entries(index, name, page, self.upstreams.primary is not None)
         etag = response.header("ETag")[:1000]
         keep = functools.partial(self._keep_page, index, name, page, entries, etag, origin, serial)
-        if row:
+        if row or len(entries) <= Limits.entries_at_once or self._is_unkept(index):
             return keep()
         files = tuple(entry.shown for entry in entries)
         return Answered(self._page(index, name, files, page.versions, time.time(), serial,
@@ -12808,13 +12822,15 @@ class MirrorPages(PartOfMirrors):
             self._enter_ahead(index, name, page.status.stored, entries)
             self.removed[index.id] += self.upstreams.keep(
                 _store_page, index, name, page, entries, etag, origin, serial)
-        except Problem as problem:      # whoever asked may have the page, and the next asks anew
+        except Exception as error:      # whoever asked may have the page, and the next asks anew
+            problem = error if isinstance(error, Problem) else UpstreamTrouble(reason_of(error))
             log.warning("mirror %s: the page of %s is not kept: %s", index.path, name,
                         problem.message)
-            self.unkept[index.id] = time.monotonic() + Limits.upstream_pause, problem
+            self.unkept[index.id] = time.monotonic() + Limits.upstream_pause, name, problem
             self.store.freshness.touch(frozenset((project_tag(index.id, name),)))
             raise
-        self.unkept.pop(index.id, None)
+        if self.unkept.get(index.id, (0, ""))[1] == name:
+            del self.unkept[index.id]
 
     def _request_page(self, index, name, etag, body):
         """Ask upstream for a page, which comes into `body`; returns the `UpstreamResponse`, closed.
@@ -12974,14 +12990,15 @@ class MirrorLists(PartOfMirrors):
 
     def cached_names(self, index):
         """The projects whose pages are kept; of a mirror that is cut off, those with files here."""
-        self.upstreams.settle(index)
         here = "AND EXISTS (SELECT 1 FROM files WHERE project_id = projects.id " \
             "AND position IS NOT NULL AND sha256 IS NOT NULL)" \
             if self.upstreams.is_cut_off(index) else ""
+        given = {flight.answer.name for flight in self.upstreams.answered(index, "page")}
         with self.store.read() as db:
-            return [row["name"] for row in db.execute(
+            names = [row["name"] for row in db.execute(
                 f"SELECT name FROM projects WHERE index_id = ? AND fetched IS NOT NULL {here} "
                 "ORDER BY name", (index.id,))]
+        return sorted(given.union(names)) if given else names
 
     def _fetch_names(self, index, old):
         """Fetch the list; a child process makes the files of `MirrorNames` from it."""
@@ -14164,7 +14181,7 @@ class Stage:
         return arriving or Content(file.last_modified or http_date(seconds_of(file.uploaded)),
                                    file.size, file.sha256)
 
-    def ask_for_file(self, filename):
+    def ask_for_file(self, path):
         """Nothing: the log names all files of a stage."""
 
     def metadata_file(self, file, by_wheel=True):
@@ -14215,11 +14232,13 @@ class Mirror:
                 metadata.setdefault("yanked", file.yanked or True)
         return Release(self.index, page.name, version, metadata, tuple(files), status=page.status)
 
-    def _stored(self, file):
-        """The `File` of a `PageFile`, once its page is stored; NotFound."""
-        self.mirrors.upstreams.settle(self.index)
+    def _stored(self, name, file):
+        """The `File` of a `PageFile` of a project, once its page is stored; NotFound."""
+        self.mirrors.pages.settle(self.index, name)
         with self.mirrors.files.store.read() as db:
-            files = select_files(db, "WHERE index_id = ? AND path = ?", self.index.id, file.path)
+            files = select_files(
+                db, "JOIN projects ON projects.id = project_id WHERE projects.index_id = ? "
+                "AND name = ? AND path = ?", self.index.id, name, file.path)
         if not files:
             raise NotFound(f"{file.filename} is no longer there")
         return files[0]
@@ -14231,7 +14250,7 @@ class Mirror:
             if file.version in texts and file.core_metadata:
                 try:
                     sha256 = self.mirrors.files.metadata_hash(
-                        self.index, self._stored(file), by_wheel=False)
+                        self.index, self._stored(name, file), by_wheel=False)
                     data = metadata_bytes(
                         self.mirrors.files.store, self.mirrors.files.blobs, sha256)
                     return parse_core_metadata(data), True
@@ -14276,13 +14295,12 @@ class Mirror:
         return Content(download.last_modified, download.length,
                        pieces=self.mirrors.files.pieces(self.index, download))
 
-    def ask_for_file(self, filename):
-        """Wait for pages that are being stored; the Problem of one that just could not be. On a
-        replica, have the page fetched that may list a file."""
-        self.mirrors.upstreams.settle(self.index)
-        self.mirrors.pages.refuse_unkept(self.index)
+    def ask_for_file(self, path):
+        """Wait for a page that lists the file and is being stored; the Problem of one that just
+        could not be. On a replica, have the page fetched that may list it."""
+        self.mirrors.pages.settle_path(self.index, path)
         if self.mirrors.upstreams.primary:
-            self.mirrors.pages.ask_for_file(self.index, filename)
+            self.mirrors.pages.ask_for_file(self.index, path.rpartition("/")[2])
 
     def metadata_file(self, file, by_wheel=True):
         return self.mirrors.files.metadata_hash(self.index, file, by_wheel)
@@ -14516,7 +14534,7 @@ class Projects:
         has it."""
         rows = self._rows_at(index, path)
         if not rows:
-            self.at(index).ask_for_file(path.rpartition("/")[2])
+            self.at(index).ask_for_file(path)
             rows = self._rows_at(index, path)
         if not rows:
             self.refuse_gone(f"{index.path}/{path}")
@@ -14602,7 +14620,7 @@ def known_projects(projects, order, names, each_file=False):
     members = {index.id: index for index in order}
     asking = {index.id for index in order if projects.at(index).asks_upstream}
     for index_id in asking:
-        projects.mirrors.upstreams.settle(members[index_id])
+        projects.mirrors.pages.settle(members[index_id], *names)
     with projects.store.read() as db:
         rows = {row["id"]: row for row in db.execute(
             "SELECT id, index_id, name, status, fetched FROM projects "
@@ -27308,6 +27326,7 @@ def delete_project(request, index, project):
     """devpi: delete a project from an index."""
     refusal = refusal_to_delete(request, index,
                                 f"project '{project}' is on non-volatile index {index.path}")
+    request.app.mirrors.pages.settle(index, project)
     note = request.write(remove_project, index, project, refusal)
     return _deleted(f"project {project} deleted from stage {index.path}", note)
 

@@ -281,7 +281,10 @@ def test_a_long_page_is_entered_in_steps_and_shown_whole(make_server, tmp_path, 
         assert [file["filename"] for file in found] == [file["filename"] for file in expected]
 
 
-SLOW_STORE = """
+# Every page of more than one file is a long one, which is given before it is stored.
+GIVEN_FIRST = "devpi_lite.Limits.entries_at_once = 1\n"
+SLOW_STORE = GIVEN_FIRST + """
+import time
 store_page = devpi_lite._store_page
 
 def store_later(*args):
@@ -293,9 +296,9 @@ devpi_lite._store_page = store_later
 
 
 def test_a_new_page_is_given_before_it_is_stored(own, tmp_path, upstream):
-    archive = upstream.publish("demo", "1.0")
+    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
     own.stop()
-    own.script = patched(tmp_path, "import time" + SLOW_STORE % 1)
+    own.script = patched(tmp_path, SLOW_STORE % 1)
     own.start()
     index = mirror(own, upstream.url)
     began = time.monotonic()
@@ -308,23 +311,23 @@ def test_a_new_page_is_given_before_it_is_stored(own, tmp_path, upstream):
 
 
 def test_a_page_that_was_given_but_not_stored_is_fetched_anew(own, tmp_path, upstream):
-    archive = upstream.publish("demo", "1.0")
+    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
     own.stop()
-    own.script = patched(tmp_path, "import time" + SLOW_STORE % 60)
+    own.script = patched(tmp_path, SLOW_STORE % 60)
     own.start()
     index = mirror(own, upstream.url)
     assert page(own, index).status == 200
     own.kill()
     own.script = SCRIPT
     own.start()
-    assert own.versions(index, "demo") == ["1.0"] and own.fetch(index, archive.filename, "demo") == archive.content
+    assert sorted(own.versions(index, "demo")) == ["1.0", "2.0"] and own.fetch(index, archive.filename, "demo") == archive.content
     assert upstream.count("/simple/demo/") == 2
 
 
 def test_a_page_that_could_not_be_stored_is_not_kept_in_memory_either(own, tmp_path, upstream):
-    archive = upstream.publish("demo", "1.0")
+    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
     own.stop()
-    own.script = patched(tmp_path, """
+    own.script = patched(tmp_path, GIVEN_FIRST + """
 devpi_lite.Limits.upstream_pause = 0
 store_page, refusals = devpi_lite._store_page, iter([devpi_lite.NoSpace("no room")])
 
@@ -339,8 +342,49 @@ devpi_lite._store_page = store_or_refuse
     index = mirror(own, upstream.url)
     assert page(own, index).status == 200
     assert own.get("/%s/+f/000/%s/demo-1.0.tar.gz" % (index, "%013x" % 0)).status == 404    # it waits
-    assert own.versions(index, "demo") == ["1.0"] and own.fetch(index, archive.filename, "demo") == archive.content
+    assert sorted(own.versions(index, "demo")) == ["1.0", "2.0"] and own.fetch(index, archive.filename, "demo") == archive.content
     assert upstream.count("/simple/demo/") == 2
+
+
+def last_path(server, index, project):
+    """The path of the last file on a page: those before may be entered already."""
+    return "/%s/+f/%s" % (index, page(server, index, project).json()["files"][-1]["url"].partition("/+f/")[2])
+
+
+def test_a_listed_file_is_not_denied_while_its_page_is_being_stored(own, tmp_path, upstream):
+    upstream.publish("demo", "1.0")
+    upstream.publish("demo", "2.0")
+    own.stop()
+    own.script = patched(tmp_path, SLOW_STORE % 3)
+    own.start("--request-timeout", "1")
+    index = mirror(own, upstream.url)
+    path = last_path(own, index, "demo")
+    reply = own.get(path)
+    assert reply.status == 503 and "Retry-After" in reply.headers
+    assert own.get("/%s/+f/000/0000000000000/other-1.0.zip" % index).status == 404       # it does not wait
+    assert eventually(lambda: own.get(path).status == 200)
+
+
+def test_what_one_project_could_not_store_another_does_not_hide(own, tmp_path, upstream):
+    for project, version in (("bad", "1.0"), ("bad", "2.0"), ("good", "1.0"), ("good", "2.0")):
+        upstream.publish(project, version)
+    own.stop()
+    own.script = patched(tmp_path, GIVEN_FIRST + """
+store_page = devpi_lite._store_page
+
+def refuse_bad(change, index, name, *args):
+    if name == "bad":
+        raise ValueError("odd")
+    return store_page(change, index, name, *args)
+
+devpi_lite._store_page = refuse_bad
+""")
+    own.start()
+    index = mirror(own, upstream.url)
+    path = last_path(own, index, "bad")
+    assert own.get(path).status == 502
+    assert page(own, index, "good").status == 200 and page(own, index, "bad").status == 502
+    assert own.get(path).status == 502
 
 
 def test_restart_keeps_pages_fresh(own, upstream):
