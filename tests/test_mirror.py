@@ -295,6 +295,11 @@ devpi_lite._store_page = store_later
 """
 
 
+def last_path(server, index, project):
+    """The path of the last file on a page: those before may be entered already."""
+    return "/%s/+f/%s" % (index, page(server, index, project).json()["files"][-1]["url"].partition("/+f/")[2])
+
+
 def test_a_new_page_is_given_before_it_is_stored(own, tmp_path, upstream):
     archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
     own.stop()
@@ -340,15 +345,9 @@ devpi_lite._store_page = store_or_refuse
 """)
     own.start()
     index = mirror(own, upstream.url)
-    assert page(own, index).status == 200
-    assert own.get("/%s/+f/000/%s/demo-1.0.tar.gz" % (index, "%013x" % 0)).status == 404    # it waits
+    assert own.get(last_path(own, index, "demo")).status == 404      # it waits
     assert sorted(own.versions(index, "demo")) == ["1.0", "2.0"] and own.fetch(index, archive.filename, "demo") == archive.content
     assert upstream.count("/simple/demo/") == 2
-
-
-def last_path(server, index, project):
-    """The path of the last file on a page: those before may be entered already."""
-    return "/%s/+f/%s" % (index, page(server, index, project).json()["files"][-1]["url"].partition("/+f/")[2])
 
 
 def test_a_listed_file_is_not_denied_while_its_page_is_being_stored(own, tmp_path, upstream):
