@@ -280,6 +280,13 @@ def test_a_long_page_is_entered_in_steps_and_shown_whole(make_server, tmp_path, 
         found = page(server, index).json()["files"]
         assert [file["filename"] for file in found] == [file["filename"] for file in expected]
 
+    assert server.get("/%s/demo" % index).status == 200     # it is stored
+    server.script = patched(tmp_path, first_step_only)
+    server.restart()
+    scripted.page("demo", *(entry("demo-3.%d.tar.gz" % number, hashes={"sha256": "%064x" % (number + 2000)}) for number in range(95)))
+    found = page(server, index)
+    assert is_stale(found) and [file["filename"] for file in found.json()["files"]] == [file["filename"] for file in expected]
+
 
 # Every page of more than one file is a long one, which is given before it is stored.
 GIVEN_FIRST = "devpi_lite.Limits.entries_at_once = 1\n"
@@ -390,6 +397,7 @@ def test_restart_keeps_pages_fresh(own, upstream):
     archive = upstream.publish("demo", "1.0")
     index = mirror(own, upstream.url)
     before = page(own, index).json()
+    assert list(own.get("/%s/demo" % index).result) == ["1.0"]      # it is stored
     own.restart()
     upstream.reset()
     assert page(own, index).json() == before
@@ -401,6 +409,7 @@ def test_restart_revalidates_what_has_expired(own, upstream):
     upstream.publish("demo", "1.0")
     index = mirror(own, upstream.url, mirror_cache_expiry=0)
     page(own, index)
+    assert list(own.get("/%s/demo" % index).result) == ["1.0"]      # it is stored
     own.restart()
     upstream.reset()
     assert page(own, index).status == 200
@@ -791,6 +800,7 @@ def test_while_too_much_is_asked_of_upstream_what_is_here_is_served(make_server,
     server.add_index("mia/dev", bases=[index], mirror_whitelist=["*"])
     assert server.upload("mia/dev", wheel("mine", "1.0")).status == 200
     assert (page(server, index).status, project_list(server, index)) == (200, ["demo"])
+    assert list(server.get("/%s/demo" % index).result) == ["1.0"]      # it is stored
     server.stop()
     server.script = patched(tmp_path, "limits = devpi_lite.Limits; limits.waiting_flights = limits.fetches_of_one = 0")
     server.start()

@@ -682,6 +682,7 @@ def test_a_file_that_two_pages_list_is_on_both(mirrors, scripted, first, hashed)
     name = mirror(mirrors, scripted)
     for project in sorted(("old", "new"), key=lambda project: project != first):
         assert mirrors.filenames(name, project) == [archive.filename]
+        assert list(mirrors.get("/%s/%s" % (name, project)).result) == ["1.0"]      # it is stored
         assert mirrors.fetch(name, archive.filename, project) == archive.content
     assert len(asked(scripted, "/files/x")) == 1
     for project in ("old", "new"):      # what arrived for one is known of the other
@@ -712,6 +713,7 @@ def test_a_file_is_refused_if_one_of_its_projects_is_quarantined(mirrors, script
     path = link_to(mirrors, name, archive.filename, "fine")
     assert get(mirrors, path).status == 200
     assert mirrors.filenames(name, "bad") == []
+    assert mirrors.get("/%s/bad" % name).status == 200      # it is stored
     assert get(mirrors, path).status == 403
 
 
