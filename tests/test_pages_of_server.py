@@ -401,7 +401,6 @@ def test_pages_of_the_manual_are_kept_ready_but_no_search_of_it(site):
     assert kept() == size
 
 
-
 def test_the_examples_of_the_manual_name_this_server(site):
     outside = {"X-Outside-URL": "https://x.example/pypi"}
     page = view(site, "/+help/upload", headers=outside)

@@ -356,6 +356,20 @@ def test_few_hits_and_many_are_found_in_two_ways_alike(corpus, monkeypatch):
     assert sum(map(bool, one_by_one)) > len(queries) / 2
 
 
+@pytest.mark.parametrize("query, numbers", [
+    ("2026-11-29", {2, 3}), ("=2026-11-29", {2, 3}), ("<2026-11-29", {1}), ("<=2026-11-29", {1, 2, 3}), (">2026-11-29", {4}),
+    (">=2026-11-29", {2, 3, 4}), ("2026-11", {1, 2, 3}), (">2026-11", {4}), ("<=2026", {1, 2, 3, 4}), ("<2026", set())])
+def test_days_and_months_of_uploads_are_compared_whole(query, numbers):
+    times = ["2026-11-28T23:59:59.999999Z", "2026-11-29T00:00:00.000000Z", "2026-11-29T23:59:59.999999Z", "2026-12-01T00:00:00.000000Z", ""]
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript(devpi_lite.SEARCH_SCHEMA)
+        db.executemany("INSERT INTO sdoc VALUES (?, 'project', 1, 'ann', 'dev', 'x', 'x', '1', '', '', '', NULL, ?, NULL)",
+                       [(number << 12, uploaded) for number, uploaded in enumerate(times, 1)])
+        index = devpi_lite.Index(1, "ann", "dev", {})
+        found = devpi_lite.Matcher(db, devpi_lite.Query("uploaded:" + query), [index], True).found()
+    assert set().union(*(ids for _, ids in found)) == numbers
+
+
 @pytest.mark.parametrize("query", [
     "emitter", '"parser and emitter"', "(emitter OR toolkit) user:bob", "click -name:rich NOT registers", "plug* version:>=1.4"])
 def test_a_well_formed_query_needs_no_note(corpus, query):

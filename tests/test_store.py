@@ -129,9 +129,13 @@ def test_few_files_are_synced_without_those_of_others(tmp_path, monkeypatch):
     assert sorted(asked) == sorted(str(tmp_path / name) for name in ("", "a", "folder", "folder/b"))
     for number in range(d.Limits.synced_alone):
         (tmp_path / str(number)).write_bytes(b"")
-    del asked[:]
-    d.sync_tree(str(tmp_path))
-    assert asked == ["all"]
+    folders = [str(tmp_path), str(tmp_path / "folder")]
+    for synced, call, argument in (
+            (["all"], d.sync_tree, folders[0]), (folders, d.sync_directories, folders),
+            (["all"], d.sync_directories, folders * d.Limits.synced_alone)):
+        del asked[:]
+        call(argument)
+        assert asked == synced
 
 
 def serials(store):
