@@ -9,7 +9,8 @@
     python3 tests/bench/bench.py --compare FILE --strict
 
 Prints a table, a figure a line: its median over the rounds, their least and most, and its target (`targets`). Targets that
-are missed are named at the end, and make the exit status 1; --quick leaves out those that smaller counts say nothing of. "CPU" is the CPU time of the server as the operating system counts it; on a busy machine trust it before
+are missed are named at the end, and make the exit status 1; --quick leaves out those that smaller counts say nothing of.
+"CPU" is the CPU time of the server as the operating system counts it; on a busy machine trust it before
 any rate, and look at "machine", the CPU time of a fixed piece of work before each workload: where that is spread, so is
 all else. A baseline is compared with if there is one: what is worse than its spread and by over 10 % is named.
 Everything runs on 127.0.0.1 under one temporary directory ($TMPDIR), and ends with it; only the replicas that w13 compares uploads

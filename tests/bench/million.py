@@ -5,7 +5,7 @@
     python3 tests/bench/million.py DIR --files 1000 --releases 0
     python3 devpi_lite.py import DIR --serverdir NEW --hard-links --root-passwd PASSWORD
 
-It has many small projects, and one of many releases.  All is in root/priv; root/prod is there, and empty.  Each file is a wheel of a few hundred bytes that differs from all others.
+All is in root/priv; root/prod is there, and empty. Each file is a wheel of a few hundred bytes that differs from all others.
 The projects are `small-000000` and on, ten releases each of one wheel; the large one is `wide`. Summaries and READMEs are made of
 words that are as unevenly frequent as those of a language: word 0 is in nearly all of them, word 3000 in few. Each of the
 words rare0 to rare9 is in ten of the first 100 projects, however many follow.
