@@ -690,6 +690,18 @@ def test_a_file_that_two_pages_list_is_on_both(mirrors, scripted, first, hashed)
         assert file["size"] == len(archive.content)
 
 
+def test_a_file_is_fetched_from_where_the_newest_page_has_it(mirrors, scripted):
+    archive = sdist("moved", "1.0", summary=os.urandom(8).hex())
+    name = mirror(mirrors, scripted, mirror_cache_expiry=0)
+    for place in ("/files/x", "/files/y"):
+        scripted.page("moved", {"filename": archive.filename, "url": place, "hashes": {"sha256": archive.sha256},
+                                "upload-time": "2024-01-02T03:04:05.678901Z"})
+        assert mirrors.filenames(name, "moved") == [archive.filename]
+    scripted.answers["/files/y"] = archive.content
+    assert mirrors.fetch(name, archive.filename, "moved") == archive.content
+    assert asked(scripted, "/files/x") == []
+
+
 def test_a_wheel_of_another_project_is_left_out_of_a_page(mirrors, scripted):
     """A flat listing that answers for every name, and a page of a project under its old name."""
     ours, other, odd = small(), wheel("demo_tools", "1.0"), "demo-tools-1.0-py3-none-any.whl"
