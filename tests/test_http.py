@@ -16,7 +16,7 @@ import pytest
 
 import devpi_lite
 from harness import (
-    SIMPLE_JSON, SOURCE, Server, Wire, user_pass, eventually, multipart, patched, wheel)
+    BROWSER, SIMPLE_JSON, SOURCE, Server, Wire, user_pass, eventually, multipart, patched, wheel)
 
 LOGIN = b'{"user": "root", "password": "secret"}'
 BAD_JSON = "Bad request: could not decode json"
@@ -1148,6 +1148,13 @@ def test_of_the_headers_that_name_the_client_one_counts(make_server):
         {"X-Real-IP": "203.0.113.9", "X-Forwarded-For": "192.0.2.1"},
         {"X-Forwarded-For": "203.0.113.9, 192.0.2.1"},
     ) == ["127.0.0.1", "192.0.2.1", "192.0.2.1"]
+
+
+def test_a_page_that_is_kept_is_logged_with_the_client_that_the_proxy_names(make_server):
+    server = make_server()
+    for _ in range(3):
+        assert server.get("/+help", headers={"Accept": BROWSER, "X-Real-IP": "192.0.2.1"}).status == 200
+    assert re.findall(r"(?m) GET /\+help 200 .* (\S+)$", server.whole_output()) == 3 * ["192.0.2.1"]
 
 
 def test_what_a_stranger_says_of_clients_is_ignored_with_a_line_in_the_log(make_server, tmp_path):
