@@ -12711,12 +12711,15 @@ class MirrorPages(PartOfMirrors):
                 raise Busy(f"the page of {flight.answer.name} is being stored, try again")
 
     def settle_path(self, index, path):
-        """The same for pages that list a path; the Problem if one just could not be stored."""
-        self.settle(index, *[
-            flight.answer.name for flight in self.upstreams.answered(index, "page")
-            if any(file.path == path for file in flight.answer.files)])
+        """The same for the pages that list a path; returns whether there were any.
+
+        The Problem if a page just could not be stored."""
+        names = [flight.answer.name for flight in self.upstreams.answered(index, "page")
+                 if any(file.path == path for file in flight.answer.files)]
+        self.settle(index, *names)
         if self._is_unkept(index):
             raise copy.copy(self.unkept[index.id][2])
+        return bool(names)
 
     def _is_unkept(self, index):
         """Whether a page that was given could not be stored a moment ago."""
@@ -14209,6 +14212,7 @@ class Mirror:
         return self.mirrors.lists.names_at_hand(self.index)
 
     def has(self, name):
+        self.mirrors.pages.settle(self.index, name)
         with self.mirrors.pages.store.read() as db:
             row = db.execute("SELECT fetched FROM projects WHERE index_id = ? AND name = ?",
                              (self.index.id, name)).fetchone()
@@ -14298,8 +14302,8 @@ class Mirror:
     def ask_for_file(self, path):
         """Wait for a page that lists the file and is being stored; the Problem of one that just
         could not be. On a replica, have the page fetched that may list it."""
-        self.mirrors.pages.settle_path(self.index, path)
-        if self.mirrors.upstreams.primary:
+        was_given = self.mirrors.pages.settle_path(self.index, path)
+        if self.mirrors.upstreams.primary and not was_given:
             self.mirrors.pages.ask_for_file(self.index, path.rpartition("/")[2])
 
     def metadata_file(self, file, by_wheel=True):

@@ -101,6 +101,28 @@ def test_file_has_the_same_path_and_bytes_on_both(pair, upstream, kind):
     assert asked(primary, "GET", path) == 2
 
 
+def test_a_file_of_a_page_that_is_being_stored_needs_no_second_page(own, tmp_path, upstream):
+    primary, replica = own
+    replica.stop()
+    replica.script = patched(tmp_path, ALONE + """
+import time
+devpi_lite.Limits.entries_at_once = 1       # so that every page of more than one file is a long one
+store_page = devpi_lite._store_page
+
+def store_later(*args):
+    time.sleep(1)
+    return store_page(*args)
+
+devpi_lite._store_page = store_later
+""")
+    replica.start()
+    upstream.publish("demo", "0.9")
+    archive = upstream.publish(small())
+    index = new_mirror(own, upstream.url)
+    assert get(replica, link_to(replica, index, archive.filename)).body == archive.content
+    assert asked(primary, "GET", "/%s/+simple/demo/" % index) == 1
+
+
 def test_path_from_the_primary_is_found_without_a_page(pair, upstream):
     primary, replica = pair
     archive = upstream.publish(small())
