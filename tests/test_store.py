@@ -234,30 +234,84 @@ def files_to_undo_from(store):
     return overwrite
 
 
+def run_in_groups(store, first, changes):
+    """What changes return, by their names, that come while a change goes on.
+
+    `first`: whether that one is bounded; `changes`: {name: (function, whether it is bounded)}."""
+    began, release, found = threading.Event(), threading.Event(), {}
+
+    def hold(change):
+        began.set()
+        release.wait(5)
+
+    def run(name, function, bounded):
+        found[name] = store.write(function, bounded=bounded, party=name)
+
+    threads = [threading.Thread(target=store.write, args=(hold,), kwargs={"bounded": first})]
+    threads[0].start()
+    began.wait(5)
+    for count, (name, work) in enumerate(changes.items(), 1):
+        threads.append(threading.Thread(target=run, args=(name, *work)))
+        threads[-1].start()
+        while len(store.tasks) < count:
+            time.sleep(0.001)
+    release.set()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 def test_only_what_is_written_over_by_a_bounded_change_is_kept_in_memory(store, files_to_undo_from):
-    counts = [store.write(files_to_undo_from, bounded=bounded) for bounded in (False, True, True, False)]
+    counts = [run_in_groups(store, bounded, {"a": (files_to_undo_from, bounded)})["a"]
+              for bounded in (False, True, True, False)]
     assert counts == [1, 0, 0, 1]
 
 
 def test_an_unbounded_change_waits_for_the_end_of_a_bounded_group(store, files_to_undo_from):
-    release, counts = threading.Event(), {}
-    first = d.WriteTask(lambda change: release.wait(5), (), d.NO_ACTOR, True, bounded=True)
-    with store.task_came:
-        store.tasks.put(first)
-        store.task_came.notify()
+    overwrite = files_to_undo_from
+    assert run_in_groups(store, True, {
+        "unbounded": (lambda change: None, False), "bounded": (overwrite, True),
+        "unbounded too": (overwrite, False)}) == {"unbounded": None, "bounded": 0, "unbounded too": 1}
 
-    def run(bounded):
-        counts[bounded] = store.write(files_to_undo_from, bounded=bounded, party=bounded)
 
-    threads = [threading.Thread(target=run, args=(bounded,)) for bounded in (False, True)]
-    for thread in threads:
+def test_the_first_change_of_a_group_is_undone_without_the_others(store):
+    began, release, failures = threading.Event(), threading.Event(), []
+
+    def half(change):
+        add_user(change, "half")
+        began.set()
+        release.wait(5)
+        raise d.Conflict("no")
+
+    def run():
+        try:
+            store.write(half)
+        except d.Conflict as error:
+            failures.append(error.message)
+
+    others = [threading.Thread(target=store.write, args=(add_user, name)) for name in "ab"]
+    threads = [threading.Thread(target=run), *others]
+    threads[0].start()
+    began.wait(5)
+    for thread in others:
         thread.start()
     while len(store.tasks) < 2:
         time.sleep(0.001)
     release.set()
     for thread in threads:
         thread.join()
-    assert counts == {False: 1, True: 0}
+    assert failures == ["no"] and count_users(store) == 2 and store.serial == 1
+
+
+def test_a_thread_that_is_interrupted_in_its_change_lets_others_go_on(store):
+    def interrupted(change):
+        add_user(change, "half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.write(interrupted)
+    store.write(add_user, "a")
+    assert count_users(store) == 1 and store.serial == 0
 
 
 def test_a_change_without_effect_takes_no_serial(store):
