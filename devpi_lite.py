@@ -17609,14 +17609,16 @@ class SearchIndex(Part):
                 log.exception("the search index failed")
                 self.error = reason_of(error)
 
-            ready.wait(Limits.search_pause)
+            ready.wait(1 if self.lost else Limits.search_pause)
             until = time.monotonic() + 3
             while ready.is_set() and time.monotonic() < until:      # more comes: take it together
                 ready.clear()
-                ready.wait(0.05)
+                time.sleep(0.05)        # a wait would end, and take a processor, at each upload
 
     def _work(self):
         """Bring a batch of the queue into the index; returns whether any of it is done."""
+        more_came = self.store.signals["search"]
+        more_came.clear()
         with self.store.read() as db:
             batch = db.execute("SELECT * FROM search_queue ORDER BY since LIMIT ?",
                                (Limits.search_batch,)).fetchall()
@@ -17632,8 +17634,9 @@ class SearchIndex(Part):
                 break
             if self.lost:
                 break
-            # half a core, as requests come first; a tenth while many files come to a replica
-            rest = 9 if self.is_crowded() else 1
+            # half a core, as requests come first; a tenth while projects change, or while many
+            # files come to a replica
+            rest = 9 if more_came.is_set() or self.is_crowded() else 1
             time.sleep(min(1, (time.thread_time() - began) * rest))
         self.store.write(_dequeue, done, durable=False, bounded=True)
         return bool(done)
