@@ -8809,7 +8809,7 @@ def current_index(change, index):
     if row is None:
         raise NoIndex(index.path)
     change.know_id("index", (index.user, index.name), index.id)
-    return dataclasses.replace(index, config=json.loads(row["config"]))
+    return Index(index.id, index.user, index.name, json.loads(row["config"]))
 
 
 def _require_bases(change, config, before):
@@ -9563,8 +9563,9 @@ class FileRows(RowKind):
 
 def insert_attestations(db, rows):
     """Store those of files that have none yet, [(id, value of the file's row), ...]."""
-    db.executemany("INSERT INTO attestations VALUES (?, ?)", [
-        (row_id, value["attestations"]) for row_id, value in rows if value["attestations"]])
+    attested = [(row_id, value["attestations"]) for row_id, value in rows if value["attestations"]]
+    if attested:
+        db.executemany("INSERT INTO attestations VALUES (?, ?)", attested)
 
 
 def _files_where(change, condition, value):
@@ -10141,14 +10142,17 @@ def make_room(change, index, old, kind, filename, sha256, may_replace):
     return [history_entry("overwrite", who=None, count=count + 1, **replaced)]
 
 
+_MERGED = frozenset(TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS)
+
+
 def _merge_release(change, index, upload):
     """Update a release's metadata by the form; the archive fills gaps."""
     key = (index.user, index.name, normalize(upload.name), upload.version)
     before = change.get("release", key)
     metadata = {**(before["metadata"] if before else with_defaults({})), **upload.metadata}
-    for field in TEXT_FIELDS + LIST_FIELDS + NEWER_LIST_FIELDS:
-        if not metadata.get(field) and upload.archive.get(field):
-            metadata[field] = upload.archive[field]
+    for field, value in upload.archive.items():
+        if value and field in _MERGED and not metadata.get(field):
+            metadata[field] = value
     if before is None or before["metadata"] != metadata:
         change.put("release", key, {"metadata": metadata})
 
