@@ -14,6 +14,7 @@ import zlib
 import pytest
 
 import devpi_lite as d
+from harness import eventually
 
 
 @pytest.fixture
@@ -76,8 +77,9 @@ def test_a_store_that_was_opened_again_cuts_the_changelog_that_is_there(tmp_path
             store.write(add_user, "u%d" % number, {"title": os.urandom(500).hex()})
     with contextlib.closing(d.Store(settings)) as store:
         store.keep_log, store.commits.is_server = d.LogBounds(20000, 9999), True
-        for name in ("the size is counted after it", "it counts"):
-            store.write(add_user, name)
+        store.write(add_user, "the size is counted after it")
+        eventually(lambda: store.log_size is not None)
+        store.write(add_user, "it counts")
         assert 5 < len(serials(store)) < 25 and serials(store)[-1] == 41
 
 
