@@ -12695,7 +12695,7 @@ class MirrorPages(PartOfMirrors):
         wait = flight.wait_for_answer if kind is PageFile else flight.wait
         try:
             if self.upstreams.wait(index, wait, patience):
-                if kind is PageFile and flight.answer and not flight.error:
+                if kind is PageFile and flight.answer:
                     return flight.answer
                 trouble = flight.error
         except Busy as busy:
