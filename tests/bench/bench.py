@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The benchmark of devpi_lite: how fast it serves, mirrors, takes uploads and starts on this machine, against nothing but itself.
 
-    python3 tests/bench/bench.py                          everything, three rounds, about ten minutes
+    python3 tests/bench/bench.py                          everything, three rounds, half an hour
     python3 tests/bench/bench.py --quick                  smaller counts, one round, under two minutes
     python3 tests/bench/bench.py --workloads w1,w6
     python3 tests/bench/bench.py --workloads w12 --devpi .interop/devpi-server     beside the real devpi-export and devpi-import
