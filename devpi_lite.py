@@ -12648,7 +12648,7 @@ class MirrorPages(PartOfMirrors):
 
         arrived = self.upstreams.answer(index, "page", name)
         if arrived and kind is PageFile and arrived.expires > time.monotonic() \
-                and not self._is_unkept(index):
+                and not self._why_unkept(index):
             return arrived, None
         if arrived:
             self.settle(index, name)
@@ -12759,13 +12759,15 @@ class MirrorPages(PartOfMirrors):
         names = [flight.answer.name for flight in self.upstreams.answered(index, "page")
                  if any(file.path == path for file in flight.answer.files)]
         self.settle(index, *names)
-        if self._is_unkept(index):
-            raise copy.copy(self.unkept[index.id][2])
+        problem = self._why_unkept(index)
+        if problem:
+            raise copy.copy(problem)
         return bool(names)
 
-    def _is_unkept(self, index):
-        """Whether a page that was given could not be stored a moment ago."""
-        return index.id in self.unkept and self.unkept[index.id][0] > time.monotonic()
+    def _why_unkept(self, index):
+        """The Problem for which a page that was given could not be stored a moment ago, or None."""
+        until, _, problem = self.unkept.get(index.id, (0, "", None))
+        return problem if until > time.monotonic() else None
 
     def ask_for_file(self, index, filename):
         """Have a replica fetch the page that lists a file: the client may have its path from the
@@ -12856,7 +12858,7 @@ class MirrorPages(PartOfMirrors):
         entries = _page_entries(index, name, page, self.upstreams.primary is not None)
         etag = response.header("ETag")[:1000]
         keep = functools.partial(self._keep_page, index, name, page, entries, etag, origin, serial)
-        if row or len(entries) <= Limits.entries_at_once or self._is_unkept(index):
+        if row or len(entries) <= Limits.entries_at_once or self._why_unkept(index):
             return keep()
         files = tuple(entry.shown for entry in entries)
         return Answered(self._page(index, name, files, page.versions, time.time(), serial,
@@ -12875,7 +12877,7 @@ class MirrorPages(PartOfMirrors):
             self.store.freshness.touch(frozenset((project_tag(index.id, name),)))
             raise
         if self.unkept.get(index.id, (0, ""))[1] == name:
-            del self.unkept[index.id]
+            self.unkept.pop(index.id, None)     # another thread may have been faster
 
     def _request_page(self, index, name, etag, body):
         """Ask upstream for a page, which comes into `body`; returns the `UpstreamResponse`, closed.

@@ -302,17 +302,22 @@ devpi_lite._store_page = store_later
 """
 
 
+def mirrored_with(code, own, tmp_path, upstream, *options):
+    """An archive of the two of `demo` upstream, and a mirror on the program changed by `code`."""
+    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
+    own.stop()
+    own.script = patched(tmp_path, code)
+    own.start(*options)
+    return archive, mirror(own, upstream.url)
+
+
 def last_path(server, index, project):
     """The path of the last file on a page: those before may be entered already."""
     return "/%s/+f/%s" % (index, page(server, index, project).json()["files"][-1]["url"].partition("/+f/")[2])
 
 
 def test_a_new_page_is_given_before_it_is_stored(own, tmp_path, upstream):
-    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
-    own.stop()
-    own.script = patched(tmp_path, SLOW_STORE % 1)
-    own.start()
-    index = mirror(own, upstream.url)
+    archive, index = mirrored_with(SLOW_STORE % 1, own, tmp_path, upstream)
     began = time.monotonic()
     before = [page(own, index), page(own, index)]
     assert time.monotonic() - began < 0.9 and not any(map(is_stale, before))
@@ -323,11 +328,7 @@ def test_a_new_page_is_given_before_it_is_stored(own, tmp_path, upstream):
 
 
 def test_a_page_that_was_given_but_not_stored_is_fetched_anew(own, tmp_path, upstream):
-    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
-    own.stop()
-    own.script = patched(tmp_path, SLOW_STORE % 60)
-    own.start()
-    index = mirror(own, upstream.url)
+    archive, index = mirrored_with(SLOW_STORE % 60, own, tmp_path, upstream)
     assert page(own, index).status == 200
     own.kill()
     own.script = SCRIPT
@@ -337,9 +338,7 @@ def test_a_page_that_was_given_but_not_stored_is_fetched_anew(own, tmp_path, ups
 
 
 def test_a_page_that_could_not_be_stored_is_not_kept_in_memory_either(own, tmp_path, upstream):
-    archive, _ = upstream.publish("demo", "1.0"), upstream.publish("demo", "2.0")
-    own.stop()
-    own.script = patched(tmp_path, GIVEN_FIRST + """
+    archive, index = mirrored_with(GIVEN_FIRST + """
 devpi_lite.Limits.upstream_pause = 0
 store_page, refusals = devpi_lite._store_page, iter([devpi_lite.NoSpace("no room")])
 
@@ -349,21 +348,14 @@ def store_or_refuse(*args):
     return store_page(*args)
 
 devpi_lite._store_page = store_or_refuse
-""")
-    own.start()
-    index = mirror(own, upstream.url)
+""", own, tmp_path, upstream)
     assert own.get(last_path(own, index, "demo")).status == 404      # it waits
     assert sorted(own.versions(index, "demo")) == ["1.0", "2.0"] and own.fetch(index, archive.filename, "demo") == archive.content
     assert upstream.count("/simple/demo/") == 2
 
 
 def test_a_listed_file_is_not_denied_while_its_page_is_being_stored(own, tmp_path, upstream):
-    upstream.publish("demo", "1.0")
-    upstream.publish("demo", "2.0")
-    own.stop()
-    own.script = patched(tmp_path, SLOW_STORE % 3)
-    own.start("--request-timeout", "1")
-    index = mirror(own, upstream.url)
+    _, index = mirrored_with(SLOW_STORE % 3, own, tmp_path, upstream, "--request-timeout", "1")
     path = last_path(own, index, "demo")
     reply = own.get(path)
     assert reply.status == 503 and "Retry-After" in reply.headers
