@@ -12626,8 +12626,7 @@ class MirrorPages(PartOfMirrors):
         self.refreshed = FairMemory(Limits.missing_projects)    # _source(index), project -> when
         # _source(index), project -> until: the primary gave an old page
         self.old_there = FairMemory(Limits.missing_projects)
-        # index id -> (until, project whose page was given but could not be stored, why)
-        self.unkept = {}
+        self.unkept = {}        # index id -> (until, why a page that was given is not stored)
         # index id -> number of files and projects that upstream removed
         self.removed = collections.Counter()
 
@@ -12766,7 +12765,7 @@ class MirrorPages(PartOfMirrors):
 
     def _why_unkept(self, index):
         """The Problem for which a page that was given could not be stored a moment ago, or None."""
-        until, _, problem = self.unkept.get(index.id, (0, "", None))
+        until, problem = self.unkept.get(index.id, (0, None))
         return problem if until > time.monotonic() else None
 
     def ask_for_file(self, index, filename):
@@ -12862,22 +12861,24 @@ class MirrorPages(PartOfMirrors):
             return keep()
         files = tuple(entry.shown for entry in entries)
         return Answered(self._page(index, name, files, page.versions, time.time(), serial,
-                                   page.status), keep)
+                                   page.status), lambda: self._keep_given(index, name, keep))
 
     def _keep_page(self, index, name, page, entries, etag, origin, serial):
+        self._enter_ahead(index, name, page.status.stored, entries)
+        self.removed[index.id] += self.upstreams.keep(
+            _store_page, index, name, page, entries, etag, origin, serial)
+
+    def _keep_given(self, index, name, keep):
+        """Store a page that was given; if that fails, have it forgotten: the next asks anew."""
         try:
-            self._enter_ahead(index, name, page.status.stored, entries)
-            self.removed[index.id] += self.upstreams.keep(
-                _store_page, index, name, page, entries, etag, origin, serial)
-        except Exception as error:      # whoever asked may have the page, and the next asks anew
+            keep()
+        except Exception as error:
             problem = error if isinstance(error, Problem) else UpstreamTrouble(reason_of(error))
             log.warning("mirror %s: the page of %s is not kept: %s", index.path, name,
                         problem.message)
-            self.unkept[index.id] = time.monotonic() + Limits.upstream_pause, name, problem
+            self.unkept[index.id] = time.monotonic() + Limits.upstream_pause, problem
             self.store.freshness.touch(frozenset((project_tag(index.id, name),)))
             raise
-        if self.unkept.get(index.id, (0, ""))[1] == name:
-            self.unkept.pop(index.id, None)     # another thread may have been faster
 
     def _request_page(self, index, name, etag, body):
         """Ask upstream for a page, which comes into `body`; returns the `UpstreamResponse`, closed.
