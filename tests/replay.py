@@ -45,7 +45,7 @@ PEOPLE = {
     "gone": ("path",), "withdrawn": ("index_path", "kind", "filename")}
 
 # Tables of one server alone, or made again from the others and the files.
-OWN = {"node", "changelog", "audit", "outbox", "search_queue", "docs", "doc_members", "gone_cached",
+OWN = {"node", "arrivals", "changelog", "audit", "outbox", "search_queue", "docs", "doc_members", "gone_cached",
        "sqlite_sequence", "wanted", "cut_entries", "history"}
 
 # Table -> the column of what its rows are in, in the order of their ids: pages and JSON show it.

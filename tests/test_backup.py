@@ -308,7 +308,7 @@ def test_a_directory_without_a_server_and_of_an_older_program_is_backed_up(make_
     server.stop()
     db = sqlite3.connect(str(server.directory / "devpi_lite.db"))
     (version,) = db.execute("PRAGMA user_version").fetchone()
-    db.execute("DROP INDEX files_came")     # what the last step added
+    db.execute("DROP TABLE arrivals")       # what the last step added
     db.execute("PRAGMA user_version = %d" % (version - 1))
     db.commit()
     backup(server, tmp_path / "backups")

@@ -26,14 +26,14 @@ CHAPTER = '''
 # ==================================================================================================
 
 
-@migration(11, """
+@migration(12, """
 -- one row: a duck on a project of a stage
 CREATE TABLE ducks (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     project_id INTEGER NOT NULL REFERENCES projects ON DELETE CASCADE,
     name TEXT NOT NULL, colour TEXT NOT NULL, UNIQUE (project_id, name));
 """)
-def _migrate_to_11(db, sql):
+def _migrate_to_12(db, sql):
     run_script(db, sql)
 
 
@@ -262,7 +262,7 @@ def test_an_old_directory_is_brought_up(program, tmp_path):
     server = started(tmp_path / "old", program)
     swim(server, "lake", "daisy")
     server.stop()
-    assert (tmp_path / "old" / "devpi_lite.db.bak-10").exists()
+    assert (tmp_path / "old" / "devpi_lite.db.bak-11").exists()
 
 
 # -- a part, a command, an option

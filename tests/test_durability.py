@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from test_fsck import fsck
 from harness import blobs, user_pass, eventually, patched, path_of, sdist, wheel
 
 INDEX = "dur/stable"
@@ -125,6 +126,100 @@ def test_an_upload_that_was_cut_off_can_simply_be_repeated(make_server):
     for archive in cut_off:
         assert server.upload(INDEX, archive).status == 200
         assert server.get(path_of(archive, INDEX), headers={"Accept": "*/*"}).body == archive.content
+
+
+# -- small files, which are synced after their upload is acknowledged
+
+
+NEVER_SYNCS = "devpi_lite.Limits.arrivals = 1e6"
+
+
+def arrivals(server):
+    with contextlib.closing(sqlite3.connect(str(server.directory / "devpi_lite.db"))) as db:
+        return [sha256 for sha256, in db.execute("SELECT sha256 FROM arrivals ORDER BY id")]
+
+
+def remove(path):
+    path.unlink()
+
+
+def shorten(path):
+    path.write_bytes(b"")
+
+
+def zero(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("power_cut, repair", ((remove, False), (shorten, True), (zero, False)))
+def test_a_power_cut_takes_no_acknowledged_upload(make_server, tmp_path, power_cut, repair):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
+    small, large = [wheel("small", "1.%d" % number) for number in range(6)], wheel("large", "1.0", size=100000)
+    for archive in (*small, large):
+        assert server.upload(INDEX, archive).status == 200
+    assert arrivals(server) == [archive.sha256 for archive in small]
+    server.kill()
+    for archive in small[1:]:
+        power_cut(blobs(server)[archive.sha256])
+
+    found = fsck(server.directory, "--checksum", status=0)
+    assert sum("the next start puts it there" in line for line in found) == 5
+    mended = fsck(server.directory, "--checksum", "--repair", status=0) if repair else []
+    assert sum("taken from the database" in line for line in mended) == 5 * repair
+    server.start()
+    assert_all_are_here(server, [*small, large])
+    assert arrivals(server) == []
+
+
+def test_small_files_are_synced_together_and_leave_the_database(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, "devpi_lite.Limits.arrivals = 0.1")))
+    archives = [wheel("small", "1.%d" % number) for number in range(6)]
+    for archive in archives:
+        assert server.upload(INDEX, archive).status == 200
+    eventually(lambda: arrivals(server) == [])
+    assert_all_are_here(server, archives)
+
+
+def test_a_file_that_was_deleted_at_once_is_no_trouble(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)), volatile=True)
+    gone, kept = wheel("gone", "1.0"), wheel("kept", "1.0")
+    for archive in (gone, kept):
+        assert server.upload(INDEX, archive).status == 200
+    assert server.delete("/%s/gone" % INDEX, user="dur").status == 200
+    blobs(server)[gone.sha256].unlink()
+    assert server.stop() == 0
+    assert arrivals(server) == []
+    server.start()
+    assert server.get(path_of(gone, INDEX)).status == 410
+    assert_all_are_here(server, [kept])
+    assert "were not synced" not in server.output()
+
+
+def test_other_bytes_in_the_place_of_a_small_file_are_written_over(make_server):
+    server = prepare(make_server())
+    archive = wheel("small", "1.0")
+    path = server.directory / "files" / archive.sha256[:2] / archive.sha256
+    path.write_bytes(bytes(len(archive.content)))
+    assert server.upload(INDEX, archive).status == 200
+    assert path.read_bytes() == archive.content
+
+
+def test_a_failed_sync_is_tried_again(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, """
+devpi_lite.Limits.arrivals = devpi_lite.Limits.arrivals_retry = 0.05
+tries, really = [], devpi_lite.sync_files
+def sync_files(*arguments):
+    tries.append(arguments)
+    if len(tries) < 3:
+        raise OSError(5, "the disk is ill")
+    really(*arguments)
+devpi_lite.sync_files = sync_files
+""")))
+    archive = wheel("small", "1.0")
+    assert server.upload(INDEX, archive).status == 200
+    eventually(lambda: arrivals(server) == [])
+    assert server.output().count("new files were not synced") == 2
+    assert_all_are_here(server, [archive])
 
 
 def test_a_half_sent_upload_leaves_nothing_after_kill_9(make_server):

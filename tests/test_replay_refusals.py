@@ -84,7 +84,7 @@ def own_change(directory, name="zoe"):
 def begin_anew(directory):
     """The program of now begins the changelog anew, as of a directory that one of before left."""
     known = log_of(directory)[-1]
-    change(directory, *("DROP TABLE IF EXISTS " + table for table in ("gone_cached", "wanted", "cut_entries", "history")),
+    change(directory, *("DROP TABLE IF EXISTS " + table for table in ("gone_cached", "wanted", "cut_entries", "history", "arrivals")),
            "PRAGMA user_version = 6")
     own_change(directory)
     assert (log_of(directory)[0].serial, log_of(directory)[0].prev) == (
