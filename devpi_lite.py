@@ -40116,9 +40116,10 @@ copy of its bytecode in memory, which takes less of it: `ps` shows
 `python3 /proc/self/fd/3 /opt/devpi/devpi_lite.py --serverdir /srv/devpi`.
 
 Python runs one thread at a time, and on a virtual machine the way from one processor to another is
-long. Under a heavy load of many clients the server may do more on one: `taskset -c 1 python3 ...`,
-or `CPUAffinity=1` in the unit. On a machine with two it answered 1.6 times as many pages beside
-uploads, and took 1.2 times as many of these; large files uploaded side by side are slower. Try it.
+long. Under a heavy load of many clients the server may do more on one that it has to itself:
+`taskset -c 1 python3 ...`, or `CPUAffinity=1` in the unit. On a machine with two it answered 1.6
+times as many pages beside uploads, and took 1.2 times as many of these. Where other programs want
+that processor, too, it is the other way round.
 
 ## In a container
 
