@@ -4638,6 +4638,7 @@ class Blobs(Part):
         self.numbers = itertools.count()    # for names in tmp, which only one process uses
         self.fetch = None       # on a replica, a function of a SHA-256: gets that blob or raises
         self.lock = threading.Lock()        # between claiming a blob and collecting it
+        self.placing = threading.Lock()     # between reading a small blob and replacing it
         if read_only:
             return
 
@@ -4934,20 +4935,36 @@ class Blobs(Part):
         """A path in `tmp/` that nobody else uses."""
         return os.path.join(self.tmp, f"{os.getpid()}-{next(self.numbers)}")
 
-    def place(self, sha256, data):
-        """Put the whole bytes of a blob into its place, not synced: see `Arrivals`."""
+    def place(self, sha256, data, anew=False):
+        """Put the whole bytes of a blob into its place, not synced: see `Arrivals`; returns False
+        if they were there already. `anew`: they are not looked for."""
+        aside = None
         try:
-            # a power cut may have left other bytes there, of the same size on some file systems
-            if not (self.claim(sha256) and self._has_bytes(sha256, data)):
-                self._move_in(self.put_aside(data), sha256)
+            if not anew and self._has_bytes(sha256, data):
+                return False
+            aside = self.put_aside(data)
+            with self.placing:      # over a file that another thread has placed and synced: never
+                if anew or not self._has_bytes(sha256, data):
+                    self.move_in(aside, sha256)
+                    aside = None
+                    return True
+            return False
         except OSError as error:
             raise disk_problem(error) from error
+        finally:
+            if aside is not None:
+                remove(aside)
 
     def _has_bytes(self, sha256, data):
+        """Whether the blob exists, claimed now, and is these bytes: a power cut may have left
+        others, of the same size on some file systems."""
+        if not self.claim(sha256):
+            return False
         try:
-            with open(self.path(sha256), "rb", buffering=0) as file:
+            with open(self.path(sha256), "rb", buffering=0, opener=without_waiting) as file:
                 return file.read(len(data) + 1) == data
-        except FileNotFoundError:       # another process moved it to the trash
+        except OSError as error:        # another process moved it to the trash, or it is damaged
+            log.debug("%s is written anew: %s", sha256, reason_of(error))
             return False
 
     def put_aside(self, data):
@@ -4978,7 +4995,7 @@ class Blobs(Part):
             folders = set()
             try:
                 for sha256, path in files:
-                    self._move_in(path, sha256)
+                    self.move_in(path, sha256)
                     folders.add(os.path.dirname(self.path(sha256)))
             finally:                        # those before one that fails are here: durably, too
                 with disk_wait():
@@ -4986,7 +5003,8 @@ class Blobs(Part):
         except OSError as error:
             raise disk_problem(error) from error
 
-    def _move_in(self, path, sha256):
+    def move_in(self, path, sha256):
+        """Rename a file, which is closed, to be the blob."""
         try:
             move_into_folder(path, self.path(sha256))
         except PermissionError:             # Windows: somebody reads the same blob
@@ -5116,7 +5134,7 @@ class IncomingBlob:
     def __init__(self, blobs, spooled=False):
         self.blobs, self.path = blobs, blobs.new_path()
         self.sha256 = hashlib.sha256()
-        self.size, self.is_kept = 0, False
+        self.size, self.is_kept, self.is_unsynced = 0, False, False
         self.data, self.file = b"", None        # all bytes, as long as there is no file
         if not spooled:
             self._make_file()
@@ -5173,8 +5191,10 @@ class IncomingBlob:
             with disk_wait():
                 os.fsync(self.file.fileno())
                 self.file.close()
-                if not (self.blobs.claim(digest) and self.blobs.has(digest, self.size)):
-                    move_into_folder(self.path, target)
+                # a small one may be there without being synced, or as a power cut left it: `arrive`
+                if self.size <= Limits.spooled \
+                        or not (self.blobs.claim(digest) and self.blobs.has(digest, self.size)):
+                    self.blobs.move_in(self.path, digest)
                     self.is_kept = True
                 if durable:     # even if the blob existed: a mirror may not have synced its name
                     sync_directory(os.path.dirname(target))
@@ -5189,8 +5209,15 @@ class IncomingBlob:
             self.keep()
             return None
         with disk_wait():
-            self.blobs.place(self.sha256.hexdigest(), self.data)
+            self.is_unsynced = self.blobs.place(self.sha256.hexdigest(), self.data)
         return self.data
+
+    def sync(self):
+        """Sync what `arrive` has put into its place; for when no change has its bytes."""
+        if self.is_unsynced:
+            path = self.blobs.path(self.sha256.hexdigest())
+            with disk_wait():
+                sync_files([path, os.path.dirname(path)], self.blobs.files)
 
     def replace(self, aside):
         """Put the file into its place, durably, and what is there into the trash under the name
@@ -5244,6 +5271,9 @@ class Arrivals(Part):
     def __init__(self, store, blobs):
         self.store, self.blobs = store, blobs
         self.lock = threading.Lock()        # held while files are synced
+        # Whether files may not be what they seem: after a power cut, or a failed sync. Linux then
+        # counts as written what was not, and the next sync succeeds.
+        self.is_in_doubt = True
 
     def loops(self):
         yield "arrivals", self.run
@@ -5263,28 +5293,48 @@ class Arrivals(Part):
         """Sync the files, and delete their rows; whether that worked: if not, the rows stay."""
         try:
             with self.lock:
-                self._settle()
+                return self._settle()
         except Exception:       # its thread has to live on
             log.exception("new files were not synced")
             return False
-        return True
 
     def _settle(self):
         with self.store.read() as db:
-            rows = db.execute("SELECT id, sha256 FROM arrivals ORDER BY id").fetchall()
+            rows = db.execute("SELECT id, sha256, length(data) AS size FROM arrivals "
+                              "ORDER BY id").fetchall()
         if not rows:
-            return
-        places = {place(row["sha256"]) for row in rows
-                  for place in (self.blobs.path, self.blobs.trashed_path)}
-        paths = [path for path in places if os.path.exists(path)]       # others were deleted since
+            self.is_in_doubt = False
+            return True
+
+        lost = {}       # id of a row: why its file can't be put into its place again
+        for row in rows:
+            try:
+                self._see_to_place(row)
+            except (Problem, OSError) as error:
+                lost[row["id"]] = reason_of(error)
+        placed = [row for row in rows if row["id"] not in lost]
+        paths = {self.blobs.path(row["sha256"]) for row in placed}
+        self.is_in_doubt = True         # if the sync fails
         sync_files([*paths, *{os.path.dirname(path) for path in paths}], self.blobs.files)
-        self.store.write(_delete_arrivals, rows[-1]["id"], durable=False)
+        self.is_in_doubt = bool(lost)
+        self.store.write(_delete_arrivals, [(row["id"],) for row in placed], durable=False)
+
+        if lost:
+            log.error("new files can't be put into their places (%d; one: %s): this is tried again",
+                      len(lost), next(iter(lost.values())))
+        return not lost
+
+    def _see_to_place(self, row):
+        """Put the file of a row into its place if it is not there, or may not be right."""
+        if self.is_in_doubt or not self.blobs.has(row["sha256"], row["size"]):
+            with self.store.read() as db:
+                data, = db.execute("SELECT data FROM arrivals WHERE id = ?",
+                                   (row["id"],)).fetchone()
+            self.blobs.place(row["sha256"], data, anew=True)
 
     def recover(self):
-        with self.store.read() as db:
-            for row in db.execute("SELECT sha256, data FROM arrivals ORDER BY id"):
-                self.blobs.place(row["sha256"], row["data"])
-        self.settle()
+        if not self.settle():
+            self.store.signals["arrivals"].set()
 
     def close(self):
         if not self.blobs.read_only:
@@ -5297,8 +5347,8 @@ def arrived_bytes(db, sha256):
     return row and row["data"]
 
 
-def _delete_arrivals(change, last):
-    change.execute("DELETE FROM arrivals WHERE id <= ?", (last,))
+def _delete_arrivals(change, ids):
+    change.executemany("DELETE FROM arrivals WHERE id = ?", ids)
 
 
 class Damaged(Problem):
@@ -9965,9 +10015,14 @@ class Releases(Part):
                         form_metadata(form), archive, MetadataFile.of(data) if offered else None,
                         form_attestations(form))
         self._refuse_early(index, upload, may_replace)
-        unsynced = incoming.arrive()
-        return self.store.write(_store_upload, index, upload, may_replace, unsynced, actor=actor,
-                                bounded=True)
+        unsynced, is_entered = incoming.arrive(), False
+        try:
+            is_entered = self.store.write(_store_upload, index, upload, may_replace, unsynced,
+                                          actor=actor, bounded=True)
+        finally:
+            if not is_entered:      # refused, or known already; but lost until now, perhaps
+                incoming.sync()
+        return is_entered
 
     def _look_through(self, incoming, filename, is_dumb):
         """The metadata file of an incoming archive (bytes), or None; BadRequest if the archive is

@@ -222,6 +222,127 @@ devpi_lite.sync_files = sync_files
     assert_all_are_here(server, [archive])
 
 
+def test_what_a_failed_sync_lost_is_written_again(make_server, tmp_path):
+    """Linux counts pages as written that could not be written: the next sync succeeds, and they are read from memory
+    until they are dropped."""
+    server = prepare(make_server(script=patched(tmp_path, """
+devpi_lite.Limits.arrivals = devpi_lite.Limits.arrivals_retry = 0.05
+really, lost = devpi_lite.sync_files, []
+def sync_files(paths, folder):
+    if not lost:
+        for path in paths:
+            if devpi_lite.os.path.isfile(path):
+                lost.append(path)
+                open(path, "r+b").write(bytes(devpi_lite.os.path.getsize(path)))
+        raise OSError(5, "the disk is ill")
+    really(paths, folder)
+devpi_lite.sync_files = sync_files
+""")))
+    archive = wheel("small", "1.0")
+    assert server.upload(INDEX, archive).status == 200
+    eventually(lambda: arrivals(server) == [])
+    assert server.output().count("new files were not synced") == 1
+    assert_all_are_here(server, [archive])
+
+
+def test_a_file_that_goes_away_before_its_sync_is_put_there_again(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
+    archives = [wheel("small", "1.%d" % number) for number in range(3)]
+    for archive in archives:
+        assert server.upload(INDEX, archive).status == 200
+    blobs(server)[archives[1].sha256].unlink()
+    assert server.stop() == 0
+    assert arrivals(server) == []
+    server.start()
+    assert_all_are_here(server, archives)
+
+
+def test_a_file_that_can_not_be_put_in_its_place_stops_no_start(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
+    archives = [wheel("small", "1.%d" % number) for number in range(3)]
+    for archive in archives:
+        assert server.upload(INDEX, archive).status == 200
+    server.kill()
+    path = blobs(server)[archives[1].sha256]
+    path.unlink()
+    path.mkdir()
+    server.start()
+    assert_all_are_here(server, [archives[0], archives[2]])
+    assert arrivals(server) == [archives[1].sha256]
+    assert "new files can't be put into their places (1; one: " in server.output()
+    assert server.stop() == 0
+    assert arrivals(server) == [archives[1].sha256]
+    assert any("taken from the database" in line for line in fsck(server.directory, "--repair", status=0))
+    server.start()
+    assert_all_are_here(server, archives)
+    assert arrivals(server) == []
+
+
+def test_what_can_not_be_written_again_at_a_start_is_later(make_server, tmp_path):
+    """Neither the row of a file that a power cut filled with zeroes is dropped while the disk is full, nor others lost."""
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
+    archives = [wheel("small", "1.%d" % number) for number in range(3)]
+    for archive in archives:
+        assert server.upload(INDEX, archive).status == 200
+    server.kill()
+    zero(blobs(server)[archives[1].sha256])
+
+    server.script = patched(tmp_path, """
+devpi_lite.Limits.arrivals = devpi_lite.Limits.arrivals_retry = 0.05
+really, refused = devpi_lite.Blobs.put_aside, []
+def put_aside(blobs, data):
+    if b"small-1.1" in data and len(refused) < 3:
+        refused.append(data)
+        raise devpi_lite.NoSpace("nothing was stored: the disk is full")
+    return really(blobs, data)
+devpi_lite.Blobs.put_aside = put_aside
+""")
+    server.start()
+    eventually(lambda: arrivals(server) == [])
+    assert server.output().count("new files can't be put into their places (1; one: ") == 3
+    assert_all_are_here(server, archives)
+
+
+LISTS_SYNCS = NEVER_SYNCS + """
+really = devpi_lite.sync_files
+def sync_files(paths, folder):
+    really(paths, folder)
+    print("synced:", *paths, flush=True)
+devpi_lite.sync_files = sync_files
+devpi_lite.Releases._refuse_early = lambda *arguments: None        # as if both came at once
+"""
+
+
+def test_a_file_that_no_change_has_the_bytes_of_is_synced_at_once(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, LISTS_SYNCS)))
+    first, other = wheel("small", "1.0"), wheel("small", "1.0", size=100)
+    assert server.upload(INDEX, first).status == 200
+    assert "synced:" not in server.whole_output()
+
+    assert server.upload(INDEX, other).status == 409
+    assert "synced: %s" % blobs(server)[other.sha256] in server.whole_output()
+
+    path = blobs(server)[first.sha256]
+    path.unlink()
+    assert server.upload(INDEX, first).status == 200
+    assert "synced: %s" % path in server.whole_output()
+    assert arrivals(server) == [first.sha256]
+    assert_all_are_here(server, [first])
+
+
+def test_what_a_power_cut_left_in_a_place_is_no_test_result(make_server):
+    server = prepare(make_server())
+    archive, result = wheel("small", "1.0"), b'{"testenvs": {}}'
+    assert server.upload(INDEX, archive).status == 200
+    digest = hashlib.sha256(result).hexdigest()
+    path = server.directory / "files" / digest[:2] / digest
+    path.write_bytes(bytes(len(result)))
+    reply = server.request("POST", path_of(archive, INDEX), body=result, headers={"Content-Type": "application/json"},
+                           user="dur")
+    assert reply.status == 200
+    assert path.read_bytes() == result
+
+
 def test_a_half_sent_upload_leaves_nothing_after_kill_9(make_server):
     server = prepare(make_server())
     archive = wheel("half", "1.0", size=2000000)
