@@ -41709,8 +41709,11 @@ def command_resync(parsed):
                 raise FatalError(problem.message) from None
             with store.read() as db:
                 losses.show(db, sys.stdout)
-        if told.dry_run:
-            return
+            if told.dry_run:
+                return
+            if not Arrivals(store, Blobs(serverdir)).settle():      # the new database has no rows
+                raise FatalError("nothing was changed: files can't be put into their places, see "
+                                 "above; `fsck --repair` may help")
         aside = free_name(os.path.join(
             serverdir, time.strftime("diverged-%Y%m%d-%H%M%S", time.gmtime())))
         try:

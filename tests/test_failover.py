@@ -8,7 +8,7 @@ import time
 
 import devpi_lite
 import pytest
-from harness import Server, documentation, eventually, patched, run_command, upload_docs, wheel
+from harness import Server, blobs, documentation, eventually, patched, run_command, upload_docs, wheel
 from replicas import comes_to_be, head, in_sync, primary_at, replica_at, rows, same, signed, status, unsound
 
 # servers that ask again soon
@@ -22,8 +22,8 @@ devpi_lite.Limits.log_wait = 1
 class Site:
     """A primary with an index, and replicas of it."""
 
-    def __init__(self, folder):
-        self.folder, self.script, self.servers = folder, patched(folder, SOON), []
+    def __init__(self, folder, code=""):
+        self.folder, self.script, self.servers = folder, patched(folder, SOON + code), []
         self.primary = self._kept(primary_at(folder / "p", script=self.script).start())
         self.primary.login("root")
         self.primary.add_user("ann")
@@ -50,7 +50,7 @@ class Site:
         self.primary.start("--port", str(self.primary.port))
         return self.primary
 
-    def end(self):
+    def close(self):
         for server in self.servers:
             if server.running:
                 server.kill()
@@ -60,7 +60,7 @@ class Site:
 def site(tmp_path):
     site = Site(tmp_path)
     yield site
-    site.end()
+    site.close()
 
 
 def command(server, name, *words, **options):
@@ -314,6 +314,29 @@ def test_a_promotion_looks_at_the_files_themselves(site):
     heir = site.again(whole)
     assert status(heir)["messages"] == []
     assert heir.get("/ann/dev/demo/1.0/+doc/index.html", headers={"Accept": "*/*"}).status == 200
+
+
+def test_resync_puts_back_what_a_power_cut_kept_from_the_disk(tmp_path):
+    with contextlib.closing(Site(tmp_path, "devpi_lite.Limits.arrivals = 1e6")) as site:
+        shared, only_there = wheel("demo", "1.0"), wheel("alone", "1.0")
+        site.primary.upload("ann/dev", shared)
+        first = site.replica("first")
+        same(site.primary, first)
+        first.stop()
+        site.primary.upload("ann/dev", only_there)
+        site.primary.kill()
+        for path in blobs(site.primary).values():
+            path.write_bytes(bytes(path.stat().st_size))
+        done(command(first, "promote", "--force"))
+        heir, old = site.again(first), site.primary
+
+        done(command(old, "resync", "--primary-url", heir.url))
+        (aside,) = old.directory.glob("diverged-*")
+        kept, = (path for path in (aside / "files").rglob("*") if path.is_file())
+        assert kept.read_bytes() == only_there.content
+        healed = site.again(old, "--primary-url", heir.url)
+        same(heir, healed)
+        assert healed.fetch("ann/dev", shared.filename, "demo") == shared.content
 
 
 def test_resync_of_a_replica_changes_nothing_when_the_primary_is_away(site):
