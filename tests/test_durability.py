@@ -172,8 +172,9 @@ def test_a_power_cut_takes_no_acknowledged_upload(make_server, tmp_path, power_c
 
 
 def test_small_files_are_synced_together_and_leave_the_database(make_server, tmp_path):
-    server = prepare(make_server(script=patched(tmp_path, "devpi_lite.Limits.arrivals = 0.1")))
-    archives = [wheel("small", "1.%d" % number) for number in range(6)]
+    server = prepare(make_server(script=patched(
+        tmp_path, "devpi_lite.Limits.arrivals = 0.1; devpi_lite.Limits.arrivals_deleted = 2")))
+    archives = [wheel("small", "1.%d" % number) for number in range(7)]
     for archive in archives:
         assert server.upload(INDEX, archive).status == 200
     eventually(lambda: arrivals(server) == [])
