@@ -4932,6 +4932,12 @@ class Blobs(Part):
             raise ReadOnly()
         return IncomingBlob(self, spooled)
 
+    def sync_names(self, digests):
+        """Have blobs that were kept, but not durably, survive a power cut."""
+        folders = {os.path.dirname(self.path(sha256)) for sha256 in digests}
+        with disk_wait():
+            sync_files(sorted(folders), self.files)
+
     def new_path(self):
         """A path in `tmp/` that nobody else uses."""
         return os.path.join(self.tmp, f"{os.getpid()}-{next(self.numbers)}")
@@ -16239,6 +16245,7 @@ class Staging:
         if not asks_upstream:
             return pushed
 
+        self.blobs.sync_names(file.sha256 for file in files)
         metadata = {text: {"name": pushed.name, "version": text} for text in pushed.metadata}
         read = set()
         for file in files:

@@ -654,6 +654,25 @@ def test_what_the_mirror_has_already_is_safe_from_collection_as_soon_as_it_is_pu
     assert blob.stat().st_mtime > time.time() - 600      # collected is what nothing refers to for an hour
 
 
+def test_the_name_of_what_a_mirror_has_is_on_the_disk_once_it_is_pushed(make_server, upstream, tmp_path):
+    server = make_server(script=patched(tmp_path, """
+really = devpi_lite.sync_files
+def sync_files(paths, folder):
+    really(paths, folder)
+    print("synced:", *paths, flush=True)
+devpi_lite.sync_files = sync_files
+"""))
+    server.add_user("pu")
+    server.add_mirror("pu/mirror", upstream.url)
+    server.add_index("pu/prod")
+    server.login("pu", "pw")
+    archive = upstream.publish("demo", "1.0")
+    server.fetch("pu/mirror", archive.filename, "demo")
+    assert "synced:" not in server.whole_output()
+    assert push(server, "pu/mirror", "demo", "1.0", "pu/prod").status == 200
+    assert "synced: %s\n" % blobs(server)[archive.sha256].parent in server.whole_output()
+
+
 def test_headers_that_no_standard_knows_do_not_come_along_from_a_mirror(site, upstream, mirror, receiver):
     odd = (b"Metadata-Version: 2.1\nName: oddheaders\nVersion: 1.0\nOther: one\nOther: two\n"
            b"+shadowing: 7\n+links: 8\nSummary: said\n")
