@@ -1413,7 +1413,7 @@ class Part:
         return ()
 
     def recover(self):
-        """Remove what a crash left half-done.
+        """Complete or remove what a crash left half-done.
 
         Called once, before the first request, unless the directory is on read-only media."""
 
@@ -1424,7 +1424,8 @@ class Part:
         """Remove what nothing needs any more; called every hour, with no change open."""
 
     def close(self):
-        """Release files and connections; called once, after the last request."""
+        """Complete what is under way, release files and connections; called once, after the last
+        request."""
 
 
 class Limits:
@@ -1604,7 +1605,7 @@ class Limits:
     first_batch, least_batch, most_batch = 256 << 10, 32 << 10, 2 << 20
     synced_alone = 4                # files; more are synced together
     arrivals = 2                    # seconds before small new files are synced, together
-    arrivals_retry = 60             # seconds after that failed
+    arrivals_retry = 60             # seconds before the next try if that failed
     arrivals_deleted = 100          # in one change: all others waited 0.5 s for 1,500 of 60 KB
     unsynced = 128 << 20            # bytes of files that have arrived at a replica
     resumed_size = 64 << 10         # bytes of a file that broke off, which are kept to go on from
@@ -4614,7 +4615,7 @@ except ImportError:     # Windows
 #
 # The bytes of files, named by their SHA-256, once each. The one place that puts a file on disk:
 # written in `tmp/`, synced, renamed into `files/`, directory synced; only then may a commit name
-# it. Or the commit itself has the bytes, until all that is done: see `Arrivals`.
+# it. A commit that has the bytes of a small upload may name it before it is synced: see `Arrivals`.
 # ==================================================================================================
 
 
@@ -4640,6 +4641,7 @@ class Blobs(Part):
         self.fetch = None       # on a replica, a function of a SHA-256: gets that blob or raises
         self.lock = threading.Lock()        # between claiming a blob and collecting it
         self.placing = threading.Lock()     # between reading a small blob and replacing it
+        self.may_sync_later = True          # small blobs: see `Arrivals`
         if read_only:
             return
 
@@ -4975,8 +4977,7 @@ class Blobs(Part):
             return False
 
     def put_aside(self, data):
-        """Write the whole bytes of a blob to a new file in `tmp/`, not synced; its path, for
-        `keep_many`."""
+        """Write the whole bytes of a blob to a new file in `tmp/`, not synced; return its path."""
         path = self.new_path()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
         try:
@@ -5212,7 +5213,7 @@ class IncomingBlob:
     def arrive(self):
         """Put the blob into its place; returns the bytes that are not synced, for `enter_arrival`
         in the change that names the blob, or None if the blob is on the disk."""
-        if self.file is not None:
+        if self.file is not None or not self.blobs.may_sync_later:
             self.keep()
             return None
         with disk_wait():
@@ -5261,7 +5262,7 @@ class IncomingBlob:
 
 
 def enter_arrival(change, sha256, data):
-    """Have the bytes of a blob on the disk with the change that names it."""
+    """Store the bytes of a blob with the change that names it, until its file is synced."""
     change.execute("INSERT INTO arrivals (sha256, data) VALUES (?, ?)", (sha256, data))
     change.wake("arrivals")
 
@@ -5272,38 +5273,48 @@ class Arrivals(Part):
     An upload would wait for the disk three times: for the file, its name, and the change that names
     it. Instead a small file is put into its place without a sync, and its bytes are in the change,
     too, in the table `arrivals`. Soon after, all new files are synced together, and the rows
-    deleted. What a power cut took away, the next start puts there again. One client uploads 1.2 to
-    1.4 times as fast, four 1.15 times; the slower the disk, the more."""
+    deleted. A start writes the files of all rows again: a power cut may have taken them. One client
+    uploads 1.2 to 1.5 times as fast, four 1.15 times; the slower the disk, the more."""
 
     def __init__(self, store, blobs):
         self.store, self.blobs = store, blobs
-        self.lock = threading.Lock()        # held while files are synced
+        self.lock = threading.Lock()        # held while files are synced: `close` waits for `run`
+        self.has_failed = False             # whether the last sync failed
         # Whether files may not be what they seem: after a power cut, or a failed sync. Linux then
         # counts as written what was not, and the next sync succeeds.
         self.is_in_doubt = True
 
     def loops(self):
-        yield "arrivals", self.run
+        if not self.blobs.read_only:
+            yield "arrivals", self.run
+
+    def complaints(self):
+        if self.has_failed:
+            yield Complaint("warn", "new files can't be synced, see the log")
 
     def run(self):
         """A loop for a thread: settles what came in the last seconds."""
         ready = self.store.signals["arrivals"]
         while True:
             ready.wait()
-            time.sleep(Limits.arrivals)
+            time.sleep(Limits.arrivals_retry if self.has_failed else Limits.arrivals)
             ready.clear()
-            if not self.settle():
-                time.sleep(Limits.arrivals_retry)
-                ready.set()
+            self.settle()
 
     def settle(self):
-        """Sync the files, and delete their rows; whether that worked: if not, the rows stay."""
+        """Sync the files, and delete their rows; whether that worked: if not, the rows stay for
+        another try."""
         try:
             with self.lock:
-                return self._settle()
+                self.has_failed = not self._settle()
         except Exception:       # its thread has to live on
             log.exception("new files were not synced")
-            return False
+            self.has_failed = True
+        # as long as it fails no more come, which would fill the database
+        self.blobs.may_sync_later = not self.has_failed
+        if self.has_failed:
+            self.store.signals["arrivals"].set()
+        return not self.has_failed
 
     def _settle(self):
         with self.store.read() as db:
@@ -5342,8 +5353,7 @@ class Arrivals(Part):
             self.blobs.place(row["sha256"], data, anew=True)
 
     def recover(self):
-        if not self.settle():
-            self.store.signals["arrivals"].set()
+        self.settle()
 
     def close(self):
         if not self.blobs.read_only:
@@ -40180,11 +40190,11 @@ systemctl enable --now devpi_lite
 copy of its bytecode in memory, which takes less of it: `ps` shows
 `python3 /proc/self/fd/3 /opt/devpi/devpi_lite.py --serverdir /srv/devpi`.
 
-Python runs one thread at a time, and on a virtual machine the way from one processor to another is
-long. Under a heavy load of many clients the server may do more on one that it has to itself:
-`taskset -c 1 python3 ...`, or `CPUAffinity=1` in the unit. On a machine with two it answered 1.6
-times as many pages beside uploads, and took 1.2 times as many of these. Where other programs want
-that processor, too, it is the other way round.
+Python runs one thread at a time, and on a virtual machine a change of the processor is slow. Under
+a heavy load of many clients the server may do more on one processor: `taskset -c 1 python3 ...`, or
+`CPUAffinity=1` in the unit. On a machine with two, the server answered 1.6 times as many requests
+for pages during uploads, and took 1.2 times as many uploads; but half as many of both where other
+programs wanted that processor, too.
 
 ## In a container
 
@@ -40644,8 +40654,8 @@ put aside first (`devpi_lite.db.bak-N`).
 
 An upload is acknowledged when its bytes and the commit that names them are on disk (`fsync`, SQLite
 in WAL mode with `synchronous=FULL`). Files lie under `files/` by their SHA-256, once each. The
-bytes of files up to 64 KiB are in the database, too, for the seconds until the file itself is
-synced; should the power fail then, the next start puts back what is missing.
+bytes of an uploaded file up to 64 KiB are in the database, too, for the seconds until the file
+itself is synced; if the power fails before, the next start writes it again.
 
 | in the server directory | |
 |---|---|

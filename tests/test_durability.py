@@ -10,8 +10,9 @@ import time
 
 import pytest
 
+from archives import documentation
+from harness import blobs, user_pass, eventually, patched, path_of, sdist, submit, upload, upload_docs, wheel
 from test_fsck import fsck
-from harness import blobs, user_pass, eventually, patched, path_of, sdist, wheel
 
 INDEX = "dur/stable"
 WORKERS = 6
@@ -139,6 +140,10 @@ def arrivals(server):
         return [sha256 for sha256, in db.execute("SELECT sha256 FROM arrivals ORDER BY id")]
 
 
+def place_of(server, archive):
+    return server.directory / "files" / archive.sha256[:2] / archive.sha256
+
+
 def remove(path):
     path.unlink()
 
@@ -196,31 +201,150 @@ def test_a_file_that_was_deleted_at_once_is_no_trouble(make_server, tmp_path):
     assert "were not synced" not in server.output()
 
 
-def test_other_bytes_in_the_place_of_a_small_file_are_written_over(make_server):
+@pytest.mark.parametrize("kind", ("file", "docs"))
+def test_other_bytes_in_the_place_of_a_small_file_are_written_over(make_server, kind):
     server = prepare(make_server())
-    archive = wheel("small", "1.0")
-    path = server.directory / "files" / archive.sha256[:2] / archive.sha256
+    archive = wheel("small", "1.0") if kind == "file" else documentation("small", "1.0")
+    path = place_of(server, archive)
     path.write_bytes(bytes(len(archive.content)))
-    assert server.upload(INDEX, archive).status == 200
+    if kind == "file":
+        upload(server, INDEX, archive)
+    else:
+        submit(server, INDEX, "small", "1.0")
+        upload_docs(server, INDEX, archive)
     assert path.read_bytes() == archive.content
 
 
-def test_a_failed_sync_is_tried_again(make_server, tmp_path):
+def test_the_same_bytes_in_the_place_of_a_small_file_stay_and_are_young_again(make_server):
+    server = prepare(make_server())
+    server.add_index("dur/other")
+    archive = wheel("small", "1.0")
+    upload(server, INDEX, archive)
+    path = place_of(server, archive)
+    os.utime(path, (1e9, 1e9))
+    before = path.stat()
+    upload(server, "dur/other", archive)
+    assert path.stat().st_ino == before.st_ino
+    assert path.stat().st_mtime > time.time() - 60      # so that no sweep takes it before the commit
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+@pytest.mark.parametrize("folder", ("files", "trash"))
+def test_a_small_file_is_synced_in_its_place_and_so_is_its_name(make_server, tmp_path, folder):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS + """
+sync = devpi_lite.os.fsync
+def fsync(fd):
+    print("synced <%s>" % devpi_lite.os.readlink("/proc/self/fd/%d" % fd), flush=True)
+    sync(fd)
+devpi_lite.os.fsync = fsync
+""")))
+    archive = wheel("small", "1.0")
+    upload(server, INDEX, archive)
+    path = place_of(server, archive)
+    assert str(path) not in server.whole_output()
+    if folder == "trash":       # `gc --older-than 0s` came between the file and the commit
+        (server.directory / "trash").mkdir(exist_ok=True)
+        path.rename(server.directory / "trash" / archive.sha256)
+    assert server.stop() == 0
+    assert arrivals(server) == []
+    for synced in (path, path.parent):
+        assert "synced <%s>" % synced in server.output()
+
+
+def test_what_comes_during_a_sync_stays_in_the_database_until_the_next(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, """
+devpi_lite.Limits.arrivals = 0.01
+really, go = devpi_lite.sync_files, %r
+def sync_files(*arguments):
+    print("syncing", flush=True)
+    while not devpi_lite.os.path.exists(go):
+        devpi_lite.time.sleep(0.01)
+    really(*arguments)
+    devpi_lite.Limits.arrivals = 1e6
+devpi_lite.sync_files = sync_files
+""" % str(tmp_path / "go"))))
+    first, second = wheel("small", "1.0"), wheel("small", "2.0")
+    upload(server, INDEX, first)
+    eventually(lambda: "syncing" in server.output())
+    upload(server, INDEX, second)
+    (tmp_path / "go").touch()
+    eventually(lambda: first.sha256 not in arrivals(server))
+    assert arrivals(server) == [second.sha256]
+
+
+def test_the_end_of_the_server_waits_for_a_sync(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, """
+devpi_lite.Limits.arrivals = 0.01
+calls, really, close_all = [], devpi_lite.sync_files, devpi_lite.App.close_all
+def sync_files(*arguments):
+    calls.append(arguments)
+    print("syncing", flush=True)
+    if len(calls) == 1:
+        devpi_lite.time.sleep(0.2)
+    really(*arguments)
+def close_and_linger(app):
+    close_all(app)
+    devpi_lite.time.sleep(0.3)
+devpi_lite.sync_files, devpi_lite.App.close_all = sync_files, close_and_linger
+""")))
+    upload(server, INDEX, wheel("small", "1.0"))
+    eventually(lambda: "syncing" in server.output())
+    assert server.stop() == 0
+    assert "were not synced" not in server.output()
+
+
+def test_after_a_failed_sync_the_files_are_written_anew(make_server, tmp_path):
+    """Linux tells of a failed write once: the next sync says that all is well."""
     server = prepare(make_server(script=patched(tmp_path, """
 devpi_lite.Limits.arrivals = devpi_lite.Limits.arrivals_retry = 0.05
-tries, really = [], devpi_lite.sync_files
+really, mended = devpi_lite.sync_files, %r
 def sync_files(*arguments):
-    tries.append(arguments)
-    if len(tries) < 3:
+    if not devpi_lite.os.path.exists(mended):
         raise OSError(5, "the disk is ill")
     really(*arguments)
 devpi_lite.sync_files = sync_files
-""")))
+""" % str(tmp_path / "mended"))))
     archive = wheel("small", "1.0")
-    assert server.upload(INDEX, archive).status == 200
+    upload(server, INDEX, archive)
+    place_of(server, archive).write_bytes(b"lost")
+    eventually(lambda: server.output().count("new files were not synced") > 1)
+    assert "new files can't be synced" in server.get("/+status").text
+    assert server.upload(INDEX, wheel("second", "1.0")).status == 200
+    assert arrivals(server) == [archive.sha256]         # the second was synced at once
+    (tmp_path / "mended").touch()
     eventually(lambda: arrivals(server) == [])
-    assert server.output().count("new files were not synced") == 2
     assert_all_are_here(server, [archive])
+    assert "new files can't be synced" not in server.get("/+status").text
+
+
+def test_a_start_with_small_files_to_be_synced_does_not_need_room_on_the_disk(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
+    archive = wheel("small", "1.0")
+    upload(server, INDEX, archive)
+    server.kill()
+    server.script = patched(tmp_path, """
+def put_aside(*arguments):
+    raise devpi_lite.NoSpace("nothing was stored: the disk is full")
+devpi_lite.Blobs.put_aside = put_aside
+""")
+    server.start()
+    assert_all_are_here(server, [archive])
+    assert arrivals(server) == [archive.sha256]
+
+
+def test_on_read_only_media_small_files_are_left_as_they_are(make_server, tmp_path):
+    server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
+    archive = wheel("small", "1.0")
+    upload(server, INDEX, archive)
+    server.kill()
+    with contextlib.closing(sqlite3.connect(str(server.directory / "devpi_lite.db"))) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    server.script = patched(tmp_path, "devpi_lite.is_read_only = lambda path: True")
+    server.start()
+    assert_all_are_here(server, [archive])
+    assert server.stop() == 0
+    assert arrivals(server) == [archive.sha256]
+    assert "were not synced" not in server.output()
 
 
 def test_what_a_failed_sync_lost_is_written_again(make_server, tmp_path):
@@ -463,8 +587,8 @@ def test_a_missing_blob_is_never_answered_with_something_else(make_server):
 def test_a_shortened_blob_is_never_taken_for_the_whole_file(make_server, size):
     server = prepare(make_server())
     archive, kept = wheel("short", "1.0", size=size), wheel("kept", "1.0")
-    for upload in (archive, kept):
-        server.upload(INDEX, upload)
+    for each in (archive, kept):
+        server.upload(INDEX, each)
     server.stop()
     path = blobs(server)[archive.sha256]
     path.chmod(0o600)
