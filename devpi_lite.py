@@ -4953,7 +4953,8 @@ class Blobs(Part):
                 return False
             aside = self.put_aside(data)
             with self.placing:      # over a file that another thread has placed and synced: never
-                if anew or not self._has_bytes(sha256, data):
+                if anew or not os.path.lexists(self.path(sha256)) \
+                        or not self._has_bytes(sha256, data):
                     self.move_in(aside, sha256)
                     aside = None
                     return True
