@@ -209,7 +209,7 @@ def test_a_replica_compares_its_rows_with_the_primary_and_says_what_differs(tmp_
         assert [text for text in said["messages"] if "bob/dev" in text]
         shown = replica.get("/+status", user="root", password="secret").result["messages"]
         assert [text for text in shown if "fsck --against" in text and "resync" in text]
-        assert "bob/dev" in replica.output()
+        eventually(lambda: "bob/dev" in replica.output())
         assert replica.get("/+health/ready").status == 200
 
         metrics = replica.get("/+metrics", user=None).text
