@@ -140,6 +140,14 @@ def arrivals(server):
         return [sha256 for sha256, in db.execute("SELECT sha256 FROM arrivals ORDER BY id")]
 
 
+def small_files(server, count):
+    """Wheels, just uploaded."""
+    archives = [wheel("small", "1.%d" % number) for number in range(count)]
+    for archive in archives:
+        upload(server, INDEX, archive)
+    return archives
+
+
 def place_of(server, archive):
     return server.directory / "files" / archive.sha256[:2] / archive.sha256
 
@@ -159,9 +167,8 @@ def zero(path):
 @pytest.mark.parametrize("power_cut, repair", ((remove, False), (shorten, True), (zero, False)))
 def test_a_power_cut_takes_no_acknowledged_upload(make_server, tmp_path, power_cut, repair):
     server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
-    small, large = [wheel("small", "1.%d" % number) for number in range(6)], wheel("large", "1.0", size=100000)
-    for archive in (*small, large):
-        assert server.upload(INDEX, archive).status == 200
+    small, large = small_files(server, 6), wheel("large", "1.0", size=100000)
+    upload(server, INDEX, large)
     assert arrivals(server) == [archive.sha256 for archive in small]
     server.kill()
     for archive in small[1:]:
@@ -179,9 +186,7 @@ def test_a_power_cut_takes_no_acknowledged_upload(make_server, tmp_path, power_c
 def test_small_files_are_synced_together_and_leave_the_database(make_server, tmp_path):
     server = prepare(make_server(script=patched(
         tmp_path, "devpi_lite.Limits.arrivals = 0.1; devpi_lite.Limits.arrivals_deleted = 2")))
-    archives = [wheel("small", "1.%d" % number) for number in range(7)]
-    for archive in archives:
-        assert server.upload(INDEX, archive).status == 200
+    archives = small_files(server, 7)
     eventually(lambda: arrivals(server) == [])
     assert_all_are_here(server, archives)
 
@@ -339,7 +344,10 @@ def test_on_read_only_media_small_files_are_left_as_they_are(make_server, tmp_pa
     server.kill()
     with contextlib.closing(sqlite3.connect(str(server.directory / "devpi_lite.db"))) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    server.script = patched(tmp_path, "devpi_lite.is_read_only = lambda path: True")
+    server.script = patched(tmp_path, """
+devpi_lite.is_read_only = lambda path: True
+devpi_lite.sync_files = None        # there it would fail
+""")
     server.start()
     assert_all_are_here(server, [archive])
     assert server.stop() == 0
@@ -372,9 +380,7 @@ devpi_lite.sync_files = sync_files
 
 def test_a_file_that_goes_away_before_its_sync_is_put_there_again(make_server, tmp_path):
     server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
-    archives = [wheel("small", "1.%d" % number) for number in range(3)]
-    for archive in archives:
-        assert server.upload(INDEX, archive).status == 200
+    archives = small_files(server, 3)
     blobs(server)[archives[1].sha256].unlink()
     assert server.stop() == 0
     assert arrivals(server) == []
@@ -384,9 +390,7 @@ def test_a_file_that_goes_away_before_its_sync_is_put_there_again(make_server, t
 
 def test_a_file_that_can_not_be_put_in_its_place_stops_no_start(make_server, tmp_path):
     server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
-    archives = [wheel("small", "1.%d" % number) for number in range(3)]
-    for archive in archives:
-        assert server.upload(INDEX, archive).status == 200
+    archives = small_files(server, 3)
     server.kill()
     path = blobs(server)[archives[1].sha256]
     path.unlink()
@@ -406,9 +410,7 @@ def test_a_file_that_can_not_be_put_in_its_place_stops_no_start(make_server, tmp
 def test_what_can_not_be_written_again_at_a_start_is_later(make_server, tmp_path):
     """Neither the row of a file that a power cut filled with zeroes is dropped while the disk is full, nor others lost."""
     server = prepare(make_server(script=patched(tmp_path, NEVER_SYNCS)))
-    archives = [wheel("small", "1.%d" % number) for number in range(3)]
-    for archive in archives:
-        assert server.upload(INDEX, archive).status == 200
+    archives = small_files(server, 3)
     server.kill()
     zero(blobs(server)[archives[1].sha256])
 

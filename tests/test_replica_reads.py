@@ -202,7 +202,7 @@ def test_who_follows_a_server_that_is_no_primary_is_told_so(tmp_path, pair, shar
         found = eventually(lambda: (lambda found: found["replication-trouble"] and found)(status(follower)))
         assert found["replication-trouble"] == "%s says: %s" % (server.url, sentence)
         assert found["replication-state"] == "unreachable" and found["serial"] == -1
-        assert sentence in follower.output()
+        eventually(lambda: sentence in follower.output())
         for path in ("log?after=-1&hash=", "snapshot", "blob/" + "5" * 64, "history"):
             reply = server.get("/+repl/v1/" + path)
             assert (reply.status, reply.json()["message"]) == (404, sentence)
